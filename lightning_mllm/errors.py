@@ -1,0 +1,17 @@
+"""The errors a user can cause. Each message says what was found, what was expected and how to go on."""
+
+
+class UserError(ValueError):
+    """Base of all errors that the command line shows as one message instead of a traceback."""
+
+
+class ConfigError(UserError):
+    """An option, or a combination of options, that cannot work."""
+
+
+class DataError(UserError):
+    """A dataset that is missing, malformed or inconsistent; the message names the file and the row."""
+
+
+class CheckpointError(UserError):
+    """A model, a training checkpoint or a projector file that is not what the run needs."""

@@ -1,0 +1,215 @@
+"""Where tower, projector, decoder and head are in a Hugging Face MLLM: the only view of it that the rest gets.
+
+A further family is one entry in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+
+from lightning_mllm.errors import CheckpointError, ConfigError
+
+AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Part(StrEnum):
+    """The parts of an MLLM that a freeze policy can treat differently."""
+
+    VISION = "vision"
+    PROJECTOR = "projector"
+    LLM = "llm"
+    LORA = "lora"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of one Hugging Face model type are, as prefixes of its live parameter names.
+
+    Whatever is neither vision nor projector is the LLM. LLaVA-NeXT's `image_newline` counts as projector: it is a
+    vector which the connector, not the LLM, puts between rows of visual tokens.
+    """
+
+    vision: tuple[str, ...] = ("model.vision_tower.",)
+    projector: tuple[str, ...] = ("model.multi_modal_projector.",)
+
+
+FAMILIES = {
+    "llava": Family(),
+    "llava_next": Family(projector=("model.multi_modal_projector.", "model.image_newline")),
+}
+
+
+class Backbone:
+    """A loaded MLLM and its parts.
+
+    Attributes:
+        model: The Hugging Face model, e.g. `LlavaForConditionalGeneration`.
+        family: Its entry of `FAMILIES`.
+        fingerprint: Identifies the loaded weights, whatever dtype they were loaded in.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.family = family_of(model.config)
+        self.fingerprint = fingerprint(model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        attention: AttentionImplementation = "sdpa",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Backbone:
+        """Load a checkpoint from the hub or a folder; the model comes in eval mode.
+
+        Raises:
+            CheckpointError: There is no such checkpoint, or it is not an MLLM of a known family.
+        """
+        load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                checkpoint,
+                dtype=dtype,
+                attn_implementation=attention,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+            )
+        except ImportError as error:
+            raise ConfigError(
+                f"attention={attention!r} needs a package that is not installed ({error}). "
+                "Install it, or use attention=sdpa."
+            ) from error
+        except OSError as error:
+            raise CheckpointError(
+                f"The weights of checkpoint {checkpoint!r} can't be loaded: {error}. Expected safetensors files beside "
+                "config.json; re-download or re-export the checkpoint."
+            ) from error
+        return cls(model)
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The vision encoder."""
+        return self.model.get_submodule(self.family.vision[0].rstrip("."))
+
+    @property
+    def projector(self) -> nn.Module:
+        """The network between vision encoder and LLM."""
+        return self.model.get_submodule(self.family.projector[0].rstrip("."))
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The LLM without its head: `.layers`, `.norm`, `.embed_tokens`."""
+        return self.model.get_decoder()
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The output embedding, width -> vocabulary."""
+        return self.model.get_output_embeddings()
+
+    def part_of(self, name: str) -> Part:
+        """Return the part to which a parameter, named as in `model.named_parameters()`, belongs."""
+        if ".lora_" in name:
+            return Part.LORA
+        if name.startswith(self.family.vision):
+            return Part.VISION
+        if name.startswith(self.family.projector):
+            return Part.PROJECTOR
+        return Part.LLM
+
+    def parameters(self, *parts: Part) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield name and parameter of the given parts, or of all."""
+        for name, parameter in self.model.named_parameters():
+            if not parts or self.part_of(name) in parts:
+                yield name, parameter
+
+    def idle_parameters(self) -> frozenset[str]:
+        """Names of the tower's parameters that lie behind the tapped layer and so never get a gradient.
+
+        LLaVA taps `hidden_states[vision_feature_layer]`, by default the output of the last layer but one: the last
+        layer and the final norm have no influence on anything.
+        """
+        tower, prefix = self.vision_tower, self.family.vision[0]
+        depth: int = self.model.config.vision_config.num_hidden_layers
+        tapped = self.model.config.vision_feature_layer
+        taps = [tapped] if isinstance(tapped, int) else list(tapped)
+        used = max(tap if tap >= 0 else depth + 1 + tap for tap in taps)
+        idle_prefixes: list[str] = []
+        for name, module in tower.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                idle_prefixes += [f"{prefix}{name}.{index}." for index in range(used, depth)]
+            elif name.rpartition(".")[2] in ("post_layernorm", "head"):
+                idle_prefixes.append(f"{prefix}{name}.")
+        return frozenset(name for name, _ in self.parameters(Part.VISION) if name.startswith(tuple(idle_prefixes)))
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Return the family of a model config.
+
+    Raises:
+        CheckpointError: The model type is not one of `FAMILIES`.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        kind = "a text-only model" if not hasattr(config, "vision_config") else "a model of another family"
+        raise CheckpointError(
+            f"The checkpoint is {kind} (model_type {config.model_type!r}). Expected one of: {', '.join(FAMILIES)}. "
+            "Choose such a checkpoint, or add the family to FAMILIES in lightning_mllm/models/backbone.py."
+        )
+    return family
+
+
+def load_config(checkpoint: str, *, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """Load and check the config of a checkpoint, which is cheap: no weights are read.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is not an MLLM of a known family.
+    """
+    folder = Path(checkpoint)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"The folder {checkpoint!r} holds no config.json. Expected a checkpoint in the Hugging Face format: "
+            "config.json, *.safetensors, tokenizer and processor files."
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint!r} can't be opened: it is neither a folder on this machine nor a model that the "
+            f"Hugging Face hub gave us ({_first_line(error)}). Check the spelling and the revision; for a gated model "
+            "accept its licence and set HF_TOKEN; for a small model to try things out, run "
+            f"`lightning tiny {checkpoint}`."
+        ) from error
+    family_of(config)
+    return config
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hash every parameter's name, shape and first values, rounded to bfloat16 so that the loading dtype is no matter."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(_head(parameter).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _head(parameter: Tensor) -> Tensor:
+    return parameter.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

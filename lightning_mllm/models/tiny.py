@@ -1,0 +1,191 @@
+"""Small, complete checkpoints in the Hugging Face format, built offline: for tests, demos and trying a config out.
+
+Weights are random. Everything else is real: `AutoModelForImageTextToText` and `AutoProcessor` open the folder as they
+open `llava-hf/llava-1.5-7b-hf`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from lightning_mllm.errors import ConfigError
+
+TinyFamily = Literal["llava", "llava_next"]
+Chat = Literal["vicuna", "llama3"]
+
+_IMAGE = "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+_TEXT = "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+
+CHAT_TEMPLATES: dict[str, str] = {
+    "vicuna": (
+        "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() }}: {% endif %}"
+        + _IMAGE
+        + _TEXT
+        + " {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+    "llama3": (
+        "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+        + _IMAGE
+        + _TEXT
+        + "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+}
+SPECIAL_TOKENS: dict[str, list[str]] = {
+    "vicuna": ["<pad>", "<s>", "</s>", "<image>"],
+    "llama3": ["<pad>", "<|begin_of_text|>", "<|eot_id|>", "<image>", "<|start_header_id|>", "<|end_header_id|>"],
+}
+# Words that the byte-pair merges are learnt from. Any other text still encodes, byte by byte.
+_CORPUS = """A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT: user assistant system
+Classify the image into one of the following categories of handwritten digits, textures, objects: "zero", "one", "two",
+"three", "four", "five", "six", "seven", "eight", "nine". Answer with the name of one category and nothing else. Output:
+What is shown in this picture? Which colour is the shape on the left or right? red green blue yellow circle square
+triangle Answer the question using a single word or phrase. yes no the is there any of and what which"""
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Shape of a tiny checkpoint; the defaults make about 0.2 million parameters with 16 visual tokens per view."""
+
+    image_size: int = 28
+    patch_size: int = 7
+    vision_width: int = 32
+    vision_layers: int = 3
+    text_width: int = 64
+    text_layers: int = 2
+    heads: int = 4
+    vocabulary: int = 512
+    context: int = 1024
+
+
+def build_tiny_checkpoint(
+    output: Path, family: TinyFamily = "llava", chat: Chat = "vicuna", size: TinySize | None = None, seed: int = 0
+) -> Path:
+    """Build a small checkpoint with random weights and save it as a Hugging Face folder.
+
+    Args:
+        output: The folder to make; it must not exist, or be empty.
+        family: Model type: `llava` (1.5) or `llava_next` (1.6).
+        chat: Chat template and special tokens in the manner of Vicuna or of Llama 3.
+        size: Shape of the model.
+        seed: Seed of the weights; the global random state is left as it was.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: The folder has something in it.
+    """
+    output, size = Path(output), size or TinySize()
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty, and nothing is overwritten. Choose another folder or remove it.")
+    tokenizer = _tokenizer(chat, size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _model(family, size, tokenizer)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(output)
+    _processor(family, size, tokenizer, CHAT_TEMPLATES[chat]).save_pretrained(output)
+    return output
+
+
+def _tokenizer(chat: Chat, size: TinySize) -> PreTrainedTokenizerFast:
+    pad, bos, eos, image, *others = SPECIAL_TOKENS[chat]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size.vocabulary,
+        special_tokens=SPECIAL_TOKENS[chat],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS.splitlines(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        extra_special_tokens={"image_token": image, **{f"header_{i}_token": t for i, t in enumerate(others)}},
+        padding_side="left",
+        model_max_length=size.context,
+    )
+
+
+def _model(
+    family: TinyFamily, size: TinySize, tokenizer: PreTrainedTokenizerFast
+) -> LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
+    shared = {
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": size.vision_width,
+            "intermediate_size": 4 * size.vision_width,
+            "num_hidden_layers": size.vision_layers,
+            "num_attention_heads": size.heads,
+            "image_size": size.image_size,
+            "patch_size": size.patch_size,
+            "projection_dim": size.vision_width,
+        },
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": size.text_width,
+            "intermediate_size": 4 * size.text_width,
+            "num_hidden_layers": size.text_layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.heads,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": size.context,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "image_seq_length": (size.image_size // size.patch_size) ** 2,
+        "tie_word_embeddings": False,
+    }
+    if family == "llava":
+        return LlavaForConditionalGeneration(LlavaConfig(**shared))
+    return LlavaNextForConditionalGeneration(LlavaNextConfig(**shared, image_grid_pinpoints=_pinpoints(size)))
+
+
+def _processor(
+    family: TinyFamily, size: TinySize, tokenizer: PreTrainedTokenizerFast, template: str
+) -> LlavaProcessor | LlavaNextProcessor:
+    side = size.image_size
+    image_options = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    options = {
+        "tokenizer": tokenizer,
+        "patch_size": size.patch_size,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "chat_template": template,
+    }
+    if family == "llava":
+        return LlavaProcessor(CLIPImageProcessorPil(**image_options), **options)
+    image_processor = LlavaNextImageProcessorPil(**image_options, image_grid_pinpoints=_pinpoints(size))
+    return LlavaNextProcessor(image_processor, **options)
+
+
+def _pinpoints(size: TinySize) -> list[list[int]]:
+    side = size.image_size
+    return [[side, 2 * side], [2 * side, side], [2 * side, 2 * side], [side, 3 * side], [3 * side, side]]

@@ -1,0 +1,179 @@
+"""The vocabulary that every package shares: samples, token spans and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+IGNORE_INDEX = -100  # label of a position that carries no loss, as in torch.nn.functional.cross_entropy
+
+
+class Segment(StrEnum):
+    """A named set of token positions in the merged sequence of text and image tokens."""
+
+    SYSTEM = "system"
+    IMAGE = "image"
+    QUESTION = "question"
+    INSTRUCTION = "instruction"
+    ANSWER = "answer"  # the answer and its end-of-turn token: the positions that carry loss
+    LAST = "last"  # the one position whose logits give the first token of the (last) answer
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation; its images stand before its text, its instruction after it."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    instruction: str = ""
+    images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a dataset gives: an image (or several, or none) with a label or a conversation.
+
+    Attributes:
+        id: Unique within its split; errors and prediction tables name it.
+        images: Image files or PIL images, in the order of their placeholders.
+        label: Class name, for classification; the DataModule's prompt then asks the question.
+        conversation: Turns that end with the assistant's, for free-form data.
+    """
+
+    id: str
+    images: Sequence[Path | Image.Image] = ()
+    label: str | None = None
+    conversation: Sequence[Turn] = ()
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The closed set of answers of a classification task.
+
+    Attributes:
+        names: Class names as the prompt shows them; a target is an index into this tuple.
+        token_ids: Per class, the tokens of its answer behind the prompt, end-of-turn token included.
+    """
+
+    names: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        """Return the number of classes."""
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class TokenSpans:
+    """Segment -> bool mask of shape (batch, sequence); masks, so padding, gaps and several images just work."""
+
+    masks: Mapping[Segment, Tensor]
+
+    def __getitem__(self, segment: Segment) -> Tensor:
+        """Return the mask of a segment, of shape (batch, sequence)."""
+        return self.masks[segment]
+
+    def take(self, index: Tensor, valid: Tensor) -> TokenSpans:
+        """Re-order positions: mask[b, i] becomes mask[b, index[b, i]] where `valid`, else False."""
+        return TokenSpans({segment: mask.gather(1, index) & valid for segment, mask in self.masks.items()})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenSpans:
+        """Move all masks."""
+        return TokenSpans({segment: mask.to(device, non_blocking=non_blocking) for segment, mask in self.masks.items()})
+
+    def pin_memory(self) -> TokenSpans:
+        """Pin all masks."""
+        return TokenSpans({segment: mask.pin_memory() for segment, mask in self.masks.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalBatch:
+    """A padded batch, ready for the model.
+
+    Attributes:
+        input_ids: (batch, sequence), image placeholders already expanded to one token per visual feature.
+        attention_mask: (batch, sequence), 1 at real tokens.
+        labels: (batch, sequence), the token id at positions that carry loss, `IGNORE_INDEX` elsewhere (not shifted).
+        spans: Where the segments are.
+        targets: (batch,) class indices, -1 where a sample has no label.
+        sample_ids: Per sample.
+        vision: What the family's image processor makes (`pixel_values`, `image_sizes`, ...); empty without images.
+        pad_id: Token that fills padding.
+        end_id: Token that ends an answer.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    spans: TokenSpans
+    targets: Tensor
+    sample_ids: tuple[str, ...]
+    vision: Mapping[str, Tensor]
+    pad_id: int
+    end_id: int
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.sample_ids)
+
+    @property
+    def token_count(self) -> int:
+        """Number of real tokens, image tokens included."""
+        return int(self.attention_mask.sum())
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(batch, sequence): 0 at each sample's first real token, whichever side the padding is on."""
+        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Return the keyword arguments of the model's forward, labels left out."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+            **self.vision,
+        }
+
+    def prompts(self) -> MultimodalBatch:
+        """Return the batch cut behind each sample's LAST position and padded on the left, ready for generation."""
+        length = self.input_ids.shape[1]
+        positions = torch.arange(length, device=self.input_ids.device)
+        last = self.spans[Segment.LAST].int().argmax(dim=1)  # (batch,)
+        index = positions + (last - length + 1)[:, None]  # right-aligns LAST
+        kept = self.attention_mask.gather(1, index.clamp(min=0)).bool() & (index >= 0)
+        width = int(kept.sum(dim=1).max())  # left padding: the widest prompt fills the columns from -width on
+        index, kept = index.clamp(min=0)[:, -width:], kept[:, -width:]
+        return replace(
+            self,
+            input_ids=self.input_ids.gather(1, index).where(kept, self.pad_id),
+            attention_mask=kept.to(self.attention_mask.dtype),
+            labels=torch.full_like(index, IGNORE_INDEX),
+            spans=self.spans.take(index, kept),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MultimodalBatch:
+        """Move all tensors."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> MultimodalBatch:
+        """Pin all tensors."""
+        return self._map(lambda value: value.pin_memory())
+
+    def _map(self, function: Any) -> MultimodalBatch:
+        return replace(
+            self,
+            input_ids=function(self.input_ids),
+            attention_mask=function(self.attention_mask),
+            labels=function(self.labels),
+            spans=function(self.spans),
+            targets=function(self.targets),
+            vision={name: function(value) for name, value in self.vision.items()},
+        )
