@@ -1,0 +1,20 @@
+"""Is the answer right? Scorers over the same prompt, and the numbers that come out."""
+
+from lightning_mllm.evaluation.answers import INVALID, AnswerParser, normalise
+from lightning_mllm.evaluation.generation import Generation
+from lightning_mllm.evaluation.likelihood import Likelihood
+from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult, Interval
+from lightning_mllm.evaluation.scoring import Predictions, Scorer
+
+__all__ = [
+    "INVALID",
+    "AnswerParser",
+    "ClassificationMetrics",
+    "ClassificationResult",
+    "Generation",
+    "Interval",
+    "Likelihood",
+    "Predictions",
+    "Scorer",
+    "normalise",
+]

@@ -113,12 +113,14 @@ class Backbone:
     @property
     def decoder(self) -> nn.Module:
         """The LLM without its head: `.layers`, `.norm`, `.embed_tokens`."""
-        return self.model.get_decoder()
+        decoder: nn.Module = self.model.get_decoder()
+        return decoder
 
     @property
     def lm_head(self) -> nn.Module:
         """The output embedding, width -> vocabulary."""
-        return self.model.get_output_embeddings()
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     def part_of(self, name: str) -> Part:
         """Return the part to which a parameter, named as in `model.named_parameters()`, belongs."""
@@ -185,7 +187,9 @@ def load_config(checkpoint: str, *, revision: str | None, trust_remote_code: boo
             "config.json, *.safetensors, tokenizer and processor files."
         )
     try:
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            checkpoint, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"Checkpoint {checkpoint!r} can't be opened: it is neither a folder on this machine nor a model that the "
@@ -199,7 +203,7 @@ def load_config(checkpoint: str, *, revision: str | None, trust_remote_code: boo
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hash every parameter's name, shape and first values, rounded to bfloat16 so that the loading dtype is no matter."""
+    """Hash every parameter's name, shape and first values, rounded to bfloat16: the loading dtype is no matter."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

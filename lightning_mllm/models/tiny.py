@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -43,7 +43,8 @@ CHAT_TEMPLATES: dict[str, str] = {
         "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
         + _IMAGE
         + _TEXT
-        + "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+        + "<|eot_id|>{% endfor %}"
+        + "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
     ),
 }
 SPECIAL_TOKENS: dict[str, list[str]] = {
@@ -51,11 +52,14 @@ SPECIAL_TOKENS: dict[str, list[str]] = {
     "llama3": ["<pad>", "<|begin_of_text|>", "<|eot_id|>", "<image>", "<|start_header_id|>", "<|end_header_id|>"],
 }
 # Words that the byte-pair merges are learnt from. Any other text still encodes, byte by byte.
-_CORPUS = """A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT: user assistant system
-Classify the image into one of the following categories of handwritten digits, textures, objects: "zero", "one", "two",
-"three", "four", "five", "six", "seven", "eight", "nine". Answer with the name of one category and nothing else. Output:
-What is shown in this picture? Which colour is the shape on the left or right? red green blue yellow circle square
-triangle Answer the question using a single word or phrase. yes no the is there any of and what which"""
+_CORPUS = """
+A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT: user assistant system
+Classify the image into one of the following categories of handwritten digits, textures, objects: "zero", "one",
+"two", "three", "four", "five", "six", "seven", "eight", "nine". Answer with one category and nothing else. Output:
+It is zero one two three four five six seven eight nine and ten. What is shown in this picture? Which colour is the
+shape on the left or right? red green blue yellow circle square triangle Answer the question using a single word or
+phrase. yes no the is there any of and what which
+"""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def build_tiny_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _model(family, size, tokenizer)
+        _initialise(model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(output)
     _processor(family, size, tokenizer, CHAT_TEMPLATES[chat]).save_pretrained(output)
@@ -115,7 +120,7 @@ def _tokenizer(chat: Chat, size: TinySize) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS.splitlines(), trainer)
+    tokenizer.train_from_iterator(_CORPUS.splitlines() * 2, trainer)  # a merge needs a pair that occurs twice
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
@@ -133,7 +138,7 @@ def _tokenizer(chat: Chat, size: TinySize) -> PreTrainedTokenizerFast:
 def _model(
     family: TinyFamily, size: TinySize, tokenizer: PreTrainedTokenizerFast
 ) -> LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
-    shared = {
+    shared: dict[str, Any] = {
         "vision_config": {
             "model_type": "clip_vision_model",
             "hidden_size": size.vision_width,
@@ -168,12 +173,26 @@ def _model(
     return LlavaNextForConditionalGeneration(LlavaNextConfig(**shared, image_grid_pinpoints=_pinpoints(size)))
 
 
+@torch.no_grad()
+def _initialise(model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration) -> None:
+    """Scale the weights so that an untrained model passes on what it sees.
+
+    The usual standard deviation of 0.02 is meant for thousands of channels. Here it would let a patch's position vanish
+    beside its content and keep all logits near 0, whatever the input. So: variance 1 / fan-in for weights,
+    1 for embeddings.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            embedding = "embed_tokens" in name or "position_embedding" in name
+            parameter.normal_(std=1.0 if embedding else parameter[0].numel() ** -0.5)
+
+
 def _processor(
     family: TinyFamily, size: TinySize, tokenizer: PreTrainedTokenizerFast, template: str
 ) -> LlavaProcessor | LlavaNextProcessor:
     side = size.image_size
-    image_options = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    options = {
+    image_options: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    options: dict[str, Any] = {
         "tokenizer": tokenizer,
         "patch_size": size.patch_size,
         "vision_feature_select_strategy": "default",

@@ -1,0 +1,28 @@
+# `make quickstart` and `make test` set everything up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/ready
+	test -d checkpoints/quickstart || $(BIN)/lightning tiny checkpoints/quickstart --config configs/model/quickstart-tiny.yaml
+	$(BIN)/lightning fit --config configs/quickstart.yaml
+
+test: .venv/ready lint
+	$(BIN)/pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The environment, with the tested versions; made anew when the requirements change.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

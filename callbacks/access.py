@@ -1,0 +1,49 @@
+"""What the callbacks ask of the module and the trainer, checked in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.types import LabelSet, Sample
+
+
+def mllm(pl_module: L.LightningModule) -> MLLMModule:
+    """Return the module as what it is.
+
+    Raises:
+        ConfigError: It is some other LightningModule.
+    """
+    if not isinstance(pl_module, MLLMModule):
+        raise ConfigError(
+            f"This callback reads the results of an MLLMModule, but the Trainer runs a {type(pl_module).__name__}. "
+            "Use MLLMModule or a subclass, or leave the callback out."
+        )
+    return pl_module
+
+
+def run_dir(trainer: L.Trainer) -> Path:
+    """Return the folder of the run."""
+    return Path(trainer.default_root_dir)
+
+
+def stem(trainer: L.Trainer, module: MLLMModule) -> str:
+    """Return how the files of the evaluation under way are named: its stage and the optimiser steps so far."""
+    return f"{module.stage_name}-step{trainer.global_step}"
+
+
+def label_set(trainer: L.Trainer) -> LabelSet | None:
+    """Return the classes of the data; None for free-form data."""
+    labels: LabelSet | None = trainer.datamodule.label_set  # type: ignore[attr-defined]
+    return labels
+
+
+def samples(trainer: L.Trainer) -> Sequence[Sample]:
+    """Return the samples of the split that is being evaluated."""
+    split = "test" if trainer.testing else "val"
+    found: Sequence[Sample] = trainer.datamodule.samples[split]  # type: ignore[attr-defined]
+    return found

@@ -1,0 +1,112 @@
+"""The command line: puts the pieces together and does nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import auto_cli
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lightning_mllm import data, evaluation  # noqa: F401 - short class names resolve only for imported classes
+from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
+from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.errors import UserError
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.tiny import build_tiny_checkpoint
+from lightning_mllm.tracking.log import log_config
+from lightning_mllm.tracking.secrets import mask_secrets
+from lightning_mllm.trainer import Trainer
+
+
+def default_callbacks() -> list[Callback]:
+    """Return what every run does unless the config names another callback of the same class."""
+    return [
+        RichProgressBar(),
+        FreezeAudit(),
+        Throughput(),
+        LearningRateMonitor("step"),
+        PredictionTable(),
+        EvaluationReport(),
+        LearningCurve(),
+        ModelCheckpoint(filename="{epoch}-{step}", save_last=True, save_top_k=1),
+    ]
+
+
+class Parser(LightningArgumentParser):
+    """Completes the message about a misspelt option with the nearest right one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Exit with status 2 and a message."""
+        for pattern in (r"unrecognized arguments: --(\S+)", r'Key "([^"]+)"', r"Option '([^']+)' is not accepted"):
+            if match := re.search(pattern, message):
+                message += self._nearest(match[1].partition("=")[0])
+                break
+        return super().error(message, ex)
+
+    def _nearest(self, key: str) -> str:
+        known = {action.dest for action in self._actions}
+        found = difflib.get_close_matches(key, known, n=1)
+        return f'\nDid you mean "{found[0]}"?' if found else ""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved config into the run's own folder and to W&B."""
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Write `config.yaml`; Lightning calls this on rank zero only, before anything runs."""
+        config = mask_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        (Path(trainer.default_root_dir) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        log_config(trainer.loggers, config)
+
+
+class CLI(LightningCLI):
+    """LightningCLI with our classes, our sub-command `export`, and the checkpoint named once for model and data."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            MLLMModule,
+            MLLMDataModule,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_kwargs={"parser_mode": "omegaconf"},
+            seed_everything_default=0,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's sub-commands and ours, with the arguments that the command line does not show."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Name the checkpoint once."""
+        for option in ("checkpoint", "revision", "trust_remote_code"):
+            parser.link_arguments(f"model.{option}", f"data.init_args.{option}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Add the default callbacks that the config does not replace."""
+        config = self._get(self.config_init, "trainer")
+        configured = tuple(type(callback) for callback in config.get("callbacks") or ())
+        extra = [callback for callback in default_callbacks() if not isinstance(callback, configured)]
+        return super().instantiate_trainer(callbacks=[*(config.get("callbacks") or ()), *extra], **kwargs)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of `lightning` and `lightning-mllm`."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        if args[:1] == ["tiny"]:
+            auto_cli(build_tiny_checkpoint, args=args[1:], as_positional=True)
+        else:
+            CLI(args)
+    except UserError as error:
+        sys.exit(f"error: {error}")

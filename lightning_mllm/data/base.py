@@ -1,0 +1,243 @@
+"""The base of all datasets: a subclass only loads samples; splits, checks, collation and loaders are here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+from transformers import ProcessorMixin
+
+from lightning_mllm.data.collator import Collator, PaddingSide
+from lightning_mllm.data.geometry import Geometry
+from lightning_mllm.data.images import check_images
+from lightning_mllm.data.labels import class_names, normalise_label
+from lightning_mllm.data.processor import context_length, load_processor
+from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
+from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
+from lightning_mllm.data.splits import Split
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.types import LabelSet, Sample
+
+_SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
+
+class MLLMDataModule(L.LightningDataModule, ABC):
+    """A dataset for a multimodal LLM. A subclass implements `load` and forwards its `**kwargs` here.
+
+    All that can be wrong with a dataset is looked for in `setup`: ids, labels, image files, and the writing out of the
+    longest sample.
+
+    Args:
+        checkpoint: Hub id or folder, for its processor.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        prompt: What is asked; by default `ClassificationPrompt` for samples with labels, else `ConversationPrompt`.
+        eval_prompt: What is asked in validation and test, if something else.
+        geometry: How pictures are made square; by default what the family was trained with.
+        eval_geometry: The same in validation and test, if something else.
+        batch_size: Samples of a training batch, over all processes.
+        eval_batch_size: Samples of a validation or test batch, over all processes.
+        max_length: Most tokens of a sample; by default what the model can read.
+        num_workers: Processes that load data, per training process.
+        group_by_length: Whether training batches hold samples of like length.
+        seed: Seed of the order of the training samples, and of splits.
+        padding_side: Where shorter samples are filled up.
+
+    Attributes:
+        samples: Split -> samples, as far as they are set up.
+        label_set: The classes; None without labels.
+        processor: The checkpoint's processor.
+        collator: Makes training batches.
+        eval_collator: Makes validation and test batches.
+    """
+
+    samples: dict[Split, Sequence[Sample]]
+    label_set: LabelSet | None
+    processor: ProcessorMixin
+    collator: Collator
+    eval_collator: Collator
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        prompt: Prompt | None = None,
+        eval_prompt: Prompt | None = None,
+        geometry: Geometry | None = None,
+        eval_geometry: Geometry | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 16,
+        max_length: int | None = None,
+        num_workers: int = 0,
+        group_by_length: bool = True,
+        seed: int = 0,
+        padding_side: PaddingSide = "right",
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a test set smaller than the processes
+        self.checkpoint, self.revision, self.trust_remote_code = checkpoint, revision, trust_remote_code
+        self.prompt, self.eval_prompt = prompt, eval_prompt
+        self.geometry, self.eval_geometry = geometry, eval_geometry
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.max_length, self.num_workers = max_length, num_workers
+        self.group_by_length, self.seed, self.padding_side = group_by_length, seed, padding_side
+        self.samples = {}
+        self.label_set = None
+        self._train: Sequence[Sample] | None = None  # as loaded: the classes come from it, whatever the stage
+
+    @abstractmethod
+    def load(self, split: Split) -> Sequence[Sample]:
+        """Return the samples of a split, images not yet opened; labels may have underscores.
+
+        Called for "train" at every stage, since the classes are those of the training split.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Load and check what a stage needs.
+
+        Raises:
+            DataError: Something is wrong with the dataset.
+            CheckpointError: The checkpoint has no usable processor.
+            ConfigError: Options do not fit the checkpoint or the number of processes.
+        """
+        self._check_batch_sizes()
+        wanted = [split for split in _SPLITS_OF_STAGE[stage] if split not in self.samples]
+        if self._train is None:
+            self._train = self.load("train")
+            self._set_up_collators(self._train)
+        checked = {split: self._check(split, self._train if split == "train" else self.load(split)) for split in wanted}
+        check_images(
+            image for part in checked.values() for sample in part for image in sample.images if isinstance(image, Path)
+        )
+        for split, samples in checked.items():
+            longest = max(
+                samples, key=lambda sample: (len(sample.images), _characters(sample), len(sample.label or ""))
+            )
+            self._collator_of(split)([(0, longest)])  # errors of template, spans and length show here
+        self.samples.update(checked)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of this process's training batches."""
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        sampler = self._sampler("train", self.batch_size, training=True, reshuffle=not overfits)
+        return ResumableLoader(self.samples["train"], self.collator, sampler, self.num_workers)
+
+    def val_dataloader(self) -> BatchLoader:
+        """Return the loader of this process's validation batches."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return the loader of this process's test batches."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Return the loader of the test split."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: Split) -> BatchLoader:
+        sampler = self._sampler(split, self.eval_batch_size, training=False)
+        return BatchLoader(self.samples[split], self.eval_collator, sampler, self.num_workers)
+
+    def _sampler(self, split: Split, batch_size: int, *, training: bool, reshuffle: bool = True) -> GlobalBatchSampler:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return GlobalBatchSampler(
+            [SampleSize(len(sample.images), _characters(sample)) for sample in self.samples[split]],
+            batch_size,
+            training=training,
+            group_by_length=self.group_by_length,
+            reshuffle=reshuffle,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _check_batch_sizes(self) -> None:
+        world_size = self.trainer.world_size if self.trainer else 1
+        for name, size in (("batch_size", self.batch_size), ("eval_batch_size", self.eval_batch_size)):
+            if size < 1 or size % world_size:
+                raise ConfigError(
+                    f"{name} is {size}, shared by {world_size} processes: it must be a positive multiple of "
+                    f"{world_size}. Use e.g. {max(1, round(size / world_size)) * world_size}."
+                )
+
+    def _set_up_collators(self, train: Sequence[Sample]) -> None:
+        if not train:
+            raise DataError(_empty(self, "train"))
+        options = (self.checkpoint, self.revision, self.trust_remote_code)
+        self.processor = load_processor(*options)
+        limit = context_length(self.processor, *options)
+        if self.max_length is not None and self.max_length > limit:
+            raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
+        labelled = train[0].label is not None
+        prompt = self.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
+        eval_prompt = self.eval_prompt or prompt
+        names = class_names(sample.label for sample in train if sample.label is not None) if labelled else ()
+        length = self.max_length or limit
+
+        def collator(prompt: Prompt, geometry: Geometry | None) -> Collator:
+            label_names = names if prompt.asks_for_label else ()
+            return Collator(
+                self.processor,
+                prompt,
+                label_names,
+                geometry=geometry,
+                max_length=length,
+                padding_side=self.padding_side,
+            )
+
+        self.collator = collator(prompt, self.geometry)
+        self.eval_collator = collator(eval_prompt, self.eval_geometry or self.geometry)
+        if labelled and eval_prompt.asks_for_label:
+            self.label_set = self.eval_collator.label_set(replace(train[0], label=names[0]))
+
+    def _collator_of(self, split: Split) -> Collator:
+        return self.collator if split == "train" else self.eval_collator
+
+    def _check(self, split: Split, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Return a split with its labels normalised, or refuse it."""
+        if not samples:
+            raise DataError(_empty(self, split))
+        seen: set[str] = set()
+        for sample in samples:
+            if sample.id in seen:
+                raise DataError(f"The id {sample.id!r} occurs twice in the {split!r} split; ids must be unique.")
+            seen.add(sample.id)
+        known = self._collator_of(split).label_names
+        if not known:
+            return samples
+        for sample in samples:
+            if sample.label is None:
+                raise DataError(f"Sample {sample.id!r} of the {split!r} split has no label, but others have one.")
+            if normalise_label(sample.label) not in known:
+                raise DataError(
+                    f"The label {sample.label!r} of sample {sample.id!r} in the {split!r} split is none of the "
+                    f"{len(known)} classes of the training split: {', '.join(known[:10])}"
+                    f"{', ...' if len(known) > 10 else ''}. Correct it, or add training samples of that class."
+                )
+        train = self._train or ()
+        class_names(sample.label for part in (train, samples) for sample in part if sample.label is not None)
+        return [replace(sample, label=normalise_label(sample.label or "")) for sample in samples]
+
+
+def _characters(sample: Sample) -> int:
+    """Estimate a sample's length; not from its label, else a batch would hold classes with names of like length."""
+    if sample.label is not None:
+        return 0
+    return sum(len(turn.text) + len(turn.instruction) for turn in sample.conversation)
+
+
+def _empty(module: MLLMDataModule, split: Split) -> str:
+    return (
+        f"The {split!r} split of {type(module).__name__} is empty. Give it samples, e.g. by the dataset's "
+        f"{split + '_fraction' if split != 'train' else 'path'} option."
+    )

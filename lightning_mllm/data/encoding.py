@@ -1,0 +1,177 @@
+"""From rendered text to token ids and segment masks, located by character offsets and checked."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from lightning_mllm.data.prompts import Dialogue
+from lightning_mllm.data.rendering import Place, RenderedText, Renderer
+from lightning_mllm.errors import CheckpointError, DataError
+from lightning_mllm.types import Segment
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One sample's tokens.
+
+    Attributes:
+        id: The sample's.
+        input_ids: (length,).
+        masks: Segment -> bool mask of shape (length,).
+    """
+
+    id: str
+    input_ids: Tensor
+    masks: Mapping[Segment, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """The tokens behind the (last) prompt, end-of-turn token included."""
+        last = int(self.masks[Segment.LAST].nonzero())
+        return tuple(self.input_ids[last + 1 :].tolist())
+
+    def take(self, source: Tensor) -> EncodedSample:
+        """Return the tokens at the positions `source`, which may repeat."""
+        return EncodedSample(self.id, self.input_ids[source], {name: mask[source] for name, mask in self.masks.items()})
+
+    def expand_images(self, image_token_id: int, replacements: Sequence[Sequence[int]]) -> EncodedSample:
+        """Put the k-th of `replacements` in the place of the k-th image token."""
+        is_image = self.input_ids == image_token_id
+        counts = torch.ones_like(self.input_ids)
+        counts[is_image] = torch.tensor([len(ids) for ids in replacements], dtype=counts.dtype)
+        source = torch.arange(len(self)).repeat_interleave(counts)
+        expanded = self.take(source)
+        inserted = [token for ids in replacements for token in ids]
+        expanded.input_ids[is_image[source]] = torch.tensor(inserted, dtype=torch.long)
+        return EncodedSample(
+            self.id, expanded.input_ids, {**expanded.masks, Segment.IMAGE: expanded.input_ids == image_token_id}
+        )
+
+    def shorten(self, max_length: int) -> EncodedSample:
+        """Drop tokens from the front of the question until the sample fits.
+
+        Raises:
+            DataError: Image, instruction and answer alone are too long.
+        """
+        excess = len(self) - max_length
+        if excess <= 0:
+            return self
+        question = self.masks[Segment.QUESTION].nonzero().flatten()
+        if len(question) < excess:
+            raise DataError(
+                f"Sample {self.id!r} has {len(self)} tokens ({int(self.masks[Segment.IMAGE].sum())} of images, "
+                f"{len(question)} of the question, {int(self.masks[Segment.ANSWER].sum())} of answers), but max_length "
+                f"is {max_length}, and only the question may be cut. Raise max_length, or shorten the text."
+            )
+        kept = torch.ones(len(self), dtype=torch.bool)
+        kept[question[:excess]] = False
+        return self.take(kept.nonzero().flatten())
+
+
+class Encoder:
+    """Tokenises conversations for one checkpoint.
+
+    Attributes:
+        image_token_id: The token that stands for an image.
+
+    Raises:
+        CheckpointError: The tokenizer appends special tokens, which would part the answer from its end.
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self._tokenizer = processor.tokenizer
+        self._renderer = Renderer(processor)
+        self.image_token_id: int = self._tokenizer.convert_tokens_to_ids(self._renderer.image_token)
+        added = self._tokenizer.added_tokens_decoder.items()
+        special = {*self._tokenizer.all_special_ids, self.image_token_id, *(k for k, v in added if v.special)}
+        self._special_ids = torch.tensor(sorted(special - {self._tokenizer.unk_token_id}))
+        with_special, bare = (self._tokenizer.encode("a", add_special_tokens=flag) for flag in (True, False))
+        if with_special[-1] != bare[-1]:
+            raise CheckpointError(
+                f"The tokenizer ({type(self._tokenizer).__name__}) appends token {with_special[-1]} to every text, but "
+                "the end of an answer is written with the answer. Switch it off (add_eos_token: false)."
+            )
+
+    def encode(self, dialogue: Dialogue, sample_id: str, images: int) -> EncodedSample:
+        """Tokenise a conversation; each image is still one token.
+
+        Raises:
+            DataError: A text contains a special token, a segment's tokens do not decode to its text, or the tokens of
+                the prompt change with the answer behind it.
+        """
+        rendered = self._renderer.render(dialogue)
+        input_ids, offsets = self._tokenise(rendered.text)
+        masks = {segment: torch.zeros_like(input_ids, dtype=torch.bool) for segment in Segment}
+        free = torch.ones_like(input_ids, dtype=torch.bool)
+        for place in rendered.slots:
+            covered = _covered(offsets, place) & free  # a token on the border of two texts belongs to the first
+            free &= ~covered
+            self._check_slot(rendered.text[place.start : place.end], input_ids[covered], place.segment, sample_id)
+            if place.segment is not Segment.ANSWER:
+                masks[place.segment] |= covered
+        for place in rendered.answers:
+            masks[Segment.ANSWER] |= _covered(offsets, place)
+        masks[Segment.IMAGE] = input_ids == self.image_token_id
+        masks[Segment.LAST][self._prompt_length(rendered, input_ids, sample_id) - 1] = True
+        if (found := int(masks[Segment.IMAGE].sum())) != images:
+            raise DataError(
+                f"Sample {sample_id!r} has {images} images, but its conversation has {found} image tokens once it is "
+                "written out. There must be one per image; use a checkpoint whose chat template writes them."
+            )
+        return EncodedSample(sample_id, input_ids, masks)
+
+    def _tokenise(self, text: str) -> tuple[Tensor, Tensor]:
+        """Return token ids (n,) and their character ranges (n, 2)."""
+        encoding = self._tokenizer(
+            text, add_special_tokens=self._wants_bos(text), return_offsets_mapping=True, verbose=False
+        )
+        return torch.tensor(encoding["input_ids"]), torch.tensor(encoding["offset_mapping"])
+
+    def _wants_bos(self, text: str) -> bool:
+        bos = self._tokenizer.bos_token
+        return bos is None or not text.startswith(bos)
+
+    def _prompt_length(self, rendered: RenderedText, input_ids: Tensor, sample_id: str) -> int:
+        prompt = rendered.text[: rendered.answers[-1].start]
+        alone = self._tokenizer(prompt, add_special_tokens=self._wants_bos(rendered.text), verbose=False)["input_ids"]
+        if not alone or input_ids[: len(alone)].tolist() != alone:
+            raise DataError(
+                f"The prompt of sample {sample_id!r} has other tokens alone than with its answer behind it, so that "
+                f"generation would not continue what was trained. Its end is {prompt[-40:]!r}, its answer begins "
+                f"{rendered.text[len(prompt) :][:40]!r}. Use a prompt that ends otherwise."
+            )
+        return len(alone)
+
+    def _check_slot(self, text: str, input_ids: Tensor, segment: Segment, sample_id: str) -> None:
+        special = input_ids[torch.isin(input_ids, self._special_ids)]
+        if len(special):
+            token = self._tokenizer.convert_ids_to_tokens(int(special[0]))
+            raise DataError(
+                f"The {segment} of sample {sample_id!r} contains {token!r}, which the model reads as a special token, "
+                f"not as text: {text[:80]!r}. Remove or rewrite it; images are placed by the sample's images."
+            )
+        decoded = self._tokenizer.decode(input_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if _plain(decoded) != _plain(text):
+            raise DataError(
+                f"The tokens of the {segment} of sample {sample_id!r} decode to {decoded!r}, not to {text!r}. "
+                "Check the text for unusual characters; otherwise this tokenizer's offsets can't be relied on."
+            )
+
+
+def _covered(offsets: Tensor, place: Place) -> Tensor:
+    """Return which tokens touch a place; tokens without characters (BOS) touch none."""
+    starts, ends = offsets.unbind(dim=1)
+    return (ends > starts) & (starts < place.end) & (ends > place.start)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()

@@ -1,0 +1,163 @@
+"""Opening image files as users have them: rotated, CMYK, transparent, 16-bit, animated, truncated, hostile."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lightning_mllm.errors import DataError
+
+MAX_PIXELS = 50_000_000  # below Pillow's own limit, whose warning would otherwise be the first sign of a bomb
+MAX_SIDE = 10_000  # a padded canvas of this side takes 300 MB
+MIN_SIDE = 2
+SHOWN = 20  # bad files that one message lists
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on broken files
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
+_TAIL = 32  # bytes at the end of a file among which the marker must be; else the file is decoded
+
+logger = logging.getLogger(__name__)
+
+
+def open_image(source: Path | Image.Image, name: str | None = None) -> Image.Image:
+    """Open a picture and make it plain 8-bit RGB.
+
+    The EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not clipped), and of an
+    animation the first frame is taken.
+
+    Args:
+        source: File, or a picture in memory.
+        name: What errors call it; the path by default.
+
+    Raises:
+        DataError: The file is missing, empty, truncated, no image, smaller than 2 pixels on a side, larger than
+            `MAX_SIDE` or `MAX_PIXELS`, or of floating-point pixels.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, name or "An image in memory")
+    name = name or str(source)
+    _check_file(source, name)
+    try:
+        with Image.open(source) as image:
+            return _decode(image, name)
+    except _BOMB as error:
+        raise DataError(_too_large(name, str(error))) from error
+    except DataError:
+        raise
+    except _UNREADABLE as error:
+        raise DataError(_broken(name, error)) from error
+
+
+def check_images(paths: Iterable[Path], root: Path | None = None) -> None:
+    """Check image files at set-up: header, size and end-of-file marker; a full decode only where the marker is missing.
+
+    Args:
+        paths: The files.
+        root: A folder that none of them may leave, symbolic links resolved.
+
+    Raises:
+        DataError: Some are bad; the message lists the first 20 and their number.
+    """
+    unique = sorted(set(paths))
+    folder = root.resolve() if root is not None else None
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        results = list(pool.map(lambda path: _inspect(path, folder), unique))
+    problems = [problem for problem, _ in results if problem]
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
+        more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError(f"{len(problems)} of {len(unique)} image files can't be used:\n{shown}{more}")
+    animated = [path for path, (_, moves) in zip(unique, results, strict=True) if moves]
+    if animated:
+        logger.warning("%d animated images: only the first frame is used (e.g. %s)", len(animated), animated[0])
+
+
+def _inspect(path: Path, root: Path | None) -> tuple[str | None, bool]:
+    """Return what is wrong with a file (None: nothing) and whether it is animated."""
+    if root is not None and not path.resolve().is_relative_to(root):
+        return f"{path}: leads out of {root}. Copy the file into the folder.", False
+    try:
+        _check_file(path, str(path))
+        with Image.open(path) as image:
+            _check_size(image, str(path))
+            animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))  # MPO: a phone's JPEG
+            if not _has_end(path, image.format):
+                image.load()
+    except DataError as error:
+        return str(error), False
+    except _BOMB as error:
+        return _too_large(str(path), str(error)), False
+    except _UNREADABLE as error:
+        return _broken(str(path), error), False
+    return None, animated
+
+
+def _has_end(path: Path, image_format: str | None) -> bool:
+    marker = _END_MARKERS.get(image_format or "")
+    if marker is None:
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        return marker in file.read()
+
+
+def _check_file(path: Path, name: str) -> None:
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{name}: {found}; an image file was expected. Correct the path.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{name}: has zero bytes. Fetch the file again or remove it from the dataset.")
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise DataError(
+            f"{name}: is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed. "
+            "Remove it from the dataset (it is often a failed download)."
+        )
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise DataError(_too_large(name, f"{width} x {height} pixels"))
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image, name)
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bit(image, name)
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise DataError(
+            f"{name}: has pixels of mode {image.mode!r} from {pixels.min()} to {pixels.max()}, whose scale is unknown. "
+            "Convert the file to 8 or 16 bits per channel."
+        )
+    scaled = Image.fromarray((pixels.astype(np.uint32) * 255 // 65535).astype(np.uint8))
+    scaled.info = dict(image.info)
+    scaled.getexif().update(image.getexif())
+    return scaled
+
+
+def _too_large(name: str, found: str) -> str:
+    return (
+        f"{name}: is too large ({found}); at most {MAX_SIDE:,} pixels on a side and {MAX_PIXELS:,} in all are read, "
+        "since a small file can unpack to more memory than there is. Scale it down."
+    )
+
+
+def _broken(name: str, error: Exception) -> str:
+    reason = "is not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else str(error)
+    return f"{name}: {reason}. Fetch the file again or remove it from the dataset."

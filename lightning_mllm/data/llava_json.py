@@ -1,0 +1,198 @@
+"""Conversations about images in LLaVA's JSON format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.splits import Split, check_fractions, stratified_split
+from lightning_mllm.errors import DataError
+from lightning_mllm.types import Sample, Turn
+
+PLACEHOLDER = "<image>"
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+class LlavaJson(MLLMDataModule):
+    """Conversations from JSON files, each a list of rows as LLaVA's training reads them.
+
+    A row has an `id`, an `image` (a path, a list of paths, or none: a text-only sample), and `conversations`, a list
+    of `{"from": "human" | "gpt", "value": ...}` in alternation. `<image>` in a human's text stands for an image; the
+    text may be before or behind it, but images always come first in their turn, as LLaVA puts them. `.jsonl` files
+    (one row per line) are read too.
+
+    Args:
+        train: JSON file of the training split.
+        val: JSON file of the validation split; without it, a seeded part of the training file takes its place.
+        test: JSON file of the test split.
+        image_root: Folder that image paths are relative to, and may not leave; by default the JSON file's own.
+        val_fraction: Part of the training file for validation, without `val`.
+        **kwargs: Options of `MLLMDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str,
+        val: str | None = None,
+        test: str | None = None,
+        image_root: str | None = None,
+        val_fraction: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_fractions(val_fraction)
+        self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
+        self.image_root, self.val_fraction = image_root, val_fraction
+
+    def load(self, split: Split) -> Sequence[Sample]:
+        """Return the samples of a split, in the order of the file.
+
+        Raises:
+            DataError: A file is missing or malformed; the message names file, row and field.
+        """
+        if split != "test" and self.files["val"] is None:
+            samples = self._read(str(self.files["train"]))
+            parts = stratified_split({"": range(len(samples))}, self.val_fraction, 0, self.seed)
+            return [samples[index] for index in sorted(parts[split])]
+        file = self.files[split]
+        if file is None:
+            raise DataError(f"There is no {split!r} split: set `{split}` to a JSON file.")
+        return self._read(file)
+
+    def _read(self, file: str) -> list[Sample]:
+        path = Path(file)
+        if not path.is_file():
+            raise DataError(f"The JSON file {path} does not exist. Correct the path.")
+        root = (Path(self.image_root) if self.image_root else path.parent).resolve()
+        if not root.is_dir():
+            raise DataError(f"The image root {root} is not a folder. Set `image_root` to the folder of the images.")
+        rows: dict[str, int] = {}
+        samples = []
+        for number, row in enumerate(_rows(path), 1):
+            sample = _Row(path, number, root).sample(row)
+            if sample.id in rows:
+                raise DataError(
+                    f"{path}, row {number}, field 'id': {sample.id!r} is the id of row {rows[sample.id]} too."
+                )
+            rows[sample.id] = number
+            samples.append(sample)
+        return samples
+
+
+class _Row:
+    """Reads one row, and knows where it is for the sake of messages. Rows count from 1."""
+
+    def __init__(self, file: Path, number: int, root: Path) -> None:
+        self._file, self._number, self._root = file, number, root
+
+    def sample(self, row: object) -> Sample:
+        if not isinstance(row, dict):
+            raise self._error("", f"a {type(row).__name__} where an object was expected")
+        if not isinstance(row.get("id"), str | int) or row["id"] == "":
+            raise self._error("id", "missing or no text. Give each row an id")
+        images = self._images(row.get("image"))
+        turns = self._turns(row.get("conversations"))
+        placeholders = sum(turn.images for turn in turns)
+        if placeholders != len(images):
+            relation = "fewer" if placeholders < len(images) else "more"
+            raise self._error(
+                "conversations",
+                f"{relation} {PLACEHOLDER} placeholders ({placeholders}) than images ({len(images)}). "
+                "Write one per image",
+            )
+        return Sample(id=str(row["id"]), images=images, conversation=turns)
+
+    def _images(self, value: object) -> list[Path]:
+        if value is None:
+            return []
+        paths = value if isinstance(value, list) else [value]
+        return [self._image(path) for path in paths]
+
+    def _image(self, value: object) -> Path:
+        if not isinstance(value, str) or not value:
+            raise self._error("image", f"{value!r} is not a path. Give a path, a list of paths, or leave it out")
+        path = (self._root / value).resolve()
+        if not path.is_relative_to(self._root):
+            raise self._error("image", f"{value!r} leads out of the image root {self._root}. Give a path inside")
+        if not path.is_file():
+            raise self._error("image", f"{path} does not exist. Correct the path, or `image_root`")
+        return path
+
+    def _turns(self, value: object) -> list[Turn]:
+        if not isinstance(value, list) or not value or len(value) % 2:
+            found = f"{len(value)} turns" if isinstance(value, list) else repr(value)[:40]
+            raise self._error("conversations", f"{found}; pairs of a human's and a gpt's turn were expected")
+        return [self._turn(turn, k) for k, turn in enumerate(value)]
+
+    def _turn(self, turn: object, k: int) -> Turn:
+        field = f"conversations[{k}]"
+        expected = ("human", "gpt")[k % 2]
+        if not isinstance(turn, dict) or turn.get("from") not in _ROLES:
+            raise self._error(field, "no object with 'from' (human or gpt) and 'value'")
+        if turn["from"] != expected:
+            raise self._error(
+                field, f"is from {turn['from']!r}, but {expected!r} was expected: turns alternate and begin with human"
+            )
+        if not isinstance(turn.get("value"), str) or not turn["value"].strip():
+            raise self._error(field, "'value' is missing, empty or no text")
+        text: str = turn["value"]
+        if expected == "gpt":
+            if PLACEHOLDER in text:
+                raise self._error(field, f"{PLACEHOLDER} in an answer. Only a human's text can have images")
+            return Turn("assistant", text.strip())
+        return Turn("user", text.replace(PLACEHOLDER, "").strip(), images=text.count(PLACEHOLDER))
+
+    def _error(self, field: str, problem: str) -> DataError:
+        where = f", field {field!r}" if field else ""
+        return DataError(f"{self._file}, row {self._number}{where}: {problem}.")
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    """Yield the rows of a JSON list, or of a file with one JSON object per line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
+    if path.suffix == ".jsonl":
+        lines = [line for line in text.splitlines() if line.strip()]
+        yield from (_parse(path, number, line) for number, line in enumerate(lines, 1))
+        return
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(_malformed(path, _row_of(text, error.pos), error)) from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds a {type(rows).__name__}; a list of rows was expected.")
+    yield from rows
+
+
+def _parse(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(_malformed(path, number, error)) from error
+
+
+def _row_of(text: str, position: int) -> int:
+    """Return the number of the row in which parsing failed at a position."""
+    decoder = json.JSONDecoder()
+    at, row = text.find("[") + 1, 1
+    while at < position:
+        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
+        try:
+            _, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError:
+            break
+        row += 1
+    return row
+
+
+def _malformed(path: Path, row: int, error: json.JSONDecodeError) -> str:
+    return (
+        f"{path}, row {row}: malformed JSON, {error.msg} (line {error.lineno}, column {error.colno}). "
+        "Rows must be objects with id, image and conversations."
+    )

@@ -1,0 +1,83 @@
+"""The checkpoint's processor: tokenizer, chat template and image preprocessing, with an explicit image backend."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
+
+from lightning_mllm.errors import CheckpointError
+
+
+def load_processor(checkpoint: str, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
+    """Load the processor of a multimodal checkpoint.
+
+    Pixels always come from the PIL image backend: the torchvision one rounds differently, and results would depend on
+    what happens to be installed.
+
+    Args:
+        checkpoint: Hub id or folder.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+
+    Raises:
+        CheckpointError: Nothing is there, or it is not a multimodal checkpoint with a fast tokenizer, a chat template
+            and an image token.
+    """
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        processor = AutoProcessor.from_pretrained(checkpoint, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_unreadable(checkpoint, error)) from error
+    if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
+        raise CheckpointError(
+            f"{checkpoint!r} has no image processor (found a {type(processor).__name__}), so it is no multimodal "
+            "checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
+        )
+    # The backend goes to the image processor alone: AutoProcessor would hand it to the tokenizer too.
+    processor.image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **options)
+    _check(processor, checkpoint)
+    return processor
+
+
+def context_length(
+    processor: ProcessorMixin, checkpoint: str, revision: str | None = None, trust_remote_code: bool = False
+) -> int:
+    """Return how many tokens the checkpoint can read: the lesser of what tokenizer and language model say."""
+    config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = int(processor.tokenizer.model_max_length)  # a huge number where the tokenizer does not know
+    return min(limit, int(positions)) if positions else limit
+
+
+def _check(processor: ProcessorMixin, checkpoint: str) -> None:
+    tokenizer = processor.tokenizer
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint!r} ({type(tokenizer).__name__}) is a slow one; spans are located by "
+            "character offsets, which only fast tokenizers give. Convert it: save it again from AutoTokenizer with "
+            "the `tokenizers` backend."
+        )
+    if not getattr(processor, "chat_template", None):
+        raise CheckpointError(
+            f"{checkpoint!r} has no chat template, so the model's conversation format is unknown. Use a checkpoint in "
+            "the current Hugging Face format (one with chat_template.jinja), or set `chat_template` in its processor."
+        )
+    if getattr(processor, "image_token", None) is None:
+        raise CheckpointError(
+            f"The processor of {checkpoint!r} ({type(processor).__name__}) has no image token to put visual features "
+            "at. LLaVA-1.5 and LLaVA-NeXT checkpoints (llava-hf/...) have one."
+        )
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"The tokenizer of {checkpoint!r} has no end-of-sequence token to end an answer with.")
+    if getattr(processor, "patch_size", 0) is None:
+        raise CheckpointError(
+            f"The processor of {checkpoint!r} does not say its patch_size, so visual tokens can't be counted. "
+            "Use a newer revision of the checkpoint, or add patch_size to its processor_config.json."
+        )
+
+
+def _unreadable(checkpoint: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"No multimodal checkpoint can be read from {checkpoint!r}: {reason} "
+        "Give a hub id such as llava-hf/llava-1.5-7b-hf, or a folder with config.json, tokenizer and processor files."
+    )

@@ -1,0 +1,62 @@
+"""From free text to a class: what a generated answer is taken to mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lightning_mllm.errors import DataError
+
+INVALID = -1  # the answer names no class, or more than one
+
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
+_BLANK = re.compile(r"[\s_]+")
+
+
+def normalise(text: str) -> str:
+    """Fold away what does not change the meaning of a class name: case, outer quotes, a full stop, spacing."""
+    text = _BLANK.sub(" ", text.casefold())
+    return text.lstrip(_QUOTES + " ").rstrip(_QUOTES + " .")
+
+
+class AnswerParser:
+    """Maps an answer to the one class that it names.
+
+    An answer that equals a class name (both normalised) is that class. Otherwise the class names are looked for in the
+    answer, as whole words, the longest first; found text is taken away, so that "leaf spot" does not count as "leaf"
+    too. Exactly one class found is the answer; none or several are `INVALID`, never a guess. An answer that is only a
+    part of a class name ("spot" for "leaf spot") is invalid as well.
+
+    Args:
+        names: Class names; the index of a name is its class.
+
+    Raises:
+        DataError: Two names are equal once normalised, or a name has nothing left.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._classes: dict[str, int] = {}
+        for index, name in enumerate(names):
+            key = normalise(name)
+            if not key:
+                raise DataError(f"Class {index} is named {name!r}: nothing is left of it to look for. Rename it.")
+            if key in self._classes:
+                raise DataError(
+                    f"The class names {names[self._classes[key]]!r} and {name!r} differ only in case, quotes or "
+                    "spacing, so no answer could tell them apart. Rename or merge one of them."
+                )
+            self._classes[key] = index
+        longest_first = sorted(self._classes, key=len, reverse=True)
+        self._patterns = [(re.compile(rf"(?<!\w){re.escape(key)}(?!\w)"), self._classes[key]) for key in longest_first]
+
+    def parse(self, text: str) -> int:
+        """Return the class of an answer, or `INVALID`."""
+        answer = normalise(text)
+        if answer in self._classes:
+            return self._classes[answer]
+        found = set()
+        for pattern, index in self._patterns:
+            answer, count = pattern.subn("\n", answer)
+            if count:
+                found.add(index)
+        return found.pop() if len(found) == 1 else INVALID

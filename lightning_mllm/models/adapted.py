@@ -1,0 +1,103 @@
+"""An MLLM under a freeze policy: what is trained, in which precision and in which mode. Plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType, Part
+from lightning_mllm.models.freeze import FreezePolicy, FreezeReport
+from lightning_mllm.models.lora import has_lora
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: arguments of `from_pretrained`."""
+
+    checkpoint: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class AdaptedModel:
+    """A loaded model and what a freeze policy made of it.
+
+    Frozen weights have the given dtype; trained weights are float32, so that small updates are not rounded away; with a
+    16-bit dtype the forward runs under autocast.
+
+    Attributes:
+        backbone: The model.
+        report: What the policy made trainable.
+        dtype: Of the frozen weights.
+    """
+
+    def __init__(self, backbone: Backbone, policy: FreezePolicy, dtype: torch.dtype) -> None:
+        self.backbone = backbone
+        self.dtype = dtype
+        self.report: FreezeReport = policy.apply(backbone)
+        for _, parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    @classmethod
+    def load(
+        cls,
+        source: Source,
+        policy: FreezePolicy,
+        *,
+        dtype: torch.dtype,
+        attention: AttentionImplementation = "sdpa",
+    ) -> AdaptedModel:
+        """Load the checkpoint and apply the policy."""
+        backbone = Backbone.from_pretrained(
+            source.checkpoint,
+            dtype=dtype,
+            attention=attention,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+        )
+        return cls(backbone, policy, dtype)
+
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Return the context in which the forward runs: active only with 16-bit weights."""
+        low_precision = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(device_type, dtype=self.dtype if low_precision else torch.bfloat16, enabled=low_precision)
+
+    def set_train_modes(self) -> None:
+        """Put what is trained into train mode and a frozen tower or projection into eval mode.
+
+        The decoder is in train mode even if frozen: gradients run through it, and without train mode transformers
+        switches its gradient checkpointing off in silence. Its dropout is 0 in every LLaVA.
+        """
+        trained = self.report.trainable_parts
+        adapters_in_tower = any(".lora_" in name for name, _ in self.backbone.vision_tower.named_parameters())
+        self.backbone.model.train()
+        self.backbone.vision_tower.train(Part.VISION in trained or adapters_in_tower)
+        self.backbone.projector.train(Part.PROJECTOR in trained)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return the trained weights, named as in the Hugging Face model."""
+        return {name: parameter.detach() for name, parameter in self.backbone.parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put trained weights back; their names must be those of `trained_state`."""
+        own = self.trained_state()
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether LoRA adapters are in place."""
+        return has_lora(self.backbone.model)
+
+
+def resolve_dtype(option: DType, device_type: str) -> torch.dtype:
+    """`auto` is bfloat16 on an accelerator and float32 on the CPU."""
+    if option == "auto":
+        return torch.float32 if device_type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, option)
+    return dtype

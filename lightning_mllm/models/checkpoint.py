@@ -1,0 +1,132 @@
+"""Training checkpoints without the frozen weights, and the projector as a file of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_mllm.errors import CheckpointError
+from lightning_mllm.models.backbone import Backbone, Part
+
+KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
+
+
+def describe(backbone: Backbone, checkpoint: str, policy: str, trainable: tuple[str, ...]) -> dict[str, Any]:
+    """Return what a training checkpoint must say about its model so that it can be refused by another; plain types."""
+    return {
+        "checkpoint": checkpoint,
+        "fingerprint": backbone.fingerprint,
+        "policy": policy,
+        "trainable": list(trainable),
+    }
+
+
+def check_fits(found: Mapping[str, Any] | None, expected: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Refuse a training checkpoint that was written for another model or policy.
+
+    Args:
+        found: What the checkpoint says of itself (see `describe`), None if it was not written by this package.
+        expected: The same for the model at hand.
+        state: The checkpoint's weights.
+
+    Raises:
+        CheckpointError: It is not ours, or its base weights or trainable parameters are not those of the model at hand.
+    """
+    if found is None:
+        raise CheckpointError(
+            "This checkpoint was not written by lightning_mllm: it does not say which model it belongs to. "
+            "Expected a file from a run's checkpoints/ folder."
+        )
+    if found["fingerprint"] != expected["fingerprint"]:
+        raise CheckpointError(
+            f"The checkpoint holds trained parts of {found['checkpoint']!r} (weights {found['fingerprint']}), but the "
+            f"model is {expected['checkpoint']!r} (weights {expected['fingerprint']}). "
+            "Set model.checkpoint to the one it was trained on."
+        )
+    if set(found["trainable"]) != set(expected["trainable"]) or set(state) != set(found["trainable"]):
+        raise CheckpointError(
+            f"The checkpoint was trained under {found['policy']} ({len(found['trainable'])} parameter tensors), but "
+            f"model.policy is {expected['policy']} ({len(expected['trainable'])} tensors). Use the same policy; to "
+            "start another policy from these weights, `lightning export` them and fit from the exported folder."
+        )
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` on a temporary sibling and rename it to `path`: at every moment path is absent, old or complete.
+
+    Raises:
+        CheckpointError: The disk is full or can't be written; what was at `path` is untouched.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+        part.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} could not be written: {error}. Earlier checkpoints are intact. Free some space or set "
+            "run.root to another disk, then go on with --ckpt_path <the last checkpoint>."
+        ) from error
+
+
+def load_training_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, as data only: no code of it is run.
+
+    Raises:
+        CheckpointError: There is no such file, or it is damaged.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint file {path}. Expected e.g. runs/<name>/checkpoints/last.ckpt.")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch raises whatever the damage provokes: EOFError, RuntimeError, UnpicklingError, ...
+        raise CheckpointError(f"{path} can't be read as a checkpoint ({error}). Use an earlier one.") from error
+    return content
+
+
+def save_projector(backbone: Backbone, path: Path, dtype: torch.dtype) -> None:
+    """Write the projection (for LLaVA-NeXT with `image_newline`) as a safetensors file."""
+    tensors = {
+        name: parameter.detach().to("cpu", dtype).contiguous()
+        for name, parameter in backbone.parameters(Part.PROJECTOR)
+    }
+    metadata = {"format": "pt", "base": backbone.fingerprint}
+    atomic_write(path, lambda part: save_file(tensors, part, metadata=metadata))
+
+
+@torch.no_grad()
+def load_projector(backbone: Backbone, path: Path) -> None:
+    """Put a saved projection into a model, in place.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or its tensors are not those of this model's projection.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no projector file {path}. Expected a projector.safetensors of an export.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file ({error}).") from error
+    own = dict(backbone.parameters(Part.PROJECTOR))
+    expected = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        raise CheckpointError(
+            f"The projector file {path} does not fit the model. Found {found}; expected {expected}. "
+            "A projection can only move between models with the same tower width and LLM width."
+        )
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

@@ -1,0 +1,234 @@
+"""Freeze policies: which part of the model learns. FT-Proj, FT-E2E and LoRA differ in this one object.
+
+Terms follow "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to Textual Space"
+(ACL 2024): FT-Proj trains the projection only, FT-E2E the projection and the LLM, the vision tower stays frozen.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from rich.table import Table
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.lora import inject_lora
+
+
+@dataclass(frozen=True)
+class FreezeReport:
+    """What a policy made trainable, as data.
+
+    Attributes:
+        policy: The policy, as it would be written in Python.
+        parameters: Part -> number of parameters.
+        trainable: Part -> how many of them are trained.
+        trainable_names: Names of the trained parameters, as in `model.named_parameters()`.
+        idle: Number of parameters of the vision tower that lie behind the layer LLaVA taps: they are kept frozen under
+            every policy because no gradient reaches them.
+    """
+
+    policy: str
+    parameters: dict[Part, int]
+    trainable: dict[Part, int]
+    trainable_names: tuple[str, ...]
+    idle: int
+
+    @property
+    def trainable_parts(self) -> frozenset[Part]:
+        """Parts of which at least one parameter is trained."""
+        return frozenset(part for part, count in self.trainable.items() if count)
+
+    def rows(self) -> list[tuple[str, int, int, float]]:
+        """Return (part, parameters, trainable, trainable in %) per part, and the total in the last row."""
+        counts = [(part.value, self.parameters[part], self.trainable[part]) for part in Part if self.parameters[part]]
+        counts.append(("total", sum(self.parameters.values()), sum(self.trainable.values())))
+        return [(name, total, trained, 100 * trained / total) for name, total, trained in counts]
+
+    def table(self) -> Table:
+        """Return the report as a table for people."""
+        table = Table("part", title=f"What is trainable: {self.policy}", title_justify="left")
+        for column in ("parameters", "trainable", "%"):
+            table.add_column(column, justify="right")
+        *parts, total = [(name, f"{n:,}", f"{trained:,}", f"{share:.2f}") for name, n, trained, share in self.rows()]
+        for row in parts:
+            table.add_row(*row)
+        table.add_section()
+        table.add_row(*total)
+        if self.idle:
+            table.caption = f"{self.idle:,} vision parameters lie behind the tapped layer: they get no gradient."
+        return table
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain types for a logger's config."""
+        return {
+            "policy": self.policy,
+            "parameters": {part.value: n for part, n in self.parameters.items()},
+            "trainable": {part.value: n for part, n in self.trainable.items()},
+        }
+
+
+@dataclass(frozen=True)
+class FreezePolicy(ABC):
+    """Decides which parameters are trained. Subclass it, or use `ByPattern`, for a policy of your own."""
+
+    @abstractmethod
+    def select(self, backbone: Backbone) -> frozenset[str]:
+        """Return the names of the parameters to train; may add some (LoRA)."""
+
+    def apply(self, backbone: Backbone) -> FreezeReport:
+        """Freeze everything but the selected parameters and say what was done.
+
+        Applying the same policy twice is the same as applying it once. Selected parameters of the vision tower that
+        never get a gradient (see `Backbone.idle_parameters`) stay frozen.
+        """
+        idle = backbone.idle_parameters()
+        selected = self.select(backbone) - idle
+        total: Counter[Part] = Counter()
+        trained: Counter[Part] = Counter()
+        names = []
+        for name, parameter in backbone.parameters():
+            part = backbone.part_of(name)
+            total[part] += parameter.numel()
+            parameter.requires_grad_(name in selected)
+            if name in selected:
+                trained[part] += parameter.numel()
+                names.append(name)
+        return FreezeReport(
+            policy=str(self),
+            parameters={part: total[part] for part in Part},
+            trainable={part: trained[part] for part in Part},
+            trainable_names=tuple(names),
+            idle=sum(parameter.numel() for name, parameter in backbone.parameters() if name in idle),
+        )
+
+
+@dataclass(frozen=True)
+class _WholeParts(FreezePolicy):
+    """Trains whole parts of the model."""
+
+    parts: ClassVar[tuple[Part, ...]] = ()
+
+    def select(self, backbone: Backbone) -> frozenset[str]:
+        return _names(backbone, self.parts)
+
+
+@dataclass(frozen=True)
+class ZeroShot(_WholeParts):
+    """Train nothing: the untouched checkpoint."""
+
+
+@dataclass(frozen=True)
+class ProjectorOnly(_WholeParts):
+    """FT-Proj: train the projection, and with LLaVA-NeXT its row separator `image_newline`."""
+
+    parts = (Part.PROJECTOR,)
+
+
+@dataclass(frozen=True)
+class ProjectorAndLLM(_WholeParts):
+    """FT-E2E: train the projection and the LLM, embeddings and head included; the vision tower stays frozen."""
+
+    parts = (Part.PROJECTOR, Part.LLM)
+
+
+@dataclass(frozen=True)
+class LLMOnly(_WholeParts):
+    """Train the LLM, embeddings and head included."""
+
+    parts = (Part.LLM,)
+
+
+@dataclass(frozen=True)
+class ProjectorAndVision(_WholeParts):
+    """Train the projection and the vision tower."""
+
+    parts = (Part.PROJECTOR, Part.VISION)
+
+
+@dataclass(frozen=True)
+class Everything(_WholeParts):
+    """Train the whole model."""
+
+    parts = (Part.VISION, Part.PROJECTOR, Part.LLM)
+
+
+@dataclass(frozen=True)
+class Lora(FreezePolicy):
+    """Train low-rank adapters (peft) on the linear layers of the LLM, the vision tower or both.
+
+    Attributes:
+        rank: Rank of the update.
+        alpha: Its scale is alpha / rank.
+        dropout: Dropout on the adapters' input.
+        target: Where adapters go. The projector never gets one, and the head neither.
+        modules: Names of the linear layers that get an adapter; all of the target's if empty.
+        projector: Train the whole projection beside the adapters.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target: Literal["llm", "vision", "both"] = "llm"
+    modules: Sequence[str] = ()
+    projector: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"Lora: rank must be at least 1, not {self.rank}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"Lora: dropout must lie in [0, 1), not {self.dropout}.")
+
+    def select(self, backbone: Backbone) -> frozenset[str]:
+        """Inject the adapters and return their names, with the projector's if it is trained too."""
+        parts = {"llm": (Part.LLM,), "vision": (Part.VISION,), "both": (Part.LLM, Part.VISION)}[self.target]
+        inject_lora(
+            backbone, parts, rank=self.rank, alpha=self.alpha, dropout=self.dropout, modules=tuple(self.modules)
+        )
+        return _names(backbone, (Part.LORA, Part.PROJECTOR) if self.projector else (Part.LORA,))
+
+
+@dataclass(frozen=True)
+class ByPattern(FreezePolicy):
+    """Train the parameters whose name matches one of the patterns.
+
+    Attributes:
+        patterns: Regular expressions, searched for anywhere in the names of `model.named_parameters()`.
+    """
+
+    patterns: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"ByPattern: {pattern!r} is not a regular expression: {error}.") from error
+
+    def select(self, backbone: Backbone) -> frozenset[str]:
+        """Return the matching names.
+
+        Raises:
+            ConfigError: A pattern matches nothing, or only parameters that never get a gradient.
+        """
+        names = [name for name, _ in backbone.parameters()]
+        idle = backbone.idle_parameters()
+        selected: set[str] = set()
+        for pattern in self.patterns:
+            matches = {name for name in names if re.search(pattern, name)}
+            if not matches - idle:
+                why = "only parameters behind the tapped layer, which get no gradient" if matches else "nothing"
+                raise ConfigError(
+                    f"ByPattern: {pattern!r} matches {why}. Names look like {names[0]!r} and {names[-1]!r}."
+                )
+            selected |= matches
+        return frozenset(selected)
+
+
+def _names(backbone: Backbone, parts: tuple[Part, ...]) -> frozenset[str]:
+    return frozenset(name for name, _ in backbone.parameters() if backbone.part_of(name) in parts)

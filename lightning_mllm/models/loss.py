@@ -1,0 +1,55 @@
+"""Next-token loss with logits only where a label is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """Summed loss of a batch.
+
+    Attributes:
+        total: Scalar, the sum of the cross-entropies of all answer tokens, in nats, float32.
+        tokens: Scalar, the number of those tokens.
+    """
+
+    total: Tensor
+    tokens: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean loss per answer token."""
+        return self.total / self.tokens
+
+
+def answer_loss(backbone: Backbone, batch: MultimodalBatch) -> AnswerLoss:
+    """Cross-entropy of the answer tokens given all that stands before them.
+
+    The decoder runs over the whole sequence, the head over the (answer tokens, width) positions that predict a label:
+    nothing of vocabulary size exists for prompt, image or padding positions. Loss and gradients are those of the full
+    (batch, sequence, vocabulary) logits.
+    """
+    hidden = backbone.model.model(**batch.model_inputs(), use_cache=False).last_hidden_state  # (batch, sequence, width)
+    next_tokens = batch.labels[:, 1:]
+    carries_loss = next_tokens != IGNORE_INDEX
+    logits = backbone.lm_head(hidden[:, :-1][carries_loss])  # (answer tokens, vocabulary)
+    total = cross_entropy(logits.float(), next_tokens[carries_loss], reduction="sum")
+    return AnswerLoss(total, carries_loss.sum())
+
+
+def keep_in_graph(backbone: Backbone, loss: Tensor) -> Tensor:
+    """Tie the trained vision and projector weights to the loss of a batch without images, with gradient zero.
+
+    Otherwise such a batch would give them no gradient at all: the optimiser would skip them, and under DDP the other
+    processes would wait for ever.
+    """
+    unused = [parameter for _, parameter in backbone.parameters(Part.VISION, Part.PROJECTOR) if parameter.requires_grad]
+    return loss + sum((0.0 * parameter.sum() for parameter in unused), torch.zeros_like(loss))

@@ -1,0 +1,275 @@
+"""The LightningModule around any Hugging Face MLLM, under a freeze policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from transformers import AutoTokenizer
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation import ClassificationMetrics, ClassificationResult, Generation, Likelihood, Scorer
+from lightning_mllm.models import checkpoint as checkpoints
+from lightning_mllm.models.adapted import AdaptedModel, Source, resolve_dtype
+from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType
+from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
+from lightning_mllm.models.loss import answer_loss, keep_in_graph
+from lightning_mllm.models.schedule import Decay, LearningRates, parameter_groups, warmup_then_decay
+from lightning_mllm.types import LabelSet, MultimodalBatch
+
+OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
+
+
+class MLLMModule(L.LightningModule):
+    """Fine-tunes and evaluates an MLLM.
+
+    Frozen weights are kept in `dtype`; trained weights always in float32, so that small updates are not rounded away;
+    the forward runs under autocast when `dtype` is a 16-bit type. Checkpoints hold the trained weights only.
+
+    Args:
+        checkpoint: Hub id or folder of the MLLM, e.g. `llava-hf/llava-1.5-7b-hf`.
+        policy: What is trained.
+        projector: A `projector.safetensors` to start from instead of the checkpoint's projection.
+        learning_rates: Peak rate per part.
+        optimizer: Class and options of the optimiser; its learning rates come from `learning_rates`. Norms and
+            vectors get no weight decay.
+        warmup_ratio: Share of the steps over which the rate rises from 0.
+        decay: What the rate does then.
+        dtype: Of the frozen weights; `auto` is bfloat16 on an accelerator and float32 on the CPU.
+        attention: Attention implementation of transformers.
+        gradient_checkpointing: Recompute the trained parts' and the LLM's activations: less memory, more time.
+        compile: Compile the model with torch.compile.
+        scorers: How answers become predictions on classification data; all of them are reported.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run code that the checkpoint brings along. Off unless you trust its authors.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        policy: FreezePolicy = ProjectorOnly(),  # noqa: B008 - frozen
+        projector: str | None = None,
+        learning_rates: LearningRates = LearningRates(),  # noqa: B008 - frozen
+        optimizer: OptimizerFactory = lambda params, lr: AdamW(params, lr=lr, weight_decay=0.0),
+        warmup_ratio: float = 0.03,
+        decay: Decay = "cosine",
+        dtype: DType = "auto",
+        attention: AttentionImplementation = "sdpa",
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        scorers: Sequence[Scorer] = (Generation(), Likelihood()),
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup_ratio <= 1:
+            raise ConfigError(f"model.warmup_ratio must lie between 0 and 1, not {warmup_ratio}.")
+        if len({scorer.name for scorer in scorers}) < len(scorers):
+            raise ConfigError("model.scorers names the same scorer twice; each kind can stand there once.")
+        self.source = Source(checkpoint, revision, trust_remote_code)
+        self.policy = policy
+        self.projector = projector
+        self.learning_rates = learning_rates
+        self.optimizer = optimizer
+        self.warmup_ratio = warmup_ratio
+        self.decay: Decay = decay
+        self.dtype_option: DType = dtype
+        self.attention: AttentionImplementation = attention
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile_model = compile
+        self.scorers = tuple(scorers)
+        self.test_prefix = "test"
+        self.results: dict[str, ClassificationResult] = {}
+        self._scorer_metrics = nn.ModuleDict()
+        self._model: nn.Module | None = None
+
+    # ---- set-up ------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the checkpoint and apply the policy; does nothing the second time."""
+        if self._model is not None:
+            return
+        device_type = "cpu" if self._trainer is None else self.trainer.strategy.root_device.type
+        self.adapted = AdaptedModel.load(
+            self.source, self.policy, dtype=resolve_dtype(self.dtype_option, device_type), attention=self.attention
+        )
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            self.source.checkpoint, revision=self.source.revision, trust_remote_code=self.source.trust_remote_code
+        )
+        model = self.backbone.model
+        if self.projector is not None:
+            checkpoints.load_projector(self.backbone, Path(self.projector))
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile_model:
+            model.model.compile(dynamic=True)
+        self._model = model  # registers the parameters
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model; there from `configure_model` on."""
+        return self.adapted.backbone
+
+    @property
+    def freeze_report(self) -> FreezeReport:
+        """What the policy made trainable; there from `configure_model` on."""
+        return self.adapted.report
+
+    def setup(self, stage: str) -> None:
+        """Check at set-up what would otherwise fail in the middle of an epoch, and make the metrics."""
+        self.configure_model()
+        if stage == "fit" and not self.freeze_report.trainable_names:
+            raise ConfigError(
+                f"model.policy {self.freeze_report.policy} leaves nothing trainable, so there is nothing to fit. "
+                "Use `lightning test` for zero-shot evaluation, or choose e.g. --model.policy ProjectorOnly."
+            )
+        if stage == "fit" and self.adapted.dtype == torch.float16:
+            raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
+        if (labels := self.label_set) is not None and not self._scorer_metrics:
+            metrics = {scorer.name: ClassificationMetrics(labels.names) for scorer in self.scorers}
+            self._scorer_metrics.update(metrics)
+
+    @property
+    def label_set(self) -> LabelSet | None:
+        """The classes of the DataModule; None for free-form data."""
+        labels: LabelSet | None = self.trainer.datamodule.label_set  # type: ignore[attr-defined]
+        return labels
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Put the trained parts into train mode: `from_pretrained` gives eval mode, and Lightning keeps it."""
+        self.train()
+        self._seed = torch.initial_seed()
+
+    def train(self, mode: bool = True) -> MLLMModule:
+        """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""
+        super().train(mode)
+        if mode and self._model is not None:
+            self.adapted.set_train_modes()
+        return self
+
+    def on_train_batch_start(self, batch: MultimodalBatch, batch_idx: int) -> None:
+        """Make a step's randomness (dropout) a function of seed, step and process: a resumed run draws the same."""
+        torch.manual_seed(hash((self._seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: MultimodalBatch, batch_idx: int) -> Tensor:
+        """Return the batch's summed loss over the mean token count of all processes' batches.
+
+        DDP averages gradients over processes, which may hold unequal numbers of answer tokens: so the step is that of
+        one process with the whole batch.
+        """
+        with self.adapted.autocast(self.device.type):
+            loss = answer_loss(self.backbone, batch)
+        total = loss.total if batch.vision else keep_in_graph(self.backbone, loss.total)
+        sums = torch.stack([loss.total.detach(), loss.tokens.float()])
+        mean_total, mean_tokens = self._over_processes(sums).mean(dim=0)
+        self.log("train/loss", mean_total / mean_tokens, prog_bar=True, batch_size=len(batch))
+        step_loss: Tensor = total / mean_tokens
+        return step_loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One parameter group per trained part and decay, one schedule."""
+        optimizer = self.optimizer(parameter_groups(self.backbone, self.learning_rates), self.learning_rates.projector)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = warmup_then_decay(optimizer, steps, self.warmup_ratio, self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Any]:
+        """Return `loss` and, on classification data, `predictions` per scorer."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Any]:
+        """As `validation_step`."""
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: MultimodalBatch) -> dict[str, Any]:
+        predictions = {}
+        with self.adapted.autocast(self.device.type):
+            loss = answer_loss(self.backbone, batch)
+            if (labels := self.label_set) is not None:
+                for scorer in self.scorers:
+                    predicted = scorer.predict(self.backbone.model, self.tokenizer, batch, labels)
+                    self.metrics[scorer.name].update(predicted.predicted, batch.targets)
+                    predictions[scorer.name] = predicted
+        self._loss_sum += torch.stack([loss.total.double(), loss.tokens.double()])
+        return {"loss": loss.mean, "predictions": predictions}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self._start_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self._start_evaluation()
+
+    @property
+    def metrics(self) -> dict[str, ClassificationMetrics]:
+        """Scorer name -> its metric; empty for free-form data."""
+        return {
+            name: metric for name, metric in self._scorer_metrics.items() if isinstance(metric, ClassificationMetrics)
+        }
+
+    def _start_evaluation(self) -> None:
+        self._loss_sum = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and metrics over all samples of all processes."""
+        self._finish_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        """Log loss and metrics over all samples of all processes."""
+        self._finish_evaluation()
+
+    @property
+    def stage_name(self) -> str:
+        """Prefix of the metrics of the evaluation under way: `val`, or `test_prefix`."""
+        return self.test_prefix if self.trainer.testing else "val"
+
+    def _finish_evaluation(self) -> None:
+        total, tokens = self._over_processes(self._loss_sum).sum(dim=0)
+        self.log(f"{self.stage_name}/loss", (total / tokens).float(), sync_dist=True)
+        self.results = {name: metric.result() for name, metric in self.metrics.items()}
+        for name, result in self.results.items():
+            for key in ("accuracy", "macro_f1", "invalid_rate"):
+                self.log(f"{self.stage_name}/{name}/{key}", getattr(result, key), sync_dist=True)
+
+    def _over_processes(self, pair: Tensor) -> Tensor:
+        """(2,) on each process -> (processes, 2) on all."""
+        gathered = self.all_gather(pair)
+        assert isinstance(gathered, Tensor)
+        return gathered.view(-1, 2)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # as Lightning calls it
+        """Return the trained weights only, named as in the Hugging Face model."""
+        return self.adapted.trained_state()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Put trained weights back; `on_load_checkpoint` has checked their names."""
+        self.adapted.load_trained_state(state_dict)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which model and policy the checkpoint belongs to."""
+        checkpoint[checkpoints.KEY] = self._description
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model or policy."""
+        checkpoints.check_fits(checkpoint.get(checkpoints.KEY), self._description, checkpoint["state_dict"])
+
+    @property
+    def _description(self) -> dict[str, Any]:
+        report = self.freeze_report
+        return checkpoints.describe(self.backbone, self.source.checkpoint, report.policy, report.trainable_names)

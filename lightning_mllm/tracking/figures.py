@@ -1,0 +1,211 @@
+"""Pictures of results as PNG files. The only importer of matplotlib: figures of its own, no global state."""
+
+from __future__ import annotations
+
+import csv
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lightning_mllm.evaluation import ClassificationResult
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_RIGHT, _WRONG, _GREY = "#009E73", "#D55E00", "#6B6B6B"
+_METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
+_TEST_STAGES = {"zero_shot": "test, before training", "test": "test"}
+_MOST_CELL_LABELS = 20  # classes up to which a confusion cell shows its count
+_MOST_TICK_LABELS = 60
+
+Curves = dict[str, dict[int, float]]  # metric -> step -> value
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one scorer says about a sample: its answer, the class it names (empty: none), and whether that is right."""
+
+    scorer: str
+    answer: str
+    predicted: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What stands below an image of a prediction sheet."""
+
+    prompt: str
+    target: str
+    verdicts: Sequence[Verdict]
+
+
+def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) -> Path:
+    """Draw loss, accuracy and macro-F1 over the optimiser steps of a run.
+
+    Lines are the validation split (step 0 is the evaluation before training, if there was one), per scorer; diamonds
+    are the test split before and after training.
+
+    Args:
+        metrics_csv: The run's `metrics.csv`; where a step occurs twice the later row counts.
+        output: The PNG to write.
+        classes: Number of classes, for the line of chance accuracy.
+
+    Returns:
+        `output`.
+    """
+    curves = _read_curves(metrics_csv)
+    scorers = sorted({key.split("/")[1] for key in curves if key.endswith(tuple(f"/{name}" for name in _METRICS))})
+    figure = Figure(figsize=(5 * (1 + len(_METRICS)) if scorers else 6, 4.2), layout="constrained")
+    axes = figure.subplots(1, 1 + len(_METRICS) if scorers else 1, squeeze=False)[0]
+    _draw_loss(axes[0], curves)
+    for axis, (metric, title) in zip(axes[1:], _METRICS.items(), strict=False):
+        for scorer, colour in zip(scorers, _PALETTE * len(scorers), strict=False):
+            _draw_line(axis, curves.get(f"val/{scorer}/{metric}", {}), f"{scorer}, validation", colour)
+            for stage, label in _TEST_STAGES.items():
+                points = curves.get(f"{stage}/{scorer}/{metric}", {})
+                filled = {"markerfacecolor": "white" if stage == "zero_shot" else colour}
+                if points:
+                    axis.plot(*_xy(points), "D", color=colour, label=f"{scorer}, {label}", clip_on=False, **filled)
+        if classes and metric == "accuracy":
+            axis.axhline(1 / classes, color=_GREY, linestyle="--", label=f"chance (1/{classes})")
+        axis.set(title=title, xlabel="Optimiser step", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
+        _finish_axis(axis)
+    return _save(figure, output)
+
+
+def confusion_matrix(result: ClassificationResult, output: Path, title: str = "Confusion matrix") -> Path:
+    """Draw who was taken for whom: colour is the share of the true class, the text the number of samples.
+
+    Args:
+        result: The counts.
+        output: The PNG to write.
+        title: Stands above, before the scores.
+
+    Returns:
+        `output`.
+    """
+    totals = result.confusion.sum(axis=1, keepdims=True)
+    shares = result.confusion / np.maximum(totals, 1)
+    classes = len(result.names)
+    side = min(max(4.5, 0.45 * classes + 2.5), 24)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, label="Share of the true class", shrink=0.8)
+    axis.axvline(classes - 0.5, color=_GREY, linewidth=1)  # what is right of it names no class
+    if classes <= _MOST_TICK_LABELS:
+        names = [textwrap.shorten(name, 24, placeholder="...") for name in result.names]
+        axis.set_xticks(range(classes + 1), [*names, "(invalid)"], rotation=90)
+        axis.set_yticks(range(classes), names)
+    if classes <= _MOST_CELL_LABELS:
+        for (row, column), count in np.ndenumerate(result.confusion):
+            if count:
+                ink = "white" if shares[row, column] > 0.5 else "black"
+                axis.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)
+    axis.set(xlabel="Predicted class", ylabel="True class")
+    axis.set_title(
+        f"{title}\nN = {result.n}, accuracy {result.accuracy:.3f}, macro-F1 {result.macro_f1:.3f}", fontsize=11
+    )
+    return _save(figure, output)
+
+
+def prediction_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], output: Path, title: str = "") -> Path:
+    """Draw a grid of images, each with its prompt, its true class and what every scorer answers.
+
+    Args:
+        images: The images.
+        captions: One per image.
+        output: The PNG to write.
+        title: Stands above.
+
+    Returns:
+        `output`.
+    """
+    columns = min(4, len(images))
+    rows = math.ceil(len(images) / columns)
+    lines = 3 + max(len(caption.verdicts) for caption in captions)
+    figure = Figure(figsize=(2.9 * columns, (2.3 + 0.2 * lines) * rows + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, picture, caption in zip(axes, images, captions, strict=False):
+        axis.imshow(picture.convert("RGB"))
+        axis.set_anchor("N")
+        _write_caption(axis, caption)
+    return _save(figure, output)
+
+
+def _write_caption(axis: Axes, caption: Caption) -> None:
+    prompt = textwrap.fill(textwrap.shorten(caption.prompt, 84, placeholder=" ..."), 44)
+    written = [(prompt, _GREY, 6.5), (f"true: {textwrap.shorten(caption.target, 34, placeholder='...')}", "black", 9.0)]
+    for verdict in caption.verdicts:
+        sign, colour = ("\u2713", _RIGHT) if verdict.correct else ("\u2717", _WRONG)
+        answer = textwrap.shorten(verdict.answer, 24, placeholder="...") or "(empty)"
+        written.append((f"{sign} {verdict.scorer}: {answer}", colour, 9.0))
+    offset = -4.0
+    for text, colour, size in written:
+        axis.annotate(
+            text,
+            xy=(0, 0),
+            xycoords="axes fraction",
+            xytext=(0, offset),
+            textcoords="offset points",
+            va="top",
+            color=colour,
+            fontsize=size,
+            parse_math=False,
+        )
+        offset -= 1.35 * size * (1 + text.count("\n"))
+
+
+def _read_curves(metrics_csv: Path) -> Curves:
+    curves: Curves = {}
+    with metrics_csv.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for key, value in row.items():
+                if "/" in key and value:
+                    curves.setdefault(key, {})[int(row["step"])] = float(value)
+    return curves
+
+
+def _draw_loss(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
+    train = curves.get("train/loss") or curves.get("train/loss_step", {})
+    axis.plot(*_xy(train), color=_GREY, linewidth=1, alpha=0.8, label="training batch")
+    _draw_line(axis, curves.get("val/loss", {}), "validation", _PALETTE[0])
+    axis.set(title="Loss", xlabel="Optimiser step", ylabel="Cross-entropy (nats per answer token)")
+    axis.set_ylim(bottom=0)
+    _finish_axis(axis)
+
+
+def _draw_line(axis: Axes, points: Mapping[int, float], label: str, colour: str) -> None:
+    if points:
+        axis.plot(*_xy(points), "o-", color=colour, label=label, linewidth=2, markersize=4)
+
+
+def _xy(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
+
+
+def _finish_axis(axis: Axes) -> None:
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.03)
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(frameon=False, fontsize=8)
+
+
+def _save(figure: Figure, output: Path) -> Path:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(output, dpi=150)
+    return output

@@ -1,0 +1,265 @@
+"""Where a run's numbers go: `metrics.csv` always, Weights & Biases when it is wanted. The only importer of wandb."""
+
+from __future__ import annotations
+
+import csv
+import netrc
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from PIL import Image
+from torch import Tensor
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.tracking.files import write_rows
+from lightning_mllm.tracking.secrets import mask_secrets
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+_ENVIRONMENT_MODES: dict[str, WandbMode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+
+def make_loggers(
+    run_dir: Path,
+    *,
+    name: str,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    mode: WandbMode = "auto",
+    project: str = "lightning-mllm",
+) -> list[Logger]:
+    """Make the loggers of a run: `<run_dir>/metrics.csv`, and W&B with its files under `<run_dir>/wandb`.
+
+    Args:
+        run_dir: Folder of the run; made if it is missing.
+        name: Name of the W&B run.
+        group: W&B group.
+        tags: W&B tags.
+        mode: `auto` does what WANDB_MODE says, else is online where a W&B key is set up and offline elsewhere.
+        project: W&B project.
+
+    Returns:
+        The CSV logger, then the W&B logger unless it is disabled.
+
+    Raises:
+        ConfigError: W&B is asked for but not installed, or asked to be online without a key.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    loggers: list[Logger] = [MetricsFile(run_dir)]
+    resolved = _resolve(mode)
+    if resolved == "disabled":
+        return loggers
+    if resolved == "offline":
+        rank_zero_info(f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-*")
+    import wandb  # noqa: PLC0415  # the library must import without it
+
+    logger = WandbLogger(
+        name=name,
+        project=project,
+        save_dir=run_dir,
+        group=group,
+        tags=list(tags),
+        mode=resolved,  # WandbLogger's own `offline` would change the environment of the process
+        reinit="create_new",  # several runs in one process don't end up in each other
+        settings=wandb.Settings(console="off", save_code=False, silent=resolved == "offline"),
+    )
+    logger._wandb_init.pop("anonymous", None)  # lightning 2.6 passes what wandb 0.31 warns about
+    return [*loggers, logger]
+
+
+class MetricsFile(Logger):
+    """Writes `metrics.csv`: one row per `log_metrics`, one column per metric, empty where a row has no value.
+
+    A run that is resumed goes on at the end of the file. Steps between its checkpoint and the end of the earlier
+    process are then there twice; the later row counts.
+
+    Args:
+        run_dir: Folder of the run.
+        rows_per_write: Rows are kept in memory until there are so many, or until `save`.
+    """
+
+    def __init__(self, run_dir: Path, rows_per_write: int = 20) -> None:
+        super().__init__()
+        self.path = Path(run_dir) / "metrics.csv"
+        self._rows_per_write = rows_per_write
+        self._rows: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        """Empty: nothing is nested below the folder of the run."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: nothing is nested below the folder of the run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the run."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
+        """Add a row."""
+        values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
+        self._rows.append({"step": step, **values})
+        if len(self._rows) >= self._rows_per_write:
+            self.save()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the resolved config of the run is a file of its own."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows that are not in the file yet; a file with too few columns is replaced in one step."""
+        if not self._rows:
+            return
+        columns = self._columns()
+        wanted = list(dict.fromkeys([*columns, *(key for row in self._rows for key in row)]))
+        if wanted == columns:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, columns).writerows(self._rows)
+        else:
+            self._replace(wanted)
+        self._rows.clear()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
+    def _columns(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file), [])
+
+    def _replace(self, columns: list[str]) -> None:
+        earlier: list[dict[str, Any]] = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                earlier = list(csv.DictReader(file))
+        write_rows(self.path, columns, [[row.get(key) for key in columns] for row in [*earlier, *self._rows]])
+
+
+@rank_zero_only
+def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
+    """Log the resolved configuration, secrets masked."""
+    for logger in _wandb(loggers):
+        logger.experiment.config.update(mask_secrets(config), allow_val_change=True)
+
+
+@rank_zero_only
+def log_scalars(loggers: Iterable[Logger], scalars: Mapping[str, float], step: int | None = None) -> None:
+    """Log numbers."""
+    for logger in loggers:
+        logger.log_metrics(dict(scalars), step)
+
+
+@rank_zero_only
+def log_table(
+    loggers: Iterable[Logger],
+    key: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    step: int | None = None,
+) -> None:
+    """Log a table; a cell may be a PIL image."""
+    rows = [list(row) for row in rows]
+    for logger in _wandb(loggers):
+        import wandb  # noqa: PLC0415  # the library must import without it
+
+        data = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows]
+        with _staged_under(Path(logger.save_dir or ".") / "wandb"):
+            logger.log_table(key, columns=list(columns), data=data, step=step)
+
+
+@rank_zero_only
+def log_image(loggers: Iterable[Logger], key: str, path: Path, step: int | None = None) -> None:
+    """Log an image file."""
+    for logger in _wandb(loggers):
+        logger.log_image(key, [str(path)], step=step)
+
+
+@rank_zero_only
+def wandb_run_dir(loggers: Iterable[Logger]) -> Path | None:
+    """Return the folder of the W&B run, which `wandb sync` takes; None without W&B."""
+    for logger in _wandb(loggers):
+        return Path(logger.experiment.dir).parent
+    return None
+
+
+@rank_zero_only
+def finish(loggers: Iterable[Logger]) -> None:
+    """Write everything that is still in memory and close the W&B run."""
+    for logger in loggers:
+        logger.save()
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+@contextmanager
+def _staged_under(folder: Path) -> Iterator[None]:
+    """Let wandb keep the images of an offline table beside the run, not in the home folder, so that a copy is whole."""
+    earlier = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = earlier or str(folder)
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del os.environ["WANDB_DATA_DIR"]
+
+
+def _wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:
+    return (logger for logger in loggers if isinstance(logger, WandbLogger))
+
+
+def _resolve(mode: WandbMode) -> WandbMode:
+    """Return the mode that `auto` stands for, and check what was asked for."""
+    asked = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), mode) if mode == "auto" else mode
+    if asked == "disabled":
+        return asked
+    if find_spec("wandb") is None:
+        if mode == "auto":
+            rank_zero_info("wandb is not installed: metrics go to metrics.csv only.")
+            return "disabled"
+        raise ConfigError(f"W&B mode {mode!r} needs the package wandb: pip install wandb, or use mode disabled.")
+    if asked == "auto":
+        return "online" if _has_key() else "offline"
+    if asked == "online" and not _has_key():
+        raise ConfigError("W&B is asked to be online, but no key is set up. Run `wandb login`, or use mode offline.")
+    return asked
+
+
+def _has_key() -> bool:
+    """Look where wandb looks: environment, settings files, netrc."""
+    import wandb  # noqa: PLC0415  # the library must import without it
+
+    settings = wandb.setup().settings
+    if os.environ.get("WANDB_API_KEY") or settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    hosts = [urlsplit(settings.base_url).hostname or ""]
+    if "WANDB_BASE_URL" not in os.environ:
+        hosts.append("api.wandb.ai")  # where earlier versions put the key
+    try:
+        known = netrc.netrc(path).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(host in known for host in hosts)

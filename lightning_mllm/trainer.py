@@ -1,0 +1,176 @@
+"""Lightning's Trainer with a folder per run, loggers, atomic checkpoints, evaluation around `fit`, and `export`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models import checkpoint as checkpoints
+from lightning_mllm.models.adapted import resolve_dtype
+from lightning_mllm.models.backbone import DType
+from lightning_mllm.models.export import export
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.tracking.log import WandbMode, make_loggers
+
+log = logging.getLogger(__name__)
+
+_FOLDER_VARIABLE = "LIGHTNING_MLLM_RUN_FOLDER"  # tells the processes that DDP starts where the run is
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run's files go and how it is called.
+
+    Attributes:
+        name: Its name, and that of its folder; a folder that exists is never touched: the next run is `<name>-2`.
+        root: Folder of all runs.
+        group: W&B group.
+        tags: W&B tags.
+        project: W&B project.
+        wandb: `auto` is online where a key is set up, else offline.
+    """
+
+    name: str = "run"
+    root: str = "runs"
+    group: str | None = None
+    tags: Sequence[str] = ()
+    project: str = "lightning-mllm"
+    wandb: WandbMode = "auto"
+
+    def make_folder(self) -> Path:
+        """Make the run's folder and return it; all processes of the run get the same.
+
+        Raises:
+            ConfigError: The name is no plain folder name, or the root can't be written.
+        """
+        if not self.name or self.name != Path(self.name).name:
+            raise ConfigError(f"trainer.run.name must be a plain name without slashes, not {self.name!r}.")
+        if made := os.environ.get(_FOLDER_VARIABLE):
+            return Path(made)
+        number = 1
+        while True:
+            folder = Path(self.root) / (self.name if number == 1 else f"{self.name}-{number}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise ConfigError(f"The run's folder {folder} can't be made: {error}. Set trainer.run.root.") from error
+            else:
+                return folder
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it; reads data only, never code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint atomically."""
+        checkpoints.atomic_write(Path(path), lambda part: torch.save(checkpoint, part))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU."""
+        return checkpoints.load_training_checkpoint(Path(path))
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer, set up for MLLM studies.
+
+    Args:
+        run: Name, folder and tracking of the run.
+        logger: Lightning loggers instead of `metrics.csv` and W&B; False for none.
+        kwargs: Lightning's own options.
+    """
+
+    def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
+        self.run = run
+        self.writes_run = not kwargs.get("fast_dev_run") and logger is None
+        if self.writes_run:
+            folder = run.make_folder()
+            kwargs["default_root_dir"] = folder
+            logger = make_loggers(
+                folder, name=folder.name, group=run.group, tags=run.tags, mode=run.wandb, project=run.project
+            )
+        plugins = [*_as_list(kwargs.pop("plugins", None)), AtomicCheckpointIO()]
+        # our DataModules share each batch over the processes themselves: nothing is counted twice
+        super().__init__(logger=logger, use_distributed_sampler=False, plugins=plugins, **kwargs)
+        if self.writes_run:
+            os.environ[_FOLDER_VARIABLE] = str(self.default_root_dir)
+
+    def fit(  # type: ignore[override]  # a superset, by keyword
+        self,
+        model: MLLMModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        *,
+        test_before: bool = False,
+        test_after: bool = False,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: The module.
+            train_dataloaders: As in Lightning.
+            val_dataloaders: As in Lightning.
+            datamodule: The data.
+            ckpt_path: Checkpoint to go on from; without it training starts anew.
+            test_before: First evaluate the untouched model on the validation split (as step 0) and on the test split
+                (as `zero_shot/...`).
+            test_after: Evaluate the trained model on the test split.
+        """
+        if test_before and ckpt_path is None:
+            self.validate(model, dataloaders=val_dataloaders, datamodule=datamodule, verbose=False)
+            model.test_prefix = "zero_shot"
+            self.test(model, datamodule=datamodule, verbose=False)
+            model.test_prefix = "test"
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+        if test_after:
+            self.test(model, datamodule=datamodule, verbose=False)
+
+    def export(
+        self,
+        model: MLLMModule,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        *,
+        output: str,
+        dtype: DType | Literal["checkpoint"] = "checkpoint",
+    ) -> list[Path]:
+        """Write a trained model as a Hugging Face folder, with the projector alone and a PEFT adapter beside it.
+
+        Args:
+            model: The module, as it was trained.
+            datamodule: Not used.
+            ckpt_path: Training checkpoint; without it the untouched model is exported.
+            output: Folder to make.
+            dtype: In which the weights are written; by default that of the frozen weights.
+
+        Returns:
+            What was written.
+        """
+        model.configure_model()
+        if ckpt_path is not None:
+            content = checkpoints.load_training_checkpoint(Path(ckpt_path))
+            model.on_load_checkpoint(content)
+            model.load_state_dict(content["state_dict"])
+        weights_dtype = model.adapted.dtype if dtype == "checkpoint" else resolve_dtype(dtype, "cpu")
+        written = export(model.backbone, Path(output), source=model.source, dtype=weights_dtype)
+        for path in written:
+            log.info("Exported %s", path)
+        return written
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | Mapping) else [value]

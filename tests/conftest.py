@@ -1,0 +1,46 @@
+"""Checkpoints that the whole suite shares; each is built once, and only if a test asks for it."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from lightning_mllm.models.tiny import Chat, TinyFamily, build_tiny_checkpoint
+
+TinyBuilder = Callable[[TinyFamily, Chat], str]
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyBuilder:
+    """A function from family and chat style to the path of a tiny checkpoint."""
+
+    @cache
+    def build(family: TinyFamily, chat: Chat) -> str:
+        return str(build_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / f"{family}-{chat}", family, chat))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tiny_checkpoint: TinyBuilder) -> str:
+    return tiny_checkpoint("llava", "vicuna")
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_llama3(tiny_checkpoint: TinyBuilder) -> str:
+    return tiny_checkpoint("llava", "llama3")
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_next(tiny_checkpoint: TinyBuilder) -> str:
+    return tiny_checkpoint("llava_next", "vicuna")
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_next_llama3(tiny_checkpoint: TinyBuilder) -> str:
+    return tiny_checkpoint("llava_next", "llama3")
