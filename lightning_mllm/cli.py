@@ -24,12 +24,17 @@ from lightning_mllm.tracking.secrets import mask_secrets
 from lightning_mllm.trainer import Trainer
 
 
-def default_callbacks() -> list[Callback]:
-    """Return what every run does unless the config names another callback of the same class."""
+def default_callbacks(writes: bool) -> list[Callback]:
+    """Return what every run does, unless the config names another callback of the same class.
+
+    Args:
+        writes: Whether the run keeps files; a trial with `fast_dev_run` does not.
+    """
+    shows: list[Callback] = [RichProgressBar(), FreezeAudit(), Throughput()]
+    if not writes:
+        return shows
     return [
-        RichProgressBar(),
-        FreezeAudit(),
-        Throughput(),
+        *shows,
         LearningRateMonitor("step"),
         PredictionTable(),
         EvaluationReport(),
@@ -39,18 +44,20 @@ def default_callbacks() -> list[Callback]:
 
 
 class Parser(LightningArgumentParser):
-    """Completes the message about a misspelt option with the nearest right one."""
+    """Says what is wrong without the pages of usage, and names the option nearest to a misspelt one."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Exit with status 2 and a message."""
-        for pattern in (r"unrecognized arguments: --(\S+)", r'Key "([^"]+)"', r"Option '([^']+)' is not accepted"):
-            if match := re.search(pattern, message):
-                message += self._nearest(match[1].partition("=")[0])
-                break
-        return super().error(message, ex)
+        if match := re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", message):
+            message += self._nearest(match[1])
+        if not self.exit_on_error:
+            return super().error(message, ex)
+        sys.stderr.write(f"error: {message}\nFor all options: {self.prog} --help\n")
+        sys.exit(2)
 
     def _nearest(self, key: str) -> str:
-        known = {action.dest for action in self._actions}
+        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
+        known = {action.dest for parser in parsers for action in parser._actions}
         found = difflib.get_close_matches(key, known, n=1)
         return f'\nDid you mean "{found[0]}"?' if found else ""
 
@@ -77,7 +84,8 @@ class CLI(LightningCLI):
             parser_class=Parser,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            parser_kwargs={"parser_mode": "omegaconf"},
+            parser_kwargs={"parser_mode": "omegaconf", "allow_abbrev": False},
+            auto_configure_optimizers=False,
             seed_everything_default=0,
             args=args,
         )
@@ -95,17 +103,18 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the default callbacks that the config does not replace."""
         config = self._get(self.config_init, "trainer")
-        configured = tuple(type(callback) for callback in config.get("callbacks") or ())
-        extra = [callback for callback in default_callbacks() if not isinstance(callback, configured)]
-        return super().instantiate_trainer(callbacks=[*(config.get("callbacks") or ()), *extra], **kwargs)
+        chosen = list(config.get("callbacks") or ())
+        extra = default_callbacks(writes=not config.get("fast_dev_run"))
+        chosen += [callback for callback in extra if not isinstance(callback, tuple(map(type, chosen)))]
+        return super().instantiate_trainer(callbacks=chosen, **kwargs)
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of `lightning` and `lightning-mllm`."""
-    args = sys.argv[1:] if args is None else args
+    arguments = sys.argv[1:] if args is None else args
     try:
-        if args[:1] == ["tiny"]:
-            auto_cli(build_tiny_checkpoint, args=args[1:], as_positional=True)
+        if arguments[:1] == ["tiny"]:
+            auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True)
         else:
             CLI(args)
     except UserError as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
@@ -47,15 +48,15 @@ class Run:
     wandb: WandbMode = "auto"
 
     def make_folder(self) -> Path:
-        """Make the run's folder and return it; all processes of the run get the same.
+        """Make the run's folder and return it; the other processes of the run make none.
 
         Raises:
             ConfigError: The name is no plain folder name, or the root can't be written.
         """
         if not self.name or self.name != Path(self.name).name:
             raise ConfigError(f"trainer.run.name must be a plain name without slashes, not {self.name!r}.")
-        if made := os.environ.get(_FOLDER_VARIABLE):
-            return Path(made)
+        if rank_zero_only.rank != 0:
+            return Path(os.environ.get(_FOLDER_VARIABLE, f"{self.root}/{self.name}"))
         number = 1
         while True:
             folder = Path(self.root) / (self.name if number == 1 else f"{self.name}-{number}")
@@ -66,6 +67,7 @@ class Run:
             except OSError as error:
                 raise ConfigError(f"The run's folder {folder} can't be made: {error}. Set trainer.run.root.") from error
             else:
+                os.environ[_FOLDER_VARIABLE] = str(folder)
                 return folder
 
 
@@ -91,9 +93,9 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
-        self.run = run
-        self.writes_run = not kwargs.get("fast_dev_run") and logger is None
-        if self.writes_run:
+        if kwargs.get("fast_dev_run"):
+            logger = False
+        if logger is None:
             folder = run.make_folder()
             kwargs["default_root_dir"] = folder
             logger = make_loggers(
@@ -101,9 +103,9 @@ class Trainer(L.Trainer):
             )
         plugins = [*_as_list(kwargs.pop("plugins", None)), AtomicCheckpointIO()]
         # our DataModules share each batch over the processes themselves: nothing is counted twice
-        super().__init__(logger=logger, use_distributed_sampler=False, plugins=plugins, **kwargs)
-        if self.writes_run:
-            os.environ[_FOLDER_VARIABLE] = str(self.default_root_dir)
+        super().__init__(
+            logger=logger, use_distributed_sampler=False, enable_model_summary=False, plugins=plugins, **kwargs
+        )
 
     def fit(  # type: ignore[override]  # a superset, by keyword
         self,
@@ -129,6 +131,9 @@ class Trainer(L.Trainer):
             test_after: Evaluate the trained model on the test split.
         """
         if test_before and ckpt_path is None:
+            model.trainer = self
+            model.configure_model()
+            model.check_trainable()
             self.validate(model, dataloaders=val_dataloaders, datamodule=datamodule, verbose=False)
             model.test_prefix = "zero_shot"
             self.test(model, datamodule=datamodule, verbose=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -113,7 +114,7 @@ class Collator:
 
     def _process_images(self, samples: Sequence[Sample]) -> BatchFeature:
         pictures = [
-            apply_geometry(open_image(image, f"Image {k} of sample {sample.id!r}"), self.geometry, self._fill)
+            apply_geometry(open_image(image, _name(sample, image, k)), self.geometry, self._fill)
             for sample in samples
             for k, image in enumerate(sample.images, 1)
         ]
@@ -172,3 +173,7 @@ class Collator:
                 f"The label {sample.label!r} of sample {sample.id!r} is none of the {len(self.label_names)} classes."
             )
         return self._targets[sample.label]
+
+
+def _name(sample: Sample, image: object, k: int) -> str:
+    return f"{image} (sample {sample.id!r})" if isinstance(image, Path) else f"Image {k} of sample {sample.id!r}"

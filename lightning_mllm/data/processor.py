@@ -24,7 +24,15 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
+        config = AutoConfig.from_pretrained(checkpoint, **options)
+        if not hasattr(config, "vision_config"):
+            raise CheckpointError(
+                f"{checkpoint!r} is a text-only checkpoint (model type {config.model_type!r}). "
+                "Choose a multimodal one, e.g. llava-hf/llava-1.5-7b-hf."
+            )
         processor = AutoProcessor.from_pretrained(checkpoint, **options)
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(_unreadable(checkpoint, error)) from error
     if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
@@ -76,8 +84,8 @@ def _check(processor: ProcessorMixin, checkpoint: str) -> None:
 
 
 def _unreadable(checkpoint: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return (
-        f"No multimodal checkpoint can be read from {checkpoint!r}: {reason} "
+        f"No multimodal checkpoint can be read from {checkpoint!r}: {reason}. "
         "Give a hub id such as llava-hf/llava-1.5-7b-hf, or a folder with config.json, tokenizer and processor files."
     )

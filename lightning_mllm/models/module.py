@@ -125,16 +125,25 @@ class MLLMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check at set-up what would otherwise fail in the middle of an epoch, and make the metrics."""
         self.configure_model()
-        if stage == "fit" and not self.freeze_report.trainable_names:
+        if stage == "fit":
+            self.check_trainable()
+        if (labels := self.label_set) is not None and not self._scorer_metrics:
+            metrics = {scorer.name: ClassificationMetrics(labels.names) for scorer in self.scorers}
+            self._scorer_metrics.update(metrics)
+
+    def check_trainable(self) -> None:
+        """Refuse to fit a model that can't be fitted.
+
+        Raises:
+            ConfigError: The policy leaves nothing trainable, or the frozen weights are in float16.
+        """
+        if not self.freeze_report.trainable_names:
             raise ConfigError(
                 f"model.policy {self.freeze_report.policy} leaves nothing trainable, so there is nothing to fit. "
                 "Use `lightning test` for zero-shot evaluation, or choose e.g. --model.policy ProjectorOnly."
             )
-        if stage == "fit" and self.adapted.dtype == torch.float16:
+        if self.adapted.dtype == torch.float16:
             raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
-        if (labels := self.label_set) is not None and not self._scorer_metrics:
-            metrics = {scorer.name: ClassificationMetrics(labels.names) for scorer in self.scorers}
-            self._scorer_metrics.update(metrics)
 
     @property
     def label_set(self) -> LabelSet | None:

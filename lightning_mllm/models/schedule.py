@@ -33,7 +33,7 @@ class LearningRates:
     def __post_init__(self) -> None:
         for part, rate in asdict(self).items():
             if not (rate >= 0 and math.isfinite(rate)):
-                raise ConfigError(f"The learning rate of {part} must be a number of at least 0, not {rate}.")
+                raise ConfigError(f"model.learning_rates.{part} must be a number of at least 0, not {rate}.")
 
 
 def parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str, Any]]:

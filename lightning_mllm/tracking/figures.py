@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lightning_mllm.evaluation import ClassificationResult
 
@@ -138,8 +138,8 @@ def prediction_sheet(images: Sequence[Image.Image], captions: Sequence[Caption],
     for axis in axes:
         axis.set_axis_off()
     for axis, picture, caption in zip(axes, images, captions, strict=False):
-        axis.imshow(picture.convert("RGB"))
-        axis.set_anchor("N")
+        side = max(picture.size)
+        axis.imshow(ImageOps.pad(picture.convert("RGB"), (side, side), color="white"))
         _write_caption(axis, caption)
     return _save(figure, output)
 

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from lightning_mllm.callbacks.evaluation_report import per_class, scores_table
+from lightning_mllm.evaluation import ClassificationResult
+from tests.callbacks.conftest import EVALUATED, Study
+
+SCORERS = ("generation", "likelihood")
+
+
+@pytest.mark.parametrize("stage", ["val-step0", "zero_shot-step0", "val-step4", "test-step4"])
+def test_each_evaluation_has_scores_with_n_and_intervals(study: Study, stage: str) -> None:
+    report = json.loads((study.folder / "evaluation" / f"{stage}.json").read_text())
+
+    assert f"{report['stage']}-step{report['step']}" == stage
+    assert set(report["scorers"]) == set(SCORERS)
+    for scores in report["scorers"].values():
+        assert scores["n"] == EVALUATED
+        assert scores["accuracy_interval_95"][0] <= scores["accuracy"] <= scores["accuracy_interval_95"][1]
+        assert 0 <= scores["invalid_rate"] <= 1
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_tables_and_picture_lie_beside_the_scores(study: Study, scorer: str) -> None:
+    stem = study.folder / "evaluation" / f"test-step4-{scorer}"
+    confusion = list(csv.reader(stem.with_name(f"{stem.name}-confusion.csv").open(newline="")))
+    classes = list(csv.DictReader(stem.with_name(f"{stem.name}-per-class.csv").open(newline="")))
+
+    assert (len(confusion), len(confusion[0])) == (11, 12)
+    assert sum(int(cell) for row in confusion[1:] for cell in row[1:]) == EVALUATED
+    assert sum(int(row["true"]) for row in classes) == EVALUATED
+    assert stem.with_name(f"{stem.name}-confusion.png").stat().st_size > 5000
+
+
+def test_per_class_counts_and_f1() -> None:
+    result = ClassificationResult.from_confusion(("a", "b", "c"), np.array([[3, 1, 0, 1], [0, 2, 0, 0], [0, 0, 0, 0]]))
+    _, rows = per_class(result)
+
+    assert rows[0] == ["a", 5, 3, 3, pytest.approx(6 / 8)]
+    assert rows[1] == ["b", 2, 3, 2, pytest.approx(4 / 5)]
+    assert rows[2][:4] == ["c", 0, 0, 0]
+
+
+def test_the_terminal_table_shows_n_scores_and_intervals() -> None:
+    result = ClassificationResult.from_confusion(("a", "b"), np.array([[5, 0, 0], [0, 4, 1]]))
+    table = scores_table("test", {"likelihood": result})
+    cells = [next(iter(column.cells)) for column in table.columns]
+
+    assert cells[:2] == ["likelihood", "10"]
+    assert str(cells[2]).startswith("0.900 [")
+    assert cells[4] == "10.0%"

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lightning_mllm.evaluation import AnswerParser
+from tests.callbacks.conftest import EVALUATED, Study
+
+STAGES = ("val-step0", "zero_shot-step0", "val-step2", "val-step4", "test-step4")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_evaluation_has_a_table_and_the_sanity_check_has_none(study: Study) -> None:
+    assert {path.stem for path in study.folder.glob("predictions/*.csv")} == set(STAGES)
+    assert {path.stem for path in study.folder.glob("predictions/*.png")} == set(STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_table_has_every_evaluated_sample_in_the_order_of_the_data(study: Study, stage: str) -> None:
+    table = rows(study.folder / "predictions" / f"{stage}.csv")
+    samples = study.data.samples["val" if stage.startswith("val") else "test"]
+    labels = {sample.id: sample.label for sample in samples}
+    order = [sample.id for sample in samples]
+    positions = [order.index(row["sample_id"]) for row in table]
+
+    assert len(table) == EVALUATED
+    assert positions == sorted(positions)
+    assert [row["target"] for row in table] == [labels[row["sample_id"]] for row in table]
+
+
+def test_answer_prediction_and_correctness_agree(study: Study) -> None:
+    names = study.data.label_set.names if study.data.label_set else ()
+    parser = AnswerParser(names)
+    for row in rows(study.folder / "predictions" / "test-step4.csv"):
+        for scorer in ("generation", "likelihood"):
+            parsed = parser.parse(row[f"{scorer}/answer"])
+            assert row[f"{scorer}/prediction"] == ("" if parsed < 0 else names[parsed])
+            assert row[f"{scorer}/correct"] == str(row[f"{scorer}/prediction"] == row["target"])
+
+
+def test_the_table_gives_the_accuracy_of_the_module(study: Study) -> None:
+    table = rows(study.folder / "predictions" / "test-step4.csv")
+    for scorer, result in study.module.results.items():
+        share = sum(row[f"{scorer}/correct"] == "True" for row in table) / len(table)
+        assert share == pytest.approx(result.accuracy)
+
+
+def test_the_sheet_is_a_picture(study: Study) -> None:
+    with Image.open(study.folder / "predictions" / "test-step4.png") as sheet:
+        assert len(sheet.convert("RGB").getcolors(maxcolors=10**6) or []) > 50

@@ -1,0 +1,322 @@
+import logging
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, ProcessorMixin
+
+from lightning_mllm.data import (
+    VICUNA_SYSTEM,
+    ClassificationPrompt,
+    Collator,
+    ConversationPrompt,
+    PlainPrompt,
+    load_processor,
+)
+from lightning_mllm.data.collator import PaddingSide
+from lightning_mllm.data.geometry import Geometry, apply_geometry, fill_colour
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Sample, Segment, Turn
+from tests.conftest import TinyBuilder
+from tests.data.conftest import CHECKPOINTS, chat_sample, picture
+
+NAMES = ("Bell pepper leaf", "three", "two")
+TEXT_ONLY = Sample(id="text", conversation=[Turn("user", "Is there any?"), Turn("assistant", "no")])
+
+
+def labelled(name: str = "a", label: str = "two", images: int = 1) -> Sample:
+    return Sample(id=name, images=[picture(40, 30 + 20 * k) for k in range(images)], label=label)
+
+
+def collate(collator: Collator, *samples: Sample) -> MultimodalBatch:
+    return collator([(0, sample) for sample in samples])
+
+
+def decode(processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment, row: int = 0) -> str:
+    return str(processor.tokenizer.decode(batch.input_ids[row][batch.spans[segment][row]]))
+
+
+def tokens(batch: MultimodalBatch, row: int) -> list[int]:
+    return batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
+
+
+class TestSpans:
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("images", [0, 1, 3])
+    def test_every_span_decodes_to_its_text(self, processor: ProcessorMixin, side: PaddingSide, images: int) -> None:
+        prompt = ClassificationPrompt(task="plant leaf diseases", system=VICUNA_SYSTEM)
+        collator = Collator(processor, prompt, NAMES, padding_side=side)
+        sample, other = labelled(images=images, label="Bell pepper leaf"), labelled("b", images=4)
+
+        batch = collate(collator, sample, other)
+
+        question = prompt.dialogue(sample, NAMES, 0).turns[0].text
+        assert decode(processor, batch, Segment.QUESTION).strip() == question
+        assert decode(processor, batch, Segment.INSTRUCTION).strip() == prompt.instruction
+        assert decode(processor, batch, Segment.SYSTEM).strip() == VICUNA_SYSTEM
+        answer = batch.input_ids[0][batch.spans[Segment.ANSWER][0]]
+        assert processor.tokenizer.decode(answer[:-1]).strip() == "Bell pepper leaf"
+        assert answer[-1] == batch.end_id
+        image_token = processor.tokenizer.convert_tokens_to_ids("<image>")
+        assert torch.equal(batch.spans[Segment.IMAGE], batch.input_ids == image_token)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_in_a_conversation_each_span_has_the_texts_of_all_turns(
+        self, processor: ProcessorMixin, side: PaddingSide
+    ) -> None:
+        batch = collate(Collator(processor, ConversationPrompt(), padding_side=side), chat_sample(images=3), TEXT_ONLY)
+
+        question = decode(processor, batch, Segment.QUESTION)
+        assert question.startswith("Which colour? Rot, grün — oder 赤?")
+        assert question.rstrip().endswith("And the other one")
+        assert decode(processor, batch, Segment.INSTRUCTION).strip() == "Answer with one word."
+        assert decode(processor, batch, Segment.QUESTION, row=1).strip() == "Is there any?"
+        assert not batch.spans[Segment.IMAGE][1].any()
+
+    def test_segments_do_not_overlap(self, processor: ProcessorMixin) -> None:
+        prompt = ClassificationPrompt(system="Be brief.")
+        batch = collate(Collator(processor, prompt, NAMES), labelled())
+
+        parts = [batch.spans[segment] for segment in Segment if segment is not Segment.LAST]
+        assert torch.stack(parts).sum(dim=0).max() == 1
+
+    def test_last_is_the_position_before_the_last_answer(self, processor: ProcessorMixin) -> None:
+        batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY)
+
+        for row in range(2):
+            (last,) = batch.spans[Segment.LAST][row].nonzero().flatten().tolist()
+            behind = batch.input_ids[row, last + 1 :][batch.attention_mask[row, last + 1 :].bool()]
+            assert processor.tokenizer.decode(behind[:-1]).strip() == ("blue", "no")[row]
+            assert not batch.spans[Segment.ANSWER][row, last]
+
+    def test_the_prompts_of_a_batch_end_where_generation_starts(self, processor: ProcessorMixin) -> None:
+        batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY).prompts()
+
+        assert batch.spans[Segment.LAST][:, -1].all()
+
+
+class TestLoss:
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_loss_is_on_answers_and_their_end_alone(self, processor: ProcessorMixin, side: PaddingSide) -> None:
+        batch = collate(Collator(processor, ConversationPrompt(), padding_side=side), chat_sample(), TEXT_ONLY)
+
+        carrying = batch.labels != IGNORE_INDEX
+        assert torch.equal(carrying, batch.spans[Segment.ANSWER])
+        assert torch.equal(batch.labels[carrying], batch.input_ids[carrying])
+        text = processor.tokenizer.decode(batch.labels[0][carrying[0]])
+        end = processor.tokenizer.decode(batch.end_id)
+        assert text.replace(" ", "") == f"Red.{end}blue{end}"
+
+    def test_the_end_token_stands_once_behind_each_answer(self, processor: ProcessorMixin) -> None:
+        batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY)
+
+        in_answers = (batch.labels == batch.end_id).sum(dim=1).tolist()
+        assert in_answers == [2, 1]
+        assert batch.end_id == processor.tokenizer.eos_token_id
+
+    def test_plain_carries_loss_on_label_and_newline(self, processor: ProcessorMixin) -> None:
+        batch = collate(Collator(processor, PlainPrompt(), NAMES), labelled())
+
+        assert decode(processor, batch, Segment.ANSWER) == "two\n"
+        assert batch.input_ids[0, 0] == processor.tokenizer.bos_token_id
+        rest = ~(batch.spans[Segment.IMAGE] | batch.spans[Segment.ANSWER])
+        assert rest.sum() == 1  # BOS: no question, no system text, no end of sequence
+
+
+class TestSequence:
+    def test_a_sample_has_the_same_tokens_on_either_side_and_in_any_company(self, processor: ProcessorMixin) -> None:
+        right, left = (Collator(processor, ConversationPrompt(), padding_side=side) for side in ("right", "left"))
+        sample = chat_sample()
+
+        alone = collate(right, sample)
+        together = collate(left, TEXT_ONLY, chat_sample("longer", images=4), sample)
+
+        assert tokens(alone, 0) == tokens(together, 2)
+        for segment in Segment:
+            real = together.attention_mask[2].bool()
+            assert torch.equal(alone.spans[segment][0], together.spans[segment][2][real])
+
+    def test_ids_and_pixels_equal_those_of_transformers(self, processor: ProcessorMixin) -> None:
+        geometry = Geometry.TILES if "Next" in type(processor).__name__ else Geometry.SQUASH
+        sample = Sample(
+            id="a",
+            images=[picture(28, 28), picture(64, 64)],
+            conversation=[Turn("user", "What is it?", images=2), Turn("assistant", "two")],
+        )
+        content = [{"type": "image", "image": image} for image in sample.images] + [
+            {"type": "text", "text": "What is it?"}
+        ]
+
+        batch = collate(Collator(processor, ConversationPrompt(), geometry=geometry), sample).prompts()
+
+        messages: list[Any] = [{"role": "user", "content": content}]
+        theirs: Any = processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        assert torch.equal(batch.input_ids, theirs["input_ids"])
+        for name, value in batch.vision.items():
+            assert torch.equal(value, theirs[name]), name
+
+    def test_there_is_one_bos(self, processor: ProcessorMixin) -> None:
+        batch = collate(Collator(processor, ConversationPrompt(system="Be brief.")), chat_sample(), TEXT_ONLY)
+
+        assert (batch.input_ids == processor.tokenizer.bos_token_id).sum(dim=1).tolist() == [1, 1]
+
+    @pytest.mark.parametrize(("family", "chat"), CHECKPOINTS)
+    def test_the_model_takes_mixed_batches(self, tiny_checkpoint: TinyBuilder, family: str, chat: str) -> None:
+        path = tiny_checkpoint(family, chat)  # type: ignore[arg-type]
+        collator = Collator(load_processor(path), ConversationPrompt(), padding_side="left")
+        model = AutoModelForImageTextToText.from_pretrained(path)
+
+        batch = collate(collator, TEXT_ONLY, chat_sample(images=3), chat_sample("wide", images=1))
+        text_batch = collate(collator, TEXT_ONLY)
+
+        with torch.no_grad():
+            logits = model(**batch.model_inputs()).logits
+            assert model(**text_batch.model_inputs()).logits.isfinite().all()
+        assert logits.shape[:2] == batch.input_ids.shape
+        assert text_batch.vision == {}
+
+    def test_tiles_are_padded_to_the_batch(self, tiny_llava_next: str) -> None:
+        collator = Collator(load_processor(tiny_llava_next), PlainPrompt(), NAMES)
+        narrow = Sample(id="n", images=[picture(28, 56)], label="two")
+        wide = Sample(id="w", images=[picture(200, 210)], label="two")
+
+        batch = collate(collator, narrow, wide)
+
+        assert batch.vision["pixel_values"].shape == (2, 5, 3, 28, 28)
+        assert batch.vision["image_sizes"].tolist() == [[56, 28], [210, 200]]
+
+
+class TestGeometry:
+    def test_padding_reaches_the_model(self, vicuna: ProcessorMixin) -> None:
+        image = picture(60, 20)
+        batch = collate(Collator(vicuna, PlainPrompt(), NAMES), Sample(id="a", images=[image], label="two"))
+
+        padded = apply_geometry(image, Geometry.PAD, fill_colour(vicuna))
+        expected = vicuna.image_processor([padded], return_tensors="pt")["pixel_values"]
+        assert torch.equal(batch.vision["pixel_values"], expected)
+
+    def test_tiles_need_a_family_that_makes_them(self, vicuna: ProcessorMixin) -> None:
+        with pytest.raises(ConfigError, match="'tiles' needs a processor that cuts tiles"):
+            Collator(vicuna, PlainPrompt(), geometry=Geometry.TILES)
+
+    def test_a_square_geometry_with_llava_next_makes_the_picture_square_first(self, tiny_llava_next: str) -> None:
+        collator = Collator(load_processor(tiny_llava_next), PlainPrompt(), NAMES, geometry=Geometry.PAD)
+
+        batch = collate(collator, Sample(id="a", images=[picture(90, 30)], label="two"))
+
+        assert batch.vision["image_sizes"].tolist() == [[90, 90]]
+
+
+class TestLength:
+    def test_an_overlong_question_loses_its_front_and_nothing_else(
+        self, processor: ProcessorMixin, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        prompt = ClassificationPrompt(task="many things " * 20)
+        full = collate(Collator(processor, prompt, NAMES), labelled())
+        limit = full.input_ids.shape[1] - 30
+        collator = Collator(processor, prompt, NAMES, max_length=limit)
+
+        with caplog.at_level(logging.WARNING):
+            cut = collate(collator, labelled())
+            collate(collator, labelled("again"))
+
+        assert cut.input_ids.shape[1] == limit
+        for segment in set(Segment) - {Segment.QUESTION}:
+            assert cut.spans[segment].sum() == full.spans[segment].sum(), segment
+        assert decode(processor, full, Segment.QUESTION).endswith(decode(processor, cut, Segment.QUESTION))
+        assert collator.shortened == 2
+        assert len(caplog.records) == 1
+        assert "'a'" in caplog.text
+
+    def test_what_cannot_be_cut_is_refused(self, processor: ProcessorMixin) -> None:
+        collator = Collator(processor, ClassificationPrompt(), NAMES, max_length=40)
+
+        with pytest.raises(DataError, match=r"Sample 'a' has \d+ tokens .* max_length is 40, and only the question"):
+            collate(collator, labelled())
+
+    def test_a_class_name_longer_than_the_context_is_refused(self, vicuna: ProcessorMixin) -> None:
+        collator = Collator(vicuna, PlainPrompt(), ("leaf " * 300, "two"), max_length=200)
+
+        with pytest.raises(DataError, match=r"class name 'leaf leaf .* tokens, but the context ends at 200"):
+            collator.label_set(labelled())
+
+    def test_max_length_and_padding_side_are_checked(self, vicuna: ProcessorMixin) -> None:
+        with pytest.raises(ConfigError, match="max_length is 0"):
+            Collator(vicuna, PlainPrompt(), max_length=0)
+        with pytest.raises(ConfigError, match="padding_side is 'middle'"):
+            Collator(vicuna, PlainPrompt(), padding_side="middle")  # type: ignore[arg-type]
+
+
+class TestLabels:
+    @pytest.mark.parametrize("prompt", [ClassificationPrompt(), PlainPrompt()], ids=["classification", "plain"])
+    def test_label_tokens_are_those_behind_the_prompt(
+        self, processor: ProcessorMixin, prompt: ClassificationPrompt | PlainPrompt
+    ) -> None:
+        collator = Collator(processor, prompt, NAMES)
+
+        labels = collator.label_set(labelled())
+
+        assert labels.names == NAMES
+        for name, ids in zip(NAMES, labels.token_ids, strict=True):
+            batch = collate(collator, labelled("other", label=name, images=2))
+            assert tuple(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == ids
+            assert ids[-1] == collator.end_id
+            assert batch.targets.tolist() == [NAMES.index(name)]
+
+    def test_without_labels_there_are_no_targets(self, vicuna: ProcessorMixin) -> None:
+        assert collate(Collator(vicuna, ConversationPrompt()), chat_sample()).targets.tolist() == [-1]
+
+    def test_an_unknown_label_is_refused(self, vicuna: ProcessorMixin) -> None:
+        with pytest.raises(DataError, match="'seven' of sample 'a' is none of the 3 classes"):
+            collate(Collator(vicuna, PlainPrompt(), NAMES), labelled(label="seven"))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "turns",
+        [
+            [Turn("user", "See <image> here", images=1), Turn("assistant", "yes")],
+            [Turn("user", "Which?", "Say </s>", images=1), Turn("assistant", "yes")],
+            [Turn("user", "Which?", images=1), Turn("assistant", "yes<s>")],
+        ],
+        ids=["question", "instruction", "answer"],
+    )
+    def test_special_tokens_in_texts_are_refused(self, vicuna: ProcessorMixin, turns: Sequence[Turn]) -> None:
+        sample = Sample(id="odd", images=[picture()], conversation=turns)
+
+        with pytest.raises(DataError, match=r"of sample 'odd' contains .* special token"):
+            collate(Collator(vicuna, ConversationPrompt()), sample)
+
+    def test_images_and_placeholders_must_match(self, vicuna: ProcessorMixin) -> None:
+        sample = replace(chat_sample(), images=[picture()])
+
+        with pytest.raises(DataError, match="have 2 image placeholders, but the sample has 1 images"):
+            collate(Collator(vicuna, ConversationPrompt()), sample)
+
+    def test_a_bad_image_is_named(self, vicuna: ProcessorMixin) -> None:
+        collator = Collator(vicuna, PlainPrompt(), NAMES)
+
+        with pytest.raises(DataError, match="Image 1 of sample 'tiny': is 1 x 1 pixels"):
+            collate(collator, Sample(id="tiny", images=[Image.new("RGB", (1, 1))], label="two"))
+        with pytest.raises(DataError, match=r"gone\.png \(sample 'gone'\): does not exist"):
+            collate(collator, Sample(id="gone", images=[Path("gone.png")], label="two"))
+
+
+def test_a_collator_can_be_sent_to_workers(processor: ProcessorMixin) -> None:
+    collator = Collator(processor, ConversationPrompt())
+    batch = collate(collator, chat_sample())
+
+    again = collate(pickle.loads(pickle.dumps(collator)), chat_sample())
+
+    assert torch.equal(batch.input_ids, again.input_ids)

@@ -1,0 +1,168 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_mllm.data import images
+from lightning_mllm.data.images import check_images, open_image
+from lightning_mllm.errors import DataError
+from tests.data.conftest import picture
+
+ROTATED_BY_90 = 6  # EXIF orientation: the camera lay on its side
+
+
+def saved(folder: Path, name: str, image: Image.Image | None = None, **options: Any) -> Path:
+    path = folder / name
+    (image or picture()).save(path, **options)
+    return path
+
+
+def truncated(folder: Path, name: str) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    path = saved(folder, name, Image.fromarray(noise))
+    path.write_bytes(path.read_bytes()[:-2000])
+    return path
+
+
+class TestOpening:
+    @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "PA"])
+    def test_every_mode_becomes_rgb(self, mode: str) -> None:
+        opened = open_image(
+            Image.new("L", (6, 4), 255).convert("RGB").convert(mode if mode not in {"LA", "PA"} else "L").convert(mode)
+        )
+
+        assert opened.mode == "RGB"
+        assert opened.size == (6, 4)
+        assert opened.getpixel((0, 0)) == (255, 255, 255)
+
+    def test_cmyk_files_keep_their_colour(self, tmp_path: Path) -> None:
+        path = saved(tmp_path, "a.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
+
+        red, green, blue = np.asarray(open_image(path))[8, 8].tolist()
+
+        assert red > 200
+        assert max(green, blue) < 60
+
+    def test_transparency_is_laid_on_white(self, tmp_path: Path) -> None:
+        path = saved(tmp_path, "a.png", Image.new("RGBA", (4, 4), (255, 0, 0, 0)))
+        palette = Image.new("P", (4, 4), 0)
+        palette.putpalette([10, 20, 30])
+        with_index = saved(tmp_path, "b.png", palette, transparency=0)
+
+        assert open_image(path).getpixel((0, 0)) == (255, 255, 255)
+        assert open_image(with_index).getpixel((0, 0)) == (255, 255, 255)
+
+    def test_16_bits_are_scaled_not_clipped(self, tmp_path: Path) -> None:
+        pixels = np.array([[0, 32768], [65535, 257]], dtype=np.uint16)
+        path = saved(tmp_path, "a.png", Image.fromarray(pixels))
+
+        assert np.asarray(open_image(path))[..., 0].tolist() == [[0, 127], [255, 1]]
+
+    def test_pixels_of_unknown_scale_are_refused(self) -> None:
+        with pytest.raises(DataError, match=r"mode 'F' from 0\.0 to 0\.0, whose scale is unknown"):
+            open_image(Image.new("F", (4, 4)))
+
+    def test_the_exif_rotation_is_applied(self, tmp_path: Path) -> None:
+        image = picture(40, 20)
+        exif = image.getexif()
+        exif[0x0112] = ROTATED_BY_90
+        path = saved(tmp_path, "a.jpg", image, exif=exif)
+
+        assert open_image(path).size == (20, 40)
+
+    def test_of_an_animation_the_first_frame_is_taken(self, tmp_path: Path) -> None:
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        path = saved(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
+
+        assert open_image(path).getpixel((0, 0)) == (255, 0, 0)
+
+    def test_a_picture_in_memory_is_not_changed(self) -> None:
+        image = picture()
+        open_image(image).putpixel((0, 0), (9, 9, 9))
+        assert image.getpixel((0, 0)) == (0, 0, 0)
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    empty, text = folder / "empty.jpg", folder / "text.png"
+    empty.touch()
+    text.write_text("<html>not found</html>")
+    return {
+        "has zero bytes": empty,
+        "is not an image": text,
+        "truncated": truncated(folder, "cut.jpg"),
+        "cut.png": truncated(folder, "cut.png"),
+        "is 1 x 1 pixels": saved(folder, "dot.png", Image.new("RGB", (1, 1))),
+        r"is too large \(30000 x 10 pixels\)": saved(folder, "wide.png", Image.new("L", (30_000, 10))),
+        "does not exist": folder / "gone.png",
+        "is a folder": folder,
+    }
+
+
+class TestBadFiles:
+    def test_each_is_refused_with_its_name_and_the_reason(self, tmp_path: Path) -> None:
+        for reason, path in bad_files(tmp_path).items():
+            with pytest.raises(DataError, match=reason) as caught:
+                open_image(path)
+            assert path.name in str(caught.value)
+
+    def test_all_are_reported_at_once(self, tmp_path: Path) -> None:
+        files = bad_files(tmp_path)
+
+        with pytest.raises(DataError, match="8 of 9 image files can't be used") as caught:
+            check_images([*files.values(), saved(tmp_path, "good.jpg")])
+
+        assert all(path.name in str(caught.value) for path in files.values())
+        assert "good.jpg" not in str(caught.value)
+
+    def test_of_many_the_first_twenty_are_listed(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"(?s)30 of 30 .*\.\.\. and 10 more"):
+            check_images([tmp_path / f"{k}.png" for k in range(30)])
+
+    def test_a_decompression_bomb_is_refused_from_its_header(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = saved(tmp_path, "a.png", picture(60, 60))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # what Pillow itself refuses beyond twice
+
+        with pytest.raises(DataError, match=r"a\.png: is too large"):
+            open_image(path)
+        with pytest.raises(DataError, match=r"a\.png: is too large"):
+            check_images([path])
+
+    def test_the_number_of_pixels_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(images, "MAX_PIXELS", 100)
+        with pytest.raises(DataError, match="is too large"):
+            open_image(picture(20, 20))
+
+
+class TestChecking:
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp", "a.tif"])
+    def test_sound_files_pass(self, tmp_path: Path, name: str) -> None:
+        check_images([saved(tmp_path, name)])
+
+    def test_bytes_behind_the_end_are_no_defect(self, tmp_path: Path) -> None:
+        path = saved(tmp_path, "a.jpg")
+        path.write_bytes(path.read_bytes() + bytes(500))
+
+        check_images([path])
+
+    def test_files_must_stay_in_the_root(self, tmp_path: Path) -> None:
+        outside = saved(tmp_path, "a.png")
+        (tmp_path / "root").mkdir()
+        link = tmp_path / "root" / "link.png"
+        link.symlink_to(outside)
+
+        with pytest.raises(DataError, match=r"link\.png: leads out of"):
+            check_images([link], root=tmp_path / "root")
+
+    def test_animations_are_reported(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        path = saved(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
+
+        with caplog.at_level(logging.WARNING):
+            check_images([path, saved(tmp_path, "b.png")])
+
+        assert "1 animated images: only the first frame is used" in caplog.text

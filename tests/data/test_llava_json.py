@@ -1,0 +1,160 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_mllm.data import LlavaJson
+from lightning_mllm.errors import DataError
+from lightning_mllm.types import Segment, Turn
+from tests.data.conftest import picture
+from tests.data.contract import DataModuleContract
+
+Row = dict[str, Any]
+
+
+def row(name: str = "a", image: Any = "a.png", *values: str) -> Row:
+    values = values or ("<image>\nWhat is it?", "two")
+    roles = ("human", "gpt") * len(values)
+    turns = [{"from": role, "value": value} for role, value in zip(roles, values, strict=False)]
+    return {"id": name, "conversations": turns, **({} if image is None else {"image": image})}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    picture(30, 30).save(folder / "a.png")
+    picture(60, 20).save(folder / "sub" / "b.png")
+    return folder
+
+
+def write(path: Path, rows: object) -> str:
+    path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    return str(path)
+
+
+def load(images: Path, rows: object, name: str = "train.json") -> list[Any]:
+    file = write(images.parent / name, rows)
+    module = LlavaJson(train=file, val=file, image_root=str(images), checkpoint="unused")
+    return list(module.load("train"))
+
+
+class TestLlavaJson(DataModuleContract):
+    @pytest.fixture(autouse=True)
+    def _files(self, images: Path) -> None:
+        kinds: list[Callable[[str], Row]] = [
+            row,
+            lambda name: (
+                row(name, ["a.png", "sub/b.png"], "<image><image>Which?", "a", "Why? <image>", "b")
+                | {"image": ["a.png", "sub/b.png", "a.png"]}
+            ),
+            lambda name: row(name, None, "Is there any text?", "no"),
+        ]
+        rows = [kinds[k % 3](f"row-{k}") for k in range(24)]
+        test_rows = [kinds[k % 3](f"test-{k}") for k in range(5)]
+        self.images = images
+        self.train = write(images.parent / "train.json", rows)
+        self.test = write(images.parent / "test.json", test_rows)
+
+    def make(self, checkpoint: str, **options: Any) -> LlavaJson:
+        return LlavaJson(
+            train=self.train, test=self.test, image_root=str(self.images), checkpoint=checkpoint, **options
+        )
+
+    def test_images_and_text_alone_share_batches_only_at_the_end(self, tiny_llava: str) -> None:
+        module = self.make(tiny_llava, batch_size=4)
+        module.setup("fit")
+        kinds = [batch.spans[Segment.IMAGE].any(dim=1) for batch in module.train_dataloader()]
+
+        assert all(kind.all() or not kind.any() for kind in kinds[:-2])
+
+
+def test_rows_become_turns(images: Path) -> None:
+    rows = [row("a", ["a.png", "sub/b.png"], "Both? <image>\n<image>", " yes ", "Sure?", "yes"), row(7, None, "x", "y")]  # type: ignore[arg-type]
+
+    multi, text = load(images, rows)
+
+    assert multi.images == [images / "a.png", images / "sub" / "b.png"]
+    assert multi.conversation == [
+        Turn("user", "Both?", images=2),
+        Turn("assistant", "yes"),
+        Turn("user", "Sure?"),
+        Turn("assistant", "yes"),
+    ]
+    assert text.id == "7"
+    assert not text.images
+
+
+def test_one_row_per_line_is_read_too(images: Path) -> None:
+    lines = "\n".join(json.dumps(row(str(k))) for k in range(3))
+    assert [sample.id for sample in load(images, lines, "train.jsonl")] == ["0", "1", "2"]
+    with pytest.raises(DataError, match=r"train\.jsonl, row 2: malformed JSON"):
+        load(images, json.dumps(row()) + '\n{"id": ', "train.jsonl")
+
+
+BAD_ROWS: dict[str, tuple[Row, str]] = {
+    "no object": (["a"], "a list where an object was expected"),  # type: ignore[dict-item]
+    "no id": ({"conversations": []}, "field 'id': missing"),
+    "image no path": (row(image=3), "field 'image': 3 is not a path"),
+    "image leaving": (row(image="../secret.png"), "field 'image': .* leads out of the image root"),
+    "image absolute": (row(image="/etc/passwd"), "field 'image': .* leads out of the image root"),
+    "image missing": (row(image="gone.png"), "field 'image': .*gone.png does not exist"),
+    "no conversations": ({"id": "a"}, "field 'conversations': None; pairs"),
+    "odd turns": (row("a", None, "hello"), "field 'conversations': 1 turns; pairs"),
+    "wrong order": (
+        {"id": "a", "conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]},
+        r"field 'conversations\[0\]': is from 'gpt', but 'human' was expected",
+    ),
+    "unknown role": (
+        {"id": "a", "conversations": [{"from": "user", "value": "x"}, {"from": "gpt", "value": "y"}]},
+        r"field 'conversations\[0\]': no object with 'from'",
+    ),
+    "empty value": (row("a", None, "x", " "), r"field 'conversations\[1\]': 'value' is missing"),
+    "fewer placeholders": (row("a", "a.png", "What?", "two"), r"fewer <image> placeholders \(0\) than images \(1\)"),
+    "more placeholders": (
+        row("a", "a.png", "<image><image>What?", "two"),
+        r"more <image> placeholders \(2\) than images \(1\)",
+    ),
+    "placeholder in answer": (row("a", "a.png", "What?", "<image>"), r"'conversations\[1\]': <image> in an answer"),
+    "twin": (row("first", None, "x", "y"), "field 'id': 'first' is the id of row 1 too"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_named_with_its_field(images: Path, case: str) -> None:
+    bad, message = BAD_ROWS[case]
+    with pytest.raises(DataError, match=rf"train\.json, row 3.*{message}"):
+        load(images, [row("first"), row("second"), bad])
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [('[{"id": 1}, {"id": 2},\n {"id" 3}]', 3), ('[{"id": 1}', 2), ("not json", 1), ('[{"id": "x}]', 1)],
+)
+def test_malformed_json_is_located(images: Path, text: str, number: int) -> None:
+    with pytest.raises(DataError, match=rf"train\.json, row {number}: malformed JSON"):
+        load(images, text)
+
+
+def test_a_file_must_hold_a_list(images: Path) -> None:
+    with pytest.raises(DataError, match="holds a dict; a list of rows was expected"):
+        load(images, {"id": 1})
+
+
+def test_missing_files_and_splits_are_named(images: Path, tmp_path: Path) -> None:
+    module = LlavaJson(train=str(tmp_path / "gone.json"), checkpoint="unused")
+    with pytest.raises(DataError, match=r"gone\.json does not exist"):
+        module.load("train")
+    with pytest.raises(DataError, match="no 'test' split: set `test`"):
+        module.load("test")
+    file = write(tmp_path / "train.json", [row()])
+    with pytest.raises(DataError, match=r"nowhere is not a folder\. Set `image_root`"):
+        LlavaJson(train=file, image_root=str(tmp_path / "nowhere"), checkpoint="unused").load("train")
+
+
+def test_an_empty_file_is_an_empty_split(images: Path, tiny_llava: str) -> None:
+    file = write(images.parent / "train.json", [])
+    with pytest.raises(DataError, match="The 'train' split of LlavaJson is empty"):
+        LlavaJson(train=file, val=file, checkpoint=tiny_llava).setup("fit")

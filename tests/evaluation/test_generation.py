@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_mllm.evaluation import INVALID, Generation
+from tests.evaluation.conftest import Scene
+
+
+def predict(scene: Scene, scorer: Generation | None = None) -> Any:
+    return (scorer or Generation()).predict(scene.model, scene.tokenizer, scene.batch, scene.labels)
+
+
+def generated(scene: Scene, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> dict[str, Any]:
+    """Make the model say `texts`; returns the options that `generate` will be called with."""
+    seen: dict[str, Any] = {}
+    answers = scene.tokenizer([f" {text}</s>" for text in texts], add_special_tokens=False, padding_side="right")
+    new = torch.tensor(scene.tokenizer.pad(answers, padding_side="right")["input_ids"])
+
+    def generate(**options: Any) -> torch.Tensor:
+        seen.update(options)
+        return torch.cat([options["input_ids"], new], dim=1)
+
+    monkeypatch.setattr(scene.model, "generate", generate)
+    return seen
+
+
+def test_the_class_is_read_from_the_new_tokens(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated(llava, monkeypatch, ['"Two".', "It is zero", "one or two"])
+
+    predictions = predict(llava)
+
+    assert predictions.answers == ('"Two".', "It is zero", "one or two")
+    assert predictions.predicted.tolist() == [2, 0, INVALID]
+    assert predictions.scores is None
+
+
+def test_decoding_is_greedy_and_stops_at_the_answer_end(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    llava.model.generation_config.eos_token_id = [7]
+    seen = generated(llava, monkeypatch, ["one", "one", "one"])
+    predict(llava)
+
+    assert seen["do_sample"] is False
+    assert seen["num_beams"] == 1
+    assert seen["eos_token_id"] == sorted({7, llava.batch.end_id})
+    assert seen["pad_token_id"] == llava.batch.pad_id
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(3, 7), (30, 32), (40, 40)])
+def test_an_answer_is_a_little_longer_than_the_longest_label(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch, longest: int, expected: int
+) -> None:
+    object.__setattr__(llava.labels, "token_ids", ((5,) * longest, (5,)))
+    seen = generated(llava, monkeypatch, ["one", "one", "one"])
+    predict(llava)
+
+    assert seen["max_new_tokens"] == expected
+
+
+def test_the_real_model_follows_its_own_greedy_path(scene: Scene) -> None:
+    predictions = predict(scene, Generation(max_new_tokens=3))
+
+    prompts = scene.batch.prompts()
+    with torch.no_grad():
+        first = scene.model(**prompts.model_inputs()).logits[:, -1].argmax(dim=-1)
+    for answer, token in zip(predictions.answers, first.tolist(), strict=True):
+        assert answer.startswith(scene.tokenizer.batch_decode([[token]], skip_special_tokens=True)[0].strip())
+
+
+def test_sampling_settings_of_the_checkpoint_are_overruled(llava: Scene) -> None:
+    config = llava.model.generation_config
+    config.do_sample, config.temperature, config.top_p = True, 5.0, 0.9
+
+    assert predict(llava).answers == predict(llava).answers

@@ -1,0 +1,28 @@
+"""Batches of real digits for any tiny checkpoint."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_mllm.data import Digits
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch
+
+
+def digits(checkpoint: str) -> Digits:
+    data = Digits(checkpoint=checkpoint, batch_size=8, eval_batch_size=8)
+    data.setup("fit")
+    return data
+
+
+def batch_of(checkpoint: str, size: int = 4) -> MultimodalBatch:
+    """The first training samples of Digits, answers included."""
+    data = digits(checkpoint)
+    return data.collator([(0, sample) for sample in data.samples["train"][:size]])
+
+
+def logits(backbone: Backbone, batch: MultimodalBatch) -> torch.Tensor:
+    """(batch, sequence, vocabulary), by the Hugging Face model's own forward."""
+    with torch.no_grad():
+        output: torch.Tensor = backbone.model(**batch.model_inputs()).logits
+    return output

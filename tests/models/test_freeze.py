@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.freeze import (
+    ByPattern,
+    Everything,
+    FreezePolicy,
+    LLMOnly,
+    Lora,
+    ProjectorAndLLM,
+    ProjectorAndVision,
+    ProjectorOnly,
+    ZeroShot,
+)
+from lightning_mllm.models.loss import answer_loss
+from tests.models.conftest import batch_of
+
+POLICIES: list[tuple[FreezePolicy, set[Part]]] = [
+    (ProjectorOnly(), {Part.PROJECTOR}),
+    (ProjectorAndLLM(), {Part.PROJECTOR, Part.LLM}),
+    (LLMOnly(), {Part.LLM}),
+    (ProjectorAndVision(), {Part.PROJECTOR, Part.VISION}),
+    (Everything(), {Part.PROJECTOR, Part.VISION, Part.LLM}),
+    (Lora(rank=2), {Part.LORA}),
+    (Lora(rank=2, target="vision"), {Part.LORA}),
+    (Lora(rank=2, target="both", projector=True), {Part.LORA, Part.PROJECTOR}),
+    (ByPattern(["linear_1", r"layers\.0\.mlp"]), {Part.PROJECTOR, Part.VISION, Part.LLM}),
+]
+
+
+def _name(value: object) -> str:
+    return str(value)
+
+
+@pytest.fixture(params=["llava", "llava_next"])
+def checkpoint(request: pytest.FixtureRequest, tiny_checkpoint: Callable[..., str]) -> str:
+    return tiny_checkpoint(request.param, "vicuna")
+
+
+@pytest.mark.parametrize(("policy", "parts"), POLICIES, ids=_name)
+def test_a_step_moves_all_that_is_trainable_and_nothing_else(
+    checkpoint: str, policy: FreezePolicy, parts: set[Part]
+) -> None:
+    backbone = Backbone.from_pretrained(checkpoint)
+    report = policy.apply(backbone)
+    before = {name: parameter.detach().clone() for name, parameter in backbone.parameters()}
+    optimizer = torch.optim.SGD([p for _, p in backbone.parameters() if p.requires_grad], lr=1.0)
+
+    for _ in range(2):  # LoRA's second matrix starts at zero, so its first moves from the second step on
+        optimizer.zero_grad()
+        answer_loss(backbone, batch_of(checkpoint)).mean.backward()
+        optimizer.step()
+
+    moved = {name for name, parameter in backbone.parameters() if not torch.equal(parameter, before[name])}
+    never_in_loss = {name for name in report.trainable_names if "k_proj.bias" in name}  # a shift of all keys
+    assert moved - never_in_loss == set(report.trainable_names) - never_in_loss
+    assert report.trainable_parts == parts
+
+
+def test_zero_shot_trains_nothing(tiny_llava: str) -> None:
+    report = ZeroShot().apply(Backbone.from_pretrained(tiny_llava))
+
+    assert report.trainable_names == ()
+    assert report.rows()[-1][2] == 0
+
+
+def test_the_report_counts_every_parameter_once(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+
+    report = ProjectorOnly().apply(backbone)
+
+    *parts, total = report.rows()
+    assert total[1] == sum(p.numel() for p in backbone.model.parameters()) == sum(n for _, n, _, _ in parts)
+    assert total[2] == sum(p.numel() for p in backbone.projector.parameters())
+
+
+def test_ft_proj_of_llava_next_trains_its_row_separator(tiny_llava_next: str) -> None:
+    report = ProjectorOnly().apply(Backbone.from_pretrained(tiny_llava_next))
+
+    assert "model.image_newline" in report.trainable_names
+
+
+def test_a_frozen_tower_builds_no_graph(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+    ProjectorAndLLM().apply(backbone)
+    needs_grad = []
+    backbone.vision_tower.register_forward_hook(
+        lambda _module, _inputs, output: needs_grad.extend(
+            state.requires_grad for state in output.hidden_states if state is not None
+        )
+    )
+
+    answer_loss(backbone, batch_of(tiny_llava))
+
+    assert needs_grad and not any(needs_grad)
+
+
+@pytest.mark.parametrize("target", ["llm", "vision", "both"])
+def test_lora_stays_in_its_part(checkpoint: str, target: str) -> None:
+    backbone = Backbone.from_pretrained(checkpoint)
+
+    report = Lora(rank=2, target=target).apply(backbone)  # type: ignore[arg-type]
+
+    adapted = {"vision": "vision_tower", "llm": "language_model"}
+    expected = set(adapted.values()) if target == "both" else {adapted[target]}
+    assert {word for name in report.trainable_names for word in adapted.values() if word in name} == expected
+    assert not any("projector" in name or "lm_head" in name for name in report.trainable_names)
+
+
+def test_lora_takes_only_the_named_layers_of_its_part(tiny_llava: str) -> None:
+    report = Lora(rank=2, modules=["q_proj", "v_proj"]).apply(Backbone.from_pretrained(tiny_llava))
+
+    assert len(report.trainable_names) == 2 * 2 * 2  # layers x modules x (A, B)
+    assert all("language_model" in name for name in report.trainable_names)
+
+
+def test_untrained_adapters_change_nothing(tiny_llava: str) -> None:
+    plain, adapted = Backbone.from_pretrained(tiny_llava), Backbone.from_pretrained(tiny_llava)
+    Lora(rank=2, target="both").apply(adapted)
+
+    batch = batch_of(tiny_llava)
+
+    assert torch.equal(answer_loss(plain, batch).total, answer_loss(adapted, batch).total)
+
+
+def test_a_policy_applied_twice_is_a_policy_applied_once(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+
+    assert Lora(rank=2).apply(backbone) == Lora(rank=2).apply(backbone)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(tiny_llava: str) -> None:
+    with pytest.raises(ConfigError, match="'mm_projector' matches nothing"):
+        ByPattern(["mm_projector"]).apply(Backbone.from_pretrained(tiny_llava))
+
+
+def test_a_pattern_that_matches_only_what_gets_no_gradient_is_an_error(tiny_llava: str) -> None:
+    with pytest.raises(ConfigError, match="only parameters behind the tapped layer"):
+        ByPattern(["post_layernorm"]).apply(Backbone.from_pretrained(tiny_llava))
+
+
+def test_a_pattern_that_is_no_expression_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        ByPattern(["("])
+
+
+def test_lora_refuses_layers_that_are_not_there(tiny_llava: str) -> None:
+    with pytest.raises(ConfigError, match=r"\['wq'\] are no linear layers"):
+        Lora(modules=["wq"]).apply(Backbone.from_pretrained(tiny_llava))
+
+
+@pytest.mark.parametrize(("options", "message"), [({"rank": 0}, "rank"), ({"dropout": 1.0}, "dropout")])
+def test_lora_refuses_impossible_options(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Lora(**options)  # type: ignore[arg-type]

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightning_mllm.tracking.files import write_json, write_rows
+
+
+def test_rows_are_written_with_header_and_empty_cells_for_nothing(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "new" / "table.csv", ["a", "b"], [["x, y", None], ["z", float("nan")]])
+
+    assert path.read_text().splitlines() == ["a,b", '"x, y",', "z,"]
+
+
+def test_json_has_null_for_nan(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", {"f1": [1.0, float("nan")], "n": 3})
+
+    assert json.loads(path.read_text()) == {"f1": [1.0, None], "n": 3}
+
+
+def test_a_failure_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
+    def failing() -> Iterator[list[int]]:
+        yield [1]
+        raise KeyError("broken")
+
+    path = write_rows(tmp_path / "table.csv", ["a"], [[0]])
+    with pytest.raises(KeyError):
+        write_rows(path, ["a"], failing())
+
+    assert path.read_text().splitlines() == ["a", "0"]
