@@ -40,8 +40,9 @@ class EvaluationReport(L.Callback):
             columns, rows = per_class(result)
             write_rows(folder / f"{title}-per-class.csv", columns, rows)
             picture = confusion_matrix(result, folder / f"{title}-confusion.png", title=title)
-            log_table(trainer.loggers, f"evaluation/{title}/per_class", columns, rows, trainer.global_step)
-            log_image(trainer.loggers, f"evaluation/{title}/confusion", picture, trainer.global_step)
+            key = f"evaluation/{module.stage_name}/{scorer}"
+            log_table(trainer.loggers, f"{key}/per_class", columns, rows, trainer.global_step)
+            log_image(trainer.loggers, f"{key}/confusion", picture, trainer.global_step)
         if trainer.testing:
             Console().print(scores_table(name, module.results))
 

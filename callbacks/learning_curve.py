@@ -8,14 +8,23 @@ from lightning_mllm.callbacks import access
 from lightning_mllm.tracking.figures import learning_curve
 from lightning_mllm.tracking.log import log_image
 
+_FILE = "learning_curve.png"
+
 
 class LearningCurve(L.Callback):
     """Draws `learning_curve.png` from `metrics.csv` when training ends, and again when a test adds its points."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves."""
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._draw(trainer)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the curves again, if there are any."""
+        if trainer.is_global_zero and (access.run_dir(trainer) / _FILE).is_file():
+            self._draw(trainer)
+
+    def _draw(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()
         folder = access.run_dir(trainer)
@@ -23,7 +32,5 @@ class LearningCurve(L.Callback):
             return
         labels = access.label_set(trainer)
         classes = len(labels) if labels is not None else None
-        picture = learning_curve(folder / "metrics.csv", folder / "learning_curve.png", classes=classes)
+        picture = learning_curve(folder / "metrics.csv", folder / _FILE, classes=classes)
         log_image(trainer.loggers, "learning_curve", picture, trainer.global_step)
-
-    on_test_end = on_fit_end

@@ -79,7 +79,8 @@ class PredictionTable(L.Callback):
         columns = ["sample_id", "target"]
         for verdict in rows[0].verdicts:
             columns += [f"{verdict.scorer}/{field}" for field in ("answer", "prediction", "correct")]
-        name = access.stem(trainer, access.mllm(pl_module))
+        module = access.mllm(pl_module)
+        name, stage = access.stem(trainer, module), module.stage_name
         path = access.run_dir(trainer) / "predictions" / f"{name}.csv"
         write_rows(path, columns, [row.cells() for row in ordered])
 
@@ -88,10 +89,10 @@ class PredictionTable(L.Callback):
             return
         pictures = [_picture(samples[row.sample_id]) for row in shown]
         table = [[picture, row.prompt, *row.cells()] for picture, row in zip(pictures, shown, strict=True)]
-        log_table(trainer.loggers, f"predictions/{name}", ["image", "prompt", *columns], table, trainer.global_step)
+        log_table(trainer.loggers, f"predictions/{stage}", ["image", "prompt", *columns], table, trainer.global_step)
         captions = [Caption(row.prompt, row.target, row.verdicts) for row in shown]
         sheet = prediction_sheet(pictures, captions, path.with_suffix(".png"), title=name)
-        log_image(trainer.loggers, f"predictions/{name}/sheet", sheet, trainer.global_step)
+        log_image(trainer.loggers, f"predictions/{stage}/sheet", sheet, trainer.global_step)
 
     on_test_end = on_validation_end
 

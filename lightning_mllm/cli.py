@@ -39,7 +39,6 @@ def default_callbacks(writes: bool) -> list[Callback]:
         PredictionTable(),
         EvaluationReport(),
         LearningCurve(),
-        ModelCheckpoint(filename="{epoch}-{step}", save_last=True, save_top_k=1),
     ]
 
 
@@ -96,12 +95,16 @@ class CLI(LightningCLI):
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Name the checkpoint once."""
+        """Name the model's checkpoint once; add the section on when training checkpoints are written."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpointing")
+        parser.set_defaults({"checkpointing.save_last": True})
         for option in ("checkpoint", "revision", "trust_remote_code"):
             parser.link_arguments(f"model.{option}", f"data.init_args.{option}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the default callbacks that the config does not replace."""
+        if self.subcommand == "export":
+            return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
         chosen = list(config.get("callbacks") or ())
         extra = default_callbacks(writes=not config.get("fast_dev_run"))

@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from transformers import ProcessorMixin
 
 from lightning_mllm.data.collator import Collator, PaddingSide
-from lightning_mllm.data.geometry import Geometry
+from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images
 from lightning_mllm.data.labels import class_names, normalise_label
 from lightning_mllm.data.processor import context_length, load_processor
@@ -73,8 +75,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         trust_remote_code: bool = False,
         prompt: Prompt | None = None,
         eval_prompt: Prompt | None = None,
-        geometry: Geometry | None = None,
-        eval_geometry: Geometry | None = None,
+        geometry: GeometryName | None = None,
+        eval_geometry: GeometryName | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 16,
         max_length: int | None = None,
@@ -94,6 +96,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.samples = {}
         self.label_set = None
         self._train: Sequence[Sample] | None = None  # as loaded: the classes come from it, whatever the stage
+        self._train_loader: ResumableLoader | None = None
+        self._loader_state: dict[str, int] | None = None
 
     @abstractmethod
     def load(self, split: Split) -> Sequence[Sample]:
@@ -113,8 +117,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self._check_batch_sizes()
         wanted = [split for split in _SPLITS_OF_STAGE[stage] if split not in self.samples]
         if self._train is None:
-            self._train = self.load("train")
-            self._set_up_collators(self._train)
+            train = self.load("train")
+            self._set_up_collators(train)
+            self._train = train
         checked = {split: self._check(split, self._train if split == "train" else self.load(split)) for split in wanted}
         check_images(
             image for part in checked.values() for sample in part for image in sample.images if isinstance(image, Path)
@@ -130,7 +135,27 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Return the loader of this process's training batches."""
         overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = self._sampler("train", self.batch_size, training=True, reshuffle=not overfits)
-        return ResumableLoader(self.samples["train"], self.collator, sampler, self.num_workers)
+        loader = ResumableLoader(self.samples["train"], self.collator, sampler, self.num_workers)
+        if self._loader_state is not None:
+            loader.load_state_dict(self._loader_state)
+        self._train_loader, self._loader_state = loader, None
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the training loader's place in the epoch.
+
+        Lightning keeps it too, but does not restore it where the loader is made before the loops' state is loaded, as
+        `estimated_stepping_batches` in `configure_optimizers` does.
+        """
+        return {"train_loader": self._train_loader.state_dict()} if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let training continue at that place; other stages read the checkpoint without it."""
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._loader_state = state_dict["train_loader"]
+        if self._train_loader is not None:  # a strategy that restores after the loader is made
+            self._train_loader.load_state_dict(state_dict["train_loader"])
 
     def val_dataloader(self) -> BatchLoader:
         """Return the loader of this process's validation batches."""
@@ -178,13 +203,13 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         limit = context_length(self.processor, *options)
         if self.max_length is not None and self.max_length > limit:
             raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
-        labelled = train[0].label is not None
+        labelled = any(sample.label is not None for sample in train)
         prompt = self.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
         eval_prompt = self.eval_prompt or prompt
         names = class_names(sample.label for sample in train if sample.label is not None) if labelled else ()
         length = self.max_length or limit
 
-        def collator(prompt: Prompt, geometry: Geometry | None) -> Collator:
+        def collator(prompt: Prompt, geometry: GeometryName | None) -> Collator:
             label_names = names if prompt.asks_for_label else ()
             return Collator(
                 self.processor,

@@ -13,11 +13,18 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from lightning_mllm.data.encoding import EncodedSample, Encoder
-from lightning_mllm.data.geometry import Geometry, apply_geometry, check_geometry, default_geometry, fill_colour
+from lightning_mllm.data.geometry import (
+    Geometry,
+    GeometryName,
+    apply_geometry,
+    check_geometry,
+    default_geometry,
+    fill_colour,
+)
 from lightning_mllm.data.images import open_image
 from lightning_mllm.data.prompts import Prompt
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch, Sample, Segment, TokenSpans, Turn
+from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch, Sample, Segment, TokenSpans
 
 PaddingSide = Literal["left", "right"]
 
@@ -36,7 +43,6 @@ class Collator:
         padding_side: Where shorter samples are filled up.
 
     Attributes:
-        end_id: Token that ends an answer.
         shortened: Number of samples that lost a part of their question (in this process).
     """
 
@@ -46,7 +52,7 @@ class Collator:
         prompt: Prompt,
         label_names: Sequence[str] = (),
         *,
-        geometry: Geometry | None = None,
+        geometry: Geometry | GeometryName | None = None,
         max_length: int | None = None,
         padding_side: PaddingSide = "right",
     ) -> None:
@@ -64,7 +70,6 @@ class Collator:
         self._fill = fill_colour(processor)
         self._encoder = Encoder(processor)
         self._replacement_ids: dict[str, list[int]] = {}
-        self.end_id = self._find_end()
         pad = processor.tokenizer.pad_token_id
         self.pad_id = int(processor.tokenizer.eos_token_id if pad is None else pad)
 
@@ -107,10 +112,6 @@ class Collator:
     def _encode(self, sample: Sample, epoch: int) -> EncodedSample:
         dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
         return self._encoder.encode(dialogue, sample.id, images=len(sample.images))
-
-    def _find_end(self) -> int:
-        sample = Sample(id="end", label="a", conversation=(Turn("user", "a"), Turn("assistant", "a")))
-        return int(self._encode(sample, epoch=0).input_ids[-1])
 
     def _process_images(self, samples: Sequence[Sample]) -> BatchFeature:
         pictures = [
@@ -157,7 +158,7 @@ class Collator:
             sample_ids=tuple(sample.id for sample in samples),
             vision={name: torch.as_tensor(images[name]) for name in names if name in images},
             pad_id=self.pad_id,
-            end_id=self.end_id,
+            end_id=_common_end(encoded),
         )
 
     def _pad(self, rows: list[Tensor], value: int | bool) -> Tensor:
@@ -173,6 +174,18 @@ class Collator:
                 f"The label {sample.label!r} of sample {sample.id!r} is none of the {len(self.label_names)} classes."
             )
         return self._targets[sample.label]
+
+
+def _common_end(encoded: Sequence[EncodedSample]) -> int:
+    """Return the token that ends each sample's answer."""
+    ends = [int(tokens.input_ids[-1]) for tokens in encoded]
+    for tokens, end in zip(encoded, ends, strict=True):
+        if end != ends[0]:
+            raise DataError(
+                f"The answers of samples {encoded[0].id!r} and {tokens.id!r} end with different tokens ({ends[0]} and "
+                f"{end}), so generation would not know where to stop. Check their last characters."
+            )
+    return ends[0]
 
 
 def _name(sample: Sample, image: object, k: int) -> str:

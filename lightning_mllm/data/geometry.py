@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from PIL import Image
 from transformers import ProcessorMixin
@@ -10,6 +11,9 @@ from transformers import ProcessorMixin
 from lightning_mllm.errors import ConfigError
 
 Colour = tuple[int, int, int]
+
+
+GeometryName = Literal["pad", "crop", "squash", "tiles"]  # a Geometry as configs write it
 
 
 class Geometry(StrEnum):

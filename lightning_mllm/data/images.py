@@ -21,7 +21,8 @@ SHOWN = 20  # bad files that one message lists
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on broken files
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
-_TAIL = 32  # bytes at the end of a file among which the marker must be; else the file is decoded
+_TAIL = 64  # bytes at the end of a file, among which zeros may follow the marker; else the file is decoded
+_SCALED_MODES = ("I", "F")  # more than 8 bits per channel
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +89,8 @@ def _inspect(path: Path, root: Path | None) -> tuple[str | None, bool]:
         with Image.open(path) as image:
             _check_size(image, str(path))
             animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))  # MPO: a phone's JPEG
-            if not _has_end(path, image.format):
-                image.load()
+            if image.mode.startswith(_SCALED_MODES) or not _has_end(path, image.format):
+                _decode(image, str(path))
     except DataError as error:
         return str(error), False
     except _BOMB as error:
@@ -105,7 +106,7 @@ def _has_end(path: Path, image_format: str | None) -> bool:
         return False
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
-        return marker in file.read()
+        return file.read().rstrip(b"\0").endswith(marker)
 
 
 def _check_file(path: Path, name: str) -> None:
@@ -129,13 +130,13 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
     _check_size(image, name)
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(_SCALED_MODES):
         image = _to_8_bit(image, name)
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    return image.convert("RGB")
 
 
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:

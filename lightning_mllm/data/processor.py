@@ -31,6 +31,8 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
                 "Choose a multimodal one, e.g. llava-hf/llava-1.5-7b-hf."
             )
         processor = AutoProcessor.from_pretrained(checkpoint, **options)
+        # The backend goes to the image processor alone: AutoProcessor would hand it to the tokenizer too.
+        image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **options)
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:
@@ -40,8 +42,7 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
             f"{checkpoint!r} has no image processor (found a {type(processor).__name__}), so it is no multimodal "
             "checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
         )
-    # The backend goes to the image processor alone: AutoProcessor would hand it to the tokenizer too.
-    processor.image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **options)
+    processor.image_processor = image_processor
     _check(processor, checkpoint)
     return processor
 

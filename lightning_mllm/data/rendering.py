@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
@@ -67,13 +66,7 @@ class Renderer:
     def __init__(self, processor: ProcessorMixin) -> None:
         self._processor = processor
         self.image_token: str = processor.image_token  # type: ignore[attr-defined]  # of each family's own class
-        self._skeleton = lru_cache(maxsize=256)(self._build_skeleton)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_processor": self._processor}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_processor"])  # type: ignore[misc]
+        self._skeletons: dict[_Shape, tuple[_Exchange, ...]] = {}
 
     def render(self, dialogue: Dialogue) -> RenderedText:
         """Write a conversation out.
@@ -82,11 +75,7 @@ class Renderer:
             CheckpointError: The chat template rewrites earlier turns or drops a text.
             ConfigError: The chat template refuses the conversation, e.g. its system text.
         """
-        shape = _Shape(
-            bool(dialogue.system),
-            tuple((turn.role, turn.images, bool(turn.text), bool(turn.instruction)) for turn in dialogue.turns),
-        )
-        skeleton = self._plain(dialogue.turns) if dialogue.plain else self._skeleton(shape)
+        skeleton = self._plain(dialogue.turns) if dialogue.plain else self._skeleton(dialogue)
         texts = _texts(dialogue)
         text = ""
         slots: list[Place] = []
@@ -102,6 +91,15 @@ class Renderer:
 
     def _plain(self, turns: tuple[Turn, ...]) -> tuple[_Exchange, ...]:
         return (((self.image_token * turns[0].images,), (_number(1, Segment.ANSWER), "\n")),)
+
+    def _skeleton(self, dialogue: Dialogue) -> tuple[_Exchange, ...]:
+        shape = _Shape(
+            bool(dialogue.system),
+            tuple((turn.role, turn.images, bool(turn.text), bool(turn.instruction)) for turn in dialogue.turns),
+        )
+        if shape not in self._skeletons:
+            self._skeletons[shape] = self._build_skeleton(shape)
+        return self._skeletons[shape]
 
     def _build_skeleton(self, shape: _Shape) -> tuple[_Exchange, ...]:
         """Return, per answer, the pieces that open it and its own pieces, end-of-turn token included."""

@@ -110,7 +110,8 @@ class _Prefix:
         seen = torch.cat(
             [self.attention_mask.bool()[:, None].expand(batch, row, prompt), same_label.expand(batch, row, row)], dim=2
         )
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=label.device)
+        keys: Tensor = self.cache.layers[0].keys  # type: ignore[union-attr,assignment]
+        mask = torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device)  # the queries' dtype, under autocast too
         return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
 
 

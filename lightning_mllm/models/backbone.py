@@ -41,6 +41,7 @@ class Family:
 
     vision: tuple[str, ...] = ("model.vision_tower.",)
     projector: tuple[str, ...] = ("model.multi_modal_projector.",)
+    taps: str = "vision_feature_layer"  # the config's name for the vision layer, or layers, that it projects
 
 
 FAMILIES = {
@@ -141,12 +142,12 @@ class Backbone:
     def idle_parameters(self) -> frozenset[str]:
         """Names of the tower's parameters that lie behind the tapped layer and so never get a gradient.
 
-        LLaVA taps `hidden_states[vision_feature_layer]`, by default the output of the last layer but one: the last
+        LLaVA taps `hidden_states[vision_feature_layer]`, usually the output of the last layer but one: the last
         layer and the final norm have no influence on anything.
         """
         tower, prefix = self.vision_tower, self.family.vision[0]
         depth: int = self.model.config.vision_config.num_hidden_layers
-        tapped = self.model.config.vision_feature_layer
+        tapped = getattr(self.model.config, self.family.taps)
         taps = [tapped] if isinstance(tapped, int) else list(tapped)
         used = max(tap if tap >= 0 else depth + 1 + tap for tap in taps)
         idle_prefixes: list[str] = []

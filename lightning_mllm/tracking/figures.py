@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 from lightning_mllm.evaluation import ClassificationResult
@@ -24,6 +26,7 @@ _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 _TEST_STAGES = {"zero_shot": "test, before training", "test": "test"}
 _MOST_CELL_LABELS = 20  # classes up to which a confusion cell shows its count
 _MOST_TICK_LABELS = 60
+_TILE, _GAP = 2.5, 0.25  # inches: side of a picture on the sheet, and the space between two
 
 Curves = dict[str, dict[int, float]]  # metric -> step -> value
 
@@ -102,9 +105,9 @@ def confusion_matrix(result: ClassificationResult, output: Path, title: str = "C
     figure.colorbar(image, ax=axis, label="Share of the true class", shrink=0.8)
     axis.axvline(classes - 0.5, color=_GREY, linewidth=1)  # what is right of it names no class
     if classes <= _MOST_TICK_LABELS:
-        names = [textwrap.shorten(name, 24, placeholder="...") for name in result.names]
-        axis.set_xticks(range(classes + 1), [*names, "(invalid)"], rotation=90)
-        axis.set_yticks(range(classes), names)
+        names = [_short(name, 24) for name in result.names]
+        axis.set_xticks(range(classes + 1), [*names, "(invalid)"], rotation=90, parse_math=False)
+        axis.set_yticks(range(classes), names, parse_math=False)
     if classes <= _MOST_CELL_LABELS:
         for (row, column), count in np.ndenumerate(result.confusion):
             if count:
@@ -131,13 +134,15 @@ def prediction_sheet(images: Sequence[Image.Image], captions: Sequence[Caption],
     """
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
-    lines = 3 + max(len(caption.verdicts) for caption in captions)
-    figure = Figure(figsize=(2.9 * columns, (2.3 + 0.2 * lines) * rows + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
+    below = 0.7 + 0.18 * max(len(caption.verdicts) for caption in captions)  # inches for a caption
+    width, height = columns * (_TILE + _GAP) + _GAP, rows * (_TILE + below) + 0.5
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - 0.25 / height, title, ha="center", va="center", fontsize=12)
+    for index, (picture, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left, bottom = _GAP + column * (_TILE + _GAP), (rows - 1 - row) * (_TILE + below) + below
+        axis = figure.add_axes((left / width, bottom / height, _TILE / width, _TILE / height))
         axis.set_axis_off()
-    for axis, picture, caption in zip(axes, images, captions, strict=False):
         side = max(picture.size)
         axis.imshow(ImageOps.pad(picture.convert("RGB"), (side, side), color="white"))
         _write_caption(axis, caption)
@@ -145,11 +150,11 @@ def prediction_sheet(images: Sequence[Image.Image], captions: Sequence[Caption],
 
 
 def _write_caption(axis: Axes, caption: Caption) -> None:
-    prompt = textwrap.fill(textwrap.shorten(caption.prompt, 84, placeholder=" ..."), 44)
-    written = [(prompt, _GREY, 6.5), (f"true: {textwrap.shorten(caption.target, 34, placeholder='...')}", "black", 9.0)]
+    prompt = textwrap.fill(_short(caption.prompt, 84), 44)
+    written = [(prompt, _GREY, 6.5), (f"true: {_short(caption.target, 34)}", "black", 9.0)]
     for verdict in caption.verdicts:
         sign, colour = ("\u2713", _RIGHT) if verdict.correct else ("\u2717", _WRONG)
-        answer = textwrap.shorten(verdict.answer, 24, placeholder="...") or "(empty)"
+        answer = _short(verdict.answer, 24) or "(empty)"
         written.append((f"{sign} {verdict.scorer}: {answer}", colour, 9.0))
     offset = -4.0
     for text, colour, size in written:
@@ -167,6 +172,14 @@ def _write_caption(axis: Axes, caption: Caption) -> None:
         offset -= 1.35 * size * (1 + text.count("\n"))
 
 
+def _short(text: str, width: int) -> str:
+    """Cut a text to one line of characters that the font has; models answer with any."""
+    drawable = get_font(findfont(FontProperties())).get_charmap()
+    line = " ".join(text.split())
+    line = "".join(character if ord(character) in drawable else "\u25a1" for character in line)
+    return line if len(line) <= width else line[: width - 3].rstrip() + "..."
+
+
 def _read_curves(metrics_csv: Path) -> Curves:
     curves: Curves = {}
     with metrics_csv.open(newline="") as file:
@@ -182,7 +195,7 @@ def _draw_loss(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     axis.plot(*_xy(train), color=_GREY, linewidth=1, alpha=0.8, label="training batch")
     _draw_line(axis, curves.get("val/loss", {}), "validation", _PALETTE[0])
     axis.set(title="Loss", xlabel="Optimiser step", ylabel="Cross-entropy (nats per answer token)")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.05 * max([*train.values(), *curves.get("val/loss", {}).values()], default=1))
     _finish_axis(axis)
 
 
@@ -200,6 +213,7 @@ def _finish_axis(axis: Axes) -> None:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.03)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, fontsize=8)
 

@@ -28,8 +28,8 @@ def test_each_evaluation_has_scores_with_n_and_intervals(study: Study, stage: st
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_tables_and_picture_lie_beside_the_scores(study: Study, scorer: str) -> None:
     stem = study.folder / "evaluation" / f"test-step4-{scorer}"
-    confusion = list(csv.reader(stem.with_name(f"{stem.name}-confusion.csv").open(newline="")))
-    classes = list(csv.DictReader(stem.with_name(f"{stem.name}-per-class.csv").open(newline="")))
+    confusion = list(csv.reader(stem.with_name(f"{stem.name}-confusion.csv").read_text().splitlines()))
+    classes = list(csv.DictReader(stem.with_name(f"{stem.name}-per-class.csv").read_text().splitlines()))
 
     assert (len(confusion), len(confusion[0])) == (11, 12)
     assert sum(int(cell) for row in confusion[1:] for cell in row[1:]) == EVALUATED

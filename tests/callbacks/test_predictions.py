@@ -4,9 +4,12 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from PIL import Image
 
+from lightning_mllm.callbacks import predictions
 from lightning_mllm.evaluation import AnswerParser
+from lightning_mllm.tracking.figures import Verdict
 from tests.callbacks.conftest import EVALUATED, Study
 
 STAGES = ("val-step0", "zero_shot-step0", "val-step2", "val-step4", "test-step4")
@@ -55,3 +58,13 @@ def test_the_table_gives_the_accuracy_of_the_module(study: Study) -> None:
 def test_the_sheet_is_a_picture(study: Study) -> None:
     with Image.open(study.folder / "predictions" / "test-step4.png") as sheet:
         assert len(sheet.convert("RGB").getcolors(maxcolors=10**6) or []) > 50
+
+
+def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
+    row = predictions._Row("a", "What?", "zero", (Verdict("likelihood", "zero", "zero", True),))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        assert predictions._of_all_processes([row]) == [row]
+    finally:
+        dist.destroy_process_group()
+    assert predictions._of_all_processes([row]) == [row]

@@ -1,12 +1,12 @@
-"""Processors of all tiny checkpoints, and pictures to feed them."""
+"""Processors of all tiny checkpoints, samples to feed them, and a look at what comes out."""
 
 import pytest
 from PIL import Image
 from transformers import ProcessorMixin
 
-from lightning_mllm.data import load_processor
+from lightning_mllm.data import Collator, load_processor
 from lightning_mllm.models.tiny import Chat, TinyFamily
-from lightning_mllm.types import Sample, Turn
+from lightning_mllm.types import MultimodalBatch, Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 
 CHECKPOINTS: list[tuple[TinyFamily, Chat]] = [
@@ -15,6 +15,8 @@ CHECKPOINTS: list[tuple[TinyFamily, Chat]] = [
     ("llava_next", "vicuna"),
     ("llava_next", "llama3"),
 ]
+NAMES = ("Bell pepper leaf", "three", "two")
+TEXT_ONLY = Sample(id="text", conversation=[Turn("user", "Is there any?"), Turn("assistant", "no")])
 
 
 @pytest.fixture(params=CHECKPOINTS, ids="-".join)
@@ -46,3 +48,19 @@ def chat_sample(name: str = "chat", images: int = 2) -> Sample:
             Turn("assistant", "blue"),
         ],
     )
+
+
+def labelled(name: str = "a", label: str = "two", images: int = 1) -> Sample:
+    return Sample(id=name, images=[picture(40, 30 + 20 * k) for k in range(images)], label=label)
+
+
+def collate(collator: Collator, *samples: Sample) -> MultimodalBatch:
+    return collator([(0, sample) for sample in samples])
+
+
+def decode(processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment, row: int = 0) -> str:
+    return str(processor.tokenizer.decode(batch.input_ids[row][batch.spans[segment][row]]))
+
+
+def tokens(batch: MultimodalBatch, row: int) -> list[int]:
+    return batch.input_ids[row][batch.attention_mask[row].bool()].tolist()

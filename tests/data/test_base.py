@@ -49,8 +49,8 @@ class TestDefaults:
             checkpoint=tiny_llava,
             prompt=PlainPrompt(),
             eval_prompt=ClassificationPrompt(),
-            geometry=Geometry.CROP,
-            eval_geometry=Geometry.PAD,
+            geometry="crop",
+            eval_geometry="pad",
         )
         module.setup("fit")
 

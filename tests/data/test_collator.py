@@ -11,7 +11,6 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from lightning_mllm.data import (
-    VICUNA_SYSTEM,
     ClassificationPrompt,
     Collator,
     ConversationPrompt,
@@ -20,84 +19,11 @@ from lightning_mllm.data import (
 )
 from lightning_mllm.data.collator import PaddingSide
 from lightning_mllm.data.geometry import Geometry, apply_geometry, fill_colour
+from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Sample, Segment, Turn
+from lightning_mllm.types import IGNORE_INDEX, Sample, Segment, Turn
 from tests.conftest import TinyBuilder
-from tests.data.conftest import CHECKPOINTS, chat_sample, picture
-
-NAMES = ("Bell pepper leaf", "three", "two")
-TEXT_ONLY = Sample(id="text", conversation=[Turn("user", "Is there any?"), Turn("assistant", "no")])
-
-
-def labelled(name: str = "a", label: str = "two", images: int = 1) -> Sample:
-    return Sample(id=name, images=[picture(40, 30 + 20 * k) for k in range(images)], label=label)
-
-
-def collate(collator: Collator, *samples: Sample) -> MultimodalBatch:
-    return collator([(0, sample) for sample in samples])
-
-
-def decode(processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment, row: int = 0) -> str:
-    return str(processor.tokenizer.decode(batch.input_ids[row][batch.spans[segment][row]]))
-
-
-def tokens(batch: MultimodalBatch, row: int) -> list[int]:
-    return batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
-
-
-class TestSpans:
-    @pytest.mark.parametrize("side", ["left", "right"])
-    @pytest.mark.parametrize("images", [0, 1, 3])
-    def test_every_span_decodes_to_its_text(self, processor: ProcessorMixin, side: PaddingSide, images: int) -> None:
-        prompt = ClassificationPrompt(task="plant leaf diseases", system=VICUNA_SYSTEM)
-        collator = Collator(processor, prompt, NAMES, padding_side=side)
-        sample, other = labelled(images=images, label="Bell pepper leaf"), labelled("b", images=4)
-
-        batch = collate(collator, sample, other)
-
-        question = prompt.dialogue(sample, NAMES, 0).turns[0].text
-        assert decode(processor, batch, Segment.QUESTION).strip() == question
-        assert decode(processor, batch, Segment.INSTRUCTION).strip() == prompt.instruction
-        assert decode(processor, batch, Segment.SYSTEM).strip() == VICUNA_SYSTEM
-        answer = batch.input_ids[0][batch.spans[Segment.ANSWER][0]]
-        assert processor.tokenizer.decode(answer[:-1]).strip() == "Bell pepper leaf"
-        assert answer[-1] == batch.end_id
-        image_token = processor.tokenizer.convert_tokens_to_ids("<image>")
-        assert torch.equal(batch.spans[Segment.IMAGE], batch.input_ids == image_token)
-
-    @pytest.mark.parametrize("side", ["left", "right"])
-    def test_in_a_conversation_each_span_has_the_texts_of_all_turns(
-        self, processor: ProcessorMixin, side: PaddingSide
-    ) -> None:
-        batch = collate(Collator(processor, ConversationPrompt(), padding_side=side), chat_sample(images=3), TEXT_ONLY)
-
-        question = decode(processor, batch, Segment.QUESTION)
-        assert question.startswith("Which colour? Rot, grün — oder 赤?")
-        assert question.rstrip().endswith("And the other one")
-        assert decode(processor, batch, Segment.INSTRUCTION).strip() == "Answer with one word."
-        assert decode(processor, batch, Segment.QUESTION, row=1).strip() == "Is there any?"
-        assert not batch.spans[Segment.IMAGE][1].any()
-
-    def test_segments_do_not_overlap(self, processor: ProcessorMixin) -> None:
-        prompt = ClassificationPrompt(system="Be brief.")
-        batch = collate(Collator(processor, prompt, NAMES), labelled())
-
-        parts = [batch.spans[segment] for segment in Segment if segment is not Segment.LAST]
-        assert torch.stack(parts).sum(dim=0).max() == 1
-
-    def test_last_is_the_position_before_the_last_answer(self, processor: ProcessorMixin) -> None:
-        batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY)
-
-        for row in range(2):
-            (last,) = batch.spans[Segment.LAST][row].nonzero().flatten().tolist()
-            behind = batch.input_ids[row, last + 1 :][batch.attention_mask[row, last + 1 :].bool()]
-            assert processor.tokenizer.decode(behind[:-1]).strip() == ("blue", "no")[row]
-            assert not batch.spans[Segment.ANSWER][row, last]
-
-    def test_the_prompts_of_a_batch_end_where_generation_starts(self, processor: ProcessorMixin) -> None:
-        batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY).prompts()
-
-        assert batch.spans[Segment.LAST][:, -1].all()
+from tests.data.conftest import CHECKPOINTS, NAMES, TEXT_ONLY, chat_sample, collate, decode, labelled, picture, tokens
 
 
 class TestLoss:
@@ -271,7 +197,7 @@ class TestLabels:
         for name, ids in zip(NAMES, labels.token_ids, strict=True):
             batch = collate(collator, labelled("other", label=name, images=2))
             assert tuple(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == ids
-            assert ids[-1] == collator.end_id
+            assert ids[-1] == batch.end_id
             assert batch.targets.tolist() == [NAMES.index(name)]
 
     def test_without_labels_there_are_no_targets(self, vicuna: ProcessorMixin) -> None:
@@ -303,6 +229,14 @@ class TestRefusals:
 
         with pytest.raises(DataError, match="have 2 image placeholders, but the sample has 1 images"):
             collate(Collator(vicuna, ConversationPrompt()), sample)
+
+    def test_answers_must_end_alike(self, vicuna: ProcessorMixin) -> None:
+        class Mixed(ConversationPrompt):
+            def dialogue(self, sample: Sample, label_names: Sequence[str], epoch: int) -> Dialogue:
+                return replace(super().dialogue(sample, label_names, epoch), plain=sample.id == "plain")
+
+        with pytest.raises(DataError, match="'text' and 'plain' end with different tokens"):
+            collate(Collator(vicuna, Mixed()), TEXT_ONLY, replace(TEXT_ONLY, id="plain"))
 
     def test_a_bad_image_is_named(self, vicuna: ProcessorMixin) -> None:
         collator = Collator(vicuna, PlainPrompt(), NAMES)

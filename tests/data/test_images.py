@@ -158,6 +158,10 @@ class TestChecking:
         with pytest.raises(DataError, match=r"link\.png: leads out of"):
             check_images([link], root=tmp_path / "root")
 
+    def test_pixels_of_unknown_scale_show_at_set_up(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"a\.tif: has pixels of mode 'F'"):
+            check_images([saved(tmp_path, "a.tif", Image.new("F", (8, 8)))])
+
     def test_animations_are_reported(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
         path = saved(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])

@@ -110,3 +110,10 @@ def test_a_template_that_ends_an_answer_with_mere_text_is_refused(vicuna: Proces
 
     with pytest.raises(CheckpointError, match="no special token can end the answer"):
         Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b"))))
+
+
+def test_a_turn_may_be_an_image_alone(processor: ProcessorMixin) -> None:
+    rendered = Renderer(processor).render(Dialogue((Turn("user", "", images=1), Turn("assistant", "two"))))
+
+    assert rendered.text.count("<image>") == 1
+    assert texts(rendered, Segment.QUESTION) == []

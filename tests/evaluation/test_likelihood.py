@@ -129,6 +129,18 @@ def test_bfloat16_gives_float32_scores_near_the_exact_ones(llava: Scene) -> None
     torch.testing.assert_close(rounded, exact, atol=0.5, rtol=0.05)
 
 
+@pytest.mark.parametrize("trained", ["model.language_model", "model.multi_modal_projector"])
+def test_autocast_with_trained_parts_in_float32_gives_scores_near_the_exact_ones(scene: Scene, trained: str) -> None:
+    exact = scores_of(scene)
+    scene.model.bfloat16().get_submodule(trained).float()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = scores_of(scene)
+
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, exact, atol=0.5, rtol=0.05)
+
+
 def test_the_answer_is_the_name_of_the_most_likely_class(llava: Scene) -> None:
     predictions = Likelihood().predict(llava.model, llava.tokenizer, llava.batch, llava.labels)
 

@@ -51,16 +51,19 @@ def test_a_run_without_classes_has_a_loss_curve(tmp_path: Path) -> None:
 def test_the_confusion_matrix_is_drawn_whatever_the_number_of_classes(tmp_path: Path, classes: int) -> None:
     confusion = np.random.default_rng(0).integers(0, 5, (classes, classes + 1))
     confusion[0] = 0
-    names = tuple(f"a class with $ and _ in its name {index}" for index in range(classes))
+    names = tuple(f"a $class with $ and _ and \u4e2d in its name {index}" for index in range(classes))
     result = ClassificationResult.from_confusion(names, confusion)
 
     assert colours(confusion_matrix(result, tmp_path / "confusion.png")) > 10
 
 
-@pytest.mark.parametrize("count", [1, 5, 16])
+@pytest.mark.parametrize("count", [1, 3, 5, 16])
 def test_the_sheet_shows_right_in_green_and_wrong_in_red(tmp_path: Path, count: int) -> None:
     pictures = [Image.new("L", (20 + index, 30), 128) for index in range(count)]
-    verdicts = [Verdict("generation", "$broken_{math", "", False), Verdict("likelihood", "zero", "zero", True)]
+    verdicts = [
+        Verdict("generation", "$broken_{math$ \x1a \u4e2d", "", False),
+        Verdict("likelihood", "zero", "zero", True),
+    ]
     path = prediction_sheet(pictures, [Caption("What?", "zero", verdicts)] * count, tmp_path / "sheet.png", "test")
 
     with Image.open(path) as sheet:

@@ -1,0 +1,88 @@
+"""The laws of spans on a tokenizer like Llama 2's: no pre-tokenizer, "▁" for blanks, unknown characters as bytes."""
+
+import json
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
+
+from lightning_mllm.data import VICUNA_SYSTEM, ClassificationPrompt, Collator, ConversationPrompt, PlainPrompt, Prompt
+from lightning_mllm.types import IGNORE_INDEX, Segment
+from tests.data.conftest import NAMES, TEXT_ONLY, chat_sample, collate, decode, labelled, tokens
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<pad>"]
+
+
+def blanks() -> normalizers.Normalizer:
+    return normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+
+
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()  # no piece spans two words, as in SentencePiece
+    corpus = [VICUNA_SYSTEM, "USER : ASSISTANT : two three", "Answer with one word and nothing else. Which of the?"] * 2
+    trained.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    merges = [tuple(merge) for merge in model["merges"]]
+    vocabulary = {piece: k for k, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = blanks()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        model_max_length=2048,
+    )
+
+
+@pytest.fixture
+def llama(vicuna: ProcessorMixin) -> ProcessorMixin:
+    vicuna.tokenizer = llama_tokenizer()
+    vicuna.image_token_id = 3  # type: ignore[attr-defined]
+    return vicuna
+
+
+def test_unknown_characters_are_bytes(llama: ProcessorMixin) -> None:
+    assert llama.tokenizer.tokenize("赤") == ["▁", "<0xE8>", "<0xB5>", "<0xA4>"]
+
+
+def test_spans_of_a_question_decode_to_it(llama: ProcessorMixin) -> None:
+    prompt = ClassificationPrompt(task="grüne Blätter", system=VICUNA_SYSTEM)
+    sample = labelled(images=2, label="Bell pepper leaf")
+
+    batch = collate(Collator(llama, prompt, NAMES), sample)
+
+    assert decode(llama, batch, Segment.QUESTION).strip() == prompt.dialogue(sample, NAMES, 0).turns[0].text
+    assert decode(llama, batch, Segment.INSTRUCTION).strip() == prompt.instruction
+    assert decode(llama, batch, Segment.SYSTEM).strip() == VICUNA_SYSTEM
+    assert decode(llama, batch, Segment.ANSWER) == "Bell pepper leaf</s>"
+    assert decode(llama, batch, Segment.LAST) == ":"
+
+
+def test_spans_of_conversations_decode_to_their_texts(llama: ProcessorMixin) -> None:
+    batch = collate(Collator(llama, ConversationPrompt(), padding_side="left"), TEXT_ONLY, chat_sample(images=3))
+
+    question = decode(llama, batch, Segment.QUESTION, row=1)
+    assert question.startswith("Which colour? Rot, grün — oder 赤?")
+    assert decode(llama, batch, Segment.ANSWER, row=1).replace(" ", "") == "Red.</s>blue</s>"
+    assert (batch.labels[1] == batch.end_id).sum() == 2
+    assert tokens(batch, 1) == tokens(collate(Collator(llama, ConversationPrompt()), chat_sample(images=3)), 0)
+
+
+@pytest.mark.parametrize("prompt", [ClassificationPrompt(), PlainPrompt()], ids=["classification", "plain"])
+def test_label_tokens_are_those_behind_the_prompt(llama: ProcessorMixin, prompt: Prompt) -> None:
+    collator = Collator(llama, prompt, NAMES)
+    labels = collator.label_set(labelled())
+
+    for name, ids in zip(NAMES, labels.token_ids, strict=True):
+        batch = collate(collator, labelled("other", label=name))
+        assert tuple(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == ids

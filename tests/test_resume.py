@@ -1,0 +1,128 @@
+"""Training that was stopped and resumed ends, bit for bit, where training that never stopped ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from lightning_mllm.data import Digits
+from lightning_mllm.errors import CheckpointError
+from lightning_mllm.models.freeze import FreezePolicy, Lora, ProjectorOnly
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.trainer import Run, Trainer
+
+
+class Crash(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+def _fit(checkpoint: str, folder: Path, policy: FreezePolicy, *callbacks: Callback, **options: Any) -> MLLMModule:
+    module = MLLMModule(checkpoint, policy=policy, scorers=())
+    trainer = Trainer(
+        run=Run(root=str(folder), wandb="disabled"),
+        max_epochs=2,
+        limit_train_batches=6,
+        limit_val_batches=1,
+        enable_progress_bar=False,
+        callbacks=[ModelCheckpoint(every_n_train_steps=4, save_last=True), *callbacks],
+    )
+    torch.manual_seed(7)
+    trainer.fit(module, datamodule=Digits(checkpoint=checkpoint, batch_size=8), **options)
+    return module
+
+
+@pytest.mark.parametrize("policy", [ProjectorOnly(), Lora(rank=2, dropout=0.5)], ids=str)
+@pytest.mark.parametrize("crash_at", [5, 10])  # in the first epoch, and in the second
+def test_resuming_equals_never_stopping(tiny_llava: str, tmp_path: Path, policy: FreezePolicy, crash_at: int) -> None:
+    expected = _fit(tiny_llava, tmp_path / "whole", policy).state_dict()
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        _fit(tiny_llava, tmp_path / "stopped", policy, Crash(crash_at))
+    last = tmp_path / "stopped" / "run" / "checkpoints" / "last.ckpt"
+    resumed = _fit(tiny_llava, tmp_path / "resumed", policy, ckpt_path=last).state_dict()
+
+    assert expected.keys() == resumed.keys()
+    for name, weights in expected.items():
+        assert torch.equal(weights, resumed[name]), name
+
+
+def test_a_checkpoint_holds_trained_weights_only(tiny_llava: str, tmp_path: Path) -> None:
+    module = _fit(tiny_llava, tmp_path, ProjectorOnly())
+
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+
+    assert set(content["state_dict"]) == set(module.freeze_report.trainable_names)
+
+
+def test_a_checkpoint_of_another_policy_is_refused(tiny_llava: str, tmp_path: Path) -> None:
+    _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
+
+    with pytest.raises(CheckpointError, match="was trained under ProjectorOnly"):
+        _fit(
+            tiny_llava, tmp_path / "b", Lora(rank=2), ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt"
+        )
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_llava: str, tiny_llava_llama3: str, tmp_path: Path) -> None:
+    _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
+
+    with pytest.raises(CheckpointError, match="holds trained parts of"):
+        _fit(
+            tiny_llava_llama3,
+            tmp_path / "b",
+            ProjectorOnly(),
+            ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",
+        )
+
+
+def test_an_existing_run_is_never_touched(tiny_llava: str, tmp_path: Path) -> None:
+    _fit(tiny_llava, tmp_path, ProjectorOnly())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+    _fit(tiny_llava, tmp_path, ProjectorOnly())
+
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert (tmp_path / "run-2" / "metrics.csv").is_file()
+
+
+@pytest.mark.slow
+def test_resuming_after_kill_9_equals_never_stopping(tiny_llava: str, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "lightning_mllm", "fit", "--model.checkpoint", tiny_llava, "--data", "Digits"),
+        *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "20", "--trainer.limit_val_batches", "1"),
+        *("--checkpointing.every_n_train_steps", "3", "--trainer.run.root", str(tmp_path), "--model.scorers", "[]"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+
+    def run(name: str, *options: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, "--trainer.run.name", name, *options], env=environment)
+
+    assert run("whole").wait() == 0
+    killed, last = run("killed"), tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert run("resumed", "--ckpt_path", str(last)).wait() == 0
+
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "resumed")
+    )
+    for name, weights in whole.items():
+        assert torch.equal(weights, resumed[name]), name
