@@ -18,6 +18,7 @@ from lightning_mllm.data import Digits
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.freeze import FreezePolicy, Lora, ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.trainer import Run, Trainer
 
 
@@ -77,12 +78,13 @@ def test_a_checkpoint_of_another_policy_is_refused(tiny_llava: str, tmp_path: Pa
         )
 
 
-def test_a_checkpoint_of_another_model_is_refused(tiny_llava: str, tiny_llava_llama3: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(tiny_llava: str, tmp_path: Path) -> None:
+    other = str(build_tiny_checkpoint(tmp_path / "other", seed=1))
     _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
 
     with pytest.raises(CheckpointError, match="holds trained parts of"):
         _fit(
-            tiny_llava_llama3,
+            other,
             tmp_path / "b",
             ProjectorOnly(),
             ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",

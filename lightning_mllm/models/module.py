@@ -107,7 +107,9 @@ class MLLMModule(L.LightningModule):
         if self.projector is not None:
             checkpoints.load_projector(self.backbone, Path(self.projector))
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.23 renames the method and warns of the old name, which earlier ones need
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         if self.compile_model:
             model.model.compile(dynamic=True)
         self._model = model  # registers the parameters
