@@ -31,9 +31,9 @@ def run_dir(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def stem(trainer: L.Trainer, module: MLLMModule) -> str:
-    """Return how the files of the evaluation under way are named: its stage and the optimiser steps so far."""
-    return f"{module.stage_name}-step{trainer.global_step}"
+def evaluation_dir(trainer: L.Trainer, module: MLLMModule) -> Path:
+    """Return the folder of the evaluation under way, named after its stage and the optimiser steps so far."""
+    return run_dir(trainer) / "evaluation" / f"{module.stage_name}-step{trainer.global_step}"
 
 
 def label_set(trainer: L.Trainer) -> LabelSet | None:

@@ -17,10 +17,10 @@ from lightning_mllm.tracking.log import log_image, log_table
 
 
 class EvaluationReport(L.Callback):
-    """Writes the scores of each evaluation to `evaluation/<stage>-step<k>.json` and its tables beside it.
+    """Writes the scores of each evaluation into its folder, `evaluation/<stage>-step<k>/`.
 
-    Per scorer these are `...-<scorer>-per-class.csv` and the confusion matrix, `...-<scorer>-confusion.csv` and `.png`.
-    A test also shows its scores in the terminal.
+    They are `scores.json` and, per scorer, `<scorer>-per-class.csv` and `<scorer>-confusion.csv`. A test also draws the
+    confusion matrix, `<scorer>-confusion.png`, and shows its scores in the terminal.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -28,23 +28,22 @@ class EvaluationReport(L.Callback):
         module = access.mllm(pl_module)
         if trainer.sanity_checking or not trainer.is_global_zero or not module.results:
             return
-        name = access.stem(trainer, module)
-        folder = access.run_dir(trainer) / "evaluation"
+        folder = access.evaluation_dir(trainer, module)
         scores = {scorer: result.summary() for scorer, result in module.results.items()}
-        write_json(
-            folder / f"{name}.json", {"stage": module.stage_name, "step": trainer.global_step, "scorers": scores}
-        )
+        report = {"stage": module.stage_name, "step": trainer.global_step, "scorers": scores}
+        write_json(folder / "scores.json", report)
         for scorer, result in module.results.items():
-            title = f"{name}-{scorer}"
-            _write_confusion(folder / f"{title}-confusion.csv", result)
+            _write_confusion(folder / f"{scorer}-confusion.csv", result)
             columns, rows = per_class(result)
-            write_rows(folder / f"{title}-per-class.csv", columns, rows)
-            picture = confusion_matrix(result, folder / f"{title}-confusion.png", title=title)
+            write_rows(folder / f"{scorer}-per-class.csv", columns, rows)
             key = f"evaluation/{module.stage_name}/{scorer}"
             log_table(trainer.loggers, f"{key}/per_class", columns, rows, trainer.global_step)
-            log_image(trainer.loggers, f"{key}/confusion", picture, trainer.global_step)
+            if trainer.testing:
+                path = folder / f"{scorer}-confusion.png"
+                picture = confusion_matrix(result, path, title=f"{folder.name}, {scorer}")
+                log_image(trainer.loggers, f"{key}/confusion", picture, trainer.global_step)
         if trainer.testing:
-            Console().print(scores_table(name, module.results))
+            Console().print(scores_table(folder.name, module.results))
 
     on_test_end = on_validation_end
 

@@ -34,10 +34,10 @@ class _Row:
 
 
 class PredictionTable(L.Callback):
-    """Writes every answer of an evaluation to `predictions/<stage>-step<k>.csv` and shows the first with their images.
+    """Writes every answer of an evaluation to `evaluation/<stage>-step<k>/predictions.csv`.
 
     Args:
-        images: How many samples go, with image and prompt, to W&B and into `predictions/<stage>-step<k>.png`.
+        images: How many samples go, with image and prompt, to W&B and, of a test, into `predictions.png`.
     """
 
     def __init__(self, images: int = 16) -> None:
@@ -80,8 +80,7 @@ class PredictionTable(L.Callback):
         for verdict in rows[0].verdicts:
             columns += [f"{verdict.scorer}/{field}" for field in ("answer", "prediction", "correct")]
         module = access.mllm(pl_module)
-        name, stage = access.stem(trainer, module), module.stage_name
-        path = access.run_dir(trainer) / "predictions" / f"{name}.csv"
+        path = access.evaluation_dir(trainer, module) / "predictions.csv"
         write_rows(path, columns, [row.cells() for row in ordered])
 
         shown = [row for row in ordered if samples[row.sample_id].images][: self.images]
@@ -89,10 +88,13 @@ class PredictionTable(L.Callback):
             return
         pictures = [_picture(samples[row.sample_id]) for row in shown]
         table = [[picture, row.prompt, *row.cells()] for picture, row in zip(pictures, shown, strict=True)]
-        log_table(trainer.loggers, f"predictions/{stage}", ["image", "prompt", *columns], table, trainer.global_step)
+        key = f"predictions/{module.stage_name}"
+        log_table(trainer.loggers, key, ["image", "prompt", *columns], table, trainer.global_step)
+        if not trainer.testing:
+            return
         captions = [Caption(row.prompt, row.target, row.verdicts) for row in shown]
-        sheet = prediction_sheet(pictures, captions, path.with_suffix(".png"), title=name)
-        log_image(trainer.loggers, f"predictions/{stage}/sheet", sheet, trainer.global_step)
+        sheet = prediction_sheet(pictures, captions, path.with_suffix(".png"), title=path.parent.name)
+        log_image(trainer.loggers, f"{key}/sheet", sheet, trainer.global_step)
 
     on_test_end = on_validation_end
 

@@ -53,12 +53,15 @@ class Throughput(L.Callback):
             return
         tokens = int(self._tokens)  # waits for the accelerator
         seconds = time.perf_counter() - self._started
-        rates = {"throughput/samples_per_s": self._samples / seconds, "throughput/tokens_per_s": tokens / seconds}
-        pl_module.log_dict(rates, prog_bar=True, batch_size=len(batch), sync_dist=True, reduce_fx="sum")
-        memory = peak_memory(pl_module.device)
-        pl_module.log(
-            "throughput/peak_mib", memory, prog_bar=True, batch_size=len(batch), sync_dist=True, reduce_fx="max"
+        measured = (
+            ("throughput/samples_per_s", "samples/s", self._samples / seconds, "sum"),
+            ("throughput/tokens_per_s", "tokens/s", tokens / seconds, "sum"),
+            ("throughput/peak_mib", "peak MiB", peak_memory(pl_module.device), "max"),
         )
+        for key, short, value, over_processes in measured:
+            options: dict[str, Any] = {"batch_size": len(batch), "sync_dist": True, "reduce_fx": over_processes}
+            pl_module.log(key, value, **options)
+            pl_module.log(short, value, prog_bar=True, logger=False, **options)
         self._restart()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

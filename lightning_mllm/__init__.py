@@ -1,3 +1,34 @@
-"""Fine-tune, watch and dissect multimodal LLMs with Lightning."""
+"""Fine-tune, watch and dissect multimodal LLMs with Lightning.
+
+The names that a script or a notebook needs most are here; they are imported when they are used, so that importing the
+package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_mllm.data.base import MLLMDataModule as MLLMDataModule
+    from lightning_mllm.models.module import MLLMModule as MLLMModule
+    from lightning_mllm.trainer import Run as Run
+    from lightning_mllm.trainer import Trainer as Trainer
+    from lightning_mllm.types import Sample as Sample
+    from lightning_mllm.types import Turn as Turn
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "MLLMDataModule": "data.base",
+    "MLLMModule": "models.module",
+    "Run": "trainer",
+    "Sample": "types",
+    "Trainer": "trainer",
+    "Turn": "types",
+}
+__all__ = ["MLLMDataModule", "MLLMModule", "Run", "Sample", "Trainer", "Turn", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

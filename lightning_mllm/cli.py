@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
 
 from lightning_mllm import data, evaluation  # noqa: F401 - short class names resolve only for imported classes
 from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
@@ -111,10 +113,18 @@ class CLI(LightningCLI):
         chosen += [callback for callback in extra if not isinstance(callback, tuple(map(type, chosen)))]
         return super().instantiate_trainer(callbacks=chosen, **kwargs)
 
+    def after_fit(self) -> None:
+        """Say where the results are."""
+        if self.trainer.is_global_zero and self.trainer.loggers:
+            Console().print(f"Results are in {self.trainer.default_root_dir}", highlight=False)
+
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of `lightning` and `lightning-mllm`."""
     arguments = sys.argv[1:] if args is None else args
+    # expected in every run: frozen parts stay in eval mode, checkpoints go to a new folder; the third is not ours
+    for message in ("Found .* module.s. in eval mode", "The dirpath has changed", ".isinstance.treespec, LeafSpec"):
+        warnings.filterwarnings("ignore", message)
     try:
         if arguments[:1] == ["tiny"]:
             auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True)

@@ -55,7 +55,7 @@ class Run:
         """
         if not self.name or self.name != Path(self.name).name:
             raise ConfigError(f"trainer.run.name must be a plain name without slashes, not {self.name!r}.")
-        if rank_zero_only.rank != 0:
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # set by lightning
             return Path(os.environ.get(_FOLDER_VARIABLE, f"{self.root}/{self.name}"))
         number = 1
         while True:

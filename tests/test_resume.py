@@ -73,9 +73,7 @@ def test_a_checkpoint_of_another_policy_is_refused(tiny_llava: str, tmp_path: Pa
     _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
 
     with pytest.raises(CheckpointError, match="was trained under ProjectorOnly"):
-        _fit(
-            tiny_llava, tmp_path / "b", Lora(rank=2), ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt"
-        )
+        _fit(tiny_llava, tmp_path / "b", Lora(rank=2), ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt")
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_llava: str, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Classification by what the model says: greedy generation, then the class that the answer names."""
+"""Classification by what the model says: its answer, greedy or sampled, and the class that the answer names."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.answers import AnswerParser
 from lightning_mllm.evaluation.scoring import Predictions, Scorer
 from lightning_mllm.types import LabelSet, MultimodalBatch
@@ -20,15 +22,23 @@ _LIMIT = 32
 
 @dataclass(frozen=True)
 class Generation(Scorer):
-    """Greedy decoding and an `AnswerParser`.
+    """Decoding, greedy by default, and an `AnswerParser`.
 
     Attributes:
         max_new_tokens: Length at which an answer is cut; by default four tokens more than the longest label has, but
             no more than 32 unless the label itself is longer.
+        temperature: 0 for greedy decoding; above, answers are sampled from the whole softmax at this temperature.
+        seed: Of the sampling; a batch's answers depend on it and on the batch alone.
     """
 
     name: ClassVar[str] = "generation"
     max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"Generation: temperature must be a number of at least 0, not {self.temperature}.")
 
     @torch.no_grad()
     def predict(
@@ -37,12 +47,16 @@ class Generation(Scorer):
         """Generate an answer to each prompt and read the class from it; `scores` stays empty."""
         prompts = batch.prompts()
         generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # a mixin's
-        tokens = generate(  # (batch, prompt + new)
-            input_ids=prompts.input_ids,
-            attention_mask=prompts.attention_mask,
-            **prompts.vision,
-            **self._options(model, prompts, labels),
-        )
+        device = prompts.input_ids.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=self.temperature > 0):
+            if self.temperature > 0:
+                torch.manual_seed(self.seed)
+            tokens = generate(  # (batch, prompt + new)
+                input_ids=prompts.input_ids,
+                attention_mask=prompts.attention_mask,
+                **prompts.vision,
+                **self._options(model, prompts, labels),
+            )
         new_tokens = tokens[:, prompts.input_ids.shape[1] :]
         answers = tuple(text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True))
         parser = AnswerParser(labels.names)
@@ -53,9 +67,11 @@ class Generation(Scorer):
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or ())
         longest = max(map(len, labels.token_ids))
+        sampling = {"temperature": self.temperature, "top_k": 0} if self.temperature > 0 else {}
         return {
             "max_new_tokens": self.max_new_tokens or max(longest, min(longest + _SLACK, _LIMIT)),
-            "do_sample": False,
+            "do_sample": self.temperature > 0,
+            **sampling,
             "num_beams": 1,
             "pad_token_id": prompts.pad_id,
             "eos_token_id": sorted({*ends, prompts.end_id}),

@@ -41,7 +41,6 @@ class Family:
 
     vision: tuple[str, ...] = ("model.vision_tower.",)
     projector: tuple[str, ...] = ("model.multi_modal_projector.",)
-    taps: str = "vision_feature_layer"  # the config's name for the vision layer, or layers, that it projects
 
 
 FAMILIES = {
@@ -147,7 +146,7 @@ class Backbone:
         """
         tower, prefix = self.vision_tower, self.family.vision[0]
         depth: int = self.model.config.vision_config.num_hidden_layers
-        tapped = getattr(self.model.config, self.family.taps)
+        tapped = self.model.config.vision_feature_layer
         taps = [tapped] if isinstance(tapped, int) else list(tapped)
         used = max(tap if tap >= 0 else depth + 1 + tap for tap in taps)
         idle_prefixes: list[str] = []

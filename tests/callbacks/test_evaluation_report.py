@@ -15,7 +15,7 @@ SCORERS = ("generation", "likelihood")
 
 @pytest.mark.parametrize("stage", ["val-step0", "zero_shot-step0", "val-step4", "test-step4"])
 def test_each_evaluation_has_scores_with_n_and_intervals(study: Study, stage: str) -> None:
-    report = json.loads((study.folder / "evaluation" / f"{stage}.json").read_text())
+    report = json.loads((study.folder / "evaluation" / stage / "scores.json").read_text())
 
     assert f"{report['stage']}-step{report['step']}" == stage
     assert set(report["scorers"]) == set(SCORERS)
@@ -27,14 +27,14 @@ def test_each_evaluation_has_scores_with_n_and_intervals(study: Study, stage: st
 
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_tables_and_picture_lie_beside_the_scores(study: Study, scorer: str) -> None:
-    stem = study.folder / "evaluation" / f"test-step4-{scorer}"
-    confusion = list(csv.reader(stem.with_name(f"{stem.name}-confusion.csv").read_text().splitlines()))
-    classes = list(csv.DictReader(stem.with_name(f"{stem.name}-per-class.csv").read_text().splitlines()))
+    folder = study.folder / "evaluation" / "test-step4"
+    confusion = list(csv.reader((folder / f"{scorer}-confusion.csv").read_text().splitlines()))
+    classes = list(csv.DictReader((folder / f"{scorer}-per-class.csv").read_text().splitlines()))
 
     assert (len(confusion), len(confusion[0])) == (11, 12)
     assert sum(int(cell) for row in confusion[1:] for cell in row[1:]) == EVALUATED
     assert sum(int(row["true"]) for row in classes) == EVALUATED
-    assert stem.with_name(f"{stem.name}-confusion.png").stat().st_size > 5000
+    assert (folder / f"{scorer}-confusion.png").stat().st_size > 5000
 
 
 def test_per_class_counts_and_f1() -> None:

@@ -21,13 +21,14 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_each_evaluation_has_a_table_and_the_sanity_check_has_none(study: Study) -> None:
-    assert {path.stem for path in study.folder.glob("predictions/*.csv")} == set(STAGES)
-    assert {path.stem for path in study.folder.glob("predictions/*.png")} == set(STAGES)
+    assert {path.parent.name for path in study.folder.glob("evaluation/*/predictions.csv")} == set(STAGES)
+    pictures = {path.parent.name for path in study.folder.glob("evaluation/*/predictions.png")}
+    assert pictures == {stage for stage in STAGES if not stage.startswith("val")}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_table_has_every_evaluated_sample_in_the_order_of_the_data(study: Study, stage: str) -> None:
-    table = rows(study.folder / "predictions" / f"{stage}.csv")
+    table = rows(study.folder / "evaluation" / stage / "predictions.csv")
     samples = study.data.samples["val" if stage.startswith("val") else "test"]
     labels = {sample.id: sample.label for sample in samples}
     order = [sample.id for sample in samples]
@@ -41,7 +42,7 @@ def test_the_table_has_every_evaluated_sample_in_the_order_of_the_data(study: St
 def test_answer_prediction_and_correctness_agree(study: Study) -> None:
     names = study.data.label_set.names if study.data.label_set else ()
     parser = AnswerParser(names)
-    for row in rows(study.folder / "predictions" / "test-step4.csv"):
+    for row in rows(study.folder / "evaluation" / "test-step4" / "predictions.csv"):
         for scorer in ("generation", "likelihood"):
             parsed = parser.parse(row[f"{scorer}/answer"])
             assert row[f"{scorer}/prediction"] == ("" if parsed < 0 else names[parsed])
@@ -49,14 +50,14 @@ def test_answer_prediction_and_correctness_agree(study: Study) -> None:
 
 
 def test_the_table_gives_the_accuracy_of_the_module(study: Study) -> None:
-    table = rows(study.folder / "predictions" / "test-step4.csv")
+    table = rows(study.folder / "evaluation" / "test-step4" / "predictions.csv")
     for scorer, result in study.module.results.items():
         share = sum(row[f"{scorer}/correct"] == "True" for row in table) / len(table)
         assert share == pytest.approx(result.accuracy)
 
 
 def test_the_sheet_is_a_picture(study: Study) -> None:
-    with Image.open(study.folder / "predictions" / "test-step4.png") as sheet:
+    with Image.open(study.folder / "evaluation" / "test-step4" / "predictions.png") as sheet:
         assert len(sheet.convert("RGB").getcolors(maxcolors=10**6) or []) > 50
 
 

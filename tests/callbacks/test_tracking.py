@@ -18,11 +18,11 @@ def test_tables_pictures_and_scores_are_in_the_wandb_run(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     trainer = make_trainer(tmp_path, [PredictionTable(images=2), EvaluationReport()])
     trainer.loggers = make_loggers(tmp_path, name="run", mode="offline")
-    trainer.validate(MLLMModule(tiny_llava), datamodule=make_data(tiny_llava), verbose=False)
+    trainer.test(MLLMModule(tiny_llava), datamodule=make_data(tiny_llava), verbose=False)
     finish(trainer.loggers)
     wandb.teardown()  # waits until the background process has written everything
 
     keys = {key for row in history(tmp_path) for key in row}
-    assert "val/likelihood/accuracy" in keys
-    for logged in ("predictions/val", "predictions/val/sheet", "evaluation/val/generation/confusion"):
+    assert "test/likelihood/accuracy" in keys
+    for logged in ("predictions/test", "predictions/test/sheet", "evaluation/test/generation/confusion"):
         assert any(key.startswith(logged + "/") for key in keys), logged

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import INVALID, Generation
 from tests.evaluation.conftest import Scene
 
@@ -74,3 +75,23 @@ def test_sampling_settings_of_the_checkpoint_are_overruled(llava: Scene) -> None
     config.do_sample, config.temperature, config.top_p = True, 5.0, 0.9
 
     assert predict(llava).answers == predict(llava).answers
+
+
+def test_sampled_answers_depend_on_the_seed_alone(llava: Scene) -> None:
+    hot = Generation(temperature=5.0)
+    state = torch.get_rng_state()
+
+    first, second = predict(llava, hot), predict(llava, hot)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.answers == second.answers
+    assert first.answers != predict(llava, Generation(temperature=5.0, seed=1)).answers
+
+
+def test_sampling_near_zero_is_greedy(llava: Scene) -> None:
+    assert predict(llava, Generation(temperature=1e-4)).answers == predict(llava).answers
+
+
+def test_a_negative_temperature_is_refused() -> None:
+    with pytest.raises(ConfigError, match="temperature"):
+        Generation(temperature=-0.1)

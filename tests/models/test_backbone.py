@@ -63,13 +63,13 @@ def test_a_further_family_is_one_entry(tmp_path: Path, tiny_llava: str, monkeypa
     config = VipLlavaConfig(
         vision_config=base.vision_config.to_dict(),
         text_config=base.text_config.to_dict(),
-        image_token_id=base.image_token_id,
-        vision_feature_layers=[-2, 1],
+        image_token_index=base.image_token_id,
+        vision_feature_layer=[-2, 1],
     )
     VipLlavaForConditionalGeneration(config).save_pretrained(tmp_path)
     for file in Path(tiny_llava).glob("*token*"):
         shutil.copy(file, tmp_path)
-    monkeypatch.setitem(backbone_module.FAMILIES, "vipllava", Family(taps="vision_feature_layers"))
+    monkeypatch.setitem(backbone_module.FAMILIES, "vipllava", Family())
 
     backbone = Backbone.from_pretrained(str(tmp_path))
     report = ProjectorOnly().apply(backbone)

@@ -89,7 +89,7 @@ def test_ft_proj_of_llava_next_trains_its_row_separator(tiny_llava_next: str) ->
 def test_a_frozen_tower_builds_no_graph(tiny_llava: str) -> None:
     backbone = Backbone.from_pretrained(tiny_llava)
     ProjectorAndLLM().apply(backbone)
-    needs_grad = []
+    needs_grad: list[bool] = []
     backbone.vision_tower.register_forward_hook(
         lambda _module, _inputs, output: needs_grad.extend(
             state.requires_grad for state in output.hidden_states if state is not None
