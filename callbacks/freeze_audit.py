@@ -23,7 +23,7 @@ class FreezeAudit(L.Callback):
         """Show the report and remember the frozen parameters."""
         report = access.mllm(pl_module).freeze_report
         if trainer.is_global_zero:
-            Console().print(report.table())
+            Console().print(report)
         log_config(trainer.loggers, {"freeze_report": report.as_dict()})
         self._before = frozen_checksums(pl_module)
 

@@ -99,7 +99,14 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name the model's checkpoint once; add the section on when training checkpoints are written."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpointing")
-        parser.set_defaults({"checkpointing.save_last": True})
+        parser.set_defaults(
+            {
+                "checkpointing.save_last": True,
+                # the module's own defaults are objects, which a saved config could not say
+                "model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.0}},
+                "model.scorers": [{"class_path": "Generation"}, {"class_path": "Likelihood"}],
+            }
+        )
         for option in ("checkpoint", "revision", "trust_remote_code"):
             parser.link_arguments(f"model.{option}", f"data.init_args.{option}")
 

@@ -95,6 +95,8 @@ class Trainer(L.Trainer):
     def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
         if kwargs.get("fast_dev_run"):
             logger = False
+        if kwargs.get("default_root_dir") is not None and logger is None:
+            raise ConfigError("trainer.default_root_dir is the run's own folder; set trainer.run.root and run.name.")
         if logger is None:
             folder = run.make_folder()
             kwargs["default_root_dir"] = folder

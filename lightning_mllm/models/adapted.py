@@ -73,9 +73,8 @@ class AdaptedModel:
         switches its gradient checkpointing off in silence. Its dropout is 0 in every LLaVA.
         """
         trained = self.report.trainable_parts
-        adapters_in_tower = any(".lora_" in name for name, _ in self.backbone.vision_tower.named_parameters())
         self.backbone.model.train()
-        self.backbone.vision_tower.train(Part.VISION in trained or adapters_in_tower)
+        self.backbone.vision_tower.train(bool(trained & {Part.VISION, Part.VISION_LORA}))
         self.backbone.projector.train(Part.PROJECTOR in trained)
 
     def trained_state(self) -> dict[str, Tensor]:

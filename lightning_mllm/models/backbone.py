@@ -28,7 +28,8 @@ class Part(StrEnum):
     VISION = "vision"
     PROJECTOR = "projector"
     LLM = "llm"
-    LORA = "lora"
+    VISION_LORA = "vision lora"
+    LLM_LORA = "llm lora"
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,14 @@ class Backbone:
     Attributes:
         model: The Hugging Face model, e.g. `LlavaForConditionalGeneration`.
         family: Its entry of `FAMILIES`.
-        fingerprint: Identifies the loaded weights, whatever dtype they were loaded in.
+        fingerprint: Identifies the weights as loaded, whatever dtype they were loaded in; empty for a model without
+            data (on the meta device).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.family = family_of(model.config)
-        self.fingerprint = fingerprint(model)
+        self.fingerprint = "" if model.device.type == "meta" else fingerprint(model)
 
     @classmethod
     def from_pretrained(
@@ -124,13 +126,12 @@ class Backbone:
 
     def part_of(self, name: str) -> Part:
         """Return the part to which a parameter, named as in `model.named_parameters()`, belongs."""
-        if ".lora_" in name:
-            return Part.LORA
+        adapter = ".lora_" in name
         if name.startswith(self.family.vision):
-            return Part.VISION
+            return Part.VISION_LORA if adapter else Part.VISION
         if name.startswith(self.family.projector):
             return Part.PROJECTOR
-        return Part.LLM
+        return Part.LLM_LORA if adapter else Part.LLM
 
     def parameters(self, *parts: Part) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield name and parameter of the given parts, or of all."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from rich.console import Group
 from rich.table import Table
 
 from lightning_mllm.errors import ConfigError
@@ -50,9 +51,8 @@ class FreezeReport:
         counts.append(("total", sum(self.parameters.values()), sum(self.trainable.values())))
         return [(name, total, trained, 100 * trained / total) for name, total, trained in counts]
 
-    def table(self) -> Table:
-        """Return the report as a table for people."""
-        table = Table("part", title=f"What is trainable: {self.policy}", title_justify="left")
+    def __rich__(self) -> Group:
+        table = Table("part")
         for column in ("parameters", "trainable", "%"):
             table.add_column(column, justify="right")
         *parts, total = [(name, f"{n:,}", f"{trained:,}", f"{share:.2f}") for name, n, trained, share in self.rows()]
@@ -60,9 +60,8 @@ class FreezeReport:
             table.add_row(*row)
         table.add_section()
         table.add_row(*total)
-        if self.idle:
-            table.caption = f"{self.idle:,} vision parameters lie behind the tapped layer: they get no gradient."
-        return table
+        note = f"{self.idle:,} vision parameters lie behind the layer that is projected: no gradient reaches them.\n"
+        return Group(f"What {self.policy} trains", table, note if self.idle else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain types for a logger's config."""
@@ -186,11 +185,12 @@ class Lora(FreezePolicy):
 
     def select(self, backbone: Backbone) -> frozenset[str]:
         """Inject the adapters and return their names, with the projector's if it is trained too."""
-        parts = {"llm": (Part.LLM,), "vision": (Part.VISION,), "both": (Part.LLM, Part.VISION)}[self.target]
+        parts = {"llm": (Part.LLM,), "vision": (Part.VISION,), "both": (Part.VISION, Part.LLM)}[self.target]
         inject_lora(
             backbone, parts, rank=self.rank, alpha=self.alpha, dropout=self.dropout, modules=tuple(self.modules)
         )
-        return _names(backbone, (Part.LORA, Part.PROJECTOR) if self.projector else (Part.LORA,))
+        adapters = (Part.VISION_LORA, Part.LLM_LORA)
+        return _names(backbone, (*adapters, Part.PROJECTOR) if self.projector else adapters)
 
 
 @dataclass(frozen=True)

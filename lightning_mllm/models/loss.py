@@ -51,5 +51,6 @@ def keep_in_graph(backbone: Backbone, loss: Tensor) -> Tensor:
     Otherwise such a batch would give them no gradient at all: the optimiser would skip them, and under DDP the other
     processes would wait for ever.
     """
-    unused = [parameter for _, parameter in backbone.parameters(Part.VISION, Part.PROJECTOR) if parameter.requires_grad]
+    before_llm = backbone.parameters(Part.VISION, Part.VISION_LORA, Part.PROJECTOR)
+    unused = [parameter for _, parameter in before_llm if parameter.requires_grad]
     return loss + sum((0.0 * parameter.sum() for parameter in unused), torch.zeros_like(loss))

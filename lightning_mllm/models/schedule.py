@@ -30,6 +30,11 @@ class LearningRates:
     lora: float = 2e-4
     vision: float = 2e-6
 
+    def of(self, part: Part) -> float:
+        """Return the rate of a part; adapters have one rate wherever they are."""
+        rate: float = getattr(self, "lora" if part in (Part.VISION_LORA, Part.LLM_LORA) else part.value)
+        return rate
+
     def __post_init__(self) -> None:
         for part, rate in asdict(self).items():
             if not (rate >= 0 and math.isfinite(rate)):
@@ -57,7 +62,7 @@ def parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str,
         {
             "name": part.value if decays else f"{part.value} (no decay)",
             "params": parameters,
-            "lr": asdict(rates)[part.value],
+            "lr": rates.of(part),
             **({} if decays else {"weight_decay": 0.0}),
         }
         for (part, decays), parameters in sorted(groups.items())

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from lightning_mllm.errors import CheckpointError, ConfigError
@@ -36,7 +37,7 @@ def _open(path: Path | str) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, batch: MultimodalBatch) -> torch.Tensor:
+def _logits(model: nn.Module, batch: MultimodalBatch) -> torch.Tensor:
     output: torch.Tensor = model(**batch.model_inputs()).logits
     return output
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
@@ -27,9 +28,9 @@ POLICIES: list[tuple[FreezePolicy, set[Part]]] = [
     (LLMOnly(), {Part.LLM}),
     (ProjectorAndVision(), {Part.PROJECTOR, Part.VISION}),
     (Everything(), {Part.PROJECTOR, Part.VISION, Part.LLM}),
-    (Lora(rank=2), {Part.LORA}),
-    (Lora(rank=2, target="vision"), {Part.LORA}),
-    (Lora(rank=2, target="both", projector=True), {Part.LORA, Part.PROJECTOR}),
+    (Lora(rank=2), {Part.LLM_LORA}),
+    (Lora(rank=2, target="vision"), {Part.VISION_LORA}),
+    (Lora(rank=2, target="both", projector=True), {Part.LLM_LORA, Part.VISION_LORA, Part.PROJECTOR}),
     (ByPattern(["linear_1", r"layers\.0\.mlp"]), {Part.PROJECTOR, Part.VISION, Part.LLM}),
 ]
 
@@ -159,3 +160,26 @@ def test_lora_refuses_layers_that_are_not_there(tiny_llava: str) -> None:
 def test_lora_refuses_impossible_options(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Lora(**options)  # type: ignore[arg-type]
+
+
+def test_the_counts_of_llava_1_5_7b_are_the_published_ones() -> None:
+    config = LlavaConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+        },
+        text_config={"model_type": "llama", "vocab_size": 32064},
+    )
+    with torch.device("meta"):
+        backbone = Backbone(LlavaForConditionalGeneration(config))
+
+    report = ProjectorAndLLM().apply(backbone)
+
+    assert report.trainable[Part.PROJECTOR] == 20_979_712
+    assert report.trainable[Part.LLM] == 6_738_939_904
+    assert report.parameters[Part.VISION] == 303_507_456

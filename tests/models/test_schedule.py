@@ -34,7 +34,7 @@ def test_adapters_have_a_rate_of_their_own(tiny_llava: str) -> None:
 
     rates = {group["name"]: group["lr"] for group in parameter_groups(backbone, LearningRates(lora=5, projector=7))}
 
-    assert rates == {"lora": 5, "projector": 7, "projector (no decay)": 7}
+    assert rates == {"llm lora": 5, "projector": 7, "projector (no decay)": 7}
 
 
 def test_the_rate_rises_linearly_then_follows_half_a_cosine() -> None:

@@ -1,0 +1,260 @@
+"""Every shipped YAML goes through the real command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoConfig
+
+from lightning_mllm.cli import CLI, main
+from lightning_mllm.data import ClassificationPrompt, PlainPrompt
+from lightning_mllm.evaluation import Generation
+from lightning_mllm.models.backbone import Part
+from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
+from lightning_mllm.models.module import MLLMModule
+from tests.conftest import TinyBuilder
+from tests.running import (
+    CONFIGS,
+    SMALL_DIGITS,
+    TRIAL,
+    conversation,
+    files_below,
+    isolate,
+    write_image_folder,
+    write_llava_json,
+)
+
+PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
+
+POLICIES = {
+    "policy/by_pattern.yaml": {PROJECTOR, LLM},
+    "policy/everything.yaml": {VISION, PROJECTOR, LLM},
+    "policy/ft_e2e.yaml": {PROJECTOR, LLM},
+    "policy/ft_proj.yaml": {PROJECTOR},
+    "policy/llm_only.yaml": {LLM},
+    "policy/lora.yaml": {LORA},
+    "policy/lora_and_projector.yaml": {LORA, PROJECTOR},
+    "policy/lora_vision.yaml": {Part.VISION_LORA},
+    "policy/projector_and_vision.yaml": {PROJECTOR, VISION},
+}
+NOT_FOR_FIT = "policy/zero_shot.yaml"
+PRESETS: dict[str, tuple[type, int, float]] = {  # policy, global batch, rate of the projector
+    "fit/llava_default_ft_e2e.yaml": (ProjectorAndLLM, 128, 2e-5),
+    "fit/llava_default_ft_proj.yaml": (ProjectorOnly, 256, 1e-3),
+    "fit/matched_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
+    "fit/matched_ft_proj.yaml": (ProjectorOnly, 32, 2e-5),
+    "fit/paper_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
+    "fit/paper_ft_proj.yaml": (ProjectorOnly, 64, 1e-3),
+    "fit/released_code_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
+    "fit/released_code_ft_proj.yaml": (ProjectorOnly, 64, 1e-3),
+}
+MODELS = {
+    "model/llava-1.5-13b.yaml": ("llava", "vicuna"),
+    "model/llava-1.5-7b.yaml": ("llava", "vicuna"),
+    "model/llava-1.6-vicuna-7b.yaml": ("llava_next", "vicuna"),
+    "model/llava-next-llama3-8b.yaml": ("llava_next", "llama3"),
+}
+DATA = ("data/digits.yaml", "data/image_folder.yaml", "data/llava_json.yaml")
+CHECKPOINTS = {"checkpoint/quickstart.yaml"}
+QUICKSTART = "quickstart.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
+def config(name: str) -> tuple[str, str]:
+    return "--config", str(CONFIGS / name)
+
+
+def module_of(cli: CLI) -> MLLMModule:
+    assert isinstance(cli.model, MLLMModule)
+    return cli.model
+
+
+def test_each_shipped_yaml_is_a_test_case() -> None:
+    covered = {*POLICIES, NOT_FOR_FIT, *PRESETS, *MODELS, *DATA, *CHECKPOINTS, QUICKSTART}
+
+    assert covered == {name for name in files_below(CONFIGS) if name.endswith(("yaml", "yml"))}
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_trains_the_parts_that_its_name_says(tiny_checkpoint: TinyBuilder, name: str, family: Any) -> None:
+    checkpoint = ("--model.checkpoint", tiny_checkpoint(family, "vicuna"))
+    small = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
+
+    cli = CLI(["fit", *checkpoint, *config("data/digits.yaml"), *config(name), *small, *TRIAL])
+
+    report = module_of(cli).freeze_report
+    assert report.trainable_parts == POLICIES[name]
+    assert cli.trainer.global_step == 1
+
+
+def test_lora_stays_out_of_the_vision_tower_and_lora_vision_stays_in_it(tiny_llava: str) -> None:
+    def trained(name: str) -> tuple[str, ...]:
+        cli = CLI(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL])
+        return module_of(cli).freeze_report.trainable_names
+
+    assert not any("vision_tower" in name for name in trained("policy/lora.yaml"))
+    assert all("vision_tower" in name for name in trained("policy/lora_vision.yaml"))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_zero_shot_trains_nothing_and_validates(tiny_checkpoint: TinyBuilder, family: Any) -> None:
+    checkpoint = ("--model.checkpoint", tiny_checkpoint(family, "vicuna"))
+
+    cli = CLI(["validate", *checkpoint, *SMALL_DIGITS, *config(NOT_FOR_FIT), *TRIAL])
+
+    assert not module_of(cli).freeze_report.trainable_names
+    assert "val/likelihood/accuracy" in cli.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fits_with_the_policy_batch_and_rate_that_it_promises(tiny_llava: str, name: str) -> None:
+    policy, batch_size, rate = PRESETS[name]
+    small = ("--data.init_args.eval_batch_size", "4", "--trainer.limit_train_batches", "0.01")
+
+    cli = CLI(
+        ["fit", "--model.checkpoint", tiny_llava, *config("data/digits.yaml"), *config(name), *small, *TRIAL]
+    )
+
+    module = module_of(cli)
+    assert type(module.policy) is policy
+    assert cli.datamodule.batch_size == batch_size
+    assert module.learning_rates.projector == rate
+    assert policy is ProjectorOnly or module.learning_rates.llm == rate
+    assert (module.warmup_ratio, module.decay) == (0.03, "cosine")
+    assert cli.trainer.gradient_clip_val is None
+    assert {group["weight_decay"] for group in cli.trainer.optimizers[0].param_groups} == {0.0}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_does_not_change_what_the_data_is(tiny_llava: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = resolved(capsys, tiny_llava, name)["data"]
+
+    assert data["class_path"] == "lightning_mllm.data.Digits"
+    eval_prompt = data["init_args"]["eval_prompt"] or data["init_args"]["prompt"]
+    assert eval_prompt["class_path"].endswith("ClassificationPrompt")
+    assert eval_prompt["init_args"]["system"].startswith("A chat between a curious user")
+
+
+def test_matched_presets_differ_in_the_policy_only(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
+    projector, everything = (resolved(capsys, tiny_llava, f"fit/matched_ft_{kind}.yaml") for kind in ("proj", "e2e"))
+
+    assert projector["model"].pop("policy") != everything["model"].pop("policy")
+    assert projector == everything
+
+
+def test_released_code_drops_the_question_and_crops_in_projector_training_only(tiny_llava: str) -> None:
+    def run(name: str) -> CLI:
+        limits = ("--trainer.limit_train_batches", "0", "--trainer.limit_val_batches", "0")
+        return CLI(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL, *limits])
+
+    projector = run("fit/released_code_ft_proj.yaml").datamodule
+    both = run("fit/released_code_ft_e2e.yaml").datamodule
+
+    assert isinstance(projector.collator.prompt, PlainPrompt)
+    assert isinstance(projector.eval_collator.prompt, ClassificationPrompt)
+    assert (projector.collator.geometry, projector.eval_collator.geometry) == ("crop", "pad")
+    assert isinstance(both.collator.prompt, ClassificationPrompt)
+    assert (both.collator.geometry, both.eval_collator.geometry) == ("pad", "pad")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_only_the_released_code_samples_its_answers(
+    tiny_llava: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorers = resolved(capsys, tiny_llava, name)["model"]["scorers"]
+
+    temperatures = [s["init_args"]["temperature"] for s in scorers if s["class_path"].endswith(Generation.__name__)]
+    assert temperatures == [0.2 if "released_code" in name else 0.0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_config_names_a_hub_checkpoint_and_fits(
+    tiny_checkpoint: TinyBuilder, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_id = printed(capsys, "fit", *config(name), *SMALL_DIGITS)["model"]["checkpoint"]
+    family, chat = MODELS[name]
+    checkpoint = tiny_checkpoint(family, chat)  # type: ignore[arg-type]  # the table's strings
+
+    cli = CLI(["fit", *config(name), "--model.checkpoint", checkpoint, *SMALL_DIGITS, *TRIAL])
+
+    assert hub_id.startswith("llava-hf/")
+    assert module_of(cli).backbone.model.config.model_type == family
+    assert module_of(cli).gradient_checkpointing
+
+
+def test_the_image_folder_config_fits_once_it_knows_the_folder(tiny_llava: str, tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path / "photos", {"red cat": 4, "dog": 4})
+
+    cli = CLI(
+        [
+            *("fit", "--model.checkpoint", tiny_llava, *config("data/image_folder.yaml"), *TRIAL),
+            *("--data.init_args.root", str(root), "--data.init_args.num_workers", "0"),
+        ]
+    )
+
+    assert cli.datamodule.label_set.names == ("dog", "red cat")
+
+
+def test_the_llava_json_config_fits_once_it_knows_the_files(tiny_llava: str, tmp_path: Path) -> None:
+    file = write_llava_json(tmp_path / "talks", [conversation(f"p{k}", images=k % 3) for k in range(8)])
+
+    cli = CLI(
+        [
+            *("fit", "--model.checkpoint", tiny_llava, *config("data/llava_json.yaml"), *TRIAL),
+            *("--data.init_args.train", str(file), "--data.init_args.image_root", str(file.parent)),
+            *("--data.init_args.num_workers", "0"),
+        ]
+    )
+
+    assert cli.trainer.global_step == 1
+    assert "val/loss" in cli.trainer.callback_metrics
+
+
+@pytest.mark.slow
+def test_worker_processes_load_the_same_batches(tiny_llava: str, tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path / "photos", {"cat": 4, "dog": 4})
+
+    def loss(workers: int) -> float:
+        data = ("--data.init_args.root", str(root), "--data.init_args.num_workers", str(workers))
+        cli = CLI(["fit", "--model.checkpoint", tiny_llava, *config("data/image_folder.yaml"), *TRIAL, *data])
+        return float(cli.trainer.callback_metrics["train/loss"])
+
+    assert loss(0) == loss(2)
+
+
+def test_the_quickstart_checkpoint_is_the_small_llava_that_its_comment_says(tmp_path: Path) -> None:
+    main(["tiny", str(tmp_path / "quickstart"), *config("checkpoint/quickstart.yaml")])
+
+    built = AutoConfig.from_pretrained(tmp_path / "quickstart")
+    assert built.model_type == "llava"
+    assert (built.vision_config.hidden_size, built.text_config.hidden_size) == (96, 128)
+    assert 1.5e6 < sum(path.stat().st_size for path in (tmp_path / "quickstart").glob("*.safetensors")) / 4 < 2e6
+
+
+def test_the_quickstart_evaluates_before_and_after_the_fit(tiny_llava: str) -> None:
+    cli = CLI(["fit", *config(QUICKSTART), "--model.checkpoint", tiny_llava, *TRIAL])
+
+    assert module_of(cli).freeze_report.trainable_parts == {PROJECTOR}
+    assert cli.trainer.global_step == 1
+    assert "test/likelihood/accuracy" in cli.trainer.callback_metrics  # the last evaluation was that of the test split
+
+
+def resolved(capsys: pytest.CaptureFixture[str], checkpoint: str, name: str) -> dict[str, Any]:
+    return printed(capsys, "fit", "--model.checkpoint", checkpoint, *config("data/digits.yaml"), *config(name))
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        CLI([*arguments, "--print_config"])
+    assert caught.value.code == 0
+    content: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return content
