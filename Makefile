@@ -5,7 +5,8 @@ BIN := .venv/bin
 .PHONY: quickstart test lint clean
 
 quickstart: .venv/ready
-	test -d checkpoints/quickstart || $(BIN)/lightning tiny checkpoints/quickstart --config configs/model/quickstart-tiny.yaml
+	test -d checkpoints/quickstart || \
+		$(BIN)/lightning tiny checkpoints/quickstart --config configs/checkpoint/quickstart.yaml
 	$(BIN)/lightning fit --config configs/quickstart.yaml
 
 test: .venv/ready lint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 import warnings
@@ -26,13 +27,14 @@ from lightning_mllm.tracking.secrets import mask_secrets
 from lightning_mllm.trainer import Trainer
 
 
-def default_callbacks(writes: bool) -> list[Callback]:
+def default_callbacks(writes: bool, shows_progress: bool = True) -> list[Callback]:
     """Return what every run does, unless the config names another callback of the same class.
 
     Args:
         writes: Whether the run keeps files; a trial with `fast_dev_run` does not.
+        shows_progress: Whether there is a progress bar.
     """
-    shows: list[Callback] = [RichProgressBar(), FreezeAudit(), Throughput()]
+    shows: list[Callback] = [*([RichProgressBar()] if shows_progress else []), FreezeAudit(), Throughput()]
     if not writes:
         return shows
     return [
@@ -115,8 +117,10 @@ class CLI(LightningCLI):
         if self.subcommand == "export":
             return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
+        if trial := bool(config.get("fast_dev_run")):
+            self._get(self.config_init, "checkpointing").save_last = None  # lightning 2.6 writes it in a trial too
         chosen = list(config.get("callbacks") or ())
-        extra = default_callbacks(writes=not config.get("fast_dev_run"))
+        extra = default_callbacks(writes=not trial, shows_progress=config.get("enable_progress_bar") is not False)
         chosen += [callback for callback in extra if not isinstance(callback, tuple(map(type, chosen)))]
         return super().instantiate_trainer(callbacks=chosen, **kwargs)
 
@@ -129,6 +133,8 @@ class CLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Entry point of `lightning` and `lightning-mllm`."""
     arguments = sys.argv[1:] if args is None else args
+    if os.getcwd() not in sys.path:  # so that a config can name a class of the user's own: my_data.Leaves
+        sys.path.append(os.getcwd())
     # expected in every run: frozen parts stay in eval mode, checkpoints go to a new folder; the third is not ours
     for message in ("Found .* module.s. in eval mode", "The dirpath has changed", ".isinstance.treespec, LeafSpec"):
         warnings.filterwarnings("ignore", message)

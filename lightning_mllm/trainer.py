@@ -53,7 +53,7 @@ class Run:
         Raises:
             ConfigError: The name is no plain folder name, or the root can't be written.
         """
-        if not self.name or self.name != Path(self.name).name:
+        if self.name in ("", "..") or self.name != Path(self.name).name:
             raise ConfigError(f"trainer.run.name must be a plain name without slashes, not {self.name!r}.")
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # set by lightning
             return Path(os.environ.get(_FOLDER_VARIABLE, f"{self.root}/{self.name}"))

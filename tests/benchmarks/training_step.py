@@ -12,16 +12,13 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, TrainerCallback, TrainingArguments
+from transformers import AutoModelForImageTextToText, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -38,90 +35,12 @@ from tests.benchmarks.harness import (
     be_quiet,
     make_checkpoint,
     print_table,
-    synchronise,
 )
+from tests.benchmarks.step_clock import Clock, HFClock, LightningClock, Result, TimedHFTrainer
 
 BASELINE = "transformers.Trainer"
 RATE = 1e-3
 CLIP = 1.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one process measured.
-
-    Attributes:
-        seconds: Per step, data loading included.
-        mib: Peak memory above the loaded model.
-        losses: Of the first and of the last step.
-        threads: Of torch.
-        trainable: Number of trained weights.
-    """
-
-    seconds: float
-    mib: float
-    losses: tuple[float, float]
-    threads: int
-    trainable: int
-
-
-class Clock:
-    """Times the steps behind the warm-up; both trainers tell it when a step has ended."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._device, self._warmup, self._steps = options.device, options.warmup, options.steps
-        self._ended = 0
-        self._times: list[float] = []
-        self.losses: list[Tensor] = []
-
-    def step_ended(self, loss: Tensor) -> None:
-        """Count a step and keep its loss, without waiting for it."""
-        self._ended += 1
-        self.losses.append(loss.detach())
-        if self._ended in (self._warmup, self._warmup + self._steps):
-            synchronise(self._device)
-            self._times.append(time.perf_counter())
-
-    def result(self, meter: MemoryMeter, model: nn.Module) -> Result:
-        """Return what was measured."""
-        started, ended = self._times
-        return Result(
-            seconds=(ended - started) / self._steps,
-            mib=meter.peak(),
-            losses=(float(self.losses[0]), float(self.losses[-1])),
-            threads=torch.get_num_threads(),
-            trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        )
-
-
-class _LightningClock(L.Callback):
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._clock.step_ended(outputs["loss"])
-
-
-class _TimedHFTrainer(transformers.Trainer):
-    """Keeps each step's loss, as the other side does."""
-
-    last_loss: Tensor
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.last_loss = super().training_step(*args, **kwargs)
-        return self.last_loss
-
-
-class _HFClock(TrainerCallback):
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.trainer: _TimedHFTrainer | None = None
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        assert self.trainer is not None
-        self._clock.step_ended(self.trainer.last_loss)
 
 
 def measure_ours(options: argparse.Namespace, data: Digits) -> Result:
@@ -143,7 +62,7 @@ def measure_ours(options: argparse.Namespace, data: Digits) -> Result:
         devices=1,
         max_steps=options.warmup + options.steps,
         gradient_clip_val=CLIP,
-        callbacks=[_LightningClock(clock)],
+        callbacks=[LightningClock(clock)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -162,7 +81,7 @@ def measure_baseline(options: argparse.Namespace, data: Digits) -> Result:
     model.requires_grad_(False)
     model.model.multi_modal_projector.float().requires_grad_(True)
     clock = Clock(options)
-    callback = _HFClock(clock)
+    callback = HFClock(clock)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
@@ -187,7 +106,7 @@ def measure_baseline(options: argparse.Namespace, data: Digits) -> Result:
             report_to="none",
             disable_tqdm=True,
         )
-        callback.trainer = _TimedHFTrainer(
+        callback.trainer = TimedHFTrainer(
             model, arguments, data_collator=_collate_with(data), train_dataset=_items(data), callbacks=[callback]
         )
         meter = MemoryMeter(options.device, _bytes(model))

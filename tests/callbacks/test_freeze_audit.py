@@ -69,5 +69,5 @@ def test_the_report_is_shown(tmp_path: Path, tiny_llava: str, capsys: pytest.Cap
     trainer.fit(MLLMModule(tiny_llava), datamodule=make_data(tiny_llava))
 
     shown = capsys.readouterr().out
-    assert "What is trainable: ProjectorOnly()" in shown
+    assert "What ProjectorOnly() trains" in shown
     assert "projector" in shown

@@ -1,0 +1,210 @@
+"""The Trainer without the command line: run folders, atomic checkpoints, evaluation around a fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_mllm.data import Digits
+from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.models.freeze import ZeroShot
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.trainer import AtomicCheckpointIO, Run, Trainer
+from tests.running import files_below, isolate
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a/", "../up"])
+def test_a_run_name_that_is_no_plain_folder_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.run\.name must be a plain name"):
+        Run(name=name, root=str(tmp_path / "runs")).make_folder()
+
+    assert not files_below(tmp_path)
+
+
+def test_each_run_gets_a_folder_that_was_not_there(tmp_path: Path) -> None:
+    folders = [Run(name="study", root=str(tmp_path)).make_folder() for _ in range(3)]
+
+    assert [folder.name for folder in folders] == ["study", "study-2", "study-3"]
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_file_in_the_place_of_the_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "study").write_text("mine")
+
+    folder = Run(name="study", root=str(tmp_path)).make_folder()
+
+    assert folder.name == "study-2"
+    assert (tmp_path / "study").read_text() == "mine"
+
+
+def test_a_root_that_is_a_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+
+    with pytest.raises(ConfigError, match=r"can't be made.*Set trainer\.run\.root"):
+        Run(root=str(tmp_path / "runs")).make_folder()
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_a_crash_in_the_middle_of_writing_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def power_cut(content: Any, part: Path) -> None:
+        part.write_bytes(b"half a check")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+
+
+def test_a_full_disk_leaves_the_old_file_whole_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, path)
+
+    with largest_file(10_000), pytest.raises(CheckpointError, match=r"could not be written.*Free some space"):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(100_000)}, path)
+
+    assert AtomicCheckpointIO().load_checkpoint(path)["weights"].sum() == 10
+    assert files_below(tmp_path) == {"last.ckpt"}
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("hacked",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "evil.ckpt"
+    if zipped:
+        torch.save({"state_dict": Code()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"state_dict": Code()}))
+
+    with pytest.raises(CheckpointError, match="can't be read as a checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 100, -100])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"weights": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:keep])
+
+    with pytest.raises(CheckpointError, match=r"can't be read as a checkpoint.*Use an earlier one"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no checkpoint file"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
+
+
+# ---- as in a notebook ------------------------------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {
+    "enable_progress_bar": False,
+    "limit_train_batches": 2,
+    "limit_val_batches": 1,
+    "limit_test_batches": 1,
+    "max_epochs": 1,
+}
+
+
+def digits(checkpoint: str) -> Digits:
+    return Digits(checkpoint=checkpoint, batch_size=4, eval_batch_size=4)
+
+
+def test_a_notebook_fits_and_tests_with_three_objects(tiny_llava: str, tmp_path: Path) -> None:
+    trainer = Trainer(run=Run(root=str(tmp_path / "runs"), name="notebook"), **SMALL)
+    module = MLLMModule(tiny_llava)
+
+    trainer.fit(module, datamodule=digits(tiny_llava), test_before=True, test_after=True)
+
+    run = tmp_path / "runs" / "notebook"
+    assert Path(trainer.default_root_dir) == run
+    assert {"metrics.csv"} <= files_below(run)
+    header = (run / "metrics.csv").read_text().partition("\n")[0].split(",")
+    assert {"val/loss", "zero_shot/likelihood/accuracy", "test/likelihood/accuracy"} <= set(header)
+    assert files_below(tmp_path) == {f"runs/notebook/{name}" for name in files_below(run)}
+
+
+def test_test_before_counts_as_step_0_and_does_not_move_the_fit(tiny_llava: str, tmp_path: Path) -> None:
+    def fit(name: str, test_before: bool) -> dict[str, Any]:
+        torch.manual_seed(3)
+        trainer = Trainer(run=Run(root=str(tmp_path), name=name), **SMALL)
+        module = MLLMModule(tiny_llava)
+        trainer.fit(module, datamodule=digits(tiny_llava), test_before=test_before)
+        assert trainer.global_step == 2
+        return module.state_dict()
+
+    without, after = fit("without", test_before=False), fit("after", test_before=True)
+
+    for name, weights in without.items():
+        assert torch.equal(weights, after[name]), name
+
+
+def test_a_zero_shot_model_is_refused_before_its_evaluation_not_after(tiny_llava: str, tmp_path: Path) -> None:
+    trainer = Trainer(run=Run(root=str(tmp_path)), **SMALL)
+    module = MLLMModule(tiny_llava, policy=ZeroShot())
+
+    with pytest.raises(ConfigError, match="leaves nothing trainable"):
+        trainer.fit(module, datamodule=digits(tiny_llava), test_before=True)
+
+    assert not module.results
+
+
+def test_a_logger_of_the_users_own_takes_the_place_of_ours(tiny_llava: str, tmp_path: Path) -> None:
+    trainer = Trainer(logger=False, enable_checkpointing=False, **SMALL)
+
+    trainer.fit(MLLMModule(tiny_llava), datamodule=digits(tiny_llava))
+
+    assert not files_below(tmp_path)
+
+
+def test_export_without_a_checkpoint_is_the_untouched_model(tiny_llava: str, tmp_path: Path) -> None:
+    module = MLLMModule(tiny_llava)
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+    written = trainer.export(module, output=str(tmp_path / "out"))
+
+    assert tmp_path / "out" in written
+    exported = MLLMModule(str(tmp_path / "out"))
+    exported.configure_model()
+    assert exported.backbone.fingerprint == module.backbone.fingerprint
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size: to a writer it looks like a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
