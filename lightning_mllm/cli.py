@@ -98,6 +98,9 @@ class CLI(LightningCLI):
         """Return Lightning's sub-commands and ours, with the arguments that the command line does not show."""
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would read the checkpoint here for hyper-parameters, which ours don't have."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name the model's checkpoint once; add the section on when training checkpoints are written."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpointing")
@@ -120,7 +123,8 @@ class CLI(LightningCLI):
         if trial := bool(config.get("fast_dev_run")):
             self._get(self.config_init, "checkpointing").save_last = None  # lightning 2.6 writes it in a trial too
         chosen = list(config.get("callbacks") or ())
-        extra = default_callbacks(writes=not trial, shows_progress=config.get("enable_progress_bar") is not False)
+        writes = not trial and config.get("logger") is not False  # without a logger the run has no folder
+        extra = default_callbacks(writes, shows_progress=config.get("enable_progress_bar") is not False)
         chosen += [callback for callback in extra if not isinstance(callback, tuple(map(type, chosen)))]
         return super().instantiate_trainer(callbacks=chosen, **kwargs)
 
@@ -143,5 +147,15 @@ def main(args: list[str] | None = None) -> None:
             auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True)
         else:
             CLI(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except ValueError as error:
+        sys.exit(f"error: {_user_error(error)}")
+
+
+def _user_error(error: BaseException) -> UserError:
+    """Return the user's error behind an exception; jsonargparse wraps what a constructor raises."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    raise error

@@ -27,6 +27,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.scoring import Predictions, Scorer
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
+_HEAD_ROWS = 256
 _DENSE_MASK_ATTENTION = ("sdpa", "eager")  # with a bool mask eager would be wrong, hence the additive one
 
 
@@ -116,16 +117,22 @@ class _Prefix:
 
 
 def _log_probabilities(model: PreTrainedModel, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Return float32 log-probabilities of `ids` (row, k) as next tokens of `hidden` (batch, row, width).
+    """Return float32 log-probabilities (batch, row, k) of `ids` (row, k) as next tokens of `hidden` (batch, row, d).
 
-    The head runs sample by sample, so that at most (row, vocabulary) logits exist at a time.
+    At most (_HEAD_ROWS, vocabulary) logits exist at a time.
     """
     head: nn.Module = model.get_output_embeddings()
-    rows = []
-    for sample in hidden:
-        logits = head(sample).float()  # (row, vocabulary)
-        rows.append(logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True))
-    return torch.stack(rows)
+    batch, row, _ = hidden.shape
+    blocks = zip(
+        hidden.flatten(0, 1).split(_HEAD_ROWS),
+        ids.expand(batch, -1, -1).flatten(0, 1).split(_HEAD_ROWS),
+        strict=True,
+    )
+    parts = []
+    for states, wanted in blocks:
+        logits = head(states).float()  # (rows, vocabulary)
+        parts.append(logits.gather(1, wanted) - logits.logsumexp(dim=1, keepdim=True))
+    return torch.cat(parts).view(batch, row, -1)
 
 
 def _chunks(labels: Sequence[tuple[int, ...]], limit: int) -> Iterator[Sequence[tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
@@ -95,7 +96,7 @@ class Backbone:
                 f"attention={attention!r} needs a package that is not installed ({error}). "
                 "Install it, or use attention=sdpa."
             ) from error
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"The weights of checkpoint {checkpoint!r} can't be loaded: {error}. Expected safetensors files beside "
                 "config.json; re-download or re-export the checkpoint."

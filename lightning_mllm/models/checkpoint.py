@@ -92,7 +92,11 @@ def load_training_checkpoint(path: Path) -> dict[str, Any]:
     except (
         Exception
     ) as error:  # torch raises whatever the damage provokes: EOFError, RuntimeError, UnpicklingError, ...
-        raise CheckpointError(f"{path} can't be read as a checkpoint ({error}). Use an earlier one.") from error
+        # its text is left out: torch's advice there is to switch the protection off
+        raise CheckpointError(
+            f"{path} can't be read as a checkpoint ({type(error).__name__}): it is damaged, or holds more than data. "
+            "Use an earlier one."
+        ) from error
     return content
 
 

@@ -91,6 +91,8 @@ def make_checkpoint(options: argparse.Namespace, folder: Path) -> str:
     side = math.isqrt(options.image_tokens)
     if side**2 != options.image_tokens:
         raise SystemExit(f"--image-tokens {options.image_tokens} is no square, and images are.")
+    if options.vocabulary < WORD_VOCABULARY:
+        raise SystemExit(f"--vocabulary {options.vocabulary} is too small: the tokenizer needs {WORD_VOCABULARY}.")
     size = TinySize(
         image_size=PATCH * side,
         patch_size=PATCH,
