@@ -31,7 +31,7 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-def refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[object]) -> str:
     """Run the command line, which must end with an exit code that is not 0, and return the message."""
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,16 @@ from tests.running import (
     write_llava_json,
 )
 
-SECRET = "sentinel-5f1d3c7e9ab24680"  # noqa: S105 - not one
+QUICKSTART_DATA = (
+    *SMALL_DIGITS,
+    *(
+        "--data.init_args.prompt",
+        "ClassificationPrompt",
+        "--data.init_args.prompt.init_args.task",
+        "handwritten digits",
+    ),
+)
+SECRET = "sentinel-5f1d3c7e9ab24680"
 SECRET_VARIABLES = ("HF_TOKEN", "WANDB_API_KEY", "MY_SERVICE_PASSWORD")
 
 
@@ -352,7 +360,8 @@ def test_the_config_of_a_fit_serves_test_and_its_scores_are_those_of_the_fit(fit
 def test_test_of_a_checkpoint_scores_the_trained_weights(fitted: Fitted, tmp_path: Path) -> None:
     main(
         [
-            *("test", "--model.checkpoint", fitted.checkpoint, *SMALL_DIGITS, *SHORT, "--ckpt_path", str(fitted.last)),
+            *("test", "--model.checkpoint", fitted.checkpoint, *QUICKSTART_DATA, *SHORT),
+            *("--ckpt_path", str(fitted.last)),
             *("--trainer.run.root", str(tmp_path), "--trainer.run.name", "tested"),
         ]
     )
@@ -366,7 +375,8 @@ def test_test_of_a_checkpoint_scores_the_trained_weights(fitted: Fitted, tmp_pat
 def test_validate_works_on_an_untouched_checkpoint(fitted: Fitted, tmp_path: Path) -> None:
     main(
         [
-            *("validate", "--model.checkpoint", fitted.checkpoint, "--model.policy", "ZeroShot", *SMALL_DIGITS, *SHORT),
+            *("validate", "--model.checkpoint", fitted.checkpoint, "--model.policy", "ZeroShot"),
+            *(*QUICKSTART_DATA, *SHORT),
             *("--trainer.run.root", str(tmp_path), "--trainer.run.name", "zero"),
         ]
     )
@@ -429,15 +439,25 @@ def test_resuming_goes_on_where_the_run_ended(fitted: Fitted) -> None:
 
 
 def test_a_trial_writes_nothing(tiny_llava: str, tmp_path: Path) -> None:
-    main(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL, "--test_before", "true", "--test_after", "true"])
+    main(
+        [
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *SMALL_DIGITS,
+            *TRIAL,
+            "--test_before",
+            "true",
+            "--test_after",
+            "true",
+        ]
+    )
 
     assert not list(tmp_path.iterdir())
 
 
 def test_the_progress_bar_can_be_switched_off(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(
-        ["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL, "--trainer.enable_progress_bar", "false"]
-    )
+    main(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL, "--trainer.enable_progress_bar", "false"])
 
     assert "Epoch 0" not in capsys.readouterr().out
 
@@ -488,9 +508,7 @@ def test_conversations_without_labels_fit_and_validate_by_their_loss(
 
 
 @pytest.mark.parametrize("chat", ["vicuna", "llama3"])
-def test_llava_next_runs_from_end_to_end(
-    tiny_checkpoint: TinyBuilder, chat: Any, tmp_path: Path
-) -> None:
+def test_llava_next_runs_from_end_to_end(tiny_checkpoint: TinyBuilder, chat: Any, tmp_path: Path) -> None:
     checkpoint = ("--model.checkpoint", tiny_checkpoint("llava_next", chat))
 
     main(
@@ -529,6 +547,7 @@ def test_frozen_weights_in_bfloat16_leave_the_trained_ones_in_float32(tiny_llava
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch 2.13 warns of itself while it compiles
 def test_a_compiled_model_trains_to_the_same_weights(tiny_llava: str) -> None:
     plain, compiled = (fit(tiny_llava, "--model.compile", flag) for flag in ("false", "true"))
 
@@ -538,7 +557,10 @@ def test_a_compiled_model_trains_to_the_same_weights(tiny_llava: str) -> None:
 
 
 def test_a_run_says_once_how_to_sync_it_and_where_its_results_are(
-    tiny_llava: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+    tiny_llava: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -119,9 +119,7 @@ def test_a_preset_fits_with_the_policy_batch_and_rate_that_it_promises(tiny_llav
     policy, batch_size, rate = PRESETS[name]
     small = ("--data.init_args.eval_batch_size", "4", "--trainer.limit_train_batches", "0.01")
 
-    cli = CLI(
-        ["fit", "--model.checkpoint", tiny_llava, *config("data/digits.yaml"), *config(name), *small, *TRIAL]
-    )
+    cli = CLI(["fit", "--model.checkpoint", tiny_llava, *config("data/digits.yaml"), *config(name), *small, *TRIAL])
 
     module = module_of(cli)
     assert type(module.policy) is policy
@@ -134,7 +132,9 @@ def test_a_preset_fits_with_the_policy_batch_and_rate_that_it_promises(tiny_llav
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_does_not_change_what_the_data_is(tiny_llava: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_preset_does_not_change_what_the_data_is(
+    tiny_llava: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = resolved(capsys, tiny_llava, name)["data"]
 
     assert data["class_path"] == "lightning_mllm.data.Digits"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from lightning_mllm.errors import DataError
@@ -10,12 +11,13 @@ from lightning_mllm.errors import DataError
 INVALID = -1  # the answer names no class, or more than one
 
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
+_LETTER = r"[^\W\u0e00-\u0eff\u2e80-\u9fff\uac00-\ud7af]"  # but for Thai, Lao, Chinese, Japanese and Korean
 _BLANK = re.compile(r"[\s_]+")
 
 
 def normalise(text: str) -> str:
-    """Fold away what does not change the meaning of a class name: case, outer quotes, a full stop, spacing."""
-    text = _BLANK.sub(" ", text.casefold())
+    """Fold away what does not change the meaning: case, outer quotes, a full stop, spacing, Unicode form."""
+    text = _BLANK.sub(" ", unicodedata.normalize("NFC", text).casefold())
     return text.lstrip(_QUOTES + " ").rstrip(_QUOTES + " .")
 
 
@@ -23,9 +25,10 @@ class AnswerParser:
     """Maps an answer to the one class that it names.
 
     An answer that equals a class name (both normalised) is that class. Otherwise the class names are looked for in the
-    answer, as whole words, the longest first; found text is taken away, so that "leaf spot" does not count as "leaf"
-    too. Exactly one class found is the answer; none or several are `INVALID`, never a guess. An answer that is only a
-    part of a class name ("spot" for "leaf spot") is invalid as well.
+    answer, the longest first; found text is taken away, so that "leaf spot" does not count as "leaf" too. They are
+    looked for as whole words ("none" does not name "one"), in scripts without blanks as any part of the text. Exactly
+    one class found is the answer; none or several are `INVALID`, never a guess. An answer that is only a part of a
+    class name ("spot" for "leaf spot") is invalid as well.
 
     Args:
         names: Class names; the index of a name is its class.
@@ -47,7 +50,9 @@ class AnswerParser:
                 )
             self._classes[key] = index
         longest_first = sorted(self._classes, key=len, reverse=True)
-        self._patterns = [(re.compile(rf"(?<!\w){re.escape(key)}(?!\w)"), self._classes[key]) for key in longest_first]
+        self._patterns = [
+            (re.compile(rf"(?<!{_LETTER}){re.escape(key)}(?!{_LETTER})"), self._classes[key]) for key in longest_first
+        ]
 
     def parse(self, text: str) -> int:
         """Return the class of an answer, or `INVALID`."""

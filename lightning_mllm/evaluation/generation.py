@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +18,12 @@ from lightning_mllm.evaluation.answers import AnswerParser
 from lightning_mllm.evaluation.scoring import Predictions, Scorer
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
-_SLACK = 4  # tokens beyond the longest label: a leading article, a quote, a full stop
 _LIMIT = 32
+
+
+@cache
+def _parser(names: tuple[str, ...]) -> AnswerParser:
+    return AnswerParser(names)
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,9 @@ class Generation(Scorer):
     """Decoding, greedy by default, and an `AnswerParser`.
 
     Attributes:
-        max_new_tokens: Length at which an answer is cut; by default four tokens more than the longest label has, but
-            no more than 32 unless the label itself is longer.
+        max_new_tokens: Length at which an answer is cut; by default 32, or the longest label's if that is more.
         temperature: 0 for greedy decoding; above, answers are sampled from the whole softmax at this temperature.
-        seed: Of the sampling; a batch's answers depend on it and on the batch alone.
+        seed: Of the sampling; a batch's answers depend on it, the ids and the prompts of its samples alone.
     """
 
     name: ClassVar[str] = "generation"
@@ -50,7 +55,7 @@ class Generation(Scorer):
         device = prompts.input_ids.device
         with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=self.temperature > 0):
             if self.temperature > 0:
-                torch.manual_seed(self.seed)
+                torch.manual_seed(random.Random(f"{self.seed}/{batch.sample_ids}").getrandbits(63))
             tokens = generate(  # (batch, prompt + new)
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.attention_mask,
@@ -59,7 +64,7 @@ class Generation(Scorer):
             )
         new_tokens = tokens[:, prompts.input_ids.shape[1] :]
         answers = tuple(text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True))
-        parser = AnswerParser(labels.names)
+        parser = _parser(labels.names)
         predicted = torch.tensor([parser.parse(answer) for answer in answers], device=prompts.input_ids.device)
         return Predictions(answers, predicted)
 
@@ -67,12 +72,15 @@ class Generation(Scorer):
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or ())
         longest = max(map(len, labels.token_ids))
-        sampling = {"temperature": self.temperature, "top_k": 0} if self.temperature > 0 else {}
-        return {
-            "max_new_tokens": self.max_new_tokens or max(longest, min(longest + _SLACK, _LIMIT)),
+        sampling = {"temperature": self.temperature, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
+        return {  # all that the checkpoint's generation config could say otherwise is said here
+            "max_new_tokens": self.max_new_tokens or max(longest, _LIMIT),
+            "min_length": 0,
             "do_sample": self.temperature > 0,
-            **sampling,
+            **(sampling if self.temperature > 0 else {}),
             "num_beams": 1,
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
             "pad_token_id": prompts.pad_id,
             "eos_token_id": sorted({*ends, prompts.end_id}),
         }

@@ -37,10 +37,10 @@ class ClassificationResult:
         accuracy: Share of samples whose predicted class is the true one; an invalid answer is wrong.
         macro_f1: Mean of the F1 scores of the `classes_scored` classes.
         per_class_f1: F1 of each class; NaN where the class is neither true nor predicted anywhere.
-        classes_scored: Number of classes that are true or predicted somewhere.
+        classes_scored: Number of classes that the split has samples of.
         invalid_rate: Share of samples whose answer names no class.
-        accuracy_interval: Over resampled samples.
-        macro_f1_interval: Over resampled samples.
+        accuracy_interval: Over samples resampled within their classes.
+        macro_f1_interval: Likewise.
     """
 
     names: tuple[str, ...]
@@ -71,16 +71,16 @@ class ClassificationResult:
         n = int(confusion.sum())
         if n == 0:
             raise DataError("There is nothing to score: no sample was evaluated. Check that the split is not empty.")
-        per_class = _per_class_f1(confusion)
+        per_class, occurs = _per_class_f1(confusion), confusion.sum(axis=1) > 0
         accuracies, macro_f1s = _bootstrap(confusion, np.random.default_rng(seed))
         return cls(
             names=names,
             confusion=confusion,
             n=n,
             accuracy=float(np.trace(confusion) / n),
-            macro_f1=float(np.nanmean(per_class)),
+            macro_f1=float(per_class[occurs].mean()),
             per_class_f1=tuple(per_class.tolist()),
-            classes_scored=int(np.isfinite(per_class).sum()),
+            classes_scored=int(occurs.sum()),
             invalid_rate=float(confusion[:, -1].sum() / n),
             accuracy_interval=_interval(accuracies),
             macro_f1_interval=_interval(macro_f1s),
@@ -103,9 +103,9 @@ class ClassificationResult:
 class ClassificationMetrics(Metric):
     """Counts predictions against targets, across batches and processes.
 
-    Macro-F1 is scikit-learn's `f1_score(labels=range(classes), average="macro", zero_division=nan)`: over the fixed
-    class list, without the classes that are neither true nor predicted. `compute` gives the counts, `result` the
-    scores.
+    Macro-F1 is the mean over the classes that the split has samples of, the same for every model: scikit-learn's
+    `f1_score(labels=those, average="macro")`. An answer that is no class adds no class. `compute` gives the counts,
+    `result` the scores.
 
     Args:
         names: Class names; targets and predictions are indices into it.
@@ -170,18 +170,22 @@ def _per_class_f1(confusion: NDArray[Any]) -> NDArray[np.float64]:
 def _bootstrap(
     confusion: NDArray[np.int64], generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return accuracy and macro-F1 of resamples.
+    """Return accuracy and macro-F1 of resamples, (resamples,) each.
 
-    Drawing n samples with replacement is drawing the counts of the cells from a multinomial distribution.
+    Samples are drawn with replacement among those of the same class, so that each resample has the class sizes of the
+    split: a class of four images would else be missing from one resample in fifty. Drawing the samples of a class is
+    drawing its row of counts from a multinomial distribution.
     """
-    n, filled = confusion.sum(), np.nonzero(confusion)
-    accuracies, macro_f1s = np.empty(_RESAMPLES), np.empty(_RESAMPLES)
-    resampled = np.zeros_like(confusion)
-    for index in range(_RESAMPLES):
-        resampled[filled] = generator.multinomial(n, confusion[filled] / n)
-        accuracies[index] = np.trace(resampled) / n
-        macro_f1s[index] = np.nanmean(_per_class_f1(resampled))
-    return accuracies, macro_f1s
+    support = confusion.sum(axis=1)
+    scored = np.flatnonzero(support)
+    hits = np.zeros((_RESAMPLES, len(confusion)))
+    predicted = np.zeros((_RESAMPLES, len(confusion)))
+    for index in scored:
+        row = generator.multinomial(support[index], confusion[index] / support[index], size=_RESAMPLES)
+        hits[:, index] = row[:, index]
+        predicted += row[:, :-1]
+    f1 = 2 * hits[:, scored] / (support + predicted)[:, scored]
+    return hits.sum(axis=1) / support.sum(), f1.mean(axis=1)
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:

@@ -81,3 +81,20 @@ def test_names_that_differ_only_in_spelling_are_refused() -> None:
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(DataError, match=r"Class 1 is named '\.\.\.'"):
         AnswerParser(("leaf", "..."))
+
+
+def test_scripts_without_blanks_need_no_word_borders() -> None:
+    parser = AnswerParser(("\u732b", "\u72ac"))
+
+    assert parser.parse("\u8fd9\u662f\u732b\u3002") == 0
+    assert parser.parse("\u732b\u548c\u72ac") == INVALID
+
+
+def test_unicode_forms_of_a_name_are_the_same_name() -> None:
+    assert AnswerParser(("Bl\u00e4tter", "Rinde")).parse("Bla\u0308tter") == 0
+    with pytest.raises(DataError, match="differ only in"):
+        AnswerParser(("Bl\u00e4tter", "Bla\u0308tter"))
+
+
+def test_a_word_that_contains_a_name_does_not_name_it() -> None:
+    assert AnswerParser(("one", "two")).parse("None of them.") == INVALID

@@ -1,0 +1,102 @@
+"""Two processes on the CPU reach what one reaches with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_mllm.cli import main
+from tests.running import conversation, final_metrics, isolate, write_image_folder, write_llava_json
+
+pytestmark = pytest.mark.slow
+
+TWO = ("--trainer.accelerator", "cpu", "--trainer.strategy=ddp", "--trainer.devices=2")
+TIMEOUT = 180  # seconds; a process that waits for the other one waits for ever
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
+def run_two(arguments: list[str], folder: Path) -> None:
+    inherited = {key: value for key, value in os.environ.items() if key != "LIGHTNING_MLLM_RUN_FOLDER"}
+    environment = {**inherited, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_mllm", *arguments, *TWO],
+        cwd=folder,
+        env=environment,
+        timeout=TIMEOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def compare(one: Path, two: Path) -> None:
+    expected, found = final_metrics(one), final_metrics(two)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=1e-5), key
+    weights = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (one, two)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def scores(run: Path, pattern: str) -> dict[str, dict[str, float]]:
+    (file,) = (run / "evaluation").glob(f"{pattern}/scores.json")
+    content: dict[str, dict[str, float]] = json.loads(file.read_text())["scorers"]
+    return content
+
+
+def test_two_processes_equal_one_and_count_each_validation_sample_once(tiny_llava: str, tmp_path: Path) -> None:
+    root = write_image_folder(
+        tmp_path / "photos",
+        {"train/cat": 6, "train/dog": 5, "val/cat": 3, "val/dog": 2, "test/cat": 4, "test/dog": 3},
+    )
+    arguments = [
+        *("fit", "--model.checkpoint", tiny_llava, "--data", "ImageFolder", "--data.init_args.root", str(root)),
+        *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4", "--test_after", "true"),
+        *("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--trainer.run.root", str(tmp_path)),
+    ]
+
+    main([*arguments, "--trainer.run.name", "one"])
+    run_two([*arguments, "--trainer.run.name", "two"], tmp_path)
+
+    compare(tmp_path / "one", tmp_path / "two")
+    for stage, size in (("val-step3", 5), ("val-step6", 5), ("test-*", 7)):
+        found = scores(tmp_path / "two", stage)
+        assert {scorer: score["n"] for scorer, score in found.items()} == {"generation": size, "likelihood": size}
+        assert found == scores(tmp_path / "one", stage)
+    tables = [
+        next((tmp_path / run / "evaluation").glob("test-*/predictions.csv")).read_text() for run in ("one", "two")
+    ]
+    assert tables[0] == tables[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "one", "two"}
+
+
+@pytest.mark.parametrize("policy", ["ProjectorOnly", "Everything"])
+def test_a_process_without_an_image_does_not_hang_and_changes_nothing(
+    tiny_llava: str, tmp_path: Path, policy: str
+) -> None:
+    rows = [conversation(f"p{k}", images=k % 2) for k in range(11)]
+    file = write_llava_json(tmp_path / "talks", rows)
+    arguments = [
+        *("fit", "--model.checkpoint", tiny_llava, "--model.policy", policy, "--data", "LlavaJson"),
+        *("--data.init_args.train", str(file), "--data.init_args.val", str(file)),
+        *("--data.init_args.batch_size", "2", "--data.init_args.eval_batch_size", "2"),
+        *("--data.init_args.group_by_length", "false"),
+        *("--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1", "--trainer.run.root", str(tmp_path)),
+    ]
+
+    main([*arguments, "--trainer.run.name", "one"])
+    run_two([*arguments, "--trainer.run.name", "two"], tmp_path)
+
+    compare(tmp_path / "one", tmp_path / "two")
