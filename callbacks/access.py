@@ -33,7 +33,7 @@ def run_dir(trainer: L.Trainer) -> Path:
 
 def evaluation_dir(trainer: L.Trainer, module: MLLMModule) -> Path:
     """Return the folder of the evaluation under way, named after its stage and the optimiser steps so far."""
-    return run_dir(trainer) / "evaluation" / f"{module.stage_name}-step{trainer.global_step}"
+    return run_dir(trainer) / "evaluation" / f"{module.stage_name}-step{module.trained_steps}"
 
 
 def label_set(trainer: L.Trainer) -> LabelSet | None:

@@ -30,7 +30,7 @@ class EvaluationReport(L.Callback):
             return
         folder = access.evaluation_dir(trainer, module)
         scores = {scorer: result.summary() for scorer, result in module.results.items()}
-        report = {"stage": module.stage_name, "step": trainer.global_step, "scorers": scores}
+        report = {"stage": module.stage_name, "step": module.trained_steps, "scorers": scores}
         write_json(folder / "scores.json", report)
         for scorer, result in module.results.items():
             _write_confusion(folder / f"{scorer}-confusion.csv", result)

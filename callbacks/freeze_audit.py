@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_mllm.callbacks import access
 from lightning_mllm.tracking.log import log_config
 
+_CHUNK = 2**22
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -44,13 +45,23 @@ class FreezeAudit(L.Callback):
 
 
 def frozen_checksums(module: nn.Module) -> dict[str, int]:
-    """Return name -> checksum of every parameter without requires_grad: the sum of its raw bits read as integers."""
+    """Return name -> checksum of every parameter without requires_grad.
+
+    It is the sum of the raw bits, read as integers and weighted by place, modulo 2**64: any single change alters it, and
+    values that change places do.
+    """
     frozen = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
     if not frozen:
         return {}
-    sums = torch.stack([_bit_sum(parameter.detach()) for parameter in frozen.values()])
+    sums = torch.stack([_checksum(parameter.detach()) for parameter in frozen.values()])
     return dict(zip(frozen, sums.tolist(), strict=True))
 
 
-def _bit_sum(tensor: Tensor) -> Tensor:
-    return tensor.view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
+def _checksum(tensor: Tensor) -> Tensor:
+    bits = tensor.flatten().view(_INTEGERS[tensor.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for start in range(0, len(bits), _CHUNK):  # an embedding in one piece would take gigabytes as int64
+        chunk = bits[start : start + _CHUNK].long()
+        weights = torch.arange(start, start + len(chunk), device=tensor.device) * 2 + 1  # odd, so that none is lost
+        total += (chunk * weights).sum()
+    return total

@@ -74,7 +74,7 @@ class PredictionTable(L.Callback):
         if not rows or not trainer.is_global_zero:
             return
         samples = {sample.id: sample for sample in access.samples(trainer)}
-        by_id = {row.sample_id: row for row in rows}  # a distributed sampler may give a sample twice
+        by_id = {row.sample_id: row for row in rows}
         ordered = [by_id[sample_id] for sample_id in samples if sample_id in by_id]
         columns = ["sample_id", "target"]
         for verdict in rows[0].verdicts:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
@@ -22,9 +21,19 @@ from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.errors import UserError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.tiny import build_tiny_checkpoint
+from lightning_mllm.parser import Parser
 from lightning_mllm.tracking.log import log_config
 from lightning_mllm.tracking.secrets import mask_secrets
 from lightning_mllm.trainer import Trainer
+
+
+class Checkpointing(ModelCheckpoint):
+    """Lightning's, but `last.ckpt` is of the last step whatever the interval, and a trial writes none."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last step, if it is not written."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 def default_callbacks(writes: bool, shows_progress: bool = True) -> list[Callback]:
@@ -44,25 +53,6 @@ def default_callbacks(writes: bool, shows_progress: bool = True) -> list[Callbac
         EvaluationReport(),
         LearningCurve(),
     ]
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong without the pages of usage, and names the option nearest to a misspelt one."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Exit with status 2 and a message."""
-        if match := re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", message):
-            message += self._nearest(match[1])
-        if not self.exit_on_error:
-            return super().error(message, ex)
-        sys.stderr.write(f"error: {message}\nFor all options: {self.prog} --help\n")
-        sys.exit(2)
-
-    def _nearest(self, key: str) -> str:
-        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
-        known = {action.dest for parser in parsers for action in parser._actions}
-        found = difflib.get_close_matches(key, known, n=1)
-        return f'\nDid you mean "{found[0]}"?' if found else ""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -101,12 +91,24 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would read the checkpoint here for hyper-parameters, which ours don't have."""
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Let the saved config of a fit serve every sub-command, and `export` do without data."""
+        parser: LightningArgumentParser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            for option in ("test_before", "test_after"):
+                parser.add_argument(f"--{option}", type=bool, default=False, help="Of `fit`; no matter here.")
+        if subcommand == "export":
+            parser._extra_required_keys.discard("data")
+            next(action for action in parser._actions if action.dest == "data").required = False
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name the model's checkpoint once; add the section on when training checkpoints are written."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpointing")
+        parser.add_lightning_class_args(Checkpointing, "checkpointing")
         parser.set_defaults(
             {
                 "checkpointing.save_last": True,
+                "checkpointing.every_n_train_steps": 500,
                 # the module's own defaults are objects, which a saved config could not say
                 "model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.0}},
                 "model.scorers": [{"class_path": "Generation"}, {"class_path": "Likelihood"}],
@@ -120,8 +122,7 @@ class CLI(LightningCLI):
         if self.subcommand == "export":
             return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
-        if trial := bool(config.get("fast_dev_run")):
-            self._get(self.config_init, "checkpointing").save_last = None  # lightning 2.6 writes it in a trial too
+        trial = bool(config.get("fast_dev_run"))
         chosen = list(config.get("callbacks") or ())
         writes = not trial and config.get("logger") is not False  # without a logger the run has no folder
         extra = default_callbacks(writes, shows_progress=config.get("enable_progress_bar") is not False)
@@ -144,7 +145,7 @@ def main(args: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message)
     try:
         if arguments[:1] == ["tiny"]:
-            auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True)
+            auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True, parser_class=Parser)
         else:
             CLI(args)
     except ValueError as error:

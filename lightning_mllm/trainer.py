@@ -7,17 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
-from lightning_mllm.models.backbone import DType
+from lightning_mllm.models.backbone import DType, load_config
 from lightning_mllm.models.export import export
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.log import WandbMode, make_loggers
@@ -93,6 +93,9 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
+        _check_options(kwargs)
+        if not any(kwargs.get(limit) for limit in ("max_epochs", "max_time")) and kwargs.get("max_steps", -1) == -1:
+            kwargs["max_epochs"] = 1  # as in the study; Lightning's own default is 1,000
         if kwargs.get("fast_dev_run"):
             logger = False
         if kwargs.get("default_root_dir") is not None and logger is None:
@@ -132,14 +135,21 @@ class Trainer(L.Trainer):
                 (as `zero_shot/...`).
             test_after: Evaluate the trained model on the test split.
         """
+        if ckpt_path is not None and not Path(ckpt_path).is_file():
+            raise CheckpointError(
+                f"There is no checkpoint file {ckpt_path}. A run never takes over another's folder, so name the file "
+                "to go on from, e.g. runs/<name>/checkpoints/last.ckpt."
+            )
         if test_before and ckpt_path is None:
             model.trainer = self
             model.configure_model()
             model.check_trainable()
             self.validate(model, dataloaders=val_dataloaders, datamodule=datamodule, verbose=False)
             model.test_prefix = "zero_shot"
-            self.test(model, datamodule=datamodule, verbose=False)
-            model.test_prefix = "test"
+            try:
+                self.test(model, datamodule=datamodule, verbose=False)
+            finally:
+                model.test_prefix = "test"
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
         if test_after:
             self.test(model, datamodule=datamodule, verbose=False)
@@ -151,16 +161,16 @@ class Trainer(L.Trainer):
         ckpt_path: str | Path | None = None,
         *,
         output: str,
-        dtype: DType | Literal["checkpoint"] = "checkpoint",
+        dtype: DType = "auto",
     ) -> list[Path]:
         """Write a trained model as a Hugging Face folder, with the projector alone and a PEFT adapter beside it.
 
         Args:
             model: The module, as it was trained.
             datamodule: Not used.
-            ckpt_path: Training checkpoint; without it the untouched model is exported.
+            ckpt_path: Training checkpoint; without it the model is exported as it is.
             output: Folder to make.
-            dtype: In which the weights are written; by default that of the frozen weights.
+            dtype: In which the weights are written; `auto` is that of the checkpoint that training started from.
 
         Returns:
             What was written.
@@ -170,11 +180,29 @@ class Trainer(L.Trainer):
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
-        weights_dtype = model.adapted.dtype if dtype == "checkpoint" else resolve_dtype(dtype, "cpu")
+        config = load_config(
+            model.source.checkpoint, revision=model.source.revision, trust_remote_code=model.source.trust_remote_code
+        )
+        kept: torch.dtype = config.dtype or torch.float32  # type: ignore[assignment]  # a string only in JSON
+        weights_dtype = kept if dtype == "auto" else resolve_dtype(dtype, "cpu")
         written = export(model.backbone, Path(output), source=model.source, dtype=weights_dtype)
         for path in written:
             log.info("Exported %s", path)
         return written
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of Lightning's Trainer that this package has in another place."""
+    if options.get("precision") not in (None, 32, "32", "32-true"):
+        raise ConfigError(
+            f"trainer.precision is {options['precision']!r}, but the module sees to precision itself: frozen weights "
+            "are in model.dtype, trained ones in float32. Set model.dtype=bfloat16 and leave trainer.precision alone."
+        )
+    if options.get("accumulate_grad_batches") not in (None, 1):
+        raise ConfigError(
+            "trainer.accumulate_grad_batches would average batches of unequal numbers of answer tokens. Set the size "
+            "of the whole step as batch_size of the data, and model.micro_batch_size to what fits into memory."
+        )
 
 
 def _as_list(value: Any) -> list[Any]:

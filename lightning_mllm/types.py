@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -84,13 +85,9 @@ class TokenSpans:
         """Re-order positions: mask[b, i] becomes mask[b, index[b, i]] where `valid`, else False."""
         return TokenSpans({segment: mask.gather(1, index) & valid for segment, mask in self.masks.items()})
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenSpans:
-        """Move all masks."""
-        return TokenSpans({segment: mask.to(device, non_blocking=non_blocking) for segment, mask in self.masks.items()})
-
-    def pin_memory(self) -> TokenSpans:
-        """Pin all masks."""
-        return TokenSpans({segment: mask.pin_memory() for segment, mask in self.masks.items()})
+    def map(self, function: Callable[[Tensor], Tensor]) -> TokenSpans:
+        """Apply a function to every mask."""
+        return TokenSpans({segment: function(mask) for segment, mask in self.masks.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,9 @@ class MultimodalBatch:
         spans: Where the segments are.
         targets: (batch,) class indices, -1 where a sample has no label.
         sample_ids: Per sample.
-        vision: What the family's image processor makes (`pixel_values`, `image_sizes`, ...); empty without images.
+        vision: What the family's image processor makes (`pixel_values`, `image_sizes`, ...), images first; empty
+            without images.
+        image_counts: Images of each sample, in the order in which `vision` has them.
         pad_id: Token that fills padding.
         end_id: Token that ends an answer.
     """
@@ -116,17 +115,13 @@ class MultimodalBatch:
     targets: Tensor
     sample_ids: tuple[str, ...]
     vision: Mapping[str, Tensor]
+    image_counts: tuple[int, ...]
     pad_id: int
     end_id: int
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.sample_ids)
-
-    @property
-    def token_count(self) -> int:
-        """Number of real tokens, image tokens included."""
-        return int(self.attention_mask.sum())
 
     @property
     def position_ids(self) -> Tensor:
@@ -159,6 +154,21 @@ class MultimodalBatch:
             spans=self.spans.take(index, kept),
         )
 
+    def split(self, size: int) -> list[MultimodalBatch]:
+        """Return the batch in pieces of at most `size` samples, padded as the whole is."""
+        pieces = []
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            images = slice(sum(self.image_counts[:start]), sum(self.image_counts[: start + size]))
+            piece = replace(
+                self._map(itemgetter(rows)),
+                sample_ids=self.sample_ids[rows],
+                image_counts=self.image_counts[rows],
+                vision={name: value[images] for name, value in self.vision.items() if images.stop > images.start},
+            )
+            pieces.append(piece)
+        return pieces
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MultimodalBatch:
         """Move all tensors."""
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
@@ -167,13 +177,13 @@ class MultimodalBatch:
         """Pin all tensors."""
         return self._map(lambda value: value.pin_memory())
 
-    def _map(self, function: Any) -> MultimodalBatch:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> MultimodalBatch:
         return replace(
             self,
             input_ids=function(self.input_ids),
             attention_mask=function(self.attention_mask),
             labels=function(self.labels),
-            spans=function(self.spans),
+            spans=self.spans.map(function),
             targets=function(self.targets),
             vision={name: function(value) for name, value in self.vision.items()},
         )

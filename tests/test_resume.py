@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,9 +17,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_mllm.data import Digits
-from lightning_mllm.errors import CheckpointError
+from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.checkpoint import save_projector
 from lightning_mllm.models.freeze import FreezePolicy, Lora, ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.schedule import LearningRates
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.trainer import Run, Trainer
 
@@ -31,8 +36,15 @@ class Crash(Callback):
             raise RuntimeError("power cut")
 
 
-def _fit(checkpoint: str, folder: Path, policy: FreezePolicy, *callbacks: Callback, **options: Any) -> MLLMModule:
-    module = MLLMModule(checkpoint, policy=policy, scorers=())
+def _fit(
+    checkpoint: str,
+    folder: Path,
+    policy: FreezePolicy,
+    *callbacks: Callback,
+    model_options: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
+) -> MLLMModule:
+    module = MLLMModule(checkpoint, policy=policy, scorers=(), **model_options)
     trainer = Trainer(
         run=Run(root=str(folder), wandb="disabled"),
         max_epochs=2,
@@ -59,6 +71,45 @@ def test_resuming_equals_never_stopping(tiny_llava: str, tmp_path: Path, policy:
     assert expected.keys() == resumed.keys()
     for name, weights in expected.items():
         assert torch.equal(weights, resumed[name]), name
+
+
+def test_resuming_under_another_schedule_is_refused(tiny_llava: str, tmp_path: Path) -> None:
+    _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
+
+    with pytest.raises(ConfigError, match="was written under the schedule"):
+        _fit(
+            tiny_llava,
+            tmp_path / "b",
+            ProjectorOnly(),
+            model_options={"learning_rates": LearningRates(projector=0.5)},
+            ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",
+        )
+
+
+@pytest.mark.parametrize("other", [Lora(rank=4), Lora(rank=1, alpha=2.0), Lora(rank=1, target="vision")], ids=str)
+def test_a_checkpoint_of_other_adapters_is_refused(tiny_llava: str, tmp_path: Path, other: FreezePolicy) -> None:
+    _fit(tiny_llava, tmp_path / "a", Lora(rank=1))
+
+    with pytest.raises(CheckpointError, match="was trained under Lora"):
+        _fit(tiny_llava, tmp_path / "b", other, ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt")
+
+
+def test_a_checkpoint_belongs_to_the_projector_it_was_trained_beside(tiny_llava: str, tmp_path: Path) -> None:
+    other = Backbone.from_pretrained(str(build_tiny_checkpoint(tmp_path / "other", seed=1)))
+    save_projector(other, tmp_path / "projector.safetensors", torch.float32)
+    projector = {"projector": str(tmp_path / "projector.safetensors")}
+    _fit(tiny_llava, tmp_path / "a", Lora(rank=1), model_options=projector)
+    last = tmp_path / "a" / "run" / "checkpoints" / "last.ckpt"
+
+    _fit(tiny_llava, tmp_path / "b", Lora(rank=1), model_options=projector, ckpt_path=last)
+    with pytest.raises(CheckpointError, match=r"model\.projector if it was set"):
+        _fit(tiny_llava, tmp_path / "c", Lora(rank=1), ckpt_path=last)
+
+
+@pytest.mark.parametrize("word", ["last", "best", "nowhere.ckpt"])
+def test_a_checkpoint_that_is_no_file_is_refused(tiny_llava: str, tmp_path: Path, word: str) -> None:
+    with pytest.raises(CheckpointError, match=f"There is no checkpoint file {word}"):
+        _fit(tiny_llava, tmp_path, ProjectorOnly(), ckpt_path=word)
 
 
 def test_a_checkpoint_holds_trained_weights_only(tiny_llava: str, tmp_path: Path) -> None:

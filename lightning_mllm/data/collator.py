@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from torch.nn.utils.rnn import pad_sequence
+from transformers import ProcessorMixin
 
 from lightning_mllm.data.encoding import EncodedSample, Encoder
 from lightning_mllm.data.geometry import (
@@ -19,12 +20,12 @@ from lightning_mllm.data.geometry import (
     apply_geometry,
     check_geometry,
     default_geometry,
-    fill_colour,
+    shape_after,
 )
 from lightning_mllm.data.images import open_image
 from lightning_mllm.data.prompts import Prompt
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch, Sample, Segment, TokenSpans
+from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch, Sample, Segment, TokenSpans, Turn
 
 PaddingSide = Literal["left", "right"]
 
@@ -67,9 +68,9 @@ class Collator:
         self.padding_side = padding_side
         self.shortened = 0
         self._targets = {name: k for k, name in enumerate(self.label_names)}
-        self._fill = fill_colour(processor)
         self._encoder = Encoder(processor)
         self._replacement_ids: dict[str, list[int]] = {}
+        self._image_tokens: dict[tuple[int, int], int] = {}
         pad = processor.tokenizer.pad_token_id
         self.pad_id = int(processor.tokenizer.eos_token_id if pad is None else pad)
 
@@ -92,6 +93,43 @@ class Collator:
             encoded.append(self._fit(tokens))
         return self._batch(samples, encoded, images)
 
+    def check(self, sample: Sample) -> None:
+        """Write a sample out, to see whether it can be.
+
+        Raises:
+            DataError: It can't, or its question, which lists the classes, would have to be cut.
+        """
+        before = self.shortened
+        self([(0, sample)])
+        if self.label_names and self.shortened > before:
+            raise DataError(
+                f"The question of sample {sample.id!r}, which lists {len(self.label_names)} classes, does not fit into "
+                f"max_length {self.max_length} with its images and answer; classes would be cut away. Raise "
+                "max_length, use shorter class names, or a checkpoint with a longer context."
+            )
+
+    def check_turns(self, sample: Sample) -> tuple[Turn, ...]:
+        """Return a sample's turns, in which there is no special token.
+
+        Raises:
+            DataError: There is one, or the turns are none that the prompt takes.
+        """
+        turns = self.prompt.dialogue(sample, self.label_names, epoch=0).turns
+        for turn in turns:
+            self._encoder.check_text(turn.text, sample.id)
+            self._encoder.check_text(turn.instruction, sample.id)
+        return turns
+
+    def count_image_tokens(self, size: tuple[int, int]) -> int:
+        """Return how many tokens stand for a picture of a (width, height)."""
+        width, height = shape_after(size, self.geometry)
+        if (width, height) not in self._image_tokens:
+            counts = self.processor._get_num_multimodal_tokens(  # type: ignore[attr-defined]  # of each family's class
+                image_sizes=[(height, width)]
+            )
+            self._image_tokens[width, height] = int(counts["num_image_tokens"][0])
+        return self._image_tokens[width, height]
+
     def label_set(self, sample: Sample) -> LabelSet:
         """Return the class names with the tokens that they have behind a sample's prompt.
 
@@ -100,7 +138,8 @@ class Collator:
         """
         token_ids = []
         for name in self.label_names:
-            ids = self._encode(replace(sample, label=name), epoch=0).answer_ids
+            alone = self.prompt.dialogue(replace(sample, label=name), (name,), epoch=0)  # all names would take C x C
+            ids = self._encoder.encode(alone, sample.id, images=len(sample.images)).answer_ids
             if len(ids) >= self.max_length:
                 raise DataError(
                     f"The class name {name[:60]!r}... has {len(ids)} tokens, but the context ends at {self.max_length}."
@@ -113,15 +152,18 @@ class Collator:
         dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
         return self._encoder.encode(dialogue, sample.id, images=len(sample.images))
 
-    def _process_images(self, samples: Sequence[Sample]) -> BatchFeature:
-        pictures = [
-            apply_geometry(open_image(image, _name(sample, image, k)), self.geometry, self._fill)
-            for sample in samples
-            for k, image in enumerate(sample.images, 1)
-        ]
-        return self.processor.image_processor(pictures, return_tensors="pt") if pictures else BatchFeature()
+    def _process_images(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
+        """Return the pixels of all pictures, which are decoded one at a time: eight photographs can take 1 GB."""
+        processor = self.processor.image_processor
+        features = []
+        for sample in samples:
+            for k, image in enumerate(sample.images, 1):
+                picture = apply_geometry(open_image(image, _name(sample, image, k)), self.geometry, processor)
+                features.append(processor([picture], return_tensors="pt"))
+        names = [name for name in processor.model_input_names if features and name in features[0]]
+        return {name: pad_sequence([each[name][0] for each in features], batch_first=True) for name in names}
 
-    def _image_ids(self, images: BatchFeature, index: int) -> list[int]:
+    def _image_ids(self, images: Mapping[str, Tensor], index: int) -> list[int]:
         """Return the tokens that stand for an image: one per visual feature."""
         text = self.processor.replace_image_token(dict(images), index)
         if text not in self._replacement_ids:
@@ -143,12 +185,11 @@ class Collator:
         return fitting
 
     def _batch(
-        self, samples: Sequence[Sample], encoded: Sequence[EncodedSample], images: BatchFeature
+        self, samples: Sequence[Sample], encoded: Sequence[EncodedSample], images: Mapping[str, Tensor]
     ) -> MultimodalBatch:
         input_ids = self._pad([tokens.input_ids for tokens in encoded], self.pad_id)
         masks = {name: self._pad([tokens.masks[name] for tokens in encoded], False) for name in Segment}
         real = self._pad([torch.ones_like(tokens.input_ids) for tokens in encoded], 0)
-        names = self.processor.image_processor.model_input_names
         return MultimodalBatch(
             input_ids=input_ids,
             attention_mask=real,
@@ -156,15 +197,14 @@ class Collator:
             spans=TokenSpans(masks),
             targets=torch.tensor([self._target(sample) for sample in samples]),
             sample_ids=tuple(sample.id for sample in samples),
-            vision={name: torch.as_tensor(images[name]) for name in names if name in images},
+            vision=images,
+            image_counts=tuple(len(sample.images) for sample in samples),
             pad_id=self.pad_id,
             end_id=_common_end(encoded),
         )
 
     def _pad(self, rows: list[Tensor], value: int | bool) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(
-            rows, batch_first=True, padding_value=value, padding_side=self.padding_side
-        )
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)
 
     def _target(self, sample: Sample) -> int:
         if sample.label is None or not self.label_names:

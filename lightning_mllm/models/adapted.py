@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType, Part
+from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport
-from lightning_mllm.models.lora import has_lora
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class AdaptedModel:
         self.backbone = backbone
         self.dtype = dtype
         self.report: FreezeReport = policy.apply(backbone)
+        if Part.VISION in self.report.trainable_parts:
+            backbone.vision_tower.float()  # norms in mixed precision would not run on the CPU
         for _, parameter in backbone.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -50,8 +53,9 @@ class AdaptedModel:
         *,
         dtype: torch.dtype,
         attention: AttentionImplementation = "sdpa",
+        projector: Path | None = None,
     ) -> AdaptedModel:
-        """Load the checkpoint and apply the policy."""
+        """Load the checkpoint, put another projection in if one is given, and apply the policy."""
         backbone = Backbone.from_pretrained(
             source.checkpoint,
             dtype=dtype,
@@ -59,6 +63,8 @@ class AdaptedModel:
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
         )
+        if projector is not None:
+            load_projector(backbone, projector)
         return cls(backbone, policy, dtype)
 
     def autocast(self, device_type: str) -> torch.autocast:
@@ -87,11 +93,6 @@ class AdaptedModel:
         own = self.trained_state()
         for name, tensor in state.items():
             own[name].copy_(tensor)
-
-    @property
-    def has_adapters(self) -> bool:
-        """Whether LoRA adapters are in place."""
-        return has_lora(self.backbone.model)
 
 
 def resolve_dtype(option: DType, device_type: str) -> torch.dtype:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -83,13 +83,14 @@ class Backbone:
         """
         load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 checkpoint,
                 dtype=dtype,
                 attn_implementation=attention,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
+                output_loading_info=True,
             )
         except ImportError as error:
             raise ConfigError(
@@ -101,6 +102,12 @@ class Backbone:
                 f"The weights of checkpoint {checkpoint!r} can't be loaded: {error}. Expected safetensors files beside "
                 "config.json; re-download or re-export the checkpoint."
             ) from error
+        model, info = loaded
+        if lacking := sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]:
+            raise CheckpointError(
+                f"Checkpoint {checkpoint!r} lacks {len(lacking)} weights of a {model.config.model_type} model, or has "
+                f"them in another shape; the first is {lacking[0]}. They would be random. Use a complete checkpoint."
+            )
         return cls(model)
 
     @property

@@ -13,18 +13,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_mllm.errors import CheckpointError
-from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.backbone import Backbone, Part, fingerprint
+from lightning_mllm.models.freeze import FreezeReport
 
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
 
 
-def describe(backbone: Backbone, checkpoint: str, policy: str, trainable: tuple[str, ...]) -> dict[str, Any]:
+def describe(backbone: Backbone, checkpoint: str, report: FreezeReport) -> dict[str, Any]:
     """Return what a training checkpoint must say about its model so that it can be refused by another; plain types."""
     return {
         "checkpoint": checkpoint,
         "fingerprint": backbone.fingerprint,
-        "policy": policy,
-        "trainable": list(trainable),
+        "policy": report.policy,
+        "trainable": {name: list(backbone.model.get_parameter(name).shape) for name in report.trainable_names},
     }
 
 
@@ -47,14 +48,16 @@ def check_fits(found: Mapping[str, Any] | None, expected: Mapping[str, Any], sta
     if found["fingerprint"] != expected["fingerprint"]:
         raise CheckpointError(
             f"The checkpoint holds trained parts of {found['checkpoint']!r} (weights {found['fingerprint']}), but the "
-            f"model is {expected['checkpoint']!r} (weights {expected['fingerprint']}). "
-            "Set model.checkpoint to the one it was trained on."
+            f"model is {expected['checkpoint']!r} (weights {expected['fingerprint']}). Set model.checkpoint, and "
+            "model.projector if it was set, to what it was trained on; a model trained in bfloat16 or float32 can't be "
+            "opened in float16."
         )
-    if set(found["trainable"]) != set(expected["trainable"]) or set(state) != set(found["trainable"]):
+    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+    if found["policy"] != expected["policy"] or shapes != expected["trainable"]:
         raise CheckpointError(
-            f"The checkpoint was trained under {found['policy']} ({len(found['trainable'])} parameter tensors), but "
-            f"model.policy is {expected['policy']} ({len(expected['trainable'])} tensors). Use the same policy; to "
-            "start another policy from these weights, `lightning export` them and fit from the exported folder."
+            f"The checkpoint was trained under {found['policy']} ({len(shapes)} parameter tensors), but model.policy "
+            f"is {expected['policy']} ({len(expected['trainable'])} tensors). Use the same policy; to start another "
+            "from these weights, `lightning export` them and fit from the exported folder."
         )
 
 
@@ -73,9 +76,11 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         part.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
         part.unlink(missing_ok=True)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise CheckpointError(
             f"{path} could not be written: {error}. Earlier checkpoints are intact. Free some space or set "
-            "run.root to another disk, then go on with --ckpt_path <the last checkpoint>."
+            "trainer.run.root to another disk, then go on with --ckpt_path <the last checkpoint>."
         ) from error
 
 
@@ -134,3 +139,4 @@ def load_projector(backbone: Backbone, path: Path) -> None:
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
+    backbone.fingerprint = fingerprint(backbone.model)  # these are the weights that training starts from

@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoProcessor
 
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.checkpoint import save_projector
@@ -39,6 +40,7 @@ def export(
 
     Raises:
         ConfigError: The folder has something in it.
+        CheckpointError: The disk is full or can't be written; nothing is left behind.
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty, and nothing is overwritten. Choose another --output.")
@@ -46,20 +48,28 @@ def export(
     processor = AutoProcessor.from_pretrained(
         source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code
     )
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
-        folder = Path(scratch) / "model"
-        folder.mkdir()
-        written = [output, output / "projector.safetensors"]
-        save_projector(backbone, folder / "projector.safetensors", dtype)
-        model = backbone.model
-        if has_lora(model):
-            save_adapter(model, source.checkpoint, folder / "adapter")
-            written.append(output / "adapter")
-            merge_lora(model)
-        model.to(dtype)  # type: ignore[arg-type]  # its signature lost in a decorator
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        if output.exists():
-            output.rmdir()
-        folder.replace(output)
-    return written
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
+            folder = Path(scratch) / "model"
+            folder.mkdir()
+            _write(backbone, folder, source.checkpoint, dtype)
+            processor.save_pretrained(folder)
+            if output.exists():
+                output.rmdir()
+            folder.replace(output)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The export to {output} could not be written: {error}. Nothing was left behind. Free some space, or "
+            "choose an --output on another disk."
+        ) from error
+    return [output, *(output / name for name in ("projector.safetensors", "adapter") if (output / name).exists())]
+
+
+def _write(backbone: Backbone, folder: Path, base: str, dtype: torch.dtype) -> None:
+    model = backbone.model
+    save_projector(backbone, folder / "projector.safetensors", dtype)
+    if has_lora(model):
+        save_adapter(model, base, folder / "adapter")
+        merge_lora(model)
+    model.to(dtype)  # type: ignore[arg-type]  # its signature lost in a decorator
+    model.save_pretrained(folder)

@@ -6,6 +6,7 @@ Terms follow "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project V
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -180,6 +181,8 @@ class Lora(FreezePolicy):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"Lora: rank must be at least 1, not {self.rank}.")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"Lora: alpha must be a positive number, not {self.alpha}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"Lora: dropout must lie in [0, 1), not {self.dropout}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from lightning_mllm.models.adapted import AdaptedModel, Source, resolve_dtype
 from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
 from lightning_mllm.models.loss import answer_loss, keep_in_graph
-from lightning_mllm.models.schedule import Decay, LearningRates, parameter_groups, warmup_then_decay
-from lightning_mllm.types import LabelSet, MultimodalBatch
+from lightning_mllm.models.schedule import Decay, LearningRates, Schedule, parameter_groups
+from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 
@@ -39,6 +40,8 @@ class MLLMModule(L.LightningModule):
         learning_rates: Peak rate per part.
         optimizer: Class and options of the optimiser; its learning rates come from `learning_rates`. Norms and
             vectors get no weight decay.
+        micro_batch_size: Samples, per process, that go through the model at once; a batch is cut into pieces of this
+            size and gives the step that it would give whole. Lower it if memory runs out.
         warmup_ratio: Share of the steps over which the rate rises from 0.
         decay: What the rate does then.
         dtype: Of the frozen weights; `auto` is bfloat16 on an accelerator and float32 on the CPU.
@@ -58,6 +61,7 @@ class MLLMModule(L.LightningModule):
         projector: str | None = None,
         learning_rates: LearningRates = LearningRates(),  # noqa: B008 - frozen
         optimizer: OptimizerFactory = lambda params, lr: AdamW(params, lr=lr, weight_decay=0.0),
+        micro_batch_size: int | None = None,
         warmup_ratio: float = 0.03,
         decay: Decay = "cosine",
         dtype: DType = "auto",
@@ -71,6 +75,8 @@ class MLLMModule(L.LightningModule):
         super().__init__()
         if not 0 <= warmup_ratio <= 1:
             raise ConfigError(f"model.warmup_ratio must lie between 0 and 1, not {warmup_ratio}.")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ConfigError(f"model.micro_batch_size must be at least 1, not {micro_batch_size}.")
         if len({scorer.name for scorer in scorers}) < len(scorers):
             raise ConfigError("model.scorers names the same scorer twice; each kind can stand there once.")
         self.source = Source(checkpoint, revision, trust_remote_code)
@@ -78,6 +84,7 @@ class MLLMModule(L.LightningModule):
         self.projector = projector
         self.learning_rates = learning_rates
         self.optimizer = optimizer
+        self.micro_batch_size = micro_batch_size
         self.warmup_ratio = warmup_ratio
         self.decay: Decay = decay
         self.dtype_option: DType = dtype
@@ -86,11 +93,11 @@ class MLLMModule(L.LightningModule):
         self.compile_model = compile
         self.scorers = tuple(scorers)
         self.test_prefix = "test"
+        self._loaded_steps = 0
+        self._resumed_schedule: dict[str, Any] | None = None
         self.results: dict[str, ClassificationResult] = {}
         self._scorer_metrics = nn.ModuleDict()
         self._model: nn.Module | None = None
-
-    # ---- set-up ------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
         """Load the checkpoint and apply the policy; does nothing the second time."""
@@ -98,14 +105,16 @@ class MLLMModule(L.LightningModule):
             return
         device_type = "cpu" if self._trainer is None else self.trainer.strategy.root_device.type
         self.adapted = AdaptedModel.load(
-            self.source, self.policy, dtype=resolve_dtype(self.dtype_option, device_type), attention=self.attention
+            self.source,
+            self.policy,
+            dtype=resolve_dtype(self.dtype_option, device_type),
+            attention=self.attention,
+            projector=None if self.projector is None else Path(self.projector),
         )
         self.tokenizer = AutoTokenizer.from_pretrained(
             self.source.checkpoint, revision=self.source.revision, trust_remote_code=self.source.trust_remote_code
         )
         model = self.backbone.model
-        if self.projector is not None:
-            checkpoints.load_projector(self.backbone, Path(self.projector))
         if self.gradient_checkpointing:
             # transformers 5.23 renames the method and warns of the old name, which earlier ones need
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -153,8 +162,6 @@ class MLLMModule(L.LightningModule):
         labels: LabelSet | None = self.trainer.datamodule.label_set  # type: ignore[attr-defined]
         return labels
 
-    # ---- training ----------------------------------------------------------------------------------------------------
-
     def on_fit_start(self) -> None:
         """Put the trained parts into train mode: `from_pretrained` gives eval mode, and Lightning keeps it."""
         self.train()
@@ -170,40 +177,53 @@ class MLLMModule(L.LightningModule):
     def on_train_batch_start(self, batch: MultimodalBatch, batch_idx: int) -> None:
         """Make a step's randomness (dropout) a function of seed, step and process: a resumed run draws the same."""
         torch.manual_seed(hash((self._seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+        self.zero_grad()
 
     def training_step(self, batch: MultimodalBatch, batch_idx: int) -> Tensor:
         """Return the batch's summed loss over the mean token count of all processes' batches.
 
         DDP averages gradients over processes, which may hold unequal numbers of answer tokens: so the step is that of
-        one process with the whole batch.
+        one process with the whole batch. All micro-batches but the last add their gradients here, with the same
+        divisor; Lightning does the last, and DDP then exchanges the sum.
         """
-        with self.adapted.autocast(self.device.type):
-            loss = answer_loss(self.backbone, batch)
-        total = loss.total if batch.vision else keep_in_graph(self.backbone, loss.total)
-        sums = torch.stack([loss.total.detach(), loss.tokens.float()])
-        mean_total, mean_tokens = self._over_processes(sums).mean(dim=0)
-        self.log("train/loss", mean_total / mean_tokens, prog_bar=True, batch_size=len(batch))
-        step_loss: Tensor = total / mean_tokens
+        answer_tokens = (batch.labels[:, 1:] != IGNORE_INDEX).sum().float()
+        mean_tokens = self._over_processes(answer_tokens).mean()
+        *first, last = batch.split(self.micro_batch_size or len(batch))
+        total = torch.zeros((), device=self.device)
+        for micro_batch in first:
+            loss = self._loss(micro_batch)
+            (loss / mean_tokens).backward()
+            total += loss.detach()
+        loss = self._loss(last)
+        total = self._over_processes(total + loss.detach()).mean()
+        self.log("train/loss", total / mean_tokens, prog_bar=True, batch_size=len(batch))
+        step_loss: Tensor = loss / mean_tokens
         return step_loss
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One parameter group per trained part and decay, one schedule."""
-        optimizer = self.optimizer(parameter_groups(self.backbone, self.learning_rates), self.learning_rates.projector)
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = warmup_then_decay(optimizer, steps, self.warmup_ratio, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def _loss(self, batch: MultimodalBatch) -> Tensor:
+        """Summed loss of a (micro-)batch."""
+        with self.adapted.autocast(self.device.type):
+            loss = answer_loss(self.backbone, batch).total
+        return loss if batch.vision else keep_in_graph(self.backbone, loss)
 
-    # ---- evaluation --------------------------------------------------------------------------------------------------
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Do nothing: Lightning calls this behind `training_step`, which has begun to add gradients."""
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One parameter group per trained part and decay, one schedule.
+
+        Raises:
+            ConfigError: The training has no known length, or a resumed run has another schedule than it began with.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        self._schedule = Schedule(self.learning_rates, self.warmup_ratio, self.decay, steps)
+        self._schedule.check_resumes(self._resumed_schedule)
+        optimizer = self.optimizer(parameter_groups(self.backbone, self.learning_rates), self.learning_rates.projector)
+        scheduler = self._schedule.scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def validation_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Any]:
         """Return `loss` and, on classification data, `predictions` per scorer."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Any]:
-        """As `validation_step`."""
-        return self._evaluate(batch)
-
-    def _evaluate(self, batch: MultimodalBatch) -> dict[str, Any]:
         predictions = {}
         with self.adapted.autocast(self.device.type):
             loss = answer_loss(self.backbone, batch)
@@ -212,16 +232,32 @@ class MLLMModule(L.LightningModule):
                     predicted = scorer.predict(self.backbone.model, self.tokenizer, batch, labels)
                     self.metrics[scorer.name].update(predicted.predicted, batch.targets)
                     predictions[scorer.name] = predicted
-        self._loss_sum += torch.stack([loss.total.double(), loss.tokens.double()])
+        self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
         return {"loss": loss.mean, "predictions": predictions}
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
-        self._start_evaluation()
+        self._loss_sum = torch.zeros(2, dtype=torch.float64)  # on the CPU: not every accelerator has float64
+        for metric in self.metrics.values():
+            metric.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Start the sums anew."""
-        self._start_evaluation()
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and metrics over all samples of all processes."""
+        total, tokens = self._over_processes(self._loss_sum.float().to(self.device)).sum(dim=0)
+        self.log(f"{self.stage_name}/loss", total / tokens, sync_dist=True)
+        self.results = {name: metric.result() for name, metric in self.metrics.items()}
+        for name, result in self.results.items():
+            for key in ("accuracy", "macro_f1", "invalid_rate"):
+                self.log(f"{self.stage_name}/{name}/{key}", getattr(result, key), sync_dist=True)
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    @property
+    def stage_name(self) -> str:
+        """Prefix of the metrics of the evaluation under way: `val`, or `test_prefix`."""
+        return self.test_prefix if self.trainer.testing else "val"
 
     @property
     def metrics(self) -> dict[str, ClassificationMetrics]:
@@ -230,39 +266,11 @@ class MLLMModule(L.LightningModule):
             name: metric for name, metric in self._scorer_metrics.items() if isinstance(metric, ClassificationMetrics)
         }
 
-    def _start_evaluation(self) -> None:
-        self._loss_sum = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for metric in self.metrics.values():
-            metric.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log loss and metrics over all samples of all processes."""
-        self._finish_evaluation()
-
-    def on_test_epoch_end(self) -> None:
-        """Log loss and metrics over all samples of all processes."""
-        self._finish_evaluation()
-
-    @property
-    def stage_name(self) -> str:
-        """Prefix of the metrics of the evaluation under way: `val`, or `test_prefix`."""
-        return self.test_prefix if self.trainer.testing else "val"
-
-    def _finish_evaluation(self) -> None:
-        total, tokens = self._over_processes(self._loss_sum).sum(dim=0)
-        self.log(f"{self.stage_name}/loss", (total / tokens).float(), sync_dist=True)
-        self.results = {name: metric.result() for name, metric in self.metrics.items()}
-        for name, result in self.results.items():
-            for key in ("accuracy", "macro_f1", "invalid_rate"):
-                self.log(f"{self.stage_name}/{name}/{key}", getattr(result, key), sync_dist=True)
-
-    def _over_processes(self, pair: Tensor) -> Tensor:
-        """(2,) on each process -> (processes, 2) on all."""
-        gathered = self.all_gather(pair)
+    def _over_processes(self, values: Tensor) -> Tensor:
+        """(...) on each process -> (processes, ...) on all."""
+        gathered = self.all_gather(values)
         assert isinstance(gathered, Tensor)
-        return gathered.view(-1, 2)
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
+        return gathered.view(-1, *values.shape)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # as Lightning calls it
         """Return the trained weights only, named as in the Hugging Face model."""
@@ -273,14 +281,21 @@ class MLLMModule(L.LightningModule):
         self.adapted.load_trained_state(state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model and policy the checkpoint belongs to."""
-        checkpoint[checkpoints.KEY] = self._description
+        """Say which model, policy and schedule the checkpoint belongs to."""
+        checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model or policy."""
-        checkpoints.check_fits(checkpoint.get(checkpoints.KEY), self._description, checkpoint["state_dict"])
+        """Refuse a checkpoint of another model or policy; remember its step and schedule."""
+        found = checkpoint.get(checkpoints.KEY)
+        checkpoints.check_fits(found, self._description, checkpoint["state_dict"])
+        self._loaded_steps = int(checkpoint["global_step"])
+        self._resumed_schedule = found["schedule"] if found else None
 
     @property
     def _description(self) -> dict[str, Any]:
-        report = self.freeze_report
-        return checkpoints.describe(self.backbone, self.source.checkpoint, report.policy, report.trainable_names)
+        return checkpoints.describe(self.backbone, self.source.checkpoint, self.freeze_report)
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimiser steps behind the weights at hand; Lightning restores its own count for `fit` only."""
+        return self.trainer.global_step or self._loaded_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -69,15 +70,51 @@ def parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str,
     ]
 
 
-def warmup_then_decay(optimizer: Optimizer, total_steps: int, warmup_ratio: float, decay: Decay) -> LambdaLR:
-    """Rise linearly from 0 over ceil(warmup_ratio * total_steps) steps, then follow half a cosine to 0, or stay.
+@dataclass(frozen=True)
+class Schedule:
+    """Linear rise from 0 over ceil(warmup_ratio * steps) steps, then half a cosine to 0, or the peak for good.
 
     The schedules are those of transformers, so that a recipe of its Trainer carries over.
+
+    Attributes:
+        learning_rates: Peak rates.
+        warmup_ratio: Share of the steps over which the rates rise.
+        decay: What they do then.
+        steps: Optimiser steps of the whole training.
     """
-    warmup = math.ceil(warmup_ratio * total_steps)
-    schedule: LambdaLR
-    if decay == "constant":
-        schedule = get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup)
-    else:
-        schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
-    return schedule
+
+    learning_rates: LearningRates
+    warmup_ratio: float
+    decay: Decay
+    steps: int | float
+
+    def __post_init__(self) -> None:
+        if self.steps == math.inf:
+            raise ConfigError("The learning-rate schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
+
+    def check_resumes(self, earlier: Mapping[str, Any] | None) -> None:
+        """Refuse to go on from a checkpoint that was written under another schedule.
+
+        Args:
+            earlier: `asdict` of the schedule in the checkpoint; None if the run does not resume.
+
+        Raises:
+            ConfigError: It differs.
+        """
+        if earlier not in (None, asdict(self)):
+            raise ConfigError(
+                f"The checkpoint was written under the schedule {earlier}, but this run has {asdict(self)}. A resumed "
+                "run goes on as it began; to change it, `lightning export` the model and fit from the exported folder."
+            )
+
+    def scheduler(self, optimizer: Optimizer) -> LambdaLR:
+        """Return the schedule for an optimiser whose rates are the peaks."""
+        warmup = math.ceil(self.warmup_ratio * self.steps)
+        scheduler: LambdaLR
+        if self.decay == "constant":
+            scheduler = get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup)
+        else:
+            scheduler = get_cosine_schedule_with_warmup(
+                optimizer, num_warmup_steps=warmup, num_training_steps=int(self.steps)
+            )
+        return scheduler

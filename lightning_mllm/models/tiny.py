@@ -6,6 +6,7 @@ open `llava-hf/llava-1.5-7b-hf`.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,8 +105,14 @@ def build_tiny_checkpoint(
         model = _model(family, size, tokenizer)
         _initialise(model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(output)
-    _processor(family, size, tokenizer, CHAT_TEMPLATES[chat]).save_pretrained(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tiny-") as scratch:
+        folder = Path(scratch) / "checkpoint"
+        model.save_pretrained(folder)
+        _processor(family, size, tokenizer, CHAT_TEMPLATES[chat]).save_pretrained(folder)
+        if output.exists():
+            output.rmdir()
+        folder.replace(output)
     return output
 
 

@@ -58,7 +58,8 @@ def make_loggers(
     Raises:
         ConfigError: W&B is asked for but not installed, or asked to be online without a key.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by lightning
+        run_dir.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [MetricsFile(run_dir)]
     resolved = _resolve(mode)
     if resolved == "disabled":
@@ -75,7 +76,12 @@ def make_loggers(
         tags=list(tags),
         mode=resolved,  # WandbLogger's own `offline` would change the environment of the process
         reinit="create_new",  # several runs in one process don't end up in each other
-        settings=wandb.Settings(console="off", save_code=False, silent=resolved == "offline"),
+        settings=wandb.Settings(
+            console="off",
+            save_code=False,
+            silent=resolved == "offline",
+            x_disable_meta=True,  # the command line, which may hold a secret; the masked config says all the rest
+        ),
     )
     logger._wandb_init.pop("anonymous", None)  # lightning 2.6 passes what wandb 0.31 warns about
     return [*loggers, logger]
@@ -166,13 +172,6 @@ def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
 
 
 @rank_zero_only
-def log_scalars(loggers: Iterable[Logger], scalars: Mapping[str, float], step: int | None = None) -> None:
-    """Log numbers."""
-    for logger in loggers:
-        logger.log_metrics(dict(scalars), step)
-
-
-@rank_zero_only
 def log_table(
     loggers: Iterable[Logger],
     key: str,
@@ -195,14 +194,6 @@ def log_image(loggers: Iterable[Logger], key: str, path: Path, step: int | None 
     """Log an image file."""
     for logger in _wandb(loggers):
         logger.log_image(key, [str(path)], step=step)
-
-
-@rank_zero_only
-def wandb_run_dir(loggers: Iterable[Logger]) -> Path | None:
-    """Return the folder of the W&B run, which `wandb sync` takes; None without W&B."""
-    for logger in _wandb(loggers):
-        return Path(logger.experiment.dir).parent
-    return None
 
 
 @rank_zero_only

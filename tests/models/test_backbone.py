@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_mllm.errors import CheckpointError
@@ -106,6 +107,16 @@ def test_a_checkpoint_without_weights_is_refused(tiny_llava: str, tmp_path: Path
 
     with pytest.raises(CheckpointError, match="weights of checkpoint"):
         Backbone.from_pretrained(str(tmp_path))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tiny_llava: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llava, tmp_path / "partial")
+    weights = load_file(tmp_path / "partial" / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "multi_modal_projector" not in name}
+    save_file(kept, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(CheckpointError, match=r"lacks 4 weights .* multi_modal_projector|lacks 4 weights"):
+        Backbone.from_pretrained(str(tmp_path / "partial"))
 
 
 def test_a_tiny_checkpoint_is_reproducible(tmp_path: Path) -> None:

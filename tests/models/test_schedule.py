@@ -9,7 +9,7 @@ from torch.optim import SGD
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import Everything, Lora
-from lightning_mllm.models.schedule import LearningRates, parameter_groups, warmup_then_decay
+from lightning_mllm.models.schedule import LearningRates, Schedule, parameter_groups
 
 
 def test_each_part_has_its_rate_and_vectors_do_not_decay(tiny_llava: str) -> None:
@@ -40,7 +40,7 @@ def test_adapters_have_a_rate_of_their_own(tiny_llava: str) -> None:
 def test_the_rate_rises_linearly_then_follows_half_a_cosine() -> None:
     total, ratio = 100, 0.03
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = warmup_then_decay(optimizer, total, ratio, "cosine")
+    scheduler = Schedule(LearningRates(), ratio, "cosine", total).scheduler(optimizer)
 
     rates = []
     for _ in range(total):
