@@ -22,7 +22,7 @@ from lightning_mllm.errors import UserError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.parser import Parser
-from lightning_mllm.tracking.log import log_config
+from lightning_mllm.tracking.log import finish, log_config
 from lightning_mllm.tracking.secrets import mask_secrets
 from lightning_mllm.trainer import Trainer
 
@@ -82,6 +82,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             args=args,
         )
+        finish(self.trainer.loggers)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

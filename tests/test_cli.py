@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -315,6 +316,26 @@ def test_no_secret_of_the_environment_is_in_any_file(fitted: Fitted) -> None:
     assert not leaks
 
 
+def test_no_secret_of_the_command_line_is_in_any_file(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "hf_ThisMustNotBeSaved"
+    arguments = [
+        *("fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *SHORT, "--trainer.run.wandb", "offline"),
+        *("--model.revision", secret),
+    ]
+    monkeypatch.setenv("HF_TOKEN", secret)  # its value is known to be one, wherever it stands
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr("sys.argv", ["lightning", *arguments])
+
+    main()
+    wandb.teardown()  # waits until the background process has written everything
+
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
 def test_scores_and_predictions_agree(fitted: Fitted) -> None:
     folder = fitted.folder / "evaluation" / "test-step6"
     scores = json.loads((folder / "scores.json").read_text())["scorers"]
@@ -352,7 +373,7 @@ def test_the_config_of_a_fit_serves_test_and_its_scores_are_those_of_the_fit(fit
         ]
     )
 
-    (scores,) = (fitted.runs / "tested" / "evaluation").glob("test-*/scores.json")
+    (scores,) = (fitted.runs / "tested" / "evaluation").glob("test-step6/scores.json")
     expected = fitted.folder / "evaluation" / "test-step6" / "scores.json"
     assert json.loads(scores.read_text())["scorers"] == json.loads(expected.read_text())["scorers"]
 
@@ -425,17 +446,14 @@ def test_an_exported_projector_starts_another_fit(fitted: Fitted, tmp_path: Path
     assert all(torch.equal(own[name], tensor) for name, tensor in weights(fitted.last).items())
 
 
-def test_resuming_goes_on_where_the_run_ended(fitted: Fitted) -> None:
-    main(
-        [
-            *fitted.arguments,
-            *("--trainer.run.name", "longer", "--trainer.max_epochs", "3", "--ckpt_path", str(fitted.last)),
-        ]
-    )
+def test_a_run_that_ended_is_not_prolonged(fitted: Fitted, capsys: pytest.CaptureFixture[str]) -> None:
+    longer = ("--trainer.run.name", "longer", "--trainer.max_epochs", "3", "--ckpt_path", str(fitted.last))
 
-    last = torch.load(fitted.runs / "longer" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 9
-    assert not (fitted.runs / "longer" / "evaluation" / "zero_shot-step0").exists()
+    message = refusal(capsys, [*fitted.arguments, *longer])
+
+    assert "'steps': 6" in message
+    assert "'steps': 9" in message
+    assert "lightning export" in message
 
 
 def test_a_trial_writes_nothing(tiny_llava: str, tmp_path: Path) -> None:

@@ -25,11 +25,13 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
 
 
-def run_two(arguments: list[str], folder: Path) -> None:
+def run_two(
+    arguments: list[str], folder: Path, launcher: tuple[str, ...] = (sys.executable, "-m", "lightning_mllm")
+) -> None:
     inherited = {key: value for key, value in os.environ.items() if key != "LIGHTNING_MLLM_RUN_FOLDER"}
     environment = {**inherited, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "lightning_mllm", *arguments, *TWO],
+        [*launcher, *arguments, *TWO],
         cwd=folder,
         env=environment,
         timeout=TIMEOUT,
@@ -68,7 +70,7 @@ def test_two_processes_equal_one_and_count_each_validation_sample_once(tiny_llav
     ]
 
     main([*arguments, "--trainer.run.name", "one"])
-    run_two([*arguments, "--trainer.run.name", "two"], tmp_path)
+    run_two([*arguments, "--trainer.run.name", "two", "--model.micro_batch_size", "1"], tmp_path)
 
     compare(tmp_path / "one", tmp_path / "two")
     for stage, size in (("val-step3", 5), ("val-step6", 5), ("test-*", 7)):
@@ -100,3 +102,21 @@ def test_a_process_without_an_image_does_not_hang_and_changes_nothing(
     run_two([*arguments, "--trainer.run.name", "two"], tmp_path)
 
     compare(tmp_path / "one", tmp_path / "two")
+
+
+def test_processes_that_torchrun_starts_share_one_new_folder(tiny_llava: str, tmp_path: Path) -> None:
+    torchrun = (
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"),
+        *("-m", "lightning_mllm"),
+    )
+    arguments = [
+        *("fit", "--model.checkpoint", tiny_llava, "--data", "Digits", "--data.init_args.batch_size", "4"),
+        *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.run.root", "runs"),
+    ]
+
+    for expected in ({"run"}, {"run", "run-2"}):
+        run_two(arguments, tmp_path, torchrun)
+
+        assert {path.name for path in (tmp_path / "runs").iterdir()} == expected
+    for run in (tmp_path / "runs").iterdir():
+        assert (run / "checkpoints" / "last.ckpt").is_file()

@@ -101,9 +101,12 @@ class Schedule:
         Raises:
             ConfigError: It differs.
         """
-        if earlier not in (None, asdict(self)):
+        ours = asdict(self)
+        if earlier is not None and self.decay == "constant" and self.warmup_ratio == 0:
+            earlier = {**earlier, "steps": self.steps}  # the length is no matter
+        if earlier not in (None, ours):
             raise ConfigError(
-                f"The checkpoint was written under the schedule {earlier}, but this run has {asdict(self)}. A resumed "
+                f"The checkpoint was written under the schedule {earlier}, but this run has {ours}. A resumed "
                 "run goes on as it began; to change it, `lightning export` the model and fit from the exported folder."
             )
 

@@ -71,7 +71,7 @@ def make_loggers(
     logger = WandbLogger(
         name=name,
         project=project,
-        save_dir=run_dir,
+        save_dir=run_dir.resolve(),  # the process of wandb may work in another folder
         group=group,
         tags=list(tags),
         mode=resolved,  # WandbLogger's own `offline` would change the environment of the process

@@ -47,6 +47,22 @@ def test_one_changed_bit_changes_the_checksum(dtype: torch.dtype) -> None:
     assert frozen_checksums(module)["weight"] != before["weight"]
 
 
+def test_values_that_change_places_change_the_checksum() -> None:
+    module = nn.Linear(4, 3).requires_grad_(False)
+    before = frozen_checksums(module)
+    module.weight.copy_(module.weight.flip(0).clone())
+
+    assert frozen_checksums(module)["weight"] != before["weight"]
+
+
+def test_the_checksum_does_not_depend_on_the_size_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Linear(40, 30).requires_grad_(False)
+    whole = frozen_checksums(module)
+    monkeypatch.setattr("lightning_mllm.callbacks.freeze_audit._CHUNK", 7)
+
+    assert frozen_checksums(module) == whole
+
+
 def test_nan_and_negative_zero_are_bits_too() -> None:
     module = nn.Linear(2, 1, bias=False).requires_grad_(False)
     nn.init.zeros_(module.weight)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -61,3 +62,9 @@ def test_the_rate_rises_linearly_then_follows_half_a_cosine() -> None:
 def test_an_impossible_rate_is_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match=r"model\.learning_rates\.llm"):
         LearningRates(llm=rate)
+
+
+def test_a_constant_rate_without_warm_up_may_go_on_for_longer() -> None:
+    Schedule(LearningRates(), 0.0, "constant", 9).check_resumes(asdict(Schedule(LearningRates(), 0.0, "constant", 6)))
+    with pytest.raises(ConfigError, match="was written under the schedule"):
+        Schedule(LearningRates(), 0.0, "cosine", 9).check_resumes(asdict(Schedule(LearningRates(), 0.0, "cosine", 6)))
