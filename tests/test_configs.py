@@ -138,9 +138,10 @@ def test_a_preset_does_not_change_what_the_data_is(
     data = resolved(capsys, tiny_llava, name)["data"]
 
     assert data["class_path"] == "lightning_mllm.data.Digits"
-    eval_prompt = data["init_args"]["eval_prompt"] or data["init_args"]["prompt"]
-    assert eval_prompt["class_path"].endswith("ClassificationPrompt")
-    assert eval_prompt["init_args"]["system"].startswith("A chat between a curious user")
+    prompt = data["init_args"]["prompt"]
+    assert prompt["class_path"].endswith("ClassificationPrompt")
+    assert prompt["init_args"]["system"].startswith("A chat between a curious user")
+    assert prompt["init_args"]["task"] == "handwritten digits"  # of configs/data/digits.yaml
 
 
 def test_matched_presets_differ_in_the_policy_only(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,11 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import ProcessorMixin
 
+from lightning_mllm.data.checks import check_ids, check_labels, check_texts
 from lightning_mllm.data.collator import Collator, PaddingSide
 from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images
-from lightning_mllm.data.labels import class_names, normalise_label
+from lightning_mllm.data.labels import class_names
 from lightning_mllm.data.processor import context_length, load_processor
 from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
@@ -34,17 +35,17 @@ _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
 class MLLMDataModule(L.LightningDataModule, ABC):
     """A dataset for a multimodal LLM. A subclass implements `load` and forwards its `**kwargs` here.
 
-    All that can be wrong with a dataset is looked for in `setup`: ids, labels, image files, and the writing out of the
-    longest sample.
+    All that can be wrong with a dataset is looked for in `setup`: ids, labels, image files, special tokens in texts,
+    and whether the samples that need most room fit.
 
     Args:
         checkpoint: Hub id or folder, for its processor.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether code that comes with the checkpoint may run.
         prompt: What is asked; by default `ClassificationPrompt` for samples with labels, else `ConversationPrompt`.
-        eval_prompt: What is asked in validation and test, if something else.
+        train_prompt: What takes its place in training.
         geometry: How pictures are made square; by default what the family was trained with.
-        eval_geometry: The same in validation and test, if something else.
+        train_geometry: What takes its place in training.
         batch_size: Samples of a training batch, over all processes.
         eval_batch_size: Samples of a validation or test batch, over all processes.
         max_length: Most tokens of a sample; by default what the model can read.
@@ -74,9 +75,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         revision: str | None = None,
         trust_remote_code: bool = False,
         prompt: Prompt | None = None,
-        eval_prompt: Prompt | None = None,
+        train_prompt: Prompt | None = None,
         geometry: GeometryName | None = None,
-        eval_geometry: GeometryName | None = None,
+        train_geometry: GeometryName | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 16,
         max_length: int | None = None,
@@ -88,8 +89,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a test set smaller than the processes
         self.checkpoint, self.revision, self.trust_remote_code = checkpoint, revision, trust_remote_code
-        self.prompt, self.eval_prompt = prompt, eval_prompt
-        self.geometry, self.eval_geometry = geometry, eval_geometry
+        self.prompt, self.train_prompt = prompt, train_prompt
+        self.geometry, self.train_geometry = geometry, train_geometry
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length, self.num_workers = max_length, num_workers
         self.group_by_length, self.seed, self.padding_side = group_by_length, seed, padding_side
@@ -97,7 +98,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.label_set = None
         self._train: Sequence[Sample] | None = None  # as loaded: the classes come from it, whatever the stage
         self._train_loader: ResumableLoader | None = None
-        self._loader_state: dict[str, int] | None = None
+        self._loader_state: dict[str, Any] | None = None
 
     @abstractmethod
     def load(self, split: Split) -> Sequence[Sample]:
@@ -121,14 +122,11 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             self._set_up_collators(train)
             self._train = train
         checked = {split: self._check(split, self._train if split == "train" else self.load(split)) for split in wanted}
-        check_images(
+        sizes = check_images(
             image for part in checked.values() for sample in part for image in sample.images if isinstance(image, Path)
         )
         for split, samples in checked.items():
-            longest = max(
-                samples, key=lambda sample: (len(sample.images), _characters(sample), len(sample.label or ""))
-            )
-            self._collator_of(split)([(0, longest)])  # errors of template, spans and length show here
+            check_texts(samples, self._collator_of(split), sizes)
         self.samples.update(checked)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -205,7 +203,6 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
         labelled = any(sample.label is not None for sample in train)
         prompt = self.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
-        eval_prompt = self.eval_prompt or prompt
         names = class_names(sample.label for sample in train if sample.label is not None) if labelled else ()
         length = self.max_length or limit
 
@@ -220,9 +217,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
                 padding_side=self.padding_side,
             )
 
-        self.collator = collator(prompt, self.geometry)
-        self.eval_collator = collator(eval_prompt, self.eval_geometry or self.geometry)
-        if labelled and eval_prompt.asks_for_label:
+        self.collator = collator(self.train_prompt or prompt, self.train_geometry or self.geometry)
+        self.eval_collator = collator(prompt, self.geometry)
+        if labelled and prompt.asks_for_label:
             self.label_set = self.eval_collator.label_set(replace(train[0], label=names[0]))
 
     def _collator_of(self, split: Split) -> Collator:
@@ -232,26 +229,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Return a split with its labels normalised, or refuse it."""
         if not samples:
             raise DataError(_empty(self, split))
-        seen: set[str] = set()
-        for sample in samples:
-            if sample.id in seen:
-                raise DataError(f"The id {sample.id!r} occurs twice in the {split!r} split; ids must be unique.")
-            seen.add(sample.id)
-        known = self._collator_of(split).label_names
-        if not known:
-            return samples
-        for sample in samples:
-            if sample.label is None:
-                raise DataError(f"Sample {sample.id!r} of the {split!r} split has no label, but others have one.")
-            if normalise_label(sample.label) not in known:
-                raise DataError(
-                    f"The label {sample.label!r} of sample {sample.id!r} in the {split!r} split is none of the "
-                    f"{len(known)} classes of the training split: {', '.join(known[:10])}"
-                    f"{', ...' if len(known) > 10 else ''}. Correct it, or add training samples of that class."
-                )
-        train = self._train or ()
-        class_names(sample.label for part in (train, samples) for sample in part if sample.label is not None)
-        return [replace(sample, label=normalise_label(sample.label or "")) for sample in samples]
+        check_ids(samples, split)
+        names = self._collator_of(split).label_names
+        return check_labels(samples, split, names, self._train or ()) if names else samples
 
 
 def _characters(sample: Sample) -> int:

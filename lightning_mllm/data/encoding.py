@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 
 from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.data.rendering import Place, RenderedText, Renderer
+from lightning_mllm.data.special_tokens import special_ids, special_pattern
 from lightning_mllm.errors import CheckpointError, DataError
 from lightning_mllm.types import Segment
 
@@ -52,9 +53,10 @@ class EncodedSample:
         expanded = self.take(source)
         inserted = [token for ids in replacements for token in ids]
         expanded.input_ids[is_image[source]] = torch.tensor(inserted, dtype=torch.long)
-        return EncodedSample(
-            self.id, expanded.input_ids, {**expanded.masks, Segment.IMAGE: expanded.input_ids == image_token_id}
-        )
+        last = torch.zeros_like(is_image[source])
+        last[expanded.masks[Segment.LAST].nonzero()[-1]] = True  # without a question it is the last image token
+        changed = {Segment.IMAGE: expanded.input_ids == image_token_id, Segment.LAST: last}
+        return EncodedSample(self.id, expanded.input_ids, {**expanded.masks, **changed})
 
     def shorten(self, max_length: int) -> EncodedSample:
         """Drop tokens from the front of the question until the sample fits.
@@ -91,9 +93,8 @@ class Encoder:
         self._tokenizer = processor.tokenizer
         self._renderer = Renderer(processor)
         self.image_token_id: int = self._tokenizer.convert_tokens_to_ids(self._renderer.image_token)
-        added = self._tokenizer.added_tokens_decoder.items()
-        special = {*self._tokenizer.all_special_ids, self.image_token_id, *(k for k, v in added if v.special)}
-        self._special_ids = torch.tensor(sorted(special - {self._tokenizer.unk_token_id}))
+        self._special_ids = torch.tensor(sorted(special_ids(self._tokenizer) | {self.image_token_id}))
+        self._special_pattern = special_pattern(self._tokenizer, self._renderer.image_token)
         with_special, bare = (self._tokenizer.encode("a", add_special_tokens=flag) for flag in (True, False))
         if with_special[-1] != bare[-1]:
             raise CheckpointError(
@@ -105,6 +106,7 @@ class Encoder:
         """Tokenise a conversation; each image is still one token.
 
         Raises:
+            CheckpointError: An answer does not end with a special token, so generation would not know where to stop.
             DataError: A text contains a special token, a segment's tokens do not decode to its text, or the tokens of
                 the prompt change with the answer behind it.
         """
@@ -119,7 +121,10 @@ class Encoder:
             if place.segment is not Segment.ANSWER:
                 masks[place.segment] |= covered
         for place in rendered.answers:
-            masks[Segment.ANSWER] |= _covered(offsets, place)
+            covered = _covered(offsets, place)
+            masks[Segment.ANSWER] |= covered
+            if not dialogue.plain:
+                self._check_end(rendered.text[place.start : place.end], input_ids[covered])
         masks[Segment.IMAGE] = input_ids == self.image_token_id
         masks[Segment.LAST][self._prompt_length(rendered, input_ids, sample_id) - 1] = True
         if (found := int(masks[Segment.IMAGE].sum())) != images:
@@ -151,20 +156,42 @@ class Encoder:
             )
         return len(alone)
 
+    def check_text(self, text: str, sample_id: str) -> None:
+        """Refuse a text with a special token in it, without tokenising it.
+
+        Raises:
+            DataError: There is one.
+        """
+        if found := self._special_pattern.search(text):
+            raise DataError(_special_in_text(f"A text of sample {sample_id!r}", found.group(), text))
+
+    def _check_end(self, text: str, input_ids: Tensor) -> None:
+        if not torch.isin(input_ids[-1], self._special_ids):
+            token = self._tokenizer.convert_ids_to_tokens(int(input_ids[-1]))
+            raise CheckpointError(
+                f"The tokenizer ({type(self._tokenizer).__name__}) reads the end of the answer {text[-40:]!r} as text "
+                f"(its last token is {token!r}), so generation would not know where to stop. Make its end-of-sequence "
+                "token a special one (special: true, normalized: false in tokenizer.json)."
+            )
+
     def _check_slot(self, text: str, input_ids: Tensor, segment: Segment, sample_id: str) -> None:
         special = input_ids[torch.isin(input_ids, self._special_ids)]
         if len(special):
             token = self._tokenizer.convert_ids_to_tokens(int(special[0]))
-            raise DataError(
-                f"The {segment} of sample {sample_id!r} contains {token!r}, which the model reads as a special token, "
-                f"not as text: {text[:80]!r}. Remove or rewrite it; images are placed by the sample's images."
-            )
+            raise DataError(_special_in_text(f"The {segment} of sample {sample_id!r}", str(token), text))
         decoded = self._tokenizer.decode(input_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if _plain(decoded) != _plain(text):
             raise DataError(
                 f"The tokens of the {segment} of sample {sample_id!r} decode to {decoded!r}, not to {text!r}. "
                 "Check the text for unusual characters; otherwise this tokenizer's offsets can't be relied on."
             )
+
+
+def _special_in_text(what: str, token: str, text: str) -> str:
+    return (
+        f"{what} contains {token!r}, which the model reads as a special token, not as text: {text[:80]!r}. "
+        "Remove or rewrite it; images are placed by the sample's images."
+    )
 
 
 def _covered(offsets: Tensor, place: Place) -> Tensor:

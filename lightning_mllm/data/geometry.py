@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 from transformers import ProcessorMixin
+from transformers.image_utils import SizeDict
 
 from lightning_mllm.errors import ConfigError
 
 Colour = tuple[int, int, int]
+ImageProcessor = Any  # of transformers, which sets its options (`size`, `do_resize`, ...) from the checkpoint's files
 
 
 GeometryName = Literal["pad", "crop", "squash", "tiles"]  # a Geometry as configs write it
@@ -19,20 +21,20 @@ GeometryName = Literal["pad", "crop", "squash", "tiles"]  # a Geometry as config
 class Geometry(StrEnum):
     """How a picture is made square.
 
-    `PAD`, `CROP` and `SQUASH` give a square picture, so that the Hugging Face processor's resize of the shorter edge
-    and its centre crop change no proportions. `TILES` leaves the picture to LLaVA-NeXT's processor, which cuts it
-    into tiles of its own aspect ratio. With LLaVA-NeXT the first three make the picture square *before* the tiling.
+    No picture is resampled twice: `CROP` is the processor's own resize of the shorter edge and centre crop where it
+    has them, and `SQUASH` resizes to the size of its crop at once. `TILES` leaves the picture to the processor of
+    LLaVA-NeXT, which cuts it into tiles of its own aspect ratio; there, the others make it square *before* the tiling.
     """
 
     PAD = "pad"  # centred on a square canvas of the processor's mean colour: what LLaVA-1.5 was trained with
     CROP = "crop"  # the centre square
-    SQUASH = "squash"  # both edges to the longer one, proportions lost
+    SQUASH = "squash"  # both edges to one length, proportions lost
     TILES = "tiles"
 
 
 def default_geometry(processor: ProcessorMixin) -> Geometry:
     """Return what the family was trained with: tiles where its processor makes them, else padding."""
-    return Geometry.TILES if _makes_tiles(processor) else Geometry.PAD
+    return Geometry.TILES if _makes_tiles(processor.image_processor) else Geometry.PAD
 
 
 def check_geometry(geometry: Geometry, processor: ProcessorMixin) -> None:
@@ -41,32 +43,48 @@ def check_geometry(geometry: Geometry, processor: ProcessorMixin) -> None:
     Raises:
         ConfigError: `geometry` is TILES and the processor makes none.
     """
-    if geometry is Geometry.TILES and not _makes_tiles(processor):
+    if geometry is Geometry.TILES and not _makes_tiles(processor.image_processor):
         raise ConfigError(
             f"geometry 'tiles' needs a processor that cuts tiles (LLaVA-NeXT); {type(processor).__name__} does not. "
             "Use 'pad', 'crop' or 'squash'."
         )
 
 
-def fill_colour(processor: ProcessorMixin) -> Colour:
+def fill_colour(image_processor: ImageProcessor) -> Colour:
     """Return the processor's mean colour as 8-bit RGB, rounded down: (122, 116, 104) for CLIP."""
-    red, green, blue = (int(mean * 255) for mean in processor.image_processor.image_mean)
+    red, green, blue = (int(mean * 255) for mean in image_processor.image_mean)
     return red, green, blue
 
 
-def apply_geometry(image: Image.Image, geometry: Geometry, fill: Colour) -> Image.Image:
-    """Apply a geometry to an RGB picture; a square one comes back as it is."""
+def apply_geometry(image: Image.Image, geometry: Geometry, image_processor: ImageProcessor) -> Image.Image:
+    """Prepare an RGB picture for a processor; a square one comes back as it is."""
     width, height = image.size
     if width == height or geometry is Geometry.TILES:
         return image
     if geometry is Geometry.PAD:
-        return _pad(image, fill)
+        return _pad(image, fill_colour(image_processor))
+    crops_itself = _crops_itself(image_processor)
     if geometry is Geometry.CROP:
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return image.crop((left, top, left + side, top + side))
-    side = max(width, height)
-    return image.resize((side, side), Image.Resampling.BICUBIC)
+        return image if crops_itself else _crop(image)
+    if not _makes_tiles(image_processor) and image_processor.do_resize and "height" in image_processor.size:
+        return image  # SigLIP's processor squashes by itself
+    longer = max(width, height)  # before tiling, which takes any size
+    target = image_processor.crop_size if crops_itself else SizeDict(height=longer, width=longer)
+    return image.resize((target["width"], target["height"]), Image.Resampling(image_processor.resample))
+
+
+def shape_after(size: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
+    """Return the (width, height) in which a picture of `size` reaches a processor that cuts tiles."""
+    if geometry is Geometry.TILES:
+        return size
+    side = min(size) if geometry is Geometry.CROP else max(size)
+    return side, side
+
+
+def _crop(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def _pad(image: Image.Image, fill: Colour) -> Image.Image:
@@ -76,5 +94,11 @@ def _pad(image: Image.Image, fill: Colour) -> Image.Image:
     return canvas
 
 
-def _makes_tiles(processor: ProcessorMixin) -> bool:
-    return getattr(processor.image_processor, "image_grid_pinpoints", None) is not None
+def _makes_tiles(image_processor: ImageProcessor) -> bool:
+    return getattr(image_processor, "image_grid_pinpoints", None) is not None
+
+
+def _crops_itself(image_processor: ImageProcessor) -> bool:
+    """Return whether the processor's resize keeps proportions and a centre crop makes the picture square."""
+    resizes = image_processor.do_resize and "shortest_edge" in image_processor.size
+    return bool(resizes and image_processor.do_center_crop) and not _makes_tiles(image_processor)

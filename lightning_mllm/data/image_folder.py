@@ -68,6 +68,7 @@ class ImageFolder(MLLMDataModule):
                 f"{', '.join(sorted(p.name for p in self.root.iterdir() if p.is_dir()))}. Make it, or put all class "
                 f"folders directly into {self.root} to have them split by val_fraction and test_fraction."
             )
+        self._check_inside(folder)
         return folder
 
     def _check_split_folders(self, named: list[Split]) -> None:
@@ -113,7 +114,7 @@ class ImageFolder(MLLMDataModule):
         if path.is_symlink() or path.parent.is_symlink():
             target = path.resolve()
             if not target.is_relative_to(self.root.resolve()):
-                raise DataError(f"{path} is a link out of {self.root} (to {target}). Copy the file into the folder.")
+                raise DataError(f"{path} is a link out of {self.root} (to {target}). Copy it into the folder.")
 
     def _samples(self, files: Sequence[Path]) -> Sequence[Sample]:
         return [

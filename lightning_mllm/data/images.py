@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lightning_mllm.errors import DataError
 
@@ -20,7 +20,10 @@ SHOWN = 20  # bad files that one message lists
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on broken files
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # never EPS, which would start Ghostscript
 _END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
+_LENGTHS = {"WEBP": (4, 8), "BMP": (2, 0)}  # where the header has the file's length, and how many bytes it leaves out
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _TAIL = 64  # bytes at the end of a file, among which zeros may follow the marker; else the file is decoded
 _SCALED_MODES = ("I", "F")  # more than 8 bits per channel
 
@@ -46,7 +49,7 @@ def open_image(source: Path | Image.Image, name: str | None = None) -> Image.Ima
     name = name or str(source)
     _check_file(source, name)
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
             return _decode(image, name)
     except _BOMB as error:
         raise DataError(_too_large(name, str(error))) from error
@@ -56,56 +59,72 @@ def open_image(source: Path | Image.Image, name: str | None = None) -> Image.Ima
         raise DataError(_broken(name, error)) from error
 
 
-def check_images(paths: Iterable[Path], root: Path | None = None) -> None:
-    """Check image files at set-up: header, size and end-of-file marker; a full decode only where the marker is missing.
+Size = tuple[int, int]  # width and height
 
-    Args:
-        paths: The files.
-        root: A folder that none of them may leave, symbolic links resolved.
+
+def check_images(paths: Iterable[Path]) -> dict[Path, Size]:
+    """Check image files at set-up: header, size and end of file; a full decode only where the end can't be told.
+
+    Returns:
+        Path -> size of the picture, EXIF rotation applied.
 
     Raises:
         DataError: Some are bad; the message lists the first 20 and their number.
     """
     unique = sorted(set(paths))
-    folder = root.resolve() if root is not None else None
     with ThreadPoolExecutor(max_workers=8) as pool:
-        results = list(pool.map(lambda path: _inspect(path, folder), unique))
-    problems = [problem for problem, _ in results if problem]
+        results = list(pool.map(_inspect, unique))
+    problems = [result for result in results if isinstance(result, str)]
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
         more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise DataError(f"{len(problems)} of {len(unique)} image files can't be used:\n{shown}{more}")
-    animated = [path for path, (_, moves) in zip(unique, results, strict=True) if moves]
+    sound = {path: result for path, result in zip(unique, results, strict=True) if not isinstance(result, str)}
+    animated = [path for path, (_, moves) in sound.items() if moves]
     if animated:
         logger.warning("%d animated images: only the first frame is used (e.g. %s)", len(animated), animated[0])
+    return {path: size for path, (size, _) in sound.items()}
 
 
-def _inspect(path: Path, root: Path | None) -> tuple[str | None, bool]:
-    """Return what is wrong with a file (None: nothing) and whether it is animated."""
-    if root is not None and not path.resolve().is_relative_to(root):
-        return f"{path}: leads out of {root}. Copy the file into the folder.", False
+def _inspect(path: Path) -> str | tuple[Size, bool]:
+    """Return a file's size and whether it is animated, or what is wrong with it."""
     try:
         _check_file(path, str(path))
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             _check_size(image, str(path))
             animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))  # MPO: a phone's JPEG
+            size = _upright(image)
             if image.mode.startswith(_SCALED_MODES) or not _has_end(path, image.format):
                 _decode(image, str(path))
     except DataError as error:
-        return str(error), False
+        return str(error)
     except _BOMB as error:
-        return _too_large(str(path), str(error)), False
+        return _too_large(str(path), str(error))
     except _UNREADABLE as error:
-        return _broken(str(path), error), False
-    return None, animated
+        return _broken(str(path), error)
+    return size, animated
+
+
+def _upright(image: Image.Image) -> Size:
+    width, height = image.size
+    if "exif" not in image.info:  # asking a PNG without it would decode the file
+        return width, height
+    return (height, width) if image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS else (width, height)
 
 
 def _has_end(path: Path, image_format: str | None) -> bool:
-    marker = _END_MARKERS.get(image_format or "")
-    if marker is None:
-        return False
+    """Return whether a file is as long as its header says, or has the marker that its format ends with."""
+    length = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
+        if image_format in _LENGTHS:
+            offset, rest = _LENGTHS[image_format]
+            file.seek(offset)
+            said = int.from_bytes(file.read(4), "little")
+            return 0 < said <= length - rest
+        marker = _END_MARKERS.get(image_format or "")
+        if marker is None:
+            return False
+        file.seek(max(0, length - _TAIL))
         return file.read().rstrip(b"\0").endswith(marker)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,17 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
 
 PLACEHOLDER = "<image>"
+_BETWEEN_ROWS = re.compile(r"[\s,]*")
 _ROLES = {"human": "user", "gpt": "assistant"}
+
+logger = logging.getLogger(__name__)
 
 
 class LlavaJson(MLLMDataModule):
     """Conversations from JSON files, each a list of rows as LLaVA's training reads them.
 
-    A row has an `id`, an `image` (a path, a list of paths, or none: a text-only sample), and `conversations`, a list
+    A row has an `id` (those without one, or with that of an earlier row, as in LLaVA's own files, are named by their
+    number), an `image` (a path, a list of paths, or none: a text-only sample), and `conversations`, a list
     of `{"from": "human" | "gpt", "value": ...}` in alternation. `<image>` in a human's text stands for an image; the
     text may be before or behind it, but images always come first in their turn, as LLaVA puts them. `.jsonl` files
     (one row per line) are read too.
@@ -47,6 +54,7 @@ class LlavaJson(MLLMDataModule):
         check_fractions(val_fraction)
         self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.image_root, self.val_fraction = image_root, val_fraction
+        self._read_files: dict[str, list[Sample]] = {}  # training and validation may come from one
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split, in the order of the file.
@@ -64,23 +72,29 @@ class LlavaJson(MLLMDataModule):
         return self._read(file)
 
     def _read(self, file: str) -> list[Sample]:
+        if file not in self._read_files:
+            self._read_files[file] = self._parse(file)
+        return self._read_files[file]
+
+    def _parse(self, file: str) -> list[Sample]:
         path = Path(file)
         if not path.is_file():
             raise DataError(f"The JSON file {path} does not exist. Correct the path.")
         root = (Path(self.image_root) if self.image_root else path.parent).resolve()
         if not root.is_dir():
             raise DataError(f"The image root {root} is not a folder. Set `image_root` to the folder of the images.")
-        rows: dict[str, int] = {}
-        samples = []
+        samples: dict[str, Sample] = {}
+        renamed = 0
         for number, row in enumerate(_rows(path), 1):
             sample = _Row(path, number, root).sample(row)
-            if sample.id in rows:
-                raise DataError(
-                    f"{path}, row {number}, field 'id': {sample.id!r} is the id of row {rows[sample.id]} too."
-                )
-            rows[sample.id] = number
-            samples.append(sample)
-        return samples
+            name = sample.id or str(number)
+            if name in samples:
+                name = f"{name}#{number}"
+            renamed += name != sample.id
+            samples[name] = replace(sample, id=name)
+        if renamed:
+            logger.warning("%d rows of %s have no id, or that of an earlier row: named by row number", renamed, path)
+        return list(samples.values())
 
 
 class _Row:
@@ -92,8 +106,9 @@ class _Row:
     def sample(self, row: object) -> Sample:
         if not isinstance(row, dict):
             raise self._error("", f"a {type(row).__name__} where an object was expected")
-        if not isinstance(row.get("id"), str | int) or row["id"] == "":
-            raise self._error("id", "missing or no text. Give each row an id")
+        name = row.get("id")
+        if not isinstance(name, str | int | None):
+            raise self._error("id", f"a {type(name).__name__} where text or a number was expected")
         images = self._images(row.get("image"))
         turns = self._turns(row.get("conversations"))
         placeholders = sum(turn.images for turn in turns)
@@ -104,7 +119,7 @@ class _Row:
                 f"{relation} {PLACEHOLDER} placeholders ({placeholders}) than images ({len(images)}). "
                 "Write one per image",
             )
-        return Sample(id=str(row["id"]), images=images, conversation=turns)
+        return Sample(id="" if name is None else str(name), images=images, conversation=turns)
 
     def _images(self, value: object) -> list[Path]:
         if value is None:
@@ -182,9 +197,8 @@ def _row_of(text: str, position: int) -> int:
     decoder = json.JSONDecoder()
     at, row = text.find("[") + 1, 1
     while at < position:
-        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
         try:
-            _, at = decoder.raw_decode(text, at)
+            _, at = decoder.raw_decode(text, _BETWEEN_ROWS.match(text, at).end())  # type: ignore[union-attr]  # matches ""
         except json.JSONDecodeError:
             break
         row += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
 
+from lightning_mllm.data.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError
 
 
@@ -19,8 +20,8 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
         trust_remote_code: Whether code that comes with the checkpoint may run.
 
     Raises:
-        CheckpointError: Nothing is there, or it is not a multimodal checkpoint with a fast tokenizer, a chat template
-            and an image token.
+        CheckpointError: Nothing is there, or it is not a multimodal checkpoint with a fast tokenizer, a chat template,
+            an image token, and pictures of the size that the model takes.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -44,6 +45,7 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
         )
     processor.image_processor = image_processor
     _check(processor, checkpoint)
+    align_with_model(processor, config, checkpoint)
     return processor
 
 
@@ -77,11 +79,6 @@ def _check(processor: ProcessorMixin, checkpoint: str) -> None:
         )
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"The tokenizer of {checkpoint!r} has no end-of-sequence token to end an answer with.")
-    if getattr(processor, "patch_size", 0) is None:
-        raise CheckpointError(
-            f"The processor of {checkpoint!r} does not say its patch_size, so visual tokens can't be counted. "
-            "Use a newer revision of the checkpoint, or add patch_size to its processor_config.json."
-        )
 
 
 def _unreadable(checkpoint: str, error: Exception) -> str:

@@ -7,13 +7,14 @@ places. So every place is known, nothing is searched for, and no text can be mis
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from lightning_mllm.data.prompts import Dialogue
+from lightning_mllm.data.special_tokens import special_ids
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.types import Segment, Turn
 
@@ -71,8 +72,11 @@ class Renderer:
     def render(self, dialogue: Dialogue) -> RenderedText:
         """Write a conversation out.
 
+        A system text that the template drops or repeats is put before the first turn, with a blank, where turns open
+        with plain words ("USER:"): there it is no more than that.
+
         Raises:
-            CheckpointError: The chat template rewrites earlier turns or drops a text.
+            CheckpointError: The chat template rewrites earlier turns, or drops or repeats a text.
             ConfigError: The chat template refuses the conversation, e.g. its system text.
         """
         skeleton = self._plain(dialogue.turns) if dialogue.plain else self._skeleton(dialogue)
@@ -103,14 +107,24 @@ class Renderer:
 
     def _build_skeleton(self, shape: _Shape) -> tuple[_Exchange, ...]:
         """Return, per answer, the pieces that open it and its own pieces, end-of-turn token included."""
+        exchanges = self._exchanges(shape)
+        if _all_there(shape, exchanges):
+            return exchanges
+        bare = replace(shape, system=False)
+        if shape.system and _all_there(bare, exchanges := self._exchanges(bare)):
+            return self._with_system(exchanges)
+        raise CheckpointError(
+            "The chat template does not write each text of a conversation exactly once. Use a template that does."
+        )
+
+    def _exchanges(self, shape: _Shape) -> tuple[_Exchange, ...]:
         messages = [_message("system", [_text(_number(-1, Segment.SYSTEM))])] if shape.system else []
         exchanges = []
         written = between = ""
         for k, (role, images, has_text, has_instruction) in enumerate(shape.turns):
             if role == "user":
-                numbers = [_number(k, Segment.QUESTION)] * has_text + [
-                    _number(k, Segment.INSTRUCTION)
-                ] * has_instruction
+                numbers = [_number(k, Segment.QUESTION)] * has_text
+                numbers += [_number(k, Segment.INSTRUCTION)] * has_instruction
                 text = "\n".join(_stand_in(number) for number in numbers)
                 content = [{"type": "image"}] * images + ([{"type": "text", "text": text}] if text else [])
                 messages.append(_message("user", content))
@@ -119,10 +133,31 @@ class Renderer:
             opening = between + _behind(written, prompt)
             messages.append(_message("assistant", [_text(_number(k, Segment.ANSWER))]))
             written = self._template(messages, add_generation_prompt=False)
-            answer, between = self._end_answer(_behind(prompt, written))
+            continuation = _behind(prompt, written)
+            if prompt[-1:].isspace():  # Llama 3 on the hub: line breaks on both sides, which would become one token
+                continuation = continuation.lstrip()
+            answer, between = self._end_answer(continuation)
             exchanges.append((_pieces(opening), _pieces(answer)))
-        _check_all_there(shape, exchanges)
         return tuple(exchanges)
+
+    def _with_system(self, exchanges: tuple[_Exchange, ...]) -> tuple[_Exchange, ...]:
+        (opening, answer), *rest = exchanges
+        first = opening[0] if isinstance(opening[0], str) else ""
+        bos = str(self._processor.tokenizer.bos_token or "")
+        literals = [
+            piece for exchange in exchanges for pieces in exchange for piece in pieces if isinstance(piece, str)
+        ]
+        once = sum(literal.count(bos) for literal in literals) == 1  # else it opens each turn
+        start = bos if bos and once and first.startswith(bos) else ""
+        words = first.removeprefix(start)
+        if not words[:1].isalpha():
+            raise CheckpointError(
+                "The chat template does not write the system text exactly once, and its turns open with "
+                f"{words[:20]!r}, not with plain words that it could stand before. Set `prompt.system: null`, or use a "
+                "template with a system turn."
+            )
+        behind = (_number(-1, Segment.SYSTEM), f" {words}", *opening[1:])
+        return (((start, *behind) if start else behind, answer), *rest)
 
     def _template(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         try:
@@ -133,21 +168,27 @@ class Renderer:
             )
         except TemplateError as error:
             roles = [message["role"] for message in messages]
-            raise ConfigError(f"The checkpoint's chat template refuses a conversation of {roles}: {error}") from error
+            way_out = ". Set `prompt.system: null`." if "system" in roles else ""
+            raise ConfigError(
+                f"The checkpoint's chat template refuses a conversation of {roles}: {error}{way_out}"
+            ) from error
 
     def _end_answer(self, continuation: str) -> tuple[str, str]:
         """Return an answer with its end-of-turn token, and what the template writes between it and the next turn."""
         stripped = continuation.rstrip()
         *_, end = _STAND_IN.split(stripped)
+        eos = str(self._processor.tokenizer.eos_token)
+        if end.strip() != eos and end.strip().replace("\\", "/") == eos:  # llava-v1.6-mistral on the hub writes "<\\s>"
+            stripped, end = stripped.removesuffix(end.strip()) + eos, eos
         if not end.strip():  # Hugging Face's LLaVA templates write no end; Vicuna's turns follow it without a space
-            return stripped + str(self._processor.tokenizer.eos_token), ""
+            return stripped + eos, ""
         ids = self._processor.tokenizer.encode(end.strip(), add_special_tokens=False)
-        if ids[-1] not in self._processor.tokenizer.all_special_ids:
+        if ids[-1] not in special_ids(self._processor.tokenizer):
             raise CheckpointError(
                 f"The chat template ends the assistant's turn with {end!r}, in which no special token can end the "
                 "answer. Use a template that ends it with the end-of-sequence token, or with nothing."
             )
-        return stripped, continuation[len(stripped) :]
+        return stripped, continuation[len(continuation.rstrip()) :]
 
 
 def _append(text: str, piece: _Piece, texts: dict[int, tuple[Segment, str]], slots: list[Place]) -> str:
@@ -200,14 +241,10 @@ def _behind(prefix: str, text: str) -> str:
     return text[len(prefix) :]
 
 
-def _check_all_there(shape: _Shape, exchanges: list[_Exchange]) -> None:
+def _all_there(shape: _Shape, exchanges: tuple[_Exchange, ...]) -> bool:
     found = sorted(piece for opening, answer in exchanges for piece in opening + answer if isinstance(piece, int))
     expected = [_number(-1, Segment.SYSTEM)] * shape.system
     for k, (role, _, has_text, has_instruction) in enumerate(shape.turns):
         expected += [_number(k, Segment.QUESTION)] * (has_text or role == "assistant")
         expected += [_number(k, Segment.INSTRUCTION)] * has_instruction
-    if found != expected:
-        raise CheckpointError(
-            "The chat template does not write each text of a conversation exactly once (does it know "
-            f"{'the system role' if shape.system else 'both roles'}?). Use a template that does, or no system text."
-        )
+    return found == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,16 @@ class GlobalBatchSampler:
     def sampler(self) -> GlobalBatchSampler:
         """Itself: Lightning calls `batch_sampler.sampler.set_epoch`."""
         return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the global batches depend on, the samples themselves aside."""
+        return {
+            "batch_size": self._batch_size,
+            "seed": self._seed,
+            "group_by_length": self._group_by_length,
+            "number_of_samples": len(self._sizes),
+        }
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches are yielded next."""
@@ -161,6 +172,7 @@ class BatchLoader:
         num_workers: int = 0,
     ) -> None:
         self.batch_sampler = batch_sampler
+        self._ids = hashlib.sha256("\n".join(sample.id for sample in samples).encode()).hexdigest()[:16]
         self._loader: DataLoader[Any] = DataLoader(
             _Keyed(samples),
             batch_sampler=batch_sampler,
@@ -195,10 +207,24 @@ class ResumableLoader(BatchLoader):
             self._handed_out += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches were handed out."""
-        return {"epoch": self._epoch, "batches": self._handed_out}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, how many of its batches were handed out, and what they were made from."""
+        return {"epoch": self._epoch, "batches": self._handed_out, **self._makings()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue behind the batches that were handed out, if the next iteration is of the same epoch."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue behind the batches that were handed out, if the next iteration is of the same epoch.
+
+        Raises:
+            ConfigError: The batches are made otherwise than those, so that samples would be repeated or left out.
+        """
+        for name, now in self._makings().items():
+            if state[name] != now:
+                raise ConfigError(
+                    f"The checkpoint was written with {name} = {state[name]!r}, but now it is {now!r}, so training "
+                    "would repeat some samples of the epoch and leave out others. Resume with the same data and "
+                    "options, or start a new run from the checkpoint's weights."
+                )
         self._epoch, self._handed_out, self._resumes = state["epoch"], state["batches"], True
+
+    def _makings(self) -> dict[str, Any]:
+        return {**self.batch_sampler.options, "sample_ids": self._ids}

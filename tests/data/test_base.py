@@ -44,13 +44,13 @@ class TestDefaults:
         assert isinstance(chats.collator.prompt, ConversationPrompt)
         assert chats.label_set is None
 
-    def test_evaluation_can_ask_otherwise_than_training(self, tiny_llava: str) -> None:
+    def test_training_can_ask_otherwise_than_evaluation(self, tiny_llava: str) -> None:
         module = Memory(
             checkpoint=tiny_llava,
-            prompt=PlainPrompt(),
-            eval_prompt=ClassificationPrompt(),
-            geometry="crop",
-            eval_geometry="pad",
+            prompt=ClassificationPrompt(),
+            train_prompt=PlainPrompt(),
+            geometry="pad",
+            train_geometry="crop",
         )
         module.setup("fit")
 
@@ -59,7 +59,7 @@ class TestDefaults:
         assert not training.spans[Segment.QUESTION].any()
         assert evaluation.spans[Segment.QUESTION].any(dim=1).all()
         assert module.label_set == module.eval_collator.label_set(TRAIN[0])
-        assert module.eval_collator.geometry is Geometry.PAD
+        assert (module.collator.geometry, module.eval_collator.geometry) == (Geometry.CROP, Geometry.PAD)
 
     def test_prompts_of_an_epoch_are_drawn_for_it(self, tiny_llava: str) -> None:
         module = Memory(checkpoint=tiny_llava, batch_size=10)

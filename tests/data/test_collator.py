@@ -1,5 +1,6 @@
 import logging
 import pickle
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from lightning_mllm.data import (
     PlainPrompt,
     load_processor,
 )
+from lightning_mllm.data import collator as collator_module
 from lightning_mllm.data.collator import PaddingSide
-from lightning_mllm.data.geometry import Geometry, apply_geometry, fill_colour
+from lightning_mllm.data.geometry import Geometry, apply_geometry
 from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import IGNORE_INDEX, Sample, Segment, Turn
@@ -122,13 +124,42 @@ class TestSequence:
         assert batch.vision["pixel_values"].shape == (2, 5, 3, 28, 28)
         assert batch.vision["image_sizes"].tolist() == [[56, 28], [210, 200]]
 
+    @pytest.mark.parametrize("family", ["llava", "llava_next"])
+    def test_pictures_processed_one_by_one_equal_a_batch_of_them(
+        self, tiny_checkpoint: TinyBuilder, family: str
+    ) -> None:
+        processor = load_processor(tiny_checkpoint(family, "vicuna"))  # type: ignore[arg-type]
+        sizes = [(28, 56), (200, 210), (90, 30), (28, 28)]
+        samples = [Sample(id=str(k), images=[picture(*size)], label="two") for k, size in enumerate(sizes)]
+        geometry = Geometry.TILES if family == "llava_next" else Geometry.CROP
+
+        batch = collate(Collator(processor, PlainPrompt(), NAMES, geometry=geometry), *samples)
+
+        theirs = processor.image_processor([picture(*size) for size in sizes], return_tensors="pt")
+        assert set(batch.vision) == set(theirs)
+        for name, value in batch.vision.items():
+            assert torch.equal(value, theirs[name]), name
+
+    def test_one_picture_is_open_at_a_time(self, vicuna: ProcessorMixin, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened: list[weakref.ref[Image.Image]] = []
+
+        def watched(*_: object) -> Image.Image:
+            assert sum(image() is not None for image in opened) <= 1  # the one before is let go with the next
+            image = picture(40, 40)
+            opened.append(weakref.ref(image))
+            return image
+
+        monkeypatch.setattr(collator_module, "open_image", watched)
+        collate(Collator(vicuna, PlainPrompt(), NAMES), *(labelled(str(k)) for k in range(5)))
+        assert len(opened) == 5
+
 
 class TestGeometry:
     def test_padding_reaches_the_model(self, vicuna: ProcessorMixin) -> None:
         image = picture(60, 20)
         batch = collate(Collator(vicuna, PlainPrompt(), NAMES), Sample(id="a", images=[image], label="two"))
 
-        padded = apply_geometry(image, Geometry.PAD, fill_colour(vicuna))
+        padded = apply_geometry(image, Geometry.PAD, vicuna.image_processor)
         expected = vicuna.image_processor([padded], return_tensors="pt")["pixel_values"]
         assert torch.equal(batch.vision["pixel_values"], expected)
 
@@ -199,6 +230,18 @@ class TestLabels:
             assert tuple(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == ids
             assert ids[-1] == batch.end_id
             assert batch.targets.tolist() == [NAMES.index(name)]
+
+    def test_label_tokens_take_one_question_with_one_name_each(self, vicuna: ProcessorMixin) -> None:
+        listed = []
+
+        class Counting(ClassificationPrompt):
+            def dialogue(self, sample: Sample, label_names: Sequence[str], epoch: int) -> Dialogue:
+                listed.append(tuple(label_names))
+                return super().dialogue(sample, label_names, epoch)
+
+        Collator(vicuna, Counting(), NAMES).label_set(labelled())
+
+        assert listed == [(name,) for name in NAMES]  # all names in each question would take C x C
 
     def test_without_labels_there_are_no_targets(self, vicuna: ProcessorMixin) -> None:
         assert collate(Collator(vicuna, ConversationPrompt()), chat_sample()).targets.tolist() == [-1]

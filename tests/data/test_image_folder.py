@@ -122,6 +122,13 @@ class TestErrors:
         with pytest.raises(DataError, match=r"apple has a folder in it \('green'\)"):
             load(root)
 
+    def test_a_split_folder_that_is_a_link_out_of_the_root(self, tmp_path: Path) -> None:
+        outside, root = fill(tmp_path / "outside"), tmp_path / "images"
+        fill(root / "test")
+        (root / "train").symlink_to(outside)
+        with pytest.raises(DataError, match="train is a link out of"):
+            load(root)
+
     @pytest.mark.parametrize("what", ["file", "folder"])
     def test_links_out_of_the_root(self, tmp_path: Path, what: str) -> None:
         root = fill(tmp_path / "images")

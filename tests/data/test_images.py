@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from lightning_mllm.data import images
 from lightning_mllm.data.images import check_images, open_image
@@ -149,14 +149,27 @@ class TestChecking:
 
         check_images([path])
 
-    def test_files_must_stay_in_the_root(self, tmp_path: Path) -> None:
-        outside = saved(tmp_path, "a.png")
-        (tmp_path / "root").mkdir()
-        link = tmp_path / "root" / "link.png"
-        link.symlink_to(outside)
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp"])
+    def test_sound_files_are_not_decoded(self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = saved(tmp_path, name)
+        monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+        check_images([path])
 
-        with pytest.raises(DataError, match=r"link\.png: leads out of"):
-            check_images([link], root=tmp_path / "root")
+    def test_sizes_are_those_that_a_viewer_shows(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = ROTATED_BY_90
+        plain, turned = saved(tmp_path, "a.png"), saved(tmp_path, "b.jpg", exif=exif)
+
+        assert check_images([plain, turned]) == {plain: (40, 30), turned: (30, 40)}
+        assert open_image(turned).size == (30, 40)
+
+    def test_no_other_program_is_started_for_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.png"
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
+
+        for use in (open_image, lambda path: check_images([path])):
+            with pytest.raises(DataError, match=r"a\.png: is not an image that Pillow can read"):
+                use(path)
 
     def test_pixels_of_unknown_scale_show_at_set_up(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"a\.tif: has pixels of mode 'F'"):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from lightning_mllm.data.labels import class_names, normalise_label
@@ -5,7 +7,13 @@ from lightning_mllm.errors import DataError
 
 
 @pytest.mark.parametrize(
-    ("raw", "name"), [("Bell_pepper leaf", "Bell pepper leaf"), (" two  words ", "two words"), ("a__b", "a b")]
+    ("raw", "name"),
+    [
+        ("Bell_pepper leaf", "Bell pepper leaf"),
+        (" two  words ", "two words"),
+        ("a__b", "a b"),
+        ("Bla\u0308tter", "Bl\u00e4tter"),
+    ],
 )
 def test_words_are_kept(raw: str, name: str) -> None:
     assert normalise_label(raw) == name
@@ -15,7 +23,9 @@ def test_names_are_sorted_and_unique() -> None:
     assert class_names(["two", "one_a", "two"]) == ("one a", "two")
 
 
-@pytest.mark.parametrize("twin", ["bell pepper", "Bell pepper", "Bell__pepper "])
+@pytest.mark.parametrize(
+    "twin", ["bell pepper", "Bell pepper", "Bell__pepper ", "Bell pepper.", "'bell pepper'", "bell pepper \u201d."]
+)
 def test_names_that_cannot_be_told_apart_are_refused(twin: str) -> None:
     with pytest.raises(DataError, match="are the same but for case, underscores and blanks") as caught:
         class_names(["Bell_pepper", twin, "other"])
@@ -23,6 +33,12 @@ def test_names_that_cannot_be_told_apart_are_refused(twin: str) -> None:
     assert repr(twin) in str(caught.value)
 
 
-def test_an_empty_name_is_refused() -> None:
-    with pytest.raises(DataError, match="class name '_' is empty"):
-        class_names(["_", "a"])
+def test_letters_with_marks_are_one_class_however_they_are_written() -> None:
+    with pytest.raises(DataError, match="are the same but for"):
+        class_names(["Bla\u0308tter", "Bl\u00e4tter"])
+
+
+@pytest.mark.parametrize("name", ["_", "", ".", "''"])
+def test_an_empty_name_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"class name {name!r} is empty")):
+        class_names([name, "a"])

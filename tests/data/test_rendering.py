@@ -8,19 +8,11 @@ from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.data.rendering import RenderedText, Renderer
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.types import Segment, Turn
+from tests.data.test_hub_templates import LLAVA_15
 
 EXCHANGE = (Turn("user", "What is it?", "Say a word.", images=2), Turn("assistant", "two"))
 DIALOGUE = Dialogue((*EXCHANGE, Turn("user", "ASSISTANT: two"), Turn("assistant", "two")), system="Be brief.")
 
-HUB_LLAVA = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
-    "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
-    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
-    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{% for c in m['content'] %}"
     "{{ '<image>' if c['type'] == 'image' else c['text'] | trim }}{% endfor %}</s>\n{% endfor %}"
@@ -49,7 +41,7 @@ def test_the_prompt_is_what_the_chat_template_writes(processor: ProcessorMixin) 
     assert rendered.text[: rendered.answers[0].start] == expected
 
 
-@pytest.mark.parametrize("template", [None, HUB_LLAVA], ids=["tiny", "hub"])
+@pytest.mark.parametrize("template", [None, LLAVA_15], ids=["tiny", "hub"])
 def test_every_text_has_its_place(processor: ProcessorMixin, template: str | None) -> None:
     processor.chat_template = template or processor.chat_template
 
@@ -63,7 +55,7 @@ def test_every_text_has_its_place(processor: ProcessorMixin, template: str | Non
 
 
 def test_the_hub_template_becomes_vicunas_format(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = HUB_LLAVA
+    vicuna.chat_template = LLAVA_15
 
     rendered = Renderer(vicuna).render(DIALOGUE)
 
@@ -94,14 +86,36 @@ def test_a_template_that_drops_the_system_text_is_refused(vicuna: ProcessorMixin
         "{% for m in messages if m['role'] != 'system' %}{{ m['content'][-1]['text'] }}</s>{% endfor %}"
     )
 
-    with pytest.raises(CheckpointError, match=r"each text of a conversation exactly once .*the system role"):
+    with pytest.raises(CheckpointError, match=r"system text exactly once, .* Set `prompt.system: null`"):
         Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b")), system="Be brief."))
+
+
+def test_a_template_of_turns_in_tokens_that_drops_the_system_text_is_refused(vicuna: ProcessorMixin) -> None:
+    vicuna.chat_template = CHATML.replace("messages %}", "messages if m['role'] != 'system' %}", 1)
+
+    with pytest.raises(CheckpointError, match=r"turns open with '<s>user.*Set `prompt.system: null`"):
+        Renderer(vicuna).render(DIALOGUE)
+
+
+def test_a_dropped_system_text_is_put_before_turns_that_open_with_words(vicuna: ProcessorMixin) -> None:
+    vicuna.chat_template = LLAVA_15.replace("in messages %}", "in messages if message['role'] != 'system' %}", 1)
+    for bos in ("", "{{ bos_token }}"):
+        vicuna.chat_template = bos + vicuna.chat_template
+        rendered = Renderer(vicuna).render(DIALOGUE)
+        assert rendered.text.removeprefix("<s>").startswith("Be brief. USER: <image>\n")
+        assert texts(rendered, Segment.SYSTEM) == ["Be brief."]
+
+
+def test_an_answer_may_end_with_a_special_token_without_a_role(tiny_llava_llama3: str) -> None:
+    processor = load_processor(tiny_llava_llama3)
+    processor.tokenizer.eos_token = "<pad>"
+    assert answers(Renderer(processor).render(DIALOGUE)) == ["two<|eot_id|>"] * 2
 
 
 def test_a_template_that_refuses_the_system_text_is_reported(vicuna: ProcessorMixin) -> None:
     vicuna.chat_template = "{{ raise_exception('no system role') }}"
 
-    with pytest.raises(ConfigError, match=r"refuses a conversation of \['system', 'user'\]: no system role"):
+    with pytest.raises(ConfigError, match=r"of \['system', 'user'\]: no system role. Set `prompt.system: null`"):
         Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b")), system="Be brief."))
 
 

@@ -100,7 +100,7 @@ class TestResuming:
         first.batch_sampler.set_epoch(2)
         batches = iter(first)
         seen = [next(batches) for _ in range(done)]
-        state = first.state_dict() if done else {"epoch": 2, "batches": 0}
+        state = {**first.state_dict(), "epoch": 2}
         rest = list(batches)
 
         resumed = loader(num_workers=num_workers)
@@ -121,6 +121,23 @@ class TestResuming:
         resumed.batch_sampler.set_epoch(1)
 
         assert len(list(resumed)) == 6
+
+    @pytest.mark.parametrize(
+        ("name", "other"),
+        [
+            ("batch_size = 4, but now it is 2", loader(sampler(batch_size=2))),
+            ("seed = 0, but now it is 1", loader(sampler(seed=1))),
+            ("group_by_length = False, but now it is True", loader(sampler(group_by_length=True))),
+            (
+                "number_of_samples = 22",
+                ResumableLoader(SAMPLES[:9], ids, GlobalBatchSampler(SIZES[:9], 4, training=True)),
+            ),
+            ("sample_ids = ", ResumableLoader([*SAMPLES[1:], SAMPLES[0]], ids, sampler())),
+        ],
+    )
+    def test_a_place_among_other_batches_is_refused(self, name: str, other: ResumableLoader) -> None:
+        with pytest.raises(ConfigError, match=f"written with {name}"):
+            other.load_state_dict(loader().state_dict())
 
     def test_an_iterator_made_before_the_epoch_is_set_is_of_that_epoch(self) -> None:
         resumable = loader()

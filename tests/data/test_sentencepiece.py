@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from lightning_mllm.data import VICUNA_SYSTEM, ClassificationPrompt, Collator, ConversationPrompt, PlainPrompt, Prompt
+from lightning_mllm.errors import CheckpointError
 from lightning_mllm.types import IGNORE_INDEX, Segment
 from tests.data.conftest import NAMES, TEXT_ONLY, chat_sample, collate, decode, labelled, tokens
 
@@ -17,7 +18,7 @@ def blanks() -> normalizers.Normalizer:
     return normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
 
-def llama_tokenizer() -> PreTrainedTokenizerFast:
+def llama_tokenizer(normalized: str = "") -> PreTrainedTokenizerFast:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()  # no piece spans two words, as in SentencePiece
     corpus = [VICUNA_SYSTEM, "USER : ASSISTANT : two three", "Answer with one word and nothing else. Which of the?"] * 2
@@ -32,12 +33,13 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    added = [AddedToken(token, normalized=token == normalized, special=True) for token in SPECIAL]
+    tokenizer.add_special_tokens(added)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
-        eos_token="</s>",
+        eos_token=added[2],
         pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"},
         model_max_length=2048,
@@ -86,3 +88,11 @@ def test_label_tokens_are_those_behind_the_prompt(llama: ProcessorMixin, prompt:
     for name, ids in zip(NAMES, labels.token_ids, strict=True):
         batch = collate(collator, labelled("other", label=name))
         assert tuple(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == ids
+
+
+def test_an_end_of_turn_that_is_read_as_text_is_refused(llama: ProcessorMixin) -> None:
+    """A normalised special token is looked for as "▁</s>", and so not found behind an answer."""
+    llama.tokenizer = llama_tokenizer(normalized="</s>")
+
+    with pytest.raises(CheckpointError, match=r"answer .*no</s>' as text \(its last token is '<0x3E>'"):
+        collate(Collator(llama, ConversationPrompt()), TEXT_ONLY)

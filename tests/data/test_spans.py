@@ -1,10 +1,20 @@
 import pytest
 import torch
-from transformers import ProcessorMixin
+from transformers import AutoModelForImageTextToText, ProcessorMixin
 
-from lightning_mllm.data import VICUNA_SYSTEM, ClassificationPrompt, Collator, ConversationPrompt
+from lightning_mllm.data import (
+    VICUNA_SYSTEM,
+    ClassificationPrompt,
+    Collator,
+    ConversationPrompt,
+    PlainPrompt,
+    load_processor,
+)
 from lightning_mllm.data.collator import PaddingSide
+from lightning_mllm.evaluation import Generation, Likelihood
+from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import Segment
+from tests.conftest import TinyBuilder
 from tests.data.conftest import NAMES, TEXT_ONLY, chat_sample, collate, decode, labelled
 
 
@@ -56,6 +66,34 @@ class TestSpans:
             behind = batch.input_ids[row, last + 1 :][batch.attention_mask[row, last + 1 :].bool()]
             assert processor.tokenizer.decode(behind[:-1]).strip() == ("blue", "no")[row]
             assert not batch.spans[Segment.ANSWER][row, last]
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_without_a_question_last_is_the_last_image_token(
+        self, processor: ProcessorMixin, side: PaddingSide
+    ) -> None:
+        batch = collate(
+            Collator(processor, PlainPrompt(), NAMES, padding_side=side), labelled(), labelled("b", images=3)
+        )
+
+        assert batch.spans[Segment.LAST].sum(dim=1).tolist() == [1, 1]
+        prompts = batch.prompts()
+        for row in range(2):
+            before = int(batch.spans[Segment.LAST][row].nonzero())
+            assert batch.spans[Segment.IMAGE][row, before]
+            assert batch.spans[Segment.ANSWER][row, before + 1]
+            assert prompts.spans[Segment.IMAGE][row].sum() == batch.spans[Segment.IMAGE][row].sum()
+
+    @pytest.mark.parametrize("family", ["llava", "llava_next"])
+    def test_both_scorers_answer_without_a_question(self, tiny_checkpoint: TinyBuilder, family: TinyFamily) -> None:
+        path = tiny_checkpoint(family, "vicuna")
+        processor = load_processor(path)
+        collator = Collator(processor, PlainPrompt(), NAMES)
+        model = AutoModelForImageTextToText.from_pretrained(path).eval()
+        batch, labels = collate(collator, labelled(), labelled("b", images=2)), collator.label_set(labelled())
+
+        for scorer in (Generation(), Likelihood()):
+            prediction = scorer.predict(model, processor.tokenizer, batch, labels)
+            assert prediction.predicted.shape == (2,)
 
     def test_the_prompts_of_a_batch_end_where_generation_starts(self, processor: ProcessorMixin) -> None:
         batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY).prompts()

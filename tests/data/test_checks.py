@@ -1,0 +1,82 @@
+"""What is wrong with a dataset shows at set-up, not in the middle of training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_processor
+from lightning_mllm.data.checks import check_ids, check_labels, check_texts
+from lightning_mllm.errors import DataError
+from lightning_mllm.types import Sample, Segment, Turn
+from tests.data.conftest import collate, picture, tokens
+from tests.data.test_base import OTHER, TRAIN, Memory
+
+
+def conversation(name: str, question: str = "Which?", answer: str = "two") -> Sample:
+    return Sample(id=name, conversation=[Turn("user", question), Turn("assistant", answer)])
+
+
+@pytest.mark.parametrize(
+    "bad", [conversation("bad", "What is <s> in HTML?"), conversation("bad", answer="See <image>")], ids=["user", "gpt"]
+)
+def test_special_tokens_in_any_text_are_found(tiny_llava: str, bad: Sample) -> None:
+    samples = [conversation("long", "word " * 50), bad, *(conversation(str(k), "word " * 40) for k in range(5))]
+    with pytest.raises(DataError, match=r"of sample 'bad' contains '<.*>', which the model reads as a special token"):
+        Memory(samples, samples[:1], checkpoint=tiny_llava).setup("fit")
+
+
+def test_turns_that_do_not_alternate_are_found(tiny_llava: str) -> None:
+    bad = Sample(id="bad", conversation=[Turn("assistant", "two")])
+    samples = [conversation(str(k), "word " * 40) for k in range(5)]
+    with pytest.raises(DataError, match="turns of sample 'bad'"):
+        Memory([*samples, bad], samples, checkpoint=tiny_llava).setup("fit")
+
+
+@pytest.mark.parametrize("as_files", [False, True])
+def test_the_picture_of_most_tiles_is_tried(tiny_llava_next: str, tmp_path: Path, as_files: bool) -> None:
+    pictures = {"square": picture(28, 28), "many tiles": picture(200, 210)}
+    samples = []
+    for name, image in pictures.items():
+        image.save(tmp_path / f"{name}.png")
+        samples.append(Sample(id=name, images=[tmp_path / f"{name}.png" if as_files else image], label="two"))
+    samples += [replace(samples[0], id=str(k)) for k in range(5)]
+    collator = Collator(load_processor(tiny_llava_next), ClassificationPrompt(), ("two",))
+    limit = len(tokens(collate(collator, samples[0]), 0))
+
+    with pytest.raises(DataError, match=r"Sample 'many tiles' has|question of sample 'many tiles'"):
+        Memory(samples, samples[:1], checkpoint=tiny_llava_next, max_length=limit).setup("fit")
+
+
+def test_image_tokens_are_counted_before_a_picture_is_opened(tiny_llava_next: str) -> None:
+    for geometry in Geometry:
+        collator = Collator(load_processor(tiny_llava_next), ClassificationPrompt(), ("two",), geometry=geometry)
+        for size in [(28, 28), (90, 30), (30, 200), (200, 210)]:
+            batch = collate(collator, Sample(id="a", images=[picture(*size)], label="two"))
+            assert collator.count_image_tokens(size) == batch.spans[Segment.IMAGE].sum()
+
+
+def test_a_long_answer_among_longer_questions_is_tried(tiny_llava: str) -> None:
+    samples = [conversation(str(k), "word " * 400) for k in range(8)]
+    bad = conversation("bad", answer="word " * 300)
+    with pytest.raises(DataError, match=r"Sample 'bad' has .* only the question may be cut"):
+        Memory([*samples, bad], samples, checkpoint=tiny_llava, max_length=300).setup("fit")
+
+
+def test_class_names_are_never_cut_from_the_question(tiny_llava: str) -> None:
+    names = [f"class number {k}" for k in range(60)]
+    train = [replace(TRAIN[0], id=name, label=name) for name in names]
+    with pytest.raises(DataError, match="lists 60 classes, does not fit into max_length 300"):
+        Memory(train, train[:1], checkpoint=tiny_llava, max_length=300).setup("fit")
+
+
+def test_a_sound_split_passes(tiny_llava: str) -> None:
+    collator = Collator(load_processor(tiny_llava), ClassificationPrompt(), ("red one", "two"))
+
+    samples = check_labels(TRAIN, "train", collator.label_names, TRAIN)
+    check_ids(samples, "train")
+    check_texts(samples, collator, {})
+
+    assert [sample.label for sample in samples[:2]] == ["two", "red one"]
+    assert collator.shortened == 0
+    assert check_labels(OTHER, "val", collator.label_names, TRAIN) == OTHER
