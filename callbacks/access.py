@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+from PIL import Image
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
@@ -40,6 +41,14 @@ def label_set(trainer: L.Trainer) -> LabelSet | None:
     """Return the classes of the data; None for free-form data."""
     labels: LabelSet | None = trainer.datamodule.label_set  # type: ignore[attr-defined]
     return labels
+
+
+def picture(trainer: L.Trainer, sample: Sample, longer_side: int) -> Image.Image:
+    """Return a small copy of a sample's first image, as the model sees it."""
+    full: Image.Image = trainer.datamodule.picture(sample)  # type: ignore[attr-defined]
+    small = full.copy()
+    small.thumbnail((longer_side, longer_side))
+    return small
 
 
 def samples(trainer: L.Trainer) -> Sequence[Sample]:

@@ -47,8 +47,8 @@ class FreezeAudit(L.Callback):
 def frozen_checksums(module: nn.Module) -> dict[str, int]:
     """Return name -> checksum of every parameter without requires_grad.
 
-    It is the sum of the raw bits, read as integers and weighted by place, modulo 2**64: any single change alters it, and
-    values that change places do.
+    It is the sum of the raw bits, read as integers and weighted by place, modulo 2**64: any single change alters it,
+    and so do values that change places.
     """
     frozen = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
     if not frozen:

@@ -8,13 +8,12 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as dist
-from PIL import Image
 
 from lightning_mllm.callbacks import access
 from lightning_mllm.tracking.figures import Caption, Verdict, prediction_sheet
 from lightning_mllm.tracking.files import write_rows
 from lightning_mllm.tracking.log import log_image, log_table
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import MultimodalBatch
 
 _SHEET_PIXELS = 336  # longer side of a picture in table and sheet
 
@@ -86,7 +85,7 @@ class PredictionTable(L.Callback):
         shown = [row for row in ordered if samples[row.sample_id].images][: self.images]
         if not shown:
             return
-        pictures = [_picture(samples[row.sample_id]) for row in shown]
+        pictures = [access.picture(trainer, samples[row.sample_id], _SHEET_PIXELS) for row in shown]
         table = [[picture, row.prompt, *row.cells()] for picture, row in zip(pictures, shown, strict=True)]
         key = f"predictions/{module.stage_name}"
         log_table(trainer.loggers, key, ["image", "prompt", *columns], table, trainer.global_step)
@@ -105,10 +104,3 @@ def _of_all_processes(rows: list[_Row]) -> Sequence[_Row]:
     gathered: list[list[_Row]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, rows)
     return [row for part in gathered for row in part]
-
-
-def _picture(sample: Sample) -> Image.Image:
-    source = sample.images[0]
-    picture = (source if isinstance(source, Image.Image) else Image.open(source)).convert("RGB")
-    picture.thumbnail((_SHEET_PIXELS, _SHEET_PIXELS))
-    return picture

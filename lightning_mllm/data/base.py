@@ -10,12 +10,13 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
 from transformers import ProcessorMixin
 
 from lightning_mllm.data.checks import check_ids, check_labels, check_texts
 from lightning_mllm.data.collator import Collator, PaddingSide
 from lightning_mllm.data.geometry import GeometryName
-from lightning_mllm.data.images import check_images
+from lightning_mllm.data.images import check_images, open_image
 from lightning_mllm.data.labels import class_names
 from lightning_mllm.data.processor import context_length, load_processor
 from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
@@ -166,6 +167,10 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def predict_dataloader(self) -> BatchLoader:
         """Return the loader of the test split."""
         return self._eval_loader("test")
+
+    def picture(self, sample: Sample) -> Image.Image:
+        """Return a sample's first image as the collator reads it: upright, in RGB, within the bounds."""
+        return open_image(sample.images[0], f"The image of sample {sample.id!r}")
 
     def _eval_loader(self, split: Split) -> BatchLoader:
         sampler = self._sampler(split, self.eval_batch_size, training=False)

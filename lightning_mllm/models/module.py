@@ -80,10 +80,8 @@ class MLLMModule(L.LightningModule):
         if len({scorer.name for scorer in scorers}) < len(scorers):
             raise ConfigError("model.scorers names the same scorer twice; each kind can stand there once.")
         self.source = Source(checkpoint, revision, trust_remote_code)
-        self.policy = policy
-        self.projector = projector
-        self.learning_rates = learning_rates
-        self.optimizer = optimizer
+        self.policy, self.projector = policy, projector
+        self.learning_rates, self.optimizer = learning_rates, optimizer
         self.micro_batch_size = micro_batch_size
         self.warmup_ratio = warmup_ratio
         self.decay: Decay = decay
