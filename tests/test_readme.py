@@ -45,3 +45,11 @@ def test_every_config_that_is_named_exists() -> None:
 def test_every_policy_is_in_the_table() -> None:
     for path in (Path(__file__).parents[1] / "configs" / "policy").glob("*.yaml"):
         assert path.name in README or path.stem in ("lora_vision",), path
+
+
+def test_nothing_is_left_to_fill_in_and_every_picture_is_there() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+
+    assert "@@" not in README
+    assert pictures
+    assert [name for name in pictures if not (Path(__file__).parents[1] / name).is_file()] == []
