@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_mllm.callbacks import access
-from lightning_mllm.evaluation import ClassificationResult
+from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Interval
 from lightning_mllm.tracking.figures import confusion_matrix
 from lightning_mllm.tracking.files import write_json, write_rows
 from lightning_mllm.tracking.log import log_image, log_table
@@ -19,31 +21,33 @@ from lightning_mllm.tracking.log import log_image, log_table
 class EvaluationReport(L.Callback):
     """Writes the scores of each evaluation into its folder, `evaluation/<stage>-step<k>/`.
 
-    They are `scores.json` and, per scorer, `<scorer>-per-class.csv` and `<scorer>-confusion.csv`. A test also draws the
-    confusion matrix, `<scorer>-confusion.png`, and shows its scores in the terminal.
+    They are `scores.json` and, per scorer, `<scorer>-per-class.csv` and `<scorer>-confusion.csv`; of open answers
+    `exact-match-per-kind.csv`. A test also draws the confusion matrix, `<scorer>-confusion.png`, and shows its scores
+    in the terminal.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the report."""
         module = access.mllm(pl_module)
-        if trainer.sanity_checking or not trainer.is_global_zero or not module.results:
+        scored = module.results or module.exact_match
+        if trainer.sanity_checking or not trainer.is_global_zero or not scored:
             return
-        folder = access.evaluation_dir(trainer, module)
-        scores = {scorer: result.summary() for scorer, result in module.results.items()}
-        report = {"stage": module.stage_name, "step": module.trained_steps, "scorers": scores}
-        write_json(folder / "scores.json", report)
-        for scorer, result in module.results.items():
-            _write_confusion(folder / f"{scorer}-confusion.csv", result)
-            columns, rows = per_class(result)
-            write_rows(folder / f"{scorer}-per-class.csv", columns, rows)
-            key = f"evaluation/{module.stage_name}/{scorer}"
-            log_table(trainer.loggers, f"{key}/per_class", columns, rows, trainer.global_step)
-            if trainer.testing:
-                path = folder / f"{scorer}-confusion.png"
-                picture = confusion_matrix(result, path, title=f"{folder.name}, {scorer}")
-                log_image(trainer.loggers, f"{key}/confusion", picture, trainer.global_step)
-        if trainer.testing:
+        folder, key = access.evaluation_dir(trainer, module), f"evaluation/{module.stage_name}"
+        scores: dict[str, Any] = {}
+        if module.results:
+            scores["scorers"] = {scorer: result.summary() for scorer, result in module.results.items()}
+            for scorer, result in module.results.items():
+                _report_scorer(trainer, folder, key, scorer, result)
+        if module.exact_match is not None:
+            scores["exact_match"] = module.exact_match.summary()
+            columns, rows = per_kind(module.exact_match)
+            write_rows(folder / "exact-match-per-kind.csv", columns, rows)
+            log_table(trainer.loggers, f"{key}/exact_match/per_kind", columns, rows, trainer.global_step)
+        write_json(folder / "scores.json", {"stage": module.stage_name, "step": module.trained_steps, **scores})
+        if trainer.testing and module.results:
             Console().print(scores_table(folder.name, module.results))
+        if trainer.testing and module.exact_match is not None:
+            Console().print(kinds_table(folder.name, module.exact_match))
 
     on_test_end = on_validation_end
 
@@ -58,18 +62,51 @@ def per_class(result: ClassificationResult) -> tuple[list[str], list[list[str | 
     return ["class", "true", "predicted", "correct", "f1"], rows
 
 
+def per_kind(result: AnswerResult) -> tuple[list[str], list[list[str | int | float]]]:
+    """Return the header and one row per kind of question: its number of answers, and the share that is right."""
+    rows: list[list[str | int | float]] = [
+        [kind, score.n, score.correct, score.accuracy, *score.interval] for kind, score in result.per_kind.items()
+    ]
+    return ["kind", "n", "correct", "accuracy", "low_95", "high_95"], rows
+
+
 def scores_table(title: str, results: Mapping[str, ClassificationResult]) -> Table:
     """Return the scores as a table for people."""
     table = Table("scorer", title=title, title_justify="left", caption="brackets: 95 % bootstrap intervals")
     for column in ("N", "accuracy", "macro-F1", "invalid"):
         table.add_column(column, justify="right")
     for scorer, result in results.items():
-        accuracy = "{:.3f} [{:.3f}, {:.3f}]".format(result.accuracy, *result.accuracy_interval)
-        macro_f1 = "{:.3f} [{:.3f}, {:.3f}]".format(result.macro_f1, *result.macro_f1_interval)
+        accuracy = _with_interval(result.accuracy, result.accuracy_interval)
+        macro_f1 = _with_interval(result.macro_f1, result.macro_f1_interval)
         table.add_row(scorer, str(result.n), accuracy, macro_f1, f"{result.invalid_rate:.1%}")
     return table
 
 
-def _write_confusion(path: Path, result: ClassificationResult) -> None:
-    rows = [[name, *counts] for name, counts in zip(result.names, result.confusion.tolist(), strict=True)]
-    write_rows(path, ["true \\ predicted", *result.names, "(invalid)"], rows)
+def kinds_table(title: str, result: AnswerResult) -> Table:
+    """Return the accuracy of open answers, per kind of question and over all, as a table for people."""
+    table = Table("kind", title=title, title_justify="left", caption="exact match; brackets: 95 % Wilson intervals")
+    for column in ("N", "accuracy"):
+        table.add_column(column, justify="right")
+    for kind, score in result.per_kind.items():
+        table.add_row(Text(kind), str(score.n), _with_interval(score.accuracy, score.interval))
+    table.add_section()
+    overall = result.overall
+    table.add_row("all answers", str(overall.n), _with_interval(overall.accuracy, overall.interval))
+    table.add_row("mean over kinds", "", f"{result.mean_over_kinds:.3f}")
+    return table
+
+
+def _with_interval(value: float, interval: Interval) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(value, *interval)
+
+
+def _report_scorer(trainer: L.Trainer, folder: Path, key: str, scorer: str, result: ClassificationResult) -> None:
+    names = [[name, *counts] for name, counts in zip(result.names, result.confusion.tolist(), strict=True)]
+    write_rows(folder / f"{scorer}-confusion.csv", ["true \\ predicted", *result.names, "(invalid)"], names)
+    columns, rows = per_class(result)
+    write_rows(folder / f"{scorer}-per-class.csv", columns, rows)
+    log_table(trainer.loggers, f"{key}/{scorer}/per_class", columns, rows, trainer.global_step)
+    if trainer.testing:
+        path = folder / f"{scorer}-confusion.png"
+        picture = confusion_matrix(result, path, title=f"{folder.name}, {scorer}")
+        log_image(trainer.loggers, f"{key}/{scorer}/confusion", picture, trainer.global_step)

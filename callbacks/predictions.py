@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import lightning as L
 import torch.distributed as dist
 
 from lightning_mllm.callbacks import access
+from lightning_mllm.evaluation import Predictions
 from lightning_mllm.tracking.figures import Caption, Verdict, prediction_sheet
 from lightning_mllm.tracking.files import write_rows
 from lightning_mllm.tracking.log import log_image, log_table
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import LabelSet, MultimodalBatch
 
 _SHEET_PIXELS = 336  # longer side of a picture in table and sheet
 
@@ -24,16 +25,26 @@ class _Row:
     prompt: str
     target: str
     verdicts: tuple[Verdict, ...]
+    kind: str | None = None  # of an open answer
 
-    def cells(self) -> list[Any]:
-        cells: list[Any] = [self.sample_id, self.target]
+    def named_cells(self) -> dict[str, Any]:
+        """Return column -> cell."""
+        if self.kind is not None:
+            (verdict,) = self.verdicts
+            question = {"sample_id": self.sample_id, "kind": self.kind, "prompt": self.prompt}
+            return {**question, "reference": self.target, "answer": verdict.answer, "correct": verdict.correct}
+        cells: dict[str, Any] = {"sample_id": self.sample_id, "target": self.target}
         for verdict in self.verdicts:
-            cells += [verdict.answer, verdict.predicted, verdict.correct]
+            cells[f"{verdict.scorer}/answer"] = verdict.answer
+            cells[f"{verdict.scorer}/prediction"] = verdict.predicted
+            cells[f"{verdict.scorer}/correct"] = verdict.correct
         return cells
 
 
 class PredictionTable(L.Callback):
     """Writes every answer of an evaluation to `evaluation/<stage>-step<k>/predictions.csv`.
+
+    On free-form data they are those that are scored: of the samples with a kind.
 
     Args:
         images: How many samples go, with image and prompt, to W&B and, of a test, into `predictions.png`.
@@ -54,16 +65,16 @@ class PredictionTable(L.Callback):
     ) -> None:
         """Keep the answers of a batch."""
         labels = access.label_set(trainer)
-        if trainer.sanity_checking or labels is None:
+        if trainer.sanity_checking or (labels is None and not outputs["answers"]):
             return
-        prompts = access.mllm(pl_module).tokenizer.batch_decode(batch.prompts().input_ids, skip_special_tokens=True)
-        for index, (sample_id, target) in enumerate(zip(batch.sample_ids, batch.targets.tolist(), strict=True)):
-            verdicts = []
-            for scorer, predictions in outputs["predictions"].items():
-                predicted = int(predictions.predicted[index])
-                name = labels.names[predicted] if predicted >= 0 else ""
-                verdicts.append(Verdict(scorer, predictions.answers[index], name, correct=predicted == target))
-            self._rows.append(_Row(sample_id, prompts[index].strip(), labels.names[target], tuple(verdicts)))
+        texts = access.mllm(pl_module).tokenizer.batch_decode(batch.prompts().input_ids, skip_special_tokens=True)
+        prompts = {sample_id: text.strip() for sample_id, text in zip(batch.sample_ids, texts, strict=True)}
+        if labels is not None:
+            self._rows += _labelled_rows(prompts, batch.targets.tolist(), labels, outputs["predictions"])
+        for answer in outputs["answers"]:
+            verdict = Verdict("exact_match", answer.answer, "", answer.correct)
+            prompt = prompts[answer.sample_id]
+            self._rows.append(_Row(answer.sample_id, prompt, answer.reference, (verdict,), answer.kind))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -75,20 +86,21 @@ class PredictionTable(L.Callback):
         samples = {sample.id: sample for sample in access.samples(trainer)}
         by_id = {row.sample_id: row for row in rows}
         ordered = [by_id[sample_id] for sample_id in samples if sample_id in by_id]
-        columns = ["sample_id", "target"]
-        for verdict in rows[0].verdicts:
-            columns += [f"{verdict.scorer}/{field}" for field in ("answer", "prediction", "correct")]
+        columns = list(rows[0].named_cells())
         module = access.mllm(pl_module)
         path = access.evaluation_dir(trainer, module) / "predictions.csv"
-        write_rows(path, columns, [row.cells() for row in ordered])
+        write_rows(path, columns, [row.named_cells().values() for row in ordered])
 
         shown = [row for row in ordered if samples[row.sample_id].images][: self.images]
         if not shown:
             return
         pictures = [access.picture(trainer, samples[row.sample_id], _SHEET_PIXELS) for row in shown]
-        table = [[picture, row.prompt, *row.cells()] for picture, row in zip(pictures, shown, strict=True)]
+        table = [
+            {"image": picture, "prompt": row.prompt, **row.named_cells()}
+            for picture, row in zip(pictures, shown, strict=True)
+        ]
         key = f"predictions/{module.stage_name}"
-        log_table(trainer.loggers, key, ["image", "prompt", *columns], table, trainer.global_step)
+        log_table(trainer.loggers, key, list(table[0]), [list(cells.values()) for cells in table], trainer.global_step)
         if not trainer.testing:
             return
         captions = [Caption(row.prompt, row.target, row.verdicts) for row in shown]
@@ -96,6 +108,18 @@ class PredictionTable(L.Callback):
         log_image(trainer.loggers, f"{key}/sheet", sheet, trainer.global_step)
 
     on_test_end = on_validation_end
+
+
+def _labelled_rows(
+    prompts: Mapping[str, str], targets: Sequence[int], labels: LabelSet, predictions: Mapping[str, Predictions]
+) -> Iterator[_Row]:
+    for index, ((sample_id, prompt), target) in enumerate(zip(prompts.items(), targets, strict=True)):
+        verdicts = []
+        for scorer, said in predictions.items():
+            predicted = int(said.predicted[index])
+            name = labels.names[predicted] if predicted >= 0 else ""
+            verdicts.append(Verdict(scorer, said.answers[index], name, correct=predicted == target))
+        yield _Row(sample_id, prompt, labels.names[target], tuple(verdicts))
 
 
 def _of_all_processes(rows: list[_Row]) -> Sequence[_Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal
@@ -37,21 +38,36 @@ class Turn:
     images: int = 0
 
 
+@dataclass(frozen=True)
+class LazyImage:
+    """A picture that is made when it is needed.
+
+    Attributes:
+        size: (width, height) in pixels.
+        draw: Makes the picture, the same each time.
+    """
+
+    size: tuple[int, int]
+    draw: Callable[[], Image.Image]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """What a dataset gives: an image (or several, or none) with a label or a conversation.
 
     Attributes:
         id: Unique within its split; errors and prediction tables name it.
-        images: Image files or PIL images, in the order of their placeholders.
+        images: Image files, PIL images or lazy ones, in the order of their placeholders.
         label: Class name, for classification; the DataModule's prompt then asks the question.
         conversation: Turns that end with the assistant's, for free-form data.
+        kind: Kind of question; a free-form sample that has one is scored by exact match of its last answer, per kind.
     """
 
     id: str
-    images: Sequence[Path | Image.Image] = ()
+    images: Sequence[Path | Image.Image | LazyImage] = ()
     label: str | None = None
     conversation: Sequence[Turn] = ()
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,7 @@ class MultimodalBatch:
         spans: Where the segments are.
         targets: (batch,) class indices, -1 where a sample has no label.
         sample_ids: Per sample.
+        kinds: Per sample, its kind of question, if it has one.
         vision: What the family's image processor makes (`pixel_values`, `image_sizes`, ...), images first; empty
             without images.
         image_counts: Images of each sample, in the order in which `vision` has them.
@@ -114,6 +131,7 @@ class MultimodalBatch:
     spans: TokenSpans
     targets: Tensor
     sample_ids: tuple[str, ...]
+    kinds: tuple[str | None, ...]
     vision: Mapping[str, Tensor]
     image_counts: tuple[int, ...]
     pad_id: int
@@ -154,20 +172,22 @@ class MultimodalBatch:
             spans=self.spans.take(index, kept),
         )
 
+    def take(self, rows: Sequence[int]) -> MultimodalBatch:
+        """Return some of the samples, padded as the whole is; consecutive ones are views, not copies."""
+        first = list(accumulate(self.image_counts, initial=0))
+        images = _index([image for row in rows for image in range(first[row], first[row + 1])])
+        texts = replace(self, vision={})._map(itemgetter(_index(rows)))
+        return replace(
+            texts,
+            sample_ids=tuple(self.sample_ids[row] for row in rows),
+            kinds=tuple(self.kinds[row] for row in rows),
+            image_counts=tuple(self.image_counts[row] for row in rows),
+            vision={name: value[images] for name, value in self.vision.items()} if images else {},
+        )
+
     def split(self, size: int) -> list[MultimodalBatch]:
         """Return the batch in pieces of at most `size` samples, padded as the whole is."""
-        pieces = []
-        for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            images = slice(sum(self.image_counts[:start]), sum(self.image_counts[: start + size]))
-            piece = replace(
-                self._map(itemgetter(rows)),
-                sample_ids=self.sample_ids[rows],
-                image_counts=self.image_counts[rows],
-                vision={name: value[images] for name, value in self.vision.items() if images.stop > images.start},
-            )
-            pieces.append(piece)
-        return pieces
+        return [self.take(range(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MultimodalBatch:
         """Move all tensors."""
@@ -187,3 +207,11 @@ class MultimodalBatch:
             targets=function(self.targets),
             vision={name: function(value) for name, value in self.vision.items()},
         )
+
+
+def _index(numbers: Sequence[int]) -> slice | list[int]:
+    """Return what picks these numbers, in order; empty for none."""
+    if not numbers:
+        return []
+    span = range(numbers[0], numbers[-1] + 1)
+    return slice(span.start, span.stop) if list(numbers) == list(span) else list(numbers)

@@ -13,6 +13,7 @@ import torch
 
 from lightning_mllm.cli import main
 from tests.running import conversation, final_metrics, isolate, write_image_folder, write_llava_json
+from tests.test_open_answers import arguments, write_questions
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +103,21 @@ def test_a_process_without_an_image_does_not_hang_and_changes_nothing(
     run_two([*arguments, "--trainer.run.name", "two"], tmp_path)
 
     compare(tmp_path / "one", tmp_path / "two")
+
+
+def test_open_answers_are_each_counted_once(tiny_llava: str, tmp_path: Path) -> None:
+    options = arguments(tiny_llava, *write_questions(tmp_path), tmp_path)
+    main(["fit", *options, "--trainer.max_steps", "12", "--trainer.run.name", "fit"])
+    test = ["test", *options, "--ckpt_path", str(tmp_path / "fit" / "checkpoints" / "last.ckpt")]
+
+    main([*test, "--trainer.run.name", "one"])
+    run_two([*test, "--trainer.run.name", "two"], tmp_path)
+
+    one, two = (tmp_path / name / "evaluation" / "test-step12" for name in ("one", "two"))
+    assert json.loads((two / "scores.json").read_text())["exact_match"]["n"] == 7
+    for file in ("scores.json", "exact-match-per-kind.csv", "predictions.csv"):
+        assert (one / file).read_text() == (two / file).read_text()
+    assert final_metrics(tmp_path / "two") == pytest.approx(final_metrics(tmp_path / "one"), abs=1e-5)
 
 
 def test_processes_that_torchrun_starts_share_one_new_folder(tiny_llava: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from transformers import ProcessorMixin
 
-from lightning_mllm.data.checks import check_ids, check_labels, check_texts
+from lightning_mllm.data.checks import check_ids, check_kinds, check_labels, check_texts
 from lightning_mllm.data.collator import Collator, PaddingSide
 from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images, open_image
@@ -58,6 +58,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     Attributes:
         samples: Split -> samples, as far as they are set up.
         label_set: The classes; None without labels.
+        kinds: Kinds of questions of the validation and test splits that are set up, sorted; empty with labels.
         processor: The checkpoint's processor.
         collator: Makes training batches.
         eval_collator: Makes validation and test batches.
@@ -65,6 +66,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
 
     samples: dict[Split, Sequence[Sample]]
     label_set: LabelSet | None
+    kinds: tuple[str, ...]
     processor: ProcessorMixin
     collator: Collator
     eval_collator: Collator
@@ -97,6 +99,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.group_by_length, self.seed, self.padding_side = group_by_length, seed, padding_side
         self.samples = {}
         self.label_set = None
+        self.kinds = ()
         self._train: Sequence[Sample] | None = None  # as loaded: the classes come from it, whatever the stage
         self._train_loader: ResumableLoader | None = None
         self._loader_state: dict[str, Any] | None = None
@@ -128,6 +131,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         )
         for split, samples in checked.items():
             check_texts(samples, self._collator_of(split), sizes)
+        evaluated = [split for split in wanted if split != "train"]
+        kinds = [check_kinds(checked[split], split, self.label_set is not None) for split in evaluated]
+        self.kinds = tuple(sorted({*self.kinds}.union(*kinds)))
         self.samples.update(checked)
 
     def train_dataloader(self) -> ResumableLoader:

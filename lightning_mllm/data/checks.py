@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_mllm.data.collator import Collator
 from lightning_mllm.data.images import Size
-from lightning_mllm.data.labels import class_names, normalise_label
+from lightning_mllm.data.labels import as_answered, class_names, normalise_label
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
@@ -56,6 +56,38 @@ def check_labels(
             )
     class_names(sample.label for part in (train, samples) for sample in part if sample.label is not None)
     return [replace(sample, label=normalise_label(sample.label or "")) for sample in samples]
+
+
+def check_kinds(samples: Sequence[Sample], split: Split, labelled: bool) -> set[str]:
+    """Return the kinds of questions of a split.
+
+    Args:
+        samples: Of the split.
+        split: Its name.
+        labelled: Whether samples are scored by their labels.
+
+    Raises:
+        DataError: A sample has a kind but can't be scored by exact match.
+    """
+    kinds = set()
+    for sample in samples:
+        if sample.kind is None:
+            continue
+        where = f"Sample {sample.id!r} of the {split!r} split has the kind {sample.kind!r}"
+        if labelled:
+            raise DataError(
+                f"{where}, but is scored by its label; kinds are for free-form answers. Give it no kind, or evaluate "
+                "with a prompt that does not ask for the label."
+            )
+        if not sample.kind.strip():
+            raise DataError(f"{where}, which is no name. Give it one, or None if its answer is not to be scored.")
+        if not sample.conversation or not as_answered(sample.conversation[-1].text):
+            raise DataError(
+                f"{where}, so its last answer is scored by exact match, but nothing is left of it once quotes, full "
+                "stops and blanks are removed. Correct the answer, or give the sample no kind."
+            )
+        kinds.add(sample.kind)
+    return kinds
 
 
 def check_texts(samples: Sequence[Sample], collator: Collator, sizes: Mapping[Path, Size]) -> None:

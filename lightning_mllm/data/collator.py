@@ -197,6 +197,7 @@ class Collator:
             spans=TokenSpans(masks),
             targets=torch.tensor([self._target(sample) for sample in samples]),
             sample_ids=tuple(sample.id for sample in samples),
+            kinds=tuple(sample.kind for sample in samples),
             vision=images,
             image_counts=tuple(len(sample.images) for sample in samples),
             pad_id=self.pad_id,

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lightning_mllm.errors import DataError
+from lightning_mllm.types import LazyImage
 
 MAX_PIXELS = 50_000_000  # below Pillow's own limit, whose warning would otherwise be the first sign of a bomb
 MAX_SIDE = 10_000  # a padded canvas of this side takes 300 MB
@@ -30,20 +31,22 @@ _SCALED_MODES = ("I", "F")  # more than 8 bits per channel
 logger = logging.getLogger(__name__)
 
 
-def open_image(source: Path | Image.Image, name: str | None = None) -> Image.Image:
+def open_image(source: Path | Image.Image | LazyImage, name: str | None = None) -> Image.Image:
     """Open a picture and make it plain 8-bit RGB.
 
     The EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not clipped), and of an
     animation the first frame is taken.
 
     Args:
-        source: File, or a picture in memory.
+        source: File, or a picture in memory or made on demand.
         name: What errors call it; the path by default.
 
     Raises:
         DataError: The file is missing, empty, truncated, no image, smaller than 2 pixels on a side, larger than
             `MAX_SIDE` or `MAX_PIXELS`, or of floating-point pixels.
     """
+    if isinstance(source, LazyImage):
+        source = source.draw()
     if isinstance(source, Image.Image):
         return _decode(source, name or "An image in memory")
     name = name or str(source)

@@ -26,7 +26,7 @@ def class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """
     seen: dict[str, str] = {}
     for label in sorted(set(labels)):
-        name = _as_answered(normalise_label(label))
+        name = as_answered(normalise_label(label))
         if not name:
             raise DataError(
                 f"The class name {label!r} is empty once underscores, quotes, full stops and blanks are removed. "
@@ -41,6 +41,6 @@ def class_names(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(normalise_label(label) for label in seen.values()))
 
 
-def _as_answered(name: str) -> str:
+def as_answered(name: str) -> str:
     """Fold away what an answer is not held to: the same as evaluation's answer parser does."""
     return name.casefold().lstrip(_QUOTES + " ").rstrip(_QUOTES + " .")

@@ -28,8 +28,9 @@ class LlavaJson(MLLMDataModule):
     A row has an `id` (those without one, or with that of an earlier row, as in LLaVA's own files, are named by their
     number), an `image` (a path, a list of paths, or none: a text-only sample), and `conversations`, a list
     of `{"from": "human" | "gpt", "value": ...}` in alternation. `<image>` in a human's text stands for an image; the
-    text may be before or behind it, but images always come first in their turn, as LLaVA puts them. `.jsonl` files
-    (one row per line) are read too.
+    text may be before or behind it, but images always come first in their turn, as LLaVA puts them. A row with a
+    `kind` (text: the kind of its last question) is scored by exact match of its last answer. `.jsonl` files (one row
+    per line) are read too.
 
     Args:
         train: JSON file of the training split.
@@ -109,6 +110,9 @@ class _Row:
         name = row.get("id")
         if not isinstance(name, str | int | None):
             raise self._error("id", f"a {type(name).__name__} where text or a number was expected")
+        kind = row.get("kind")
+        if kind is not None and (not isinstance(kind, str) or not kind.strip()):
+            raise self._error("kind", f"{kind!r} is no text. Give the kind of question, or leave it out")
         images = self._images(row.get("image"))
         turns = self._turns(row.get("conversations"))
         placeholders = sum(turn.images for turn in turns)
@@ -119,7 +123,7 @@ class _Row:
                 f"{relation} {PLACEHOLDER} placeholders ({placeholders}) than images ({len(images)}). "
                 "Write one per image",
             )
-        return Sample(id="" if name is None else str(name), images=images, conversation=turns)
+        return Sample(id="" if name is None else str(name), images=images, conversation=turns, kind=kind)
 
     def _images(self, value: object) -> list[Path]:
         if value is None:

@@ -1,6 +1,9 @@
 """Is the answer right? Scorers over the same prompt, and the numbers that come out."""
 
+from lightning_mllm.evaluation.answer_metrics import AnswerMetrics, AnswerResult, AnswerScore
 from lightning_mllm.evaluation.answers import INVALID, AnswerParser, normalise
+from lightning_mllm.evaluation.evaluator import Evaluator
+from lightning_mllm.evaluation.exact_match import ExactMatch, OpenAnswer
 from lightning_mllm.evaluation.generation import Generation
 from lightning_mllm.evaluation.likelihood import Likelihood
 from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult, Interval
@@ -8,12 +11,18 @@ from lightning_mllm.evaluation.scoring import Predictions, Scorer
 
 __all__ = [
     "INVALID",
+    "AnswerMetrics",
     "AnswerParser",
+    "AnswerResult",
+    "AnswerScore",
     "ClassificationMetrics",
     "ClassificationResult",
+    "Evaluator",
+    "ExactMatch",
     "Generation",
     "Interval",
     "Likelihood",
+    "OpenAnswer",
     "Predictions",
     "Scorer",
     "normalise",

@@ -20,7 +20,7 @@ _RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
-    """A 95 % bootstrap percentile interval."""
+    """A 95 % interval."""
 
     low: float
     high: float
@@ -39,7 +39,7 @@ class ClassificationResult:
         per_class_f1: F1 of each class; NaN where the class is neither true nor predicted anywhere.
         classes_scored: Number of classes that the split has samples of.
         invalid_rate: Share of samples whose answer names no class.
-        accuracy_interval: Over samples resampled within their classes.
+        accuracy_interval: Bootstrap percentiles, over samples resampled within their classes.
         macro_f1_interval: Likewise.
     """
 

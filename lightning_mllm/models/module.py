@@ -15,14 +15,14 @@ from torch.optim import AdamW, Optimizer
 from transformers import AutoTokenizer
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation import ClassificationMetrics, ClassificationResult, Generation, Likelihood, Scorer
+from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import AdaptedModel, Source, resolve_dtype
 from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
 from lightning_mllm.models.loss import answer_loss, keep_in_graph
 from lightning_mllm.models.schedule import Decay, LearningRates, Schedule, parameter_groups
-from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch
+from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 
@@ -48,7 +48,8 @@ class MLLMModule(L.LightningModule):
         attention: Attention implementation of transformers.
         gradient_checkpointing: Recompute the trained parts' and the LLM's activations: less memory, more time.
         compile: Compile the model with torch.compile.
-        scorers: How answers become predictions on classification data; all of them are reported.
+        scorers: How answers become predictions on classification data; all of them are reported. On free-form data
+            samples with a `kind` are scored by exact match.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Run code that the checkpoint brings along. Off unless you trust its authors.
     """
@@ -77,8 +78,6 @@ class MLLMModule(L.LightningModule):
             raise ConfigError(f"model.warmup_ratio must lie between 0 and 1, not {warmup_ratio}.")
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ConfigError(f"model.micro_batch_size must be at least 1, not {micro_batch_size}.")
-        if len({scorer.name for scorer in scorers}) < len(scorers):
-            raise ConfigError("model.scorers names the same scorer twice; each kind can stand there once.")
         self.source = Source(checkpoint, revision, trust_remote_code)
         self.policy, self.projector = policy, projector
         self.learning_rates, self.optimizer = learning_rates, optimizer
@@ -89,12 +88,10 @@ class MLLMModule(L.LightningModule):
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.compile_model = compile
-        self.scorers = tuple(scorers)
+        self.evaluator = Evaluator(scorers)
         self.test_prefix = "test"
         self._loaded_steps = 0
         self._resumed_schedule: dict[str, Any] | None = None
-        self.results: dict[str, ClassificationResult] = {}
-        self._scorer_metrics = nn.ModuleDict()
         self._model: nn.Module | None = None
 
     def configure_model(self) -> None:
@@ -136,9 +133,8 @@ class MLLMModule(L.LightningModule):
         self.configure_model()
         if stage == "fit":
             self.check_trainable()
-        if (labels := self.label_set) is not None and not self._scorer_metrics:
-            metrics = {scorer.name: ClassificationMetrics(labels.names) for scorer in self.scorers}
-            self._scorer_metrics.update(metrics)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.evaluator.prepare(data.label_set, data.kinds)
 
     def check_trainable(self) -> None:
         """Refuse to fit a model that can't be fitted.
@@ -153,12 +149,6 @@ class MLLMModule(L.LightningModule):
             )
         if self.adapted.dtype == torch.float16:
             raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
-
-    @property
-    def label_set(self) -> LabelSet | None:
-        """The classes of the DataModule; None for free-form data."""
-        labels: LabelSet | None = self.trainer.datamodule.label_set  # type: ignore[attr-defined]
-        return labels
 
     def on_fit_start(self) -> None:
         """Put the trained parts into train mode: `from_pretrained` gives eval mode, and Lightning keeps it."""
@@ -221,32 +211,23 @@ class MLLMModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def validation_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Any]:
-        """Return `loss` and, on classification data, `predictions` per scorer."""
-        predictions = {}
+        """Return `loss`, `predictions` per scorer, and `answers` of the free-form samples that have a kind."""
         with self.adapted.autocast(self.device.type):
             loss = answer_loss(self.backbone, batch)
-            if (labels := self.label_set) is not None:
-                for scorer in self.scorers:
-                    predicted = scorer.predict(self.backbone.model, self.tokenizer, batch, labels)
-                    self.metrics[scorer.name].update(predicted.predicted, batch.targets)
-                    predictions[scorer.name] = predicted
+            scored = self.evaluator.score(self.backbone.model, self.tokenizer, batch)
         self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
-        return {"loss": loss.mean, "predictions": predictions}
+        return {"loss": loss.mean, "predictions": scored.predictions, "answers": scored.answers}
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
         self._loss_sum = torch.zeros(2, dtype=torch.float64)  # on the CPU: not every accelerator has float64
-        for metric in self.metrics.values():
-            metric.reset()
+        self.evaluator.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and metrics over all samples of all processes."""
+        """Log loss and scores over all samples of all processes."""
         total, tokens = self._over_processes(self._loss_sum.float().to(self.device)).sum(dim=0)
-        self.log(f"{self.stage_name}/loss", total / tokens, sync_dist=True)
-        self.results = {name: metric.result() for name, metric in self.metrics.items()}
-        for name, result in self.results.items():
-            for key in ("accuracy", "macro_f1", "invalid_rate"):
-                self.log(f"{self.stage_name}/{name}/{key}", getattr(result, key), sync_dist=True)
+        scores = {"loss": total / tokens, **self.evaluator.finish()}
+        self.log_dict({f"{self.stage_name}/{name}": value for name, value in scores.items()}, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
@@ -258,11 +239,14 @@ class MLLMModule(L.LightningModule):
         return self.test_prefix if self.trainer.testing else "val"
 
     @property
-    def metrics(self) -> dict[str, ClassificationMetrics]:
-        """Scorer name -> its metric; empty for free-form data."""
-        return {
-            name: metric for name, metric in self._scorer_metrics.items() if isinstance(metric, ClassificationMetrics)
-        }
+    def results(self) -> dict[str, ClassificationResult]:
+        """Scorer name -> its scores in the last evaluation; empty for free-form data."""
+        return self.evaluator.results
+
+    @property
+    def exact_match(self) -> AnswerResult | None:
+        """Scores of the open answers of the last evaluation; None if there were none."""
+        return self.evaluator.exact_match
 
     def _over_processes(self, values: Tensor) -> Tensor:
         """(...) on each process -> (processes, ...) on all."""

@@ -51,7 +51,7 @@ class Caption:
 
 
 def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) -> Path:
-    """Draw loss, accuracy and macro-F1 over the optimiser steps of a run.
+    """Draw loss, accuracy and macro-F1, as far as there are any, over the optimiser steps of a run.
 
     Lines are the validation split (step 0 is the evaluation before training, if there was one), per scorer; diamonds
     are the test split before and after training.
@@ -66,10 +66,11 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
     """
     curves = _read_curves(metrics_csv)
     scorers = sorted({key.split("/")[1] for key in curves if key.endswith(tuple(f"/{name}" for name in _METRICS))})
-    figure = Figure(figsize=(5 * (1 + len(_METRICS)) if scorers else 6, 4.2), layout="constrained")
-    axes = figure.subplots(1, 1 + len(_METRICS) if scorers else 1, squeeze=False)[0]
+    titles = {metric: title for metric, title in _METRICS.items() if any(key.endswith(f"/{metric}") for key in curves)}
+    figure = Figure(figsize=(5 * (1 + len(titles)) if scorers else 6, 4.2), layout="constrained")
+    axes = figure.subplots(1, 1 + len(titles), squeeze=False)[0]
     _draw_loss(axes[0], curves)
-    for axis, (metric, title) in zip(axes[1:], _METRICS.items(), strict=False):
+    for axis, (metric, title) in zip(axes[1:], titles.items(), strict=True):
         for scorer, colour in zip(scorers, _PALETTE * len(scorers), strict=False):
             _draw_line(axis, curves.get(f"val/{scorer}/{metric}", {}), f"{scorer}, validation", colour)
             for stage, label in _TEST_STAGES.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> Path:
     """Write a CSV file with a header and make its folder; None and NaN become empty cells."""
     temporary = _temporary(path)
     with temporary.open("w", newline="", encoding="utf-8") as file:

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from lightning_mllm.callbacks.evaluation_report import per_class, scores_table
-from lightning_mllm.evaluation import ClassificationResult
+from lightning_mllm.callbacks.evaluation_report import kinds_table, per_class, per_kind, scores_table
+from lightning_mllm.evaluation import AnswerResult, AnswerScore, ClassificationResult
 from tests.callbacks.conftest import EVALUATED, Study
 
 SCORERS = ("generation", "likelihood")
@@ -54,3 +54,24 @@ def test_the_terminal_table_shows_n_scores_and_intervals() -> None:
     assert cells[:2] == ["likelihood", "10"]
     assert str(cells[2]).startswith("0.900 [")
     assert cells[4] == "10.0%"
+
+
+ANSWERS = AnswerResult({"colour[red]": AnswerScore(10, 8), "shape": AnswerScore(30, 15)})
+
+
+def test_per_kind_counts_accuracy_and_interval() -> None:
+    columns, rows = per_kind(ANSWERS)
+
+    assert columns == ["kind", "n", "correct", "accuracy", "low_95", "high_95"]
+    assert rows[0] == ["colour[red]", 10, 8, 0.8, pytest.approx(0.49016, abs=1e-5), pytest.approx(0.94332, abs=1e-5)]
+    assert rows[1][:4] == ["shape", 30, 15, 0.5]
+
+
+def test_the_terminal_table_shows_each_kind_and_all() -> None:
+    cells = [[str(cell) for cell in column.cells] for column in kinds_table("test", ANSWERS).columns]
+
+    assert cells[0] == ["colour[red]", "shape", "all answers", "mean over kinds"]
+    assert cells[1] == ["10", "30", "40", ""]
+    assert cells[2][0] == "0.800 [0.490, 0.943]"
+    assert cells[2][2].startswith("0.575 [")
+    assert cells[2][3] == "0.650"

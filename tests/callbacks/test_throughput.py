@@ -31,6 +31,7 @@ def batch_with(tokens: list[int]) -> MultimodalBatch:
         spans=TokenSpans({}),
         targets=torch.zeros(len(tokens)),
         sample_ids=tuple(map(str, tokens)),
+        kinds=(None,) * len(tokens),
         vision={},
         image_counts=(0,) * len(tokens),
         pad_id=0,

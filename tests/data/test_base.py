@@ -4,10 +4,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lightning_mllm.data import ClassificationPrompt, ConversationPrompt, Geometry, MLLMDataModule, PlainPrompt, Split
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
-from lightning_mllm.types import Sample, Segment
+from lightning_mllm.types import LazyImage, Sample, Segment, Turn
 from tests.data.conftest import chat_sample, picture
 from tests.data.contract import DataModuleContract
 
@@ -82,6 +83,47 @@ class TestDefaults:
         assert kinds == [{0, 1}, {0, 1}]
 
 
+class TestKinds:
+    def test_they_are_those_of_the_evaluated_splits_that_are_set_up(self, tiny_llava: str) -> None:
+        rows = {kind: replace(chat_sample(kind or "none"), kind=kind) for kind in ("b", "a", None, "train only")}
+        module = Memory([rows["train only"]], [rows["b"], rows["a"], rows[None]], checkpoint=tiny_llava)
+        found = [module.kinds]
+
+        module.setup("fit")
+        found.append(module.kinds)
+        module.other = [replace(rows["a"], kind="c")]
+        module.setup("test")
+        found.append(module.kinds)
+
+        assert found == [(), ("a", "b"), ("a", "b", "c")]
+
+    def test_a_batch_carries_them(self, tiny_llava: str) -> None:
+        samples = [replace(chat_sample(str(k)), kind=kind) for k, kind in enumerate(("b", None, "a"))]
+        module = Memory(samples, samples, checkpoint=tiny_llava)
+        module.setup("fit")
+
+        (batch,) = module.val_dataloader()
+
+        assert batch.kinds == batch.to("cpu").kinds == batch.prompts().kinds == ("b", None, "a")
+        assert [piece.kinds for piece in batch.split(2)] == [("b", None), ("a",)]
+
+    def test_pictures_are_not_drawn_to_find_them(self, tiny_llava: str) -> None:
+        def draw() -> Image.Image:
+            drawn.append(1)
+            return picture(30, 30)
+
+        drawn: list[int] = []
+        sample = replace(chat_sample("lazy", images=1), images=[LazyImage((30, 30), draw)])
+        many = [replace(sample, id=str(k), kind="a") for k in range(50)]
+        without = Memory(many[:1], [replace(each, kind=None) for each in many], checkpoint=tiny_llava)
+        without.setup("fit")
+        before = len(drawn)
+        drawn.clear()
+        Memory(many[:1], many, checkpoint=tiny_llava).setup("fit")
+
+        assert len(drawn) == before < 50  # those that are written out to see whether they fit
+
+
 class TestErrors:
     def expect(self, error: type[Exception], message: str, stage: str = "fit", **options: Any) -> None:
         with pytest.raises(error, match=message):
@@ -101,6 +143,20 @@ class TestErrors:
         other = [replace(OTHER[0], label="seven")]
         message = "label 'seven' of sample 'test-other-0' in the 'test' split is none of the 2 classes .*: red one, two"
         self.expect(DataError, message, stage="test", other=other, checkpoint=tiny_llava)
+
+    def test_a_kind_beside_a_label_that_is_asked_for(self, tiny_llava: str) -> None:
+        other = [OTHER[0], replace(OTHER[1], kind="colour")]
+        message = "'val-other-1' of the 'val' split has the kind 'colour', but is scored by its label"
+        self.expect(DataError, message, other=other, checkpoint=tiny_llava)
+
+    @pytest.mark.parametrize(
+        ("answer", "kind", "message"),
+        [("'.'", "colour", "nothing is left of it"), ("red", " ", "the kind ' ', which is no name")],
+    )
+    def test_a_kind_that_cannot_be_scored(self, tiny_llava: str, answer: str, kind: str, message: str) -> None:
+        sample = replace(chat_sample(), conversation=[Turn("user", "Which?", images=2), Turn("assistant", answer)])
+        other = [replace(sample, kind=kind)]
+        self.expect(DataError, f"'val-chat' .*{message}", train=[sample], other=other, checkpoint=tiny_llava)
 
     def test_missing_labels(self, tiny_llava: str) -> None:
         train = [*TRAIN, replace(OTHER[0], label=None)]

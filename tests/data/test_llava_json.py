@@ -89,6 +89,12 @@ def test_rows_become_turns(images: Path) -> None:
     assert not text.images
 
 
+def test_a_row_may_name_the_kind_of_its_question(images: Path) -> None:
+    asked, plain = load(images, [row("a") | {"kind": "colour"}, row("b")])
+
+    assert (asked.kind, plain.kind) == ("colour", None)
+
+
 def test_one_row_per_line_is_read_too(images: Path) -> None:
     lines = "\n".join(json.dumps(row(str(k))) for k in range(3))
     assert [sample.id for sample in load(images, lines, "train.jsonl")] == ["0", "1", "2"]
@@ -99,6 +105,8 @@ def test_one_row_per_line_is_read_too(images: Path) -> None:
 BAD_ROWS: dict[str, tuple[Row, str]] = {
     "no object": (["a"], "a list where an object was expected"),  # type: ignore[dict-item]
     "odd id": ({"id": ["a"]}, "field 'id': a list where text or a number was expected"),
+    "kind no text": (row() | {"kind": 3}, "field 'kind': 3 is no text. Give the kind of question"),
+    "kind empty": (row() | {"kind": " "}, "field 'kind': ' ' is no text"),
     "image no path": (row(image=3), "field 'image': 3 is not a path"),
     "image leaving": (row(image="../secret.png"), "field 'image': .* leads out of the image root"),
     "image absolute": (row(image="/etc/passwd"), "field 'image': .* leads out of the image root"),

@@ -96,8 +96,23 @@ def make_batch(processor: Any, prompts: Any, sizes: Any, seeds: Any) -> Multimod
         spans=TokenSpans({Segment.LAST: last}),
         targets=torch.arange(len(mask)),
         sample_ids=tuple(f"sample-{seed}" for seed in seeds),
+        kinds=(None,) * len(mask),
         vision=dict(whole),
         image_counts=(1,) * len(whole["pixel_values"]),
         pad_id=processor.tokenizer.pad_token_id,
         end_id=processor.tokenizer.eos_token_id,
     )
+
+
+def generated(scene: Scene, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> dict[str, Any]:
+    """Make the model say `texts`; returns the options that `generate` will be called with."""
+    seen: dict[str, Any] = {}
+    answers = scene.tokenizer([f" {text}</s>" for text in texts], add_special_tokens=False, padding_side="right")
+    new = torch.tensor(scene.tokenizer.pad(answers, padding_side="right")["input_ids"])
+
+    def generate(**options: Any) -> torch.Tensor:
+        seen.update(options)
+        return torch.cat([options["input_ids"], new[:, : options["max_new_tokens"]]], dim=1)
+
+    monkeypatch.setattr(scene.model, "generate", generate)
+    return seen

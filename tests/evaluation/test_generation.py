@@ -7,25 +7,11 @@ import torch
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import INVALID, Generation
-from tests.evaluation.conftest import Scene
+from tests.evaluation.conftest import Scene, generated
 
 
 def predict(scene: Scene, scorer: Generation | None = None) -> Any:
     return (scorer or Generation()).predict(scene.model, scene.tokenizer, scene.batch, scene.labels)
-
-
-def generated(scene: Scene, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> dict[str, Any]:
-    """Make the model say `texts`; returns the options that `generate` will be called with."""
-    seen: dict[str, Any] = {}
-    answers = scene.tokenizer([f" {text}</s>" for text in texts], add_special_tokens=False, padding_side="right")
-    new = torch.tensor(scene.tokenizer.pad(answers, padding_side="right")["input_ids"])
-
-    def generate(**options: Any) -> torch.Tensor:
-        seen.update(options)
-        return torch.cat([options["input_ids"], new], dim=1)
-
-    monkeypatch.setattr(scene.model, "generate", generate)
-    return seen
 
 
 def test_the_class_is_read_from_the_new_tokens(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

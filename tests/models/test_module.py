@@ -79,6 +79,19 @@ def test_a_batch_is_the_sum_of_its_pieces(tiny_llava_next: str) -> None:
         assert torch.equal(torch.cat([piece.vision[name] for piece in pieces]), value)
 
 
+def test_some_samples_of_a_batch_keep_their_own_images(tiny_llava: str, tmp_path: Path) -> None:
+    data = _conversations(tmp_path, tiny_llava)
+    data.setup("fit")
+    batch = data.collator([(0, sample) for sample in data.samples["train"]])  # 0 to 4 have an image, 5 to 7 have none
+
+    mixed, text = batch.take([3, 6, 0]), batch.take([7, 5])
+
+    assert (mixed.sample_ids, mixed.image_counts) == (("3", "6", "0"), (1, 0, 1))
+    assert torch.equal(mixed.input_ids, batch.input_ids[[3, 6, 0]])
+    assert torch.equal(mixed.vision["pixel_values"], batch.vision["pixel_values"][[3, 0]])
+    assert (text.sample_ids, text.vision) == (("7", "5"), {})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -47,6 +47,16 @@ def test_a_run_without_classes_has_a_loss_curve(tmp_path: Path) -> None:
     assert colours(learning_curve(csv, tmp_path / "curve.png")) > 20
 
 
+def test_there_is_a_panel_for_each_score_that_there_is(tmp_path: Path) -> None:
+    columns = ["step", "val/loss", "val/exact_match/accuracy", "val/exact_match/colour"]
+    csv = write_rows(tmp_path / "metrics.csv", columns, [[0, 2.0, 0.1, 0.2], [2, 1.0, 0.6, 0.5]])
+
+    with Image.open(learning_curve(csv, tmp_path / "open.png")) as answers:
+        two_panels = answers.width
+    with Image.open(learning_curve(metrics_csv(tmp_path), tmp_path / "classes.png")) as classes:
+        assert classes.width == pytest.approx(two_panels * 1.5, rel=0.01)
+
+
 @pytest.mark.parametrize("classes", [2, 25, 70])
 def test_the_confusion_matrix_is_drawn_whatever_the_number_of_classes(tmp_path: Path, classes: int) -> None:
     confusion = np.random.default_rng(0).integers(0, 5, (classes, classes + 1))

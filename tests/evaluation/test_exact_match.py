@@ -1,0 +1,110 @@
+"""The reference of each of the three prompts is "three"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lightning_mllm.evaluation import ExactMatch, OpenAnswer
+from lightning_mllm.types import MultimodalBatch
+from tests.evaluation.conftest import Scene, generated
+
+KINDS = ("a", "b", "a")
+
+
+def asked(scene: Scene, kinds: tuple[str | None, ...] = KINDS) -> MultimodalBatch:
+    return replace(scene.batch, kinds=kinds)
+
+
+def evaluate(
+    scene: Scene, kinds: tuple[str | None, ...] = KINDS, spare_tokens: int | None = None
+) -> tuple[OpenAnswer, ...]:
+    evaluator = ExactMatch() if spare_tokens is None else ExactMatch(spare_tokens)
+    return evaluator.evaluate(scene.model, scene.tokenizer, asked(scene, kinds))
+
+
+def reference_length(scene: Scene) -> int:
+    return len(scene.tokenizer(" three</s>", add_special_tokens=False)["input_ids"])
+
+
+def test_an_answer_is_right_if_it_is_its_reference(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated(llava, monkeypatch, ["three", "two", "three"])
+
+    assert evaluate(llava) == (
+        OpenAnswer("sample-0", "a", "three", "three", True),
+        OpenAnswer("sample-1", "b", "three", "two", False),
+        OpenAnswer("sample-2", "a", "three", "three", True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "correct"),
+    [
+        ("Three.", True),
+        ('"three"', True),
+        (" THREE", True),
+        ("three three", False),
+        ("thre", False),
+        ("", False),
+        (".", False),
+    ],
+)
+def test_case_quotes_full_stop_and_spacing_are_folded_and_nothing_else(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch, said: str, correct: bool
+) -> None:
+    generated(llava, monkeypatch, [said] * 3)
+
+    assert [answer.correct for answer in evaluate(llava)] == [correct] * 3
+
+
+def test_samples_without_a_kind_are_not_asked(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = generated(llava, monkeypatch, ["three"])
+
+    (answer,) = evaluate(llava, (None, "b", None))
+
+    assert (answer.sample_id, answer.kind, answer.correct) == ("sample-1", "b", True)
+    assert len(seen["input_ids"]) == 1
+    assert len(seen["pixel_values"]) == 1
+
+
+def test_without_any_kind_nothing_is_generated(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = generated(llava, monkeypatch, ["three"])
+
+    assert evaluate(llava, (None,) * 3) == ()
+    assert not seen
+
+
+def test_no_more_is_generated_than_can_matter(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = generated(llava, monkeypatch, ["three"] * 3)
+    evaluate(llava)
+
+    assert seen["max_new_tokens"] == reference_length(llava) + 8
+    assert seen["do_sample"] is False
+
+
+@pytest.mark.parametrize("spare_tokens", [1, 2, 8, 40])
+def test_the_length_at_which_answers_are_cut_does_not_change_the_score(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch, spare_tokens: int
+) -> None:
+    generated(llava, monkeypatch, ["three", "three of them, or three and a half", "three three three three three"])
+
+    assert [answer.correct for answer in evaluate(llava, spare_tokens=spare_tokens)] == [True, False, False]
+
+
+def test_what_a_cut_leaves_of_a_longer_answer_is_wrong(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated(llava, monkeypatch, ["three three"] * 3)
+
+    cut = evaluate(llava, spare_tokens=-1)  # an end-of-turn token less than the reference has
+
+    assert {(answer.answer, answer.correct) for answer in cut} == {("three", False)}
+
+
+def test_answers_do_not_depend_on_the_other_samples_of_the_batch(scene: Scene) -> None:
+    together = evaluate(scene)
+    alone = [
+        ExactMatch().evaluate(scene.model, scene.tokenizer, replace(scene.batch_of([i]), kinds=KINDS[i : i + 1]))
+        for i in range(3)
+    ]
+
+    assert together == sum(alone, ())
