@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from lightning_mllm import data, evaluation  # noqa: F401 - short class names resolve only for imported classes
@@ -20,8 +21,12 @@ from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurv
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.errors import UserError
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.parser import Parser
+from lightning_mllm.testbed import checkpoint as testbed_checkpoint
+from lightning_mllm.testbed import datamodules  # noqa: F401 - likewise
+from lightning_mllm.testbed.domains import datamodule  # noqa: F401 - likewise
 from lightning_mllm.tracking.log import finish, log_config
 from lightning_mllm.tracking.secrets import mask_secrets
 from lightning_mllm.trainer import Trainer
@@ -144,6 +149,7 @@ def main(args: list[str] | None = None) -> None:
     # expected in every run: frozen parts stay in eval mode, checkpoints go to a new folder; the third is not ours
     for message in ("Found .* module.s. in eval mode", "The dirpath has changed", ".isinstance.treespec, LeafSpec"):
         warnings.filterwarnings("ignore", message)
+    OmegaConf.register_new_resolver("testbed", testbed_checkpoint, replace=True)  # ${testbed:instructed}
     try:
         if arguments[:1] == ["tiny"]:
             auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True, parser_class=Parser)

@@ -24,9 +24,10 @@ BORDERS: dict[str, set[str]] = {
     "models": {"types", "errors", "evaluation"},
     "tracking": {"types", "errors", "evaluation"},
     "callbacks": {"types", "errors", "models", "evaluation", "tracking"},
+    "testbed": {"types", "errors", "data"},
     "trainer": {"errors", "models", "tracking"},
-    "parser": {"data", "evaluation", "models"},
-    "cli": {"errors", "data", "evaluation", "models", "callbacks", "tracking", "trainer", "parser"},
+    "parser": {"data", "evaluation", "models", "testbed"},
+    "cli": {"errors", "data", "evaluation", "models", "testbed", "callbacks", "tracking", "trainer", "parser"},
 }
 # library -> the files that may import it
 LIBRARIES: dict[str, set[str]] = {
@@ -44,7 +45,7 @@ LIBRARIES: dict[str, set[str]] = {
         "tracking/log.py",
     },
 }
-FILES = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("*/*.py")])
+FILES = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("*/*.py"), *PACKAGE.glob("*/*/*.py")])
 
 
 def _imports(file: Path) -> set[str]:
@@ -104,5 +105,6 @@ def test_callbacks_have_one_import_name() -> None:
 def test_pyproject_lists_every_package() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
-    on_disk = {"lightning_mllm"} | {f"lightning_mllm.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    found = [*PACKAGE.glob("__init__.py"), *PACKAGE.glob("*/__init__.py"), *PACKAGE.glob("*/*/__init__.py")]
+    on_disk = {".".join(path.parent.relative_to(ROOT).parts) for path in found}
     assert set(listed) == on_disk

@@ -17,6 +17,8 @@ from lightning_mllm.models.backbone import Backbone, Part
 
 Decay = Literal["cosine", "constant"]
 
+_MATRIX = 2  # dimensions
+
 
 @dataclass(frozen=True)
 class LearningRates:
@@ -45,8 +47,11 @@ class LearningRates:
 def parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str, Any]]:
     """Group the trained parameters by part, those of norms and all vectors (biases, `image_newline`) without decay.
 
+    Embeddings, the head and convolutions are groups of their own: optimisers for matrices leave them to others.
+
     Returns:
-        Groups with `name`, `params`, `lr` and, where there must be none, `weight_decay`; empty groups are left out.
+        Groups with `name`, `params`, `lr`, `matrices` (whether its parameters are weight matrices) and, where there
+        must be none, `weight_decay`; empty groups are left out.
     """
     norms = {
         f"{module_name}.{name}"
@@ -54,19 +59,27 @@ def parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str,
         if "norm" in type(module).__name__.lower()
         for name, _ in module.named_parameters(recurse=False)
     }
-    groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
+    lookups = {
+        id(module.weight)
+        for module in (*backbone.model.modules(), backbone.lm_head)
+        if isinstance(module, nn.Embedding) or module is backbone.lm_head
+    }
+    groups: dict[tuple[Part, str], list[nn.Parameter]] = {}
     for name, parameter in backbone.parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and name not in norms
-            groups.setdefault((backbone.part_of(name), decays), []).append(parameter)
+            matrix = parameter.ndim == _MATRIX and id(parameter) not in lookups
+            kind = "" if decays and matrix else " (embeddings)" if decays else " (no decay)"
+            groups.setdefault((backbone.part_of(name), kind), []).append(parameter)
     return [
         {
-            "name": part.value if decays else f"{part.value} (no decay)",
+            "name": part.value + kind,
             "params": parameters,
             "lr": rates.of(part),
-            **({} if decays else {"weight_decay": 0.0}),
+            "matrices": not kind,
+            **({"weight_decay": 0.0} if kind == " (no decay)" else {}),
         }
-        for (part, decays), parameters in sorted(groups.items())
+        for (part, kind), parameters in sorted(groups.items())
     ]
 
 

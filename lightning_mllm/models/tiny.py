@@ -53,7 +53,7 @@ SPECIAL_TOKENS: dict[str, list[str]] = {
     "llama3": ["<pad>", "<|begin_of_text|>", "<|eot_id|>", "<image>", "<|start_header_id|>", "<|end_header_id|>"],
 }
 # Words that the byte-pair merges are learnt from. Any other text still encodes, byte by byte.
-_CORPUS = """
+CORPUS = """
 A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT: user assistant system
 Classify the image into one of the following categories of handwritten digits, textures, objects: "zero", "one",
 "two", "three", "four", "five", "six", "seven", "eight", "nine". Answer with one category and nothing else. Output:
@@ -79,7 +79,12 @@ class TinySize:
 
 
 def build_tiny_checkpoint(
-    output: Path, family: TinyFamily = "llava", chat: Chat = "vicuna", size: TinySize | None = None, seed: int = 0
+    output: Path,
+    family: TinyFamily = "llava",
+    chat: Chat = "vicuna",
+    size: TinySize | None = None,
+    seed: int = 0,
+    corpus: str = CORPUS,
 ) -> Path:
     """Build a small checkpoint with random weights and save it as a Hugging Face folder.
 
@@ -89,6 +94,7 @@ def build_tiny_checkpoint(
         chat: Chat template and special tokens in the manner of Vicuna or of Llama 3.
         size: Shape of the model.
         seed: Seed of the weights; the global random state is left as it was.
+        corpus: Words that the tokenizer's byte-pair merges are learnt from.
 
     Returns:
         The folder.
@@ -99,7 +105,7 @@ def build_tiny_checkpoint(
     output, size = Path(output), size or TinySize()
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty, and nothing is overwritten. Choose another folder or remove it.")
-    tokenizer = _tokenizer(chat, size)
+    tokenizer = _tokenizer(chat, size, corpus)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _model(family, size, tokenizer)
@@ -116,7 +122,7 @@ def build_tiny_checkpoint(
     return output
 
 
-def _tokenizer(chat: Chat, size: TinySize) -> PreTrainedTokenizerFast:
+def _tokenizer(chat: Chat, size: TinySize, corpus: str) -> PreTrainedTokenizerFast:
     pad, bos, eos, image, *others = SPECIAL_TOKENS[chat]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -127,7 +133,7 @@ def _tokenizer(chat: Chat, size: TinySize) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS.splitlines() * 2, trainer)  # a merge needs a pair that occurs twice
+    tokenizer.train_from_iterator(corpus.splitlines() * 2, trainer)  # a merge needs a pair that occurs twice
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )

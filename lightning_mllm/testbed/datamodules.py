@@ -1,0 +1,156 @@
+"""The world as DataModules: the training material of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, overload
+
+from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.splits import Split
+from lightning_mllm.testbed import conversations as talk
+from lightning_mllm.testbed.canvas import draw_image
+from lightning_mllm.testbed.draws import Draw
+from lightning_mllm.testbed.examination import ExamQuestion, Part, examination
+from lightning_mllm.testbed.scenes import SIDE, Scene, draw_scene
+from lightning_mllm.types import LazyImage, Sample
+
+Material = Literal["text", "pictures"]
+
+
+class LazySamples(Sequence[Sample]):
+    """Samples that are made when they are asked for: a hundred thousand scenes take no memory.
+
+    Args:
+        count: How many.
+        make: Makes the sample of an index, the same each time.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Sample]) -> None:
+        self._indices, self._make = range(count), make
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        chosen = self._indices[index]
+        return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
+
+
+def picture(scene: Scene, *, blind: bool = False) -> LazyImage:
+    """Return a scene's picture, or only its ground and noise."""
+    return LazyImage((SIDE, SIDE), partial(draw_image, replace(scene, objects=()) if blind else scene))
+
+
+class WorldConversations(MLLMDataModule):
+    """Conversations about scenes, made up as they are needed: what the stages of the model are trained on.
+
+    Args:
+        material: What stands in front: a scene's picture, or the scene's facts in words.
+        scenes: Number of training scenes.
+        val_scenes: Number of validation scenes.
+        test_scenes: Number of test scenes.
+        objects: Least and most objects in a scene.
+        captioned: Share of the conversations that begin with a caption.
+        lookups: Requests per conversation for all that is known of one object.
+        questions: Questions per conversation.
+        repeated: Share of the text conversations that only repeat words.
+        world_seed: Seed of the scenes.
+        **kwargs: Options of `MLLMDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        material: Material,
+        scenes: int = 20_000,
+        val_scenes: int = 256,
+        test_scenes: int = 256,
+        objects: tuple[int, int] = (1, 5),
+        captioned: float = 0.5,
+        lookups: int = 0,
+        questions: int = 8,
+        repeated: float = 0.0,
+        world_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.material = material
+        self.counts: dict[Split, int] = {"train": scenes, "val": val_scenes, "test": test_scenes}
+        self.objects = objects
+        self.captioned, self.lookups, self.questions, self.repeated = captioned, lookups, questions, repeated
+        self.world_seed = world_seed
+
+    def load(self, split: Split) -> Sequence[Sample]:
+        """Return the conversations of a split, made on demand."""
+        return LazySamples(self.counts[split], partial(self._make, split))
+
+    def _make(self, split: Split, index: int) -> Sample:
+        key = f"{self.world_seed}/{split}/{self.material}/{index}"
+        draw = Draw("conversation", key)
+        scene = draw_scene(key, objects=self.objects)
+        if self.material == "text":
+            if draw.happens(self.repeated):
+                return Sample(id=key, conversation=talk.turns(talk.repetition(draw)))
+            exchanges = talk.with_notes(scene, self._exchanges(scene, draw), draw)
+            return Sample(id=key, conversation=talk.turns(exchanges))
+        exchanges = self._exchanges(scene, draw)
+        return Sample(id=key, images=[picture(scene)], conversation=talk.turns(exchanges, images=1))
+
+    def _exchanges(self, scene: Scene, draw: Draw) -> list[talk.Exchange]:
+        exchanges = talk.description(scene) if draw.happens(self.captioned) else []
+        exchanges += talk.lookups(scene, draw, self.lookups)
+        exchanges += talk.questions(scene, draw, self.questions)
+        return exchanges or talk.description(scene)
+
+
+class WorldQuestions(MLLMDataModule):
+    """Single questions about scenes, scored by exact match per kind: how the test-bed's models are judged.
+
+    Kinds are part, type and wording, e.g. "seen/ChooseAttr/0", or "presence/popular".
+
+    Args:
+        parts: What is asked, see `examination`.
+        per_kind: Test questions of each kind; a multiple of 12 balances all answers.
+        val_per_kind: Validation questions of each kind.
+        train_per_kind: Training questions of each kind; the test-bed's models are trained on `WorldConversations`.
+        world_seed: Seed of the scenes.
+        **kwargs: Options of `MLLMDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        parts: Sequence[Part] = ("seen", "held_out", "presence", "blind"),
+        per_kind: int = 96,
+        val_per_kind: int = 24,
+        train_per_kind: int = 24,
+        world_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.parts = tuple(parts)
+        self.counts: dict[Split, int] = {"train": train_per_kind, "val": val_per_kind, "test": per_kind}
+        self.world_seed = world_seed
+
+    def load(self, split: Split) -> Sequence[Sample]:
+        """Return the questions of a split, kind by kind."""
+        return [
+            _question_sample(question, part)
+            for part in self.parts
+            for question in examination(part, self.counts[split], seed=self.world_seed, split=split)
+        ]
+
+
+def _question_sample(question: ExamQuestion, part: Part) -> Sample:
+    exchanges = [(question.text, question.answer)]
+    if part == "text":
+        exchanges = talk.with_notes(question.scene, exchanges, Draw("notes", question.id))
+        return Sample(id=question.id, kind=question.kind, conversation=talk.turns(exchanges))
+    image = picture(question.scene, blind=part == "blind")
+    return Sample(id=question.id, kind=question.kind, images=[image], conversation=talk.turns(exchanges, images=1))

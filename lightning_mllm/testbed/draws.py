@@ -1,0 +1,62 @@
+"""Random choices that are the same in every process, on every platform and under every version of the libraries."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+
+class Draw:
+    """A stream of random choices, seeded by words and numbers.
+
+    Python guarantees the sequence of `random.random` for a seed, but not how `shuffle` or `choice` use it; so they are
+    written out here. A text seeds through SHA-512, not through the process's own `hash`.
+
+    Args:
+        key: What the stream belongs to, e.g. ("scene", seed, split, index).
+    """
+
+    def __init__(self, *key: str | int) -> None:
+        self._random = random.Random("/".join(map(str, key))).random
+
+    def below(self, count: int) -> int:
+        """Return an integer from 0 to `count` - 1."""
+        return int(self._random() * count)
+
+    def between(self, low: int, high: int) -> int:
+        """Return an integer from `low` to `high`, both included."""
+        return low + self.below(high - low + 1)
+
+    def happens(self, probability: float) -> bool:
+        """Return True with a probability."""
+        return self._random() < probability
+
+    def one(self, options: Sequence[T]) -> T:
+        """Return one of the options."""
+        return options[self.below(len(options))]
+
+    def shuffled(self, options: Sequence[T]) -> list[T]:
+        """Return the options in random order."""
+        shuffled = list(options)
+        for end in range(len(shuffled) - 1, 0, -1):
+            other = self.below(end + 1)
+            shuffled[end], shuffled[other] = shuffled[other], shuffled[end]
+        return shuffled
+
+    def some(self, options: Sequence[T], count: int) -> list[T]:
+        """Return `count` different options in random order; all of them if there are fewer."""
+        return self.shuffled(options)[:count]
+
+    def noise(self, height: int, width: int, amplitude: int) -> NDArray[np.int64]:
+        """Return (height, width, 3) integers from -`amplitude` to `amplitude`.
+
+        NumPy has frozen the streams of `RandomState` for good.
+        """
+        state = np.random.RandomState(self.below(2**31))  # noqa: NPY002 - the one generator whose stream never changes
+        return state.randint(-amplitude, amplitude + 1, (height, width, 3))
