@@ -34,6 +34,7 @@ class MuonAdamW(Optimizer):
         self,
         params: Iterable[dict[str, Any]],
         lr: float = 1e-3,
+        *,
         matrix_scale: float = 1.0,
         weight_decay: float = 0.0,
         momentum: float = 0.95,

@@ -83,6 +83,7 @@ def build_tiny_checkpoint(
     family: TinyFamily = "llava",
     chat: Chat = "vicuna",
     size: TinySize | None = None,
+    *,
     seed: int = 0,
     corpus: str = CORPUS,
 ) -> Path:

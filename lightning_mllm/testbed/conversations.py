@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from lightning_mllm.testbed.asking import ask
 from lightning_mllm.testbed.captions import CAPTION_REQUEST, caption, notes, phrase, place
 from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.presence import ask_presence
-from lightning_mllm.testbed.questions import QuestionType, ask
+from lightning_mllm.testbed.questions import QuestionType
 from lightning_mllm.testbed.references import refer
 from lightning_mllm.testbed.scenes import ATTRIBUTES, CELLS, Pairs, Scene
 from lightning_mllm.types import Turn
@@ -74,7 +75,9 @@ def _ask(type: QuestionType, scene: Scene, draw: Draw, pairs: Pairs) -> Exchange
 
 
 def _presence(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
-    question = ask_presence(scene, draw, draw.one(("random", "adversarial")), draw.happens(0.5), pairs)
+    question = ask_presence(
+        scene, draw, sampling=draw.one(("random", "adversarial")), present=draw.happens(0.5), pairs=pairs
+    )
     return None if question is None else (question.text, question.answer)
 
 

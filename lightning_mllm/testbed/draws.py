@@ -58,5 +58,5 @@ class Draw:
 
         NumPy has frozen the streams of `RandomState` for good.
         """
-        state = np.random.RandomState(self.below(2**31))  # noqa: NPY002 - the one generator whose stream never changes
+        state = np.random.RandomState(self.below(2**31))  # the one generator whose stream never changes
         return state.randint(-amplitude, amplitude + 1, (height, width, 3))

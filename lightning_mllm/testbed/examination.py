@@ -9,9 +9,10 @@ from functools import cache
 from itertools import count as numbers
 from typing import Literal
 
+from lightning_mllm.testbed.asking import ask
 from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.presence import Pair, Sampling, ask_presence
-from lightning_mllm.testbed.questions import WORDINGS, Question, QuestionType, ask
+from lightning_mllm.testbed.questions import WORDINGS, Question, QuestionType
 from lightning_mllm.testbed.scenes import Pairs, Scene, draw_scene
 
 Part = Literal["seen", "held_out", "presence", "blind", "text"]
@@ -89,7 +90,7 @@ def _presence(sampling: Sampling, count: int, key: str) -> Iterator[ExamQuestion
     kind, given = f"presence/{sampling}", 0
     for scene, draw in _scenes(f"{key}/{kind}", "seen"):
         present = given % 2 == 0
-        asked = ask_presence(scene, draw, sampling, present, popular=_popular_pairs())
+        asked = ask_presence(scene, draw, sampling=sampling, present=present, popular=_popular_pairs())
         if asked is None:
             continue
         given += 1

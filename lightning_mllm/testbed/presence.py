@@ -1,4 +1,4 @@
-"""Questions of presence in the manner of POPE (Li et al., 2023): is an object there that is, or that might be, there?"""
+"""Questions of presence in the manner of POPE (Li et al., 2023): of objects that are there, and that might be."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ class PresenceQuestion:
 
 
 def ask_presence(
-    scene: Scene, draw: Draw, sampling: Sampling, present: bool, pairs: Pairs = "seen", popular: tuple[Pair, ...] = ()
+    scene: Scene,
+    draw: Draw,
+    *,
+    sampling: Sampling,
+    present: bool,
+    pairs: Pairs = "seen",
+    popular: tuple[Pair, ...] = (),
 ) -> PresenceQuestion | None:
     """Ask whether a scene has an object of a colour and shape.
 

@@ -13,6 +13,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.draws import Draw
 
 SIDE = 64  # of the canvas, in pixels
+MOST = 5  # objects: more do not fit on the canvas
 CELLS = 8  # columns and rows in which captions give places
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "moon")
@@ -130,8 +131,8 @@ def draw_scene(key: str, *, objects: tuple[int, int] = (1, 5), pairs: Pairs = "s
         ConfigError: The numbers of objects are none from 1 to 5.
     """
     least, most = objects
-    if not 1 <= least <= most <= 5:  # noqa: PLR2004 - more do not fit on the canvas
-        raise ConfigError(f"A scene has 1 to 5 objects, not {least} to {most}.")
+    if not 1 <= least <= most <= MOST:
+        raise ConfigError(f"A scene has 1 to {MOST} objects, not {least} to {most}.")
     draw = Draw("scene", key)
     count = draw.between(least, most)
     while True:  # rarely a second time: the objects did not fit
