@@ -74,6 +74,7 @@ class CLI(LightningCLI):
     """LightningCLI with our classes, our sub-command `export`, and the checkpoint named once for model and data."""
 
     def __init__(self, args: list[str] | None = None) -> None:
+        OmegaConf.register_new_resolver("testbed", testbed_checkpoint, replace=True)  # ${testbed:instructed}
         super().__init__(
             MLLMModule,
             MLLMDataModule,
@@ -149,7 +150,6 @@ def main(args: list[str] | None = None) -> None:
     # expected in every run: frozen parts stay in eval mode, checkpoints go to a new folder; the third is not ours
     for message in ("Found .* module.s. in eval mode", "The dirpath has changed", ".isinstance.treespec, LeafSpec"):
         warnings.filterwarnings("ignore", message)
-    OmegaConf.register_new_resolver("testbed", testbed_checkpoint, replace=True)  # ${testbed:instructed}
     try:
         if arguments[:1] == ["tiny"]:
             auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True, parser_class=Parser)

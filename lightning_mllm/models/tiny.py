@@ -52,6 +52,7 @@ SPECIAL_TOKENS: dict[str, list[str]] = {
     "vicuna": ["<pad>", "<s>", "</s>", "<image>"],
     "llama3": ["<pad>", "<|begin_of_text|>", "<|eot_id|>", "<image>", "<|start_header_id|>", "<|end_header_id|>"],
 }
+_ADDS_TO_THE_RESIDUAL = ("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
 # Words that the byte-pair merges are learnt from. Any other text still encodes, byte by byte.
 CORPUS = """
 A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT: user assistant system
@@ -189,16 +190,23 @@ def _model(
 
 @torch.no_grad()
 def _initialise(model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration) -> None:
-    """Scale the weights so that an untrained model passes on what it sees.
+    """Scale the weights so that an untrained model passes on what it sees, and learns to see.
 
-    The usual standard deviation of 0.02 is meant for thousands of channels. Here it would let a patch's position vanish
-    beside its content and keep all logits near 0, whatever the input. So: variance 1 / fan-in for weights,
-    1 for embeddings.
+    The usual standard deviation of 0.02 is meant for thousands of channels. Here it would keep all logits near 0,
+    whatever the input. So: variance 1 / fan-in for weights, less where a block adds to the residual stream (GPT-2's
+    rule), 1 for words, and for positions enough not to vanish beside what a patch shows, and not more than that.
     """
+    vision, text = (part.num_hidden_layers for part in (model.config.vision_config, model.config.text_config))
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            embedding = "embed_tokens" in name or "position_embedding" in name
-            parameter.normal_(std=1.0 if embedding else parameter[0].numel() ** -0.5)
+            std = parameter[0].numel() ** -0.5
+            if name.endswith(_ADDS_TO_THE_RESIDUAL):
+                std *= (2 * (vision if "vision_tower" in name else text)) ** -0.5
+            elif "embed_tokens" in name:
+                std = 1.0
+            elif "position_embedding" in name:
+                std = 0.1
+            parameter.normal_(std=std)
 
 
 def _processor(

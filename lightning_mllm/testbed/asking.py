@@ -8,6 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lightning_mllm.testbed.candidates import (
+    fitting_pair,
+    named_pairs,
+    of_any_value,
+    share_a_word,
+    side_of,
+    subject,
+    subjects,
+    wrong_value,
+)
 from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.questions import (
     CHOOSE_ATTR,
@@ -22,10 +32,6 @@ from lightning_mllm.testbed.questions import (
 )
 from lightning_mllm.testbed.references import Reference, article, refer
 from lightning_mllm.testbed.scenes import (
-    ATTRIBUTES,
-    HELD_OUT,
-    SHAPES,
-    SIDE,
     Attribute,
     Pairs,
     Scene,
@@ -36,9 +42,7 @@ from lightning_mllm.testbed.scenes import (
 _BOTH = 2  # the wording of LOGICAL_OBJ that asks for both
 _SIDES = {"left": ("to the left of", "to the right of"), "above": ("above", "below")}
 _SHORT = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
-_MIDDLE = 4  # pixels around the middle, in which an object is on neither side
 _TRIES = 8
-_MODIFIERS: tuple[Attribute, ...] = ("color", "texture")
 
 
 def ask(
@@ -77,12 +81,14 @@ _Maker = Callable[[Scene, Draw, Pairs, int], Question | None]
 
 
 def _choose_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
-    thing = _subject(scene, draw, pairs)
     attribute: Attribute = draw.one(("color", "size", "texture"))
+    thing = of_any_value(scene, attribute, draw, pairs)
+    if thing is None:
+        return None
     reference = refer(scene, thing, draw, hidden=[attribute])
     if reference is None:
         return None
-    answer, wrong = thing.value(attribute), _wrong(scene, thing, attribute, draw, pairs)
+    answer, wrong = thing.value(attribute), wrong_value(scene, thing, attribute, draw, pairs)
     options = _either([answer, wrong], draw)
     return Question(
         type=QuestionType.CHOOSE_ATTR,
@@ -97,11 +103,11 @@ def _choose_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Q
 
 
 def _choose_category(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
-    thing = _subject(scene, draw, pairs)
+    thing = subject(scene, draw, pairs)
     reference = refer(scene, thing, draw, hidden=["shape"])
     if reference is None:
         return None
-    answer, wrong = thing.shape, _wrong(scene, thing, "shape", draw, pairs)
+    answer, wrong = thing.shape, wrong_value(scene, thing, "shape", draw, pairs)
     options = _either([f"a {answer}", f"a {wrong}"], draw)
     return Question(
         type=QuestionType.CHOOSE_CAT,
@@ -118,7 +124,7 @@ def _choose_category(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
 def _choose_relation(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
     axis = _SIDES[draw.one(list(_SIDES))]
     relation = draw.one(axis)
-    pair = _pair(scene, draw, pairs, lambda thing, anchor: relation in relations(thing, anchor))
+    pair = fitting_pair(scene, draw, pairs, lambda thing, anchor: relation in relations(thing, anchor))
     if pair is None:
         return None
     thing, anchor = pair
@@ -146,7 +152,7 @@ def _compare_attributes(scene: Scene, draw: Draw, pairs: Pairs, wording: int) ->
     def shares_only_that(thing: SceneObject, other: SceneObject) -> bool:
         return [name for name in compared if thing.value(name) == other.value(name)] == [answer]
 
-    pair = _pair(scene, draw, pairs, shares_only_that, hidden=compared)
+    pair = fitting_pair(scene, draw, pairs, shares_only_that, hidden=compared)
     if pair is None:
         return None
     thing, other = pair
@@ -162,17 +168,14 @@ def _compare_attributes(scene: Scene, draw: Draw, pairs: Pairs, wording: int) ->
 
 
 def _logical(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
-    both, holds = wording == _BOTH, draw.happens(0.5)
-    present = _present(draw.one(_subjects(scene, pairs)), draw)
-    if both and holds:
-        others = [_present(other, draw) for other in scene.objects if other is not present.thing]
-        second = draw.one(others) if others else None
-    else:
-        second = _absent(scene, draw, pairs)
-    first = present if both or holds else _absent(scene, draw, pairs)
-    if first is None or second is None or first.text == second.text:
+    both, holds, alike = wording == _BOTH, draw.happens(0.5), draw.happens(0.5)
+    fitting = {
+        answer: [pair for pair in candidates if pair[0].text != pair[1].text and share_a_word(*pair) == alike]
+        for answer, candidates in named_pairs(scene, pairs, both).items()
+    }
+    if not all(fitting.values()):  # else the words alone would say which answer is the likelier
         return None
-    named = draw.shuffled([first, second])
+    named = draw.shuffled(draw.one(fitting[holds]))
     steps: list[tuple[str, tuple[int, ...], str]] = []
     for start, reference in zip((0, 3), named, strict=True):
         modifier, noun = reference.text.split()
@@ -192,14 +195,15 @@ def _logical(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question |
 
 
 def _query_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
-    thing = _subject(scene, draw, pairs)
-    if wording == 0:
-        side = draw.one(("left", "right"))
-        fitting = [each for each in _subjects(scene, pairs) if _side(each) == side]
-        if not fitting:
-            return None
-        thing = draw.one(fitting)
     attribute: Attribute = draw.one(("color", "texture"))
+    side = draw.one(("left", "right"))
+    if wording == 0:
+        fitting = [each for each in subjects(scene, pairs) if side_of(each) == side]
+        thing = draw.one(fitting) if fitting else None
+    else:
+        thing = of_any_value(scene, attribute, draw, pairs)
+    if thing is None:
+        return None
     reference = refer(scene, thing, draw, hidden=[attribute] if wording else [])
     if reference is None:
         return None
@@ -214,77 +218,8 @@ def _query_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
     )
 
 
-def _subjects(scene: Scene, pairs: Pairs) -> list[SceneObject]:
-    """Return the objects that a question can be about."""
-    if pairs != "held_out":
-        return list(scene.objects)
-    return [thing for thing in scene.objects if (thing.color, thing.shape) in HELD_OUT]
-
-
-def _subject(scene: Scene, draw: Draw, pairs: Pairs) -> SceneObject:
-    return draw.one(_subjects(scene, pairs))
-
-
-def _pair(
-    scene: Scene,
-    draw: Draw,
-    pairs: Pairs,
-    fits: Callable[[SceneObject, SceneObject], bool],
-    hidden: tuple[Attribute, ...] = (),
-) -> tuple[Reference, Reference] | None:
-    """Return two objects of which the first is a subject, and which fit together."""
-    candidates = [
-        (thing, other)
-        for thing in _subjects(scene, pairs)
-        for other in scene.objects
-        if other is not thing and fits(thing, other)
-    ]
-    for thing, other in draw.shuffled(candidates):
-        first, second = refer(scene, thing, draw, hidden=hidden), refer(scene, other, draw, hidden=hidden)
-        if first and second:
-            return first, second
-    return None
-
-
-def _wrong(scene: Scene, thing: SceneObject, attribute: Attribute, draw: Draw, pairs: Pairs) -> str:
-    """Return a value that an object does not have: of another object of the scene, if it can be."""
-    values = [value for value in ATTRIBUTES[attribute] if value != thing.value(attribute)]
-    if attribute in ("color", "shape") and pairs == "seen":
-        values = [
-            value
-            for value in values
-            if ((value, thing.shape) if attribute == "color" else (thing.color, value)) not in HELD_OUT
-        ]
-    near = [value for value in values if any(other.value(attribute) == value for other in scene.objects)]
-    return draw.one(near or values)
-
-
-def _present(thing: SceneObject, draw: Draw) -> Reference:
-    return Reference(thing, f"{thing.value(draw.one(_MODIFIERS))} {thing.shape}")
-
-
-def _absent(scene: Scene, draw: Draw, pairs: Pairs) -> Reference | None:
-    """Return words for what is not there, made of what is: an object's shape with another one's colour or texture."""
-    modifier = draw.one(_MODIFIERS)
-    there = {(thing.value(modifier), thing.shape) for thing in scene.objects}
-    if modifier == "color" and pairs == "seen":
-        there |= HELD_OUT
-    values, shapes = ({thing.value(name): None for thing in scene.objects} for name in (modifier, "shape"))
-    near = [(value, shape) for value in values for shape in shapes if (value, shape) not in there]
-    far = [(value, shape) for value in values for shape in SHAPES if (value, shape) not in there]
-    far += [(value, shape) for value in ATTRIBUTES[modifier] for shape in shapes if (value, shape) not in there]
-    if not far:
-        return None
-    return Reference(None, " ".join(draw.one(near or far)))
-
-
 def _plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
-
-
-def _side(thing: SceneObject) -> str | None:
-    offset = thing.x - SIDE // 2
-    return None if abs(offset) < _MIDDLE else "left" if offset < 0 else "right"
 
 
 def _either(options: list[str], draw: Draw) -> str:

@@ -11,7 +11,7 @@ from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.presence import ask_presence
 from lightning_mllm.testbed.questions import QuestionType
 from lightning_mllm.testbed.references import refer
-from lightning_mllm.testbed.scenes import ATTRIBUTES, CELLS, Pairs, Scene
+from lightning_mllm.testbed.scenes import ATTRIBUTES, CELLS, HELD_OUT, Pairs, Scene
 from lightning_mllm.types import Turn
 
 Exchange = tuple[str, str]  # what the user says, and the answer
@@ -50,7 +50,9 @@ def description(scene: Scene) -> list[Exchange]:
 
 def repetition(draw: Draw) -> list[Exchange]:
     """Return words in random order, to be said again: copying is learnt from it before it is of use."""
-    words = [word for values in ATTRIBUTES.values() for word in values] + [str(cell + 1) for cell in range(CELLS)]
+    absent = {draw.one(sorted(pair)) for pair in sorted(HELD_OUT)}  # of each held-out pair one word
+    words = [word for values in ATTRIBUTES.values() for word in values if word not in absent]
+    words += [str(cell + 1) for cell in range(CELLS)]
     chosen = " ".join(draw.one(words) for _ in range(draw.between(6, 24)))
     return [(f"Repeat: {chosen}", chosen)]
 

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import count as numbers
 from typing import Literal
 
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.asking import ask
 from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.presence import Pair, Sampling, ask_presence
@@ -58,7 +59,12 @@ def examination(part: Part, count: int, *, seed: int = 0, split: str = "test") -
         count: Questions per kind; answers are balanced if it is a multiple of 12.
         seed: Seed of the scenes.
         split: Scenes of different splits are different.
+
+    Raises:
+        ConfigError: `count` is less than 1.
     """
+    if count < 1:
+        raise ConfigError(f"An examination cannot have {count} questions of each kind. Ask for 1 or more.")
     if part == "presence":
         for sampling in SAMPLINGS:
             yield from _presence(sampling, count, f"{seed}/{split}")

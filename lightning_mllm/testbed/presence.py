@@ -46,28 +46,27 @@ def ask_presence(
     Args:
         scene: What it is about.
         draw: Chooses the object.
-        sampling: How to choose what is absent: any pair; one of the `popular` pairs; or, "adversarial", a colour and a
-            shape that are both there, but not in one object.
+        sampling: How to choose what is asked for: any pair; one of the `popular` pairs, there or not; or, if absent
+            and "adversarial", a colour and a shape that are both there, but not in one object.
         present: Whether to ask for something that is there.
         pairs: With "seen", no pair in `HELD_OUT` is asked for.
         popular: The most frequent pairs of a data set.
 
     Returns:
-        The question; None if nothing fits.
+        The question; None if the scene does not serve both answers: else it would tell which one is the likelier.
     """
-    there = {(thing.color, thing.shape): None for thing in scene.objects}
-    if present:
-        fitting = list(there)
-    else:
-        candidates: dict[Sampling, list[Pair]] = {
-            "random": [(color, shape) for color in COLORS for shape in SHAPES],
-            "popular": list(popular),
-            "adversarial": [(one.color, other.shape) for one in scene.objects for other in scene.objects],
-        }
-        excluded = {*there, *(HELD_OUT if pairs == "seen" else ())}
-        fitting = [pair for pair in candidates[sampling] if pair not in excluded]
-    if not fitting:
+    objects = {(thing.color, thing.shape): None for thing in scene.objects}
+    asked: dict[Sampling, list[Pair]] = {
+        "random": [(color, shape) for color in COLORS for shape in SHAPES],
+        "popular": list(popular),
+        "adversarial": [(one.color, other.shape) for one in scene.objects for other in scene.objects],
+    }
+    there = [pair for pair in objects if pair in asked[sampling]]
+    excluded = {*objects, *(HELD_OUT if pairs == "seen" else ())}
+    absent = [pair for pair in asked[sampling] if pair not in excluded]
+    if not there or not absent:
         return None
+    fitting = there if present else absent
     color, shape = pair = draw.one(fitting)
     return PresenceQuestion(
         QUESTION.format(pair=article(f"{color} {shape}")), "yes" if present else "no", pair, sampling

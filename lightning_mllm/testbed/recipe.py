@@ -35,7 +35,8 @@ class Step:
 
 
 WORDS = Step("words", "start")
-APART = (Step("language", "words"), Step("vision", "words"))  # neither needs the other: they run side by side
+LANGUAGE = (Step("language", "words"),)
+VISION = (Step("shapes", "words"), Step("vision", "shapes"))
 TOGETHER = (Step("aligned", "before"), Step("instructed", "aligned"))
 
 
@@ -56,8 +57,8 @@ class Recipe:
         if not self._of("start").exists():
             self._lightning("tiny", str(self._of("start")), "--config", str(self.configs / "start.yaml"))
         self._train(WORDS)
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(self._train, APART))
+        with ThreadPoolExecutor() as pool:  # neither needs the other
+            list(pool.map(self._train_all, (LANGUAGE, VISION)))
         if not self._of("before").exists():
             graft(
                 self._of("before"),
@@ -65,10 +66,13 @@ class Recipe:
                 vision=self._of("vision"),
                 projector=self._of("start"),
             )
-        for step in TOGETHER:
-            self._train(step)
+        self._train_all(TOGETHER)
         if not self._of("weights").exists():
             pack(self._of("weights"), {stage: self._of(stage) for stage in STAGES})
+
+    def _train_all(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            self._train(step)
 
     def _train(self, step: Step) -> None:
         if self._of(step.name).exists():

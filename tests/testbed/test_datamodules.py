@@ -1,0 +1,159 @@
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import yaml
+
+from lightning_mllm.data.splits import Split
+from lightning_mllm.testbed import HELD_OUT, draw_scene
+from lightning_mllm.testbed.datamodules import LazySamples, WorldConversations, WorldQuestions
+from lightning_mllm.testbed.examination import Part
+from lightning_mllm.types import LazyImage, Sample
+from tests.data.contract import DataModuleContract
+from tests.running import CONFIGS
+from tests.testbed.oracle import judge, pairs_in
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+TRAININGS = ("language", "vision", "aligned", "instructed")
+
+
+class TestTalkAboutPictures(DataModuleContract):
+    def make(self, checkpoint: str, **options: Any) -> WorldConversations:
+        options |= {"scenes": 10, "val_scenes": 5, "test_scenes": 5, "questions": 2, "lookups": 1}
+        return WorldConversations(checkpoint=checkpoint, material="pictures", **options)
+
+
+class TestTalkAboutNotes(DataModuleContract):
+    def make(self, checkpoint: str, **options: Any) -> WorldConversations:
+        options |= {"scenes": 10, "val_scenes": 5, "test_scenes": 5, "questions": 2, "repeated": 0.3}
+        return WorldConversations(checkpoint=checkpoint, material="text", **options)
+
+
+class TestWorldQuestions(DataModuleContract):
+    def make(self, checkpoint: str, **options: Any) -> WorldQuestions:
+        options |= {"per_kind": 1, "val_per_kind": 1, "train_per_kind": 1, "parts": ("presence", "blind", "text")}
+        return WorldQuestions(checkpoint=checkpoint, **options)
+
+
+def talk(**options: Any) -> WorldConversations:
+    return WorldConversations(**{"checkpoint": "unused", "material": "pictures", **options})
+
+
+def questions(part: Part, split: Split = "test", per_kind: int = 2) -> list[Sample]:
+    module = WorldQuestions(
+        checkpoint="unused", parts=(part,), per_kind=per_kind, val_per_kind=per_kind, train_per_kind=per_kind
+    )
+    return [*module.load(split)]
+
+
+def pixels_of(sample: Sample) -> bytes:
+    (image,) = sample.images
+    assert isinstance(image, LazyImage)
+    drawn = image.draw()
+    assert drawn.size == image.size
+    return drawn.tobytes()
+
+
+@pytest.mark.parametrize("material", ["pictures", "text"])
+def test_a_sample_is_the_same_each_time_it_is_made(material: str) -> None:
+    one, other = (talk(material=material, repeated=0.2).load("train") for _ in range(2))
+    for index in (0, 7, 19_999, 7):
+        first, again, third = one[index], one[index], other[index]
+        assert first.id == again.id == third.id
+        assert first.conversation == again.conversation == third.conversation
+        if material == "pictures":
+            assert pixels_of(first) == pixels_of(again) == pixels_of(third)
+
+
+@pytest.mark.parametrize("config", TRAININGS)
+def test_training_mentions_no_held_out_pair_and_no_falsehood(config: str) -> None:
+    options = yaml.safe_load((CONFIGS / "testbed" / f"{config}.yaml").read_text())["data"]["init_args"]
+    for sample in WorldConversations(checkpoint="unused", **options).load("train")[:40]:
+        scene = draw_scene(sample.id)
+        texts = [turn.text for turn in sample.conversation]
+        assert not {(thing.color, thing.shape) for thing in scene.objects} & HELD_OUT
+        for text, answer in zip(texts[::2], texts[1::2], strict=True):
+            question = text.split("\n")[-1]
+            verdict = judge(scene, question)
+            assert verdict.answer == answer
+            assert not (pairs_in(text) | pairs_in(answer) | verdict.mentioned) & HELD_OUT
+
+
+def test_no_conversation_is_about_a_scene_of_the_examination() -> None:
+    asked = [sample.id for part in get_args(Part) for split in SPLITS for sample in questions(part, split)]
+    told = [
+        sample.id
+        for material in ("pictures", "text")
+        for split in SPLITS
+        for sample in talk(material=material, questions=0).load(split)[:100]
+    ]
+
+    assert len({*asked, *told}) == len(asked) + len(told)
+    objects = [[scene.objects for scene in map(draw_scene, names)] for names in (asked, told)]
+    assert not {*objects[0]} & {*objects[1]}
+
+
+def test_pictures_show_the_scene_and_texts_have_none() -> None:
+    from lightning_mllm.testbed import draw_image
+
+    shown = talk().load("val")[0]
+    assert pixels_of(shown) == draw_image(draw_scene(shown.id)).tobytes()
+    assert [turn.images for turn in shown.conversation] == [1] + [0] * (len(shown.conversation) - 1)
+
+    written = talk(material="text").load("val")[0]
+    assert not written.images
+    assert all(turn.images == 0 for turn in written.conversation)
+
+
+def test_blind_questions_have_a_picture_of_nothing() -> None:
+    for sample in questions("blind", per_kind=1):
+        pixels = np.frombuffer(pixels_of(sample), dtype=np.uint8)
+        assert pixels.max() <= 95 + 20 + 12
+
+
+def test_questions_in_text_come_with_the_facts() -> None:
+    for sample in questions("text"):
+        turn, answer = sample.conversation
+        facts, question = turn.text.split("\n")
+        scene = draw_scene(sample.id, objects=(2, 5))
+        assert not sample.images
+        assert len(facts.split(", ")) == len(scene.objects)
+        assert judge(scene, question).answer == answer.text
+
+
+def test_shares_are_kept() -> None:
+    captioned = [
+        sample.conversation[0].text.startswith("Describe the picture") for sample in talk().load("train")[:300]
+    ]
+    repeated = [
+        sample.conversation[0].text.startswith("Repeat:")
+        for sample in talk(material="text", repeated=0.25, questions=1).load("train")[:300]
+    ]
+
+    assert abs(sum(captioned) / 300 - 0.5) < 0.12
+    assert abs(sum(repeated) / 300 - 0.25) < 0.1
+
+
+def test_there_is_always_something_to_say() -> None:
+    for sample in talk(objects=(1, 1), captioned=0.0, questions=0).load("val")[:20]:
+        assert len(sample.conversation) == 2
+
+
+def test_seeds_make_other_worlds() -> None:
+    first, second = (talk(world_seed=seed).load("train") for seed in (0, 1))
+
+    assert first[0].id != second[0].id
+    assert pixels_of(first[0]) != pixels_of(second[0])
+
+
+def test_lazy_samples_are_a_sequence() -> None:
+    made: list[int] = []
+    samples = LazySamples(5, lambda index: made.append(index) or Sample(id=str(index)))  # type: ignore[func-returns-value]
+
+    assert len(samples) == 5
+    assert made == []
+    assert samples[-1].id == "4"
+    assert [sample.id for sample in samples[1:3]] == ["1", "2"]
+    assert [sample.id for sample in samples] == [*"01234"]
+    with pytest.raises(IndexError):
+        samples[5]
