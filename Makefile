@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test testbed lint clean
 
 quickstart: .venv/ready
 	test -d checkpoints/quickstart || \
@@ -11,6 +11,10 @@ quickstart: .venv/ready
 
 test: .venv/ready lint
 	$(BIN)/pytest
+
+# Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
+testbed: .venv/ready
+	$(BIN)/python -m lightning_mllm.testbed.recipe checkpoints/testbed
 
 lint: .venv/ready
 	$(BIN)/ruff check .

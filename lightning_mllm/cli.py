@@ -74,7 +74,7 @@ class CLI(LightningCLI):
     """LightningCLI with our classes, our sub-command `export`, and the checkpoint named once for model and data."""
 
     def __init__(self, args: list[str] | None = None) -> None:
-        OmegaConf.register_new_resolver("testbed", testbed_checkpoint, replace=True)  # ${testbed:instructed}
+        OmegaConf.register_resolver("testbed", testbed_checkpoint, replace=True)  # ${testbed:instructed}
         super().__init__(
             MLLMModule,
             MLLMDataModule,

@@ -26,6 +26,7 @@ from tests.running import (
     write_image_folder,
     write_llava_json,
 )
+from tests.testbed.test_recipe import TESTBED
 
 PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
 
@@ -77,7 +78,7 @@ def module_of(cli: CLI) -> MLLMModule:
 
 
 def test_each_shipped_yaml_is_a_test_case() -> None:
-    covered = {*POLICIES, NOT_FOR_FIT, *PRESETS, *MODELS, *DATA, *CHECKPOINTS, QUICKSTART}
+    covered = {*POLICIES, NOT_FOR_FIT, *PRESETS, *MODELS, *DATA, *CHECKPOINTS, QUICKSTART, *TESTBED}
 
     assert covered == {name for name in files_below(CONFIGS) if name.endswith(("yaml", "yml"))}
 

@@ -111,7 +111,7 @@ def build_tiny_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _model(family, size, tokenizer)
-        _initialise(model)
+        _initialise(model, size)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tiny-") as scratch:
@@ -189,19 +189,18 @@ def _model(
 
 
 @torch.no_grad()
-def _initialise(model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration) -> None:
+def _initialise(model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, size: TinySize) -> None:
     """Scale the weights so that an untrained model passes on what it sees, and learns to see.
 
     The usual standard deviation of 0.02 is meant for thousands of channels. Here it would keep all logits near 0,
     whatever the input. So: variance 1 / fan-in for weights, less where a block adds to the residual stream (GPT-2's
     rule), 1 for words, and for positions enough not to vanish beside what a patch shows, and not more than that.
     """
-    vision, text = (part.num_hidden_layers for part in (model.config.vision_config, model.config.text_config))
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             std = parameter[0].numel() ** -0.5
             if name.endswith(_ADDS_TO_THE_RESIDUAL):
-                std *= (2 * (vision if "vision_tower" in name else text)) ** -0.5
+                std *= (2 * (size.vision_layers if "vision_tower" in name else size.text_layers)) ** -0.5
             elif "embed_tokens" in name:
                 std = 1.0
             elif "position_embedding" in name:

@@ -42,9 +42,15 @@ def checkpoint(stage: str = "instructed") -> str:
 
     Raises:
         ConfigError: There is no such stage.
+        CheckpointError: The models are not there.
     """
     if stage not in STAGES:
         raise ConfigError(f"The test-bed has no stage {stage!r}. Choose one of {', '.join(STAGES)}.")
+    if not (ROOT / stage).is_dir():
+        raise CheckpointError(
+            f"The test-bed's models are not in {ROOT}. `make testbed` trains them, into checkpoints/testbed/weights; "
+            f"copy that folder there, or name its folder {stage!r} as the checkpoint."
+        )
     return str(ROOT / stage)
 
 

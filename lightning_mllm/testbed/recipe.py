@@ -11,7 +11,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,15 @@ VISION = (Step("shapes", "words"), Step("vision", "shapes"))
 TOGETHER = (Step("aligned", "before"), Step("instructed", "aligned"))
 
 
+def in_a_process(arguments: Sequence[str]) -> None:
+    """Run `lightning` with arguments; with one thread, since two processes share two cores better than two threads."""
+    subprocess.run(
+        [sys.executable, "-m", "lightning_mllm", *arguments],
+        check=True,
+        env={"OMP_NUM_THREADS": "1", **os.environ},
+    )
+
+
 class Recipe:
     """The recipe in a folder.
 
@@ -47,18 +56,32 @@ class Recipe:
         folder: Where checkpoints and runs go.
         configs: Where the steps' configs are.
         options: Further options for every `lightning fit`.
+        lightning: Runs the command line.
+        side_by_side: Whether what does not need each other runs at the same time.
     """
 
-    def __init__(self, folder: Path, configs: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        configs: Path,
+        options: Sequence[str] = (),
+        *,
+        lightning: Callable[[Sequence[str]], None] = in_a_process,
+        side_by_side: bool = True,
+    ) -> None:
         self.folder, self.configs, self.options = folder, configs, tuple(options)
+        self.lightning, self.side_by_side = lightning, side_by_side
 
     def run(self) -> None:
         """Do all that is not done."""
         if not self._of("start").exists():
             self._lightning("tiny", str(self._of("start")), "--config", str(self.configs / "start.yaml"))
         self._train(WORDS)
-        with ThreadPoolExecutor() as pool:  # neither needs the other
-            list(pool.map(self._train_all, (LANGUAGE, VISION)))
+        if self.side_by_side:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(self._train_all, (LANGUAGE, VISION)))
+        else:
+            self._train_all((*LANGUAGE, *VISION))
         if not self._of("before").exists():
             graft(
                 self._of("before"),
@@ -109,11 +132,7 @@ class Recipe:
 
     def _lightning(self, *arguments: str) -> None:
         log.info("lightning %s", " ".join(arguments))
-        subprocess.run(  # one thread per process: two processes share the work better than two threads
-            [sys.executable, "-m", "lightning_mllm", *arguments],
-            check=True,
-            env={"OMP_NUM_THREADS": "1", **os.environ},
-        )
+        self.lightning(arguments)
 
 
 def main() -> None:

@@ -1,17 +1,72 @@
 from __future__ import annotations
 
-import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import AutoModelForImageTextToText
 
+from lightning_mllm.cli import CLI, main
+from lightning_mllm.models.backbone import Part
 from lightning_mllm.testbed.checkpoints import STAGES
-from lightning_mllm.testbed.recipe import Recipe
-from tests.running import CONFIGS
+from lightning_mllm.testbed.recipe import Recipe, in_a_process
+from tests.running import CONFIGS, TRIAL, isolate
+
+START = "testbed/start.yaml"
+TRAINED = {
+    "testbed/words.yaml": {Part.LLM},
+    "testbed/language.yaml": {Part.LLM},
+    "testbed/shapes.yaml": {Part.VISION, Part.PROJECTOR, Part.LLM},
+    "testbed/vision.yaml": {Part.VISION, Part.PROJECTOR, Part.LLM},
+    "testbed/aligned.yaml": {Part.PROJECTOR},
+    "testbed/instructed.yaml": {Part.PROJECTOR, Part.LLM},
+}
+EVALUATION = "testbed/eval.yaml"
+TESTBED = {START, *TRAINED, EVALUATION}
 
 SMALL = {"image_size": 64, "patch_size": 16, "vision_width": 16, "vision_layers": 2, "text_width": 16, "text_layers": 1}
+
+
+def config(name: str) -> tuple[str, str]:
+    return "--config", str(CONFIGS / name)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("testbed") / "start"
+    main(["tiny", str(folder), *config(START)])
+    return str(folder)
+
+
+def test_the_recipe_starts_from_a_llava_of_a_few_million_parameters(start: str) -> None:
+    weights = sum(path.stat().st_size for path in Path(start).glob("*.safetensors")) / 4
+
+    assert 2e6 < weights < 6e6
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_trains_the_parts_that_its_comment_says(
+    start: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    isolate(monkeypatch, tmp_path)
+    few = ("--data.init_args.scenes", "32", "--data.init_args.val_scenes", "4", "--data.init_args.eval_batch_size", "4")
+    alone = ("--trainer.devices", "1", "--trainer.strategy", "auto")
+
+    cli = CLI(["fit", *config(name), "--model.checkpoint", start, *few, *alone, *TRIAL])
+
+    assert cli.model.freeze_report.trainable_parts == TRAINED[name]
+    assert cli.trainer.global_step == 1
+
+
+def test_the_examination_counts_per_kind(start: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+    few = ("--data.init_args.per_kind", "2", "--data.init_args.parts", "[presence]")
+
+    cli = CLI(["test", *config(EVALUATION), "--model.checkpoint", start, *few, *TRIAL])
+
+    assert "test/exact_match/presence/adversarial" in cli.trainer.callback_metrics
 
 
 @pytest.fixture
@@ -30,34 +85,32 @@ def configs(tmp_path: Path) -> Path:
     return folder
 
 
+def state(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.slow
-def test_the_recipe_makes_the_stages_and_does_nothing_twice(
+def test_the_recipe_makes_the_stages_once_and_mends_what_is_missing(
     configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+    isolate(monkeypatch, tmp_path)
     folder = tmp_path / "made"
+    recipe = Recipe(folder, configs, lightning=lambda arguments: main(list(arguments)), side_by_side=False)
 
-    Recipe(folder, configs).run()
+    recipe.run()
 
     for stage in STAGES:
         AutoModelForImageTextToText.from_pretrained(folder / "weights" / stage)
-    times = {path: os.stat(path).st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    Recipe(folder, configs).run()
-    assert times == {path: os.stat(path).st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.slow
-def test_an_interrupted_step_goes_on_from_its_last_checkpoint(
-    configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    folder = tmp_path / "made"
-    recipe = Recipe(folder, configs)
+    made = state(folder)
     recipe.run()
-    whole = (folder / "instructed" / "model.safetensors").read_bytes()
-    for name in ("instructed", "weights"):
-        (folder / name).rename(folder / f"old-{name}")
+    assert state(folder) == made
 
-    recipe.run()  # its run is finished, so only the export is done again
+    weights = (folder / "instructed/model.safetensors").read_bytes()
+    shutil.rmtree(folder / "instructed")  # as if the export had been interrupted: its run is there
+    recipe.run()
+    assert (folder / "instructed/model.safetensors").read_bytes() == weights
 
-    assert (folder / "instructed" / "model.safetensors").read_bytes() == whole
+
+def test_a_command_that_fails_ends_the_recipe(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        in_a_process(["fit", "--config", str(tmp_path / "missing.yaml")])
