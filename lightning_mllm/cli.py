@@ -24,7 +24,7 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.parser import Parser
-from lightning_mllm.testbed import checkpoint as testbed_checkpoint
+from lightning_mllm.testbed.checkpoints import ROOT
 from lightning_mllm.testbed import datamodules  # noqa: F401 - likewise
 from lightning_mllm.testbed.domains import datamodule  # noqa: F401 - likewise
 from lightning_mllm.tracking.log import finish, log_config
@@ -74,7 +74,7 @@ class CLI(LightningCLI):
     """LightningCLI with our classes, our sub-command `export`, and the checkpoint named once for model and data."""
 
     def __init__(self, args: list[str] | None = None) -> None:
-        OmegaConf.register_resolver("testbed", testbed_checkpoint, replace=True)  # ${testbed:instructed}
+        OmegaConf.register_resolver("testbed", lambda stage: str(ROOT / stage), replace=True)  # ${testbed:instructed}
         super().__init__(
             MLLMModule,
             MLLMDataModule,

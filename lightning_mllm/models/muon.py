@@ -40,9 +40,10 @@ class MuonAdamW(Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
-        groups = [{**group, "lr": group.get("lr", lr)} for group in params]
-        if not all("matrices" in group for group in groups):
+        given = list(params)
+        if not all(isinstance(group, dict) and "matrices" in group for group in given):
             raise ConfigError("MuonAdamW needs the groups of `parameter_groups`, which say where matrices are.")
+        groups = [{**group, "lr": group.get("lr", lr)} for group in given]
         for group in groups:
             group["lr"] *= matrix_scale if group["matrices"] else 1.0
         parts: list[tuple[type[Optimizer], bool, dict[str, Any]]] = [
@@ -54,8 +55,20 @@ class MuonAdamW(Optimizer):
             own = [group for group in groups if group["matrices"] is matrices]
             if own:
                 self._parts.append(optimizer(own, lr=lr, weight_decay=weight_decay, **options))  # type: ignore[call-arg]
+        self._complete = False
         super().__init__([{"params": group["params"]} for group in groups], {})
         self.param_groups = [group for part in self._parts for group in part.param_groups]
+        self._complete = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse groups that come later: neither optimiser would know of them.
+
+        Raises:
+            ConfigError: Always, once the optimiser is made.
+        """
+        if self._complete:
+            raise ConfigError("MuonAdamW takes all its parameter groups when it is made.")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

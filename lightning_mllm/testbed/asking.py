@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.candidates import (
     fitting_pair,
     named_pairs,
     of_any_value,
-    share_a_word,
     side_of,
-    subject,
     subjects,
     wrong_value,
 )
@@ -60,6 +59,9 @@ def ask(
 
     Returns:
         The question; None if the scene has nothing to ask it about.
+
+    Raises:
+        ConfigError: There is no such wording.
     """
     makers: dict[QuestionType, _Maker] = {
         QuestionType.CHOOSE_ATTR: _choose_attribute,
@@ -69,6 +71,8 @@ def ask(
         QuestionType.LOGICAL_OBJ: _logical,
         QuestionType.QUERY_ATTR: _query_attribute,
     }
+    if wording is not None and not 0 <= wording < len(WORDINGS[type]):
+        raise ConfigError(f"{type} has no wording {wording}; there are 0 to {len(WORDINGS[type]) - 1}.")
     for _ in range(_TRIES):
         chosen = draw.below(len(WORDINGS[type])) if wording is None else wording
         question = makers[type](scene, draw, pairs, chosen)
@@ -103,7 +107,9 @@ def _choose_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Q
 
 
 def _choose_category(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
-    thing = subject(scene, draw, pairs)
+    thing = of_any_value(scene, "shape", draw, pairs)
+    if thing is None:
+        return None
     reference = refer(scene, thing, draw, hidden=["shape"])
     if reference is None:
         return None
@@ -168,14 +174,12 @@ def _compare_attributes(scene: Scene, draw: Draw, pairs: Pairs, wording: int) ->
 
 
 def _logical(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
-    both, holds, alike = wording == _BOTH, draw.happens(0.5), draw.happens(0.5)
-    fitting = {
-        answer: [pair for pair in candidates if pair[0].text != pair[1].text and share_a_word(*pair) == alike]
-        for answer, candidates in named_pairs(scene, pairs, both).items()
-    }
-    if not all(fitting.values()):  # else the words alone would say which answer is the likelier
+    both, holds = wording == _BOTH, draw.happens(0.5)
+    fitting = named_pairs(scene, pairs, both)
+    forms = [form for form in fitting[True] if form in fitting[False]]
+    if not forms:  # the words alone would tell the answer
         return None
-    named = draw.shuffled(draw.one(fitting[holds]))
+    named = draw.shuffled(draw.one(fitting[holds][draw.one(forms)]))
     steps: list[tuple[str, tuple[int, ...], str]] = []
     for start, reference in zip((0, 3), named, strict=True):
         modifier, noun = reference.text.split()

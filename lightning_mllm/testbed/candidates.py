@@ -7,7 +7,10 @@ from itertools import combinations, product
 
 from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.references import Reference, refer
-from lightning_mllm.testbed.scenes import ATTRIBUTES, HELD_OUT, SIDE, Attribute, Pairs, Scene, SceneObject
+from lightning_mllm.testbed.scenes import ATTRIBUTES, COLORS, HELD_OUT, SIDE, Attribute, Pairs, Scene, SceneObject
+
+Form = tuple[int, bool, bool, int]  # how many colours are named, same modifier, same shape, how many held-out pairs
+NamedPair = tuple[Reference, Reference]
 
 _MIDDLE = 4  # pixels around the middle, in which an object is on neither side
 _MODIFIERS: tuple[Attribute, ...] = ("color", "texture")
@@ -18,11 +21,6 @@ def subjects(scene: Scene, pairs: Pairs) -> list[SceneObject]:
     if pairs != "held_out":
         return list(scene.objects)
     return [thing for thing in scene.objects if (thing.color, thing.shape) in HELD_OUT]
-
-
-def subject(scene: Scene, draw: Draw, pairs: Pairs) -> SceneObject:
-    """Return one of the objects that a question can be about."""
-    return draw.one(subjects(scene, pairs))
 
 
 def of_any_value(scene: Scene, attribute: Attribute, draw: Draw, pairs: Pairs) -> SceneObject | None:
@@ -89,22 +87,30 @@ def _absent(scene: Scene, pairs: Pairs) -> list[Reference]:
     return [Reference(None, words) for words in found]
 
 
-def share_a_word(one: Reference, other: Reference) -> bool:
-    """Return whether two things are named with a common word."""
-    return bool({*one.text.split()} & {*other.text.split()})
-
-
-def named_pairs(scene: Scene, pairs: Pairs, both: bool) -> dict[bool, list[tuple[Reference, Reference]]]:
-    """Return which two things a question can name so that the answer is yes (True) or no (False)."""
+def named_pairs(scene: Scene, pairs: Pairs, both: bool) -> dict[bool, dict[Form, list[NamedPair]]]:
+    """Return which two things a question can name so that the answer is yes (True) or no (False), by their form."""
     there, absent = _there(subjects(scene, pairs)), _absent(scene, pairs)
     mixed = list(product(there, absent))
     if both:
         present = product(there, _there(scene.objects))
-        return {True: [pair for pair in present if pair[0].thing is not pair[1].thing], False: mixed}
-    neither = list(combinations(absent, 2))
-    if pairs == "held_out":
-        neither = [pair for pair in neither if any(tuple(each.text.split()) in HELD_OUT for each in pair)]
-    return {True: mixed, False: neither}
+        fitting = {True: [pair for pair in present if pair[0].thing is not pair[1].thing], False: mixed}
+    else:
+        fitting = {True: mixed, False: list(combinations(absent, 2))}
+    return {answer: _by_form(candidates, pairs) for answer, candidates in fitting.items()}
+
+
+def _by_form(candidates: Sequence[NamedPair], pairs: Pairs) -> dict[Form, list[NamedPair]]:
+    """Group pairs by all that their words alone tell: sorts of modifiers, what they share, held-out pairs."""
+    groups: dict[Form, list[NamedPair]] = {}
+    for pair in candidates:
+        (modifier, shape), (other_modifier, other_shape) = (each.text.split() for each in pair)
+        held_out = sorted(tuple(each.text.split()) in HELD_OUT for each in pair)
+        if pair[0].text == pair[1].text or (pairs == "held_out" and not any(held_out)):
+            continue
+        colors = (modifier in COLORS) + (other_modifier in COLORS)
+        form = (colors, modifier == other_modifier, shape == other_shape, sum(held_out))
+        groups.setdefault(form, []).append(pair)
+    return groups
 
 
 def side_of(thing: SceneObject) -> str | None:

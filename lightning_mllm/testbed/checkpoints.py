@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -80,8 +82,9 @@ def graft(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
         raise CheckpointError(f"{llm}, {vision} and {projector} are not checkpoints of one shape.")
     dtype = next(iter(sources["llm"].values())).dtype
     weights = {name: sources[part_of(name)][name].to(dtype) for name in sources["llm"]}
-    _copy_small_files(llm, output)
-    save_file(weights, output / _WEIGHTS, metadata={"format": "pt"})
+    with _all_or_nothing(output) as folder:
+        _copy_small_files(llm, folder)
+        save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bfloat16) -> None:
@@ -92,23 +95,42 @@ def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bflo
         stages: Name -> Hugging Face folder.
         dtype: Of the weights.
     """
-    written: dict[str, dict[str, Tensor]] = {}
-    (root / _SHARED).mkdir(parents=True)
-    for stage, folder in stages.items():
-        weights = {name: tensor.to(dtype) for name, tensor in read_weights(folder).items()}
-        files = {}
-        for part in ("vision", "projector", "llm"):
-            own = {name: tensor for name, tensor in weights.items() if part_of(name) == part}
-            same = (file for file, others in written.items() if _equal(own, others))
-            file = next(same, f"{part}-{stage}.safetensors")
-            if file not in written:
-                save_file(own, root / _SHARED / file, metadata={"format": "pt"})
-                written[file] = own
-            files.update({name: f"../{_SHARED}/{file}" for name in own})
-        _copy_small_files(folder, root / stage)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
-        (root / stage / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    with _all_or_nothing(root) as folder:
+        (folder / _SHARED).mkdir()
+        written: dict[str, dict[str, Tensor]] = {}
+        for stage, source in stages.items():
+            weights = {name: tensor.to(dtype) for name, tensor in read_weights(source).items()}
+            _copy_small_files(source, folder / stage)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+            files = _write_parts(folder / _SHARED, stage, weights, written)
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
+            (folder / stage / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _write_parts(
+    folder: Path, stage: str, weights: Mapping[str, Tensor], written: dict[str, dict[str, Tensor]]
+) -> dict[str, str]:
+    """Write those parts of a checkpoint that no file has yet; return the file of each weight, seen from the stage."""
+    files = {}
+    for part in ("vision", "projector", "llm"):
+        own = {name: tensor for name, tensor in weights.items() if part_of(name) == part}
+        file = next((file for file, others in written.items() if _equal(own, others)), f"{part}-{stage}.safetensors")
+        if file not in written:
+            save_file(own, folder / file, metadata={"format": "pt"})
+            written[file] = own
+        files.update({name: f"../{_SHARED}/{file}" for name in own})
+    return files
+
+
+@contextmanager
+def _all_or_nothing(target: Path) -> Iterator[Path]:
+    """Give a folder that takes the target's place when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
+        folder = Path(scratch) / "folder"
+        folder.mkdir()
+        yield folder
+        folder.rename(target)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -130,7 +152,7 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def _copy_small_files(source: Path, target: Path) -> None:
     """Copy config, tokenizer and processor, but no weights."""
-    target.mkdir(parents=True)
+    target.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix != ".safetensors":
             shutil.copyfile(path, target / path.name)

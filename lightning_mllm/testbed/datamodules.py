@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.splits import Split
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import conversations as talk
 from lightning_mllm.testbed.canvas import draw_image
 from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.examination import ExamQuestion, Part, examination
+from lightning_mllm.testbed.examination import PARTS, ExamQuestion, Part, examination
 from lightning_mllm.testbed.scenes import SIDE, Scene, draw_scene
 from lightning_mllm.types import LazyImage, Sample
 
@@ -47,6 +48,50 @@ def picture(scene: Scene, *, blind: bool = False) -> LazyImage:
     return LazyImage((SIDE, SIDE), partial(draw_image, replace(scene, objects=()) if blind else scene))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConversationMaker:
+    """Makes the conversations of a split: plain data, so that worker processes can take it along.
+
+    Attributes:
+        split: The split.
+        material: What stands in front: a scene's picture, or the scene's facts in words.
+        objects: Least and most objects in a scene.
+        captioned: Share of the conversations that begin with a caption.
+        lookups: Requests per conversation for all that is known of one object.
+        questions: Questions per conversation.
+        repeated: Share of the text conversations that only repeat words.
+        world_seed: Seed of the scenes.
+    """
+
+    split: Split
+    material: Material
+    objects: tuple[int, int]
+    captioned: float
+    lookups: int
+    questions: int
+    repeated: float
+    world_seed: int
+
+    def __call__(self, index: int) -> Sample:
+        """Make the sample of an index."""
+        key = f"{self.world_seed}/{self.split}/{self.material}/{index}"
+        draw = Draw("conversation", key)
+        scene = draw_scene(key, objects=self.objects)
+        if self.material == "text":
+            if draw.happens(self.repeated):
+                return Sample(id=key, conversation=talk.turns(talk.repetition(draw)))
+            exchanges = talk.with_notes(scene, self._exchanges(scene, draw), draw)
+            return Sample(id=key, conversation=talk.turns(exchanges))
+        exchanges = self._exchanges(scene, draw)
+        return Sample(id=key, images=[picture(scene)], conversation=talk.turns(exchanges, images=1))
+
+    def _exchanges(self, scene: Scene, draw: Draw) -> list[talk.Exchange]:
+        exchanges = talk.description(scene) if draw.happens(self.captioned) else []
+        exchanges += talk.lookups(scene, draw, self.lookups)
+        exchanges += talk.questions(scene, draw, self.questions)
+        return exchanges or talk.description(scene)
+
+
 class WorldConversations(MLLMDataModule):
     """Conversations about scenes, made up as they are needed: what the stages of the model are trained on.
 
@@ -62,6 +107,9 @@ class WorldConversations(MLLMDataModule):
         repeated: Share of the text conversations that only repeat words.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
+
+    Raises:
+        ConfigError: An option has a value that it can't have.
     """
 
     def __init__(
@@ -80,33 +128,47 @@ class WorldConversations(MLLMDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.material = material
+        if material not in get_args(Material):
+            raise ConfigError(f"material is {material!r}; it can be {' or '.join(map(repr, get_args(Material)))}.")
+        for option, share in {"captioned": captioned, "repeated": repeated}.items():
+            if not 0 <= share <= 1:
+                raise ConfigError(f"{option} is a share of the conversations, from 0 to 1, not {share}.")
+        for option, count in {"lookups": lookups, "questions": questions}.items():
+            if count < 0:
+                raise ConfigError(f"{option} must be at least 0, not {count}.")
         self.counts: dict[Split, int] = {"train": scenes, "val": val_scenes, "test": test_scenes}
-        self.objects = objects
-        self.captioned, self.lookups, self.questions, self.repeated = captioned, lookups, questions, repeated
-        self.world_seed = world_seed
+        check_counts(self.counts, {"train": "scenes", "val": "val_scenes", "test": "test_scenes"})
+        self._makers = {
+            split: ConversationMaker(
+                split=split,
+                material=material,
+                objects=(objects[0], objects[1]),
+                captioned=captioned,
+                lookups=lookups,
+                questions=questions,
+                repeated=repeated,
+                world_seed=world_seed,
+            )
+            for split in self.counts
+        }
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the conversations of a split, made on demand."""
-        return LazySamples(self.counts[split], partial(self._make, split))
+        return LazySamples(self.counts[split], self._makers[split])
 
-    def _make(self, split: Split, index: int) -> Sample:
-        key = f"{self.world_seed}/{split}/{self.material}/{index}"
-        draw = Draw("conversation", key)
-        scene = draw_scene(key, objects=self.objects)
-        if self.material == "text":
-            if draw.happens(self.repeated):
-                return Sample(id=key, conversation=talk.turns(talk.repetition(draw)))
-            exchanges = talk.with_notes(scene, self._exchanges(scene, draw), draw)
-            return Sample(id=key, conversation=talk.turns(exchanges))
-        exchanges = self._exchanges(scene, draw)
-        return Sample(id=key, images=[picture(scene)], conversation=talk.turns(exchanges, images=1))
 
-    def _exchanges(self, scene: Scene, draw: Draw) -> list[talk.Exchange]:
-        exchanges = talk.description(scene) if draw.happens(self.captioned) else []
-        exchanges += talk.lookups(scene, draw, self.lookups)
-        exchanges += talk.questions(scene, draw, self.questions)
-        return exchanges or talk.description(scene)
+def check_counts(counts: Mapping[Split, int], options: Mapping[Split, str]) -> None:
+    """Refuse splits without samples.
+
+    Raises:
+        ConfigError: There is one; the message names its option.
+    """
+    for split, count in counts.items():
+        if count < 1:
+            raise ConfigError(
+                f"{options[split]} is {count}: each split needs a sample. Set it to 1 or more; to leave a split out of "
+                "a run, limit its batches, e.g. --trainer.limit_val_batches 0."
+            )
 
 
 class WorldQuestions(MLLMDataModule):
@@ -134,8 +196,11 @@ class WorldQuestions(MLLMDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if unknown := set(parts) - set(PARTS):
+            raise ConfigError(f"parts has {sorted(unknown)}; there are {', '.join(PARTS)}.")
         self.parts = tuple(parts)
         self.counts: dict[Split, int] = {"train": train_per_kind, "val": val_per_kind, "test": per_kind}
+        check_counts(self.counts, {"train": "train_per_kind", "val": "val_per_kind", "test": "per_kind"})
         self.world_seed = world_seed
 
     def load(self, split: Split) -> Sequence[Sample]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import count as numbers
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.asking import ask
@@ -17,6 +17,7 @@ from lightning_mllm.testbed.questions import WORDINGS, Question, QuestionType
 from lightning_mllm.testbed.scenes import Pairs, Scene, draw_scene
 
 Part = Literal["seen", "held_out", "presence", "blind", "text"]
+PARTS: tuple[Part, ...] = get_args(Part)
 SAMPLINGS: tuple[Sampling, ...] = ("random", "popular", "adversarial")
 
 _BALANCED = {  # types with few answers: each is the right one equally often
@@ -61,8 +62,10 @@ def examination(part: Part, count: int, *, seed: int = 0, split: str = "test") -
         split: Scenes of different splits are different.
 
     Raises:
-        ConfigError: `count` is less than 1.
+        ConfigError: There is no such part, or `count` is less than 1.
     """
+    if part not in PARTS:
+        raise ConfigError(f"An examination has no part {part!r}. Choose among {', '.join(PARTS)}.")
     if count < 1:
         raise ConfigError(f"An examination cannot have {count} questions of each kind. Ask for 1 or more.")
     if part == "presence":

@@ -95,7 +95,11 @@ class Recipe:
 
     def _train_all(self, steps: Sequence[Step]) -> None:
         for step in steps:
-            self._train(step)
+            try:
+                self._train(step)
+            except subprocess.CalledProcessError:
+                log.error("%s failed; what runs beside it is finished first", step.name)  # the error itself comes then
+                raise
 
     def _train(self, step: Step) -> None:
         if self._of(step.name).exists():
@@ -137,7 +141,7 @@ class Recipe:
 
 def main() -> None:
     """Run the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="where checkpoints and runs go")
     parser.add_argument("--configs", type=Path, default=Path("configs/testbed"))
     arguments, options = parser.parse_known_args()

@@ -97,8 +97,15 @@ def test_a_resumed_optimizer_goes_on_as_if_it_had_not_stopped() -> None:
 
 
 def test_groups_that_do_not_say_where_matrices_are_are_refused() -> None:
-    with pytest.raises(ConfigError, match="parameter_groups"):
-        MuonAdamW([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    for given in ([{"params": [parameter]}], [parameter]):
+        with pytest.raises(ConfigError, match="parameter_groups"):
+            MuonAdamW(given)  # type: ignore[arg-type]
+
+
+def test_groups_that_come_late_are_refused() -> None:
+    with pytest.raises(ConfigError, match="when it is made"):
+        MuonAdamW(_groups()).add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "matrices": False})
 
 
 def test_embeddings_head_and_convolutions_are_not_matrices(tiny_llava: str) -> None:

@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
+from lightning_mllm.testbed import checkpoints
 from lightning_mllm.testbed.checkpoints import checkpoint, graft, pack, part_of, read_weights
 
 
@@ -53,6 +54,21 @@ def test_packed_checkpoints_share_what_is_equal_and_open_as_they_were(sources: d
         for name, tensor in expected.state_dict().items():
             assert torch.equal(opened.state_dict()[name], tensor), name
         AutoProcessor.from_pretrained(tmp_path / "packed" / stage)
+
+
+def test_an_interrupted_graft_leaves_nothing(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        graft(tmp_path / "grafted", **sources)
+    with pytest.raises(KeyboardInterrupt):
+        pack(tmp_path / "packed", {"first": sources["llm"]})
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

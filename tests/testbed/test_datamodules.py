@@ -1,3 +1,4 @@
+import pickle
 from typing import Any, get_args
 
 import numpy as np
@@ -5,7 +6,8 @@ import pytest
 import yaml
 
 from lightning_mllm.data.splits import Split
-from lightning_mllm.testbed import HELD_OUT, draw_scene
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.testbed import HELD_OUT, draw_scene, examination
 from lightning_mllm.testbed.datamodules import LazySamples, WorldConversations, WorldQuestions
 from lightning_mllm.testbed.examination import Part
 from lightning_mllm.types import LazyImage, Sample
@@ -80,17 +82,45 @@ def test_training_mentions_no_held_out_pair_and_no_falsehood(config: str) -> Non
 
 
 def test_no_conversation_is_about_a_scene_of_the_examination() -> None:
-    asked = [sample.id for part in get_args(Part) for split in SPLITS for sample in questions(part, split)]
-    told = [
-        sample.id
+    asked = {question.scene.objects for part in get_args(Part) for question in examination(part, 6)}
+    told = {
+        draw_scene(sample.id).objects
         for material in ("pictures", "text")
         for split in SPLITS
         for sample in talk(material=material, questions=0).load(split)[:100]
-    ]
+    }
 
-    assert len({*asked, *told}) == len(asked) + len(told)
-    objects = [[scene.objects for scene in map(draw_scene, names)] for names in (asked, told)]
-    assert not {*objects[0]} & {*objects[1]}
+    assert len(asked) > 100 and len(told) > 500
+    assert not asked & told
+
+
+def test_made_samples_travel_to_worker_processes_without_the_datamodule() -> None:
+    module = talk()
+    module.trainer = (each for each in ())  # what a trainer in flight holds can't be pickled either
+
+    loaded = pickle.loads(pickle.dumps(module.load("train")))
+
+    assert loaded[3].conversation == module.load("train")[3].conversation
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"material": "picture"}, "material is 'picture'; it can be 'text' or 'pictures'"),
+        ({"captioned": 30}, "captioned is a share"),
+        ({"repeated": -1}, "repeated is a share"),
+        ({"questions": -3}, "questions must be at least 0"),
+        ({"val_scenes": 0}, "val_scenes is 0"),
+    ],
+)
+def test_options_that_can_not_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        talk(**options)
+
+
+def test_a_part_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="held_out"):
+        questions("helt_out", "test")  # type: ignore[arg-type]
 
 
 def test_pictures_show_the_scene_and_texts_have_none() -> None:

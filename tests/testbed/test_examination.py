@@ -10,7 +10,7 @@ from sklearn.feature_extraction import DictVectorizer  # type: ignore[import-unt
 from sklearn.naive_bayes import BernoulliNB  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.testbed import HELD_OUT, ExamQuestion, QuestionType, examination
+from lightning_mllm.testbed import HELD_OUT, Draw, ExamQuestion, QuestionType, ask, draw_scene, examination
 from lightning_mllm.testbed.examination import SAMPLINGS, Part
 from lightning_mllm.testbed.questions import WORDINGS
 from tests.testbed.oracle import ATTRIBUTE_OF, judge, pairs_in
@@ -112,17 +112,35 @@ def test_who_reads_only_the_question_guesses(part: Part) -> None:
         assert _guessed(questions, labels) < chance + _margin(chance, len(questions) // 2), kind
 
 
-def test_a_word_that_two_things_share_says_nothing() -> None:
-    right = []
-    for kind, questions in by_kind(exam("seen", 240) + exam("held_out", 240)).items():
-        if "LogicalObj" in kind:
-            told = "no" if kind.endswith("2") else "yes"
-            for question in questions:
-                values = [word for word in _words(question.text) if word in ATTRIBUTE_OF]
-                shared = len({*values}) < len(values) == 4
-                right.append((question.answer == told) == shared)
+def form(question: ExamQuestion) -> tuple[object, ...]:
+    """What the two things of LogicalObj have in common, by their words alone."""
+    first, second = sorted(
+        tuple(word for word in _words(reference.text) if word in ATTRIBUTE_OF)
+        for reference in (question.question.references if question.question else ())
+    )
+    sorts = sorted((ATTRIBUTE_OF[first[0]], ATTRIBUTE_OF[second[0]]))
+    held_out = (first in HELD_OUT) + (second in HELD_OUT)
+    return *sorts, first[0] == second[0], first[1] == second[1], held_out
 
-    assert abs(sum(right) / len(right) - 0.5) < _margin(0.5, len(right))
+
+@pytest.mark.parametrize("part", ["seen", "held_out"])
+def test_what_two_things_have_in_common_by_their_words_says_nothing(part: Part) -> None:
+    counts: dict[tuple[object, ...], list[bool]] = defaultdict(list)
+    scenes = (draw_scene(f"form/{number}", objects=(2, 5), pairs=part) for number in range(3000))  # type: ignore[arg-type]
+    for number, scene in enumerate(scenes):
+        question = ask(QuestionType.LOGICAL_OBJ, scene, Draw("form", number), part)  # type: ignore[arg-type]
+        if question is not None:
+            asked = ExamQuestion(id="", kind="", scene=scene, text="", answer=question.answer, question=question)
+            counts[question.wording == 2, *form(asked)].append(question.answer == "yes")
+
+    assert sum(map(len, counts.values())) > 1000
+    for features, answers in counts.items():
+        assert abs(sum(answers) / len(answers) - 0.5) < _margin(0.5, len(answers)), features
+
+
+def test_a_part_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no part 'heldout'"):
+        next(examination("heldout", 2))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("part", ["seen", "presence"])
