@@ -24,8 +24,8 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.parser import Parser
-from lightning_mllm.testbed.checkpoints import ROOT
 from lightning_mllm.testbed import datamodules  # noqa: F401 - likewise
+from lightning_mllm.testbed.checkpoints import ROOT
 from lightning_mllm.testbed.domains import datamodule  # noqa: F401 - likewise
 from lightning_mllm.tracking.log import finish, log_config
 from lightning_mllm.tracking.secrets import mask_secrets
