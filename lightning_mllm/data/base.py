@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from transformers import ProcessorMixin
 
-from lightning_mllm.data.checks import check_ids, check_kinds, check_labels, check_texts
+from lightning_mllm.data.checks import check_labels
 from lightning_mllm.data.collator import Collator, PaddingSide
 from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images, open_image
@@ -22,6 +21,7 @@ from lightning_mllm.data.processor import context_length, load_processor
 from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
 from lightning_mllm.data.splits import Split
+from lightning_mllm.data.survey import Survey
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import LabelSet, Sample
 
@@ -100,6 +100,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.samples = {}
         self.label_set = None
         self.kinds = ()
+        self._sizes: dict[Split, list[SampleSize]] = {}
         self._train: Sequence[Sample] | None = None  # as loaded: the classes come from it, whatever the stage
         self._train_loader: ResumableLoader | None = None
         self._loader_state: dict[str, Any] | None = None
@@ -126,14 +127,16 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             self._set_up_collators(train)
             self._train = train
         checked = {split: self._check(split, self._train if split == "train" else self.load(split)) for split in wanted}
-        sizes = check_images(
-            image for part in checked.values() for sample in part for image in sample.images if isinstance(image, Path)
-        )
-        for split, samples in checked.items():
-            check_texts(samples, self._collator_of(split), sizes)
-        evaluated = [split for split in wanted if split != "train"]
-        kinds = [check_kinds(checked[split], split, self.label_set is not None) for split in evaluated]
-        self.kinds = tuple(sorted({*self.kinds}.union(*kinds)))
+        labelled = self._train[0].label is not None
+        surveys = {
+            split: Survey(samples, split, self._collator_of(split), labelled=labelled)
+            for split, samples in checked.items()
+        }
+        sizes = check_images(path for survey in surveys.values() for path in survey.paths)
+        for survey in surveys.values():
+            survey.try_the_longest(sizes)
+        self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys.values()))))
+        self._sizes.update({split: survey.sizes for split, survey in surveys.items()})
         self.samples.update(checked)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -185,7 +188,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def _sampler(self, split: Split, batch_size: int, *, training: bool, reshuffle: bool = True) -> GlobalBatchSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return GlobalBatchSampler(
-            [SampleSize(len(sample.images), _characters(sample)) for sample in self.samples[split]],
+            self._sizes[split],
             batch_size,
             training=training,
             group_by_length=self.group_by_length,
@@ -212,7 +215,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         limit = context_length(self.processor, *options)
         if self.max_length is not None and self.max_length > limit:
             raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
-        labelled = any(sample.label is not None for sample in train)
+        labelled = train[0].label is not None
         prompt = self.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
         names = class_names(sample.label for sample in train if sample.label is not None) if labelled else ()
         length = self.max_length or limit
@@ -240,16 +243,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Return a split with its labels normalised, or refuse it."""
         if not samples:
             raise DataError(_empty(self, split))
-        check_ids(samples, split)
         names = self._collator_of(split).label_names
         return check_labels(samples, split, names, self._train or ()) if names else samples
-
-
-def _characters(sample: Sample) -> int:
-    """Estimate a sample's length; not from its label, else a batch would hold classes with names of like length."""
-    if sample.label is not None:
-        return 0
-    return sum(len(turn.text) + len(turn.instruction) for turn in sample.conversation)
 
 
 def _empty(module: MLLMDataModule, split: Split) -> str:

@@ -21,8 +21,9 @@ Key = tuple[int, int]  # epoch and sample index
 
 @dataclass(frozen=True)
 class SampleSize:
-    """What is known of a sample's length before it is opened."""
+    """What is known of a sample before it is opened."""
 
+    id: str
     images: int
     characters: int
 
@@ -71,6 +72,8 @@ class GlobalBatchSampler:
         self._group_by_length, self._reshuffle, self._seed = group_by_length, reshuffle and training, seed
         self._rank, self._world_size = rank, world_size
         self.epoch = self.start = 0
+        lines = (f"{size.id}\t{size.images}\t{size.characters}" for size in sizes)
+        self._digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     @property
     def sampler(self) -> GlobalBatchSampler:
@@ -79,12 +82,13 @@ class GlobalBatchSampler:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the global batches depend on, the samples themselves aside."""
+        """What the global batches depend on; of the samples, their ids and sizes, in their order."""
         return {
             "batch_size": self._batch_size,
             "seed": self._seed,
             "group_by_length": self._group_by_length,
             "number_of_samples": len(self._sizes),
+            "samples": self._digest,
         }
 
     def set_epoch(self, epoch: int) -> None:
@@ -172,7 +176,6 @@ class BatchLoader:
         num_workers: int = 0,
     ) -> None:
         self.batch_sampler = batch_sampler
-        self._ids = hashlib.sha256("\n".join(sample.id for sample in samples).encode()).hexdigest()[:16]
         self._loader: DataLoader[Any] = DataLoader(
             _Keyed(samples),
             batch_sampler=batch_sampler,
@@ -209,7 +212,7 @@ class ResumableLoader(BatchLoader):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, how many of its batches were handed out, and what they were made from."""
-        return {"epoch": self._epoch, "batches": self._handed_out, **self._makings()}
+        return {"epoch": self._epoch, "batches": self._handed_out, **self.batch_sampler.options}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue behind the batches that were handed out, if the next iteration is of the same epoch.
@@ -217,7 +220,7 @@ class ResumableLoader(BatchLoader):
         Raises:
             ConfigError: The batches are made otherwise than those, so that samples would be repeated or left out.
         """
-        for name, now in self._makings().items():
+        for name, now in self.batch_sampler.options.items():
             if state[name] != now:
                 raise ConfigError(
                     f"The checkpoint was written with {name} = {state[name]!r}, but now it is {now!r}, so training "
@@ -225,6 +228,3 @@ class ResumableLoader(BatchLoader):
                     "options, or start a new run from the checkpoint's weights."
                 )
         self._epoch, self._handed_out, self._resumes = state["epoch"], state["batches"], True
-
-    def _makings(self) -> dict[str, Any]:
-        return {**self.batch_sampler.options, "sample_ids": self._ids}

@@ -1,12 +1,14 @@
 """What is wrong with a dataset shows at set-up, not in the middle of training."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_processor
-from lightning_mllm.data.checks import check_ids, check_labels, check_texts
+from lightning_mllm.data.checks import check_labels
+from lightning_mllm.data.survey import Survey
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.data.conftest import collate, picture, tokens
@@ -74,9 +76,34 @@ def test_a_sound_split_passes(tiny_llava: str) -> None:
     collator = Collator(load_processor(tiny_llava), ClassificationPrompt(), ("red one", "two"))
 
     samples = check_labels(TRAIN, "train", collator.label_names, TRAIN)
-    check_ids(samples, "train")
-    check_texts(samples, collator, {})
+    Survey(samples, "train", collator, labelled=True).try_the_longest({})
 
     assert [sample.label for sample in samples[:2]] == ["two", "red one"]
     assert collator.shortened == 0
     assert check_labels(OTHER, "val", collator.label_names, TRAIN) == OTHER
+
+
+def test_each_sample_is_made_once_for_all_checks(tiny_llava: str) -> None:
+    class Counted(list[Sample]):
+        made = 0
+
+        def __getitem__(self, index: object) -> Sample:  # type: ignore[override]
+            self.made += 1
+            return super().__getitem__(index)  # type: ignore[index,return-value]
+
+        def __iter__(self) -> Iterator[Sample]:
+            return (self[index] for index in range(len(self)))
+
+    train = Counted(conversation(str(k)) for k in range(40))
+    module = Memory(train, [conversation("val")], checkpoint=tiny_llava)
+
+    module.setup("fit")
+    module.train_dataloader()
+
+    assert train.made < 40 + 10  # and some to see what kind of data it is, and to write out the longest
+
+
+def test_a_label_among_samples_without_is_found(tiny_llava: str) -> None:
+    samples = [conversation("0"), replace(conversation("1"), label="two")]
+    with pytest.raises(DataError, match="'1' of the 'train' split has a label, but the first"):
+        Memory(samples, samples[:1], checkpoint=tiny_llava).setup("fit")

@@ -11,7 +11,7 @@ from lightning_mllm.types import Sample
 
 N = 22
 SAMPLES = [Sample(id=str(k)) for k in range(N)]
-SIZES = [SampleSize(images=k % 3, characters=7 * k % 11) for k in range(N)]
+SIZES = [SampleSize(str(k), images=k % 3, characters=7 * k % 11) for k in range(N)]
 
 
 def sampler(training: bool = True, batch_size: int = 4, **options: Any) -> GlobalBatchSampler:
@@ -132,7 +132,10 @@ class TestResuming:
                 "number_of_samples = 22",
                 ResumableLoader(SAMPLES[:9], ids, GlobalBatchSampler(SIZES[:9], 4, training=True)),
             ),
-            ("sample_ids = ", ResumableLoader([*SAMPLES[1:], SAMPLES[0]], ids, sampler())),
+            (
+                "samples = ",
+                ResumableLoader(SAMPLES, ids, GlobalBatchSampler([*SIZES[1:], SIZES[0]], 4, training=True)),
+            ),
         ],
     )
     def test_a_place_among_other_batches_is_refused(self, name: str, other: ResumableLoader) -> None:

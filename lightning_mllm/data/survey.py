@@ -1,0 +1,121 @@
+"""One look at each sample of a split: what `setup` checks, and what the loaders need to know."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning_mllm.data.collator import Collator
+from lightning_mllm.data.images import Size
+from lightning_mllm.data.labels import as_answered
+from lightning_mllm.data.sampling import SampleSize
+from lightning_mllm.data.splits import Split
+from lightning_mllm.errors import DataError
+from lightning_mllm.types import Sample
+
+_TRIED = 3  # samples of a split that are written out: bytes are no exact measure of tokens
+
+
+class Survey:
+    """What is found by going through a split once; its samples may be made as they are asked for, which takes time.
+
+    Args:
+        samples: Of the split, labels normalised.
+        split: Its name.
+        collator: Its collator.
+        labelled: Whether the first training sample has a label.
+
+    Attributes:
+        sizes: Of each sample.
+        kinds: Kinds of questions; empty for the training split, which is not scored.
+        paths: Image files.
+
+    Raises:
+        DataError: An id occurs twice, a text holds a special token, turns are none that the prompt takes, or a sample
+            has a kind or label that it can't have.
+    """
+
+    def __init__(self, samples: Sequence[Sample], split: Split, collator: Collator, *, labelled: bool) -> None:
+        self.sizes: list[SampleSize] = []
+        self.kinds: set[str] = set()
+        self.paths: set[Path] = set()
+        self._split, self._samples, self._collator, self._labelled = split, samples, collator, labelled
+        self._images: list[tuple[Path | Size, ...]] = []
+        self._bytes: list[tuple[int, int]] = []  # that can't be cut, and that can
+        self._seen: set[str] = set()
+        for sample in samples:
+            self._look_at(sample)
+        self._seen.clear()
+
+    def _look_at(self, sample: Sample) -> None:
+        if sample.id in self._seen:
+            raise DataError(f"The id {sample.id!r} occurs twice in the {self._split!r} split; ids must be unique.")
+        self._seen.add(sample.id)
+        if sample.label is not None and not self._labelled:
+            raise DataError(
+                f"Sample {sample.id!r} of the {self._split!r} split has a label, but the first training sample has "
+                "none. Give every sample a label, or none."
+            )
+        labelled = bool(self._collator.label_names)
+        if self._split != "train" and sample.kind is not None:
+            self.kinds.add(_checked_kind(sample, sample.kind, self._split, labelled))
+        self._bytes.append(self._texts(sample))
+        images = tuple(image if isinstance(image, Path) else image.size for image in sample.images)
+        self._images.append(images)
+        self.paths.update(image for image in images if isinstance(image, Path))
+        self.sizes.append(SampleSize(sample.id, len(images), 0 if sample.label is not None else _characters(sample)))
+
+    def _texts(self, sample: Sample) -> tuple[int, int]:
+        """Return the bytes of texts that can't be cut, and of those that can; class names are checked once."""
+        if self._collator.label_names:
+            return len((sample.label or "").encode()), 0
+        fixed = question = 0
+        for turn in self._collator.check_turns(sample):
+            text, instruction = len(turn.text.encode()), len(turn.instruction.encode())
+            fixed += instruction + (text if turn.role == "assistant" else 0)
+            question += text if turn.role == "user" else 0
+        return fixed, question
+
+    def try_the_longest(self, sizes: Mapping[Path, Size]) -> None:
+        """Write out the samples that need most room: errors of template, spans and length show here.
+
+        Args:
+            sizes: Of the image files.
+
+        Raises:
+            DataError: A sample can't be written out, or does not fit.
+        """
+        needs = []
+        for index, (images, (fixed, question)) in enumerate(zip(self._images, self._bytes, strict=True)):
+            pictures = sum(
+                self._collator.count_image_tokens(sizes[image] if isinstance(image, Path) else image)
+                for image in images
+            )
+            needs.append((pictures + fixed, pictures + fixed + question, index))
+        most = {index for *_, index in heapq.nlargest(_TRIED, needs)}
+        most.add(max(needs, key=lambda need: need[1])[2])
+        for index in sorted(most):
+            self._collator.check(self._samples[index])
+
+
+def _checked_kind(sample: Sample, kind: str, split: Split, labelled: bool) -> str:
+    """Return a sample's kind; refuse one that can't be scored by exact match."""
+    where = f"Sample {sample.id!r} of the {split!r} split has the kind {kind!r}"
+    if labelled:
+        raise DataError(
+            f"{where}, but is scored by its label; kinds are for free-form answers. Give it no kind, or evaluate "
+            "with a prompt that does not ask for the label."
+        )
+    if not kind.strip():
+        raise DataError(f"{where}, which is no name. Give it one, or None if its answer is not to be scored.")
+    if not sample.conversation or not as_answered(sample.conversation[-1].text):
+        raise DataError(
+            f"{where}, so its last answer is scored by exact match, but nothing is left of it once quotes, full "
+            "stops and blanks are removed. Correct the answer, or give the sample no kind."
+        )
+    return kind
+
+
+def _characters(sample: Sample) -> int:
+    return sum(len(turn.text) + len(turn.instruction) for turn in sample.conversation)
