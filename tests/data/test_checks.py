@@ -1,6 +1,5 @@
 """What is wrong with a dataset shows at set-up, not in the middle of training."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_p
 from lightning_mllm.data.checks import check_labels
 from lightning_mllm.data.survey import Survey
 from lightning_mllm.errors import DataError
+from lightning_mllm.testbed.datamodules import LazySamples
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.data.conftest import collate, picture, tokens
 from tests.data.test_base import OTHER, TRAIN, Memory
@@ -84,23 +84,17 @@ def test_a_sound_split_passes(tiny_llava: str) -> None:
 
 
 def test_each_sample_is_made_once_for_all_checks(tiny_llava: str) -> None:
-    class Counted(list[Sample]):
-        made = 0
+    made: list[int] = []
 
-        def __getitem__(self, index: object) -> Sample:  # type: ignore[override]
-            self.made += 1
-            return super().__getitem__(index)  # type: ignore[index,return-value]
+    def make(index: int) -> Sample:
+        made.append(index)
+        return conversation(str(index))
 
-        def __iter__(self) -> Iterator[Sample]:
-            return (self[index] for index in range(len(self)))
-
-    train = Counted(conversation(str(k)) for k in range(40))
-    module = Memory(train, [conversation("val")], checkpoint=tiny_llava)
-
+    module = Memory(LazySamples(40, make), [conversation("val")], checkpoint=tiny_llava)
     module.setup("fit")
     module.train_dataloader()
 
-    assert train.made < 40 + 10  # and some to see what kind of data it is, and to write out the longest
+    assert len(made) < 40 + 10  # and some to see what kind of data it is, and to write out the longest
 
 
 def test_a_label_among_samples_without_is_found(tiny_llava: str) -> None:
