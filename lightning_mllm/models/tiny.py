@@ -87,6 +87,7 @@ def build_tiny_checkpoint(
     *,
     seed: int = 0,
     corpus: str = CORPUS,
+    to_train: bool = False,
 ) -> Path:
     """Build a small checkpoint with random weights and save it as a Hugging Face folder.
 
@@ -97,6 +98,8 @@ def build_tiny_checkpoint(
         size: Shape of the model.
         seed: Seed of the weights; the global random state is left as it was.
         corpus: Words that the tokenizer's byte-pair merges are learnt from.
+        to_train: Whether weights are scaled for a model that is trained from nothing: what a block adds to the residual
+            stream is less (GPT-2's rule), and so are positions. A random LLM that stays frozen passes on more without.
 
     Returns:
         The folder.
@@ -111,7 +114,7 @@ def build_tiny_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _model(family, size, tokenizer)
-        _initialise(model, size)
+        _initialise(model, size, to_train)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tiny-") as scratch:
@@ -189,22 +192,24 @@ def _model(
 
 
 @torch.no_grad()
-def _initialise(model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, size: TinySize) -> None:
-    """Scale the weights so that an untrained model passes on what it sees, and learns to see.
+def _initialise(
+    model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, size: TinySize, to_train: bool
+) -> None:
+    """Scale the weights so that an untrained model passes on what it sees.
 
-    The usual standard deviation of 0.02 is meant for thousands of channels. Here it would keep all logits near 0,
-    whatever the input. So: variance 1 / fan-in for weights, less where a block adds to the residual stream (GPT-2's
-    rule), 1 for words, and for positions enough not to vanish beside what a patch shows, and not more than that.
+    The usual standard deviation of 0.02 is meant for thousands of channels. Here it would let a patch's position vanish
+    beside its content and keep all logits near 0, whatever the input. So: variance 1 / fan-in for weights,
+    1 for embeddings. To learn to see, a tower does better with weaker positions and residual branches.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             std = parameter[0].numel() ** -0.5
-            if name.endswith(_ADDS_TO_THE_RESIDUAL):
-                std *= (2 * (size.vision_layers if "vision_tower" in name else size.text_layers)) ** -0.5
-            elif "embed_tokens" in name:
+            if "embed_tokens" in name:
                 std = 1.0
             elif "position_embedding" in name:
-                std = 0.1
+                std = 0.1 if to_train else 1.0
+            elif to_train and name.endswith(_ADDS_TO_THE_RESIDUAL):
+                std *= (2 * (size.vision_layers if "vision_tower" in name else size.text_layers)) ** -0.5
             parameter.normal_(std=std)
 
 
