@@ -104,11 +104,11 @@ def _by_form(candidates: Sequence[NamedPair], pairs: Pairs) -> dict[Form, list[N
     groups: dict[Form, list[NamedPair]] = {}
     for pair in candidates:
         (modifier, shape), (other_modifier, other_shape) = (each.text.split() for each in pair)
-        held_out = sorted(tuple(each.text.split()) in HELD_OUT for each in pair)
-        if pair[0].text == pair[1].text or (pairs == "held_out" and not any(held_out)):
+        held_out = sum(tuple(each.text.split()) in HELD_OUT for each in pair)
+        if pair[0].text == pair[1].text or (pairs == "held_out" and not held_out):
             continue
         colors = (modifier in COLORS) + (other_modifier in COLORS)
-        form = (colors, modifier == other_modifier, shape == other_shape, sum(held_out))
+        form = (colors, modifier == other_modifier, shape == other_shape, held_out)
         groups.setdefault(form, []).append(pair)
     return groups
 

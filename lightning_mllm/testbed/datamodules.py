@@ -183,6 +183,9 @@ class WorldQuestions(MLLMDataModule):
         train_per_kind: Training questions of each kind; the test-bed's models are trained on `WorldConversations`.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
+
+    Raises:
+        ConfigError: There is no such part, or a split would be empty.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.testbed.datamodules import check_counts
 from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
 from lightning_mllm.testbed.scenes import SIDE
 from lightning_mllm.types import LazyImage, Sample
@@ -51,15 +52,9 @@ class Domain(MLLMDataModule):
         super().__init__(**kwargs)
         if name not in _DOMAINS:
             raise ConfigError(f"There is no domain {name!r}. Choose one of {', '.join(_DOMAINS)}.")
-        counts = {"per_class": per_class, "val_per_class": val_per_class, "test_per_class": test_per_class}
-        for option, count in counts.items():
-            if count < 1:
-                raise ConfigError(
-                    f"{option} is {count}: each split needs a picture of each class. Set it to 1 or more; to leave a "
-                    "split out of a run, limit its batches, e.g. --trainer.limit_val_batches 0."
-                )
         self.name: DomainName = name
         self.counts: dict[Split, int] = {"train": per_class, "val": val_per_class, "test": test_per_class}
+        check_counts(self.counts, {"train": "per_class", "val": "val_per_class", "test": "test_per_class"})
         self.domain_seed = domain_seed
 
     def load(self, split: Split) -> Sequence[Sample]:
