@@ -1,0 +1,65 @@
+"""One vector per sample, with its class: what extraction gives and probes take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_mllm.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureSet:
+    """The pooled features of the samples of a split.
+
+    Attributes:
+        features: (samples, width), floating point, on the CPU.
+        targets: (samples,) int64 class indices.
+        names: Class names; a target is an index into them.
+        sample_ids: Per sample.
+
+    Raises:
+        DataError: Lengths differ, a target is no class, or a feature is not finite.
+    """
+
+    features: Tensor
+    targets: Tensor
+    names: tuple[str, ...]
+    sample_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other."""
+        n = len(self.sample_ids)
+        if self.features.dim() != 2 or len(self.features) != n or self.targets.shape != (n,):
+            raise DataError(
+                f"Features of shape {tuple(self.features.shape)} and targets of shape {tuple(self.targets.shape)} do "
+                f"not belong to {n} samples; expected ({n}, width) and ({n},)."
+            )
+        if n == 0:
+            raise DataError("There are no features: no sample was extracted. Check that the split is not empty.")
+        outside = (self.targets < 0) | (self.targets >= len(self.names))
+        if outside.any():
+            row = int(outside.int().argmax())
+            raise DataError(
+                f"Sample {self.sample_ids[row]!r} has target {int(self.targets[row])}, which is none of the "
+                f"{len(self.names)} classes. Probes need data with labels."
+            )
+        broken = ~torch.isfinite(self.features).all(dim=1)
+        if broken.any():
+            row = int(broken.int().argmax())
+            raise DataError(
+                f"{int(broken.sum())} of {n} samples have features that are NaN or infinite, the first is "
+                f"{self.sample_ids[row]!r}. The model has diverged, or its dtype overflows: lower the learning rate, or "
+                "use bfloat16 or float32 instead of float16."
+            )
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.sample_ids)
+
+    @property
+    def width(self) -> int:
+        """Length of a feature vector."""
+        return self.features.shape[1]
