@@ -3,10 +3,22 @@
 if __name__ != "lightning_mllm.callbacks":
     raise ImportError(f"Import these callbacks as lightning_mllm.callbacks, not as {__name__}: one file, one class.")
 
+from lightning_mllm.callbacks.drift import RepresentationDrift
 from lightning_mllm.callbacks.evaluation_report import EvaluationReport
+from lightning_mllm.callbacks.features import SaveFeatures
 from lightning_mllm.callbacks.freeze_audit import FreezeAudit
 from lightning_mllm.callbacks.learning_curve import LearningCurve
 from lightning_mllm.callbacks.predictions import PredictionTable
+from lightning_mllm.callbacks.probe import ProbeEachEpoch
 from lightning_mllm.callbacks.throughput import Throughput
 
-__all__ = ["EvaluationReport", "FreezeAudit", "LearningCurve", "PredictionTable", "Throughput"]
+__all__ = [
+    "EvaluationReport",
+    "FreezeAudit",
+    "LearningCurve",
+    "PredictionTable",
+    "ProbeEachEpoch",
+    "RepresentationDrift",
+    "SaveFeatures",
+    "Throughput",
+]

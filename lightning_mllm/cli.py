@@ -19,11 +19,12 @@ from rich.console import Console
 from lightning_mllm import data, evaluation  # noqa: F401 - short class names resolve only for imported classes
 from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
 from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.inventory import take_inventory
 from lightning_mllm.errors import UserError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
 from lightning_mllm.models.tiny import build_tiny_checkpoint
-from lightning_mllm.parser import Parser
+from lightning_mllm.parser import Parser, data_parser
 from lightning_mllm.testbed import datamodules  # noqa: F401 - likewise
 from lightning_mllm.testbed.checkpoints import ROOT
 from lightning_mllm.testbed.domains import datamodule  # noqa: F401 - likewise
@@ -74,7 +75,7 @@ class CLI(LightningCLI):
     """LightningCLI with our classes, our sub-command `export`, and the checkpoint named once for model and data."""
 
     def __init__(self, args: list[str] | None = None) -> None:
-        OmegaConf.register_resolver("testbed", lambda stage: str(ROOT / stage), replace=True)  # ${testbed:instructed}
+        _register_resolvers()
         super().__init__(
             MLLMModule,
             MLLMDataModule,
@@ -153,10 +154,19 @@ def main(args: list[str] | None = None) -> None:
     try:
         if arguments[:1] == ["tiny"]:
             auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True, parser_class=Parser)
+        elif arguments[:2] == ["data", "check"]:
+            _register_resolvers()
+            parser = data_parser("lightning data check")
+            options = parser.instantiate(parser.parse_args(arguments[2:]))
+            Console().print(take_inventory(options.data, options.splits))
         else:
             CLI(args)
     except ValueError as error:
         sys.exit(f"error: {_user_error(error)}")
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_resolver("testbed", lambda stage: str(ROOT / stage), replace=True)  # ${testbed:instructed}
 
 
 def _user_error(error: BaseException) -> UserError:

@@ -1,7 +1,8 @@
-"""Messages for misspelt options: what there is instead, without the pages of usage."""
+"""Parsers, and their messages for misspelt options: what there is instead, without the pages of usage."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import inspect
 import pydoc
@@ -13,10 +14,13 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.inventory import SPLITS
 from lightning_mllm.data.prompts import Prompt
+from lightning_mllm.data.splits import Split
 from lightning_mllm.evaluation import Scorer
 from lightning_mllm.models.freeze import FreezePolicy
 
+_NO_DATA = ("model", "trainer", "checkpointing", "seed_everything", "test_before", "test_after", "ckpt_path")
 _CHOSEN_BY_NAME = (MLLMDataModule, FreezePolicy, Prompt, Scorer)
 
 
@@ -34,7 +38,7 @@ class Parser(LightningArgumentParser):
         elif match := re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE):
             message = f"There is no class {match[1]!r}." + _suggestion(match[1], _class_names(*_CHOSEN_BY_NAME))
         if "subcommand" in message:
-            message += "\n(Besides these, `lightning tiny` builds a small checkpoint.)"
+            message += "\n(`lightning tiny` builds a small checkpoint, `lightning data check` looks at a dataset.)"
         if not self.exit_on_error:
             return super().error(message, ex)
         sys.stderr.write(f"error: {message}\nFor all options: {self.prog} --help\n")
@@ -43,6 +47,19 @@ class Parser(LightningArgumentParser):
     def _nearest(self, key: str) -> str:
         parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
         return _suggestion(key, {action.dest for parser in parsers for action in parser._actions} - {key})
+
+
+def data_parser(prog: str) -> Parser:
+    """Return the parser of a command that takes a dataset and no model; of a fit's config it reads only `data`."""
+    parser = Parser(prog=prog, description="Shows what a dataset holds.", parser_mode="omegaconf", allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="Path to a configuration file.")
+    parser.add_argument("--splits", type=list[Split], default=list(SPLITS), help="What to look at.")
+    for section in _NO_DATA:
+        parser.add_argument(f"--{section}", type=Any, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", default="", help=argparse.SUPPRESS)  # a DataModule needs one, `load` does not
+    parser.add_lightning_class_args(MLLMDataModule, "data", subclass_mode=True)
+    parser.link_arguments("checkpoint", "data.init_args.checkpoint")
+    return parser
 
 
 def _suggestion(wrong: str, known: Iterable[str]) -> str:

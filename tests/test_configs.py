@@ -11,11 +11,13 @@ from transformers import AutoConfig
 
 from lightning_mllm.cli import CLI, main
 from lightning_mllm.data import ClassificationPrompt, PlainPrompt
+from lightning_mllm.data.crisismmd import FOUR_CLASSES
 from lightning_mllm.evaluation import Generation
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
 from tests.conftest import TinyBuilder
+from tests.data.replicas import write_crisismmd, write_dermnet, write_dtd, write_plantdoc
 from tests.running import (
     CONFIGS,
     SMALL_DIGITS,
@@ -59,6 +61,12 @@ MODELS = {
     "model/llava-next-llama3-8b.yaml": ("llava_next", "llama3"),
 }
 DATA = ("data/digits.yaml", "data/image_folder.yaml", "data/llava_json.yaml")
+PUBLISHED = {  # the folder that the config names, who writes a replica of it, and how many classes that has
+    "data/crisismmd.yaml": ("CrisisMMD_v2.0", write_crisismmd, 4),
+    "data/dermnet.yaml": ("dermnet", write_dermnet, 3),
+    "data/dtd.yaml": ("dtd", write_dtd, 3),
+    "data/plantdoc.yaml": ("PlantDoc-Dataset", write_plantdoc, 4),
+}
 CHECKPOINTS = {"checkpoint/quickstart.yaml"}
 QUICKSTART = "quickstart.yaml"
 
@@ -78,7 +86,7 @@ def module_of(cli: CLI) -> MLLMModule:
 
 
 def test_each_shipped_yaml_is_a_test_case() -> None:
-    covered = {*POLICIES, NOT_FOR_FIT, *PRESETS, *MODELS, *DATA, *CHECKPOINTS, QUICKSTART, *TESTBED}
+    covered = {*POLICIES, NOT_FOR_FIT, *PRESETS, *MODELS, *DATA, *PUBLISHED, *CHECKPOINTS, QUICKSTART, *TESTBED}
 
     assert covered == {name for name in files_below(CONFIGS) if name.endswith(("yaml", "yml"))}
 
@@ -218,6 +226,25 @@ def test_the_llava_json_config_fits_once_it_knows_the_files(tiny_llava: str, tmp
 
     assert cli.trainer.global_step == 1
     assert "val/loss" in cli.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_config_of_a_published_dataset_fits_where_its_folder_is(tiny_llava: str, name: str, tmp_path: Path) -> None:
+    folder, write, classes = PUBLISHED[name]
+    write(tmp_path / folder)
+
+    cli = CLI(
+        ["fit", "--model.checkpoint", tiny_llava, *config(name), *TRIAL, "--data.init_args.num_workers", "0"],
+    )
+
+    assert cli.trainer.global_step == 1
+    assert len(cli.datamodule.label_set) == classes
+
+
+def test_the_config_of_crisismmd_says_its_default_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    data = printed(capsys, "fit", "--model.checkpoint", "x", *config("data/crisismmd.yaml"))["data"]
+
+    assert data["init_args"]["classes"] == FOUR_CLASSES
 
 
 @pytest.mark.slow

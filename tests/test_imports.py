@@ -21,19 +21,20 @@ BORDERS: dict[str, set[str]] = {
     "errors": set(),
     "data": {"types", "errors"},
     "evaluation": {"types", "errors"},
-    "probing": {"types", "errors"},
+    "probing": {"types", "errors", "evaluation"},
     "models": {"types", "errors", "evaluation"},
     "tracking": {"types", "errors", "evaluation", "probing"},
     "callbacks": {"types", "errors", "models", "evaluation", "probing", "tracking"},
     "testbed": {"types", "errors", "data"},
+    "study": {"__version__", "errors", "tracking"},
     "trainer": {"errors", "models", "tracking"},
     "parser": {"data", "evaluation", "models", "testbed"},
-    "cli": {"errors", "data", "evaluation", "models", "testbed", "callbacks", "tracking", "trainer", "parser"},
+    "cli": {"errors", "data", "evaluation", "models", "testbed", "callbacks", "tracking", "trainer", "parser", "study"},
 }
 # library -> the files that may import it
 LIBRARIES: dict[str, set[str]] = {
     "wandb": {"tracking/log.py"},
-    "matplotlib": {"tracking/figures.py"},
+    "matplotlib": {"tracking/figures.py", "tracking/study_figures.py"},
     "peft": {"models/lora.py"},
     "jsonargparse": {"cli.py"},
     "lightning": {

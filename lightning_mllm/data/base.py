@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -121,23 +121,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             ConfigError: Options do not fit the checkpoint or the number of processes.
         """
         self._check_batch_sizes()
-        wanted = [split for split in _SPLITS_OF_STAGE[stage] if split not in self.samples]
-        if self._train is None:
-            train = self.load("train")
-            self._set_up_collators(train)
-            self._train = train
-        checked = {split: self._check(split, self._train if split == "train" else self.load(split)) for split in wanted}
-        labelled = self._train[0].label is not None
-        surveys = {
-            split: Survey(samples, split, self._collator_of(split), labelled=labelled)
-            for split, samples in checked.items()
-        }
-        sizes = check_images(path for survey in surveys.values() for path in survey.paths)
-        for survey in surveys.values():
-            survey.try_the_longest(sizes)
-        self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys.values()))))
-        self._sizes.update({split: survey.sizes for split, survey in surveys.items()})
-        self.samples.update(checked)
+        self._set_up(_SPLITS_OF_STAGE[stage])
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of this process's training batches."""
@@ -177,9 +161,34 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Return the loader of the test split."""
         return self._eval_loader("test")
 
+    def plain_dataloader(self, split: Split) -> BatchLoader:
+        """Return the loader of a split as evaluation reads it: each sample once and in order, whatever the stage."""
+        self._set_up([split])
+        return self._eval_loader(split)
+
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's first image as the collator reads it: upright, in RGB, within the bounds."""
         return open_image(sample.images[0], f"The image of sample {sample.id!r}")
+
+    def _set_up(self, splits: Iterable[Split]) -> None:
+        """Load and check the splits that are not there yet."""
+        wanted = [split for split in splits if split not in self.samples]
+        if self._train is None:
+            train = self.load("train")
+            self._set_up_collators(train)
+            self._train = train
+        checked = {split: self._check(split, self._train if split == "train" else self.load(split)) for split in wanted}
+        labelled = self._train[0].label is not None
+        surveys = {
+            split: Survey(samples, split, self._collator_of(split), labelled=labelled)
+            for split, samples in checked.items()
+        }
+        sizes = check_images(path for survey in surveys.values() for path in survey.paths)
+        for survey in surveys.values():
+            survey.try_the_longest(sizes)
+        self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys.values()))))
+        self._sizes.update({split: survey.sizes for split, survey in surveys.items()})
+        self.samples.update(checked)
 
     def _eval_loader(self, split: Split) -> BatchLoader:
         sampler = self._sampler(split, self.eval_batch_size, training=False)

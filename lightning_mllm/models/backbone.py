@@ -6,7 +6,7 @@ A further family is one entry in `FAMILIES`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.models.vision import Stage, VisionPath
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -38,16 +39,18 @@ class Family:
     """Where the parts of one Hugging Face model type are, as prefixes of its live parameter names.
 
     Whatever is neither vision nor projector is the LLM. LLaVA-NeXT's `image_newline` counts as projector: it is a
-    vector which the connector, not the LLM, puts between rows of visual tokens.
+    vector which the connector, not the LLM, puts between rows of visual tokens. That it packs several views of an image
+    into rows is `packs_views`.
     """
 
     vision: tuple[str, ...] = ("model.vision_tower.",)
     projector: tuple[str, ...] = ("model.multi_modal_projector.",)
+    packs_views: bool = False
 
 
 FAMILIES = {
     "llava": Family(),
-    "llava_next": Family(projector=("model.multi_modal_projector.", "model.image_newline")),
+    "llava_next": Family(projector=("model.multi_modal_projector.", "model.image_newline"), packs_views=True),
 }
 
 
@@ -119,6 +122,21 @@ class Backbone:
     def projector(self) -> nn.Module:
         """The network between vision encoder and LLM."""
         return self.model.get_submodule(self.family.projector[0].rstrip("."))
+
+    @property
+    def vision_path(self) -> VisionPath:
+        """Tower and projector, step by step."""
+        return VisionPath(self.model, self.vision_tower, self.projector, self.family.packs_views)
+
+    def encode_images(self, vision: Mapping[str, Tensor], stage: Stage) -> list[Tensor]:
+        """Return each image's features; tower and, for "post", projector run on all at once, the LLM does not.
+
+        Args:
+            vision: As in `MultimodalBatch`, not empty; its `image_counts` say which images are whose.
+            stage: "pre": (views, patches, width), what enters the projector. "post": (tokens, width), bit for bit
+                what the model feeds its LLM at the image's positions; LLaVA-NeXT's packed, with `image_newline`.
+        """
+        return self.vision_path.encode(vision, stage)
 
     @property
     def decoder(self) -> nn.Module:

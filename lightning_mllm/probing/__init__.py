@@ -1,1 +1,31 @@
 """Independent probes: what can be read from a model's features, layer by layer and epoch by epoch."""
+
+from lightning_mllm.probing.baselines import NearestCentroid
+from lightning_mllm.probing.cache import FeatureCache
+from lightning_mllm.probing.drift import linear_cka, mean_cosine, relative_change
+from lightning_mllm.probing.extraction import extract
+from lightning_mllm.probing.feature_files import load_features, save_features
+from lightning_mllm.probing.feature_set import FeatureSet
+from lightning_mllm.probing.points import Point
+from lightning_mllm.probing.probe import Probe
+from lightning_mllm.probing.scores import ProbeScore
+from lightning_mllm.probing.trained import LinearProbe, MLPProbe
+from lightning_mllm.probing.training import Training
+
+__all__ = [
+    "FeatureCache",
+    "FeatureSet",
+    "LinearProbe",
+    "MLPProbe",
+    "NearestCentroid",
+    "Point",
+    "Probe",
+    "ProbeScore",
+    "Training",
+    "extract",
+    "linear_cka",
+    "load_features",
+    "mean_cosine",
+    "relative_change",
+    "save_features",
+]

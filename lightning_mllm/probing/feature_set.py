@@ -50,9 +50,9 @@ class FeatureSet:
         if broken.any():
             row = int(broken.int().argmax())
             raise DataError(
-                f"{int(broken.sum())} of {n} samples have features that are NaN or infinite, the first is "
-                f"{self.sample_ids[row]!r}. The model has diverged, or its dtype overflows: lower the learning rate, or "
-                "use bfloat16 or float32 instead of float16."
+                f"{int(broken.sum())} of {n} samples have NaN or infinite features, the first is "
+                f"{self.sample_ids[row]!r}. The model has diverged, or its dtype overflows: lower the learning rate, "
+                "or use bfloat16 or float32 instead of float16."
             )
 
     def __len__(self) -> int:

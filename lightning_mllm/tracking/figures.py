@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -83,6 +85,43 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
         axis.set(title=title, xlabel="Optimiser step", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
         _finish_axis(axis)
     return _save(figure, output)
+
+
+def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
+    """Draw what probes read from the features, per point and probe, over the epochs of a run.
+
+    Lines are means over the seeds on the validation split, bands their range; diamonds are the test split.
+
+    Args:
+        rows: Of `probes.csv`.
+        output: The PNG to write.
+
+    Returns:
+        `output`.
+    """
+    figure = Figure(figsize=(5 * len(_METRICS), 4.2), layout="constrained")
+    series = dict.fromkeys((row["point"], row["probe"]) for row in rows)
+    for axis, (metric, title) in zip(figure.subplots(1, len(_METRICS)), _METRICS.items(), strict=True):
+        for (point, probe), colour in zip(series, _PALETTE * len(series), strict=False):
+            own = [row for row in rows if (row["point"], row["probe"]) == (point, probe) and row["epoch"] is not None]
+            watched = _by_epoch([row for row in own if row["stage"] == "val"], metric)
+            _draw_line(axis, {epoch: fmean(values) for epoch, values in watched.items()}, f"{point}, {probe}", colour)
+            low, high = ([pick(values) for values in watched.values()] for pick in (min, max))
+            axis.fill_between(list(watched), low, high, color=colour, alpha=0.2, linewidth=0)
+            for epoch, values in _by_epoch([row for row in own if row["stage"] != "val"], metric).items():
+                axis.plot([epoch], [fmean(values)], "D", color=colour, clip_on=False)
+        axis.set(
+            title=f"Probes: {title}", xlabel="Epoch (-1: before training)", ylabel=f"{title} (0-1)", ylim=(0, 1.02)
+        )
+        _finish_axis(axis)
+    return _save(figure, output)
+
+
+def _by_epoch(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[int, list[float]]:
+    values: dict[int, list[float]] = {}
+    for row in sorted(rows, key=lambda row: row["epoch"]):
+        values.setdefault(row["epoch"], []).append(row[metric])
+    return values
 
 
 def confusion_matrix(result: ClassificationResult, output: Path, title: str = "Confusion matrix") -> Path:

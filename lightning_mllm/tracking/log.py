@@ -172,6 +172,13 @@ def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
 
 
 @rank_zero_only
+def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float], step: int) -> None:
+    """Log numbers from where a module can't: before the first step, or after an evaluation."""
+    for logger in loggers:
+        logger.log_metrics(dict(metrics), step=step)
+
+
+@rank_zero_only
 def log_table(
     loggers: Iterable[Logger],
     key: str,

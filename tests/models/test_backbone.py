@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_mllm.errors import CheckpointError
@@ -15,6 +17,7 @@ from lightning_mllm.models.backbone import Backbone, Family, Part
 from lightning_mllm.models.freeze import Everything, ProjectorOnly
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
+from lightning_mllm.types import MultimodalBatch, Segment
 from tests.conftest import TinyBuilder
 from tests.models.conftest import batch_of
 
@@ -57,6 +60,113 @@ def test_the_fingerprint_knows_weights_not_dtypes(tiny_llava: str, tmp_path: Pat
     assert Backbone.from_pretrained(str(other)).fingerprint != Backbone.from_pretrained(tiny_llava).fingerprint
 
 
+def fed_to_the_llm(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
+    """What the full model hands its LLM at all image positions, (tokens, width)."""
+    seen: list[Tensor] = []
+    with backbone.decoder.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):  # type: ignore[index,union-attr]
+        backbone.model(**batch.model_inputs())
+    return seen[0][batch.spans[Segment.IMAGE]]
+
+
+def with_taps(checkpoint: str, tap: int | list[int], strategy: str = "default") -> Backbone:
+    backbone = Backbone.from_pretrained(checkpoint)
+    backbone.model.config.vision_feature_layer = tap
+    backbone.model.config.vision_feature_select_strategy = strategy
+    if isinstance(tap, list):  # features of several layers are concatenated
+        backbone.projector.linear_1 = torch.nn.Linear(32 * len(tap), 64)
+    return backbone
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("tap", [-1, -2, 1, [-2, 1]])
+@torch.no_grad()
+def test_encoded_images_are_what_the_full_model_feeds_its_llm(
+    tiny_checkpoint: TinyBuilder, family: str, tap: int | list[int]
+) -> None:
+    checkpoint = tiny_checkpoint(family, "vicuna")  # type: ignore[arg-type]
+    backbone, batch = with_taps(checkpoint, tap), batch_of(checkpoint)
+    projected: list[Tensor] = []
+    hook = backbone.projector.register_forward_pre_hook(lambda _, inputs: projected.append(inputs[0]))
+
+    expected = fed_to_the_llm(backbone, batch)
+    hook.remove()
+
+    assert torch.equal(torch.cat(backbone.encode_images(batch.vision, "post")), expected)
+    assert torch.equal(torch.cat(backbone.encode_images(batch.vision, "pre")), projected[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@torch.no_grad()
+def test_the_projector_alone_makes_the_same_of_kept_features(
+    tiny_checkpoint: TinyBuilder, family: str, dtype: torch.dtype, autocast: bool
+) -> None:
+    checkpoint = tiny_checkpoint(family, "vicuna")  # type: ignore[arg-type]
+    backbone, batch = Backbone.from_pretrained(checkpoint, dtype=dtype), batch_of(checkpoint)
+    path = backbone.vision_path
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = fed_to_the_llm(backbone, batch)
+        images = path.split(batch.vision)
+        kept = [features.clone() for features in path.tower_features(images)]
+        with backbone.vision_tower.register_forward_pre_hook(lambda *_: pytest.fail("The tower ran.")):
+            found = path.project(kept, images)
+
+    assert torch.equal(torch.cat(found), expected)
+    assert found[0].dtype == expected.dtype
+
+
+@torch.no_grad()
+def test_a_class_token_that_the_model_keeps_is_projected(tiny_llava: str) -> None:
+    backbone, batch = with_taps(tiny_llava, -2, "full"), batch_of(tiny_llava, size=2)
+
+    (first, _), images = backbone.encode_images(batch.vision, "pre"), backbone.vision_path.split(batch.vision)
+
+    features = backbone.vision_path.tower_features(images)
+    token = backbone.vision_path.class_token(features[0])
+    assert first.shape == (1, 17, 32)
+    assert token is not None
+    assert torch.equal(token, first[:, 0])
+    assert backbone.vision_path.class_token(features[0][:, 1:]) is None
+
+
+def test_views_that_only_fill_the_batch_are_left_out(tiny_llava_next: str) -> None:
+    path = Backbone.from_pretrained(tiny_llava_next).vision_path
+    small, large = torch.tensor([28, 56]), torch.tensor([56, 56])
+    pixels = torch.randn(2, 5, 3, 28, 28)
+
+    images = path.split({"pixel_values": pixels, "image_sizes": torch.stack([small, large])})
+
+    assert [len(image["pixel_values"]) for image in images] == [3, 5]
+    assert torch.equal(images[0]["pixel_values"], pixels[0, :3])
+    assert torch.equal(images[1]["image_sizes"], large)
+
+
+def test_the_vision_fingerprint_is_of_the_tower_as_it_is_now(tiny_llava: str, tmp_path: Path) -> None:
+    def fresh(**options: Any) -> Backbone:
+        return Backbone.from_pretrained(tiny_llava, **options)
+
+    backbone = fresh()
+    expected = backbone.vision_path.fingerprint()
+
+    backbone.projector.linear_1.weight.data.zero_()  # type: ignore[operator,union-attr]
+    assert backbone.vision_path.fingerprint() == expected
+    for name, parameter in list(backbone.parameters(Part.VISION)):
+        value = parameter.data.flatten()[-1].clone()
+        parameter.data.flatten()[-1] = torch.nextafter(value, torch.tensor(torch.inf))
+        assert backbone.vision_path.fingerprint() != expected, name
+        parameter.data.flatten()[-1] = value
+    assert backbone.vision_path.fingerprint() == expected
+    others = [
+        fresh(dtype=torch.bfloat16),
+        fresh(attention="eager"),
+        with_taps(tiny_llava, -1),
+        Backbone.from_pretrained(str(build_tiny_checkpoint(tmp_path / "other", seed=1))),
+    ]
+    assert len({expected, *(other.vision_path.fingerprint() for other in others)}) == 5
+
+
 def test_a_further_family_is_one_entry(tmp_path: Path, tiny_llava: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """VipLLaVA taps several vision layers and has another projector; its entry is the default one."""
     from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
@@ -76,12 +186,14 @@ def test_a_further_family_is_one_entry(tmp_path: Path, tiny_llava: str, monkeypa
     backbone = Backbone.from_pretrained(str(tmp_path))
     report = ProjectorOnly().apply(backbone)
     everything = Everything().apply(backbone)
-    answer_loss(backbone, batch_of(tiny_llava)).mean.backward()
+    batch = batch_of(tiny_llava)
+    answer_loss(backbone, batch).mean.backward()
 
     assert set(report.trainable_names) == {
         f"model.multi_modal_projector.{name}" for name, _ in backbone.projector.named_parameters()
     }
     assert all(backbone.model.get_parameter(name).grad is not None for name in everything.trainable_names)
+    assert torch.equal(torch.cat(backbone.encode_images(batch.vision, "post")), fed_to_the_llm(backbone, batch))
 
 
 def test_a_wrong_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,81 @@
+"""Follows how far the features, and the projection's weights, move away from where they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from lightning_mllm.callbacks import access
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Part
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.probing import FeatureCache, Point, linear_cka, mean_cosine, relative_change
+from lightning_mllm.tracking.files import write_rows
+from lightning_mllm.tracking.log import log_metrics
+
+COLUMNS = ("epoch", "step", "point", "cka", "cosine", "weight_change", "n")
+
+
+class RepresentationDrift(L.Callback):
+    """Compares the features of the validation split, at each validation of a fit, with those before training.
+
+    `drift.csv` has linear CKA and mean cosine per point, and the relative movement of the projection's weights.
+
+    Args:
+        points: Where features are tapped.
+        cache: Keeps what a frozen vision tower makes of the images.
+    """
+
+    def __init__(self, points: Sequence[Point] = (Point("post"),), cache: FeatureCache | None = None) -> None:
+        if not points:
+            raise ConfigError("RepresentationDrift needs one point or more.")
+        self.points, self.cache = tuple(points), cache
+        self._weights: dict[str, Tensor] = {}
+        self._features: dict[str, Tensor] = {}
+        self._rows: list[list[Any]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remember the projection as the checkpoint has it; a run that is resumed puts trained weights in later."""
+        module = access.mllm(pl_module)
+        if stage == "fit" and not self._weights:
+            module.configure_model()
+            self._weights = {name: weight.cpu().clone() for name, weight in _projector(module).items()}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the features before training, unless the run that is resumed did."""
+        if not self._features:
+            sets = access.features(trainer, pl_module, "val", self.points, self.cache)
+            self._features = {point: each.features.clone() for point, each in sets.items()}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare."""
+        if not access.is_fitting(trainer):
+            return
+        module = access.mllm(pl_module)
+        sets = access.features(trainer, module, "val", self.points, self.cache)
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        change = relative_change(self._weights, {name: weight.cpu() for name, weight in _projector(module).items()})
+        logged = {"drift/projector_weights": change}
+        for point, each in sets.items():
+            cka, cosine = (f(self._features[point], each.features) for f in (linear_cka, mean_cosine))
+            logged |= {f"drift/{point}/cka": cka, f"drift/{point}/cosine": cosine}
+            when = access.epoch_of(trainer, module), module.trained_steps
+            self._rows.append([*when, point, cka, cosine, change, len(each)])
+        write_rows(access.run_dir(trainer) / "drift.csv", COLUMNS, self._rows)
+        log_metrics(trainer.loggers, logged, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the features before training and what was found so far."""
+        return {"features": self._features, "rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take those of the run that is resumed."""
+        self._features, self._rows = dict(state_dict["features"]), list(state_dict["rows"])
+
+
+def _projector(module: MLLMModule) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in module.backbone.parameters(Part.PROJECTOR)}

@@ -1,0 +1,57 @@
+"""Keeps the features themselves, for notebooks and other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+
+from lightning_mllm.callbacks import access
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.probing import FeatureCache, Point, save_features
+
+
+class SaveFeatures(L.Callback):
+    """Writes pooled features to `features/<split>-step<k>.safetensors`; `probing.load_features` reads them.
+
+    Training and validation split before training and at each validation of a fit, the test split after a test.
+
+    Args:
+        points: Where features are tapped.
+        every_n_epochs: Epochs between files.
+        cache: Keeps what a frozen vision tower makes of the images.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[Point] = (Point("post"),),
+        every_n_epochs: int = 1,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        if not points or every_n_epochs < 1:
+            raise ConfigError("SaveFeatures needs one point or more, and every_n_epochs of at least 1.")
+        self.points, self.every_n_epochs, self.cache = tuple(points), every_n_epochs, cache
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save those of the untrained model."""
+        if not access.mllm(pl_module).trained_steps:
+            self._save(trainer, pl_module, "train", "val")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save those of the model as it is."""
+        if access.is_fitting(trainer) and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._save(trainer, pl_module, "train", "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save those of the test split."""
+        self._save(trainer, pl_module, "test")
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, *splits: access.Split) -> None:
+        module = access.mllm(pl_module)
+        for split in splits:
+            sets = access.features(trainer, module, split, self.points, self.cache)
+            if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+                continue
+            path = access.run_dir(trainer) / "features" / f"{split}-step{module.trained_steps}.safetensors"
+            settings = {"checkpoint": module.source.checkpoint, "split": split, "step": module.trained_steps}
+            save_features(path, sets, settings)

@@ -1,0 +1,207 @@
+"""What a dataset holds, per split and class: what `lightning data check` shows. No model and no processor is opened."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.checks import check_labels
+from lightning_mllm.data.images import check_images
+from lightning_mllm.data.labels import class_names
+from lightning_mllm.data.published import PublishedDataset
+from lightning_mllm.data.splits import Split
+from lightning_mllm.errors import DataError
+from lightning_mllm.types import Sample
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SHOWN = 20  # copies that are listed
+UNLABELLED = "(no label)"
+
+Samples = Mapping[Split, Sequence[Sample]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published number of a split beside what was found."""
+
+    split: Split
+    what: Literal["images", "classes"]
+    published: int
+    found: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image occurs."""
+
+    split: Split
+    sample_id: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What was found.
+
+    Attributes:
+        name: Of the DataModule's class.
+        counts: Split -> class -> samples; of samples without labels, kinds of questions take the place of classes.
+        files: Number of image files, all sound.
+        comparisons: Published counts; empty where there are none.
+        source: Of the published counts.
+        copies: Per image file content that occurs in more than one split, or under more than one label, its places.
+    """
+
+    name: str
+    counts: Mapping[Split, Counter[str]]
+    files: int
+    comparisons: tuple[Comparison, ...]
+    source: str
+    copies: tuple[tuple[Place, ...], ...]
+
+    @property
+    def differences(self) -> list[Comparison]:
+        """Where what was found is not what was published."""
+        return [each for each in self.comparisons if each.found != each.published]
+
+    @property
+    def across_splits(self) -> list[tuple[Place, ...]]:
+        """Copies in more than one split."""
+        return [places for places in self.copies if len({place.split for place in places}) > 1]
+
+    @property
+    def mislabelled(self) -> list[tuple[Place, ...]]:
+        """Copies under more than one label."""
+        return [places for places in self.copies if len({place.label for place in places}) > 1]
+
+    def __rich__(self) -> Group:
+        parts: list[Table | Text] = [self._classes(), Text(f"{self.files:,} image files, all sound.\n")]
+        if self.comparisons:
+            parts += [self._published(), Text(f"Source: {self.source}.\n")]
+        parts += _listing("in more than one split: these are not independent", self.across_splits)
+        parts += _listing("there under more than one label", self.mislabelled)
+        return Group(*parts)
+
+    def _classes(self) -> Table:
+        table = Table("class", title=self.name, title_justify="left")
+        for split in self.counts:
+            table.add_column(split, justify="right")
+        for name in sorted(set().union(*self.counts.values())):
+            table.add_row(Text(name), *(f"{counts[name]:,}" for counts in self.counts.values()))
+        table.add_section()
+        table.add_row("total", *(f"{counts.total():,}" for counts in self.counts.values()))
+        return table
+
+    def _published(self) -> Table:
+        table = Table("split", "", title="Against the published counts", title_justify="left")
+        for column in ("published", "found", "difference"):
+            table.add_column(column, justify="right")
+        for each in self.comparisons:
+            difference = each.found - each.published
+            numbers = (f"{each.published:,}", f"{each.found:,}", f"{difference:+,}" if difference else "")
+            table.add_row(each.split, each.what, *numbers)
+        return table
+
+
+def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> Inventory:
+    """Load splits and check all that can be checked without a model: ids, labels and image files.
+
+    Raises:
+        DataError: The dataset can't be used as it is.
+    """
+    train = module.load("train")
+    samples = {split: train if split == "train" else module.load(split) for split in splits}
+    for split, part in {"train": train, **samples}.items():
+        _check_ids(split, part)
+    names = class_names(sample.label for sample in train if sample.label is not None)
+    checked = {split: check_labels(part, split, names, train) if names else part for split, part in samples.items()}
+    files = {image for _, sample in _walk(checked) for image in _files(sample)}
+    check_images(files)
+    known = module if isinstance(module, PublishedDataset) else None
+    return Inventory(
+        name=type(module).__name__,
+        counts={split: Counter(_group(sample) for sample in part) for split, part in checked.items()},
+        files=len(files),
+        comparisons=_compare(known, samples) if known else (),
+        source=known.published.source if known else "",
+        copies=_copies(checked, files),
+    )
+
+
+def _compare(module: PublishedDataset, samples: Samples) -> tuple[Comparison, ...]:
+    published = module.published
+    counts = {split: module.count_as_published(split, part) for split, part in samples.items()}
+    if "val" not in published.images:  # it is a part of the training images, so neither can be compared alone
+        parts = [counts.pop(split) for split in ("train", "val") if split in counts]
+        if len(parts) == 2:
+            counts["train"] = parts[0] + parts[1]
+    images = [
+        Comparison(split, "images", published.images[split], count.total())
+        for split, count in counts.items()
+        if split in published.images
+    ]
+    classes = [
+        Comparison(split, "classes", published.classes[split], len(count))
+        for split, count in counts.items()
+        if split in published.classes
+    ]
+    return tuple(sorted([*images, *classes], key=lambda each: SPLITS.index(each.split)))
+
+
+def _check_ids(split: Split, samples: Sequence[Sample]) -> None:
+    if not samples:
+        way_out = "" if split == "train" else ", or leave it out with `--splits`"
+        raise DataError(f"The {split!r} split is empty. Give it samples{way_out}.")
+    name, count = Counter(sample.id for sample in samples).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"The id {name!r} occurs {count} times in the {split!r} split; ids must be unique.")
+
+
+def _walk(samples: Samples) -> Iterator[tuple[Split, Sample]]:
+    return ((split, sample) for split, part in samples.items() for sample in part)
+
+
+def _files(sample: Sample) -> list[Path]:
+    return [image for image in sample.images if isinstance(image, Path)]
+
+
+def _group(sample: Sample) -> str:
+    return sample.label or sample.kind or UNLABELLED
+
+
+def _copies(samples: Samples, files: Collection[Path]) -> tuple[tuple[Place, ...], ...]:
+    """Return the places of each file content that occurs in more than one split, or under more than one label."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        digests = dict(zip(files, pool.map(_digest, files), strict=True))
+    places: dict[bytes, dict[Place, None]] = {}  # a set in the order of the samples
+    for split, sample in _walk(samples):
+        for file in _files(sample):
+            places.setdefault(digests[file], {})[Place(split, sample.id, sample.label)] = None
+    return tuple(tuple(each) for each in places.values() if len({(p.split, p.label) for p in each}) > 1)
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _listing(what: str, copies: Sequence[Sequence[Place]]) -> list[Text]:
+    """Return a warning with the first copies, or nothing."""
+    if not copies:
+        return []
+    lines = [f"Warning: the content of {len(copies)} image files is {what}"]
+    for places in copies[:SHOWN]:
+        lines.append("  " + " = ".join(f"{p.split} {p.sample_id} ({p.label or UNLABELLED})" for p in places))
+    if len(copies) > SHOWN:
+        lines.append(f"  ... and {len(copies) - SHOWN} more")
+    return [Text("\n".join(lines))]

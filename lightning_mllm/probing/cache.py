@@ -1,0 +1,160 @@
+"""What a frozen vision tower makes of images, kept on disk: computed once for all epochs, policies and processes.
+
+One safetensors file per image, in half precision, read by memory-mapping. Its name is a hash of everything that the
+features depend on, so an entry never has to be invalidated; entries of other checkpoints are never hit, they only count
+towards the size. A file gets its name once it is whole and on the disk: a run that is killed leaves a partial file,
+which is never read and is removed later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lightning_mllm.errors import ConfigError, DataError
+
+HalfName = Literal["float16", "bfloat16"]
+
+_ABANDONED = 3600  # seconds after which a partial file belongs to a process that is gone
+_STEP = 0.01  # share of the limit that is written before the folder is measured again: others write too
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureCache:
+    """A folder of tower features. Several processes can share it.
+
+    When it is full, or the folder can't be written to (a full disk), nothing more is added, with one warning; what it
+    has is still read, and the rest computed.
+
+    Args:
+        root: The folder; made when the first entry is.
+        max_gigabytes: Most that the folder may take, in 10^9 bytes; several processes that fill it at once can pass it
+            by 1 % each. An image of LLaVA-1.5 takes 1.2 MB.
+        dtype: Of the entries: float16 is more precise, bfloat16 can't overflow.
+
+    Raises:
+        ConfigError: The size is not positive, or the dtype is not one of 16 bits.
+    """
+
+    def __init__(self, root: Path, max_gigabytes: float = 20.0, dtype: HalfName = "float16") -> None:
+        if max_gigabytes <= 0:
+            raise ConfigError(f"max_gigabytes is {max_gigabytes}; a cache needs room. Leave the cache out instead.")
+        if dtype not in ("float16", "bfloat16"):
+            raise ConfigError(f"The cache's dtype is {dtype!r}; it can be 'float16' or 'bfloat16'.")
+        self.root = Path(root)
+        self._limit = int(max_gigabytes * 1e9)
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._writes = True
+        self._used: int | None = None  # bytes in the folder when it was measured, and those written since
+        self._unmeasured = 0
+
+    def fetch(self, source: str, image: Mapping[str, Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """Return an image's features, in the cache's dtype on the CPU, whether they were there or not.
+
+        Args:
+            source: Identifies the tower and the precision it runs in.
+            image: The image's own tensors, after all processing; their content is hashed.
+            compute: Makes the features. To agree bit for bit with what is stored it must not depend on other images.
+
+        Raises:
+            DataError: The features overflow the cache's dtype.
+        """
+        path = self._path(source, image)
+        features = _read(path, self._dtype)
+        if features is None:
+            features = self._round(compute())
+            self._add(path, features)
+        return features
+
+    def _path(self, source: str, image: Mapping[str, Tensor]) -> Path:
+        digest = hashlib.sha256(f"{source} {self._dtype}".encode())
+        for name, tensor in sorted(image.items()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
+            digest.update(values.flatten().view(torch.uint8).numpy().data)
+        key = digest.hexdigest()[:40]
+        return self.root / key[:2] / f"{key}.safetensors"
+
+    def _round(self, features: Tensor) -> Tensor:
+        half = features.detach().to("cpu", self._dtype).contiguous()
+        if half.isinf().any() and features.isfinite().all():
+            raise DataError(
+                f"The vision tower's features reach {float(features.abs().max()):.3g}, more than the feature cache's "
+                f"dtype {self._dtype} can hold. Use a cache of dtype bfloat16, or none."
+            )
+        return half
+
+    def _add(self, path: Path, features: Tensor) -> None:
+        if not self._writes:
+            return
+        content = save({"features": features})
+        try:
+            if not self._has_room(len(content)):
+                self._stop(f"has reached its limit of {self._limit / 1e9:g} GB; raise max_gigabytes or remove it")
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(path, content)
+        except OSError as error:
+            self._stop(f"can't be written to ({error}); make room, or choose another folder")
+
+    def _has_room(self, size: int) -> bool:
+        if self._used is None or self._unmeasured > self._limit * _STEP:
+            self._used, self._unmeasured = _measure(self.root), 0
+        self._used += size
+        self._unmeasured += size
+        return self._used <= self._limit
+
+    def _stop(self, reason: str) -> None:
+        self._writes = False
+        logger.warning(
+            "The feature cache %s %s. Results stay right; what is not in it is computed anew.", self.root, reason
+        )
+
+
+def _read(path: Path, dtype: torch.dtype) -> Tensor | None:
+    """Return the features of a whole entry; None if there is none, or what is there is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            features: Tensor = file.get_tensor("features")
+    except (OSError, SafetensorError):
+        return None
+    return features if features.dtype == dtype else None
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is either whole and on the disk, or not there under its name."""
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _measure(root: Path) -> int:
+    """Return the bytes that all files take, after removing the partial ones of processes that are gone."""
+    used = 0
+    for path in root.glob("??/*"):
+        try:
+            state = path.stat()
+            if path.suffix == ".partial" and time.time() - state.st_mtime > _ABANDONED:
+                path.unlink()
+            else:
+                used += state.st_size
+        except FileNotFoundError:  # another process was faster
+            continue
+    return used

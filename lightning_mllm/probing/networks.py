@@ -1,0 +1,78 @@
+"""The classifiers that probes train, several at once: stacked weights and batched matrix products.
+
+Weights of `models` networks of the same sizes are kept as one list of two tensors per layer: (models, in, out) and
+(models, 1, out). Models never mix: each one's outputs and gradients are those of the network alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST = 16  # a hidden layer is not scaled below
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Hidden sizes for features of one width, from which those for other widths are scaled.
+
+    Attributes:
+        width: Of the features that the sizes are stated for.
+        hidden: Sizes of the hidden layers, with ReLU behind each.
+    """
+
+    width: int
+    hidden: tuple[int, ...]
+
+    def sizes(self, width: int, classes: int) -> tuple[int, ...]:
+        """Return the sizes of all layers, input and output included, for features of `width`.
+
+        A hidden size is size * width / self.width, rounded, and at least `SMALLEST`.
+        """
+        return (width, *(max(SMALLEST, round(size * width / self.width)) for size in self.hidden), classes)
+
+
+# Verma et al., ACL 2024, appendix A.2; the sizes are those of the released `train_mlp.py`, for LLaVA-1.5-7B
+POST_PROJECTION = Layout(4096, (2048, 1536, 1024, 512, 256))
+PRE_PROJECTION = Layout(1024, (2000, 3600, 1024, 600, 256))
+LINEAR = Layout(1, ())
+
+
+def parameter_count(sizes: Sequence[int]) -> int:
+    """Return the number of weights and biases of a network with these layer sizes."""
+    return sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+
+
+def initial_weights(sizes: Sequence[int], generators: Sequence[torch.Generator], dtype: torch.dtype) -> list[Tensor]:
+    """Draw the weights of one network per generator, as `torch.nn.Linear` does, on the CPU.
+
+    What a network gets depends on its own generator only.
+
+    Returns:
+        Per layer (models, in, out) and (models, 1, out).
+    """
+    weights = []
+    for inputs, outputs in pairwise(sizes):
+        kernel = torch.empty(len(generators), outputs, inputs, dtype=dtype)
+        bias = torch.empty(len(generators), 1, outputs, dtype=dtype)
+        bound = 1 / math.sqrt(inputs)
+        for model, generator in enumerate(generators):
+            nn.init.kaiming_uniform_(kernel[model], a=math.sqrt(5), generator=generator)
+            bias[model].uniform_(-bound, bound, generator=generator)
+        weights += [kernel.transpose(1, 2).contiguous(), bias]
+    return weights
+
+
+def logits(weights: Sequence[Tensor], features: Tensor) -> Tensor:
+    """Run every network on its own samples: (models, samples, width) to (models, samples, classes)."""
+    hidden = features
+    for layer in range(0, len(weights), 2):
+        if layer:
+            hidden = hidden.relu()
+        hidden = torch.baddbmm(weights[layer + 1], hidden, weights[layer])
+    return hidden

@@ -1,0 +1,168 @@
+"""Reads what the runs of a finished cell wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_mllm.errors import DataError
+from lightning_mllm.study.config import Richness
+from lightning_mllm.study.marker import CellFolder
+
+Row = Mapping[str, str]
+
+_PROBED = "probe-predictions.csv"
+_PROBE_KEY = ("epoch", "stage", "point", "probe", "seed")
+_DRIFT_KEY = ("epoch", "point")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Who was taken for what on the test split.
+
+    Attributes:
+        targets: Sample id -> true class.
+        predicted: Per repetition (one for the model, one per seed of a probe): sample id -> class, empty: invalid.
+    """
+
+    targets: Mapping[str, str]
+    predicted: tuple[Mapping[str, str], ...]
+
+
+def evaluation_of(folder: CellFolder) -> Path:
+    """Return the folder of the cell's test, in its last run.
+
+    Raises:
+        DataError: There is none with scores.
+    """
+    runs = folder.runs()
+    found = list(runs[-1].glob("evaluation/test-step*/scores.json")) if runs else []
+    if not found:
+        where = runs[-1] if runs else folder.path
+        raise DataError(f"{where}/evaluation/test-step*/scores.json is missing.{_way_out(folder)}")
+    return max((path.parent for path in found), key=lambda path: int(path.name.rpartition("step")[2]))
+
+
+def scores_of(folder: CellFolder) -> dict[str, dict[str, Any]]:
+    """Return the summary of each scorer.
+
+    Raises:
+        DataError: The file is missing, or has no scores of classes.
+    """
+    path = evaluation_of(folder) / "scores.json"
+    scorers: dict[str, dict[str, Any]] | None = json.loads(path.read_text()).get("scorers")
+    if not scorers:
+        raise DataError(
+            f"{path} has no scorers. The study is about classification: give its domains labels, and leave "
+            "model.scorers in."
+        )
+    return scorers
+
+
+def answers_of(folder: CellFolder, scorer: str) -> Answers:
+    """Return what the model answered.
+
+    Raises:
+        DataError: The file is missing, or the scorer is not in it.
+    """
+    path = evaluation_of(folder) / "predictions.csv"
+    rows = _read(path, folder)
+    column = f"{scorer}/prediction"
+    if rows and column not in rows[0]:
+        there = [name.removesuffix("/prediction") for name in rows[0] if name.endswith("/prediction")]
+        raise DataError(f"{path} has no scorer {scorer!r}, only {', '.join(there)}. Set the study's option scorer.")
+    targets = {row["sample_id"]: row["target"] for row in rows}
+    return Answers(targets, ({row["sample_id"]: row[column] for row in rows},))
+
+
+def has_probe(folder: CellFolder, point: str, probe: str) -> bool:
+    """Return whether a kind of probe was trained at a point."""
+    path = evaluation_of(folder) / _PROBED
+    return path.is_file() and bool(_columns_of_probe(_read(path, folder), point, probe))
+
+
+def probed_answers_of(folder: CellFolder, point: str, probe: str) -> Answers:
+    """Return what the probes of one kind at one point answered, one repetition per seed of a probe.
+
+    Raises:
+        DataError: The file is missing, or the probe is not in it.
+    """
+    path = evaluation_of(folder) / _PROBED
+    rows = _read(path, folder)
+    columns = _columns_of_probe(rows, point, probe)
+    if not columns:
+        there = sorted({name.rpartition("/")[0] for name in (rows[0] if rows else ()) if "/seed" in name})
+        raise DataError(
+            f"{path} has no columns {point}/{probe}/seed*, only of {', '.join(there) or 'no probe'}. Set the study's "
+            "option richness."
+        )
+    targets = {row["sample_id"]: row["target"] for row in rows}
+    return Answers(targets, tuple({row["sample_id"]: row[column] for row in rows} for column in columns))
+
+
+def probes_of(folder: CellFolder) -> list[Row]:
+    """Return the rows of `probes.csv`; where a resumed run has rows again, the later ones.
+
+    Raises:
+        DataError: The file is missing.
+    """
+    return _read_all_runs(folder, "probes.csv", _PROBE_KEY)
+
+
+def drift_of(folder: CellFolder) -> list[Row]:
+    """Return the rows of `drift.csv`; where a resumed run has rows again, the later ones.
+
+    Raises:
+        DataError: The file is missing.
+    """
+    return _read_all_runs(folder, "drift.csv", _DRIFT_KEY)
+
+
+def check_complete(folder: CellFolder, *, scorer: str, richness: Richness | None, drift: bool) -> None:
+    """Refuse a cell that lacks what the study reads.
+
+    Raises:
+        DataError: A file is missing, or the scorer or the probe is not in it.
+    """
+    if scorer not in (scorers := scores_of(folder)):
+        raise DataError(f"{folder.cell.id} has no scorer {scorer!r}, only {', '.join(scorers)}. Set the option scorer.")
+    answers_of(folder, scorer)
+    if richness is not None:
+        probes_of(folder)
+        probed_answers_of(folder, richness.point, richness.probe)
+    if drift and folder.cell.trains:
+        drift_of(folder)
+
+
+def _columns_of_probe(rows: Sequence[Row], point: str, probe: str) -> list[str]:
+    return [name for name in (rows[0] if rows else ()) if name.startswith(f"{point}/{probe}/seed")]
+
+
+def _read_all_runs(folder: CellFolder, name: str, key: Iterable[str]) -> list[Row]:
+    key = tuple(key)
+    paths = [path for run in folder.runs() if (path := run / name).is_file()]
+    if not paths:
+        raise DataError(f"{folder.runs()[-1] / name} is missing.{_way_out(folder)}")
+    return list({tuple(row[part] for part in key): row for path in paths for row in _rows(path)}.values())
+
+
+def _read(path: Path, folder: CellFolder) -> list[Row]:
+    if not path.is_file():
+        raise DataError(f"{path} is missing.{_way_out(folder)}")
+    return list(_rows(path))
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(file)
+
+
+def _way_out(folder: CellFolder) -> str:
+    return (
+        f" The study needs it of each cell: leave the callback that writes it in the study's config files, or, if it "
+        f"was removed by hand, delete {folder.path} and run the study again."
+    )

@@ -1,0 +1,107 @@
+"""Pictures of a study over many runs, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
+
+from lightning_mllm.tracking.figures import _GREY, _PALETTE, _finish_axis, _save
+
+_MARKERS = ("s", "^", "D", "v", "P", "X")
+_COLUMNS = 3  # of panels
+
+Curve = Mapping[int, float]  # epoch -> value
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A line from the untrained model to a trained one.
+
+    Attributes:
+        panel: Title of the panel, e.g. the preset.
+        group: What has one colour, e.g. the domain.
+        kind: What has one marker, e.g. the policy.
+        before: Richness and score of the untrained model.
+        after: Those of the trained one.
+    """
+
+    panel: str
+    group: str
+    kind: str
+    before: tuple[float, float]
+    after: tuple[float, float]
+
+
+def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: str) -> Path:
+    """Draw where training moves each model: to the left it loses richness, upwards it gets better.
+
+    Args:
+        slopes: The lines.
+        output: The PNG to write.
+        xlabel: Of the richness.
+        ylabel: Of the score.
+
+    Returns:
+        `output`.
+    """
+    panels = list(dict.fromkeys(slope.panel for slope in slopes))
+    groups = list(dict.fromkeys(slope.group for slope in slopes))
+    kinds = list(dict.fromkeys(slope.kind for slope in slopes))
+    figure, axes = _panels(panels)
+    for axis, panel in zip(axes, panels, strict=True):
+        for slope in (each for each in slopes if each.panel == panel):
+            colour = _PALETTE[groups.index(slope.group) % len(_PALETTE)]
+            marker = _MARKERS[kinds.index(slope.kind) % len(_MARKERS)]
+            axis.plot(*zip(slope.before, slope.after, strict=True), color=colour, linewidth=1.5, alpha=0.8)
+            axis.plot(*slope.before, "o", color=colour, markerfacecolor="white")
+            axis.plot(*slope.after, marker, color=colour)
+        axis.plot([], [], "o", color=_GREY, markerfacecolor="white", label="untrained")
+        for kind, marker in zip(kinds, _MARKERS * len(kinds), strict=False):
+            axis.plot([], [], marker, color=_GREY, label=kind)
+        for index, group in enumerate(groups):
+            axis.plot([], [], "-", color=_PALETTE[index % len(_PALETTE)], label=group)
+        axis.set(title=panel, xlabel=xlabel, ylabel=ylabel)
+        _finish_axis(axis)
+        axis.xaxis.set_major_locator(AutoLocator())  # scores are no whole numbers
+    return _save(figure, output)
+
+
+def epoch_plot(curves: Mapping[str, Mapping[str, Curve]], output: Path, *, ylabel: str) -> Path:
+    """Draw a number over the epochs, -1 being before training.
+
+    Args:
+        curves: Panel -> label of the line -> epoch -> value.
+        output: The PNG to write.
+        ylabel: What the number is.
+
+    Returns:
+        `output`.
+    """
+    labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
+    figure, axes = _panels(list(curves))
+    for axis, (panel, lines) in zip(axes, curves.items(), strict=True):
+        for label, curve in lines.items():
+            index = labels.index(label)
+            colour, dashes = _PALETTE[index % len(_PALETTE)], ("-", "--", ":")[index // len(_PALETTE) % 3]
+            epochs = sorted(curve)
+            values = [curve[epoch] for epoch in epochs]
+            axis.plot(epochs, values, marker="o", markersize=4, label=label, color=colour, linestyle=dashes)
+        axis.set(title=panel, xlabel="Epoch (-1: before training)", ylabel=ylabel)
+        _finish_axis(axis)
+    return _save(figure, output)
+
+
+def _panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    columns = min(_COLUMNS, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes[len(titles) :]:
+        axis.set_axis_off()
+    return figure, axes[: len(titles)]

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lightning_mllm.errors import DataError
+from lightning_mllm.evaluation.metrics import ClassificationResult
+from lightning_mllm.study.bootstrap import (
+    ABSENT,
+    INVALID,
+    Integers,
+    Resampler,
+    difference,
+    interval,
+    relative_change,
+    to_arrays,
+)
+
+
+def answers(rng: np.random.Generator, targets: Integers, skills: list[float], classes: int = 4) -> Integers:
+    """Return (seeds, 1, samples) answers that are right with the skill of their seed."""
+    guesses = rng.integers(0, classes, size=(len(skills), 1, len(targets)))
+    return np.where(rng.random(guesses.shape) < np.array(skills)[:, None, None], targets, guesses)
+
+
+def test_scores_are_those_of_the_evaluation() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, size=50)
+    predicted = rng.integers(INVALID, 5, size=(2, 1, 50))  # 4 is a class without samples
+    counts = np.zeros((2, 5, 6), dtype=np.int64)
+    for seed in range(2):
+        np.add.at(counts[seed], (targets, predicted[seed, 0]), 1)  # -1 is the last column
+
+    scores = Resampler(targets, 2).score(predicted)
+
+    expected = [ClassificationResult.from_confusion(tuple("abcde"), table) for table in counts]
+    assert scores["accuracy"].observed == pytest.approx([each.accuracy for each in expected])
+    assert scores["macro_f1"].observed == pytest.approx([each.macro_f1 for each in expected])
+
+
+def test_repetitions_are_averaged() -> None:
+    rng = np.random.default_rng(1)
+    targets = rng.integers(0, 3, size=30)
+    one, other = answers(rng, targets, [0.5]), answers(rng, targets, [0.9])
+    resampler = Resampler(targets, 1)
+
+    both = resampler.score(np.concatenate([one, other], axis=1))["macro_f1"]
+
+    mean = (resampler.score(one)["macro_f1"].resampled + resampler.score(other)["macro_f1"].resampled) / 2
+    np.testing.assert_allclose(both.resampled, mean)
+
+
+def test_a_sample_that_a_seed_does_not_have_does_not_count() -> None:
+    targets = np.array([0, 0, 1, 1, 1])
+    predicted = np.array([[[0, ABSENT, 1, 0, ABSENT]], [[ABSENT, 1, ABSENT, 1, 1]]])
+
+    accuracy = Resampler(targets, 2).score(predicted)["accuracy"]
+
+    assert accuracy.observed == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_resamples_keep_class_sizes_and_are_the_same_each_time() -> None:
+    targets = np.array([0] * 7 + [1] * 3)
+    one, other = Resampler(targets, 3), Resampler(targets, 3)
+
+    assert (one.weights[:, :7].sum(axis=1) == 7).all()
+    np.testing.assert_array_equal(one.weights, other.weights)
+    assert one.draws.shape == (2000, 2)
+
+
+def test_the_interval_covers_the_truth_when_seeds_and_samples_are_few() -> None:
+    """Seeds differ in skill with deviation 0.05; the nominal coverage is 95 %, which a percentile interval of 4 seeds
+    does not quite reach."""
+    rng = np.random.default_rng(0)
+    trials, covered = 150, 0
+    for _ in range(trials):
+        targets = np.arange(80) % 4
+        lower = answers(rng, targets, list(0.4 + 0.05 * rng.standard_normal(4)))
+        higher = answers(rng, targets, list(0.6 + 0.05 * rng.standard_normal(4)))
+        resampler = Resampler(targets, 4, resamples=400, seed=int(rng.integers(1 << 30)))
+        _, resampled = difference(resampler.score(higher)["accuracy"], resampler.score(lower)["accuracy"])
+        low, high = interval(resampled)
+        covered += low <= 0.2 * 0.75 <= high
+    assert 0.88 <= covered / trials <= 1
+
+
+def test_the_relative_change_is_that_of_the_means() -> None:
+    rng = np.random.default_rng(3)
+    targets = rng.integers(0, 4, size=100)
+    resampler = Resampler(targets, 3)
+    old, new = (resampler.score(answers(rng, targets, [s] * 3))["macro_f1"] for s in (0.8, 0.4))
+
+    change = relative_change(new, old)
+
+    assert change is not None
+    assert change[0] == pytest.approx(100 * (new.observed.mean() / old.observed.mean() - 1))
+    assert change[1] < change[0] < change[2] < 0
+    assert relative_change(old, resampler.score(np.full((3, 1, 100), INVALID))["macro_f1"]) is None
+
+
+def test_answers_by_sample_become_arrays_over_the_samples_of_all_seeds() -> None:
+    truth = [{"a": "x", "b": "y"}, {"b": "y", "c": "x"}]
+    said = [({"a": "x", "b": ""},), ({"b": "x", "c": "z"},)]
+
+    targets, predicted = to_arrays({"model": list(zip(truth, said, strict=True))})
+
+    assert targets.tolist() == [0, 1, 0]
+    assert predicted["model"].tolist() == [[[0, INVALID, ABSENT]], [[ABSENT, 0, 2]]]
+
+
+def test_models_that_were_tested_on_other_samples_are_not_compared() -> None:
+    with pytest.raises(DataError, match="ft_proj was tested on other samples"):
+        to_arrays({"zero_shot": [({"a": "x"}, ({"a": "x"},))], "ft_proj": [({"b": "x"}, ({"b": "x"},))]})

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from lightning_mllm.errors import DataError
+from lightning_mllm.study import RateSweep, Richness, StudyCommand
+from lightning_mllm.study.command import run_study
+from lightning_mllm.study.tables import rounded
+from tests.study.conftest import Change, FakeLightning, folders_of
+
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture
+def finished(study: Change) -> StudyCommand:
+    """A study with probes, drift and a sweep, all cells done."""
+    made = study(
+        richness=Richness(),
+        drift=True,
+        seeds=[0, 1, 2],
+        sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3]),
+    )
+    assert not run_study(made, FakeLightning(samples=90))
+    return made
+
+
+def rows_of(name: str) -> Rows:
+    with Path("studies/small", name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_finished_study_has_results_tables_verdicts_and_figures(finished: StudyCommand) -> None:
+    results = rows_of("results.csv")
+    assert len({row["cell"] for row in results}) == 3 * 2 * (1 + 2 + 1)
+    first = next(row for row in results if row["cell"] == "tiny.leaves.paper.ft_proj.seed0")
+    assert (first["measure"], first["value"], first["n"]) == ("test/generation/accuracy", "0.5", "90")
+    assert (first["low_95"], first["high_95"], first["epoch"]) == ("0.4", "0.6", "")
+    probes = {row["measure"]: row["value"] for row in results if row["epoch"] == "0"}
+    assert float(probes["test/probe/post-mean/mlp/accuracy"]) == pytest.approx(0.55)  # mean over the probe's seeds
+    assert probes["drift/post-mean/cka"] == "0.9"
+
+    table = rows_of("table1.csv")
+    assert {row["state"] for row in table} == {"random uniform", "image-only", "zero_shot", "ft_proj", "ft_e2e"}
+    chance = [row for row in table if (row["state"], row["measure"]) == ("random uniform", "accuracy")]
+    assert all(0.31 < float(row["value"]) < 0.36 for row in chance)
+    published = {row["published"] for row in table if row["domain"] == "plantdoc" and row["state"] == "ft_e2e"}
+    assert published == {"0.5984", "0.6525"}
+
+    report = Path("studies/small/report.md").read_text()
+    assert "published (LLaVA-1.5-7B)" in report
+    assert "24 of 24 cells are finished" in report
+    assert {path.name for path in Path("studies/small/figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("slopes", "richness", "drift") for kind in ("png", "csv")
+    }
+
+    decided = {(row["claim"], row["part"], row["domain"]): row for row in rows_of("verdict.csv")}
+    for claim in ("the MLLM's macro-F1: zero-shot < FT-Proj < FT-E2E", "richness: FT-Proj < FT-E2E < original"):
+        for domain in ("leaves", "plantdoc", "all"):
+            assert decided[claim, "", domain]["verdict"] == "holds"
+    whole = decided[claim, "", "all"]
+    assert (whole["seeds"], whole["n"]) == ("3", "180")
+    part = decided[claim, "FT-Proj < FT-E2E in richness", "leaves"]
+    assert float(part["low_95"]) < float(part["difference"]) < float(part["high_95"])
+    assert part["n"] == "90"
+    sweep = decided["FT-Proj loses less richness at a lower learning rate", "", "all"]
+    assert sweep["verdict"] == "undecided"  # the command line of this test takes no notice of rates
+
+
+def test_changes_are_against_the_original_and_rounded(finished: StudyCommand) -> None:
+    table = {
+        row["state"]: row
+        for row in rows_of("table2.csv")
+        if (row["domain"], row["measure"], row["preset"]) == ("plantdoc", "richness (macro-F1)", "paper")
+    }
+
+    assert table["zero_shot"]["change_percent"] == ""
+    values = {state: float(row["value"]) for state, row in table.items()}
+    exact = 100 * (values["ft_proj"] / values["zero_shot"] - 1)
+    assert table["ft_proj"]["change_percent"] == f"{exact:.2f}"
+    assert table["ft_proj"]["published_change_percent"] == "-27.49"
+
+
+def test_two_runs_of_a_study_give_the_same_files(finished: StudyCommand) -> None:
+    first = {path.name: path.read_bytes() for path in finished.folder.glob("*.*")}
+
+    run_study(finished, FakeLightning())
+
+    assert {path.name: path.read_bytes() for path in finished.folder.glob("*.*")} == first
+
+
+def test_a_resumed_run_has_each_epoch_once(study: Change, fake: FakeLightning) -> None:
+    made = study(richness=Richness(), seeds=[0], domains={"leaves": ["leaves.yaml"]}, drift=True)
+    run_study(made, fake)
+    folder = folders_of(made)["tiny.leaves.paper.ft_proj.seed0"]
+    folder.done_file.unlink()
+
+    run_study(made, FakeLightning())
+
+    measure = "val/probe/post-mean/mlp/macro_f1"
+    epochs = [
+        row["epoch"] for row in rows_of("results.csv") if (row["cell"], row["measure"]) == (folder.cell.id, measure)
+    ]
+    assert epochs == ["-1", "0"]
+
+
+def test_a_study_that_is_not_finished_compares_the_seeds_that_all_have(study: Change, fake: FakeLightning) -> None:
+    fake.breaks = {"tiny.leaves.paper.ft_proj.seed0": "at once"}
+
+    run_study(study(seeds=[0, 1, 2]), fake)
+
+    seeds = {(row["domain"], row["seeds"]) for row in rows_of("table1.csv")}
+    assert seeds == {("leaves", "2"), ("plantdoc", "3")}
+
+
+def test_a_file_that_went_missing_is_named(study: Change, fake: FakeLightning) -> None:
+    run_study(study(), fake)
+    next(iter(sorted(Path().rglob("predictions.csv")))).unlink()
+
+    with pytest.raises(DataError, match=r"predictions\.csv is missing.* delete studies/small/cells/tiny\.leaves"):
+        run_study(study(), fake)
+
+
+def test_numbers_are_rounded_half_to_even_as_written() -> None:
+    numbers = {-27.486: "-27.49", -6.227: "-6.23", 0.125: "0.12", 0.135: "0.14", 1.005: "1.00", 2.675: "2.68"}
+
+    assert {number: str(rounded(number)) for number in numbers} == numbers

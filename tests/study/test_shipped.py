@@ -1,0 +1,109 @@
+"""The shipped studies, and one small study through the real command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import auto_cli
+
+from lightning_mllm.cli import CLI, main
+from lightning_mllm.parser import Parser
+from lightning_mllm.study import StudyCommand
+from lightning_mllm.study.command import run_study
+from lightning_mllm.study.grid import Cell, cells_of
+from tests.running import CONFIGS, isolate
+
+STUDIES = {"study/projection.yaml": 200, "study/testbed.yaml": 90}  # and how many cells they have
+PARTS = {  # what they are made of
+    "study/projection/common.yaml",
+    *(f"study/testbed/{name}.yaml" for name in ("common", "digits", "domain")),
+    *(f"study/testbed/{preset}_{policy}.yaml" for preset in ("own", "matched") for policy in ("ft_proj", "ft_e2e")),
+    *(f"data/testbed_{domain}.yaml" for domain in ("glyphs", "textures", "leaves", "lesions")),
+}
+STUDY_CONFIGS = {*STUDIES, *PARTS}
+
+
+def parse(*arguments: str) -> StudyCommand:
+    study = auto_cli(StudyCommand, args=list(arguments), as_positional=False, parser_class=Parser, return_instance=True)
+    assert isinstance(study, StudyCommand)
+    return study
+
+
+def test_each_file_of_a_study_is_part_of_one() -> None:
+    named = {file for name in STUDIES for cell in shipped(name) for file in cell.configs}
+
+    assert {f"configs/{part}" for part in PARTS} <= named
+
+
+def shipped(name: str) -> list[Cell]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(CONFIGS.parent)
+        study = parse("--config", f"configs/{name}")
+        study.check()
+        return cells_of(study)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_shipped_study_has_the_grid_that_its_comment_says(name: str) -> None:
+    assert len(shipped(name)) == STUDIES[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_command_lines_of_a_shipped_study_parse(
+    name: str, tiny_llava: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [cell for cell in shipped(name) if cell.seed == 0]
+    kinds = {(cell.policy, cell.preset): cell for cell in cells} | {cell.domain: cell for cell in cells}
+    isolate(monkeypatch, CONFIGS.parent)
+    for cell in kinds.values():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            CLI([*cell.arguments(), "--model.checkpoint", tiny_llava, "--print_config"])
+        assert ended.value.code == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert config["data"]["init_args"]["prompt"]["init_args"]["seed"] == 0
+        policy = {"zero_shot": "ZeroShot", "ft_proj": "ProjectorOnly", "ft_e2e": "ProjectorAndLLM"}[cell.policy]
+        assert config["model"]["policy"]["class_path"].endswith(policy)
+
+
+def test_a_study_runs_through_the_command_line_and_not_twice(
+    tiny_llava: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    isolate(monkeypatch, tmp_path)
+    small = "\n".join(
+        [
+            "trainer: {limit_train_batches: 2, limit_val_batches: 1, accelerator: cpu, enable_progress_bar: false}",
+            "data: {class_path: Domain, init_args: {name: glyphs, per_class: 2, val_per_class: 1, test_per_class: 1,"
+            " prompt: {class_path: ClassificationPrompt, init_args: {task: signs}}}}",
+            "model: {scorers: [{class_path: Likelihood}]}",
+        ]
+    )
+    Path("small.yaml").write_text(small)
+    Path("study.yaml").write_text(
+        f"""
+name: tiny
+checkpoints: {{tiny: {tiny_llava}}}
+domains: {{glyphs: [small.yaml]}}
+zero_shot: [{CONFIGS}/policy/zero_shot.yaml]
+presets: {{own: {{ft_proj: [{CONFIGS}/policy/ft_proj.yaml], ft_e2e: [{CONFIGS}/policy/ft_e2e.yaml]}}}}
+seeds: [0]
+scorer: likelihood
+"""
+    )
+    calls: list[Sequence[str]] = []
+
+    def in_this_process(arguments: Sequence[str], log: Path) -> None:
+        calls.append(arguments)
+        main(list(arguments))
+
+    for _ in range(2):
+        assert not run_study(parse("--config", "study.yaml"), in_this_process)
+
+    assert len(calls) == 3
+    report = Path("studies/tiny/report.md").read_text()
+    assert "3 of 3 cells are finished" in report
+    assert "undecided" in report  # of a single seed nothing is known
