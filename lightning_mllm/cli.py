@@ -25,6 +25,7 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.parser import Parser, data_parser
+from lightning_mllm.study import StudyCommand, run_study
 from lightning_mllm.testbed import datamodules  # noqa: F401 - likewise
 from lightning_mllm.testbed.checkpoints import ROOT
 from lightning_mllm.testbed.domains import datamodule  # noqa: F401 - likewise
@@ -155,14 +156,26 @@ def main(args: list[str] | None = None) -> None:
         if arguments[:1] == ["tiny"]:
             auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True, parser_class=Parser)
         elif arguments[:2] == ["data", "check"]:
-            _register_resolvers()
-            parser = data_parser("lightning data check")
-            options = parser.instantiate(parser.parse_args(arguments[2:]))
-            Console().print(take_inventory(options.data, options.splits))
+            _check_data(arguments[2:])
+        elif arguments[:1] == ["study"]:
+            _run_study(arguments[1:])
         else:
             CLI(args)
     except ValueError as error:
         sys.exit(f"error: {_user_error(error)}")
+
+
+def _check_data(arguments: list[str]) -> None:
+    _register_resolvers()
+    parser = data_parser("lightning data check")
+    options = parser.instantiate(parser.parse_args(arguments))
+    Console().print(take_inventory(options.data, options.splits))
+
+
+def _run_study(arguments: list[str]) -> None:
+    study = auto_cli(StudyCommand, args=arguments, as_positional=False, parser_class=Parser, return_instance=True)
+    if run_study(study):
+        sys.exit(1)
 
 
 def _register_resolvers() -> None:

@@ -38,7 +38,10 @@ class Parser(LightningArgumentParser):
         elif match := re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE):
             message = f"There is no class {match[1]!r}." + _suggestion(match[1], _class_names(*_CHOSEN_BY_NAME))
         if "subcommand" in message:
-            message += "\n(`lightning tiny` builds a small checkpoint, `lightning data check` looks at a dataset.)"
+            message += (
+                "\n(`lightning tiny` builds a small checkpoint, `lightning data check` looks at a dataset, "
+                "`lightning study` runs a grid of fits.)"
+            )
         if not self.exit_on_error:
             return super().error(message, ex)
         sys.stderr.write(f"error: {message}\nFor all options: {self.prog} --help\n")

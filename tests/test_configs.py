@@ -28,6 +28,7 @@ from tests.running import (
     write_image_folder,
     write_llava_json,
 )
+from tests.study.test_shipped import STUDY_CONFIGS
 from tests.testbed.test_recipe import TESTBED
 
 PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
@@ -86,7 +87,18 @@ def module_of(cli: CLI) -> MLLMModule:
 
 
 def test_each_shipped_yaml_is_a_test_case() -> None:
-    covered = {*POLICIES, NOT_FOR_FIT, *PRESETS, *MODELS, *DATA, *PUBLISHED, *CHECKPOINTS, QUICKSTART, *TESTBED}
+    covered = {
+        *POLICIES,
+        NOT_FOR_FIT,
+        *PRESETS,
+        *MODELS,
+        *DATA,
+        *PUBLISHED,
+        *CHECKPOINTS,
+        QUICKSTART,
+        *TESTBED,
+        *STUDY_CONFIGS,
+    }
 
     assert covered == {name for name in files_below(CONFIGS) if name.endswith(("yaml", "yml"))}
 

@@ -19,7 +19,7 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.schedule import LearningRates
 from lightning_mllm.probing import FeatureCache, MLPProbe, NearestCentroid, Point, Training, load_features
 from lightning_mllm.tracking.log import finish, make_loggers
-from lightning_mllm.types import Sample
+from lightning_mllm.types import Sample, Turn
 from tests.callbacks.conftest import make_trainer
 from tests.running import picture
 from tests.tracking.run_file import history
@@ -98,13 +98,8 @@ def test_probes_are_scored_before_training_each_epoch_and_after_the_test(followe
 
 
 def test_what_enters_a_projection_that_is_trained_stays_and_what_leaves_it_moves(followed: Followed) -> None:
-    by_point = {
-        point: [row["accuracy"] for row in rows(followed.folder / "probes.csv") if row["point"] == point]
-        for point in ("pre-mean",)
-    }
     before, after = (load_features(followed.folder / f"features/val-step{step}.safetensors") for step in (0, 4))
 
-    assert by_point["pre-mean"]
     assert torch.equal(before["pre-mean"].features, after["pre-mean"].features)
     assert not torch.equal(before["post-mean"].features, after["post-mean"].features)
 
@@ -140,7 +135,7 @@ def test_every_prediction_of_the_test_is_kept(followed: Followed) -> None:
 
 def test_drift_is_measured_against_the_untrained_projection(followed: Followed) -> None:
     found = rows(followed.folder / "drift.csv")
-    after = dict(followed.module.backbone.projector.named_parameters())
+    after = {name: each.detach() for name, each in followed.module.backbone.projector.named_parameters()}
 
     moved = sum(float((after[name] - each).double().square().sum()) for name, each in followed.before.items())
     size = sum(float(each.double().square().sum()) for each in followed.before.values())
@@ -157,7 +152,6 @@ def test_a_resumed_run_knows_what_was_before_it(followed: Followed, tiny_llava: 
         trainer.fit(make_module(tiny_llava), datamodule=data, **options)  # type: ignore[arg-type]
         return trainer
 
-    # the schedule is that of two epochs, so the run is stopped by its own validation and not by a shorter max_epochs
     first = fit(tmp_path / "first", 2)
     first.save_checkpoint(tmp_path / "last.ckpt")
     resumed = fit(tmp_path / "resumed", 2, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
@@ -172,8 +166,6 @@ def test_a_resumed_run_knows_what_was_before_it(followed: Followed, tiny_llava: 
 def test_data_without_labels_is_refused(tiny_llava: str, tmp_path: Path) -> None:
     class Talk(MLLMDataModule):
         def load(self, split: str) -> list[Sample]:
-            from lightning_mllm.types import Turn
-
             turns = [Turn("user", "What is it?", images=1), Turn("assistant", "noise")]
             return [Sample(id=f"{split}-0", images=[picture(0)], conversation=turns)]
 
