@@ -25,14 +25,15 @@ class RepresentationDrift(L.Callback):
     `drift.csv` has linear CKA and mean cosine per point, and the relative movement of the projection's weights.
 
     Args:
-        points: Where features are tapped.
+        points: Where features are tapped; by default behind the projection, averaged over the tokens.
         cache: Keeps what a frozen vision tower makes of the images.
     """
 
-    def __init__(self, points: Sequence[Point] = (Point("post"),), cache: FeatureCache | None = None) -> None:
-        if not points:
+    def __init__(self, points: Sequence[Point] | None = None, cache: FeatureCache | None = None) -> None:
+        self.points = (Point("post"),) if points is None else tuple(points)
+        if not self.points:
             raise ConfigError("RepresentationDrift needs one point or more.")
-        self.points, self.cache = tuple(points), cache
+        self.cache = cache
         self._weights: dict[str, Tensor] = {}
         self._features: dict[str, Tensor] = {}
         self._rows: list[list[Any]] = []

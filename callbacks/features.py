@@ -17,20 +17,21 @@ class SaveFeatures(L.Callback):
     Training and validation split before training and at each validation of a fit, the test split after a test.
 
     Args:
-        points: Where features are tapped.
+        points: Where features are tapped; by default behind the projection, averaged over the tokens.
         every_n_epochs: Epochs between files.
         cache: Keeps what a frozen vision tower makes of the images.
     """
 
     def __init__(
         self,
-        points: Sequence[Point] = (Point("post"),),
+        points: Sequence[Point] | None = None,
         every_n_epochs: int = 1,
         cache: FeatureCache | None = None,
     ) -> None:
-        if not points or every_n_epochs < 1:
+        self.points = (Point("post"),) if points is None else tuple(points)
+        if not self.points or every_n_epochs < 1:
             raise ConfigError("SaveFeatures needs one point or more, and every_n_epochs of at least 1.")
-        self.points, self.every_n_epochs, self.cache = tuple(points), every_n_epochs, cache
+        self.every_n_epochs, self.cache = every_n_epochs, cache
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save those of the untrained model."""

@@ -28,8 +28,8 @@ class ProbeEachEpoch(L.Callback):
     `probes.png` the curves; the folder of a test's evaluation gets every prediction, `probe-predictions.csv`.
 
     Args:
-        points: Where features are tapped.
-        probes: What is trained on them.
+        points: Where features are tapped; by default before and after the projection, averaged over the tokens.
+        probes: What is trained on them; by default the paper's `MLPProbe`.
         seeds: Each probe is trained once per seed; all seeds and points at once.
         every_n_epochs: Epochs between probings.
         before_training: Whether the untrained model is probed too.
@@ -39,20 +39,23 @@ class ProbeEachEpoch(L.Callback):
     def __init__(
         self,
         *,
-        points: Sequence[Point] = (Point("pre"), Point("post")),
-        probes: Sequence[Probe] = (MLPProbe(),),
+        points: Sequence[Point] | None = None,
+        probes: Sequence[Probe] | None = None,
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
         every_n_epochs: int = 1,
         before_training: bool = True,
         cache: FeatureCache | None = None,
     ) -> None:
-        for option, names in {"points": [p.name for p in points], "probes": [p.name for p in probes]}.items():
+        self.points = (Point("pre"), Point("post")) if points is None else tuple(points)
+        self.probes = (MLPProbe(),) if probes is None else tuple(probes)
+        for option, chosen in {"points": self.points, "probes": self.probes}.items():
+            names = [each.name for each in chosen]
             if not names or len(set(names)) < len(names):
                 raise ConfigError(f"ProbeEachEpoch needs {option}, each once; found {', '.join(names) or 'none'}.")
         if every_n_epochs < 1:
             raise ConfigError(f"ProbeEachEpoch.every_n_epochs must be at least 1, not {every_n_epochs}.")
-        self.points, self.probes, self.seeds = tuple(points), tuple(probes), tuple(seeds)
-        self.every_n_epochs, self.before_training, self.cache = every_n_epochs, before_training, cache
+        self.seeds, self.cache = tuple(seeds), cache
+        self.every_n_epochs, self.before_training = every_n_epochs, before_training
         self._rows: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
