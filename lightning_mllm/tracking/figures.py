@@ -22,8 +22,8 @@ from PIL import Image, ImageOps
 from lightning_mllm.evaluation import ClassificationResult
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-_RIGHT, _WRONG, _GREY = "#009E73", "#D55E00", "#6B6B6B"
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_RIGHT, _WRONG, GREY = "#009E73", "#D55E00", "#6B6B6B"
 _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 _TEST_STAGES = {"zero_shot": "test, before training", "test": "test"}
 _MOST_CELL_LABELS = 20  # classes up to which a confusion cell shows its count
@@ -73,7 +73,7 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
     axes = figure.subplots(1, 1 + len(titles), squeeze=False)[0]
     _draw_loss(axes[0], curves)
     for axis, (metric, title) in zip(axes[1:], titles.items(), strict=True):
-        for scorer, colour in zip(scorers, _PALETTE * len(scorers), strict=False):
+        for scorer, colour in zip(scorers, PALETTE * len(scorers), strict=False):
             _draw_line(axis, curves.get(f"val/{scorer}/{metric}", {}), f"{scorer}, validation", colour)
             for stage, label in _TEST_STAGES.items():
                 points = curves.get(f"{stage}/{scorer}/{metric}", {})
@@ -81,10 +81,10 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
                 if points:
                     axis.plot(*_xy(points), "D", color=colour, label=f"{scorer}, {label}", clip_on=False, **filled)
         if classes and metric == "accuracy":
-            axis.axhline(1 / classes, color=_GREY, linestyle="--", label=f"chance (1/{classes})")
+            axis.axhline(1 / classes, color=GREY, linestyle="--", label=f"chance (1/{classes})")
         axis.set(title=title, xlabel="Optimiser step", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
-        _finish_axis(axis)
-    return _save(figure, output)
+        finish_axis(axis)
+    return save_figure(figure, output)
 
 
 def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
@@ -102,7 +102,7 @@ def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
     figure = Figure(figsize=(5 * len(_METRICS), 4.2), layout="constrained")
     series = dict.fromkeys((row["point"], row["probe"]) for row in rows)
     for axis, (metric, title) in zip(figure.subplots(1, len(_METRICS)), _METRICS.items(), strict=True):
-        for (point, probe), colour in zip(series, _PALETTE * len(series), strict=False):
+        for (point, probe), colour in zip(series, PALETTE * len(series), strict=False):
             own = [row for row in rows if (row["point"], row["probe"]) == (point, probe) and row["epoch"] is not None]
             watched = _by_epoch([row for row in own if row["stage"] == "val"], metric)
             _draw_line(axis, {epoch: fmean(values) for epoch, values in watched.items()}, f"{point}, {probe}", colour)
@@ -113,8 +113,8 @@ def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
         axis.set(
             title=f"Probes: {title}", xlabel="Epoch (-1: before training)", ylabel=f"{title} (0-1)", ylim=(0, 1.02)
         )
-        _finish_axis(axis)
-    return _save(figure, output)
+        finish_axis(axis)
+    return save_figure(figure, output)
 
 
 def _by_epoch(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[int, list[float]]:
@@ -143,7 +143,7 @@ def confusion_matrix(result: ClassificationResult, output: Path, title: str = "C
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="Share of the true class", shrink=0.8)
-    axis.axvline(classes - 0.5, color=_GREY, linewidth=1)  # what is right of it names no class
+    axis.axvline(classes - 0.5, color=GREY, linewidth=1)  # what is right of it names no class
     if classes <= _MOST_TICK_LABELS:
         names = [_short(name, 24) for name in result.names]
         axis.set_xticks(range(classes + 1), [*names, "(invalid)"], rotation=90, parse_math=False)
@@ -157,7 +157,7 @@ def confusion_matrix(result: ClassificationResult, output: Path, title: str = "C
     axis.set_title(
         f"{title}\nN = {result.n}, accuracy {result.accuracy:.3f}, macro-F1 {result.macro_f1:.3f}", fontsize=11
     )
-    return _save(figure, output)
+    return save_figure(figure, output)
 
 
 def prediction_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], output: Path, title: str = "") -> Path:
@@ -186,12 +186,12 @@ def prediction_sheet(images: Sequence[Image.Image], captions: Sequence[Caption],
         side = max(picture.size)
         axis.imshow(ImageOps.pad(picture.convert("RGB"), (side, side), color="white"))
         _write_caption(axis, caption)
-    return _save(figure, output)
+    return save_figure(figure, output)
 
 
 def _write_caption(axis: Axes, caption: Caption) -> None:
     prompt = textwrap.fill(_short(caption.prompt, 84), 44)
-    written = [(prompt, _GREY, 6.5), (f"true: {_short(caption.target, 34)}", "black", 9.0)]
+    written = [(prompt, GREY, 6.5), (f"true: {_short(caption.target, 34)}", "black", 9.0)]
     for verdict in caption.verdicts:
         sign, colour = ("\u2713", _RIGHT) if verdict.correct else ("\u2717", _WRONG)
         answer = _short(verdict.answer, 24) or "(empty)"
@@ -232,11 +232,11 @@ def _read_curves(metrics_csv: Path) -> Curves:
 
 def _draw_loss(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     train = curves.get("train/loss") or curves.get("train/loss_step", {})
-    axis.plot(*_xy(train), color=_GREY, linewidth=1, alpha=0.8, label="training batch")
-    _draw_line(axis, curves.get("val/loss", {}), "validation", _PALETTE[0])
+    axis.plot(*_xy(train), color=GREY, linewidth=1, alpha=0.8, label="training batch")
+    _draw_line(axis, curves.get("val/loss", {}), "validation", PALETTE[0])
     axis.set(title="Loss", xlabel="Optimiser step", ylabel="Cross-entropy (nats per answer token)")
     axis.set_ylim(0, 1.05 * max([*train.values(), *curves.get("val/loss", {}).values()], default=1))
-    _finish_axis(axis)
+    finish_axis(axis)
 
 
 def _draw_line(axis: Axes, points: Mapping[int, float], label: str, colour: str) -> None:
@@ -249,7 +249,8 @@ def _xy(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
     return steps, [points[step] for step in steps]
 
 
-def _finish_axis(axis: Axes) -> None:
+def finish_axis(axis: Axes) -> None:
+    """Give an axis the look that all figures share, and its legend."""
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.03)
@@ -258,7 +259,8 @@ def _finish_axis(axis: Axes) -> None:
         axis.legend(frameon=False, fontsize=8)
 
 
-def _save(figure: Figure, output: Path) -> Path:
+def save_figure(figure: Figure, output: Path) -> Path:
+    """Write a figure as PNG, make its folder, and return the path."""
     output.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(output, dpi=150)

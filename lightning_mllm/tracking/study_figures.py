@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
 
-from lightning_mllm.tracking.figures import _GREY, _PALETTE, _finish_axis, _save
+from lightning_mllm.tracking.figures import GREY, PALETTE, finish_axis, save_figure
 
 _MARKERS = ("s", "^", "D", "v", "P", "X")
 _COLUMNS = 3  # of panels
@@ -56,20 +56,20 @@ def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: st
     figure, axes = _panels(panels)
     for axis, panel in zip(axes, panels, strict=True):
         for slope in (each for each in slopes if each.panel == panel):
-            colour = _PALETTE[groups.index(slope.group) % len(_PALETTE)]
+            colour = PALETTE[groups.index(slope.group) % len(PALETTE)]
             marker = _MARKERS[kinds.index(slope.kind) % len(_MARKERS)]
             axis.plot(*zip(slope.before, slope.after, strict=True), color=colour, linewidth=1.5, alpha=0.8)
             axis.plot(*slope.before, "o", color=colour, markerfacecolor="white")
             axis.plot(*slope.after, marker, color=colour)
-        axis.plot([], [], "o", color=_GREY, markerfacecolor="white", label="untrained")
+        axis.plot([], [], "o", color=GREY, markerfacecolor="white", label="untrained")
         for kind, marker in zip(kinds, _MARKERS * len(kinds), strict=False):
-            axis.plot([], [], marker, color=_GREY, label=kind)
+            axis.plot([], [], marker, color=GREY, label=kind)
         for index, group in enumerate(groups):
-            axis.plot([], [], "-", color=_PALETTE[index % len(_PALETTE)], label=group)
+            axis.plot([], [], "-", color=PALETTE[index % len(PALETTE)], label=group)
         axis.set(title=panel, xlabel=xlabel, ylabel=ylabel)
-        _finish_axis(axis)
+        finish_axis(axis)
         axis.xaxis.set_major_locator(AutoLocator())  # scores are no whole numbers
-    return _save(figure, output)
+    return save_figure(figure, output)
 
 
 def epoch_plot(curves: Mapping[str, Mapping[str, Curve]], output: Path, *, ylabel: str) -> Path:
@@ -88,13 +88,13 @@ def epoch_plot(curves: Mapping[str, Mapping[str, Curve]], output: Path, *, ylabe
     for axis, (panel, lines) in zip(axes, curves.items(), strict=True):
         for label, curve in lines.items():
             index = labels.index(label)
-            colour, dashes = _PALETTE[index % len(_PALETTE)], ("-", "--", ":")[index // len(_PALETTE) % 3]
+            colour, dashes = PALETTE[index % len(PALETTE)], ("-", "--", ":")[index // len(PALETTE) % 3]
             epochs = sorted(curve)
             values = [curve[epoch] for epoch in epochs]
             axis.plot(epochs, values, marker="o", markersize=4, label=label, color=colour, linestyle=dashes)
         axis.set(title=panel, xlabel="Epoch (-1: before training)", ylabel=ylabel)
-        _finish_axis(axis)
-    return _save(figure, output)
+        finish_axis(axis)
+    return save_figure(figure, output)
 
 
 def _panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
