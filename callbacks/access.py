@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from lightning_mllm.errors import ConfigError
@@ -17,6 +19,7 @@ from lightning_mllm.probing.cache import FeatureCache
 from lightning_mllm.probing.extraction import extract
 from lightning_mllm.probing.feature_set import FeatureSet
 from lightning_mllm.probing.points import Point
+from lightning_mllm.probing.tapping import Tapper
 from lightning_mllm.types import LabelSet, MultimodalBatch, Sample
 
 Split = Literal["train", "val", "test"]
@@ -67,6 +70,26 @@ def samples(trainer: L.Trainer) -> Sequence[Sample]:
     return found
 
 
+def tapped_samples(trainer: L.Trainer, split: Split) -> Sequence[Sample]:
+    """Return the samples of a split that features are extracted from, in order.
+
+    Of the validation and the test split they are those that the model itself is evaluated on, as `limit_val_batches`
+    and `limit_test_batches` say, so that a probe's N is the model's. The training split is taken whole: a limit on its
+    batches is one per epoch, with other samples in each, and the first samples may well be of one class. Only a trial
+    with `fast_dev_run` takes as many batches of it as of the others.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    limits: dict[Split, int | float] = {
+        "train": trainer.limit_train_batches if trainer.fast_dev_run else 1.0,  # type: ignore[attr-defined]
+        "val": trainer.limit_val_batches,
+        "test": trainer.limit_test_batches,
+    }
+    found: Sequence[Sample] = data.samples[split]
+    limit, batches = limits[split], math.ceil(len(found) / data.eval_batch_size)
+    taken = min(limit, batches) if isinstance(limit, int) else int(limit * batches)  # as Lightning counts
+    return found[: taken * data.eval_batch_size]
+
+
 def features(
     trainer: L.Trainer,
     pl_module: L.LightningModule,
@@ -74,9 +97,7 @@ def features(
     points: Sequence[Point],
     cache: FeatureCache | None = None,
 ) -> dict[str, FeatureSet]:
-    """Extract the features of a split with the weights at hand; each process gets those of all samples.
-
-    A trial with `fast_dev_run` reads one batch.
+    """Extract the features of a split's `tapped_samples` with the weights at hand; each process gets all of them.
 
     Returns:
         Point's name -> features.
@@ -84,16 +105,39 @@ def features(
     Raises:
         ConfigError: The data has no labels, or a point does not exist in this model.
     """
-    module, labels = mllm(pl_module), label_set(trainer)
-    if labels is None:
-        raise ConfigError(
-            f"{type(trainer.datamodule).__name__} has no labels, but features are extracted to be told apart by class. "  # type: ignore[attr-defined]
-            "Use data whose samples have labels, or leave the callback out."
-        )
+    module, names = mllm(pl_module), _class_names(trainer)
     loader: Iterable[MultimodalBatch] = trainer.datamodule.plain_dataloader(split)  # type: ignore[attr-defined]
-    batches = (batch.to(module.device) for batch in islice(loader, 1 if trainer.fast_dev_run else None))  # type: ignore[attr-defined]
+    count = len(tapped_samples(trainer, split))
+    rank_zero_info("Extracting the features of %d %s samples.", count, split)
+    batches = islice(loader, math.ceil(count / trainer.datamodule.eval_batch_size))  # type: ignore[attr-defined]
     with module.adapted.autocast(module.device.type):
-        return extract(module.backbone, batches, points, labels.names, cache=cache)
+        return extract(module.backbone, batches, points, names, cache=cache)
+
+
+def check_features(
+    trainer: L.Trainer, pl_module: L.LightningModule, points: Sequence[Point], cache: FeatureCache | None
+) -> None:
+    """Refuse at the start what `features` would refuse when it is first called, an epoch later.
+
+    Raises:
+        ConfigError: The data has no labels, a point does not exist in this model, or there is a cache although the
+            vision tower is trained.
+    """
+    _class_names(trainer)
+    Tapper(mllm(pl_module).backbone, points, cache)
+
+
+def starts_untrained(trainer: L.Trainer, module: MLLMModule) -> bool:
+    """Return whether the fit that starts is of an untrained model, and validates it."""
+    return trainer.enable_validation and not module.trained_steps
+
+
+def is_due(trainer: L.Trainer, every_n_epochs: int) -> bool:
+    """Return whether `fit` is at a validation of each n-th epoch, or at the last one of all."""
+    if not is_fitting(trainer):
+        return False
+    is_last = trainer.should_stop or trainer.global_step >= trainer.estimated_stepping_batches
+    return is_last or (trainer.current_epoch + 1) % every_n_epochs == 0
 
 
 def is_fitting(trainer: L.Trainer) -> bool:
@@ -102,9 +146,22 @@ def is_fitting(trainer: L.Trainer) -> bool:
 
 
 def epoch_of(trainer: L.Trainer, module: MLLMModule) -> int | None:
-    """Return the epoch, from 0, that the weights at hand come from: -1 before training, None where it is not known."""
+    """Return the epoch, from 0, that the weights at hand come from.
+
+    It is -1 before training, and None where it is not known: they were loaded from a checkpoint of some step.
+    """
     if not module.trained_steps:
         return -1
     if trainer.state.fn == TrainerFn.FITTING:
         return trainer.current_epoch
-    return trainer.current_epoch - 1 if trainer.current_epoch else None
+    return trainer.current_epoch - 1 if trainer.current_epoch and module.trained_steps == trainer.global_step else None
+
+
+def _class_names(trainer: L.Trainer) -> tuple[str, ...]:
+    labels = label_set(trainer)
+    if labels is None:
+        raise ConfigError(
+            f"{type(trainer.datamodule).__name__} has no labels, but features are extracted to be told apart by class. "  # type: ignore[attr-defined]
+            "Use data whose samples have labels, or leave the callback out."
+        )
+    return labels.names

@@ -36,6 +36,7 @@ class RepresentationDrift(L.Callback):
         self.cache = cache
         self._weights: dict[str, Tensor] = {}
         self._features: dict[str, Tensor] = {}
+        self._sample_ids: list[str] = []  # whose features these are
         self._rows: list[list[Any]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -46,10 +47,22 @@ class RepresentationDrift(L.Callback):
             self._weights = {name: weight.cpu().clone() for name, weight in _projector(module).items()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the features before training, unless the run that is resumed did."""
-        if not self._features:
-            sets = access.features(trainer, pl_module, "val", self.points, self.cache)
-            self._features = {point: each.features.clone() for point, each in sets.items()}
+        """Remember the features before training; of a run that is resumed, check those that it remembers.
+
+        Raises:
+            ConfigError: The run that is resumed remembers none, or they are of other points or samples.
+        """
+        module = access.mllm(pl_module)
+        access.check_features(trainer, module, self.points, self.cache)
+        if not trainer.enable_validation:
+            return
+        if self._features or module.trained_steps:
+            self._check_reference(trainer, module)
+        else:
+            sets = access.features(trainer, module, "val", self.points, self.cache)
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._features = {point: each.features.clone() for point, each in sets.items()}
+                self._sample_ids = list(next(iter(sets.values())).sample_ids)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare."""
@@ -70,12 +83,36 @@ class RepresentationDrift(L.Callback):
         log_metrics(trainer.loggers, logged, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the features before training and what was found so far."""
-        return {"features": self._features, "rows": self._rows}
+        """Return the features before training, whose they are, and what was found so far."""
+        return {"features": self._features, "sample_ids": self._sample_ids, "rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take those of the run that is resumed."""
-        self._features, self._rows = dict(state_dict["features"]), list(state_dict["rows"])
+        """Take those of the run that is resumed, unless this is a test, with a checkpoint, of what was fitted."""
+        if not self._features:
+            self._features, self._sample_ids = dict(state_dict["features"]), list(state_dict["sample_ids"])
+            self._rows = list(state_dict["rows"])
+
+    def _check_reference(self, trainer: L.Trainer, module: MLLMModule) -> None:
+        way_out = "or leave RepresentationDrift out, or start a new run."
+        if not self._features:
+            raise ConfigError(
+                "RepresentationDrift compares with the features before training, but this model has been trained for "
+                f"{module.trained_steps} steps, and its checkpoint was written without the callback. Resume another "
+                f"checkpoint, {way_out}"
+            )
+        known, asked = sorted(self._features), sorted(point.name for point in self.points)
+        if known != asked:
+            raise ConfigError(
+                f"RepresentationDrift has features before training at {', '.join(known)}, but its points are "
+                f"{', '.join(asked)}. Give those points, {way_out}"
+            )
+        now = [sample.id for sample in access.tapped_samples(trainer, "val")]
+        if now != self._sample_ids and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"RepresentationDrift has features before training of {len(self._sample_ids)} validation samples, but "
+                f"the validation split now has {len(now)}, or others. Resume with the same data and limit_val_batches, "
+                f"{way_out}"
+            )
 
 
 def _projector(module: MLLMModule) -> dict[str, Tensor]:

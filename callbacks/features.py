@@ -14,11 +14,12 @@ from lightning_mllm.probing import FeatureCache, Point, save_features
 class SaveFeatures(L.Callback):
     """Writes pooled features to `features/<split>-step<k>.safetensors`; `probing.load_features` reads them.
 
-    Training and validation split before training and at each validation of a fit, the test split after a test.
+    Training and validation split before training and at validations of a fit, the test split after a test; of these
+    two splits the samples that the model itself is evaluated on, of the training split all (`access.tapped_samples`).
 
     Args:
         points: Where features are tapped; by default behind the projection, averaged over the tokens.
-        every_n_epochs: Epochs between files.
+        every_n_epochs: Epochs between files; the last validation of a fit always gives some.
         cache: Keeps what a frozen vision tower makes of the images.
     """
 
@@ -34,14 +35,19 @@ class SaveFeatures(L.Callback):
         self.every_n_epochs, self.cache = every_n_epochs, cache
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save those of the untrained model."""
-        if not access.mllm(pl_module).trained_steps:
+        """Check the options, and save the features of the untrained model."""
+        access.check_features(trainer, pl_module, self.points, self.cache)
+        if access.starts_untrained(trainer, access.mllm(pl_module)):
             self._save(trainer, pl_module, "train", "val")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save those of the model as it is."""
-        if access.is_fitting(trainer) and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if access.is_due(trainer, self.every_n_epochs):
             self._save(trainer, pl_module, "train", "val")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the options."""
+        access.check_features(trainer, pl_module, self.points, self.cache)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save those of the test split."""

@@ -9,29 +9,40 @@ import lightning as L
 
 from lightning_mllm.callbacks import access
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, MLPProbe, Point, Probe, ProbeScore
 from lightning_mllm.tracking.figures import probe_curve
-from lightning_mllm.tracking.files import write_rows
+from lightning_mllm.tracking.files import write_json, write_rows
 from lightning_mllm.tracking.log import log_image, log_metrics
 
 COLUMNS = (
     *("epoch", "step", "stage", "point", "probe", "seed", "accuracy", "macro_f1", "control_accuracy"),
-    *("n_train", "n_test", "epochs_trained"),
+    *("n_train", "n_test", "epochs_trained", "best_epoch"),
 )
+_LOGGED = ("accuracy", "accuracy_sd", "macro_f1", "macro_f1_sd", "selectivity")
+
+Scores = Mapping[tuple[str, str], ProbeScore]  # by the names of point and probe
 
 
 class ProbeEachEpoch(L.Callback):
     """Trains probes on the features of the training split, anew each time, and scores them.
 
-    Before training (epoch -1) and at each validation of a fit they are scored on the validation split, after a test on
-    the test split, which so decides nothing. In the run's folder, `probes.csv` has a row per score and seed and
-    `probes.png` the curves; the folder of a test's evaluation gets every prediction, `probe-predictions.csv`.
+    Before training (epoch -1) and at validations of a fit they are scored on the validation split, after a test on the
+    test split, which so decides nothing. Validation and test samples are those that the model itself is evaluated on,
+    training samples always all (`access.tapped_samples`).
+
+    In the run's folder, `probes.csv` has a row per score and seed and `probes.png` the curves; the folder of a test's
+    evaluation gets `probes.json`, with the scores per class, and every prediction, `probe-predictions.csv`.
+
+    With several processes each of them trains all the probes. All have the features of all samples, and what is random
+    has a seed, so that they get the same scores; and none waits in a collective, until that runs out of time, for a
+    first process that trains alone. The first one writes.
 
     Args:
         points: Where features are tapped; by default before and after the projection, averaged over the tokens.
         probes: What is trained on them; by default the paper's `MLPProbe`.
         seeds: Each probe is trained once per seed; all seeds and points at once.
-        every_n_epochs: Epochs between probings.
+        every_n_epochs: Epochs between probings; the last validation of a fit is always one.
         before_training: Whether the untrained model is probed too.
         cache: Keeps what a frozen vision tower makes of the images.
     """
@@ -48,25 +59,29 @@ class ProbeEachEpoch(L.Callback):
     ) -> None:
         self.points = (Point("pre"), Point("post")) if points is None else tuple(points)
         self.probes = (MLPProbe(),) if probes is None else tuple(probes)
-        for option, chosen in {"points": self.points, "probes": self.probes}.items():
-            names = [each.name for each in chosen]
-            if not names or len(set(names)) < len(names):
-                raise ConfigError(f"ProbeEachEpoch needs {option}, each once; found {', '.join(names) or 'none'}.")
+        self.seeds, self.cache = tuple(seeds), cache
+        _check_each_once("points", [point.name for point in self.points])
+        _check_each_once("probes", [probe.name for probe in self.probes], " A probe's label is a name of your own.")
+        _check_each_once("seeds", [str(seed) for seed in self.seeds])
         if every_n_epochs < 1:
             raise ConfigError(f"ProbeEachEpoch.every_n_epochs must be at least 1, not {every_n_epochs}.")
-        self.seeds, self.cache = tuple(seeds), cache
         self.every_n_epochs, self.before_training = every_n_epochs, before_training
         self._rows: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Probe the untrained model."""
-        if self.before_training and not access.mllm(pl_module).trained_steps:
+        """Check the options, and probe the untrained model."""
+        access.check_features(trainer, pl_module, self.points, self.cache)
+        if self.before_training and access.starts_untrained(trainer, access.mllm(pl_module)):
             self._probe(trainer, pl_module, "val")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Probe the model as it is."""
-        if access.is_fitting(trainer) and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if access.is_due(trainer, self.every_n_epochs):
             self._probe(trainer, pl_module, "val")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the options."""
+        access.check_features(trainer, pl_module, self.points, self.cache)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Probe the model on the test split."""
@@ -77,35 +92,46 @@ class ProbeEachEpoch(L.Callback):
         return {"rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the scores of the run that is resumed."""
-        self._rows = list(state_dict["rows"])
+        """Take the scores of the run that is resumed, unless this is a test, with a checkpoint, of what was fitted."""
+        self._rows = self._rows or list(state_dict["rows"])
 
     def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule, split: access.Split) -> None:
         train, held_out = (
             access.features(trainer, pl_module, each, self.points, self.cache) for each in ("train", split)
         )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # a single batch teaches no probe
-        module = access.mllm(pl_module)
-        scores = {probe.name: probe.fit_score(train, held_out, self.seeds) for probe in self.probes}
-        if not trainer.is_global_zero:
-            return
-        stage = module.stage_name if split == "test" else "val"
-        when = {"epoch": access.epoch_of(trainer, module), "step": module.trained_steps, "stage": stage}
+            return  # so few batches teach no probe
+        scores = {
+            (point, probe.name): score
+            for probe in self.probes
+            for point, score in probe.fit_score(train, held_out, self.seeds).items()
+        }
+        if trainer.is_global_zero:
+            self._write(trainer, access.mllm(pl_module), scores, is_test=split == "test")
+
+    def _write(self, trainer: L.Trainer, module: MLLMModule, scores: Scores, *, is_test: bool) -> None:
+        stage, step = module.stage_name if is_test else "val", module.trained_steps
+        when = {"epoch": access.epoch_of(trainer, module), "step": step, "stage": stage}
         self._rows += [
             {**when, "point": point, "probe": probe, **row}
-            for probe, by_point in scores.items()
-            for point, score in by_point.items()
+            for (point, probe), score in scores.items()
             for row in _per_seed(score)
         ]
         folder = access.run_dir(trainer)
         write_rows(folder / "probes.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in self._rows])
         log_metrics(trainer.loggers, _logged(stage, scores), trainer.global_step)
-        picture = probe_curve(self._rows, folder / "probes.png")
-        log_image(trainer.loggers, "probes", picture, trainer.global_step)
-        if split == "test":
-            path = access.evaluation_dir(trainer, module) / "probe-predictions.csv"
-            write_rows(path, *_predictions(scores))
+        log_image(trainer.loggers, "probes", probe_curve(self._rows, folder / "probes.png"), trainer.global_step)
+        if is_test:
+            evaluation = access.evaluation_dir(trainer, module)
+            summaries = {f"{point}/{probe}": score.summary() for (point, probe), score in scores.items()}
+            write_json(evaluation / "probes.json", {"stage": stage, "step": step, "probes": summaries})
+            write_rows(evaluation / "probe-predictions.csv", *_predictions(scores))
+
+
+def _check_each_once(option: str, names: Sequence[str], way_out: str = "") -> None:
+    if not names or len(set(names)) < len(names):
+        found = ", ".join(names) or "none"
+        raise ConfigError(f"ProbeEachEpoch needs {option}, each once; found {found}.{way_out}")
 
 
 def _per_seed(score: ProbeScore) -> list[dict[str, Any]]:
@@ -120,30 +146,31 @@ def _per_seed(score: ProbeScore) -> list[dict[str, Any]]:
             "n_train": score.n_train,
             "n_test": score.n_test,
             "epochs_trained": epochs,
+            "best_epoch": best_epoch,
         }
-        for seed, result, control, epochs in zip(score.seeds, score.results, controls, score.epochs, strict=True)
+        for seed, result, control, epochs, best_epoch in zip(
+            score.seeds, score.results, controls, score.epochs, score.best_epochs, strict=True
+        )
     ]
 
 
-def _logged(stage: str, scores: Mapping[str, Mapping[str, ProbeScore]]) -> dict[str, float]:
+def _logged(stage: str, scores: Scores) -> dict[str, float]:
     return {
         f"probe/{stage}/{point}/{probe}/{measure}": value
-        for probe, by_point in scores.items()
-        for point, score in by_point.items()
-        for measure in ("accuracy", "macro_f1", "selectivity")
+        for (point, probe), score in scores.items()
+        for measure in _LOGGED
         if (value := getattr(score, measure)) is not None
     }
 
 
-def _predictions(scores: Mapping[str, Mapping[str, ProbeScore]]) -> tuple[list[str], list[list[str]]]:
+def _predictions(scores: Scores) -> tuple[list[str], list[list[str]]]:
     """Return the header and a row per sample: its id, its class, and what each probe said."""
-    by_name = {f"{point}/{probe}": score for probe, by_point in scores.items() for point, score in by_point.items()}
-    first = next(iter(by_name.values()))
+    first = next(iter(scores.values()))
     names = first.results[0].names
     columns = ["sample_id", "target"]
     cells = [list(first.sample_ids), [names[target] for target in first.targets.tolist()]]
-    for name, score in by_name.items():
+    for (point, probe), score in scores.items():
         for seed, predicted in zip(score.seeds, score.predictions.tolist(), strict=True):
-            columns.append(f"{name}/seed{seed}")
+            columns.append(f"{point}/{probe}/seed{seed}")
             cells.append([names[index] for index in predicted])
     return columns, [list(row) for row in zip(*cells, strict=True)]

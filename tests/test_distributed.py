@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -12,13 +13,31 @@ import pytest
 import torch
 
 from lightning_mllm.cli import main
-from tests.running import conversation, final_metrics, isolate, write_image_folder, write_llava_json
+from lightning_mllm.probing import load_features
+from tests.running import conversation, files_below, final_metrics, isolate, write_image_folder, write_llava_json
 from tests.test_open_answers import arguments, write_questions
 
 pytestmark = pytest.mark.slow
 
 TWO = ("--trainer.accelerator", "cpu", "--trainer.strategy=ddp", "--trainer.devices=2")
 TIMEOUT = 180  # seconds; a process that waits for the other one waits for ever
+FOLLOWED = ("probe", "drift", "features")
+COUNTED = ("epoch", "step", "stage", "point", "probe", "seed", "n_train", "n_test", "n")
+FOLLOW = """
+trainer:
+  callbacks:
+    - class_path: ProbeEachEpoch
+      init_args:
+        probes:
+          - class_path: NearestCentroid
+          - {class_path: MLPProbe, init_args: {training: {max_epochs: 2}, label: mlp}}
+        seeds: [0, 1]
+        cache: {class_path: lightning_mllm.probing.FeatureCache, init_args: {root: cache}}
+    - class_path: SaveFeatures
+    - class_path: RepresentationDrift
+model:
+  scorers: []
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +70,11 @@ def compare(one: Path, two: Path) -> None:
     weights = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def counts(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{key: row[key] for key in row if key in COUNTED} for row in csv.DictReader(file)]
 
 
 def scores(run: Path, pattern: str) -> dict[str, dict[str, float]]:
@@ -103,6 +127,35 @@ def test_a_process_without_an_image_does_not_hang_and_changes_nothing(
     run_two([*arguments, "--trainer.run.name", "two"], tmp_path)
 
     compare(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_processes_follow_the_features_as_one_does(tiny_llava: str, tmp_path: Path) -> None:
+    root = write_image_folder(
+        tmp_path / "photos",
+        {"train/cat": 6, "train/dog": 5, "val/cat": 3, "val/dog": 2, "test/cat": 4, "test/dog": 3},
+    )
+    (tmp_path / "follow.yaml").write_text(FOLLOW)
+    arguments = [
+        *("fit", "--config", str(tmp_path / "follow.yaml"), "--model.checkpoint", tiny_llava, "--test_after", "true"),
+        *("--data", "ImageFolder", "--data.init_args.root", str(root)),
+        *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4"),
+        *("--trainer.max_epochs", "2", "--trainer.run.root", str(tmp_path)),
+    ]
+
+    main([*arguments, "--trainer.run.name", "one"])
+    run_two([*arguments, "--trainer.run.name", "two"], tmp_path)
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    written = [{name for name in files_below(run) if any(part in name for part in FOLLOWED)} for run in (one, two)]
+    assert written[0] == written[1] >= {"probes.csv", "drift.csv", "features/val-step6.safetensors"}
+    assert not [name for name in files_below(two) if name.endswith((".part", ".partial"))]
+    assert counts(two / "probes.csv") == counts(one / "probes.csv")  # a row of each, and the same N
+    assert counts(two / "drift.csv") == counts(one / "drift.csv")
+    for name in (name for name in written[0] if name.endswith(".safetensors")):
+        for point, expected in load_features(one / name).items():
+            found = load_features(two / name)[point]
+            assert (found.sample_ids, found.targets.tolist()) == (expected.sample_ids, expected.targets.tolist())
+            torch.testing.assert_close(found.features, expected.features, atol=1e-4, rtol=1e-4)
 
 
 def test_open_answers_are_each_counted_once(tiny_llava: str, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class MLLMModule(L.LightningModule):
         self.compile_model = compile
         self.evaluator = Evaluator(scorers)
         self.test_prefix = "test"
-        self._loaded_steps = 0
+        self._loaded_steps: int | None = None
         self._resumed_schedule: dict[str, Any] | None = None
         self._model: nn.Module | None = None
 
@@ -154,6 +154,10 @@ class MLLMModule(L.LightningModule):
         """Put the trained parts into train mode: `from_pretrained` gives eval mode, and Lightning keeps it."""
         self.train()
         self._seed = torch.initial_seed()
+
+    def on_train_start(self) -> None:
+        """Leave counting the steps to Lightning, which by now has restored its own count."""
+        self._loaded_steps = None
 
     def train(self, mode: bool = True) -> MLLMModule:
         """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""
@@ -279,5 +283,5 @@ class MLLMModule(L.LightningModule):
 
     @property
     def trained_steps(self) -> int:
-        """Optimiser steps behind the weights at hand; Lightning restores its own count for `fit` only."""
-        return self.trainer.global_step or self._loaded_steps
+        """Optimiser steps behind the weights at hand: those of a checkpoint that was loaded, until it is trained on."""
+        return self.trainer.global_step if self._loaded_steps is None else self._loaded_steps

@@ -95,16 +95,16 @@ class VisionPath:
 
     @torch.no_grad()
     def fingerprint(self) -> str:
-        """Hash what `tower_features` depend on besides the image: the tower's weights as they are now, and its config.
+        """Hash what `tower_features` depend on besides the image: weights and buffers as they are now, and the config.
 
         Every value is read, which takes about a second for a ViT-L.
         """
         config = self.model.config
         settings = (config.vision_feature_layer, config.vision_config._attn_implementation)
         digest = hashlib.sha256(f"{settings}{config.vision_config.to_json_string()}".encode())
-        for name, parameter in self.tower.named_parameters():
-            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        for name, tensor in (*self.tower.named_parameters(), *self.tower.named_buffers()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:32]
 
     def _count_views(self, image: Mapping[str, Tensor]) -> int:

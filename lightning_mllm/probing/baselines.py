@@ -20,7 +20,7 @@ class NearestCentroid(Probe):
     training samples is never predicted.
     """
 
-    name: ClassVar[str] = "nearest-centroid"
+    kind: ClassVar[str] = "nearest-centroid"
 
     def fit_predict(self, tasks: Sequence[Task]) -> list[Fit]:
         """See `Probe.fit_predict`; tasks that differ in nothing but their seed are computed once."""

@@ -1,9 +1,9 @@
 """What a frozen vision tower makes of images, kept on disk: computed once for all epochs, policies and processes.
 
-One safetensors file per image, in half precision, read by memory-mapping. Its name is a hash of everything that the
-features depend on, so an entry never has to be invalidated; entries of other checkpoints are never hit, they only count
-towards the size. A file gets its name once it is whole and on the disk: a run that is killed leaves a partial file,
-which is never read and is removed later.
+One safetensors file per image, in half precision, read by memory-mapping; it says in which dtype the features were
+computed. Its name is a hash of everything that they depend on, so an entry never has to be invalidated; entries of
+other checkpoints are never hit, they only count towards the size. A file gets its name once it is whole and on the
+disk: a run that is killed leaves a partial file, which is never read and is removed later.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,7 @@ HalfName = Literal["float16", "bfloat16"]
 
 _ABANDONED = 3600  # seconds after which a partial file belongs to a process that is gone
 _STEP = 0.01  # share of the limit that is written before the folder is measured again: others write too
+_DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 logger = logging.getLogger(__name__)
 
@@ -59,23 +61,30 @@ class FeatureCache:
         self._used: int | None = None  # bytes in the folder when it was measured, and those written since
         self._unmeasured = 0
 
-    def fetch(self, source: str, image: Mapping[str, Tensor], compute: Callable[[], Tensor]) -> Tensor:
-        """Return an image's features, in the cache's dtype on the CPU, whether they were there or not.
+    def fetch(
+        self, source: str, image: Mapping[str, Tensor], compute: Callable[[], Tensor]
+    ) -> tuple[Tensor, torch.dtype]:
+        """Return an image's features, whether they were there or not.
 
         Args:
             source: Identifies the tower and the precision it runs in.
-            image: The image's own tensors, after all processing; their content is hashed.
+            image: The image's own tensors, after all processing, best on the CPU; their content is hashed.
             compute: Makes the features. To agree bit for bit with what is stored it must not depend on other images.
+
+        Returns:
+            The features, in the cache's dtype on the CPU, and the dtype that they were computed in.
 
         Raises:
             DataError: The features overflow the cache's dtype.
         """
         path = self._path(source, image)
-        features = _read(path, self._dtype)
-        if features is None:
-            features = self._round(compute())
-            self._add(path, features)
-        return features
+        found = _read(path, self._dtype)
+        if found is not None:
+            return found
+        computed = compute()
+        features = self._round(computed)
+        self._add(path, features, computed.dtype)
+        return features, computed.dtype
 
     def _path(self, source: str, image: Mapping[str, Tensor]) -> Path:
         digest = hashlib.sha256(f"{source} {self._dtype}".encode())
@@ -95,10 +104,10 @@ class FeatureCache:
             )
         return half
 
-    def _add(self, path: Path, features: Tensor) -> None:
+    def _add(self, path: Path, features: Tensor, computed: torch.dtype) -> None:
         if not self._writes:
             return
-        content = save({"features": features})
+        content = save({"features": features}, {"computed": str(computed)})
         try:
             if not self._has_room(len(content)):
                 self._stop(f"has reached its limit of {self._limit / 1e9:g} GB; raise max_gigabytes or remove it")
@@ -122,19 +131,20 @@ class FeatureCache:
         )
 
 
-def _read(path: Path, dtype: torch.dtype) -> Tensor | None:
-    """Return the features of a whole entry; None if there is none, or what is there is damaged."""
+def _read(path: Path, dtype: torch.dtype) -> tuple[Tensor, torch.dtype] | None:
+    """Return what `fetch` does of a whole entry; None if there is none, or what is there is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             features: Tensor = file.get_tensor("features")
-    except (OSError, SafetensorError):
+            computed = _DTYPES[file.metadata()["computed"]]
+    except (OSError, SafetensorError, KeyError, TypeError):  # the last two: its metadata is not ours
         return None
-    return features if features.dtype == dtype else None
+    return (features, computed) if features.dtype == dtype else None
 
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file that is either whole and on the disk, or not there under its name."""
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")  # hosts that share the folder share process ids
     try:
         with partial.open("wb") as file:
             file.write(content)

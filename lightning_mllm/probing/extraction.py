@@ -43,7 +43,7 @@ def extract(
 
     Args:
         backbone: The model.
-        batches: Of samples with images and targets; on any device.
+        batches: Of samples with images and targets; on any device, best the CPU (see `Tapper.tap`).
         points: What is tapped.
         names: Class names.
         cache: For a frozen tower.

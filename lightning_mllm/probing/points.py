@@ -15,6 +15,10 @@ Place = Literal["pre", "post", "image", "last"]
 class Point:
     """Where features are tapped, and how a sample's tokens become one vector.
 
+    With LLaVA-NeXT, pooled features before and behind the projection are not of the same tokens: "pre" has all patches
+    of all views, those of the padding around the picture too; "post" and "image" have the packed ones, without the
+    padding and with row separators.
+
     Attributes:
         place: "pre" (what enters the projector), "post" (what the LLM gets for the image), "image" (image positions in
             the LLM) or "last" (the position whose logits give the first token of the answer; nothing to pool).

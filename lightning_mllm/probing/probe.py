@@ -68,10 +68,25 @@ class Probe(ABC):
             them) are permuted, anew per seed, and the probe is scored on the true labels of the test split. It is at
             chance there by construction, so accuracy minus its accuracy, the selectivity, is what the probe owes to
             the features and not to its own size or to the frequencies of the classes.
+        label: What its scores are filed under in place of `name`; needed where two of a run have the same name.
+
+    Raises:
+        ConfigError: The label has a slash, which separates point and probe in files.
     """
 
-    name: ClassVar[str]
+    kind: ClassVar[str]
     control: bool = False
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the label."""
+        if "/" in self.label:
+            raise ConfigError(f"A probe's label has no slash; found {self.label!r}. Give e.g. mlp-wide.")
+
+    @property
+    def name(self) -> str:
+        """What its scores are filed under: the label, or else the kind with what differs from its defaults."""
+        return self.label or self.kind
 
     @abstractmethod
     def fit_predict(self, tasks: Sequence[Task]) -> list[Fit]:

@@ -22,7 +22,7 @@ class ProbeScore:
     model's: macro-F1 is the mean over the classes that the test split has samples of.
 
     Attributes:
-        probe: Kind of probe.
+        probe: Its name.
         seeds: In the order of everything that is kept per seed.
         results: Per seed.
         predictions: (seeds, test samples) class indices, for paired tests between models.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Protocol, cast, get_args
 
@@ -72,19 +72,22 @@ class Tapper:
         _check_points(points, backbone)
         self._backbone, self._path, self._cache = backbone, backbone.vision_path, cache
         self._at = {place: [point for point in points if point.place == place] for place in get_args(Place)}
-        self._device, self._source = backbone.model.device, ""
-        if cache is not None:
-            if any(parameter.requires_grad for parameter in backbone.vision_tower.parameters()):
-                raise ConfigError(
-                    "The vision tower is trained, so its features change and a cache of them is of no use. Leave the "
-                    "feature cache out, or choose a freeze policy that keeps the tower frozen."
-                )
-            kind = self._device.type
-            precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ""
-            self._source = f"{self._path.fingerprint()} {kind} {precision}"
+        self._device = backbone.model.device
+        if cache is not None and any(parameter.requires_grad for parameter in backbone.vision_tower.parameters()):
+            raise ConfigError(
+                "The vision tower is trained, so its features change and a cache of them is of no use. Leave the "
+                "feature cache out, or choose a freeze policy that keeps the tower frozen."
+            )
+
+    @cached_property
+    def _source(self) -> str:
+        """What the features of the tower, which is frozen where there is a cache, depend on besides the image."""
+        kind = self._device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ""
+        return f"{self._path.fingerprint()} {kind} {precision}"
 
     def tap(self, batch: MultimodalBatch) -> Rows:
-        """Return a batch's features.
+        """Return the features of a batch, best on the CPU: of its pixels only what the tower has to see is moved.
 
         Raises:
             ConfigError: A pooling does not go with this model.
@@ -108,11 +111,10 @@ class Tapper:
     def _tower_features(self, images: Sequence[Image]) -> list[Tensor]:
         if self._cache is None:
             return self._path.tower_features(images)
-        dtype = next(self._backbone.vision_tower.parameters()).dtype
         features = []
         for image in images:
-            half = self._cache.fetch(self._source, image, partial(self._one_image, image))
-            features.append(half.to(self._device, dtype))
+            half, computed = self._cache.fetch(self._source, image, partial(self._one_image, image))
+            features.append(half.to(self._device).to(computed))  # in this order, half the bytes go to the device
         return features
 
     def _one_image(self, image: Image) -> Tensor:
@@ -129,7 +131,10 @@ class Tapper:
         return token[:, None]
 
     def _tap_llm(self, batch: MultimodalBatch, projected: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Run the LLM, if it has points: layer k is what enters block k, or after the last block the final norm."""
+        """Run the LLM, if it has points: layer k is what enters block k, or after the last block the final norm.
+
+        It is run without torch.compile: a model that was compiled without these hooks would go on without them.
+        """
         points = (*self._at["image"], *self._at["last"])
         if not points:
             return {}
@@ -151,7 +156,7 @@ class Tapper:
         handles = [stations[point.layer or 0].register_forward_pre_hook(hook(point)) for point in points]
         encoded = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]  # as the model's own
         try:
-            self._backbone.model.base_model(
+            self._backbone.model.base_model.forward(  # a call would be of what torch.compile made of it
                 **batch.model_inputs(), mm_encoder_outputs={"image": encoded}, use_cache=False
             )
         finally:

@@ -41,10 +41,25 @@ class TrainedProbe(Probe):
         Raises:
             ConfigError: One is out of its range.
         """
+        super().__post_init__()
         if not isinstance(self.training, Training) and self.training not in PRESETS:
             raise ConfigError(f"training is {self.training!r}; give one of {', '.join(PRESETS)}, or the settings.")
         if self.models_at_once < 1:
             raise ConfigError(f"models_at_once is {self.models_at_once}; it must be at least 1.")
+
+    @property
+    def name(self) -> str:
+        """The label, or else the kind with what differs from its defaults, e.g. `mlp-released-code-standardised`."""
+        return self.label or "-".join([self.kind, *self._differences()])
+
+    def _differences(self) -> list[str]:
+        default = type(self)
+        names: list[str] = []
+        if self.training != default.training:
+            names.append("custom" if isinstance(self.training, Training) else self.training)
+        if self.standardise != default.standardise:
+            names.append("standardised" if self.standardise else "raw")
+        return names
 
     @property
     @abstractmethod
@@ -105,13 +120,17 @@ class MLPProbe(TrainedProbe):
             too; it is there to repeat their table 3.
     """
 
-    name: ClassVar[str] = "mlp"
+    kind: ClassVar[str] = "mlp"
     network: Literal["post-projection", "pre-projection"] = "post-projection"
 
     @property
     def layout(self) -> Layout:
         """Hidden sizes of the network."""
         return {"post-projection": POST_PROJECTION, "pre-projection": PRE_PROJECTION}[self.network]
+
+    def _differences(self) -> list[str]:
+        network: list[str] = [] if self.network == type(self).network else [self.network]
+        return [*network, *super()._differences()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +141,7 @@ class LinearProbe(TrainedProbe):
     linear layer is far from its optimum when training ends.
     """
 
-    name: ClassVar[str] = "linear"
+    kind: ClassVar[str] = "linear"
     training: Preset | Training = Training(learning_rate=1e-3)  # noqa: RUF009 - frozen
     standardise: bool = True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any
 from lightning_mllm.errors import DataError
 from lightning_mllm.study.config import Richness
 from lightning_mllm.study.marker import CellFolder
+from lightning_mllm.tracking.files import read_json
 
 Row = Mapping[str, str]
 
 _PROBED = "probe-predictions.csv"
+_CLIP = "clip-predictions.csv"
 _PROBE_KEY = ("epoch", "stage", "point", "probe", "seed")
 _DRIFT_KEY = ("epoch", "point")
 
@@ -51,10 +52,10 @@ def scores_of(folder: CellFolder) -> dict[str, dict[str, Any]]:
     """Return the summary of each scorer.
 
     Raises:
-        DataError: The file is missing, or has no scores of classes.
+        DataError: The file is missing or can't be read, or has no scores of classes.
     """
     path = evaluation_of(folder) / "scores.json"
-    scorers: dict[str, dict[str, Any]] | None = json.loads(path.read_text()).get("scorers")
+    scorers: dict[str, dict[str, Any]] | None = read_json(path).get("scorers")
     if not scorers:
         raise DataError(
             f"{path} has no scorers. The study is about classification: give its domains labels, and leave "
@@ -77,6 +78,20 @@ def answers_of(folder: CellFolder, scorer: str) -> Answers:
         raise DataError(f"{path} has no scorer {scorer!r}, only {', '.join(there)}. Set the study's option scorer.")
     targets = {row["sample_id"]: row["target"] for row in rows}
     return Answers(targets, ({row["sample_id"]: row[column] for row in rows},))
+
+
+def clip_answers_of(folder: CellFolder) -> Answers | None:
+    """Return what CLIP itself answered on the same split, or None.
+
+    A callback that runs it leaves `clip-predictions.csv` with the columns sample_id, target and prediction.
+    """
+    path = evaluation_of(folder) / _CLIP
+    if not path.is_file():
+        return None
+    rows = _read(path, folder)
+    return Answers(
+        {row["sample_id"]: row["target"] for row in rows}, ({row["sample_id"]: row["prediction"] for row in rows},)
+    )
 
 
 def has_probe(folder: CellFolder, point: str, probe: str) -> bool:

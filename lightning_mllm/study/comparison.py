@@ -9,11 +9,19 @@ from typing import Literal
 import numpy as np
 
 from lightning_mllm.study.bootstrap import Measure, Resampler, Scores, to_arrays
-from lightning_mllm.study.cell_files import Answers, answers_of, has_probe, probed_answers_of, scores_of
+from lightning_mllm.study.cell_files import (
+    Answers,
+    answers_of,
+    clip_answers_of,
+    has_probe,
+    probed_answers_of,
+    scores_of,
+)
 from lightning_mllm.study.config import ZERO_SHOT, Study
 from lightning_mllm.study.marker import CellFolder
 
-Kind = Literal["model", "richness", "image-only"]  # who answered: the MLLM, a probe of its projection, one of its tower
+# who answered: the MLLM, a probe of its projection, a probe of its vision tower, CLIP with the names of the classes
+Kind = Literal["model", "richness", "image-only", "clip"]
 
 _UNIFORM_DRAWS = 200
 
@@ -54,7 +62,10 @@ class Comparison:
     uniform: Mapping[Measure, float]
 
     def get(self, kind: Kind, policy: str, preset: str, measure: Measure) -> Scores | None:
-        """Return the score of a policy under a preset, if it is there; zero-shot is the same under all presets."""
+        """Return the score of a policy under a preset, if it is there; zero-shot is the same under all presets.
+
+        The baselines, image-only and CLIP, train nothing: their policy is zero-shot, too.
+        """
         found = self.scores.get(Who(kind, policy, "" if policy == ZERO_SHOT else preset))
         return None if found is None else found[measure]
 
@@ -100,10 +111,15 @@ def _compare_domain(study: Study, checkpoint: str, domain: str, folders: Sequenc
 
 
 def _answers_of_cell(study: Study, folder: CellFolder) -> dict[Who, Answers]:
-    policy, preset = folder.cell.policy, folder.cell.preset
-    answers = {Who("model", policy, preset): answers_of(folder, study.scorer)}
+    """Return who answered in a cell, under each preset of which it is the cell."""
+    policy = folder.cell.policy
+    model = answers_of(folder, study.scorer)
+    answers = {Who("model", policy, preset): model for preset in folder.cell.presets}
     if (richness := study.richness) is not None:
-        answers[Who("richness", policy, preset)] = probed_answers_of(folder, richness.point, richness.probe)
+        probed = probed_answers_of(folder, richness.point, richness.probe)
+        answers |= {Who("richness", policy, preset): probed for preset in folder.cell.presets}
         if policy == ZERO_SHOT and has_probe(folder, richness.image_point, richness.probe):
             answers[Who("image-only")] = probed_answers_of(folder, richness.image_point, richness.probe)
+    if policy == ZERO_SHOT and (clip := clip_answers_of(folder)) is not None:
+        answers[Who("clip")] = clip
     return answers

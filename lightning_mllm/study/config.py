@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.study.config_files import config_of, projector_rate
+from lightning_mllm.study.decisions import ALPHA, smallest_trend_p
 from lightning_mllm.tracking.log import WandbMode
 
 ZERO_SHOT, FT_PROJ, FT_E2E = "zero_shot", "ft_proj", "ft_e2e"
@@ -36,7 +38,8 @@ class RateSweep:
     """One preset's FT-Proj at several learning rates of the projection.
 
     Attributes:
-        preset: Whose FT-Proj it is; a rate that it has already is not run twice.
+        preset: Whose FT-Proj it is; a rate that it, or another preset's FT-Proj of the same configs, has already is not
+            run twice.
         rates: The learning rates.
     """
 
@@ -91,11 +94,21 @@ class Study:
         """Where everything of this study goes."""
         return Path(self.root) / self.name
 
+    def rates_of_sweep(self) -> dict[str, float]:
+        """Return, by preset, the projection's learning rate of each FT-Proj of the sweep."""
+        if self.sweep is None:
+            return {}
+        preset = self.sweep.preset
+        own = projector_rate(config_of(file) for file in [*self.common, *self.presets[preset][FT_PROJ]])
+        presets = {} if own is None else {preset: own}
+        return presets | {f"{preset}-{rate:g}": rate for rate in self.sweep.rates if rate != own}
+
     def check(self) -> None:
         """Refuse what cannot work.
 
         Raises:
-            ConfigError: A name is no plain one, a part of the grid is empty or there twice, or a file is missing.
+            ConfigError: A name is no plain one, a part of the grid is empty or there twice, a file is missing, or the
+                sweep is too small to decide anything.
         """
         for option, names in self._names():
             _check_names(option, names)
@@ -111,6 +124,11 @@ class Study:
                 )
         if self.sweep is not None:
             self._check_sweep(self.sweep)
+        self._check_files()
+        if self.sweep is not None and self.richness is not None:
+            self._check_power(len(self.rates_of_sweep()))
+
+    def _check_files(self) -> None:
         for option, files in self._files():
             for file in files:
                 if not Path(file).is_file():
@@ -118,6 +136,15 @@ class Study:
                         f"{option} names the config file {file}, which does not exist. Paths count from the folder "
                         f"in which the study is started, here {Path.cwd()}."
                     )
+
+    def _check_power(self, rates: int) -> None:
+        """Refuse a sweep whose claim could not be decided even if all losses were in the order of the rates."""
+        best, needed = smallest_trend_p(rates, len(self.seeds)), ALPHA / len(self.domains)
+        if best > needed:
+            raise ConfigError(
+                f"The sweep has {rates} rates and {len(self.seeds)} seeds: its p-value is {best:.2g} at best, and with "
+                f"{len(self.domains)} domains it decides at {needed:.2g} or less. Give more rates or seeds."
+            )
 
     def _names(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield "name", [self.name]

@@ -1,15 +1,16 @@
-"""When a claim about an order *holds*, *does not*, or is *undecided*: pure functions of resampled differences."""
+"""When a claim about an order *holds*, *does not*, or is *undecided*: pure functions of estimates and of losses."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from lightning_mllm.study.bootstrap import Floats, interval
+from lightning_mllm.study.bootstrap import Estimate, Floats
 
 ALPHA = 0.05
 _MOST_PERMUTATIONS = 20_000
@@ -44,21 +45,23 @@ class Outcome:
     samples: int
 
 
-def difference_test(value: float, resampled: Floats, seeds: int, samples: int) -> Outcome:
-    """Test a difference by its bootstrap.
+def difference_test(difference: Estimate, seeds: int, samples: int) -> Outcome:
+    """Test a difference by its t statistic.
 
-    p is twice the share of the resamples on the other side of 0, or at it, the observed one counted among them. With
-    a single seed nothing is known of other seeds, and p is 1.
+    With a single seed nothing is known of other seeds, and p is 1.
 
     Args:
-        value: The observed difference.
-        resampled: (resamples,).
+        difference: Of two scores.
         seeds: Number of seeds.
         samples: Number of test samples.
     """
-    other_side = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    p = 1.0 if seeds < 2 else min(1.0, 2 * float(1 + other_side) / (1 + len(resampled)))
-    return Outcome(value, *interval(resampled), p, seeds, samples)
+    if seeds < 2 or not difference.value:
+        p = 1.0
+    elif difference.variance:
+        p = difference.p
+    else:  # neither seeds nor samples differ: as unlikely as so many coins that all fall alike
+        p = 2.0 ** (1 - samples)
+    return Outcome(difference.value, *difference.interval, p, seeds, samples)
 
 
 def trend_test(rates: Sequence[float], losses: Floats, samples: int, seed: int = 0) -> Outcome:
@@ -76,9 +79,8 @@ def trend_test(rates: Sequence[float], losses: Floats, samples: int, seed: int =
     ranks = _standard_ranks(np.asarray(rates, dtype=np.float64)[None])[0]
     rows = _standard_ranks(losses)
     observed = float((rows @ ranks).mean())
-    orders = np.array(list(itertools.permutations(range(len(ranks)))) if len(ranks) < 7 else [])
-    count = len(orders) ** len(rows) if len(orders) else _MOST_PERMUTATIONS + 1
-    if count <= _MOST_PERMUTATIONS:
+    if _permutations(len(ranks), len(rows)) <= _MOST_PERMUTATIONS:
+        orders = np.array(list(itertools.permutations(range(len(ranks)))))
         by_seed = [row[orders] @ ranks for row in rows]  # (permutations,) each
         null = np.array([sum(choice) for choice in itertools.product(*by_seed)]) / len(rows)
         extra = 0  # the observed order is one of them
@@ -88,9 +90,15 @@ def trend_test(rates: Sequence[float], losses: Floats, samples: int, seed: int =
         shuffled = generator.permuted(np.broadcast_to(rows, shape).copy(), axis=2)
         null, extra = (shuffled @ ranks).mean(axis=1), 1
     near = 1e-12
-    other_side = min((null >= observed - near).sum(), (null <= observed + near).sum())
-    p = min(1.0, 2 * float(extra + other_side) / (extra + len(null)))
+    at_least = null >= observed - near if observed > 0 else null <= observed + near
+    p = min(1.0, 2 * float(extra + at_least.sum()) / (extra + len(null)))
     return Outcome(observed, np.nan, np.nan, p, len(losses), samples)
+
+
+def smallest_trend_p(rates: int, seeds: int) -> float:
+    """Return the p-value of `trend_test` where the losses of each seed are in the order of the rates."""
+    count = _permutations(rates, seeds)
+    return min(1.0, 2 / count if count <= _MOST_PERMUTATIONS else 2 / (1 + _MOST_PERMUTATIONS))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -114,6 +122,11 @@ def all_of(decisions: Sequence[Decision]) -> Decision:
         return Decision.DOES_NOT
     holds = bool(decisions) and all(decision is Decision.HOLDS for decision in decisions)
     return Decision.HOLDS if holds else Decision.UNDECIDED
+
+
+def _permutations(rates: int, seeds: int) -> int:
+    """Return the number of orders of all seeds together."""
+    return int(math.factorial(rates) ** seeds)
 
 
 def _standard_ranks(values: Floats) -> Floats:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study.config import FT_PROJ, ZERO_SHOT, Study
-
-Item = TypeVar("Item")
+from lightning_mllm.study.config_files import RATE, config_of, projector_rate, without_projector_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +27,8 @@ class Cell:
         source: Hub id or folder of the checkpoint.
         configs: Config files, in the order in which they count.
         rate: Learning rate of the projection in place of that of the configs.
+        also: Further presets under which the policy would be trained in the very same way, so that this is their
+            cell, too.
     """
 
     checkpoint: str
@@ -39,12 +39,18 @@ class Cell:
     source: str
     configs: tuple[str, ...]
     rate: float | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
         """Name of the cell and of its folder."""
         preset = [self.preset] if self.preset else []
         return ".".join([self.checkpoint, self.domain, *preset, self.policy, f"seed{self.seed}"])
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """All presets of which this is the cell."""
+        return (self.preset, *self.also)
 
     @property
     def trains(self) -> bool:
@@ -54,7 +60,7 @@ class Cell:
     def arguments(self) -> list[str]:
         """Return the command line that decides the cell's results; where they go is no part of it."""
         chosen = [part for file in self.configs for part in ("--config", file)]
-        rate = [] if self.rate is None else ["--model.learning_rates.projector", repr(self.rate)]
+        rate = [] if self.rate is None else [f"--{'.'.join(RATE)}", repr(self.rate)]
         return [
             "fit" if self.trains else "test",
             *chosen,
@@ -68,27 +74,24 @@ class Cell:
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """Return all cells; seed by seed, so that a study that is stopped early has something of everything."""
-    return [
-        cell
-        for seed in study.seeds
-        for checkpoint in study.checkpoints
-        for domain in study.domains
-        for cell in _cells_of_a_domain(study, checkpoint, domain, seed)
-    ]
+    """Return all cells; seed by seed, so that a study that is stopped early has something of everything.
+
+    Cells that differ in nothing but the name of their preset are one, of the first of these presets.
+    """
+    unique: dict[str, Cell] = {}
+    read = cache(config_of)
+    for seed in study.seeds:
+        for checkpoint in study.checkpoints:
+            for domain in study.domains:
+                for cell in _cells_of_a_domain(study, checkpoint, domain, seed):
+                    key = _identity(cell, read)
+                    first = unique.get(key)
+                    unique[key] = cell if first is None else replace(first, also=(*first.also, cell.preset))
+    return list(unique.values())
 
 
-def rates_of_sweep(study: Study) -> dict[str, float]:
-    """Return, by preset, the projection's learning rate of each FT-Proj of the sweep."""
-    if study.sweep is None:
-        return {}
-    own = _projector_rate([*study.common, *study.presets[study.sweep.preset][FT_PROJ]])
-    presets = {} if own is None else {study.sweep.preset: own}
-    return presets | {f"{study.sweep.preset}-{rate:g}": rate for rate in study.sweep.rates if rate != own}
-
-
-def share_of(cells: Sequence[Item], share: str) -> list[Item]:
-    """Return the share of one machine, e.g. "3/8": the 3rd cell, the 11th, ...
+def share_of(cells: Sequence[Cell], share: str) -> list[Cell]:
+    """Return the share of one machine, e.g. "3/8": the third of eight. Each share has cells of each kind.
 
     Raises:
         ConfigError: It is no such share.
@@ -99,7 +102,9 @@ def share_of(cells: Sequence[Item], share: str) -> list[Item]:
             f"--cells is {share!r}; it says which part of how many, e.g. 3/8 for the third of eight, counted from 1. "
             "In a SLURM array that starts at 1 (--array=1-8): --cells $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT."
         )
-    return list(cells[int(match[1]) - 1 :: int(match[2])])
+    by_kind = sorted(cells, key=lambda cell: (cell.policy, cell.preset, cell.checkpoint, cell.domain, cell.seed))
+    mine = {cell.id for cell in by_kind[int(match[1]) - 1 :: int(match[2])]}  # dealt like cards
+    return [cell for cell in cells if cell.id in mine]
 
 
 def _cells_of_a_domain(study: Study, checkpoint: str, domain: str, seed: int) -> Iterator[Cell]:
@@ -119,17 +124,14 @@ def _cells_of_a_domain(study: Study, checkpoint: str, domain: str, seed: int) ->
     for preset, policies in study.presets.items():
         yield from (cell(policy, preset, configs) for policy, configs in policies.items())
     if study.sweep is not None:
-        for preset, rate in rates_of_sweep(study).items():
+        for preset, rate in study.rates_of_sweep().items():
             if preset != study.sweep.preset:
                 yield cell(FT_PROJ, preset, study.presets[study.sweep.preset][FT_PROJ], rate)
 
 
-def _projector_rate(configs: Sequence[str]) -> float | None:
-    """Return the projection's learning rate that config files give; None where they give none."""
-    rate: float | None = None
-    for file in configs:
-        node: Any = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        for key in ("model", "learning_rates", "projector"):
-            node = node.get(key) if isinstance(node, Mapping) else None
-        rate = rate if node is None else float(node)
-    return rate
+def _identity(cell: Cell, read: Callable[[str], Any]) -> str:
+    """Return what is the same for two cells that are made in the same way, whatever their files are called."""
+    contents = [read(file) for file in cell.configs]
+    rate = projector_rate(contents) if cell.rate is None else cell.rate
+    names = [cell.checkpoint, cell.domain, cell.policy, cell.seed]
+    return json.dumps([names, rate, *map(without_projector_rate, contents)], sort_keys=True, default=str)

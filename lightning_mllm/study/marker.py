@@ -1,7 +1,7 @@
 """Whether a cell is done, begun or new, and whether what there is of it was made as it would be made now.
 
-A cell's folder holds `started.json`, written before its first run, the runs themselves, `log.txt`, and `cell.json`,
-written when all is there. Both files say how the cell was made.
+A cell's folder holds `started.json`, written before each run, the runs themselves, `log.txt`, `lock`, and `cell.json`,
+written when all is there. Both JSON files say how the cell was made.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_mllm import __version__
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.study.config_files import config_of
+from lightning_mllm.study.fingerprint import fingerprint
 from lightning_mllm.study.grid import Cell
-from lightning_mllm.tracking.files import write_json
+from lightning_mllm.tracking.files import read_json, write_json
+
+Making = Mapping[str, Any]  # what decides a cell's results
 
 
 class State(StrEnum):
@@ -48,71 +51,92 @@ class CellFolder:
         return self.path / "cell.json"
 
     @property
+    def started_file(self) -> Path:
+        """Written before each run."""
+        return self.path / "started.json"
+
+    @property
     def log(self) -> Path:
         """What the runs printed."""
         return self.path / "log.txt"
 
     @property
     def state(self) -> State:
-        """How far the cell is."""
+        """How far the cell is; one that left no checkpoint is new."""
         if self.done_file.is_file():
             return State.DONE
         return State.BEGUN if self.last_checkpoint() else State.NEW
 
     def runs(self) -> list[Path]:
-        """Return the folders of the cell's runs, the first one first: `<id>`, `<id>-2`, ..."""
-        numbers = {}
-        for path in self.path.glob(f"{self.cell.id}*/"):
-            if match := re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(self.cell.id)):
-                numbers[path] = int(match[1] or 1)
-        return sorted(numbers, key=lambda path: numbers[path])
+        """Return the folders of the runs that count, the first one first: `<id>`, `<id>-2`, ...
+
+        Those from before the cell was last begun anew don't.
+        """
+        ignored = read_json(self.started_file).get("ignored", []) if self.started_file.is_file() else []
+        return [run for run in self._all_runs() if run.name not in ignored]
 
     def last_checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, if there is one."""
         found = [run / "checkpoints" / "last.ckpt" for run in reversed(self.runs())]
         return next((path for path in found if path.is_file()), None)
 
-    def begin(self) -> None:
-        """Note how the cell is made."""
-        write_json(self.path / "started.json", making_of(self.cell))
+    def begin(self, making: Making) -> None:
+        """Note how the cell is made, and, if it is not resumed, that its earlier runs don't count."""
+        kept = self.runs() if self.last_checkpoint() else []
+        ignored = [run.name for run in self._all_runs() if run not in kept]
+        write_json(self.started_file, {**making, "ignored": ignored})
 
-    def finish(self, seconds: float | None) -> None:
+    def finish(self, making: Making, seconds: float | None) -> None:
         """Mark the cell as done.
 
         Args:
+            making: How it was made.
             seconds: How long it took; None where that says nothing about the next one.
         """
-        write_json(self.done_file, {**making_of(self.cell), "run": self.runs()[-1].name, "seconds": seconds})
+        write_json(self.done_file, {**making, "run": self.runs()[-1].name, "seconds": seconds})
 
     def seconds(self) -> float | None:
         """Return how long the cell took, as far as that is known."""
-        seconds: float | None = (
-            json.loads(self.done_file.read_text()).get("seconds") if self.done_file.is_file() else None
-        )
+        seconds: float | None = read_json(self.done_file).get("seconds") if self.done_file.is_file() else None
         return seconds
 
     def changes(self) -> list[str]:
-        """Return in what the cell would be made otherwise now than it was, empty if in nothing."""
-        path = self.done_file if self.done_file.is_file() else self.path / "started.json"
-        if not path.is_file():
+        """Return in what the cell would be made otherwise now than what there is of it, empty if in nothing."""
+        state = self.state
+        if state is State.NEW:
             return []
-        then, now = json.loads(path.read_text()), making_of(self.cell)
-        changed = [] if then["arguments"] == now["arguments"] else ["the arguments"]
-        files = [file for file, digest in now["configs"].items() if then["configs"].get(file, digest) != digest]
-        return changed + files
+        path = self.done_file if state is State.DONE else self.started_file
+        return differences(read_json(path), making_of(self.cell)) if path.is_file() else []
+
+    def _all_runs(self) -> list[Path]:
+        numbers = {}
+        for path in self.path.glob(f"{self.cell.id}*/"):
+            if match := re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(self.cell.id)):
+                numbers[path] = int(match[1] or 1)
+        return sorted(numbers, key=lambda path: numbers[path])
 
 
-def making_of(cell: Cell) -> dict[str, Any]:
-    """Return what decides a cell's results: its command line and the contents of its config files.
+def making_of(cell: Cell) -> Making:
+    """Return what decides a cell's results: its command line, and the contents of its config files and checkpoint.
 
-    Comments, and the order of keys, don't count; the version is noted, but a new one makes no finished cell invalid.
+    Comments, the order of keys, and the place of a local checkpoint don't count; the version is noted, but a new one
+    makes no finished cell invalid.
     """
     return {
         "cell": cell.id,
         "version": __version__,
-        "arguments": cell.arguments(),
-        "configs": {file: _digest(Path(file)) for file in cell.configs},
+        "checkpoint": fingerprint(cell.source),
+        "arguments": replace(cell, source="").arguments(),
+        "configs": {file: _digest(file) for file in cell.configs},
     }
+
+
+def differences(then: Making, now: Making) -> list[str]:
+    """Return in what two makings of a cell differ."""
+    parts = {"the checkpoint": "checkpoint", "the arguments": "arguments"}
+    changed = [name for name, key in parts.items() if then.get(key) != now[key]]
+    configs = then.get("configs", {})
+    return changed + [file for file, digest in now["configs"].items() if configs.get(file, digest) != digest]
 
 
 def refuse_changed(folders: list[CellFolder]) -> None:
@@ -120,6 +144,7 @@ def refuse_changed(folders: list[CellFolder]) -> None:
 
     Raises:
         ConfigError: A cell that is done or begun would be made otherwise now.
+        DataError: The file that says how a cell was made can't be read.
     """
     changed = {folder: changes for folder in folders if (changes := folder.changes())}
     if not changed:
@@ -132,6 +157,6 @@ def refuse_changed(folders: list[CellFolder]) -> None:
     )
 
 
-def _digest(path: Path) -> str:
-    content = json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), sort_keys=True, default=str)
+def _digest(file: str) -> str:
+    content = json.dumps(config_of(file), sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-"""All numbers of all finished cells in one tidy table: a row per number."""
+"""All numbers of all finished cells in one tidy table: a row per number and preset."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from statistics import fmean
 
 from lightning_mllm.study.cell_files import drift_of, probes_of, scores_of
@@ -21,7 +21,7 @@ class Result:
 
     Attributes:
         study: Name of the study.
-        cell: Id of the cell.
+        cell: Id of the cell; one that is of several presets has its numbers under each.
         checkpoint: Name of the checkpoint.
         domain: Name of the domain.
         policy: What was trained.
@@ -64,7 +64,12 @@ def collect(study: Study, done: Iterable[CellFolder]) -> list[Result]:
     Raises:
         DataError: A file of a finished cell is missing.
     """
-    return [result for folder in done for result in _results_of(study, folder)]
+    found: list[Result] = []
+    for folder in done:
+        results = list(_results_of(study, folder))
+        for preset in folder.cell.presets:
+            found += [replace(result, preset=preset) for result in results]
+    return found
 
 
 def _results_of(study: Study, folder: CellFolder) -> Iterator[Result]:

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mllm.errors import DataError
+from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.study.cell_files import check_complete
 from lightning_mllm.study.config import Study
-from lightning_mllm.study.marker import CellFolder, State
+from lightning_mllm.study.locks import locked
+from lightning_mllm.study.marker import CellFolder, Making, State, differences, making_of, refuse_changed
 
 log = logging.getLogger(__name__)
 
-Lightning = Callable[[Sequence[str], Path], None]  # runs the command line and adds what it prints to a file
+# Runs the command line of a cell, adds what it prints to a file, and lets it inherit the file descriptor of the lock.
+Lightning = Callable[[Sequence[str], Path, int], None]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that did not come to its end, and why."""
+    """A cell that did not come to its end, and why.
+
+    Attributes:
+        folder: Of the cell.
+        reason: Why.
+        concerns_all: Whether it would be the same for the other cells, so that none of them is started any more.
+    """
 
     folder: CellFolder
     reason: str
+    concerns_all: bool = False
 
 
-def in_a_process(arguments: Sequence[str], log_file: Path, *, threads: int | None = None) -> None:
+def in_a_process(arguments: Sequence[str], log_file: Path, lock: int, *, threads: int | None = None) -> None:
     """Run `lightning`.
 
     Args:
         arguments: Its arguments.
         log_file: Gets what it prints.
+        lock: File descriptor that it inherits: the cell stays its own if this process is killed.
         threads: CPU threads; by default as many as torch takes.
 
     Raises:
@@ -52,57 +61,99 @@ def in_a_process(arguments: Sequence[str], log_file: Path, *, threads: int | Non
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**limit, **os.environ},
+            env={**os.environ, **limit},
+            pass_fds=(lock,),
         )
 
 
-def run_cells(study: Study, folders: Sequence[CellFolder], *, jobs: int, lightning: Lightning) -> list[Failure]:
-    """Run those of the cells that are not done.
+def share_of_threads(jobs: int) -> int | None:
+    """Return how many CPU threads each of several jobs gets of those that the study may use; None for a single job."""
+    if jobs == 1:
+        return None
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, (int(allowed) if allowed.isdecimal() else cores) // jobs)
+
+
+class Runner:
+    """Runs those of the cells that are not done.
 
     Args:
         study: The study.
-        folders: The cells.
-        jobs: How many run side by side.
-        lightning: Runs the command line.
-
-    Returns:
-        The cells that failed.
+        lightning: Runs a command line.
     """
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            results = [pool.submit(_run, study, folder, lightning) for folder in folders]
-            return [failure for result in results if (failure := result.result())]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # interrupted: start no further cell
-            raise
 
+    def __init__(self, study: Study, lightning: Lightning) -> None:
+        self._study, self._lightning = study, lightning
+        self._stop = threading.Event()  # set when no further cell is to be started
 
-def _run(study: Study, folder: CellFolder, lightning: Lightning) -> Failure | None:
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with _claimed(folder) as mine:
-        if not mine:
-            log.info("%s is being run by another process", folder.cell.id)
+    def run(self, folders: Sequence[CellFolder], jobs: int) -> list[Failure]:
+        """Run cells, `jobs` of them side by side, and return those that failed.
+
+        Raises:
+            ConfigError: Their folder has no locks.
+        """
+        planned = [(folder, making_of(folder.cell)) for folder in folders]
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                results = [pool.submit(self._run, folder, making) for folder, making in planned]
+                return [failure for result in results if (failure := result.result())]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # interrupted: start no further cell
+                raise
+
+    def _run(self, folder: CellFolder, making: Making) -> Failure | None:
+        if self._stop.is_set():
             return None
-        if folder.state is State.DONE:
-            return None
-        checkpoint = folder.last_checkpoint()
-        log.info("%s %s", "Resuming" if checkpoint else "Running", folder.cell.id)
+        with locked(folder.path / "lock", wait=False) as lock:
+            if lock is None:
+                log.info("%s is being run by another process", folder.cell.id)
+                return None
+            if folder.state is State.DONE:
+                return None
+            failure = self._make(folder, making, lock)
+            if failure is not None:
+                log.error("%s failed", folder.cell.id)
+                if failure.concerns_all:
+                    self._stop.set()
+            elif not self._study.keep_checkpoints:
+                for run in folder.runs():
+                    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        return failure
+
+    def _make(self, folder: CellFolder, making: Making, lock: int) -> Failure | None:
         began = time.monotonic()
         try:
-            folder.begin()
-            lightning(_arguments(study, folder, checkpoint), folder.log)
-            check_complete(folder, scorer=study.scorer, richness=study.richness, drift=study.drift)
-            folder.finish(None if checkpoint else time.monotonic() - began)
+            refuse_changed([folder])  # another process may have begun it since
+            _refuse_edited(folder, making)
+            checkpoint = folder.last_checkpoint()
+            log.info("%s %s", "Resuming" if checkpoint else "Running", folder.cell.id)
+            folder.begin(making)
+            self._lightning(_arguments(self._study, folder, checkpoint), folder.log, lock)
+            _refuse_edited(folder, making)
         except subprocess.CalledProcessError as error:
-            log.error("%s failed; the others go on", folder.cell.id)
             return Failure(folder, f"exit code {error.returncode}; its log ends with: {_end_of(folder.log)}")
-        except (DataError, OSError) as error:
-            log.error("%s failed; the others go on", folder.cell.id)
+        except (ConfigError, DataError, OSError) as error:
             return Failure(folder, str(error))
-        if not study.keep_checkpoints:
-            for run in folder.runs():
-                shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    return None
+        try:
+            check_complete(folder, scorer=self._study.scorer, richness=self._study.richness, drift=self._study.drift)
+        except DataError as error:  # it ran to its end, but not as the study needs it
+            return Failure(folder, str(error), concerns_all=True)
+        folder.finish(making, None if checkpoint else time.monotonic() - began)
+        return None
+
+
+def _refuse_edited(folder: CellFolder, making: Making) -> None:
+    """Refuse a cell that would be made otherwise now than when the study was started.
+
+    Raises:
+        ConfigError: Something has changed.
+    """
+    if changed := differences(making, making_of(folder.cell)):
+        raise ConfigError(
+            f"{', '.join(changed)} changed while the study ran, so that its cells would differ in it. If "
+            f"{folder.path} has a run, delete it; then run the study again."
+        )
 
 
 def _arguments(study: Study, folder: CellFolder, checkpoint: Path | None) -> list[str]:
@@ -117,18 +168,6 @@ def _arguments(study: Study, folder: CellFolder, checkpoint: Path | None) -> lis
         *("--trainer.run.wandb", study.wandb),
         *resume,
     ]
-
-
-@contextmanager
-def _claimed(folder: CellFolder) -> Iterator[bool]:
-    """Give whether this process has the cell to itself; a process that dies gives it up."""
-    with (folder.path / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _end_of(path: Path, lines: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -45,7 +46,7 @@ class Entry:
         return [
             *(self.comparison.checkpoint, self.preset, self.comparison.domain, self.state, self.measure),
             *(value, low, high),
-            *((None, None, None) if change is None else (rounded(part) for part in change)),
+            *((None, None, None) if change is None else map(rounded, change)),
             *(len(self.comparison.seeds), self.comparison.samples, self.published, self.published_change),
         ]
 
@@ -55,7 +56,8 @@ class Entry:
         text = f"{value:.4f}" if low is None else f"{value:.4f} [{low:.4f}, {high:.4f}]"
         change = self._change()
         if change is not None:
-            text += "<br>{} % [{}, {}]".format(*(f"{rounded(part):+}" for part in change))
+            percent, *ends = (number if number is None else f"{number:+}" for number in map(rounded, change))
+            text += f"<br>{percent} %" + (f" [{ends[0]}, {ends[1]}]" if None not in ends else "")
         return text
 
     def _change(self) -> tuple[float, float, float] | None:
@@ -64,8 +66,10 @@ class Entry:
         return relative_change(self.scores, self.original)
 
 
-def rounded(value: float) -> Decimal:
-    """Round half to even, to two decimals, as the number is written: -27.486 is -27.49, 0.125 is 0.12."""
+def rounded(value: float) -> Decimal | None:
+    """Round half to even, to two decimals, as the number is written: -27.486 is -27.49, 0.125 is 0.12; NaN is None."""
+    if math.isnan(value):
+        return None
     return Decimal(repr(float(value))).quantize(Decimal("0.01"), ROUND_HALF_EVEN)
 
 
@@ -78,7 +82,10 @@ def table_1(comparison: Comparison, preset: str, policies: Sequence[str]) -> lis
         reported = {state: getattr(row[paper], measure) for state, row in published.TABLE_1.items() if paper in row}
         if paper in published.TABLE_3:
             reported["image-only"] = getattr(published.TABLE_3[paper], measure)
-        models: list[tuple[Kind, str, str]] = [("image-only", ZERO_SHOT, "image-only")]
+        models: list[tuple[Kind, str, str]] = [
+            ("clip", ZERO_SHOT, "CLIP zero-shot"),
+            ("image-only", ZERO_SHOT, "image-only"),
+        ]
         models += [("model", policy, policy) for policy in (ZERO_SHOT, *policies)]
         numbers: dict[str, Scores | float | None] = {"random uniform": comparison.uniform[measure]}
         numbers |= {state: comparison.get(kind, policy, preset, measure) for kind, policy, state in models}
@@ -157,7 +164,8 @@ def verdicts_as_markdown(found: Sequence[Verdict]) -> str:
 def _verdict_text(verdict: Verdict, *, bold: bool) -> str:
     if verdict.outcome is not None:
         return f"{verdict.decision} ({verdict.outcome.value:+.3f}, p {verdict.adjusted_p:.3f})"
-    return f"**{verdict.decision}**" if bold else str(verdict.decision)
+    known = f"{verdict.decision}" + ("" if verdict.seeds else ", nothing finished")
+    return f"**{known}**" if bold else known
 
 
 def _published_text(entry: Entry | None) -> str:

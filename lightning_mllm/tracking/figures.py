@@ -26,6 +26,7 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _RIGHT, _WRONG, GREY = "#009E73", "#D55E00", "#6B6B6B"
 _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 _TEST_STAGES = {"zero_shot": "test, before training", "test": "test"}
+_OF_FEATURES = ("probe/", "drift/")  # metrics that have figures of their own
 _MOST_CELL_LABELS = 20  # classes up to which a confusion cell shows its count
 _MOST_TICK_LABELS = 60
 _TILE, _GAP = 2.5, 0.25  # inches: side of a picture on the sheet, and the space between two
@@ -53,7 +54,7 @@ class Caption:
 
 
 def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) -> Path:
-    """Draw loss, accuracy and macro-F1, as far as there are any, over the optimiser steps of a run.
+    """Draw the model's loss, accuracy and macro-F1, as far as there are any, over the optimiser steps of a run.
 
     Lines are the validation split (step 0 is the evaluation before training, if there was one), per scorer; diamonds
     are the test split before and after training.
@@ -88,9 +89,10 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
 
 
 def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
-    """Draw what probes read from the features, per point and probe, over the epochs of a run.
+    """Draw what probes read from the features, per point and probe, over the optimiser steps of a run.
 
-    Lines are means over the seeds on the validation split, bands their range; diamonds are the test split.
+    Lines are means over the seeds on the validation split, bands the range of the seeds at each step; diamonds are the
+    test split.
 
     Args:
         rows: Of `probes.csv`.
@@ -103,24 +105,23 @@ def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
     series = dict.fromkeys((row["point"], row["probe"]) for row in rows)
     for axis, (metric, title) in zip(figure.subplots(1, len(_METRICS)), _METRICS.items(), strict=True):
         for (point, probe), colour in zip(series, PALETTE * len(series), strict=False):
-            own = [row for row in rows if (row["point"], row["probe"]) == (point, probe) and row["epoch"] is not None]
-            watched = _by_epoch([row for row in own if row["stage"] == "val"], metric)
-            _draw_line(axis, {epoch: fmean(values) for epoch, values in watched.items()}, f"{point}, {probe}", colour)
+            own = [row for row in rows if (row["point"], row["probe"]) == (point, probe)]
+            watched = _by_step([row for row in own if row["stage"] == "val"], metric)
+            _draw_line(axis, {step: fmean(values) for step, values in watched.items()}, f"{point}, {probe}", colour)
             low, high = ([pick(values) for values in watched.values()] for pick in (min, max))
             axis.fill_between(list(watched), low, high, color=colour, alpha=0.2, linewidth=0)
-            for epoch, values in _by_epoch([row for row in own if row["stage"] != "val"], metric).items():
-                axis.plot([epoch], [fmean(values)], "D", color=colour, clip_on=False)
-        axis.set(
-            title=f"Probes: {title}", xlabel="Epoch (-1: before training)", ylabel=f"{title} (0-1)", ylim=(0, 1.02)
-        )
+            for step, values in _by_step([row for row in own if row["stage"] != "val"], metric).items():
+                axis.plot([step], [fmean(values)], "D", color=colour, clip_on=False)
+        axis.set(title=f"Probes: {title}", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
+        axis.set_xlabel("Optimiser step (0: before training)")
         finish_axis(axis)
     return save_figure(figure, output)
 
 
-def _by_epoch(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[int, list[float]]:
+def _by_step(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[int, list[float]]:
     values: dict[int, list[float]] = {}
-    for row in sorted(rows, key=lambda row: row["epoch"]):
-        values.setdefault(row["epoch"], []).append(row[metric])
+    for row in sorted(rows, key=lambda row: row["step"]):
+        values.setdefault(row["step"], []).append(row[metric])
     return values
 
 
@@ -225,7 +226,7 @@ def _read_curves(metrics_csv: Path) -> Curves:
     with metrics_csv.open(newline="") as file:
         for row in csv.DictReader(file):
             for key, value in row.items():
-                if "/" in key and value:
+                if "/" in key and value and not key.startswith(_OF_FEATURES):
                     curves.setdefault(key, {})[int(row["step"])] = float(value)
     return curves
 

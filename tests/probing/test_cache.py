@@ -34,11 +34,11 @@ def fail() -> Tensor:
 
 
 def fetch(cache: FeatureCache, number: int) -> Tensor:
-    return cache.fetch("tower", image(number), lambda: features(number))
+    return cache.fetch("tower", image(number), lambda: features(number))[0]
 
 
 def stored(cache: FeatureCache, number: int) -> Tensor:
-    return cache.fetch("tower", image(number), fail)
+    return cache.fetch("tower", image(number), fail)[0]
 
 
 def files(root: Path) -> list[Path]:
@@ -82,10 +82,20 @@ def test_an_entry_belongs_to_its_tower_image_shape_and_dtype(tmp_path: Path) -> 
         ("tower", {"pixel_values": image(1)["pixel_values"].double()}),
         ("tower", {**image(1), "image_sizes": torch.tensor([28, 28])}),
     ):
-        assert torch.equal(cache.fetch(source, other, lambda: features(7)), features(7).half())
+        assert torch.equal(cache.fetch(source, other, lambda: features(7))[0], features(7).half())
     assert fetch(FeatureCache(tmp_path, dtype="bfloat16"), 1).dtype == torch.bfloat16
     assert len(files(tmp_path)) == 7
     assert torch.equal(stored(cache, 1), features(1).half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_knows_in_which_dtype_features_were_computed(tmp_path: Path, dtype: torch.dtype) -> None:
+    miss = FeatureCache(tmp_path).fetch("tower", image(1), lambda: features(1).to(dtype))
+
+    hit = FeatureCache(tmp_path).fetch("tower", image(1), fail)
+
+    assert miss[1] == hit[1] == dtype
+    assert torch.equal(miss[0], hit[0])
 
 
 @pytest.mark.parametrize("left", [0, 5, 100])
@@ -142,6 +152,26 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 60
     for number in range(60):
         assert torch.equal(stored(FeatureCache(tmp_path), number), features(number).half())
+
+
+def test_writers_with_one_process_id_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = FeatureCache(tmp_path), FeatureCache(tmp_path)  # of two hosts that share the folder
+    fsync = os.fsync
+
+    def meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        fetch(second, 1)  # from the first byte to the last, while the first one is at it
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    fetch(first, 1)
+
+    assert not caplog.records
+    assert [path.suffix for path in files(tmp_path)] == [".safetensors"]
+    assert torch.equal(stored(first, 1), features(1).half())
 
 
 def test_a_full_cache_adds_nothing_warns_once_and_stays_right(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,7 +231,8 @@ def test_a_folder_that_is_a_file_turns_the_cache_off(tmp_path: Path, caplog: pyt
 def test_features_that_overflow_half_precision_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"reach 1e\+05.*float16 can hold.*bfloat16"):
         FeatureCache(tmp_path).fetch("tower", image(1), lambda: torch.full((1, 2, 2), 1e5))
-    assert FeatureCache(tmp_path, dtype="bfloat16").fetch("tower", image(1), lambda: torch.full((1,), 1e5)).isfinite()
+    found, _ = FeatureCache(tmp_path, dtype="bfloat16").fetch("tower", image(1), lambda: torch.full((1,), 1e5))
+    assert found.isfinite()
 
 
 @pytest.mark.parametrize(

@@ -1,76 +1,36 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, load_processor
-from lightning_mllm.data.collator import PaddingSide
+from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.sampling import GlobalBatchSampler, SampleSize
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
-from lightning_mllm.probing.cache import FeatureCache
+from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.probing.extraction import extract
-from lightning_mllm.probing.feature_set import FeatureSet
 from lightning_mllm.probing.points import Point
 from lightning_mllm.probing.pooling import pool
-from lightning_mllm.types import MultimodalBatch, Sample, Segment, Turn
+from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
-
-NAMES = ("dog", "cat", "a small red fox")
-SIZES = [(30, 30), (28, 84), (60, 20), (30, 41), (17, 30)]  # of LLaVA-NeXT, other numbers of views and tokens
-VISION = [Point("pre"), Point("pre", pooling="max"), Point("pre", pooling="cls"), Point("pre", pooling="grid")]
-EVERYWHERE = [*VISION, Point("post"), Point("image", 1), Point("last", 0), Point("last", 2)]
-FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next"])
-
-
-def picture(number: int, size: tuple[int, int]) -> Image.Image:
-    noise = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(number))
-    return Image.fromarray(noise.to(torch.uint8).numpy())
-
-
-def samples(count: int, images: int = 1) -> list[Sample]:
-    return [
-        Sample(
-            id=f"s{k}",
-            images=[picture(10 * k + i, SIZES[(k + i) % len(SIZES)]) for i in range(images)],
-            label=NAMES[k % len(NAMES)],
-        )
-        for k in range(count)
-    ]
-
-
-def collator(checkpoint: str, side: PaddingSide = "right") -> Collator:
-    return Collator(load_processor(checkpoint), ClassificationPrompt(), NAMES, padding_side=side)
-
-
-def batches(
-    checkpoint: str, chosen: Sequence[Sample], size: int = 2, side: PaddingSide = "right"
-) -> list[MultimodalBatch]:
-    collate = collator(checkpoint, side)
-    return [collate([(0, each) for each in chosen[k : k + size]]) for k in range(0, len(chosen), size)]
-
-
-def equal(one: dict[str, FeatureSet], two: dict[str, FeatureSet]) -> bool:
-    return one.keys() == two.keys() and all(
-        torch.equal(one[name].features, two[name].features) and one[name].sample_ids == two[name].sample_ids
-        for name in one
-    )
-
-
-def count_calls(module: torch.nn.Module) -> Callable[[], int]:
-    calls: list[int] = []
-    module.register_forward_pre_hook(lambda *_: calls.append(1))
-    return lambda: len(calls)
+from tests.probing.extracting import (
+    EVERYWHERE,
+    FAMILIES,
+    NAMES,
+    VISION,
+    batches,
+    collator,
+    count_calls,
+    equal,
+    samples,
+)
 
 
 @FAMILIES
@@ -178,74 +138,6 @@ def test_a_sample_that_comes_twice_counts_once(tiny_llava: str) -> None:
     found = extract(backbone, [first, second, first], VISION, NAMES)
 
     assert equal(found, extract(backbone, [first, second], VISION, NAMES))
-
-
-@FAMILIES
-def test_cached_features_equal_fresh_ones(tiny_checkpoint: TinyBuilder, family: TinyFamily, tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(family, "vicuna")
-    backbone = Backbone.from_pretrained(checkpoint)
-    backbone.vision_tower.requires_grad_(False)
-    tower = count_calls(backbone.vision_tower)
-    data = batches(checkpoint, samples(5))
-    cache = FeatureCache(tmp_path)
-
-    extract(backbone, data[1:2], EVERYWHERE, NAMES, cache=cache)  # the cache knows some of the images
-    misses = extract(backbone, data, EVERYWHERE, NAMES, cache=cache)
-    assert tower() == 5
-    hits = extract(backbone, data, EVERYWHERE, NAMES, cache=FeatureCache(tmp_path))
-    assert tower() == 5
-    never_stored = extract(backbone, data, EVERYWHERE, NAMES, cache=FeatureCache(tmp_path / "full", 1e-9))
-    exact = extract(backbone, data, EVERYWHERE, NAMES)
-
-    assert equal(hits, misses)
-    assert equal(hits, never_stored)
-    for name, expected in exact.items():
-        torch.testing.assert_close(hits[name].features, expected.features, atol=2e-2, rtol=2e-2)
-    other = batches(checkpoint, samples(5), size=4)  # other numbers of views that only pad the batch
-    extract(backbone, other, EVERYWHERE, NAMES, cache=cache)
-    assert tower() == 5 + 5 + 3  # those of `never_stored` and of `exact`
-
-
-def test_the_cache_serves_every_projector_and_no_other_tower(tiny_llava: str, tmp_path: Path) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
-    backbone.vision_tower.requires_grad_(False)
-    data = batches(tiny_llava, samples(2))
-    points = [Point("pre"), Point("post")]
-    cache = FeatureCache(tmp_path)
-    tower = count_calls(backbone.vision_tower)
-    before = extract(backbone, data, points, NAMES, cache=cache)
-
-    backbone.projector.linear_1.weight.data.mul_(2)  # type: ignore[operator,union-attr]
-    trained = extract(backbone, data, points, NAMES, cache=cache)
-    assert tower() == 2
-    assert torch.equal(trained["pre-mean"].features, before["pre-mean"].features)
-    assert not torch.equal(trained["post-mean"].features, before["post-mean"].features)
-
-    other = Backbone.from_pretrained(str(build_tiny_checkpoint(tmp_path / "other", seed=1)))
-    other.vision_tower.requires_grad_(False)
-    found = extract(other, data, points, NAMES, cache=cache)
-    assert equal(found, extract(other, data, points, NAMES, cache=FeatureCache(tmp_path / "empty")))
-
-
-def test_autocast_has_entries_of_its_own(tiny_llava: str, tmp_path: Path) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
-    backbone.vision_tower.requires_grad_(False)
-    data, points, cache = batches(tiny_llava, samples(2)), [Point("pre"), Point("post")], FeatureCache(tmp_path)
-    exact = extract(backbone, data, points, NAMES, cache=cache)
-
-    with torch.autocast("cpu", torch.bfloat16):
-        misses = extract(backbone, data, points, NAMES, cache=cache)
-        hits = extract(backbone, data, points, NAMES, cache=cache)
-
-    assert equal(hits, misses)
-    assert not equal(hits, exact)
-
-
-def test_a_cache_for_a_trained_tower_is_refused(tiny_llava: str, tmp_path: Path) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
-
-    with pytest.raises(ConfigError, match="tower is trained, so its features change"):
-        extract(backbone, batches(tiny_llava, samples(2)), VISION, NAMES, cache=FeatureCache(tmp_path))
 
 
 def _extract_a_share(checkpoint: str, rank: int, folder: Path) -> None:

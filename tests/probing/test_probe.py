@@ -170,3 +170,27 @@ def test_probes_are_chosen_by_class_path() -> None:
         LinearProbe(),
         NearestCentroid(),
     ]
+
+
+def test_probes_that_differ_have_names_that_differ() -> None:
+    names = {
+        "nearest-centroid": NearestCentroid(control=True),
+        "mlp": MLPProbe(control=True),
+        "mlp-released-code": MLPProbe(training="released-code"),
+        "mlp-standardised": MLPProbe(standardise=True),
+        "mlp-pre-projection-released-code-standardised": MLPProbe(
+            network="pre-projection", training="released-code", standardise=True
+        ),
+        "mlp-custom": MLPProbe(training=QUICK),
+        "linear": LinearProbe(),
+        "linear-paper-raw": LinearProbe(training="paper", standardise=False),
+        "wide": MLPProbe(training=QUICK, label="wide"),
+        "floor": NearestCentroid(label="floor"),
+    }
+
+    assert [probe.name for probe in names.values()] == list(names)
+
+
+def test_a_label_has_no_slash() -> None:
+    with pytest.raises(ConfigError, match="label has no slash; found 'a/b'"):
+        MLPProbe(label="a/b")

@@ -39,7 +39,7 @@ class FakeLightning:
     def cells(self) -> list[str]:
         return [str(option(call, "--trainer.run.name")) for call in self.calls]
 
-    def __call__(self, arguments: Sequence[str], log: Path) -> None:
+    def __call__(self, arguments: Sequence[str], log: Path, lock: int) -> None:
         self.calls.append(list(arguments))
         cell = self.cells[-1]
         log.write_text(f"the log of {cell}\n")
@@ -82,10 +82,10 @@ class FakeLightning:
         columns = [f"{point}/mlp/seed{seed}" for point in ("post-mean", "pre-mean") for seed in (0, 1)]
         write(test / "probe-predictions.csv", ["sample_id", "target", *columns], probed)
         header = ["epoch", "step", "stage", "point", "probe", "seed", "accuracy", "macro_f1"]
-        header += ["control_accuracy", "n_train", "n_test", "epochs_trained"]
+        header += ["control_accuracy", "n_train", "n_test", "epochs_trained", "best_epoch"]
         epochs = [(-1, "val")] if policy == "zero_shot" else [(-1, "val"), (0, "val"), (0, "test")]
         probes = [
-            [e, e + 1, stage, "post-mean", "mlp", seed, 0.5 + seed / 10, 0.4, "", 90, 30, 12]
+            [e, e + 1, stage, "post-mean", "mlp", seed, 0.5 + seed / 10, 0.4, "", 90, 30, 12, 9]
             for e, stage in epochs
             for seed in (0, 1)
         ]

@@ -11,7 +11,7 @@ from lightning_mllm.study.bootstrap import (
     Integers,
     Resampler,
     difference,
-    interval,
+    estimate,
     relative_change,
     to_arrays,
 )
@@ -69,8 +69,7 @@ def test_resamples_keep_class_sizes_and_are_the_same_each_time() -> None:
 
 
 def test_the_interval_covers_the_truth_when_seeds_and_samples_are_few() -> None:
-    """Seeds differ in skill with deviation 0.05; the nominal coverage is 95 %, which a percentile interval of 4 seeds
-    does not quite reach."""
+    """Seeds differ in skill with deviation 0.05; the nominal coverage is 95 %."""
     rng = np.random.default_rng(0)
     trials, covered = 150, 0
     for _ in range(trials):
@@ -78,10 +77,45 @@ def test_the_interval_covers_the_truth_when_seeds_and_samples_are_few() -> None:
         lower = answers(rng, targets, list(0.4 + 0.05 * rng.standard_normal(4)))
         higher = answers(rng, targets, list(0.6 + 0.05 * rng.standard_normal(4)))
         resampler = Resampler(targets, 4, resamples=400, seed=int(rng.integers(1 << 30)))
-        _, resampled = difference(resampler.score(higher)["accuracy"], resampler.score(lower)["accuracy"])
-        low, high = interval(resampled)
+        low, high = difference(resampler.score(higher)["accuracy"], resampler.score(lower)["accuracy"]).interval
         covered += low <= 0.2 * 0.75 <= high
-    assert 0.88 <= covered / trials <= 1
+    assert 0.9 <= covered / trials <= 1
+
+
+def test_an_estimate_has_the_freedom_of_the_seeds_where_they_are_all_that_varies() -> None:
+    by_seed = np.array([0.1, 0.2, 0.6])
+    draws = np.random.default_rng(0).integers(0, 3, size=(20_000, 2))
+
+    found = estimate(by_seed, by_seed[draws].mean(axis=1))
+
+    assert found.value == pytest.approx(0.3)
+    assert found.variance == pytest.approx(by_seed.var(ddof=1) / 3, rel=0.05)
+    assert found.freedom == pytest.approx(2, rel=0.1)
+    assert found.interval[1] - found.value == pytest.approx(4.30 * found.variance**0.5, rel=0.1)
+
+
+def test_an_estimate_is_normal_where_seeds_agree_and_exact_where_nothing_varies() -> None:
+    resampled = 0.3 + 0.01 * np.random.default_rng(0).standard_normal(20_000)
+
+    alike = estimate(np.full(3, 0.3), resampled)
+    exact = estimate(np.full(3, 0.3), np.full(2000, 0.1 + 0.2))
+
+    assert alike.interval == pytest.approx((0.3 - 0.0196, 0.3 + 0.0196), abs=1e-3)
+    assert exact.interval == pytest.approx((0.3, 0.3))
+    assert exact.variance == 0
+
+
+def test_intervals_of_scores_stay_within_their_range() -> None:
+    targets = np.arange(12) % 4
+    resampler = Resampler(targets, 3)
+    some = np.zeros((3, 1, 12), dtype=bool)
+    some[0, 0, :3] = True  # a quarter of the samples, in one seed of three
+
+    high = resampler.score(np.where(some, INVALID, targets))["accuracy"].interval
+    low = resampler.score(np.where(some, targets, INVALID))["accuracy"].interval
+
+    assert 0 < high[0] < high[1] == 1
+    assert 0 == low[0] < low[1] < 1
 
 
 def test_the_relative_change_is_that_of_the_means() -> None:
@@ -96,6 +130,20 @@ def test_the_relative_change_is_that_of_the_means() -> None:
     assert change[0] == pytest.approx(100 * (new.observed.mean() / old.observed.mean() - 1))
     assert change[1] < change[0] < change[2] < 0
     assert relative_change(old, resampler.score(np.full((3, 1, 100), INVALID))["macro_f1"]) is None
+
+
+def test_a_relative_change_of_what_could_be_0_has_no_interval() -> None:
+    targets = np.arange(40) % 4
+    resampler = Resampler(targets, 3)
+    rare = np.where(np.arange(40) == np.array([[[0]], [[1]], [[5]]]), targets, INVALID)  # one right answer per seed
+    rare[2] = INVALID
+
+    new, original = (resampler.score(each)["accuracy"] for each in (np.tile(targets, (3, 1, 1)), rare))
+    change = relative_change(new, original)
+
+    assert change is not None
+    assert change[0] == pytest.approx(100 * (1 / (2 / 120) - 1))
+    assert np.isnan(change[1:]).all()
 
 
 def test_answers_by_sample_become_arrays_over_the_samples_of_all_seeds() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.study import RateSweep, Richness, StudyCommand
 from lightning_mllm.study.command import run_study
 from lightning_mllm.study.tables import rounded
-from tests.study.conftest import Change, FakeLightning, folders_of
+from tests.study.conftest import Change, FakeLightning, folders_of, write
 
 Rows = list[dict[str, str]]
 
@@ -21,7 +22,7 @@ def finished(study: Change) -> StudyCommand:
         richness=Richness(),
         drift=True,
         seeds=[0, 1, 2],
-        sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3]),
+        sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3, 3e-3]),
     )
     assert not run_study(made, FakeLightning(samples=90))
     return made
@@ -34,7 +35,7 @@ def rows_of(name: str) -> Rows:
 
 def test_a_finished_study_has_results_tables_verdicts_and_figures(finished: StudyCommand) -> None:
     results = rows_of("results.csv")
-    assert len({row["cell"] for row in results}) == 3 * 2 * (1 + 2 + 1)
+    assert len({row["cell"] for row in results}) == 3 * 2 * (1 + 2 + 2)
     first = next(row for row in results if row["cell"] == "tiny.leaves.paper.ft_proj.seed0")
     assert (first["measure"], first["value"], first["n"]) == ("test/generation/accuracy", "0.5", "90")
     assert (first["low_95"], first["high_95"], first["epoch"]) == ("0.4", "0.6", "")
@@ -51,9 +52,9 @@ def test_a_finished_study_has_results_tables_verdicts_and_figures(finished: Stud
 
     report = Path("studies/small/report.md").read_text()
     assert "published (LLaVA-1.5-7B)" in report
-    assert "24 of 24 cells are finished" in report
+    assert "30 of 30 cells are finished" in report
     assert {path.name for path in Path("studies/small/figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("slopes", "richness", "drift") for kind in ("png", "csv")
+        f"{name}.{kind}" for name in ("slopes", "slopes-accuracy", "richness", "drift") for kind in ("png", "csv")
     }
 
     decided = {(row["claim"], row["part"], row["domain"]): row for row in rows_of("verdict.csv")}
@@ -106,16 +107,72 @@ def test_a_resumed_run_has_each_epoch_once(study: Change, fake: FakeLightning) -
     assert epochs == ["-1", "0"]
 
 
-def test_a_study_that_is_not_finished_compares_the_seeds_that_all_have(study: Change, fake: FakeLightning) -> None:
+def test_a_study_that_is_not_finished_compares_the_seeds_that_all_have_and_says_so(
+    study: Change, fake: FakeLightning
+) -> None:
     fake.breaks = {"tiny.leaves.paper.ft_proj.seed0": "at once"}
 
     run_study(study(seeds=[0, 1, 2]), fake)
 
     seeds = {(row["domain"], row["seeds"]) for row in rows_of("table1.csv")}
     assert seeds == {("leaves", "2"), ("plantdoc", "3")}
+    report = Path("studies/small/report.md").read_text()
+    assert "- tiny, leaves: 1, 2\n- tiny, plantdoc: 0, 1, 2" in report
+    assert "## Cells that are not finished\n\n- tiny.leaves.paper.ft_proj.seed0: to do\n" in report
+    assert "it is that of `zero.yaml`" in report
 
 
-def test_a_file_that_went_missing_is_named(study: Change, fake: FakeLightning) -> None:
+def test_nothing_holds_over_all_domains_while_one_is_missing(study: Change, fake: FakeLightning) -> None:
+    for seed in range(3):
+        fake.breaks |= {f"tiny.plantdoc.paper.{policy}.seed{seed}": "at once" for policy in ("ft_proj", "ft_e2e")}
+
+    run_study(study(seeds=[0, 1, 2]), fake)
+
+    claim = "the MLLM's macro-F1: zero-shot < FT-Proj < FT-E2E"
+    decided = {row["domain"]: row for row in rows_of("verdict.csv") if (row["claim"], row["part"]) == (claim, "")}
+    assert {domain: row["verdict"] for domain, row in decided.items()} == {
+        "leaves": "holds",
+        "plantdoc": "undecided",
+        "all": "undecided",
+    }
+    assert decided["plantdoc"]["seeds"] == "0"
+
+
+def test_a_cell_of_several_presets_counts_under_each(study: Change, fake: FakeLightning) -> None:
+    paper = study().presets["paper"]
+    made = study(presets={"paper": paper, "matched": {**paper, "ft_proj": ["common.yaml"]}}, richness=Richness())
+    run_study(made, fake)
+
+    assert not [cell for cell in fake.cells if ".matched.ft_e2e." in cell]
+    values = {
+        row["preset"]: row["value"]
+        for row in rows_of("table1.csv")
+        if (row["domain"], row["state"], row["measure"]) == ("leaves", "ft_e2e", "accuracy")
+    }
+    assert values["paper"] == values["matched"]
+    of_cell = [row["preset"] for row in rows_of("results.csv") if row["cell"] == "tiny.leaves.paper.ft_e2e.seed0"]
+    assert set(of_cell) == {"paper", "matched"}
+    assert "- ft_e2e of paper is that of matched" in Path("studies/small/report.md").read_text()
+
+
+def test_clip_is_compared_with_zero_shot_where_a_cell_has_it(study: Change, fake: FakeLightning) -> None:
+    def with_clip(arguments: Sequence[str], log: Path, lock: int) -> None:
+        fake(arguments, log, lock)
+        if arguments[0] == "test":
+            test = next(log.parent.rglob("predictions.csv"))
+            with test.open(newline="") as file:
+                rows = [[row["sample_id"], row["target"], row["target"]] for row in csv.DictReader(file)]
+            write(test.with_name("clip-predictions.csv"), ["sample_id", "target", "prediction"], rows)
+
+    run_study(study(seeds=[0, 1, 2]), with_clip)
+
+    clip = {row["value"] for row in rows_of("table1.csv") if row["state"] == "CLIP zero-shot"}
+    assert clip == {"1.0"}
+    decided = {row["claim"]: row["verdict"] for row in rows_of("verdict.csv") if row["domain"] == "all"}
+    assert decided["CLIP beats the MLLM zero-shot"] == "holds"
+
+
+def test_a_file_thatdef test_a_file_that_went_missing_is_named(study: Change, fake: FakeLightning) -> None:
     run_study(study(), fake)
     next(iter(sorted(Path().rglob("predictions.csv")))).unlink()
 
