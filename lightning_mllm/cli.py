@@ -182,7 +182,7 @@ def _run_study(arguments: list[str]) -> None:
     _register_resolvers()
     study = auto_cli(
         StudyCommand,
-        args=[_resolved(argument) for argument in arguments],
+        args=["--dry_run=true" if argument == "--dry-run" else _resolved(argument) for argument in arguments],
         as_positional=False,
         return_instance=True,
         parser_class=Parser,

@@ -34,8 +34,8 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
     """CrisisMMD v2.0 (Alam et al., ICWSM 2018) with the split files of its task "humanitarian".
 
     Files and the paths in them are relative to `root`. Which column has the label, and what becomes of each label, are
-    options, as the projection study does not say how it comes to 4 classes. `FOUR_CLASSES` is our choice: the four
-    that its figure shows, people who are injured, dead, missing or found counted as affected.
+    options, as the projection study does not say what is in its 4 classes. `FOUR_CLASSES` is our choice: the four that
+    its figure shows, people who are injured, dead, missing or found counted as affected.
 
     Args:
         root: Folder of `data_image` and of the split files.

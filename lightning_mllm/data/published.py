@@ -1,4 +1,4 @@
-"""What the publishers of a dataset say that it holds, to be compared with what is there."""
+"""What is known of the size of a published dataset, to be compared with what is there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_mllm.types import Sample
 
 @dataclass(frozen=True)
 class Published:
-    """Published counts.
+    """Counts, as they were published or are quoted.
 
     Attributes:
         images: Split -> number of images. Without "val", the validation split is a part of the training images.
@@ -38,7 +38,7 @@ class PublishedDataset:
     published: ClassVar[Published]
 
     def count_as_published(self, split: Split, samples: Sequence[Sample]) -> Counter[str]:
-        """Return label -> number as the publishers count them; by default those of the samples of the split."""
+        """Return label -> number as `published` counts them; by default those of the samples of the split."""
         return Counter(sample.label or "" for sample in samples)
 
 

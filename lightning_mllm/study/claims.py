@@ -81,13 +81,15 @@ def claims_about(study: Study, preset: str, kinds: Collection[Kind]) -> dict[str
 
     Args:
         study: The study.
-        preset: The preset.
+        preset: The preset; empty for the claims in which nothing is trained.
         kinds: Who answered, in what is finished; the baselines are not part of each study.
     """
-    policies = {ZERO_SHOT, *study.presets[preset]}
+    policies = {ZERO_SHOT, *study.presets.get(preset, ())}
     there = {"model", *kinds, *(["richness"] if study.richness is not None else [])}
-    return {
-        claim: parts
-        for claim, parts in CLAIMS.items()
-        if all(side.policy in policies and side.kind in there for part in parts for side in (part.lower, part.higher))
-    }
+    found = {}
+    for claim, parts in CLAIMS.items():
+        sides = [side for part in parts for side in (part.lower, part.higher)]
+        trains = any(side.policy != ZERO_SHOT for side in sides)
+        if trains == bool(preset) and all(side.policy in policies and side.kind in there for side in sides):
+            found[claim] = parts
+    return found

@@ -34,7 +34,7 @@ class Verdict:
 
     Attributes:
         checkpoint: Name of the checkpoint.
-        preset: Under which the policies were trained.
+        preset: Under which the policies were trained; empty where none was.
         claim: The claim.
         part: A part of it; empty for the whole.
         domain: The domain, or "all".
@@ -71,7 +71,7 @@ def verdicts(study: Study, comparisons: Sequence[Comparison]) -> list[Verdict]:
     for checkpoint in study.checkpoints:
         there = [each for each in comparisons if each.checkpoint == checkpoint]
         kinds = {who.kind for each in there for who in each.scores}
-        for preset in study.presets:
+        for preset in ("", *study.presets):
             for claim, parts in claims_about(study, preset, kinds).items():
                 tests: Tests = {str(part): _tests(part, preset, there) for part in parts}
                 found += _judge((checkpoint, preset, claim), tests, domains, DIFFERENCE)

@@ -24,7 +24,7 @@ def finished(study: Change) -> StudyCommand:
         seeds=[0, 1, 2],
         sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3, 3e-3]),
     )
-    assert not run_study(made, FakeLightning(samples=90))
+    assert not run_study(made, FakeLightning(samples=600))
     return made
 
 
@@ -37,7 +37,7 @@ def test_a_finished_study_has_results_tables_verdicts_and_figures(finished: Stud
     results = rows_of("results.csv")
     assert len({row["cell"] for row in results}) == 3 * 2 * (1 + 2 + 2)
     first = next(row for row in results if row["cell"] == "tiny.leaves.paper.ft_proj.seed0")
-    assert (first["measure"], first["value"], first["n"]) == ("test/generation/accuracy", "0.5", "90")
+    assert (first["measure"], first["value"], first["n"]) == ("test/generation/accuracy", "0.5", "600")
     assert (first["low_95"], first["high_95"], first["epoch"]) == ("0.4", "0.6", "")
     probes = {row["measure"]: row["value"] for row in results if row["epoch"] == "0"}
     assert float(probes["test/probe/post-mean/mlp/accuracy"]) == pytest.approx(0.55)  # mean over the probe's seeds
@@ -62,10 +62,10 @@ def test_a_finished_study_has_results_tables_verdicts_and_figures(finished: Stud
         for domain in ("leaves", "plantdoc", "all"):
             assert decided[claim, "", domain]["verdict"] == "holds"
     whole = decided[claim, "", "all"]
-    assert (whole["seeds"], whole["n"]) == ("3", "180")
+    assert (whole["seeds"], whole["n"]) == ("3", "1200")
     part = decided[claim, "FT-Proj < FT-E2E in richness", "leaves"]
     assert float(part["low_95"]) < float(part["difference"]) < float(part["high_95"])
-    assert part["n"] == "90"
+    assert part["n"] == "600"
     sweep = decided["FT-Proj loses less richness at a lower learning rate", "", "all"]
     assert sweep["verdict"] == "undecided"  # the command line of this test takes no notice of rates
 
@@ -97,8 +97,13 @@ def test_a_resumed_run_has_each_epoch_once(study: Change, fake: FakeLightning) -
     run_study(made, fake)
     folder = folders_of(made)["tiny.leaves.paper.ft_proj.seed0"]
     folder.done_file.unlink()
+    checkpoint = folder.runs()[0] / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
 
     run_study(made, FakeLightning())
+
+    assert len(folder.runs()) == 2
 
     measure = "val/probe/post-mean/mlp/macro_f1"
     epochs = [
@@ -122,7 +127,8 @@ def test_a_study_that_is_not_finished_compares_the_seeds_that_all_have_and_says_
     assert "it is that of `zero.yaml`" in report
 
 
-def test_nothing_holds_over_all_domains_while_one_is_missing(study: Change, fake: FakeLightning) -> None:
+def test_nothing_holds_over_all_domains_while_one_is_missing(study: Change) -> None:
+    fake = FakeLightning(samples=600)
     for seed in range(3):
         fake.breaks |= {f"tiny.plantdoc.paper.{policy}.seed{seed}": "at once" for policy in ("ft_proj", "ft_e2e")}
 
@@ -155,7 +161,9 @@ def test_a_cell_of_several_presets_counts_under_each(study: Change, fake: FakeLi
     assert "- ft_e2e of paper is that of matched" in Path("studies/small/report.md").read_text()
 
 
-def test_clip_is_compared_with_zero_shot_where_a_cell_has_it(study: Change, fake: FakeLightning) -> None:
+def test_clip_is_compared_with_zero_shot_where_a_cell_has_it(study: Change) -> None:
+    fake = FakeLightning(samples=600)
+
     def with_clip(arguments: Sequence[str], log: Path, lock: int) -> None:
         fake(arguments, log, lock)
         if arguments[0] == "test":
@@ -172,7 +180,7 @@ def test_clip_is_compared_with_zero_shot_where_a_cell_has_it(study: Change, fake
     assert decided["CLIP beats the MLLM zero-shot"] == "holds"
 
 
-def test_a_file_thatdef test_a_file_that_went_missing_is_named(study: Change, fake: FakeLightning) -> None:
+def test_a_file_that_went_missing_is_named(study: Change, fake: FakeLightning) -> None:
     run_study(study(), fake)
     next(iter(sorted(Path().rglob("predictions.csv")))).unlink()
 

@@ -7,29 +7,38 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jsonargparse import auto_cli
 
+from lightning_mllm import cli
 from lightning_mllm.cli import CLI, main
-from lightning_mllm.parser import Parser
 from lightning_mllm.study import StudyCommand
 from lightning_mllm.study.command import run_study
 from lightning_mllm.study.grid import Cell, cells_of
+from lightning_mllm.study.runner import Failure
+from lightning_mllm.testbed.checkpoints import ROOT
 from tests.running import CONFIGS, isolate
 
-STUDIES = {"study/projection.yaml": 200, "study/testbed.yaml": 90}  # and how many cells they have
+STUDIES = {"study/projection.yaml": 180, "study/testbed.yaml": 90}  # and how many cells they have
 PARTS = {  # what they are made of
     "study/projection/common.yaml",
     *(f"study/testbed/{name}.yaml" for name in ("common", "digits", "domain")),
-    *(f"study/testbed/{preset}_{policy}.yaml" for preset in ("own", "matched") for policy in ("ft_proj", "ft_e2e")),
+    *(f"study/testbed/{name}.yaml" for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")),
     *(f"data/testbed_{domain}.yaml" for domain in ("glyphs", "textures", "leaves", "lesions")),
 }
 STUDY_CONFIGS = {*STUDIES, *PARTS}
 
 
 def parse(*arguments: str) -> StudyCommand:
-    study = auto_cli(StudyCommand, args=list(arguments), as_positional=False, parser_class=Parser, return_instance=True)
-    assert isinstance(study, StudyCommand)
-    return study
+    """Return the study that the command line would run."""
+    parsed: list[StudyCommand] = []
+
+    def keep(study: StudyCommand) -> list[Failure]:
+        parsed.append(study)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "run_study", keep)
+        main(["study", *arguments])
+    return parsed[0]
 
 
 def test_each_file_of_a_study_is_part_of_one() -> None:
@@ -49,6 +58,25 @@ def shipped(name: str) -> list[Cell]:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_shipped_study_has_the_grid_that_its_comment_says(name: str) -> None:
     assert len(shipped(name)) == STUDIES[name]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_cells_of_a_shipped_study_get_what_its_interpolations_stand_for(name: str) -> None:
+    assert not [argument for cell in shipped(name) for argument in cell.arguments() if "${" in argument]
+
+
+def test_the_cells_of_the_test_bed_start_from_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {cell.source for cell in shipped("study/testbed.yaml")} == {str(ROOT / "instructed")}
+    monkeypatch.chdir(CONFIGS.parent)
+    other = parse("--config", "configs/study/testbed.yaml", "--checkpoints", "{testbed: '${testbed:aligned}'}")
+    assert other.checkpoints == {"testbed": str(ROOT / "aligned")}
+    assert (other.jobs, other.dry_run) == (2, False)
+
+
+def test_a_dry_run_is_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+
+    assert parse("--config", "configs/study/projection.yaml", "--dry-run", "--cells", "3/8").dry_run
 
 
 @pytest.mark.slow
@@ -96,7 +124,7 @@ scorer: likelihood
     )
     calls: list[Sequence[str]] = []
 
-    def in_this_process(arguments: Sequence[str], log: Path) -> None:
+    def in_this_process(arguments: Sequence[str], log: Path, lock: int) -> None:
         calls.append(arguments)
         main(list(arguments))
 
