@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.lazy import LazySamples
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import conversations as talk
 from lightning_mllm.testbed.canvas import draw_image
 from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.examination import PARTS, ExamQuestion, Part, examination
+from lightning_mllm.testbed.exams import PARTS, ExamQuestion, Part, examination
 from lightning_mllm.testbed.scenes import SIDE, Scene, draw_scene
 from lightning_mllm.types import LazyImage, Sample
 
 Material = Literal["text", "pictures"]
-
-
-class LazySamples(Sequence[Sample]):
-    """Samples that are made when they are asked for: a hundred thousand scenes take no memory.
-
-    Args:
-        count: How many.
-        make: Makes the sample of an index, the same each time.
-    """
-
-    def __init__(self, count: int, make: Callable[[int], Sample]) -> None:
-        self._indices, self._make = range(count), make
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        chosen = self._indices[index]
-        return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
 
 
 def picture(scene: Scene, *, blind: bool = False) -> LazyImage:
@@ -207,12 +185,14 @@ class WorldQuestions(MLLMDataModule):
         self.world_seed = world_seed
 
     def load(self, split: Split) -> Sequence[Sample]:
-        """Return the questions of a split, kind by kind."""
-        return [
+        """Return the questions of a split, the kinds taking turns: the first batches have some of each."""
+        per_kind = self.counts[split]
+        samples = [
             _question_sample(question, part)
             for part in self.parts
-            for question in examination(part, self.counts[split], seed=self.world_seed, split=split)
+            for question in examination(part, per_kind, seed=self.world_seed, split=split)
         ]
+        return [sample for turn in range(per_kind) for sample in samples[turn::per_kind]]
 
 
 def _question_sample(question: ExamQuestion, part: Part) -> Sample:

@@ -8,8 +8,8 @@ import yaml
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import HELD_OUT, draw_scene, examination
-from lightning_mllm.testbed.datamodules import LazySamples, WorldConversations, WorldQuestions
-from lightning_mllm.testbed.examination import Part
+from lightning_mllm.testbed.datamodules import WorldConversations, WorldQuestions
+from lightning_mllm.testbed.exams import Part
 from lightning_mllm.types import LazyImage, Sample
 from tests.data.contract import DataModuleContract
 from tests.running import CONFIGS
@@ -174,16 +174,3 @@ def test_seeds_make_other_worlds() -> None:
 
     assert first[0].id != second[0].id
     assert pixels_of(first[0]) != pixels_of(second[0])
-
-
-def test_lazy_samples_are_a_sequence() -> None:
-    made: list[int] = []
-    samples = LazySamples(5, lambda index: made.append(index) or Sample(id=str(index)))  # type: ignore[func-returns-value]
-
-    assert len(samples) == 5
-    assert made == []
-    assert samples[-1].id == "4"
-    assert [sample.id for sample in samples[1:3]] == ["1", "2"]
-    assert [sample.id for sample in samples] == [*"01234"]
-    with pytest.raises(IndexError):
-        samples[5]
