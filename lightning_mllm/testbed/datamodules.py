@@ -37,6 +37,7 @@ class ConversationMaker:
         captioned: Share of the conversations that begin with a caption.
         lookups: Requests per conversation for all that is known of one object.
         questions: Questions per conversation.
+        emphasis: Turns of the hard types of questions for one of the others.
         repeated: Share of the text conversations that only repeat words.
         world_seed: Seed of the scenes.
     """
@@ -47,6 +48,7 @@ class ConversationMaker:
     captioned: float
     lookups: int
     questions: int
+    emphasis: int
     repeated: float
     world_seed: int
 
@@ -66,7 +68,7 @@ class ConversationMaker:
     def _exchanges(self, scene: Scene, draw: Draw) -> list[talk.Exchange]:
         exchanges = talk.description(scene) if draw.happens(self.captioned) else []
         exchanges += talk.lookups(scene, draw, self.lookups)
-        exchanges += talk.questions(scene, draw, self.questions)
+        exchanges += talk.questions(scene, draw, self.questions, emphasis=self.emphasis)
         return exchanges or talk.description(scene)
 
 
@@ -82,6 +84,7 @@ class WorldConversations(MLLMDataModule):
         captioned: Share of the conversations that begin with a caption.
         lookups: Requests per conversation for all that is known of one object.
         questions: Questions per conversation.
+        emphasis: Turns of the hard types of questions for one of the others.
         repeated: Share of the text conversations that only repeat words.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
@@ -101,6 +104,7 @@ class WorldConversations(MLLMDataModule):
         captioned: float = 0.5,
         lookups: int = 0,
         questions: int = 8,
+        emphasis: int = 1,
         repeated: float = 0.0,
         world_seed: int = 0,
         **kwargs: Any,
@@ -111,9 +115,9 @@ class WorldConversations(MLLMDataModule):
         for option, share in {"captioned": captioned, "repeated": repeated}.items():
             if not 0 <= share <= 1:
                 raise ConfigError(f"{option} is a share of the conversations, from 0 to 1, not {share}.")
-        for option, count in {"lookups": lookups, "questions": questions}.items():
-            if count < 0:
-                raise ConfigError(f"{option} must be at least 0, not {count}.")
+        for option, count, least in (("lookups", lookups, 0), ("questions", questions, 0), ("emphasis", emphasis, 1)):
+            if count < least:
+                raise ConfigError(f"{option} must be at least {least}, not {count}.")
         self.counts: dict[Split, int] = {"train": scenes, "val": val_scenes, "test": test_scenes}
         check_counts(self.counts, {"train": "scenes", "val": "val_scenes", "test": "test_scenes"})
         self._makers = {
@@ -124,6 +128,7 @@ class WorldConversations(MLLMDataModule):
                 captioned=captioned,
                 lookups=lookups,
                 questions=questions,
+                emphasis=emphasis,
                 repeated=repeated,
                 world_seed=world_seed,
             )
