@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -95,6 +96,11 @@ class CLI(LightningCLI):
         """Return Lightning's sub-commands and ours, with the arguments that the command line does not show."""
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; `${testbed:instructed}` or `${oc.env:HOME}` may stand on the command line, not only in a file."""
+        arguments = sys.argv[1:] if args is None else args
+        self.config = parser.parse_args([_resolved(argument) for argument in arguments])
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would read the checkpoint here for hyper-parameters, which ours don't have."""
 
@@ -157,6 +163,11 @@ def main(args: list[str] | None = None) -> None:
             CLI(args)
     except ValueError as error:
         sys.exit(f"error: {_user_error(error)}")
+
+
+def _resolved(argument: str) -> str:
+    """Return an argument with what its resolvers give; interpolations of the config's own keys stay."""
+    return re.sub(r"\$\{[\w.]+:[^{}]*\}", lambda match: str(OmegaConf.create([match[0]])[0]), argument)
 
 
 def _user_error(error: BaseException) -> UserError:
