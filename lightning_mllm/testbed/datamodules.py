@@ -38,6 +38,7 @@ class ConversationMaker:
         lookups: Requests per conversation for all that is known of one object.
         questions: Questions per conversation.
         emphasis: Turns of the hard types of questions for one of the others.
+        mixed: Whether anything can come first; else a caption comes first, then the requests, then the questions.
         repeated: Share of the text conversations that only repeat words.
         world_seed: Seed of the scenes.
     """
@@ -49,6 +50,7 @@ class ConversationMaker:
     lookups: int
     questions: int
     emphasis: int
+    mixed: bool
     repeated: float
     world_seed: int
 
@@ -69,6 +71,8 @@ class ConversationMaker:
         exchanges = talk.description(scene) if draw.happens(self.captioned) else []
         exchanges += talk.lookups(scene, draw, self.lookups)
         exchanges += talk.questions(scene, draw, self.questions, emphasis=self.emphasis)
+        if self.mixed:
+            exchanges = draw.shuffled(exchanges)
         return exchanges or talk.description(scene)
 
 
@@ -85,6 +89,7 @@ class WorldConversations(MLLMDataModule):
         lookups: Requests per conversation for all that is known of one object.
         questions: Questions per conversation.
         emphasis: Turns of the hard types of questions for one of the others.
+        mixed: Whether anything can come first; else a caption comes first, then the requests, then the questions.
         repeated: Share of the text conversations that only repeat words.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
@@ -105,6 +110,7 @@ class WorldConversations(MLLMDataModule):
         lookups: int = 0,
         questions: int = 8,
         emphasis: int = 1,
+        mixed: bool = False,
         repeated: float = 0.0,
         world_seed: int = 0,
         **kwargs: Any,
@@ -129,6 +135,7 @@ class WorldConversations(MLLMDataModule):
                 lookups=lookups,
                 questions=questions,
                 emphasis=emphasis,
+                mixed=mixed,
                 repeated=repeated,
                 world_seed=world_seed,
             )
