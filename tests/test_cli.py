@@ -175,6 +175,16 @@ def test_resolvers_work_on_the_command_line_too(
     assert config["trainer"]["run"]["name"] == "from-outside"
 
 
+def test_what_no_resolver_gives_is_refused_with_those_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLLM_TEST_ABSENT", raising=False)
+    for value in ("${tesbed:aligned}", "${oc.env:MLLM_TEST_ABSENT}"):
+        message = refusal(capsys, ["fit", "--model.checkpoint", value, *SMALL_DIGITS])
+        assert value in message
+        assert "Known are ${testbed:...}" in message
+
+
 def test_the_checkpoint_is_named_once_for_model_and_data(tiny_llava: str) -> None:
     cli = CLI(["validate", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL])
 

@@ -34,7 +34,7 @@ class ConversationMaker:
         split: The split.
         material: What stands in front: a scene's picture, or the scene's facts in words.
         objects: Least and most objects in a scene.
-        captioned: Share of the conversations that begin with a caption.
+        captioned: Share of the conversations that have a caption.
         lookups: Requests per conversation for all that is known of one object.
         questions: Questions per conversation.
         emphasis: Turns of the hard types of questions for one of the others.
@@ -85,7 +85,7 @@ class WorldConversations(MLLMDataModule):
         val_scenes: Number of validation scenes.
         test_scenes: Number of test scenes.
         objects: Least and most objects in a scene.
-        captioned: Share of the conversations that begin with a caption.
+        captioned: Share of the conversations that have a caption.
         lookups: Requests per conversation for all that is known of one object.
         questions: Questions per conversation.
         emphasis: Turns of the hard types of questions for one of the others.
