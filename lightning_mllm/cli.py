@@ -15,13 +15,14 @@ from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lightning_mllm import data, evaluation  # noqa: F401 - short class names resolve only for imported classes
 from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.inventory import take_inventory
-from lightning_mllm.errors import UserError
+from lightning_mllm.errors import ConfigError, UserError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
 from lightning_mllm.models.tiny import build_tiny_checkpoint
@@ -199,7 +200,13 @@ def _register_resolvers() -> None:
 
 def _resolved(argument: str) -> str:
     """Return an argument with what its resolvers give; interpolations of the config's own keys stay."""
-    return re.sub(r"\$\{[\w.]+:[^{}]*\}", lambda match: str(OmegaConf.create([match[0]])[0]), argument)
+    try:
+        return re.sub(r"\$\{[\w.]+:[^{}]*\}", lambda match: str(OmegaConf.create([match[0]])[0]), argument)
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"The argument {argument!r} can't be resolved: {reason}. Known are ${{testbed:...}} and ${{oc.env:...}}."
+        ) from error
 
 
 def _user_error(error: BaseException) -> UserError:

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.cli import CLI, main
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.testbed.checkpoints import ROOT
 from tests.conftest import TinyBuilder
 from tests.running import (
     CONFIGS,
@@ -160,6 +161,28 @@ def test_values_refer_to_other_values_and_to_the_environment(
     assert config["model"]["checkpoint"] == "fallback"
     assert config["model"]["learning_rates"]["llm"] == 0.5
     assert config["trainer"]["run"]["name"] == "from-outside"
+
+
+def test_resolvers_work_on_the_command_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLLM_TEST_NAME", "from-outside")
+    stage, name = "${testbed:aligned}", "--trainer.run.name=${oc.env:MLLM_TEST_NAME}"
+
+    config = printed(capsys, "fit", "--model.checkpoint", stage, name, *SMALL_DIGITS)
+
+    assert config["model"]["checkpoint"] == str(ROOT / "aligned")
+    assert config["trainer"]["run"]["name"] == "from-outside"
+
+
+def test_what_no_resolver_gives_is_refused_with_those_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLLM_TEST_ABSENT", raising=False)
+    for value in ("${tesbed:aligned}", "${oc.env:MLLM_TEST_ABSENT}"):
+        message = refusal(capsys, ["fit", "--model.checkpoint", value, *SMALL_DIGITS])
+        assert value in message
+        assert "Known are ${testbed:...}" in message
 
 
 def test_the_checkpoint_is_named_once_for_model_and_data(tiny_llava: str) -> None:

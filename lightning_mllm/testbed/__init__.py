@@ -10,7 +10,7 @@ from lightning_mllm.testbed.canvas import draw_image
 from lightning_mllm.testbed.captions import caption
 from lightning_mllm.testbed.checkpoints import STAGES, Stage, checkpoint
 from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.examination import ExamQuestion, examination
+from lightning_mllm.testbed.exams import ExamQuestion, examination
 from lightning_mllm.testbed.presence import PresenceQuestion, ask_presence
 from lightning_mllm.testbed.questions import Question, QuestionType
 from lightning_mllm.testbed.scenes import HELD_OUT, Scene, SceneObject, draw_scene

@@ -17,13 +17,19 @@ from lightning_mllm.types import Turn
 Exchange = tuple[str, str]  # what the user says, and the answer
 Maker = Callable[[Scene, Draw, Pairs], Exchange | None]
 
+_HARD = (QuestionType.CHOOSE_REL, QuestionType.COMPARE_ATTR, QuestionType.LOGICAL_OBJ)  # they are about two objects
 _ROUNDS = 20  # in each of which every kind of exchange is tried once; a scene of one object has few
 
 
-def questions(scene: Scene, draw: Draw, count: int, pairs: Pairs = "seen") -> list[Exchange]:
-    """Return `count` short questions: of the six types and of presence, in turn."""
-    makers: list[Maker] = [partial(_ask, type) for type in QuestionType]
-    return _collect([*makers, _presence], scene, draw, count, pairs)
+def questions(scene: Scene, draw: Draw, count: int, pairs: Pairs = "seen", emphasis: int = 1) -> list[Exchange]:
+    """Return `count` short questions: of the six types and of presence, in turn.
+
+    Questions about two objects, and those of presence, take longest to learn: each of their types gets `emphasis` turns
+    for one of the others.
+    """
+    makers: list[Maker] = [*(partial(_ask, type) for type in QuestionType), _presence]
+    hard: list[Maker] = [*(partial(_ask, type) for type in _HARD), _presence]
+    return _collect([*makers, *hard * (emphasis - 1)], scene, draw, count, pairs)
 
 
 def lookups(scene: Scene, draw: Draw, count: int) -> list[Exchange]:

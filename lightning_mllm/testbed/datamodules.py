@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.lazy import LazySamples
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import conversations as talk
 from lightning_mllm.testbed.canvas import draw_image
 from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.examination import PARTS, ExamQuestion, Part, examination
+from lightning_mllm.testbed.exams import PARTS, ExamQuestion, Part, examination
 from lightning_mllm.testbed.scenes import SIDE, Scene, draw_scene
 from lightning_mllm.types import LazyImage, Sample
 
 Material = Literal["text", "pictures"]
-
-
-class LazySamples(Sequence[Sample]):
-    """Samples that are made when they are asked for: a hundred thousand scenes take no memory.
-
-    Args:
-        count: How many.
-        make: Makes the sample of an index, the same each time.
-    """
-
-    def __init__(self, count: int, make: Callable[[int], Sample]) -> None:
-        self._indices, self._make = range(count), make
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        chosen = self._indices[index]
-        return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
 
 
 def picture(scene: Scene, *, blind: bool = False) -> LazyImage:
@@ -56,9 +34,11 @@ class ConversationMaker:
         split: The split.
         material: What stands in front: a scene's picture, or the scene's facts in words.
         objects: Least and most objects in a scene.
-        captioned: Share of the conversations that begin with a caption.
+        captioned: Share of the conversations that have a caption.
         lookups: Requests per conversation for all that is known of one object.
         questions: Questions per conversation.
+        emphasis: Turns of the hard types of questions for one of the others.
+        mixed: Whether anything can come first; else a caption comes first, then the requests, then the questions.
         repeated: Share of the text conversations that only repeat words.
         world_seed: Seed of the scenes.
     """
@@ -69,6 +49,8 @@ class ConversationMaker:
     captioned: float
     lookups: int
     questions: int
+    emphasis: int
+    mixed: bool
     repeated: float
     world_seed: int
 
@@ -88,7 +70,9 @@ class ConversationMaker:
     def _exchanges(self, scene: Scene, draw: Draw) -> list[talk.Exchange]:
         exchanges = talk.description(scene) if draw.happens(self.captioned) else []
         exchanges += talk.lookups(scene, draw, self.lookups)
-        exchanges += talk.questions(scene, draw, self.questions)
+        exchanges += talk.questions(scene, draw, self.questions, emphasis=self.emphasis)
+        if self.mixed:
+            exchanges = draw.shuffled(exchanges)
         return exchanges or talk.description(scene)
 
 
@@ -101,9 +85,11 @@ class WorldConversations(MLLMDataModule):
         val_scenes: Number of validation scenes.
         test_scenes: Number of test scenes.
         objects: Least and most objects in a scene.
-        captioned: Share of the conversations that begin with a caption.
+        captioned: Share of the conversations that have a caption.
         lookups: Requests per conversation for all that is known of one object.
         questions: Questions per conversation.
+        emphasis: Turns of the hard types of questions for one of the others.
+        mixed: Whether anything can come first; else a caption comes first, then the requests, then the questions.
         repeated: Share of the text conversations that only repeat words.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
@@ -123,6 +109,8 @@ class WorldConversations(MLLMDataModule):
         captioned: float = 0.5,
         lookups: int = 0,
         questions: int = 8,
+        emphasis: int = 1,
+        mixed: bool = False,
         repeated: float = 0.0,
         world_seed: int = 0,
         **kwargs: Any,
@@ -133,9 +121,9 @@ class WorldConversations(MLLMDataModule):
         for option, share in {"captioned": captioned, "repeated": repeated}.items():
             if not 0 <= share <= 1:
                 raise ConfigError(f"{option} is a share of the conversations, from 0 to 1, not {share}.")
-        for option, count in {"lookups": lookups, "questions": questions}.items():
-            if count < 0:
-                raise ConfigError(f"{option} must be at least 0, not {count}.")
+        for option, count, least in (("lookups", lookups, 0), ("questions", questions, 0), ("emphasis", emphasis, 1)):
+            if count < least:
+                raise ConfigError(f"{option} must be at least {least}, not {count}.")
         self.counts: dict[Split, int] = {"train": scenes, "val": val_scenes, "test": test_scenes}
         check_counts(self.counts, {"train": "scenes", "val": "val_scenes", "test": "test_scenes"})
         self._makers = {
@@ -146,6 +134,8 @@ class WorldConversations(MLLMDataModule):
                 captioned=captioned,
                 lookups=lookups,
                 questions=questions,
+                emphasis=emphasis,
+                mixed=mixed,
                 repeated=repeated,
                 world_seed=world_seed,
             )
@@ -207,12 +197,14 @@ class WorldQuestions(MLLMDataModule):
         self.world_seed = world_seed
 
     def load(self, split: Split) -> Sequence[Sample]:
-        """Return the questions of a split, kind by kind."""
-        return [
+        """Return the questions of a split, the kinds taking turns: the first batches have some of each."""
+        per_kind = self.counts[split]
+        samples = [
             _question_sample(question, part)
             for part in self.parts
-            for question in examination(part, self.counts[split], seed=self.world_seed, split=split)
+            for question in examination(part, per_kind, seed=self.world_seed, split=split)
         ]
+        return [sample for turn in range(per_kind) for sample in samples[turn::per_kind]]
 
 
 def _question_sample(question: ExamQuestion, part: Part) -> Sample:

@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed.canvas import draw_image
 from lightning_mllm.testbed.captions import caption
-from lightning_mllm.testbed.examination import ExamQuestion
+from lightning_mllm.testbed.exams import ExamQuestion
 from lightning_mllm.testbed.questions import Question, QuestionType
 from lightning_mllm.testbed.references import Reference
 from lightning_mllm.testbed.scenes import SIDE, Scene, SceneObject

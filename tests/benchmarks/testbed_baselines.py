@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.evaluation.answer_metrics import AnswerScore
 from lightning_mllm.testbed.canvas import draw_image
-from lightning_mllm.testbed.examination import SAMPLINGS, ExamQuestion, Part, examination
+from lightning_mllm.testbed.exams import SAMPLINGS, ExamQuestion, Part, examination
 from lightning_mllm.testbed.questions import WORDINGS, QuestionType
 from lightning_mllm.testbed.scenes import ATTRIBUTES
 

@@ -7,9 +7,9 @@ import pytest
 
 from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_processor
 from lightning_mllm.data.checks import check_labels
+from lightning_mllm.data.lazy import LazySamples
 from lightning_mllm.data.survey import Survey
 from lightning_mllm.errors import DataError
-from lightning_mllm.testbed.datamodules import LazySamples
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.data.conftest import collate, picture, tokens
 from tests.data.test_base import OTHER, TRAIN, Memory

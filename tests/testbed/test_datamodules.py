@@ -8,8 +8,8 @@ import yaml
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import HELD_OUT, draw_scene, examination
-from lightning_mllm.testbed.datamodules import LazySamples, WorldConversations, WorldQuestions
-from lightning_mllm.testbed.examination import Part
+from lightning_mllm.testbed.datamodules import WorldConversations, WorldQuestions
+from lightning_mllm.testbed.exams import Part
 from lightning_mllm.types import LazyImage, Sample
 from tests.data.contract import DataModuleContract
 from tests.running import CONFIGS
@@ -110,6 +110,7 @@ def test_made_samples_travel_to_worker_processes_without_the_datamodule() -> Non
         ({"captioned": 30}, "captioned is a share"),
         ({"repeated": -1}, "repeated is a share"),
         ({"questions": -3}, "questions must be at least 0"),
+        ({"emphasis": 0}, "emphasis must be at least 1"),
         ({"val_scenes": 0}, "val_scenes is 0"),
     ],
 )
@@ -169,21 +170,29 @@ def test_there_is_always_something_to_say() -> None:
         assert len(sample.conversation) == 2
 
 
+def test_mixed_conversations_say_the_same_in_another_order() -> None:
+    options: dict[str, Any] = {"scenes": 20, "captioned": 1.0, "lookups": 2, "questions": 6}
+    plain, mixed = (talk(mixed=mixed, **options).load("train") for mixed in (False, True))
+
+    def exchanges(sample: Sample) -> list[tuple[str, str]]:
+        turns = [turn.text for turn in sample.conversation]
+        return list(zip(turns[::2], turns[1::2], strict=True))
+
+    pairs = [(exchanges(one), exchanges(other)) for one, other in zip(plain, mixed, strict=True)]
+    assert all(sorted(one) == sorted(other) for one, other in pairs)
+    assert len({one[0][0] for one, _ in pairs}) == 1 < len({other[0][0].split()[0] for _, other in pairs})
+
+
+def test_hard_questions_get_more_turns() -> None:
+    def hard(emphasis: int) -> int:
+        samples = talk(scenes=40, captioned=0.0, questions=12, emphasis=emphasis, objects=(3, 5)).load("train")
+        return sum(turn.text.startswith("Is there") for sample in samples for turn in sample.conversation)
+
+    assert hard(2) > 1.2 * hard(1) > 0
+
+
 def test_seeds_make_other_worlds() -> None:
     first, second = (talk(world_seed=seed).load("train") for seed in (0, 1))
 
     assert first[0].id != second[0].id
     assert pixels_of(first[0]) != pixels_of(second[0])
-
-
-def test_lazy_samples_are_a_sequence() -> None:
-    made: list[int] = []
-    samples = LazySamples(5, lambda index: made.append(index) or Sample(id=str(index)))  # type: ignore[func-returns-value]
-
-    assert len(samples) == 5
-    assert made == []
-    assert samples[-1].id == "4"
-    assert [sample.id for sample in samples[1:3]] == ["1", "2"]
-    assert [sample.id for sample in samples] == [*"01234"]
-    with pytest.raises(IndexError):
-        samples[5]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed import ExamQuestion, QuestionType, draw_image, examination
-from lightning_mllm.testbed.examination import Part
+from lightning_mllm.testbed.exams import Part
 from lightning_mllm.testbed.gqa import COLUMNS, row, write_task
 from lightning_mllm.testbed.scenes import SIDE
 

@@ -17,7 +17,7 @@ from lightning_mllm.testbed import (
     examination,
 )
 from lightning_mllm.testbed import conversations as talk
-from lightning_mllm.testbed.examination import Part
+from lightning_mllm.testbed.exams import Part
 from lightning_mllm.testbed.questions import WORDINGS
 from lightning_mllm.testbed.scenes import Pairs
 

@@ -11,7 +11,7 @@ from sklearn.naive_bayes import BernoulliNB  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import HELD_OUT, Draw, ExamQuestion, QuestionType, ask, draw_scene, examination
-from lightning_mllm.testbed.examination import SAMPLINGS, Part
+from lightning_mllm.testbed.exams import SAMPLINGS, Part
 from lightning_mllm.testbed.questions import WORDINGS
 from tests.testbed.oracle import ATTRIBUTE_OF, judge, pairs_in
 

@@ -1,0 +1,33 @@
+"""Samples that are made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import overload
+
+from lightning_mllm.types import Sample
+
+
+class LazySamples(Sequence[Sample]):
+    """Samples that are made when they are asked for: a hundred thousand of them take no memory.
+
+    Args:
+        count: How many.
+        make: Makes the sample of an index, the same each time; worker processes take it along.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Sample]) -> None:
+        self._indices, self._make = range(count), make
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        """Make the sample of an index, or those of a slice."""
+        chosen = self._indices[index]
+        return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
