@@ -136,7 +136,8 @@ def _check_each_once(option: str, names: Sequence[str], way_out: str = "") -> No
 
 def _per_seed(score: ProbeScore) -> list[dict[str, Any]]:
     """Return the columns that differ by seed, and N."""
-    controls = [control.accuracy for control in score.controls] or [None] * len(score.seeds)
+    no_controls: list[float | None] = [None] * len(score.seeds)
+    controls = [control.accuracy for control in score.controls] or no_controls
     return [
         {
             "seed": seed,

@@ -189,7 +189,7 @@ def test_bad_samples_are_named(tiny_llava: str) -> None:
     with pytest.raises(DataError, match="no sample was extracted"):
         extract(backbone, [], VISION, NAMES)
     backbone.projector.linear_2.bias.data[3] = torch.nan  # type: ignore[operator,union-attr]
-    with pytest.raises(DataError, match=r"NaN or infinite, the first is 's0'"):
+    with pytest.raises(DataError, match=r"NaN or infinite features, the first is 's0'"):
         extract(backbone, batches(tiny_llava, good), [Point("post")], NAMES)
 
 
