@@ -17,10 +17,10 @@ from lightning_mllm.study.runner import Failure
 from lightning_mllm.testbed.checkpoints import ROOT
 from tests.running import CONFIGS, isolate
 
-STUDIES = {"study/projection.yaml": 180, "study/testbed.yaml": 90}  # and how many cells they have
+STUDIES = {"study/projection.yaml": 180, "study/testbed.yaml": 75}  # and how many cells they have
 PARTS = {  # what they are made of
     "study/projection/common.yaml",
-    *(f"study/testbed/{name}.yaml" for name in ("common", "digits", "domain")),
+    *(f"study/testbed/{name}.yaml" for name in ("common", "digits", "domain", "zero_shot")),
     *(f"study/testbed/{name}.yaml" for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")),
     *(f"data/testbed_{domain}.yaml" for domain in ("glyphs", "textures", "leaves", "lesions")),
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
+
+from PIL import Image
 
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.splits import Split
@@ -22,10 +24,11 @@ _DOMAINS = {
     "leaves": (leaves.CLASSES, leaves.draw),
     "lesions": (lesions.CLASSES, lesions.draw),
 }
+_KEPT = 4096  # pictures, of 12 kB: each is looked at in every epoch by the model, and by whatever follows its features
 
 
 class Domain(MLLMDataModule):
-    """Pictures of one domain with their classes, drawn as they are needed; every split has all classes alike.
+    """Pictures of one domain with their classes, drawn when first needed; every split has all classes alike.
 
     Args:
         name: Which domain; from easy to hard: "glyphs", "textures", "leaves", "lesions".
@@ -59,11 +62,17 @@ class Domain(MLLMDataModule):
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the pictures of a split, class after class within each round."""
-        classes, draw = _DOMAINS[self.name]
+        classes, _ = _DOMAINS[self.name]
         samples = []
         for index in range(self.counts[split]):
             key = f"{self.domain_seed}/{split}/{index}"
             for label in classes:
-                image = LazyImage((SIDE, SIDE), partial(draw, label, key))
+                image = LazyImage((SIDE, SIDE), partial(_picture, self.name, label, key))
                 samples.append(Sample(id=f"{self.name}/{key}/{label}", images=[image], label=label))
         return samples
+
+
+@lru_cache(maxsize=_KEPT)
+def _picture(name: DomainName, label: str, key: str) -> Image.Image:
+    _, draw = _DOMAINS[name]
+    return draw(label, key)
