@@ -3,6 +3,7 @@
 if __name__ != "lightning_mllm.callbacks":
     raise ImportError(f"Import these callbacks as lightning_mllm.callbacks, not as {__name__}: one file, one class.")
 
+from lightning_mllm.callbacks.clip import ClipZeroShot
 from lightning_mllm.callbacks.drift import RepresentationDrift
 from lightning_mllm.callbacks.evaluation_report import EvaluationReport
 from lightning_mllm.callbacks.features import SaveFeatures
@@ -13,6 +14,7 @@ from lightning_mllm.callbacks.probe import ProbeEachEpoch
 from lightning_mllm.callbacks.throughput import Throughput
 
 __all__ = [
+    "ClipZeroShot",
     "EvaluationReport",
     "FreezeAudit",
     "LearningCurve",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
+import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing.cache import FeatureCache
 from lightning_mllm.probing.extraction import extract
@@ -23,6 +25,7 @@ from lightning_mllm.probing.tapping import Tapper
 from lightning_mllm.types import LabelSet, MultimodalBatch, Sample
 
 Split = Literal["train", "val", "test"]
+Row = TypeVar("Row")
 
 
 def mllm(pl_module: L.LightningModule) -> MLLMModule:
@@ -105,13 +108,47 @@ def features(
     Raises:
         ConfigError: The data has no labels, or a point does not exist in this model.
     """
-    module, names = mllm(pl_module), _class_names(trainer)
+    module, names = mllm(pl_module), class_names(trainer)
     loader: Iterable[MultimodalBatch] = trainer.datamodule.plain_dataloader(split)  # type: ignore[attr-defined]
     count = len(tapped_samples(trainer, split))
     rank_zero_info("Extracting the features of %d %s samples.", count, split)
     batches = islice(loader, math.ceil(count / trainer.datamodule.eval_batch_size))  # type: ignore[attr-defined]
     with module.adapted.autocast(module.device.type):
         return extract(module.backbone, batches, points, names, cache=cache)
+
+
+def pictures(trainer: L.Trainer, split: Split) -> Iterator[tuple[tuple[str, ...], list[Image.Image]]]:
+    """Open the pictures of a split's `tapped_samples` for another model, in the batches that the model itself gets.
+
+    Args:
+        trainer: Its data have the pictures, and say how many are opened side by side (`num_workers`).
+        split: The split.
+
+    Yields:
+        Sample ids and first pictures of a batch; of several processes each has its share.
+
+    Raises:
+        DataError: A picture can't be read, or a sample has none.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    samples = tapped_samples(trainer, split)
+    shares = islice(data.plain_dataloader(split).batch_sampler, math.ceil(len(samples) / data.eval_batch_size))
+    with ThreadPoolExecutor(max(1, data.num_workers)) as pool:  # Pillow lets go of the interpreter
+        for share in shares:
+            batch = [samples[index] for _, index in share]
+            for sample in batch:
+                if not sample.images:
+                    raise DataError(f"Sample {sample.id!r} has no image to be classified. Give it one or leave it out.")
+            yield tuple(sample.id for sample in batch), list(pool.map(data.picture, batch))
+
+
+def of_all_processes(rows: list[Row]) -> list[Row]:
+    """Return the rows of this process, then those of the next one, and so on; each process gets all."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    gathered: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]
 
 
 def check_features(
@@ -123,7 +160,7 @@ def check_features(
         ConfigError: The data has no labels, a point does not exist in this model, or there is a cache although the
             vision tower is trained.
     """
-    _class_names(trainer)
+    class_names(trainer)
     Tapper(mllm(pl_module).backbone, points, cache)
 
 
@@ -157,11 +194,20 @@ def epoch_of(trainer: L.Trainer, module: MLLMModule) -> int | None:
     return trainer.current_epoch - 1 if trainer.current_epoch and module.trained_steps == trainer.global_step else None
 
 
-def _class_names(trainer: L.Trainer) -> tuple[str, ...]:
+def class_names(trainer: L.Trainer, why: str = "features are extracted to be told apart by class") -> tuple[str, ...]:
+    """Return the names of the classes.
+
+    Args:
+        trainer: Of the data.
+        why: What they are needed for, for the message.
+
+    Raises:
+        ConfigError: The data has no labels.
+    """
     labels = label_set(trainer)
     if labels is None:
         raise ConfigError(
-            f"{type(trainer.datamodule).__name__} has no labels, but features are extracted to be told apart by class. "  # type: ignore[attr-defined]
+            f"{type(trainer.datamodule).__name__} has no labels, but {why}. "  # type: ignore[attr-defined]
             "Use data whose samples have labels, or leave the callback out."
         )
     return labels.names

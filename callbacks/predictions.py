@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 
 from lightning_mllm.callbacks import access
 from lightning_mllm.evaluation import Predictions
@@ -80,7 +79,7 @@ class PredictionTable(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the table and the pictures."""
-        rows, self._rows = _of_all_processes(self._rows), []
+        rows, self._rows = access.of_all_processes(self._rows), []
         if not rows or not trainer.is_global_zero:
             return
         samples = {sample.id: sample for sample in access.samples(trainer)}
@@ -120,11 +119,3 @@ def _labelled_rows(
             name = labels.names[predicted] if predicted >= 0 else ""
             verdicts.append(Verdict(scorer, said.answers[index], name, correct=predicted == target))
         yield _Row(sample_id, prompt, labels.names[target], tuple(verdicts))
-
-
-def _of_all_processes(rows: list[_Row]) -> Sequence[_Row]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    gathered: list[list[_Row]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, rows)
-    return [row for part in gathered for row in part]

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from lightning_mllm.models.tiny import Chat, TinyFamily, build_tiny_checkpoint
+from tests.clips import DualEncoder, build_clip
 
 TinyBuilder = Callable[[TinyFamily, Chat], str]
+ClipBuilder = Callable[[DualEncoder], str]
 
 
 def pytest_configure() -> None:
@@ -44,3 +46,14 @@ def tiny_llava_next(tiny_checkpoint: TinyBuilder) -> str:
 @pytest.fixture(scope="session")
 def tiny_llava_next_llama3(tiny_checkpoint: TinyBuilder) -> str:
     return tiny_checkpoint("llava_next", "llama3")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> ClipBuilder:
+    """A function from a dual encoder's family to the path of a tiny checkpoint."""
+
+    @cache
+    def build(family: DualEncoder) -> str:
+        return build_clip(tmp_path_factory.mktemp("clips") / family, family)
+
+    return build

@@ -2,6 +2,7 @@
 
 from lightning_mllm.evaluation.answer_metrics import AnswerMetrics, AnswerResult, AnswerScore
 from lightning_mllm.evaluation.answers import INVALID, AnswerParser, normalise
+from lightning_mllm.evaluation.clip import ClipClassifier
 from lightning_mllm.evaluation.evaluator import Evaluator
 from lightning_mllm.evaluation.exact_match import ExactMatch, OpenAnswer
 from lightning_mllm.evaluation.generation import Generation
@@ -17,6 +18,7 @@ __all__ = [
     "AnswerScore",
     "ClassificationMetrics",
     "ClassificationResult",
+    "ClipClassifier",
     "Evaluator",
     "ExactMatch",
     "Generation",

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
-from lightning_mllm.callbacks import predictions
+from lightning_mllm.callbacks import access, predictions
 from lightning_mllm.evaluation import AnswerParser
 from lightning_mllm.tracking.figures import Verdict
 from tests.callbacks.conftest import EVALUATED, Study
@@ -65,7 +65,7 @@ def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
     row = predictions._Row("a", "What?", "zero", (Verdict("likelihood", "zero", "zero", True),))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        assert predictions._of_all_processes([row]) == [row]
+        assert access.of_all_processes([row]) == [row]
     finally:
         dist.destroy_process_group()
-    assert predictions._of_all_processes([row]) == [row]
+    assert access.of_all_processes([row]) == [row]
