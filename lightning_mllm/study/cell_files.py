@@ -16,7 +16,7 @@ from lightning_mllm.tracking.files import read_json
 Row = Mapping[str, str]
 
 _PROBED = "probe-predictions.csv"
-_CLIP = "clip-predictions.csv"
+_CLIP, _CLIP_SCORES = "clip-predictions.csv", "clip.json"
 _PROBE_KEY = ("epoch", "stage", "point", "probe", "seed")
 _DRIFT_KEY = ("epoch", "point")
 
@@ -81,10 +81,7 @@ def answers_of(folder: CellFolder, scorer: str) -> Answers:
 
 
 def clip_answers_of(folder: CellFolder) -> Answers | None:
-    """Return what CLIP itself answered on the same split, or None.
-
-    A callback that runs it leaves `clip-predictions.csv` with the columns sample_id, target and prediction.
-    """
+    """Return what CLIP itself answered on the same split, or None where `ClipZeroShot` was not among the callbacks."""
     path = evaluation_of(folder) / _CLIP
     if not path.is_file():
         return None
@@ -92,6 +89,12 @@ def clip_answers_of(folder: CellFolder) -> Answers | None:
     return Answers(
         {row["sample_id"]: row["target"] for row in rows}, ({row["sample_id"]: row["prediction"] for row in rows},)
     )
+
+
+def clip_scores_of(folder: CellFolder) -> dict[str, Any] | None:
+    """Return the summary of CLIP's scores, or None."""
+    path = evaluation_of(folder) / _CLIP_SCORES
+    return read_json(path) if path.is_file() else None
 
 
 def has_probe(folder: CellFolder, point: str, probe: str) -> bool:

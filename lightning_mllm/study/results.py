@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields, replace
 from statistics import fmean
 
-from lightning_mllm.study.cell_files import drift_of, probes_of, scores_of
+from lightning_mllm.study.cell_files import clip_scores_of, drift_of, probes_of, scores_of
 from lightning_mllm.study.config import Study
 from lightning_mllm.study.marker import CellFolder
 
@@ -28,8 +28,9 @@ class Result:
         preset: How; empty for zero-shot.
         seed: Of the cell.
         epoch: After which epoch, -1 before training; None for the model's test, which is after the last.
-        measure: `test/<scorer>/<score>`, `<stage>/probe/<point>/<probe>/<score>` (the mean
-            over the seeds of the probe), or `drift/<point>/<measure>`.
+        measure: `test/<scorer>/<score>` (of CLIP's own answers `test/clip/<score>`),
+            `<stage>/probe/<point>/<probe>/<score>` (the mean over the seeds of the probe), or
+            `drift/<point>/<measure>`.
         value: The number; None where it is not defined.
         n: Number of samples behind it.
         low_95: Of its interval, over samples only.
@@ -73,7 +74,10 @@ def collect(study: Study, done: Iterable[CellFolder]) -> list[Result]:
 
 
 def _results_of(study: Study, folder: CellFolder) -> Iterator[Result]:
-    for scorer, scores in scores_of(folder).items():
+    scorers = scores_of(folder)
+    if (clip := clip_scores_of(folder)) is not None:
+        scorers["clip"] = clip
+    for scorer, scores in scorers.items():
         for name in _SCORES:
             low, high = scores.get(f"{name}_interval_95", (None, None))
             yield _result(

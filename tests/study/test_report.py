@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -171,6 +172,14 @@ def test_clip_is_compared_with_zero_shot_where_a_cell_has_it(study: Change) -> N
             with test.open(newline="") as file:
                 rows = [[row["sample_id"], row["target"], row["target"]] for row in csv.DictReader(file)]
             write(test.with_name("clip-predictions.csv"), ["sample_id", "target", "prediction"], rows)
+            scores = {
+                "n": 600,
+                "accuracy": 1.0,
+                "macro_f1": 1.0,
+                "invalid_rate": 0.0,
+                "accuracy_interval_95": [1.0, 1.0],
+            }
+            test.with_name("clip.json").write_text(json.dumps(scores))
 
     run_study(study(seeds=[0, 1, 2]), with_clip)
 
@@ -178,6 +187,11 @@ def test_clip_is_compared_with_zero_shot_where_a_cell_has_it(study: Change) -> N
     assert clip == {"1.0"}
     decided = {row["claim"]: row["verdict"] for row in rows_of("verdict.csv") if row["domain"] == "all"}
     assert decided["CLIP beats the MLLM zero-shot"] == "holds"
+    own = [row for row in rows_of("results.csv") if row["measure"] == "test/clip/accuracy"]
+    assert {(row["policy"], row["value"], row["n"], row["low_95"]) for row in own} == {
+        ("zero_shot", "1.0", "600", "1.0")
+    }
+    assert len(own) == 3 * 2
 
 
 def test_a_file_that_went_missing_is_named(study: Change, fake: FakeLightning) -> None:

@@ -15,11 +15,12 @@ from lightning_mllm.study.command import run_study
 from lightning_mllm.study.grid import Cell, cells_of
 from lightning_mllm.study.runner import Failure
 from lightning_mllm.testbed.checkpoints import ROOT
+from tests.conftest import ClipBuilder
 from tests.running import CONFIGS, isolate
 
 STUDIES = {"study/projection.yaml": 180, "study/testbed.yaml": 75}  # and how many cells they have
 PARTS = {  # what they are made of
-    "study/projection/common.yaml",
+    *(f"study/projection/{name}.yaml" for name in ("common", "zero_shot")),
     *(f"study/testbed/{name}.yaml" for name in ("common", "digits", "domain", "zero_shot")),
     *(f"study/testbed/{name}.yaml" for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")),
     *(f"data/testbed_{domain}.yaml" for domain in ("glyphs", "textures", "leaves", "lesions")),
@@ -96,10 +97,14 @@ def test_the_command_lines_of_a_shipped_study_parse(
         assert config["data"]["init_args"]["prompt"]["init_args"]["seed"] == 0
         policy = {"zero_shot": "ZeroShot", "ft_proj": "ProjectorOnly", "ft_e2e": "ProjectorAndLLM"}[cell.policy]
         assert config["model"]["policy"]["class_path"].endswith(policy)
+        callbacks = [each["class_path"].rpartition(".")[2] for each in config["trainer"]["callbacks"]]
+        assert "ProbeEachEpoch" in callbacks
+        with_clip = (cell.policy, name) == ("zero_shot", "study/projection.yaml")
+        assert callbacks.count("ClipZeroShot") == with_clip
 
 
-def test_a_study_runs_through_the_command_line_and_not_twice(
-    tiny_llava: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_study_with_clip_runs_through_the_command_line_and_not_twice(
+    tiny_llava: str, tiny_clip: ClipBuilder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     isolate(monkeypatch, tmp_path)
     small = "\n".join(
@@ -111,12 +116,14 @@ def test_a_study_runs_through_the_command_line_and_not_twice(
         ]
     )
     Path("small.yaml").write_text(small)
+    shipped_clip = (CONFIGS / "study/projection/zero_shot.yaml").read_text()
+    Path("clip.yaml").write_text(shipped_clip.replace("openai/clip-vit-large-patch14-336", tiny_clip("clip")))
     Path("study.yaml").write_text(
         f"""
 name: tiny
 checkpoints: {{tiny: {tiny_llava}}}
 domains: {{glyphs: [small.yaml]}}
-zero_shot: [{CONFIGS}/policy/zero_shot.yaml]
+zero_shot: [{CONFIGS}/policy/zero_shot.yaml, clip.yaml]
 presets: {{own: {{ft_proj: [{CONFIGS}/policy/ft_proj.yaml], ft_e2e: [{CONFIGS}/policy/ft_e2e.yaml]}}}}
 seeds: [0]
 scorer: likelihood
@@ -135,3 +142,9 @@ scorer: likelihood
     report = Path("studies/tiny/report.md").read_text()
     assert "3 of 3 cells are finished" in report
     assert "undecided" in report  # of a single seed nothing is known
+    assert "| accuracy | CLIP zero-shot | " in report
+    clip = next(Path("studies").rglob("clip-predictions.csv"))
+    ids = [
+        [line.split(",")[0] for line in file.read_text().split()] for file in (clip, clip.with_name("predictions.csv"))
+    ]
+    assert ids[0] == ids[1]
