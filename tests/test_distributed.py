@@ -14,6 +14,7 @@ import torch
 
 from lightning_mllm.cli import main
 from lightning_mllm.probing import load_features
+from tests.conftest import ClipBuilder
 from tests.running import conversation, files_below, final_metrics, isolate, write_image_folder, write_llava_json
 from tests.test_open_answers import arguments, write_questions
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 TWO = ("--trainer.accelerator", "cpu", "--trainer.strategy=ddp", "--trainer.devices=2")
 TIMEOUT = 180  # seconds; a process that waits for the other one waits for ever
-FOLLOWED = ("probe", "drift", "features")
+FOLLOWED = ("probe", "drift", "features", "clip")
 COUNTED = ("epoch", "step", "stage", "point", "probe", "seed", "n_train", "n_test", "n")
 FOLLOW = """
 trainer:
@@ -35,6 +36,7 @@ trainer:
         cache: {class_path: lightning_mllm.probing.FeatureCache, init_args: {root: cache}}
     - class_path: SaveFeatures
     - class_path: RepresentationDrift
+    - {class_path: ClipZeroShot, init_args: {checkpoint: A_CLIP}}
 model:
   scorers: []
 """
@@ -129,12 +131,14 @@ def test_a_process_without_an_image_does_not_hang_and_changes_nothing(
     compare(tmp_path / "one", tmp_path / "two")
 
 
-def test_two_processes_follow_the_features_as_one_does(tiny_llava: str, tmp_path: Path) -> None:
+def test_two_processes_follow_the_features_and_ask_clip_as_one_does(
+    tiny_llava: str, tiny_clip: ClipBuilder, tmp_path: Path
+) -> None:
     root = write_image_folder(
         tmp_path / "photos",
         {"train/cat": 6, "train/dog": 5, "val/cat": 3, "val/dog": 2, "test/cat": 4, "test/dog": 3},
     )
-    (tmp_path / "follow.yaml").write_text(FOLLOW)
+    (tmp_path / "follow.yaml").write_text(FOLLOW.replace("A_CLIP", tiny_clip("clip")))
     arguments = [
         *("fit", "--config", str(tmp_path / "follow.yaml"), "--model.checkpoint", tiny_llava, "--test_after", "true"),
         *("--data", "ImageFolder", "--data.init_args.root", str(root)),
@@ -151,6 +155,8 @@ def test_two_processes_follow_the_features_as_one_does(tiny_llava: str, tmp_path
     assert not [name for name in files_below(two) if name.endswith((".part", ".partial"))]
     assert counts(two / "probes.csv") == counts(one / "probes.csv")  # a row of each, and the same N
     assert counts(two / "drift.csv") == counts(one / "drift.csv")
+    answers = [next(run.rglob("clip-predictions.csv")).read_text() for run in (one, two)]
+    assert answers[0] == answers[1]
     for name in (name for name in written[0] if name.endswith(".safetensors")):
         for point, expected in load_features(one / name).items():
             found = load_features(two / name)[point]
