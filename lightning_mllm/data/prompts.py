@@ -61,13 +61,15 @@ class Prompt(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationPrompt(Prompt):
-    """Asks for one of the class names, which the question lists in quotes.
+    """Asks for one of the class names, which the question lists in quotes, unless it is told not to.
 
     The order of the list is drawn anew for each sample and epoch from (`seed`, epoch, sample id), so that no class owes
     its score to its place, and any process draws the same order.
 
     Attributes:
         task: What the classes are, e.g. "plant leaf diseases".
+        lists_classes: Whether the question lists the class names. Without the list the model has to learn what they
+            are; a prompt is shorter then by most of its tokens.
         shuffle: Whether to reorder the list; else it stands in the order of the classes.
         seed: Seed of the orders.
         system: System text, e.g. `VICUNA_SYSTEM`; Hugging Face's LLaVA templates have none of their own.
@@ -76,6 +78,7 @@ class ClassificationPrompt(Prompt):
     """
 
     task: str = "objects"
+    lists_classes: bool = True
     shuffle: bool = True
     seed: int = 0
     system: str | None = None
@@ -90,8 +93,12 @@ class ClassificationPrompt(Prompt):
                 f"The prompt's question {self.question!r} has a field that is neither {{task}} nor {{classes}} "
                 f"({error}). Write literal braces twice."
             ) from error
-        if "{classes}" not in self.question:
-            raise ConfigError(f"The prompt's question {self.question!r} lacks {{classes}}, where the names are listed.")
+        if self.lists_classes != ("{classes}" in self.question):
+            lacks, setting = ("lacks", "true") if self.lists_classes else ("has", "false")
+            raise ConfigError(
+                f"The prompt's question {self.question!r} {lacks} {{classes}}, where the names are listed, but "
+                f"lists_classes is {setting}. Change one of them."
+            )
 
     def dialogue(self, sample: Sample, label_names: Sequence[str], epoch: int) -> Dialogue:
         """Return question and label as one exchange."""
