@@ -7,6 +7,9 @@ No more is generated than can matter: an answer that goes on for some tokens beh
 whatever follows. Each sample has a limit of its own, and an answer that reaches it is wrong even if what is left equals
 the reference ("red" of "red and blue"): so the score depends neither on the other samples of a batch nor on how far
 they are decoded.
+
+Nor is anything generated that is known: where every token of a reference is the model's likeliest behind those before
+it, that reference is what greedy decoding says. The loss has found that out in passing.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_mllm.evaluation.answers import normalise
@@ -52,18 +56,29 @@ class ExactMatch:
     spare_tokens: int = 8
 
     def evaluate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: MultimodalBatch
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: MultimodalBatch,
+        greedy: Tensor | None = None,
     ) -> tuple[OpenAnswer, ...]:
-        """Answer the (last) question of every sample that has a kind; the others are left out."""
+        """Answer the (last) question of every sample that has a kind; the others are left out.
+
+        Args:
+            model: The MLLM.
+            tokenizer: Its tokenizer.
+            batch: Prompts and references.
+            greedy: (batch, sequence) bool, `AnswerLoss.greedy` of this batch; without it all answers are generated.
+        """
         kinds = {row: kind for row, kind in enumerate(batch.kinds) if kind is not None}
         if not kinds:
             return ()
-        asked = batch.take(list(kinds))
-        prompts, expected = asked.prompts(), _answer_ids(asked)
-        limits = [len(ids) + self.spare_tokens for ids in expected]
-        ends = frozenset(end_ids(model, prompts))
-        new_tokens = continue_prompts(model, prompts, max(limits)).tolist()
-        said = [_until_end(tokens[:limit], ends) for tokens, limit in zip(new_tokens, limits, strict=True)]
+        asked, ends = batch.take(list(kinds)), frozenset(end_ids(model, batch))
+        behind = _behind_last(asked)
+        expected = _rows(asked.input_ids, behind)
+        likeliest = _rows(torch.zeros_like(behind) if greedy is None else greedy[list(kinds)], behind)
+        said = [_known(*row, ends) for row in zip(expected, likeliest, strict=True)]
+        self._generate_missing(model, asked, said, expected, ends)
 
         references, answers = (_texts(tokenizer, ids) for ids in (expected, said))
         verdicts = [
@@ -72,13 +87,40 @@ class ExactMatch:
         ]
         return tuple(map(OpenAnswer, asked.sample_ids, kinds.values(), references, answers, verdicts))
 
+    def _generate_missing(
+        self,
+        model: PreTrainedModel,
+        asked: MultimodalBatch,
+        said: list[list[int]],
+        expected: list[list[int]],
+        ends: frozenset[int],
+    ) -> None:
+        """Fill in the answers that are empty."""
+        rows = [row for row, tokens in enumerate(said) if not tokens]
+        if not rows:
+            return
+        limits = [len(expected[row]) + self.spare_tokens for row in rows]
+        new_tokens = continue_prompts(model, asked.take(rows).prompts(), max(limits)).tolist()
+        for row, tokens, limit in zip(rows, new_tokens, limits, strict=True):
+            said[row] = _until_end(tokens[:limit], ends)
 
-def _answer_ids(batch: MultimodalBatch) -> list[list[int]]:
-    """Return the tokens of each sample's last answer, its end included."""
+
+def _behind_last(batch: MultimodalBatch) -> Tensor:
+    """Return where each sample's last answer is, its end included: (batch, sequence) bool."""
     behind = torch.zeros_like(batch.attention_mask)
     behind[:, 1:] = batch.spans[Segment.LAST].cumsum(dim=1)[:, :-1]  # 1 behind LAST
-    kept = (behind * batch.attention_mask).bool()
-    return [ids[mask].tolist() for ids, mask in zip(batch.input_ids, kept, strict=True)]
+    return (behind * batch.attention_mask).bool()
+
+
+def _rows(values: Tensor, kept: Tensor) -> list[list[int]]:
+    """Return each row's values where they are kept; both are (batch, sequence)."""
+    return [row[mask].tolist() for row, mask in zip(values, kept, strict=True)]
+
+
+def _known(expected: list[int], likeliest: list[int], ends: frozenset[int]) -> list[int]:
+    """Return an expected answer up to its end if each of its tokens is the likeliest; else nothing."""
+    answer = _until_end(expected, ends)
+    return answer if answer and answer[-1] in ends and all(likeliest[: len(answer)]) else []
 
 
 def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:

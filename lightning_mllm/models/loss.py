@@ -19,10 +19,12 @@ class AnswerLoss:
     Attributes:
         total: Scalar, the sum of the cross-entropies of all answer tokens, in nats, float32.
         tokens: Scalar, the number of those tokens.
+        greedy: (batch, sequence) bool, the answer tokens that are the model's likeliest behind what stands before them.
     """
 
     total: Tensor
     tokens: Tensor
+    greedy: Tensor
 
     @property
     def mean(self) -> Tensor:
@@ -41,8 +43,11 @@ def answer_loss(backbone: Backbone, batch: MultimodalBatch) -> AnswerLoss:
     next_tokens = batch.labels[:, 1:]
     carries_loss = next_tokens != IGNORE_INDEX
     logits = backbone.lm_head(hidden[:, :-1][carries_loss])  # (answer tokens, vocabulary)
-    total = cross_entropy(logits.float(), next_tokens[carries_loss], reduction="sum")
-    return AnswerLoss(total, carries_loss.sum())
+    expected = next_tokens[carries_loss]
+    total = cross_entropy(logits.float(), expected, reduction="sum")
+    greedy = torch.zeros_like(batch.labels, dtype=torch.bool)
+    greedy[:, 1:][carries_loss] = logits.argmax(dim=1) == expected
+    return AnswerLoss(total, carries_loss.sum(), greedy)
 
 
 def keep_in_graph(backbone: Backbone, loss: Tensor) -> Tensor:

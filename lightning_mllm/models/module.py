@@ -214,7 +214,7 @@ class MLLMModule(L.LightningModule):
         """Return `loss`, `predictions` per scorer, and `answers` of the free-form samples that have a kind."""
         with self.adapted.autocast(self.device.type):
             loss = answer_loss(self.backbone, batch)
-            scored = self.evaluator.score(self.backbone.model, self.tokenizer, batch)
+            scored = self.evaluator.score(self.backbone.model, self.tokenizer, batch, loss.greedy)
         self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
         return {"loss": loss.mean, "predictions": scored.predictions, "answers": scored.answers}
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from lightning_mllm.evaluation import ExactMatch, OpenAnswer
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import MultimodalBatch, Segment
 from tests.evaluation.conftest import Scene, generated
 
 KINDS = ("a", "b", "a")
@@ -108,3 +109,34 @@ def test_answers_do_not_depend_on_the_other_samples_of_the_batch(scene: Scene) -
     ]
 
     assert together == sum(alone, ())
+
+
+def test_an_answer_whose_every_token_is_the_likeliest_is_not_generated(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = generated(llava, monkeypatch, ["two"])
+    greedy = torch.ones_like(llava.batch.input_ids, dtype=torch.bool)
+    greedy[1, llava.batch.attention_mask[1].sum() - 1] = False  # the end of the second
+
+    answers = ExactMatch().evaluate(llava.model, llava.tokenizer, asked(llava), greedy)
+
+    assert [(answer.answer, answer.correct) for answer in answers] == [("three", True), ("two", False), ("three", True)]
+    assert len(seen["pixel_values"]) == 1
+
+
+def test_a_known_answer_is_what_generation_says(scene: Scene) -> None:
+    """References made of the model's own greedy answers are known, and the model says the same when it is asked."""
+    batch = asked(scene)
+    own = replace(batch, input_ids=batch.input_ids.clone())
+    last = batch.spans[Segment.LAST].int().argmax(dim=1)
+    for row, start in enumerate(last + 1):
+        for position in range(start, int(batch.attention_mask[row].sum())):
+            with torch.no_grad():
+                logits = scene.model(**own.model_inputs()).logits
+            own.input_ids[row, position] = logits[row, position - 1].argmax()
+    own = replace(own, end_id=int(own.input_ids[0, batch.attention_mask[0].sum() - 1]))
+    greedy = torch.ones_like(own.input_ids, dtype=torch.bool)
+
+    known = ExactMatch().evaluate(scene.model, scene.tokenizer, own, greedy)
+
+    assert known == ExactMatch().evaluate(scene.model, scene.tokenizer, own)
