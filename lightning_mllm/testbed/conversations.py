@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from lightning_mllm.data.digits import NAMES as DIGITS
+from lightning_mllm.data.digits import NUMERALS
 from lightning_mllm.testbed.asking import ask
 from lightning_mllm.testbed.captions import CAPTION_REQUEST, caption, notes, phrase, place
+from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
 from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.presence import ask_presence
 from lightning_mllm.testbed.questions import QuestionType
@@ -18,6 +21,7 @@ Exchange = tuple[str, str]  # what the user says, and the answer
 Maker = Callable[[Scene, Draw, Pairs], Exchange | None]
 
 _HARD = (QuestionType.CHOOSE_REL, QuestionType.COMPARE_ATTR, QuestionType.LOGICAL_OBJ)  # they are about two objects
+FOREIGN = (*DIGITS, *NUMERALS, *(name for domain in (glyphs, textures, leaves, lesions) for name in domain.CLASSES))
 _ROUNDS = 20  # in each of which every kind of exchange is tried once; a scene of one object has few
 
 
@@ -59,7 +63,20 @@ def repetition(draw: Draw) -> list[Exchange]:
     absent = {draw.one(sorted(pair)) for pair in sorted(HELD_OUT)}  # of each held-out pair one word
     words = [word for values in ATTRIBUTES.values() for word in values if word not in absent]
     words += [str(cell + 1) for cell in range(CELLS)]
-    chosen = " ".join(draw.one(words) for _ in range(draw.between(6, 24)))
+    return _repeat(words, draw, 6, 24)
+
+
+def foreign_words(draw: Draw) -> list[Exchange]:
+    """Return class names of the domains and of digits, to be said again.
+
+    No picture of the world needs them. A frozen LLM can't be brought to say a word that was never an answer in its
+    training: with tied embeddings the word has been pushed away from every state.
+    """
+    return _repeat(FOREIGN, draw, 4, 8)
+
+
+def _repeat(words: Sequence[str], draw: Draw, least: int, most: int) -> list[Exchange]:
+    chosen = " ".join(draw.one(words) for _ in range(draw.between(least, most)))
     return [(f"Repeat: {chosen}", chosen)]
 
 

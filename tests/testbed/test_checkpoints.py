@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from lightning_mllm.testbed import checkpoints
-from lightning_mllm.testbed.checkpoints import checkpoint, graft, pack, part_of, read_weights
+from lightning_mllm.testbed.checkpoints import STAGES, checkpoint, graft, pack, part_of, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +79,22 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_stage_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no stage 'final'.*before, aligned, instructed"):
         checkpoint("final")
+
+
+def test_the_shipped_stages_differ_only_in_what_their_training_trained() -> None:
+    weights = {stage: AutoModelForImageTextToText.from_pretrained(checkpoint(stage)).state_dict() for stage in STAGES}
+
+    def changed(one: str, other: str) -> set[str]:
+        pairs = weights[one], weights[other]
+        return {part_of(name) for name in pairs[0] if not torch.equal(pairs[0][name], pairs[1][name])}
+
+    assert changed("before", "aligned") == {"projector"}
+    assert changed("aligned", "instructed") == {"projector", "llm"}
+
+
+def test_the_shipped_weights_are_of_the_promised_size() -> None:
+    files = [path for path in Path(checkpoint("before")).parent.rglob("*") if path.is_file()]
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint("instructed"))
+
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert 2e6 < sum(parameter.numel() for parameter in model.parameters()) < 6e6
