@@ -8,7 +8,7 @@ quickstart: .venv/ready
 	$(BIN)/lightning fit --config configs/quickstart.yaml
 
 test: .venv/ready lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile # a process per core: on models this small, threads only wait
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile # on models this small, threads only wait
 
 # Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
 testbed: .venv/ready

@@ -13,10 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.testbed import Draw, QuestionType, Scene, ask, caption, checkpoint, draw_image, draw_scene
+from lightning_mllm.testbed.captions import CAPTION_REQUEST
 
 COLUMNS, ZOOM, GAP, LINE = 3, 5, 16, 17
-SIDE, TEXT = 64 * ZOOM, 9 * LINE
-RIGHT, WRONG = (20, 110, 50), (180, 30, 30)
+SIDE = 64 * ZOOM
+BLACK, RIGHT, WRONG = (0, 0, 0), (20, 110, 50), (180, 30, 30)
+Line = tuple[str, tuple[int, int, int]]  # text and colour
 
 
 class Model:
@@ -39,32 +41,48 @@ class Model:
 
 
 def exchanges(scene: Scene) -> list[tuple[str, str]]:
-    """Return a question of each type with its answer, and the caption."""
+    """Return a question of each type that the scene has one of, with its answer."""
     draw = Draw("picture", scene.id)
     asked = [question for type in QuestionType if (question := ask(type, scene, draw)) is not None]
     return [(question.text, question.answer) for question in asked]
 
 
+def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Break a text into lines of the width of a picture."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > SIDE:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def spoken(model: Model, scene: Scene, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[Line]:
+    """Return the lines below a picture: questions, and what the model answers; behind a wrong answer the right one."""
+    image, lines = draw_image(scene), []
+    for question, expected in exchanges(scene):
+        said = model.answer(image, question)
+        shown, colour = (said, RIGHT) if said == expected else (f"{said} (right: {expected})", WRONG)
+        lines += [(line, BLACK) for line in wrap(question, font)] + [(line, colour) for line in wrap(shown, font)]
+    return lines
+
+
 def main() -> None:
     """Draw the picture."""
     model, font = Model(), ImageFont.load_default(13)
-    scenes = islice((draw_scene(f"readme/{number}", objects=(3, 5)) for number in range(99)), COLUMNS)
-    canvas = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, SIDE + TEXT + 2 * GAP), "white")
+    scenes = list(islice((draw_scene(f"readme/{number}", objects=(3, 5)) for number in range(99)), COLUMNS))
+    texts = [spoken(model, scene, font) for scene in scenes]
+    height = SIDE + 3 * GAP + max(map(len, texts)) * LINE
+    canvas = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, height), "white")
     pen = ImageDraw.Draw(canvas)
-    for column, scene in enumerate(scenes):
-        image = draw_image(scene)
+    for column, (scene, lines) in enumerate(zip(scenes, texts, strict=True)):
         left = GAP + column * (SIDE + GAP)
-        canvas.paste(image.resize((SIDE, SIDE), Image.Resampling.NEAREST), (left, GAP))
-        top = SIDE + GAP + 6
-        for question, expected in exchanges(scene):
-            said = model.answer(image, question)
-            pen.text((left, top), question, fill="black", font=font)
-            shown = said if said == expected else f"{said} ({expected})"
-            width = pen.textlength(shown, font=font)
-            row = top if pen.textlength(question + "  ", font=font) + width <= SIDE else top + LINE
-            pen.text((left + SIDE - width, row), shown, fill=RIGHT if said == expected else WRONG, font=font)
-            top = row + LINE
-        print(caption(scene), "\n ", model.answer(image, "Describe the picture from left to right."))
+        canvas.paste(draw_image(scene).resize((SIDE, SIDE), Image.Resampling.NEAREST), (left, GAP))
+        for row, (line, colour) in enumerate(lines):
+            pen.text((left, SIDE + 2 * GAP + row * LINE), line, fill=colour, font=font)
+        print(caption(scene), "\n ", model.answer(draw_image(scene), CAPTION_REQUEST))
     canvas.save(Path(__file__).parent / "testbed.png")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from lightning_mllm.data.digits import NAMES as DIGITS
-from lightning_mllm.data.digits import NUMERALS
 from lightning_mllm.testbed.asking import ask
 from lightning_mllm.testbed.captions import CAPTION_REQUEST, caption, notes, phrase, place
 from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
@@ -21,7 +19,11 @@ Exchange = tuple[str, str]  # what the user says, and the answer
 Maker = Callable[[Scene, Draw, Pairs], Exchange | None]
 
 _HARD = (QuestionType.CHOOSE_REL, QuestionType.COMPARE_ATTR, QuestionType.LOGICAL_OBJ)  # they are about two objects
-FOREIGN = (*DIGITS, *NUMERALS, *(name for domain in (glyphs, textures, leaves, lesions) for name in domain.CLASSES))
+FOREIGN = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *map(str, range(10)),
+    *(name for domain in (glyphs, textures, leaves, lesions) for name in domain.CLASSES),
+)
 _ROUNDS = 20  # in each of which every kind of exchange is tried once; a scene of one object has few
 
 
@@ -69,8 +71,8 @@ def repetition(draw: Draw) -> list[Exchange]:
 def foreign_words(draw: Draw) -> list[Exchange]:
     """Return class names of the domains and of digits, to be said again.
 
-    No picture of the world needs them. A frozen LLM can't be brought to say a word that was never an answer in its
-    training: with tied embeddings the word has been pushed away from every state.
+    No picture of the world needs them. But a frozen LLM can't be brought to say a word that was never an answer in its
+    training, which has lowered the word's logit behind whatever stood before.
     """
     return _repeat(FOREIGN, draw, 4, 8)
 

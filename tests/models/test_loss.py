@@ -65,8 +65,9 @@ def test_greedy_marks_the_answer_tokens_that_are_the_likeliest_behind_what_stand
     labels = batch.labels.clone()
     labels[:, 1:] = torch.where(half[:, 1:], likeliest, labels[:, 1:])  # what stands there is not changed
 
-    greedy = answer_loss(backbone, replace(batch, labels=labels)).greedy
+    greedy = answer_loss(backbone, replace(batch, labels=labels), with_greedy=True).greedy
 
+    assert greedy is not None
     assert torch.equal(greedy[half], torch.ones_like(greedy[half]))
     assert torch.equal(greedy[:, 1:], carries_loss[:, 1:] & (likeliest == labels[:, 1:]))
 

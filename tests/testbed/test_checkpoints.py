@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.errors import CheckpointError, ConfigError
@@ -54,6 +55,20 @@ def test_packed_checkpoints_share_what_is_equal_and_open_as_they_were(sources: d
         for name, tensor in expected.state_dict().items():
             assert torch.equal(opened.state_dict()[name], tensor), name
         AutoProcessor.from_pretrained(tmp_path / "packed" / stage)
+
+
+def test_packed_checkpoints_are_small_files_that_open_as_float32(sources: dict[str, Path], tmp_path: Path) -> None:
+    half = AutoModelForImageTextToText.from_pretrained(sources["llm"], dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+
+    pack(tmp_path / "packed", {"first": tmp_path / "half"})
+
+    opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "packed/first")
+    configs = (opened.config, opened.config.text_config, opened.config.vision_config)
+    assert {config.dtype for config in configs} == {parameter.dtype for parameter in opened.parameters()}
+    assert opened.dtype == torch.float32
+    with safe_open(tmp_path / "packed/parts/llm-first.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
 
 
 def test_an_interrupted_graft_leaves_nothing(
