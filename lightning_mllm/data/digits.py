@@ -14,7 +14,6 @@ from lightning_mllm.data.splits import Split, check_fractions, stratified_split
 from lightning_mllm.types import Sample
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-NUMERALS = tuple(map(str, range(10)))
 
 
 class Digits(MLLMDataModule):
@@ -24,25 +23,17 @@ class Digits(MLLMDataModule):
 
     Args:
         image_size: Side in pixels, to which the scans are enlarged.
-        numerals: Name the classes "0" to "9"; else "zero" to "nine".
         val_fraction: Fraction of the validation split.
         test_fraction: Fraction of the test split.
         **kwargs: Options of `MLLMDataModule`.
     """
 
     def __init__(
-        self,
-        *,
-        image_size: int = 32,
-        numerals: bool = False,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        **kwargs: Any,
+        self, *, image_size: int = 32, val_fraction: float = 0.1, test_fraction: float = 0.2, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         check_fractions(val_fraction, test_fraction)
         self.image_size, self.val_fraction, self.test_fraction = image_size, val_fraction, test_fraction
-        self.names = NUMERALS if numerals else NAMES
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the scans of a split, enlarged, in the order of the dataset."""
@@ -54,9 +45,7 @@ class Digits(MLLMDataModule):
         chosen = stratified_split(groups, self.val_fraction, self.test_fraction, self.seed)[split]
         return [
             Sample(
-                id=f"digit-{index:04d}",
-                images=[self._image(digits.images[index])],
-                label=self.names[digits.target[index]],
+                id=f"digit-{index:04d}", images=[self._image(digits.images[index])], label=NAMES[digits.target[index]]
             )
             for index in sorted(index for group in chosen for index in group)
         ]

@@ -28,6 +28,7 @@ COLUMNS = (  # heading, stage, part
     ("aligned", "aligned", "seen"),
     ("before", "before", "seen"),
     ("blind (instructed)", "instructed", "blind"),
+    ("blind (aligned)", "aligned", "blind"),
 )
 Counts = dict[str, tuple[int, int]]  # kind -> questions, right answers
 

@@ -48,14 +48,6 @@ def test_classes_are_words(tiny_llava: str) -> None:
     assert module.label_set.names == tuple(sorted(NAMES))
 
 
-def test_classes_can_be_numerals_and_the_split_stays_the_same() -> None:
-    words, numerals = (Digits(checkpoint="unused", numerals=numerals).load("test") for numerals in (False, True))
-
-    assert [(one.id, NAMES[int(other.label or "")]) for one, other in zip(words, numerals, strict=True)] == [
-        (sample.id, sample.label) for sample in words
-    ]
-
-
 def test_fractions_are_checked() -> None:
     with pytest.raises(ConfigError, match="sum below 1"):
         Digits(checkpoint="unused", val_fraction=0.5, test_fraction=0.5)

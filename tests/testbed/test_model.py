@@ -16,6 +16,7 @@ from tests.running import CONFIGS, isolate
 
 ROOT = Path(__file__).parents[2]
 CHANCE = 0.433  # of the 17 wordings, by docs/testbed.md
+LOSE_ON_HELD_OUT_PAIRS = {"LogicalObj/0", "LogicalObj/1", "LogicalObj/2", "QueryAttr/1"}
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
@@ -58,15 +59,17 @@ def test_the_tables_of_the_card_are_those_that_were_measured() -> None:
     ("types", "least"),
     [(("ChooseAttr", "ChooseCat", "QueryAttr"), 0.9), (("ChooseRel", "CompareAttr", "LogicalObj"), 0.8)],
 )
-def test_the_instructed_model_answers_each_wording_and_carries_over_to_held_out_pairs(
-    types: tuple[str, ...], least: float
-) -> None:
-    seen, held_out = (accuracies("instructed", part) for part in ("seen", "held_out"))
+def test_the_instructed_model_answers_each_wording(types: tuple[str, ...], least: float) -> None:
+    assert {kind: value for kind, value in accuracies("instructed", "seen").items() if kind.startswith(types)}
+    for kind, accuracy in accuracies("instructed", "seen").items():
+        assert accuracy >= least or not kind.startswith(types), kind
 
-    for kind, accuracy in seen.items():
-        if kind.split("/")[0] in types:
-            assert accuracy >= least, kind
-            assert accuracy - held_out[kind] <= 0.15, kind
+
+def test_the_instructed_model_carries_over_to_held_out_pairs_but_where_the_card_says_that_it_does_not() -> None:
+    held_out = accuracies("instructed", "held_out")
+    lost = {kind: accuracy - held_out[kind] for kind, accuracy in accuracies("instructed", "seen").items()}
+
+    assert {kind for kind, loss in lost.items() if loss > 0.15} == LOSE_ON_HELD_OUT_PAIRS
 
 
 def test_the_instructed_model_sees_what_is_there() -> None:
@@ -74,12 +77,13 @@ def test_the_instructed_model_sees_what_is_there() -> None:
 
 
 def test_each_stage_sees_more_than_the_one_before_and_none_without_a_picture() -> None:
-    means = [mean(accuracies(stage, "seen").values()) for stage in STAGES]
-    blind = mean(accuracies("instructed", "blind").values())
+    before, aligned, instructed = (mean(accuracies(stage, "seen").values()) for stage in STAGES)
+    blind = {stage: mean(accuracies(stage, "blind").values()) for stage in STAGES}
 
-    assert means[0] < means[1] - 0.1 < means[2] - 0.3
-    assert blind < CHANCE + 0.03
-    assert means[1] > blind + 0.05
+    assert max(before, *blind.values()) < CHANCE + 0.03
+    assert aligned > CHANCE + 0.05
+    assert aligned > max(before, blind["aligned"]) + 0.08
+    assert instructed > aligned + 0.3
 
 
 def accuracies(stage: str, part: str) -> dict[str, float]:
