@@ -5,12 +5,10 @@ BIN := .venv/bin
 .PHONY: quickstart test testbed lint clean
 
 quickstart: .venv/ready
-	test -d checkpoints/quickstart || \
-		$(BIN)/lightning tiny checkpoints/quickstart --config configs/checkpoint/quickstart.yaml
 	$(BIN)/lightning fit --config configs/quickstart.yaml
 
 test: .venv/ready lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest # on models this small, threads only wait for one another
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile # on models this small, threads only wait
 
 # Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
 testbed: .venv/ready

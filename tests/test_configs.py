@@ -9,6 +9,7 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
+from lightning_mllm import testbed
 from lightning_mllm.cli import CLI, main
 from lightning_mllm.data import ClassificationPrompt, PlainPrompt
 from lightning_mllm.data.crisismmd import FOUR_CLASSES
@@ -68,7 +69,6 @@ PUBLISHED = {  # the folder that the config names, who writes a replica of it, a
     "data/dtd.yaml": ("dtd", write_dtd, 3),
     "data/plantdoc.yaml": ("PlantDoc-Dataset", write_plantdoc, 4),
 }
-CHECKPOINTS = {"checkpoint/quickstart.yaml"}
 QUICKSTART = "quickstart.yaml"
 
 
@@ -94,7 +94,6 @@ def test_each_shipped_yaml_is_a_test_case() -> None:
         *MODELS,
         *DATA,
         *PUBLISHED,
-        *CHECKPOINTS,
         QUICKSTART,
         *TESTBED,
         *STUDY_CONFIGS,
@@ -271,13 +270,19 @@ def test_worker_processes_load_the_same_batches(tiny_llava: str, tmp_path: Path)
     assert loss(0) == loss(2)
 
 
-def test_the_quickstart_checkpoint_is_the_small_llava_that_its_comment_says(tmp_path: Path) -> None:
-    main(["tiny", str(tmp_path / "quickstart"), *config("checkpoint/quickstart.yaml")])
+def test_the_quickstart_starts_from_the_instructed_model_of_the_testbed(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = printed(capsys, "fit", *config(QUICKSTART))
 
-    built = AutoConfig.from_pretrained(tmp_path / "quickstart")
-    assert built.model_type == "llava"
-    assert (built.vision_config.hidden_size, built.text_config.hidden_size) == (96, 128)
-    assert 1.5e6 < sum(path.stat().st_size for path in (tmp_path / "quickstart").glob("*.safetensors")) / 4 < 2e6
+    assert shown["model"]["checkpoint"] == testbed.checkpoint("instructed")
+
+
+def test_the_recipe_starts_from_a_checkpoint_of_the_shipped_shape(tmp_path: Path) -> None:
+    main(["tiny", str(tmp_path / "start"), *config("testbed/start.yaml")])
+
+    built, shipped = (AutoConfig.from_pretrained(path) for path in (tmp_path / "start", testbed.checkpoint("before")))
+    for part in ("vision_config", "text_config"):
+        ours, theirs = (getattr(config, part).to_dict() for config in (built, shipped))
+        assert {**ours, "dtype": None} == {**theirs, "dtype": None}
 
 
 def test_the_quickstart_evaluates_before_and_after_the_fit(tiny_llava: str) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from lightning_mllm.cli import CLI, main
 from lightning_mllm.evaluation import AnswerScore, ExactMatch
+from lightning_mllm.models.loss import answer_loss
 from tests.running import final_metrics, isolate, write_llava_json
 
 COLOUR, SHAPE = "What colour is it?", "What shape is it?"
@@ -111,18 +112,24 @@ def test_the_score_is_that_of_a_loop_by_hand(learnt: Learnt) -> None:
     assert found.per_kind == {"colour": AnswerScore(3, 2), "shape/2d": AnswerScore(4, 2)}
 
 
-@pytest.mark.parametrize("spare_tokens", [2, 40])
-def test_neither_the_cut_nor_the_batch_changes_a_verdict(learnt: Learnt, spare_tokens: int) -> None:
+@pytest.mark.parametrize(("spare_tokens", "with_greedy"), [(2, False), (40, False), (2, True)])
+def test_neither_the_cut_nor_the_batch_nor_what_is_known_changes_a_verdict(
+    learnt: Learnt, spare_tokens: int, with_greedy: bool
+) -> None:
     model, data = learnt.cli.model, learnt.cli.datamodule
     items = [(0, sample) for sample in data.samples["test"]]
     verdicts = by_hand(learnt.cli)
 
     for parts in ([items], [[item] for item in items]):
+        batches = [data.eval_collator(part) for part in parts]
         answers = [
             answer
-            for part in parts
+            for batch in batches
             for answer in ExactMatch(spare_tokens).evaluate(
-                model.backbone.model, model.tokenizer, data.eval_collator(part)
+                model.backbone.model,
+                model.tokenizer,
+                batch,
+                answer_loss(model.backbone, batch, with_greedy=with_greedy).greedy,
             )
         ]
         assert [answer.sample_id for answer in answers] == [sample.id for _, sample in items if sample.kind]

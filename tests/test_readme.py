@@ -12,7 +12,9 @@ from PIL import Image
 from lightning_mllm.cli import main
 from tests.running import isolate
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_a_dataset_class_of_ones_own_is_one_method(
@@ -29,27 +31,31 @@ def test_a_dataset_class_of_ones_own_is_one_method(
     isolate(monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    main(["fit", "--model.checkpoint", tiny_llava, "--data", "my_data.Leaves", "--trainer.fast_dev_run", "1"])
+    (command,) = re.findall(r"\nlightning (fit .* my_data\.Leaves)\n", README)
+    given = [str(ROOT / word) if word.startswith("configs/") else word for word in command.split()]
+    main([*given, "--model.checkpoint", tiny_llava, "--trainer.fast_dev_run", "1"])
 
 
 def test_every_config_that_is_named_exists() -> None:
-    root = Path(__file__).parents[1]
     named = set(re.findall(r"`?(configs/[\w./-]+\.yaml)", README)) | {
         f"configs/{name}" for name in re.findall(r"`(policy/\w+\.yaml)`", README)
     }
 
     assert len(named) > 10
-    assert [name for name in named if not (root / name).is_file()] == []
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_every_policy_is_in_the_table() -> None:
-    for path in (Path(__file__).parents[1] / "configs" / "policy").glob("*.yaml"):
+    for path in (ROOT / "configs" / "policy").glob("*.yaml"):
         assert path.name in README or path.stem in ("lora_vision",), path
 
 
-def test_nothing_is_left_to_fill_in_and_every_picture_is_there() -> None:
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_nothing_is_left_to_fill_in_and_every_file_that_is_linked_is_there(page: Path) -> None:
+    text = page.read_text()
+    linked = [name for name in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if not name.startswith("http")]
 
-    assert "@@" not in README
-    assert pictures
-    assert [name for name in pictures if not (Path(__file__).parents[1] / name).is_file()] == []
+    assert "@@" not in text
+    assert [name for name in linked if not (page.parent / name).exists()] == []

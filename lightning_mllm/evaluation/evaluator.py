@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_mllm.errors import ConfigError
@@ -77,8 +77,14 @@ class Evaluator(nn.Module):
         for metric in (*self._metrics.values(), self._answers):
             metric.reset()
 
-    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: MultimodalBatch) -> Scored:
-        """Score a batch and count it."""
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: MultimodalBatch,
+        greedy: Tensor | None = None,
+    ) -> Scored:
+        """Score a batch and count it; `greedy` is that of its `AnswerLoss` and spares open answers' generation."""
         if self._labels is not None:
             predictions = {
                 scorer.name: scorer.predict(model, tokenizer, batch, self._labels) for scorer in self.scorers
@@ -88,7 +94,7 @@ class Evaluator(nn.Module):
             return Scored(predictions)
         if not self._answers.kinds:
             return Scored()
-        answers = ExactMatch().evaluate(model, tokenizer, batch)
+        answers = ExactMatch().evaluate(model, tokenizer, batch, greedy)
         self._answers.update(answers)
         return Scored(answers=answers)
 

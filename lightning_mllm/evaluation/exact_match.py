@@ -7,13 +7,19 @@ No more is generated than can matter: an answer that goes on for some tokens beh
 whatever follows. Each sample has a limit of its own, and an answer that reaches it is wrong even if what is left equals
 the reference ("red" of "red and blue"): so the score depends neither on the other samples of a batch nor on how far
 they are decoded.
+
+Nor is anything generated that is known: where every token of a reference is the model's likeliest behind those before
+it, that reference is what greedy decoding says. The loss finds that out in passing. It is not asked in 16 bit, where
+the two ways to compute a logit round apart: an answer would have two chances.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_mllm.evaluation.answers import normalise
@@ -52,18 +58,30 @@ class ExactMatch:
     spare_tokens: int = 8
 
     def evaluate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: MultimodalBatch
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: MultimodalBatch,
+        greedy: Tensor | None = None,
     ) -> tuple[OpenAnswer, ...]:
-        """Answer the (last) question of every sample that has a kind; the others are left out."""
+        """Answer the (last) question of every sample that has a kind; the others are left out.
+
+        Args:
+            model: The MLLM.
+            tokenizer: Its tokenizer.
+            batch: Prompts and references.
+            greedy: (batch, sequence) bool, `AnswerLoss.greedy` of this batch; without it all answers are generated.
+        """
         kinds = {row: kind for row, kind in enumerate(batch.kinds) if kind is not None}
         if not kinds:
             return ()
-        asked = batch.take(list(kinds))
-        prompts, expected = asked.prompts(), _answer_ids(asked)
-        limits = [len(ids) + self.spare_tokens for ids in expected]
-        ends = frozenset(end_ids(model, prompts))
-        new_tokens = continue_prompts(model, prompts, max(limits)).tolist()
-        said = [_until_end(tokens[:limit], ends) for tokens, limit in zip(new_tokens, limits, strict=True)]
+        asked, ends = batch.take(list(kinds)), frozenset(end_ids(model, batch))
+        behind = _behind_last(asked)
+        expected = _rows(asked.input_ids, behind)
+        likeliest = _rows(torch.zeros_like(behind) if greedy is None else greedy[list(kinds)], behind)
+        known = {row: answer for row, answer in enumerate(expected) if _is_known(answer, likeliest[row], ends)}
+        generated = self._generate(model, asked, {r: len(ids) for r, ids in enumerate(expected) if r not in known})
+        said = [_until_end(tokens, ends) for _, tokens in sorted((known | generated).items())]
 
         references, answers = (_texts(tokenizer, ids) for ids in (expected, said))
         verdicts = [
@@ -72,13 +90,33 @@ class ExactMatch:
         ]
         return tuple(map(OpenAnswer, asked.sample_ids, kinds.values(), references, answers, verdicts))
 
+    def _generate(
+        self, model: PreTrainedModel, asked: MultimodalBatch, lengths: dict[int, int]
+    ) -> dict[int, list[int]]:
+        """Return the answers of some rows; `lengths` are those of their references."""
+        if not lengths:
+            return {}
+        limits = [length + self.spare_tokens for length in lengths.values()]
+        new_tokens = continue_prompts(model, asked.take(list(lengths)).prompts(), max(limits)).tolist()
+        return {row: new[:limit] for row, new, limit in zip(lengths, new_tokens, limits, strict=True)}
 
-def _answer_ids(batch: MultimodalBatch) -> list[list[int]]:
-    """Return the tokens of each sample's last answer, its end included."""
+
+def _behind_last(batch: MultimodalBatch) -> Tensor:
+    """Return where each sample's last answer is, its end included: (batch, sequence) bool."""
     behind = torch.zeros_like(batch.attention_mask)
     behind[:, 1:] = batch.spans[Segment.LAST].cumsum(dim=1)[:, :-1]  # 1 behind LAST
-    kept = (behind * batch.attention_mask).bool()
-    return [ids[mask].tolist() for ids, mask in zip(batch.input_ids, kept, strict=True)]
+    return (behind * batch.attention_mask).bool()
+
+
+def _rows(values: Tensor, kept: Tensor) -> list[list[Any]]:
+    """Return each row's values where they are kept; both are (batch, sequence)."""
+    return [row[mask].tolist() for row, mask in zip(values, kept, strict=True)]
+
+
+def _is_known(expected: list[int], likeliest: list[bool], ends: frozenset[int]) -> bool:
+    """Return whether an expected answer, up to its end, is what the model says."""
+    answer = _until_end(expected, ends)
+    return bool(answer) and answer[-1] in ends and all(likeliest[: len(answer)])
 
 
 def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:

@@ -69,8 +69,13 @@ class AdaptedModel:
 
     def autocast(self, device_type: str) -> torch.autocast:
         """Return the context in which the forward runs: active only with 16-bit weights."""
-        low_precision = self.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(device_type, dtype=self.dtype if low_precision else torch.bfloat16, enabled=low_precision)
+        dtype = self.dtype if self.low_precision else torch.bfloat16
+        return torch.autocast(device_type, dtype=dtype, enabled=self.low_precision)
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether the forward computes in 16 bit."""
+        return self.dtype in (torch.bfloat16, torch.float16)
 
     def set_train_modes(self) -> None:
         """Put what is trained into train mode and a frozen tower or projection into eval mode.

@@ -19,10 +19,13 @@ class AnswerLoss:
     Attributes:
         total: Scalar, the sum of the cross-entropies of all answer tokens, in nats, float32.
         tokens: Scalar, the number of those tokens.
+        greedy: (batch, sequence) bool, the answer tokens that are the model's likeliest behind what stands before them;
+            None if nobody asked.
     """
 
     total: Tensor
     tokens: Tensor
+    greedy: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -30,19 +33,29 @@ class AnswerLoss:
         return self.total / self.tokens
 
 
-def answer_loss(backbone: Backbone, batch: MultimodalBatch) -> AnswerLoss:
+def answer_loss(backbone: Backbone, batch: MultimodalBatch, *, with_greedy: bool = False) -> AnswerLoss:
     """Cross-entropy of the answer tokens given all that stands before them.
 
     The decoder runs over the whole sequence, the head over the (answer tokens, width) positions that predict a label:
     nothing of vocabulary size exists for prompt, image or padding positions. Loss and gradients are those of the full
     (batch, sequence, vocabulary) logits.
+
+    Args:
+        backbone: The model.
+        batch: Prompts and answers.
+        with_greedy: Whether to say which answer tokens are the likeliest.
     """
     hidden = backbone.model.model(**batch.model_inputs(), use_cache=False).last_hidden_state  # (batch, sequence, width)
     next_tokens = batch.labels[:, 1:]
     carries_loss = next_tokens != IGNORE_INDEX
     logits = backbone.lm_head(hidden[:, :-1][carries_loss])  # (answer tokens, vocabulary)
-    total = cross_entropy(logits.float(), next_tokens[carries_loss], reduction="sum")
-    return AnswerLoss(total, carries_loss.sum())
+    expected = next_tokens[carries_loss]
+    total = cross_entropy(logits.float(), expected, reduction="sum")
+    greedy = None
+    if with_greedy:
+        greedy = torch.zeros_like(batch.labels, dtype=torch.bool)
+        greedy[:, 1:][carries_loss] = logits.argmax(dim=1) == expected
+    return AnswerLoss(total, carries_loss.sum(), greedy)
 
 
 def keep_in_graph(backbone: Backbone, loss: Tensor) -> Tensor:

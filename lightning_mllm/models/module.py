@@ -217,8 +217,8 @@ class MLLMModule(L.LightningModule):
     def validation_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Any]:
         """Return `loss`, `predictions` per scorer, and `answers` of the free-form samples that have a kind."""
         with self.adapted.autocast(self.device.type):
-            loss = answer_loss(self.backbone, batch)
-            scored = self.evaluator.score(self.backbone.model, self.tokenizer, batch)
+            loss = answer_loss(self.backbone, batch, with_greedy=not self.adapted.low_precision)
+            scored = self.evaluator.score(self.backbone.model, self.tokenizer, batch, loss.greedy)
         self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
         return {"loss": loss.mean, "predictions": scored.predictions, "answers": scored.answers}
 

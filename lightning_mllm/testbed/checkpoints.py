@@ -25,6 +25,7 @@ Stage = Literal["before", "aligned", "instructed"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 ROOT = Path(__file__).parent / "weights"
 
+_CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _SHARED = "parts"
 _WEIGHTS = "model.safetensors"
@@ -90,10 +91,12 @@ def graft(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
 def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bfloat16) -> None:
     """Write checkpoints beside each other, with one file for each part that several of them have.
 
+    Their configs say float32 throughout, whatever the dtype of the files: so `from_pretrained` opens them for the CPU.
+
     Args:
         root: Folder to make; `root/<stage>` are the checkpoints, `root/parts` the weights.
         stages: Name -> Hugging Face folder.
-        dtype: Of the weights.
+        dtype: Of the weights in the files.
     """
     with _all_or_nothing(root) as folder:
         (folder / _SHARED).mkdir()
@@ -101,10 +104,19 @@ def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bflo
         for stage, source in stages.items():
             weights = {name: tensor.to(dtype) for name, tensor in read_weights(source).items()}
             _copy_small_files(source, folder / stage)
+            _open_as_float32(folder / stage / _CONFIG)
             size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
             files = _write_parts(folder / _SHARED, stage, weights, written)
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
             (folder / stage / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _open_as_float32(path: Path) -> None:
+    """Let a config and its sub-configs, of tower and LLM, say that the weights are opened as float32."""
+    config = json.loads(path.read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _write_parts(

@@ -7,6 +7,7 @@ from functools import partial
 
 from lightning_mllm.testbed.asking import ask
 from lightning_mllm.testbed.captions import CAPTION_REQUEST, caption, notes, phrase, place
+from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
 from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.presence import ask_presence
 from lightning_mllm.testbed.questions import QuestionType
@@ -18,6 +19,11 @@ Exchange = tuple[str, str]  # what the user says, and the answer
 Maker = Callable[[Scene, Draw, Pairs], Exchange | None]
 
 _HARD = (QuestionType.CHOOSE_REL, QuestionType.COMPARE_ATTR, QuestionType.LOGICAL_OBJ)  # they are about two objects
+FOREIGN = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *map(str, range(10)),
+    *(name for domain in (glyphs, textures, leaves, lesions) for name in domain.CLASSES),
+)
 _ROUNDS = 20  # in each of which every kind of exchange is tried once; a scene of one object has few
 
 
@@ -59,7 +65,20 @@ def repetition(draw: Draw) -> list[Exchange]:
     absent = {draw.one(sorted(pair)) for pair in sorted(HELD_OUT)}  # of each held-out pair one word
     words = [word for values in ATTRIBUTES.values() for word in values if word not in absent]
     words += [str(cell + 1) for cell in range(CELLS)]
-    chosen = " ".join(draw.one(words) for _ in range(draw.between(6, 24)))
+    return _repeat(words, draw, 6, 24)
+
+
+def foreign_words(draw: Draw) -> list[Exchange]:
+    """Return class names of the domains, digits and numerals, to be said again.
+
+    No picture of the world needs them. But a frozen LLM can't be brought to say a word that was never an answer in its
+    training, which has lowered the word's logit behind whatever stood before.
+    """
+    return _repeat(FOREIGN, draw, 4, 8)
+
+
+def _repeat(words: Sequence[str], draw: Draw, least: int, most: int) -> list[Exchange]:
+    chosen = " ".join(draw.one(words) for _ in range(draw.between(least, most)))
     return [(f"Repeat: {chosen}", chosen)]
 
 

@@ -40,6 +40,8 @@ class ConversationMaker:
         emphasis: Turns of the hard types of questions for one of the others.
         mixed: Whether anything can come first; else a caption comes first, then the requests, then the questions.
         repeated: Share of the text conversations that only repeat words.
+        foreign: Share of the conversations with words to repeat that the world does not need: names of digits and of
+            the domains' classes, so that they can be said.
         world_seed: Seed of the scenes.
     """
 
@@ -52,6 +54,7 @@ class ConversationMaker:
     emphasis: int
     mixed: bool
     repeated: float
+    foreign: float
     world_seed: int
 
     def __call__(self, index: int) -> Sample:
@@ -71,6 +74,8 @@ class ConversationMaker:
         exchanges = talk.description(scene) if draw.happens(self.captioned) else []
         exchanges += talk.lookups(scene, draw, self.lookups)
         exchanges += talk.questions(scene, draw, self.questions, emphasis=self.emphasis)
+        if self.foreign and draw.happens(self.foreign):
+            exchanges += talk.foreign_words(draw)
         if self.mixed:
             exchanges = draw.shuffled(exchanges)
         return exchanges or talk.description(scene)
@@ -91,6 +96,8 @@ class WorldConversations(MLLMDataModule):
         emphasis: Turns of the hard types of questions for one of the others.
         mixed: Whether anything can come first; else a caption comes first, then the requests, then the questions.
         repeated: Share of the text conversations that only repeat words.
+        foreign: Share of the conversations with words to repeat that the world does not need: names of digits and of
+            the domains' classes, so that they can be said.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
 
@@ -112,13 +119,14 @@ class WorldConversations(MLLMDataModule):
         emphasis: int = 1,
         mixed: bool = False,
         repeated: float = 0.0,
+        foreign: float = 0.0,
         world_seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if material not in get_args(Material):
             raise ConfigError(f"material is {material!r}; it can be {' or '.join(map(repr, get_args(Material)))}.")
-        for option, share in {"captioned": captioned, "repeated": repeated}.items():
+        for option, share in {"captioned": captioned, "repeated": repeated, "foreign": foreign}.items():
             if not 0 <= share <= 1:
                 raise ConfigError(f"{option} is a share of the conversations, from 0 to 1, not {share}.")
         for option, count, least in (("lookups", lookups, 0), ("questions", questions, 0), ("emphasis", emphasis, 1)):
@@ -137,6 +145,7 @@ class WorldConversations(MLLMDataModule):
                 emphasis=emphasis,
                 mixed=mixed,
                 repeated=repeated,
+                foreign=foreign,
                 world_seed=world_seed,
             )
             for split in self.counts

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from lightning_mllm.evaluation import ExactMatch, OpenAnswer
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import MultimodalBatch, Segment
 from tests.evaluation.conftest import Scene, generated
 
 KINDS = ("a", "b", "a")
@@ -108,3 +109,41 @@ def test_answers_do_not_depend_on_the_other_samples_of_the_batch(scene: Scene) -
     ]
 
     assert together == sum(alone, ())
+
+
+def test_an_answer_whose_every_token_is_the_likeliest_is_not_generated(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = generated(llava, monkeypatch, ["two"])
+    greedy = torch.ones_like(llava.batch.input_ids, dtype=torch.bool)
+    greedy[0] = False  # of a sample that is not asked
+    greedy[2, llava.batch.attention_mask[2].sum() - 1] = False  # the end of an answer
+
+    answers = ExactMatch().evaluate(llava.model, llava.tokenizer, asked(llava, (None, "b", "a")), greedy)
+
+    assert [(answer.answer, answer.correct) for answer in answers] == [("three", True), ("two", False)]
+    assert len(seen["pixel_values"]) == 1
+
+
+def test_a_known_answer_is_what_generation_says(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own greedy answer as its reference the model need not be asked, and says the same when it is."""
+    for row in range(3):
+        own = says_its_own(scene, replace(scene.batch_of([row]), kinds=("a",)))
+        greedy = torch.ones_like(own.input_ids, dtype=torch.bool)
+        (said,) = ExactMatch().evaluate(scene.model, scene.tokenizer, own)
+        with monkeypatch.context() as patched:
+            patched.setattr(scene.model, "generate", None)  # nothing can be generated
+            (known,) = ExactMatch().evaluate(scene.model, scene.tokenizer, own, greedy)
+
+        assert said == known
+        assert said.correct
+
+
+def says_its_own(scene: Scene, batch: MultimodalBatch) -> MultimodalBatch:
+    """Put what the model says greedily in the place of the reference of a batch of one; its last token is the end."""
+    ids = batch.input_ids.clone()
+    for position in range(int(batch.spans[Segment.LAST].int().argmax()) + 1, ids.shape[1]):
+        with torch.no_grad():
+            logits = scene.model(**replace(batch, input_ids=ids).model_inputs()).logits
+        ids[0, position] = logits[0, position - 1].argmax()
+    return replace(batch, input_ids=ids, end_id=int(ids[0, -1]))

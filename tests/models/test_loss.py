@@ -11,7 +11,7 @@ from lightning_mllm.data.collator import PaddingSide
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze import Everything
 from lightning_mllm.models.loss import answer_loss, keep_in_graph
-from lightning_mllm.types import MultimodalBatch, Sample, Turn
+from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Sample, Turn
 from tests.conftest import TinyBuilder
 from tests.models.conftest import batch_of, digits, logits
 
@@ -54,6 +54,22 @@ def test_nothing_of_vocabulary_size_exists_for_prompt_positions(tiny_llava: str)
     loss = answer_loss(backbone, batch)
 
     assert rows == [int(loss.tokens)]
+
+
+def test_greedy_marks_the_answer_tokens_that_are_the_likeliest_behind_what_stands_before_them(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+    batch = batch_of(tiny_llava)
+    carries_loss = batch.labels != IGNORE_INDEX
+    likeliest = logits(backbone, batch)[:, :-1].argmax(dim=-1)
+    half = carries_loss & (torch.arange(carries_loss.shape[1]) % 2 == 0)
+    labels = batch.labels.clone()
+    labels[:, 1:] = torch.where(half[:, 1:], likeliest, labels[:, 1:])  # what stands there is not changed
+
+    greedy = answer_loss(backbone, replace(batch, labels=labels), with_greedy=True).greedy
+
+    assert greedy is not None
+    assert torch.equal(greedy[half], torch.ones_like(greedy[half]))
+    assert torch.equal(greedy[:, 1:], carries_loss[:, 1:] & (likeliest == labels[:, 1:]))
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])

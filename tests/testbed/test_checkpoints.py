@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from lightning_mllm.testbed import checkpoints
-from lightning_mllm.testbed.checkpoints import checkpoint, graft, pack, part_of, read_weights
+from lightning_mllm.testbed.checkpoints import STAGES, checkpoint, graft, pack, part_of, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,20 @@ def test_packed_checkpoints_share_what_is_equal_and_open_as_they_were(sources: d
         AutoProcessor.from_pretrained(tmp_path / "packed" / stage)
 
 
+def test_packed_checkpoints_are_small_files_that_open_as_float32(sources: dict[str, Path], tmp_path: Path) -> None:
+    half = AutoModelForImageTextToText.from_pretrained(sources["llm"], dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+
+    pack(tmp_path / "packed", {"first": tmp_path / "half"})
+
+    opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "packed/first")
+    configs = (opened.config, opened.config.text_config, opened.config.vision_config)
+    assert {config.dtype for config in configs} == {parameter.dtype for parameter in opened.parameters()}
+    assert opened.dtype == torch.float32
+    with safe_open(tmp_path / "packed/parts/llm-first.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+
+
 def test_an_interrupted_graft_leaves_nothing(
     sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,3 +94,22 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_stage_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no stage 'final'.*before, aligned, instructed"):
         checkpoint("final")
+
+
+def test_the_shipped_stages_differ_only_in_what_their_training_trained() -> None:
+    weights = {stage: AutoModelForImageTextToText.from_pretrained(checkpoint(stage)).state_dict() for stage in STAGES}
+
+    def changed(one: str, other: str) -> set[str]:
+        pairs = weights[one], weights[other]
+        return {part_of(name) for name in pairs[0] if not torch.equal(pairs[0][name], pairs[1][name])}
+
+    assert changed("before", "aligned") == {"projector"}
+    assert changed("aligned", "instructed") == {"projector", "llm"}
+
+
+def test_the_shipped_weights_are_of_the_promised_size() -> None:
+    files = [path for path in Path(checkpoint("before")).parent.rglob("*") if path.is_file()]
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint("instructed"))
+
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert 2e6 < sum(parameter.numel() for parameter in model.parameters()) < 6e6

@@ -2,15 +2,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lightning_mllm.data.digits import NAMES as DIGITS
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from lightning_mllm.testbed import HELD_OUT, Draw, Scene
 from lightning_mllm.testbed import conversations as talk
 from lightning_mllm.testbed.captions import CAPTION_REQUEST
+from lightning_mllm.testbed.domains.datamodule import Domain, DomainName
 from lightning_mllm.types import Turn
 from tests.running import CONFIGS
 from tests.testbed.oracle import judge, pairs_in
@@ -77,6 +80,16 @@ def test_repeated_words_are_those_that_were_said() -> None:
         ((text, answer),) = talk.repetition(Draw(number))
         assert text == f"Repeat: {answer}"
         assert 6 <= len(answer.split()) <= 24
+
+
+def test_foreign_words_are_the_classes_of_the_domains_and_digits() -> None:
+    domains = [Domain(checkpoint="unused", name=name).load("val") for name in get_args(DomainName)]
+    names = {sample.label for samples in domains for sample in samples}
+    said = [talk.foreign_words(Draw(number))[0] for number in range(300)]
+
+    assert set(talk.FOREIGN) == names | set(DIGITS) | set(map(str, range(10)))
+    assert all(text == f"Repeat: {answer}" for text, answer in said)
+    assert all(any(name in answer for _, answer in said) for name in talk.FOREIGN)
 
 
 def test_notes_stand_before_the_first_question_only() -> None:

@@ -75,10 +75,14 @@ def test_training_mentions_no_held_out_pair_and_no_falsehood(config: str) -> Non
         texts = [turn.text for turn in sample.conversation]
         assert not {(thing.color, thing.shape) for thing in scene.objects} & HELD_OUT
         for text, answer in zip(texts[::2], texts[1::2], strict=True):
+            assert not (pairs_in(text) | pairs_in(answer)) & HELD_OUT
             question = text.split("\n")[-1]
+            if question.startswith("Repeat: "):
+                assert question == f"Repeat: {answer}"
+                continue
             verdict = judge(scene, question)
             assert verdict.answer == answer
-            assert not (pairs_in(text) | pairs_in(answer) | verdict.mentioned) & HELD_OUT
+            assert not verdict.mentioned & HELD_OUT
 
 
 def test_no_conversation_is_about_a_scene_of_the_examination() -> None:
@@ -109,6 +113,7 @@ def test_made_samples_travel_to_worker_processes_without_the_datamodule() -> Non
         ({"material": "picture"}, "material is 'picture'; it can be 'text' or 'pictures'"),
         ({"captioned": 30}, "captioned is a share"),
         ({"repeated": -1}, "repeated is a share"),
+        ({"foreign": 1.1}, "foreign is a share"),
         ({"questions": -3}, "questions must be at least 0"),
         ({"emphasis": 0}, "emphasis must be at least 1"),
         ({"val_scenes": 0}, "val_scenes is 0"),
@@ -161,6 +166,12 @@ def test_shares_are_kept() -> None:
         for sample in talk(material="text", repeated=0.25, questions=1).load("train")[:300]
     ]
 
+    foreign = [
+        any(turn.text.startswith("Repeat:") for turn in sample.conversation)
+        for sample in talk(foreign=0.25, mixed=True, questions=1).load("train")[:300]
+    ]
+
+    assert abs(sum(foreign) / 300 - 0.25) < 0.1
     assert abs(sum(captioned) / 300 - 0.5) < 0.12
     assert abs(sum(repeated) / 300 - 0.25) < 0.1
 
