@@ -12,17 +12,18 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.cli import main as lightning
-from lightning_mllm.testbed import STAGES, QuestionType, checkpoint
+from lightning_mllm.testbed import STAGES, QuestionType, Stage, checkpoint
 from lightning_mllm.testbed.questions import WORDINGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs/testbed"
-COLUMNS = (  # heading, stage, part
+COLUMNS: tuple[tuple[str, Stage, str], ...] = (  # heading, stage, part
     ("instructed", "instructed", "seen"),
     ("held-out pairs", "instructed", "held_out"),
     ("aligned", "aligned", "seen"),
@@ -33,7 +34,7 @@ COLUMNS = (  # heading, stage, part
 Counts = dict[str, tuple[int, int]]  # kind -> questions, right answers
 
 
-def measure(stage: str) -> Path:
+def measure(stage: Stage) -> Path:
     """Test a stage and return the table that the run wrote."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -57,7 +58,7 @@ def read(path: Path) -> Counts:
         return {row["kind"]: (int(row["n"]), int(row["correct"])) for row in csv.DictReader(file)}
 
 
-def table(counts: dict[str, Counts]) -> str:
+def table(counts: Mapping[Stage, Counts]) -> str:
     """Return accuracies in %, per type and per wording."""
     lines = ["| question | " + " | ".join(heading for heading, *_ in COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
     for type in QuestionType:
@@ -68,7 +69,7 @@ def table(counts: dict[str, Counts]) -> str:
     return "\n".join(lines)
 
 
-def presence(counts: dict[str, Counts]) -> str:
+def presence(counts: Mapping[Stage, Counts]) -> str:
     """Return accuracies of the presence questions in %."""
     lines = ["| presence | instructed | aligned | before |", "|---|---|---|---|"]
     for sampling in ("random", "popular", "adversarial"):
@@ -79,7 +80,7 @@ def presence(counts: dict[str, Counts]) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, counts: dict[str, Counts], kinds: list[str]) -> str:
+def _line(name: str, counts: Mapping[Stage, Counts], kinds: list[str]) -> str:
     cells = (_percent(counts[stage], [f"{part}/{kind}" for kind in kinds]) for _, stage, part in COLUMNS)
     return f"| {name} | " + " | ".join(cells) + " |"
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from lightning_mllm.testbed import checkpoints
-from lightning_mllm.testbed.checkpoints import STAGES, checkpoint, graft, pack, part_of, read_weights
+from lightning_mllm.testbed.checkpoints import STAGES, Stage, checkpoint, graft, pack, part_of, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_an_unknown_stage_is_refused_with_those_there_are() -> None:
 def test_the_shipped_stages_differ_only_in_what_their_training_trained() -> None:
     weights = {stage: AutoModelForImageTextToText.from_pretrained(checkpoint(stage)).state_dict() for stage in STAGES}
 
-    def changed(one: str, other: str) -> set[str]:
+    def changed(one: Stage, other: Stage) -> set[str]:
         pairs = weights[one], weights[other]
         return {part_of(name) for name in pairs[0] if not torch.equal(pairs[0][name], pairs[1][name])}
 

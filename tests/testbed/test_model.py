@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lightning_mllm.cli import main
-from lightning_mllm.testbed import STAGES
+from lightning_mllm.testbed import STAGES, Stage
 from tests.benchmarks import testbed_card
 from tests.running import CONFIGS, isolate
 
@@ -86,7 +86,7 @@ def test_each_stage_sees_more_than_the_one_before_and_none_without_a_picture() -
     assert instructed > aligned + 0.3
 
 
-def accuracies(stage: str, part: str) -> dict[str, float]:
+def accuracies(stage: Stage, part: str) -> dict[str, float]:
     """Kind without its part -> accuracy."""
     kinds = {kind.removeprefix(f"{part}/"): row for kind, row in CARD[stage].items() if kind.startswith(f"{part}/")}
     return {kind: int(row["correct"]) / int(row["n"]) for kind, row in kinds.items()}
