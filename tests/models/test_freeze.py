@@ -36,7 +36,7 @@ POLICIES: list[tuple[FreezePolicy, set[Part]]] = [
 
 
 def _name(value: object) -> str:
-    return str(value)
+    return "+".join(sorted(value)) if isinstance(value, set) else str(value)  # in the same order in every process
 
 
 @pytest.fixture(params=["llava", "llava_next"])
