@@ -36,14 +36,11 @@ from tests.running import (
     write_llava_json,
 )
 
+_QUICKSTART = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())["data"]["init_args"]
 QUICKSTART_DATA = (
     *SMALL_DIGITS,
-    *(
-        "--data.init_args.prompt",
-        "ClassificationPrompt",
-        "--data.init_args.prompt.init_args.task",
-        "handwritten digits",
-    ),
+    *("--data.init_args.image_size", str(_QUICKSTART["image_size"])),
+    *("--data.init_args.prompt", json.dumps(_QUICKSTART["prompt"])),
 )
 SECRET = "sentinel-5f1d3c7e9ab24680"
 SECRET_VARIABLES = ("HF_TOKEN", "WANDB_API_KEY", "MY_SERVICE_PASSWORD")
