@@ -71,8 +71,8 @@ def repetition(draw: Draw) -> list[Exchange]:
 def foreign_words(draw: Draw) -> list[Exchange]:
     """Return class names of the domains, digits and numerals, to be said again.
 
-    No picture of the world needs them. But a frozen LLM can't be brought to say a word that was never an answer in its
-    training, which has lowered the word's logit behind whatever stood before.
+    No picture of the world needs them. But training lowers the logit of a word that is never an answer, and a frozen
+    LLM keeps it low.
     """
     return _repeat(FOREIGN, draw, 4, 8)
 

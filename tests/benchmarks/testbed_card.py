@@ -11,7 +11,6 @@ import csv
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,11 +85,8 @@ def _line(name: str, counts: Mapping[Stage, Counts], kinds: list[str]) -> str:
 
 
 def _percent(counts: Counts, kinds: list[str]) -> str:
-    sums: dict[str, int] = defaultdict(int)
-    for kind in kinds:
-        sums["n"] += counts[kind][0]
-        sums["correct"] += counts[kind][1]
-    return f"{100 * sums['correct'] / sums['n']:.1f}"
+    n, correct = (sum(numbers) for numbers in zip(*(counts[kind] for kind in kinds), strict=True))
+    return f"{100 * correct / n:.1f}"
 
 
 def main() -> None:
