@@ -26,6 +26,17 @@ class Segment(StrEnum):
     INSTRUCTION = "instruction"
     ANSWER = "answer"  # the answer and its end-of-turn token: the positions that carry loss
     LAST = "last"  # the one position whose logits give the first token of the (last) answer
+    SUFFIX = "suffix"  # between the last question and LAST: instruction and role tokens, through which it can be bypassed
+    IMAGE_OBJECT = "image object"  # patches that show a part of one of the sample's boxes
+    IMAGE_OTHER = "image other"  # all other patches of the image; padding is among them, newlines are not
+    IMAGE_RANDOM = "image random"  # as many patches as IMAGE_OBJECT, drawn from the image: its control
+    IMAGE_PADDING = "image padding"  # patches that show nothing but the bars beside a picture that is not square
+    IMAGE_NEWLINE = "image newline"  # LLaVA-NeXT's separators, at the end of each row of its tiles
+    IMAGE_BASE = "image base"  # LLaVA-NeXT's first view, the whole picture; without tiles all of the image
+    IMAGE_TILES = "image tiles"  # the rest, newlines included
+    TRUE_OPTION = "true option"  # where the question names the right one of its two options
+    FALSE_OPTION = "false option"
+    QUESTION_REST = "question rest"  # the question without its options
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,40 @@ class LazyImage:
     draw: Callable[[], Image.Image]
 
 
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in a picture, in pixels of the picture as it is stored."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """The two answers between which a question lets choose, as it names them."""
+
+    true: str
+    false: str
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The tokens of a word behind the prompt, the end of the turn not included: "red" and "Red"."""
+
+    lower: tuple[int, ...]
+    capitalised: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AnswerForms:
+    """How the right answer of a question begins, and the wrong one of its options, where it has options."""
+
+    true: Forms
+    false: Forms | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """What a dataset gives: an image (or several, or none) with a label or a conversation.
@@ -61,6 +106,8 @@ class Sample:
         label: Class name, for classification; the DataModule's prompt then asks the question.
         conversation: Turns that end with the assistant's, for free-form data.
         kind: Kind of question; a free-form sample that has one is scored by exact match of its last answer, per kind.
+        boxes: What the (last) question is about, in the sample's only image.
+        options: The options that the (last) question names.
     """
 
     id: str
@@ -68,6 +115,8 @@ class Sample:
     label: str | None = None
     conversation: Sequence[Turn] = ()
     kind: str | None = None
+    boxes: Sequence[Box] = ()
+    options: Options | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +167,7 @@ class MultimodalBatch:
         targets: (batch,) class indices, -1 where a sample has no label.
         sample_ids: Per sample.
         kinds: Per sample, its kind of question, if it has one.
+        answers: Per sample, the forms of its (last) answer, if it has a kind.
         vision: What the family's image processor makes (`pixel_values`, `image_sizes`, ...), images first; empty
             without images.
         image_counts: Images of each sample, in the order in which `vision` has them.
@@ -132,6 +182,7 @@ class MultimodalBatch:
     targets: Tensor
     sample_ids: tuple[str, ...]
     kinds: tuple[str | None, ...]
+    answers: tuple[AnswerForms | None, ...]
     vision: Mapping[str, Tensor]
     image_counts: tuple[int, ...]
     pad_id: int
@@ -181,6 +232,7 @@ class MultimodalBatch:
             texts,
             sample_ids=tuple(self.sample_ids[row] for row in rows),
             kinds=tuple(self.kinds[row] for row in rows),
+            answers=tuple(self.answers[row] for row in rows),
             image_counts=tuple(self.image_counts[row] for row in rows),
             vision={name: value[images] for name, value in self.vision.items()} if images else {},
         )

@@ -198,6 +198,7 @@ class Collator:
             targets=torch.tensor([self._target(sample) for sample in samples]),
             sample_ids=tuple(sample.id for sample in samples),
             kinds=tuple(sample.kind for sample in samples),
+            answers=(None,) * len(samples),
             vision=images,
             image_counts=tuple(len(sample.images) for sample in samples),
             pad_id=self.pad_id,

@@ -32,6 +32,7 @@ def batch_with(tokens: list[int]) -> MultimodalBatch:
         targets=torch.zeros(len(tokens)),
         sample_ids=tuple(map(str, tokens)),
         kinds=(None,) * len(tokens),
+        answers=(None,) * len(tokens),
         vision={},
         image_counts=(0,) * len(tokens),
         pad_id=0,

@@ -97,6 +97,7 @@ def make_batch(processor: Any, prompts: Any, sizes: Any, seeds: Any) -> Multimod
         targets=torch.arange(len(mask)),
         sample_ids=tuple(f"sample-{seed}" for seed in seeds),
         kinds=(None,) * len(mask),
+        answers=(None,) * len(mask),
         vision=dict(whole),
         image_counts=(1,) * len(whole["pixel_values"]),
         pad_id=processor.tokenizer.pad_token_id,
