@@ -23,6 +23,7 @@ BORDERS: dict[str, set[str]] = {
     "evaluation": {"types", "errors"},
     "probing": {"types", "errors", "evaluation"},
     "models": {"types", "errors", "evaluation"},
+    "analysis": {"types", "errors", "models", "evaluation"},  # of models only backbone, which a test below sees to
     "tracking": {"types", "errors", "evaluation", "probing"},
     "callbacks": {"types", "errors", "models", "evaluation", "probing", "tracking"},
     "testbed": {"types", "errors", "data"},
@@ -71,6 +72,12 @@ def test_imports_keep_to_the_borders(file: Path) -> None:
             assert rest[0] in BORDERS[here] | {here}, f"{relative} imports {name}"
         elif top in LIBRARIES:
             assert str(relative).startswith(tuple(LIBRARIES[top])), f"{relative} imports {name}"
+
+
+def test_analyses_see_the_model_as_a_backbone_only() -> None:
+    for file in (PACKAGE / "analysis").glob("*.py"):
+        for name in _imports(file):
+            assert not name.startswith("lightning_mllm.models") or ".models.backbone." in name, f"{file.name}: {name}"
 
 
 def test_importing_the_package_does_nothing_visible() -> None:
