@@ -1,0 +1,213 @@
+"""What an engine of attention knockout takes and gives, and what all engines do alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from lightning_mllm.analysis.blocks import Block, Window
+from lightning_mllm.analysis.knockout import (
+    attention_of,
+    check_attention,
+    check_window,
+    decoder_layers,
+    head_mask,
+    positions,
+)
+from lightning_mllm.analysis.memory import Pieces
+from lightning_mllm.analysis.prompt_pass import Prompts
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
+
+
+@dataclass(frozen=True)
+class Case:
+    """One knockout: a block, in a window of layers."""
+
+    block: Block
+    window: Window
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the model says at the LAST position, without any block and in each case.
+
+    Log-probabilities are over the whole output vocabulary, in float32, or in float64 for a model in float64. Where
+    the source or the target of a case is empty, its readings are those of the clean run, exactly.
+
+    Attributes:
+        ids: (batch, k) the vocabulary ids that are read: first what the clean run itself would say, its argmax,
+            then those asked for.
+        clean_logprobs: (batch, k) log-probabilities of the ids without a block.
+        clean_top: (batch,) the argmax without a block; the same as `ids[:, 0]`.
+        logprobs: (batch, cases, k) log-probabilities of the ids.
+        top: (batch, cases) the argmax.
+        source_size: (batch, cases) number of positions in the case's source.
+        target_size: (batch, cases) number of positions in its target.
+        engine: Name of the engine that computed them.
+    """
+
+    ids: Tensor
+    clean_logprobs: Tensor
+    clean_top: Tensor
+    logprobs: Tensor
+    top: Tensor
+    source_size: Tensor
+    target_size: Tensor
+    engine: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine finds out about some prompts; for the fields see `Readings`."""
+
+    ids: Tensor
+    clean_logprobs: Tensor
+    logprobs: Tensor
+    top: Tensor
+    engine: str
+
+
+class KnockoutEngine(ABC):
+    """Reads what a model says while attention is blocked, in many cases at once.
+
+    Before an engine's first result for a model it is seen to that hiding the whole prompt from LAST in all layers
+    changes something at all. When memory runs out, half as many prompts are run at a time.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._checked: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # model -> its kind of attention
+        self._pieces = Pieces("prompts")
+
+    @torch.no_grad()
+    def run(
+        self, backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case], ids: Tensor | None = None
+    ) -> Readings:
+        """Run all cases on the batch's prompts.
+
+        Args:
+            backbone: The model, in eval mode.
+            batch: With or without answers, which are not looked at; padded on either side.
+            cases: Any mixture of blocks and windows.
+            ids: (batch, k) vocabulary ids to read besides the clean run's argmax.
+
+        Raises:
+            ConfigError: The model is in train mode, or its attention takes no dense mask or ignores it; a case hides
+                everything that a position can see, or names a layer or head that does not exist; there is no case.
+            DataError: The batch lacks the positions of a segment.
+        """
+        _check(backbone, cases)
+        prompts = Prompts.of(backbone, batch)
+        sets = {block: BlockSets.of(block, prompts.batch) for block in dict.fromkeys(case.block for case in cases)}
+        wanted = torch.empty(len(batch), 0, dtype=torch.long) if ids is None else ids
+        wanted = wanted.to(prompts.batch.input_ids.device)
+        attention = attention_of(backbone)
+        if self._checked.get(backbone.model) != attention:
+            self.check(backbone, prompts.take(0, 1))
+            self._checked[backbone.model] = attention
+        parts = self._pieces.run(
+            len(prompts),
+            self.plan(backbone, prompts, cases),
+            lambda start, stop: self.read(backbone, prompts.take(start, stop), cases, wanted[start:stop]),
+        )
+        return _collect(parts, [sets[case.block] for case in cases])
+
+    @abstractmethod
+    def read(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case], ids: Tensor) -> Parts:
+        """Run all cases on these prompts at once."""
+
+    def plan(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case]) -> int:
+        """Return how many of the prompts to run at a time."""
+        return len(prompts)
+
+    def check(self, backbone: Backbone, prompts: Prompts) -> None:
+        """Find out, once for each model and on one prompt, whether what the engine rests on holds for it."""
+        self._check_that_masks_matter(backbone, prompts)
+
+    def _check_that_masks_matter(self, backbone: Backbone, prompts: Prompts) -> None:
+        real = prompts.batch.attention_mask.bool()
+        last = torch.zeros_like(real)
+        last[:, -1] = True
+        if not (real & ~last).any():
+            return
+        spans = TokenSpans({Segment.QUESTION: real & ~last, Segment.LAST: last})
+        depth = len(decoder_layers(backbone))
+        case = Case(Block(Segment.QUESTION, Segment.LAST), Window(depth // 2, 0, depth))
+        some = torch.arange(64, device=real.device)[None]  # any will do, in any vocabulary
+        parts = self.read(backbone, Prompts(replace(prompts.batch, spans=spans), prompts.images), [case], some)
+        if torch.equal(parts.logprobs[:, 0], parts.clean_logprobs):
+            raise ConfigError(
+                "Hiding the whole prompt from its last position, in all layers, changes nothing at all: attention "
+                f"{attention_of(backbone)!r} ignores the mask. Load the model with attention=sdpa or attention=eager."
+            )
+
+
+@dataclass(frozen=True)
+class BlockSets:
+    """A block's positions in some prompts.
+
+    Attributes:
+        source: (batch, sequence).
+        target: (batch, sequence).
+        acts: (batch,) whether any source position is visible to any target position at all.
+    """
+
+    source: Tensor
+    target: Tensor
+    acts: Tensor
+
+    @classmethod
+    def of(cls, block: Block, batch: MultimodalBatch) -> BlockSets:
+        """Find them, in prompts that are padded on the left.
+
+        Raises:
+            ConfigError: The block hides everything that one of its rows can see.
+            DataError: The batch lacks the positions of a segment.
+        """
+        source, target = positions(batch.spans, block.source), positions(batch.spans, block.target)
+        visible = batch.attention_mask.bool() & ~source
+        blind = (target & (visible.cumsum(1) == 0)).any(1)
+        if blind.any():
+            raise ConfigError(
+                f"{block} hides everything that one of its rows can see, in sample "
+                f"{batch.sample_ids[int(blind.int().argmax())]!r}, and attention to nothing is not defined. Choose a "
+                "smaller source, or a target that starts later."
+            )
+        return cls(source, target, (target & (source.cumsum(1) > 0)).any(1))
+
+
+def _check(backbone: Backbone, cases: Sequence[Case]) -> None:
+    if not cases:
+        raise ConfigError("There is nothing to block. Give at least one case.")
+    if backbone.decoder.training:
+        raise ConfigError("The LLM is in train mode, so its answers could be random. Call model.eval() first.")
+    check_attention(backbone)
+    for case in cases:
+        check_window(case.window, backbone)
+        head_mask(case.block, backbone)
+
+
+def _collect(parts: Sequence[Parts], sets: Sequence[BlockSets]) -> Readings:
+    """Put the pieces together; where nothing is blocked, the readings are the clean ones to the bit."""
+    ids = torch.cat([part.ids for part in parts])
+    clean = torch.cat([part.clean_logprobs for part in parts])
+    acts = torch.stack([each.acts for each in sets], dim=1)  # (batch, cases)
+    return Readings(
+        ids=ids,
+        clean_logprobs=clean,
+        clean_top=ids[:, 0],
+        logprobs=torch.cat([part.logprobs for part in parts]).where(acts[..., None], clean[:, None]),
+        top=torch.cat([part.top for part in parts]).where(acts, ids[:, :1]),
+        source_size=torch.stack([each.source.sum(1) for each in sets], dim=1),
+        target_size=torch.stack([each.target.sum(1) for each in sets], dim=1),
+        engine=parts[0].engine,
+    )

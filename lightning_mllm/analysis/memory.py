@@ -1,0 +1,56 @@
+"""How much memory there is, and going on with less at a time when it runs out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+_LOG = logging.getLogger(__name__)
+_UNKNOWN = 4 * 2**30  # where the system does not say what is free
+_T = TypeVar("_T")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return what can still be allocated; on the CPU an underestimate, since what the system caches counts as used."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows, not on macOS
+        return _UNKNOWN
+
+
+class Pieces:
+    """Runs things some at a time; out of memory, it goes on with half as many, from then on.
+
+    Attributes:
+        name: What the things are called in the log.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._limit: int | None = None
+
+    def run(self, count: int, size: int, function: Callable[[int, int], _T]) -> list[_T]:
+        """Return function(start, stop) for consecutive pieces of `count` things, `size` or fewer at a time."""
+        results: list[_T] = []
+        start = 0
+        while start < count:
+            size = max(1, min(size, self._limit or size, count - start))
+            try:
+                results.append(function(start, start + size))
+                start += size
+                continue
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            # here and not above, where the error would keep alive what was allocated
+            self._limit = size // 2
+            torch.cuda.empty_cache()
+            _LOG.warning("Out of memory with %d %s at a time; going on with %d.", size, self.name, self._limit)
+        return results
