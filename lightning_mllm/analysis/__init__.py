@@ -5,6 +5,7 @@ from lightning_mllm.analysis.engine_choice import EngineName, choose_engine
 from lightning_mllm.analysis.knockout import knockout
 from lightning_mllm.analysis.knockout_engine import Case, KnockoutEngine, Readings
 from lightning_mllm.analysis.reference_engine import ReferenceEngine
+from lightning_mllm.analysis.suffix_engine import SuffixEngine
 
 __all__ = [
     "Block",
@@ -13,6 +14,7 @@ __all__ = [
     "KnockoutEngine",
     "Readings",
     "ReferenceEngine",
+    "SuffixEngine",
     "Window",
     "Windows",
     "choose_engine",

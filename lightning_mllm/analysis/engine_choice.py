@@ -6,6 +6,7 @@ from typing import Literal
 
 from lightning_mllm.analysis.knockout_engine import KnockoutEngine
 from lightning_mllm.analysis.reference_engine import ReferenceEngine
+from lightning_mllm.analysis.suffix_engine import SuffixEngine
 
 EngineName = Literal["auto", "suffix", "reference"]
 
@@ -18,4 +19,6 @@ def choose_engine(name: EngineName = "auto", memory: int | None = None) -> Knock
             "auto": the same, but for such a model the reference engine does the work, and the log says so.
         memory: Bytes that the suffix engine may use besides the weights; half of what is free if not given.
     """
-    return ReferenceEngine()
+    if name == "reference":
+        return ReferenceEngine()
+    return SuffixEngine(memory, strict=name == "suffix")
