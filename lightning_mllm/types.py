@@ -26,7 +26,7 @@ class Segment(StrEnum):
     INSTRUCTION = "instruction"
     ANSWER = "answer"  # the answer and its end-of-turn token: the positions that carry loss
     LAST = "last"  # the one position whose logits give the first token of the (last) answer
-    SUFFIX = "suffix"  # between the last question and LAST: instruction and role tokens, through which it can be bypassed
+    SUFFIX = "suffix"  # between the last question and LAST: instruction and role tokens, a way around them
     IMAGE_OBJECT = "image object"  # patches that show a part of one of the sample's boxes
     IMAGE_OTHER = "image other"  # all other patches of the image; padding is among them, newlines are not
     IMAGE_RANDOM = "image random"  # as many patches as IMAGE_OBJECT, drawn from the image: its control

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
@@ -56,6 +56,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         padding_side: Where shorter samples are filled up.
 
     Attributes:
+        splits: The splits that there are; the first has all classes.
         samples: Split -> samples, as far as they are set up.
         label_set: The classes; None without labels.
         kinds: Kinds of questions of the validation and test splits that are set up, sorted; empty with labels.
@@ -63,6 +64,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         collator: Makes training batches.
         eval_collator: Makes validation and test batches.
     """
+
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
 
     samples: dict[Split, Sequence[Sample]]
     label_set: LabelSet | None
@@ -101,7 +104,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.label_set = None
         self.kinds = ()
         self._sizes: dict[Split, list[SampleSize]] = {}
-        self._train: Sequence[Sample] | None = None  # as loaded: the classes come from it, whatever the stage
+        self._first: Sequence[Sample] | None = None  # split, as loaded: the classes come from it, whatever the stage
         self._train_loader: ResumableLoader | None = None
         self._loader_state: dict[str, Any] | None = None
 
@@ -109,7 +112,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split, images not yet opened; labels may have underscores.
 
-        Called for "train" at every stage, since the classes are those of the training split.
+        Called for the first of `splits` at every stage, since the classes are those of the training split.
         """
 
     def setup(self, stage: str) -> None:
@@ -173,12 +176,18 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def _set_up(self, splits: Iterable[Split]) -> None:
         """Load and check the splits that are not there yet."""
         wanted = [split for split in splits if split not in self.samples]
-        if self._train is None:
-            train = self.load("train")
-            self._set_up_collators(train)
-            self._train = train
-        checked = {split: self._check(split, self._train if split == "train" else self.load(split)) for split in wanted}
-        labelled = self._train[0].label is not None
+        if absent := [split for split in wanted if split not in self.splits]:
+            raise DataError(
+                f"{type(self).__name__} has no {absent[0]!r} split, only {', '.join(map(repr, self.splits))}. Use it "
+                "to test or analyse a model that is trained on another dataset."
+            )
+        if self._first is None:
+            first = self.load(self.splits[0])
+            self._set_up_collators(first)
+            self._first = first
+        loaded = {split: self._first if split == self.splits[0] else self.load(split) for split in wanted}
+        checked = {split: self._check(split, samples) for split, samples in loaded.items()}
+        labelled = self._first[0].label is not None
         surveys = {
             split: Survey(samples, split, self._collator_of(split), labelled=labelled)
             for split, samples in checked.items()
@@ -186,6 +195,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         sizes = check_images(path for survey in surveys.values() for path in survey.paths)
         for survey in surveys.values():
             survey.try_the_longest(sizes)
+            survey.look_at_boxes(sizes)
         self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys.values()))))
         self._sizes.update({split: survey.sizes for split, survey in surveys.items()})
         self.samples.update(checked)
@@ -216,17 +226,17 @@ class MLLMDataModule(L.LightningDataModule, ABC):
                     f"{world_size}. Use e.g. {max(1, round(size / world_size)) * world_size}."
                 )
 
-    def _set_up_collators(self, train: Sequence[Sample]) -> None:
-        if not train:
-            raise DataError(_empty(self, "train"))
+    def _set_up_collators(self, first: Sequence[Sample]) -> None:
+        if not first:
+            raise DataError(_empty(self, self.splits[0]))
         options = (self.checkpoint, self.revision, self.trust_remote_code)
         self.processor = load_processor(*options)
         limit = context_length(self.processor, *options)
         if self.max_length is not None and self.max_length > limit:
             raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
-        labelled = train[0].label is not None
+        labelled = first[0].label is not None
         prompt = self.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
-        names = class_names(sample.label for sample in train if sample.label is not None) if labelled else ()
+        names = class_names(sample.label for sample in first if sample.label is not None) if labelled else ()
         length = self.max_length or limit
 
         def collator(prompt: Prompt, geometry: GeometryName | None) -> Collator:
@@ -243,7 +253,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.collator = collator(self.train_prompt or prompt, self.train_geometry or self.geometry)
         self.eval_collator = collator(prompt, self.geometry)
         if labelled and prompt.asks_for_label:
-            self.label_set = self.eval_collator.label_set(replace(train[0], label=names[0]))
+            self.label_set = self.eval_collator.label_set(replace(first[0], label=names[0]))
 
     def _collator_of(self, split: Split) -> Collator:
         return self.collator if split == "train" else self.eval_collator
@@ -253,7 +263,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         if not samples:
             raise DataError(_empty(self, split))
         names = self._collator_of(split).label_names
-        return check_labels(samples, split, names, self._train or ()) if names else samples
+        return check_labels(samples, split, names, self._first or ()) if names else samples
 
 
 def _empty(module: MLLMDataModule, split: Split) -> str:

@@ -23,9 +23,21 @@ from lightning_mllm.data.geometry import (
     shape_after,
 )
 from lightning_mllm.data.images import open_image
-from lightning_mllm.data.prompts import Prompt
+from lightning_mllm.data.options import find_options
+from lightning_mllm.data.prompts import Dialogue, Prompt
+from lightning_mllm.data.regions import Regions
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch, Sample, Segment, TokenSpans, Turn
+from lightning_mllm.types import (
+    IGNORE_INDEX,
+    AnswerForms,
+    Forms,
+    LabelSet,
+    MultimodalBatch,
+    Sample,
+    Segment,
+    TokenSpans,
+    Turn,
+)
 
 PaddingSide = Literal["left", "right"]
 
@@ -69,6 +81,7 @@ class Collator:
         self.shortened = 0
         self._targets = {name: k for k, name in enumerate(self.label_names)}
         self._encoder = Encoder(processor)
+        self._regions = Regions(processor, self.geometry)
         self._replacement_ids: dict[str, list[int]] = {}
         self._image_tokens: dict[tuple[int, int], int] = {}
         pad = processor.tokenizer.pad_token_id
@@ -82,16 +95,21 @@ class Collator:
                 the sample.
         """
         samples = [sample for _, sample in items]
-        images = self._process_images(samples)
+        images, sizes = self._process_images(samples)
         encoded: list[EncodedSample] = []
+        answers: list[AnswerForms | None] = []
         first = 0  # index of the sample's first image in the batch
         for epoch, sample in items:
-            tokens = self._encode(sample, epoch)
-            numbers = range(first, first + len(sample.images))
-            tokens = tokens.expand_images(self._encoder.image_token_id, [self._image_ids(images, i) for i in numbers])
-            first += len(sample.images)
+            dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
+            tokens = self._encoder.encode(dialogue, sample.id, len(sample.images), sample.options)
+            numbers = range(first, first := first + len(sample.images))
+            replacements = [self._image_ids(images, number) for number in numbers]
+            counts = [ids.count(self._encoder.image_token_id) for ids in replacements]
+            regions = self._regions.masks(sample, [sizes[number] for number in numbers], counts)
+            tokens = tokens.expand_images(self._encoder.image_token_id, replacements, regions)
             encoded.append(self._fit(tokens))
-        return self._batch(samples, encoded, images)
+            answers.append(self._answer_forms(dialogue, sample) if sample.kind else None)
+        return self._batch(samples, encoded, answers, images)
 
     def check(self, sample: Sample) -> None:
         """Write a sample out, to see whether it can be.
@@ -112,13 +130,26 @@ class Collator:
         """Return a sample's turns, in which there is no special token.
 
         Raises:
-            DataError: There is one, or the turns are none that the prompt takes.
+            DataError: There is one, the turns are none that the prompt takes, or the last question does not name the
+                sample's options.
         """
         turns = self.prompt.dialogue(sample, self.label_names, epoch=0).turns
         for turn in turns:
             self._encoder.check_text(turn.text, sample.id)
             self._encoder.check_text(turn.instruction, sample.id)
+        questions = [turn.text for turn in turns if turn.role == "user" and turn.text]
+        if sample.options and questions:
+            find_options(questions[-1], sample.options, sample.id)
         return turns
+
+    def shows_a_box(self, sample: Sample, size: tuple[int, int]) -> bool:
+        """Return whether a patch of a sample's picture, of a (width, height), shows a part of one of its boxes.
+
+        Raises:
+            DataError: It can't be told for this family.
+        """
+        masks = self._regions.masks(sample, [size], [self.count_image_tokens(size)])
+        return bool(masks[Segment.IMAGE_OBJECT].any())
 
     def count_image_tokens(self, size: tuple[int, int]) -> int:
         """Return how many tokens stand for a picture of a (width, height)."""
@@ -148,20 +179,33 @@ class Collator:
             token_ids.append(ids)
         return LabelSet(self.label_names, tuple(token_ids))
 
-    def _encode(self, sample: Sample, epoch: int) -> EncodedSample:
-        dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
-        return self._encoder.encode(dialogue, sample.id, images=len(sample.images))
+    def _answer_forms(self, dialogue: Dialogue, sample: Sample) -> AnswerForms:
+        """Return how the last answer begins, and the wrong one of the options."""
 
-    def _process_images(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
-        """Return the pixels of all pictures, which are decoded one at a time: eight photographs can take 1 GB."""
+        def tokens(answer: str) -> tuple[int, ...]:
+            turns = (*dialogue.turns[:-1], Turn("assistant", answer))
+            return self._encoder.encode(replace(dialogue, turns=turns), sample.id, len(sample.images)).answer_ids[:-1]
+
+        def forms(word: str) -> Forms:
+            return Forms(tokens(word.lower()), tokens(word.capitalize()))
+
+        return AnswerForms(forms(dialogue.turns[-1].text), forms(sample.options.false) if sample.options else None)
+
+    def _process_images(self, samples: Sequence[Sample]) -> tuple[Mapping[str, Tensor], list[tuple[int, int]]]:
+        """Return the pixels of all pictures, and the (width, height) that each had.
+
+        They are decoded one at a time: eight photographs can take 1 GB.
+        """
         processor = self.processor.image_processor
-        features = []
+        features, sizes = [], []
         for sample in samples:
             for k, image in enumerate(sample.images, 1):
-                picture = apply_geometry(open_image(image, _name(sample, image, k)), self.geometry, processor)
-                features.append(processor([picture], return_tensors="pt"))
+                opened = open_image(image, _name(sample, image, k))
+                sizes.append(opened.size)
+                features.append(processor([apply_geometry(opened, self.geometry, processor)], return_tensors="pt"))
         names = [name for name in processor.model_input_names if features and name in features[0]]
-        return {name: pad_sequence([each[name][0] for each in features], batch_first=True) for name in names}
+        pixels = {name: pad_sequence([each[name][0] for each in features], batch_first=True) for name in names}
+        return pixels, sizes
 
     def _image_ids(self, images: Mapping[str, Tensor], index: int) -> list[int]:
         """Return the tokens that stand for an image: one per visual feature."""
@@ -185,7 +229,11 @@ class Collator:
         return fitting
 
     def _batch(
-        self, samples: Sequence[Sample], encoded: Sequence[EncodedSample], images: Mapping[str, Tensor]
+        self,
+        samples: Sequence[Sample],
+        encoded: Sequence[EncodedSample],
+        answers: Sequence[AnswerForms | None],
+        images: Mapping[str, Tensor],
     ) -> MultimodalBatch:
         input_ids = self._pad([tokens.input_ids for tokens in encoded], self.pad_id)
         masks = {name: self._pad([tokens.masks[name] for tokens in encoded], False) for name in Segment}
@@ -198,7 +246,7 @@ class Collator:
             targets=torch.tensor([self._target(sample) for sample in samples]),
             sample_ids=tuple(sample.id for sample in samples),
             kinds=tuple(sample.kind for sample in samples),
-            answers=(None,) * len(samples),
+            answers=tuple(answers),
             vision=images,
             image_counts=tuple(len(sample.images) for sample in samples),
             pad_id=self.pad_id,

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from lightning_mllm.data.options import find_options
 from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.data.rendering import Place, RenderedText, Renderer
 from lightning_mllm.data.special_tokens import special_ids, special_pattern
 from lightning_mllm.errors import CheckpointError, DataError
-from lightning_mllm.types import Segment
+from lightning_mllm.types import Options, Segment
+
+_OPTIONS = (Segment.TRUE_OPTION, Segment.FALSE_OPTION)
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,16 @@ class EncodedSample:
         """Return the tokens at the positions `source`, which may repeat."""
         return EncodedSample(self.id, self.input_ids[source], {name: mask[source] for name, mask in self.masks.items()})
 
-    def expand_images(self, image_token_id: int, replacements: Sequence[Sequence[int]]) -> EncodedSample:
-        """Put the k-th of `replacements` in the place of the k-th image token."""
+    def expand_images(
+        self, image_token_id: int, replacements: Sequence[Sequence[int]], regions: Mapping[Segment, Tensor]
+    ) -> EncodedSample:
+        """Put the k-th of `replacements` in the place of the k-th image token.
+
+        Args:
+            image_token_id: The token that stands for an image.
+            replacements: Tokens of each image.
+            regions: Segment -> mask over the image tokens of all `replacements`.
+        """
         is_image = self.input_ids == image_token_id
         counts = torch.ones_like(self.input_ids)
         counts[is_image] = torch.tensor([len(ids) for ids in replacements], dtype=counts.dtype)
@@ -55,7 +66,9 @@ class EncodedSample:
         expanded.input_ids[is_image[source]] = torch.tensor(inserted, dtype=torch.long)
         last = torch.zeros_like(is_image[source])
         last[expanded.masks[Segment.LAST].nonzero()[-1]] = True  # without a question it is the last image token
-        changed = {Segment.IMAGE: expanded.input_ids == image_token_id, Segment.LAST: last}
+        shown = expanded.input_ids == image_token_id
+        changed = {Segment.IMAGE: shown, Segment.LAST: last}
+        changed |= {segment: torch.zeros_like(shown).masked_scatter(shown, mask) for segment, mask in regions.items()}
         return EncodedSample(self.id, expanded.input_ids, {**expanded.masks, **changed})
 
     def shorten(self, max_length: int) -> EncodedSample:
@@ -102,31 +115,38 @@ class Encoder:
                 "the end of an answer is written with the answer. Switch it off (add_eos_token: false)."
             )
 
-    def encode(self, dialogue: Dialogue, sample_id: str, images: int) -> EncodedSample:
-        """Tokenise a conversation; each image is still one token.
+    def encode(self, dialogue: Dialogue, sample_id: str, images: int, options: Options | None = None) -> EncodedSample:
+        """Tokenise a conversation; each image is still one token, and its regions are not told apart.
 
         Raises:
             CheckpointError: An answer does not end with a special token, so generation would not know where to stop.
-            DataError: A text contains a special token, a segment's tokens do not decode to its text, or the tokens of
-                the prompt change with the answer behind it.
+            DataError: A text contains a special token, a segment's tokens do not decode to its text, the last question
+                does not name the options, or the tokens of the prompt change with the answer behind it.
         """
         rendered = self._renderer.render(dialogue)
         input_ids, offsets = self._tokenise(rendered.text)
         masks = {segment: torch.zeros_like(input_ids, dtype=torch.bool) for segment in Segment}
         free = torch.ones_like(input_ids, dtype=torch.bool)
-        for place in rendered.slots:
-            covered = _covered(offsets, place) & free  # a token on the border of two texts belongs to the first
+        slots = [*rendered.slots, *_option_places(rendered, options, sample_id)]
+        for place in slots:
+            within = free if place.segment not in _OPTIONS else masks[Segment.QUESTION]
+            covered = _covered(offsets, place) & within  # a token on the border of two texts belongs to the first
             free &= ~covered
             self._check_slot(rendered.text[place.start : place.end], input_ids[covered], place.segment, sample_id)
             if place.segment is not Segment.ANSWER:
                 masks[place.segment] |= covered
+            if place.segment is Segment.QUESTION:
+                masks[Segment.SUFFIX] = torch.arange(len(input_ids)) > covered.nonzero()[-1]
         for place in rendered.answers:
             covered = _covered(offsets, place)
             masks[Segment.ANSWER] |= covered
             if not dialogue.plain:
                 self._check_end(rendered.text[place.start : place.end], input_ids[covered])
         masks[Segment.IMAGE] = input_ids == self.image_token_id
-        masks[Segment.LAST][self._prompt_length(rendered, input_ids, sample_id) - 1] = True
+        last = self._prompt_length(rendered, input_ids, sample_id) - 1
+        masks[Segment.LAST][last] = True
+        masks[Segment.SUFFIX][last:] = False
+        masks[Segment.QUESTION_REST] = masks[Segment.QUESTION] & ~torch.stack([masks[name] for name in _OPTIONS]).any(0)
         if (found := int(masks[Segment.IMAGE].sum())) != images:
             raise DataError(
                 f"Sample {sample_id!r} has {images} images, but its conversation has {found} image tokens once it is "
@@ -192,6 +212,16 @@ def _special_in_text(what: str, token: str, text: str) -> str:
         f"{what} contains {token!r}, which the model reads as a special token, not as text: {text[:80]!r}. "
         "Remove or rewrite it; images are placed by the sample's images."
     )
+
+
+def _option_places(rendered: RenderedText, options: Options | None, sample_id: str) -> list[Place]:
+    """Return the places of the options in the last question; none where nothing is asked."""
+    questions = [place for place in rendered.slots if place.segment is Segment.QUESTION]
+    if options is None or not questions:
+        return []
+    start, end = questions[-1].start, questions[-1].end
+    found = find_options(rendered.text[start:end], options, sample_id)
+    return [Place(name, start + first, start + last) for name, (first, last) in zip(_OPTIONS, found, strict=True)]
 
 
 def _covered(offsets: Tensor, place: Place) -> Tensor:

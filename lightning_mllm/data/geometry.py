@@ -34,7 +34,7 @@ class Geometry(StrEnum):
 
 def default_geometry(processor: ProcessorMixin) -> Geometry:
     """Return what the family was trained with: tiles where its processor makes them, else padding."""
-    return Geometry.TILES if _makes_tiles(processor.image_processor) else Geometry.PAD
+    return Geometry.TILES if makes_tiles(processor.image_processor) else Geometry.PAD
 
 
 def check_geometry(geometry: Geometry, processor: ProcessorMixin) -> None:
@@ -43,7 +43,7 @@ def check_geometry(geometry: Geometry, processor: ProcessorMixin) -> None:
     Raises:
         ConfigError: `geometry` is TILES and the processor makes none.
     """
-    if geometry is Geometry.TILES and not _makes_tiles(processor.image_processor):
+    if geometry is Geometry.TILES and not makes_tiles(processor.image_processor):
         raise ConfigError(
             f"geometry 'tiles' needs a processor that cuts tiles (LLaVA-NeXT); {type(processor).__name__} does not. "
             "Use 'pad', 'crop' or 'squash'."
@@ -63,14 +63,19 @@ def apply_geometry(image: Image.Image, geometry: Geometry, image_processor: Imag
         return image
     if geometry is Geometry.PAD:
         return _pad(image, fill_colour(image_processor))
-    crops_itself = _crops_itself(image_processor)
     if geometry is Geometry.CROP:
-        return image if crops_itself else _crop(image)
-    if not _makes_tiles(image_processor) and image_processor.do_resize and "height" in image_processor.size:
-        return image  # SigLIP's processor squashes by itself
-    longer = max(width, height)  # before tiling, which takes any size
-    target = image_processor.crop_size if crops_itself else SizeDict(height=longer, width=longer)
-    return image.resize((target["width"], target["height"]), Image.Resampling(image_processor.resample))
+        return image if crops_itself(image_processor) else _crop(image)
+    target = squashed_size(image.size, image_processor)
+    return image if target == image.size else image.resize(target, Image.Resampling(image_processor.resample))
+
+
+def squashed_size(size: tuple[int, int], image_processor: ImageProcessor) -> tuple[int, int]:
+    """Return the (width, height) that a picture is squashed to, so that the processor has no more to do."""
+    if not makes_tiles(image_processor) and image_processor.do_resize and "height" in image_processor.size:
+        return size  # SigLIP's processor squashes by itself
+    longer = max(size)  # before tiling, which takes any size
+    target = image_processor.crop_size if crops_itself(image_processor) else SizeDict(height=longer, width=longer)
+    return target["width"], target["height"]
 
 
 def shape_after(size: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
@@ -94,11 +99,12 @@ def _pad(image: Image.Image, fill: Colour) -> Image.Image:
     return canvas
 
 
-def _makes_tiles(image_processor: ImageProcessor) -> bool:
+def makes_tiles(image_processor: ImageProcessor) -> bool:
+    """Return whether the processor cuts a picture into tiles, as LLaVA-NeXT's does."""
     return getattr(image_processor, "image_grid_pinpoints", None) is not None
 
 
-def _crops_itself(image_processor: ImageProcessor) -> bool:
+def crops_itself(image_processor: ImageProcessor) -> bool:
     """Return whether the processor's resize keeps proportions and a centre crop makes the picture square."""
     resizes = image_processor.do_resize and "shortest_edge" in image_processor.size
-    return bool(resizes and image_processor.do_center_crop) and not _makes_tiles(image_processor)
+    return bool(resizes and image_processor.do_center_crop) and not makes_tiles(image_processor)

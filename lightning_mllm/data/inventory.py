@@ -114,17 +114,19 @@ class Inventory:
 
 
 def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> Inventory:
-    """Load splits and check all that can be checked without a model: ids, labels and image files.
+    """Load splits, as far as there are any, and check what can be without a model: ids, labels and image files.
 
     Raises:
         DataError: The dataset can't be used as it is.
     """
-    train = module.load("train")
-    samples = {split: train if split == "train" else module.load(split) for split in splits}
-    for split, part in {"train": train, **samples}.items():
+    reference = module.splits[0]  # of which the classes are
+    first = module.load(reference)
+    present = [split for split in splits if split in module.splits]
+    samples = {split: first if split == reference else module.load(split) for split in present}
+    for split, part in {reference: first, **samples}.items():
         _check_ids(split, part)
-    names = class_names(sample.label for sample in train if sample.label is not None)
-    checked = {split: check_labels(part, split, names, train) if names else part for split, part in samples.items()}
+    names = class_names(sample.label for sample in first if sample.label is not None)
+    checked = {split: check_labels(part, split, names, first) if names else part for split, part in samples.items()}
     files = {image for _, sample in _walk(checked) for image in _files(sample)}
     check_images(files)
     known = module if isinstance(module, PublishedDataset) else None

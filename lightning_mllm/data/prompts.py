@@ -19,6 +19,11 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+LLAMA3_SYSTEM = (  # LLaVA-NeXT's on Llama 3
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,15 @@ class Dialogue:
         turns: Users' and assistant's turns in alternation; the last is the assistant's.
         system: System text; empty for none.
         plain: Written without the chat template: images, answer, newline.
+        joint: What stands between a question and its instruction.
+        cue: What stands behind the chat template's prompt, right before an answer.
     """
 
     turns: tuple[Turn, ...]
     system: str = ""
     plain: bool = False
+    joint: str = "\n"
+    cue: str = ""
 
 
 class Prompt(ABC):
@@ -126,19 +135,29 @@ class ConversationPrompt(Prompt):
 
     Attributes:
         system: System text; none by default.
+        instruction: What follows each question that has no instruction of its own, e.g. `SHORT_ANSWER`.
+        joint: What stands between a question and its instruction.
+        cue: What stands behind the chat template's prompt, right before an answer.
     """
 
     asks_for_label: ClassVar[bool] = False
 
     system: str | None = None
+    instruction: str = ""
+    joint: str = "\n"
+    cue: str = ""
 
     def dialogue(self, sample: Sample, label_names: Sequence[str], epoch: int) -> Dialogue:
         """Return the sample's conversation."""
-        turns = tuple(
-            replace(turn, text=turn.text.strip(), instruction=turn.instruction.strip()) for turn in sample.conversation
-        )
+        turns = tuple(map(self._completed, sample.conversation))
         _check_turns(sample, turns)
-        return Dialogue(turns, self.system or "")
+        return Dialogue(turns, self.system or "", joint=self.joint, cue=self.cue)
+
+    def _completed(self, turn: Turn) -> Turn:
+        instruction = turn.instruction.strip()
+        if turn.role == "user" and turn.text.strip():
+            instruction = instruction or self.instruction.strip()
+        return replace(turn, text=turn.text.strip(), instruction=instruction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,8 @@ class _Shape:
 
     system: bool
     turns: tuple[tuple[str, int, bool, bool], ...]  # role, images, has text, has instruction
+    joint: str
+    cue: str
 
 
 _Piece = str | int  # literal text, or the number of a stand-in
@@ -100,6 +102,8 @@ class Renderer:
         shape = _Shape(
             bool(dialogue.system),
             tuple((turn.role, turn.images, bool(turn.text), bool(turn.instruction)) for turn in dialogue.turns),
+            dialogue.joint,
+            dialogue.cue,
         )
         if shape not in self._skeletons:
             self._skeletons[shape] = self._build_skeleton(shape)
@@ -125,16 +129,18 @@ class Renderer:
             if role == "user":
                 numbers = [_number(k, Segment.QUESTION)] * has_text
                 numbers += [_number(k, Segment.INSTRUCTION)] * has_instruction
-                text = "\n".join(_stand_in(number) for number in numbers)
+                text = shape.joint.join(_stand_in(number) for number in numbers)
                 content = [{"type": "image"}] * images + ([{"type": "text", "text": text}] if text else [])
                 messages.append(_message("user", content))
                 continue
             prompt = self._template(messages, add_generation_prompt=True)
-            opening = between + _behind(written, prompt)
+            opening = between + _behind(written, prompt) + shape.cue
             messages.append(_message("assistant", [_text(_number(k, Segment.ANSWER))]))
             written = self._template(messages, add_generation_prompt=False)
             continuation = _behind(prompt, written)
-            if prompt[-1:].isspace():  # Llama 3 on the hub: line breaks on both sides, which would become one token
+            if (prompt + shape.cue)[
+                -1:
+            ].isspace():  # Llama 3 on the hub: line breaks on both sides would become one token
                 continuation = continuation.lstrip()
             answer, between = self._end_answer(continuation)
             exchanges.append((_pieces(opening), _pieces(answer)))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_mllm.data.collator import Collator
 from lightning_mllm.data.images import Size
 from lightning_mllm.data.labels import as_answered
+from lightning_mllm.data.regions import check_boxes
 from lightning_mllm.data.sampling import SampleSize
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
 _TRIED = 3  # samples of a split that are written out: bytes are no exact measure of tokens
+_SHOWN = 20  # ids that one message lists
+
+logger = logging.getLogger(__name__)
 
 
 class Survey:
@@ -33,7 +38,7 @@ class Survey:
 
     Raises:
         DataError: An id occurs twice, a text holds a special token, turns are none that the prompt takes, or a sample
-            has a kind or label that it can't have.
+            has a kind, label, options or boxes that it can't have.
     """
 
     def __init__(self, samples: Sequence[Sample], split: Split, collator: Collator, *, labelled: bool) -> None:
@@ -43,6 +48,7 @@ class Survey:
         self._split, self._samples, self._collator, self._labelled = split, samples, collator, labelled
         self._images: list[tuple[Path | Size, ...]] = []
         self._bytes: list[tuple[int, int]] = []  # that can't be cut, and that can
+        self._boxed: list[int] = []
         self._seen: set[str] = set()
         for sample in samples:
             self._look_at(sample)
@@ -61,6 +67,9 @@ class Survey:
         if self._split != "train" and sample.kind is not None:
             self.kinds.add(_checked_kind(sample, sample.kind, self._split, labelled))
         self._bytes.append(self._texts(sample))
+        check_boxes(sample)
+        if sample.boxes:
+            self._boxed.append(len(self._images))
         images = tuple(image if isinstance(image, Path) else image.size for image in sample.images)
         self._images.append(images)
         self.paths.update(image for image in images if isinstance(image, Path))
@@ -97,6 +106,31 @@ class Survey:
         most.add(max(needs, key=lambda need: need[1])[2])
         for index in sorted(most):
             self._collator.check(self._samples[index])
+
+    def look_at_boxes(self, sizes: Mapping[Path, Size]) -> None:
+        """Warn of samples of whose boxes nothing is to be seen; an analysis leaves them out.
+
+        Args:
+            sizes: Of the image files.
+
+        Raises:
+            DataError: Which patches show a box can't be told for this family.
+        """
+        unseen = []
+        for index in self._boxed:
+            (image,), sample = self._images[index], self._samples[index]
+            if not self._collator.shows_a_box(sample, sizes[image] if isinstance(image, Path) else image):
+                unseen.append(sample.id)
+        if unseen:
+            logger.warning(
+                "No patch shows the boxes of %d of the %d samples with boxes in the %r split: %s%s. They are outside "
+                "the picture, or where it is cropped away.",
+                len(unseen),
+                len(self._boxed),
+                self._split,
+                ", ".join(unseen[:_SHOWN]),
+                ", ..." if len(unseen) > _SHOWN else "",
+            )
 
 
 def _checked_kind(sample: Sample, kind: str, split: Split, labelled: bool) -> str:
