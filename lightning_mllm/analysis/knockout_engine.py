@@ -112,12 +112,12 @@ class KnockoutEngine(ABC):
         wanted = wanted.to(prompts.batch.input_ids.device)
         attention = attention_of(backbone)
         if self._checked.get(backbone.model) != attention:
-            self.check(backbone, prompts.take(0, 1))
+            self.check(backbone, prompts.take(range(1)))
             self._checked[backbone.model] = attention
         parts = self._pieces.run(
-            len(prompts),
+            range(len(prompts)),
             self.plan(backbone, prompts, cases),
-            lambda start, stop: self.read(backbone, prompts.take(start, stop), cases, wanted[start:stop]),
+            lambda rows: self.read(backbone, prompts.take(rows), cases, wanted[rows[0] : rows[-1] + 1]),
         )
         return _collect(parts, [sets[case.block] for case in cases])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -12,6 +12,7 @@ import torch
 _LOG = logging.getLogger(__name__)
 _UNKNOWN = 4 * 2**30  # where the system does not say what is free
 _T = TypeVar("_T")
+_Thing = TypeVar("_Thing")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -36,21 +37,21 @@ class Pieces:
         self.name = name
         self._limit: int | None = None
 
-    def run(self, count: int, size: int, function: Callable[[int, int], _T]) -> list[_T]:
-        """Return function(start, stop) for consecutive pieces of `count` things, `size` or fewer at a time."""
+    def run(self, things: Sequence[_Thing], size: int, function: Callable[[Sequence[_Thing]], _T]) -> list[_T]:
+        """Return function(piece) for consecutive pieces of `size` or fewer things."""
         results: list[_T] = []
         start = 0
-        while start < count:
-            size = max(1, min(size, self._limit or size, count - start))
+        while start < len(things):
+            piece = things[start : start + min(size, self._limit or size)]
             try:
-                results.append(function(start, start + size))
-                start += size
+                results.append(function(piece))
+                start += len(piece)
                 continue
             except torch.OutOfMemoryError:
-                if size == 1:
+                if len(piece) == 1:
                     raise
             # here and not above, where the error would keep alive what was allocated
-            self._limit = size // 2
+            self._limit = len(piece) // 2
             torch.cuda.empty_cache()
-            _LOG.warning("Out of memory with %d %s at a time; going on with %d.", size, self.name, self._limit)
+            _LOG.warning("Out of memory with %d %s at a time; going on with %d.", len(piece), self.name, self._limit)
         return results

@@ -38,10 +38,10 @@ class Prompts:
         """Return the number of prompts."""
         return len(self.batch)
 
-    def take(self, start: int, stop: int) -> Prompts:
-        """Return some of the prompts, padded as all are."""
+    def take(self, rows: Sequence[int]) -> Prompts:
+        """Return a run of the prompts, padded as all are."""
         first = list(accumulate(self.batch.image_counts, initial=0))
-        return Prompts(self.batch.take(range(start, stop)), self.images[first[start] : first[stop]])
+        return Prompts(self.batch.take(rows), self.images[first[rows[0]] : first[rows[-1] + 1]])
 
     def forward(self, backbone: Backbone, use_cache: bool = False) -> tuple[Tensor, Any]:
         """Return the logits at LAST, (batch, vocabulary), and the cache."""

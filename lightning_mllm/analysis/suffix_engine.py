@@ -101,8 +101,8 @@ class SuffixEngine(KnockoutEngine):
         top = ids[:, :1].repeat(1, len(cases))
         plan = self._plan(backbone, prompts)
         for start, numbers in groups:
-            rows = partial(_rows, decoder_layers(backbone), clean, start, [groups.variants[each] for each in numbers])
-            parts = self._side_by_side.run(len(numbers), plan.side_by_side(start), rows)
+            rows = partial(run_rows, decoder_layers(backbone), clean, start)
+            parts = self._side_by_side.run([groups.variants[each] for each in numbers], plan.side_by_side(start), rows)
             read, said = _read(backbone, torch.cat(parts, dim=1), ids)
             reached = groups.reached[:, numbers]
             logprobs[:, numbers] = read.where(reached[..., None], logprobs[:, numbers])
@@ -161,12 +161,6 @@ class _Groups:
         )
         for (start, _), numbers in groupby(order, key=together):
             yield start, list(numbers)
-
-
-def _rows(
-    layers: Sequence[nn.Module], clean: CleanRun, start: int, variants: Sequence[Variant], first: int, stop: int
-) -> Tensor:
-    return run_rows(layers, clean, start, variants[first:stop])
 
 
 def _read(backbone: Backbone, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
