@@ -1,0 +1,141 @@
+"""Cross-modal information flow: what blocking attention does to the answer, block by block and window by window.
+
+The study of Zhang et al., "Cross-modal Information Flow in Multimodal Large Language Models" (CVPR 2025, arXiv
+2411.18620), with the knockout of Geva et al. (2023): in a window of layers the target's positions lose sight of the
+source's, and the probability p of the token that the model would say first is read again. What is found is the effect
+of blocking, which is not where information is: it can take other ways, as the instruction's and the roles' tokens.
+
+Per question, block and window there is a row (`FlowRow`). Its change of probability, 100 (p_after - p_before) /
+p_before, is the paper's; averaged over questions it is the mean of ratios, which has no upper bound and is large where
+p_before is small. So the ratio of means, the median and the change of log p stand beside it, and the share of questions
+whose first token flips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from lightning_mllm.analysis.base import AnalysisResult, Question, QuestionAnalysis
+from lightning_mllm.analysis.blocks import Block, Window, Windows
+from lightning_mllm.analysis.engine_choice import EngineName, choose_engine
+from lightning_mllm.analysis.flow_rows import FlowRow, OptionIds, flow_rows
+from lightning_mllm.analysis.flow_summary import summarise_flow
+from lightning_mllm.analysis.knockout_engine import Case, KnockoutEngine
+from lightning_mllm.analysis.rows import Table
+from lightning_mllm.analysis.summaries import Bootstrap
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch
+
+BLOCKS = (  # the paper's six, and the control for the fifth: as many patches, anywhere
+    "question->last",
+    "image->last",
+    "last->last",
+    "image->question",
+    "image object->question",
+    "image other->question",
+    "image random->question",
+)
+CONTRASTS = (("image object->question", "image random->question"),)
+
+
+class InformationFlow(QuestionAnalysis[FlowRow]):
+    """Blocks attention in windows of layers and reads what the model would say.
+
+    Args:
+        blocks: What is blocked, as "image->question"; by default the paper's six and a control.
+        windows: In which layers.
+        engine: `suffix` computes only what can change, `reference` runs the whole model for each case; `auto` is the
+            first where it is exact.
+        memory_gib: What the engine may use besides the weights; by default half of what is free.
+        correct_only: Whether, as in the paper, only questions count that the model answers right.
+        contrasts: Pairs of blocks whose difference is reported with its interval, the same questions for both.
+        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
+        bootstrap: How intervals are drawn.
+        label: A name of your own.
+
+    Raises:
+        ConfigError: A block can't be read, is there twice, or is in a contrast and nowhere else.
+    """
+
+    row_type = FlowRow
+    default_name: ClassVar[str] = "information_flow"
+
+    def __init__(
+        self,
+        *,
+        blocks: Sequence[str] = BLOCKS,
+        windows: Windows = Windows(),  # noqa: B008 - frozen
+        engine: EngineName = "auto",
+        memory_gib: float | None = None,
+        correct_only: bool = True,
+        contrasts: Sequence[tuple[str, str]] | None = None,
+        kind_depth: int | None = None,
+        bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
+        label: str = "",
+    ) -> None:
+        super().__init__(correct_only, label)
+        self.blocks = tuple(Block.parse(block) for block in blocks)
+        names = [str(block) for block in self.blocks]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"InformationFlow needs blocks, each once; found {', '.join(names) or 'none'}.")
+        wanted = [pair for pair in CONTRASTS if {*pair} <= {*names}] if contrasts is None else contrasts
+        self.contrasts = tuple((str(Block.parse(ours)), str(Block.parse(theirs))) for ours, theirs in wanted)
+        if lacking := sorted({block for pair in self.contrasts for block in pair} - {*names}):
+            raise ConfigError(f"A contrast names {lacking[0]!r}, which is not among the blocks. Add it to them.")
+        self.windows, self.engine, self.memory_gib = windows, engine, memory_gib
+        self.kind_depth, self.bootstrap = kind_depth, bootstrap
+        self._engine: KnockoutEngine | None = None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides the rows."""
+        return {
+            "blocks": [str(block) for block in self.blocks],
+            "windows": asdict(self.windows),
+            "engine": self.engine,
+            "correct_only": self.correct_only,
+        }
+
+    def reset(self) -> None:
+        """Forget all rows; and the engine, which will check again whether it is exact for the model."""
+        super().reset()
+        self._engine = None
+
+    def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> list[list[FlowRow]]:
+        """Run all blocks in all windows."""
+        windows = self.windows.of(len(backbone.decoder.layers))  # type: ignore[arg-type]  # a ModuleList
+        _check_centres(windows)
+        cases = [Case(block, window) for block in self.blocks for window in windows]
+        options = OptionIds.of(batch.answers)
+        if self._engine is None:
+            self._engine = choose_engine(self.engine, None if self.memory_gib is None else int(self.memory_gib * 2**30))
+        found = self._engine.run(backbone, batch, cases, options.ids.to(batch.input_ids.device))
+        return flow_rows(questions, cases, found, options)
+
+    def left_out(self, question: Question) -> FlowRow:
+        """Return the row of a question that the model answers wrongly."""
+        return FlowRow(sample_id=question.sample_id, kind=question.kind, correct=question.correct, measured=False)
+
+    def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
+        """Return the numbers per kind, block and window."""
+        return summarise_flow(
+            table,
+            name=self.name,
+            contrasts=self.contrasts,
+            kind_depth=self.kind_depth,
+            bootstrap=self.bootstrap,
+            settings=settings,
+        )
+
+
+def _check_centres(windows: Sequence[Window]) -> None:
+    """Refuse windows that the result could not tell apart."""
+    centres = [window.centre for window in windows]
+    if twice := sorted({centre for centre in centres if centres.count(centre) > 1}):
+        raise ConfigError(
+            f"Two windows are around layer {twice[0]}, by which they are named. Run them as two analyses, each with a "
+            "label of its own."
+        )

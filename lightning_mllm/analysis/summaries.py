@@ -1,0 +1,207 @@
+"""From rows per question to numbers with intervals: 95 % of a paired bootstrap over questions.
+
+Paired: a resample draws questions, and each question brings all its numbers along, so that every block, window and
+layer is seen on the same questions. Differences between two of them are then as sure as the questions allow. The draws
+depend on nothing but the seed, the kind and the number of questions: two models that were asked the same questions are
+paired as well.
+
+A number that a question does not have (an empty set of positions, no options) is NaN, and is counted nowhere: each
+statistic has its own N. All in float64.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mllm.analysis.rows import Table
+from lightning_mllm.errors import ConfigError, DataError
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]  # (resamples, questions) weights -> (resamples, numbers)
+
+ALL = "all"  # the kind that holds all kinds, where there are several
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn.
+
+    Attributes:
+        resamples: How many.
+        seed: Of the drawing.
+    """
+
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resamples < 1:
+            raise ConfigError(f"A bootstrap needs one resample or more, not {self.resamples}.")
+
+    def weights(self, questions: int, key: str = "") -> Floats:
+        """Return how often each resample draws each question, (resamples, questions).
+
+        Args:
+            questions: How many there are.
+            key: Resamples of different keys have nothing to do with each other.
+        """
+        generator = np.random.default_rng([self.seed, crc32(key.encode())])
+        even = np.full(questions, 1 / max(questions, 1))
+        return generator.multinomial(questions, even, size=self.resamples).astype(np.float64)
+
+
+def mean(values: Floats) -> Statistic:
+    """Return the mean over questions of (questions, numbers) values."""
+    there, filled = _there(values)
+    return lambda weights: _divide(weights @ filled, weights @ there)
+
+
+def ratio_of_means(numerators: Floats, denominators: Floats) -> Statistic:
+    """Return the mean of (questions, numbers) numerators over that of the denominators, of the same questions."""
+    there = ~(np.isnan(numerators) | np.isnan(denominators))
+    above, below = (np.where(there, values, 0.0) for values in (numerators, denominators))
+    return lambda weights: _divide(weights @ above, weights @ below)
+
+
+def median(values: Floats) -> Statistic:
+    """Return the median over questions of (questions, numbers) values: of an even number the mean of the middle two."""
+
+    def of(weights: Floats) -> Floats:
+        counts = np.ascontiguousarray(weights.T.astype(np.int32))
+        return np.stack([_weighted_median(column, counts) for column in values.T], axis=1)
+
+    return of
+
+
+def estimate(statistic: Statistic, values: Floats, weights: Floats) -> Floats:
+    """Return value, ends of the 95 % interval and N of each number, (numbers, 4).
+
+    Args:
+        statistic: The statistic of the values.
+        values: (questions, numbers), for N.
+        weights: From `Bootstrap.weights`.
+    """
+    observed = statistic(np.ones((1, len(values))))[0]
+    low, high = interval(statistic(weights))
+    return np.stack([observed, low, high, _there(values)[0].sum(axis=0)], axis=1)
+
+
+def difference(ours: Statistic, theirs: Statistic, values: Floats, weights: Floats) -> Floats:
+    """Return the same of the difference of two statistics, in which each resample has the same questions for both.
+
+    Args:
+        ours: What is compared.
+        theirs: With what.
+        values: (questions, numbers), NaN where one of the two is: both are to be of the others only.
+        weights: From `Bootstrap.weights`.
+    """
+    return estimate(lambda drawn: ours(drawn) - theirs(drawn), values, weights)
+
+
+def interval(resampled: Floats) -> tuple[Floats, Floats]:
+    """Return the 2.5 and 97.5 % quantiles of (resamples, numbers), without resamples that have no number."""
+    defined = ~np.isnan(resampled).all(axis=0)
+    ends = np.full((2, resampled.shape[1]), np.nan)
+    ends[:, defined] = np.nanquantile(resampled[:, defined], (0.025, 0.975), axis=0)
+    return ends[0], ends[1]
+
+
+def members(kinds: NDArray[Any], depth: int | None = None) -> dict[str, NDArray[np.int64]]:
+    """Return the questions of each kind, sorted, and of all where there are several kinds.
+
+    Args:
+        kinds: (questions,).
+        depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
+    """
+    names = np.array([kind_of(kind, depth) for kind in kinds], dtype=np.str_)
+    found = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+    return {ALL: np.arange(len(names)), **found} if len(found) != 1 else found
+
+
+def count_questions(table: Table, depth: int | None = None) -> dict[str, dict[str, int]]:
+    """Return per kind how many questions were asked, and how many of them looked into."""
+    _, first = np.unique(table["sample_id"], return_index=True)
+    kinds, measured = table["kind"][first], table["measured"][first]
+    asked, kept = (Counter(kind_of(kind, depth) for kind in each) for each in (kinds, kinds[measured]))
+    return {kind: {"asked": asked[kind], "kept": kept[kind]} for kind in sorted(asked)}
+
+
+def kind_of(name: str, depth: int | None) -> str:
+    """Return the first parts of a kind's name, which has slashes between them."""
+    return "/".join(str(name).split("/")[:depth])
+
+
+def pivot(
+    table: Table, column: str, axes: Mapping[str, Sequence[Any]], questions: NDArray[Any], where: NDArray[np.bool_]
+) -> Floats:
+    """Return the numbers of a column as (questions, *axes); NaN where there is none.
+
+    Args:
+        table: Rows.
+        column: The numbers.
+        axes: Column -> its values, in order.
+        questions: Sample ids, sorted.
+        where: (rows,) which rows count.
+    """
+    values = np.full((len(questions), *map(len, axes.values())), np.nan)
+    index = [np.searchsorted(questions, table["sample_id"][where])]
+    for name, coordinates in axes.items():
+        order = np.argsort(np.asarray(coordinates))
+        index.append(order[np.searchsorted(np.asarray(coordinates)[order], table[name][where])])
+    values[tuple(index)] = table[column][where]
+    return values
+
+
+def common_questions(tables: Mapping[str, Table]) -> dict[str, Table]:
+    """Keep the questions that were looked into in each of several runs: those that all the models answer right.
+
+    Args:
+        tables: Name of the run -> rows.
+
+    Raises:
+        DataError: There is no such question.
+    """
+    asked = [np.unique(table["sample_id"][table["measured"]]) for table in tables.values()]
+    common = reduce(np.intersect1d, asked)
+    if not len(common):
+        sizes = ", ".join(f"{name} {len(ids)}" for name, ids in zip(tables, asked, strict=True))
+        raise DataError(f"The runs have no question in common that each looked into; there are {sizes}.")
+    kept = {name: np.isin(table["sample_id"], common) for name, table in tables.items()}
+    return {name: {column: cells[kept[name]] for column, cells in table.items()} for name, table in tables.items()}
+
+
+def _there(values: Floats) -> tuple[Floats, Floats]:
+    """Return 1 where there is a value, and the values with 0 where there is none."""
+    there = ~np.isnan(values)
+    return there.astype(np.float64), np.where(there, values, 0.0)
+
+
+def _divide(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
+
+
+def _weighted_median(values: Floats, counts: NDArray[np.int32]) -> Floats:
+    """Return the median of each resample of (questions,) values, (resamples,).
+
+    Args:
+        values: NaN where there is none.
+        counts: (questions, resamples), how often each question is drawn.
+    """
+    kept = np.flatnonzero(~np.isnan(values))
+    ordered = kept[np.argsort(values[kept], kind="stable")]
+    if not len(ordered):
+        return np.full(counts.shape[1], np.nan)
+    up_to = counts[ordered].cumsum(axis=0, dtype=np.int32)
+    drawn = up_to[-1]
+    middle = [(up_to <= place).sum(axis=0) for place in ((drawn - 1) // 2, drawn // 2)]
+    # a resample without any value points behind the last one
+    lower, upper = (values[ordered][np.minimum(place, len(ordered) - 1)] for place in middle)
+    return np.where(drawn > 0, (lower + upper) / 2, np.nan)

@@ -1,0 +1,156 @@
+"""Every number against a loop by hand; intervals are paired, seeded, and know what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lightning_mllm.analysis.summaries import (
+    ALL,
+    Bootstrap,
+    common_questions,
+    difference,
+    estimate,
+    mean,
+    median,
+    members,
+    pivot,
+    ratio_of_means,
+)
+from lightning_mllm.errors import ConfigError, DataError
+
+Floats = NDArray[np.float64]
+
+QUESTIONS, NUMBERS = 7, 3
+BOOTSTRAP = Bootstrap(resamples=50, seed=4)
+
+
+def numbers(seed: int = 0) -> Floats:
+    values = np.random.default_rng(seed).normal(size=(QUESTIONS, NUMBERS))
+    values[2, 1] = values[5, 1] = values[:-1, 2] = np.nan
+    return values
+
+
+def drawn(values: Floats, weights: Floats) -> Floats:
+    """Return the values of a resample, each question as often as it is drawn."""
+    repeated: Floats = np.repeat(values, weights.astype(int), axis=0)
+    return repeated
+
+
+def by_hand(of: Callable[[Floats], Any], values: Floats) -> list[float]:
+    columns = [column[~np.isnan(column)] for column in values.T]
+    return [float(of(column)) if len(column) else np.nan for column in columns]
+
+
+@pytest.mark.parametrize(("statistic", "of"), [(mean, np.mean), (median, np.median)])
+def test_values_and_intervals_are_those_of_a_loop_over_resamples(statistic: Any, of: Any) -> None:
+    values, weights = numbers(), BOOTSTRAP.weights(QUESTIONS)
+
+    found = estimate(statistic(values), values, weights)
+
+    resampled = np.array([by_hand(of, drawn(values, row)) for row in weights])
+    np.testing.assert_allclose(found[:, 0], by_hand(of, values), rtol=1e-12)
+    for column in range(NUMBERS):
+        own = resampled[:, column][~np.isnan(resampled[:, column])]
+        np.testing.assert_allclose(found[column, 1:3], np.quantile(own, (0.025, 0.975)), rtol=1e-12)
+    assert found[:, 3].tolist() == [7, 5, 1]
+
+
+def test_the_ratio_of_means_is_of_the_questions_that_have_both() -> None:
+    above, below = numbers(), np.abs(numbers(1)) + 1
+    weights = BOOTSTRAP.weights(QUESTIONS)
+
+    found = ratio_of_means(above, below)(weights)
+
+    for row, expected in zip(weights, found, strict=True):
+        top, bottom = drawn(above, row), drawn(np.where(np.isnan(above), np.nan, below), row)
+        for column in range(NUMBERS):
+            there = ~np.isnan(top[:, column])
+            value = top[there, column].sum() / bottom[there, column].sum() if there.any() else np.nan
+            np.testing.assert_allclose(expected[column], value, rtol=1e-12)
+
+
+def test_the_interval_of_a_difference_is_paired() -> None:
+    shared = np.random.default_rng(3).normal(scale=100, size=(40, 1))  # questions differ far more than blocks
+    ours, theirs = shared + 1.0, shared
+    weights = BOOTSTRAP.weights(40)
+
+    value, low, high, n = difference(mean(ours), mean(theirs), ours, weights)[0]
+    alone = estimate(mean(ours), ours, weights)[0]
+
+    assert (value, low, high, n) == pytest.approx((1.0, 1.0, 1.0, 40))
+    assert alone[2] - alone[1] > 10
+
+
+def test_a_number_that_no_question_has_is_nan_and_has_an_n_of_0() -> None:
+    values = np.full((QUESTIONS, 1), np.nan)
+
+    for statistic in (mean(values), median(values), ratio_of_means(values, values)):
+        found = estimate(statistic, values, BOOTSTRAP.weights(QUESTIONS))[0]
+        assert np.isnan(found[:3]).all()
+        assert found[3] == 0
+
+
+def test_draws_depend_on_seed_kind_and_number_only() -> None:
+    weights = BOOTSTRAP.weights(9, "a")
+
+    assert (weights.sum(axis=1) == 9).all()
+    np.testing.assert_array_equal(weights, Bootstrap(50, 4).weights(9, "a"))
+    assert (weights != BOOTSTRAP.weights(9, "b")).any()
+    assert (weights != Bootstrap(50, 5).weights(9, "a")).any()
+
+
+def test_an_interval_covers_the_mean_in_about_95_of_100_studies() -> None:
+    studies = np.random.default_rng(0).normal(size=(60, 2000))
+
+    _, low, high, _ = estimate(mean(studies), studies, Bootstrap().weights(60)).T
+
+    assert 0.92 <= ((low <= 0) & (high >= 0)).mean() <= 0.97
+
+
+def test_a_bootstrap_without_resamples_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one resample or more, not 0"):
+        Bootstrap(resamples=0)
+
+
+def test_kinds_are_told_apart_as_deep_as_is_asked() -> None:
+    kinds = np.array(["seen/a/0", "held/a/0", "seen/a/1", "seen/b/0"])
+
+    found = {kind: rows.tolist() for kind, rows in members(kinds, 2).items()}
+
+    assert found == {ALL: [0, 1, 2, 3], "held/a": [1], "seen/a": [0, 2], "seen/b": [3]}
+    assert set(members(kinds[:1])) == {"seen/a/0"}  # of one kind, all would be the same again
+
+
+def test_a_pivot_puts_each_number_in_its_place_whatever_the_order() -> None:
+    table = {
+        "sample_id": np.array(["b", "a", "b", "a"]),
+        "block": np.array(["y", "x", "x", "y"]),
+        "layer": np.array([5, 2, 2, 5]),
+        "value": np.array([1.0, 2.0, 3.0, 4.0]),
+    }
+    where = np.array([True, True, True, False])
+
+    found = pivot(table, "value", {"block": ("y", "x"), "layer": (2, 5)}, np.array(["a", "b"]), where)
+
+    np.testing.assert_array_equal(found, [[[np.nan, np.nan], [2, np.nan]], [[np.nan, 1], [3, np.nan]]])
+
+
+def run(*measured: str) -> dict[str, NDArray[Any]]:
+    names = ("a", "b", "c")
+    return {"sample_id": np.array(names), "measured": np.array([name in measured for name in names])}
+
+
+def test_a_common_subset_has_the_questions_that_every_run_looked_into() -> None:
+    found = common_questions({"small": run("a", "b"), "large": run("b", "c")})
+
+    assert {name: table["sample_id"].tolist() for name, table in found.items()} == {"small": ["b"], "large": ["b"]}
+
+
+def test_runs_without_a_common_question_are_refused() -> None:
+    with pytest.raises(DataError, match=r"no question in common.*small 1, large 1"):
+        common_questions({"small": run("a"), "large": run("c")})
