@@ -126,6 +126,14 @@ def mask_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
+def hidden_value(dtype: torch.dtype) -> float:
+    """Return what an additive mask holds where a key is hidden: lower than any score, and finite in float32 too.
+
+    Eager attention has its softmax in float32; of a padding row, from which everything is hidden, it would make NaN.
+    """
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+
+
 @dataclass(frozen=True)
 class _Hidden:
     """A block as positions: `source` and `target` (batch, sequence), `heads` (heads,) or None for all."""
@@ -169,14 +177,12 @@ class _Mask:
         return {**arguments, "attention_mask": self._last[1]}
 
     def _build(self, given: Tensor | None, states: Tensor, past: int) -> Tensor:
-        rows, dtype = slice(past, past + states.shape[1]), mask_dtype(states)
+        rows = slice(past, past + states.shape[1])
         self._check_length(rows, len(states))
         mask = _additive(given, states, past)
-        if mask.dtype != dtype:
-            mask = mask.clamp(min=torch.finfo(dtype).min).to(dtype)
         for each in self.hidden:
             pairs = each.pairs(rows, mask.shape[-1], len(states) // len(each.source))
-            blocked = mask.masked_fill(pairs, torch.finfo(dtype).min)
+            blocked = mask.masked_fill(pairs, hidden_value(mask.dtype))
             if (_blind(blocked) & ~_blind(mask)).any():
                 raise ConfigError(
                     f"{each.block} hides everything that one of its rows can see, and attention to nothing is not "
@@ -216,15 +222,15 @@ def _additive(given: Tensor | None, states: Tensor, past: int) -> Tensor:
             "Load the model with attention=sdpa or attention=eager."
         )
     if given is not None and given.dtype != torch.bool:
-        return given
+        return given.to(torch.promote_types(given.dtype, dtype)).clamp(min=hidden_value(dtype)).to(dtype)
     if given is None:
         given = torch.ones(count, past + count, dtype=torch.bool, device=states.device).tril(past)[None, None]
     mask = torch.zeros(given.shape, dtype=dtype, device=states.device)
-    return mask.masked_fill_(~given, torch.finfo(dtype).min)
+    return mask.masked_fill_(~given, hidden_value(dtype))
 
 
 def _blind(mask: Tensor) -> Tensor:
-    return mask.amax(-1) <= torch.finfo(mask.dtype).min
+    return mask.amax(-1) <= hidden_value(mask.dtype)
 
 
 def _fit(mask: Tensor, length: int) -> Tensor:

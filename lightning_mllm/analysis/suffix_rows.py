@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.blocks import Window
 from lightning_mllm.analysis.clean_run import CleanPrefix, CleanRun
-from lightning_mllm.analysis.knockout import mask_dtype
+from lightning_mllm.analysis.knockout import hidden_value, mask_dtype
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Masks:
         if self._last is None or self._last[0] != on:
             seen = self._seen(on)
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._last = on, mask.masked_fill_(~seen, torch.finfo(dtype).min)
+            self._last = on, mask.masked_fill_(~seen, hidden_value(dtype))
         return self._last[1]
 
     def _seen(self, on: tuple[bool, ...]) -> Tensor:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from lightning_mllm.analysis import Block, Window, Windows
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.types import Segment
+
+
+@pytest.mark.parametrize("text", ["image->question", "last->last", "image object->question", "image->last[0,3,12]"])
+def test_a_block_reads_what_it_prints(text: str) -> None:
+    assert str(Block.parse(text)) == text
+
+
+def test_a_block_names_source_target_and_heads() -> None:
+    assert Block.parse(" Image Object -> QUESTION [3, 0,3] ") == Block(Segment.IMAGE_OBJECT, Segment.QUESTION, (0, 3))
+
+
+@pytest.mark.parametrize("text", ["image", "image->", "->last", "image->last->question", "image->last[]", "a->b[c]"])
+def test_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"can't be read\. Write source->target"):
+        Block.parse(text)
+
+
+def test_an_unknown_segment_is_refused_with_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError, match=r"'images', which is no segment\. Did you mean 'image'\?.*last.*true option"):
+        Block.parse("images->last")
+
+
+def test_an_odd_window_lies_evenly_around_its_centre() -> None:
+    assert Windows(width=5, centres=[6]).of(12) == [Window(6, 4, 9)]
+
+
+def test_an_even_window_reaches_one_layer_further_down() -> None:
+    assert Windows(width=4, centres=[6]).of(12) == [Window(6, 4, 8)]
+
+
+def test_windows_are_cut_short_at_the_edges_not_shifted() -> None:
+    found = Windows(width=9).of(32)
+
+    assert [(each.start, each.stop) for each in found[:6]] == [(0, 5), (0, 6), (0, 7), (0, 8), (0, 9), (1, 10)]
+    assert [(each.start, each.stop) for each in found[-5:]] == [(23, 32), (24, 32), (25, 32), (26, 32), (27, 32)]
+    assert [each.centre for each in found] == list(range(32))
+
+
+def test_windows_of_one_layer_are_the_layers() -> None:
+    assert [(each.start, each.stop) for each in Windows(width=1).of(3)] == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_width_and_centres_can_be_fractions_of_the_depth() -> None:
+    assert Windows(width=0.25, centres=[0.0, 0.5, 1.0]).of(33) == [
+        Window(0, 0, 4),
+        Window(16, 12, 20),
+        Window(32, 28, 33),
+    ]
+    assert len(Windows(width=0.01, centres=[3]).of(8)[0]) == 1
+
+
+def test_ranges_of_layers_can_be_given_instead() -> None:
+    found = Windows(layers=[(0, 4), (2, 5)]).of(8)
+
+    assert found == [Window(2, 0, 4), Window(3, 2, 5)]
+    assert [4 in each for each in found] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("windows", "message"),
+    [
+        (Windows(width=0), "width 0 can't be"),
+        (Windows(width=-3), "width -3 can't be"),
+        (Windows(width=1.5), "width 1.5 can't be"),
+        (Windows(centres=[8]), "centred on 8: the decoder has the layers 0 to 7"),
+        (Windows(centres=[-1]), "centred on -1"),
+        (Windows(centres=[1.2]), "centred on 1.2"),
+        (Windows(layers=[(3, 3)]), r"\(3, 3\) is no range"),
+        (Windows(layers=[(0, 9)]), r"\(0, 9\) is no range of layers: .* <= 8"),
+        (Windows(centres=[]), "no window"),
+        (Windows(layers=[]), "no window"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(windows: Windows, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        windows.of(8)
