@@ -11,6 +11,7 @@ from lightning_mllm.callbacks.freeze_audit import FreezeAudit
 from lightning_mllm.callbacks.learning_curve import LearningCurve
 from lightning_mllm.callbacks.predictions import PredictionTable
 from lightning_mllm.callbacks.probe import ProbeEachEpoch
+from lightning_mllm.callbacks.run_analysis import RunAnalysis
 from lightning_mllm.callbacks.throughput import Throughput
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PredictionTable",
     "ProbeEachEpoch",
     "RepresentationDrift",
+    "RunAnalysis",
     "SaveFeatures",
     "Throughput",
 ]

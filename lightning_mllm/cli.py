@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from lightning_mllm import data, evaluation  # noqa: F401 - short class names resolve only for imported classes
+from lightning_mllm import analysis, data, evaluation  # noqa: F401 - short class names resolve only for imported classes
 from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.inventory import take_inventory
@@ -75,7 +75,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """LightningCLI with our classes, our sub-command `export`, and the checkpoint named once for model and data."""
+    """LightningCLI with our classes and sub-commands, and the checkpoint named once for model and data."""
 
     def __init__(self, args: list[str] | None = None) -> None:
         _register_resolvers()
@@ -97,7 +97,7 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's sub-commands and ours, with the arguments that the command line does not show."""
-        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+        return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in ("analyze", "export")}}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; `${testbed:instructed}` or `${oc.env:HOME}` may stand on the command line, not only in a file."""
@@ -144,6 +144,10 @@ class CLI(LightningCLI):
         extra = default_callbacks(writes, shows_progress=config.get("enable_progress_bar") is not False)
         chosen += [callback for callback in extra if not isinstance(callback, tuple(map(type, chosen)))]
         return super().instantiate_trainer(callbacks=chosen, **kwargs)
+
+    def after_analyze(self) -> None:
+        """Say where the results are."""
+        self.after_fit()
 
     def after_fit(self) -> None:
         """Say where the results are."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_mllm.analysis.base import Analysis
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.inventory import SPLITS
 from lightning_mllm.data.prompts import Prompt
@@ -20,8 +21,11 @@ from lightning_mllm.data.splits import Split
 from lightning_mllm.evaluation import Scorer
 from lightning_mllm.models.freeze import FreezePolicy
 
-_NO_DATA = ("model", "trainer", "checkpointing", "seed_everything", "test_before", "test_after", "ckpt_path")
-_CHOSEN_BY_NAME = (MLLMDataModule, FreezePolicy, Prompt, Scorer)
+_NO_DATA = (
+    *("model", "trainer", "checkpointing", "seed_everything", "test_before", "test_after", "ckpt_path"),
+    *("analysis", "split", "resume"),
+)
+_CHOSEN_BY_NAME = (MLLMDataModule, FreezePolicy, Prompt, Scorer, Analysis)
 
 
 class Parser(LightningArgumentParser):

@@ -7,20 +7,25 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_mllm.analysis.base import Analysis, AnalysisResult
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
 from lightning_mllm.models.backbone import DType, load_config
 from lightning_mllm.models.export import export
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.provenance import provenance
+from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
 from lightning_mllm.tracking.log import WandbMode, make_loggers
+
+Split = Literal["train", "val", "test"]
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +74,27 @@ class Run:
             else:
                 os.environ[_FOLDER_VARIABLE] = str(folder)
                 return folder
+
+
+class _Analyzing(L.Callback):
+    """Runs analyses in the predict loop: the weights are there when it starts, all processes when it ends."""
+
+    def __init__(self, analyses: Sequence[Analysis], split: Split, earlier: Path | None) -> None:
+        self.analyses, self.split, self.earlier = analyses, split, earlier
+        self.results: list[AnalysisResult] = []
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Get the analyses ready."""
+        assert isinstance(pl_module, MLLMModule)  # `Trainer.analyze` has it so
+        where = Path("analysis", f"{self.split}-step{pl_module.trained_steps}")
+        folder = Path(trainer.default_root_dir) / where if trainer.loggers else None
+        source = provenance(pl_module, trainer.datamodule, self.split)  # type: ignore[attr-defined]
+        self._run = AnalysisRun(self.analyses, folder, source, trainer.global_rank, trainer.strategy.barrier)
+        self._run.begin(pl_module.tokenizer, None if self.earlier is None else self.earlier / where)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put together and write down what was found."""
+        self.results = self._run.finish(trainer.loggers, f"analysis/{self.split}", trainer.global_step)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -153,6 +179,44 @@ class Trainer(L.Trainer):
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
         if test_after:
             self.test(model, datamodule=datamodule, verbose=False)
+
+    def analyze(
+        self,
+        model: MLLMModule,
+        datamodule: Any = None,
+        ckpt_path: str | Path | None = None,
+        *,
+        analysis: Analysis | list[Analysis],
+        split: Split = "test",
+        resume: str | None = None,
+    ) -> list[AnalysisResult]:
+        """Dissect a model: go through a split and write down what analyses find.
+
+        The run's folder gets `analysis/<split>-step<k>/<analysis>/`, with a row per sample and case in `rows.csv`.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            ckpt_path: Training checkpoint; without it the model is looked at as it is.
+            analysis: What is done, once through the data for all.
+            split: What is gone through.
+            resume: Folder of a run of the same that was stopped: what it has finished is copied, and not done again.
+
+        Returns:
+            What was found, on the first process only.
+        """
+        analyses = _as_list(analysis)
+        check_names(analyses)
+        analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))
+        datamodule.predict_split = split
+        model.updates = tuple(each.update for each in analyses)
+        self.callbacks.append(analyzing)  # type: ignore[attr-defined]  # of Lightning's Trainer
+        try:
+            self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
+        finally:
+            self.callbacks.remove(analyzing)  # type: ignore[attr-defined]
+            model.updates = ()
+        return analyzing.results
 
     def export(
         self,

@@ -24,18 +24,30 @@ BORDERS: dict[str, set[str]] = {
     "probing": {"types", "errors", "evaluation"},
     "models": {"types", "errors", "evaluation"},
     "analysis": {"types", "errors", "models", "evaluation"},  # of models only backbone, which a test below sees to
-    "tracking": {"types", "errors", "evaluation", "probing"},
-    "callbacks": {"types", "errors", "models", "evaluation", "probing", "tracking"},
+    "tracking": {"types", "errors", "evaluation", "probing", "analysis"},
+    "callbacks": {"types", "errors", "models", "evaluation", "probing", "analysis", "tracking"},
     "testbed": {"types", "errors", "data"},
     "study": {"__version__", "errors", "tracking"},
-    "trainer": {"errors", "models", "tracking"},
-    "parser": {"data", "evaluation", "models", "testbed"},
-    "cli": {"errors", "data", "evaluation", "models", "testbed", "callbacks", "tracking", "trainer", "parser", "study"},
+    "trainer": {"errors", "models", "analysis", "tracking"},
+    "parser": {"analysis", "data", "evaluation", "models", "testbed"},
+    "cli": {
+        "errors",
+        "analysis",
+        "data",
+        "evaluation",
+        "models",
+        "testbed",
+        "callbacks",
+        "tracking",
+        "trainer",
+        "parser",
+        "study",
+    },
 }
 # library -> the files that may import it
 LIBRARIES: dict[str, set[str]] = {
     "wandb": {"tracking/log.py"},
-    "matplotlib": {"tracking/figures.py", "tracking/study_figures.py"},
+    "matplotlib": {"tracking/figures.py", "tracking/study_figures.py", "tracking/analysis_figures.py"},
     "peft": {"models/lora.py"},
     "jsonargparse": {"cli.py"},
     "lightning": {

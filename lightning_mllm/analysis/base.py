@@ -30,6 +30,8 @@ from lightning_mllm.evaluation import ExactMatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
+Floats = NDArray[np.float64]
+
 STATISTICS = ("value", "low_95", "high_95", "n")  # coordinates of the last axis of a result that has intervals
 RowT = TypeVar("RowT")
 
@@ -79,7 +81,7 @@ class AnalysisResult:
     """
 
     name: str
-    values: NDArray[np.float64]
+    values: Floats
     axes: tuple[str, ...]
     coords: Mapping[str, tuple[Any, ...]]
     n_samples: int
@@ -95,7 +97,7 @@ class AnalysisResult:
                 f"coordinates for {sizes}. Give each axis as many coordinates as the values have there."
             )
 
-    def at(self, **chosen: Any) -> NDArray[np.float64]:
+    def at(self, **chosen: Any) -> Floats:
         """Return the values at coordinates of some axes; the other axes stay, in order.
 
         Raises:
@@ -109,17 +111,19 @@ class AnalysisResult:
                     f"Result {self.name!r} has no {axis} {coordinate!r}; there is {', '.join(map(str, known))}."
                 )
             index[self.axes.index(axis)] = self.coords[axis].index(coordinate)
-        chosen_values: NDArray[np.float64] = self.values[tuple(index)]
+        chosen_values: Floats = self.values[tuple(index)]
         return chosen_values
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Return the header and the rows of a table: a row per coordinate of each axis but the last."""
         *axes, last = self.axes
+        names = [str(coordinate) for coordinate in self.coords[last]]
         rows: list[list[Any]] = []
         for index in np.ndindex(*self.values.shape[:-1]):
             where = [self.coords[axis][k] for axis, k in zip(axes, index, strict=True)]
-            rows.append([*where, *self.values[index].tolist()])
-        return [*axes, *map(str, self.coords[last])], rows
+            cells = dict(zip(names, self.values[index].tolist(), strict=True))
+            rows.append([*where, *(int(cell) if name == "n" else cell for name, cell in cells.items())])
+        return [*axes, *names], rows
 
 
 class Analysis(ABC):

@@ -103,7 +103,9 @@ def summarise_flow(
         values[index] = _numbers(own, pairs, bootstrap.weights(len(rows), kind))
     found = {**(settings or {}), "kind_depth": kind_depth, "found": _counts(table, kind_depth)}
     found["bootstrap"] = {"resamples": bootstrap.resamples, "seed": bootstrap.seed}
-    return AnalysisResult(name, values, tuple(coords), coords, len(questions), found, _plots(blocks, compared))
+    width = max((stop - start for _, start, stop in found["found"]["windows"]), default=0)
+    plots = _plots(blocks, compared, f"blocking attention in up to {width} layers")
+    return AnalysisResult(name, values, tuple(coords), coords, len(questions), found, plots)
 
 
 def compare_flows(rows: Mapping[str, Path], *, common: bool = True, **options: Any) -> dict[str, AnalysisResult]:
@@ -167,18 +169,18 @@ def _counts(table: Table, kind_depth: int | None) -> dict[str, Any]:
     }
 
 
-def _plots(blocks: Sequence[str], compared: Sequence[str]) -> tuple[Plot, ...]:
+def _plots(blocks: Sequence[str], compared: Sequence[str], what: str) -> tuple[Plot, ...]:
     """Return the paper's three families, what is in none of them, the contrasts, and a heat map of all blocks."""
     families: dict[str, list[str]] = {}
     for block in blocks:
         families.setdefault(_family(Block.parse(block)), []).append(block)
     if blocks and compared:
         families["contrasts"] = list(compared)
-    lines = [_plot(f"{family}-flow", "lines", members) for family, members in families.items()]
-    return (*lines, _plot("heatmap-flow", "heat map", blocks)) if blocks else ()
+    lines = [_plot(family, "lines", members, what) for family, members in families.items()]
+    return (*lines, _plot("heat_map", "heat map", blocks, what)) if blocks else ()
 
 
-def _plot(name: str, style: Any, blocks: Sequence[str]) -> Plot:
+def _plot(name: str, style: Any, blocks: Sequence[str], what: str) -> Plot:
     return Plot(
         name=name,
         style=style,
@@ -188,7 +190,7 @@ def _plot(name: str, style: Any, blocks: Sequence[str]) -> Plot:
         fixed={"measure": MEASURES[0]},
         xlabel="Layer on which the window is centred",
         label="Change in probability (%)",
-        title="Effect of blocking attention on the first token's probability",
+        title=f"Effect of {what} on the first token's probability",
     )
 
 

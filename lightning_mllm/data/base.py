@@ -29,7 +29,6 @@ _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
-    "predict": ("test",),
 }
 
 
@@ -57,6 +56,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
 
     Attributes:
         splits: The splits that there are; the first has all classes.
+        predict_split: What the predict loop goes through, which is that of `Trainer.analyze`.
         samples: Split -> samples, as far as they are set up.
         label_set: The classes; None without labels.
         kinds: Kinds of questions of the validation and test splits that are set up, sorted; empty with labels.
@@ -100,6 +100,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length, self.num_workers = max_length, num_workers
         self.group_by_length, self.seed, self.padding_side = group_by_length, seed, padding_side
+        self.predict_split: Split = "test"
         self.samples = {}
         self.label_set = None
         self.kinds = ()
@@ -124,7 +125,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             ConfigError: Options do not fit the checkpoint or the number of processes.
         """
         self._check_batch_sizes()
-        self._set_up(_SPLITS_OF_STAGE[stage])
+        self._set_up((self.predict_split,) if stage == "predict" else _SPLITS_OF_STAGE[stage])
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of this process's training batches."""
@@ -161,8 +162,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> BatchLoader:
-        """Return the loader of the test split."""
-        return self._eval_loader("test")
+        """Return the loader of `predict_split`."""
+        return self._eval_loader(self.predict_split)
 
     def plain_dataloader(self, split: Split) -> BatchLoader:
         """Return the loader of a split as evaluation reads it: each sample once and in order, whatever the stage."""

@@ -90,6 +90,7 @@ class MLLMModule(L.LightningModule):
         self.compile_model = compile
         self.evaluator = Evaluator(scorers)
         self.test_prefix = "test"
+        self.updates: tuple[Callable[[Backbone, MultimodalBatch], None], ...] = ()
         self._loaded_steps: int | None = None
         self._resumed_schedule: dict[str, Any] | None = None
         self._model: nn.Module | None = None
@@ -236,6 +237,13 @@ class MLLMModule(L.LightningModule):
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: MultimodalBatch, batch_idx: int) -> int:
+        """Hand a batch to `updates`, which `Trainer.analyze` sets, and return its size."""
+        with self.adapted.autocast(self.device.type):
+            for update in self.updates:
+                update(self.backbone, batch)
+        return len(batch)
 
     @property
     def stage_name(self) -> str:

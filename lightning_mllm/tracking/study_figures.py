@@ -53,7 +53,7 @@ def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: st
     panels = list(dict.fromkeys(slope.panel for slope in slopes))
     groups = list(dict.fromkeys(slope.group for slope in slopes))
     kinds = list(dict.fromkeys(slope.kind for slope in slopes))
-    figure, axes = _panels(panels)
+    figure, axes = make_panels(panels)
     for axis, panel in zip(axes, panels, strict=True):
         for slope in (each for each in slopes if each.panel == panel):
             colour = PALETTE[groups.index(slope.group) % len(PALETTE)]
@@ -84,7 +84,7 @@ def epoch_plot(curves: Mapping[str, Mapping[str, Curve]], output: Path, *, ylabe
         `output`.
     """
     labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
-    figure, axes = _panels(list(curves))
+    figure, axes = make_panels(list(curves))
     for axis, (panel, lines) in zip(axes, curves.items(), strict=True):
         for label, curve in lines.items():
             index = labels.index(label)
@@ -97,7 +97,8 @@ def epoch_plot(curves: Mapping[str, Mapping[str, Curve]], output: Path, *, ylabe
     return save_figure(figure, output)
 
 
-def _panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+def make_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a panel per title, a few to a row."""
     columns = min(_COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")

@@ -1,0 +1,98 @@
+"""Pictures of what analyses find, as PNG files: curves with their intervals, and heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+
+from lightning_mllm.analysis.base import AnalysisResult, Floats, Plot
+from lightning_mllm.tracking.figures import GREY, PALETTE, finish_axis, save_figure
+from lightning_mllm.tracking.study_figures import make_panels
+
+_DASHES = ("-", "--", ":")
+
+
+def draw_plots(result: AnalysisResult, folder: Path) -> list[Path]:
+    """Draw what a result says is to be drawn, `<plot>.png` each.
+
+    Args:
+        result: The numbers.
+        folder: Where the files go.
+
+    Returns:
+        The files.
+    """
+    return [draw_plot(result, plot, folder / f"{plot.name}.png") for plot in result.plots]
+
+
+def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
+    """Draw a panel per coordinate of the result's first axis, with its N.
+
+    Args:
+        result: The numbers; their last axis is value, low_95, high_95 and n.
+        plot: What is drawn.
+        output: The PNG to write.
+
+    Returns:
+        `output`.
+    """
+    kinds = [str(kind) for kind in result.coords[result.axes[0]]]
+    values = _chosen(result, plot)  # (kinds, lines, places, statistics)
+    figure, axes = make_panels(kinds)
+    images = []
+    for axis, kind, own in zip(axes, kinds, values, strict=True):
+        n = int(own[..., 3].max(initial=0))
+        axis.set_title(f"{kind} (N = {n})", parse_math=False)
+        axis.set_xlabel(plot.xlabel)
+        if plot.style == "lines":
+            _draw_lines(axis, plot, result.coords[plot.x], own, n)
+        else:
+            images.append(_draw_map(axis, plot, result.coords[plot.x], own[..., 0], _extent(values[..., 0])))
+    if images:
+        figure.colorbar(images[0], ax=axes, label=plot.label, shrink=0.8)
+    bands = "; bands: 95 % intervals over questions" if plot.style == "lines" else ""
+    figure.suptitle(f"{plot.title}{bands}", fontsize=11)
+    return save_figure(figure, output)
+
+
+def _chosen(result: AnalysisResult, plot: Plot) -> Floats:
+    """Return (panels, lines, places, statistics)."""
+    values = result.at(**plot.fixed)
+    axes = [axis for axis in result.axes if axis not in plot.fixed]
+    values = np.moveaxis(values, [axes.index(plot.y), axes.index(plot.x)], [1, 2])
+    return values[:, [result.coords[plot.y].index(each) for each in plot.shown]]
+
+
+def _draw_lines(axis: Axes, plot: Plot, places: Sequence[int], values: Floats, n: int) -> None:
+    for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
+        colour, dashes = PALETTE[index % len(PALETTE)], _DASHES[index // len(PALETTE) % len(_DASHES)]
+        counted = int(own[:, 3].max(initial=0))
+        named = label if counted == n else f"{label} (N = {counted})"
+        axis.plot(places, own[:, 0], dashes, marker="o", markersize=3, linewidth=1.8, color=colour, label=named)
+        axis.fill_between(places, own[:, 1], own[:, 2], color=colour, alpha=0.2, linewidth=0)
+    axis.axhline(0, color=GREY, linewidth=0.8)
+    axis.set_ylabel(plot.label)
+    finish_axis(axis)
+    axis.set_xlim(min(places) - 0.5, max(places) + 0.5)  # all layers, those without a number too
+
+
+def _draw_map(axis: Axes, plot: Plot, places: Sequence[int], values: Floats, extent: float) -> AxesImage:
+    colours = colormaps["RdBu"].copy()
+    colours.set_bad("#DDDDDD")  # no number
+    image = axis.imshow(
+        np.ma.masked_invalid(values), cmap=colours, vmin=-extent, vmax=extent, aspect="auto", interpolation="nearest"
+    )
+    ticks = range(0, len(places), max(1, len(places) // 12))
+    axis.set_xticks(ticks, [str(places[tick]) for tick in ticks])
+    axis.set_yticks(range(len(plot.shown)), list(plot.shown.values()), fontsize=8, parse_math=False)
+    return image
+
+
+def _extent(values: Floats) -> float:
+    """Return the largest number, whatever its sign; 1 if there is none."""
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
