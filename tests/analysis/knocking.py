@@ -84,7 +84,7 @@ class ExactNorm(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.weight = norm.weight
+        self.weight: Any = norm.weight
         self.eps: float = getattr(norm, "variance_epsilon", None) or norm.eps  # type: ignore[assignment]
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -177,6 +177,11 @@ def apart(one: Readings, two: Readings) -> float:
 
 def count_hooks(backbone: Backbone) -> int:
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in backbone.model.modules())
+
+
+def generate(backbone: Backbone, prompts: MultimodalBatch, **options: Any) -> Any:
+    model: Any = backbone.model
+    return model.generate(**prompts.model_inputs(), do_sample=False, **options)
 
 
 @torch.no_grad()

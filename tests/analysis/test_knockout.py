@@ -14,7 +14,17 @@ from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
-from tests.analysis.knocking import LAYERS, PAPER, Side, count_hooks, everywhere, last_logits, make_backbone, make_batch
+from tests.analysis.knocking import (
+    LAYERS,
+    PAPER,
+    Side,
+    count_hooks,
+    everywhere,
+    generate,
+    last_logits,
+    make_backbone,
+    make_batch,
+)
 from tests.conftest import TinyBuilder
 
 TO_LAST, TO_QUESTION = PAPER[0], PAPER[3]
@@ -129,12 +139,11 @@ def test_generation_is_that_of_full_forwards_without_a_cache(tiny_llava: str, at
     backbone = make_backbone(tiny_llava, attention, torch.float32)
     prompts = make_batch(tiny_llava).prompts()
     length = prompts.input_ids.shape[1]
-    options: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    options |= {"output_logits": True, "return_dict_in_generate": True}
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
 
     for block in (TO_LAST, TO_QUESTION):
         with knockout(backbone, prompts, [block], Window(1, 0, 3)):
-            generated = backbone.model.generate(**prompts.model_inputs(), **options)
+            generated = generate(backbone, prompts, **options)
             grown = replace(prompts, input_ids=generated.sequences, attention_mask=_longer(prompts.attention_mask, 4))
             with torch.no_grad():
                 logits = backbone.model(**grown.model_inputs(), use_cache=False).logits[:, length - 1 : -1]
@@ -147,13 +156,13 @@ def test_generation_is_that_of_full_forwards_without_a_cache(tiny_llava: str, at
 def test_returned_sequences_and_beams_have_the_block_of_their_prompt(
     backbone: Backbone, prompts: MultimodalBatch
 ) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "num_beams": 2}
+    options = {"max_new_tokens": 3, "num_beams": 2}
     alone = []
     with knockout(backbone, prompts, [TO_QUESTION], everywhere()):
-        together = backbone.model.generate(**prompts.model_inputs(), **options)
+        together = generate(backbone, prompts, **options)
     for one in prompts.split(1):
         with knockout(backbone, one, [TO_QUESTION], everywhere()):
-            alone.append(backbone.model.generate(**one.model_inputs(), **options))
+            alone.append(generate(backbone, one, **options))
 
     assert torch.equal(together, torch.cat(alone))
 
@@ -162,7 +171,7 @@ def test_padding_on_either_side_and_answers_behind_the_prompt_do_not_matter(tiny
     backbone = make_backbone(tiny_llava)
     found = []
     for side in ("left", "right"):
-        batch = make_batch(tiny_llava, side)  # type: ignore[arg-type]
+        batch = make_batch(tiny_llava, side)
         for each in (batch, batch.prompts()):
             with torch.no_grad(), knockout(backbone, each.spans, [TO_QUESTION], Window(1, 1, 3)):
                 found.append(backbone.model(**each.model_inputs()).logits[each.spans[Segment.LAST]])
@@ -191,14 +200,14 @@ def test_attention_that_takes_no_dense_mask_is_refused(backbone: Backbone, promp
 
 def test_a_static_cache_is_refused(backbone: Backbone, prompts: MultimodalBatch) -> None:
     with pytest.raises(ConfigError, match="StaticCache does not keep"), _block(backbone, prompts):
-        backbone.model.generate(**prompts.model_inputs(), max_new_tokens=2, cache_implementation="static")
+        generate(backbone, prompts, max_new_tokens=2, cache_implementation="static")
 
 
 def test_a_sliding_cache_is_refused(tiny_llava: str, prompts: MultimodalBatch) -> None:
     backbone = make_backbone(tiny_llava, decoder="mistral", sliding_window=16)
 
     with pytest.raises(ConfigError, match="which a DynamicCache does not keep"), _block(backbone, prompts):
-        backbone.model.generate(**prompts.model_inputs(), max_new_tokens=2)
+        generate(backbone, prompts, max_new_tokens=2)
 
 
 def test_a_row_that_would_see_nothing_is_refused(backbone: Backbone, prompts: MultimodalBatch) -> None:
@@ -227,7 +236,7 @@ def test_layers_heads_and_segments_that_are_not_there_are_refused(backbone: Back
         (prompts, replace(TO_LAST, heads=()), everywhere(), ConfigError, "names heads that don't exist"),
         (lacking, TO_LAST, everywhere(), DataError, "does not say where 'question' is; it has last"),
     ):
-        with pytest.raises(error, match=message), knockout(backbone, spans, [block], window):  # type: ignore[arg-type]
+        with pytest.raises(error, match=message), knockout(backbone, spans, [block], window):
             pass
 
 

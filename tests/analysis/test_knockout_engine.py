@@ -54,7 +54,7 @@ def test_engines_agree_for_every_block_and_width_on_either_side_of_padding(
     reference = ReferenceEngine().run(backbone, make_batch(checkpoint), cases, IDS)
 
     for side in ("left", "right"):
-        suffix = SuffixEngine(strict=True).run(backbone, make_batch(checkpoint, side), cases, IDS)  # type: ignore[arg-type]
+        suffix = SuffixEngine(strict=True).run(backbone, make_batch(checkpoint, side), cases, IDS)
         assert apart(reference, suffix) < tolerance
         assert torch.equal(reference.top, suffix.top)
     effects = (reference.logprobs - reference.clean_logprobs[:, None]).abs().amax(dim=(0, 2))

@@ -1,0 +1,241 @@
+"""An engine gives no result that it has no right to: refusals, fallbacks, budgets."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_mllm.analysis import Block, Case, KnockoutEngine, ReferenceEngine, SuffixEngine, Window, choose_engine
+from lightning_mllm.analysis.knockout import decoder_layers
+from lightning_mllm.analysis.memory import Pieces, free_bytes
+from lightning_mllm.analysis.suffix_plan import Plan
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
+from tests.analysis.knocking import PAPER, apart, count_hooks, everywhere, make_backbone, make_batch, sweep
+
+CASES = [Case(block, Window(1, 1, 3)) for block in PAPER]
+ENGINES = pytest.mark.parametrize("engine", ["reference", "suffix", "auto"])
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_llava: str) -> Backbone:
+    return make_backbone(tiny_llava)
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_llava: str) -> MultimodalBatch:
+    return make_batch(tiny_llava)
+
+
+@ENGINES
+def test_attention_that_ignores_the_mask_is_found_out(tiny_llava: str, batch: MultimodalBatch, engine: Any) -> None:
+    blind = make_backbone(tiny_llava, "blind")
+
+    with pytest.raises(ConfigError, match=r"changes nothing at all: attention 'blind' ignores the mask|off by"):
+        choose_engine(engine).run(blind, make_batch(tiny_llava, numbers=(0,)), CASES)
+
+
+@ENGINES
+def test_attention_that_takes_no_dense_mask_is_refused(tiny_llava: str, batch: MultimodalBatch, engine: Any) -> None:
+    backbone = make_backbone(tiny_llava)
+    backbone.decoder.config._attn_implementation_internal = "flash_attention_2"  # type: ignore[union-attr]
+
+    with pytest.raises(ConfigError, match="'flash_attention_2' ignores or rejects"):
+        choose_engine(engine).run(backbone, batch, CASES)
+
+
+def test_another_kind_of_attention_is_checked_anew(tiny_llava: str, batch: MultimodalBatch) -> None:
+    backbone, engine, one = make_backbone(tiny_llava), ReferenceEngine(), make_batch(tiny_llava, numbers=(0,))
+    engine.run(backbone, one, CASES[:1])
+    backbone.model.set_attn_implementation({"text_config": "blind"})
+
+    with pytest.raises(ConfigError, match="ignores the mask"):
+        engine.run(backbone, one, CASES[:1])
+
+
+def see_everything(module: nn.Module, inputs: Any, others: dict[str, Any]) -> Any:
+    """Make a prefix LM: all prompt positions see each other."""
+    rows, given = inputs[0].shape[1], others["attention_mask"]
+    everything = torch.zeros(1, 1, rows, rows, dtype=inputs[0].dtype)
+    return (inputs, {**others, "attention_mask": everything}) if given is None else None
+
+
+def add_features(module: nn.Module, inputs: Any, others: dict[str, Any]) -> Any:
+    return inputs, {**others, "features": inputs[0][..., :1]}
+
+
+def add_between_layers(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output + torch.arange(output.shape[1])[:, None] / output.shape[1]
+
+
+def of_a_prefix_lm(backbone: Backbone) -> None:
+    for layer in decoder_layers(backbone):
+        layer.register_forward_pre_hook(see_everything, with_kwargs=True)
+
+
+def with_more_arguments(backbone: Backbone) -> None:
+    decoder_layers(backbone)[1].register_forward_pre_hook(add_features, with_kwargs=True)
+
+
+def with_features_between_layers(backbone: Backbone) -> None:
+    decoder_layers(backbone)[0].register_forward_hook(add_between_layers)
+
+
+def with_a_sliding_window(backbone: Backbone) -> None:
+    """Already so."""
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (of_a_prefix_lm, "is not causal or computes something between its layers"),
+        (with_features_between_layers, "is not causal or computes something between its layers"),
+        (with_more_arguments, "its layers also get 'features'"),
+        (with_a_sliding_window, "its layer 0 does not keep the keys and values of all positions"),
+    ],
+)
+def test_a_model_that_does_not_allow_suffixes_gets_the_reference_engine_and_the_log_says_so(
+    tiny_llava: str, caplog: pytest.LogCaptureFixture, change: Any, reason: str
+) -> None:
+    sliding = change is with_a_sliding_window
+    backbone = make_backbone(tiny_llava, decoder="mistral", sliding_window=16 if sliding else None)
+    change(backbone)
+    batch, engine = make_batch(tiny_llava, numbers=(0,)), choose_engine("auto")
+
+    with caplog.at_level(logging.WARNING):
+        found = [engine.run(backbone, batch, CASES) for _ in range(2)]
+
+    reference = ReferenceEngine().run(backbone, batch, CASES)
+    assert [each.engine for each in found] == ["reference", "reference"]
+    assert all(apart(each, reference) == 0 for each in found)
+    assert len(caplog.messages) == 1
+    assert reason in caplog.text and "The reference engine, which is slower, does the work instead" in caplog.text
+    with pytest.raises(ConfigError, match=rf"can't be used with this Llava.*{reason}.*engine=reference"):
+        choose_engine("suffix").run(backbone, batch, CASES)
+
+
+def test_the_clean_run_is_replayed_once_for_each_model(backbone: Backbone, batch: MultimodalBatch) -> None:
+    calls: list[int] = []
+    layer = decoder_layers(backbone)[0]
+    handle = layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine = SuffixEngine(strict=True)
+
+    counts = []
+    for _ in range(3):
+        engine.run(backbone, batch, [Case(PAPER[0], everywhere())])
+        counts.append(len(calls))
+        calls.clear()
+    handle.remove()
+
+    assert counts == [7, 2, 2]  # clean run and rows; before, clean run and two replays, clean run and canary
+
+
+@pytest.mark.parametrize("engine", [ReferenceEngine(), SuffixEngine(strict=True)], ids=lambda each: each.name)
+def test_out_of_memory_the_engine_goes_on_with_less_at_a_time(
+    tiny_llava: str, caplog: pytest.LogCaptureFixture, engine: KnockoutEngine
+) -> None:
+    backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava, numbers=(0, 1, 2))
+    cases = sweep(PAPER[:4], 2)
+    whole = engine.run(backbone, batch, cases)
+    hooks, length = count_hooks(backbone), batch.prompts().input_ids.shape[1]
+
+    def full(module: nn.Module, inputs: Any) -> None:
+        if inputs[0].shape[0] > 1 or inputs[0].shape[1] > length:
+            raise torch.OutOfMemoryError("full")
+
+    handle = decoder_layers(backbone)[2].register_forward_pre_hook(full)
+    with caplog.at_level(logging.WARNING):
+        found = engine.run(backbone, batch, cases)
+    handle.remove()
+
+    assert "Out of memory with 3 prompts at a time; going on with 1." in caplog.text
+    assert (engine.name == "suffix") == ("knockouts at a time" in caplog.text)
+    assert apart(whole, found) < 1e-12
+    assert count_hooks(backbone) == hooks
+
+
+def test_what_does_not_fit_even_alone_is_an_error() -> None:
+    def full(piece: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Pieces("things").run([1, 2, 3], 3, full)
+
+
+def test_the_size_that_fitted_is_kept() -> None:
+    pieces, seen = Pieces("things"), []
+
+    def note(piece: Any) -> int:
+        seen.append(len(piece))
+        if len(piece) > 2:
+            raise torch.OutOfMemoryError("full")
+        return len(piece)
+
+    assert pieces.run(range(7), 5, note) == [2, 2, 2, 1]
+    assert pieces.run(range(3), 5, note) == [2, 1]
+    assert seen == [5, 2, 2, 2, 1, 2, 1]
+
+
+def test_a_small_budget_changes_nothing_but_the_pieces(
+    backbone: Backbone, batch: MultimodalBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = sweep(PAPER, 1, 5)
+    plans: list[Plan] = []
+    plan_of = Plan.of
+    monkeypatch.setattr(Plan, "of", lambda *args: plans.append(plan_of(*args)) or plans[-1])  # type: ignore[func-returns-value]
+
+    plenty = SuffixEngine(memory=2**33).run(backbone, batch, cases)
+    scarce = SuffixEngine(memory=1).run(backbone, batch, cases)
+
+    assert apart(plenty, scarce) < 1e-12
+    assert {plan.prompts for plan in plans} == {1, 2}
+    assert [plans[0].side_by_side(10) > 1, plans[-1].side_by_side(10)] == [True, 1]
+
+
+def test_a_7b_model_is_planned_within_the_budget() -> None:
+    class Llama7B:
+        num_hidden_layers, hidden_size, intermediate_size = 32, 4096, 11008
+        num_attention_heads, num_key_value_heads = 32, 32
+
+    for gib in (8, 24, 80):
+        plan = Plan.of(Llama7B, (16, 644), gib * 2**30)
+        assert 1 <= plan.prompts <= 16
+        assert 1 <= plan.side_by_side(611) <= 9  # 33 rows each
+        assert 1 <= plan.side_by_side(643) <= 321
+
+
+def test_free_memory_is_positive() -> None:
+    assert free_bytes(torch.device("cpu")) > 0
+
+
+@ENGINES
+def test_what_can_not_be_run_is_refused(backbone: Backbone, batch: MultimodalBatch, engine: Any) -> None:
+    spans = batch.spans.masks
+    blind = TokenSpans({**spans, Segment.SYSTEM: batch.attention_mask.bool()})
+    lacking = TokenSpans({Segment.LAST: spans[Segment.LAST]})
+    chosen = choose_engine(engine)
+    for changed, cases, message in (
+        (batch.spans, [], "nothing to block"),
+        (batch.spans, [Case(PAPER[0], Window(3, 2, 9))], "the layers 0 to 3"),
+        (batch.spans, [Case(Block(Segment.IMAGE, Segment.LAST, (7,)), everywhere())], "the heads 0 to 3"),
+        (blind, [Case(Block.parse("system->last"), everywhere())], "system->last hides everything .* sample 's0'"),
+        (lacking, [Case(PAPER[0], everywhere())], "does not say where 'question' is"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            chosen.run(backbone, replace(batch, spans=changed), cases)
+
+
+def test_a_model_in_train_mode_and_no_memory_are_refused(tiny_llava: str, batch: MultimodalBatch) -> None:
+    backbone = make_backbone(tiny_llava)
+    backbone.model.train()
+
+    with pytest.raises(ConfigError, match="in train mode"):
+        choose_engine().run(backbone, batch, CASES)
+    with pytest.raises(ConfigError, match="A memory budget of 0 bytes"):
+        choose_engine(memory=0)
