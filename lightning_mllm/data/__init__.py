@@ -10,11 +10,14 @@ from lightning_mllm.data.dermnet import DermNet
 from lightning_mllm.data.digits import Digits
 from lightning_mllm.data.dtd import DTD
 from lightning_mllm.data.geometry import Geometry
+from lightning_mllm.data.gqa import GQATasks
 from lightning_mllm.data.image_folder import ImageFolder
 from lightning_mllm.data.llava_json import LlavaJson
 from lightning_mllm.data.plantdoc import PlantDoc
 from lightning_mllm.data.processor import load_processor
 from lightning_mllm.data.prompts import (
+    LLAMA3_SYSTEM,
+    SHORT_ANSWER,
     VICUNA_SYSTEM,
     ClassificationPrompt,
     ConversationPrompt,
@@ -27,6 +30,8 @@ from lightning_mllm.data.splits import Split
 
 __all__ = [
     "DTD",
+    "LLAMA3_SYSTEM",
+    "SHORT_ANSWER",
     "VICUNA_SYSTEM",
     "BatchLoader",
     "ClassificationPrompt",
@@ -35,6 +40,7 @@ __all__ = [
     "CrisisMMD",
     "DermNet",
     "Digits",
+    "GQATasks",
     "Geometry",
     "ImageFolder",
     "LlavaJson",

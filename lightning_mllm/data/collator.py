@@ -148,8 +148,7 @@ class Collator:
         Raises:
             DataError: It can't be told for this family.
         """
-        masks = self._regions.masks(sample, [size], [self.count_image_tokens(size)])
-        return bool(masks[Segment.IMAGE_OBJECT].any())
+        return bool(self._regions.shown(sample, size, self.count_image_tokens(size)).any())
 
     def count_image_tokens(self, size: tuple[int, int]) -> int:
         """Return how many tokens stand for a picture of a (width, height)."""
@@ -184,7 +183,7 @@ class Collator:
 
         def tokens(answer: str) -> tuple[int, ...]:
             turns = (*dialogue.turns[:-1], Turn("assistant", answer))
-            return self._encoder.encode(replace(dialogue, turns=turns), sample.id, len(sample.images)).answer_ids[:-1]
+            return self._encoder.answer_ids(replace(dialogue, turns=turns), sample.id)[:-1]
 
         def forms(word: str) -> Forms:
             return Forms(tokens(word.lower()), tokens(word.capitalize()))

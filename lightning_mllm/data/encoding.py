@@ -154,6 +154,16 @@ class Encoder:
             )
         return EncodedSample(sample_id, input_ids, masks)
 
+    def answer_ids(self, dialogue: Dialogue, sample_id: str) -> tuple[int, ...]:
+        """Return the tokens behind the (last) prompt, end-of-turn token included; nothing else is looked at.
+
+        Raises:
+            DataError: The tokens of the prompt change with the answer behind it.
+        """
+        rendered = self._renderer.render(dialogue)
+        input_ids, _ = self._tokenise(rendered.text)
+        return tuple(input_ids[self._prompt_length(rendered, input_ids, sample_id) :].tolist())
+
     def _tokenise(self, text: str) -> tuple[Tensor, Tensor]:
         """Return token ids (n,) and their character ranges (n, 2)."""
         encoding = self._tokenizer(

@@ -50,7 +50,7 @@ class _Layout:
 
     def shows(self, boxes: Sequence[Box], size: Size) -> Tensor:
         """Return which tokens show a part of any of the boxes."""
-        shown = torch.zeros(self.ahead + sum(len(view.padding()) for view in self.views), dtype=torch.bool)
+        shown = torch.zeros(self.ahead + sum(map(len, self.views)), dtype=torch.bool)
         for box in boxes:
             parts = [view.shows(*_edges(box, size)) for view in self.views]
             shown |= torch.cat([torch.zeros(self.ahead, dtype=torch.bool), *parts])
@@ -94,18 +94,25 @@ class Regions:
         found = {name: torch.cat([none, *(each.masks[name] for each in layouts)]) for name in _ABOUT_THE_PICTURE}
         found |= {name: torch.zeros(sum(counts), dtype=torch.bool) for name in _ABOUT_BOXES}
         if sample.boxes:
-            (layout,), (size,) = layouts, sizes
-            if not layout.views:
-                raise DataError(
-                    f"Sample {sample.id!r} has boxes, but which patches show them is known for LLaVA-1.5 and "
-                    f"LLaVA-NeXT alone, not for {type(self._processor).__name__}. Leave the boxes out, or use a "
-                    "checkpoint of these families."
-                )
-            patches = ~found[Segment.IMAGE_NEWLINE]
-            shown = layout.shows(sample.boxes, size)
+            patches, shown = ~found[Segment.IMAGE_NEWLINE], self.shown(sample, sizes[0], counts[0])
             found[Segment.IMAGE_OBJECT], found[Segment.IMAGE_OTHER] = shown, patches & ~shown
             found[Segment.IMAGE_RANDOM] = _drawn(patches, int(shown.sum()), sample.id)
         return found
+
+    def shown(self, sample: Sample, size: Size, count: int) -> Tensor:
+        """Return which of the visual tokens of a sample's one picture show a part of its boxes.
+
+        Raises:
+            DataError: Its family's patches can't be told.
+        """
+        layout = self._layout(size, count)
+        if not layout.views:
+            raise DataError(
+                f"Sample {sample.id!r} has boxes, but which patches show them is known for LLaVA-1.5 and LLaVA-NeXT "
+                f"alone, not for {type(self._processor).__name__}. Leave the boxes out, or use a checkpoint of these "
+                "families."
+            )
+        return layout.shows(sample.boxes, size)
 
     def _layout(self, size: Size, count: int) -> _Layout:
         if (size, count) not in self._layouts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,10 @@ class View:
     patch: int
     newline: bool = False
 
+    def __len__(self) -> int:
+        """Return the number of tokens, separators included."""
+        return len(self.rows) * (len(self.columns) + self.newline)
+
     def shows(self, left: Fraction, top: Fraction, right: Fraction, bottom: Fraction) -> Tensor:
         """Return which tokens show a part of a rectangle of the original, row after row."""
         rows = self._touched(self.rows, *self.down.place(top, bottom))
@@ -106,7 +111,10 @@ class View:
         return ~patches
 
     def _touched(self, starts: tuple[int, ...], first: Fraction, last: Fraction) -> Tensor:
-        return torch.tensor([first < last and start < last and start + self.patch > first for start in starts])
+        if first >= last:
+            return torch.zeros(len(starts), dtype=torch.bool)
+        begins = torch.tensor(starts)
+        return (begins < ceil(last)) & (begins + self.patch > floor(first))
 
     def _tokens(self, grid: Tensor) -> Tensor:
         """(rows, columns) -> (tokens,), False at separators."""

@@ -15,8 +15,9 @@ from lightning_mllm.testbed import conversations as talk
 from lightning_mllm.testbed.canvas import draw_image
 from lightning_mllm.testbed.draws import Draw
 from lightning_mllm.testbed.exams import PARTS, ExamQuestion, Part, examination
+from lightning_mllm.testbed.gqa import referred
 from lightning_mllm.testbed.scenes import SIDE, Scene, draw_scene
-from lightning_mllm.types import LazyImage, Sample
+from lightning_mllm.types import Box, LazyImage, Options, Sample
 
 Material = Literal["text", "pictures"]
 
@@ -173,7 +174,8 @@ def check_counts(counts: Mapping[Split, int], options: Mapping[Split, str]) -> N
 class WorldQuestions(MLLMDataModule):
     """Single questions about scenes, scored by exact match per kind: how the test-bed's models are judged.
 
-    Kinds are part, type and wording, e.g. "seen/ChooseAttr/0", or "presence/popular".
+    Kinds are part, type and wording, e.g. "seen/ChooseAttr/0", or "presence/popular". Questions of the six types have
+    the boxes and options that they would have in a task file (`gqa.py`), boxes only where the picture shows the scene.
 
     Args:
         parts: What is asked, see `examination`.
@@ -217,9 +219,17 @@ class WorldQuestions(MLLMDataModule):
 
 
 def _question_sample(question: ExamQuestion, part: Part) -> Sample:
-    exchanges = [(question.text, question.answer)]
+    exchanges, asked = [(question.text, question.answer)], question.question
+    options = Options(question.answer, asked.other_option) if asked and asked.other_option else None
     if part == "text":
         exchanges = talk.with_notes(question.scene, exchanges, Draw("notes", question.id))
-        return Sample(id=question.id, kind=question.kind, conversation=talk.turns(exchanges))
-    image = picture(question.scene, blind=part == "blind")
-    return Sample(id=question.id, kind=question.kind, images=[image], conversation=talk.turns(exchanges, images=1))
+        return Sample(id=question.id, kind=question.kind, conversation=talk.turns(exchanges), options=options)
+    things = [thing for _, thing in referred(asked, question.scene) if thing] if asked and part != "blind" else []
+    return Sample(
+        id=question.id,
+        kind=question.kind,
+        images=[picture(question.scene, blind=part == "blind")],
+        conversation=talk.turns(exchanges, images=1),
+        boxes=[Box(*thing.box) for thing in things],
+        options=options,
+    )

@@ -6,10 +6,11 @@ Large Language Models" (CVPR 2025) released, in their order.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from lightning_mllm.data.gqa_rows import ABSENT, COLUMNS, boxes, objects_of, write_rows
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed.canvas import draw_image
 from lightning_mllm.testbed.captions import caption
@@ -18,39 +19,7 @@ from lightning_mllm.testbed.questions import Question, QuestionType
 from lightning_mllm.testbed.references import Reference
 from lightning_mllm.testbed.scenes import SIDE, Scene, SceneObject
 
-ABSENT = "-"
 IMAGES = "images"
-
-_CENTRAL = ("central object",)
-_TWO = ("object1", "object2")
-_START = ("question_id", "img_id", "question", "answer")
-_OPTIONS = ("true option", "false option")
-_TYPES = ("type_detailed", "type_semantic", "type_structural", "operations")
-_PICTURE = ("captions", "image_w", "image_h")
-
-
-def _named(names: Sequence[str]) -> list[str]:
-    return [f"{name} {field}" for name in names for field in ("name", "id")]
-
-
-def _boxes(names: Sequence[str]) -> list[str]:
-    return [f"{name} {field}" for name in names for field in "whxy"]
-
-
-_COMPARED = (*_START, *_named(_TWO), "question word", *_TYPES, *_PICTURE, *_boxes(_TWO))
-COLUMNS: dict[QuestionType, tuple[str, ...]] = {
-    QuestionType.CHOOSE_ATTR: (
-        *(*_START, *_OPTIONS, *_named(_CENTRAL)),
-        *("central object attributes", "central object question attribute", "all objects", "all objects attributes"),
-        *(*_TYPES, "operation_1", "operation_2", *_PICTURE, *_boxes(_CENTRAL), "full answer"),
-    ),
-    QuestionType.CHOOSE_CAT: (*_START, *_OPTIONS, *_named(_CENTRAL), *_TYPES, *_PICTURE, *_boxes(_CENTRAL)),
-    QuestionType.CHOOSE_REL: (*_START, *_OPTIONS, *_named(_TWO), *_TYPES, *_PICTURE, *_boxes(_TWO)),
-    QuestionType.COMPARE_ATTR: _COMPARED,
-    QuestionType.LOGICAL_OBJ: _COMPARED,
-    QuestionType.QUERY_ATTR: (*_START, *_named(_CENTRAL), "question word", *_TYPES, *_PICTURE, *_boxes(_CENTRAL)),
-}
-"""The header of each task's file."""
 
 _SEMANTIC_STRUCTURAL = {
     QuestionType.CHOOSE_ATTR: ("attr", "choose"),
@@ -100,12 +69,28 @@ def write_task(
     for each, question in zip(rows, asked, strict=True):
         picture = draw_image(question.scene)
         picture.save(images / f"{each['img_id']}.jpg", quality=jpeg_quality, subsampling=0)
-    path = folder / f"{name}_{types[0]}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS[types[0]], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    return write_rows(folder / f"{name}_{types[0]}.csv", types[0], rows)
+
+
+def as_gqa(questions: Iterable[ExamQuestion]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return questions and scene graphs as GQA's own JSON files have them, so that what extracts tasks can be tried.
+
+    Raises:
+        DataError: One is a question of presence, which has no steps.
+    """
+    asked, scenes = {}, {}
+    for each in questions:
+        written, question = row(each), _question(each)
+        scenes[written["img_id"]] = each.scene.graph()
+        asked[each.id] = {
+            "imageId": written["img_id"],
+            "question": each.text,
+            "answer": each.answer,
+            "fullAnswer": written.get("full answer", each.answer),
+            "types": {name: written[f"type_{name}"] for name in ("detailed", "semantic", "structural")},
+            "semantic": _steps(question),
+        }
+    return asked, scenes
 
 
 def row(question: ExamQuestion) -> dict[str, str]:
@@ -120,10 +105,6 @@ def row(question: ExamQuestion) -> dict[str, str]:
     """
     asked, scene = _question(question), question.scene
     semantic, structural = _SEMANTIC_STRUCTURAL[asked.type]
-    steps = [
-        {"operation": operation, "dependencies": list(dependencies), "argument": argument}
-        for operation, dependencies, argument in asked.operations
-    ]
     values = {
         "question_id": question.id,
         "img_id": question.scene.id.replace("/", "-"),
@@ -135,7 +116,7 @@ def row(question: ExamQuestion) -> dict[str, str]:
         "type_detailed": asked.detailed,
         "type_semantic": semantic,
         "type_structural": structural,
-        "operations": str(steps),
+        "operations": str(_steps(asked)),
         "captions": caption(scene),
         "image_w": str(SIDE),
         "image_h": str(SIDE),
@@ -144,6 +125,13 @@ def row(question: ExamQuestion) -> dict[str, str]:
     if asked.type is QuestionType.CHOOSE_ATTR:
         values |= _details(asked, scene)
     return {column: values[column] for column in COLUMNS[asked.type]}
+
+
+def _steps(question: Question) -> list[dict[str, Any]]:
+    return [
+        {"operation": operation, "dependencies": list(dependencies), "argument": argument}
+        for operation, dependencies, argument in question.operations
+    ]
 
 
 def _question(question: ExamQuestion) -> Question:
@@ -156,16 +144,22 @@ def _question(question: ExamQuestion) -> Question:
 
 def _objects(question: Question, scene: Scene) -> dict[str, str]:
     """Return names, ids and boxes of one object or two."""
-    names = _TWO if len(question.references) > 1 else _CENTRAL
-    first, *others = sorted(question.references, key=lambda reference: reference.thing is None)
-    things = [first.thing or _nearest(first, scene), *(other.thing for other in others)]
     values = {}
-    for name, reference, thing in zip(names, (first, *others), things, strict=True):
+    for name, (reference, thing) in zip(objects_of(question.type), referred(question, scene), strict=True):
         x, y, width, height = thing.box if thing else (ABSENT,) * 4
         values[f"{name} name"] = reference.text
         values[f"{name} id"] = thing.id if thing else ABSENT
-        values |= dict(zip(_boxes([name]), map(str, (width, height, x, y)), strict=True))
+        values |= dict(zip(boxes([name]), map(str, (width, height, x, y)), strict=True))
     return values
+
+
+def referred(question: Question, scene: Scene) -> list[tuple[Reference, SceneObject | None]]:
+    """Return what a question is about, in the order of the columns, each with its object.
+
+    One that is there comes first. If none is, the first takes the object that its words come nearest to.
+    """
+    first, *others = sorted(question.references, key=lambda reference: reference.thing is None)
+    return [(first, first.thing or _nearest(first, scene)), *((other, other.thing) for other in others)]
 
 
 def _nearest(reference: Reference, scene: Scene) -> SceneObject:

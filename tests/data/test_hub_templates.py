@@ -92,14 +92,18 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def hub_processor(template: str, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
+    """Make a processor with a template of the hub and a tokenizer like the one that it comes with."""
+    processor = load_processor(tiny_checkpoint("llava" if template == "llava-1.5" else "llava_next", "vicuna"))
+    processor.tokenizer = llama3_tokenizer() if template == "llama-3" else llama_tokenizer()
+    processor.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")  # type: ignore[attr-defined]
+    processor.chat_template = TEMPLATES[template]
+    return processor
+
+
 @pytest.fixture(params=TEMPLATES)
 def hub(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
-    """A processor with a template of the hub and a tokenizer like the one that it comes with."""
-    processor = load_processor(tiny_checkpoint("llava" if request.param == "llava-1.5" else "llava_next", "vicuna"))
-    processor.tokenizer = llama3_tokenizer() if request.param == "llama-3" else llama_tokenizer()
-    processor.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")  # type: ignore[attr-defined]
-    processor.chat_template = TEMPLATES[request.param]
-    return processor
+    return hub_processor(request.param, tiny_checkpoint)
 
 
 def test_llama_3_reads_three_line_breaks_as_one_token() -> None:

@@ -48,7 +48,7 @@ def packed(model: Any, batch: MultimodalBatch, values: Tensor) -> Tensor:
     """Put values of patches in the order in which LLaVA-NeXT itself packs features, with -1 at its separators."""
     features, separator = [values.flatten(1)[..., None]], torch.tensor([-1.0])
     (row,), _ = model.model.pack_image_features(features, batch.vision["image_sizes"], "default", separator)
-    return row[:, 0]
+    return torch.as_tensor(row[:, 0])
 
 
 def grown(grid: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import yaml
 
+from lightning_mllm.data.gqa_rows import objects_of
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import HELD_OUT, draw_scene, examination
 from lightning_mllm.testbed.datamodules import WorldConversations, WorldQuestions
 from lightning_mllm.testbed.exams import Part
-from lightning_mllm.types import LazyImage, Sample
+from lightning_mllm.testbed.gqa import row
+from lightning_mllm.types import Box, LazyImage, Options, Sample, Segment
 from tests.data.contract import DataModuleContract
 from tests.running import CONFIGS
 from tests.testbed.oracle import judge, pairs_in
@@ -139,6 +141,37 @@ def test_pictures_show_the_scene_and_texts_have_none() -> None:
     written = talk(material="text").load("val")[0]
     assert not written.images
     assert all(turn.images == 0 for turn in written.conversation)
+
+
+@pytest.mark.parametrize("part", ["seen", "held_out"])
+def test_questions_have_the_boxes_and_options_of_their_rows(part: Part) -> None:
+    asked = {each.id: each for each in examination(part, 4)}
+    for sample in questions(part, per_kind=4):
+        written = row(asked[sample.id])
+        names = [name for name in objects_of(str(sample.kind).split("/")[1]) if written[f"{name} x"] != "-"]
+        assert sample.boxes == [Box(*(int(written[f"{name} {field}"]) for field in "xywh")) for name in names]
+        assert sample.boxes
+        options = Options(written["true option"], written["false option"]) if "true option" in written else None
+        assert sample.options == options
+
+
+def test_what_is_not_to_be_seen_has_no_box() -> None:
+    for part in ("blind", "text", "presence"):
+        asked = questions(part, per_kind=2)
+        assert not any(sample.boxes for sample in asked)
+        assert any(sample.options for sample in asked) == (part != "presence")
+
+
+def test_each_part_has_its_options_in_its_question(tiny_llava: str) -> None:
+    module = WorldQuestions(checkpoint=tiny_llava, parts=("seen", "text"), per_kind=1)
+    module.setup("test")
+    for batch in module.test_dataloader():
+        chosen = ["Choose" in str(kind) for kind in batch.kinds]
+        assert batch.spans[Segment.TRUE_OPTION].any(dim=1).tolist() == chosen
+        assert batch.spans[Segment.FALSE_OPTION].any(dim=1).tolist() == chosen
+        seen = [str(kind).startswith("seen") for kind in batch.kinds]
+        assert batch.spans[Segment.IMAGE_OBJECT].any(dim=1).tolist() == seen
+        assert [answers is not None and answers.false is not None for answers in batch.answers] == chosen
 
 
 def test_blind_questions_have_a_picture_of_nothing() -> None:

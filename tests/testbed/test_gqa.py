@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_mllm.data import GQATasks
+from lightning_mllm.data.gqa_rows import COLUMNS
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed import ExamQuestion, QuestionType, draw_image, examination
+from lightning_mllm.testbed.datamodules import WorldQuestions
 from lightning_mllm.testbed.exams import Part
-from lightning_mllm.testbed.gqa import COLUMNS, row, write_task
+from lightning_mllm.testbed.gqa import IMAGES, row, write_task
 from lightning_mllm.testbed.scenes import SIDE
 
 RELEASED = Path(__file__).parents[3] / "shared" / "data" / "gqa_knockout"  # files of the study, where there are some
@@ -178,3 +181,19 @@ def test_names_of_pictures_are_names_of_files() -> None:
 
     assert len(names) == len(questions)
     assert not any({*name} & {*'/\\:*?"<>| '} for name in names)
+
+
+def test_the_reader_of_gqas_files_reads_the_worlds(tmp_path: Path) -> None:
+    asked_, files = [], []
+    for type in QuestionType:
+        files.append(str(write_task(asked(type, count=2), tmp_path)))
+        asked_ += asked(type, count=2)
+
+    samples = GQATasks(checkpoint="unused", files=files, image_root=str(tmp_path / IMAGES)).load("test")
+
+    world = {each.id: each for each in WorldQuestions(checkpoint="unused", parts=("seen",), per_kind=2).load("test")}
+    assert [sample.id for sample in samples] == [each.id for each in asked_]
+    for sample in samples:
+        assert (sample.conversation, sample.options) == (world[sample.id].conversation, world[sample.id].options)
+        assert [*sample.boxes] == [*world[sample.id].boxes]
+        assert sample.kind == str(world[sample.id].kind).split("/")[1]
