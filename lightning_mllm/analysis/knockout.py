@@ -40,10 +40,24 @@ def knockout(
         window: The layers.
 
     Raises:
-        ConfigError: At once: the attention implementation takes no dense mask, or a layer or head does not exist. In
-            the model's forward: the cache is static or slides, or a row would see nothing at all.
+        ConfigError: At once: the attention implementation takes no dense mask, the model is compiled, or a layer or
+            head does not exist. In the model's forward: the cache is static or slides, or a row would see nothing.
         DataError: The batch lacks the positions of a segment.
     """
+    if any(module._compiled_call_impl is not None for module in backbone.model.modules()):
+        raise ConfigError(
+            "The model is compiled, and what was compiled before would run on without the block. Use a model that is "
+            "not, or an engine, which runs the uncompiled forward."
+        )
+    with blocked(backbone, batch, blocks, window):
+        yield
+
+
+@contextmanager
+def blocked(
+    backbone: Backbone, batch: MultimodalBatch | TokenSpans, blocks: Sequence[Block], window: Window
+) -> Iterator[None]:
+    """Do the same around `model.forward(...)` only, whatever torch.compile made of the model."""
     check_attention(backbone)
     check_window(window, backbone)
     layers = decoder_layers(backbone)

@@ -22,7 +22,7 @@ from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Sample, Segment, TokenSpans, Turn
 from tests.probing.extracting import SIZES, picture
 
-Decoder = Literal["llama", "mistral", "qwen2", "gemma2"]
+Decoder = Literal["llama", "mistral", "qwen2"]
 Side = Literal["left", "right"]
 
 LAYERS = 4
@@ -115,7 +115,7 @@ def make_backbone(
     model = model.to(dtype).eval()
     model.set_attn_implementation({"text_config": attention})
     backbone = Backbone(model)
-    if dtype == torch.float64 and decoder != "gemma2":
+    if dtype == torch.float64:
         for parent in list(backbone.decoder.modules()):
             for name, child in parent.named_children():
                 if type(child).__name__.endswith("RMSNorm"):

@@ -198,6 +198,14 @@ def test_attention_that_takes_no_dense_mask_is_refused(backbone: Backbone, promp
         pass
 
 
+def test_a_compiled_model_is_refused(tiny_llava: str, prompts: MultimodalBatch) -> None:
+    backbone = make_backbone(tiny_llava)
+    backbone.model.compile(backend=print)  # is never called
+
+    with pytest.raises(ConfigError, match="run on without the block"), _block(backbone, prompts):
+        pass
+
+
 def test_a_static_cache_is_refused(backbone: Backbone, prompts: MultimodalBatch) -> None:
     with pytest.raises(ConfigError, match="StaticCache does not keep"), _block(backbone, prompts):
         generate(backbone, prompts, max_new_tokens=2, cache_implementation="static")

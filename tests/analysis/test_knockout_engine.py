@@ -166,6 +166,19 @@ def test_images_are_encoded_once_and_no_hook_is_left(tiny_llava: str, engine: Kn
     assert torch.equal(last_logits(backbone, batch), clean)
 
 
+@ENGINES
+def test_an_engine_runs_the_uncompiled_forward(tiny_llava: str, engine: KnockoutEngine) -> None:
+    backbone, batch, cases = make_backbone(tiny_llava), make_batch(tiny_llava), [Case(PAPER[0], everywhere())]
+    before = engine.run(backbone, batch, cases)
+    backbone.model.compile(backend=_not_to_be_compiled)
+
+    assert apart(before, engine.run(backbone, batch, cases)) == 0
+
+
+def _not_to_be_compiled(graph: object, inputs: object) -> None:
+    raise AssertionError("compiled")
+
+
 def test_prompts_can_be_taken_apart(tiny_llava: str) -> None:
     backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava, numbers=(0, 1, 2))
     prompts = Prompts.of(backbone, batch)
