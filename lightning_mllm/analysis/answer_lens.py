@@ -166,7 +166,7 @@ class AnswerLens(QuestionAnalysis[LensRow]):
             shown = 100 * (np.exp(found) if column == "reference_logprob" else found)
             rank = f"rank_{column.removeprefix('p_')}"
             ranks = pivot(table, rank, {"layer": layers}, questions, measured) if rank in table else None
-            for g, (kind, rows) in enumerate(groups.items()):
+            for g, (kind, rows) in enumerate(groups.items() if len(questions) else ()):
                 weights = self.bootstrap.weights(len(rows), kind)
                 values[g, k, :, 0] = estimate(mean(shown[rows]), shown[rows], weights)
                 if ranks is not None:

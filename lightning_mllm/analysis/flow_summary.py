@@ -98,7 +98,7 @@ def summarise_flow(
         "statistic": STATISTICS,
     }
     values = np.full(tuple(map(len, coords.values())), np.nan)
-    for index, (kind, rows) in enumerate(groups.items()):
+    for index, (kind, rows) in enumerate(groups.items() if len(questions) else ()):
         own = {column: each[rows] for column, each in cells.items()}
         values[index] = _numbers(own, pairs, bootstrap.weights(len(rows), kind))
     found = {**(settings or {}), "kind_depth": kind_depth, "found": _counts(table, kind_depth)}

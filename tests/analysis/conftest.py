@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from lightning_mllm.analysis import base
+from tests.analysis.asking import Examiner
+
+
+@pytest.fixture
+def examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers are right but those of `WRONG`: a random model has none."""
+    monkeypatch.setattr(base, "ExactMatch", Examiner)

@@ -1,0 +1,199 @@
+"""The information flow against knockouts by hand, and what its rows and numbers say."""
+
+from __future__ import annotations
+
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_mllm.analysis import Block, Bootstrap, InformationFlow, Windows, compare_flows, knockout
+from lightning_mllm.analysis.flow_rows import OptionIds
+from lightning_mllm.analysis.flow_summary import MEASURES
+from lightning_mllm.analysis.information_flow import BLOCKS
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import AnswerForms, Forms
+from tests.analysis.asking import WITHOUT_BOX, batches
+from tests.analysis.contract import AnalysisContract
+
+DEPTH = 2  # of the tiny checkpoint
+ONE = Windows(width=1)
+
+
+class TestInformationFlow(AnalysisContract):
+    def make(self, **options: Any) -> InformationFlow:
+        return InformationFlow(windows=ONE, bootstrap=Bootstrap(resamples=20), **options)
+
+    @pytest.fixture
+    def table(self, backbone: Backbone, tiny_llava: str) -> Any:
+        return self.run(backbone, tiny_llava, batches(tiny_llava), correct_only=False).rows.table()
+
+    def test_the_default_blocks_are_the_papers_six_and_a_control(self, table: Any) -> None:
+        assert tuple(dict.fromkeys(table["block"].tolist())) == BLOCKS
+        assert len(table["block"]) == 6 * len(BLOCKS) * DEPTH
+        assert {(c, s, e) for c, s, e in zip(table["centre"], table["start"], table["stop"], strict=True)} == {
+            (0, 0, 1),
+            (1, 1, 2),
+        }
+
+    @pytest.mark.parametrize("block", ["question->last", "image->question"])
+    def test_a_row_is_what_a_knockout_by_hand_gives(
+        self, backbone: Backbone, tiny_llava: str, table: Any, block: str
+    ) -> None:
+        (batch,) = batches(tiny_llava, 6)
+        prompts = batch.prompts()
+        (window, _) = ONE.of(DEPTH)
+        with torch.no_grad():
+            clean = backbone.model(**prompts.model_inputs()).logits[:, -1].double().log_softmax(-1)
+            with knockout(backbone, prompts, [Block.parse(block)], window):
+                blocked = backbone.model(**prompts.model_inputs()).logits[:, -1].double().log_softmax(-1)
+
+        for row, sample_id in enumerate(batch.sample_ids):
+            (index,) = np.flatnonzero(
+                (table["sample_id"] == sample_id) & (table["block"] == block) & (table["centre"] == 0)
+            )
+            found = {column: cells[index].item() for column, cells in table.items()}
+            token = int(clean[row].argmax())
+            before, after = (float(each[row, token].exp()) for each in (clean, blocked))
+            assert found["token"] == token
+            assert (found["p_before"], found["p_after"]) == pytest.approx((before, after), rel=1e-4)
+            assert found["relative_change_percent"] == pytest.approx(100 * (after - before) / before, abs=1e-3)
+            assert found["logprob_change"] == pytest.approx(log(after / before), abs=1e-5)
+            assert found["flipped"] == (int(blocked[row].argmax()) != token)
+            forms = batch.answers[row]
+            if forms is not None and forms.false is not None:
+                margin = by_hand(blocked[row].tolist(), forms)
+                assert found["margin_after"] == pytest.approx(margin, abs=1e-4)
+            else:
+                assert np.isnan(found["margin_after"])
+
+    def test_an_empty_set_is_flagged_and_counts_nowhere(self, backbone: Backbone, tiny_llava: str) -> None:
+        analysis = self.run(backbone, tiny_llava, batches(tiny_llava))
+        table, result = analysis.rows.table(), analysis.compute()
+
+        empty = table["empty"]
+        assert set(table["sample_id"][empty]) == {WITHOUT_BOX[0]}
+        assert (table["source_size"][empty] == 0).all()
+        assert result.settings["found"]["without_a_set"] == dict.fromkeys(sorted(BLOCKS[4:]), 1)
+        counts = result.at(kind="all", measure=MEASURES[0], statistic="n")
+        assert counts[:, 0].tolist() == [5, 5, 5, 5, 4, 4, 4, 4]
+
+    def test_the_control_is_as_large_as_the_object(self, table: Any) -> None:
+        sizes = {
+            block: table["source_size"][table["block"] == f"image {block}->question"] for block in ("object", "random")
+        }
+
+        assert sizes["object"].tolist() == sizes["random"].tolist()
+        assert sizes["object"].max() > 0
+
+    def test_numbers_are_those_of_a_loop_over_the_rows(self, backbone: Backbone, tiny_llava: str) -> None:
+        analysis = self.run(backbone, tiny_llava, batches(tiny_llava))
+        table, result = analysis.rows.table(), analysis.compute()
+
+        where = table["measured"] & ~table["empty"] & (table["block"] == "image->question") & (table["centre"] == 0)
+        where &= table["kind"] == "choose/attr"
+        own = {column: cells[where] for column, cells in table.items()}
+        ratios = 100 * (own["p_after"] / own["p_before"] - 1)
+        expected = [
+            ratios.mean(),
+            100 * (own["p_after"].mean() / own["p_before"].mean() - 1),
+            np.median(ratios),
+            own["logprob_change"].mean(),
+            own["flipped"].mean(),
+            (own["margin_after"] - own["margin_before"]).mean(),
+        ]
+        found = result.at(kind="choose/attr", block="image->question", centre=0)
+        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
+        assert (found[:, 1] <= found[:, 0]).all()
+        assert (found[:, 0] <= found[:, 2]).all()
+        assert found[:, 3].tolist() == [4] * len(MEASURES)
+
+    def test_a_contrast_is_of_the_questions_that_have_both_blocks(self, backbone: Backbone, tiny_llava: str) -> None:
+        pair = ("image->question", "image object->question")
+        analysis = self.run(backbone, tiny_llava, batches(tiny_llava), contrasts=[pair])
+        table, result = analysis.rows.table(), analysis.compute()
+
+        both = table["measured"] & (table["sample_id"] != WITHOUT_BOX[0]) & (table["centre"] == 0)
+        ours, theirs = (table["relative_change_percent"][both & (table["block"] == block)] for block in pair)
+        found = result.at(kind="all", block=" minus ".join(pair), centre=0, measure=MEASURES[0])
+        assert found[0] == pytest.approx((ours - theirs).mean())
+        assert found[3] == 4
+
+    def test_a_common_subset_makes_the_curves_of_two_runs_be_of_the_same_questions(
+        self, backbone: Backbone, tiny_llava: str, tmp_path: Path
+    ) -> None:
+        (batch,) = batches(tiny_llava, 6)
+        self.run(backbone, tiny_llava, [batch.take([0, 1, 2, 3])], tmp_path / "small").merge()
+        self.run(backbone, tiny_llava, [batch.take([1, 2, 3, 4])], tmp_path / "large").merge()
+        files = {name: tmp_path / name / "rows.csv" for name in ("small", "large")}
+
+        apart, common = compare_flows(files, common=False), compare_flows(files)
+
+        assert [result.n_samples for result in apart.values()] == [3, 3]
+        assert [result.n_samples for result in common.values()] == [2, 2]
+        np.testing.assert_array_equal(common["small"].values, common["large"].values)
+
+    def test_there_is_a_figure_per_family_of_the_paper_and_one_of_all(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
+        result = self.run(
+            backbone, tiny_llava, batches(tiny_llava), blocks=[*BLOCKS, "suffix->last", "system->image"]
+        ).compute()
+
+        shown = {plot.name: list(plot.shown) for plot in result.plots}
+        assert shown == {
+            "to_last": [*BLOCKS[:3], "suffix->last"],
+            "image_to_question": ["image->question"],
+            "patches_to_question": list(BLOCKS[4:]),
+            "other": ["system->image"],
+            "contrasts": ["image object->question minus image random->question"],
+            "heat_map": [*BLOCKS, "suffix->last", "system->image"],
+        }
+
+    def test_windows_around_one_layer_are_refused(self, backbone: Backbone, tiny_llava: str) -> None:
+        analysis = InformationFlow(windows=Windows(layers=[(0, 2), (1, 2)]))
+
+        with pytest.raises(ConfigError, match=r"Two windows are around layer 1.*a label of its own"):
+            analysis.measure(backbone, batches(tiny_llava)[0], [])
+
+
+def by_hand(logprobs: list[float], forms: AnswerForms) -> float:
+    """The margin; "Red" and "Blue" begin with the same piece, which so counts for neither."""
+    assert forms.false is not None
+    true, false = ({each.lower[0], each.capitalised[0]} for each in (forms.true, forms.false))
+    own, other = (sum(exp(logprobs[token]) for token in tokens) for tokens in (true - false, false - true))
+    return log(own) - log(other)
+
+
+def test_a_token_that_begins_both_options_tells_nothing() -> None:
+    logprobs = torch.tensor([0.5, 0.2, 0.2, 0.1]).log()
+    answers = [
+        AnswerForms(Forms((0, 3), (1,)), Forms((2,), (1, 5))),  # token 1 begins both
+        AnswerForms(Forms((0,), (0,)), Forms((0, 2), (0, 3))),
+        AnswerForms(Forms((0,), (1,))),
+        None,
+    ]
+    options = OptionIds.of(answers)
+
+    margins = options.margins(logprobs[options.ids][:, None])[:, 0]
+
+    assert float(margins[0]) == pytest.approx(log(0.5 / 0.2))
+    assert margins[1:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": ["image->last", "image -> last"]}, r"needs blocks, each once; found image->last, image->last"),
+        ({"blocks": []}, r"found none"),
+        ({"blocks": ["image->last"], "contrasts": [("image->last", "last->last")]}, r"names 'last->last'.*Add it"),
+        ({"blocks": ["imagge->last"]}, r"Did you mean 'image'"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_any_forward(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        InformationFlow(**options)
