@@ -11,17 +11,18 @@ import torch
 
 _LOG = logging.getLogger(__name__)
 _UNKNOWN = 4 * 2**30  # where the system does not say what is free
+_LEAST = 2**30  # what the system caches counts as used, though it gives it back
 _T = TypeVar("_T")
 _Thing = TypeVar("_Thing")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return what can still be allocated; on the CPU an underestimate, since what the system caches counts as used."""
+    """Return about how much can still be allocated; on the CPU at least a GiB is assumed."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return max(_LEAST, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):  # not on Windows, not on macOS
         return _UNKNOWN
 

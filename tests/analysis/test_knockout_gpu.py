@@ -21,7 +21,7 @@ def test_engines_agree_on_the_device(
     tiny_llava_next: str, attention: str, dtype: torch.dtype, tolerance: float
 ) -> None:
     backbone, batch = make_backbone(tiny_llava_next, attention, dtype), make_batch(tiny_llava_next)
-    backbone.model.cuda()
+    backbone.model.to(torch.device("cuda"))  # type: ignore[arg-type]
     cases = sweep([*PAPER, *OTHERS], 2)
 
     reference = ReferenceEngine().run(backbone, batch, cases)
