@@ -17,9 +17,9 @@ from lightning_mllm.evaluation import Generation
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.testbed.gqa import IMAGES, write_task
 from tests.conftest import TinyBuilder
 from tests.data.replicas import write_crisismmd, write_dermnet, write_dtd, write_plantdoc
+from tests.data.test_gqa_configs import GQA
 from tests.running import (
     CONFIGS,
     SMALL_DIGITS,
@@ -70,7 +70,6 @@ PUBLISHED = {  # the folder that the config names, who writes a replica of it, a
     "data/dtd.yaml": ("dtd", write_dtd, 3),
     "data/plantdoc.yaml": ("PlantDoc-Dataset", write_plantdoc, 4),
 }
-GQA = ("data/gqa.yaml", "data/gqa_llama3.yaml")
 QUICKSTART = "quickstart.yaml"
 
 
@@ -259,26 +258,6 @@ def test_the_config_of_crisismmd_says_its_default_classes(capsys: pytest.Capture
     data = printed(capsys, "fit", "--model.checkpoint", "x", *config("data/crisismmd.yaml"))["data"]
 
     assert data["init_args"]["classes"] == FOUR_CLASSES
-
-
-@pytest.mark.parametrize("files", [GQA[:1], GQA], ids=["vicuna", "llama3"])
-def test_the_gqa_configs_test_a_model_once_they_know_the_files(
-    tiny_llava: str, tmp_path: Path, files: tuple[str, ...]
-) -> None:
-    asked = [each for each in testbed.examination("seen", 1) if each.kind == "seen/ChooseAttr/0"]
-    file = write_task(asked, tmp_path / "tasks")
-
-    cli = CLI(
-        [
-            *("test", "--model.checkpoint", tiny_llava, *(part for name in files for part in config(name)), *TRIAL),
-            *("--data.init_args.files", f"[{file}]", "--data.init_args.image_root", str(file.parent / IMAGES)),
-            *("--data.init_args.num_workers", "0"),
-        ]
-    )
-
-    assert any("ChooseAttr" in name for name in cli.trainer.callback_metrics)
-    assert cli.datamodule.prompt.cue == (" \n" if len(files) > 1 else "")
-    assert cli.datamodule.prompt.joint == " \n"
 
 
 @pytest.mark.slow
