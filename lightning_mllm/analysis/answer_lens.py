@@ -27,7 +27,16 @@ from torch import Tensor
 from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot, Question, QuestionAnalysis
 from lightning_mllm.analysis.lens import WORDS, Norm, Places, look, residual_states
 from lightning_mllm.analysis.rows import Table
-from lightning_mllm.analysis.summaries import Bootstrap, count_questions, estimate, mean, median, members, pivot
+from lightning_mllm.analysis.summaries import (
+    Bootstrap,
+    count_questions,
+    estimate,
+    mean,
+    median,
+    members,
+    no_numbers,
+    pivot,
+)
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
@@ -160,7 +169,7 @@ class AnswerLens(QuestionAnalysis[LensRow]):
             "measure": MEASURES,
             "statistic": STATISTICS,
         }
-        values = np.full(tuple(map(len, coords.values())), np.nan)
+        values = no_numbers(coords)
         for k, column in enumerate(shares):
             found = pivot(table, column, {"layer": layers}, questions, measured)
             shown = 100 * (np.exp(found) if column == "reference_logprob" else found)

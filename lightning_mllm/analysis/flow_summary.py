@@ -26,6 +26,7 @@ from lightning_mllm.analysis.summaries import (
     mean,
     median,
     members,
+    no_numbers,
     pivot,
     ratio_of_means,
 )
@@ -97,7 +98,7 @@ def summarise_flow(
         "measure": MEASURES,
         "statistic": STATISTICS,
     }
-    values = np.full(tuple(map(len, coords.values())), np.nan)
+    values = no_numbers(coords)
     for index, (kind, rows) in enumerate(groups.items() if len(questions) else ()):
         own = {column: each[rows] for column, each in cells.items()}
         values[index] = _numbers(own, pairs, bootstrap.weights(len(rows), kind))

@@ -160,6 +160,13 @@ def pivot(
     return values
 
 
+def no_numbers(coords: Mapping[str, Sequence[Any]]) -> Floats:
+    """Return NaN for each place, with an N of 0; the last axis is value, low_95, high_95 and n."""
+    values = np.full(tuple(map(len, coords.values())), np.nan)
+    values[..., 3] = 0
+    return values
+
+
 def common_questions(tables: Mapping[str, Table]) -> dict[str, Table]:
     """Keep the questions that were looked into in each of several runs: those that all the models answer right.
 

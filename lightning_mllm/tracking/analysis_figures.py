@@ -82,8 +82,7 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[int], values: Floats, n
 
 
 def _draw_map(axis: Axes, plot: Plot, places: Sequence[int], values: Floats, extent: float) -> AxesImage:
-    colours = colormaps["RdBu"].copy()
-    colours.set_bad("#DDDDDD")  # no number
+    colours = colormaps["RdBu"].with_extremes(bad="#DDDDDD")  # where there is no number
     image = axis.imshow(
         np.ma.masked_invalid(values), cmap=colours, vmin=-extent, vmax=extent, aspect="auto", interpolation="nearest"
     )

@@ -113,7 +113,8 @@ class AnalysisContract:
         result = self.run(backbone, tiny_llava, [only]).compute()
 
         assert result.n_samples == 0
-        assert not np.isfinite(result.values).any()
+        assert not np.isfinite(result.values[..., :3]).any()
+        assert not result.values[..., 3].any()
         assert result.settings["found"]["questions"] == {"logical/obj": {"asked": 1, "kept": 0}}
 
     def test_reset_forgets(self, backbone: Backbone, tiny_llava: str) -> None:

@@ -1,0 +1,92 @@
+"""Figures of results: something is drawn, with its N, and what has no number does no harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lightning_mllm.analysis import AnalysisResult
+from lightning_mllm.analysis.base import STATISTICS, Plot
+from lightning_mllm.tracking import analysis_figures
+from lightning_mllm.tracking.analysis_figures import draw_plots
+from lightning_mllm.tracking.figures import save_figure
+
+BLOCKS = ("image->last", "question->last", "object->last")
+COORDS: dict[str, tuple[Any, ...]] = {
+    "kind": ("all", "$odd_{kind$"),
+    "block": BLOCKS,
+    "centre": (0, 1, 2),
+    "measure": ("change", "margin"),
+    "statistic": STATISTICS,
+}
+
+
+def result(values: Any, style: Any) -> AnalysisResult:
+    plot = Plot(
+        name="flow",
+        style=style,
+        x="centre",
+        y="block",
+        shown={block: f"{block}!" for block in BLOCKS},
+        fixed={"measure": "change"},
+        xlabel="layer",
+        label="change (%)",
+        title="flow",
+    )
+    return AnalysisResult("flow", values, tuple(COORDS), COORDS, 5, {}, (plot,))
+
+
+def numbers() -> Any:
+    values = np.random.default_rng(0).normal(size=tuple(map(len, COORDS.values())))
+    values[..., 3] = 5
+    values[:, 2, :, :, 3], values[:, 2, 1:, :, :3] = 4, np.nan
+    return values
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    figures: list[Figure] = []
+
+    def save(figure: Figure, path: Path) -> Path:
+        figures.append(figure)
+        return save_figure(figure, path)
+
+    monkeypatch.setattr(analysis_figures, "save_figure", save)
+    return figures
+
+
+def test_lines_are_the_values_with_their_n_and_reach_over_all_layers(tmp_path: Path, drawn: list[Figure]) -> None:
+    (path,) = draw_plots(result(numbers(), "lines"), tmp_path)
+
+    assert path == tmp_path / "flow.png"
+    assert path.stat().st_size > 10_000
+    axes = drawn[0].axes[:2]
+    assert [axis.get_title() for axis in axes] == ["all (N = 5)", "$odd_{kind$ (N = 5)"]
+    labels = axes[0].get_legend_handles_labels()[1]
+    assert labels == ["image->last!", "question->last!", "object->last! (N = 4)"]
+    lines = [line for line in axes[1].lines if str(line.get_label()).startswith("image->last")]
+    np.testing.assert_array_equal(lines[0].get_ydata(), numbers()[1, 0, :, 0, 0])
+    assert axes[0].get_xlim() == (-0.5, 2.5)
+
+
+def test_a_heat_map_has_a_row_per_block_and_0_in_the_middle_of_its_colours(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw_plots(result(numbers(), "heat map"), tmp_path)
+
+    image = drawn[0].axes[0].images[0]
+    assert image.get_array().shape == (3, 3)  # type: ignore[union-attr]
+    low, high = image.get_clim()
+    assert -low == high == np.nanmax(np.abs(numbers()[:, :, :, 0, 0]))
+
+
+@pytest.mark.parametrize("style", ["lines", "heat map"])
+def test_a_result_without_numbers_is_drawn_without_any(tmp_path: Path, style: Any) -> None:
+    values = numbers()
+    values[..., :3], values[..., 3] = np.nan, 0
+
+    (path,) = draw_plots(result(values, style), tmp_path)
+
+    assert path.is_file()
