@@ -33,8 +33,11 @@ def draw(study: Study, comparisons: Sequence[Comparison], results: Sequence[Resu
     if (richness := study.richness) is not None:
         probe = f"val/probe/{richness.point}/{richness.probe}/macro_f1"
         pictures += _curves(results, probe, folder / "richness.png", f"{_RICHNESS_LABEL} (validation)")
-        drift = f"drift/{richness.point}/cka"
-        pictures += _curves(results, drift, folder / "drift.png", "Linear CKA with the features before training")
+    drifts = {result.measure.split("/")[1] for result in results if result.measure.startswith("drift/")}
+    for point in sorted(drifts):
+        label = f"Linear CKA with before training ({point})"
+        name = "drift" if len(drifts) == 1 else f"drift-{point}"
+        pictures += _curves(results, f"drift/{point}/cka", folder / f"{name}.png", label)
     return pictures
 
 
