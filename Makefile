@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test testbed lint clean
+.PHONY: quickstart test notebooks testbed lint clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config configs/quickstart.yaml
 
 test: .venv/ready lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile # on models this small, threads only wait
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile -m 'not notebook' # on models this small, threads only wait
+
+# Runs each notebook, which takes some minutes.
+notebooks: .venv/ready
+	$(BIN)/pytest -m notebook
 
 # Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
 testbed: .venv/ready

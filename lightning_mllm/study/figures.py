@@ -33,8 +33,11 @@ def draw(study: Study, comparisons: Sequence[Comparison], results: Sequence[Resu
     if (richness := study.richness) is not None:
         probe = f"val/probe/{richness.point}/{richness.probe}/macro_f1"
         pictures += _curves(results, probe, folder / "richness.png", f"{_RICHNESS_LABEL} (validation)")
-        drift = f"drift/{richness.point}/cka"
-        pictures += _curves(results, drift, folder / "drift.png", "Linear CKA with the features before training")
+    drifts = {result.measure.split("/")[1] for result in results if result.measure.startswith("drift/")}
+    for point in sorted(drifts):
+        label = f"Linear CKA with before training ({point})"
+        name = "drift" if len(drifts) == 1 else f"drift-{point}"
+        pictures += _curves(results, f"drift/{point}/cka", folder / f"{name}.png", label)
     return pictures
 
 
@@ -54,11 +57,16 @@ def _slopes(comparisons: Sequence[Comparison], measure: Measure) -> Iterator[Slo
 
 
 def _curves(results: Sequence[Result], measure: str, output: Path, ylabel: str) -> list[Path]:
-    """Draw a measure over the epochs, averaged over the seeds."""
+    """Draw a measure over the epochs, averaged over the seeds; a run under several presets is one line."""
+    found = [each for each in results if each.measure == measure and each.value is not None and each.preset]
+    presets: dict[str, dict[str, None]] = {}  # of each cell, in order
+    for result in found:
+        presets.setdefault(result.cell, {})[result.preset] = None
     values: dict[tuple[str, str, int], list[float]] = {}
-    for result in results:
-        if result.measure == measure and result.value is not None and result.epoch is not None and result.preset:
-            line = (f"{result.checkpoint}, {result.domain}", f"{result.preset}, {result.policy}", result.epoch)
+    for result in found:
+        first, *_ = same = list(presets[result.cell])
+        if result.epoch is not None and result.value is not None and result.preset == first:
+            line = (f"{result.checkpoint}, {result.domain}", f"{' = '.join(same)}, {result.policy}", result.epoch)
             values.setdefault(line, []).append(result.value)
     if not values:
         return []

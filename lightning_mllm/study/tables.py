@@ -163,7 +163,8 @@ def verdicts_as_markdown(found: Sequence[Verdict]) -> str:
 
 def _verdict_text(verdict: Verdict, *, bold: bool) -> str:
     if verdict.outcome is not None:
-        return f"{verdict.decision} ({verdict.outcome.value:+.3f}, p {verdict.adjusted_p:.3f})"
+        p = "< 0.001" if verdict.adjusted_p < 0.001 else f"{verdict.adjusted_p:.3f}"
+        return f"{verdict.decision} ({verdict.outcome.value:+.3f}, p {p})"
     known = f"{verdict.decision}" + ("" if verdict.seeds else ", nothing finished")
     return f"**{known}**" if bold else known
 

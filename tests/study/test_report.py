@@ -71,6 +71,14 @@ def test_a_finished_study_has_results_tables_verdicts_and_figures(finished: Stud
     assert sweep["verdict"] == "undecided"  # the command line of this test takes no notice of rates
 
 
+def test_a_run_under_several_presets_is_one_line(study: Change) -> None:
+    same = {name: {"ft_proj": ["proj.yaml"]} for name in ("paper", "matched")}
+
+    run_study(study(drift=True, presets=same), FakeLightning())
+
+    assert {(row["line"], row["seeds"]) for row in rows_of("figures/drift.csv")} == {("paper = matched, ft_proj", "2")}
+
+
 def test_changes_are_against_the_original_and_rounded(finished: StudyCommand) -> None:
     table = {
         row["state"]: row

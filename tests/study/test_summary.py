@@ -6,7 +6,9 @@ import pytest
 
 from lightning_mllm.study import summary
 from lightning_mllm.study.command import run_study
+from lightning_mllm.study.config import Richness
 from tests.study.conftest import Change, FakeLightning
+from tests.tracking.run_file import history, run_record
 
 
 @pytest.fixture
@@ -55,3 +57,18 @@ def test_the_summary_of_other_results_is_another(study: Change, fake: FakeLightn
     run_study(study(resamples=2500), FakeLightning())
 
     assert len(logged) == 6
+
+
+def test_the_summary_is_a_run_of_the_study_s_group_with_its_tables_and_figures(
+    study: Change, fake: FakeLightning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    run_study(study(wandb="offline", richness=Richness()), fake)
+
+    folder = Path("studies/small/summary")
+    run, logged = run_record(folder), set().union(*history(folder))
+    figures = {f"figures/{path.stem}" for path in Path("studies/small/figures").glob("*.png")}
+    assert (run.run_group, run.display_name) == ("small", "small-summary")
+    assert {"figures/slopes", "figures/richness"} <= figures
+    assert {"table1", "table2", "verdict", *figures} <= {key.split("/_type")[0] for key in logged}

@@ -1,0 +1,53 @@
+"""The notebooks run from the first cell to the last."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SECONDS = 600  # a cell that takes longer hangs
+PROGRAM = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+
+path, folder, seconds = sys.argv[1:]
+notebook = nbformat.read(path, as_version=4)
+place = {"metadata": {"path": folder}}
+NotebookClient(notebook, timeout=int(seconds), kernel_name="python3", resources=place).execute()
+"""
+
+
+def test_there_is_a_notebook() -> None:
+    assert NOTEBOOKS
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(notebook: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(notebook), str(FOLDER), str(SECONDS)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_shows_what_came_of_it(notebook: Path) -> None:
+    """Cells that were run in order, with pictures, and no path of the machine that ran them."""
+    import nbformat
+
+    code = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    text = notebook.read_text()
+
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert "image/png" in text
+    assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text
