@@ -46,8 +46,8 @@ def test_a_notebook_shows_what_came_of_it(notebook: Path) -> None:
     import nbformat
 
     code = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    text = notebook.read_text()
+    text = notebook.read_text(encoding="utf-8")
 
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert "image/png" in text
-    assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text
+    assert not [folder for folder in ("/tmp/", "/home/", "/root/", "/Users/", "/work/") if folder in text]
