@@ -7,8 +7,9 @@ BIN := .venv/bin
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config configs/quickstart.yaml
 
+# One thread per process: on models this small, threads only wait.
 test: .venv/ready lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile -m 'not notebook' # on models this small, threads only wait
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile -m 'not notebook'
 
 # Runs each notebook, which takes some minutes.
 notebooks: .venv/ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,9 @@ def test_a_notebook_runs(notebook: Path) -> None:
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_shows_what_came_of_it(notebook: Path) -> None:
     """Cells that were run in order, with pictures, and no path of the machine that ran them."""
-    import nbformat
+    text = notebook.read_text(encoding="utf-8")
+    code = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
 
-    code = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    text = notebook.read_text()
-
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert "image/png" in text
-    assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text
+    assert not [folder for folder in ("/tmp/", "/home/", "/root/", "/Users/", "/work/") if folder in text]

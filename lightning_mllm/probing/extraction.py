@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import zip_longest
 from typing import cast
 
@@ -59,7 +60,7 @@ def extract(
     try:
         with _evaluating(backbone.model):
             tapper = Tapper(backbone, points, cache)
-            share = [tapper.tap(batch) for batch in batches]
+            share = _kept(tapper.tap(batch) for batch in batches)
     except UserError as error:  # goes to the other processes too, which would wait for ever
         share = error
     return _merge(_of_all_processes(share), names)
@@ -76,17 +77,45 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _kept(batches: Iterable[Rows]) -> list[Rows]:
+    """Return the features of all batches as parts of one tensor per point.
+
+    Kept as they come, small tensors between the large ones of each batch, they would leave holes in the heap.
+    """
+    stacks: dict[str, Tensor] = {}
+    found: list[tuple[Rows, int]] = []  # a batch without its vectors, and where they end
+    end = 0
+    for rows in batches:
+        start, end = end, end + len(rows.sample_ids)
+        for point, vectors in rows.vectors.items():
+            stack = stacks.get(point, vectors[:0])
+            if len(stack) < end:
+                stack = torch.cat([stack[:start], vectors.new_empty(2 * end - start, vectors.shape[1])])
+            stack[start:end] = vectors
+            stacks[point] = stack
+        found.append((replace(rows, vectors={}), end))
+    return [
+        replace(rows, vectors={point: stack[end - len(rows.sample_ids) : end] for point, stack in stacks.items()})
+        for rows, end in found
+    ]
+
+
 def _of_all_processes(share: list[Rows] | UserError) -> list[Rows]:
     """Return the batches of all processes, the first of each, then the second of each; or raise what one raised."""
     shares: list[list[Rows] | UserError] = [share]
     if dist.is_available() and dist.is_initialized():
         shares = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(shares, share)
+        dist.all_gather_object(shares, share if isinstance(share, UserError) else _alone(share))
     for each in shares:
         if isinstance(each, UserError):
             raise each
     batches = cast(list[list[Rows]], shares)
     return [rows for turn in zip_longest(*batches) for rows in turn if rows is not None]
+
+
+def _alone(share: list[Rows]) -> list[Rows]:
+    """Return the batches with tensors of their own: a part of a tensor would be sent with the whole of it."""
+    return [replace(rows, vectors={point: part.clone() for point, part in rows.vectors.items()}) for rows in share]
 
 
 def _merge(batches: Sequence[Rows], names: Sequence[str]) -> dict[str, FeatureSet]:

@@ -162,7 +162,7 @@ def verdicts_as_markdown(found: Sequence[Verdict]) -> str:
 
 
 def _verdict_text(verdict: Verdict, *, bold: bool) -> str:
-    if verdict.outcome is not None:
+    if verdict.outcome is not None and verdict.adjusted_p is not None:
         p = "< 0.001" if verdict.adjusted_p < 0.001 else f"{verdict.adjusted_p:.3f}"
         return f"{verdict.decision} ({verdict.outcome.value:+.3f}, p {p})"
     known = f"{verdict.decision}" + ("" if verdict.seeds else ", nothing finished")
