@@ -21,12 +21,13 @@ from rich.console import Console
 from lightning_mllm import analysis, data, evaluation  # noqa: F401 - short class names resolve only for imported classes
 from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
 from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.gqa_extraction import write_tasks
 from lightning_mllm.data.inventory import take_inventory
 from lightning_mllm.errors import ConfigError, UserError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
 from lightning_mllm.models.tiny import build_tiny_checkpoint
-from lightning_mllm.parser import Parser, data_parser
+from lightning_mllm.parser import Parser, data_parser, tasks_parser
 from lightning_mllm.study import StudyCommand, run_study
 from lightning_mllm.testbed import datamodules  # noqa: F401 - likewise
 from lightning_mllm.testbed.checkpoints import ROOT
@@ -168,6 +169,8 @@ def main(args: list[str] | None = None) -> None:
             auto_cli(build_tiny_checkpoint, args=arguments[1:], as_positional=True, parser_class=Parser)
         elif arguments[:2] == ["data", "check"]:
             _check_data(arguments[2:])
+        elif arguments[:2] == ["data", "gqa-tasks"]:
+            _extract_tasks(arguments[2:])
         elif arguments[:1] == ["study"]:
             _run_study(arguments[1:])
         else:
@@ -181,6 +184,12 @@ def _check_data(arguments: list[str]) -> None:
     parser = data_parser("lightning data check")
     options = parser.instantiate(parser.parse_args(arguments))
     Console().print(take_inventory(options.data, options.splits))
+
+
+def _extract_tasks(arguments: list[str]) -> None:
+    options = tasks_parser("lightning data gqa-tasks").parse_args(arguments)
+    for file in write_tasks(options.questions, options.scenes, options.output):
+        Console().print(file, highlight=False, soft_wrap=True)
 
 
 def _run_study(arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ import pydoc
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -44,7 +45,7 @@ class Parser(LightningArgumentParser):
         if "subcommand" in message:
             message += (
                 "\n(`lightning tiny` builds a small checkpoint, `lightning data check` looks at a dataset, "
-                "`lightning study` runs a grid of fits.)"
+                "`lightning data gqa-tasks` takes tasks from GQA's questions, `lightning study` runs a grid of fits.)"
             )
         if not self.exit_on_error:
             return super().error(message, ex)
@@ -66,6 +67,18 @@ def data_parser(prog: str) -> Parser:
     parser.add_argument("--checkpoint", default="", help=argparse.SUPPRESS)  # a DataModule needs one, `load` does not
     parser.add_lightning_class_args(MLLMDataModule, "data", subclass_mode=True)
     parser.link_arguments("checkpoint", "data.init_args.checkpoint")
+    return parser
+
+
+def tasks_parser(prog: str) -> Parser:
+    """Return the parser of the command that takes the information-flow study's tasks from GQA's own files."""
+    parser = Parser(prog=prog, description="Takes the six tasks from GQA's own questions.", allow_abbrev=False)
+    for option, count, help in (
+        ("questions", "+", "GQA's question files, e.g. val_all_questions.json."),
+        ("scenes", None, "Its file of scene graphs, e.g. val_sceneGraphs.json."),
+        ("output", None, "Folder for a CSV file per task; made if need be."),
+    ):
+        parser.add_argument(f"--{option}", type=Path, nargs=count, required=True, help=help)
     return parser
 
 
