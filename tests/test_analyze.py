@@ -17,6 +17,7 @@ from lightning_mllm.cli import CLI, main
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.testbed import QuestionType
 from lightning_mllm.trainer import Run, Trainer
 from lightning_mllm.types import MultimodalBatch
 from tests.running import CONFIGS, TRIAL, files_below, isolate, refusal, write_llava_json
@@ -36,6 +37,7 @@ ANALYSES = {  # config -> name of its folder, its pictures
         },
     ),
 }
+ON_THE_TESTBED = "analysis/testbed.yaml"  # both, and the model and data
 LENS = ("--analysis", "AnswerLens", "--analysis.correct_only", "false", "--analysis.bootstrap.resamples", "20")
 TABLES = {"rows.csv", "making.json", "summary.csv", "settings.json"}
 
@@ -120,6 +122,20 @@ def test_several_analyses_go_through_the_data_once_each_with_its_folder(asked: l
     folder = analyze(asked, "--config", "both.yaml")
 
     assert {path.name for path in folder.iterdir()} == {"answer_lens", "raw"}
+
+
+def test_the_config_of_the_testbed_has_both_analyses_and_tells_six_tasks_apart() -> None:
+    few = ("--data.init_args.per_kind", "1", "--trainer.enable_progress_bar", "false")
+
+    main(["analyze", "--config", str(CONFIGS / ON_THE_TESTBED), *few, "--trainer.run.name", "run"])
+
+    folder = Path("runs/run/analysis/test-step0")
+    assert {path.name for path in folder.iterdir()} == {"answer_lens", "information_flow"}
+    tasks = {f"seen/{task}" for task in QuestionType}
+    for name in ("answer_lens", "information_flow"):
+        assert {row["kind"] for row in table(folder / name / "summary.csv")} == {"all", *tasks}
+    windows = json.loads((folder / "information_flow" / "settings.json").read_text())["found"]["windows"]
+    assert windows == [[layer, layer, layer + 1] for layer in range(6)]
 
 
 def test_two_analyses_of_one_name_are_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ from tests.running import (
     write_llava_json,
 )
 from tests.study.test_shipped import STUDY_CONFIGS
-from tests.test_analyze import ANALYSES
+from tests.test_analyze import ANALYSES, ON_THE_TESTBED
 from tests.testbed.test_recipe import TESTBED
 
 PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
@@ -98,6 +98,7 @@ def test_each_shipped_yaml_is_a_test_case() -> None:
         *PUBLISHED,
         *GQA,
         *ANALYSES,
+        ON_THE_TESTBED,
         QUICKSTART,
         *TESTBED,
         *STUDY_CONFIGS,
