@@ -75,12 +75,13 @@ class Windows:
         width: Number of layers; a number with a decimal point is a fraction of the depth (at least one layer).
         centres: The layers on which windows are centred, None for each; numbers with a decimal point are fractions
             of the way from the first layer (0.0) to the last (1.0).
-        layers: Instead of width and centres, explicit (start, stop), stop not included.
+        layers: Instead of width and centres, explicit (start, stop), stop not included; numbers with a decimal point
+            are fractions of the depth.
     """
 
-    width: int | float = 9
+    width: int | float = 0.22  # the paper's 7 of 32 layers and 9 of 40
     centres: Sequence[int | float] | None = None
-    layers: Sequence[tuple[int, int]] | None = None
+    layers: Sequence[tuple[int | float, int | float]] | None = None
 
     def of(self, depth: int) -> list[Window]:
         """Return the windows in a decoder of `depth` layers.
@@ -131,9 +132,11 @@ def _centre(centre: int | float, depth: int) -> int:
     return layer
 
 
-def _range(start: int, stop: int, depth: int) -> Window:
+def _range(first: int | float, behind: int | float, depth: int) -> Window:
+    start, stop = (round(each * depth) if isinstance(each, float) else each for each in (first, behind))
     if not 0 <= start < stop <= depth:
         raise ConfigError(
-            f"({start}, {stop}) is no range of layers: it has to be 0 <= start < stop <= {depth}, stop not included."
+            f"({first}, {behind}) is no range of layers: it has to be 0 <= start < stop <= {depth}, stop not included, "
+            "or in fractions of the depth 0.0 to 1.0."
         )
     return Window(start + (stop - start) // 2, start, stop)

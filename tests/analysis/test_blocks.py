@@ -47,6 +47,14 @@ def test_windows_of_one_layer_are_the_layers() -> None:
     assert [(each.start, each.stop) for each in Windows(width=1).of(3)] == [(0, 1), (1, 2), (2, 3)]
 
 
+def test_ranges_can_be_fractions_of_the_depth() -> None:
+    assert Windows(layers=[(0.0, 0.5), (2, 1.0)]).of(8) == [Window(2, 0, 4), Window(5, 2, 8)]
+
+
+def test_a_window_is_by_default_the_paper_s_share_of_the_depth() -> None:
+    assert [len(Windows(centres=[depth // 2]).of(depth)[0]) for depth in (32, 40)] == [7, 9]
+
+
 def test_width_and_centres_can_be_fractions_of_the_depth() -> None:
     assert Windows(width=0.25, centres=[0.0, 0.5, 1.0]).of(33) == [
         Window(0, 0, 4),
