@@ -182,6 +182,8 @@ def main(args: list[str] | None = None) -> None:
 def _check_data(arguments: list[str]) -> None:
     _register_resolvers()
     parser = data_parser("lightning data check")
+    if "--split" in {argument.partition("=")[0] for argument in arguments}:  # an analysis' config may say it
+        parser.error("unrecognized arguments: --split")
     options = parser.instantiate(parser.parse_args(arguments))
     Console().print(take_inventory(options.data, options.splits))
 
