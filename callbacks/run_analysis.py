@@ -58,13 +58,16 @@ class RunAnalysis(L.Callback):
         where = f"analysis/{split}-step{module.trained_steps}"
         folder = access.run_dir(trainer) / where if trainer.loggers else None
         source = provenance(module, trainer.datamodule, split)  # type: ignore[attr-defined]
-        run = AnalysisRun(self.analyses, folder, source, trainer.global_rank, trainer.strategy.barrier)
+        shares = 1 if trainer.fast_dev_run else trainer.world_size  # type: ignore[attr-defined]  # a trial has no folder
+        run = AnalysisRun(self.analyses, folder, source, trainer.global_rank, shares, trainer.strategy.barrier)
         run.begin(module.tokenizer)
         was_training = module.training
         module.eval()
-        with module.adapted.autocast(module.device.type):
-            for batch in islice(loader, batches):
-                for analysis in self.analyses:
-                    analysis.update(module.backbone, batch.to(module.device))
-        module.train(was_training)
+        try:
+            with module.adapted.autocast(module.device.type):
+                for batch in islice(loader, batches):
+                    for analysis in self.analyses:
+                        analysis.update(module.backbone, batch.to(module.device))
+        finally:
+            module.train(was_training)
         run.finish(trainer.loggers, f"analysis/{split}", trainer.global_step)

@@ -89,7 +89,8 @@ class _Analyzing(L.Callback):
         where = Path("analysis", f"{self.split}-step{pl_module.trained_steps}")
         folder = Path(trainer.default_root_dir) / where if trainer.loggers else None
         source = provenance(pl_module, trainer.datamodule, self.split)  # type: ignore[attr-defined]
-        self._run = AnalysisRun(self.analyses, folder, source, trainer.global_rank, trainer.strategy.barrier)
+        shares = 1 if trainer.fast_dev_run else trainer.world_size  # type: ignore[attr-defined]  # a trial has no folder
+        self._run = AnalysisRun(self.analyses, folder, source, trainer.global_rank, shares, trainer.strategy.barrier)
         self._run.begin(pl_module.tokenizer, None if self.earlier is None else self.earlier / where)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -28,14 +28,26 @@ class AnalysisRun:
         folder: Each gets a folder of its name in it; None for a trial that leaves nothing behind.
         source: Which model and data these are.
         share: Number of this process.
+        shares: How many processes there are.
         barrier: Waits for all processes.
+
+    Raises:
+        ConfigError: Several processes have no folder in which to put their rows together.
     """
 
     analyses: Sequence[Analysis]
     folder: Path | None
     source: Mapping[str, Any]
     share: int
+    shares: int
     barrier: Callable[[], Any]
+
+    def __post_init__(self) -> None:
+        if self.folder is None and self.shares > 1:
+            raise ConfigError(
+                f"{self.shares} processes put what they find together in the run's folder, and a run without a logger "
+                "has none. Leave trainer.logger alone, or use one device."
+            )
 
     def begin(self, tokenizer: PreTrainedTokenizerBase, earlier: Path | None = None) -> None:
         """Get ready for the first batch.
