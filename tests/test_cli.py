@@ -401,7 +401,8 @@ def test_the_config_of_a_fit_serves_test_and_its_scores_are_those_of_the_fit(fit
 def test_test_of_a_checkpoint_scores_the_trained_weights(fitted: Fitted, tmp_path: Path) -> None:
     main(
         [
-            *("test", "--model.checkpoint", fitted.checkpoint, *QUICKSTART_DATA, *SHORT),
+            *("test", "--config", str(CONFIGS / "quickstart.yaml"), "--model.checkpoint", fitted.checkpoint, *SHORT),
+            *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4"),
             *("--ckpt_path", str(fitted.last)),
             *("--trainer.run.root", str(tmp_path), "--trainer.run.name", "tested"),
         ]

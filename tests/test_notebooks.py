@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,4 +50,5 @@ def test_a_notebook_shows_what_came_of_it(notebook: Path) -> None:
 
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert "image/png" in text
-    assert not [folder for folder in ("/tmp/", "/home/", "/root/", "/Users/", "/work/") if folder in text]
+    here = (Path.home(), Path(tempfile.gettempdir()), Path(sys.prefix), FOLDER.parent)
+    assert not [folder for folder in here if f"{folder}/" in text]
