@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Arguments = dict[str, Any]
 BeforeLayer = Callable[[int, Tensor, Arguments], Arguments | None]
+BeforeCall = Callable[[Arguments], None]
+Work = Callable[[Tensor], Tensor]  # residual stream in -> residual stream out
+InsteadOfLayer = Callable[[int, nn.Module, Tensor, Arguments], Work | None]
+KeyT = TypeVar("KeyT")
+
+_EXCHANGED = ("forward", "gradient_checkpointing")
 
 
 @contextmanager
@@ -22,21 +29,152 @@ def before_layers(layers: Mapping[int, nn.Module], function: BeforeLayer) -> Ite
         function: Gets the layer's index, the residual stream that enters it, (batch, rows, width), and the layer's
             other arguments, all by keyword. Returns those to use instead, or None to leave them as they are.
     """
-    handles = []
+    with _put_on(
+        layer.register_forward_pre_hook(partial(_call, function, index), with_kwargs=True)
+        for index, layer in layers.items()
+    ):
+        yield
+
+
+@contextmanager
+def before_call(module: nn.Module, function: BeforeCall) -> Iterator[None]:
+    """Call a function with the keyword arguments of each call of a module, before it runs."""
+    with _put_on([module.register_forward_pre_hook(lambda _, __, keywords: function(keywords), with_kwargs=True)]):
+        yield
+
+
+@contextmanager
+def inputs_of(modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]) -> Iterator[None]:
+    """Call a function with what enters each of these modules, e.g. linear layers; it changes nothing.
+
+    Args:
+        modules: Key -> module.
+        function: Gets the module's key and its first argument, (batch, rows, width).
+    """
+    with _put_on(
+        module.register_forward_pre_hook(lambda _, positional, key=key: function(key, positional[0]))
+        for key, module in modules.items()
+    ):
+        yield
+
+
+@contextmanager
+def outputs_of(modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]) -> Iterator[None]:
+    """Call a function with what each of these modules returns; it changes nothing.
+
+    Args:
+        modules: Key -> module.
+        function: Gets the module's key and its output, (batch, rows, width); of several outputs the first.
+    """
+    with _put_on(
+        module.register_forward_hook(lambda _, __, output, key=key: function(key, _first(output)))
+        for key, module in modules.items()
+    ):
+        yield
+
+
+@contextmanager
+def output_of(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a module return what a function makes of its input, instead of its own output."""
+    with _put_on([module.register_forward_hook(lambda _, positional, __: function(positional[0]))]):
+        yield
+
+
+@contextmanager
+def stream_into(layer: nn.Module, function: Work) -> Iterator[None]:
+    """Let what a function makes of the residual stream enter a decoder layer, instead of the stream itself."""
+    with _put_on([layer.register_forward_pre_hook(partial(_enter, function), with_kwargs=True)]):
+        yield
+
+
+@contextmanager
+def replacing_layers(layers: Mapping[int, nn.Module], function: InsteadOfLayer) -> Iterator[None]:
+    """Let decoder layers compute something else: what a hook can't do, since the layer's own work is then not done.
+
+    A layer that checkpoints its activations goes on to do so, with what it computes now; that is computed again in the
+    backward pass, which may come behind the `with` block.
+
+    Args:
+        layers: Index -> decoder layer.
+        function: Is called before the layer would run. It gets the layer's index, the layer, the residual stream that
+            enters it, (batch, rows, width), and the layer's other arguments, all by keyword. Returns what makes the
+            stream that leaves the layer of the one that enters it, or None for the layer's own forward.
+    """
+    before: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for index, layer in layers.items():
-            hook = partial(_call, function, index)
-            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            before.append((layer, {name: layer.__dict__[name] for name in _EXCHANGED if name in layer.__dict__}))
+            checkpointing = bool(getattr(layer, "gradient_checkpointing", False))
+            layer.__dict__["forward"] = partial(_instead, function, index, layer, layer.forward, checkpointing)
+            if checkpointing:
+                layer.__dict__["gradient_checkpointing"] = False  # `_instead` sees to it
         yield
     finally:
-        for handle in handles:
+        for layer, own in reversed(before):
+            for name in _EXCHANGED:
+                layer.__dict__.pop(name, None)
+            layer.__dict__.update(own)
+
+
+@contextmanager
+def _put_on(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Keep hooks for as long as the block lasts, also those before one that can't be put on."""
+    kept: list[RemovableHandle] = []
+    try:
+        kept.extend(handles)
+        yield
+    finally:
+        for handle in kept:
             handle.remove()
 
 
 def _call(
     function: BeforeLayer, index: int, module: nn.Module, positional: tuple[Any, ...], keywords: Arguments
 ) -> tuple[tuple[Any, ...], Arguments] | None:
-    others = dict(keywords)
-    hidden = positional[0] if positional else others.pop("hidden_states")
+    hidden, others = _taken(positional, keywords)
     changed = function(index, hidden, others)
     return None if changed is None else ((hidden, *positional[1:]), changed)
+
+
+def _enter(
+    function: Work, module: nn.Module, positional: tuple[Any, ...], keywords: Arguments
+) -> tuple[tuple[Any, ...], Arguments]:
+    hidden, others = _taken(positional, keywords)
+    return (function(hidden), *positional[1:]), others
+
+
+def _instead(
+    function: InsteadOfLayer,
+    index: int,
+    layer: nn.Module,
+    own: Callable[..., Tensor],
+    checkpointing: bool,
+    *positional: Any,
+    **keywords: Any,
+) -> Tensor:
+    hidden, others = _taken(positional, keywords)
+    work = function(index, layer, hidden, others)
+    if not checkpointing:
+        return own(hidden, **others) if work is None else work(hidden)
+    if work is None:
+        layer.__dict__["gradient_checkpointing"] = True  # its own forward sees to it, also when it is recomputed
+        try:
+            return own(hidden, **others)
+        finally:
+            layer.__dict__["gradient_checkpointing"] = False
+    if layer.training:
+        output: Tensor = layer._gradient_checkpointing_func(work, hidden)  # type: ignore[operator]  # a function
+        return output
+    return work(hidden)
+
+
+def _taken(positional: tuple[Any, ...], keywords: Arguments) -> tuple[Tensor, Arguments]:
+    """Return the residual stream and the other keyword arguments of a layer's call."""
+    others = dict(keywords)
+    hidden = positional[0] if positional else others.pop("hidden_states")
+    return hidden, others
+
+
+def _first(output: Any) -> Tensor:
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first

@@ -1,0 +1,280 @@
+"""From sums per group of samples to curves over layers with their intervals, and to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_mllm.analysis.alignment_reading import PAIRED, PAIRED_INPUT, number_names
+from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
+from lightning_mllm.analysis.jackknife import Floats, jackknife
+from lightning_mllm.analysis.pair_sample import COMPARISONS, mean_of_pairs
+from lightning_mllm.analysis.similarity import TOKEN_MODES, VECTOR_MODES, names
+from lightning_mllm.analysis.states import State
+from lightning_mllm.analysis.streaming import Found
+from lightning_mllm.analysis.summaries import no_numbers
+from lightning_mllm.analysis.token_sets import ALL_TOKENS, SETS
+from lightning_mllm.errors import DataError
+
+Reading = Literal["ima_input", "ima_same_layer"]
+READINGS: tuple[Reading, ...] = ("ima_input", "ima_same_layer")
+HALVES = "halves"
+_OF_ONE_SAMPLE = {"ima_same_layer": PAIRED, "ima_input": PAIRED_INPUT}
+
+_OVER_LAYERS = {"x": "layer", "y": "measure", "xlabel": "Layers behind (0: embedding)"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """An implicit alignment score: a cosine, with its 95 % interval and the number of samples behind it."""
+
+    value: float
+    low_95: float
+    high_95: float
+    n: int
+
+
+def alignment_score(
+    result: AnalysisResult, reading: Reading = "ima_input", mode: str = "avg", tokens: str = ALL_TOKENS
+) -> Score:
+    """Return the mean over layers of a curve of all pairs of samples; of layers 0 to L - 1, as in the paper.
+
+    Args:
+        result: Of `Alignment`.
+        reading: With the perceptual tokens that enter the LLM, or those of the same layer.
+        mode: How the tokens of a pair are compared; one of `similarity.MODES`.
+        tokens: `all`, or `without sinks`.
+
+    Raises:
+        DataError: The result has no such score.
+    """
+    scores = result.settings.get("found", {}).get("scores", {}).get(tokens, {})
+    if (name := f"{reading} {mode}") not in scores:
+        raise DataError(
+            f"Result {result.name!r} has no score {name!r} of tokens {tokens!r}; it has {', '.join(scores) or 'none'}."
+        )
+    return Score(**scores[name])
+
+
+def summarise_alignment(
+    name: str,
+    found: Found,
+    settings: Mapping[str, Any],
+    *,
+    states: Sequence[State],
+    variants: Sequence[str],
+    gaps: Sequence[int],
+) -> AnalysisResult:
+    """Return the result of sums.
+
+    Args:
+        name: Of the analysis.
+        found: Its sums.
+        settings: What decided them.
+        states: Where they are of.
+        variants: For which tokens, in order.
+        gaps: Layers between two that were compared.
+    """
+    groups = _Groups(found.sums)
+    cells = {state: _curves_of_state(state, groups, gaps) for state in states}
+    if found.kept:
+        cells[State.RESIDUAL] |= _curves_of_pairs(found.kept, cells[State.RESIDUAL], 1 / groups.sizes.sum())
+    measures = tuple(dict.fromkeys(measure for curves in cells.values() for measure in curves))
+    depth = next(iter(cells[State.RESIDUAL].values())).value.shape[1] - 1
+    coords: dict[str, tuple[Any, ...]] = {
+        "state": tuple(map(str, states)),
+        "tokens": tuple(variants),
+        "measure": measures,
+        "layer": tuple(range(depth + 1)),
+        "statistic": STATISTICS,
+    }
+    values = no_numbers(coords)
+    for k, curves in enumerate(cells.values()):
+        for measure, curve in curves.items():
+            values[k, :, measures.index(measure)] = curve.estimate()
+    more = {"scores": _scores(cells[State.RESIDUAL], variants), "left_out": len(found.left_out)}
+    n = int(groups.sizes.sum())
+    plots = tuple(_plots(coords, gaps))
+    return AnalysisResult(name, values, tuple(coords), coords, n, {**settings, "found": more}, plots)
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """A measure of all samples, (variants, layers), without each part of them, (parts, ...), and the parts' sizes."""
+
+    value: Floats
+    without: Floats
+    sizes: Floats
+
+    def estimate(self) -> Floats:
+        return jackknife(self.value, self.without, self.sizes)
+
+    def score(self) -> _Curve:
+        """Return its mean over all layers but the last."""
+        return _Curve(self.value[:, :-1].mean(-1), self.without[..., :-1].mean(-1), self.sizes)
+
+
+class _Groups:
+    """Sums per group of samples; groups without any are left out."""
+
+    def __init__(self, sums: Mapping[str, Tensor]) -> None:
+        there = sums["n"] > 0
+        self._sums = {name: total if name.endswith("moments") else total[there] for name, total in sums.items()}
+        self.sizes: Floats = self._sums["n"].numpy()
+        self.half = torch.arange(len(self.sizes)) < len(self.sizes) // 2
+
+    def total(self, name: str, kept: Tensor) -> Tensor:
+        """Return a sum over some groups."""
+        total: Tensor = torch.tensordot(kept.double(), self._sums[name], dims=1)
+        return total
+
+    def moments(self, state: State) -> Tensor | None:
+        return self._sums.get(f"{state} moments")
+
+    def has(self, name: str) -> bool:
+        return name in self._sums
+
+    def choices(self) -> list[Tensor]:
+        """Return all groups, and all but each in turn."""
+        every = torch.ones(len(self.sizes), dtype=torch.bool)
+        return [every, *(~torch.eye(len(self.sizes), dtype=torch.bool))]
+
+
+def _curves_of_state(state: State, groups: _Groups, gaps: Sequence[int]) -> dict[str, _Curve]:
+    """Return all measures of a state but those of drawn pairs."""
+    first, *others = (_evaluate(state, groups, kept, gaps) for kept in groups.choices())
+    curves = {
+        measure: _Curve(value.numpy(), np.stack([other[measure].numpy() for other in others]), groups.sizes)
+        for measure, value in first.items()
+    }
+    unknown = np.full((len(groups.sizes), *next(iter(curves.values())).value.shape), np.nan)
+    deviations = _deviations(state, groups)
+    return curves | {measure: _Curve(value.numpy(), unknown, groups.sizes) for measure, value in deviations.items()}
+
+
+def _evaluate(state: State, groups: _Groups, kept: Tensor, gaps: Sequence[int]) -> dict[str, Tensor]:
+    """Return each measure of the samples in some groups, (variants, layers)."""
+    n = float(groups.total("n", kept))
+    numbers = groups.total(f"{state} numbers", kept) / n
+    found = dict(zip(number_names(gaps), numbers.unbind(-1), strict=True))
+    sums = groups.total(f"{state} vectors", kept)  # (variants, layers, modes, sets, width)
+    perceptual, textual = (sums / n).unbind(-2)
+    pairs = {"ima_same_layer": _inner(perceptual, textual)}
+    if state is State.RESIDUAL:
+        pairs["ima_input"] = _inner(perceptual[:, :1], textual)
+        if groups.has("noise vectors"):
+            noise = groups.total("noise vectors", kept)[..., 0, :] / n
+            pairs |= {"noise-textual": _inner(noise, textual), "noise-perceptual": _inner(noise, perceptual)}
+    first = groups.total(f"{state} vectors", kept & groups.half)
+    sizes = [float(groups.total("n", kept & half)) for half in (groups.half, ~groups.half)]
+    within = _over(_inner(sums, sums) - groups.total(f"{state} squares", kept), n * (n - 1))  # no sample with itself
+    halves = _over(_inner(first, sums - first), sizes[0] * sizes[1])
+    for k, each in enumerate(SETS):
+        pairs |= {each: within[..., k], f"{each} {HALVES}": halves[..., k]}
+    for prefix, values in pairs.items():
+        found |= zip(names(prefix, VECTOR_MODES), values.unbind(-1), strict=True)
+    return found
+
+
+def _deviations(state: State, groups: _Groups) -> dict[str, Tensor]:
+    """Return the standard deviations over all pairs of samples, of second moments."""
+    moments = groups.moments(state)  # (variants, layers, modes, sets, width, width), summed over samples
+    if moments is None:
+        return {}
+    n = float(groups.sizes.sum())
+    means = groups.total(f"{state} vectors", groups.choices()[0]) / n
+    found: dict[str, Tensor] = {}
+    for reading in READINGS if state is State.RESIDUAL else ("ima_same_layer",):
+        at = slice(0, 1) if reading == "ima_input" else slice(None)
+        second = (moments[:, at, :, 0] * moments[:, :, :, 1]).sum((-2, -1)) / n**2
+        mean = _inner(means[:, at, :, 0], means[:, :, :, 1])
+        deviation = (second - mean.square()).clamp(min=0).sqrt()
+        found |= zip([f"{each} deviation" for each in names(reading, VECTOR_MODES)], deviation.unbind(-1), strict=True)
+    return found
+
+
+def _curves_of_pairs(kept: Mapping[str, Tensor], curves: Mapping[str, _Curve], own_share: float) -> dict[str, _Curve]:
+    """Return the measures of drawn pairs.
+
+    Args:
+        kept: The pairs.
+        curves: Of single samples, which of all pairs of perceptual and textual tokens are a part.
+        own_share: How large a part.
+    """
+    value, without = mean_of_pairs(kept)
+    sizes = np.ones(len(without))
+    found: dict[str, _Curve] = {}
+    for k, comparison in enumerate(COMPARISONS):
+        for m, mode in enumerate(TOKEN_MODES):
+            own, share = np.zeros_like(value[:, :, k, m]), 0.0
+            if comparison in _OF_ONE_SAMPLE:
+                own, share = curves[f"{_OF_ONE_SAMPLE[comparison]} {mode}"].value, own_share
+            mine, left = (share * own + (1 - share) * each[..., k, m] for each in (value, without))
+            found[f"{comparison} {mode}"] = _Curve(mine, left, sizes)
+    return found
+
+
+def _scores(curves: Mapping[str, _Curve], variants: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the scores as plain data, per variant."""
+    estimates = {name: curves[name].score().estimate() for each in READINGS for name in names(each) if name in curves}
+    return {
+        variant: {name: _plain(cells[v]) for name, cells in estimates.items()} for v, variant in enumerate(variants)
+    }
+
+
+def _plain(cells: Floats) -> dict[str, Any]:
+    value, low, high, n = cells.tolist()
+    return asdict(Score(value, low, high, int(n)))
+
+
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    return (one * other).sum(-1)
+
+
+def _over(values: Tensor, number: float) -> Tensor:
+    return values / number if number else torch.full_like(values, torch.nan)
+
+
+def _plots(coords: Mapping[str, tuple[Any, ...]], gaps: Sequence[int]) -> Iterable[Plot]:
+    """Yield what is drawn, of all tokens; the main curves without sinks too."""
+    cosine, title = "Cosine similarity", "Perceptual and textual tokens"
+    main = {
+        "ima_same_layer avg": "perceptual, textual",
+        "ima_input avg": "perceptual at the input, textual",
+        "perceptual avg": "perceptual, perceptual",
+        "textual avg": "textual, textual",
+        "noise-textual avg": "noise, textual",
+    }
+    for tokens in coords["tokens"]:
+        ending = "" if tokens == ALL_TOKENS else f" {tokens}"
+        yield _plot(coords, f"alignment{ending}".replace(" ", "_"), main, cosine, title + ending, tokens=tokens)
+    modes = {measure: measure.removeprefix("ima_same_layer ") for measure in names("ima_same_layer")}
+    yield _plot(coords, "modes", modes, cosine, f"{title}, all pairs of samples")
+    own = {measure: measure.removeprefix(f"{PAIRED} ") for measure in names(PAIRED)}
+    yield _plot(coords, "paired", own, cosine, f"{title} of one sample")
+    later = {f"consecutive {gap} {each} diag_mean": f"{each}, {gap} on" for gap in gaps for each in SETS}
+    if later:
+        yield _plot(coords, "consecutive", later, cosine, "Each token with itself some layers later")
+    norms = {f"norm {each} median": each for each in SETS}
+    yield _plot(coords, "norms", norms, "Norm", "Median norm of a sample's tokens")
+    if {State.SA, State.FC2} & set(coords["state"]):
+        ratios = {f"update ratio {each}": each for each in SETS}
+        yield _plot(coords, "update_ratios", ratios, "Norm / norm", "Updates beside the residual stream, median")
+
+
+def _plot(
+    coords: Mapping[str, tuple[Any, ...]],
+    name: str,
+    shown: Mapping[str, str],
+    label: str,
+    title: str,
+    *,
+    tokens: str = ALL_TOKENS,
+) -> Plot:
+    there = {measure: called for measure, called in shown.items() if measure in coords["measure"]}
+    return Plot(name, "lines", shown=there, fixed={"tokens": tokens}, label=label, title=title, **_OVER_LAYERS)

@@ -1,0 +1,215 @@
+"""Can perceptual and textual tokens be told apart inside the LLM? Numbers per layer, and maps.
+
+Section 3 of Shukor and Cord (arXiv 2405.16700) shows maps of token means. A map shows what it shows; so there are two
+numbers beside it: how well a linear classifier tells the two means of samples apart that it has not been trained on,
+and the linear centred kernel alignment of the two (Kornblith et al., ICML 2019), which says whether samples that are
+alike in one are alike in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA  # type: ignore[import-untyped]
+from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+from torch import Tensor
+
+from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
+from lightning_mllm.analysis.jackknife import Floats, group_of, jackknife, jackknife_of_means
+from lightning_mllm.analysis.streaming import Found
+from lightning_mllm.analysis.summaries import no_numbers
+from lightning_mllm.analysis.token_means import TokenMeans
+from lightning_mllm.analysis.token_sets import SETS, TokenSets
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.probing import FeatureSet, LinearProbe, linear_cka
+
+Method = Literal["tsne", "pca"]
+MEASURES = ("classifier accuracy", "linear CKA")
+
+
+class Distinguishability(TokenMeans):
+    """Tells the token means of samples apart, by layer: classifier accuracy, which is 0.5 by chance, and linear CKA.
+
+    The classifier, `LinearProbe`, learns from the first half of the groups of samples, and is scored on the others; its
+    interval is that of the scored samples.
+
+    Args:
+        layers: At which; by default at all, 0 to L.
+        samples: How many are drawn; their vectors are kept.
+        sets: Which tokens count; attention sinks do not, where `sink_ratio` says what one is.
+        groups: Into how many groups samples are put, for intervals.
+        seed: Of groups, drawing and training.
+        snapshot_every: Batches between two files of what is found so far.
+        label: A name of your own.
+    """
+
+    default_name: ClassVar[str] = "distinguishability"
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        samples: int = 200,
+        sets: TokenSets = TokenSets(sink_ratio=None),  # noqa: B008 - frozen
+        groups: int = 16,
+        seed: int = 0,
+        snapshot_every: int = 50,
+        label: str = "",
+    ) -> None:
+        super().__init__(
+            layers=layers,
+            samples=samples,
+            sets=sets,
+            groups=groups,
+            seed=seed,
+            snapshot_every=snapshot_every,
+            label=label,
+        )
+
+    def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
+        """Return both numbers with their intervals."""
+        means, names, pictures = self.means(found)
+        groups = np.array([group_of(picture, self.seed, self.groups) for picture in pictures])
+        coords: dict[str, tuple[Any, ...]] = {
+            "tokens": (self.sets.variants[-1],),
+            "measure": MEASURES,
+            "layer": self.layers_of(means),
+            "statistic": STATISTICS,
+        }
+        values = no_numbers(coords)
+        values[0, 0] = self._accuracy(names, means, groups)
+        values[0, 1] = _cka(means, groups)
+        plot = Plot(
+            "distinguishability",
+            "lines",
+            x="layer",
+            y="measure",
+            shown={measure: measure for measure in MEASURES},
+            fixed={},
+            xlabel="Layers behind (0: embedding)",
+            label="Accuracy, CKA",
+            title="Token means of perceptual and textual tokens",
+        )
+        more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}
+        return AnalysisResult(
+            self.name, values, tuple(coords), coords, len(names), {**settings, "found": more}, (plot,)
+        )
+
+    def _accuracy(self, names: Sequence[str], means: Tensor, groups: NDArray[np.int64]) -> Floats:
+        """Return the accuracy on held-out samples, (layers, 4)."""
+        held_out = groups >= self.groups // 2
+        if held_out.all() or not held_out.any():
+            raise DataError(
+                f"{self.name} learns from the samples of half of its groups and is scored on the others, but all "
+                f"{len(names)} samples are in one half. Use more samples, or another seed."
+            )
+        train, test = (_features(names, means, half) for half in (~held_out, held_out))
+        scores = LinearProbe().fit_score(train, test, seeds=[self.seed])
+        right = np.stack([(score.predictions[0] == score.targets).double().numpy() for score in scores.values()], 1)
+        per_sample = right.reshape(len(SETS), -1, right.shape[1]).mean(0)
+        sums = np.stack([per_sample[groups[held_out] == group].sum(0) for group in range(self.groups)])
+        return jackknife_of_means(sums, np.bincount(groups[held_out], minlength=self.groups).astype(np.float64))
+
+
+class TokenMap(TokenMeans):
+    """Draws the token means of samples on a plane, by layer; a sample has a point for each set of tokens.
+
+    Args:
+        method: `tsne` (perplexity 30, or as much as so few points allow) or `pca`.
+        layers: At which; by default at all, 0 to L.
+        samples: How many are drawn.
+        sets: Which tokens count; attention sinks do not, where `sink_ratio` says what one is.
+        seed: Of drawing and t-SNE.
+        snapshot_every: Batches between two files of what is found so far.
+        label: A name of your own.
+    """
+
+    default_name: ClassVar[str] = "token_map"
+
+    def __init__(
+        self,
+        *,
+        method: Method = "tsne",
+        layers: Sequence[int] | None = None,
+        samples: int = 200,
+        sets: TokenSets = TokenSets(sink_ratio=None),  # noqa: B008 - frozen
+        seed: int = 0,
+        snapshot_every: int = 50,
+        label: str = "",
+    ) -> None:
+        if method not in ("tsne", "pca"):
+            raise ConfigError(f"TokenMap.method is {method!r}; it can be 'tsne' or 'pca'.")
+        self.method = method
+        super().__init__(
+            layers=layers,
+            samples=samples,
+            sets=sets,
+            groups=2,
+            seed=seed,
+            snapshot_every=snapshot_every,
+            label=label,
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides the map."""
+        return {"method": self.method, **super().settings}
+
+    def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
+        """Return the points: (layers, sets, samples, x and y)."""
+        means, names, _ = self.means(found)
+        coords: dict[str, tuple[Any, ...]] = {
+            "layer": self.layers_of(means),
+            "tokens": SETS,
+            "sample": tuple(names),
+            "coordinate": ("x", "y"),
+        }
+        points = [self._plane(layer.flatten(0, 1).numpy()) for layer in means.permute(1, 2, 0, 3)]
+        values = np.stack(points).reshape(*map(len, coords.values()))
+        more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}
+        return AnalysisResult(self.name, values, tuple(coords), coords, len(names), {**settings, "found": more})
+
+    def _plane(self, points: NDArray[np.float32]) -> Floats:
+        """Return (points, width) on a plane, (points, 2)."""
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        method = (
+            PCA(n_components=2, random_state=self.seed)
+            if self.method == "pca"
+            else TSNE(n_components=2, perplexity=perplexity, random_state=self.seed)
+        )
+        plane: Floats = method.fit_transform(points).astype(np.float64)
+        return plane
+
+
+def _features(names: Sequence[str], means: Tensor, rows: NDArray[np.bool_]) -> dict[str, FeatureSet]:
+    """Return, per layer, what tells the sets of some samples apart: those of one set, then those of the other."""
+    own = means[torch.from_numpy(rows)]
+    ids = tuple(f"{name}/{each}" for each in SETS for name, row in zip(names, rows, strict=True) if row)
+    targets = torch.arange(len(SETS)).repeat_interleave(len(own))
+    return {
+        str(place): FeatureSet(
+            features=own[:, place].transpose(0, 1).flatten(0, 1), targets=targets, names=SETS, sample_ids=ids
+        )
+        for place in range(means.shape[1])
+    }
+
+
+def _cka(means: Tensor, groups: NDArray[np.int64]) -> Floats:
+    """Return the alignment of the sets' means, (layers, 4); NaN where one of them is the same for all samples."""
+    present, sizes = np.unique(groups, return_counts=True)
+    value = _cka_of(means)
+    without = np.stack([_cka_of(means[torch.from_numpy(groups != group)]) for group in present])
+    return jackknife(value, without, sizes.astype(np.float64))
+
+
+def _cka_of(means: Tensor) -> Floats:
+    """Return the alignment at each layer of (samples, layers, sets, width)."""
+    found = np.full(means.shape[1], np.nan)
+    for place, (perceptual, textual) in enumerate(means.permute(1, 2, 0, 3)):
+        if all(bool((each != each[:1]).any()) for each in (perceptual, textual)):
+            found[place] = linear_cka(perceptual, textual)
+    return found
