@@ -1,0 +1,70 @@
+"""From the command line: calibrate on one split, ask on another."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from lightning_mllm.analysis.activated_weights import ActivatedWeights
+from lightning_mllm.analysis.pruned_accuracy import PrunedAccuracy
+from lightning_mllm.cli import main
+from tests.running import CONFIGS, files_below, isolate, refusal, write_llava_json
+
+SUBNETWORKS = ("analysis/subnetwork.yaml", "analysis/pruned_accuracy.yaml")
+KINDS = ("colour", "shape")
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def asked(tiny_llava: str, tmp_path: Path) -> list[str]:
+    """The command on eight questions of two kinds."""
+    rows = [
+        {
+            "id": f"q-{k}",
+            "kind": KINDS[k % 2],
+            "image": [f"{k}.png"],
+            "conversations": [
+                {"from": "human", "value": f"<image>\nIs it red or blue or {k}?"},
+                {"from": "gpt", "value": "red"},
+            ],
+        }
+        for k in range(8)
+    ]
+    file = write_llava_json(tmp_path / "questions", rows)
+    data = [f"--data.init_args.{split}={file}" for split in ("train", "val", "test")]
+    return [
+        *("--model.checkpoint", tiny_llava, "--data", "LlavaJson", *data, "--data.init_args.eval_batch_size", "4"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    ]
+
+
+def test_the_shipped_configs_calibrate_and_then_ask(asked: list[str]) -> None:
+    calibrate, ask = (str(CONFIGS / name) for name in SUBNETWORKS)
+    main(["analyze", *asked, "--config", calibrate, "--analysis.samples", "2"])
+    folder = f"runs/subnetwork/analysis/train-step0/{ActivatedWeights.default_name}"
+
+    main(["analyze", *asked, "--config", ask, "--analysis.calibrations", folder])
+
+    vectors = {
+        f"{kind}.{tokens}.{k}.safetensors" for kind in KINDS for tokens in ("perceptual", "textual") for k in "01"
+    }
+    tables = {"rows.csv", "making.json", "summary.csv", "settings.json"}
+    assert files_below(Path(folder)) == vectors | tables | {"iou.png"}
+    out = Path("runs/pruned-accuracy/analysis/test-step0", PrunedAccuracy.default_name)
+    assert files_below(out) == tables | {"transfer.png"}
+    with (out / "summary.csv").open(newline="") as file:
+        found = {(row["subnetwork"], row["kind"]): row["n"] for row in csv.DictReader(file)}
+    assert found["alpha 0.5", "all"] == "8"
+    assert found["of shape 0.5", "colour"] == "4"
+    assert json.loads((out / "settings.json").read_text())["found"]["sparsity"]["alpha 0.5"] > 0.5
+
+
+def test_the_calibrations_have_to_be_named(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "calibrations" in refusal(capsys, ["analyze", *asked, "--config", str(CONFIGS / SUBNETWORKS[1])])
