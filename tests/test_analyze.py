@@ -37,6 +37,7 @@ ANALYSES = {  # config -> name of its folder, its pictures
         },
     ),
 }
+ANALYSES["analysis/skipping.yaml"] = ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"})
 ON_THE_TESTBED = "analysis/testbed.yaml"  # both, and the model and data
 LENS = ("--analysis", "AnswerLens", "--analysis.correct_only", "false", "--analysis.bootstrap.resamples", "20")
 TABLES = {"rows.csv", "making.json", "summary.csv", "settings.json"}

@@ -77,6 +77,13 @@ class Evaluator(nn.Module):
         for metric in (*self._metrics.values(), self._answers):
             metric.reset()
 
+    def asked(self, batch: MultimodalBatch) -> MultimodalBatch:
+        """Return the samples of a batch that `score` runs the model on, if no answer is known."""
+        if self._labels is not None:
+            return batch
+        kinds = batch.kinds if self._answers.kinds else ()
+        return batch.take([row for row, kind in enumerate(kinds) if kind is not None])
+
     def score(
         self,
         model: PreTrainedModel,

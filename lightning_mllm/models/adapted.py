@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType, Part
 from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport
+from lightning_mllm.types import MultimodalBatch
+
+ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class AdaptedModel:
         backbone: The model.
         report: What the policy made trainable.
         dtype: Of the frozen weights.
+        edit: What changes the model's computations while it runs on a (micro-)batch; None for nothing.
     """
 
     def __init__(self, backbone: Backbone, policy: FreezePolicy, dtype: torch.dtype) -> None:
         self.backbone = backbone
         self.dtype = dtype
+        self.edit: ModelEdit | None = None
         self.report: FreezeReport = policy.apply(backbone)
         if Part.VISION in self.report.trainable_parts:
             backbone.vision_tower.float()  # norms in mixed precision would not run on the CPU
@@ -71,6 +77,10 @@ class AdaptedModel:
         """Return the context in which the forward runs: active only with 16-bit weights."""
         dtype = self.dtype if self.low_precision else torch.bfloat16
         return torch.autocast(device_type, dtype=dtype, enabled=self.low_precision)
+
+    def edited(self, batch: MultimodalBatch) -> AbstractContextManager[None]:
+        """Return the context in which the model runs on a batch, to be entered within `autocast`."""
+        return nullcontext() if self.edit is None or not len(batch) else self.edit(self.backbone, batch)
 
     @property
     def low_precision(self) -> bool:

@@ -195,7 +195,7 @@ class MLLMModule(L.LightningModule):
 
     def _loss(self, batch: MultimodalBatch) -> Tensor:
         """Summed loss of a (micro-)batch."""
-        with self.adapted.autocast(self.device.type):
+        with self.adapted.autocast(self.device.type), self.adapted.edited(batch):
             loss = answer_loss(self.backbone, batch).total
         return loss if batch.vision else keep_in_graph(self.backbone, loss)
 
@@ -217,9 +217,12 @@ class MLLMModule(L.LightningModule):
 
     def validation_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Any]:
         """Return `loss`, `predictions` per scorer, and `answers` of the free-form samples that have a kind."""
+        greedy = self.adapted.edit is None and not self.adapted.low_precision  # an edit is of all samples
         with self.adapted.autocast(self.device.type):
-            loss = answer_loss(self.backbone, batch, with_greedy=not self.adapted.low_precision)
-            scored = self.evaluator.score(self.backbone.model, self.tokenizer, batch, loss.greedy)
+            with self.adapted.edited(batch):
+                loss = answer_loss(self.backbone, batch, with_greedy=greedy)
+            with self.adapted.edited(self.evaluator.asked(batch)):
+                scored = self.evaluator.score(self.backbone.model, self.tokenizer, batch, loss.greedy)
         self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
         return {"loss": loss.mean, "predictions": scored.predictions, "answers": scored.answers}
 

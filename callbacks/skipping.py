@@ -1,0 +1,53 @@
+"""Trains, and evaluates, a model that skips computations."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import lightning as L
+
+from lightning_mllm.analysis.skip import Skip
+from lightning_mllm.analysis.skipping import skipping
+from lightning_mllm.callbacks import access
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch
+
+
+class SkipComputations(L.Callback):
+    """Lets the model skip computations in each training step and, unless it is said otherwise, each evaluation.
+
+    What is trained learns to do without what is skipped, as in "Skipping Computations in Multimodal LLMs" (Shukor and
+    Cord, 2024, arXiv 2410.09454). Of a sample the same tokens are skipped in each epoch, in whatever micro-batch it
+    is. Analyses and probes see the whole model. Weights that no token comes by get no gradient: DDP has to be told,
+    with `trainer.strategy: ddp_find_unused_parameters_true`.
+
+    Args:
+        skip: What is skipped.
+        in_evaluation: Whether validation and test skip it too.
+    """
+
+    def __init__(self, skip: Skip, *, in_evaluation: bool = True) -> None:
+        self.skip, self.in_evaluation = skip, in_evaluation
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let training skip, and its validations."""
+        self._put_in(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let a validation skip."""
+        self._put_in(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let a test skip."""
+        self._put_in(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        access.mllm(pl_module).adapted.edit = None
+
+    def _put_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        def edit(backbone: Backbone, batch: MultimodalBatch) -> AbstractContextManager[None]:
+            skips = self.in_evaluation or trainer.training
+            return skipping(backbone, batch, self.skip) if skips else nullcontext()
+
+        access.mllm(pl_module).adapted.edit = edit

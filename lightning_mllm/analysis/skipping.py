@@ -1,0 +1,112 @@
+"""Skipping computations: while the `with` block lasts, some tokens go around a part of some layers.
+
+What is skipped is not computed: the rows of the other tokens are gathered, computed and put back, so that time and
+operations are really saved, in evaluation and in training. Keys and values keep their places in the cache, so that
+generating token by token is the same as running the whole sequence. See `Skip` for what can be skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from lightning_mllm.analysis.hooks import Arguments, before_call, replacing_layers
+from lightning_mllm.analysis.knockout import attention_of, decoder_layers
+from lightning_mllm.analysis.skip import Skip
+from lightning_mllm.analysis.skip_rows import run_layer
+from lightning_mllm.analysis.skip_run import SkipRun
+from lightning_mllm.analysis.skip_tokens import SampleTokens
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch
+
+_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+_DENSE_MASK_ATTENTION = ("sdpa", "eager")
+_checked: WeakSet[nn.Module] = WeakSet()  # layers that were seen to compute what `run_layer` does
+
+
+@contextmanager
+def skipping(backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Skip) -> Iterator[None]:
+    """Skip computations around anything that runs the model on this batch: forward, backward, `generate`, scorers.
+
+    The batch may be run whole or as its `prompts()`, in one go or token by token, each sequence once or repeated
+    (beams): tokens are found by their number in their sample. If the backward pass comes behind the `with` block, its
+    gradients are those of what was computed all the same. Knockouts may stand around it or in it.
+
+    Args:
+        backbone: The model; its layers are of Llama's kind.
+        batch: The samples that it will be run on, all of them and in this order.
+        skip: What is skipped.
+
+    Raises:
+        ConfigError: At once: the layers are of another kind, do not exist or skip something already; the model is
+            compiled; rows can't be left out of its kind of attention. In the model's forward: it is run on other
+            samples, or its cache is static or slides.
+    """
+    layers = dict(enumerate(decoder_layers(backbone)))
+    tokens = batch if isinstance(batch, SampleTokens) else SampleTokens.of(batch)
+    run = SkipRun(skip, frozenset(skip.layers(len(layers))), tokens.to(backbone.model.device))
+    replaced = {index: layers[index] for index in sorted(run.touched)}
+    _check_model(backbone, skip)
+    _check_layers(backbone, replaced)
+    with before_call(backbone.decoder, run.begin), replacing_layers(replaced, run.work):
+        yield
+
+
+def _check_model(backbone: Backbone, skip: Skip) -> None:
+    if any(module._compiled_call_impl is not None for module in backbone.model.modules()):
+        raise ConfigError(
+            "The model is compiled, and what was compiled before would run on and skip nothing. Use one that is not."
+        )
+    attention = attention_of(backbone)
+    if skip.computation in ("block", "attention") and attention not in _DENSE_MASK_ATTENTION:
+        raise ConfigError(
+            f"Rows are left out of attention with a dense mask, which {attention!r} may ignore or reject. Load the "
+            "model with attention=sdpa or attention=eager."
+        )
+
+
+def _check_layers(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
+    """Refuse layers that skip something already, or compute something else than `run_layer` does."""
+    for index, layer in layers.items():
+        found = {name for name, _ in layer.named_children()}
+        if found != _PARTS:
+            raise ConfigError(
+                f"Layer {index} is a {type(layer).__name__} of {', '.join(sorted(found))}. Computations are skipped in "
+                f"layers of Llama's kind only, as in Mistral and Qwen2, of {', '.join(sorted(_PARTS))}."
+            )
+        if "forward" in layer.__dict__:
+            raise ConfigError(
+                f"Layer {index} skips something already, and what two `skipping` blocks make of one layer is not "
+                "defined. Let them have different layers."
+            )
+    first = next(iter(layers.values()))
+    if first not in _checked and not _computes_as_here(backbone, first):
+        raise ConfigError(
+            f"A {type(first).__name__} has the parts of a layer of Llama's kind, but makes something else of them, so "
+            "that skipping would not mean what it says. Use a model with Llama, Mistral or Qwen2 inside."
+        )
+    _checked.add(first)
+
+
+@torch.no_grad()
+def _computes_as_here(backbone: Backbone, layer: nn.Module) -> bool:
+    """Return whether a layer makes, of three made-up tokens, what `run_layer` does, to the bit."""
+    weight = next(layer.parameters())
+    width: int = backbone.model.get_decoder().config.hidden_size
+    hidden = torch.linspace(-1, 1, 3 * width, device=weight.device, dtype=weight.dtype).view(1, 3, width)
+    rotary: Any = backbone.decoder.rotary_emb
+    embeddings = rotary(hidden, torch.arange(3, device=weight.device)[None])
+    others: Arguments = {"attention_mask": None, "position_embeddings": embeddings}
+    outputs = []
+    for compute in (partial(layer.forward, **others), partial(run_layer, layer, others, None, None)):
+        with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
+            torch.manual_seed(0)  # of dropout, if there is any
+            outputs.append(compute(hidden))
+    return torch.equal(*outputs)

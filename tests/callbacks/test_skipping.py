@@ -1,0 +1,99 @@
+"""Short real fits of a model that skips: what it learns from, and where it skips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from lightning_mllm.analysis.knockout import decoder_layers
+from lightning_mllm.analysis.skip import Skip
+from lightning_mllm.analysis.skipping import skipping
+from lightning_mllm.callbacks import SkipComputations
+from lightning_mllm.models.freeze import Everything
+from lightning_mllm.models.loss import answer_loss
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.trainer import Trainer
+from tests.callbacks.following import make_run
+from tests.models.conftest import digits
+from tests.running import isolate
+
+HALF = Skip(share=0.5, tokens="all", phase="both")
+SECOND_BLOCK = Skip(computation="block", share=1.0, tokens="all", phase="both", start=1)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
+def after_a_step(checkpoint: str, skip: Skip | None, **options: Any) -> tuple[dict[str, Tensor], MLLMModule]:
+    module = MLLMModule(
+        checkpoint,
+        policy=Everything(),
+        optimizer=lambda params, lr: SGD(params, lr=lr),
+        warmup_ratio=0.0,
+        scorers=(),
+        **options,
+    )
+    callbacks: list[Any] = [] if skip is None else [SkipComputations(skip)]
+    trainer = Trainer(
+        logger=False,
+        max_steps=1,
+        limit_val_batches=0,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    torch.manual_seed(0)
+    trainer.fit(module, datamodule=digits(checkpoint))
+    return {name: weights.clone() for name, weights in module.state_dict().items()}, module
+
+
+@pytest.mark.parametrize("skip", [HALF, SECOND_BLOCK, Skip(computation="attention", phase="both", tokens="all")])
+@pytest.mark.parametrize(
+    "options", [{"micro_batch_size": 3}, {"micro_batch_size": 1}, {"gradient_checkpointing": True}], ids=str
+)
+def test_micro_batches_and_checkpointing_take_the_step_of_the_whole_batch(
+    tiny_llava: str, skip: Skip, options: dict[str, Any]
+) -> None:
+    whole, _ = after_a_step(tiny_llava, skip)
+    pieces, _ = after_a_step(tiny_llava, skip, **options)
+    clean, _ = after_a_step(tiny_llava, None)
+
+    for name, weights in whole.items():
+        torch.testing.assert_close(pieces[name], weights, rtol=1e-5, atol=1e-6, msg=name)
+    assert any(not torch.allclose(clean[name], weights, rtol=0, atol=1e-6) for name, weights in whole.items())
+
+
+def test_weights_that_no_token_comes_by_stay(tiny_llava: str) -> None:
+    weights, module = after_a_step(tiny_llava, SECOND_BLOCK)
+    start = MLLMModule(tiny_llava, policy=Everything())
+    start.configure_model()
+
+    stayed = {name for name, before in start.state_dict().items() if torch.equal(weights[name], before)}
+    of_layers = [{name for name in weights if f"language_model.layers.{layer}." in name} for layer in (0, 1)]
+    assert of_layers[1] <= stayed
+    assert not of_layers[0] & stayed
+    assert module.adapted.edit is None
+    assert not any("forward" in layer.__dict__ for layer in decoder_layers(module.backbone))
+
+
+@pytest.mark.parametrize("in_evaluation", [False, True])
+def test_validation_and_test_skip_if_they_are_to(tiny_llava: str, tmp_path: Path, in_evaluation: bool) -> None:
+    callback = SkipComputations(HALF, in_evaluation=in_evaluation)
+
+    run = make_run(tiny_llava, tmp_path / "run", [callback], max_epochs=1).fit().test()
+
+    batch = next(iter(run.data.plain_dataloader("test")))
+    with torch.no_grad():
+        clean = answer_loss(run.module.backbone, batch).mean
+        with skipping(run.module.backbone, batch, HALF):
+            skipped = answer_loss(run.module.backbone, batch).mean
+    assert not torch.isclose(clean, skipped)
+    found = run.trainer.callback_metrics["test/loss"]
+    torch.testing.assert_close(found, skipped if in_evaluation else clean, rtol=1e-5, atol=1e-6)
