@@ -3,26 +3,33 @@
 if __name__ != "lightning_mllm.callbacks":
     raise ImportError(f"Import these callbacks as lightning_mllm.callbacks, not as {__name__}: one file, one class.")
 
+from lightning_mllm.callbacks.alignment import AlignmentMonitor
 from lightning_mllm.callbacks.clip import ClipZeroShot
 from lightning_mllm.callbacks.drift import RepresentationDrift
 from lightning_mllm.callbacks.evaluation_report import EvaluationReport
 from lightning_mllm.callbacks.features import SaveFeatures
 from lightning_mllm.callbacks.freeze_audit import FreezeAudit
+from lightning_mllm.callbacks.hallucination import ChairReport, PopeReport
 from lightning_mllm.callbacks.learning_curve import LearningCurve
 from lightning_mllm.callbacks.predictions import PredictionTable
 from lightning_mllm.callbacks.probe import ProbeEachEpoch
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
+from lightning_mllm.callbacks.skipping import SkipComputations
 from lightning_mllm.callbacks.throughput import Throughput
 
 __all__ = [
+    "AlignmentMonitor",
+    "ChairReport",
     "ClipZeroShot",
     "EvaluationReport",
     "FreezeAudit",
     "LearningCurve",
+    "PopeReport",
     "PredictionTable",
     "ProbeEachEpoch",
     "RepresentationDrift",
     "RunAnalysis",
     "SaveFeatures",
+    "SkipComputations",
     "Throughput",
 ]

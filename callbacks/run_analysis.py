@@ -8,7 +8,7 @@ from itertools import islice
 
 import lightning as L
 
-from lightning_mllm.analysis.base import Analysis
+from lightning_mllm.analysis.base import Analysis, AnalysisResult
 from lightning_mllm.callbacks import access
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.provenance import provenance
@@ -51,7 +51,8 @@ class RunAnalysis(L.Callback):
         """Dissect the model on the test split."""
         self._run(trainer, pl_module, "test")
 
-    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, split: access.Split) -> None:
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, split: access.Split) -> list[AnalysisResult]:
+        """Go through a split once; return what was found, on the first process only."""
         module = access.mllm(pl_module)
         loader: Iterable[MultimodalBatch] = trainer.datamodule.plain_dataloader(split)  # type: ignore[attr-defined]
         batches = math.ceil(len(access.tapped_samples(trainer, split)) / trainer.datamodule.eval_batch_size)  # type: ignore[attr-defined]
@@ -70,4 +71,4 @@ class RunAnalysis(L.Callback):
                         analysis.update(module.backbone, batch.to(module.device))
         finally:
             module.train(was_training)
-        run.finish(trainer.loggers, f"analysis/{split}", trainer.global_step)
+        return run.finish(trainer.loggers, f"analysis/{split}", trainer.global_step)

@@ -28,7 +28,7 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.parser import Parser, data_parser, tasks_parser
-from lightning_mllm.study import StudyCommand, run_study
+from lightning_mllm.study import run_study, study_class
 from lightning_mllm.testbed import datamodules  # noqa: F401 - likewise
 from lightning_mllm.testbed.checkpoints import ROOT
 from lightning_mllm.testbed.domains import datamodule  # noqa: F401 - likewise
@@ -196,9 +196,10 @@ def _extract_tasks(arguments: list[str]) -> None:
 
 def _run_study(arguments: list[str]) -> None:
     _register_resolvers()
+    arguments = ["--dry_run=true" if argument == "--dry-run" else _resolved(argument) for argument in arguments]
     study = auto_cli(
-        StudyCommand,
-        args=["--dry_run=true" if argument == "--dry-run" else _resolved(argument) for argument in arguments],
+        study_class(arguments),
+        args=arguments,
         as_positional=False,
         return_instance=True,
         parser_class=Parser,

@@ -2,12 +2,15 @@
 
 from lightning_mllm.evaluation.answer_metrics import AnswerMetrics, AnswerResult, AnswerScore
 from lightning_mllm.evaluation.answers import INVALID, AnswerParser, normalise
+from lightning_mllm.evaluation.chair import ChairMetrics, ChairResult, Mentions
 from lightning_mllm.evaluation.clip import ClipClassifier
 from lightning_mllm.evaluation.evaluator import Evaluator
 from lightning_mllm.evaluation.exact_match import ExactMatch, OpenAnswer
 from lightning_mllm.evaluation.generation import Generation
 from lightning_mllm.evaluation.likelihood import Likelihood
 from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult, Interval
+from lightning_mllm.evaluation.objects import ObjectVocabulary, read_objects
+from lightning_mllm.evaluation.pope import PopeMetrics, PopeResult, PopeScore
 from lightning_mllm.evaluation.scoring import Predictions, Scorer
 
 __all__ = [
@@ -16,6 +19,8 @@ __all__ = [
     "AnswerParser",
     "AnswerResult",
     "AnswerScore",
+    "ChairMetrics",
+    "ChairResult",
     "ClassificationMetrics",
     "ClassificationResult",
     "ClipClassifier",
@@ -24,8 +29,14 @@ __all__ = [
     "Generation",
     "Interval",
     "Likelihood",
+    "Mentions",
+    "ObjectVocabulary",
     "OpenAnswer",
+    "PopeMetrics",
+    "PopeResult",
+    "PopeScore",
     "Predictions",
     "Scorer",
     "normalise",
+    "read_objects",
 ]

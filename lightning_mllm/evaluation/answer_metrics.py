@@ -24,6 +24,15 @@ from lightning_mllm.evaluation.metrics import Interval
 _Z = NormalDist().inv_cdf(0.975)
 
 
+def wilson(share: float, n: float) -> Interval:
+    """Return Wilson's 95 % score interval of a share of n: all p with |share - p| <= z sqrt(p (1 - p) / n)."""
+    z2 = _Z**2 / n
+    centre = share + z2 / 2
+    reach = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
+    low, high = ((centre + sign * reach) / (1 + z2) for sign in (-1, 1))
+    return Interval(max(low, 0.0), min(high, 1.0))  # but for rounding they lie between 0 and 1
+
+
 @dataclass(frozen=True)
 class AnswerScore:
     """How many of N answers are right.
@@ -43,12 +52,8 @@ class AnswerScore:
 
     @property
     def interval(self) -> Interval:
-        """Wilson's 95 % score interval: all p with |accuracy - p| <= z sqrt(p (1 - p) / n)."""
-        z2 = _Z**2 / self.n
-        centre = self.accuracy + z2 / 2
-        reach = math.sqrt(z2 * self.accuracy * (1 - self.accuracy) + z2**2 / 4)
-        low, high = ((centre + sign * reach) / (1 + z2) for sign in (-1, 1))
-        return Interval(max(low, 0.0), min(high, 1.0))  # but for rounding they lie between 0 and 1
+        """Wilson's 95 % score interval."""
+        return wilson(self.accuracy, self.n)
 
     def summary(self) -> dict[str, Any]:
         """Return plain numbers, ready for JSON."""

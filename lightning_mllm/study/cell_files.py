@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.study.config import Richness
-from lightning_mllm.study.marker import CellFolder
+from lightning_mllm.study.grid import CellFolder
+from lightning_mllm.study.marker import AnyFolder
 from lightning_mllm.tracking.files import read_json
 
 Row = Mapping[str, str]
@@ -34,7 +35,7 @@ class Answers:
     predicted: tuple[Mapping[str, str], ...]
 
 
-def evaluation_of(folder: CellFolder) -> Path:
+def evaluation_of(folder: AnyFolder) -> Path:
     """Return the folder of the cell's test, in its last run.
 
     Raises:
@@ -44,7 +45,7 @@ def evaluation_of(folder: CellFolder) -> Path:
     found = list(runs[-1].glob("evaluation/test-step*/scores.json")) if runs else []
     if not found:
         where = runs[-1] if runs else folder.path
-        raise DataError(f"{where}/evaluation/test-step*/scores.json is missing.{_way_out(folder)}")
+        raise DataError(f"{where}/evaluation/test-step*/scores.json is missing.{way_out(folder)}")
     return max((path.parent for path in found), key=lambda path: int(path.name.rpartition("step")[2]))
 
 
@@ -164,13 +165,13 @@ def _read_all_runs(folder: CellFolder, name: str, key: Iterable[str]) -> list[Ro
     key = tuple(key)
     paths = [path for run in folder.runs() if (path := run / name).is_file()]
     if not paths:
-        raise DataError(f"{folder.runs()[-1] / name} is missing.{_way_out(folder)}")
+        raise DataError(f"{folder.runs()[-1] / name} is missing.{way_out(folder)}")
     return list({tuple(row[part] for part in key): row for path in paths for row in _rows(path)}.values())
 
 
 def _read(path: Path, folder: CellFolder) -> list[Row]:
     if not path.is_file():
-        raise DataError(f"{path} is missing.{_way_out(folder)}")
+        raise DataError(f"{path} is missing.{way_out(folder)}")
     return list(_rows(path))
 
 
@@ -179,7 +180,8 @@ def _rows(path: Path) -> Iterator[Row]:
         yield from csv.DictReader(file)
 
 
-def _way_out(folder: CellFolder) -> str:
+def way_out(folder: AnyFolder) -> str:
+    """Return how to go on where a cell lacks a file."""
     return (
         f" The study needs it of each cell: leave the callback that writes it in the study's config files, or, if it "
         f"was removed by hand, delete {folder.path} and run the study again."

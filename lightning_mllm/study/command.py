@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from rich.console import Console
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study.config import Study
-from lightning_mllm.study.grid import cells_of, share_of
+from lightning_mllm.study.grid import share_of
 from lightning_mllm.study.locks import locked
-from lightning_mllm.study.marker import CellFolder, State, refuse_changed
+from lightning_mllm.study.marker import AnyFolder, Folder, State, refuse_changed
 from lightning_mllm.study.plan import plan
-from lightning_mllm.study.report import write_report
+from lightning_mllm.study.runnable import RunnableStudy
 from lightning_mllm.study.runner import Failure, Lightning, Runner, in_a_process, share_of_threads
 from lightning_mllm.study.summary import log_summary
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyCommand(Study):
-    """A study, and what of it is done now.
-
-    Attributes:
-        cells: Which part of how many, e.g. 3/8 on the third of eight machines. In a SLURM array from 1 on:
-            `--cells $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`.
-        jobs: How many cells run side by side, in a process each, with an equal share of the CPU cores.
-        dry_run: Only show the plan.
-    """
-
-    cells: str = "1/1"
-    jobs: int = 1
-    dry_run: bool = False
-
-
-def run_study(study: StudyCommand, lightning: Lightning | None = None) -> list[Failure]:
+def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[Failure]:
     """Run a study, or a part of it; what is done is not done again.
 
     Args:
@@ -53,8 +35,8 @@ def run_study(study: StudyCommand, lightning: Lightning | None = None) -> list[F
     study.check()
     if study.jobs < 1:
         raise ConfigError(f"--jobs is {study.jobs}; at least one cell runs at a time.")
-    cells = cells_of(study)
-    folders = {cell.id: CellFolder(cell, study.folder / "cells" / cell.id) for cell in cells}
+    cells = study.all_cells()
+    folders = {cell.id: Folder(cell, study.folder / "cells" / cell.id) for cell in cells}
     mine = [folders[cell.id] for cell in share_of(cells, study.cells)]
     refuse_changed(list(folders.values()))
     console = Console()
@@ -66,15 +48,15 @@ def run_study(study: StudyCommand, lightning: Lightning | None = None) -> list[F
     failures = Runner(study, lightning).run(to_run, study.jobs)
     _tell(console, to_run, failures)  # first: the report may be refused
     with locked(study.folder / "report.lock", wait=True):  # several machines end at about the same time
-        report = write_report(study, list(folders.values()))
+        report = study.write_report(list(folders.values()))
         if all(folder.state is State.DONE for folder in folders.values()):
-            log_summary(study)
+            log_summary(study, study.tables)
     if report is not None:
         console.print(f"Results are in {report}", highlight=False)
     return failures
 
 
-def _tell(console: Console, to_run: Sequence[CellFolder], failures: Sequence[Failure]) -> None:
+def _tell(console: Console, to_run: Sequence[AnyFolder], failures: Sequence[Failure]) -> None:
     """Say which cells failed and why, and which others are left."""
     for failure in failures:
         console.print(f"{failure.folder.cell.id} failed: {failure.reason}", style="red", markup=False)

@@ -18,7 +18,7 @@ from lightning_mllm.study.cell_files import (
     scores_of,
 )
 from lightning_mllm.study.config import ZERO_SHOT, Study
-from lightning_mllm.study.marker import CellFolder
+from lightning_mllm.study.grid import CellFolder
 
 # who answered: the MLLM, a probe of its projection, a probe of its vision tower, CLIP with the names of the classes
 Kind = Literal["model", "richness", "image-only", "clip"]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Literal
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.study.base import BaseStudy, check_files, check_names
 from lightning_mllm.study.config_files import config_of, projector_rate
 from lightning_mllm.study.decisions import ALPHA, smallest_trend_p
-from lightning_mllm.tracking.log import WandbMode
 
 ZERO_SHOT, FT_PROJ, FT_E2E = "zero_shot", "ft_proj", "ft_e2e"
-
-_NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot: it separates the names in a cell's id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +45,13 @@ class RateSweep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(BaseStudy):
     """The grid (checkpoint x domain x policy x preset x seed), and how its results are read.
 
     A cell is a normal run; its config files are, in this order, `common`, those of the domain, those of the policy.
 
     Attributes:
-        name: Of the study: of its folder and of its W&B group.
+        kind: Of study.
         checkpoints: Name -> hub id or folder.
         domains: Name -> config files.
         presets: Name -> policy -> config files. The claims are about the policies `ft_proj` and `ft_e2e`.
@@ -67,12 +64,9 @@ class Study:
         drift: Whether the cells that train write `drift.csv`.
         resamples: Of every bootstrap.
         keep_checkpoints: Whether the checkpoints of a finished cell stay; an FT-E2E of 7 billion weights takes 80 GB.
-        root: Folder of all studies.
-        wandb: Mode of the cells and of the summary.
-        project: W&B project.
     """
 
-    name: str
+    kind: Literal["projection"] = "projection"
     checkpoints: dict[str, str]
     domains: dict[str, list[str]]
     presets: dict[str, dict[str, list[str]]]
@@ -85,14 +79,6 @@ class Study:
     drift: bool = False
     resamples: int = 2000
     keep_checkpoints: bool = True
-    root: str = "studies"
-    wandb: WandbMode = "auto"
-    project: str = "lightning-mllm"
-
-    @property
-    def folder(self) -> Path:
-        """Where everything of this study goes."""
-        return Path(self.root) / self.name
 
     def rates_of_sweep(self) -> dict[str, float]:
         """Return, by preset, the projection's learning rate of each FT-Proj of the sweep."""
@@ -111,7 +97,7 @@ class Study:
                 sweep is too small to decide anything.
         """
         for option, names in self._names():
-            _check_names(option, names)
+            check_names(option, names)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"seeds are {self.seeds}: give one or more, each once, and none below 0.")
         if self.resamples < 2000:
@@ -124,18 +110,10 @@ class Study:
                 )
         if self.sweep is not None:
             self._check_sweep(self.sweep)
-        self._check_files()
+        for option, files in self._files():
+            check_files(option, files)
         if self.sweep is not None and self.richness is not None:
             self._check_power(len(self.rates_of_sweep()))
-
-    def _check_files(self) -> None:
-        for option, files in self._files():
-            for file in files:
-                if not Path(file).is_file():
-                    raise ConfigError(
-                        f"{option} names the config file {file}, which does not exist. Paths count from the folder "
-                        f"in which the study is started, here {Path.cwd()}."
-                    )
 
     def _check_power(self, rates: int) -> None:
         """Refuse a sweep whose claim could not be decided even if all losses were in the order of the rates."""
@@ -170,18 +148,3 @@ class Study:
             )
         if len(set(sweep.rates)) < max(len(sweep.rates), 2) or any(rate <= 0 for rate in sweep.rates):
             raise ConfigError(f"sweep.rates are {sweep.rates}: give two or more different rates above 0.")
-
-
-def _check_names(option: str, names: Iterable[str]) -> None:
-    names = list(names)
-    if not names:
-        raise ConfigError(f"{option} is empty, so the study has no cell. Give it at least one entry.")
-    for name in names:
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{option} has the name {name!r}. It becomes part of folder names: use letters, digits, _ and - only."
-            )
-    folded = [name.lower() for name in names]
-    for name in names:
-        if folded.count(name.lower()) > 1:
-            raise ConfigError(f"{option} has {name!r} twice (case is no matter: names become folders). Rename one.")

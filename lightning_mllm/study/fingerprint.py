@@ -16,16 +16,18 @@ _SAMPLE = 256  # bytes of each tensor
 
 
 def fingerprint(source: str) -> str:
-    """Return what identifies a checkpoint: of a folder a hash, of anything else its name.
+    """Return what identifies a checkpoint: of a folder or a file a hash, of anything else its name.
 
-    The hash is of the names and sizes of the files, of small files as a whole, and of safetensors the header and the
-    beginning of every tensor: training changes those, while names, sizes and headers stay. Files that the index of a
-    sharded checkpoint names count wherever they are.
+    The hash of a folder is of the names and sizes of the files, of small files as a whole, and of safetensors the
+    header and the beginning of every tensor: training changes those, while names, sizes and headers stay. Files that
+    the index of a sharded checkpoint names count wherever they are.
     """
-    folder = Path(source)
-    if not folder.is_dir():
+    path = Path(source)
+    if path.is_file():  # a training checkpoint
+        return _hash(str(path.parent), ((path.name, *_state(path)),))
+    if not path.is_dir():
         return source
-    states = [(os.path.relpath(file, folder), *_state(file)) for file in _files(folder)]
+    states = [(os.path.relpath(file, path), *_state(file)) for file in _files(path)]
     return _hash(source, tuple(states))
 
 

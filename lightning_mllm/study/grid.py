@@ -10,12 +10,14 @@ from functools import cache
 from typing import Any
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.study.base import BaseCell, CellT
 from lightning_mllm.study.config import FT_PROJ, ZERO_SHOT, Study
 from lightning_mllm.study.config_files import RATE, config_of, projector_rate, without_projector_rate
+from lightning_mllm.study.marker import Folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(BaseCell):
     """One run of the grid.
 
     Attributes:
@@ -24,8 +26,6 @@ class Cell:
         policy: What is trained; `zero_shot` trains nothing.
         preset: How it is trained; empty for zero-shot.
         seed: Of everything.
-        source: Hub id or folder of the checkpoint.
-        configs: Config files, in the order in which they count.
         rate: Learning rate of the projection in place of that of the configs.
         also: Further presets under which the policy would be trained in the very same way, so that this is their
             cell, too.
@@ -36,8 +36,6 @@ class Cell:
     policy: str
     preset: str
     seed: int
-    source: str
-    configs: tuple[str, ...]
     rate: float | None = None
     also: tuple[str, ...] = ()
 
@@ -46,6 +44,28 @@ class Cell:
         """Name of the cell and of its folder."""
         preset = [self.preset] if self.preset else []
         return ".".join([self.checkpoint, self.domain, *preset, self.policy, f"seed{self.seed}"])
+
+    @property
+    def likeness(self) -> tuple[tuple[object, ...], ...]:
+        """What cells share that take about as long: those that are the most alike first."""
+        return (
+            (self.checkpoint, self.domain, self.policy, self.preset),
+            (self.checkpoint, self.domain, self.policy),
+            (self.domain, self.policy),
+            (self.checkpoint, self.policy),
+            (self.domain, self.trains),
+            (self.trains,),
+        )
+
+    @property
+    def order(self) -> tuple[str | int, ...]:
+        """By which cells are sorted, to be dealt to machines."""
+        return self.policy, self.preset, self.checkpoint, self.domain, self.seed
+
+    @property
+    def note(self) -> str:
+        """Under which presets the cell is run, too."""
+        return f"also {', '.join(self.also)}" if self.also else ""
 
     @property
     def presets(self) -> tuple[str, ...]:
@@ -73,6 +93,9 @@ class Cell:
         ]
 
 
+CellFolder = Folder[Cell]
+
+
 def cells_of(study: Study) -> list[Cell]:
     """Return all cells; seed by seed, so that a study that is stopped early has something of everything.
 
@@ -90,7 +113,7 @@ def cells_of(study: Study) -> list[Cell]:
     return list(unique.values())
 
 
-def share_of(cells: Sequence[Cell], share: str) -> list[Cell]:
+def share_of(cells: Sequence[CellT], share: str) -> list[CellT]:
     """Return the share of one machine, e.g. "3/8": the third of eight. Each share has cells of each kind.
 
     Raises:
@@ -102,7 +125,7 @@ def share_of(cells: Sequence[Cell], share: str) -> list[Cell]:
             f"--cells is {share!r}; it says which part of how many, e.g. 3/8 for the third of eight, counted from 1. "
             "In a SLURM array that starts at 1 (--array=1-8): --cells $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT."
         )
-    by_kind = sorted(cells, key=lambda cell: (cell.policy, cell.preset, cell.checkpoint, cell.domain, cell.seed))
+    by_kind = sorted(cells, key=lambda cell: cell.order)
     mine = {cell.id for cell in by_kind[int(match[1]) - 1 :: int(match[2])]}  # dealt like cards
     return [cell for cell in cells if cell.id in mine]
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from lightning_mllm import __version__
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.study.base import BaseCell, CellT
 from lightning_mllm.study.config_files import config_of
 from lightning_mllm.study.fingerprint import fingerprint
-from lightning_mllm.study.grid import Cell
 from lightning_mllm.tracking.files import read_json, write_json
 
 Making = Mapping[str, Any]  # what decides a cell's results
@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class CellFolder:
+class Folder(Generic[CellT]):
     """The files of a cell.
 
     Attributes:
@@ -42,7 +42,7 @@ class CellFolder:
         path: Its folder.
     """
 
-    cell: Cell
+    cell: CellT
     path: Path
 
     @property
@@ -116,7 +116,10 @@ class CellFolder:
         return sorted(numbers, key=lambda path: numbers[path])
 
 
-def making_of(cell: Cell) -> Making:
+AnyFolder = Folder[Any]
+
+
+def making_of(cell: BaseCell) -> Making:
     """Return what decides a cell's results: its command line, and the contents of its config files and checkpoint.
 
     Comments, the order of keys, and the place of a local checkpoint don't count; the version is noted, but a new one
@@ -125,7 +128,7 @@ def making_of(cell: Cell) -> Making:
     return {
         "cell": cell.id,
         "version": __version__,
-        "checkpoint": fingerprint(cell.source),
+        "checkpoint": " ".join(map(fingerprint, cell.weights)),
         "arguments": replace(cell, source="").arguments(),
         "configs": {file: _digest(file) for file in cell.configs},
     }
@@ -139,7 +142,7 @@ def differences(then: Making, now: Making) -> list[str]:
     return changed + [file for file, digest in now["configs"].items() if configs.get(file, digest) != digest]
 
 
-def refuse_changed(folders: list[CellFolder]) -> None:
+def refuse_changed(folders: Sequence[AnyFolder]) -> None:
     """Refuse to go on with a study that is no longer what it was.
 
     Raises:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from rich.table import Table
 
-from lightning_mllm.study.grid import Cell
-from lightning_mllm.study.marker import CellFolder, State
-
-# what a cell's time may be told from: finished cells of the same kind, else those that are the most alike
-_ALIKE: tuple[Callable[[Cell], tuple[object, ...]], ...] = (
-    lambda cell: (cell.checkpoint, cell.domain, cell.policy, cell.preset),
-    lambda cell: (cell.checkpoint, cell.domain, cell.policy),
-    lambda cell: (cell.domain, cell.policy),
-    lambda cell: (cell.checkpoint, cell.policy),
-    lambda cell: (cell.domain, cell.trains),
-    lambda cell: (cell.trains,),
-)
+from lightning_mllm.study.base import BaseCell
+from lightning_mllm.study.marker import AnyFolder, State
 
 
-def plan(mine: Sequence[CellFolder], all_cells: Sequence[CellFolder], *, jobs: int) -> Table:
+def plan(mine: Sequence[AnyFolder], all_cells: Sequence[AnyFolder], *, jobs: int) -> Table:
     """Return the cells with their state and how long they will take, going by finished cells that are alike.
 
     Args:
@@ -40,7 +30,7 @@ def plan(mine: Sequence[CellFolder], all_cells: Sequence[CellFolder], *, jobs: i
             seconds = _estimate(folder.cell, times)
             known += [] if seconds is None else [seconds]
             about = "?" if seconds is None else duration(seconds)
-        name = f"{folder.cell.id} (also {', '.join(folder.cell.also)})" if folder.cell.also else folder.cell.id
+        name = f"{folder.cell.id} ({folder.cell.note})" if folder.cell.note else folder.cell.id
         table.add_row(name, str(state), about)
     left = len(states) - states.count(State.DONE)
     counts = ", ".join(f"{states.count(state)} {state}" for state in State if state in states)
@@ -56,9 +46,10 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
-def _estimate(cell: Cell, times: Sequence[tuple[Cell, float]]) -> float | None:
-    for kind in _ALIKE:
-        if found := [seconds for other, seconds in times if kind(other) == kind(cell)]:
+def _estimate(cell: BaseCell, times: Sequence[tuple[BaseCell, float]]) -> float | None:
+    """Return the mean time of the finished cells that are the most alike."""
+    for rank, likeness in enumerate(cell.likeness):
+        if found := [seconds for other, seconds in times if other.likeness[rank] == likeness]:
             return fmean(found)
     return None
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from lightning_mllm.study.comparison import Comparison, compare
 from lightning_mllm.study.config import Study
 from lightning_mllm.study.figures import draw
-from lightning_mllm.study.marker import CellFolder, State
+from lightning_mllm.study.grid import CellFolder
+from lightning_mllm.study.marker import State
 from lightning_mllm.study.results import COLUMNS, collect
 from lightning_mllm.study.tables import (
     TABLE_COLUMNS,

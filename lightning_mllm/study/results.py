@@ -8,7 +8,7 @@ from statistics import fmean
 
 from lightning_mllm.study.cell_files import clip_scores_of, drift_of, probes_of, scores_of
 from lightning_mllm.study.config import Study
-from lightning_mllm.study.marker import CellFolder
+from lightning_mllm.study.grid import CellFolder
 
 _SCORES = ("accuracy", "macro_f1", "invalid_rate")
 _PROBE_SCORES = ("accuracy", "macro_f1", "control_accuracy")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.study.cell_files import check_complete
-from lightning_mllm.study.config import Study
 from lightning_mllm.study.locks import locked
-from lightning_mllm.study.marker import CellFolder, Making, State, differences, making_of, refuse_changed
+from lightning_mllm.study.marker import AnyFolder, Making, State, differences, making_of, refuse_changed
+from lightning_mllm.study.runnable import RunnableStudy
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ class Failure:
         concerns_all: Whether it would be the same for the other cells, so that none of them is started any more.
     """
 
-    folder: CellFolder
+    folder: AnyFolder
     reason: str
     concerns_all: bool = False
 
@@ -83,11 +81,11 @@ class Runner:
         lightning: Runs a command line.
     """
 
-    def __init__(self, study: Study, lightning: Lightning) -> None:
+    def __init__(self, study: RunnableStudy, lightning: Lightning) -> None:
         self._study, self._lightning = study, lightning
         self._stop = threading.Event()  # set when no further cell is to be started
 
-    def run(self, folders: Sequence[CellFolder], jobs: int) -> list[Failure]:
+    def run(self, folders: Sequence[AnyFolder], jobs: int) -> list[Failure]:
         """Run cells, `jobs` of them side by side, and return those that failed.
 
         Raises:
@@ -102,7 +100,7 @@ class Runner:
                 pool.shutdown(wait=False, cancel_futures=True)  # interrupted: start no further cell
                 raise
 
-    def _run(self, folder: CellFolder, making: Making) -> Failure | None:
+    def _run(self, folder: AnyFolder, making: Making) -> Failure | None:
         if self._stop.is_set():
             return None
         with locked(folder.path / "lock", wait=False) as lock:
@@ -116,12 +114,11 @@ class Runner:
                 log.error("%s failed", folder.cell.id)
                 if failure.concerns_all:
                     self._stop.set()
-            elif not self._study.keep_checkpoints:
-                for run in folder.runs():
-                    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            else:
+                self._study.tidy(folder)
         return failure
 
-    def _make(self, folder: CellFolder, making: Making, lock: int) -> Failure | None:
+    def _make(self, folder: AnyFolder, making: Making, lock: int) -> Failure | None:
         began = time.monotonic()
         try:
             refuse_changed([folder])  # another process may have begun it since
@@ -136,14 +133,14 @@ class Runner:
         except (ConfigError, DataError, OSError) as error:
             return Failure(folder, str(error))
         try:
-            check_complete(folder, scorer=self._study.scorer, richness=self._study.richness, drift=self._study.drift)
+            self._study.check_cell(folder)
         except DataError as error:  # it ran to its end, but not as the study needs it
             return Failure(folder, str(error), concerns_all=True)
         folder.finish(making, None if checkpoint else time.monotonic() - began)
         return None
 
 
-def _refuse_edited(folder: CellFolder, making: Making) -> None:
+def _refuse_edited(folder: AnyFolder, making: Making) -> None:
     """Refuse a cell that would be made otherwise now than when the study was started.
 
     Raises:
@@ -156,7 +153,7 @@ def _refuse_edited(folder: CellFolder, making: Making) -> None:
         )
 
 
-def _arguments(study: Study, folder: CellFolder, checkpoint: Path | None) -> list[str]:
+def _arguments(study: RunnableStudy, folder: AnyFolder, checkpoint: Path | None) -> list[str]:
     """Return the whole command line of a cell."""
     resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
     return [

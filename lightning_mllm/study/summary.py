@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Sequence
 
-from lightning_mllm.study.config import Study
+from lightning_mllm.study.base import BaseStudy
 from lightning_mllm.tracking.files import read_json, write_json
 from lightning_mllm.tracking.log import finish, log_image, log_table, make_loggers
 
-_TABLES = ("table1", "table2", "verdict")
 
+def log_summary(study: BaseStudy, tables: Sequence[str]) -> None:
+    """Log the summary, unless that is done: `summary.json` says of which tables, and in which mode.
 
-def log_summary(study: Study) -> None:
-    """Log the summary, unless that is done: `summary.json` says of which tables, and in which mode."""
+    Args:
+        study: The study.
+        tables: Names of its CSV files.
+    """
     marker = study.folder / "summary.json"
-    now = {"wandb": study.wandb, "tables": _digest(study)}
+    now = {"wandb": study.wandb, "tables": _digest(study, tables)}
     if marker.is_file() and read_json(marker) == now:
         return
     loggers = make_loggers(
@@ -25,7 +29,7 @@ def log_summary(study: Study) -> None:
         mode=study.wandb,
         project=study.project,
     )
-    for name in _TABLES:
+    for name in tables:
         with (study.folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
             columns, *rows = csv.reader(file)
         log_table(loggers, name, columns, rows)
@@ -35,6 +39,6 @@ def log_summary(study: Study) -> None:
     write_json(marker, now)
 
 
-def _digest(study: Study) -> str:
-    content = b"".join((study.folder / f"{name}.csv").read_bytes() for name in _TABLES)
+def _digest(study: BaseStudy, tables: Sequence[str]) -> str:
+    content = b"".join((study.folder / f"{name}.csv").read_bytes() for name in tables)
     return hashlib.sha256(content).hexdigest()[:16]

@@ -179,6 +179,11 @@ def _with_interval(scores: Scores | float) -> tuple[float, float | None, float |
     return (scores.mean, *scores.interval) if isinstance(scores, Scores) else (scores, None, None)
 
 
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of Markdown."""
+    return "\n".join([*_header(columns), *map(_line, rows)])
+
+
 def _header(names: Iterable[str]) -> list[str]:
     names = list(names)
     return [_line(names), _line(["---"] * len(names))]

@@ -38,6 +38,27 @@ class Slope:
     after: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Dot:
+    """Two numbers of one thing, with their intervals.
+
+    Attributes:
+        panel: Title of the panel: what the upright number is.
+        label: What it is of.
+        x: The number to the right.
+        y: The upright number.
+        x_interval: Of the number to the right, if there is one.
+        y_interval: Of the upright number, likewise.
+    """
+
+    panel: str
+    label: str
+    x: float
+    y: float
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
+
+
 def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: str) -> Path:
     """Draw where training moves each model: to the left it loses richness, upwards it gets better.
 
@@ -72,13 +93,20 @@ def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: st
     return save_figure(figure, output)
 
 
-def epoch_plot(curves: Mapping[str, Mapping[str, Curve]], output: Path, *, ylabel: str) -> Path:
-    """Draw a number over the epochs, -1 being before training.
+def epoch_plot(
+    curves: Mapping[str, Mapping[str, Curve]],
+    output: Path,
+    *,
+    ylabel: str,
+    xlabel: str = "Epoch (-1: before training)",
+) -> Path:
+    """Draw a number over the epochs, -1 being before training, or over something else that is counted.
 
     Args:
         curves: Panel -> label of the line -> epoch -> value.
         output: The PNG to write.
         ylabel: What the number is.
+        xlabel: What it is drawn over.
 
     Returns:
         `output`.
@@ -92,9 +120,40 @@ def epoch_plot(curves: Mapping[str, Mapping[str, Curve]], output: Path, *, ylabe
             epochs = sorted(curve)
             values = [curve[epoch] for epoch in epochs]
             axis.plot(epochs, values, marker="o", markersize=4, label=label, color=colour, linestyle=dashes)
-        axis.set(title=panel, xlabel="Epoch (-1: before training)", ylabel=ylabel)
+        axis.set(title=panel, xlabel=xlabel, ylabel=ylabel)
         finish_axis(axis)
     return save_figure(figure, output)
+
+
+def dot_plot(dots: Sequence[Dot], output: Path, *, xlabel: str) -> Path:
+    """Draw numbers over another one, a panel for each, with bars for their intervals.
+
+    Args:
+        dots: What is drawn; those of one label have one colour and marker.
+        output: The PNG to write.
+        xlabel: What the number to the right is.
+
+    Returns:
+        `output`.
+    """
+    panels = list(dict.fromkeys(dot.panel for dot in dots))
+    labels = list(dict.fromkeys(dot.label for dot in dots))
+    figure, axes = make_panels(panels)
+    for axis, panel in zip(axes, panels, strict=True):
+        for dot in (each for each in dots if each.panel == panel):
+            index = labels.index(dot.label)
+            colour, marker = PALETTE[index % len(PALETTE)], _MARKERS[index // len(PALETTE) % len(_MARKERS)]
+            across, upright = _reach(dot.x, dot.x_interval), _reach(dot.y, dot.y_interval)
+            axis.errorbar([dot.x], [dot.y], upright, across, marker, color=colour, label=dot.label, linewidth=1)
+        axis.set(title=panel, xlabel=xlabel)
+        finish_axis(axis)
+        axis.xaxis.set_major_locator(AutoLocator())  # scores are no whole numbers
+    return save_figure(figure, output)
+
+
+def _reach(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
+    """Return how far an interval reaches below and above a value, as matplotlib takes it."""
+    return None if interval is None else [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
 
 
 def make_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:

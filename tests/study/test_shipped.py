@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from lightning_mllm import cli
 from lightning_mllm.cli import CLI, main
-from lightning_mllm.study import StudyCommand
+from lightning_mllm.study import RunnableStudy
 from lightning_mllm.study.command import run_study
 from lightning_mllm.study.grid import Cell, cells_of
 from lightning_mllm.study.runner import Failure
@@ -25,14 +26,22 @@ PARTS = {  # what they are made of
     *(f"study/testbed/{name}.yaml" for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")),
     *(f"data/testbed_{domain}.yaml" for domain in ("glyphs", "textures", "leaves", "lesions")),
 }
-STUDY_CONFIGS = {*STUDIES, *PARTS}
+ALIGNMENT_STUDIES = {"study/alignment.yaml": 24, "study/alignment_testbed.yaml": 12}  # likewise
+ALIGNMENT_PARTS = {
+    *(f"study/alignment/{name}.yaml" for name in ("task", "presence", "captions", "scores")),
+    *(f"study/alignment/testbed_{name}.yaml" for name in ("common", "questions", "presence", "captions", "chair")),
+    "study/alignment/testbed_scores.yaml",
+}
+ALIGNMENT_SERIES = "study/alignment/testbed_series.yaml"  # further checkpoints, and the training that makes them
+ALIGNMENT_STEPS = "study/alignment/testbed_steps.yaml"
+STUDY_CONFIGS = {*STUDIES, *PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS, ALIGNMENT_SERIES, ALIGNMENT_STEPS}
 
 
-def parse(*arguments: str) -> StudyCommand:
+def parse(*arguments: str) -> Any:
     """Return the study that the command line would run."""
-    parsed: list[StudyCommand] = []
+    parsed: list[RunnableStudy] = []
 
-    def keep(study: StudyCommand) -> list[Failure]:
+    def keep(study: RunnableStudy) -> list[Failure]:
         parsed.append(study)
         return []
 

@@ -1,0 +1,84 @@
+"""Follows how well visual and textual tokens are aligned while the model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+
+from lightning_mllm.analysis.alignment import Alignment
+from lightning_mllm.analysis.alignment_summary import READINGS, Reading, alignment_score
+from lightning_mllm.analysis.base import AnalysisResult
+from lightning_mllm.analysis.token_sets import ALL_TOKENS, TokenSets
+from lightning_mllm.callbacks import access
+from lightning_mllm.callbacks.run_analysis import RunAnalysis
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.tracking.files import write_rows
+from lightning_mllm.tracking.log import log_image, log_metrics
+from lightning_mllm.tracking.study_figures import epoch_plot
+
+COLUMNS = ("epoch", "step", "split", "score", "value", "low_95", "high_95", "n")
+
+
+class AlignmentMonitor(RunAnalysis):
+    """Follows the implicit alignment score: before training, at validations of a fit, and after a test.
+
+    In the run's folder, `alignment.csv` has a row per score and moment and `alignment.png` the curves of the validation
+    split; the layers are in the files of the analysis, as `RunAnalysis` writes them.
+
+    Args:
+        analysis: How alignment is measured; by default no more than the scores need.
+        scores: Which are followed: readings of the score.
+        mode: How they compare tokens.
+        tokens: Which tokens they count.
+        every_n_epochs: Epochs between measurements.
+        before_training: Whether the untrained model is measured too.
+    """
+
+    def __init__(
+        self,
+        analysis: Alignment | None = None,
+        *,
+        scores: Sequence[Reading] = READINGS,
+        mode: str = "avg",
+        tokens: str = ALL_TOKENS,
+        every_n_epochs: int = 1,
+        before_training: bool = True,
+    ) -> None:
+        measured = analysis or Alignment(gaps=(), pair_budget=0, sets=TokenSets(sink_ratio=None))
+        super().__init__(measured, every_n_epochs=every_n_epochs, before_training=before_training)
+        self.scores, self.mode, self.tokens = tuple(scores), mode, tokens
+        self._rows: list[list[Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scores so far, so that a resumed run has them too."""
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the scores of the run that is resumed, unless this is a test, with a checkpoint, of what was fitted."""
+        self._rows = self._rows or list(state_dict["rows"])
+
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, split: access.Split) -> list[AnalysisResult]:
+        results = super()._run(trainer, pl_module, split)
+        if results and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write(trainer, access.mllm(pl_module), split, results[0])
+        return results
+
+    def _write(self, trainer: L.Trainer, module: MLLMModule, split: access.Split, result: AnalysisResult) -> None:
+        when = access.epoch_of(trainer, module), module.trained_steps, split
+        logged = {}
+        for name in self.scores:
+            score = alignment_score(result, name, mode=self.mode, tokens=self.tokens)
+            self._rows.append([*when, name, score.value, score.low_95, score.high_95, score.n])
+            logged[f"alignment/{split}/{name}"] = score.value
+        folder = access.run_dir(trainer)
+        write_rows(folder / "alignment.csv", COLUMNS, self._rows)
+        log_metrics(trainer.loggers, logged, trainer.global_step)
+        curves: dict[str, dict[int, float]] = {}
+        for _, step, _, name, value, *_ in (row for row in self._rows if row[2] == "val"):
+            curves.setdefault(name, {})[step] = value
+        if curves:
+            axes = {"xlabel": "Optimiser step (0: before training)", "ylabel": f"Alignment score ({self.mode})"}
+            picture = epoch_plot({"Validation split": curves}, folder / "alignment.png", **axes)
+            log_image(trainer.loggers, "alignment", picture, trainer.global_step)

@@ -1,0 +1,143 @@
+"""Does the alignment score go with task accuracy, and against hallucination? Over the checkpoints of a study.
+
+Shukor and Cord (2024, arXiv 2405.16700, abstract and Fig. 9) say that it does; their figures show curves of at most
+six checkpoints side by side, and no coefficient. Here each part of a claim is a Spearman correlation over checkpoints,
+since the claim is one of order. Its p-values are adjusted over all parts of both claims (Holm), per reading of the
+score, those that are not there yet counting as 1; then a part *holds* if the correlation has the sign that is claimed
+and p <= 0.05, *does not* if it has the other one, and is *undecided* otherwise. A claim holds where all its parts do,
+and does not where one does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_mllm.study.alignment_config import ALIGNMENT, CAPTIONS, PRESENCE, TASK, AlignmentStudy
+from lightning_mllm.study.alignment_scores import Score
+from lightning_mllm.study.bootstrap import Floats
+from lightning_mllm.study.correlation import Correlation, correlate, smallest_n, smallest_p
+from lightning_mllm.study.decisions import ALPHA, Decision, all_of, decide, holm
+
+TEST = "Spearman correlation over checkpoints, permutation test, Holm over the parts of all claims"
+WITH_ACCURACY = "the alignment score rises with task accuracy"
+AGAINST_HALLUCINATION = "the alignment score falls with hallucination"
+NOT_CLAIMED = (f"{PRESENCE}/yes_rate", f"{CAPTIONS}/recall")  # shown beside the claims
+
+_NOTHING = Correlation(math.nan, math.nan, math.nan, math.nan, 0)
+
+
+@dataclass(frozen=True)
+class Association:
+    """How a score goes with a measure.
+
+    Attributes:
+        reading: Of the alignment score.
+        measure: What it is set beside.
+        pearson: Of the numbers.
+        spearman: Of their ranks.
+    """
+
+    reading: str
+    measure: str
+    pearson: Correlation
+    spearman: Correlation
+
+
+@dataclass(frozen=True)
+class AlignmentVerdict:
+    """What is known of a claim, or of a part of it.
+
+    Attributes:
+        reading: Of the alignment score.
+        claim: The claim.
+        part: The measure that it is about; empty for the whole.
+        decision: What is known.
+        checkpoints: Number of checkpoints, the least of the parts.
+        spearman: Of a part.
+        adjusted_p: Its p-value after Holm.
+    """
+
+    reading: str
+    claim: str
+    part: str
+    decision: Decision
+    checkpoints: int
+    spearman: float | None = None
+    adjusted_p: float | None = None
+
+
+def claims_of(study: AlignmentStudy) -> dict[str, dict[str, int]]:
+    """Return the claims that a study is able to speak to: claim -> measure -> sign of the correlation."""
+    accuracies = {f"{TASK}/{name}/accuracy": 1 for name in study.tasks}
+    hallucination = {f"{PRESENCE}/{name}": 1 for name in ("accuracy", "f1") if study.presence}
+    hallucination |= {f"{CAPTIONS}/{name}": -1 for name in ("chair_i", "chair_s") if study.captions}
+    claims = {WITH_ACCURACY: accuracies, AGAINST_HALLUCINATION: hallucination}
+    return {claim: signs for claim, signs in claims.items() if signs}
+
+
+def measures_of(study: AlignmentStudy, scores: Sequence[Score]) -> list[str]:
+    """Return what the alignment score is set beside, each once, in order."""
+    shown = {*NOT_CLAIMED, *(measure for signs in claims_of(study).values() for measure in signs)}
+    return [name for name in dict.fromkeys(score.measure for score in scores) if name in shown]
+
+
+def associate(study: AlignmentStudy, scores: Sequence[Score]) -> list[Association]:
+    """Return the correlations of each reading with each measure, over the checkpoints that have both."""
+    table = {(score.checkpoint, score.measure): score.value for score in scores}
+    checkpoints = list(dict.fromkeys(score.checkpoint for score in scores))
+
+    def column(measure: str) -> Floats:
+        return np.array([table.get((checkpoint, measure)) for checkpoint in checkpoints], dtype=np.float64)
+
+    found = []
+    for reading in study.readings:
+        ours = column(f"{ALIGNMENT}/{reading}")
+        for measure in measures_of(study, scores):
+            theirs = column(measure)
+            pearson = correlate(ours, theirs, "pearson", study.resamples)
+            spearman = correlate(ours, theirs, "spearman", study.resamples)
+            found.append(Association(reading, measure, pearson, spearman))
+    return found
+
+
+def verdicts(study: AlignmentStudy, associations: Sequence[Association]) -> list[AlignmentVerdict]:
+    """Decide the claims, whole (part "") and part by part, for each reading of the score."""
+    claims = claims_of(study)
+    return [
+        verdict
+        for reading in study.readings
+        for verdict in _judge(reading, claims, {a.measure: a.spearman for a in associations if a.reading == reading})
+    ]
+
+
+def too_few(study: AlignmentStudy, associations: Sequence[Association]) -> str:
+    """Return a plain statement if there are too few checkpoints for any verdict; empty if there are enough."""
+    n = max((each.spearman.n for each in associations), default=0)
+    tests = sum(map(len, claims_of(study).values()))
+    if n >= (least := smallest_n(tests)):
+        return ""
+    return (
+        f"N = {n} checkpoints are too few to say anything: even if the score and a measure put them in the very same "
+        f"order, the p-value would be {smallest_p(n):.2g} (2 of N! orders), and with {tests} measures tested it must "
+        f"be {ALPHA / tests:.2g} or less. From N = {least} on something can be said. Below are numbers, not findings."
+    )
+
+
+def _judge(
+    reading: str, claims: Mapping[str, Mapping[str, int]], found: Mapping[str, Correlation]
+) -> Iterator[AlignmentVerdict]:
+    """Decide the claims for a reading of the score, by the correlations with each measure."""
+    correlations = {measure: found.get(measure, _NOTHING) for signs in claims.values() for measure in signs}
+    ps = [1.0 if math.isnan(each.p) else each.p for each in correlations.values()]
+    adjusted = dict(zip(correlations, holm(ps), strict=True))
+    for claim, signs in claims.items():
+        decisions = {name: decide(sign * correlations[name].value, adjusted[name]) for name, sign in signs.items()}
+        least = min(correlations[name].n for name in signs)
+        yield AlignmentVerdict(reading, claim, "", all_of([*decisions.values()]), least)
+        for name, decision in decisions.items():
+            each = correlations[name]
+            yield AlignmentVerdict(reading, claim, name, decision, each.n, each.value, adjusted[name])

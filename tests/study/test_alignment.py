@@ -1,0 +1,288 @@
+"""A study of alignment with a command line that only writes what runs leave behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.study import AlignmentCommand, Checkpoint, StudyCommand, run_study, study_class
+from lightning_mllm.study.alignment_verdict import AGAINST_HALLUCINATION, WITH_ACCURACY
+from tests.study.conftest import option
+
+READINGS = ("ima_input avg", "ima_same_layer avg")
+Change = Callable[..., AlignmentCommand]
+
+
+class Measuring:
+    """Leaves behind what a run would. Of the k-th checkpoint the alignment is k / 100; accuracy rises, CHAIR falls."""
+
+    def __init__(self, without: str = "", flat: bool = False) -> None:
+        self.calls: list[list[str]] = []
+        self.without, self.flat = without, flat
+
+    def __call__(self, arguments: Sequence[str], log: Path, lock: int) -> None:
+        self.calls.append(list(arguments))
+        cell = str(option(arguments, "--trainer.run.name"))
+        name, _, measure = cell.partition(".")
+        level = int("".join(filter(str.isdigit, name)))
+        run = Path(str(option(arguments, "--trainer.run.root"))) / cell
+        test = run / "evaluation" / "test-step0"
+        test.mkdir(parents=True)
+        if measure == "alignment":
+            self._write_alignment(run / "analysis" / "test-step0" / "alignment", level)
+            return
+        good = 0.5 if self.flat else 0.3 + level / 50
+        scores = _numbers(("accuracy", "precision", "recall", "f1", "yes_rate"), good)
+        content: dict[str, Any] = {
+            "presence": {**scores, "samplings": {"random": scores}},
+            "captions": _numbers(("chair_i", "chair_s", "recall"), 1 - good),
+            "task.vqa": {"exact_match": scores},
+            "task.classes": {"scorers": {"generation": scores}},
+        }[measure]
+        file = {"presence": "pope.json", "captions": "chair.json"}.get(measure, "scores.json")
+        if file != self.without:
+            (test / file).write_text(json.dumps(content))
+
+    def _write_alignment(self, folder: Path, level: int) -> None:
+        folder.mkdir(parents=True)
+        number = {"value": level / 100, "low_95": level / 100 - 0.01, "high_95": level / 100 + 0.01, "n": 32}
+        scores = {"all": dict.fromkeys(READINGS, number)}
+        (folder / "settings.json").write_text(json.dumps({"name": "alignment", "found": {"scores": scores}}))
+        rows = [["residual", "all", name, layer, level / 100] for name in READINGS for layer in range(3)]
+        rows.append(["LN1", "all", READINGS[0], 0, 0.5])
+        with (folder / "summary.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["state", "tokens", "measure", "layer", "value"], *rows])
+
+
+def _numbers(names: Sequence[str], value: float) -> dict[str, Any]:
+    intervals = {f"{name}_interval_95": [value - 0.1, value + 0.1] for name in names}
+    return {"n": 96, **dict.fromkeys(names, value), **intervals}
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
+    """A function from changes to a study of seven checkpoints, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name in ("common", "vqa", "presence", "captions", "alignment"):
+        Path(f"{name}.yaml").write_text(f"x: {name}\n")
+    made = AlignmentCommand(
+        name="small",
+        checkpoints={f"c{k}": f"hub/c{k}" for k in range(1, 8)},
+        common=["common.yaml"],
+        tasks={"vqa": ["vqa.yaml"]},
+        presence=["presence.yaml"],
+        captions=["captions.yaml"],
+        alignment=["alignment.yaml"],
+        readings=[READINGS[0]],
+    )
+    return lambda **changes: replace(made, **changes)
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with Path("studies/small", name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def report() -> str:
+    return Path("studies/small/report.md").read_text()
+
+
+def test_every_checkpoint_is_measured_once_with_the_configs_of_the_measure(study: Change) -> None:
+    made = study(checkpoints={"c1": "hub/c1", "c2": Checkpoint(source="hub/c2", configs=["vqa.yaml"])})
+
+    runs, again = Measuring(), Measuring()
+
+    failures = [*run_study(made, runs), *run_study(made, again)]
+
+    assert not failures
+    assert not again.calls
+    commands = {"task.vqa": "test", "presence": "test", "captions": "test", "alignment": "analyze"}
+    assert [(call[0], option(call, "--trainer.run.name")) for call in runs.calls] == [
+        (command, f"{checkpoint}.{measure}") for checkpoint in ("c1", "c2") for measure, command in commands.items()
+    ]
+    configs = [[b for a, b in pairwise(call) if a == "--config"] for call in runs.calls]
+    assert configs[1] == ["common.yaml", "presence.yaml"]
+    assert configs[5] == ["common.yaml", "vqa.yaml", "presence.yaml"]
+    assert option(runs.calls[5], "--model.checkpoint") == "hub/c2"
+    assert option(runs.calls[5], "--ckpt_path") is None
+
+
+def test_numbers_correlations_and_verdicts_are_written(study: Change) -> None:
+    assert not run_study(study(readings=[*READINGS]), Measuring())
+
+    scores = {(row["checkpoint"], row["measure"]): row for row in rows_of("scores.csv")}
+    assert scores["c3", "task/vqa/accuracy"]["value"] == "0.36"
+    assert scores["c3", "presence/random/f1"]["n"] == "96"
+    assert float(scores["c3", "captions/chair_i"]["value"]) == pytest.approx(0.64)
+    score = scores["c3", "alignment/ima_input avg"]
+    assert (score["value"], score["n"]) == ("0.03", "32")
+
+    found = {(row["score"], row["measure"]): row for row in rows_of("correlations.csv")}
+    assert len(found) == 2 * (1 + 3 + 3)
+    chair = found["ima_same_layer avg", "captions/chair_s"]
+    assert float(chair["spearman_value"]) == pytest.approx(-1)
+    assert float(chair["spearman_p"]) == pytest.approx(2 / 5040)
+    assert (chair["spearman_n"], chair["pearson_n"]) == ("7", "7")
+
+    verdicts = {(row["score"], row["claim"], row["part"]): row for row in rows_of("verdict.csv")}
+    for claim in (WITH_ACCURACY, AGAINST_HALLUCINATION):
+        assert verdicts["ima_input avg", claim, ""]["verdict"] == "holds"
+    part = verdicts["ima_input avg", AGAINST_HALLUCINATION, "captions/chair_i"]
+    assert float(part["p_holm"]) == pytest.approx(5 * 2 / 5040)
+    assert "too few" not in report()
+    assert "28 of 28 cells are finished" in report()
+    figures = ("score-ima_input-avg", "score-ima_same_layer-avg", "layers")
+    assert {path.name for path in Path("studies/small/figures").iterdir()} == {
+        f"{name}.{kind}" for name in figures for kind in ("png", "csv")
+    }
+    layers = rows_of("figures/layers.csv")
+    assert [row["value"] for row in layers if (row["score"], row["checkpoint"]) == (READINGS[0], "c2")] == ["0.02"] * 3
+
+
+def test_too_few_checkpoints_are_said_to_be_too_few_and_from_how_many_on_it_is_enough(study: Change) -> None:
+    run_study(study(checkpoints={f"c{k}": f"hub/c{k}" for k in (1, 2, 3)}), Measuring())
+
+    assert "**N = 3 checkpoints are too few to say anything:" in report()
+    assert "the p-value would be 0.33 (2 of N! orders), and with 5 measures tested it must be 0.01 or less" in report()
+    assert "From N = 6 on something can be said" in report()
+    assert {row["verdict"] for row in rows_of("verdict.csv")} == {"undecided"}
+    assert {row["spearman_low_95"] for row in rows_of("correlations.csv")} == {""}
+
+
+def test_measures_that_do_not_vary_decide_nothing(study: Change) -> None:
+    run_study(study(), Measuring(flat=True))
+
+    assert {row["verdict"] for row in rows_of("verdict.csv")} == {"undecided"}
+    assert {row["spearman_value"] for row in rows_of("correlations.csv")} == {""}
+
+
+def test_the_other_sign_refutes_a_claim(study: Change) -> None:
+    upside_down = {f"c{k}": f"hub/c{k}" for k in range(1, 8)}
+
+    class Contrary(Measuring):
+        def _write_alignment(self, folder: Path, level: int) -> None:
+            super()._write_alignment(folder, 10 - level)
+
+    run_study(study(checkpoints=upside_down), Contrary())
+
+    assert {row["verdict"] for row in rows_of("verdict.csv")} == {"does not"}
+
+
+def test_only_what_is_measured_is_judged(study: Change) -> None:
+    made = study(presence=[], captions=[], tasks={"vqa": ["vqa.yaml"], "classes": ["vqa.yaml"]})
+
+    assert not run_study(made, Measuring())
+
+    assert {(row["claim"], row["part"]) for row in rows_of("verdict.csv")} == {
+        (WITH_ACCURACY, part) for part in ("", "task/vqa/accuracy", "task/classes/accuracy")
+    }
+
+
+def test_what_is_not_measured_yet_is_undecided_and_counts_as_tested(study: Change) -> None:
+    class Stopped(Measuring):
+        def __call__(self, arguments: Sequence[str], log: Path, lock: int) -> None:
+            if ".captions" in str(option(arguments, "--trainer.run.name")):
+                raise subprocess.CalledProcessError(1, "lightning")
+            super().__call__(arguments, log, lock)
+
+    run_study(study(), Stopped())
+
+    verdicts = {row["part"]: row for row in rows_of("verdict.csv")}
+    assert (verdicts["captions/chair_i"]["verdict"], verdicts["captions/chair_i"]["checkpoints"]) == ("undecided", "0")
+    assert verdicts["presence/f1"]["verdict"] == "holds"
+    assert float(verdicts["presence/f1"]["p_holm"]) == pytest.approx(5 * 2 / 5040)
+    assert "- c1.captions: to do" in report()
+
+
+def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_order(study: Change) -> None:
+    folder = Path("runs/fit/checkpoints")
+    folder.mkdir(parents=True)
+    for step in (100, 50, 9):
+        (folder / f"epoch=0-step={step}.ckpt").write_bytes(b"weights" * step)
+    (folder / "last.ckpt").touch()
+    training = Checkpoint(source="hub/c1", training=f"{folder}/*step=*.ckpt", configs=["vqa.yaml"])
+    made = study(checkpoints={"c1": "hub/c1", "fit": training})
+
+    names = list(dict.fromkeys(cell.checkpoint for cell in made.all_cells()))
+    assert names == ["c1", "fit-epoch0-step9", "fit-epoch0-step50", "fit-epoch0-step100"]
+    runs = Measuring()
+    assert not run_study(made, runs)
+    path = option(runs.calls[4], "--ckpt_path")
+    assert (path, option(runs.calls[4], "--model.checkpoint")) == (f"{folder}/epoch=0-step=9.ckpt", "hub/c1")
+
+    (folder / "epoch=0-step=50.ckpt").write_bytes(b"others.")
+    with pytest.raises(ConfigError, match=r"4 of 16 cells .* fit-epoch0-step50\.task\.vqa.*the checkpoint"):
+        run_study(made, Measuring())
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("pope.json", "the callback PopeReport"),
+        ("chair.json", "the callback ChairReport"),
+        ("scores.json", "scores.json is missing"),
+    ],
+)
+def test_a_cell_without_what_the_study_reads_is_not_done(study: Change, file: str, message: str) -> None:
+    (failure,) = run_study(study(), Measuring(without=file))
+
+    assert message in failure.reason
+    assert failure.concerns_all
+
+
+@pytest.mark.parametrize("changes", [{"readings": ["ima_input mean"]}, {"tokens": "without sinks"}])
+def test_a_reading_that_was_not_measured_costs_one_cell(study: Change, changes: dict[str, Any]) -> None:
+    (failure,) = run_study(study(**changes), Measuring())
+
+    assert "Set the study's options readings and tokens" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {}, "presence": [], "captions": []}, r"beside something.* there are some for alignment"),
+        ({"alignment": []}, r"there are some for task\.vqa, presence, captions"),
+        ({"presence": ["missing.yaml"]}, r"presence names the config file missing\.yaml"),
+        ({"checkpoints": {}}, r"checkpoints is empty"),
+        ({"checkpoints": {"a.b": "x"}}, r"checkpoints has the name 'a\.b'"),
+        ({"tasks": {"a/b": ["vqa.yaml"]}}, r"tasks has the name 'a/b'"),
+        ({"checkpoints": {"a": Checkpoint(source="x", configs=["no"])}}, r"checkpoints\.a\.configs names the config"),
+        ({"checkpoints": {"a": Checkpoint(source="x", training="runs/*.ckpt")}}, r"runs/\*\.ckpt, which no file"),
+        ({"readings": []}, r"readings is empty"),
+        ({"resamples": 10}, r"resamples is 10"),
+        ({"jobs": 0}, r"--jobs is 0"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_anything_runs(
+    study: Change, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_study(study(**changes), runs := Measuring())
+
+    assert not runs.calls
+
+
+def test_the_kind_of_a_study_is_that_of_its_last_config_file_or_its_option(tmp_path: Path) -> None:
+    files = {"a": "kind: alignment\n", "p": "kind: projection\n", "none": "name: x\n", "odd": "kind: oddity\n"}
+    paths = {}
+    for name, content in files.items():
+        paths[name] = tmp_path / f"{name}.yaml"
+        paths[name].write_text(content)
+
+    assert study_class([]) is StudyCommand
+    assert study_class(["--config", str(paths["none"])]) is StudyCommand
+    assert study_class(["--config", str(paths["p"]), f"--config={paths['a']}", "--jobs", "2"]) is AlignmentCommand
+    assert study_class(["--config", str(paths["a"]), "--kind", "projection"]) is StudyCommand
+    assert study_class(["--config", str(tmp_path / "missing.yaml")]) is StudyCommand  # the parser says what is missing
+    with pytest.raises(ConfigError, match=r"no kind 'oddity' of study, only projection and alignment"):
+        study_class(["--config", str(paths["odd"])])
