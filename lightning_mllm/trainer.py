@@ -83,15 +83,19 @@ class _Analyzing(L.Callback):
         self.analyses, self.split, self.earlier = analyses, split, earlier
         self.results: list[AnalysisResult] = []
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what can't be analysed, before the model is loaded."""
+        AnalysisRun.of(self.analyses, trainer, "analysis")  # not on several processes without a folder
+        for analysis in self.analyses:
+            analysis.check(trainer.datamodule.samples[self.split])  # type: ignore[attr-defined]
+
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Get the analyses ready."""
         assert isinstance(pl_module, MLLMModule)  # `Trainer.analyze` has it so
-        where = Path("analysis", f"{self.split}-step{pl_module.trained_steps}")
-        folder = Path(trainer.default_root_dir) / where if trainer.loggers else None
+        where = f"analysis/{self.split}-step{pl_module.trained_steps}"
+        self._run = AnalysisRun.of(self.analyses, trainer, where)
         source = provenance(pl_module, trainer.datamodule, self.split)  # type: ignore[attr-defined]
-        shares = 1 if trainer.fast_dev_run else trainer.world_size  # type: ignore[attr-defined]  # a trial has no folder
-        self._run = AnalysisRun(self.analyses, folder, source, trainer.global_rank, shares, trainer.strategy.barrier)
-        self._run.begin(pl_module.tokenizer, None if self.earlier is None else self.earlier / where)
+        self._run.begin(pl_module.tokenizer, source, None if self.earlier is None else self.earlier / where)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put together and write down what was found."""
@@ -197,7 +201,7 @@ class Trainer(L.Trainer):
 
         Args:
             model: The module.
-            datamodule: The data.
+            datamodule: The data, which must be given.
             ckpt_path: Training checkpoint; without it the model is looked at as it is.
             analysis: What is done, once through the data for all.
             split: What is gone through.
@@ -205,7 +209,12 @@ class Trainer(L.Trainer):
 
         Returns:
             What was found, on the first process only.
+
+        Raises:
+            ConfigError: There is no data, there are no analyses, or two have one name.
         """
+        if datamodule is None:
+            raise ConfigError("Trainer.analyze goes through the samples of a DataModule; name it: datamodule=...")
         analyses = _as_list(analysis)
         check_names(analyses)
         analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))

@@ -14,6 +14,27 @@ _FORM = re.compile(r"\s*(?P<source>[^>\[\]]+?)\s*->\s*(?P<target>[^>\[\]]+?)\s*(
 
 
 @dataclass(frozen=True)
+class Positions:
+    """Token positions: a union of intersections of segments, as in "image object&image tiles+question".
+
+    Attributes:
+        terms: A position is among them if it is in all segments of any term.
+    """
+
+    terms: frozenset[frozenset[Segment]]
+
+    @property
+    def segments(self) -> frozenset[Segment]:
+        """All that are named; one alone is these positions themselves."""
+        return frozenset(segment for term in self.terms for segment in term)
+
+    def __str__(self) -> str:
+        known = list(Segment)  # written in this order, so that equal positions have one name
+        terms = sorted(sorted(map(known.index, term)) for term in self.terms)
+        return "+".join("&".join(known[number] for number in term) for term in terms)
+
+
+@dataclass(frozen=True)
 class Block:
     """The target's positions lose sight of the source's: no target row gets anything from a source key.
 
@@ -23,13 +44,15 @@ class Block:
         heads: Attention heads in which it is so; None for all.
     """
 
-    source: Segment
-    target: Segment
+    source: Positions
+    target: Positions
     heads: tuple[int, ...] | None = None
 
     @classmethod
     def parse(cls, text: str) -> Block:
         """Read "image->question", or for some heads only "image->question[0,5]".
+
+        A side may be composed of segments: `a+b` is what is in a or in b, `a&b` what is in both. `&` binds tighter.
 
         Raises:
             ConfigError: The text has another form, or a segment of this name does not exist.
@@ -41,7 +64,7 @@ class Block:
                 "the heads if not all are meant: 'image->question[0,5]'."
             )
         heads = match["heads"] and tuple(sorted({int(head) for head in re.findall(r"\d+", match["heads"])}))
-        return cls(_segment(match["source"], text), _segment(match["target"], text), heads or None)
+        return cls(_positions(match["source"], text), _positions(match["target"], text), heads or None)
 
     def __str__(self) -> str:
         heads = "" if self.heads is None else f"[{','.join(map(str, self.heads))}]"
@@ -100,7 +123,18 @@ class Windows:
         return windows
 
 
+def _positions(side: str, text: str) -> Positions:
+    terms = (frozenset(_segment(name, text) for name in term.split("&")) for term in side.split("+"))
+    return Positions(frozenset(terms))
+
+
 def _segment(name: str, text: str) -> Segment:
+    name = " ".join(name.split())
+    if not name:
+        raise ConfigError(
+            f"The block {text!r} can't be read: + (either) and & (both) each stand between two segments, as in "
+            "'image object&image tiles->question'."
+        )
     try:
         return Segment(name.lower())
     except ValueError:

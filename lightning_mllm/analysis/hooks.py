@@ -40,3 +40,13 @@ def _call(
     hidden = positional[0] if positional else others.pop("hidden_states")
     changed = function(index, hidden, others)
     return None if changed is None else ((hidden, *positional[1:]), changed)
+
+
+@contextmanager
+def output_of(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a module return what a function makes of its input, instead of its own output."""
+    handle = module.register_forward_hook(lambda _, positional, __: function(positional[0]))
+    try:
+        yield
+    finally:
+        handle.remove()

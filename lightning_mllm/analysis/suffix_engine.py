@@ -2,7 +2,8 @@
 
 In a causal decoder a block changes no row before its first target position, in no layer; and before the window's first
 layer it changes nothing. So after one clean pass there remain, per case, the rows from the first target on, from the
-window's first layer on: behind keys and values of the clean run. All cases go through the layers side by side.
+window's first layer on: behind keys and values of the clean run. All cases go through the layers side by side, and
+with them, for what is read without a block, the same rows with nothing hidden.
 """
 
 from __future__ import annotations
@@ -18,31 +19,28 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.blocks import Window
 from lightning_mllm.analysis.clean_run import CleanRun, UnfitError
-from lightning_mllm.analysis.knockout import attention_of, decoder_layers, head_mask, mask_dtype
+from lightning_mllm.analysis.head import head_logits
+from lightning_mllm.analysis.knockout import decoder_layers, head_mask
 from lightning_mllm.analysis.knockout_engine import BlockSets, Case, KnockoutEngine, Parts
 from lightning_mllm.analysis.memory import Pieces, free_bytes
 from lightning_mllm.analysis.prompt_pass import Prompts, log_probabilities
 from lightning_mllm.analysis.reference_engine import ReferenceEngine
 from lightning_mllm.analysis.suffix_plan import Plan
 from lightning_mllm.analysis.suffix_rows import Variant, run_rows
+from lightning_mllm.analysis.suffix_trust import check_rows
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 
 _LOG = logging.getLogger(__name__)
 _HEAD_ROWS = 256
-_REPLAYED_ROWS = 8
-# how far, relative to the largest logit, a replayed clean run may be from the model's own (norms are in float32)
-_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 class SuffixEngine(KnockoutEngine):
     """One clean pass, then only the rows that can change.
 
-    A model must be causal, keep keys and values of all positions, and call its layers in a way that is understood.
-    Before the first result for a model the clean run of one prompt is replayed, whole and in part, and compared with
-    the model's own logits.
+    A model must be causal, keep keys and values of all positions, heed masks, and call its layers in a way that is
+    understood; `suffix_trust` sees to it.
 
     Attributes:
         memory: Bytes that may be used besides the weights; None for half of what is free.
@@ -59,17 +57,17 @@ class SuffixEngine(KnockoutEngine):
         self.memory, self.strict = memory, strict
         self._reference = ReferenceEngine()
         self._unfit: WeakSet[nn.Module] = WeakSet()
-        self._side_by_side = Pieces("knockouts")
+        self._side_by_side = Pieces("knockouts")  # of one prompt; of several, there are first fewer prompts at a time
 
     def check(self, backbone: Backbone, prompts: Prompts) -> None:
-        """Replay a clean run and compare.
+        """Try the rows' code on the prompts.
 
         Raises:
             ConfigError: The model does not allow it, and `strict` does not allow the reference engine.
         """
         self._unfit.discard(backbone.model)
         try:
-            _replay(backbone, prompts)
+            check_rows(backbone, prompts)
         except UnfitError as error:
             if self.strict:
                 raise ConfigError(
@@ -82,36 +80,52 @@ class SuffixEngine(KnockoutEngine):
                 type(backbone.model).__name__,
                 error,
             )
+            self._reference.check(backbone, prompts)
             self._unfit.add(backbone.model)
-        super().check(backbone, prompts)
 
     def plan(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case]) -> int:
         """Return how many prompts' keys and values fit."""
-        return self._plan(backbone, prompts).prompts
+        return self._plan(backbone, prompts).prompts(len(prompts))
 
     def read(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case], ids: Tensor) -> Parts:
         """Run all cases on these prompts: the clean pass, then the rows."""
         if backbone.model in self._unfit:
             return self._reference.read(backbone, prompts, cases, ids)
-        groups = _Groups.of(backbone, prompts, cases)
+        plan, groups = self._plan(backbone, prompts), _Groups.of(backbone, prompts, cases)
         clean = CleanRun.of(backbone, prompts, groups.tail)
         clean_logprobs = log_probabilities(clean.logits)
         ids = torch.cat([clean_logprobs.argmax(1, keepdim=True), ids], dim=1)
-        logprobs = clean_logprobs.gather(1, ids)[:, None].repeat(1, len(cases), 1)
-        top = ids[:, :1].repeat(1, len(cases))
-        plan = self._plan(backbone, prompts)
+        before, before_top = (
+            each[:, None].repeat(1, len(cases), *[1] * (each.ndim - 1))
+            for each in (clean_logprobs.gather(1, ids), ids[:, 0])
+        )
+        after, after_top = before.clone(), before_top.clone()
         for start, numbers in groups:
-            rows = partial(run_rows, decoder_layers(backbone), clean, start)
-            parts = self._side_by_side.run([groups.variants[each] for each in numbers], plan.side_by_side(start), rows)
-            read, said = _read(backbone, torch.cat(parts, dim=1), ids)
+            hidden = self._rows(backbone, clean, plan, start, [groups.variants[each] for each in numbers])
+            read, said = _read(backbone, hidden, ids)
             reached = groups.reached[:, numbers]
-            logprobs[:, numbers] = read.where(reached[..., None], logprobs[:, numbers])
-            top[:, numbers] = said.where(reached, top[:, numbers])
-        return Parts(ids, clean_logprobs.gather(1, ids), logprobs, top, self.name)
+            for logprobs, top, found in ((before, before_top, slice(0, 1)), (after, after_top, slice(1, None))):
+                logprobs[:, numbers] = read[:, found].where(reached[..., None], logprobs[:, numbers])
+                top[:, numbers] = said[:, found].where(reached, top[:, numbers])
+        return Parts(ids, before, before_top, after, after_top, self.name)
+
+    def _rows(self, backbone: Backbone, clean: CleanRun, plan: Plan, start: int, variants: Sequence[Variant]) -> Tensor:
+        """Return (batch, 1 + variants, width): what leaves the last layer at LAST, first with nothing hidden."""
+        prompts, length = clean.real.shape
+        nothing = torch.zeros_like(clean.real)
+        parts = self._side_by_side.run(
+            [Variant(nothing, nothing, None, variants[0].window), *variants],
+            plan.side_by_side(start, prompts),
+            partial(run_rows, decoder_layers(backbone), clean, start),
+            weight=length - start,
+            halve=prompts == 1,
+        )
+        return torch.cat(parts, dim=1)
 
     def _plan(self, backbone: Backbone, prompts: Prompts) -> Plan:
         memory = self.memory or free_bytes(backbone.model.device) // 2
-        return Plan.of(backbone.decoder.config, prompts.batch.input_ids.shape, memory)
+        length = prompts.batch.input_ids.shape[1]
+        return Plan.of(backbone.decoder.config, length, backbone.model.dtype, memory)
 
 
 @dataclass(frozen=True)
@@ -175,37 +189,7 @@ def _read(backbone: Backbone, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tens
     wanted = ids[:, None].expand(-1, count, -1).flatten(0, 1)
     logprobs, tops = [], []
     for rows, chosen in zip(hidden.flatten(0, 1).split(_HEAD_ROWS), wanted.split(_HEAD_ROWS), strict=True):
-        all_ids = log_probabilities(backbone.lm_head(backbone.decoder.norm(rows)))  # type: ignore[operator]
+        all_ids = log_probabilities(head_logits(backbone.lm_head, backbone.decoder.norm(rows)))  # type: ignore[operator]
         logprobs.append(all_ids.gather(1, chosen))
         tops.append(all_ids.argmax(1))
     return torch.cat(logprobs).view(batch, count, -1), torch.cat(tops).view(batch, count)
-
-
-def _replay(backbone: Backbone, prompts: Prompts) -> None:
-    """Compute the clean logits with the rows' code: all rows, and the last few in two variants.
-
-    Raises:
-        UnfitError: They are not the model's own, or can't be computed.
-    """
-    clean = CleanRun.of(backbone, prompts, 0)
-    layers = decoder_layers(backbone)
-    nothing = torch.zeros_like(clean.real)
-    whole, later = (Variant(nothing, nothing, None, Window(start, start, start + 1)) for start in (0, len(layers) // 2))
-    length = clean.real.shape[1]
-    own = log_probabilities(clean.logits)
-    tolerance = _TOLERANCE[mask_dtype(clean.residuals[0])] * float(clean.logits.abs().max().clamp(min=1))
-    for start, variants in ((0, [whole]), (max(0, length - _REPLAYED_ROWS), [whole, later])):
-        try:
-            hidden = run_rows(layers, clean, start, variants)
-            logits = backbone.lm_head(backbone.decoder.norm(hidden))  # type: ignore[operator]
-        except (TypeError, RuntimeError, IndexError, AttributeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise UnfitError(f"its layers can't be called for single rows ({error})") from error
-        off = float((log_probabilities(logits) - own[:, None]).abs().max())
-        if not off <= tolerance:
-            raise UnfitError(
-                f"with {attention_of(backbone)} attention, a clean run that was replayed from position {start} on has "
-                f"log-probabilities that are off by {off:.2g}, more than {tolerance:.2g}, so it is not causal or "
-                "computes something between its layers"
-            )

@@ -4,8 +4,9 @@ from lightning_mllm.evaluation.answer_metrics import AnswerMetrics, AnswerResult
 from lightning_mllm.evaluation.answers import INVALID, AnswerParser, normalise
 from lightning_mllm.evaluation.clip import ClipClassifier
 from lightning_mllm.evaluation.evaluator import Evaluator
-from lightning_mllm.evaluation.exact_match import ExactMatch, OpenAnswer
+from lightning_mllm.evaluation.exact_match import ExactMatch, Match, OpenAnswer
 from lightning_mllm.evaluation.generation import Generation
+from lightning_mllm.evaluation.known_answers import KnownAnswers
 from lightning_mllm.evaluation.likelihood import Likelihood
 from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult, Interval
 from lightning_mllm.evaluation.scoring import Predictions, Scorer
@@ -23,7 +24,9 @@ __all__ = [
     "ExactMatch",
     "Generation",
     "Interval",
+    "KnownAnswers",
     "Likelihood",
+    "Match",
     "OpenAnswer",
     "Predictions",
     "Scorer",

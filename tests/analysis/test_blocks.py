@@ -7,13 +7,52 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.types import Segment
 
 
-@pytest.mark.parametrize("text", ["image->question", "last->last", "image object->question", "image->last[0,3,12]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image->question",
+        "last->last",
+        "image->last[0,3,12]",
+        "image object&image tiles->question",
+        "image other+image newline->question",
+        "image other&image base+image newline->question+suffix[2]",
+    ],
+)
 def test_a_block_reads_what_it_prints(text: str) -> None:
     assert str(Block.parse(text)) == text
 
 
 def test_a_block_names_source_target_and_heads() -> None:
-    assert Block.parse(" Image Object -> QUESTION [3, 0,3] ") == Block(Segment.IMAGE_OBJECT, Segment.QUESTION, (0, 3))
+    block = Block.parse(" Image Object -> QUESTION [3, 0,3] ")
+
+    assert block.source.segments == {Segment.IMAGE_OBJECT}
+    assert block.target.segments == {Segment.QUESTION}
+    assert block.heads == (0, 3)
+
+
+def test_both_binds_tighter_than_either() -> None:
+    block = Block.parse("last + image object & image tiles->last")
+
+    assert block.source.terms == {frozenset({Segment.LAST}), frozenset({Segment.IMAGE_OBJECT, Segment.IMAGE_TILES})}
+    assert block.source.segments == {Segment.LAST, Segment.IMAGE_OBJECT, Segment.IMAGE_TILES}
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("image other+image newline->last", " Image  Newline+image other -> LAST"),
+        ("image object&image tiles->last", "image tiles & image object->last"),
+        ("question&last+image object->last", "last&question+image object+question&last&last->last"),
+    ],
+)
+def test_equal_positions_are_equal_blocks_of_one_name(text: str, other: str) -> None:
+    assert Block.parse(text) == Block.parse(other)
+    assert str(Block.parse(text)) == str(Block.parse(other)) == text
+    assert len({Block.parse(text), Block.parse(other)}) == 1
+
+
+def test_either_is_not_both() -> None:
+    assert Block.parse("image object+image tiles->last") != Block.parse("image object&image tiles->last")
 
 
 @pytest.mark.parametrize("text", ["image", "image->", "->last", "image->last->question", "image->last[]", "a->b[c]"])
@@ -22,9 +61,20 @@ def test_another_form_is_refused(text: str) -> None:
         Block.parse(text)
 
 
+@pytest.mark.parametrize("text", ["image+->last", "&image->last", "image++question->last", "image->last + [1]"])
+def test_an_empty_term_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"can't be read: \+ \(either\) and & \(both\) each stand between two"):
+        Block.parse(text)
+
+
 def test_an_unknown_segment_is_refused_with_the_nearest_and_all() -> None:
     with pytest.raises(ConfigError, match=r"'images', which is no segment\. Did you mean 'image'\?.*last.*true option"):
         Block.parse("images->last")
+
+
+def test_an_unknown_segment_of_a_composition_is_refused_by_its_own_name() -> None:
+    with pytest.raises(ConfigError, match=r"names 'image tile', which is no segment\. Did you mean 'image tiles'\?"):
+        Block.parse("question+image object & image tile->last")
 
 
 def test_an_odd_window_lies_evenly_around_its_centre() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_mllm.analysis import Block, Case, KnockoutEngine, ReferenceEngine, SuffixEngine, Window, knockout
+from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.prompt_pass import Prompts
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily
@@ -57,8 +58,60 @@ def test_engines_agree_for_every_block_and_width_on_either_side_of_padding(
         suffix = SuffixEngine(strict=True).run(backbone, make_batch(checkpoint, side), cases, IDS)
         assert apart(reference, suffix) < tolerance
         assert torch.equal(reference.top, suffix.top)
-    effects = (reference.logprobs - reference.clean_logprobs[:, None]).abs().amax(dim=(0, 2))
+    effects = (reference.logprobs - reference.clean_logprobs).abs().amax(dim=(0, 2))
     assert (effects.view(len(PAPER), -1).amax(dim=1) > 1e-3).all()
+
+
+def test_engines_agree_with_the_library_s_own_eager_attention_in_float64(tiny_llava: str) -> None:
+    """Its softmax is in float32; and a padding row, which it turns into NaN in float64, is not there."""
+    backbone, batch = make_backbone(tiny_llava, "eager"), make_batch(tiny_llava, numbers=(0,))
+    cases = sweep(PAPER, 1, 2, 5)
+
+    reference = ReferenceEngine().run(backbone, batch, cases)
+    suffix = SuffixEngine(strict=True).run(backbone, batch, cases)
+
+    assert apart(reference, suffix) < 1e-5
+
+
+def test_engines_agree_in_a_deep_decoder_where_every_width_makes_another_window(tiny_llava: str) -> None:
+    depth = 12
+    backbone, batch = make_backbone(tiny_llava, layers=depth), make_batch(tiny_llava)
+    cases = sweep(PAPER, 1, 4, 5, 9, depth=depth)
+
+    reference = ReferenceEngine().run(backbone, batch, cases, IDS)
+    suffix = SuffixEngine(strict=True).run(backbone, batch, cases, IDS)
+
+    assert {len(case.window) for case in cases} >= {1, 4, 5, 9}
+    assert apart(reference, suffix) < 1e-10
+
+
+def test_in_half_precision_what_a_block_can_not_change_is_not_changed(tiny_llava: str) -> None:
+    """The last two layers attend to nothing: nothing that is hidden there has an effect, and none may be reported."""
+    backbone, batch = make_backbone(tiny_llava, dtype=torch.bfloat16), make_batch(tiny_llava)
+    for layer in decoder_layers(backbone)[2:]:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)  # type: ignore[union-attr,arg-type]
+    cases = [Case(block, window) for block in PAPER for window in (Window(2, 2, 3), Window(3, 2, 4))]
+
+    for engine in (ReferenceEngine(), SuffixEngine(strict=True)):
+        readings = engine.run(backbone, batch, cases)
+        assert torch.equal(readings.logprobs, readings.clean_logprobs)
+        assert torch.equal(readings.top, readings.clean_top)
+
+
+def test_in_half_precision_logits_are_finer_than_their_grid(tiny_llava: str) -> None:
+    """The head is computed in float32, from states and weights in bfloat16."""
+    backbone, batch = make_backbone(tiny_llava, dtype=torch.bfloat16), make_batch(tiny_llava)
+    prompts = Prompts.of(backbone, batch)
+    entering: list[torch.Tensor] = []
+    handle = backbone.lm_head.register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+    with torch.no_grad():
+        logits, _ = prompts.forward(backbone)
+    handle.remove()
+
+    expected = entering[0][:, -1].double() @ backbone.lm_head.weight.double().T  # type: ignore[operator]
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits.double(), expected, rtol=0, atol=1e-5)
+    assert not torch.equal(logits, logits.bfloat16().float())
 
 
 @pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2"])
@@ -84,9 +137,9 @@ def test_an_engine_reads_what_the_with_block_shows(tiny_llava: str, engine: Knoc
 
     assert readings.engine == engine.name
     assert torch.equal(readings.ids, torch.cat([clean.argmax(1, keepdim=True), IDS], dim=1))
-    assert torch.equal(readings.clean_top, clean.argmax(1))
+    assert torch.equal(readings.clean_top[:, 0], clean.argmax(1))
     assert torch.equal(readings.top[:, 0], blocked.argmax(1))
-    assert torch.allclose(readings.clean_logprobs, clean.gather(1, readings.ids), rtol=0, atol=1e-12)
+    assert torch.allclose(readings.clean_logprobs[:, 0], clean.gather(1, readings.ids), rtol=0, atol=1e-12)
     assert torch.allclose(readings.logprobs[:, 0], blocked.gather(1, readings.ids), rtol=0, atol=1e-12)
     assert readings.source_size[:, 0].tolist() == batch.spans[Segment.IMAGE].sum(1).tolist()
     assert readings.target_size[:, 0].tolist() == batch.spans[Segment.QUESTION].sum(1).tolist()
@@ -104,7 +157,7 @@ def test_a_question_that_is_blocked_in_the_last_layer_only_changes_nothing_at_al
     readings = engine.run(backbone, batch, cases)
 
     assert readings.logprobs.dtype == torch.float32
-    assert torch.equal(readings.logprobs, readings.clean_logprobs[:, None].expand_as(readings.logprobs))
+    assert torch.equal(readings.logprobs, readings.clean_logprobs)
 
 
 @ENGINES
@@ -119,7 +172,7 @@ def test_an_empty_source_or_target_changes_nothing_at_all_and_has_no_size(
 
     readings = engine.run(backbone, batch, cases)
 
-    same = (readings.logprobs == readings.clean_logprobs[:, None]).all(2)
+    same = (readings.logprobs == readings.clean_logprobs).all(2)
     assert same.tolist() == [[True, True, True, True, False], [False, False, True, True, False]]
     assert readings.source_size[:, 0].tolist() == [0, 16]
     assert readings.target_size[0, 2] == readings.source_size[1, 3] == 0

@@ -11,7 +11,12 @@ from lightning_mllm.tracking.study_figures import Slope, slope_plot
 
 def test_the_panels_of_a_slope_plot_have_one_upright_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(study_figures, "save_figure", lambda figure, output: figures.append(figure) or output)
+
+    def keep(figure: Figure, output: Path) -> Path:
+        figures.append(figure)
+        return output
+
+    monkeypatch.setattr(study_figures, "save_figure", keep)
     low = Slope("low", "leaves", "ft_proj", before=(0.5, 0.1), after=(0.4, 0.2))
     high = Slope("high", "leaves", "ft_proj", before=(0.5, 0.7), after=(0.6, 0.9))
 
