@@ -186,6 +186,24 @@ def check_features(
     Tapper(mllm(pl_module).backbone, points, cache)
 
 
+def check_validation(trainer: L.Trainer, name: str) -> None:
+    """Refuse a fit without validation to a callback that does its work there.
+
+    Args:
+        trainer: Whose fit is being set up.
+        name: Of the callback, for the message.
+
+    Raises:
+        ConfigError: The fit has no validation.
+    """
+    if not trainer.enable_validation:
+        raise ConfigError(
+            f"{name} does its work at the validations of a fit, and this one has none: trainer.limit_val_batches is "
+            f"{trainer.limit_val_batches}. Set it to 1 or more and give the data a validation split, or leave "
+            f"{name} out."
+        )
+
+
 def starts_untrained(trainer: L.Trainer, module: MLLMModule) -> bool:
     """Return whether the fit that starts is of an untrained model, and validates it."""
     return trainer.enable_validation and not module.trained_steps

@@ -55,13 +55,20 @@ class RunAnalysis(L.Callback):
         self.splits: dict[str, access.Split] = {"fit": "val", "test": "test"}  # stage -> what is gone through
         if data is not None:
             self.splits = {"fit": split or "test"}
+        self._running: AnalysisRun | None = None  # while it is under way
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Set up data of their own; refuse at the start what would be refused in the middle of a run."""
+        """Set up data of their own; refuse at the start what would be refused in the middle of a run.
+
+        Raises:
+            ConfigError: The fit has no validation, and so no moment for this; or as said by the data and the analyses.
+        """
         if stage not in self.splits:
             return
         AnalysisRun.of(self.analyses, trainer, "analysis")  # not on several processes without a folder
         check_names([analysis for each in self._beside(trainer) for analysis in each.analyses])
+        if stage == "fit":
+            access.check_validation(trainer, "RunAnalysis")
         split = self.splits[stage]
         if self.data is not None:
             access.set_up_beside(trainer, access.mllm(pl_module), self.data, split)
@@ -82,6 +89,12 @@ class RunAnalysis(L.Callback):
         """Dissect the model on the test split."""
         self._run(trainer, pl_module, "test")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Tell the other processes not to wait for this one."""
+        if self._running is not None:
+            self._running.fail()
+            self._running = None
+
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage not in self.splits:
             return
@@ -89,7 +102,7 @@ class RunAnalysis(L.Callback):
         batches = access.tapped_batches(trainer, split, self.data)
         data: Any = trainer.datamodule if self.data is None else self.data  # type: ignore[attr-defined]
         where = f"analysis/{self.place}{split}"
-        run = AnalysisRun.of(self.analyses, trainer, f"{where}-step{module.trained_steps}")
+        run = self._running = AnalysisRun.of(self.analyses, trainer, f"{where}-step{module.trained_steps}")
         run.begin(module.tokenizer, provenance(module, data, split))
         was_training = module.training
         module.eval()
@@ -102,6 +115,7 @@ class RunAnalysis(L.Callback):
         finally:
             module.train(was_training)
         run.finish(trainer.loggers, where, trainer.global_step)
+        self._running = None
 
     def _beside(self, trainer: L.Trainer) -> list[RunAnalysis]:
         """Return the callbacks that write where this one does, itself among them."""

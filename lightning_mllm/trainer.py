@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,6 @@ Split = Literal["train", "val", "test"]
 
 log = logging.getLogger(__name__)
 
-_FOLDER_VARIABLE = "LIGHTNING_MLLM_RUN_FOLDER"  # tells the processes that DDP starts where the run is
-
 
 @dataclass(frozen=True)
 class Run:
@@ -53,7 +50,7 @@ class Run:
     wandb: WandbMode = "auto"
 
     def make_folder(self) -> Path:
-        """Make the run's folder and return it; the other processes of the run make none.
+        """Make the run's folder and return it; the other processes make none, and learn later which it is.
 
         Raises:
             ConfigError: The name is no plain folder name, or the root can't be written.
@@ -61,7 +58,7 @@ class Run:
         if self.name in ("", "..") or self.name != Path(self.name).name:
             raise ConfigError(f"trainer.run.name must be a plain name without slashes, not {self.name!r}.")
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # set by lightning
-            return Path(os.environ.get(_FOLDER_VARIABLE, f"{self.root}/{self.name}"))
+            return Path(self.root, self.name)
         number = 1
         while True:
             folder = Path(self.root) / (self.name if number == 1 else f"{self.name}-{number}")
@@ -72,8 +69,16 @@ class Run:
             except OSError as error:
                 raise ConfigError(f"The run's folder {folder} can't be made: {error}. Set trainer.run.root.") from error
             else:
-                os.environ[_FOLDER_VARIABLE] = str(folder)
                 return folder
+
+
+class _OneFolder(L.Callback):
+    """Tells all processes which folder the first one has made, before anything asks for it."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take over the first process' folder."""
+        folder: str = trainer.strategy.broadcast(trainer.default_root_dir)
+        trainer._default_root_dir = folder  # type: ignore[attr-defined]  # of Lightning's Trainer
 
 
 class _Analyzing(L.Callback):
@@ -82,6 +87,7 @@ class _Analyzing(L.Callback):
     def __init__(self, analyses: Sequence[Analysis], split: Split, earlier: Path | None) -> None:
         self.analyses, self.split, self.earlier = analyses, split, earlier
         self.results: list[AnalysisResult] = []
+        self._run: AnalysisRun | None = None  # while it is under way
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what can't be analysed, before the model is loaded."""
@@ -93,13 +99,20 @@ class _Analyzing(L.Callback):
         """Get the analyses ready."""
         assert isinstance(pl_module, MLLMModule)  # `Trainer.analyze` has it so
         where = f"analysis/{self.split}-step{pl_module.trained_steps}"
-        self._run = AnalysisRun.of(self.analyses, trainer, where)
+        run = self._run = AnalysisRun.of(self.analyses, trainer, where)
         source = provenance(pl_module, trainer.datamodule, self.split)  # type: ignore[attr-defined]
-        self._run.begin(pl_module.tokenizer, source, None if self.earlier is None else self.earlier / where)
+        run.begin(pl_module.tokenizer, source, None if self.earlier is None else self.earlier / where)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put together and write down what was found."""
+        assert self._run is not None  # `on_predict_start` has it so
         self.results = self._run.finish(trainer.loggers, f"analysis/{self.split}", trainer.global_step)
+        self._run = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Tell the other processes not to wait for this one."""
+        if self._run is not None:
+            self._run.fail()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -142,6 +155,7 @@ class Trainer(L.Trainer):
         super().__init__(
             logger=logger, use_distributed_sampler=False, enable_model_summary=False, plugins=plugins, **kwargs
         )
+        self.callbacks.insert(0, _OneFolder())  # type: ignore[attr-defined]  # of Lightning's Trainer
 
     def fit(  # type: ignore[override]  # a superset, by keyword
         self,

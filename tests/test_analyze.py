@@ -126,15 +126,16 @@ def test_several_analyses_go_through_the_data_once_each_with_its_folder(asked: l
     assert {path.name for path in folder.iterdir()} == {"answer_lens", "raw"}
 
 
-def test_the_config_of_the_testbed_has_both_analyses_and_tells_six_tasks_apart() -> None:
+def test_the_config_of_the_testbed_has_three_analyses_and_tells_six_tasks_apart() -> None:
     few = ("--data.init_args.per_kind", "1", "--trainer.enable_progress_bar", "false")
 
     main(["analyze", "--config", str(CONFIGS / ON_THE_TESTBED), *few, "--trainer.run.name", "run"])
 
     folder = Path("runs/run/analysis/test-step0")
-    assert {path.name for path in folder.iterdir()} == {"answer_lens", "information_flow"}
+    names = {"all_layers", "answer_lens", "information_flow"}
+    assert {path.name for path in folder.iterdir()} == names
     tasks = {f"seen/{task}" for task in QuestionType}
-    for name in ("answer_lens", "information_flow"):
+    for name in names:
         assert {row["kind"] for row in table(folder / name / "summary.csv")} == {"all", *tasks}
     windows = json.loads((folder / "information_flow" / "settings.json").read_text())["found"]["windows"]
     assert windows == [[layer, layer, layer + 1] for layer in range(6)]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.types import Segment
@@ -147,7 +148,7 @@ def _segment(name: str, text: str) -> Segment:
 
 
 def _width(width: int | float, depth: int) -> int:
-    fraction = isinstance(width, float)
+    fraction = not isinstance(width, Integral)
     if width <= 0 or (fraction and width > 1):
         raise ConfigError(
             f"A window of width {width} can't be. Give a number of layers from 1 on, or a fraction of the depth, "
@@ -157,7 +158,7 @@ def _width(width: int | float, depth: int) -> int:
 
 
 def _centre(centre: int | float, depth: int) -> int:
-    layer = round(centre * (depth - 1)) if isinstance(centre, float) else centre
+    layer = int(centre) if isinstance(centre, Integral) else round(centre * (depth - 1))
     if not 0 <= layer < depth:
         raise ConfigError(
             f"No window can be centred on {centre}: the decoder has the layers 0 to {depth - 1}, or 0.0 to 1.0 as "
@@ -167,7 +168,7 @@ def _centre(centre: int | float, depth: int) -> int:
 
 
 def _range(first: int | float, behind: int | float, depth: int) -> Window:
-    start, stop = (round(each * depth) if isinstance(each, float) else each for each in (first, behind))
+    start, stop = (int(each) if isinstance(each, Integral) else round(each * depth) for each in (first, behind))
     if not 0 <= start < stop <= depth:
         raise ConfigError(
             f"({first}, {behind}) is no range of layers: it has to be 0 <= start < stop <= {depth}, stop not included, "

@@ -95,10 +95,19 @@ class _Sweep:
 
     def cells(self, table: Table, questions: NDArray[Any]) -> dict[str, Floats]:
         """Return each column as (questions, blocks, windows); NaN where nothing is blocked."""
+        return {column: self._pivot(table, column, questions) for column in _COLUMNS}
+
+    def fair(self, cells: Cells, table: Table, questions: NDArray[Any]) -> dict[str, Floats]:
+        """Return the same without those of random patches that could not avoid the object."""
+        named = [block.source.segments | block.target.segments for block in map(Block.parse, self.blocks)]
+        random = np.array([Segment.IMAGE_RANDOM in each for each in named], dtype=bool)
+        overlap = random[:, None] & (self._pivot(table, "control_overlap", questions) > 0)
+        return {column: np.where(overlap, np.nan, each) for column, each in cells.items()}
+
+    def _pivot(self, table: Table, column: str, questions: NDArray[Any]) -> Floats:
         axes = {"block": self.blocks, "window": range(len(self.windows))}
         blocked = table["measured"] & ~table["empty"]
-        numbered = {**table, "window": self.window}
-        return {column: pivot(numbered, column, axes, questions, blocked) for column in _COLUMNS}
+        return pivot({**table, "window": self.window}, column, axes, questions, blocked)
 
 
 def summarise_flow(
@@ -115,7 +124,8 @@ def summarise_flow(
     Args:
         table: Rows of `FlowRow`.
         name: Of the result.
-        contrasts: Pairs of blocks; their differences follow behind the blocks.
+        contrasts: Pairs of blocks; their differences follow behind the blocks. Questions whose random patches could
+            not avoid the object count in none with such patches.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
         bootstrap: How intervals are drawn.
         settings: What decided the rows.
@@ -137,9 +147,10 @@ def summarise_flow(
         "statistic": STATISTICS,
     }
     values, cells = no_numbers(coords), sweep.cells(table, kept.ids)
+    fair = sweep.fair(cells, table, kept.ids)
     for index, (kind, rows) in enumerate(kept.groups.items() if len(kept.ids) else ()):
-        own = {column: each[rows] for column, each in cells.items()}
-        values[index] = _numbers(own, [*pairs.values()], bootstrap.draw(kept.pictures[rows], kind))
+        own = ({column: each[rows] for column, each in some.items()} for some in (cells, fair))
+        values[index] = _numbers(*own, [*pairs.values()], bootstrap.draw(kept.pictures[rows], kind))
     more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "found": _found(table, kept, sweep, kind_depth)}
     plots = _plots(sweep, [*pairs])
     return AnalysisResult(name, values, tuple(coords), coords, len(kept.ids), {**(settings or {}), **more}, plots)
@@ -161,14 +172,21 @@ def compare_flows(rows: Mapping[str, Path], *, common: bool = True, **options: A
     return {name: summarise_flow(table, name=name, **options) for name, table in tables.items()}
 
 
-def _numbers(cells: Cells, pairs: Sequence[tuple[int, int]], draws: Draws) -> Floats:
-    """Return (blocks and contrasts, windows, measures, statistics) of (questions, blocks, windows) cells."""
+def _numbers(cells: Cells, fair: Cells, pairs: Sequence[tuple[int, int]], draws: Draws) -> Floats:
+    """Return (blocks and contrasts, windows, measures, statistics) of (questions, blocks, windows) cells.
+
+    Args:
+        cells: Column -> numbers.
+        fair: The same, without those that count in no contrast.
+        pairs: Blocks that are contrasted.
+        draws: Of the bootstrap.
+    """
     questions, blocks, windows = cells["p_before"].shape
     flat = {column: each.reshape(questions, -1) for column, each in cells.items()}
     own = [estimate(statistic, values, draws) for statistic, values in _statistics(flat)]
     parts = [np.stack(own, axis=1).reshape(blocks, windows, len(MEASURES), len(STATISTICS))]
     for pair in pairs:
-        ours, theirs = ({column: each[:, block] for column, each in cells.items()} for block in pair)
+        ours, theirs = ({column: each[:, block] for column, each in fair.items()} for block in pair)
         for column in _COLUMNS:
             neither = np.isnan(ours[column]) | np.isnan(theirs[column])
             ours[column], theirs[column] = (np.where(neither, np.nan, each[column]) for each in (ours, theirs))
@@ -226,6 +244,7 @@ def _plots(sweep: _Sweep, compared: Sequence[str]) -> tuple[Plot, ...]:
 
 def _plot(name: str, style: Any, blocks: Sequence[str], sweep: _Sweep) -> Plot:
     width = int((sweep.windows[:, 2] - sweep.windows[:, 1]).max())
+    layers = "one layer" if width == 1 else f"up to {width} layers"
     return Plot(
         name=name,
         style=style,
@@ -235,7 +254,7 @@ def _plot(name: str, style: Any, blocks: Sequence[str], sweep: _Sweep) -> Plot:
         fixed={"measure": MEASURES[0]},
         xlabel=_X_LABELS[sweep.axis],
         label="Change in probability (%)",
-        title=f"Effect of blocking attention in up to {width} layers on the first token's probability",
+        title=f"Effect of blocking attention in {layers} on the first token's probability",
     )
 
 

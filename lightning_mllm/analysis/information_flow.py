@@ -55,7 +55,8 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         correct_only: Whether, as in the paper, only questions count that the model answers right.
         match: When an answer is right: `normalised` folds case, quotes, full stops and blanks away, `paper` lets only
             case and the blanks around it differ, as the study does.
-        contrasts: Pairs of blocks whose difference is reported with its interval, the same questions for both.
+        contrasts: Pairs of blocks whose difference is reported with its interval, the same questions for both;
+            questions whose random patches could not avoid the object are left out of those with such patches.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
         bootstrap: How intervals are drawn.
         label: A name of your own.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -95,32 +95,17 @@ class SuffixEngine(KnockoutEngine):
         clean = CleanRun.of(backbone, prompts, groups.tail)
         clean_logprobs = log_probabilities(clean.logits)
         ids = torch.cat([clean_logprobs.argmax(1, keepdim=True), ids], dim=1)
-        before, before_top = (
-            each[:, None].repeat(1, len(cases), *[1] * (each.ndim - 1))
-            for each in (clean_logprobs.gather(1, ids), ids[:, 0])
-        )
-        after, after_top = before.clone(), before_top.clone()
+        found = _Found.unchanged(clean_logprobs.gather(1, ids), ids[:, 0], len(cases))
         for start, numbers in groups:
-            hidden = self._rows(backbone, clean, plan, start, [groups.variants[each] for each in numbers])
-            read, said = _read(backbone, hidden, ids)
-            reached = groups.reached[:, numbers]
-            for logprobs, top, found in ((before, before_top, slice(0, 1)), (after, after_top, slice(1, None))):
-                logprobs[:, numbers] = read[:, found].where(reached[..., None], logprobs[:, numbers])
-                top[:, numbers] = said[:, found].where(reached, top[:, numbers])
-        return Parts(ids, before, before_top, after, after_top, self.name)
-
-    def _rows(self, backbone: Backbone, clean: CleanRun, plan: Plan, start: int, variants: Sequence[Variant]) -> Tensor:
-        """Return (batch, 1 + variants, width): what leaves the last layer at LAST, first with nothing hidden."""
-        prompts, length = clean.real.shape
-        nothing = torch.zeros_like(clean.real)
-        parts = self._side_by_side.run(
-            [Variant(nothing, nothing, None, variants[0].window), *variants],
-            plan.side_by_side(start, prompts),
-            partial(run_rows, decoder_layers(backbone), clean, start),
-            weight=length - start,
-            halve=prompts == 1,
-        )
-        return torch.cat(parts, dim=1)
+            parts = self._side_by_side.run(
+                [groups.variants[each] for each in numbers],
+                plan.side_by_side(start, len(prompts)),
+                partial(_read, backbone, clean, start, ids),
+                weight=clean.real.shape[1] - start,
+                halve=len(prompts) == 1,
+            )
+            found.put(numbers, parts, groups.reached[:, numbers])
+        return Parts(ids, *found, self.name)
 
     def _plan(self, backbone: Backbone, prompts: Prompts) -> Plan:
         memory = self.memory or free_bytes(backbone.model.device) // 2
@@ -177,14 +162,30 @@ class _Groups:
             yield start, list(numbers)
 
 
-def _read(backbone: Backbone, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities of the ids and the argmax behind what leaves the last layer.
+class _Found(NamedTuple):
+    """What is read without a block and with it: log-probabilities, (batch, cases, k), and argmax, (batch, cases)."""
 
-    Args:
-        backbone: The model.
-        hidden: (batch, cases, width).
-        ids: (batch, k).
-    """
+    before: Tensor
+    before_top: Tensor
+    after: Tensor
+    after_top: Tensor
+
+    @classmethod
+    def unchanged(cls, logprobs: Tensor, top: Tensor, cases: int) -> _Found:
+        """Take the clean run's, (batch, k) and (batch,), for all cases."""
+        before, before_top = logprobs[:, None].repeat(1, cases, 1), top[:, None].repeat(1, cases)
+        return cls(before, before_top, before.clone(), before_top.clone())
+
+    def put(self, numbers: list[int], parts: Sequence[_Found], reached: Tensor) -> None:
+        """Put in what was found of some cases, where they can change anything, (batch, some cases)."""
+        for own, new in zip(self, zip(*parts, strict=True), strict=True):
+            mask = reached[..., None] if own.ndim == 3 else reached
+            own[:, numbers] = torch.cat(new, dim=1).where(mask, own[:, numbers])
+
+
+def _read(backbone: Backbone, clean: CleanRun, start: int, ids: Tensor, variants: Sequence[Variant]) -> _Found:
+    """Run variants, and read the ids, (batch, k), and the argmax behind what leaves the last layer."""
+    hidden = run_rows(decoder_layers(backbone), clean, start, variants)
     batch, count, _ = hidden.shape
     wanted = ids[:, None].expand(-1, count, -1).flatten(0, 1)
     logprobs, tops = [], []
@@ -192,4 +193,5 @@ def _read(backbone: Backbone, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tens
         all_ids = log_probabilities(head_logits(backbone.lm_head, backbone.decoder.norm(rows)))  # type: ignore[operator]
         logprobs.append(all_ids.gather(1, chosen))
         tops.append(all_ids.argmax(1))
-    return torch.cat(logprobs).view(batch, count, -1), torch.cat(tops).view(batch, count)
+    read, said = torch.cat(logprobs).view(batch, count, -1), torch.cat(tops).view(batch, count)
+    return _Found(read[:, :1].expand_as(read[:, 1:]), said[:, :1].expand_as(said[:, 1:]), read[:, 1:], said[:, 1:])

@@ -47,11 +47,11 @@ class Plan:
     def side_by_side(self, start: int, prompts: int) -> int:
         """Return how many cases to run at a time on these many prompts, of which each has the rows from `start` on.
 
-        Rows of different cases do not see each other, but their pairs are computed and thrown away: so there are
-        never more rows than half the keys before them.
+        The same rows with nothing hidden come on top. Rows of different cases do not see each other, but their pairs
+        are computed and thrown away: so there are never more rows than half the keys before them, unless one case has.
         """
         rows = self.length - start
         most = max(_MIN_ROWS, start // 2)
         room = self.memory - prompts * self.prompt
         fitting = room // (prompts * (self.row + self.key * (start + most)))
-        return max(1, min(most, fitting) // rows)
+        return max(1, min(most, fitting) // rows - 1)

@@ -44,7 +44,7 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     """
     kinds = [str(kind) for kind in result.coords[result.axes[0]]]
     values = _chosen(result, plot)  # (kinds, lines, places, statistics)
-    figure, axes = make_panels(kinds)
+    figure, axes = make_panels(kinds, same_height=True)
     images = []
     for axis, kind, own in zip(axes, kinds, values, strict=True):
         n = int(own[..., 3].max(initial=0))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +20,13 @@ from lightning_mllm.tracking.analysis_figures import draw_plots
 from lightning_mllm.tracking.files import write_json, write_rows
 from lightning_mllm.tracking.log import log_image, log_table
 
+_End = Literal["done", "failed"]  # how a process left
+
 _RESUMED = ("rows*.csv", "making.json")
 _PAUSE = 1.0  # seconds between looks at how far the other processes are
+_PATIENCE = 600.0  # seconds between messages about which of them are waited for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,22 +114,37 @@ class AnalysisRun:
         finally:
             self.barrier()  # where the others stand, whatever went wrong
 
+    def fail(self) -> None:
+        """Tell the other processes that this one leaves by an exception, unless that is because one of them has."""
+        if self.folder is not None and self.shares > 1 and not self._failed():
+            self._leave_marker("failed")
+
     def _wait_for_all(self) -> None:
-        """Wait until all processes have their rows.
+        """Wait until all processes have their rows, and say now and then which are waited for.
 
         One can be done hours before another, and a barrier, as all that processes do together, ends after minutes with
         an error. So each leaves a marker in the folder, and looks for those of the others.
 
         Raises:
-            RuntimeError: The process that has started this one is gone, so that nothing will come of waiting.
+            RuntimeError: Another process has failed, or the one that has started this one is gone, so that nothing
+                will come of waiting.
         """
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._marker(self.share).touch()
-        while not all(self._marker(share).exists() for share in range(self.shares)):
+        self._leave_marker("done")
+        level, due = logging.INFO, time.monotonic()
+        while missing := [share for share in range(self.shares) if not self._marker(share, "done").exists()]:
+            if failed := self._failed():
+                raise RuntimeError(
+                    f"Of {self.shares} processes number {failed[0]} has left with an error, which its own output "
+                    f"shows, so number {self.share} waits no longer; what it has found is in its rows."
+                )
             if self.parent not in (None, os.getppid()):
                 raise RuntimeError("The process that started this one has ended; what it has found is in its rows.")
+            if time.monotonic() >= due:
+                numbers = ", ".join(map(str, missing))
+                log.log(level, "Process %d is done and waits for number %s of %d", self.share, numbers, self.shares)
+                level, due = logging.WARNING, due + _PATIENCE
             time.sleep(_PAUSE)
 
     def _put_together(self, loggers: Sequence[Any], key: str, step: int) -> list[AnalysisResult]:
@@ -136,14 +157,23 @@ class AnalysisRun:
                 _report(results[-1], self.folder / analysis.name, loggers, f"{key}/{analysis.name}", step)
         return results
 
-    def _marker(self, share: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"process-{share}.done"
+    def _marker(self, share: int, end: _End) -> Path:
+        assert self.folder is not None  # of several processes
+        return self.folder / f"process-{share}.{end}"
+
+    def _leave_marker(self, end: _End) -> None:
+        marker = self._marker(self.share, end)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+
+    def _failed(self) -> list[int]:
+        return [share for share in range(self.shares) if self._marker(share, "failed").exists()]
 
     def _clear_markers(self) -> None:
         if self.folder is not None:
-            for marker in self.folder.glob("process-*.done"):
-                marker.unlink()
+            for marker in self.folder.glob("process-*.*"):
+                if marker.suffix in (".done", ".failed"):
+                    marker.unlink()
 
 
 def check_names(analyses: Sequence[Analysis]) -> None:

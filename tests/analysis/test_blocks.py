@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from lightning_mllm.analysis import Block, Window, Windows
@@ -103,6 +104,13 @@ def test_ranges_can_be_fractions_of_the_depth() -> None:
 
 def test_a_window_is_by_default_the_paper_s_share_of_the_depth() -> None:
     assert [len(Windows(centres=[depth // 2]).of(depth)[0]) for depth in (32, 40)] == [7, 9]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    half = Windows(layers=[(np.float32(0), np.float32(0.5)), (np.int64(1), np.int64(3))]).of(8)
+
+    assert half == [Window(2, 0, 4), Window(2, 1, 3)]
+    assert all(type(edge) is int for window in half for edge in (window.start, window.stop))
 
 
 def test_width_and_centres_can_be_fractions_of_the_depth() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,38 @@ def test_windows_around_one_layer_are_called_by_their_layers_too() -> None:
     assert result.at(block="image->last", measure=MEASURES[0], statistic="value").tolist() == [[40, 43, 55]]
     assert {plot.x for plot in result.plots} == {"window"}
     assert result.settings["found"]["windows"] == [[4, 0, 8], [4, 3, 6], [5, 5, 6]]
+
+
+def test_a_contrast_with_random_patches_leaves_out_questions_whose_patches_are_on_the_object() -> None:
+    both = {"image object->question": {"a": -40.0, "b": -60.0}, "image random->question": {"a": 0.0, "b": -60.0}}
+    others = {"question->last": {"a": -10.0, "b": -30.0}}
+    rows, window = Rows(FlowRow), Window(0, 0, 1)
+    for name in ("a", "b"):
+        rows.append(
+            name,
+            [
+                replace(
+                    row(block, window),
+                    sample_id=name,
+                    picture=name,
+                    relative_change_percent=changes[name],
+                    control_overlap=5 * (name == "b"),
+                )
+                for block, changes in (both | others).items()
+            ],
+        )
+    pairs = [("image object->question", "image random->question"), ("question->last", "image object->question")]
+
+    result = summarise_flow(rows.table(), contrasts=pairs)
+
+    for block, value, n in (
+        ("image object->question minus image random->question", -40, 1),
+        ("question->last minus image object->question", 30, 2),
+        ("image random->question", -30, 2),
+    ):
+        found = result.at(kind="", block=block, centre=0, measure=MEASURES[0])
+        assert (found[0], found[3]) == (value, n)
+    assert result.settings["found"]["with_control_overlap"] == 1
 
 
 def test_one_question_has_numbers_and_no_interval() -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mllm.analysis import Block, Case, KnockoutEngine, ReferenceEngine, SuffixEngine, Window, knockout
+from lightning_mllm.analysis import (
+    Block,
+    Case,
+    KnockoutEngine,
+    ReferenceEngine,
+    SuffixEngine,
+    Window,
+    Windows,
+    knockout,
+)
 from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.prompt_pass import Prompts
 from lightning_mllm.models.backbone import Backbone
@@ -85,17 +94,26 @@ def test_engines_agree_in_a_deep_decoder_where_every_width_makes_another_window(
     assert apart(reference, suffix) < 1e-10
 
 
-def test_in_half_precision_what_a_block_can_not_change_is_not_changed(tiny_llava: str) -> None:
-    """The last two layers attend to nothing: nothing that is hidden there has an effect, and none may be reported."""
-    backbone, batch = make_backbone(tiny_llava, dtype=torch.bfloat16), make_batch(tiny_llava)
-    for layer in decoder_layers(backbone)[2:]:
+@pytest.mark.parametrize("layers", [LAYERS, 24])
+@pytest.mark.parametrize("memory", [None, 1], ids=["plenty", "scarce"])
+def test_in_half_precision_what_a_block_can_not_change_is_not_changed(
+    tiny_llava: str, layers: int, memory: int | None
+) -> None:
+    """The last layers attend to nothing: nothing that is hidden there has an effect, and none may be reported."""
+    backbone, batch = make_backbone(tiny_llava, dtype=torch.bfloat16, layers=layers), make_batch(tiny_llava)
+    without = layers // 2
+    for layer in decoder_layers(backbone)[without:]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)  # type: ignore[union-attr,arg-type]
-    cases = [Case(block, window) for block in PAPER for window in (Window(2, 2, 3), Window(3, 2, 4))]
+    every = Windows(1).of(layers)
+    cases = [Case(block, window) for block in PAPER for window in every]
+    idle = torch.tensor([case.window.start >= without for case in cases])
 
-    for engine in (ReferenceEngine(), SuffixEngine(strict=True)):
+    for engine in (ReferenceEngine(), SuffixEngine(memory, strict=True)):
         readings = engine.run(backbone, batch, cases)
-        assert torch.equal(readings.logprobs, readings.clean_logprobs)
-        assert torch.equal(readings.top, readings.clean_top)
+        changes = readings.logprobs - readings.clean_logprobs
+        assert (changes[:, idle] == 0).all()
+        assert torch.equal(readings.top[:, idle], readings.clean_top[:, idle])
+        assert (changes[:, ~idle] != 0).any()
 
 
 def test_in_half_precision_logits_are_finer_than_their_grid(tiny_llava: str) -> None:
