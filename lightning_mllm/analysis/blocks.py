@@ -147,8 +147,13 @@ def _segment(name: str, text: str) -> Segment:
         ) from None
 
 
+def _counts(number: object) -> bool:
+    """Return whether a number is one of layers, and not a fraction of them."""
+    return isinstance(number, Integral)
+
+
 def _width(width: int | float, depth: int) -> int:
-    fraction = not isinstance(width, Integral)
+    fraction = not _counts(width)
     if width <= 0 or (fraction and width > 1):
         raise ConfigError(
             f"A window of width {width} can't be. Give a number of layers from 1 on, or a fraction of the depth, "
@@ -158,7 +163,7 @@ def _width(width: int | float, depth: int) -> int:
 
 
 def _centre(centre: int | float, depth: int) -> int:
-    layer = int(centre) if isinstance(centre, Integral) else round(centre * (depth - 1))
+    layer = int(centre) if _counts(centre) else round(centre * (depth - 1))
     if not 0 <= layer < depth:
         raise ConfigError(
             f"No window can be centred on {centre}: the decoder has the layers 0 to {depth - 1}, or 0.0 to 1.0 as "
@@ -168,7 +173,7 @@ def _centre(centre: int | float, depth: int) -> int:
 
 
 def _range(first: int | float, behind: int | float, depth: int) -> Window:
-    start, stop = (int(each) if isinstance(each, Integral) else round(each * depth) for each in (first, behind))
+    start, stop = (int(each) if _counts(each) else round(each * depth) for each in (first, behind))
     if not 0 <= start < stop <= depth:
         raise ConfigError(
             f"({first}, {behind}) is no range of layers: it has to be 0 <= start < stop <= {depth}, stop not included, "

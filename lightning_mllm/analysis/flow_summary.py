@@ -149,8 +149,8 @@ def summarise_flow(
     values, cells = no_numbers(coords), sweep.cells(table, kept.ids)
     fair = sweep.fair(cells, table, kept.ids)
     for index, (kind, rows) in enumerate(kept.groups.items() if len(kept.ids) else ()):
-        own = ({column: each[rows] for column, each in some.items()} for some in (cells, fair))
-        values[index] = _numbers(*own, [*pairs.values()], bootstrap.draw(kept.pictures[rows], kind))
+        own, own_fair = ({column: each[rows] for column, each in some.items()} for some in (cells, fair))
+        values[index] = _numbers(own, own_fair, [*pairs.values()], bootstrap.draw(kept.pictures[rows], kind))
     more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "found": _found(table, kept, sweep, kind_depth)}
     plots = _plots(sweep, [*pairs])
     return AnalysisResult(name, values, tuple(coords), coords, len(kept.ids), {**(settings or {}), **more}, plots)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -107,7 +109,9 @@ def test_a_window_is_by_default_the_paper_s_share_of_the_depth() -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    half = Windows(layers=[(np.float32(0), np.float32(0.5)), (np.int64(1), np.int64(3))]).of(8)
+    ranges: Any = [(np.float32(0), np.float32(0.5)), (np.int64(1), np.int64(3))]
+
+    half = Windows(layers=ranges).of(8)
 
     assert half == [Window(2, 0, 4), Window(2, 1, 3)]
     assert all(type(edge) is int for window in half for edge in (window.start, window.stop))

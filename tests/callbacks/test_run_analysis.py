@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from lightning_mllm.callbacks import RunAnalysis
 from lightning_mllm.cli import main
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.tracking.analysis_run import AnalysisRun
 from lightning_mllm.types import Sample
 from tests.analysis.asking import Questions
 from tests.callbacks.conftest import make_trainer
@@ -176,6 +178,77 @@ def test_several_processes_without_a_folder_are_refused_before_the_model_is_load
 
     with pytest.raises(ConfigError, match="2 processes put what they find together"):
         callback.setup(trainer, MLLMModule(tiny_llava), "fit")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_fit_without_validation_is_refused_before_the_model_is_loaded(
+    tiny_llava: str, tmp_path: Path, beside: bool
+) -> None:
+    callback = RunAnalysis(lens(), data=Questions(checkpoint=tiny_llava) if beside else None)
+    run = make_run(tiny_llava, tmp_path, [callback], limit_val_batches=0)
+
+    with pytest.raises(ConfigError, match=r"has none: trainer.limit_val_batches is 0. Set it to 1 or more"):
+        run.fit()
+
+    assert not hasattr(run.module, "adapted")
+
+
+def test_a_trial_without_a_limit_is_not_refused(tiny_llava: str, tmp_path: Path) -> None:
+    analysis = lens()
+
+    make_run(tiny_llava, tmp_path, [RunAnalysis(analysis)], limit_val_batches=None, fast_dev_run=True).fit()
+
+    assert len(analysis.rows.done) == 8
+
+
+class Broken(AnswerLens):
+    """Fails in the middle of the data."""
+
+    def update(self, backbone: Any, batch: Any) -> None:
+        raise ValueError("no numbers")
+
+
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[AnalysisRun]:
+    """Return a list in which runs will be that are told of a failure."""
+    told: list[AnalysisRun] = []
+
+    def fail(run: AnalysisRun) -> None:
+        told.append(run)
+
+    monkeypatch.setattr(AnalysisRun, "fail", fail)
+    return told
+
+
+def test_a_process_that_fails_tells_the_others(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = failures(monkeypatch)
+    run = make_run(tiny_llava, tmp_path, [RunAnalysis(Broken(correct_only=False))])
+
+    with pytest.raises(ValueError, match="no numbers"):
+        run.fit()
+
+    assert [each.folder for each in told] == [tmp_path / "analysis/val-step0"]
+
+
+class Clumsy(L.Callback):
+    """Fails when the training begins."""
+
+    def on_train_start(self, *_: Any) -> None:
+        raise ValueError("fell")
+
+
+def test_a_fit_that_fails_elsewhere_leaves_no_word_with_the_analysis(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = failures(monkeypatch)
+    run = make_run(tiny_llava, tmp_path, [RunAnalysis(lens()), Clumsy()])
+
+    with pytest.raises(ValueError, match="fell"):
+        run.fit()
+
+    assert folders(run) == {"val-step0/answer_lens"}
+    assert not told
 
 
 def test_a_config_can_name_other_data(tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

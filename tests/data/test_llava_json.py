@@ -94,6 +94,15 @@ def test_a_row_may_name_the_kind_of_its_question(images: Path) -> None:
     assert (asked.kind, plain.kind) == ("colour", None)
 
 
+def test_rows_about_the_same_images_are_about_one_picture(images: Path) -> None:
+    both = ["a.png", "sub/b.png"]
+    rows = [row("a"), row("b", ["a.png"]), row("c", both, "<image><image>?", "x"), row("d", None, "x", "y")]
+
+    pictures = [sample.picture for sample in load(images, [*rows, row("e", [], "x", "y")])]
+
+    assert pictures == ["a.png", "a.png", "a.png, sub/b.png", None, None]
+
+
 def test_one_row_per_line_is_read_too(images: Path) -> None:
     lines = "\n".join(json.dumps(row(str(k))) for k in range(3))
     assert [sample.id for sample in load(images, lines, "train.jsonl")] == ["0", "1", "2"]

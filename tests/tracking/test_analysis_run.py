@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +80,7 @@ def test_nobody_waits_at_the_barrier_for_one_that_is_not_done(tmp_path: Path) ->
 def test_markers_of_a_run_that_was_killed_are_nobodys(tmp_path: Path) -> None:
     for share in range(3):
         (tmp_path / f"process-{share}.done").touch()
+        (tmp_path / f"process-{share}.failed").touch()
     runs = make_runs(tmp_path, an_analysis())
 
     with ThreadPoolExecutor(2) as pool:
@@ -103,6 +105,48 @@ def test_a_process_whose_run_has_ended_does_not_wait_for_it(tmp_path: Path) -> N
 
     with pytest.raises(RuntimeError, match="process that started this one has ended"):
         finish(run)
+
+
+def test_a_process_that_fails_is_not_waited_for_and_named(tmp_path: Path) -> None:
+    first, second, third = make_runs(tmp_path, an_analysis(), shares=3)
+
+    second.fail()
+
+    for run in (first, third):
+        with pytest.raises(RuntimeError, match=rf"Of 3 processes number 1 .* so number {run.share} waits no longer"):
+            finish(run)
+        run.fail()  # as what ends it is an exception too
+    assert sorted(path.name for path in tmp_path.glob("*.failed")) == ["process-1.failed"]
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_only_a_process_with_others_and_a_folder_says_that_it_fails(shares: int, tmp_path: Path) -> None:
+    AnalysisRun((), None, share=0, shares=1, barrier=lambda: None).fail()
+    AnalysisRun((), tmp_path / "new", share=0, shares=shares, barrier=lambda: None).fail()
+
+    assert len(list(tmp_path.glob("new/process-0.failed"))) == shares - 1
+
+
+def test_which_processes_are_waited_for_is_said_at_once_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(analysis_run, "_PATIENCE", 0.1)
+    run, *_, last = make_runs(tmp_path, an_analysis(), shares=4)
+    (tmp_path / "process-1.done").touch()
+
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(finish, run)
+        while len(caplog.records) < 3 and not waits.done():
+            pass
+        last.fail()
+
+        with pytest.raises(RuntimeError, match="number 3"):
+            waits.result(TIMEOUT)
+
+    assert {record.getMessage() for record in caplog.records} == {"Process 0 is done and waits for number 2, 3 of 4"}
+    assert [record.levelname for record in caplog.records[:3]] == ["INFO", "WARNING", "WARNING"]
+    apart = caplog.records[2].created - caplog.records[0].created
+    assert apart > 0.1
 
 
 @pytest.mark.parametrize(("local_rank", "parent"), [(0, None), (1, os.getppid())])
