@@ -40,8 +40,8 @@ class Readings:
 
     Log-probabilities are over the whole output vocabulary, in float32, or in float64 for a model in float64. What is
     read without a block went the same way through the model as the case beside it, so that in half precision the
-    two differ by the block, and not by how each is rounded. Where the source or the target of a case is empty, both
-    are the same, exactly.
+    two differ by the block, and not by how each is rounded. Where nothing that LAST says can change, as with an empty
+    source or target, both are those of the clean run, exactly.
 
     Attributes:
         ids: (batch, k) the vocabulary ids that are read: first what the clean run would say, its argmax, then those
