@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
+from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Case, Readings, Window, Windows
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.models.backbone import Backbone
@@ -125,10 +126,18 @@ def make_backbone(
             for name, parameter in model.named_parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=1.0 if "embed" in name else 1.5 * parameter[0].numel() ** -0.5)
-    model = model.to(dtype).eval()
-    model.set_attn_implementation({"text_config": attention})
-    backbone = Backbone(model)
-    if dtype == torch.float64:
+    return prepared(Backbone(model.to(dtype).eval()), attention)
+
+
+def shipped_backbone(attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Backbone:
+    """Return the test-bed's model."""
+    return prepared(Backbone.from_pretrained(testbed.checkpoint(), dtype=dtype), attention)
+
+
+def prepared(backbone: Backbone, attention: str) -> Backbone:
+    """Give a model this attention, and in float64 norms that are in float64."""
+    backbone.model.set_attn_implementation({"text_config": attention})
+    if backbone.model.dtype == torch.float64:
         for parent in list(backbone.decoder.modules()):
             for name, child in parent.named_children():
                 if type(child).__name__.endswith("RMSNorm"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Window, knockout
 from lightning_mllm.analysis.knockout import positions
 from lightning_mllm.errors import ConfigError, DataError
@@ -24,12 +25,14 @@ from tests.analysis.knocking import (
     last_logits,
     make_backbone,
     make_batch,
+    shipped_backbone,
 )
 from tests.conftest import TinyBuilder
 
 Setting = tuple[Backbone, MultimodalBatch]
 
 TO_LAST, TO_QUESTION = PAPER[0], PAPER[3]
+FAMILIES = ("llava", "llava_next", "testbed")
 
 
 @torch.no_grad()
@@ -38,12 +41,14 @@ def states(backbone: Backbone, batch: MultimodalBatch) -> tuple[Tensor, ...]:
     return tuple(output.hidden_states)
 
 
-@pytest.fixture(params=product(("llava", "llava_next"), ("sdpa", "exact", "eager"), ("left", "right")), ids="-".join)
+@pytest.fixture(params=product(FAMILIES, ("sdpa", "exact", "eager"), ("left", "right")), ids="-".join)
 def setting(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> Setting:
     """Return models in float64, but for transformers' own eager attention, whose softmax is in float32 anyway."""
     family, attention, side = request.param
-    checkpoint = tiny_checkpoint(family, "vicuna")
     dtype = torch.float32 if attention == "eager" else torch.float64
+    if family == "testbed":
+        return shipped_backbone(attention, dtype), make_batch(testbed.checkpoint(), side)
+    checkpoint = tiny_checkpoint(family, "vicuna")
     return make_backbone(checkpoint, attention, dtype), make_batch(checkpoint, side)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightning_mllm import testbed
 from lightning_mllm.analysis import (
     Block,
     Case,
@@ -17,15 +18,14 @@ from lightning_mllm.analysis import (
 )
 from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.prompt_pass import Prompts
-from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily
-from lightning_mllm.testbed import checkpoint
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.analysis.knocking import (
     LAYERS,
     OTHERS,
     PAPER,
     Decoder,
+    Side,
     apart,
     collate,
     count_hooks,
@@ -34,6 +34,7 @@ from tests.analysis.knocking import (
     make_backbone,
     make_batch,
     question,
+    shipped_backbone,
     sweep,
     windows,
 )
@@ -261,13 +262,21 @@ def test_prompts_can_be_taken_apart(tiny_llava: str) -> None:
     assert torch.allclose(whole, last_logits(backbone, batch), rtol=0, atol=1e-12)
 
 
-def test_the_shipped_model_gives_the_same_by_both_engines() -> None:
-    path = checkpoint()
-    backbone, batch = Backbone.from_pretrained(path), make_batch(path)
-    depth = len(backbone.decoder.layers)  # type: ignore[arg-type]
-    cases = sweep(PAPER, 3, depth=depth)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("attention", "dtype", "tolerance"),
+    [("sdpa", torch.float64, 1e-10), ("exact", torch.float64, 1e-10), ("eager", torch.float32, 1e-5)],
+)
+def test_engines_agree_on_the_shipped_model(side: Side, attention: str, dtype: torch.dtype, tolerance: float) -> None:
+    backbone, batch = shipped_backbone(attention, dtype), make_batch(testbed.checkpoint(), side)
+    depth = len(decoder_layers(backbone))
+    cases = sweep(PAPER, 1, 2, 5, 9, depth=depth)
+    idle = [case.block.target != PAPER[0].target and case.window.start == depth - 1 for case in cases]
 
     reference = ReferenceEngine().run(backbone, batch, cases)
     suffix = SuffixEngine(strict=True).run(backbone, batch, cases)
 
-    assert apart(reference, suffix) < 1e-5
+    assert apart(reference, suffix) < tolerance
+    assert any(idle)
+    for readings in (reference, suffix):
+        assert torch.equal(readings.logprobs[:, idle], readings.clean_logprobs[:, idle])
