@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
+from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing.cache import FeatureCache
@@ -73,24 +74,31 @@ def samples(trainer: L.Trainer) -> Sequence[Sample]:
     return found
 
 
-def tapped_samples(trainer: L.Trainer, split: Split) -> Sequence[Sample]:
+def tapped_samples(trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None) -> Sequence[Sample]:
     """Return the samples of a split that features are extracted from, in order.
 
     Of the validation and the test split they are those that the model itself is evaluated on, as `limit_val_batches`
     and `limit_test_batches` say, so that a probe's N is the model's. The training split is taken whole: a limit on its
     batches is one per epoch, with other samples in each, and the first samples may well be of one class. Only a trial
-    with `fast_dev_run` takes as many batches of it as of the others.
+    with `fast_dev_run` takes as many batches of it as of the others. So it is with `data` that are not the Trainer's.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    own: Any = trainer.datamodule if data is None else data  # type: ignore[attr-defined]
     limits: dict[Split, int | float] = {
         "train": trainer.limit_train_batches if trainer.fast_dev_run else 1.0,  # type: ignore[attr-defined]
         "val": trainer.limit_val_batches,
         "test": trainer.limit_test_batches,
     }
-    found: Sequence[Sample] = data.samples[split]
-    limit, batches = limits[split], math.ceil(len(found) / data.eval_batch_size)
+    found: Sequence[Sample] = own.samples[split]
+    limit, batches = limits[split if data is None else "train"], math.ceil(len(found) / own.eval_batch_size)
     taken = min(limit, batches) if isinstance(limit, int) else int(limit * batches)  # as Lightning counts
-    return found[: taken * data.eval_batch_size]
+    return found[: taken * own.eval_batch_size]
+
+
+def tapped_batches(trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None) -> Iterator[MultimodalBatch]:
+    """Return the batches of `tapped_samples`; of several processes each has its share."""
+    own: Any = trainer.datamodule if data is None else data  # type: ignore[attr-defined]
+    loader: Iterable[MultimodalBatch] = own.plain_dataloader(split)  # sets the split up
+    return islice(loader, math.ceil(len(tapped_samples(trainer, split, data)) / own.eval_batch_size))
 
 
 def features(
@@ -109,10 +117,8 @@ def features(
         ConfigError: The data has no labels, or a point does not exist in this model.
     """
     module, names = mllm(pl_module), class_names(trainer)
-    loader: Iterable[MultimodalBatch] = trainer.datamodule.plain_dataloader(split)  # type: ignore[attr-defined]
-    count = len(tapped_samples(trainer, split))
-    rank_zero_info("Extracting the features of %d %s samples.", count, split)
-    batches = islice(loader, math.ceil(count / trainer.datamodule.eval_batch_size))  # type: ignore[attr-defined]
+    batches = tapped_batches(trainer, split)
+    rank_zero_info("Extracting the features of %d %s samples.", len(tapped_samples(trainer, split)), split)
     with module.adapted.autocast(module.device.type):
         return extract(module.backbone, batches, points, names, cache=cache)
 
@@ -142,6 +148,22 @@ def pictures(trainer: L.Trainer, split: Split) -> Iterator[tuple[tuple[str, ...]
             yield tuple(sample.id for sample in batch), list(pool.map(data.picture, batch))
 
 
+def set_up_beside(trainer: L.Trainer, module: MLLMModule, data: MLLMDataModule, split: Split) -> None:
+    """Set up a split of data that are not the Trainer's as if they were.
+
+    Raises:
+        ConfigError: They are written out for another checkpoint than the model's.
+        DataError: Something is wrong with them.
+    """
+    if (data.checkpoint, data.revision) != (module.source.checkpoint, module.source.revision):
+        raise ConfigError(
+            f"{type(data).__name__} is written out for {data.checkpoint!r}, revision {data.revision}, but the model is "
+            f"{module.source.checkpoint!r}, revision {module.source.revision}. Give these data the model's checkpoint."
+        )
+    data.trainer, data.predict_split = trainer, split
+    data.setup("predict")
+
+
 def of_all_processes(rows: list[Row]) -> list[Row]:
     """Return the rows of this process, then those of the next one, and so on; each process gets all."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -162,6 +184,24 @@ def check_features(
     """
     class_names(trainer)
     Tapper(mllm(pl_module).backbone, points, cache)
+
+
+def check_validation(trainer: L.Trainer, name: str) -> None:
+    """Refuse a fit without validation to a callback that does its work there.
+
+    Args:
+        trainer: Whose fit is being set up.
+        name: Of the callback, for the message.
+
+    Raises:
+        ConfigError: The fit has no validation.
+    """
+    if not trainer.enable_validation:
+        raise ConfigError(
+            f"{name} does its work at the validations of a fit, and this one has none: trainer.limit_val_batches is "
+            f"{trainer.limit_val_batches}. Set it to 1 or more and give the data a validation split, or leave "
+            f"{name} out."
+        )
 
 
 def starts_untrained(trainer: L.Trainer, module: MLLMModule) -> bool:

@@ -43,6 +43,8 @@ class Parser(LightningArgumentParser):
         elif match := re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE):
             message = f"There is no class {match[1]!r}." + _suggestion(match[1], _class_names(*_CHOSEN_BY_NAME))
         if "subcommand" in message:
+            commands = [name for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
+            message = re.sub(r"\{[\w,]+, \.\.\.\}", f"{{{','.join(commands)}}}", message)  # jsonargparse names five
             message += (
                 "\n(`lightning tiny` builds a small checkpoint, `lightning data check` looks at a dataset, "
                 "`lightning data gqa-tasks` takes tasks from GQA's questions, `lightning study` runs a grid of fits.)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,6 @@ Split = Literal["train", "val", "test"]
 
 log = logging.getLogger(__name__)
 
-_FOLDER_VARIABLE = "LIGHTNING_MLLM_RUN_FOLDER"  # tells the processes that DDP starts where the run is
-
 
 @dataclass(frozen=True)
 class Run:
@@ -53,7 +50,7 @@ class Run:
     wandb: WandbMode = "auto"
 
     def make_folder(self) -> Path:
-        """Make the run's folder and return it; the other processes of the run make none.
+        """Make the run's folder and return it; the other processes make none, and learn later which it is.
 
         Raises:
             ConfigError: The name is no plain folder name, or the root can't be written.
@@ -61,7 +58,7 @@ class Run:
         if self.name in ("", "..") or self.name != Path(self.name).name:
             raise ConfigError(f"trainer.run.name must be a plain name without slashes, not {self.name!r}.")
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # set by lightning
-            return Path(os.environ.get(_FOLDER_VARIABLE, f"{self.root}/{self.name}"))
+            return Path(self.root, self.name)
         number = 1
         while True:
             folder = Path(self.root) / (self.name if number == 1 else f"{self.name}-{number}")
@@ -72,8 +69,16 @@ class Run:
             except OSError as error:
                 raise ConfigError(f"The run's folder {folder} can't be made: {error}. Set trainer.run.root.") from error
             else:
-                os.environ[_FOLDER_VARIABLE] = str(folder)
                 return folder
+
+
+class _OneFolder(L.Callback):
+    """Tells all processes which folder the first one has made, before anything asks for it."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take over the first process' folder."""
+        folder: str = trainer.strategy.broadcast(trainer.default_root_dir)
+        trainer._default_root_dir = folder  # type: ignore[attr-defined]  # of Lightning's Trainer
 
 
 class _Analyzing(L.Callback):
@@ -82,20 +87,32 @@ class _Analyzing(L.Callback):
     def __init__(self, analyses: Sequence[Analysis], split: Split, earlier: Path | None) -> None:
         self.analyses, self.split, self.earlier = analyses, split, earlier
         self.results: list[AnalysisResult] = []
+        self._run: AnalysisRun | None = None  # while it is under way
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what can't be analysed, before the model is loaded."""
+        AnalysisRun.of(self.analyses, trainer, "analysis")  # not on several processes without a folder
+        for analysis in self.analyses:
+            analysis.check(trainer.datamodule.samples[self.split])  # type: ignore[attr-defined]
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Get the analyses ready."""
         assert isinstance(pl_module, MLLMModule)  # `Trainer.analyze` has it so
-        where = Path("analysis", f"{self.split}-step{pl_module.trained_steps}")
-        folder = Path(trainer.default_root_dir) / where if trainer.loggers else None
+        where = f"analysis/{self.split}-step{pl_module.trained_steps}"
+        run = self._run = AnalysisRun.of(self.analyses, trainer, where)
         source = provenance(pl_module, trainer.datamodule, self.split)  # type: ignore[attr-defined]
-        shares = 1 if trainer.fast_dev_run else trainer.world_size  # type: ignore[attr-defined]  # a trial has no folder
-        self._run = AnalysisRun(self.analyses, folder, source, trainer.global_rank, shares, trainer.strategy.barrier)
-        self._run.begin(pl_module.tokenizer, None if self.earlier is None else self.earlier / where)
+        run.begin(pl_module.tokenizer, source, None if self.earlier is None else self.earlier / where)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put together and write down what was found."""
+        assert self._run is not None  # `on_predict_start` has it so
         self.results = self._run.finish(trainer.loggers, f"analysis/{self.split}", trainer.global_step)
+        self._run = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Tell the other processes not to wait for this one."""
+        if self._run is not None:
+            self._run.fail()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -138,6 +155,7 @@ class Trainer(L.Trainer):
         super().__init__(
             logger=logger, use_distributed_sampler=False, enable_model_summary=False, plugins=plugins, **kwargs
         )
+        self.callbacks.insert(0, _OneFolder())  # type: ignore[attr-defined]  # of Lightning's Trainer
 
     def fit(  # type: ignore[override]  # a superset, by keyword
         self,
@@ -197,7 +215,7 @@ class Trainer(L.Trainer):
 
         Args:
             model: The module.
-            datamodule: The data.
+            datamodule: The data, which must be given.
             ckpt_path: Training checkpoint; without it the model is looked at as it is.
             analysis: What is done, once through the data for all.
             split: What is gone through.
@@ -205,7 +223,12 @@ class Trainer(L.Trainer):
 
         Returns:
             What was found, on the first process only.
+
+        Raises:
+            ConfigError: There is no data, there are no analyses, or two have one name.
         """
+        if datamodule is None:
+            raise ConfigError("Trainer.analyze goes through the samples of a DataModule; name it: datamodule=...")
         analyses = _as_list(analysis)
         check_names(analyses)
         analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))

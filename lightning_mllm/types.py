@@ -29,7 +29,7 @@ class Segment(StrEnum):
     SUFFIX = "suffix"  # between the last question and LAST: instruction and role tokens, a way around them
     IMAGE_OBJECT = "image object"  # patches that show a part of one of the sample's boxes
     IMAGE_OTHER = "image other"  # all other patches of the image; padding is among them, newlines are not
-    IMAGE_RANDOM = "image random"  # as many patches as IMAGE_OBJECT, drawn from the image: its control
+    IMAGE_RANDOM = "image random"  # as many of the others as IMAGE_OBJECT has, padding avoided, per view: its control
     IMAGE_PADDING = "image padding"  # patches that show nothing but the bars beside a picture that is not square
     IMAGE_NEWLINE = "image newline"  # LLaVA-NeXT's separators, at the end of each row of its tiles
     IMAGE_BASE = "image base"  # LLaVA-NeXT's first view, the whole picture; without tiles all of the image
@@ -108,6 +108,8 @@ class Sample:
         kind: Kind of question; a free-form sample that has one is scored by exact match of its last answer, per kind.
         boxes: What the (last) question is about, in the sample's only image.
         options: The options that the (last) question names.
+        picture: Which picture the (last) question is about, where several samples may be about one, so that what is
+            found of them is not independent.
     """
 
     id: str
@@ -117,6 +119,7 @@ class Sample:
     kind: str | None = None
     boxes: Sequence[Box] = ()
     options: Options | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ class MultimodalBatch:
         spans: Where the segments are.
         targets: (batch,) class indices, -1 where a sample has no label.
         sample_ids: Per sample.
+        pictures: Per sample, which picture it is about: its own id where the data does not say.
         kinds: Per sample, its kind of question, if it has one.
         answers: Per sample, the forms of its (last) answer, if it has a kind.
         vision: What the family's image processor makes (`pixel_values`, `image_sizes`, ...), images first; empty
@@ -181,6 +185,7 @@ class MultimodalBatch:
     spans: TokenSpans
     targets: Tensor
     sample_ids: tuple[str, ...]
+    pictures: tuple[str, ...]
     kinds: tuple[str | None, ...]
     answers: tuple[AnswerForms | None, ...]
     vision: Mapping[str, Tensor]
@@ -231,6 +236,7 @@ class MultimodalBatch:
         return replace(
             texts,
             sample_ids=tuple(self.sample_ids[row] for row in rows),
+            pictures=tuple(self.pictures[row] for row in rows),
             kinds=tuple(self.kinds[row] for row in rows),
             answers=tuple(self.answers[row] for row in rows),
             image_counts=tuple(self.image_counts[row] for row in rows),

@@ -27,7 +27,6 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr("sys.argv", ["lightning"])  # Lightning warns of those of pytest
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of lightning 2.6, out of our control
-    monkeypatch.setenv("LIGHTNING_MLLM_RUN_FOLDER", "")  # restored, whatever a run sets it to
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 

@@ -15,12 +15,14 @@ import yaml
 from lightning_mllm.analysis import AnswerLens, Bootstrap, InformationFlow, Windows
 from lightning_mllm.cli import CLI, main
 from lightning_mllm.data import LlavaJson
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation import ExactMatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.testbed import QuestionType
 from lightning_mllm.trainer import Run, Trainer
 from lightning_mllm.types import MultimodalBatch
-from tests.running import CONFIGS, TRIAL, files_below, isolate, refusal, write_llava_json
+from tests.running import CONFIGS, TRIAL, conversation, files_below, isolate, refusal, write_llava_json
 from tests.test_distributed import run_two
 from tests.tracking.run_file import history
 
@@ -125,15 +127,16 @@ def test_several_analyses_go_through_the_data_once_each_with_its_folder(asked: l
     assert {path.name for path in folder.iterdir()} == {"answer_lens", "raw"}
 
 
-def test_the_config_of_the_testbed_has_both_analyses_and_tells_six_tasks_apart() -> None:
+def test_the_config_of_the_testbed_has_three_analyses_and_tells_six_tasks_apart() -> None:
     few = ("--data.init_args.per_kind", "1", "--trainer.enable_progress_bar", "false")
 
     main(["analyze", "--config", str(CONFIGS / ON_THE_TESTBED), *few, "--trainer.run.name", "run"])
 
     folder = Path("runs/run/analysis/test-step0")
-    assert {path.name for path in folder.iterdir()} == {"answer_lens", "information_flow"}
+    names = {"all_layers", "answer_lens", "information_flow"}
+    assert {path.name for path in folder.iterdir()} == names
     tasks = {f"seen/{task}" for task in QuestionType}
-    for name in ("answer_lens", "information_flow"):
+    for name in names:
         assert {row["kind"] for row in table(folder / name / "summary.csv")} == {"all", *tasks}
     windows = json.loads((folder / "information_flow" / "settings.json").read_text())["found"]["windows"]
     assert windows == [[layer, layer, layer + 1] for layer in range(6)]
@@ -260,6 +263,21 @@ def test_a_notebook_analyses_with_three_objects(tiny_llava: str, asked: list[str
     assert not trainer.callbacks or not any(type(each).__name__ == "_Analyzing" for each in trainer.callbacks)  # type: ignore[attr-defined]
 
 
+def test_analyses_of_one_run_ask_the_model_once(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    evaluate = ExactMatch.evaluate
+
+    def noted(self: ExactMatch, model: Any, tokenizer: Any, batch: MultimodalBatch) -> Any:
+        seen.extend(batch.sample_ids)
+        return evaluate(self, model, tokenizer, batch)
+
+    monkeypatch.setattr(ExactMatch, "evaluate", noted)
+    both = [{"class_path": name, "init_args": {"correct_only": False}} for name in ("AnswerLens", "InformationFlow")]
+    analyze(asked, "--analysis", json.dumps(both))
+
+    assert sorted(seen) == [f"test-{k}" for k in range(10)]
+
+
 def test_table_and_pictures_are_in_the_wandb_run(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
 
@@ -305,3 +323,35 @@ def test_a_subcommand_of_lightning_goes_on_as_it_did(asked: list[str]) -> None:
     cli = CLI(["predict", *asked, *TRIAL])
 
     assert cli.model.updates == ()
+
+
+def test_an_analysis_without_data_says_what_it_needs(tiny_llava: str, tmp_path: Path) -> None:
+    trainer = Trainer(run=Run(root=str(tmp_path / "runs")), enable_progress_bar=False, accelerator="cpu")
+
+    with pytest.raises(ConfigError, match=r"goes through the samples of a DataModule; name it: datamodule="):
+        trainer.analyze(MLLMModule(tiny_llava), analysis=AnswerLens())
+
+
+def test_samples_without_a_kind_are_refused_before_the_model_is_loaded(tiny_llava: str, tmp_path: Path) -> None:
+    file = str(write_llava_json(tmp_path / "talks", [conversation("a")]))
+    data, module = LlavaJson(checkpoint=tiny_llava, train=file, val=file, test=file), MLLMModule(tiny_llava)
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+
+    with pytest.raises(ConfigError, match="sample 'a' has no kind"):
+        trainer.analyze(module, data, analysis=AnswerLens())
+
+    assert not hasattr(module, "adapted")
+
+
+def test_several_processes_without_a_folder_are_refused_before_the_model_is_loaded(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(write_llava_json(tmp_path / "talks", [conversation("a")]))
+    data, module = LlavaJson(checkpoint=tiny_llava, train=file, val=file, test=file), MLLMModule(tiny_llava)
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+
+    with pytest.raises(ConfigError, match="2 processes put what they find together"):
+        trainer.analyze(module, data, analysis=AnswerLens(correct_only=False))
+
+    assert not hasattr(module, "adapted")

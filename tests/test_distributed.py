@@ -50,8 +50,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run_two(
     arguments: list[str], folder: Path, launcher: tuple[str, ...] = (sys.executable, "-m", "lightning_mllm")
 ) -> None:
-    inherited = {key: value for key, value in os.environ.items() if key != "LIGHTNING_MLLM_RUN_FOLDER"}
-    environment = {**inherited, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launcher, *arguments, *TWO],
         cwd=folder,

@@ -25,7 +25,7 @@ BORDERS: dict[str, set[str]] = {
     "models": {"types", "errors", "evaluation"},
     "analysis": {"types", "errors", "models", "evaluation"},  # of models only backbone, which a test below sees to
     "tracking": {"types", "errors", "evaluation", "probing", "analysis"},
-    "callbacks": {"types", "errors", "models", "evaluation", "probing", "analysis", "tracking"},
+    "callbacks": {"types", "errors", "data", "models", "evaluation", "probing", "analysis", "tracking"},
     "testbed": {"types", "errors", "data"},
     "study": {"__version__", "errors", "tracking"},
     "trainer": {"errors", "models", "analysis", "tracking"},

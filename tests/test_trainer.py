@@ -10,14 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_mllm.analysis import AnswerLens
+from lightning_mllm.callbacks import access
 from lightning_mllm.data import Digits
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.trainer import AtomicCheckpointIO, Run, Trainer
+from lightning_mllm.tracking.analysis_run import AnalysisRun
+from lightning_mllm.trainer import AtomicCheckpointIO, Run, Trainer, _Analyzing
 from tests.running import files_below, isolate
 
 
@@ -58,6 +64,49 @@ def test_a_root_that_is_a_file_is_refused_with_the_way_out(tmp_path: Path) -> No
 
     with pytest.raises(ConfigError, match=r"can't be made.*Set trainer\.run\.root"):
         Run(root=str(tmp_path / "runs")).make_folder()
+
+
+class Second(SingleDeviceStrategy):
+    """The second of two processes, which the first one tells what it has."""
+
+    def __init__(self, told: dict[str, str]) -> None:
+        super().__init__(device=torch.device("cpu"))
+        self.told = told
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return self.told.get(obj, obj) if isinstance(obj, str) else obj
+
+
+class Seen(L.Callback):
+    """Notes the folder of the run, as other callbacks see it when they are set up."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.folder = access.run_dir(trainer)
+
+
+def test_all_processes_work_in_the_folder_that_the_first_one_has_made(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [Run(root="runs").make_folder() for _ in range(2)]  # an earlier one, and that of the first process
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    second = Second({"runs/run": str(runs[1])})
+    trainer = Trainer(run=Run(root="runs"), strategy=second, callbacks=[seen := Seen()], **SMALL)
+
+    trainer.validate(MLLMModule(tiny_llava), datamodule=digits(tiny_llava), verbose=False)
+
+    assert (seen.folder, Path(trainer.default_root_dir)) == (runs[1], runs[1])
+    assert not list(runs[0].iterdir())
+
+
+def test_an_analysis_that_fails_tells_the_other_processes(tmp_path: Path) -> None:
+    trainer: Any = None
+    analyzing = _Analyzing([AnswerLens()], "test", None)
+    analyzing.on_exception(trainer, MLLMModule("none"), ValueError())  # before it has begun
+    analyzing._run = AnalysisRun([AnswerLens()], tmp_path, share=1, shares=2, barrier=lambda: None)
+
+    analyzing.on_exception(trainer, MLLMModule("none"), ValueError())
+
+    assert files_below(tmp_path) == {"process-1.failed"}
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------

@@ -23,21 +23,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot, Question, QuestionAnalysis
-from lightning_mllm.analysis.lens import WORDS, Norm, Places, look, residual_states
+from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
+from lightning_mllm.analysis.lens import WORDS, Norm, Places, Vocabulary, look, residual_states
+from lightning_mllm.analysis.question_analysis import Question, QuestionAnalysis
 from lightning_mllm.analysis.rows import Table
 from lightning_mllm.analysis.summaries import (
     Bootstrap,
+    Kept,
     count_questions,
     estimate,
     mean,
     median,
-    members,
     no_numbers,
     pivot,
 )
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation import Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
@@ -58,6 +61,7 @@ class LensRow:
     Attributes:
         sample_id: The question's.
         kind: Its kind.
+        picture: What it is about.
         correct: Whether the model answers it right.
         measured: Whether it is looked into.
         layer: 0 for the embedding, then the number of layers behind.
@@ -77,6 +81,7 @@ class LensRow:
 
     sample_id: str
     kind: str
+    picture: str
     correct: bool
     measured: bool = True
     layer: int = -1
@@ -99,8 +104,12 @@ class AnswerLens(QuestionAnalysis[LensRow]):
 
     Args:
         norm: `final` for the final norm at each layer, `none` for the paper's raw states.
+        vocabulary: Over which tokens probabilities and ranks are: `head` for all that the model can say, `tokenizer`
+            without those behind the tokenizer's last, with which some checkpoints are padded.
         top: How many of the likeliest words are kept per layer.
         correct_only: Whether, as in the paper, only questions count that the model answers right.
+        match: When an answer is right: `normalised` folds case, quotes, full stops and blanks away, `paper` lets only
+            case and the blanks around it differ, as the study does.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
         bootstrap: How intervals are drawn.
         label: A name of your own.
@@ -113,103 +122,120 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         self,
         *,
         norm: Norm = "final",
+        vocabulary: Vocabulary = "head",
         top: int = 5,
         correct_only: bool = True,
+        match: Match = "normalised",
         kind_depth: int | None = None,
         bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
         label: str = "",
     ) -> None:
-        super().__init__(correct_only, label)
+        super().__init__(correct_only=correct_only, match=match, label=label)
         if norm not in ("final", "none"):
             raise ConfigError(f"AnswerLens.norm is {norm!r}; it can be 'final' or 'none'.")
+        if vocabulary not in ("head", "tokenizer"):
+            raise ConfigError(f"AnswerLens.vocabulary is {vocabulary!r}; it can be 'head' or 'tokenizer'.")
         if top < 0:
             raise ConfigError(f"AnswerLens.top must be at least 0, not {top}.")
-        self.norm, self.top = norm, top
+        self.norm, self.vocabulary, self.top = norm, vocabulary, top
         self.kind_depth, self.bootstrap = kind_depth, bootstrap
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What decides the rows."""
-        return {"norm": self.norm, "top": self.top, "correct_only": self.correct_only}
+        return {
+            "norm": self.norm,
+            "vocabulary": self.vocabulary,
+            "top": self.top,
+            "correct_only": self.correct_only,
+            "match": self.match,
+        }
 
     def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> list[list[LensRow]]:
         """Read all layers."""
+        assert self._tokenizer is not None  # `update` has seen to it
         places = Places.of(batch)
+        vocabulary = len(self._tokenizer) if self.vocabulary == "tokenizer" else None
         rows: list[list[LensRow]] = [[] for _ in questions]
         for layer, states in enumerate(residual_states(backbone, batch, places.read, self.norm)):
-            seen = look(backbone.lm_head, states, places.ids, self.top)
+            seen = look(backbone.lm_head, states, places.ids, self.top, vocabulary)
             joint = places.joint(seen.logprobs[:, -1])
             columns = [
                 *seen.logprobs[places.at_last, : len(WORDS)].double().exp().T.tolist(),
                 *seen.ranks[places.at_last, : len(WORDS)].double().T.tolist(),
                 joint.tolist(),
                 places.lengths.tolist(),
-                [self._words(ids) for ids in seen.top[places.at_last].tolist()],
+                [_decoded(self._tokenizer, ids) for ids in seen.top[places.at_last].tolist()],
                 [json.dumps(each) for each in _rounded(seen.top_logprobs[places.at_last])],
             ]
             for own, question, cells in zip(rows, questions, zip(*columns, strict=True), strict=True):
-                own.append(LensRow(**asdict(question), layer=layer, **dict(zip(_MEASURED, cells, strict=True))))
+                own.append(_row_of(question, layer=layer, **dict(zip(_MEASURED, cells, strict=True))))
         return rows
 
     def left_out(self, question: Question) -> LensRow:
         """Return the row of a question that the model answers wrongly."""
-        return LensRow(**asdict(question), measured=False)
+        return _row_of(question, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per kind, word and layer."""
-        measured = table["measured"]
-        questions, first = np.unique(table["sample_id"][measured], return_index=True)
-        layers = tuple(np.unique(table["layer"][measured]).tolist())
-        shares = {**{f"p_{word}": name for word, name in CURVES.items()}, "reference_logprob": JOINT}
-        groups = members(table["kind"][measured][first], self.kind_depth)
+        kept = Kept.of(table, self.kind_depth)
+        layers = tuple(np.unique(table["layer"][table["measured"]]).tolist())
         coords: dict[str, tuple[Any, ...]] = {
-            "kind": tuple(groups),
-            "word": tuple(shares.values()),
+            "kind": tuple(kept.groups),
+            "word": (*CURVES.values(), JOINT),
             "layer": layers,
             "measure": MEASURES,
             "statistic": STATISTICS,
         }
+        cells = {
+            column: pivot(table, column, {"layer": layers}, kept.ids, table["measured"])
+            for column in (*_MEASURED[: 2 * len(WORDS)], "reference_logprob")
+        }
+        shares = [*(cells[f"p_{word}"] for word in WORDS), np.exp(cells["reference_logprob"])]
         values = no_numbers(coords)
-        for k, column in enumerate(shares):
-            found = pivot(table, column, {"layer": layers}, questions, measured)
-            shown = 100 * (np.exp(found) if column == "reference_logprob" else found)
-            rank = f"rank_{column.removeprefix('p_')}"
-            ranks = pivot(table, rank, {"layer": layers}, questions, measured) if rank in table else None
-            for g, (kind, rows) in enumerate(groups.items() if len(questions) else ()):
-                weights = self.bootstrap.weights(len(rows), kind)
-                values[g, k, :, 0] = estimate(mean(shown[rows]), shown[rows], weights)
-                if ranks is not None:
-                    values[g, k, :, 1] = estimate(median(ranks[rows]), ranks[rows], weights)
+        for index, (kind, rows) in enumerate(kept.groups.items() if layers else ()):
+            own = values[index]  # (words, layers, measures, statistics)
+            draws = self.bootstrap.draw(kept.pictures[rows], kind)
+            for word, share in enumerate(shares):
+                own[word, :, 0] = estimate(mean(100 * share[rows]), share[rows], draws)
+            for word, name in enumerate(WORDS):
+                ranks = cells[f"rank_{name}"][rows]
+                own[word, :, 1] = estimate(median(ranks), ranks, draws)
         more = {
             "kind_depth": self.kind_depth,
             "bootstrap": asdict(self.bootstrap),
-            "found": {"questions": count_questions(table, self.kind_depth)},
+            "found": {
+                "questions": count_questions(table, self.kind_depth),
+                "pictures": kept.count_pictures(),
+            },
         }
-        return AnalysisResult(
-            self.name, values, tuple(coords), coords, len(questions), {**settings, **more}, _plots(self.norm)
-        )
+        plots = (_plot(self.norm),) if layers else ()
+        return AnalysisResult(self.name, values, tuple(coords), coords, len(kept.ids), {**settings, **more}, plots)
 
-    def _words(self, ids: Sequence[int]) -> str:
-        assert self._tokenizer is not None  # `update` has seen to it
-        return json.dumps([self._tokenizer.decode([token]) for token in ids], ensure_ascii=False)
+
+def _row_of(question: Question, **cells: Any) -> LensRow:
+    return LensRow(
+        sample_id=question.sample_id, kind=question.kind, picture=question.picture, correct=question.correct, **cells
+    )
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return json.dumps([tokenizer.decode([token]) for token in ids], ensure_ascii=False)
 
 
 def _rounded(logprobs: Tensor) -> list[list[float]]:
     return [[float(f"{p:.4g}") for p in row] for row in logprobs.double().exp().tolist()]
 
 
-def _plots(norm: Norm) -> tuple[Plot, ...]:
-    shown = {name: name for name in (*CURVES.values(), JOINT)}
-    options = {"x": "layer", "y": "word", "xlabel": "Layers behind (0: embedding)"}
-    title = "What LAST would say after each layer" + (", without the final norm" if norm == "none" else "")
-    return (
-        Plot(
-            "lens",
-            "lines",
-            shown=shown,
-            fixed={"measure": MEASURES[0]},
-            label="Probability (%)",
-            title=title,
-            **options,
-        ),
+def _plot(norm: Norm) -> Plot:
+    return Plot(
+        name="lens",
+        style="lines",
+        x="layer",
+        y="word",
+        shown={name: name for name in (*CURVES.values(), JOINT)},
+        fixed={"measure": MEASURES[0]},
+        xlabel="Layers behind (0: embedding)",
+        label="Probability (%)",
+        title="What LAST would say after each layer" + (", without the final norm" if norm == "none" else ""),
     )

@@ -1,4 +1,4 @@
-"""What all analyses have in common: batches in, one labelled result out, rows per sample beside it.
+"""What all analyses have in common: batches in, one labelled result out.
 
 The rhythm is that of torchmetrics, and needs no Trainer:
 
@@ -14,26 +14,23 @@ Called again with the same folder after a kill, the same lines go on where they 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from lightning_mllm.analysis.rows import Rows, Table
-from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.evaluation import ExactMatch
+from lightning_mllm.errors import DataError
+from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import MultimodalBatch, Sample
 
 Floats = NDArray[np.float64]
 
 STATISTICS = ("value", "low_95", "high_95", "n")  # coordinates of the last axis of a result that has intervals
-RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True)
@@ -138,12 +135,21 @@ class Analysis(ABC):
         """The options that decide the result, as plain data."""
 
     @abstractmethod
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Refuse samples that can't be looked into, at set-up.
+
+        Raises:
+            ConfigError: There is one.
+        """
+
+    @abstractmethod
     def prepare(
         self,
         tokenizer: PreTrainedTokenizerBase,
         folder: Path | None = None,
         source: Mapping[str, Any] | None = None,
         share: int = 0,
+        answers: KnownAnswers | None = None,
     ) -> None:
         """Get ready for the first batch, or, where the folder has results of samples, for the one behind them.
 
@@ -152,6 +158,7 @@ class Analysis(ABC):
             folder: For the results of single samples, of all processes; without it they stay in memory.
             source: Which model and data these are: plain data, and part of the result's settings.
             share: Number of this process.
+            answers: Of the model, which analyses of one run have in common; without it each asks for itself.
 
         Raises:
             ConfigError: What is in the folder was made otherwise.
@@ -172,113 +179,3 @@ class Analysis(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget all batches; what is in a folder stays there."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question that is looked into.
-
-    Attributes:
-        sample_id: The sample's.
-        kind: Its kind; empty without one.
-        correct: Whether the model answers it right; False where that is not known.
-    """
-
-    sample_id: str
-    kind: str
-    correct: bool
-
-
-class QuestionAnalysis(Analysis, Generic[RowT]):
-    """An analysis of one question after the other: rows per question, written as they come.
-
-    Args:
-        correct_only: Whether questions are left out that the model answers wrongly; they keep a row that says so.
-        label: Name of the analysis, by default its class's.
-    """
-
-    row_type: ClassVar[type]
-    default_name: ClassVar[str]
-
-    def __init__(self, correct_only: bool, label: str) -> None:
-        self.correct_only = correct_only
-        self.name = label or self.default_name
-        if self.name != Path(self.name).name:
-            raise ConfigError(f"The label of an analysis names a folder, so it can't be {label!r}. Leave slashes out.")
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._source: Mapping[str, Any] = {}
-        self.rows: Rows[RowT] = Rows(self.row_type)
-
-    @abstractmethod
-    def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]
-    ) -> Iterable[Sequence[RowT]]:
-        """Yield the rows of each sample of a batch, in order."""
-
-    @abstractmethod
-    def left_out(self, question: Question) -> RowT:
-        """Return the one row of a question that is left out."""
-
-    @abstractmethod
-    def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
-        """Return the result of rows."""
-
-    @property
-    def making(self) -> dict[str, Any]:
-        """What decides the rows: settings and source."""
-        return {"analysis": dict(self.settings), "source": dict(self._source)}
-
-    def prepare(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path | None = None,
-        source: Mapping[str, Any] | None = None,
-        share: int = 0,
-    ) -> None:
-        """Get ready; see `Analysis.prepare`."""
-        self.reset()
-        self._tokenizer, self._source = tokenizer, source or {}
-        self.rows = Rows(self.row_type, folder, self.making, share)
-
-    @torch.no_grad()
-    def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
-        """Measure the questions of a batch that have no rows yet."""
-        new = [row for row, sample_id in enumerate(batch.sample_ids) if sample_id not in self.rows.done]
-        if not new:
-            return
-        batch = batch if len(new) == len(batch) else batch.take(new)
-        questions = self._ask(backbone, batch)
-        kept = [row for row, question in enumerate(questions) if question.correct or not self.correct_only]
-        for row in sorted({*range(len(batch))} - {*kept}):
-            self.rows.append(questions[row].sample_id, [self.left_out(questions[row])])
-        if kept:
-            asked = [questions[row] for row in kept]
-            measured = self.measure(backbone, batch if len(kept) == len(batch) else batch.take(kept), asked)
-            for question, rows in zip(asked, measured, strict=True):
-                self.rows.append(question.sample_id, rows)
-
-    def merge(self) -> None:
-        """Make one file of the rows of all processes."""
-        self.rows.merge()
-
-    def compute(self) -> AnalysisResult:
-        """Return the result of all rows."""
-        return self.summarise(self.rows.table(), self.making)
-
-    def reset(self) -> None:
-        """Forget all rows; those in a folder stay there."""
-        self.rows = Rows(self.row_type)
-
-    def _ask(self, backbone: Backbone, batch: MultimodalBatch) -> list[Question]:
-        """Return the questions of a batch, answered and judged."""
-        kinds = dict(zip(batch.sample_ids, batch.kinds, strict=True))
-        if self.correct_only and (unknown := [sample_id for sample_id, kind in kinds.items() if kind is None]):
-            raise ConfigError(
-                f"{self.name} leaves out what the model answers wrongly, but sample {unknown[0]!r} has no kind, so its "
-                "answer is not scored. Set correct_only: false, or use data whose samples have a kind."
-            )
-        if self._tokenizer is None:
-            raise ConfigError(f"{self.name} needs the tokenizer: call prepare(tokenizer) before the first batch.")
-        answers = ExactMatch().evaluate(backbone.model, self._tokenizer, batch)
-        correct = {answer.sample_id: answer.correct for answer in answers}
-        return [Question(sample_id, kind or "", correct.get(sample_id, False)) for sample_id, kind in kinds.items()]

@@ -6,11 +6,33 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.types import Segment
 
 _FORM = re.compile(r"\s*(?P<source>[^>\[\]]+?)\s*->\s*(?P<target>[^>\[\]]+?)\s*(?:\[(?P<heads>[\d,\s]+)\])?\s*")
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Token positions: a union of intersections of segments, as in "image object&image tiles+question".
+
+    Attributes:
+        terms: A position is among them if it is in all segments of any term.
+    """
+
+    terms: frozenset[frozenset[Segment]]
+
+    @property
+    def segments(self) -> frozenset[Segment]:
+        """All that are named; one alone is these positions themselves."""
+        return frozenset(segment for term in self.terms for segment in term)
+
+    def __str__(self) -> str:
+        known = list(Segment)  # written in this order, so that equal positions have one name
+        terms = sorted(sorted(map(known.index, term)) for term in self.terms)
+        return "+".join("&".join(known[number] for number in term) for term in terms)
 
 
 @dataclass(frozen=True)
@@ -23,13 +45,15 @@ class Block:
         heads: Attention heads in which it is so; None for all.
     """
 
-    source: Segment
-    target: Segment
+    source: Positions
+    target: Positions
     heads: tuple[int, ...] | None = None
 
     @classmethod
     def parse(cls, text: str) -> Block:
         """Read "image->question", or for some heads only "image->question[0,5]".
+
+        A side may be composed of segments: `a+b` is what is in a or in b, `a&b` what is in both. `&` binds tighter.
 
         Raises:
             ConfigError: The text has another form, or a segment of this name does not exist.
@@ -41,7 +65,7 @@ class Block:
                 "the heads if not all are meant: 'image->question[0,5]'."
             )
         heads = match["heads"] and tuple(sorted({int(head) for head in re.findall(r"\d+", match["heads"])}))
-        return cls(_segment(match["source"], text), _segment(match["target"], text), heads or None)
+        return cls(_positions(match["source"], text), _positions(match["target"], text), heads or None)
 
     def __str__(self) -> str:
         heads = "" if self.heads is None else f"[{','.join(map(str, self.heads))}]"
@@ -100,7 +124,18 @@ class Windows:
         return windows
 
 
+def _positions(side: str, text: str) -> Positions:
+    terms = (frozenset(_segment(name, text) for name in term.split("&")) for term in side.split("+"))
+    return Positions(frozenset(terms))
+
+
 def _segment(name: str, text: str) -> Segment:
+    name = " ".join(name.split())
+    if not name:
+        raise ConfigError(
+            f"The block {text!r} can't be read: + (either) and & (both) each stand between two segments, as in "
+            "'image object&image tiles->question'."
+        )
     try:
         return Segment(name.lower())
     except ValueError:
@@ -112,8 +147,13 @@ def _segment(name: str, text: str) -> Segment:
         ) from None
 
 
+def _counts(number: object) -> bool:
+    """Return whether a number is one of layers, and not a fraction of them."""
+    return isinstance(number, Integral)
+
+
 def _width(width: int | float, depth: int) -> int:
-    fraction = isinstance(width, float)
+    fraction = not _counts(width)
     if width <= 0 or (fraction and width > 1):
         raise ConfigError(
             f"A window of width {width} can't be. Give a number of layers from 1 on, or a fraction of the depth, "
@@ -123,7 +163,7 @@ def _width(width: int | float, depth: int) -> int:
 
 
 def _centre(centre: int | float, depth: int) -> int:
-    layer = round(centre * (depth - 1)) if isinstance(centre, float) else centre
+    layer = int(centre) if _counts(centre) else round(centre * (depth - 1))
     if not 0 <= layer < depth:
         raise ConfigError(
             f"No window can be centred on {centre}: the decoder has the layers 0 to {depth - 1}, or 0.0 to 1.0 as "
@@ -133,7 +173,7 @@ def _centre(centre: int | float, depth: int) -> int:
 
 
 def _range(first: int | float, behind: int | float, depth: int) -> Window:
-    start, stop = (round(each * depth) if isinstance(each, float) else each for each in (first, behind))
+    start, stop = (int(each) if _counts(each) else round(each * depth) for each in (first, behind))
     if not 0 <= start < stop <= depth:
         raise ConfigError(
             f"({first}, {behind}) is no range of layers: it has to be 0 <= start < stop <= {depth}, stop not included, "

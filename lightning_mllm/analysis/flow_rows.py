@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.base import Question
 from lightning_mllm.analysis.knockout_engine import Case, Readings
-from lightning_mllm.types import AnswerForms, Forms
+from lightning_mllm.analysis.question_analysis import Question
+from lightning_mllm.types import AnswerForms, Forms, MultimodalBatch, Segment
 
 _WIDTH = 2  # ids per option: its lower-case and its capitalised form
 
@@ -29,17 +29,21 @@ class FlowRow:
     Attributes:
         sample_id: The question's.
         kind: Its kind.
+        picture: What it is about.
         correct: Whether the model answers it right.
         measured: Whether it is looked into.
         block: What is blocked.
         centre: Layer, from 0, after which the window is named.
         start: Its first layer.
         stop: The layer behind its last.
+        control_overlap: Patches that the question's control, `image random`, shares with its object.
         source_size: Positions that become invisible.
         target_size: Positions that lose sight of them.
         empty: Whether one of the two sets is: then nothing is blocked, and the row counts nowhere.
         token: What the model would say first.
-        p_before: Its probability.
+        token_differs: Whether the answer that it generates begins with another one, as rounding can make it; False
+            where it generates none.
+        p_before: The token's probability, without the block.
         p_after: The same with the block.
         relative_change_percent: 100 (p_after - p_before) / p_before.
         logprob_change: Of its log-probability.
@@ -51,16 +55,19 @@ class FlowRow:
 
     sample_id: str
     kind: str
+    picture: str
     correct: bool
     measured: bool = True
     block: str = ""
     centre: int = -1
     start: int = -1
     stop: int = -1
+    control_overlap: int = 0
     source_size: int = 0
     target_size: int = 0
     empty: bool = False
     token: int = -1
+    token_differs: bool = False
     p_before: float = nan
     p_after: float = nan
     relative_change_percent: float = nan
@@ -106,22 +113,31 @@ class OptionIds:
 
 
 def flow_rows(
-    questions: Sequence[Question], cases: Sequence[Case], found: Readings, options: OptionIds
+    questions: Sequence[Question], batch: MultimodalBatch, cases: Sequence[Case], found: Readings, options: OptionIds
 ) -> list[list[FlowRow]]:
-    """Return the rows of each question, a row per case."""
-    before, after = (each.double().cpu() for each in (found.clean_logprobs[:, None], found.logprobs))
+    """Return the rows of each question, a row per case.
+
+    Args:
+        questions: Those of the batch.
+        batch: What was read.
+        cases: What was blocked.
+        found: What the model said.
+        options: Of the questions, as they were read behind the first id.
+    """
+    before, after = (each.double().cpu() for each in (found.clean_logprobs, found.logprobs))
     change = after[..., 0] - before[..., 0]  # (batch, cases)
     columns = {
-        "p_before": before[..., 0].exp().expand_as(change),
+        "control_overlap": _control_overlap(batch)[:, None].expand_as(change),
+        "source_size": found.source_size.cpu(),
+        "target_size": found.target_size.cpu(),
+        "token": found.ids[:, :1].cpu().expand_as(change),
+        "p_before": before[..., 0].exp(),
         "p_after": after[..., 0].exp(),
         "relative_change_percent": 100 * change.expm1(),
         "logprob_change": change,
-        "flipped": found.top.cpu() != found.clean_top.cpu()[:, None],
-        "margin_before": options.margins(before[..., 1:]).expand_as(change),
+        "flipped": (found.top != found.clean_top).cpu(),
+        "margin_before": options.margins(before[..., 1:]),
         "margin_after": options.margins(after[..., 1:]),
-        "source_size": found.source_size.cpu(),
-        "target_size": found.target_size.cpu(),
-        "token": found.clean_top.cpu()[:, None].expand_as(change),
     }
     names, cells = list(columns), zip(*(column.tolist() for column in columns.values()), strict=True)
     rows: list[list[FlowRow]] = []
@@ -131,19 +147,33 @@ def flow_rows(
     return rows
 
 
-def _row(question: Question, case: Case, engine: str, numbers: dict[str, Any]) -> FlowRow:
+def row_of(question: Question, **cells: Any) -> FlowRow:
+    """Return a row of a question, with the cells that are not the question's."""
     return FlowRow(
-        sample_id=question.sample_id,
-        kind=question.kind,
-        correct=question.correct,
+        sample_id=question.sample_id, kind=question.kind, picture=question.picture, correct=question.correct, **cells
+    )
+
+
+def _row(question: Question, case: Case, engine: str, numbers: dict[str, Any]) -> FlowRow:
+    return row_of(
+        question,
         block=str(case.block),
         centre=case.window.centre,
         start=case.window.start,
         stop=case.window.stop,
         empty=not (numbers["source_size"] and numbers["target_size"]),
+        token_differs=question.first_token not in (None, numbers["token"]),
         engine=engine,
         **numbers,
     )
+
+
+def _control_overlap(batch: MultimodalBatch) -> Tensor:
+    """Return how many patches of the control are the object's, (batch,)."""
+    control, own = (batch.spans.masks.get(each) for each in (Segment.IMAGE_RANDOM, Segment.IMAGE_OBJECT))
+    if control is None or own is None:
+        return torch.zeros(len(batch), dtype=torch.long)
+    return (control & own).sum(1).cpu()
 
 
 def _beginnings(forms: Forms) -> set[int]:

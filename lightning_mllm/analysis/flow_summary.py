@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from lightning_mllm.analysis.flow_rows import FlowRow
 from lightning_mllm.analysis.rows import Table, read_rows
 from lightning_mllm.analysis.summaries import (
     Bootstrap,
+    Draws,
     Floats,
+    Kept,
     Statistic,
     common_questions,
     count_questions,
@@ -25,7 +28,6 @@ from lightning_mllm.analysis.summaries import (
     estimate,
     mean,
     median,
-    members,
     no_numbers,
     pivot,
     ratio_of_means,
@@ -51,9 +53,61 @@ _COLUMNS = (
     "margin_before",
     "margin_after",
 )
-_PATCHES = (Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM)
+_PATCHES = {Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM}
+_X_LABELS = {
+    "centre": "Layer on which the window is centred",
+    "window": "Layer on which the window is centred (its layers)",
+}
 
 Cells = Mapping[str, Floats]  # column -> (questions, numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """What was blocked in the rows, and where.
+
+    Attributes:
+        blocks: As they come.
+        windows: (windows, 3): centre, start and stop of each, sorted.
+        window: (rows,), which of them a row is of; -1 for one that is left out.
+        axis: `centre` where the centres tell the windows apart, else `window`.
+        places: How the windows are called on it: 4, or "4 (3-5)" for layers 3 to 5 around layer 4.
+    """
+
+    blocks: tuple[str, ...]
+    windows: NDArray[np.int64]
+    window: NDArray[np.int64]
+    axis: str
+    places: tuple[int | str, ...]
+
+    @classmethod
+    def of(cls, table: Table) -> _Sweep:
+        measured = table["measured"]
+        bounds = np.stack([table[column][measured] for column in ("centre", "start", "stop")], axis=1)
+        windows, which = np.unique(bounds, axis=0, return_inverse=True)
+        window = np.full(len(measured), -1)
+        window[measured] = which.reshape(-1)
+        blocks = tuple(dict.fromkeys(table["block"][measured].tolist()))
+        if len(np.unique(windows[:, 0])) == len(windows):
+            return cls(blocks, windows, window, "centre", tuple(windows[:, 0].tolist()))
+        names = tuple(f"{centre} ({start}-{stop - 1})" for centre, start, stop in windows.tolist())
+        return cls(blocks, windows, window, "window", names)
+
+    def cells(self, table: Table, questions: NDArray[Any]) -> dict[str, Floats]:
+        """Return each column as (questions, blocks, windows); NaN where nothing is blocked."""
+        return {column: self._pivot(table, column, questions) for column in _COLUMNS}
+
+    def fair(self, cells: Cells, table: Table, questions: NDArray[Any]) -> dict[str, Floats]:
+        """Return the same without those of random patches that could not avoid the object."""
+        named = [block.source.segments | block.target.segments for block in map(Block.parse, self.blocks)]
+        random = np.array([Segment.IMAGE_RANDOM in each for each in named], dtype=bool)
+        overlap = random[:, None] & (self._pivot(table, "control_overlap", questions) > 0)
+        return {column: np.where(overlap, np.nan, each) for column, each in cells.items()}
+
+    def _pivot(self, table: Table, column: str, questions: NDArray[Any]) -> Floats:
+        axes = {"block": self.blocks, "window": range(len(self.windows))}
+        blocked = table["measured"] & ~table["empty"]
+        return pivot({**table, "window": self.window}, column, axes, questions, blocked)
 
 
 def summarise_flow(
@@ -70,43 +124,36 @@ def summarise_flow(
     Args:
         table: Rows of `FlowRow`.
         name: Of the result.
-        contrasts: Pairs of blocks; their differences follow behind the blocks.
+        contrasts: Pairs of blocks; their differences follow behind the blocks. Questions whose random patches could
+            not avoid the object count in none with such patches.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
         bootstrap: How intervals are drawn.
         settings: What decided the rows.
 
     Returns:
-        On the axes kind, block, centre, measure and statistic.
+        On the axes kind, block, centre, measure and statistic. Where windows share a centre, the third axis is
+        `window` instead, with coordinates such as "4 (3-5)": layers 3 to 5, around layer 4.
     """
-    measured = table["measured"]
-    questions, first = np.unique(table["sample_id"][measured], return_index=True)
-    blocks = tuple(dict.fromkeys(table["block"][measured].tolist()))
-    centres = tuple(np.unique(table["centre"][measured]).tolist())
-    axes: dict[str, Sequence[Any]] = {"block": blocks, "centre": centres}
-    counted = measured & ~table["empty"]
-    cells = {column: pivot(table, column, axes, questions, counted) for column in _COLUMNS}
-    groups = members(table["kind"][measured][first], kind_depth)
-    if not len(questions):
+    kept, sweep = Kept.of(table, kind_depth), _Sweep.of(table)
+    if not len(kept.ids):
         log.warning("%s: none of %d questions is looked into.", name, len(np.unique(table["sample_id"])))
-
-    compared = tuple(f"{ours} minus {theirs}" for ours, theirs in contrasts)
-    pairs = [(blocks.index(ours), blocks.index(theirs)) for ours, theirs in contrasts if blocks]
-    coords = {
-        "kind": tuple(groups),
-        "block": (*blocks, *(compared if blocks else ())),
-        "centre": centres,
+    place = sweep.blocks.index
+    pairs = {f"{ours} minus {theirs}": (place(ours), place(theirs)) for ours, theirs in contrasts if sweep.blocks}
+    coords: dict[str, tuple[Any, ...]] = {
+        "kind": tuple(kept.groups),
+        "block": (*sweep.blocks, *pairs),
+        sweep.axis: sweep.places,
         "measure": MEASURES,
         "statistic": STATISTICS,
     }
-    values = no_numbers(coords)
-    for index, (kind, rows) in enumerate(groups.items() if len(questions) else ()):
-        own = {column: each[rows] for column, each in cells.items()}
-        values[index] = _numbers(own, pairs, bootstrap.weights(len(rows), kind))
-    found = {**(settings or {}), "kind_depth": kind_depth, "found": _counts(table, kind_depth)}
-    found["bootstrap"] = {"resamples": bootstrap.resamples, "seed": bootstrap.seed}
-    width = max((stop - start for _, start, stop in found["found"]["windows"]), default=0)
-    plots = _plots(blocks, compared, f"blocking attention in up to {width} layers")
-    return AnalysisResult(name, values, tuple(coords), coords, len(questions), found, plots)
+    values, cells = no_numbers(coords), sweep.cells(table, kept.ids)
+    fair = sweep.fair(cells, table, kept.ids)
+    for index, (kind, rows) in enumerate(kept.groups.items() if len(kept.ids) else ()):
+        own, own_fair = ({column: each[rows] for column, each in some.items()} for some in (cells, fair))
+        values[index] = _numbers(own, own_fair, [*pairs.values()], bootstrap.draw(kept.pictures[rows], kind))
+    more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "found": _found(table, kept, sweep, kind_depth)}
+    plots = _plots(sweep, [*pairs])
+    return AnalysisResult(name, values, tuple(coords), coords, len(kept.ids), {**(settings or {}), **more}, plots)
 
 
 def compare_flows(rows: Mapping[str, Path], *, common: bool = True, **options: Any) -> dict[str, AnalysisResult]:
@@ -125,19 +172,26 @@ def compare_flows(rows: Mapping[str, Path], *, common: bool = True, **options: A
     return {name: summarise_flow(table, name=name, **options) for name, table in tables.items()}
 
 
-def _numbers(cells: Mapping[str, Floats], pairs: Sequence[tuple[int, int]], weights: Floats) -> Floats:
-    """Return (blocks and contrasts, centres, measures, statistics) of (questions, blocks, centres) cells."""
-    questions, blocks, centres = cells["p_before"].shape
+def _numbers(cells: Cells, fair: Cells, pairs: Sequence[tuple[int, int]], draws: Draws) -> Floats:
+    """Return (blocks and contrasts, windows, measures, statistics) of (questions, blocks, windows) cells.
+
+    Args:
+        cells: Column -> numbers.
+        fair: The same, without those that count in no contrast.
+        pairs: Blocks that are contrasted.
+        draws: Of the bootstrap.
+    """
+    questions, blocks, windows = cells["p_before"].shape
     flat = {column: each.reshape(questions, -1) for column, each in cells.items()}
-    own = [estimate(statistic, values, weights) for statistic, values in _statistics(flat)]
-    parts = [np.stack(own, axis=1).reshape(blocks, centres, len(MEASURES), len(STATISTICS))]
+    own = [estimate(statistic, values, draws) for statistic, values in _statistics(flat)]
+    parts = [np.stack(own, axis=1).reshape(blocks, windows, len(MEASURES), len(STATISTICS))]
     for pair in pairs:
-        ours, theirs = ({column: each[:, block] for column, each in cells.items()} for block in pair)
+        ours, theirs = ({column: each[:, block] for column, each in fair.items()} for block in pair)
         for column in _COLUMNS:
             neither = np.isnan(ours[column]) | np.isnan(theirs[column])
             ours[column], theirs[column] = (np.where(neither, np.nan, each[column]) for each in (ours, theirs))
         both = zip(_statistics(ours), _statistics(theirs), strict=True)
-        parts.append(np.stack([difference(a, b, values, weights) for (a, values), (b, _) in both], axis=1)[None])
+        parts.append(np.stack([difference(a, b, values, draws) for (a, values), (b, _) in both], axis=1)[None])
     return np.concatenate(parts)
 
 
@@ -156,50 +210,59 @@ def _statistics(cells: Cells) -> list[tuple[Statistic, Floats]]:
     ]
 
 
-def _counts(table: Table, kind_depth: int | None) -> dict[str, Any]:
-    """Return how many questions of each kind were asked and kept, for how many a set is empty, and the windows."""
+def _found(table: Table, kept: Kept, sweep: _Sweep, kind_depth: int | None) -> dict[str, Any]:
+    """Return how many questions and pictures there are, for how many questions something is missing, and the sweep."""
     measured = table["measured"]
-    centre = table["centre"] == (table["centre"][measured].min() if measured.any() else -1)
-    empty = Counter(table["block"][measured & table["empty"] & centre].tolist())
-    windows: NDArray[np.int64] = np.stack([table[column][measured] for column in ("centre", "start", "stop")], axis=1)
+    empty = Counter(table["block"][measured & table["empty"] & (sweep.window == 0)].tolist())
+
+    def count(column: str) -> int:
+        return len(np.unique(table["sample_id"][measured & table[column].astype(bool)]))
+
     return {
         "questions": count_questions(table, kind_depth),
+        "pictures": kept.count_pictures(),
         "without_a_set": dict(sorted(empty.items())),
-        "windows": np.unique(windows, axis=0).tolist(),
+        "with_control_overlap": count("control_overlap"),
+        "with_another_token": count("token_differs"),
+        "windows": sweep.windows.tolist(),
         "engines": np.unique(table["engine"][measured]).tolist(),
     }
 
 
-def _plots(blocks: Sequence[str], compared: Sequence[str], what: str) -> tuple[Plot, ...]:
+def _plots(sweep: _Sweep, compared: Sequence[str]) -> tuple[Plot, ...]:
     """Return the paper's three families, what is in none of them, the contrasts, and a heat map of all blocks."""
     families: dict[str, list[str]] = {}
-    for block in blocks:
+    for block in sweep.blocks:
         families.setdefault(_family(Block.parse(block)), []).append(block)
-    if blocks and compared:
+    if not families:
+        return ()
+    if compared:
         families["contrasts"] = list(compared)
-    lines = [_plot(family, "lines", members, what) for family, members in families.items()]
-    return (*lines, _plot("heat_map", "heat map", blocks, what)) if blocks else ()
+    lines = [_plot(family, "lines", shown, sweep) for family, shown in families.items()]
+    return (*lines, _plot("heat_map", "heat map", sweep.blocks, sweep))
 
 
-def _plot(name: str, style: Any, blocks: Sequence[str], what: str) -> Plot:
+def _plot(name: str, style: Any, blocks: Sequence[str], sweep: _Sweep) -> Plot:
+    width = int((sweep.windows[:, 2] - sweep.windows[:, 1]).max())
+    layers = "one layer" if width == 1 else f"up to {width} layers"
     return Plot(
         name=name,
         style=style,
-        x="centre",
+        x=sweep.axis,
         y="block",
         shown={block: block.replace("->", " \u219b ") for block in blocks},  # a crossed arrow
         fixed={"measure": MEASURES[0]},
-        xlabel="Layer on which the window is centred",
+        xlabel=_X_LABELS[sweep.axis],
         label="Change in probability (%)",
-        title=f"Effect of {what} on the first token's probability",
+        title=f"Effect of blocking attention in {layers} on the first token's probability",
     )
 
 
 def _family(block: Block) -> str:
-    if block.target is Segment.LAST:
+    if block.target.segments == {Segment.LAST}:
         return "to_last"
-    if block.target is Segment.QUESTION and block.source is Segment.IMAGE:
+    if block.target.segments == {Segment.QUESTION} and block.source.segments == {Segment.IMAGE}:
         return "image_to_question"
-    if block.target is Segment.QUESTION and block.source in _PATCHES:
+    if block.target.segments == {Segment.QUESTION} and not block.source.segments.isdisjoint(_PATCHES):
         return "patches_to_question"
     return "other"

@@ -17,19 +17,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from lightning_mllm.analysis.base import AnalysisResult, Question, QuestionAnalysis
-from lightning_mllm.analysis.blocks import Block, Window, Windows
+from lightning_mllm.analysis.base import AnalysisResult
+from lightning_mllm.analysis.blocks import Block, Windows
 from lightning_mllm.analysis.engine_choice import EngineName, choose_engine
-from lightning_mllm.analysis.flow_rows import FlowRow, OptionIds, flow_rows
+from lightning_mllm.analysis.flow_rows import FlowRow, OptionIds, flow_rows, row_of
 from lightning_mllm.analysis.flow_summary import summarise_flow
 from lightning_mllm.analysis.knockout_engine import Case, KnockoutEngine
+from lightning_mllm.analysis.question_analysis import Question, QuestionAnalysis
 from lightning_mllm.analysis.rows import Table
 from lightning_mllm.analysis.summaries import Bootstrap
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation import Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
-BLOCKS = (  # the paper's six, and the control for the fifth: as many patches, anywhere
+BLOCKS = (  # the paper's six, and the control for the fifth: as many of the other patches
     "question->last",
     "image->last",
     "last->last",
@@ -46,12 +48,15 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
 
     Args:
         blocks: What is blocked, as "image->question"; by default the paper's six and a control.
-        windows: In which layers.
+        windows: In which layers; a window that is there twice counts once.
         engine: `suffix` computes only what can change, `reference` runs the whole model for each case; `auto` is the
             first where it is exact.
         memory_gib: What the engine may use besides the weights; by default half of what is free.
         correct_only: Whether, as in the paper, only questions count that the model answers right.
-        contrasts: Pairs of blocks whose difference is reported with its interval, the same questions for both.
+        match: When an answer is right: `normalised` folds case, quotes, full stops and blanks away, `paper` lets only
+            case and the blanks around it differ, as the study does.
+        contrasts: Pairs of blocks whose difference is reported with its interval, the same questions for both;
+            questions whose random patches could not avoid the object are left out of those with such patches.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
         bootstrap: How intervals are drawn.
         label: A name of your own.
@@ -71,12 +76,13 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         engine: EngineName = "auto",
         memory_gib: float | None = None,
         correct_only: bool = True,
+        match: Match = "normalised",
         contrasts: Sequence[tuple[str, str]] | None = None,
         kind_depth: int | None = None,
         bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
         label: str = "",
     ) -> None:
-        super().__init__(correct_only, label)
+        super().__init__(correct_only=correct_only, match=match, label=label)
         self.blocks = tuple(Block.parse(block) for block in blocks)
         names = [str(block) for block in self.blocks]
         if not names or len(set(names)) < len(names):
@@ -97,6 +103,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
             "windows": asdict(self.windows),
             "engine": self.engine,
             "correct_only": self.correct_only,
+            "match": self.match,
         }
 
     def reset(self) -> None:
@@ -107,17 +114,16 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
     def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> list[list[FlowRow]]:
         """Run all blocks in all windows."""
         windows = self.windows.of(len(backbone.decoder.layers))  # type: ignore[arg-type]  # a ModuleList
-        _check_centres(windows)
-        cases = [Case(block, window) for block in self.blocks for window in windows]
+        cases = [Case(block, window) for block in self.blocks for window in dict.fromkeys(windows)]
         options = OptionIds.of(batch.answers)
         if self._engine is None:
             self._engine = choose_engine(self.engine, None if self.memory_gib is None else int(self.memory_gib * 2**30))
         found = self._engine.run(backbone, batch, cases, options.ids.to(batch.input_ids.device))
-        return flow_rows(questions, cases, found, options)
+        return flow_rows(questions, batch, cases, found, options)
 
     def left_out(self, question: Question) -> FlowRow:
         """Return the row of a question that the model answers wrongly."""
-        return FlowRow(sample_id=question.sample_id, kind=question.kind, correct=question.correct, measured=False)
+        return row_of(question, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per kind, block and window."""
@@ -128,14 +134,4 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
             kind_depth=self.kind_depth,
             bootstrap=self.bootstrap,
             settings=settings,
-        )
-
-
-def _check_centres(windows: Sequence[Window]) -> None:
-    """Refuse windows that the result could not tell apart."""
-    centres = [window.centre for window in windows]
-    if twice := sorted({centre for centre in centres if centres.count(centre) > 1}):
-        raise ConfigError(
-            f"Two windows are around layer {twice[0]}, by which they are named. Run them as two analyses, each with a "
-            "label of its own."
         )

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.blocks import Block, Window
+from lightning_mllm.analysis.blocks import Block, Positions, Window
 from lightning_mllm.analysis.hooks import Arguments, before_layers
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
+from lightning_mllm.types import MultimodalBatch, TokenSpans
 
 _NO_DENSE_MASK = ("flash", "flex", "paged")
 
@@ -67,19 +67,19 @@ def blocked(
         yield
 
 
-def positions(spans: TokenSpans, segment: Segment) -> Tensor:
-    """Return the mask of a segment, (batch, sequence).
+def positions(spans: TokenSpans, wanted: Positions) -> Tensor:
+    """Return the mask of positions, (batch, sequence).
 
     Raises:
-        DataError: The batch was collated without it.
+        DataError: The batch was collated without one of their segments.
     """
-    mask = spans.masks.get(segment)
-    if mask is None:
+    if lacking := wanted.segments.difference(spans.masks):
         raise DataError(
-            f"The batch does not say where {str(segment)!r} is; it has {', '.join(spans.masks)}. Collate it with this "
-            "segment, or block others."
+            f"The batch does not say where {str(min(lacking))!r} is; it has {', '.join(spans.masks)}. Collate it with "
+            "this segment, or block others."
         )
-    return mask
+    terms = [torch.stack([spans[segment] for segment in term]).all(dim=0) for term in wanted.terms]
+    return torch.stack(terms).any(dim=0)
 
 
 def decoder_layers(backbone: Backbone) -> list[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
@@ -16,7 +16,6 @@ from lightning_mllm.analysis.knockout import (
     attention_of,
     check_attention,
     check_window,
-    decoder_layers,
     head_mask,
     positions,
 )
@@ -24,7 +23,7 @@ from lightning_mllm.analysis.memory import Pieces
 from lightning_mllm.analysis.prompt_pass import Prompts
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
+from lightning_mllm.types import MultimodalBatch
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,16 @@ class Case:
 class Readings:
     """What the model says at the LAST position, without any block and in each case.
 
-    Log-probabilities are over the whole output vocabulary, in float32, or in float64 for a model in float64. Where
-    the source or the target of a case is empty, its readings are those of the clean run, exactly.
+    Log-probabilities are over the whole output vocabulary, in float32, or in float64 for a model in float64. What is
+    read without a block went the same way through the model as the case beside it, so that in half precision the
+    two differ by the block, and not by how each is rounded. Where nothing that LAST says can change, as with an empty
+    source or target, both are those of the clean run, exactly.
 
     Attributes:
-        ids: (batch, k) the vocabulary ids that are read: first what the clean run itself would say, its argmax,
-            then those asked for.
-        clean_logprobs: (batch, k) log-probabilities of the ids without a block.
-        clean_top: (batch,) the argmax without a block; the same as `ids[:, 0]`.
+        ids: (batch, k) the vocabulary ids that are read: first what the clean run would say, its argmax, then those
+            asked for.
+        clean_logprobs: (batch, cases, k) log-probabilities of the ids without a block.
+        clean_top: (batch, cases) the argmax without a block.
         logprobs: (batch, cases, k) log-probabilities of the ids.
         top: (batch, cases) the argmax.
         source_size: (batch, cases) number of positions in the case's source.
@@ -70,6 +71,7 @@ class Parts:
 
     ids: Tensor
     clean_logprobs: Tensor
+    clean_top: Tensor
     logprobs: Tensor
     top: Tensor
     engine: str
@@ -78,8 +80,8 @@ class Parts:
 class KnockoutEngine(ABC):
     """Reads what a model says while attention is blocked, in many cases at once.
 
-    Before an engine's first result for a model it is seen to that hiding the whole prompt from LAST in all layers
-    changes something at all. When memory runs out, half as many prompts are run at a time.
+    Before an engine's first result for a model it is seen to that the model heeds masks, and whatever else the engine
+    rests on. When memory runs out, half as many prompts are run at a time.
     """
 
     name: ClassVar[str]
@@ -129,26 +131,13 @@ class KnockoutEngine(ABC):
         """Return how many of the prompts to run at a time."""
         return len(prompts)
 
+    @abstractmethod
     def check(self, backbone: Backbone, prompts: Prompts) -> None:
-        """Find out, once for each model and on one prompt, whether what the engine rests on holds for it."""
-        self._check_that_masks_matter(backbone, prompts)
+        """Find out, once for each model and on one prompt, whether what the engine rests on holds for it.
 
-    def _check_that_masks_matter(self, backbone: Backbone, prompts: Prompts) -> None:
-        real = prompts.batch.attention_mask.bool()
-        last = torch.zeros_like(real)
-        last[:, -1] = True
-        if not (real & ~last).any():
-            return
-        spans = TokenSpans({Segment.QUESTION: real & ~last, Segment.LAST: last})
-        depth = len(decoder_layers(backbone))
-        case = Case(Block(Segment.QUESTION, Segment.LAST), Window(depth // 2, 0, depth))
-        some = torch.arange(64, device=real.device)[None]  # any will do, in any vocabulary
-        parts = self.read(backbone, Prompts(replace(prompts.batch, spans=spans), prompts.images), [case], some)
-        if torch.equal(parts.logprobs[:, 0], parts.clean_logprobs):
-            raise ConfigError(
-                "Hiding the whole prompt from its last position, in all layers, changes nothing at all: attention "
-                f"{attention_of(backbone)!r} ignores the mask. Load the model with attention=sdpa or attention=eager."
-            )
+        Raises:
+            ConfigError: It does not.
+        """
 
 
 @dataclass(frozen=True)
@@ -198,15 +187,14 @@ def _check(backbone: Backbone, cases: Sequence[Case]) -> None:
 
 def _collect(parts: Sequence[Parts], sets: Sequence[BlockSets]) -> Readings:
     """Put the pieces together; where nothing is blocked, the readings are the clean ones to the bit."""
-    ids = torch.cat([part.ids for part in parts])
-    clean = torch.cat([part.clean_logprobs for part in parts])
     acts = torch.stack([each.acts for each in sets], dim=1)  # (batch, cases)
+    clean, clean_top = (torch.cat([getattr(part, name) for part in parts]) for name in ("clean_logprobs", "clean_top"))
     return Readings(
-        ids=ids,
+        ids=torch.cat([part.ids for part in parts]),
         clean_logprobs=clean,
-        clean_top=ids[:, 0],
-        logprobs=torch.cat([part.logprobs for part in parts]).where(acts[..., None], clean[:, None]),
-        top=torch.cat([part.top for part in parts]).where(acts, ids[:, :1]),
+        clean_top=clean_top,
+        logprobs=torch.cat([part.logprobs for part in parts]).where(acts[..., None], clean),
+        top=torch.cat([part.top for part in parts]).where(acts, clean_top),
         source_size=torch.stack([each.source.sum(1) for each in sets], dim=1),
         target_size=torch.stack([each.target.sum(1) for each in sets], dim=1),
         engine=parts[0].engine,

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.analysis.head import head_logits
 from lightning_mllm.analysis.hooks import before_layers
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import AnswerForms, MultimodalBatch, Segment
 
 Norm = Literal["final", "none"]
+Vocabulary = Literal["head", "tokenizer"]
 
 WORDS = ("lower", "capitalised", "false_lower", "false_capitalised")  # of the answer, and of the wrong option
 _LOGITS = 1 << 24  # that exist at once
@@ -103,7 +105,7 @@ def residual_states(backbone: Backbone, batch: MultimodalBatch, read: Tensor, no
     return [*through, output.last_hidden_state[read]]
 
 
-def look(head: nn.Module, states: Tensor, ids: Tensor, top: int) -> Seen:
+def look(head: nn.Module, states: Tensor, ids: Tensor, top: int, vocabulary: int | None = None) -> Seen:
     """Send states through the head, some at a time.
 
     Args:
@@ -111,16 +113,16 @@ def look(head: nn.Module, states: Tensor, ids: Tensor, top: int) -> Seen:
         states: (n, width).
         ids: (n, k) tokens to look for, -1 for none: NaN comes of it.
         top: How many of the likeliest tokens to return.
+        vocabulary: How many of the head's first tokens there are, where the rest is padding; by default all.
     """
-    vocabulary: int = head.weight.shape[0]  # type: ignore[assignment,index]  # of a Linear
+    size: int = head.weight.shape[0]  # type: ignore[assignment,index]  # of a Linear
     parts = []
-    for some, own in zip(*(each.split(max(1, _LOGITS // vocabulary)) for each in (states, ids)), strict=True):
-        logits = head(some)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (some, vocabulary)
+    for some, own in zip(*(each.split(max(1, _LOGITS // size)) for each in (states, ids)), strict=True):
+        logits = head_logits(head, some)[:, :vocabulary]  # (some, vocabulary)
         normaliser = logits.logsumexp(1, keepdim=True)
         picked = logits.gather(1, own.clamp(min=0))
         ranks = torch.stack([(logits > column[:, None]).sum(1) for column in picked.T], dim=1).to(logits.dtype)
-        best = logits.topk(min(top, vocabulary))
+        best = logits.topk(min(top, logits.shape[1]))
         none = own < 0
         parts.append(
             (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,23 +13,27 @@ import torch
 _LOG = logging.getLogger(__name__)
 _UNKNOWN = 4 * 2**30  # where the system does not say what is free
 _LEAST = 2**30  # what the system caches counts as used, though it gives it back
+_PATIENCE = 16  # pieces that fit before more at a time is tried again
+_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _T = TypeVar("_T")
 _Thing = TypeVar("_Thing")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return about how much can still be allocated; on the CPU at least a GiB is assumed."""
+    """Return about how much this process can still allocate.
+
+    On the CPU that is its share of what the system has, and a job scheduler or container allows, if it runs beside
+    other processes of one training; at least a GiB is assumed.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        return max(_LEAST, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # not on Windows, not on macOS
-        return _UNKNOWN
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return max(_LEAST, min([_free_pages(), *_free_in_groups()]) // processes)
 
 
 class Pieces:
-    """Runs things some at a time; out of memory, it goes on with half as many, from then on.
+    """Runs things some at a time; out of memory, it goes on with half as many, and after a while tries more again.
 
     Attributes:
         name: What the things are called in the log.
@@ -36,23 +41,73 @@ class Pieces:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._limit: int | None = None
+        self._limit: int | None = None  # in weights
+        self._patience, self._fitted = _PATIENCE, 0
 
-    def run(self, things: Sequence[_Thing], size: int, function: Callable[[Sequence[_Thing]], _T]) -> list[_T]:
-        """Return function(piece) for consecutive pieces of `size` or fewer things."""
+    def run(
+        self,
+        things: Sequence[_Thing],
+        size: int,
+        function: Callable[[Sequence[_Thing]], _T],
+        *,
+        weight: int = 1,
+        halve: bool = True,
+    ) -> list[_T]:
+        """Return function(piece) for consecutive pieces of `size` or fewer things.
+
+        Args:
+            things: What is run.
+            size: How many at a time, if memory allows.
+            function: Runs a piece.
+            weight: How much of what fits each thing takes; things of another call may take more or less.
+            halve: Whether a piece that does not fit is run in halves, or the error left to the caller.
+
+        Raises:
+            torch.OutOfMemoryError: One thing alone does not fit, or `halve` is False.
+        """
         results: list[_T] = []
         start = 0
         while start < len(things):
-            piece = things[start : start + min(size, self._limit or size)]
+            fitting = size if self._limit is None else max(1, self._limit // weight)
+            piece = things[start : start + min(size, fitting)]
             try:
                 results.append(function(piece))
                 start += len(piece)
+                self._note_that_it_fits()
                 continue
             except torch.OutOfMemoryError:
-                if len(piece) == 1:
+                if len(piece) == 1 or not halve:
                     raise
             # here and not above, where the error would keep alive what was allocated
-            self._limit = len(piece) // 2
+            self._limit, self._fitted = len(piece) // 2 * weight, 0
+            self._patience *= 2
             torch.cuda.empty_cache()
-            _LOG.warning("Out of memory with %d %s at a time; going on with %d.", len(piece), self.name, self._limit)
+            _LOG.warning(
+                "Out of memory with %d %s at a time; going on with %d.", len(piece), self.name, len(piece) // 2
+            )
         return results
+
+    def _note_that_it_fits(self) -> None:
+        self._fitted += 1
+        if self._limit is not None and self._fitted >= self._patience:
+            self._limit, self._fitted = 2 * self._limit, 0
+
+
+def _free_pages() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows, not on macOS
+        return _UNKNOWN
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield what each of the process's control groups (version 2) leaves it, of those that have a limit."""
+    try:
+        own = _OWN_GROUP.read_text(encoding="utf-8").rpartition("::")[2].strip().lstrip("/")
+    except OSError:  # not on Linux
+        return
+    for group in (_GROUPS / own, *(_GROUPS / own).parents):
+        try:
+            yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        except (OSError, ValueError):  # there is none, or it is "max"
+            continue

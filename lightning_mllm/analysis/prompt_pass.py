@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from lightning_mllm.analysis.head import head_in_float32
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
@@ -44,13 +45,14 @@ class Prompts:
         return Prompts(self.batch.take(rows), self.images[first[rows[0]] : first[rows[-1] + 1]])
 
     def forward(self, backbone: Backbone, use_cache: bool = False) -> tuple[Tensor, Any]:
-        """Return the logits at LAST, (batch, vocabulary), and the cache."""
+        """Return the logits at LAST, (batch, vocabulary), of the head in float32, and the cache."""
         inputs: dict[str, Any] = self.batch.model_inputs()
         if self.images:
             encoded = BaseModelOutputWithPooling(pooler_output=list(self.images))  # type: ignore[arg-type]  # as the model's own
             inputs["mm_encoder_outputs"] = {"image": encoded}
-        # not called: a call would run what torch.compile made of the model, without our hooks
-        output = backbone.model.forward(**inputs, use_cache=use_cache, logits_to_keep=1)
+        with head_in_float32(backbone.lm_head):
+            # not called: a call would run what torch.compile made of the model, without our hooks
+            output = backbone.model.forward(**inputs, use_cache=use_cache, logits_to_keep=1)
         return output.logits[:, -1], output.past_key_values
 
 

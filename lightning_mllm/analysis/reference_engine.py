@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.blocks import Window
-from lightning_mllm.analysis.knockout import blocked, decoder_layers
+from lightning_mllm.analysis.blocks import Block, Window
+from lightning_mllm.analysis.knockout import attention_of, blocked, decoder_layers
 from lightning_mllm.analysis.knockout_engine import Case, KnockoutEngine, Parts
 from lightning_mllm.analysis.prompt_pass import Prompts, log_probabilities
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import Segment, TokenSpans
 
 
 class ReferenceEngine(KnockoutEngine):
@@ -24,16 +27,49 @@ class ReferenceEngine(KnockoutEngine):
 
     name: ClassVar[str] = "reference"
 
+    def check(self, backbone: Backbone, prompts: Prompts) -> None:
+        """See whether hiding the whole prompt from LAST, in all layers, changes anything.
+
+        Raises:
+            ConfigError: It does not: attention ignores the mask.
+        """
+        real = prompts.batch.attention_mask.bool()
+        last = torch.zeros_like(real)
+        last[:, -1] = True
+        if not (real & ~last).any():
+            return
+        spans = TokenSpans({Segment.QUESTION: real & ~last, Segment.LAST: last})
+        case = Case(Block.parse("question->last"), _whole(backbone))
+        some = torch.arange(64, device=real.device)[None]  # any will do, in any vocabulary
+        parts = self.read(backbone, Prompts(replace(prompts.batch, spans=spans), prompts.images), [case], some)
+        if torch.equal(parts.logprobs, parts.clean_logprobs):
+            raise ConfigError(
+                "Hiding the whole prompt from its last position, in all layers, changes nothing at all: attention "
+                f"{attention_of(backbone)!r} ignores the mask. Load the model with attention=sdpa or attention=eager."
+            )
+
     def read(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case], ids: Tensor) -> Parts:
         """Run all cases on these prompts, one after the other."""
-        depth = len(decoder_layers(backbone))
-        with blocked(backbone, prompts.batch, [], Window(depth // 2, 0, depth)):
+        with blocked(backbone, prompts.batch, [], _whole(backbone)):
             clean = log_probabilities(prompts.forward(backbone)[0])
-            ids = torch.cat([clean.argmax(1, keepdim=True), ids], dim=1)
+            clean_top = clean.argmax(1, keepdim=True)
+            ids = torch.cat([clean_top, ids], dim=1)
             logprobs, tops = [], []
             for case in cases:
                 with blocked(backbone, prompts.batch, [case.block], case.window):
                     hidden = log_probabilities(prompts.forward(backbone)[0])
                 logprobs.append(hidden.gather(1, ids))
                 tops.append(hidden.argmax(1))
-        return Parts(ids, clean.gather(1, ids), torch.stack(logprobs, dim=1), torch.stack(tops, dim=1), self.name)
+        return Parts(
+            ids=ids,
+            clean_logprobs=clean.gather(1, ids)[:, None].expand(-1, len(cases), -1),
+            clean_top=clean_top.expand(-1, len(cases)),
+            logprobs=torch.stack(logprobs, dim=1),
+            top=torch.stack(tops, dim=1),
+            engine=self.name,
+        )
+
+
+def _whole(backbone: Backbone) -> Window:
+    depth = len(decoder_layers(backbone))
+    return Window(depth // 2, 0, depth)

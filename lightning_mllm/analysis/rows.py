@@ -4,6 +4,8 @@ While an analysis runs, each process appends to a file of its own, `rows-<proces
 there is an empty line, which readers of CSV skip; a sample without it was cut off, and is measured anew. `merge` makes
 `rows.csv` of them, by sample id: it is the same however many processes there were, and however often they were killed.
 `making.json` says how the rows were made, and nothing that was made otherwise is added to them.
+
+Files are gone through, never read whole: what is kept of a sample is where its rows are, not what they say.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from contextlib import ExitStack
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -27,9 +31,19 @@ from lightning_mllm.errors import ConfigError, DataError
 Table = Mapping[str, NDArray[Any]]  # column -> (rows,)
 RowT = TypeVar("RowT")
 
-_END = b"\n\n"  # of a sample
-_CHUNK = 50_000  # rows that are kept as text at once
+_MERGED = "rows.csv"
+_END = b"\n"  # behind a sample
+_CHUNK = 10_000  # rows that are kept as text at once
 _DTYPES: dict[type, Any] = {str: np.str_, int: np.int64, float: np.float64, bool: np.bool_}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the rows of a sample are: bytes of a file."""
+
+    path: Path
+    start: int
+    size: int
 
 
 class Rows(Generic[RowT]):
@@ -58,8 +72,8 @@ class Rows(Generic[RowT]):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             _check_making(folder, {**(making or {}), "columns": self._columns})
-            self.done.update(self._blocks())
-            _cut(self._own_file)
+            self.done.update(_places(folder))
+            _cut(folder / self._own_file)
 
     def append(self, sample_id: str, rows: Sequence[RowT]) -> None:
         """Write all rows of a sample, at once.
@@ -75,7 +89,7 @@ class Rows(Generic[RowT]):
         if self._folder is None:
             self._kept[sample_id] = text
         else:
-            _append(self._own_file, text.encode() + b"\n", header=_line(self._columns).encode())
+            _append(self._folder / self._own_file, text.encode() + _END, header=_line(self._columns).encode())
         self.done.add(sample_id)
 
     def table(self) -> Table:
@@ -86,7 +100,7 @@ class Rows(Generic[RowT]):
         """Make `rows.csv` of what all processes have written; one of them does, when all have finished."""
         if self._folder is None:
             return None
-        path, part = self._folder / "rows.csv", self._folder / "rows.csv.part"
+        path, part = self._folder / _MERGED, self._folder / f"{_MERGED}.part"
         with part.open("w", encoding="utf-8", newline="") as file:
             file.write(_line(self._columns))
             file.writelines(self._lines())
@@ -96,25 +110,16 @@ class Rows(Generic[RowT]):
         return path
 
     @property
-    def _own_file(self) -> Path:
-        assert self._folder is not None
-        return self._folder / f"rows-{self._share}.csv"
+    def _own_file(self) -> str:
+        return f"rows-{self._share}.csv"
 
     def _lines(self) -> Iterator[str]:
-        blocks = self._blocks()
-        return (line for sample_id in sorted(blocks) for line in _split(blocks[sample_id]))
-
-    def _blocks(self) -> dict[str, str]:
-        """Sample id -> its rows, of samples that are whole; of one that is there twice the first."""
+        texts: Iterator[str]
         if self._folder is None:
-            return self._kept
-        blocks: dict[str, str] = {}
-        for path in [self._folder / "rows.csv", *_shards(self._folder)]:
-            found: dict[str, list[str]] = {}
-            for line in _whole_lines(path):
-                found.setdefault(next(csv.reader([line]))[0], []).append(line)
-            blocks = {**{sample_id: "".join(lines) for sample_id, lines in found.items()}, **blocks}
-        return blocks
+            texts = (self._kept[sample_id] for sample_id in sorted(self._kept))
+        else:
+            texts = _texts(_places(self._folder))
+        return (line for text in texts for line in _split(text))
 
     def _text(self, rows: Sequence[RowT]) -> str:
         return "".join(_line([_cell(getattr(row, name)) for name in self._columns]) for row in rows)
@@ -146,7 +151,7 @@ def _table(row_type: type, lines: Iterable[str]) -> Table:
     while chunk := list(islice(reader, _CHUNK)):
         for part, cells, kind in zip(parts, zip(*chunk, strict=True), columns.values(), strict=True):
             part.append(_array(cells, kind))
-    return {name: np.concatenate(part) for name, part in zip(columns, parts, strict=True)}
+    return {name: np.concatenate(parts.pop(0)) for name in columns}  # no column twice
 
 
 def _array(cells: Sequence[str], kind: type) -> NDArray[Any]:
@@ -171,31 +176,65 @@ def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("rows-*.csv"))
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file, its header and what was cut off left out; of none if there is none."""
+def _places(folder: Path) -> dict[str, _Place]:
+    """Return sample id -> where its rows are, of samples that are whole; of one that is there twice the first."""
+    places: dict[str, _Place] = {}
+    for path in (folder / _MERGED, *_shards(folder)):
+        for sample_id, place in _places_in(path):
+            places.setdefault(sample_id, place)
+    return places
+
+
+def _places_in(path: Path) -> Iterator[tuple[str, _Place]]:
+    """Yield the samples of a file, if it is there, and where they are; neither its header nor what was cut off."""
     if not path.is_file():
-        return []
-    content = path.read_bytes()
-    if path.name != "rows.csv":
-        content = content[: _whole(content)]
-    return [line for line in _split(content.decode())[1:] if line != "\n"]
+        return
+    with path.open("rb") as file:
+        start = len(file.readline())
+        for sample_id, size in _merged(file) if path.name == _MERGED else _appended(file):
+            yield sample_id, _Place(path, start, size)
+            start += size
+
+
+def _merged(lines: Iterable[bytes]) -> Iterator[tuple[str, int]]:
+    """Yield sample id and bytes of lines that have the same id."""
+    for sample_id, own in groupby(lines, key=_id_of):
+        yield sample_id, sum(map(len, own))
+
+
+def _appended(lines: Iterable[bytes]) -> Iterator[tuple[str, int]]:
+    """Yield sample id and bytes of lines that an empty line ends."""
+    first, size = b"", 0
+    for line in lines:
+        first, size = first or line, size + len(line)
+        if line == _END:
+            yield _id_of(first), size
+            first, size = b"", 0
+
+
+def _id_of(line: bytes) -> str:
+    return next(csv.reader([line.decode()]))[0]
+
+
+def _texts(places: Mapping[str, _Place]) -> Iterator[str]:
+    """Yield the rows of one sample after the other, by id."""
+    with ExitStack() as opened:
+        files = {path: opened.enter_context(path.open("rb")) for path in {place.path for place in places.values()}}
+        for _, place in sorted(places.items(), key=itemgetter(0)):
+            files[place.path].seek(place.start)
+            yield files[place.path].read(place.size).decode()
 
 
 def _split(text: str) -> list[str]:
-    """Return the lines, with their ends; `str.splitlines` also splits at characters that a cell may have."""
-    return [line + "\n" for line in text.split("\n")[:-1]]
-
-
-def _whole(content: bytes) -> int:
-    """Return the length of what is whole, which is 0 or ends with an empty line."""
-    return content.rfind(_END) + len(_END) if _END in content else 0
+    """Return the rows, with their ends; `str.splitlines` also splits at characters that a cell may have."""
+    return [line + "\n" for line in text.split("\n") if line]
 
 
 def _cut(path: Path) -> None:
     """Take what was cut off from the end of a file."""
     if path.is_file():
-        with path.open("r+b") as file:
-            file.truncate(_whole(file.read()))
+        whole = max((place.start + place.size for _, place in _places_in(path)), default=0)
+        os.truncate(path, whole)
 
 
 def _append(path: Path, content: bytes, header: bytes) -> None:

@@ -2,7 +2,8 @@
 
 In a causal decoder a block changes no row before its first target position, in no layer; and before the window's first
 layer it changes nothing. So after one clean pass there remain, per case, the rows from the first target on, from the
-window's first layer on: behind keys and values of the clean run. All cases go through the layers side by side.
+window's first layer on: behind keys and values of the clean run. All cases go through the layers side by side, and
+with them, for what is read without a block, the same rows with nothing hidden.
 """
 
 from __future__ import annotations
@@ -12,37 +13,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.blocks import Window
 from lightning_mllm.analysis.clean_run import CleanRun, UnfitError
-from lightning_mllm.analysis.knockout import attention_of, decoder_layers, head_mask, mask_dtype
+from lightning_mllm.analysis.head import head_logits
+from lightning_mllm.analysis.knockout import decoder_layers, head_mask
 from lightning_mllm.analysis.knockout_engine import BlockSets, Case, KnockoutEngine, Parts
 from lightning_mllm.analysis.memory import Pieces, free_bytes
 from lightning_mllm.analysis.prompt_pass import Prompts, log_probabilities
 from lightning_mllm.analysis.reference_engine import ReferenceEngine
 from lightning_mllm.analysis.suffix_plan import Plan
 from lightning_mllm.analysis.suffix_rows import Variant, run_rows
+from lightning_mllm.analysis.suffix_trust import check_rows
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 
 _LOG = logging.getLogger(__name__)
 _HEAD_ROWS = 256
-_REPLAYED_ROWS = 8
-# how far, relative to the largest logit, a replayed clean run may be from the model's own (norms are in float32)
-_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 class SuffixEngine(KnockoutEngine):
     """One clean pass, then only the rows that can change.
 
-    A model must be causal, keep keys and values of all positions, and call its layers in a way that is understood.
-    Before the first result for a model the clean run of one prompt is replayed, whole and in part, and compared with
-    the model's own logits.
+    A model must be causal, keep keys and values of all positions, heed masks, and call its layers in a way that is
+    understood; `suffix_trust` sees to it.
 
     Attributes:
         memory: Bytes that may be used besides the weights; None for half of what is free.
@@ -59,17 +57,17 @@ class SuffixEngine(KnockoutEngine):
         self.memory, self.strict = memory, strict
         self._reference = ReferenceEngine()
         self._unfit: WeakSet[nn.Module] = WeakSet()
-        self._side_by_side = Pieces("knockouts")
+        self._side_by_side = Pieces("knockouts")  # of one prompt; of several, there are first fewer prompts at a time
 
     def check(self, backbone: Backbone, prompts: Prompts) -> None:
-        """Replay a clean run and compare.
+        """Try the rows' code on the prompts.
 
         Raises:
             ConfigError: The model does not allow it, and `strict` does not allow the reference engine.
         """
         self._unfit.discard(backbone.model)
         try:
-            _replay(backbone, prompts)
+            check_rows(backbone, prompts)
         except UnfitError as error:
             if self.strict:
                 raise ConfigError(
@@ -82,36 +80,37 @@ class SuffixEngine(KnockoutEngine):
                 type(backbone.model).__name__,
                 error,
             )
+            self._reference.check(backbone, prompts)
             self._unfit.add(backbone.model)
-        super().check(backbone, prompts)
 
     def plan(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case]) -> int:
         """Return how many prompts' keys and values fit."""
-        return self._plan(backbone, prompts).prompts
+        return self._plan(backbone, prompts).prompts(len(prompts))
 
     def read(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case], ids: Tensor) -> Parts:
         """Run all cases on these prompts: the clean pass, then the rows."""
         if backbone.model in self._unfit:
             return self._reference.read(backbone, prompts, cases, ids)
-        groups = _Groups.of(backbone, prompts, cases)
+        plan, groups = self._plan(backbone, prompts), _Groups.of(backbone, prompts, cases)
         clean = CleanRun.of(backbone, prompts, groups.tail)
         clean_logprobs = log_probabilities(clean.logits)
         ids = torch.cat([clean_logprobs.argmax(1, keepdim=True), ids], dim=1)
-        logprobs = clean_logprobs.gather(1, ids)[:, None].repeat(1, len(cases), 1)
-        top = ids[:, :1].repeat(1, len(cases))
-        plan = self._plan(backbone, prompts)
+        found = _Found.unchanged(clean_logprobs.gather(1, ids), ids[:, 0], len(cases))
         for start, numbers in groups:
-            rows = partial(run_rows, decoder_layers(backbone), clean, start)
-            parts = self._side_by_side.run([groups.variants[each] for each in numbers], plan.side_by_side(start), rows)
-            read, said = _read(backbone, torch.cat(parts, dim=1), ids)
-            reached = groups.reached[:, numbers]
-            logprobs[:, numbers] = read.where(reached[..., None], logprobs[:, numbers])
-            top[:, numbers] = said.where(reached, top[:, numbers])
-        return Parts(ids, clean_logprobs.gather(1, ids), logprobs, top, self.name)
+            parts = self._side_by_side.run(
+                [groups.variants[each] for each in numbers],
+                plan.side_by_side(start, len(prompts)),
+                partial(_read, backbone, clean, start, ids),
+                weight=clean.real.shape[1] - start,
+                halve=len(prompts) == 1,
+            )
+            found.put(numbers, parts, groups.reached[:, numbers])
+        return Parts(ids, *found, self.name)
 
     def _plan(self, backbone: Backbone, prompts: Prompts) -> Plan:
         memory = self.memory or free_bytes(backbone.model.device) // 2
-        return Plan.of(backbone.decoder.config, prompts.batch.input_ids.shape, memory)
+        length = prompts.batch.input_ids.shape[1]
+        return Plan.of(backbone.decoder.config, length, backbone.model.dtype, memory)
 
 
 @dataclass(frozen=True)
@@ -163,49 +162,36 @@ class _Groups:
             yield start, list(numbers)
 
 
-def _read(backbone: Backbone, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities of the ids and the argmax behind what leaves the last layer.
+class _Found(NamedTuple):
+    """What is read without a block and with it: log-probabilities, (batch, cases, k), and argmax, (batch, cases)."""
 
-    Args:
-        backbone: The model.
-        hidden: (batch, cases, width).
-        ids: (batch, k).
-    """
+    before: Tensor
+    before_top: Tensor
+    after: Tensor
+    after_top: Tensor
+
+    @classmethod
+    def unchanged(cls, logprobs: Tensor, top: Tensor, cases: int) -> _Found:
+        """Take the clean run's, (batch, k) and (batch,), for all cases."""
+        before, before_top = logprobs[:, None].repeat(1, cases, 1), top[:, None].repeat(1, cases)
+        return cls(before, before_top, before.clone(), before_top.clone())
+
+    def put(self, numbers: list[int], parts: Sequence[_Found], reached: Tensor) -> None:
+        """Put in what was found of some cases, where they can change anything, (batch, some cases)."""
+        for own, new in zip(self, zip(*parts, strict=True), strict=True):
+            mask = reached[..., None] if own.ndim == 3 else reached
+            own[:, numbers] = torch.cat(new, dim=1).where(mask, own[:, numbers])
+
+
+def _read(backbone: Backbone, clean: CleanRun, start: int, ids: Tensor, variants: Sequence[Variant]) -> _Found:
+    """Run variants, and read the ids, (batch, k), and the argmax behind what leaves the last layer."""
+    hidden = run_rows(decoder_layers(backbone), clean, start, variants)
     batch, count, _ = hidden.shape
     wanted = ids[:, None].expand(-1, count, -1).flatten(0, 1)
     logprobs, tops = [], []
     for rows, chosen in zip(hidden.flatten(0, 1).split(_HEAD_ROWS), wanted.split(_HEAD_ROWS), strict=True):
-        all_ids = log_probabilities(backbone.lm_head(backbone.decoder.norm(rows)))  # type: ignore[operator]
+        all_ids = log_probabilities(head_logits(backbone.lm_head, backbone.decoder.norm(rows)))  # type: ignore[operator]
         logprobs.append(all_ids.gather(1, chosen))
         tops.append(all_ids.argmax(1))
-    return torch.cat(logprobs).view(batch, count, -1), torch.cat(tops).view(batch, count)
-
-
-def _replay(backbone: Backbone, prompts: Prompts) -> None:
-    """Compute the clean logits with the rows' code: all rows, and the last few in two variants.
-
-    Raises:
-        UnfitError: They are not the model's own, or can't be computed.
-    """
-    clean = CleanRun.of(backbone, prompts, 0)
-    layers = decoder_layers(backbone)
-    nothing = torch.zeros_like(clean.real)
-    whole, later = (Variant(nothing, nothing, None, Window(start, start, start + 1)) for start in (0, len(layers) // 2))
-    length = clean.real.shape[1]
-    own = log_probabilities(clean.logits)
-    tolerance = _TOLERANCE[mask_dtype(clean.residuals[0])] * float(clean.logits.abs().max().clamp(min=1))
-    for start, variants in ((0, [whole]), (max(0, length - _REPLAYED_ROWS), [whole, later])):
-        try:
-            hidden = run_rows(layers, clean, start, variants)
-            logits = backbone.lm_head(backbone.decoder.norm(hidden))  # type: ignore[operator]
-        except (TypeError, RuntimeError, IndexError, AttributeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise UnfitError(f"its layers can't be called for single rows ({error})") from error
-        off = float((log_probabilities(logits) - own[:, None]).abs().max())
-        if not off <= tolerance:
-            raise UnfitError(
-                f"with {attention_of(backbone)} attention, a clean run that was replayed from position {start} on has "
-                f"log-probabilities that are off by {off:.2g}, more than {tolerance:.2g}, so it is not causal or "
-                "computes something between its layers"
-            )
+    read, said = torch.cat(logprobs).view(batch, count, -1), torch.cat(tops).view(batch, count)
+    return _Found(read[:, :1].expand_as(read[:, 1:]), said[:, :1].expand_as(said[:, 1:]), read[:, 1:], said[:, 1:])

@@ -1,14 +1,19 @@
 """Only the rows that a block can change: from the window's first layer on, behind the clean keys and values.
 
-All variants of a prompt stand in one row, each behind the clean prefix, and none sees another:
+All variants of a prompt stand in one row, each behind the clean prefix, and none sees another. In front of them are the
+same rows with nothing hidden, of which each variant is a copy until its window begins:
 
 ```
-             clean prefix   variant 1   variant 2
- variant 1 | ■ ■ ■ ■ ■ ■    ■ . .       . . .
-           | ■ ■ ■ ■ ■ ■    ■ ■ .       . . .       in a window's layers the block takes some away
-           | ■ ■ ■ ■ ■ ■    ■ ■ ■       . . .
- variant 2 | ■ ■ ■ ■ ■ ■    . . .       ■ . .
+             clean prefix   unblocked   variant 1   variant 2
+ unblocked | ■ ■ ■ ■ ■ ■    ■ . .       . . .       . . .
+           | ■ ■ ■ ■ ■ ■    ■ ■ .       . . .       . . .
+           | ■ ■ ■ ■ ■ ■    ■ ■ ■       . . .       . . .
+ variant 1 | ■ ■ ■ ■ ■ ■    . . .       ■ . .       . . .       in a window's layers the block takes some away
+           | ■ ■ ■ ■ ■ ■    . . .       ■ ■ .       . . .
 ```
+
+So what is rounded otherwise than in the clean run, in half precision, is rounded alike in both, and their difference is
+the block's.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ class Variant:
 
 
 def run_rows(layers: Sequence[nn.Module], clean: CleanRun, start: int, variants: Sequence[Variant]) -> Tensor:
-    """Return what leaves the last layer at the last position, (batch, variants, width).
+    """Return what leaves the last layer at the last position, (batch, 1 + variants, width), first with nothing hidden.
 
     Args:
         layers: The decoder's.
@@ -50,12 +55,13 @@ def run_rows(layers: Sequence[nn.Module], clean: CleanRun, start: int, variants:
         start: The first position whose row is computed: at or before the first target of each variant.
         variants: Ordered by the first layer of their windows.
     """
-    masks = _Masks(clean, start, variants)
-    hidden = clean.residuals[0][:, None, start - clean.tail :][:, :0]  # (batch, variants so far, rows, width)
-    for index in range(variants[0].window.start, len(layers)):
+    first = variants[0].window
+    nothing = torch.zeros_like(clean.real)
+    masks = _Masks(clean, start, [Variant(nothing, nothing, None, first), *variants])
+    hidden = clean.residuals[first.start][:, None, start - clean.tail :]  # (batch, 1 + variants so far, rows, width)
+    for index in range(first.start, len(layers)):
         joining = sum(each.window.start == index for each in variants)
-        entering = clean.residuals[index][:, None, start - clean.tail :]
-        hidden = torch.cat([hidden, entering.expand(-1, joining, -1, -1)], dim=1)
+        hidden = torch.cat([hidden, hidden[:, :1].expand(-1, joining, -1, -1)], dim=1)
         batch, count, rows, width = hidden.shape
         columns = torch.arange(start, start + rows, device=hidden.device).repeat(count)
         output = layers[index](

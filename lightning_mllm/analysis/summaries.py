@@ -1,12 +1,14 @@
-"""From rows per question to numbers with intervals: 95 % of a paired bootstrap over questions.
+"""From rows per question to numbers with intervals: 95 % of a paired bootstrap over pictures.
 
-Paired: a resample draws questions, and each question brings all its numbers along, so that every block, window and
-layer is seen on the same questions. Differences between two of them are then as sure as the questions allow. The draws
-depend on nothing but the seed, the kind and the number of questions: two models that were asked the same questions are
-paired as well.
+Questions about one picture are not independent. So a resample draws pictures, and each brings all its questions: where
+every question has a picture of its own, this is the bootstrap over questions. Paired: each question brings all its
+numbers along, so that every block, window and layer is seen on the same questions. Differences between two of them are
+then as sure as the questions allow. The draws depend on nothing but the seed, the kind and which questions share a
+picture: two models that were asked the same questions are paired as well.
 
 A number that a question does not have (an empty set of positions, no options) is NaN, and is counted nowhere: each
-statistic has its own N. All in float64.
+statistic has its own N, the number of questions. Where their pictures are fewer than two there is no interval: its ends
+are NaN. All in float64.
 """
 
 from __future__ import annotations
@@ -30,6 +32,19 @@ Statistic = Callable[[Floats], Floats]  # (resamples, questions) weights -> (res
 ALL = "all"  # the kind that holds all kinds, where there are several
 
 
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Resamples of some questions.
+
+    Attributes:
+        weights: (resamples, questions), how often each resample has each question.
+        pictures: (questions,), the number of the picture that a question is about.
+    """
+
+    weights: Floats
+    pictures: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """How intervals are drawn.
@@ -46,16 +61,49 @@ class Bootstrap:
         if self.resamples < 1:
             raise ConfigError(f"A bootstrap needs one resample or more, not {self.resamples}.")
 
-    def weights(self, questions: int, key: str = "") -> Floats:
-        """Return how often each resample draws each question, (resamples, questions).
+    def draw(self, pictures: NDArray[Any], key: str = "") -> Draws:
+        """Draw as many pictures as there are, with all questions about each.
 
         Args:
-            questions: How many there are.
+            pictures: (questions,), what each question is about.
             key: Resamples of different keys have nothing to do with each other.
         """
+        _, first, which = np.unique(pictures, return_index=True, return_inverse=True)
+        numbers = first.argsort().argsort()[which]  # in the order of the questions, whatever the pictures are called
         generator = np.random.default_rng([self.seed, crc32(key.encode())])
-        even = np.full(questions, 1 / max(questions, 1))
-        return generator.multinomial(questions, even, size=self.resamples).astype(np.float64)
+        drawn = generator.multinomial(len(first), np.full(len(first), 1 / len(first)), size=self.resamples)
+        return Draws(drawn[:, numbers].astype(np.float64), numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The questions that are looked into.
+
+    Attributes:
+        ids: (questions,), sorted.
+        pictures: (questions,), what each is about.
+        groups: Kind -> its questions, sorted by kind, and all of them where there are several kinds.
+    """
+
+    ids: NDArray[Any]
+    pictures: NDArray[Any]
+    groups: Mapping[str, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, table: Table, depth: int | None = None) -> Kept:
+        """Find them in rows.
+
+        Args:
+            table: Rows.
+            depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
+        """
+        measured = table["measured"]
+        ids, first = np.unique(table["sample_id"][measured], return_index=True)
+        return cls(ids, table["picture"][measured][first], members(table["kind"][measured][first], depth))
+
+    def count_pictures(self) -> dict[str, int]:
+        """Return how many pictures the questions of each kind are about."""
+        return {kind: len(np.unique(self.pictures[rows])) for kind, rows in self.groups.items()}
 
 
 def mean(values: Floats) -> Statistic:
@@ -81,37 +129,39 @@ def median(values: Floats) -> Statistic:
     return of
 
 
-def estimate(statistic: Statistic, values: Floats, weights: Floats) -> Floats:
+def estimate(statistic: Statistic, values: Floats, draws: Draws) -> Floats:
     """Return value, ends of the 95 % interval and N of each number, (numbers, 4).
+
+    The ends are NaN where all questions that have the number are about one picture.
 
     Args:
         statistic: The statistic of the values.
         values: (questions, numbers), for N.
-        weights: From `Bootstrap.weights`.
+        draws: From `Bootstrap.draw`, of the same questions.
     """
-    observed = statistic(np.ones((1, len(values))))[0]
-    low, high = interval(statistic(weights))
-    return np.stack([observed, low, high, _there(values)[0].sum(axis=0)], axis=1)
+    observed, there = statistic(np.ones((1, len(values))))[0], ~np.isnan(values)
+    ends = np.where(_several(draws.pictures, there), interval(statistic(draws.weights)), np.nan)
+    return np.stack([observed, *ends, there.sum(axis=0)], axis=1)
 
 
-def difference(ours: Statistic, theirs: Statistic, values: Floats, weights: Floats) -> Floats:
+def difference(ours: Statistic, theirs: Statistic, values: Floats, draws: Draws) -> Floats:
     """Return the same of the difference of two statistics, in which each resample has the same questions for both.
 
     Args:
         ours: What is compared.
         theirs: With what.
         values: (questions, numbers), NaN where one of the two is: both are to be of the others only.
-        weights: From `Bootstrap.weights`.
+        draws: From `Bootstrap.draw`, of the same questions.
     """
-    return estimate(lambda drawn: ours(drawn) - theirs(drawn), values, weights)
+    return estimate(lambda weights: ours(weights) - theirs(weights), values, draws)
 
 
-def interval(resampled: Floats) -> tuple[Floats, Floats]:
-    """Return the 2.5 and 97.5 % quantiles of (resamples, numbers), without resamples that have no number."""
+def interval(resampled: Floats) -> Floats:
+    """Return the 2.5 and 97.5 % quantiles of (resamples, numbers), (2, numbers), of the resamples that have one."""
     defined = ~np.isnan(resampled).all(axis=0)
     ends = np.full((2, resampled.shape[1]), np.nan)
     ends[:, defined] = np.nanquantile(resampled[:, defined], (0.025, 0.975), axis=0)
-    return ends[0], ends[1]
+    return ends
 
 
 def members(kinds: NDArray[Any], depth: int | None = None) -> dict[str, NDArray[np.int64]]:
@@ -135,8 +185,9 @@ def count_questions(table: Table, depth: int | None = None) -> dict[str, dict[st
 
 
 def kind_of(name: str, depth: int | None) -> str:
-    """Return the first parts of a kind's name, which has slashes between them."""
-    return "/".join(str(name).split("/")[:depth])
+    """Return the first parts of a kind's name, which has slashes between them; one called "all" is put in quotes."""
+    kind = "/".join(str(name).split("/")[:depth])
+    return f"'{kind}'" if kind == ALL else kind
 
 
 def pivot(
@@ -189,6 +240,14 @@ def _there(values: Floats) -> tuple[Floats, Floats]:
     """Return 1 where there is a value, and the values with 0 where there is none."""
     there = ~np.isnan(values)
     return there.astype(np.float64), np.where(there, values, 0.0)
+
+
+def _several(pictures: NDArray[np.int64], there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return for which numbers (questions, numbers) the questions that have them are about two pictures or more."""
+    lowest = np.where(there, pictures[:, None], len(pictures)).min(axis=0)
+    highest = np.where(there, pictures[:, None], -1).max(axis=0)
+    several: NDArray[np.bool_] = highest > lowest
+    return several
 
 
 def _divide(above: Floats, below: Floats) -> Floats:

@@ -244,6 +244,7 @@ class Collator:
             spans=TokenSpans(masks),
             targets=torch.tensor([self._target(sample) for sample in samples]),
             sample_ids=tuple(sample.id for sample in samples),
+            pictures=tuple(sample.picture or sample.id for sample in samples),
             kinds=tuple(sample.kind for sample in samples),
             answers=tuple(answers),
             vision=images,

@@ -84,4 +84,5 @@ def _sample(row: TaskRow, task: str, image: Path) -> Sample:
         kind=task,
         boxes=row.boxes,
         options=row.options,
+        picture=row.image_id,
     )

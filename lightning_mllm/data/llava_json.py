@@ -28,7 +28,8 @@ class LlavaJson(MLLMDataModule):
     A row has an `id` (those without one, or with that of an earlier row, as in LLaVA's own files, are named by their
     number), an `image` (a path, a list of paths, or none: a text-only sample), and `conversations`, a list
     of `{"from": "human" | "gpt", "value": ...}` in alternation. `<image>` in a human's text stands for an image; the
-    text may be before or behind it, but images always come first in their turn, as LLaVA puts them. A row with a
+    text may be before or behind it, but images always come first in their turn, as LLaVA puts them. Rows whose `image`
+    is written alike are about one picture, so that what is found of them counts as dependent. A row with a
     `kind` (text: the kind of its last question) is scored by exact match of its last answer. `.jsonl` files (one row
     per line) are read too.
 
@@ -113,7 +114,8 @@ class _Row:
         kind = row.get("kind")
         if kind is not None and (not isinstance(kind, str) or not kind.strip()):
             raise self._error("kind", f"{kind!r} is no text. Give the kind of question, or leave it out")
-        images = self._images(row.get("image"))
+        paths = self._paths(row.get("image"))
+        images = [self._image(path) for path in paths]
         turns = self._turns(row.get("conversations"))
         placeholders = sum(turn.images for turn in turns)
         if placeholders != len(images):
@@ -123,13 +125,14 @@ class _Row:
                 f"{relation} {PLACEHOLDER} placeholders ({placeholders}) than images ({len(images)}). "
                 "Write one per image",
             )
-        return Sample(id="" if name is None else str(name), images=images, conversation=turns, kind=kind)
+        picture = ", ".join(map(str, paths)) or None
+        name = "" if name is None else str(name)
+        return Sample(id=name, images=images, conversation=turns, kind=kind, picture=picture)
 
-    def _images(self, value: object) -> list[Path]:
+    def _paths(self, value: object) -> list[object]:
         if value is None:
             return []
-        paths = value if isinstance(value, list) else [value]
-        return [self._image(path) for path in paths]
+        return value if isinstance(value, list) else [value]
 
     def _image(self, value: object) -> Path:
         if not isinstance(value, str) or not value:

@@ -56,6 +56,16 @@ class _Layout:
             shown |= torch.cat([torch.zeros(self.ahead, dtype=torch.bool), *parts])
         return shown
 
+    def control(self, shown: Tensor, draw: random.Random) -> Tensor:
+        """Draw as many patches of each view as are shown; `Regions.masks` says which."""
+        parts = [torch.zeros(self.ahead, dtype=torch.bool)]
+        lengths = [len(view) for view in self.views]
+        for view, own in zip(self.views, shown[self.ahead :].split(lengths), strict=True):
+            padding = view.padding()
+            others = ~(own | padding | view.separators())
+            parts.append(_drawn((others, padding, own), int(own.sum()), draw))
+        return torch.cat(parts)
+
 
 class Regions:
     """Finds the regions of pictures for one checkpoint and geometry.
@@ -78,7 +88,10 @@ class Regions:
     def masks(self, sample: Sample, sizes: Sequence[Size], counts: Sequence[int]) -> dict[Segment, Tensor]:
         """Return segment -> mask over the visual tokens of all of a sample's images.
 
-        IMAGE_RANDOM is drawn from all tokens but separators, those of the object among them, by the sample's id alone.
+        IMAGE_RANDOM is drawn by the sample's id alone: in each view (LLaVA-NeXT's whole picture, its tiles) as many
+        patches as IMAGE_OBJECT has there, of those that show something else. Where the object leaves too few of them,
+        padding fills up, and then patches of the object itself: IMAGE_RANDOM & IMAGE_OBJECT is what could not be kept
+        apart. Separators and a class token are never among them.
 
         Args:
             sample: The sample.
@@ -94,9 +107,10 @@ class Regions:
         found = {name: torch.cat([none, *(each.masks[name] for each in layouts)]) for name in _ABOUT_THE_PICTURE}
         found |= {name: torch.zeros(sum(counts), dtype=torch.bool) for name in _ABOUT_BOXES}
         if sample.boxes:
-            patches, shown = ~found[Segment.IMAGE_NEWLINE], self.shown(sample, sizes[0], counts[0])
-            found[Segment.IMAGE_OBJECT], found[Segment.IMAGE_OTHER] = shown, patches & ~shown
-            found[Segment.IMAGE_RANDOM] = _drawn(patches, int(shown.sum()), sample.id)
+            shown = self.shown(sample, sizes[0], counts[0])
+            found[Segment.IMAGE_OBJECT], found[Segment.IMAGE_OTHER] = shown, ~(shown | found[Segment.IMAGE_NEWLINE])
+            draw = random.Random(f"random patches/{sample.id}")  # a str seeds through SHA-512
+            found[Segment.IMAGE_RANDOM] = layouts[0].control(shown, draw)
         return found
 
     def shown(self, sample: Sample, size: Size, count: int) -> Tensor:
@@ -149,9 +163,12 @@ def _edges(box: Box, size: Size) -> tuple[Fraction, Fraction, Fraction, Fraction
     return left, top, min(right, Fraction(size[0])), min(bottom, Fraction(size[1]))
 
 
-def _drawn(patches: Tensor, count: int, key: str) -> Tensor:
-    """Return a mask of `count` of the patches."""
-    places: list[int] = patches.nonzero().flatten().tolist()
-    drawn = torch.zeros_like(patches)
-    drawn[random.Random(f"random patches/{key}").sample(places, count)] = True  # a str seeds through SHA-512
+def _drawn(pools: Sequence[Tensor], count: int, draw: random.Random) -> Tensor:
+    """Return a mask of `count` places: of the first pool as far as it has so many, then of the next."""
+    drawn = torch.zeros_like(pools[0])
+    for pool in pools:
+        places: list[int] = pool.nonzero().flatten().tolist()
+        taken = draw.sample(places, min(count, len(places)))
+        drawn[taken] = True
+        count -= len(taken)
     return drawn

@@ -5,8 +5,9 @@ from lightning_mllm.evaluation.answers import INVALID, AnswerParser, normalise
 from lightning_mllm.evaluation.chair import ChairMetrics, ChairResult, Mentions
 from lightning_mllm.evaluation.clip import ClipClassifier
 from lightning_mllm.evaluation.evaluator import Evaluator
-from lightning_mllm.evaluation.exact_match import ExactMatch, OpenAnswer
+from lightning_mllm.evaluation.exact_match import ExactMatch, Match, OpenAnswer
 from lightning_mllm.evaluation.generation import Generation
+from lightning_mllm.evaluation.known_answers import KnownAnswers
 from lightning_mllm.evaluation.likelihood import Likelihood
 from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult, Interval
 from lightning_mllm.evaluation.objects import ObjectVocabulary, read_objects
@@ -28,7 +29,9 @@ __all__ = [
     "ExactMatch",
     "Generation",
     "Interval",
+    "KnownAnswers",
     "Likelihood",
+    "Match",
     "Mentions",
     "ObjectVocabulary",
     "OpenAnswer",

@@ -1,7 +1,8 @@
 """Open answers: what the model says, greedily, and whether it is the reference.
 
-An answer is right if it ends and equals its reference, both normalised (case, outer quotes, a full stop, spacing). The
-reference is decoded from the answer's own tokens, so that a model which says exactly what it was trained on is right.
+An answer is right if it ends and equals its reference, both normalised (case, outer quotes, a full stop, spacing); or,
+as in the study of Zhang et al. (arXiv 2411.18620), if its lower case is the reference to the letter. The reference is
+decoded from the answer's own tokens, so that a model which says exactly what it was trained on is right.
 
 No more is generated than can matter: an answer that goes on for some tokens behind its reference's length is wrong
 whatever follows. Each sample has a limit of its own, and an answer that reaches it is wrong even if what is left equals
@@ -15,16 +16,25 @@ the two ways to compute a logit round apart: an answer would have two chances.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.answers import normalise
 from lightning_mllm.evaluation.decoding import continue_prompts, end_ids
 from lightning_mllm.types import MultimodalBatch, Segment
+
+Match = Literal["normalised", "paper"]
+
+_MATCHES: Mapping[Match, Callable[[str, str], bool]] = {  # an answer with its reference, outer blanks stripped
+    "normalised": lambda answer, reference: normalise(answer) == normalise(reference),
+    "paper": lambda answer, reference: answer.lower() == reference,
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class OpenAnswer:
         kind: Its kind of question.
         reference: The right answer.
         answer: The model's, up to its end or to where it has gone on for too long.
-        correct: Whether it ends and is the reference, both normalised.
+        correct: Whether it ends and is the reference.
+        first_token: Id of the token with which it begins.
     """
 
     sample_id: str
@@ -44,6 +55,7 @@ class OpenAnswer:
     reference: str
     answer: str
     correct: bool
+    first_token: int
 
 
 @dataclass(frozen=True)
@@ -53,9 +65,19 @@ class ExactMatch:
     Attributes:
         spare_tokens: How many tokens an answer may be longer than its reference: quotes, a full stop, and rare tokens
             for unusual capitals.
+        match: When an answer is its reference: with `normalised` case, outer quotes, a full stop and spacing make no
+            difference, with `paper` only capitals of the answer do not.
+
+    Raises:
+        ConfigError: There is no such match.
     """
 
     spare_tokens: int = 8
+    match: Match = "normalised"
+
+    def __post_init__(self) -> None:
+        if self.match not in _MATCHES:
+            raise ConfigError(f"match is {self.match!r}; it can be {' or '.join(map(repr, _MATCHES))}.")
 
     def evaluate(
         self,
@@ -85,10 +107,11 @@ class ExactMatch:
 
         references, answers = (_texts(tokenizer, ids) for ids in (expected, said))
         verdicts = [
-            tokens[-1] in ends and normalise(answer) == normalise(reference)
+            tokens[-1] in ends and _MATCHES[self.match](answer, reference)
             for tokens, answer, reference in zip(said, answers, references, strict=True)
         ]
-        return tuple(map(OpenAnswer, asked.sample_ids, kinds.values(), references, answers, verdicts))
+        begins = [tokens[0] for tokens in said]
+        return tuple(map(OpenAnswer, asked.sample_ids, kinds.values(), references, answers, verdicts, begins))
 
     def _generate(
         self, model: PreTrainedModel, asked: MultimodalBatch, lengths: dict[int, int]

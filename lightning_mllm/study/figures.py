@@ -33,6 +33,8 @@ def draw(study: Study, comparisons: Sequence[Comparison], results: Sequence[Resu
     if (richness := study.richness) is not None:
         probe = f"val/probe/{richness.point}/{richness.probe}/macro_f1"
         pictures += _curves(results, probe, folder / "richness.png", f"{_RICHNESS_LABEL} (validation)")
+    for stale in folder.glob("drift*"):  # perhaps of points that are not drawn any more
+        stale.unlink()
     drifts = {result.measure.split("/")[1] for result in results if result.measure.startswith("drift/")}
     for point in sorted(drifts):
         label = f"Linear CKA with before training ({point})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -43,7 +44,7 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     """
     kinds = [str(kind) for kind in result.coords[result.axes[0]]]
     values = _chosen(result, plot)  # (kinds, lines, places, statistics)
-    figure, axes = make_panels(kinds)
+    figure, axes = make_panels(kinds, same_height=True)
     images = []
     for axis, kind, own in zip(axes, kinds, values, strict=True):
         n = int(own[..., 3].max(initial=0))
@@ -55,7 +56,7 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
             images.append(_draw_map(axis, plot, result.coords[plot.x], own[..., 0], _extent(values[..., 0])))
     if images:
         figure.colorbar(images[0], ax=axes, label=plot.label, shrink=0.8)
-    bands = "; bands: 95 % intervals over questions" if plot.style == "lines" else ""
+    bands = "; bands: 95 % intervals over pictures" if plot.style == "lines" else ""
     figure.suptitle(f"{plot.title}{bands}", fontsize=11)
     return save_figure(figure, output)
 
@@ -68,20 +69,24 @@ def _chosen(result: AnalysisResult, plot: Plot) -> Floats:
     return values[:, [result.coords[plot.y].index(each) for each in plot.shown]]
 
 
-def _draw_lines(axis: Axes, plot: Plot, places: Sequence[int], values: Floats, n: int) -> None:
+def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n: int) -> None:
+    named = isinstance(places[0], str)
+    at = range(len(places)) if named else places
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
         colour, dashes = PALETTE[index % len(PALETTE)], _DASHES[index // len(PALETTE) % len(_DASHES)]
         counted = int(own[:, 3].max(initial=0))
-        named = label if counted == n else f"{label} (N = {counted})"
-        axis.plot(places, own[:, 0], dashes, marker="o", markersize=3, linewidth=1.8, color=colour, label=named)
-        axis.fill_between(places, own[:, 1], own[:, 2], color=colour, alpha=0.2, linewidth=0)
+        shown = label if counted == n else f"{label} (N = {counted})"
+        axis.plot(at, own[:, 0], dashes, marker="o", markersize=3, linewidth=1.8, color=colour, label=shown)
+        axis.fill_between(at, own[:, 1], own[:, 2], color=colour, alpha=0.2, linewidth=0)
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.set_ylabel(plot.label)
     finish_axis(axis)
-    axis.set_xlim(min(places) - 0.5, max(places) + 0.5)  # all layers, those without a number too
+    axis.set_xlim(min(at) - 0.5, max(at) + 0.5)  # all layers, those without a number too
+    if named:
+        axis.set_xticks(at, places, rotation=45, ha="right", parse_math=False)
 
 
-def _draw_map(axis: Axes, plot: Plot, places: Sequence[int], values: Floats, extent: float) -> AxesImage:
+def _draw_map(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, extent: float) -> AxesImage:
     colours = colormaps["RdBu"].with_extremes(bad="#DDDDDD")  # where there is no number
     image = axis.imshow(
         np.ma.masked_invalid(values), cmap=colours, vmin=-extent, vmax=extent, aspect="auto", interpolation="nearest"

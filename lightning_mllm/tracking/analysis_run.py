@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.base import Analysis, AnalysisResult
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.tracking.analysis_figures import draw_plots
 from lightning_mllm.tracking.files import write_json, write_rows
 from lightning_mllm.tracking.log import log_image, log_table
 
+_End = Literal["done", "failed"]  # how a process left
+
 _RESUMED = ("rows*.csv", "making.json")
+_PAUSE = 1.0  # seconds between looks at how far the other processes are
+_PATIENCE = 600.0  # seconds between messages about which of them are waited for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,10 +36,10 @@ class AnalysisRun:
     Attributes:
         analyses: What is done.
         folder: Each gets a folder of its name in it; None for a trial that leaves nothing behind.
-        source: Which model and data these are.
         share: Number of this process.
         shares: How many processes there are.
         barrier: Waits for all processes.
+        parent: The process that has started this one and watches over it; None where a person has.
 
     Raises:
         ConfigError: Several processes have no folder in which to put their rows together.
@@ -37,10 +47,10 @@ class AnalysisRun:
 
     analyses: Sequence[Analysis]
     folder: Path | None
-    source: Mapping[str, Any]
     share: int
     shares: int
     barrier: Callable[[], Any]
+    parent: int | None = None
 
     def __post_init__(self) -> None:
         if self.folder is None and self.shares > 1:
@@ -49,23 +59,45 @@ class AnalysisRun:
                 "has none. Leave trainer.logger alone, or use one device."
             )
 
-    def begin(self, tokenizer: PreTrainedTokenizerBase, earlier: Path | None = None) -> None:
+    @classmethod
+    def of(cls, analyses: Sequence[Analysis], trainer: Any, where: str) -> AnalysisRun:
+        """Return that of a Trainer's processes.
+
+        Args:
+            analyses: What is done.
+            trainer: Lightning's.
+            where: Folder below that of the run; a trial with `fast_dev_run` has none, and no rows to put together.
+        """
+        return cls(
+            analyses,
+            folder=Path(trainer.default_root_dir, where) if trainer.loggers else None,
+            share=trainer.global_rank,
+            shares=1 if trainer.fast_dev_run else trainer.world_size,
+            barrier=trainer.strategy.barrier,
+            parent=os.getppid() if trainer.local_rank else None,
+        )
+
+    def begin(self, tokenizer: PreTrainedTokenizerBase, source: Mapping[str, Any], earlier: Path | None = None) -> None:
         """Get ready for the first batch.
 
         Args:
             tokenizer: The model's.
+            source: Which model and data these are.
             earlier: Such a folder of a run that was stopped: what it has finished is copied.
 
         Raises:
             ConfigError: The earlier run has no such analysis, or made it otherwise.
         """
-        if earlier is not None and self.folder is not None and self.share == 0:
-            for analysis in self.analyses:
-                _copy(earlier / analysis.name, self.folder / analysis.name)
+        if self.share == 0:
+            if earlier is not None and self.folder is not None:
+                for analysis in self.analyses:
+                    _copy(earlier / analysis.name, self.folder / analysis.name)
+            self._clear_markers()  # of a run in this folder that was killed
         self.barrier()
+        answers = KnownAnswers()
         for analysis in self.analyses:
             folder = None if self.folder is None else self.folder / analysis.name
-            analysis.prepare(tokenizer, folder, self.source, self.share)
+            analysis.prepare(tokenizer, folder, source, self.share, answers)
 
     def finish(self, loggers: Sequence[Any], key: str, step: int) -> list[AnalysisResult]:
         """Put together what all processes have found; the first one writes it down and returns it.
@@ -75,15 +107,73 @@ class AnalysisRun:
             key: What the results are called there.
             step: Optimiser steps of the run.
         """
+        self._wait_for_all()
         self.barrier()
+        try:
+            return self._put_together(loggers, key, step) if self.share == 0 else []
+        finally:
+            self.barrier()  # where the others stand, whatever went wrong
+
+    def fail(self) -> None:
+        """Tell the other processes that this one leaves by an exception, unless that is because one of them has."""
+        if self.folder is not None and self.shares > 1 and not self._failed():
+            self._leave_marker("failed")
+
+    def _wait_for_all(self) -> None:
+        """Wait until all processes have their rows, and say now and then which are waited for.
+
+        One can be done hours before another, and a barrier, as all that processes do together, ends after minutes with
+        an error. So each leaves a marker in the folder, and looks for those of the others.
+
+        Raises:
+            RuntimeError: Another process has failed, or the one that has started this one is gone, so that nothing
+                will come of waiting.
+        """
+        if self.folder is None:
+            return
+        self._leave_marker("done")
+        level, due = logging.INFO, time.monotonic()
+        while missing := [share for share in range(self.shares) if not self._marker(share, "done").exists()]:
+            if failed := self._failed():
+                raise RuntimeError(
+                    f"Of {self.shares} processes number {failed[0]} has left with an error, which its own output "
+                    f"shows, so number {self.share} waits no longer; what it has found is in its rows."
+                )
+            if self.parent not in (None, os.getppid()):
+                raise RuntimeError("The process that started this one has ended; what it has found is in its rows.")
+            if time.monotonic() >= due:
+                numbers = ", ".join(map(str, missing))
+                log.log(level, "Process %d is done and waits for number %s of %d", self.share, numbers, self.shares)
+                level, due = logging.WARNING, due + _PATIENCE
+            time.sleep(_PAUSE)
+
+    def _put_together(self, loggers: Sequence[Any], key: str, step: int) -> list[AnalysisResult]:
+        self._clear_markers()
         results: list[AnalysisResult] = []
-        for analysis in self.analyses if self.share == 0 else ():
+        for analysis in self.analyses:
             analysis.merge()
             results.append(analysis.compute())
             if self.folder is not None:
                 _report(results[-1], self.folder / analysis.name, loggers, f"{key}/{analysis.name}", step)
-        self.barrier()
         return results
+
+    def _marker(self, share: int, end: _End) -> Path:
+        assert self.folder is not None  # of several processes
+        return self.folder / f"process-{share}.{end}"
+
+    def _leave_marker(self, end: _End) -> None:
+        marker = self._marker(self.share, end)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+
+    def _failed(self) -> list[int]:
+        return [share for share in range(self.shares) if self._marker(share, "failed").exists()]
+
+    def _clear_markers(self) -> None:
+        if self.folder is not None:
+            for marker in self.folder.glob("process-*.*"):
+                if marker.suffix in (".done", ".failed"):
+                    marker.unlink()
 
 
 def check_names(analyses: Sequence[Analysis]) -> None:

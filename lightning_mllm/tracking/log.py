@@ -62,29 +62,9 @@ def make_loggers(
         run_dir.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [MetricsFile(run_dir)]
     resolved = _resolve(mode)
-    if resolved == "disabled":
-        return loggers
-    if resolved == "offline":
-        rank_zero_info(f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-*")
-    import wandb  # noqa: PLC0415  # the library must import without it
-
-    logger = WandbLogger(
-        name=name,
-        project=project,
-        save_dir=run_dir.resolve(),  # the process of wandb may work in another folder
-        group=group,
-        tags=list(tags),
-        mode=resolved,  # WandbLogger's own `offline` would change the environment of the process
-        reinit="create_new",  # several runs in one process don't end up in each other
-        settings=wandb.Settings(
-            console="off",
-            save_code=False,
-            silent=resolved == "offline",
-            x_disable_meta=True,  # the command line, which may hold a secret; the masked config says all the rest
-        ),
-    )
-    logger._wandb_init.pop("anonymous", None)  # lightning 2.6 passes what wandb 0.31 warns about
-    return [*loggers, logger]
+    if resolved != "disabled":
+        loggers.append(_wandb_logger(run_dir, resolved, name=name, group=group, tags=list(tags), project=project))
+    return loggers
 
 
 class MetricsFile(Logger):
@@ -222,6 +202,27 @@ def _staged_under(folder: Path) -> Iterator[None]:
     finally:
         if earlier is None:
             del os.environ["WANDB_DATA_DIR"]
+
+
+def _wandb_logger(run_dir: Path, mode: WandbMode, **options: Any) -> WandbLogger:
+    if mode == "offline":
+        rank_zero_info(f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-*")
+    import wandb  # noqa: PLC0415  # the library must import without it
+
+    logger = WandbLogger(
+        save_dir=run_dir.resolve(),  # the process of wandb may work in another folder
+        mode=mode,  # WandbLogger's own `offline` would change the environment of the process
+        reinit="create_new",  # several runs in one process don't end up in each other
+        settings=wandb.Settings(
+            console="off",
+            save_code=False,
+            silent=mode == "offline",
+            x_disable_meta=True,  # the command line, which may hold a secret; the masked config says all the rest
+        ),
+        **options,
+    )
+    logger._wandb_init.pop("anonymous", None)  # lightning 2.6 passes what wandb 0.31 warns about
+    return logger
 
 
 def _wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:

@@ -74,7 +74,7 @@ def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: st
     panels = list(dict.fromkeys(slope.panel for slope in slopes))
     groups = list(dict.fromkeys(slope.group for slope in slopes))
     kinds = list(dict.fromkeys(slope.kind for slope in slopes))
-    figure, axes = make_panels(panels)
+    figure, axes = make_panels(panels, same_height=True)
     for axis, panel in zip(axes, panels, strict=True):
         for slope in (each for each in slopes if each.panel == panel):
             colour = PALETTE[groups.index(slope.group) % len(PALETTE)]
@@ -156,12 +156,17 @@ def _reach(value: float, interval: tuple[float, float] | None) -> list[list[floa
     return None if interval is None else [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
 
 
-def make_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """Make a figure with a panel per title, a few to a row."""
+def make_panels(titles: Sequence[str], *, same_height: bool = False) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a panel per title, a few to a row.
+
+    Args:
+        titles: Of the panels.
+        same_height: Whether they have one y-axis, so that they compare.
+    """
     columns = min(_COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=same_height).ravel().tolist()
     for axis in axes[len(titles) :]:
         axis.set_axis_off()
     return figure, axes[: len(titles)]

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mllm.analysis import base
+from lightning_mllm.analysis import question_analysis
 from tests.analysis.asking import Examiner
 
 
 @pytest.fixture
 def examined(monkeypatch: pytest.MonkeyPatch) -> None:
     """All answers are right but those of `WRONG`: a random model has none."""
-    monkeypatch.setattr(base, "ExactMatch", Examiner)
+    monkeypatch.setattr(question_analysis, "ExactMatch", Examiner)

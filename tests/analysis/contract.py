@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lightning_mllm.analysis import AnalysisResult
-from lightning_mllm.analysis.base import QuestionAnalysis
+from lightning_mllm.analysis.knockout import decoder_layers
+from lightning_mllm.analysis.question_analysis import QuestionAnalysis
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
-from tests.analysis.asking import WRONG, batches, load, tokenizer
+from tests.analysis.asking import WRONG, batches, load, question, tokenizer
 from tests.analysis.knocking import count_hooks
 
 
@@ -66,6 +69,24 @@ class AnalysisContract:
         for size, side in ((1, "right"), (2, "left"), (6, "left")):
             parts = batches(tiny_llava, size, padding_side=side)
             close(self.run(backbone, tiny_llava, parts).compute(), whole)
+
+    def test_out_of_memory_fewer_questions_are_looked_into_at_a_time(
+        self, backbone: Backbone, tiny_llava: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (batch,) = batches(tiny_llava, 6)
+        whole = self.run(backbone, tiny_llava, [batch]).compute()
+
+        def full(module: nn.Module, inputs: Any) -> None:
+            if inputs[0].shape[0] > 2:
+                raise torch.OutOfMemoryError("full")
+
+        handle = decoder_layers(backbone)[-1].register_forward_pre_hook(full)
+        with caplog.at_level(logging.WARNING):
+            halved = self.run(backbone, tiny_llava, [batch])
+        handle.remove()
+
+        assert "Out of memory with 6 questions at a time; going on with 3." in caplog.text
+        close(halved.compute(), whole)
 
     def test_what_was_stopped_goes_on_and_ends_as_if_it_had_not(
         self, backbone: Backbone, tiny_llava: str, tmp_path: Path
@@ -142,6 +163,23 @@ class AnalysisContract:
             self.run(backbone, tiny_llava, nameless)
 
         assert self.run(backbone, tiny_llava, nameless, correct_only=False).compute().n_samples == 6
+
+    def test_samples_without_a_kind_are_refused_before_the_first_batch_too(self) -> None:
+        samples = [question("test", 0), replace(question("test", 1), kind=None)]
+
+        with pytest.raises(ConfigError, match=r"'test-1' has no kind.*Set correct_only: false"):
+            self.make().check(samples)
+
+        self.make().check(samples[:1])
+        self.make(correct_only=False).check(samples)
+
+    def test_what_counts_as_right_can_be_chosen_and_is_a_setting(self) -> None:
+        assert [self.make(**options).settings["match"] for options in ({}, {"match": "paper"})] == [
+            "normalised",
+            "paper",
+        ]
+        with pytest.raises(ConfigError, match="match is 'exact'; it can be"):
+            self.make(match="exact")
 
     def test_the_tokenizer_is_asked_for(self, backbone: Backbone, tiny_llava: str) -> None:
         with pytest.raises(ConfigError, match=r"call prepare\(tokenizer\) before the first batch"):

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
+from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Case, Readings, Window, Windows
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.models.backbone import Backbone
@@ -48,6 +49,8 @@ OTHERS = [
         "instruction->instruction",
         "image->question[0,3]",
         "question->last[1]",
+        "image other+suffix->question",
+        "image object&image base->question[1]",
     )
 ]
 QUESTIONS = ("Is it red?", "Which colour is the shape on the left of the blue square?", "How many are there?")
@@ -74,9 +77,20 @@ def blind_attention(
     return exact_attention(module, query, key, value, mask, **options)
 
 
+def blind_attention_of_two_kernels(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """The same, but rounded otherwise where there are more keys than rows."""
+    if query.shape[2] == key.shape[2]:
+        return blind_attention(module, query, key, value, attention_mask, **options)
+    found, _ = blind_attention(module, query.float(), key.float(), value.float(), attention_mask, **options)
+    return found.to(query.dtype), None
+
+
 AttentionInterface.register("exact", exact_attention)
 AttentionMaskInterface.register("exact", eager_mask)
 AttentionInterface.register("blind", blind_attention)
+AttentionInterface.register("blind in two ways", blind_attention_of_two_kernels)
 
 
 class ExactNorm(nn.Module):
@@ -112,10 +126,18 @@ def make_backbone(
             for name, parameter in model.named_parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=1.0 if "embed" in name else 1.5 * parameter[0].numel() ** -0.5)
-    model = model.to(dtype).eval()
-    model.set_attn_implementation({"text_config": attention})
-    backbone = Backbone(model)
-    if dtype == torch.float64:
+    return prepared(Backbone(model.to(dtype).eval()), attention)
+
+
+def shipped_backbone(attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Backbone:
+    """Return the test-bed's model."""
+    return prepared(Backbone.from_pretrained(testbed.checkpoint(), dtype=dtype), attention)
+
+
+def prepared(backbone: Backbone, attention: str) -> Backbone:
+    """Give a model this attention, and in float64 norms that are in float64."""
+    backbone.model.set_attn_implementation({"text_config": attention})
+    if backbone.model.dtype == torch.float64:
         for parent in list(backbone.decoder.modules()):
             for name, child in parent.named_children():
                 if type(child).__name__.endswith("RMSNorm"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 from math import exp
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis import AnswerLens, Bootstrap, lens
+from lightning_mllm.analysis.head import head_logits
 from lightning_mllm.analysis.lens import Norm, Places, look, residual_states
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -43,6 +46,41 @@ class TestAnswerLens(AnalysisContract):
         assert found[2, 0] == pytest.approx(100 * table["p_false_lower"][with_options].mean())
         assert found[4, 0] == pytest.approx(100 * np.exp(table["reference_logprob"][own]).mean())
         assert result.at(kind="all", layer=1, statistic="n")[:, 0].tolist() == [5, 5, 4, 4, 5]
+        assert result.settings["found"]["pictures"] == {"all": 5, "choose/attr": 4, "logical/obj": 1}
+
+    def test_intervals_are_of_pictures(self, backbone: Backbone, tiny_llava: str) -> None:
+        (batch,) = batches(tiny_llava, 6)
+        one = replace(batch, pictures=("only",) * 6)
+
+        result = self.run(backbone, tiny_llava, [one]).compute()
+
+        value, low, high, n = result.at(kind="all", word="answer", layer=1, measure="probability_percent")
+        assert (result.settings["found"]["pictures"]["all"], n) == (1, 5)
+        assert np.isfinite(value)
+        assert np.isnan([low, high]).all()
+
+    def test_without_a_right_answer_nothing_is_drawn(self, backbone: Backbone, tiny_llava: str) -> None:
+        (wrong,) = [batch.take([2]) for batch in batches(tiny_llava, 6)]
+
+        assert self.run(backbone, tiny_llava, [wrong]).compute().plots == ()
+
+    def test_what_pads_the_head_is_left_out_if_the_vocabulary_is_the_tokenizers(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
+        parts = batches(tiny_llava)
+        only: dict[str, Any] = {"vocabulary": "tokenizer"}
+        before = self.run(backbone, tiny_llava, parts, **only).rows.table()
+        head: Tensor = backbone.lm_head.weight  # type: ignore[assignment]  # of a Linear
+        padding = head.mean(0, keepdim=True).expand(8, -1)  # as checkpoints are padded
+        padded = torch.nn.Linear(head.shape[1], head.shape[0] + 8, bias=False)
+        padded.weight.data = torch.cat([head.data, padding.data])
+        backbone.model.set_output_embeddings(padded)
+
+        without, among = (self.run(backbone, tiny_llava, parts, **own).rows.table() for own in (only, {}))
+
+        for column in ("p_lower", "rank_lower", "reference_logprob"):
+            np.testing.assert_allclose(without[column], before[column], rtol=1e-6)
+        assert (among["p_lower"] < before["p_lower"])[before["measured"]].all()
 
 
 @torch.no_grad()
@@ -122,14 +160,41 @@ def test_norms_differ_everywhere_but_at_the_last_layer(tiny_llava: str) -> None:
     assert [torch.equal(a, b) for a, b in zip(final, raw, strict=True)] == [False, False, True]
 
 
+def test_half_precision_of_a_head_does_not_round_what_it_says() -> None:
+    head, states = torch.nn.Linear(8, 500, bias=False).bfloat16(), 20 * torch.randn(3, 8).bfloat16()
+    ids = torch.randint(500, (3, 2))
+
+    found = look(head, states, ids, top=4)
+
+    exact = look(deepcopy(head).float(), states.float(), ids, top=4)
+    for name in ("logprobs", "ranks", "top", "top_logprobs"):
+        torch.testing.assert_close(getattr(found, name), getattr(exact, name))
+
+
+def test_the_vocabulary_ends_where_it_is_said_to() -> None:
+    head, short = (torch.nn.Linear(4, size, bias=False) for size in (50, 40))
+    short.weight.data = head.weight.data[:40]
+    states, ids = torch.randn(6, 4), torch.randint(40, (6, 2))
+
+    found = look(head, states, ids, top=45, vocabulary=40)
+
+    expected = look(short, states, ids, top=45)
+    for name in ("logprobs", "ranks", "top", "top_logprobs"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
 def test_the_vocabulary_is_met_by_few_states_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     head = torch.nn.Linear(4, 50, bias=False)
     states, ids = torch.randn(23, 4), torch.randint(50, (23, 2))
     ids[3] = -1
     whole = look(head, states, ids, top=2)
     met: list[int] = []
-    head.register_forward_pre_hook(lambda _, inputs: met.append(len(inputs[0])))
 
+    def count(head: torch.nn.Module, some: Tensor) -> Tensor:
+        met.append(len(some))
+        return head_logits(head, some)
+
+    monkeypatch.setattr(lens, "head_logits", count)
     monkeypatch.setattr(lens, "_LOGITS", 250)
     parts = look(head, states, ids, top=2)
 
@@ -150,7 +215,12 @@ def test_an_answer_without_tokens_has_no_joint_probability(tiny_llava: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"norm": "layer"}, r"can be 'final' or 'none'"), ({"top": -1}, r"must be at least 0")]
+    ("options", "message"),
+    [
+        ({"norm": "layer"}, r"can be 'final' or 'none'"),
+        ({"vocabulary": "words"}, r"can be 'head' or 'tokenizer'"),
+        ({"top": -1}, r"must be at least 0"),
+    ],
 )
 def test_what_can_not_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from lightning_mllm.analysis import Block, Window, Windows
@@ -7,13 +10,52 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.types import Segment
 
 
-@pytest.mark.parametrize("text", ["image->question", "last->last", "image object->question", "image->last[0,3,12]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image->question",
+        "last->last",
+        "image->last[0,3,12]",
+        "image object&image tiles->question",
+        "image other+image newline->question",
+        "image other&image base+image newline->question+suffix[2]",
+    ],
+)
 def test_a_block_reads_what_it_prints(text: str) -> None:
     assert str(Block.parse(text)) == text
 
 
 def test_a_block_names_source_target_and_heads() -> None:
-    assert Block.parse(" Image Object -> QUESTION [3, 0,3] ") == Block(Segment.IMAGE_OBJECT, Segment.QUESTION, (0, 3))
+    block = Block.parse(" Image Object -> QUESTION [3, 0,3] ")
+
+    assert block.source.segments == {Segment.IMAGE_OBJECT}
+    assert block.target.segments == {Segment.QUESTION}
+    assert block.heads == (0, 3)
+
+
+def test_both_binds_tighter_than_either() -> None:
+    block = Block.parse("last + image object & image tiles->last")
+
+    assert block.source.terms == {frozenset({Segment.LAST}), frozenset({Segment.IMAGE_OBJECT, Segment.IMAGE_TILES})}
+    assert block.source.segments == {Segment.LAST, Segment.IMAGE_OBJECT, Segment.IMAGE_TILES}
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("image other+image newline->last", " Image  Newline+image other -> LAST"),
+        ("image object&image tiles->last", "image tiles & image object->last"),
+        ("question&last+image object->last", "last&question+image object+question&last&last->last"),
+    ],
+)
+def test_equal_positions_are_equal_blocks_of_one_name(text: str, other: str) -> None:
+    assert Block.parse(text) == Block.parse(other)
+    assert str(Block.parse(text)) == str(Block.parse(other)) == text
+    assert len({Block.parse(text), Block.parse(other)}) == 1
+
+
+def test_either_is_not_both() -> None:
+    assert Block.parse("image object+image tiles->last") != Block.parse("image object&image tiles->last")
 
 
 @pytest.mark.parametrize("text", ["image", "image->", "->last", "image->last->question", "image->last[]", "a->b[c]"])
@@ -22,9 +64,20 @@ def test_another_form_is_refused(text: str) -> None:
         Block.parse(text)
 
 
+@pytest.mark.parametrize("text", ["image+->last", "&image->last", "image++question->last", "image->last + [1]"])
+def test_an_empty_term_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"can't be read: \+ \(either\) and & \(both\) each stand between two"):
+        Block.parse(text)
+
+
 def test_an_unknown_segment_is_refused_with_the_nearest_and_all() -> None:
     with pytest.raises(ConfigError, match=r"'images', which is no segment\. Did you mean 'image'\?.*last.*true option"):
         Block.parse("images->last")
+
+
+def test_an_unknown_segment_of_a_composition_is_refused_by_its_own_name() -> None:
+    with pytest.raises(ConfigError, match=r"names 'image tile', which is no segment\. Did you mean 'image tiles'\?"):
+        Block.parse("question+image object & image tile->last")
 
 
 def test_an_odd_window_lies_evenly_around_its_centre() -> None:
@@ -53,6 +106,15 @@ def test_ranges_can_be_fractions_of_the_depth() -> None:
 
 def test_a_window_is_by_default_the_paper_s_share_of_the_depth() -> None:
     assert [len(Windows(centres=[depth // 2]).of(depth)[0]) for depth in (32, 40)] == [7, 9]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    ranges: Any = [(np.float32(0), np.float32(0.5)), (np.int64(1), np.int64(3))]
+
+    half = Windows(layers=ranges).of(8)
+
+    assert half == [Window(2, 0, 4), Window(2, 1, 3)]
+    assert all(type(edge) is int for window in half for edge in (window.start, window.stop))
 
 
 def test_width_and_centres_can_be_fractions_of_the_depth() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ import pytest
 import torch
 
 from lightning_mllm.analysis import Block, Bootstrap, InformationFlow, Windows, compare_flows, knockout
-from lightning_mllm.analysis.flow_rows import OptionIds
 from lightning_mllm.analysis.flow_summary import MEASURES
 from lightning_mllm.analysis.information_flow import BLOCKS
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import AnswerForms, Forms
-from tests.analysis.asking import WITHOUT_BOX, batches
+from lightning_mllm.types import AnswerForms, Segment, TokenSpans
+from tests.analysis.asking import WITHOUT_BOX, WRONG, batches
 from tests.analysis.contract import AnalysisContract
 
 DEPTH = 2  # of the tiny checkpoint
@@ -26,7 +26,8 @@ ONE = Windows(width=1)
 
 class TestInformationFlow(AnalysisContract):
     def make(self, **options: Any) -> InformationFlow:
-        return InformationFlow(windows=ONE, bootstrap=Bootstrap(resamples=20), **options)
+        options = {"windows": ONE, **options}
+        return InformationFlow(bootstrap=Bootstrap(resamples=20), **options)
 
     @pytest.fixture
     def table(self, backbone: Backbone, tiny_llava: str) -> Any:
@@ -35,6 +36,7 @@ class TestInformationFlow(AnalysisContract):
     def test_the_default_blocks_are_the_papers_six_and_a_control(self, table: Any) -> None:
         assert tuple(dict.fromkeys(table["block"].tolist())) == BLOCKS
         assert len(table["block"]) == 6 * len(BLOCKS) * DEPTH
+        assert not table["token_differs"].any()
         assert {(c, s, e) for c, s, e in zip(table["centre"], table["start"], table["stop"], strict=True)} == {
             (0, 0, 1),
             (1, 1, 2),
@@ -89,6 +91,21 @@ class TestInformationFlow(AnalysisContract):
 
         assert sizes["object"].tolist() == sizes["random"].tolist()
         assert sizes["object"].max() > 0
+        assert not table["control_overlap"].any()
+
+    def test_a_control_that_can_not_avoid_the_object_is_told(self, backbone: Backbone, tiny_llava: str) -> None:
+        (batch,) = batches(tiny_llava, 6)
+        own = batch.spans[Segment.IMAGE_OBJECT]
+        forced = replace(batch, spans=TokenSpans({**batch.spans.masks, Segment.IMAGE_RANDOM: own}))
+
+        analysis = self.run(backbone, tiny_llava, [forced], blocks=["image random->question"])
+
+        table = analysis.rows.table()
+        overlaps = dict(zip(table["sample_id"].tolist(), table["control_overlap"].tolist(), strict=True))
+        assert overlaps == {name: int(own[k].sum()) for k, name in enumerate(batch.sample_ids) if name not in WRONG} | {
+            WRONG[0]: 0
+        }
+        assert analysis.compute().settings["found"]["with_control_overlap"] == 4
 
     def test_numbers_are_those_of_a_loop_over_the_rows(self, backbone: Backbone, tiny_llava: str) -> None:
         analysis = self.run(backbone, tiny_llava, batches(tiny_llava))
@@ -154,11 +171,32 @@ class TestInformationFlow(AnalysisContract):
             "heat_map": [*BLOCKS, "suffix->last", "system->image"],
         }
 
-    def test_windows_around_one_layer_are_refused(self, backbone: Backbone, tiny_llava: str) -> None:
-        analysis = InformationFlow(windows=Windows(layers=[(0, 2), (1, 2)]))
+    def test_windows_around_one_layer_are_told_apart_by_their_layers(self, backbone: Backbone, tiny_llava: str) -> None:
+        ranges = Windows(layers=[(0, 2), (1, 2), (0, 2)])
+        parts, pair = batches(tiny_llava), ["image->question", "image object->question"]
 
-        with pytest.raises(ConfigError, match=r"Two windows are around layer 1.*a label of its own"):
-            analysis.measure(backbone, batches(tiny_llava)[0], [])
+        result = self.run(backbone, tiny_llava, parts, windows=ranges, blocks=pair).compute()
+        alone = self.run(backbone, tiny_llava, parts, windows=Windows(layers=[(1, 2)]), blocks=pair).compute()
+
+        assert result.coords["window"] == ("1 (0-1)", "1 (1-1)")
+        assert alone.coords["centre"] == (1,)
+        np.testing.assert_allclose(result.at(window="1 (1-1)"), alone.at(centre=1), rtol=1e-3, atol=1e-3)
+        assert {plot.x for plot in result.plots} == {"window"}
+        found = [each.settings["found"] for each in (result, alone)]
+        assert [each["windows"] for each in found] == [[[1, 0, 2], [1, 1, 2]], [[1, 1, 2]]]
+        assert [each["without_a_set"] for each in found] == [{"image object->question": 1}] * 2
+
+    def test_intervals_are_of_pictures(self, backbone: Backbone, tiny_llava: str) -> None:
+        (batch,) = batches(tiny_llava, 6)
+        one = replace(batch, pictures=("only",) * 6)
+
+        result = self.run(backbone, tiny_llava, [one]).compute()
+
+        assert result.settings["found"]["pictures"] == {"all": 1, "choose/attr": 1, "logical/obj": 1}
+        value, low, high, n = np.moveaxis(result.at(kind="all", block="image->question", measure=MEASURES[0]), -1, 0)
+        assert np.isfinite(value).all()
+        assert np.isnan([low, high]).all()
+        assert n.tolist() == [5, 5]
 
 
 def by_hand(logprobs: list[float], forms: AnswerForms) -> float:
@@ -167,22 +205,6 @@ def by_hand(logprobs: list[float], forms: AnswerForms) -> float:
     true, false = ({each.lower[0], each.capitalised[0]} for each in (forms.true, forms.false))
     own, other = (sum(exp(logprobs[token]) for token in tokens) for tokens in (true - false, false - true))
     return log(own) - log(other)
-
-
-def test_a_token_that_begins_both_options_tells_nothing() -> None:
-    logprobs = torch.tensor([0.5, 0.2, 0.2, 0.1]).log()
-    answers = [
-        AnswerForms(Forms((0, 3), (1,)), Forms((2,), (1, 5))),  # token 1 begins both
-        AnswerForms(Forms((0,), (0,)), Forms((0, 2), (0, 3))),
-        AnswerForms(Forms((0,), (1,))),
-        None,
-    ]
-    options = OptionIds.of(answers)
-
-    margins = options.margins(logprobs[options.ids][:, None])[:, 0]
-
-    assert float(margins[0]) == pytest.approx(log(0.5 / 0.2))
-    assert margins[1:].isnan().all()
 
 
 @pytest.mark.parametrize(

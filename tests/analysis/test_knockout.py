@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Window, knockout
+from lightning_mllm.analysis.knockout import positions
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
 from tests.analysis.knocking import (
     LAYERS,
     PAPER,
-    Side,
     count_hooks,
     everywhere,
     generate,
     last_logits,
     make_backbone,
     make_batch,
+    shipped_backbone,
 )
 from tests.conftest import TinyBuilder
 
+Setting = tuple[Backbone, MultimodalBatch]
+
 TO_LAST, TO_QUESTION = PAPER[0], PAPER[3]
-SETUPS = pytest.mark.parametrize(
-    ("family", "attention"), [("llava", "sdpa"), ("llava", "exact"), ("llava_next", "sdpa"), ("llava_next", "exact")]
-)
+FAMILIES = ("llava", "llava_next", "testbed")
 
 
 @torch.no_grad()
 def states(backbone: Backbone, batch: MultimodalBatch) -> tuple[Tensor, ...]:
     output = backbone.model(**batch.model_inputs(), output_hidden_states=True, use_cache=False)
     return tuple(output.hidden_states)
+
+
+@pytest.fixture(params=product(FAMILIES, ("sdpa", "exact", "eager"), ("left", "right")), ids="-".join)
+def setting(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> Setting:
+    """Return models in float64, but for transformers' own eager attention, whose softmax is in float32 anyway."""
+    family, attention, side = request.param
+    dtype = torch.float32 if attention == "eager" else torch.float64
+    if family == "testbed":
+        return shipped_backbone(attention, dtype), make_batch(testbed.checkpoint(), side)
+    checkpoint = tiny_checkpoint(family, "vicuna")
+    return make_backbone(checkpoint, attention, dtype), make_batch(checkpoint, side)
 
 
 @pytest.fixture
@@ -49,38 +62,30 @@ def prompts(tiny_llava: str) -> MultimodalBatch:
     return make_batch(tiny_llava).prompts()
 
 
-@SETUPS
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_blocking_nothing_changes_nothing(
-    tiny_checkpoint: TinyBuilder, family: TinyFamily, attention: str, side: Side
-) -> None:
-    checkpoint = tiny_checkpoint(family, "vicuna")
-    backbone, batch = make_backbone(checkpoint, attention), make_batch(checkpoint, side)
+def test_blocking_nothing_changes_nothing(setting: Setting) -> None:
+    backbone, batch = setting
     clean = states(backbone, batch)
     real = batch.attention_mask.bool()
+    tolerance = 1e-6 if clean[0].dtype == torch.float32 else 1e-12
 
-    for blocks in ([], [Block(Segment.TRUE_OPTION, Segment.LAST)], [Block(Segment.IMAGE, Segment.TRUE_OPTION)]):
-        with knockout(backbone, batch, blocks, everywhere()):
+    for blocks in ([], ["true option->last"], ["image->true option"], ["image object&image other->last"]):
+        with knockout(backbone, batch, [Block.parse(block) for block in blocks], everywhere()):
             blocked = states(backbone, batch)
-        assert all(torch.allclose(a[real], b[real], rtol=0, atol=1e-12) for a, b in zip(clean, blocked, strict=True))
+        for a, b in zip(clean, blocked, strict=True):
+            assert torch.allclose(a[real], b[real], rtol=0, atol=tolerance)
 
 
-@SETUPS
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_block_changes_no_row_before_its_first_target(
-    tiny_checkpoint: TinyBuilder, family: TinyFamily, attention: str, side: Side
-) -> None:
-    checkpoint = tiny_checkpoint(family, "vicuna")
-    backbone, batch = make_backbone(checkpoint, attention), make_batch(checkpoint, side)
+def test_a_block_changes_no_row_before_its_first_target(setting: Setting) -> None:
+    backbone, batch = setting
     with knockout(backbone, batch, [], everywhere()):
         clean = states(backbone, batch)
 
     for block in (TO_LAST, TO_QUESTION):
         with knockout(backbone, batch, [block], everywhere()):
             blocked = states(backbone, batch)
-        before = batch.attention_mask.bool() & (batch.spans[block.target].cumsum(1) == 0)
+        target = positions(batch.spans, block.target)
+        before = batch.attention_mask.bool() & (target.cumsum(1) == 0)
         assert all(torch.equal(a[before], b[before]) for a, b in zip(clean, blocked, strict=True))
-        target = batch.spans[block.target]
         assert not torch.isclose(clean[1][target], blocked[1][target]).all(dim=1).any()
 
 
@@ -116,6 +121,43 @@ def test_nested_blocks_add_up(backbone: Backbone, prompts: MultimodalBatch) -> N
         nested = last_logits(backbone, prompts)
 
     assert torch.equal(together, nested)
+
+
+@pytest.mark.parametrize(
+    ("whole", "parts"),
+    [
+        ("image+question->last", ["image->last", "question->last"]),
+        ("image object->question+suffix", ["image object->question", "image object->suffix"]),
+        ("image object+image other->question", ["image->question"]),
+        ("image&image object->question[1]", ["image object->question[1]"]),
+        ("image&image object+suffix->last", ["image object->last", "suffix->last"]),
+    ],
+)
+def test_composed_positions_are_blocked_as_their_parts_are(
+    backbone: Backbone, prompts: MultimodalBatch, whole: str, parts: list[str]
+) -> None:
+    found = []
+    for blocks in ([whole], parts, []):
+        with knockout(backbone, prompts, [Block.parse(block) for block in blocks], everywhere()):
+            found.append(last_logits(backbone, prompts))
+
+    assert torch.equal(found[0], found[1])
+    assert not torch.isclose(found[0], found[2]).all()
+
+
+def test_positions_are_unions_of_intersections() -> None:
+    masks = {Segment.IMAGE_OBJECT: [[1, 1, 0, 0]], Segment.IMAGE_TILES: [[0, 1, 1, 0]], Segment.LAST: [[0, 0, 0, 1]]}
+    spans = TokenSpans({segment: torch.tensor(mask).bool() for segment, mask in masks.items()})
+
+    for side, expected in (
+        ("last", [0, 0, 0, 1]),
+        ("image object+last", [1, 1, 0, 1]),
+        ("image object&image tiles", [0, 1, 0, 0]),
+        ("image object&image tiles+last", [0, 1, 0, 1]),
+        ("last+image tiles&image object", [0, 1, 0, 1]),
+        ("image object&last", [0, 0, 0, 0]),
+    ):
+        assert positions(spans, Block.parse(f"{side}->last").source).int().tolist() == [expected]
 
 
 def test_afterwards_the_model_is_as_it_was(backbone: Backbone, prompts: MultimodalBatch) -> None:
@@ -243,6 +285,7 @@ def test_layers_heads_and_segments_that_are_not_there_are_refused(backbone: Back
         (prompts, replace(TO_LAST, heads=(4,)), everywhere(), ConfigError, "each layer has the heads 0 to 3"),
         (prompts, replace(TO_LAST, heads=()), everywhere(), ConfigError, "names heads that don't exist"),
         (lacking, TO_LAST, everywhere(), DataError, "does not say where 'question' is; it has last"),
+        (lacking, Block.parse("last+suffix->last"), everywhere(), DataError, "where 'suffix' is; it has last"),
     ):
         with pytest.raises(error, match=message), knockout(backbone, spans, [block], window):
             pass

@@ -5,17 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mllm.analysis import Block, Case, KnockoutEngine, ReferenceEngine, SuffixEngine, Window, knockout
+from lightning_mllm import testbed
+from lightning_mllm.analysis import (
+    Block,
+    Case,
+    KnockoutEngine,
+    ReferenceEngine,
+    SuffixEngine,
+    Window,
+    Windows,
+    knockout,
+)
+from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.prompt_pass import Prompts
-from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily
-from lightning_mllm.testbed import checkpoint
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.analysis.knocking import (
     LAYERS,
     OTHERS,
     PAPER,
     Decoder,
+    Side,
     apart,
     collate,
     count_hooks,
@@ -24,6 +34,7 @@ from tests.analysis.knocking import (
     make_backbone,
     make_batch,
     question,
+    shipped_backbone,
     sweep,
     windows,
 )
@@ -57,8 +68,69 @@ def test_engines_agree_for_every_block_and_width_on_either_side_of_padding(
         suffix = SuffixEngine(strict=True).run(backbone, make_batch(checkpoint, side), cases, IDS)
         assert apart(reference, suffix) < tolerance
         assert torch.equal(reference.top, suffix.top)
-    effects = (reference.logprobs - reference.clean_logprobs[:, None]).abs().amax(dim=(0, 2))
+    effects = (reference.logprobs - reference.clean_logprobs).abs().amax(dim=(0, 2))
     assert (effects.view(len(PAPER), -1).amax(dim=1) > 1e-3).all()
+
+
+def test_engines_agree_with_the_library_s_own_eager_attention_in_float64(tiny_llava: str) -> None:
+    """Its softmax is in float32; and a padding row, which it turns into NaN in float64, is not there."""
+    backbone, batch = make_backbone(tiny_llava, "eager"), make_batch(tiny_llava, numbers=(0,))
+    cases = sweep(PAPER, 1, 2, 5)
+
+    reference = ReferenceEngine().run(backbone, batch, cases)
+    suffix = SuffixEngine(strict=True).run(backbone, batch, cases)
+
+    assert apart(reference, suffix) < 1e-5
+
+
+def test_engines_agree_in_a_deep_decoder_where_every_width_makes_another_window(tiny_llava: str) -> None:
+    depth = 12
+    backbone, batch = make_backbone(tiny_llava, layers=depth), make_batch(tiny_llava)
+    cases = sweep(PAPER, 1, 4, 5, 9, depth=depth)
+
+    reference = ReferenceEngine().run(backbone, batch, cases, IDS)
+    suffix = SuffixEngine(strict=True).run(backbone, batch, cases, IDS)
+
+    assert {len(case.window) for case in cases} >= {1, 4, 5, 9}
+    assert apart(reference, suffix) < 1e-10
+
+
+@pytest.mark.parametrize("layers", [LAYERS, 24])
+@pytest.mark.parametrize("memory", [None, 1], ids=["plenty", "scarce"])
+def test_in_half_precision_what_a_block_can_not_change_is_not_changed(
+    tiny_llava: str, layers: int, memory: int | None
+) -> None:
+    """The last layers attend to nothing: nothing that is hidden there has an effect, and none may be reported."""
+    backbone, batch = make_backbone(tiny_llava, dtype=torch.bfloat16, layers=layers), make_batch(tiny_llava)
+    without = layers // 2
+    for layer in decoder_layers(backbone)[without:]:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)  # type: ignore[union-attr,arg-type]
+    every = Windows(1).of(layers)
+    cases = [Case(block, window) for block in PAPER for window in every]
+    idle = torch.tensor([case.window.start >= without for case in cases])
+
+    for engine in (ReferenceEngine(), SuffixEngine(memory, strict=True)):
+        readings = engine.run(backbone, batch, cases)
+        changes = readings.logprobs - readings.clean_logprobs
+        assert (changes[:, idle] == 0).all()
+        assert torch.equal(readings.top[:, idle], readings.clean_top[:, idle])
+        assert (changes[:, ~idle] != 0).any()
+
+
+def test_in_half_precision_logits_are_finer_than_their_grid(tiny_llava: str) -> None:
+    """The head is computed in float32, from states and weights in bfloat16."""
+    backbone, batch = make_backbone(tiny_llava, dtype=torch.bfloat16), make_batch(tiny_llava)
+    prompts = Prompts.of(backbone, batch)
+    entering: list[torch.Tensor] = []
+    handle = backbone.lm_head.register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+    with torch.no_grad():
+        logits, _ = prompts.forward(backbone)
+    handle.remove()
+
+    expected = entering[0][:, -1].double() @ backbone.lm_head.weight.double().T  # type: ignore[operator]
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits.double(), expected, rtol=0, atol=1e-5)
+    assert not torch.equal(logits, logits.bfloat16().float())
 
 
 @pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2"])
@@ -84,9 +156,9 @@ def test_an_engine_reads_what_the_with_block_shows(tiny_llava: str, engine: Knoc
 
     assert readings.engine == engine.name
     assert torch.equal(readings.ids, torch.cat([clean.argmax(1, keepdim=True), IDS], dim=1))
-    assert torch.equal(readings.clean_top, clean.argmax(1))
+    assert torch.equal(readings.clean_top[:, 0], clean.argmax(1))
     assert torch.equal(readings.top[:, 0], blocked.argmax(1))
-    assert torch.allclose(readings.clean_logprobs, clean.gather(1, readings.ids), rtol=0, atol=1e-12)
+    assert torch.allclose(readings.clean_logprobs[:, 0], clean.gather(1, readings.ids), rtol=0, atol=1e-12)
     assert torch.allclose(readings.logprobs[:, 0], blocked.gather(1, readings.ids), rtol=0, atol=1e-12)
     assert readings.source_size[:, 0].tolist() == batch.spans[Segment.IMAGE].sum(1).tolist()
     assert readings.target_size[:, 0].tolist() == batch.spans[Segment.QUESTION].sum(1).tolist()
@@ -104,7 +176,7 @@ def test_a_question_that_is_blocked_in_the_last_layer_only_changes_nothing_at_al
     readings = engine.run(backbone, batch, cases)
 
     assert readings.logprobs.dtype == torch.float32
-    assert torch.equal(readings.logprobs, readings.clean_logprobs[:, None].expand_as(readings.logprobs))
+    assert torch.equal(readings.logprobs, readings.clean_logprobs)
 
 
 @ENGINES
@@ -119,7 +191,7 @@ def test_an_empty_source_or_target_changes_nothing_at_all_and_has_no_size(
 
     readings = engine.run(backbone, batch, cases)
 
-    same = (readings.logprobs == readings.clean_logprobs[:, None]).all(2)
+    same = (readings.logprobs == readings.clean_logprobs).all(2)
     assert same.tolist() == [[True, True, True, True, False], [False, False, True, True, False]]
     assert readings.source_size[:, 0].tolist() == [0, 16]
     assert readings.target_size[0, 2] == readings.source_size[1, 3] == 0
@@ -190,13 +262,21 @@ def test_prompts_can_be_taken_apart(tiny_llava: str) -> None:
     assert torch.allclose(whole, last_logits(backbone, batch), rtol=0, atol=1e-12)
 
 
-def test_the_shipped_model_gives_the_same_by_both_engines() -> None:
-    path = checkpoint()
-    backbone, batch = Backbone.from_pretrained(path), make_batch(path)
-    depth = len(backbone.decoder.layers)  # type: ignore[arg-type]
-    cases = sweep(PAPER, 3, depth=depth)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("attention", "dtype", "tolerance"),
+    [("sdpa", torch.float64, 1e-10), ("exact", torch.float64, 1e-10), ("eager", torch.float32, 1e-5)],
+)
+def test_engines_agree_on_the_shipped_model(side: Side, attention: str, dtype: torch.dtype, tolerance: float) -> None:
+    backbone, batch = shipped_backbone(attention, dtype), make_batch(testbed.checkpoint(), side)
+    depth = len(decoder_layers(backbone))
+    cases = sweep(PAPER, 1, 2, 5, 9, depth=depth)
+    idle = [case.block.target != PAPER[0].target and case.window.start == depth - 1 for case in cases]
 
     reference = ReferenceEngine().run(backbone, batch, cases)
     suffix = SuffixEngine(strict=True).run(backbone, batch, cases)
 
-    assert apart(reference, suffix) < 1e-5
+    assert apart(reference, suffix) < tolerance
+    assert any(idle)
+    for readings in (reference, suffix):
+        assert torch.equal(readings.logprobs[:, idle], readings.clean_logprobs[:, idle])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tracemalloc
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -120,6 +121,33 @@ def test_what_is_merged_can_be_gone_on_from(tmp_path: Path) -> None:
     resumed.merge()
 
     assert (tmp_path / "rows.csv").read_bytes() == whole(tmp_path / "other")
+
+
+def test_of_a_sample_that_two_processes_have_the_first_counts(tmp_path: Path) -> None:
+    first, second = Rows(Row, tmp_path, share=0), Rows(Row, tmp_path, share=1)
+    first.append("a", [Row("a", 1), Row("a", 2)])
+    second.append("b", [Row("b", 3)])
+    second.append("a", [Row("a", 4)])
+
+    second.merge()
+
+    assert Rows(Row, tmp_path).table()["layer"].tolist() == [1, 2, 3]
+
+
+def test_going_on_and_merging_never_hold_the_text_of_all_samples(tmp_path: Path) -> None:
+    rows, long = Rows(Row, tmp_path), "x" * 2_000
+    for number in range(100):
+        rows.append(f"{number:03}", [Row(f"{number:03}", layer, text=long) for layer in range(40)])
+    size = (tmp_path / "rows-0.csv").stat().st_size
+
+    for again in range(2):  # from what was appended, then from what is merged
+        tracemalloc.start()
+        resumed = Rows(Row, tmp_path)
+        resumed.merge()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(resumed.done) == 100
+        assert peak < size / 10, again
 
 
 def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:

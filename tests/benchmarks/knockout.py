@@ -172,7 +172,7 @@ def _largest_difference(
     engine: SuffixEngine, backbone: Backbone, batch: MultimodalBatch, sample: Sequence[Case]
 ) -> float:
     readings = engine.run(backbone, batch, sample)
-    ours = torch.cat([readings.clean_logprobs, readings.logprobs[..., 0]], dim=1)
+    ours = torch.cat([readings.clean_logprobs[:, 0, :1], readings.logprobs[..., 0]], dim=1)
     difference = float((ours - one_forward_per_window(backbone, batch, sample)).abs().max())
     tolerance = TOLERANCE[backbone.model.dtype]
     if not difference <= tolerance:

@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_mllm.analysis import Block, Case, ReferenceEngine, SuffixEngine, Windows
+from lightning_mllm.analysis.knockout import positions
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.testbed import checkpoint
 from lightning_mllm.testbed.datamodules import WorldQuestions
@@ -55,8 +56,8 @@ def keep_of(case: Case, prompts: MultimodalBatch, layer: int) -> Tensor:
     keep = torch.ones(len(prompts), 1, length, length)
     if case.window.start <= layer < case.window.stop:
         for sample in range(len(prompts)):
-            for row in prompts.spans[case.block.target][sample].nonzero():
-                keep[sample, 0, row, prompts.spans[case.block.source][sample]] = 0.0
+            for row in positions(prompts.spans, case.block.target)[sample].nonzero():
+                keep[sample, 0, row, positions(prompts.spans, case.block.source)[sample]] = 0.0
     return keep
 
 
@@ -101,7 +102,7 @@ def compare(backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case]) -
         took = time.perf_counter() - started
         expected = theirs.gather(2, ours.ids[:, None].expand(-1, len(cases), -1))
         difference = float((ours.logprobs - expected).abs().max())
-        worst = max(worst, difference, float((ours.clean_logprobs - clean.gather(1, ours.ids)).abs().max()))
+        worst = max(worst, difference, float((ours.clean_logprobs - clean.gather(1, ours.ids)[:, None]).abs().max()))
         table.add_row(engine.name, f"{difference:.1e}", f"{took:.1f}")
     if not worst <= TOLERANCE:
         raise SystemExit(f"nnsight and we differ by up to {worst:.1e}, more than {TOLERANCE:.0e}.")

@@ -31,6 +31,7 @@ def batch_with(tokens: list[int]) -> MultimodalBatch:
         spans=TokenSpans({}),
         targets=torch.zeros(len(tokens)),
         sample_ids=tuple(map(str, tokens)),
+        pictures=tuple(map(str, tokens)),
         kinds=(None,) * len(tokens),
         answers=(None,) * len(tokens),
         vision={},

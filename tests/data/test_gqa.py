@@ -73,6 +73,7 @@ def test_a_row_becomes_a_sample(tmp_path: Path) -> None:
 
     assert (sample.id, sample.kind, sample.options) == ("071031170", "ChooseAttr", Options("empty", "full"))
     assert sample.boxes == (Box(5, 7, 10, 20),)
+    assert (sample.picture, grass.picture) == ("2390560", "2390560")
     assert [turn.text for turn in sample.conversation] == ["Is the jar full or empty?", "empty"]
     assert sample.images == [(tmp_path / "images" / "2390560.jpg").resolve()]
     assert (grass.kind, grass.options, grass.boxes) == ("LogicalObj", None, (Box(0, 0, 10, 20),))
@@ -86,6 +87,7 @@ def test_tasks_are_set_up_for_a_test_and_for_nothing_else(tmp_path: Path, tiny_l
     (batch,) = tasks.test_dataloader()
 
     assert tasks.kinds == ("ChooseAttr", "LogicalObj")
+    assert batch.prompts().take([1]).pictures == ("2390560",)
     assert batch.spans[Segment.IMAGE_OBJECT].any(dim=1).all()
     assert batch.spans[Segment.TRUE_OPTION].any(dim=1).tolist() == [True, False]
     assert take_inventory(tasks).counts == {"test": {"ChooseAttr": 1, "LogicalObj": 1}}

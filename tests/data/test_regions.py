@@ -88,16 +88,46 @@ def test_random_patches_depend_on_the_samples_id_alone(vicuna: ProcessorMixin) -
         batch = collate(collator, sample_of((28, 28), Box(0, 0, 13, 13), name=name))
         return of_image(batch, Segment.IMAGE_RANDOM).nonzero().flatten().tolist()
 
-    assert drawn("a") == drawn("a") == [1, 2, 8, 14]  # in every process
+    assert drawn("a") == drawn("a") == [3, 6, 11, 14]  # in every process
     assert {len(drawn(str(number))) for number in range(20)} == {4}
     assert len({tuple(drawn(str(number))) for number in range(20)}) > 10
 
 
-def test_an_object_that_fills_the_image_leaves_all_of_it_to_chance(vicuna: ProcessorMixin) -> None:
-    batch = collate(Collator(vicuna, ConversationPrompt()), sample_of((28, 28), Box(0, 0, 27, 27)))
+def test_in_each_view_as_many_others_are_drawn_as_the_object_has(processor: ProcessorMixin) -> None:
+    collator = Collator(processor, ConversationPrompt())
+    for size in ((90, 41), (28, 28), (30, 60)):
+        for number, box in enumerate(boxes_in(size, 12)):
+            batch = collate(collator, sample_of(size, box, name=str(number)))
+            for view in (Segment.IMAGE_BASE, Segment.IMAGE_TILES):
+                thing, other, drawn, padding, newline = (
+                    of_image(batch, Segment(f"image {name}")) & of_image(batch, view)
+                    for name in ("object", "other", "random", "padding", "newline")
+                )
+                count, free = thing.sum(), (other & ~padding).sum()
+                assert drawn.sum() == count
+                assert (drawn & other & ~padding).sum() == min(count, free)
+                assert (drawn & padding).sum() == min(count - min(count, free), padding.sum())
+                assert not (drawn & newline).any()
 
-    assert of_image(batch, Segment.IMAGE_OBJECT).all() and of_image(batch, Segment.IMAGE_RANDOM).all()
-    assert not of_image(batch, Segment.IMAGE_OTHER).any()
+
+@pytest.mark.parametrize(
+    ("size", "box", "expected"),
+    [
+        ((28, 28), Box(0, 0, 13, 13), (4, 0, 0)),
+        ((56, 28), Box(0, 0, 41, 27), (2, 4, 0)),  # eight patches, six of them the object's, and two bars of four
+        ((56, 28), Box(0, 0, 55, 27), (0, 8, 0)),
+        ((56, 29), Box(0, 0, 55, 28), (0, 4, 8)),  # one bar
+        ((28, 28), Box(0, 0, 20, 27), (4, 0, 8)),
+        ((28, 28), Box(0, 0, 27, 27), (0, 0, 16)),
+    ],
+)
+def test_where_others_are_too_few_padding_and_then_the_object_fill_up(
+    vicuna: ProcessorMixin, size: tuple[int, int], box: Box, expected: tuple[int, int, int]
+) -> None:
+    masks = Regions(vicuna, Geometry.PAD).masks(sample_of((2, 2), box), [size], [16])
+    thing, drawn, padding = (masks[Segment(f"image {name}")] for name in ("object", "random", "padding"))
+
+    assert tuple(int((drawn & part).sum()) for part in (~(thing | padding), padding, thing)) == expected
 
 
 def real(tiles: bool, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
@@ -169,6 +199,10 @@ def test_a_class_token_is_no_patch(vicuna: ProcessorMixin) -> None:
     assert of_image(batch, Segment.IMAGE_OBJECT).nonzero().flatten().tolist() == [1]
     assert of_image(batch, Segment.IMAGE_OTHER).sum() == 16
     assert of_image(batch, Segment.IMAGE_BASE).all()
+    drawn = of_image(batch, Segment.IMAGE_RANDOM).nonzero().flatten().tolist()
+    assert len(drawn) == 1 and drawn[0] > 1
+    filled = collate(Collator(vicuna, ConversationPrompt()), sample_of((28, 28), Box(0, 0, 27, 27)))
+    assert of_image(filled, Segment.IMAGE_RANDOM).tolist() == [False] + [True] * 16
 
 
 @pytest.mark.parametrize(

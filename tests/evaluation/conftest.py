@@ -96,6 +96,7 @@ def make_batch(processor: Any, prompts: Any, sizes: Any, seeds: Any) -> Multimod
         spans=TokenSpans({Segment.LAST: last}),
         targets=torch.arange(len(mask)),
         sample_ids=tuple(f"sample-{seed}" for seed in seeds),
+        pictures=tuple(f"sample-{seed}" for seed in seeds),
         kinds=(None,) * len(mask),
         answers=(None,) * len(mask),
         vision=dict(whole),

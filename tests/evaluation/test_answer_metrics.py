@@ -10,7 +10,7 @@ from lightning_mllm.evaluation import AnswerMetrics, AnswerResult, AnswerScore, 
 
 
 def answers(kind: str, correct: int, n: int) -> list[OpenAnswer]:
-    return [OpenAnswer(f"{kind}-{k}", kind, "yes", "yes" if k < correct else "no", k < correct) for k in range(n)]
+    return [OpenAnswer(f"{kind}-{k}", kind, "yes", "yes" if k < correct else "no", k < correct, 0) for k in range(n)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, OpenAnswer
 from lightning_mllm.types import MultimodalBatch, Segment
 from tests.evaluation.conftest import Scene, generated
@@ -29,13 +30,18 @@ def reference_length(scene: Scene) -> int:
     return len(scene.tokenizer(" three</s>", add_special_tokens=False)["input_ids"])
 
 
+def first_token(scene: Scene, text: str) -> int:
+    return int(scene.tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0])
+
+
 def test_an_answer_is_right_if_it_is_its_reference(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     generated(llava, monkeypatch, ["three", "two", "three"])
+    three, two = (first_token(llava, text) for text in ("three", "two"))
 
     assert evaluate(llava) == (
-        OpenAnswer("sample-0", "a", "three", "three", True),
-        OpenAnswer("sample-1", "b", "three", "two", False),
-        OpenAnswer("sample-2", "a", "three", "three", True),
+        OpenAnswer("sample-0", "a", "three", "three", True, three),
+        OpenAnswer("sample-1", "b", "three", "two", False, two),
+        OpenAnswer("sample-2", "a", "three", "three", True, three),
     )
 
 
@@ -57,6 +63,25 @@ def test_case_quotes_full_stop_and_spacing_are_folded_and_nothing_else(
     generated(llava, monkeypatch, [said] * 3)
 
     assert [answer.correct for answer in evaluate(llava)] == [correct] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "correct"),
+    [("Three", True), (" THREE ", True), ("three.", False), ("'three'", False), ("three three", False)],
+)
+def test_as_in_the_paper_only_capitals_of_the_answer_are_folded(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch, said: str, correct: bool
+) -> None:
+    generated(llava, monkeypatch, [said] * 3)
+
+    answers = ExactMatch(match="paper").evaluate(llava.model, llava.tokenizer, asked(llava))
+
+    assert [answer.correct for answer in answers] == [correct] * 3
+
+
+def test_an_unknown_match_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="match is 'exact'; it can be 'normalised' or 'paper'"):
+        ExactMatch(match="exact")  # type: ignore[arg-type]
 
 
 def test_samples_without_a_kind_are_not_asked(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

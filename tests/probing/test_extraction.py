@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.probing.extraction import extract
 from lightning_mllm.probing.points import Point
 from lightning_mllm.probing.pooling import pool
-from lightning_mllm.types import Sample, Segment, Turn
+from lightning_mllm.probing.tapping import Rows, Tapper
+from lightning_mllm.types import MultimodalBatch, Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 from tests.probing.extracting import (
     EVERYWHERE,
@@ -89,6 +91,26 @@ def test_the_llm_runs_only_for_its_points_and_the_projector_only_behind_the_towe
     assert (tower(), projector(), llm(), head()) == (4, 2, 0, 0)
     extract(backbone, data, EVERYWHERE, NAMES)
     assert (tower(), projector(), llm(), head()) == (6, 4, 2, 0)
+
+
+def test_of_each_batch_only_its_place_among_all_features_is_kept(
+    tiny_llava: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small tensors that stayed between the large ones of each batch would leave holes in the heap."""
+    tapped: list[weakref.ref[Tensor]] = []
+    tap = Tapper.tap
+
+    def note(self: Tapper, batch: MultimodalBatch) -> Rows:
+        rows = tap(self, batch)
+        tapped.extend(weakref.ref(vectors) for vectors in rows.vectors.values())
+        return rows
+
+    monkeypatch.setattr(Tapper, "tap", note)
+    found = extract(Backbone.from_pretrained(tiny_llava), batches(tiny_llava, samples(4), size=1), VISION, NAMES)
+
+    assert len(tapped) == 4 * len(VISION)
+    assert all(vectors() is None for vectors in tapped)
+    assert all(len(features) == 4 for features in found.values())
 
 
 def test_extraction_leaves_modes_and_hooks_as_they_were(tiny_llava: str) -> None:

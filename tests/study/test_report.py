@@ -79,6 +79,16 @@ def test_a_run_under_several_presets_is_one_line(study: Change) -> None:
     assert {(row["line"], row["seeds"]) for row in rows_of("figures/drift.csv")} == {("paper = matched, ft_proj", "2")}
 
 
+def test_the_picture_of_a_drift_that_is_not_measured_any_more_goes(finished: StudyCommand) -> None:
+    stale = Path("studies/small/figures/drift-elsewhere.png")
+    stale.touch()
+
+    run_study(finished, FakeLightning())
+
+    assert not stale.exists()
+    assert stale.with_name("drift.png").exists()
+
+
 def test_changes_are_against_the_original_and_rounded(finished: StudyCommand) -> None:
     table = {
         row["state"]: row

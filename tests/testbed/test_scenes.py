@@ -19,7 +19,7 @@ import importlib, pkgutil, sys
 sys.modules["lightning"] = None
 import lightning_mllm.testbed as testbed
 for module in pkgutil.iter_modules(testbed.__path__, testbed.__name__ + "."):
-    if not module.ispkg and not module.name.endswith(".datamodules"):
+    if not module.ispkg and not module.name.endswith((".datamodules", ".gqa")):  # they give data
         importlib.import_module(module.name)
 from tests.testbed.worlds import fingerprint
 print(fingerprint())

@@ -25,11 +25,11 @@ COORDS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def result(values: Any, style: Any) -> AnalysisResult:
+def result(values: Any, style: Any, coords: dict[str, tuple[Any, ...]] = COORDS) -> AnalysisResult:
     plot = Plot(
         name="flow",
         style=style,
-        x="centre",
+        x=list(coords)[2],
         y="block",
         shown={block: f"{block}!" for block in BLOCKS},
         fixed={"measure": "change"},
@@ -37,7 +37,7 @@ def result(values: Any, style: Any) -> AnalysisResult:
         label="change (%)",
         title="flow",
     )
-    return AnalysisResult("flow", values, tuple(COORDS), COORDS, 5, {}, (plot,))
+    return AnalysisResult("flow", values, tuple(coords), coords, 5, {}, (plot,))
 
 
 def numbers() -> Any:
@@ -80,6 +80,31 @@ def test_a_heat_map_has_a_row_per_block_and_0_in_the_middle_of_its_colours(tmp_p
     assert image.get_array().shape == (3, 3)  # type: ignore[union-attr]
     low, high = image.get_clim()
     assert -low == high == np.nanmax(np.abs(numbers()[:, :, :, 0, 0]))
+
+
+def test_where_there_is_no_interval_there_is_a_line_without_a_band(tmp_path: Path, drawn: list[Figure]) -> None:
+    values = numbers()
+    values[:, 0, :, :, 1:3] = np.nan  # everywhere
+    values[:, 1, 0, :, 1:3] = np.nan  # at one place
+
+    draw_plots(result(values, "lines"), tmp_path)
+
+    lines = {str(line.get_label()): line for line in drawn[0].axes[0].lines}
+    np.testing.assert_array_equal(lines["image->last!"].get_ydata(), values[0, 0, :, 0, 0])
+    bands = [[path for path in band.get_paths() if len(path)] for band in drawn[0].axes[0].collections]
+    everywhere, (at_one_place,) = bands[:2]
+    assert everywhere == []
+    assert at_one_place.get_extents().intervalx.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("style", ["lines", "heat map"])
+def test_places_may_have_names(tmp_path: Path, drawn: list[Figure], style: Any) -> None:
+    names = ("4 (0-7)", "4 (3-5)", "5 (5-5)")
+    coords = {"kind": COORDS["kind"], "block": BLOCKS, "window": names, "measure": COORDS["measure"]}
+
+    draw_plots(result(numbers(), style, {**coords, "statistic": STATISTICS}), tmp_path)
+
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == list(names)
 
 
 @pytest.mark.parametrize("style", ["lines", "heat map"])
