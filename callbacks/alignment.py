@@ -59,10 +59,10 @@ class AlignmentMonitor(RunAnalysis):
         """Take the scores of the run that is resumed, unless this is a test, with a checkpoint, of what was fitted."""
         self._rows = self._rows or list(state_dict["rows"])
 
-    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, split: access.Split) -> list[AnalysisResult]:
-        results = super()._run(trainer, pl_module, split)
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> list[AnalysisResult]:
+        results = super()._run(trainer, pl_module, stage)
         if results and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(trainer, access.mllm(pl_module), split, results[0])
+            self._write(trainer, access.mllm(pl_module), self.splits[stage], results[0])
         return results
 
     def _write(self, trainer: L.Trainer, module: MLLMModule, split: access.Split, result: AnalysisResult) -> None:

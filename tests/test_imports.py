@@ -23,7 +23,13 @@ BORDERS: dict[str, set[str]] = {
     "evaluation": {"types", "errors"},
     "probing": {"types", "errors", "evaluation"},
     "models": {"types", "errors", "evaluation"},
-    "analysis": {"types", "errors", "models", "evaluation"},  # of models only backbone, which a test below sees to
+    "analysis": {
+        "types",
+        "errors",
+        "models",
+        "evaluation",
+        "probing",
+    },  # of models only backbone, which a test below sees to
     "tracking": {"types", "errors", "evaluation", "probing", "analysis"},
     "callbacks": {"types", "errors", "data", "models", "evaluation", "probing", "analysis", "tracking"},
     "testbed": {"types", "errors", "data"},

@@ -14,7 +14,7 @@ The calibrations stay in the folder, `<task>.<tokens>.<fold>.safetensors`: `Prun
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +31,7 @@ from lightning_mllm.analysis.rows import Rows
 from lightning_mllm.analysis.summaries import ALL, kind_of
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import MultimodalBatch, Sample
 
 _LOG = logging.getLogger(__name__)
 
@@ -103,12 +103,16 @@ class ActivatedWeights(Analysis):
             "kind_depth": self.kind_depth,
         }
 
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Take any samples."""
+
     def prepare(
         self,
         tokenizer: PreTrainedTokenizerBase,
         folder: Path | None = None,
         source: Mapping[str, Any] | None = None,
         share: int = 0,
+        answers: object = None,
     ) -> None:
         """Get ready, and read the calibrations that the folder has; see `Analysis.prepare`.
 
@@ -144,12 +148,16 @@ class ActivatedWeights(Analysis):
         for task, rows in tasks.items():
             self._put(task, batch, rows)
 
-    def merge(self) -> None:
+    def settle(self) -> None:
         """Calibrate on sets that have stayed smaller than they were to be."""
         for task in list(self._waiting):
             found = sum(map(len, self._waiting[task]))
             _LOG.warning("%s: a set of task %r has %d samples, not %d.", self.name, task, found, self.samples)
             self._calibrate(task)
+
+    def merge(self) -> None:
+        """Make one file of the rows."""
+        self.settle()
         self._rows.merge()
 
     def compute(self) -> AnalysisResult:

@@ -168,6 +168,9 @@ class Analysis(ABC):
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Take in a batch."""
 
+    def settle(self) -> None:  # noqa: B027 - most write as they go
+        """Write down what is not yet: each process, behind its last batch."""
+
     @abstractmethod
     def merge(self) -> None:
         """Put together what all processes have found; one of them does, when all have finished."""

@@ -15,25 +15,28 @@ from math import nan
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Floats, Plot, Question, QuestionAnalysis
+from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Floats, Plot
 from lightning_mllm.analysis.knockout import decoder_layers
+from lightning_mllm.analysis.question_analysis import Question, QuestionAnalysis
 from lightning_mllm.analysis.rows import Table
 from lightning_mllm.analysis.skip import Computation, Skip
 from lightning_mllm.analysis.skip_costs import DecoderPass
 from lightning_mllm.analysis.skipping import skipping
 from lightning_mllm.analysis.summaries import (
     Bootstrap,
+    Draws,
+    Kept,
     count_questions,
     estimate,
     mean,
-    members,
     no_numbers,
     pivot,
     ratio_of_means,
 )
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation import ExactMatch
+from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
@@ -54,6 +57,7 @@ class SkippingRow:
     Attributes:
         sample_id: The question's.
         kind: Its kind.
+        picture: Which picture it is about.
         correct: Whether the model answers it right with nothing skipped.
         measured: Whether it is looked into.
         computation: What is skipped.
@@ -69,6 +73,7 @@ class SkippingRow:
 
     sample_id: str
     kind: str
+    picture: str
     correct: bool
     measured: bool = True
     computation: str = ""
@@ -91,6 +96,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         starts: First layers; numbers with a decimal point are fractions of the depth.
         repetitions: How often each pass is timed; 0 for no times, which other work on the machine spoils.
         correct_only: Whether only questions count that the model answers right with nothing skipped.
+        match: When an answer is right, see `ExactMatch`.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
         bootstrap: How intervals are drawn.
         label: A name of your own.
@@ -111,11 +117,12 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         starts: Sequence[int | float] = (0, 0.5),
         repetitions: int = 1,
         correct_only: bool = False,
+        match: Match = "normalised",
         kind_depth: int | None = None,
         bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
         label: str = "",
     ) -> None:
-        super().__init__(correct_only, label)
+        super().__init__(correct_only=correct_only, match=match, label=label)
         for name, values in (("computations", computations), ("shares", shares), ("starts", starts)):
             if not values or len({*values}) < len(values):
                 raise ConfigError(f"ComputationSkipping.{name} needs values, each once; found {list(values)}.")
@@ -138,6 +145,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
             "cases": [asdict(case) for case in self.cases],
             "repetitions": self.repetitions,
             "correct_only": self.correct_only,
+            "match": self.match,
         }
 
     def reset(self) -> None:
@@ -183,15 +191,14 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per kind, computation, first layer and share."""
         measured = table["measured"]
-        questions, first = np.unique(table["sample_id"][measured], return_index=True)
+        kept = Kept.of(table, self.kind_depth)
         axes: dict[str, Sequence[Any]] = {
             "computation": tuple(dict.fromkeys(table["computation"][measured].tolist())),
             "start": tuple(np.unique(table["start"][measured]).tolist()),
             "percent": tuple(np.unique(table["percent"][measured]).tolist()),
         }
-        groups = members(table["kind"][measured][first], self.kind_depth)
         coords: dict[str, tuple[Any, ...]] = {
-            "kind": tuple(groups),
+            "kind": tuple(kept.groups),
             "computation": tuple(axes["computation"]),
             "start": tuple(map(str, axes["start"])),
             "percent": tuple(axes["percent"]),
@@ -199,21 +206,21 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
             "statistic": STATISTICS,
         }
         values = no_numbers(coords)
-        cells = {column: pivot(table, column, axes, questions, measured) for column in _COLUMNS}
-        answered = np.isfinite(cells["right"]).any(axis=(1, 2, 3)) if len(questions) else np.empty(0, dtype=bool)
-        before = np.where(answered, table["correct"][measured][first].astype(np.float64), nan)
+        cells = {column: pivot(table, column, axes, kept.ids, measured) for column in _COLUMNS}
+        answered = np.isfinite(cells["right"]).any(axis=(1, 2, 3)) if len(kept.ids) else np.empty(0, dtype=bool)
+        before = np.where(answered, _first(table["correct"], table).astype(np.float64), nan)
         shape = tuple(map(len, axes.values()))
-        for group, (kind, rows) in enumerate(groups.items() if len(questions) else ()):
+        for group, (kind, rows) in enumerate(kept.groups.items() if len(kept.ids) else ()):
             own = {column: each[rows].reshape(len(rows), -1) for column, each in cells.items()}
-            numbers = _numbers(own, before[rows, None], self.bootstrap.weights(len(rows), kind))
+            numbers = _numbers(own, before[rows, None], self.bootstrap.draw(kept.pictures[rows], kind))
             values[group] = numbers.reshape(*shape, len(MEASURES), len(STATISTICS))
         more = {
             "kind_depth": self.kind_depth,
             "bootstrap": asdict(self.bootstrap),
-            "found": {"questions": count_questions(table, self.kind_depth)},
+            "found": {"questions": count_questions(table, self.kind_depth), "pictures": kept.count_pictures()},
         }
         plots = tuple(_plot(computation, coords["start"]) for computation in coords["computation"])
-        return AnalysisResult(self.name, values, tuple(coords), coords, len(questions), {**settings, **more}, plots)
+        return AnalysisResult(self.name, values, tuple(coords), coords, len(kept.ids), {**settings, **more}, plots)
 
     def _answer(self, backbone: Backbone, batch: MultimodalBatch, case: Skip) -> dict[str, float]:
         """Return, of the samples that have a kind, whether the model answers them right."""
@@ -223,7 +230,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         assert self._tokenizer is not None  # `update` has seen to it
         asked = batch.take(rows)
         with skipping(backbone, asked, case):
-            answers = ExactMatch().evaluate(backbone.model, self._tokenizer, asked)
+            answers = ExactMatch(match=self.match).evaluate(backbone.model, self._tokenizer, asked)
         return {answer.sample_id: float(answer.correct) for answer in answers}
 
     def _count(self, backbone: Backbone, alone: DecoderPass, case: Skip | None) -> int:
@@ -252,18 +259,26 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
 
 
 def _named(question: Question) -> dict[str, Any]:
-    return {"sample_id": question.sample_id, "kind": question.kind, "correct": question.correct}
+    names = ("sample_id", "kind", "picture", "correct")
+    return {name: getattr(question, name) for name in names}
 
 
-def _numbers(cells: Mapping[str, Floats], before: Floats, weights: Floats) -> Floats:
+def _first(column: NDArray[Any], table: Table) -> NDArray[Any]:
+    """Return what the questions that are looked into have in a column in which their rows are the same."""
+    measured = table["measured"]
+    _, first = np.unique(table["sample_id"][measured], return_index=True)
+    return column[measured][first]
+
+
+def _numbers(cells: Mapping[str, Floats], before: Floats, draws: Draws) -> Floats:
     """Return (cases, measures, statistics) of (questions, cases) cells."""
     right, change = 100 * cells["right"], 100 * (cells["right"] - before)
     saved = (("flops", "flops_clean"), ("seconds", "seconds_clean"))
-    parts = [estimate(mean(each), each, weights) for each in (right, change)]
+    parts = [estimate(mean(each), each, draws) for each in (right, change)]
     for name, clean in saved:
-        ratio = estimate(ratio_of_means(cells[name], cells[clean]), cells[name], weights)
+        ratio = estimate(ratio_of_means(cells[name], cells[clean]), cells[name], draws)
         parts.append(ratio * [100, 100, 100, 1])
-    parts.append(estimate(mean(1000 * cells["seconds"]), cells["seconds"], weights))
+    parts.append(estimate(mean(1000 * cells["seconds"]), cells["seconds"], draws))
     return np.stack(parts, axis=1)
 
 

@@ -21,24 +21,26 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Floats, Plot, Question, QuestionAnalysis
+from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Floats, Plot
 from lightning_mllm.analysis.calibration import Calibration, Tokens
 from lightning_mllm.analysis.calibration_files import load_calibrations
+from lightning_mllm.analysis.question_analysis import Question, QuestionAnalysis
 from lightning_mllm.analysis.rows import Table
 from lightning_mllm.analysis.subnetwork import SubNetwork, intersection, pruned, same_size
 from lightning_mllm.analysis.summaries import (
     Bootstrap,
+    Draws,
+    Kept,
     count_questions,
     difference,
     estimate,
     mean,
-    members,
     no_numbers,
     pivot,
     ratio_of_means,
 )
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation import AnswerScore, ExactMatch
+from lightning_mllm.evaluation import AnswerScore, ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
@@ -55,6 +57,7 @@ class PrunedRow:
     Attributes:
         sample_id: The question's.
         kind: Its kind.
+        picture: Which picture it is about.
         correct: Whether the whole LLM answers it right.
         measured: Whether it is put to sub-networks.
         subnetwork: Name of the sub-network; `whole` for the LLM as it is.
@@ -65,6 +68,7 @@ class PrunedRow:
 
     sample_id: str
     kind: str
+    picture: str
     correct: bool
     measured: bool = True
     subnetwork: str = ""
@@ -83,6 +87,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         compare: With what the alpha-SubNet is compared, besides the whole LLM.
         seed: Of the random weights.
         correct_only: Whether only questions count that the whole LLM answers right.
+        match: When an answer is right, see `ExactMatch`.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
         bootstrap: How intervals of differences are drawn.
         label: A name of your own.
@@ -99,11 +104,12 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         compare: Sequence[Comparison] = ("tasks", "random", "magnitude"),
         seed: int = 0,
         correct_only: bool = False,
+        match: Match = "normalised",
         kind_depth: int | None = None,
         bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
         label: str = "",
     ) -> None:
-        super().__init__(correct_only=correct_only, label=label)
+        super().__init__(correct_only=correct_only, match=match, label=label)
         if not calibrations:
             raise ConfigError("PrunedAccuracy.calibrations names no folder. Name that of an ActivatedWeights.")
         if unknown := set(compare) - set(get_args(Comparison)):
@@ -129,6 +135,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
             "compare": list(self.compare),
             "seed": self.seed,
             "correct_only": self.correct_only,
+            "match": self.match,
         }
 
     def measure(
@@ -144,55 +151,49 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         rows = [[_row(question, WHOLE, 0.0, question.correct, "")] for question in questions]
         for name, subnetwork in self._subnetworks(backbone).items():
             with pruned(backbone, subnetwork):
-                answers = ExactMatch().evaluate(backbone.model, self._tokenizer, batch)
+                answers = ExactMatch(match=self.match).evaluate(backbone.model, self._tokenizer, batch)
             for own, question, said in zip(rows, questions, answers, strict=True):
                 own.append(_row(question, name, subnetwork.sparsity, said.correct, said.answer))
         return rows
 
     def left_out(self, question: Question) -> PrunedRow:
         """Return the row of a question that the whole LLM answers wrongly."""
-        return PrunedRow(sample_id=question.sample_id, kind=question.kind, correct=question.correct, measured=False)
+        return PrunedRow(**_named(question), measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per sub-network and kind."""
         measured = table["measured"]
-        questions, first = np.unique(table["sample_id"][measured], return_index=True)
+        kept = Kept.of(table, self.kind_depth)
         names = sorted(set(table["subnetwork"][measured].tolist()), key=_place)
-        groups = members(table["kind"][measured][first], self.kind_depth)
         coords: dict[str, tuple[Any, ...]] = {
             "measure": MEASURES,
             "subnetwork": tuple(names),
-            "kind": tuple(groups),
+            "kind": tuple(kept.groups),
             "statistic": STATISTICS,
         }
         values = no_numbers(coords)
-        right = pivot(table, "right", {"subnetwork": names}, questions, measured)
-        for g, (kind, rows) in enumerate(groups.items() if len(questions) else ()):
-            values[:, :, g] = self._numbers(right[rows], names.index(WHOLE), kind)
+        right = pivot(table, "right", {"subnetwork": names}, kept.ids, measured)
+        for g, (kind, rows) in enumerate(kept.groups.items() if len(kept.ids) else ()):
+            draws = self.bootstrap.draw(kept.pictures[rows], kind)
+            values[:, :, g] = _numbers(right[rows], names.index(WHOLE), draws)
         sparsities = {name: float(table["sparsity"][table["subnetwork"] == name][0]) for name in names}
         more = {
             "kind_depth": self.kind_depth,
             "bootstrap": asdict(self.bootstrap),
-            "found": {"questions": count_questions(table, self.kind_depth), "sparsity": sparsities},
+            "found": {
+                "questions": count_questions(table, self.kind_depth),
+                "pictures": kept.count_pictures(),
+                "sparsity": sparsities,
+            },
         }
         return AnalysisResult(
-            self.name, values, tuple(coords), coords, len(questions), {**settings, **more}, _plots(names)
+            self.name, values, tuple(coords), coords, len(kept.ids), {**settings, **more}, _plots(names)
         )
 
     def reset(self) -> None:
         """Forget all rows, those in a folder stay there, and the sub-networks."""
         super().reset()
         self._made = {}
-
-    def _numbers(self, right: Floats, whole: int, kind: str) -> Floats:
-        """Return the statistics of (questions, sub-networks) answers, (measures, sub-networks, statistics)."""
-        weights = self.bootstrap.weights(len(right), kind)
-        dense = np.repeat(right[:, whole : whole + 1], right.shape[1], axis=1)
-        scores = [AnswerScore(len(right), int(each)) for each in right.sum(axis=0)]
-        accuracy = [[100 * score.accuracy, *(100 * end for end in score.interval), score.n] for score in scores]
-        change = difference(mean(100 * right), mean(100 * dense), right, weights)
-        retained = estimate(ratio_of_means(100 * right, dense), right, weights)
-        return np.stack([np.array(accuracy), change, retained])
 
     @cached_property
     def _calibrations(self) -> dict[str, dict[str, Calibration]]:
@@ -228,16 +229,28 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
                 yield from ((f"of {task} {sparsity}", subnetwork) for task, subnetwork in tasks.items())
 
 
+def _numbers(right: Floats, whole: int, draws: Draws) -> Floats:
+    """Return the statistics of (questions, sub-networks) answers, (measures, sub-networks, statistics)."""
+    dense = np.repeat(right[:, whole : whole + 1], right.shape[1], axis=1)
+    scores = [AnswerScore(len(right), int(each)) for each in right.sum(axis=0)]
+    accuracy = [[100 * score.accuracy, *(100 * end for end in score.interval), score.n] for score in scores]
+    change = difference(mean(100 * right), mean(100 * dense), right, draws)
+    retained = estimate(ratio_of_means(100 * right, dense), right, draws)
+    return np.stack([np.array(accuracy), change, retained])
+
+
 def _row(question: Question, subnetwork: str, sparsity: float, right: bool, answer: str) -> PrunedRow:
     return PrunedRow(
-        sample_id=question.sample_id,
-        kind=question.kind,
-        correct=question.correct,
+        **_named(question),
         subnetwork=subnetwork,
         sparsity=sparsity,
         right=right,
         answer=json.dumps(answer, ensure_ascii=False),
     )
+
+
+def _named(question: Question) -> dict[str, Any]:
+    return {name: getattr(question, name) for name in ("sample_id", "kind", "picture", "correct")}
 
 
 def _place(name: str) -> tuple[bool, bool, str]:

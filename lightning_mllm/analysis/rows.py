@@ -71,7 +71,7 @@ class Rows(Generic[RowT]):
         self.done: set[str] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            _check_making(folder, {**(making or {}), "columns": self._columns})
+            check_making(folder, {**(making or {}), "columns": self._columns})
             self.done.update(_places(folder))
             _cut(folder / self._own_file)
 
@@ -242,7 +242,7 @@ def _append(path: Path, content: bytes, header: bytes) -> None:
         file.write(content if file.tell() else header + content)
 
 
-def _check_making(folder: Path, making: Mapping[str, Any]) -> None:
+def check_making(folder: Path, making: Mapping[str, Any]) -> None:
     """Refuse rows that were made otherwise; note how those to come are made."""
     path, now = folder / "making.json", json.loads(json.dumps(making, default=str))
     if path.is_file():

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.base import Analysis, AnalysisResult
 from lightning_mllm.analysis.jackknife import group_of
-from lightning_mllm.analysis.rows import _check_making as check_making
+from lightning_mllm.analysis.rows import check_making
 from lightning_mllm.analysis.token_sets import TokenSets
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
@@ -196,7 +196,7 @@ class StreamedAnalysis(Analysis):
         """Add what new samples measure to the sums of their groups, and their number."""
         if not len(batch):
             return
-        groups = [group_of(picture, self.seed, self.groups) for picture in pictures_of(batch)]
+        groups = [group_of(picture, self.seed, self.groups) for picture in batch.pictures]
         for name, values in {"n": torch.ones(len(batch)), **measured}.items():
             at = torch.tensor(groups, device=values.device)
             self.found.add_to_groups(name, values, at, self.groups)
@@ -258,11 +258,6 @@ class StreamedAnalysis(Analysis):
             together.take_in(found)
         together.sums = {name: total.cpu() for name, total in together.sums.items()}
         return together
-
-
-def pictures_of(batch: MultimodalBatch) -> tuple[str, ...]:
-    """Return, per sample, which picture it is about."""
-    return batch.sample_ids
 
 
 def _read(folder: Path) -> dict[Path, Found]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_mllm.analysis.jackknife import lowest
 from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.states import State, stream_states
-from lightning_mllm.analysis.streaming import Found, StreamedAnalysis, pictures_of
+from lightning_mllm.analysis.streaming import Found, StreamedAnalysis
 from lightning_mllm.analysis.token_sets import TokenSets
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -114,4 +114,4 @@ class TokenMeans(StreamedAnalysis):
 
 def _names(batch: MultimodalBatch) -> list[str]:
     """Return the names under which vectors are kept: picture and id."""
-    return [json.dumps(pair) for pair in zip(pictures_of(batch), batch.sample_ids, strict=True)]
+    return [json.dumps(pair) for pair in zip(batch.pictures, batch.sample_ids, strict=True)]

@@ -22,7 +22,7 @@ from lightning_mllm.tracking.log import log_image, log_table
 
 _End = Literal["done", "failed"]  # how a process left
 
-_RESUMED = ("rows*.csv", "making.json")
+_RESUMED = ("rows*.csv", "*.safetensors", "making.json")
 _PAUSE = 1.0  # seconds between looks at how far the other processes are
 _PATIENCE = 600.0  # seconds between messages about which of them are waited for
 
@@ -107,6 +107,8 @@ class AnalysisRun:
             key: What the results are called there.
             step: Optimiser steps of the run.
         """
+        for analysis in self.analyses:
+            analysis.settle()
         self._wait_for_all()
         self.barrier()
         try:

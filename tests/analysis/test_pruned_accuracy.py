@@ -40,7 +40,7 @@ class Witness:
         share = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
         self.shares.append(share)
         return [
-            OpenAnswer(sample_id, kind or "", "", "said\nso", sample_id.endswith(("0", "2")) or share <= 0.5)
+            OpenAnswer(sample_id, kind or "", "", "said\nso", sample_id.endswith(("0", "2")) or share <= 0.5, None)
             for sample_id, kind in zip(batch.sample_ids, batch.kinds, strict=True)
         ]
 
@@ -80,7 +80,7 @@ class TestPrunedAccuracy(AnalysisContract):
         self, backbone: Backbone, tiny_llava: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         witness = Witness()
-        monkeypatch.setattr(pruned_accuracy, "ExactMatch", lambda: witness)
+        monkeypatch.setattr(pruned_accuracy, "ExactMatch", lambda match: witness)
 
         result = self.run(backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False).compute()
 
@@ -100,7 +100,7 @@ class TestPrunedAccuracy(AnalysisContract):
         self, backbone: Backbone, tiny_llava: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         witness = Witness()
-        monkeypatch.setattr(pruned_accuracy, "ExactMatch", lambda: witness)
+        monkeypatch.setattr(pruned_accuracy, "ExactMatch", lambda match: witness)
         analysis = self.run(backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False)
 
         result = analysis.compute()
