@@ -105,8 +105,8 @@ def test_in_half_precision_what_a_block_can_not_change_is_not_changed(
     without = layers // 2
     for layer in decoder_layers(backbone)[without:]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)  # type: ignore[union-attr,arg-type]
-    every = Windows(1).of(layers)
-    cases = [Case(block, window) for block in PAPER for window in every]
+    some = Windows(1, centres=range(0, layers, max(1, layers // 6))).of(layers)
+    cases = [Case(block, window) for block in PAPER for window in some]
     idle = torch.tensor([case.window.start >= without for case in cases])
 
     for engine in (ReferenceEngine(), SuffixEngine(memory, strict=True)):
@@ -265,7 +265,7 @@ def test_prompts_can_be_taken_apart(tiny_llava: str) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
     ("attention", "dtype", "tolerance"),
-    [("sdpa", torch.float64, 1e-10), ("exact", torch.float64, 1e-10), ("eager", torch.float32, 1e-5)],
+    [("sdpa", torch.float64, 1e-10), ("eager", torch.float32, 1e-5)],
 )
 def test_engines_agree_on_the_shipped_model(side: Side, attention: str, dtype: torch.dtype, tolerance: float) -> None:
     backbone, batch = shipped_backbone(attention, dtype), make_batch(testbed.checkpoint(), side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from wandb.proto import wandb_internal_pb2
 
 _BLOCK, _FILE_HEADER, _RECORD_HEADER = 32768, 7, 7
 _FULL, _LAST = 1, 4
+_PATIENCE = 60  # seconds
 
 
 def read_records(path: Path) -> Iterator[Any]:
     """Yield the records of a run file."""
     data = path.read_bytes()
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     position, parts = _FILE_HEADER, b""
     while position + _RECORD_HEADER <= len(data):
         if _BLOCK - position % _BLOCK < _RECORD_HEADER:  # a block's end is filled up
@@ -25,6 +27,8 @@ def read_records(path: Path) -> Iterator[Any]:
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + _RECORD_HEADER])
         position += _RECORD_HEADER
+        if position + length > len(data):  # it is being written
+            return
         parts += data[position : position + length]
         position += length
         if kind in (_FULL, _LAST):
@@ -35,8 +39,12 @@ def read_records(path: Path) -> Iterator[Any]:
 
 
 def run_file(run_dir: Path) -> Path:
-    """Return the one run file below a folder."""
+    """Return the one run file below a folder, when all of it is there: a process of W&B's own writes it."""
     (found,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    given_up = time.monotonic() + _PATIENCE
+    while "exit" not in (record.WhichOneof("record_type") for record in read_records(found)):
+        assert time.monotonic() < given_up, f"{found} has no end: was the run finished?"
+        time.sleep(0.1)
     return found
 
 
