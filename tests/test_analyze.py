@@ -38,8 +38,8 @@ ANALYSES = {  # config -> name of its folder, its pictures
             "heat_map.png",
         },
     ),
+    "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
-ANALYSES["analysis/skipping.yaml"] = ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"})
 ON_THE_TESTBED = "analysis/testbed.yaml"  # both, and the model and data
 LENS = ("--analysis", "AnswerLens", "--analysis.correct_only", "false", "--analysis.bootstrap.resamples", "20")
 TABLES = {"rows.csv", "making.json", "summary.csv", "settings.json"}

@@ -31,7 +31,9 @@ from tests.running import (
     write_llava_json,
 )
 from tests.study.test_shipped import STUDY_CONFIGS
+from tests.test_alignment_config import ALIGNMENT
 from tests.test_analyze import ANALYSES, ON_THE_TESTBED
+from tests.test_subnetwork_configs import SUBNETWORKS
 from tests.testbed.test_recipe import TESTBED
 
 PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
@@ -99,6 +101,8 @@ def test_each_shipped_yaml_is_a_test_case() -> None:
         *GQA,
         *ANALYSES,
         ON_THE_TESTBED,
+        ALIGNMENT,
+        *SUBNETWORKS,
         QUICKSTART,
         *TESTBED,
         *STUDY_CONFIGS,

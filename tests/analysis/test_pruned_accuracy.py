@@ -40,7 +40,7 @@ class Witness:
         share = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
         self.shares.append(share)
         return [
-            OpenAnswer(sample_id, kind or "", "", "said\nso", sample_id.endswith(("0", "2")) or share <= 0.5, None)
+            OpenAnswer(sample_id, kind or "", "", "said\nso", sample_id.endswith(("0", "2")) or share <= 0.5, 0)
             for sample_id, kind in zip(batch.sample_ids, batch.kinds, strict=True)
         ]
 

@@ -16,7 +16,7 @@ YES_NO = ("no", "yes")
 
 
 def answer(said: str, truth: str = "yes", kind: str = "presence/random") -> OpenAnswer:
-    return OpenAnswer("s", kind, truth, said, said == truth, first_token=None)
+    return OpenAnswer("s", kind, truth, said, said == truth, first_token=0)
 
 
 def draw(seed: int, count: int = 60, kind: str = "popular") -> list[OpenAnswer]:
