@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_mllm.analysis.alignment_reading import PAIRED, PAIRED_INPUT, number_names
 from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
-from lightning_mllm.analysis.jackknife import Floats, jackknife
+from lightning_mllm.analysis.jackknife import GROUPS, Floats, jackknife
 from lightning_mllm.analysis.pair_sample import COMPARISONS, mean_of_pairs
 from lightning_mllm.analysis.similarity import TOKEN_MODES, VECTOR_MODES, names
 from lightning_mllm.analysis.states import State
@@ -26,7 +26,7 @@ READINGS: tuple[Reading, ...] = ("ima_input", "ima_same_layer")
 HALVES = "halves"
 _OF_ONE_SAMPLE = {"ima_same_layer": PAIRED, "ima_input": PAIRED_INPUT}
 
-_OVER_LAYERS = {"x": "layer", "y": "measure", "xlabel": "Layers behind (0: embedding)"}
+_OVER_LAYERS = {"x": "layer", "y": "measure", "xlabel": "Layers behind (0: embedding)", "over": GROUPS}
 
 
 @dataclass(frozen=True)

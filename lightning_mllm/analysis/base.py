@@ -39,18 +39,20 @@ class Plot:
 
     Attributes:
         name: Of the file.
-        style: `lines`, with their intervals as bands, or `heat map`.
-        x: Axis that runs to the right.
-        y: Axis with a line, or a row, per coordinate.
+        style: `lines`, with their intervals as bands; `heat map`; or `points` on a plane, for results whose last axis
+            is x and y, with a grey line between those that have `x` in common.
+        x: Axis that runs to the right; of points the axis of which each coordinate is one.
+        y: Axis with a line, a row, or a colour per coordinate.
         shown: Coordinates of `y` that are drawn, and how they are called.
         fixed: Axis -> coordinate, for each of the other axes but the last.
         xlabel: Of the axis that runs to the right.
         label: What the values are.
         title: Stands above.
+        over: What the intervals are over.
     """
 
     name: str
-    style: Literal["lines", "heat map"]
+    style: Literal["lines", "heat map", "points"]
     x: str
     y: str
     shown: Mapping[str, str]
@@ -58,6 +60,7 @@ class Plot:
     xlabel: str
     label: str
     title: str
+    over: str = "pictures"
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
-from lightning_mllm.analysis.jackknife import Floats, group_of, jackknife, jackknife_of_means
+from lightning_mllm.analysis.jackknife import GROUPS, Floats, group_of, jackknife, jackknife_of_means
 from lightning_mllm.analysis.streaming import Found
 from lightning_mllm.analysis.summaries import no_numbers
 from lightning_mllm.analysis.token_means import TokenMeans
@@ -93,6 +93,7 @@ class Distinguishability(TokenMeans):
             xlabel="Layers behind (0: embedding)",
             label="Accuracy, CKA",
             title="Token means of perceptual and textual tokens",
+            over=GROUPS,
         )
         more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}
         return AnalysisResult(
@@ -171,7 +172,20 @@ class TokenMap(TokenMeans):
         points = [self._plane(layer.flatten(0, 1).numpy()) for layer in means.permute(1, 2, 0, 3)]
         values = np.stack(points).reshape(*map(len, coords.values()))
         more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}
-        return AnalysisResult(self.name, values, tuple(coords), coords, len(names), {**settings, "found": more})
+        plot = Plot(
+            "map",
+            "points",
+            x="sample",
+            y="tokens",
+            shown={each: each for each in SETS},
+            fixed={},
+            xlabel="",
+            label="",
+            title=f"Token means on a plane ({self.method}); lines join the tokens of a sample",
+        )
+        return AnalysisResult(
+            self.name, values, tuple(coords), coords, len(names), {**settings, "found": more}, (plot,)
+        )
 
     def _plane(self, points: NDArray[np.float32]) -> Floats:
         """Return (points, width) on a plane, (points, 2)."""

@@ -20,6 +20,8 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 
 Floats = NDArray[np.float64]
 
+GROUPS = "groups of pictures"  # what the intervals are over
+
 
 def rank_of(name: str, seed: int) -> int:
     """Return a number that looks random, of 64 bits, but depends on nothing but name and seed."""

@@ -98,6 +98,7 @@ def plots(pairs: Sequence[str]) -> tuple[Plot, ...]:
             xlabel="Layer",
             label="IoU of kept weights",
             title="What two sub-networks share",
+            over="sets of samples",
         ),
     )
 

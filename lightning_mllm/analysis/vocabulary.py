@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
 from lightning_mllm.analysis.head import head_logits
-from lightning_mllm.analysis.jackknife import jackknife_of_means
+from lightning_mllm.analysis.jackknife import GROUPS, jackknife_of_means
 from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.states import State, stream_states
 from lightning_mllm.analysis.streaming import Found, StreamedAnalysis
@@ -180,4 +180,5 @@ def _plot(name: str, shown: Mapping[str, str], title: str) -> Plot:
         xlabel="Layers behind (0: embedding)",
         label="Nats",
         title=title,
+        over=GROUPS,
     )

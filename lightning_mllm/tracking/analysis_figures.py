@@ -1,4 +1,4 @@
-"""Pictures of what analyses find, as PNG files: curves with their intervals, and heat maps."""
+"""Pictures of what analyses find, as PNG files: curves with their intervals, heat maps, and points on a plane."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning_mllm.tracking.figures import GREY, PALETTE, finish_axis, save_fig
 from lightning_mllm.tracking.study_figures import make_panels
 
 _DASHES = ("-", "--", ":")
+_SHORT = 4  # a longer name of a column stands upright
 
 
 def draw_plots(result: AnalysisResult, folder: Path) -> list[Path]:
@@ -35,28 +36,32 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     """Draw a panel per coordinate of the result's first axis, with its N.
 
     Args:
-        result: The numbers; their last axis is value, low_95, high_95 and n.
+        result: The numbers; their last axis is value, low_95, high_95 and n, or that of points x and y.
         plot: What is drawn.
         output: The PNG to write.
 
     Returns:
         `output`.
     """
-    kinds = [str(kind) for kind in result.coords[result.axes[0]]]
-    values = _chosen(result, plot)  # (kinds, lines, places, statistics)
-    figure, axes = make_panels(kinds, same_height=True)
+    panels = result.axes[0]
+    titles = [str(title) if isinstance(title, str) else f"{panels} {title}" for title in result.coords[panels]]
+    values = _chosen(result, plot)  # (panels, lines, places, statistics)
+    points = plot.style == "points"
+    figure, axes = make_panels(titles, same_height=not points)
     images = []
-    for axis, kind, own in zip(axes, kinds, values, strict=True):
-        n = int(own[..., 3].max(initial=0))
-        axis.set_title(f"{kind} (N = {n})", parse_math=False)
+    for axis, title, own in zip(axes, titles, values, strict=True):
+        n = own.shape[1] if points else int(own[..., 3].max(initial=0))
+        axis.set_title(f"{title} (N = {n})", parse_math=False)
         axis.set_xlabel(plot.xlabel)
-        if plot.style == "lines":
+        if points:
+            _draw_points(axis, plot, own)
+        elif plot.style == "lines":
             _draw_lines(axis, plot, result.coords[plot.x], own, n)
         else:
             images.append(_draw_map(axis, plot, result.coords[plot.x], own[..., 0], _extent(values[..., 0])))
     if images:
         figure.colorbar(images[0], ax=axes, label=plot.label, shrink=0.8)
-    bands = "; bands: 95 % intervals over pictures" if plot.style == "lines" else ""
+    bands = f"; bands: 95 % intervals over {plot.over}" if plot.style == "lines" else ""
     figure.suptitle(f"{plot.title}{bands}", fontsize=11)
     return save_figure(figure, output)
 
@@ -75,6 +80,8 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
         colour, dashes = PALETTE[index % len(PALETTE)], _DASHES[index // len(PALETTE) % len(_DASHES)]
         counted = int(own[:, 3].max(initial=0))
+        if n and not counted:
+            continue  # not measured in this panel
         shown = label if counted == n else f"{label} (N = {counted})"
         axis.plot(at, own[:, 0], dashes, marker="o", markersize=3, linewidth=1.8, color=colour, label=shown)
         axis.fill_between(at, own[:, 1], own[:, 2], color=colour, alpha=0.2, linewidth=0)
@@ -92,9 +99,18 @@ def _draw_map(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, ext
         np.ma.masked_invalid(values), cmap=colours, vmin=-extent, vmax=extent, aspect="auto", interpolation="nearest"
     )
     ticks = range(0, len(places), max(1, len(places) // 12))
-    axis.set_xticks(ticks, [str(places[tick]) for tick in ticks])
+    names = [str(places[tick]) for tick in ticks]
+    axis.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > _SHORT else 0, parse_math=False)
     axis.set_yticks(range(len(plot.shown)), list(plot.shown.values()), fontsize=8, parse_math=False)
     return image
+
+
+def _draw_points(axis: Axes, plot: Plot, values: Floats) -> None:
+    axis.plot(*values.transpose(2, 0, 1), color=GREY, linewidth=0.5, alpha=0.4)  # of one sample
+    for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
+        axis.scatter(own[:, 0], own[:, 1], s=12, color=PALETTE[index % len(PALETTE)], label=label, zorder=2)
+    axis.set_ylabel(plot.label)
+    finish_axis(axis)
 
 
 def _extent(values: Floats) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,36 @@ def test_a_result_without_numbers_is_drawn_without_any(tmp_path: Path, style: An
     (path,) = draw_plots(result(values, style), tmp_path)
 
     assert path.is_file()
+
+
+def test_points_of_one_sample_are_joined_by_a_line(tmp_path: Path, drawn: list[Figure]) -> None:
+    coords = {"layer": (0, 3), "tokens": ("image", "text"), "sample": ("a", "b", "c"), "coordinate": ("x", "y")}
+    values = np.random.default_rng(0).normal(size=(2, 2, 3, 2))
+    plot = Plot("map", "points", "sample", "tokens", {"image": "image", "text": "text"}, {}, "", "", "Map")
+
+    draw_plots(AnalysisResult("map", values, tuple(coords), coords, 3, {}, (plot,)), tmp_path)
+
+    last = drawn[0].axes[1]
+    assert last.get_title() == "layer 3 (N = 3)"
+    for at, points in enumerate(last.collections):
+        np.testing.assert_array_equal(np.asarray(points.get_offsets()), values[1, at])
+    np.testing.assert_array_equal([line.get_xydata() for line in last.lines], values[1].transpose(1, 0, 2))
+
+
+def test_what_is_not_measured_in_a_panel_is_not_in_its_legend(tmp_path: Path, drawn: list[Figure]) -> None:
+    values = numbers()
+    values[0, 1, ..., :3], values[0, 1, ..., 3] = np.nan, 0
+
+    draw_plots(result(values, "lines"), tmp_path)
+
+    first, second = (axis.get_legend_handles_labels()[1] for axis in drawn[0].axes[:2])
+    assert not any("question->last" in label for label in first)
+    assert any("question->last" in label for label in second)
+
+
+def test_the_title_says_what_intervals_are_over(tmp_path: Path, drawn: list[Figure]) -> None:
+    found = result(numbers(), "lines")
+
+    draw_plots(replace(found, plots=(replace(found.plots[0], over="sets of samples"),)), tmp_path)
+
+    assert drawn[0].get_suptitle().endswith("95 % intervals over sets of samples")
