@@ -32,7 +32,7 @@ from lightning_mllm.analysis.tensor_files import digest, read_tensors, write_ten
 from lightning_mllm.analysis.token_sets import TokenSets
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone, fingerprint
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch
 
 Tokens = Literal["perceptual", "textual", "both"]
 Context = Literal["own", "full"]
@@ -71,13 +71,28 @@ class Reading:
         perceptual, textual = sets.of(batch).unbind(1)
         return {"perceptual": perceptual, "textual": textual, "both": perceptual | textual}[self.tokens]
 
-    def shown(self, batch: MultimodalBatch) -> MultimodalBatch:
-        """Return what the LLM gets; what it is not to see is padding."""
+    def shown(self, batch: MultimodalBatch) -> tuple[MultimodalBatch, Tensor]:
+        """Return what the LLM gets, and which of its positions count, (batch, sequence) bool.
+
+        What the LLM is not to see is cut out, not masked: a sliding window reaches over what is masked.
+        """
+        counted = self.counted(batch)
         if self.context == "full":
-            return batch
+            return batch, counted
         real = batch.attention_mask.bool()
-        first = real & (real.cumsum(1) == 1)
-        return replace(batch, attention_mask=(first | self.counted(batch)).to(batch.attention_mask.dtype))
+        seen = counted | (real & (real.cumsum(1) == 1))
+        index = (~seen).int().argsort(dim=1, stable=True)[:, : int(seen.sum(1).max())]
+        seen = seen.gather(1, index)
+        shown = replace(
+            batch,
+            input_ids=batch.input_ids.gather(1, index).where(seen, batch.pad_id),
+            attention_mask=seen.to(batch.attention_mask.dtype),
+            labels=batch.labels.gather(1, index).where(seen, IGNORE_INDEX),
+            spans=batch.spans.take(index, seen),
+        )
+        if self.tokens == "textual":  # then no image is seen
+            shown = replace(shown, vision={}, image_counts=(0,) * len(batch))
+        return shown, counted.gather(1, index) & seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +200,7 @@ def calibrate(
     linear, tokens = matrices(backbone), 0
     sums, ids, streams = _Sums(linear), list[str](), list[_Stream]()
     for batch in (each.to(backbone.model.device) for each in batches):
-        shown, counted = reading.shown(batch), reading.counted(batch)
+        shown, counted = reading.shown(batch)
         ids, tokens = [*ids, *batch.sample_ids], tokens + int(counted.sum())
         if reading.sequential:
             streams.append(_Stream.of(backbone, shown, counted))

@@ -239,10 +239,12 @@ def masked(layers: Iterable[tuple[nn.Linear, Tensor]]) -> Iterator[None]:
             own.setdefault(weight, weight.data)
             with torch.inference_mode(False):  # such tensors could not be used in training
                 weight.data = weight.data.masked_fill(~kept, 0)
+        torch.clear_autocast_cache()  # autocast keeps 16-bit copies of weights that are trained, and would use those
         yield
     finally:
         for weight, data in own.items():
             weight.data = data.to(weight.device, weight.dtype)  # the same tensor, unless the model was moved inside
+        torch.clear_autocast_cache()
 
 
 def _pack(mask: Tensor) -> Tensor:

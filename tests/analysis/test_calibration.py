@@ -13,9 +13,10 @@ from lightning_mllm.analysis.linear_layers import Matrix, matrices
 from lightning_mllm.analysis.pruning import Pruning
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import Sample, Turn
+from lightning_mllm.types import Sample, Segment, Turn
 from tests.analysis.calibrating import by_hand, widen
-from tests.analysis.knocking import collate, count_hooks, last_logits, make_backbone, make_batch
+from tests.analysis.knocking import collate, count_hooks, last_logits, make_backbone, make_batch, question
+from tests.probing.extracting import SIZES, picture
 
 READINGS = [
     Reading("perceptual", "own"),
@@ -60,9 +61,12 @@ def test_masks_are_those_of_wanda_by_hand(backbone: Backbone, tiny_llava: str, r
         assert torch.equal(subnetwork.kept(matrix), mask), matrix
 
 
-@pytest.mark.parametrize("decoder", ["mistral", "qwen2"])
-def test_the_other_decoders_are_calibrated_alike(tiny_llava: str, decoder: Any) -> None:
-    backbone, reading = make_backbone(tiny_llava, decoder=decoder, layers=2), Reading("perceptual")
+@pytest.mark.parametrize(("decoder", "options"), [("mistral", {"sliding_window": 5}), ("qwen2", {})])
+@pytest.mark.parametrize("tokens", ["perceptual", "textual"])
+def test_the_other_decoders_are_calibrated_alike(
+    tiny_llava: str, decoder: Any, options: dict[str, Any], tokens: Any
+) -> None:
+    backbone, reading = make_backbone(tiny_llava, decoder=decoder, layers=2, **options), Reading(tokens)
     batch = make_batch(tiny_llava, numbers=NUMBERS)
 
     found = calibrate(backbone, [batch], Pruning(sparsity=0.5), reading)
@@ -95,6 +99,44 @@ def test_tiles_are_perceptual_tokens(tiny_llava_next: str) -> None:
     found = calibrate(backbone, [batch], reading=reading)
 
     close_squares(found.squares, by_hand(backbone, batch, reading, 0.5)[0])
+
+
+@pytest.mark.parametrize("reading", [Reading("perceptual"), Reading("textual"), Reading("both", "full")], ids=str)
+def test_samples_can_have_several_images_or_none(tiny_llava: str, reading: Reading) -> None:
+    backbone = make_backbone(tiny_llava, layers=2)
+    answer = Turn("assistant", "no")
+    several = Sample(
+        id="two",
+        images=[picture(1, SIZES[0]), picture(2, SIZES[1])],
+        conversation=[Turn("user", "Are they alike?", images=2), answer],
+    )
+    none = Sample(id="talk", conversation=[Turn("user", "Is it?"), answer])
+    batch = collate(tiny_llava, [several, none, question(2)])
+
+    found = calibrate(backbone, [batch], reading=reading)
+
+    close_squares(found.squares, by_hand(backbone, batch, reading, 0.5)[0])
+
+
+def test_what_is_not_seen_costs_nothing(tiny_llava: str) -> None:
+    batch = make_batch(tiny_llava)
+
+    images, text = (Reading(tokens).shown(batch) for tokens in ("perceptual", "textual"))
+
+    assert images[0].input_ids.shape[1] == int(batch.spans[Segment.IMAGE].sum(1).max()) + 1
+    assert not text[0].vision
+    assert torch.equal(text[1].sum(1), Reading("textual").counted(batch).sum(1))
+
+
+def test_weights_that_are_trained_are_pruned_under_autocast_too(tiny_llava: str) -> None:
+    backbone, batch = make_backbone(tiny_llava, dtype=torch.float32, layers=2), make_batch(tiny_llava)
+
+    def calibrated(trained: bool) -> Calibration:
+        backbone.model.requires_grad_(trained)
+        with torch.autocast("cpu", torch.bfloat16):
+            return calibrate(backbone, [batch])
+
+    close(calibrated(True), calibrated(False))
 
 
 def test_every_sample_of_a_batch_counts(backbone: Backbone, tiny_llava: str) -> None:

@@ -243,6 +243,25 @@ class TestPruned:
         with torch.inference_mode(), pruned(backbone, by(backbone)):
             assert not any(module.weight.is_inference() for module in matrices(backbone).values())
 
+    def test_under_autocast_it_is_the_same_whether_weights_are_trained_or_not(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
+        subnetwork, batch = by(backbone, "random"), batches(tiny_llava)[0]
+
+        def logits(trained: bool) -> list[Tensor]:
+            backbone.model.requires_grad_(trained)
+            with torch.autocast("cpu", torch.bfloat16):
+                before = last_logits(backbone, batch)
+                with pruned(backbone, subnetwork):
+                    inside = last_logits(backbone, batch)
+                return [before, inside, last_logits(backbone, batch)]
+
+        before, inside, after = logits(trained=True)
+
+        assert torch.equal(before, after)
+        assert not torch.equal(before, inside)
+        assert torch.equal(inside, logits(trained=False)[1])
+
     def test_generation_runs_on_the_sub_network(self, backbone: Backbone, tiny_llava: str) -> None:
         prompts = batches(tiny_llava)[0].prompts()
         options = {"max_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
