@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.hooks import before_layers, inputs_of, outputs_of, stream_into
 from lightning_mllm.analysis.knockout import decoder_layers
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
@@ -45,6 +45,7 @@ _MODULES = {
     State.FC1: "mlp.down_proj",  # what enters it
     State.FC2: "mlp",
 }
+_ADDED = (State.SA, State.FC2)
 _PARTS = {name.partition(".")[0] for name in _MODULES.values()}
 
 
@@ -79,10 +80,21 @@ def stream_states(
 
     Raises:
         ConfigError: States inside blocks are asked for, and the blocks are built otherwise.
+        DataError: States of a sample are not finite.
     """
     blocks = decoder_layers(backbone)
 
+    def check(_: int, leaving: Tensor, __: Any) -> None:  # what is not finite stays so from block to block
+        broken = (~leaving.isfinite().all(-1) & batch.attention_mask.bool()).any(1)
+        if rows := broken.nonzero()[:, 0].tolist():
+            raise DataError(
+                f"The LLM's states of sample {batch.sample_ids[rows[0]]!r} are not finite. Load the model in bfloat16 "
+                "or float32."
+            )
+
     def show(place: tuple[State, int], values: Tensor) -> None:
+        if place[0] in _ADDED:
+            values = values * getattr(blocks[place[1] - 1], "residual_multiplier", 1.0)  # Granite scales what it adds
         with torch.autocast(values.device.type, enabled=False):
             observe(*place, values)
 
@@ -92,6 +104,7 @@ def stream_states(
     with ExitStack() as hooks:
         if enter is not None:
             hooks.enter_context(stream_into(blocks[0], enter))
+        hooks.enter_context(before_layers({len(blocks): backbone.decoder.norm}, check))  # type: ignore[dict-item]  # a module
         if State.RESIDUAL in states:
             hooks.enter_context(before_layers(dict(enumerate([*blocks, backbone.decoder.norm])), show_stream))  # type: ignore[list-item]  # a module
         inside = [state for state in _MODULES if state in states]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.states import State, states_of, stream_states
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 from tests.analysis.aligning import residuals
@@ -41,9 +41,11 @@ def test_block_outputs_are_un_normed_from_the_embedding_to_the_last(tiny_llava: 
         assert torch.equal(backbone.lm_head(norm(seen[State.RESIDUAL, LAYERS]))[real], logits[real])
 
 
-@pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2", "granite"])
 def test_states_inside_a_block_make_up_the_next_one(tiny_llava: str, decoder: Any) -> None:
-    backbone, batch = make_backbone(tiny_llava, decoder=decoder), make_batch(tiny_llava)
+    """Granite scales what it adds: of that, the scaled is shown."""
+    scales: dict[str, Any] = {"residual_multiplier": 0.5} if decoder == "granite" else {}
+    backbone, batch = make_backbone(tiny_llava, decoder=decoder, **scales), make_batch(tiny_llava)
 
     seen = stream(backbone, batch, *State)
 
@@ -56,7 +58,8 @@ def test_states_inside_a_block_make_up_the_next_one(tiny_llava: str, decoder: An
         with torch.no_grad():
             torch.testing.assert_close(seen[State.LN1, number], layer.input_layernorm(before))
             torch.testing.assert_close(seen[State.LN2, number], layer.post_attention_layernorm(middle))
-            torch.testing.assert_close(layer.mlp.down_proj(seen[State.FC1, number]), seen[State.FC2, number])
+            added = layer.mlp.down_proj(seen[State.FC1, number]) * scales.get("residual_multiplier", 1.0)
+            torch.testing.assert_close(added, seen[State.FC2, number])
 
 
 def test_what_enters_can_be_exchanged_and_is_what_is_seen(tiny_llava: str) -> None:
@@ -80,6 +83,25 @@ def test_no_hook_is_left_also_after_an_exception(tiny_llava: str) -> None:
         stream_states(backbone, batch, tuple(State), fail)
 
     assert count_hooks(backbone) == before
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_sample_whose_states_are_not_finite_is_named(tiny_llava: str, value: float) -> None:
+    backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava)
+    layers: Any = backbone.decoder.layers
+    place = int(batch.attention_mask[1].nonzero()[-1])
+
+    def overflow(_: Any, __: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[1, place] = value
+        changed[~batch.attention_mask.bool()] = torch.nan  # what stands in padding does not matter
+        return changed
+
+    with (
+        layers[-1].register_forward_hook(overflow),
+        pytest.raises(DataError, match=r"states of sample 's1' are not finite\. Load the model in bfloat16"),
+    ):
+        stream(backbone, batch, State.RESIDUAL)
 
 
 def test_statistics_are_out_of_autocast(tiny_llava: str) -> None:
