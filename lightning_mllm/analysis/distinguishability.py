@@ -8,7 +8,8 @@ alike in one are alike in the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,10 +23,11 @@ from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
 from lightning_mllm.analysis.jackknife import GROUPS, Floats, group_of, jackknife, jackknife_of_means
 from lightning_mllm.analysis.streaming import Found
 from lightning_mllm.analysis.summaries import no_numbers
-from lightning_mllm.analysis.token_means import TokenMeans
+from lightning_mllm.analysis.token_means import TokenMeans, name_of
 from lightning_mllm.analysis.token_sets import SETS, TokenSets
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing import FeatureSet, LinearProbe, linear_cka
+from lightning_mllm.types import Sample
 
 Method = Literal["tsne", "pca"]
 MEASURES = ("classifier accuracy", "linear CKA")
@@ -70,10 +72,17 @@ class Distinguishability(TokenMeans):
             label=label,
         )
 
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Refuse data without images, and so few samples that none is left to score the classifier on."""
+        seen = [sample for sample in samples if sample.images]
+        super().check(seen)
+        names = self.drawn({name_of(sample.picture or sample.id, sample.id) for sample in seen})
+        self._held_out([json.loads(name)[0] for name in names])
+
     def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return both numbers with their intervals."""
         means, names, pictures = self.means(found)
-        groups = np.array([group_of(picture, self.seed, self.groups) for picture in pictures])
+        groups, held_out = self._held_out(pictures)
         coords: dict[str, tuple[Any, ...]] = {
             "tokens": (self.sets.variants[-1],),
             "measure": MEASURES,
@@ -81,7 +90,7 @@ class Distinguishability(TokenMeans):
             "statistic": STATISTICS,
         }
         values = no_numbers(coords)
-        values[0, 0] = self._accuracy(names, means, groups)
+        values[0, 0] = self._accuracy(names, means, groups, held_out)
         values[0, 1] = _cka(means, groups)
         plot = Plot(
             "distinguishability",
@@ -100,14 +109,25 @@ class Distinguishability(TokenMeans):
             self.name, values, tuple(coords), coords, len(names), {**settings, "found": more}, (plot,)
         )
 
-    def _accuracy(self, names: Sequence[str], means: Tensor, groups: NDArray[np.int64]) -> Floats:
-        """Return the accuracy on held-out samples, (layers, 4)."""
+    def _held_out(self, pictures: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the groups of samples with these pictures, and which are scored.
+
+        Raises:
+            DataError: All are, or none.
+        """
+        groups = np.array([group_of(picture, self.seed, self.groups) for picture in pictures])
         held_out = groups >= self.groups // 2
         if held_out.all() or not held_out.any():
             raise DataError(
                 f"{self.name} learns from the samples of half of its groups and is scored on the others, but all "
-                f"{len(names)} samples are in one half. Use more samples, or another seed."
+                f"{len(pictures)} samples are in one half. Use more samples, or another seed."
             )
+        return groups, held_out
+
+    def _accuracy(
+        self, names: Sequence[str], means: Tensor, groups: NDArray[np.int64], held_out: NDArray[np.bool_]
+    ) -> Floats:
+        """Return the accuracy on held-out samples, (layers, 4)."""
         train, test = (_features(names, means, half) for half in (~held_out, held_out))
         scores = LinearProbe().fit_score(train, test, seeds=[self.seed])
         right = np.stack([(score.predictions[0] == score.targets).double().numpy() for score in scores.values()], 1)

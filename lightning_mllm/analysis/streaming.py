@@ -51,7 +51,9 @@ class Found:
     def add(self, name: str, summand: Tensor) -> None:
         """Add to a sum."""
         total = self.sums.get(name)
-        self.sums[name] = summand.double() if total is None else total.to(summand.device) + summand
+        self.sums[name] = (
+            summand.to(torch.float64, copy=True) if total is None else total.to(summand.device).add_(summand)
+        )
 
     def add_to_groups(self, name: str, values: Tensor, groups: Tensor, number: int) -> None:
         """Add (samples, ...) values to the sums of their groups, (samples,) of `number`."""
@@ -146,7 +148,11 @@ class StreamedAnalysis(Analysis):
         """Return the result of all samples, whose sums are on the CPU."""
 
     def check(self, samples: Iterable[Sample]) -> None:
-        """Take any samples."""
+        """Refuse data without images; single samples without one are left out, and counted."""
+        if not any(sample.images for sample in samples):
+            raise ConfigError(
+                f"{self.name} compares images with text, but no sample has an image. Use data with images."
+            )
 
     @property
     def making(self) -> dict[str, Any]:
@@ -176,11 +182,11 @@ class StreamedAnalysis(Analysis):
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Take in the samples of a batch that are not in yet."""
         ids = batch.sample_ids
-        new = [row for row, sample_id in enumerate(ids) if sample_id not in self._done]
+        new = [row for row, sample_id in enumerate(ids) if sample_id not in self._done and sample_id not in ids[:row]]
         masks = self.sets.of(batch)
         whole = masks.any(-1).all(-1).tolist()
         counted = [row for row in new if whole[row]]
-        again = [row for row, sample_id in enumerate(ids) if sample_id in self._again and row not in new]
+        again = [row for row, sample_id in enumerate(ids) if sample_id in self._again]
         if rows := [*counted, *again]:
             measured = self.measure(backbone, batch if rows == [*range(len(batch))] else batch.take(rows), masks[rows])
             self.add({name: values[: len(counted)] for name, values in measured.items()}, batch.take(counted))

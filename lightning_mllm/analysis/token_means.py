@@ -73,13 +73,13 @@ class TokenMeans(StreamedAnalysis):
         layers = tuple(range(depth + 1)) if self.layers is None else self.layers
         if unknown := [layer for layer in layers if not 0 <= layer <= depth]:
             raise ConfigError(f"{self.name}.layers has {unknown[0]}; the model has states 0 to {depth}.")
-        drawn = self._drawn({*self.found.kept, *_names(batch)})
+        drawn = self.drawn({*self.found.kept, *_names(batch)})
         rows = [row for row, name in enumerate(_names(batch)) if name in drawn]
         found: dict[int, Tensor] = {}
 
         def observe(_: State, layer: int, states: Tensor) -> None:
             if layer in layers:
-                exact = states.double()
+                exact = states.double().masked_fill(~masks[rows].any(1)[..., None], 0)  # whatever stands in padding
                 kept = self.sets.kept(masks[rows], exact.norm(dim=-1))[:, -1].double()
                 found[layer] = (kept / kept.sum(-1, keepdim=True)) @ exact
 
@@ -96,11 +96,11 @@ class TokenMeans(StreamedAnalysis):
         super().add({}, batch)
         new = {name: own.clone() for name, own in zip(_names(batch), measured.get("means", ()), strict=False)}
         kept = self.found.kept | new
-        self.found.kept = {name: kept[name] for name in self._drawn({*kept})}
+        self.found.kept = {name: kept[name] for name in self.drawn({*kept})}
 
     def means(self, found: Found) -> tuple[Tensor, list[str], list[str]]:
         """Return the token means of the drawn samples, (samples, layers, sets, width), their ids and pictures."""
-        names = sorted(self._drawn({*found.kept}))
+        names = sorted(self.drawn({*found.kept}))
         pictures, ids = zip(*map(json.loads, names), strict=True)
         return torch.stack([found.kept[name] for name in names]), list(ids), list(pictures)
 
@@ -108,10 +108,16 @@ class TokenMeans(StreamedAnalysis):
         """Return the layers of token means."""
         return tuple(range(means.shape[1])) if self.layers is None else self.layers
 
-    def _drawn(self, names: set[str]) -> set[str]:
+    def drawn(self, names: set[str]) -> set[str]:
+        """Return which of these names are drawn."""
         return lowest(names, self.samples, self.seed)
 
 
 def _names(batch: MultimodalBatch) -> list[str]:
     """Return the names under which vectors are kept: picture and id."""
-    return [json.dumps(pair) for pair in zip(batch.pictures, batch.sample_ids, strict=True)]
+    return [name_of(*pair) for pair in zip(batch.pictures, batch.sample_ids, strict=True)]
+
+
+def name_of(picture: str, sample_id: str) -> str:
+    """Return the name under which a sample's vectors are kept."""
+    return json.dumps([picture, sample_id])

@@ -91,6 +91,8 @@ class Vocabulary(StreamedAnalysis):
 
     def measure(self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor) -> dict[str, Tensor]:
         """Read the words of a batch."""
+        if self._tokenizer is None:
+            raise ConfigError(f"{self.name} needs the tokenizer: call prepare(tokenizer) before the first batch.")
         depth = len(decoder_layers(backbone))
         layers = tuple(range(depth + 1)) if self.layers is None else self.layers
         if unknown := [layer for layer in layers if not 0 <= layer <= depth]:
@@ -98,6 +100,8 @@ class Vocabulary(StreamedAnalysis):
         head = backbone.lm_head
         norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]  # a module
         size: int = head.weight.shape[0]  # type: ignore[assignment,index]  # of a Linear
+        if self.per_token > size:
+            raise ConfigError(f"{self.name}.per_token is {self.per_token}, but the model has {size} words.")
 
         def lens(states: Tensor) -> Tensor:
             # not called: what is observed would be observed again
@@ -142,8 +146,7 @@ class Vocabulary(StreamedAnalysis):
 
     def _top_words(self, found: Found, layers: Sequence[int]) -> dict[str, dict[str, list[list[Any]]]]:
         """Return set -> layer -> the words that most tokens have as likeliest, and the share of all, in percent."""
-        if self._tokenizer is None:
-            raise ConfigError(f"{self.name} needs the tokenizer: call prepare(tokenizer) before the first batch.")
+        assert self._tokenizer is not None  # `measure` has it so
         words: dict[str, dict[str, list[list[Any]]]] = {}
         for each in SETS:
             counts = found.sums[f"words {each}"]

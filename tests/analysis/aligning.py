@@ -54,7 +54,7 @@ def cosine(one: Tokens, other: Tokens) -> float:
 def similarity(one: Tokens, other: Tokens, mode: str) -> float:
     if mode == "avg":
         return cosine(one.mean(0), other.mean(0))
-    table = np.array([[cosine(a, b) for b in other] for a in one])
+    table = one @ other.T / np.outer(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
     if mode == "max_mean":
         return float(table.max(1).mean())
     reductions: dict[str, Any] = {"mean": np.mean, "median": np.median, "max": np.max, "min": np.min}

@@ -16,8 +16,8 @@ from lightning_mllm.analysis import AnalysisResult
 from lightning_mllm.analysis.streaming import Found, StreamedAnalysis
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
-from tests.analysis.asking import batches, tokenizer
+from lightning_mllm.types import MultimodalBatch, Sample, Segment, TokenSpans
+from tests.analysis.asking import batches, question, tokenizer
 from tests.analysis.knocking import count_hooks, make_backbone
 
 
@@ -66,6 +66,19 @@ class StreamedContract:
         once, twice = batches(tiny_llava), [*batches(tiny_llava), *batches(tiny_llava)]
 
         self.close(self.run(backbone, tiny_llava, twice).compute(), self.run(backbone, tiny_llava, once).compute())
+
+    def test_a_sample_that_is_twice_in_a_batch_counts_once(self, backbone: Backbone, tiny_llava: str) -> None:
+        (batch,) = batches(tiny_llava, 6)
+
+        found = self.run(backbone, tiny_llava, [batch.take([0, 1, 1, 2, 0, 3, 4, 5])]).compute()
+
+        self.close(found, self.run(backbone, tiny_llava, [batch]).compute())
+
+    def test_data_without_images_are_refused_at_set_up(self) -> None:
+        with pytest.raises(ConfigError, match="no sample has an image"):
+            self.make().check([Sample(id="text only")])
+
+        self.make().check([question("test", number) for number in range(6)])
 
     def test_what_is_on_disk_is_what_is_in_memory(self, backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
         expected = self.run(backbone, tiny_llava, batches(tiny_llava)).compute()

@@ -15,8 +15,9 @@ from lightning_mllm.analysis.token_means import TokenMeans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.probing import linear_cka
+from lightning_mllm.types import Sample
 from tests.analysis.aligning import samples_by_hand
-from tests.analysis.asking import batches
+from tests.analysis.asking import batches, question
 from tests.analysis.knocking import LAYERS, make_backbone
 from tests.analysis.streaming_contract import StreamedContract
 
@@ -59,6 +60,19 @@ def test_token_means_are_those_by_hand(tiny_llava: str) -> None:
         for place, layer in enumerate((0, 3)):
             for k in (0, 1):
                 np.testing.assert_allclose(own[place, k], sample[layer][k].mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_what_stands_in_padding_is_in_no_mean(tiny_llava: str) -> None:
+    backbone, (batch,) = make_backbone(tiny_llava), batches(tiny_llava, 6, padding_side="left")
+    expected, found = Distinguishability(), Distinguishability()
+    expected.update(backbone, batch)
+    layers: Any = backbone.decoder.layers
+    real = batch.attention_mask.bool()[..., None]
+
+    with layers[-1].register_forward_hook(lambda _, __, output: output.where(real, torch.nan)):
+        found.update(backbone, batch)
+
+    torch.testing.assert_close(found.found.kept, expected.found.kept)
 
 
 def test_no_more_samples_are_read_than_are_drawn(tiny_llava: str) -> None:
@@ -116,6 +130,8 @@ def test_states_that_are_the_same_for_all_samples_have_no_cka() -> None:
 def test_samples_of_one_half_are_refused() -> None:
     with pytest.raises(DataError, match="all 1 samples are in one half"):
         drawn(Distinguishability(), torch.randn(1, 1, 2, 4))
+    with pytest.raises(DataError, match="all 1 samples are in one half"):
+        Distinguishability().check([question("test", 0), Sample(id="text only")])  # at set-up already
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])

@@ -53,6 +53,19 @@ def test_a_caption_is_text_like_any_answer(tiny_llava: str) -> None:
     assert not TokenSets(answers=False).of(caption)[:, 1].any()
 
 
+def test_an_image_at_the_first_position_is_an_image(tiny_llava: str) -> None:
+    """The released reader takes index 0 for no image in one set-up, and for one in the other (bug A18 of its list)."""
+    (batch,) = batches(tiny_llava, 6, padding_side="right")
+    first = int(batch.spans[Segment.IMAGE].int().argmax(1).min())
+    spans = {segment: mask[:, first:] for segment, mask in batch.spans.masks.items()}
+    cut = replace(batch, attention_mask=batch.attention_mask[:, first:], spans=TokenSpans(spans))
+
+    masks = TokenSets().of(cut)
+
+    assert masks[:, 0, 0].all()
+    assert torch.equal(masks, TokenSets().of(batch)[..., first:])
+
+
 def test_a_sink_is_many_times_the_median_of_its_set(tiny_llava: str) -> None:
     (batch,) = batches(tiny_llava, 6)
     masks = TokenSets().of(batch)
