@@ -42,9 +42,11 @@ class Alignment(StreamedAnalysis):
         states: Where; `residual` or inside blocks, such as `SA`. All but norms is taken for each.
         sets: Which tokens count.
         gaps: Layers between two that are compared; inside blocks only 1 is.
-        pair_budget: About how many pairs of samples are compared token by token, for median, maximum and minimum.
+        pair_budget: About how many pairs of samples each process compares token by token, for median, maximum and
+            minimum.
         deviation: Whether the standard deviation over all pairs is found too, exactly: it takes two matrices of
-            width x width per layer, state and mode, 0.5 GB per layer of a 7B model.
+            width x width per layer, state and mode (`avg`, `mean`), with sinks and without: 1 GB per layer and state
+            of a 7B model, and half of that where `sink_ratio` is null.
         noise: Whether the model also runs on noise, uniform between 0 and 1, in place of the perceptual tokens.
         groups: Into how many groups samples are put, for intervals.
         seed: Of groups, pairs and noise.
