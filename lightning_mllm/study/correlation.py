@@ -3,7 +3,10 @@
 The p-value is two-sided and that of a permutation test: the share of the orders of one of the two numbers in which the
 correlation is at least as far from 0. All N! orders are counted where they are few, else 10,000 are drawn. So of N
 points no Spearman correlation has a p-value below 2 / N!, that of the same or the opposite order; which N can decide
-anything follows. The interval is that of a bootstrap over the points (2.5 and 97.5 % quantiles), from that N on.
+anything follows. The interval is that of a bootstrap over the points (2.5 and 97.5 % quantiles), from that N on. Points
+that are all in the same or the opposite order, or on a line, have none: so has every draw of them, which says nothing
+of how far others would be from it. Of 8 points or fewer those of Pearson's correlation are too short, and hold the truth
+in 83 to 94 of 100 cases of normal numbers.
 
 Both take the points as independent draws.
 """
@@ -36,7 +39,7 @@ class Correlation:
 
     Attributes:
         value: From -1 to 1; NaN where one of the numbers is the same for all points.
-        low: Of its 95 % interval; NaN where N is too small for one.
+        low: Of its 95 % interval; NaN where N is too small for one, or the points are in the same or opposite order.
         high: Likewise.
         p: Two-sided p-value; NaN without a value.
         n: Number of points.
@@ -71,7 +74,7 @@ def correlate(first: Floats, second: Floats, method: Method, resamples: int = 20
     at_least = int((np.abs(theirs[orders] @ ours) >= abs(observed) - _NEAR).sum())
     p = (extra + at_least) / (extra + len(orders))
     low = high = math.nan
-    if n >= smallest_n(1):
+    if n >= smallest_n(1) and abs(observed) < 1 - _NEAR:
         drawn = points[:, generator.integers(0, n, size=(resamples, n))]
         drawn = drawn[:, (np.ptp(drawn, axis=2) > 0).all(axis=0)]  # of a point that is drawn n times there is none
         low, high = (float(end) for end in np.quantile(_standard(drawn, method).prod(axis=0).sum(axis=1), _ENDS))

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr, spearmanr  # type: ignore[import-untyped]
+from scipy.stats import pearsonr, rankdata, spearmanr  # type: ignore[import-untyped]
 
 from lightning_mllm.study.bootstrap import Floats
 from lightning_mllm.study.correlation import Method, correlate, smallest_n, smallest_p
@@ -33,10 +33,10 @@ def test_correlations_are_scipys(n: int, ties: bool) -> None:
 @pytest.mark.parametrize("ties", [False, True])
 def test_p_of_few_points_is_the_share_of_all_orders_that_are_as_far_from_0(method: Method, ties: bool) -> None:
     first, second = draw(2, 6, ties)
-    value = correlate(first, second, method).value
-    others = [correlate(first, second[list(order)], method).value for order in itertools.permutations(range(6))]
+    ours, theirs = (first, second) if method == "pearson" else (rankdata(first), rankdata(second))
+    others = [np.corrcoef(ours, theirs[list(order)])[0, 1] for order in itertools.permutations(range(6))]
 
-    expected = np.mean([abs(other) >= abs(value) - 1e-9 for other in others])
+    expected = np.mean(np.abs(others) >= abs(others[0]) - 1e-9)
 
     assert correlate(first, second, method).p == pytest.approx(expected)
 
@@ -78,6 +78,24 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(method: Method)
 def test_too_few_points_have_no_interval() -> None:
     assert math.isnan(correlate(*draw(0, 4), "pearson").low)
     assert correlate(*draw(0, 5), "pearson").low < correlate(*draw(0, 5), "pearson").high
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_points_in_one_order_have_no_interval_since_every_draw_of_them_is_in_it(sign: int) -> None:
+    first = np.arange(7.0)
+
+    for method, second in (("spearman", sign * first**3), ("pearson", sign * first / 3)):
+        found = correlate(first, second, method)  # type: ignore[arg-type]
+        assert found.value == pytest.approx(sign)
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+    assert correlate(first, sign * first**3, "pearson").low < correlate(first, sign * first**3, "pearson").high
+
+
+def test_p_of_drawn_orders_counts_the_observed_one() -> None:
+    first = np.arange(14.0)
+
+    assert correlate(first, first**3, "spearman").p == pytest.approx(1 / 10_001)
 
 
 def test_a_point_that_lacks_a_number_is_left_out() -> None:
