@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mllm.analysis.base import Analysis, AnalysisResult
 from lightning_mllm.analysis.calibration import Calibration, Context, Reading, Tokens, calibrate
 from lightning_mllm.analysis.calibration_files import CalibrationRow, file_name
+from lightning_mllm.analysis.linear_layers import matrices
 from lightning_mllm.analysis.overlap import Key, overlaps, plots
 from lightning_mllm.analysis.pruning import Pruning
 from lightning_mllm.analysis.rows import Rows
@@ -104,7 +105,25 @@ class ActivatedWeights(Analysis):
         }
 
     def check(self, samples: Iterable[Sample]) -> None:
-        """Take any samples."""
+        """Refuse a set in which no token would be counted: none of its samples has an image.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        needing = [reading.tokens for reading in self.readings.values() if reading.needs_images]
+        seeing: dict[str, list[bool]] = {}
+        for sample in samples if needing else ():
+            found = seeing.setdefault(self._task(sample.kind), [])
+            if len(found) < self.samples * self.folds:
+                found.append(bool(sample.images))
+        for task, found in seeing.items():
+            for fold in range(0, len(found), self.samples):
+                if not any(found[fold : fold + self.samples]):
+                    raise ConfigError(
+                        f"{self.name}: none of the {len(found[fold : fold + self.samples])} samples of set "
+                        f"{fold // self.samples} of task {task!r} has an image, so there are no {needing[0]} tokens to "
+                        "count. Leave these samples out, or count others: tokens: [textual] with before_image: true."
+                    )
 
     def prepare(
         self,
@@ -136,7 +155,13 @@ class ActivatedWeights(Analysis):
             self._take_in(task, {tokens: Calibration.load(path) for tokens, path in files.items()})
 
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
-        """Keep the samples that a set still lacks, and calibrate on those that are full."""
+        """Keep the samples that a set still lacks, and calibrate on those that are full.
+
+        Raises:
+            ConfigError: The model can't be pruned, or not like this.
+        """
+        if self._backbone is None:
+            self.pruning.check_fits({matrix: module.weight for matrix, module in matrices(backbone).items()})
         self._backbone, device = backbone, backbone.model.device.type
         self._autocast = torch.autocast(
             device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
@@ -144,7 +169,7 @@ class ActivatedWeights(Analysis):
         tasks: dict[str, list[int]] = {}
         for row, (sample_id, kind) in enumerate(zip(batch.sample_ids, batch.kinds, strict=True)):
             if sample_id not in self._seen:
-                tasks.setdefault(kind_of(kind or ALL, self.kind_depth), []).append(row)
+                tasks.setdefault(self._task(kind), []).append(row)
         for task, rows in tasks.items():
             self._put(task, batch, rows)
 
@@ -189,6 +214,9 @@ class ActivatedWeights(Analysis):
     @property
     def _making(self) -> dict[str, Any]:
         return {"analysis": dict(self.settings), "source": dict(self._source)}
+
+    def _task(self, kind: str | None) -> str:
+        return kind_of(kind or "", self.kind_depth) or ALL
 
     def _fold(self, task: str) -> int:
         """Return the number of the task's next set."""

@@ -14,7 +14,7 @@ if it is one of them. With `context="full"` they are counted where they stand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.hooks import Arguments, before_layers, inputs_of
+from lightning_mllm.analysis.decoder_stream import Stream, forward
+from lightning_mllm.analysis.hooks import inputs_of
 from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.linear_layers import Matrix, matrices
 from lightning_mllm.analysis.pruning import Pruning
@@ -64,6 +65,11 @@ class Reading:
         ):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}; it can be {', '.join(known)}.")
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether nothing is counted in samples without an image."""
+        return self.tokens == "perceptual" or not self.before_image
 
     def counted(self, batch: MultimodalBatch) -> Tensor:
         """Return which positions count, (batch, sequence) bool."""
@@ -153,10 +159,13 @@ class Calibration:
         Raises:
             CheckpointError: The file is missing or damaged, or holds something else.
         """
-        squares, about = read_tensors(path, "calibration")
-        pruning, reading = Pruning(**about.pop("pruning")), Reading(**about.pop("reading"))
-        ids = tuple(about.pop("sample_ids"))
-        return cls(pruning=pruning, reading=reading, squares=squares, sample_ids=ids, **about)
+
+        def make(squares: dict[Matrix, Tensor], about: dict[str, Any]) -> Calibration:
+            pruning, reading = Pruning(**about.pop("pruning")), Reading(**about.pop("reading"))
+            ids = tuple(about.pop("sample_ids"))
+            return cls(pruning=pruning, reading=reading, squares=squares, sample_ids=ids, **about)
+
+        return read_tensors(path, "calibration", make)
 
     @property
     def digest(self) -> str:
@@ -198,15 +207,16 @@ def calibrate(
     if not pruning.needs_calibration:
         raise ConfigError(f"The score {pruning.score!r} looks at no activations. Use SubNetwork.by_score instead.")
     linear, tokens = matrices(backbone), 0
-    sums, ids, streams = _Sums(linear), list[str](), list[_Stream]()
+    pruning.check_fits({matrix: module.weight for matrix, module in linear.items()})
+    sums, ids, streams = _Sums(linear), list[str](), list[Stream]()
     for batch in (each.to(backbone.model.device) for each in batches):
         shown, counted = reading.shown(batch)
         ids, tokens = [*ids, *batch.sample_ids], tokens + int(counted.sum())
         if reading.sequential:
-            streams.append(_Stream.of(backbone, shown, counted))
+            streams.append(Stream.of(backbone, shown, counted))
         else:
             with inputs_of(linear, partial(sums.add, counted)):
-                _forward(backbone, shown)
+                forward(backbone, shown)
     if not tokens:
         raise DataError(f"None of the {len(ids)} samples of {task!r} has {reading.tokens} tokens. Choose other tokens.")
     if reading.sequential:
@@ -245,43 +255,7 @@ class _Sums:
         return {matrix: sums.cpu() for matrix, sums in self.squares.items()}
 
 
-@dataclass
-class _Stream:
-    """A batch on its way through the decoder.
-
-    Attributes:
-        hidden: (batch, sequence, width), what enters the next layer.
-        arguments: Of each layer.
-        counted: (batch, sequence) bool.
-    """
-
-    hidden: Tensor
-    arguments: Sequence[Arguments]
-    counted: Tensor
-
-    @classmethod
-    def of(cls, backbone: Backbone, batch: MultimodalBatch, counted: Tensor) -> _Stream:
-        """Catch a batch before the first layer."""
-        states: list[Tensor] = []
-        arguments: list[Arguments] = []
-
-        def catch(index: int, hidden: Tensor, others: Arguments) -> None:
-            if index == 0:
-                states.append(hidden)
-            arguments.append(others)
-
-        with before_layers(dict(enumerate(decoder_layers(backbone))), catch):
-            _forward(backbone, batch)
-        return cls(states[0], arguments, counted)
-
-    def through(self, index: int, layer: nn.Module) -> Tensor:
-        """Return what a layer makes of it."""
-        # not called: a call would run what torch.compile made of the layer, without our hooks
-        out: Tensor = layer.forward(self.hidden, **self.arguments[index])
-        return out
-
-
-def _block_by_block(backbone: Backbone, streams: Sequence[_Stream], sums: _Sums, pruning: Pruning) -> None:
+def _block_by_block(backbone: Backbone, streams: Sequence[Stream], sums: _Sums, pruning: Pruning) -> None:
     """Add up what enters each block behind the pruned ones."""
     linear = matrices(backbone)
     for index, layer in enumerate(decoder_layers(backbone)):
@@ -293,9 +267,3 @@ def _block_by_block(backbone: Backbone, streams: Sequence[_Stream], sums: _Sums,
         with masked(kept):
             for stream in streams:
                 stream.hidden = stream.through(index, layer)
-
-
-def _forward(backbone: Backbone, batch: MultimodalBatch) -> None:
-    # not called: a call would run what torch.compile made of the model, without our hooks
-    forward: Callable[..., Any] = backbone.model.model.forward
-    forward(**batch.model_inputs(), use_cache=False)

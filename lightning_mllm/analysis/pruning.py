@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
@@ -22,7 +24,6 @@ Score = Literal["wanda", "activation", "magnitude", "random"]
 Scope = Literal["row", "matrix"]
 
 _CALIBRATED = ("wanda", "activation")
-_ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996, and 29 weights are meant
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,20 @@ class Pruning:
             return 1 - kept / group
         return self.sparsity
 
+    def check_fits(self, weights: Mapping[Matrix, Tensor]) -> None:
+        """Refuse matrices, (out, in), whose rows can't be cut into groups of m.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        group = self._parse()[1] if isinstance(self.sparsity, str) else 1
+        for matrix, weight in weights.items():
+            if weight.shape[1] % group:
+                raise ConfigError(
+                    f"{matrix} has rows of {weight.shape[1]} weights, which can't be cut into groups of {group}. "
+                    f"Choose another pattern than {self.sparsity!r}."
+                )
+
     def kept(self, matrix: Matrix, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """Return which weights are kept, (out, in) bool.
 
@@ -79,14 +94,10 @@ class Pruning:
         Raises:
             ConfigError: A row can't be cut into groups of m.
         """
+        self.check_fits({matrix: weight})
         scores = self.scores(matrix, weight, squares)
         if isinstance(self.sparsity, str):
             kept, group = self._parse()
-            if scores.shape[1] % group:
-                raise ConfigError(
-                    f"{matrix} has rows of {scores.shape[1]} weights, which can't be cut into groups of {group}. "
-                    f"Choose another pattern than {self.sparsity!r}."
-                )
             return keep_highest(scores.unflatten(1, (-1, group)), kept).flatten(1)
         if self.per == "matrix":
             return keep_highest(scores.flatten(), self._count(scores.numel())).view_as(scores)
@@ -106,7 +117,8 @@ class Pruning:
 
     def _count(self, weights: int) -> int:
         """Return how many of so many weights are kept."""
-        return weights - math.floor(self.share * weights + _ROUNDING)
+        share = Fraction(str(self.share))  # 0.29 * 100 is 28.999999999999996, and 29 weights are meant
+        return weights - math.floor(share * weights)
 
     def _parse(self) -> tuple[int, int]:
         kept, _, group = str(self.sparsity).partition(":")

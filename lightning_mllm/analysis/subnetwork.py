@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import and_
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -138,8 +138,11 @@ class SubNetwork:
         Raises:
             CheckpointError: The file is missing or damaged, or holds something else.
         """
-        bits, about = read_tensors(path, "sub-network")
-        return cls(about["name"], bits, {matrix: tuple(about["shapes"][str(matrix)]) for matrix in bits})
+
+        def make(bits: dict[Matrix, Tensor], about: dict[str, Any]) -> SubNetwork:
+            return cls(about["name"], bits, {matrix: tuple(about["shapes"][str(matrix)]) for matrix in bits})
+
+        return read_tensors(path, "sub-network", make)
 
     def check_fits(self, linear: Mapping[Matrix, nn.Linear]) -> None:
         """Refuse a model with other matrices.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from torch import Tensor
 from lightning_mllm.analysis.linear_layers import Matrix
 from lightning_mllm.errors import CheckpointError
 
+_T = TypeVar("_T")
 _KEY = "lightning_mllm"  # our entry in a file's metadata
 
 
@@ -38,14 +40,20 @@ def write_tensors(path: Path, tensors: Mapping[Matrix, Tensor], holds: str, abou
         save_file({str(matrix): tensor.contiguous() for matrix, tensor in tensors.items()}, part, metadata=metadata)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise CheckpointError(
             f"{path} could not be written: {error}. Free some space, or choose another disk."
         ) from error
 
 
-def read_tensors(path: Path, holds: str) -> tuple[dict[Matrix, Tensor], dict[str, Any]]:
-    """Return the tensors of a file, and what it says about them.
+def read_tensors(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], dict[str, Any]], _T]) -> _T:
+    """Return what a file holds.
+
+    Args:
+        path: The file.
+        holds: What it must hold, in a word.
+        make: Makes it of the tensors and what the file says about them.
 
     Raises:
         CheckpointError: The file is missing or damaged, or holds something else.
@@ -55,13 +63,15 @@ def read_tensors(path: Path, holds: str) -> tuple[dict[Matrix, Tensor], dict[str
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            names = file.keys() if about else ()
-            tensors = {Matrix.parse(name): file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"The {holds} file {path} can't be read ({error}). Make it anew.") from error
-    if about.pop("holds", None) != holds:
-        raise CheckpointError(f"{path} is no {holds} file of this package.")
-    return dict(sorted(tensors.items())), about
+            if about.pop("holds", None) == holds:
+                return make(
+                    {matrix: file.get_tensor(str(matrix)) for matrix in sorted(map(Matrix.parse, file.keys()))}, about
+                )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The {holds} file {path} can't be read ({type(error).__name__}: {error}). Make it anew."
+        ) from error
+    raise CheckpointError(f"{path} is no {holds} file of this package.")
 
 
 def digest(tensors: Mapping[Matrix, Tensor], about: Mapping[str, Any]) -> str:

@@ -23,10 +23,12 @@ from lightning_mllm.analysis.subnetwork import iou
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.tracking.analysis_figures import draw_plots
+from lightning_mllm.types import Sample
 from tests.analysis.asking import batches, tokenizer
 from tests.analysis.calibrating import SEVEN
 from tests.analysis.contract import same
 from tests.analysis.knocking import count_hooks, last_logits, make_backbone
+from tests.running import picture
 
 DEPTH = 2  # of the tiny checkpoint
 CHOOSE, LOGICAL = "choose/attr", "logical/obj"  # tasks of four and of two samples
@@ -288,6 +290,29 @@ def test_it_is_drawn(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> Non
 def test_what_can_not_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ActivatedWeights(**options)
+
+
+def samples_of(*images: int) -> list[Sample]:
+    return [Sample(id=str(k), images=[picture(k)] * count, kind="choose/attr") for k, count in enumerate(images)]
+
+
+@pytest.mark.parametrize("options", [{}, {"tokens": ["textual"], "before_image": False}, {"kind_depth": 1}])
+def test_sets_without_an_image_are_refused_before_the_model_is_loaded(options: dict[str, Any]) -> None:
+    analysis = ActivatedWeights(samples=2, folds=2, **options)
+
+    analysis.check(samples_of(0, 1, 2, 0))
+    analysis.check(samples_of(1, 0, 1, 1, 0))  # the fifth is in no set
+    with pytest.raises(ConfigError, match=r"none of the 2 samples of set 1 of task 'choose.*' has an image"):
+        analysis.check(samples_of(1, 1, 0, 0, 1))
+
+
+def test_text_needs_no_image() -> None:
+    ActivatedWeights(tokens=["textual", "both"]).check(samples_of(0, 0))
+
+
+def test_a_pattern_that_does_not_fit_is_refused_at_the_first_batch(backbone: Backbone, tiny_llava: str) -> None:
+    with pytest.raises(ConfigError, match=r"0\.self_attn\.q_proj has rows of 64 weights.*groups of 7"):
+        run(backbone, tiny_llava, samples=100, pruning=Pruning(sparsity="3:7"), sequential=False)
 
 
 def test_a_second_process_is_refused(tiny_llava: str) -> None:

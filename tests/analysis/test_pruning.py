@@ -81,6 +81,13 @@ def test_the_count_is_rounded_down_but_not_by_the_binary_fraction(sparsity: floa
     assert (kept.sum(1) == columns - pruned).all()
 
 
+@pytest.mark.parametrize("weights", [10**8, 45_088_800, 7 * 10**11])
+def test_the_count_is_exact_in_large_matrices_too(weights: int) -> None:
+    pruned = {share: weights - Pruning("magnitude", share)._count(weights) for share in (0.29, 0.57, 0.07)}
+
+    assert pruned == {0.29: weights * 29 // 100, 0.57: weights * 57 // 100, 0.07: weights * 7 // 100}
+
+
 def test_of_equal_scores_those_further_left_go_first() -> None:
     assert keep_highest(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), 2).tolist() == [[False, True, False, True]]
 

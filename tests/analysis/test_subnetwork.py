@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 from lightning_mllm.analysis.linear_layers import Matrix, matrices
 from lightning_mllm.analysis.pruning import Pruning
 from lightning_mllm.analysis.subnetwork import SubNetwork, chance_iou, intersection, iou, pruned, same_size
-from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.export import export
@@ -128,35 +128,6 @@ def test_a_comparison_keeps_as_many_weights_of_each_row(backbone: Backbone, scor
         if score == "magnitude":
             size = module.weight.abs()
             assert (size.masked_fill(~its, 9e9).amin(1) >= size.masked_fill(its, -1).amax(1)).all()
-
-
-class TestFiles:
-    def test_a_file_has_one_bit_per_weight(self, backbone: Backbone, tmp_path: Path) -> None:
-        subnetwork = by(backbone)
-        subnetwork.save(tmp_path / "magnitude.safetensors")
-
-        again = SubNetwork.load(tmp_path / "magnitude.safetensors")
-
-        assert (again.name, dict(again.shapes), again.digest) == (
-            subnetwork.name, dict(subnetwork.shapes), subnetwork.digest,
-        )  # fmt: skip
-        weights = sum(module.weight.numel() for module in matrices(backbone).values())
-        assert sum(map(len, again.bits.values())) == weights / 8
-        assert [path.name for path in tmp_path.iterdir()] == ["magnitude.safetensors"]
-
-    def test_a_missing_or_damaged_file_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "damaged").write_bytes(b"\x00" * 20)
-
-        with pytest.raises(CheckpointError, match=r"There is no sub-network file .*missing"):
-            SubNetwork.load(tmp_path / "missing")
-        with pytest.raises(CheckpointError, match=r"sub-network file .*damaged can't be read"):
-            SubNetwork.load(tmp_path / "damaged")
-
-    def test_another_kind_of_file_is_refused(self, backbone: Backbone, tiny_llava: str) -> None:
-        (weights,) = Path(tiny_llava).glob("*.safetensors")
-
-        with pytest.raises(CheckpointError, match="is no sub-network file of this package"):
-            SubNetwork.load(weights)
 
 
 class TestPruned:
