@@ -12,7 +12,8 @@ a paired bootstrap: in points, and as the share that is retained. Samples that w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import nan
@@ -42,7 +43,9 @@ from lightning_mllm.analysis.summaries import (
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import AnswerScore, ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import MultimodalBatch, Sample
+
+_LOG = logging.getLogger(__name__)
 
 Comparison = Literal["tasks", "random", "magnitude"]
 
@@ -138,15 +141,25 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
             "match": self.match,
         }
 
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Refuse samples without a kind and calibrations that can't be read; say how many were calibrated on."""
+        named = {sample.id: sample.kind for sample in samples}
+        self._check_kinds(named.items())
+        calibrated = [each for tasks in self._calibrations.values() for each in tasks.values()]
+        if known := sorted(named.keys() & {sample_id for each in calibrated for sample_id in each.sample_ids}):
+            _LOG.warning(
+                "%s: %d of %d samples have ids of samples that were calibrated on (%s is one). If these are the same, "
+                "ask another split.",
+                self.name,
+                len(known),
+                len(named),
+                known[0],
+            )
+
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]
     ) -> list[list[PrunedRow]]:
         """Let all sub-networks answer."""
-        if nameless := [question.sample_id for question in questions if not question.kind]:
-            raise ConfigError(
-                f"Sample {nameless[0]!r} has no kind, so its answer is not scored. Use data whose samples have a kind; "
-                "for classification, evaluate as always inside `with pruned(backbone, subnetwork)`."
-            )
         assert self._tokenizer is not None  # `update` has seen to it
         rows = [[_row(question, WHOLE, 0.0, question.correct, "")] for question in questions]
         for name, subnetwork in self._subnetworks(backbone).items():
@@ -209,6 +222,13 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
                 )
             found[sparsity] = tasks
         return found
+
+    def _check_kinds(self, kinds: Iterable[tuple[str, str | None]]) -> None:
+        if (nameless := next((sample_id for sample_id, kind in kinds if not kind), None)) is not None:
+            raise ConfigError(
+                f"Sample {nameless!r} has no kind, so its answer is not scored. Use data whose samples have a kind; "
+                "for classification, evaluate as always inside `with pruned(backbone, subnetwork)`."
+            )
 
     def _subnetworks(self, backbone: Backbone) -> dict[str, SubNetwork]:
         """Return what is asked, made once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,10 @@ from lightning_mllm.evaluation.exact_match import OpenAnswer
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.tracking.analysis_figures import draw_plots
 from lightning_mllm.types import MultimodalBatch
-from tests.analysis.asking import WRONG, batches, load, tokenizer
+from tests.analysis.asking import WRONG, batches, load, question, tokenizer
 from tests.analysis.contract import AnalysisContract
 
+EVERY = ("tasks", "random", "magnitude")
 NAMES = ("whole", "alpha 0.5", "alpha 0.5 magnitude", "alpha 0.5 random", "of choose/attr 0.5", "of logical/obj 0.5")
 
 
@@ -66,7 +68,10 @@ class TestPrunedAccuracy(AnalysisContract):
 
     def make(self, **options: Any) -> PrunedAccuracy:
         return PrunedAccuracy(
-            **{"calibrations": self.folder, "correct_only": True, "bootstrap": Bootstrap(resamples=20), **options}
+            **{
+                **{"calibrations": self.folder, "compare": ["random"], "correct_only": True},
+                **{"bootstrap": Bootstrap(resamples=20), **options},
+            }
         )
 
     def test_samples_without_a_kind_are_refused_unless_all_count(self, backbone: Backbone, tiny_llava: str) -> None:
@@ -76,13 +81,28 @@ class TestPrunedAccuracy(AnalysisContract):
             with pytest.raises(ConfigError, match="has no kind"):
                 self.run(backbone, tiny_llava, nameless, correct_only=correct_only)
 
+    def test_samples_without_a_kind_are_refused_before_the_first_batch_too(self) -> None:
+        nameless = replace(question("val", 0), kind=None)
+
+        for correct_only in (True, False):
+            with pytest.raises(ConfigError, match=r"Sample 'val-0' has no kind, so its answer is not scored"):
+                self.make(correct_only=correct_only).check([question("val", 1), nameless])
+
+    def test_samples_that_were_calibrated_on_are_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING):
+            self.make().check(question("val", number) for number in range(6))
+            assert not caplog.text
+            self.make().check(question("test", number) for number in range(6))
+
+        assert "4 of 6 samples have ids of samples that were calibrated on (test-0 is one)" in caplog.text
+
     def test_all_sub_networks_are_asked_each_with_its_weights(
         self, backbone: Backbone, tiny_llava: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         witness = Witness()
         monkeypatch.setattr(pruned_accuracy, "ExactMatch", lambda match: witness)
 
-        result = self.run(backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False).compute()
+        result = self.run(backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False, compare=EVERY).compute()
 
         tasks = [each.subnetwork(backbone) for each in load_calibrations(Path(self.folder), "perceptual").values()]
         alpha = intersection(tasks)
@@ -101,7 +121,7 @@ class TestPrunedAccuracy(AnalysisContract):
     ) -> None:
         witness = Witness()
         monkeypatch.setattr(pruned_accuracy, "ExactMatch", lambda match: witness)
-        analysis = self.run(backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False)
+        analysis = self.run(backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False, compare=EVERY)
 
         result = analysis.compute()
 
@@ -139,7 +159,9 @@ class TestPrunedAccuracy(AnalysisContract):
         with pytest.raises(ConfigError, match=r"two folders of sparsity 0\.5"):
             assert self.make(calibrations=[self.folder, self.folder]).settings
 
-    def test_a_missing_calibration_is_an_error_before_the_first_question(self, tiny_llava: str, tmp_path: Path) -> None:
+    def test_a_missing_calibration_is_an_error_at_set_up(self, tiny_llava: str, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"has no rows\.csv"):
+            self.make(calibrations=str(tmp_path)).check([])
         with pytest.raises(CheckpointError, match=r"has no rows\.csv"):
             self.make(calibrations=str(tmp_path)).prepare(tokenizer(tiny_llava))
 
@@ -153,7 +175,7 @@ class TestPrunedAccuracy(AnalysisContract):
     def test_it_is_drawn_as_a_table_of_who_serves_whom(
         self, backbone: Backbone, tiny_llava: str, tmp_path: Path
     ) -> None:
-        result = self.run(backbone, tiny_llava, batches(tiny_llava)).compute()
+        result = self.run(backbone, tiny_llava, batches(tiny_llava), compare=EVERY).compute()
 
         assert [path.name for path in draw_plots(result, tmp_path)] == ["transfer.png"]
         assert (result.plots[0].x, result.plots[0].y) == ("kind", "subnetwork")
