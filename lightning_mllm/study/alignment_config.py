@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,11 @@ from lightning_mllm.study.base import BaseCell, BaseStudy, check_files, check_na
 from lightning_mllm.study.marker import Folder
 
 TASK, PRESENCE, CAPTIONS, ALIGNMENT = "task", "presence", "captions", "alignment"
+READINGS = ("ima_input", "ima_same_layer")  # what the analysis Alignment calls its scores, and
+MODES = ("avg", "mean", "median", "max", "min", "max_mean")  # its comparisons of tokens
+TOKENS = ("all", "without sinks")
+
+_LAST = re.compile(r"last(-v\d+)?\.ckpt")  # what Lightning writes a second time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +28,8 @@ class Checkpoint:
     Attributes:
         source: Hub id or folder.
         training: Training checkpoints that began from it, as a pattern: `runs/aligned/checkpoints/*step=*.ckpt`. Each
-            of them is a checkpoint of the study, `<name>-<file>`; the source itself is one under a name of its own.
+            of them is a checkpoint of the study, `<name>-<file>`, but for `last.ckpt`, which is the last of the others
+            once more. Only the file's name may have wildcards. The source itself is one under a name of its own.
         configs: Config files of its cells, behind `common`: the policy that it was trained under, a prompt of its own.
     """
 
@@ -65,10 +72,15 @@ class MeasureCell(BaseCell):
         """Where its weights come from."""
         return (self.source, self.training) if self.training else (self.source,)
 
+    @property
+    def analyzes(self) -> bool:
+        """Whether it is a `lightning analyze`."""
+        return self.measure == ALIGNMENT
+
     def arguments(self) -> list[str]:
         """Return the command line that decides the cell's results."""
         return [
-            "analyze" if self.measure == ALIGNMENT else "test",
+            "analyze" if self.analyzes else "test",
             *(part for file in self.configs for part in ("--config", file)),
             *("--model.checkpoint", self.source),
             *(["--ckpt_path", self.training] if self.training else []),
@@ -121,7 +133,8 @@ class AlignmentStudy(BaseStudy):
         """Refuse what cannot work.
 
         Raises:
-            ConfigError: A name is no plain one, there is nothing to measure, or a file is missing.
+            ConfigError: A name is no plain one, there is nothing to measure, there is no such score, a file is
+                missing, or a checkpoint is there twice.
         """
         check_names("name", [self.name])
         check_names("checkpoints", self.checkpoints)
@@ -132,8 +145,7 @@ class AlignmentStudy(BaseStudy):
                 "An alignment study sets the alignment score beside something. Give config files to alignment, and to "
                 f"one or more of tasks, presence and captions; there are some for {', '.join(measures) or 'none'}."
             )
-        if not self.readings:
-            raise ConfigError("readings is empty: name one alignment score or more, e.g. 'ima_input avg'.")
+        self._check_readings()
         if self.resamples < 2000:
             raise ConfigError(f"resamples is {self.resamples}; intervals at 95 % need 2000 or more.")
         for option, files in {"common": self.common, **measures}.items():
@@ -141,6 +153,30 @@ class AlignmentStudy(BaseStudy):
         for name, checkpoint in self._origins():
             check_files(f"checkpoints.{name}.configs", checkpoint.configs)
         check_names("checkpoints", [name for name, *_ in self._weights()])
+        self._check_twins()
+
+    def _check_readings(self) -> None:
+        known = [f"{reading} {mode}" for reading in READINGS for mode in MODES]
+        wrong = [reading for reading in self.readings if reading not in known or self.readings.count(reading) > 1]
+        if wrong or not self.readings:
+            raise ConfigError(
+                f"readings is {self.readings}. Name one alignment score or more, each once, of {' and '.join(READINGS)}"
+                f" with one of {', '.join(MODES)} behind it, e.g. 'ima_input avg'."
+            )
+        if self.tokens not in TOKENS:
+            raise ConfigError(f"tokens is {self.tokens!r}, not one of {', '.join(map(repr, TOKENS))}.")
+
+    def _check_twins(self) -> None:
+        """Refuse a checkpoint under two names: it would count twice in every correlation."""
+        seen: dict[tuple[object, ...], str] = {}
+        for name, checkpoint, training in self._weights():
+            weights = map(os.path.realpath, (checkpoint.source, training))
+            twin = seen.setdefault((*weights, *checkpoint.configs), name)
+            if twin != name:
+                raise ConfigError(
+                    f"checkpoints has {training or checkpoint.source} twice, as {twin!r} and as {name!r}, so that it "
+                    "would count twice in every correlation. Leave one of them out."
+                )
 
     def all_cells(self) -> list[MeasureCell]:
         """Return all cells; checkpoint by checkpoint, so that a study that is stopped early has some as a whole.
@@ -168,11 +204,12 @@ class AlignmentStudy(BaseStudy):
                 continue
             pattern = Path(checkpoint.training)
             files = [file for file in pattern.parent.glob(pattern.name) if file.is_file()]
+            files = [file for file in files if not _LAST.fullmatch(file.name) or len(files) == 1]
             if not files:
                 raise ConfigError(
-                    f"checkpoints.{name}.training is {checkpoint.training}, which no file matches. Write the "
-                    "checkpoints first (checkpointing.save_top_k: -1 keeps all of a fit); paths count from the folder "
-                    f"in which the study is started, here {Path.cwd()}."
+                    f"checkpoints.{name}.training is {checkpoint.training}, which no file matches. Write "
+                    "the checkpoints first (checkpointing.save_top_k: -1 keeps all of a fit). Wildcards count in the "
+                    f"file's name only; paths count from the folder in which the study is started, here {Path.cwd()}."
                 )
             for file in sorted(files, key=_numbers):
                 yield f"{name}-{re.sub('[^A-Za-z0-9_-]', '', file.stem)}", checkpoint, str(file)

@@ -52,6 +52,11 @@ class BaseCell(ABC):
         """Where its weights come from: hub ids, folders and files."""
         return (self.source,)
 
+    @property
+    def analyzes(self) -> bool:
+        """Whether it is a `lightning analyze`, which goes on from a folder that it is told, not from a checkpoint."""
+        return False
+
     @abstractmethod
     def arguments(self) -> list[str]:
         """Return the command line that decides the cell's results; where they go is no part of it."""

@@ -5,8 +5,8 @@ correlation is at least as far from 0. All N! orders are counted where they are 
 points no Spearman correlation has a p-value below 2 / N!, that of the same or the opposite order; which N can decide
 anything follows. The interval is that of a bootstrap over the points (2.5 and 97.5 % quantiles), from that N on. Points
 that are all in the same or the opposite order, or on a line, have none: so has every draw of them, which says nothing
-of how far others would be from it. Of 8 points or fewer those of Pearson's correlation are too short, and hold the truth
-in 83 to 94 of 100 cases of normal numbers.
+of how far others would be from it. Of 8 points or fewer those of Pearson's correlation are too short: they hold the
+truth in 83 to 94 of 100 cases of normal numbers.
 
 Both take the points as independent draws.
 """

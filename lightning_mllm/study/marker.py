@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Generic
@@ -62,10 +62,10 @@ class Folder(Generic[CellT]):
 
     @property
     def state(self) -> State:
-        """How far the cell is; one that left no checkpoint is new."""
+        """How far the cell is; one that left nothing to go on from is new."""
         if self.done_file.is_file():
             return State.DONE
-        return State.BEGUN if self.last_checkpoint() else State.NEW
+        return State.BEGUN if self.continuation() else State.NEW
 
     def runs(self) -> list[Path]:
         """Return the folders of the runs that count, the first one first: `<id>`, `<id>-2`, ...
@@ -75,14 +75,25 @@ class Folder(Generic[CellT]):
         ignored = read_json(self.started_file).get("ignored", []) if self.started_file.is_file() else []
         return [run for run in self._all_runs() if run.name not in ignored]
 
-    def last_checkpoint(self) -> Path | None:
-        """Return the checkpoint to go on from, if there is one."""
-        found = [run / "checkpoints" / "last.ckpt" for run in reversed(self.runs())]
-        return next((path for path in found if path.is_file()), None)
+    def continuation(self) -> list[str]:
+        """Return the options of a run that goes on from what there is, none where there is nothing.
+
+        A fit goes on from its last checkpoint; an analysis from the rows of a run that was stopped, if they were made
+        as they would be now.
+        """
+        runs = self.runs()[::-1]
+        if not self.cell.analyzes:
+            found = (run / "checkpoints" / "last.ckpt" for run in runs)
+            return next((["--ckpt_path", str(path)] for path in found if path.is_file()), [])
+        stopped = [run for run in runs if any(run.glob("analysis/*/*/making.json"))]
+        if not stopped or not self.started_file.is_file():
+            return []
+        changed = differences(read_json(self.started_file), making_of(self.cell))
+        return [] if changed else ["--resume", str(stopped[0])]
 
     def begin(self, making: Making) -> None:
         """Note how the cell is made, and, if it is not resumed, that its earlier runs don't count."""
-        kept = self.runs() if self.last_checkpoint() else []
+        kept = self.runs() if self.continuation() else []
         ignored = [run.name for run in self._all_runs() if run not in kept]
         write_json(self.started_file, {**making, "ignored": ignored})
 
@@ -125,11 +136,12 @@ def making_of(cell: BaseCell) -> Making:
     Comments, the order of keys, and the place of a local checkpoint don't count; the version is noted, but a new one
     makes no finished cell invalid.
     """
+    places = {*cell.weights}
     return {
         "cell": cell.id,
         "version": __version__,
         "checkpoint": " ".join(map(fingerprint, cell.weights)),
-        "arguments": replace(cell, source="").arguments(),
+        "arguments": ["" if argument in places else argument for argument in cell.arguments()],
         "configs": {file: _digest(file) for file in cell.configs},
     }
 

@@ -123,10 +123,10 @@ class Runner:
         try:
             refuse_changed([folder])  # another process may have begun it since
             _refuse_edited(folder, making)
-            checkpoint = folder.last_checkpoint()
-            log.info("%s %s", "Resuming" if checkpoint else "Running", folder.cell.id)
+            continuation = folder.continuation()
+            log.info("%s %s", "Resuming" if continuation else "Running", folder.cell.id)
             folder.begin(making)
-            self._lightning(_arguments(self._study, folder, checkpoint), folder.log, lock)
+            self._lightning([*_arguments(self._study, folder), *continuation], folder.log, lock)
             _refuse_edited(folder, making)
         except subprocess.CalledProcessError as error:
             return Failure(folder, f"exit code {error.returncode}; its log ends with: {_end_of(folder.log)}")
@@ -136,7 +136,7 @@ class Runner:
             self._study.check_cell(folder)
         except DataError as error:  # it ran to its end, but not as the study needs it
             return Failure(folder, str(error), concerns_all=True)
-        folder.finish(making, None if checkpoint else time.monotonic() - began)
+        folder.finish(making, None if continuation else time.monotonic() - began)
         return None
 
 
@@ -153,9 +153,8 @@ def _refuse_edited(folder: AnyFolder, making: Making) -> None:
         )
 
 
-def _arguments(study: RunnableStudy, folder: AnyFolder, checkpoint: Path | None) -> list[str]:
-    """Return the whole command line of a cell."""
-    resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
+def _arguments(study: RunnableStudy, folder: AnyFolder) -> list[str]:
+    """Return the whole command line of a cell that is new."""
     return [
         *folder.cell.arguments(),
         *("--trainer.run.root", str(folder.path)),
@@ -163,7 +162,6 @@ def _arguments(study: RunnableStudy, folder: AnyFolder, checkpoint: Path | None)
         *("--trainer.run.group", study.name),
         *("--trainer.run.project", study.project),
         *("--trainer.run.wandb", study.wandb),
-        *resume,
     ]
 
 

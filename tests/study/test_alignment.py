@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,59 +12,16 @@ from typing import Any
 
 import pytest
 
+from lightning_mllm.analysis import alignment_summary, similarity
+from lightning_mllm.analysis.token_sets import TokenSets
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study import AlignmentCommand, Checkpoint, StudyCommand, run_study, study_class
+from lightning_mllm.study import AlignmentCommand, Checkpoint, alignment_config, run_study
 from lightning_mllm.study.alignment_verdict import AGAINST_HALLUCINATION, WITH_ACCURACY
+from lightning_mllm.study.marker import Folder, State
 from tests.study.conftest import option
+from tests.study.measuring import READINGS, Measuring
 
-READINGS = ("ima_input avg", "ima_same_layer avg")
 Change = Callable[..., AlignmentCommand]
-
-
-class Measuring:
-    """Leaves behind what a run would. Of the k-th checkpoint the alignment is k / 100; accuracy rises, CHAIR falls."""
-
-    def __init__(self, without: str = "", flat: bool = False) -> None:
-        self.calls: list[list[str]] = []
-        self.without, self.flat = without, flat
-
-    def __call__(self, arguments: Sequence[str], log: Path, lock: int) -> None:
-        self.calls.append(list(arguments))
-        cell = str(option(arguments, "--trainer.run.name"))
-        name, _, measure = cell.partition(".")
-        level = int("".join(filter(str.isdigit, name)))
-        run = Path(str(option(arguments, "--trainer.run.root"))) / cell
-        test = run / "evaluation" / "test-step0"
-        test.mkdir(parents=True)
-        if measure == "alignment":
-            self._write_alignment(run / "analysis" / "test-step0" / "alignment", level)
-            return
-        good = 0.5 if self.flat else 0.3 + level / 50
-        scores = _numbers(("accuracy", "precision", "recall", "f1", "yes_rate"), good)
-        content: dict[str, Any] = {
-            "presence": {**scores, "samplings": {"random": scores}},
-            "captions": _numbers(("chair_i", "chair_s", "recall"), 1 - good),
-            "task.vqa": {"exact_match": scores},
-            "task.classes": {"scorers": {"generation": scores}},
-        }[measure]
-        file = {"presence": "pope.json", "captions": "chair.json"}.get(measure, "scores.json")
-        if file != self.without:
-            (test / file).write_text(json.dumps(content))
-
-    def _write_alignment(self, folder: Path, level: int) -> None:
-        folder.mkdir(parents=True)
-        number = {"value": level / 100, "low_95": level / 100 - 0.01, "high_95": level / 100 + 0.01, "n": 32}
-        scores = {"all": dict.fromkeys(READINGS, number)}
-        (folder / "settings.json").write_text(json.dumps({"name": "alignment", "found": {"scores": scores}}))
-        rows = [["residual", "all", name, layer, level / 100] for name in READINGS for layer in range(3)]
-        rows.append(["LN1", "all", READINGS[0], 0, 0.5])
-        with (folder / "summary.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["state", "tokens", "measure", "layer", "value"], *rows])
-
-
-def _numbers(names: Sequence[str], value: float) -> dict[str, Any]:
-    intervals = {f"{name}_interval_95": [value - 0.1, value + 0.1] for name in names}
-    return {"n": 96, **dict.fromkeys(names, value), **intervals}
 
 
 @pytest.fixture
@@ -204,6 +160,32 @@ def test_what_is_not_measured_yet_is_undecided_and_counts_as_tested(study: Chang
     assert "- c1.captions: to do" in report()
 
 
+def test_readings_and_tokens_are_those_of_the_analysis() -> None:
+    assert (alignment_config.READINGS, alignment_config.MODES) == (alignment_summary.READINGS, similarity.MODES)
+    assert TokenSets().variants == alignment_config.TOKENS
+
+
+def test_an_analysis_that_was_stopped_goes_on_from_its_rows_unless_it_would_be_another(study: Change) -> None:
+    made = study(checkpoints={"c1": "hub/c1"})
+    *others, analysis = (Folder(cell, made.folder / "cells" / cell.id) for cell in made.all_cells())
+    runs = [str(analysis.path / f"{analysis.cell.id}{number}") for number in ("", "-3")]
+
+    class Killed(Measuring):
+        def _write_alignment(self, folder: Path, level: int) -> None:
+            folder.mkdir(parents=True)
+            (folder / "making.json").write_text("{}")
+            raise subprocess.CalledProcessError(137, "lightning")
+
+    resumed: list[str | None] = []
+    for content in ("x: alignment", "x: alignment  # the same", "x: another", "x: another"):
+        Path("alignment.yaml").write_text(content)
+        run_study(made, killed := Killed())
+        resumed.append(option(killed.calls[-1], "--resume"))
+
+    assert resumed == [None, runs[0], None, runs[1]]
+    assert [folder.state for folder in (*others, analysis)] == [*[State.DONE] * 3, State.BEGUN]
+
+
 def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_order(study: Change) -> None:
     folder = Path("runs/fit/checkpoints")
     folder.mkdir(parents=True)
@@ -217,6 +199,11 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
     assert names == ["c1", "fit-epoch0-step9", "fit-epoch0-step50", "fit-epoch0-step100"]
     runs = Measuring()
     assert not run_study(made, runs)
+    copied = folder.parent.rename("runs/elsewhere") / "checkpoints"  # only where they are has changed
+    moved = replace(training, training=f"{copied}/*.ckpt")
+    assert not run_study(study(checkpoints={"c1": "hub/c1", "fit": moved}), again := Measuring())
+    assert not again.calls
+    copied.parent.rename(folder.parent)
     path = option(runs.calls[4], "--ckpt_path")
     assert (path, option(runs.calls[4], "--model.checkpoint")) == (f"{folder}/epoch=0-step=9.ckpt", "hub/c1")
 
@@ -240,7 +227,7 @@ def test_a_cell_without_what_the_study_reads_is_not_done(study: Change, file: st
     assert failure.concerns_all
 
 
-@pytest.mark.parametrize("changes", [{"readings": ["ima_input mean"]}, {"tokens": "without sinks"}])
+@pytest.mark.parametrize("changes", [{"readings": ["ima_input max"]}, {"tokens": "without sinks"}])
 def test_a_reading_that_was_not_measured_costs_one_cell(study: Change, changes: dict[str, Any]) -> None:
     (failure,) = run_study(study(**changes), Measuring())
 
@@ -258,7 +245,11 @@ def test_a_reading_that_was_not_measured_costs_one_cell(study: Change, changes: 
         ({"tasks": {"a/b": ["vqa.yaml"]}}, r"tasks has the name 'a/b'"),
         ({"checkpoints": {"a": Checkpoint(source="x", configs=["no"])}}, r"checkpoints\.a\.configs names the config"),
         ({"checkpoints": {"a": Checkpoint(source="x", training="runs/*.ckpt")}}, r"runs/\*\.ckpt, which no file"),
-        ({"readings": []}, r"readings is empty"),
+        ({"readings": []}, r"readings is \[\]\. Name one alignment score or more"),
+        ({"readings": ["ima_inpt avg"]}, r"ima_inpt avg.* of ima_input and ima_same_layer with one of avg, mean"),
+        ({"readings": [READINGS[0]] * 2}, r"each once"),
+        ({"tokens": "no sinks"}, r"tokens is 'no sinks', not one of 'all', 'without sinks'"),
+        ({"checkpoints": {"a": "x", "b": "x"}}, r"checkpoints has x twice, as 'a' and as 'b'"),
         ({"resamples": 10}, r"resamples is 10"),
         ({"jobs": 0}, r"--jobs is 0"),
     ],
@@ -270,41 +261,3 @@ def test_what_can_not_work_is_refused_before_anything_runs(
         run_study(study(**changes), runs := Measuring())
 
     assert not runs.calls
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            "tasks: {a: [b]}\n",
-            r"kind 'projection' has no option 'tasks'\. One of kind 'alignment' has: set kind: align",
-        ),
-        ("kind: alignment\ndomains: {}\n", r"kind 'alignment' has no option 'domains'\. One of kind 'projection' has"),
-        ("kind: alignment\nreadngs: [a]\n", r"kind 'alignment' has no option 'readngs'\. Did you mean 'readings'\?"),
-        ("kind: alignment\nqqqqqq: 1\n", r"kind 'alignment' has no option 'qqqqqq'\. It has name, root, .*checkpoints"),
-    ],
-)
-def test_an_option_of_no_study_or_of_the_other_kind_is_refused_by_name(
-    tmp_path: Path, content: str, message: str
-) -> None:
-    (tmp_path / "study.yaml").write_text(content)
-
-    with pytest.raises(ConfigError, match=rf"study\.yaml: a study of {message}"):
-        study_class(["--config", str(tmp_path / "study.yaml")])
-
-
-def test_the_kind_of_a_study_is_that_of_its_last_config_file_or_its_option(tmp_path: Path) -> None:
-    files = {"a": "kind: alignment\n", "p": "kind: projection\n", "none": "name: x\n", "odd": "kind: oddity\n"}
-    paths = {}
-    for name, content in files.items():
-        paths[name] = tmp_path / f"{name}.yaml"
-        paths[name].write_text(content)
-
-    assert study_class([]) is StudyCommand
-    assert study_class(["--config"]) is StudyCommand  # the parser says that a file is missing
-    assert study_class(["--config", str(paths["none"])]) is StudyCommand
-    assert study_class(["--config", str(paths["p"]), f"--config={paths['a']}", "--jobs", "2"]) is AlignmentCommand
-    assert study_class(["--config", str(paths["a"]), "--kind", "projection"]) is StudyCommand
-    assert study_class(["--config", str(tmp_path / "missing.yaml")]) is StudyCommand  # the parser says what is missing
-    with pytest.raises(ConfigError, match=r"no kind 'oddity' of study, only projection and alignment"):
-        study_class(["--config", str(paths["odd"])])
