@@ -8,7 +8,7 @@ second moments. Only what needs two samples' tokens at once is taken over the pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isqrt
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from lightning_mllm.analysis.alignment_reading import AlignmentReading
 from lightning_mllm.analysis.alignment_summary import summarise_alignment
 from lightning_mllm.analysis.base import AnalysisResult
 from lightning_mllm.analysis.jackknife import rank_of
+from lightning_mllm.analysis.kind_similarity import rows_of_kinds, sums_of_kind
 from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.pair_sample import PairSample
 from lightning_mllm.analysis.states import State, StateName, states_of, stream_states
@@ -27,7 +28,7 @@ from lightning_mllm.analysis.streaming import Found, StreamedAnalysis
 from lightning_mllm.analysis.token_sets import TokenSets
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import MultimodalBatch, Sample
 
 
 class Alignment(StreamedAnalysis):
@@ -47,6 +48,9 @@ class Alignment(StreamedAnalysis):
         deviation: Whether the standard deviation over all pairs is found too, exactly: it takes two matrices of
             width x width per layer, state and mode (`avg`, `mean`), with sinks and without: 1 GB per layer and state
             of a 7B model, and half of that where `sink_ratio` is null.
+        between_kinds: Whether samples of each kind are also compared with one another and with those of each other
+            kind; the sums take 140 MB per kind of a 7B model.
+        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
         noise: Whether the model also runs on noise, uniform between 0 and 1, in place of the perceptual tokens.
         groups: Into how many groups samples are put, for intervals.
         seed: Of groups, pairs and noise.
@@ -64,6 +68,8 @@ class Alignment(StreamedAnalysis):
         gaps: Sequence[int] = (1, 8),
         pair_budget: int = 120,
         deviation: bool = False,
+        between_kinds: bool = False,
+        kind_depth: int | None = None,
         noise: bool = False,
         groups: int = 16,
         seed: int = 0,
@@ -72,6 +78,7 @@ class Alignment(StreamedAnalysis):
     ) -> None:
         self.states, self.gaps = states_of(states), tuple(gaps)
         self.pair_budget, self.deviation, self.noise = pair_budget, deviation, noise
+        self.between_kinds, self.kind_depth = between_kinds, kind_depth
         if State.RESIDUAL not in self.states:
             raise ConfigError(f"Alignment.states needs {State.RESIDUAL!s}, of which the scores are made.")
         if min(self.gaps, default=1) < 1 or pair_budget < 0:
@@ -90,10 +97,24 @@ class Alignment(StreamedAnalysis):
             "gaps": list(self.gaps),
             "pair_budget": self.pair_budget,
             "deviation": self.deviation,
+            "between_kinds": self.between_kinds,
+            "kind_depth": self.kind_depth,
             "noise": self.noise,
             "groups": self.groups,
             "seed": self.seed,
         }
+
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Refuse data without images, and without two kinds where kinds are compared."""
+        samples = list(samples)
+        super().check(samples)
+        kinds = rows_of_kinds([sample.kind for sample in samples if sample.images], self.kind_depth)
+        if self.between_kinds and len(kinds) < 2:
+            raise ConfigError(
+                f"{self.name}.between_kinds compares samples of different kinds, but those with images are of "
+                f"{', '.join(kinds) or 'no kind'}. Use data with two kinds or more, a higher kind_depth, or set it to "
+                "false."
+            )
 
     def measure(self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor) -> dict[str, Tensor]:
         """Compare the states of a batch."""
@@ -112,8 +133,12 @@ class Alignment(StreamedAnalysis):
         return measured
 
     def add(self, measured: Mapping[str, Tensor], batch: MultimodalBatch) -> None:
-        """Add to the sums, and to the second moments of all samples."""
+        """Add to the sums, those of kinds among them, and to the second moments of all samples."""
         super().add(measured, batch)
+        if self.between_kinds:
+            vectors, squares = (measured[f"{State.RESIDUAL} {each}"] for each in ("vectors", "squares"))
+            for kind, rows in rows_of_kinds(batch.kinds, self.kind_depth).items():
+                self.add_to_groups(sums_of_kind(kind, vectors[rows], squares[rows]), batch.take(rows))
         if self.deviation and len(batch):
             for state in self.states:
                 vectors = measured[f"{state} vectors"].movedim(0, -2)  # (variants, layers, modes, sets, batch, width)

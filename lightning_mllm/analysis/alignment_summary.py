@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations_with_replacement
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.alignment_reading import PAIRED, PAIRED_INPUT, number_names
 from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
-from lightning_mllm.analysis.jackknife import GROUPS, Floats, jackknife
+from lightning_mllm.analysis.grouped_sums import Curve, Groups, inner, over
+from lightning_mllm.analysis.jackknife import GROUPS, Floats
+from lightning_mllm.analysis.kind_similarity import curves_of_kinds, kinds_in, pair_name
 from lightning_mllm.analysis.pair_sample import COMPARISONS, mean_of_pairs
 from lightning_mllm.analysis.similarity import TOKEN_MODES, VECTOR_MODES, names
 from lightning_mllm.analysis.states import State
@@ -80,10 +82,11 @@ def summarise_alignment(
         variants: For which tokens, in order.
         gaps: Layers between two that were compared.
     """
-    groups = _Groups(found.sums)
+    groups = Groups(found.sums)
     cells = {state: _curves_of_state(state, groups, gaps) for state in states}
     if found.kept:
         cells[State.RESIDUAL] |= _curves_of_pairs(found.kept, cells[State.RESIDUAL], 1 / groups.sizes.sum())
+    cells[State.RESIDUAL] |= curves_of_kinds(groups)
     measures = tuple(dict.fromkeys(measure for curves in cells.values() for measure in curves))
     depth = next(iter(cells[State.RESIDUAL].values())).value.shape[1] - 1
     coords: dict[str, tuple[Any, ...]] = {
@@ -99,81 +102,39 @@ def summarise_alignment(
             values[k, :, measures.index(measure)] = curve.estimate()
     more = {"scores": _scores(cells[State.RESIDUAL], variants), "left_out": len(found.left_out)}
     n = int(groups.sizes.sum())
-    plots = tuple(_plots(coords, gaps))
+    plots = tuple(_plots(coords, gaps, kinds_in(groups.names())))
     return AnalysisResult(name, values, tuple(coords), coords, n, {**settings, "found": more}, plots)
 
 
-@dataclass(frozen=True, eq=False)
-class _Curve:
-    """A measure of all samples, (variants, layers), without each part of them, (parts, ...), and the parts' sizes."""
-
-    value: Floats
-    without: Floats
-    sizes: Floats
-
-    def estimate(self) -> Floats:
-        return jackknife(self.value, self.without, self.sizes)
-
-    def score(self) -> _Curve:
-        """Return its mean over all layers but the last."""
-        return _Curve(self.value[:, :-1].mean(-1), self.without[..., :-1].mean(-1), self.sizes)
-
-
-class _Groups:
-    """Sums per group of samples; groups without any are left out."""
-
-    def __init__(self, sums: Mapping[str, Tensor]) -> None:
-        there = sums["n"] > 0
-        self._sums = {name: total if name.endswith("moments") else total[there] for name, total in sums.items()}
-        self.sizes: Floats = self._sums["n"].numpy()
-        self.half = torch.arange(len(self.sizes)) < len(self.sizes) // 2
-
-    def total(self, name: str, kept: Tensor) -> Tensor:
-        """Return a sum over some groups."""
-        total: Tensor = torch.tensordot(kept.double(), self._sums[name], dims=1)
-        return total
-
-    def moments(self, state: State) -> Tensor | None:
-        return self._sums.get(f"{state} moments")
-
-    def has(self, name: str) -> bool:
-        return name in self._sums
-
-    def choices(self) -> list[Tensor]:
-        """Return all groups, and all but each in turn."""
-        every = torch.ones(len(self.sizes), dtype=torch.bool)
-        return [every, *(~torch.eye(len(self.sizes), dtype=torch.bool))]
-
-
-def _curves_of_state(state: State, groups: _Groups, gaps: Sequence[int]) -> dict[str, _Curve]:
+def _curves_of_state(state: State, groups: Groups, gaps: Sequence[int]) -> dict[str, Curve]:
     """Return all measures of a state but those of drawn pairs."""
     first, *others = (_evaluate(state, groups, kept, gaps) for kept in groups.choices())
     curves = {
-        measure: _Curve(value.numpy(), np.stack([other[measure].numpy() for other in others]), groups.sizes)
+        measure: Curve(value.numpy(), np.stack([other[measure].numpy() for other in others]), groups.sizes)
         for measure, value in first.items()
     }
     unknown = np.full((len(groups.sizes), *next(iter(curves.values())).value.shape), np.nan)
     deviations = _deviations(state, groups)
-    return curves | {measure: _Curve(value.numpy(), unknown, groups.sizes) for measure, value in deviations.items()}
+    return curves | {measure: Curve(value.numpy(), unknown, groups.sizes) for measure, value in deviations.items()}
 
 
-def _evaluate(state: State, groups: _Groups, kept: Tensor, gaps: Sequence[int]) -> dict[str, Tensor]:
+def _evaluate(state: State, groups: Groups, kept: Tensor, gaps: Sequence[int]) -> dict[str, Tensor]:
     """Return each measure of the samples in some groups, (variants, layers)."""
     n = float(groups.total("n", kept))
     numbers = groups.total(f"{state} numbers", kept) / n
     found = dict(zip(number_names(gaps), numbers.unbind(-1), strict=True))
     sums = groups.total(f"{state} vectors", kept)  # (variants, layers, modes, sets, width)
     perceptual, textual = (sums / n).unbind(-2)
-    pairs = {"ima_same_layer": _inner(perceptual, textual)}
+    pairs = {"ima_same_layer": inner(perceptual, textual)}
     if state is State.RESIDUAL:
-        pairs["ima_input"] = _inner(perceptual[:, :1], textual)
-        if groups.has("noise vectors"):
+        pairs["ima_input"] = inner(perceptual[:, :1], textual)
+        if "noise vectors" in groups.names():
             noise = groups.total("noise vectors", kept)[..., 0, :] / n
-            pairs |= {"noise-textual": _inner(noise, textual), "noise-perceptual": _inner(noise, perceptual)}
+            pairs |= {"noise-textual": inner(noise, textual), "noise-perceptual": inner(noise, perceptual)}
     first = groups.total(f"{state} vectors", kept & groups.half)
     sizes = [float(groups.total("n", kept & half)) for half in (groups.half, ~groups.half)]
-    within = _over(_inner(sums, sums) - groups.total(f"{state} squares", kept), n * (n - 1))  # no sample with itself
-    halves = _over(_inner(first, sums - first), sizes[0] * sizes[1])
+    within = over(inner(sums, sums) - groups.total(f"{state} squares", kept), n * (n - 1))  # no sample with itself
+    halves = over(inner(first, sums - first), sizes[0] * sizes[1])
     for k, each in enumerate(SETS):
         pairs |= {each: within[..., k], f"{each} {HALVES}": halves[..., k]}
     for prefix, values in pairs.items():
@@ -181,24 +142,24 @@ def _evaluate(state: State, groups: _Groups, kept: Tensor, gaps: Sequence[int]) 
     return found
 
 
-def _deviations(state: State, groups: _Groups) -> dict[str, Tensor]:
+def _deviations(state: State, groups: Groups) -> dict[str, Tensor]:
     """Return the standard deviations over all pairs of samples, of second moments."""
-    moments = groups.moments(state)  # (variants, layers, modes, sets, width, width), summed over samples
-    if moments is None:
+    if f"{state} moments" not in groups.names():
         return {}
+    moments = groups.per_group(f"{state} moments")  # (variants, layers, modes, sets, width, width), of all samples
     n = float(groups.sizes.sum())
     means = groups.total(f"{state} vectors", groups.choices()[0]) / n
     found: dict[str, Tensor] = {}
     for reading in READINGS if state is State.RESIDUAL else ("ima_same_layer",):
         at = slice(0, 1) if reading == "ima_input" else slice(None)
         second = (moments[:, at, :, 0] * moments[:, :, :, 1]).sum((-2, -1)) / n**2
-        mean = _inner(means[:, at, :, 0], means[:, :, :, 1])
+        mean = inner(means[:, at, :, 0], means[:, :, :, 1])
         deviation = (second - mean.square()).clamp(min=0).sqrt()
         found |= zip([f"{each} deviation" for each in names(reading, VECTOR_MODES)], deviation.unbind(-1), strict=True)
     return found
 
 
-def _curves_of_pairs(kept: Mapping[str, Tensor], curves: Mapping[str, _Curve], own_share: float) -> dict[str, _Curve]:
+def _curves_of_pairs(kept: Mapping[str, Tensor], curves: Mapping[str, Curve], own_share: float) -> dict[str, Curve]:
     """Return the measures of drawn pairs.
 
     Args:
@@ -208,18 +169,18 @@ def _curves_of_pairs(kept: Mapping[str, Tensor], curves: Mapping[str, _Curve], o
     """
     value, without = mean_of_pairs(kept)
     sizes = np.ones(len(without))
-    found: dict[str, _Curve] = {}
+    found: dict[str, Curve] = {}
     for k, comparison in enumerate(COMPARISONS):
         for m, mode in enumerate(TOKEN_MODES):
             own, share = np.zeros_like(value[:, :, k, m]), 0.0
             if comparison in _OF_ONE_SAMPLE:
                 own, share = curves[f"{_OF_ONE_SAMPLE[comparison]} {mode}"].value, own_share
             mine, left = (share * own + (1 - share) * each[..., k, m] for each in (value, without))
-            found[f"{comparison} {mode}"] = _Curve(mine, left, sizes)
+            found[f"{comparison} {mode}"] = Curve(mine, left, sizes)
     return found
 
 
-def _scores(curves: Mapping[str, _Curve], variants: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _scores(curves: Mapping[str, Curve], variants: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the scores as plain data, per variant."""
     estimates = {name: curves[name].score().estimate() for each in READINGS for name in names(each) if name in curves}
     return {
@@ -232,15 +193,7 @@ def _plain(cells: Floats) -> dict[str, Any]:
     return asdict(Score(value, low, high, int(n)))
 
 
-def _inner(one: Tensor, other: Tensor) -> Tensor:
-    return (one * other).sum(-1)
-
-
-def _over(values: Tensor, number: float) -> Tensor:
-    return values / number if number else torch.full_like(values, torch.nan)
-
-
-def _plots(coords: Mapping[str, tuple[Any, ...]], gaps: Sequence[int]) -> Iterable[Plot]:
+def _plots(coords: Mapping[str, tuple[Any, ...]], gaps: Sequence[int], kinds: Sequence[str]) -> Iterable[Plot]:
     """Yield what is drawn, of all tokens; the main curves without sinks too."""
     cosine, title = "Cosine similarity", "Perceptual and textual tokens"
     main = {
@@ -265,6 +218,10 @@ def _plots(coords: Mapping[str, tuple[Any, ...]], gaps: Sequence[int]) -> Iterab
     if {State.SA, State.FC2} & set(coords["state"]):
         ratios = {f"update ratio {each}": each for each in SETS}
         yield _plot(coords, "update_ratios", ratios, "Norm / norm", "Updates beside the residual stream, median")
+    pairs = {pair_name(*pair): " and ".join(dict.fromkeys(pair)) for pair in combinations_with_replacement(kinds, 2)}
+    for each in SETS if kinds else ():
+        between = {f"{each} avg{ending}": called for ending, called in pairs.items()}
+        yield _plot(coords, f"{each}_kinds", between, cosine, f"{each.capitalize()} tokens of samples of two kinds")
 
 
 def _plot(

@@ -202,8 +202,12 @@ class StreamedAnalysis(Analysis):
         """Add what new samples measure to the sums of their groups, and their number."""
         if not len(batch):
             return
+        self.add_to_groups({"n": torch.ones(len(batch)), **measured}, batch)
+
+    def add_to_groups(self, named: Mapping[str, Tensor], batch: MultimodalBatch) -> None:
+        """Add what samples have, (batch, ...) each, to the sums of their groups."""
         groups = [group_of(picture, self.seed, self.groups) for picture in batch.pictures]
-        for name, values in {"n": torch.ones(len(batch)), **measured}.items():
+        for name, values in named.items():
             at = torch.tensor(groups, device=values.device)
             self.found.add_to_groups(name, values, at, self.groups)
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from lightning_mllm.analysis.alignment import Alignment
+from lightning_mllm.analysis.alignment import Alignment, _Noise
 from lightning_mllm.analysis.alignment_summary import Score, alignment_score
 from lightning_mllm.analysis.jackknife import group_of
+from lightning_mllm.analysis.kind_similarity import rows_of_kinds
 from lightning_mllm.analysis.similarity import MODES, TOKEN_MODES, VECTOR_MODES
 from lightning_mllm.analysis.states import State
 from lightning_mllm.analysis.token_sets import TokenSets
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from tests.analysis.aligning import Sample, align, curve, over_pairs, samples_by_hand
-from tests.analysis.asking import batches, tokenizer
+from lightning_mllm.types import MultimodalBatch, Segment
+from tests.analysis.aligning import Sample, Tokens, align, curve, over_pairs, residuals, samples_by_hand
+from tests.analysis.asking import batches, question, tokenizer
 from tests.analysis.knocking import LAYERS, make_backbone
 from tests.analysis.streaming_contract import StreamedContract
 
@@ -34,7 +38,8 @@ class TestAlignmentOfEverything(StreamedContract):
     one_process = {"pair_budget": 0}  # noqa: RUF012
 
     def make(self, **options: Any) -> Alignment:
-        return Alignment(**{"states": list(State), "deviation": True, "noise": True, "groups": 4, **options})
+        everything = {"states": list(State), "deviation": True, "noise": True, "between_kinds": True, "pair_budget": 3}
+        return Alignment(**{**everything, "groups": 4, **options})
 
 
 @pytest.fixture
@@ -81,7 +86,54 @@ def test_halves_are_compared_across_only(backbone: Backbone, tiny_llava: str, sa
             assert curve(result, f"{name} halves {mode}")[2] == pytest.approx(expected, abs=1e-12)
 
 
-def test_noise_takes_the_place_of_the_image_and_depends_on_the_sample_only(backbone: Backbone, tiny_llava: str) -> None:
+def test_kinds_are_compared_with_themselves_and_with_each_other(
+    backbone: Backbone, tiny_llava: str, samples: list[Sample]
+) -> None:
+    (batch,) = batches(tiny_llava, 6)
+    of_kind = {kind: [k for k, each in enumerate(batch.kinds) if each == kind] for kind in set(batch.kinds)}
+    choose, logical = of_kind["choose/attr"], of_kind["logical/obj"]
+
+    result = align(backbone, batches(tiny_llava, 4), between_kinds=True, groups=1000)
+
+    for layer, mode in product(range(LAYERS + 1), VECTOR_MODES):
+        for k, name in enumerate(("perceptual", "textual")):
+            tokens = [sample[layer][k] for sample in samples]
+            mine, theirs = ([tokens[row] for row in rows] for rows in (choose, logical))
+            between = over_pairs(mine, theirs, mode, own=True)
+            found = curve(result, f"{name} {mode} of choose/attr and logical/obj")[layer]
+            assert found == pytest.approx(np.mean(between), abs=1e-12)
+            within = over_pairs(mine, mine, mode, own=False)
+            assert curve(result, f"{name} {mode} of choose/attr")[layer] == pytest.approx(np.mean(within), abs=1e-12)
+        textual = [samples[row][layer][1] for row in logical]
+        for reading, at in (("ima_same_layer", layer), ("ima_input", 0)):
+            across = over_pairs([samples[row][at][0] for row in logical], textual, mode, own=True)
+            found = curve(result, f"{reading} {mode} of logical/obj")[layer]
+            assert found == pytest.approx(np.mean(across), abs=1e-12)
+    numbers = {
+        measure: result.at(state="residual", tokens="all", measure=measure, layer=1)
+        for measure in ("textual mean of choose/attr and logical/obj", "textual mean of choose/attr")
+    }
+    assert [each[3] for each in numbers.values()] == [6, 4]
+    assert all(low < value < high for value, low, high, _ in numbers.values())
+    drawn = next(plot for plot in result.plots if plot.name == "textual_kinds")
+    assert set(drawn.shown.values()) == {"choose/attr", "logical/obj", "choose/attr and logical/obj"}
+
+
+def test_parts_of_names_tell_kinds_apart_and_one_kind_is_refused_at_set_up() -> None:
+    asked = [question("test", number) for number in range(6)]
+
+    Alignment(between_kinds=True, kind_depth=1).check(asked)
+
+    with pytest.raises(ConfigError, match=r"alignment\.between_kinds .* those with images are of choose/attr\."):
+        Alignment(between_kinds=True).check(asked[:2])
+    with pytest.raises(ConfigError, match="are of no kind"):
+        Alignment(between_kinds=True).check([replace(each, kind=None) for each in asked])
+    assert rows_of_kinds(("a/b", None, "a/c", "all"), 1) == {"a": [0, 2], "'all'": [3]}
+
+
+def test_noise_takes_the_place_of_the_image_and_depends_on_the_sample_only(
+    backbone: Backbone, tiny_llava: str, samples: list[Sample]
+) -> None:
     plain = align(backbone, batches(tiny_llava, 4))
     result = align(backbone, batches(tiny_llava, 4), noise=True)
     alone = align(backbone, batches(tiny_llava, 1), noise=True)
@@ -95,6 +147,32 @@ def test_noise_takes_the_place_of_the_image_and_depends_on_the_sample_only(backb
             curve(result, f"ima_input {mode}")[0], abs=1e-3
         )
         np.testing.assert_array_equal(curve(result, f"ima_input {mode}"), curve(plain, f"ima_input {mode}"))
+    noisy = noise_by_hand(backbone, batches(tiny_llava, 6)[0])
+    at_input = np.stack([sample[0] for sample in noisy])
+    assert 0 <= at_input.min() < 0.05
+    assert 0.95 < at_input.max() < 1
+    for layer in range(LAYERS + 1):
+        for k, pair in enumerate(("noise-perceptual", "noise-textual")):
+            expected = over_pairs(
+                [each[layer] for each in noisy], [each[layer][k] for each in samples], "mean", own=True
+            )
+            assert curve(result, f"{pair} mean")[layer] == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def noise_by_hand(backbone: Backbone, batch: MultimodalBatch) -> list[list[Tokens]]:
+    """Sample, layer -> the states of the noise that takes the place of its image."""
+    layers: Any = backbone.decoder.layers
+    image = batch.spans[Segment.IMAGE]
+
+    def exchange(_: Any, arguments: Any) -> Any:
+        return (_Noise(batch.sample_ids, image, seed=0).instead(arguments[0]), *arguments[1:])
+
+    with layers[0].register_forward_pre_hook(exchange):
+        first: list[torch.Tensor] = []
+        with layers[0].register_forward_pre_hook(lambda _, arguments: first.append(arguments[0])):
+            states = residuals(backbone, batch)
+    every = [first[0], *states[1:]]
+    return [[each[row][own].double().numpy() for each in every] for row, own in enumerate(image)]
 
 
 def test_scores_are_means_over_all_layers_but_the_last(backbone: Backbone, tiny_llava: str) -> None:
