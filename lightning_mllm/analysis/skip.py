@@ -76,6 +76,8 @@ class Skip:
             raise ConfigError(f"Skip.share must lie between 0 and 1, not {self.share}.")
         if self.interval < 1:
             raise ConfigError(f"Skip.interval must be at least 1, not {self.interval}.")
+        if self.seed < 0:
+            raise ConfigError(f"Skip.seed must be at least 0, not {self.seed}.")
         if self.tokens == "perceptual" and self.phase == "decode":
             raise ConfigError("Skip: no perceptual token is decoded. Set tokens: textual, or phase: prefill.")
         if self.choice == "lowest_change" and self.phase != "prefill":
@@ -104,6 +106,20 @@ class Skip:
         if self.choice == "lowest_change" and not window.start:
             raise ConfigError("Skip.choice lowest_change looks at the layer before, and layer 0 has none. Start at 1.")
         return tuple(found)
+
+    def touched(self, depth: int) -> frozenset[int]:
+        """Return the layers that skip something, and those whose residual stream is looked at for it.
+
+        Raises:
+            ConfigError: As in `layers`.
+        """
+        layers = self.layers(depth)
+        if self.computation == "parallel_blocks":
+            return frozenset({*layers, *(layer + 1 for layer in layers)})
+        if self.choice == "lowest_change":
+            ranking = layers if self.per_layer else layers[:1]
+            return frozenset({*layers, *(layer - 1 for layer in ranking)})
+        return frozenset(layers)
 
     def _check_pairs(self) -> None:
         if self.interval < 2:

@@ -9,6 +9,7 @@ layer of Llama's kind, as in Mistral and Qwen2:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -119,6 +120,20 @@ def run_beside(layer: Any, others: Arguments, entering: Tensor, first: Tensor) -
     return (first + run_layer(layer, others, None, None, entering)) / 2
 
 
+def keys_and_values(attention: Any, keys: Tensor, values: Tensor, rotary: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return keys and values as attention hands them to its cache, (batch, key heads, rows, head width).
+
+    Args:
+        attention: The attention.
+        keys: (batch, rows, width), what leaves `k_proj`.
+        values: (batch, rows, width), what leaves `v_proj`.
+        rotary: Cosines and sines of the rows, each (batch or 1, rows, head width).
+    """
+    keys, values = (each.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for each in (keys, values))
+    _, turned = apply_rotary_pos_emb(keys, keys, *rotary)
+    return turned, values
+
+
 def _attention(layer: Any, normed: Tensor, others: Arguments) -> Tensor:
     output: Tensor = layer.self_attn(hidden_states=normed, **others)[0]
     return output
@@ -194,11 +209,9 @@ class _Cache:
             return keys, values
         rest = Split(~self._split.skipped)
         normed = self._layer.input_layernorm(rest.take(self._hidden))
-        own_keys, own_values = (
-            project(normed).view(batch, normed.shape[1], heads, width).transpose(1, 2)
-            for project in (self._attention.k_proj, self._attention.v_proj)
-        )
-        _, own_keys = apply_rotary_pos_emb(own_keys, own_keys, *map(rest.take, self._others["position_embeddings"]))
+        projected = (self._attention.k_proj(normed), self._attention.v_proj(normed))
+        rotary = map(rest.take, self._others["position_embeddings"])
+        own_keys, own_values = keys_and_values(self._attention, *projected, rotary)
         return rest.spread(own_keys.to(keys.dtype), keys), rest.spread(own_values.to(values.dtype), values)
 
 

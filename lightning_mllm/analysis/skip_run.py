@@ -50,16 +50,6 @@ class SkipRun:
         self._in_prompts: dict[int, Tensor] = {}
         self._behind: dict[int, Tensor] = {}
 
-    @property
-    def touched(self) -> set[int]:
-        """The layers that skip something, and those whose residual stream is looked at for it."""
-        if self._skip.computation == "parallel_blocks":
-            return {*self._layers, *(layer + 1 for layer in self._layers)}
-        if self._skip.choice == "lowest_change":
-            ranking = self._layers if self._skip.per_layer else [min(self._layers)]
-            return {*self._layers, *(layer - 1 for layer in ranking)}
-        return {*self._layers}
-
     def begin(self, arguments: Arguments) -> None:
         """Find out which tokens the decoder is run on."""
         self._rows.clear()
@@ -70,6 +60,19 @@ class SkipRun:
             raise ConfigError(
                 f"What is skipped is said for {size} samples with prompts of up to {self._longest} tokens, but the "
                 f"model is run on {batch} sequences of {length}. Give `skipping` the batch that the model gets."
+            )
+        if not self._past:
+            self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        """Refuse sequences that are too short for the prompts that should stand there."""
+        tokens = self._tokens
+        counts = self._places.amax(1).view(len(tokens), -1).amin(1) + 1
+        for row in (counts < tokens.lengths).nonzero()[:1, 0].tolist():
+            raise ConfigError(
+                f"The prompt of sample {tokens.sample_ids[row]!r} has {int(tokens.lengths[row])} tokens, but in its "
+                f"place the model is run on {int(counts[row])}. Give `skipping` the samples that the model gets, in "
+                "their order."
             )
 
     def work(self, index: int, layer: nn.Module, hidden: Tensor, others: Arguments) -> Work | None:

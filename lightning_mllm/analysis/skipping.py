@@ -14,12 +14,12 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_mllm.analysis.hooks import Arguments, before_call, replacing_layers
+from lightning_mllm.analysis.hooks import Arguments, before_call, outputs_of, replacing_layers
 from lightning_mllm.analysis.knockout import attention_of, decoder_layers
 from lightning_mllm.analysis.skip import Skip
-from lightning_mllm.analysis.skip_rows import run_layer
+from lightning_mllm.analysis.skip_rows import keys_and_values, run_layer
 from lightning_mllm.analysis.skip_run import SkipRun
 from lightning_mllm.analysis.skip_tokens import SampleTokens
 from lightning_mllm.errors import ConfigError
@@ -28,7 +28,9 @@ from lightning_mllm.types import MultimodalBatch
 
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _DENSE_MASK_ATTENTION = ("sdpa", "eager")
+_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _checked: WeakSet[nn.Module] = WeakSet()  # layers that were seen to compute what `run_layer` does
+_checked_keys: WeakSet[nn.Module] = WeakSet()  # layers that were seen to make keys as `keys_and_values` does
 
 
 @contextmanager
@@ -49,14 +51,28 @@ def skipping(backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Sk
             compiled; rows can't be left out of its kind of attention. In the model's forward: it is run on other
             samples, or its cache is static or slides.
     """
-    layers = dict(enumerate(decoder_layers(backbone)))
     tokens = batch if isinstance(batch, SampleTokens) else SampleTokens.of(batch)
+    layers = decoder_layers(backbone)
+    check_skip(backbone, skip)
     run = SkipRun(skip, frozenset(skip.layers(len(layers))), tokens.to(backbone.model.device))
-    replaced = {index: layers[index] for index in sorted(run.touched)}
-    _check_model(backbone, skip)
-    _check_layers(backbone, replaced)
+    replaced = {index: layers[index] for index in sorted(skip.touched(len(layers)))}
     with before_call(backbone.decoder, run.begin), replacing_layers(replaced, run.work):
         yield
+
+
+def check_skip(backbone: Backbone, skip: Skip) -> None:
+    """Refuse what `skipping` refuses at once, before there are samples.
+
+    Raises:
+        ConfigError: The layers are of another kind, do not exist or skip something already; the model is compiled; rows
+            can't be left out of its kind of attention.
+    """
+    layers = decoder_layers(backbone)
+    replaced = {index: layers[index] for index in sorted(skip.touched(len(layers)))}
+    _check_model(backbone, skip)
+    _check_layers(backbone, replaced)
+    if skip.visible and skip.computation in ("block", "attention"):
+        _check_keys(backbone, replaced)
 
 
 def _check_model(backbone: Backbone, skip: Skip) -> None:
@@ -95,18 +111,68 @@ def _check_layers(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
     _checked.add(first)
 
 
+def _check_keys(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
+    """Refuse layers whose keys and values are made otherwise than `keys_and_values` does, at tokens that are seen."""
+    for index, layer in layers.items():
+        if layer not in _checked_keys and not _keys_as_here(backbone, layer):
+            raise ConfigError(
+                f"Skip.visible needs keys and values of tokens that skip attention, which layer {index}, a "
+                f"{type(layer).__name__}, makes otherwise than Llama, e.g. with a norm of its own. Set visible: false, "
+                "or use a model with Llama, Mistral or Qwen2 inside."
+            )
+        _checked_keys.add(layer)
+
+
+@torch.no_grad()
+def _keys_as_here(backbone: Backbone, layer: Any) -> bool:
+    """Return whether a layer makes its keys and values, of three made-up tokens, as `keys_and_values` does."""
+    attention = layer.self_attn
+    hidden, embeddings = _made_up(backbone, layer)
+    named = {name for name, _ in attention.named_children()} == _PROJECTIONS
+    if not named or embeddings[0].shape[-1] != attention.head_dim:
+        return False
+    projected: dict[str, Tensor] = {}
+    modules = {name: getattr(attention, name) for name in ("k_proj", "v_proj")}
+    made = _Seen()
+    with outputs_of(modules, projected.__setitem__), _same_draws(hidden.device):
+        normed = layer.input_layernorm(hidden)
+        attention(normed, position_embeddings=embeddings, attention_mask=None, past_key_values=made)
+    expected = keys_and_values(attention, projected["k_proj"], projected["v_proj"], embeddings)
+    return all(map(torch.equal, made.given, expected))
+
+
+class _Seen:
+    """Stands in for a cache, and keeps what it is given."""
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.given = (keys, values)
+        return self.given
+
+
 @torch.no_grad()
 def _computes_as_here(backbone: Backbone, layer: nn.Module) -> bool:
     """Return whether a layer makes, of three made-up tokens, what `run_layer` does, to the bit."""
+    hidden, embeddings = _made_up(backbone, layer)
+    others: Arguments = {"attention_mask": None, "position_embeddings": embeddings}
+    outputs = []
+    for compute in (partial(layer.forward, **others), partial(run_layer, layer, others, None, None)):
+        with _same_draws(hidden.device):
+            outputs.append(compute(hidden))
+    return torch.equal(*outputs)
+
+
+def _made_up(backbone: Backbone, layer: nn.Module) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return three tokens, (1, 3, width), and the cosines and sines of their places."""
     weight = next(layer.parameters())
     width: int = backbone.model.get_decoder().config.hidden_size
     hidden = torch.linspace(-1, 1, 3 * width, device=weight.device, dtype=weight.dtype).view(1, 3, width)
     rotary: Any = backbone.decoder.rotary_emb
-    embeddings = rotary(hidden, torch.arange(3, device=weight.device)[None])
-    others: Arguments = {"attention_mask": None, "position_embeddings": embeddings}
-    outputs = []
-    for compute in (partial(layer.forward, **others), partial(run_layer, layer, others, None, None)):
-        with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
-            torch.manual_seed(0)  # of dropout, if there is any
-            outputs.append(compute(hidden))
-    return torch.equal(*outputs)
+    return hidden, rotary(hidden, torch.arange(3, device=weight.device)[None])
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Let dropout, if there is any, draw the same each time, and leave no trace of it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield

@@ -29,6 +29,19 @@ def test_layers_are_numbers_or_fractions_of_the_depth(options: Any, depth: int, 
 
 
 @pytest.mark.parametrize(
+    ("options", "touched"),
+    [
+        ({"start": 1}, {1, 2, 3}),
+        ({"choice": "lowest_change", "start": 1, "interval": 2}, {0, 1, 3}),
+        ({"choice": "lowest_change", "start": 1, "interval": 2, "per_layer": True}, {0, 1, 2, 3}),
+        ({**PAIRS, "interval": 3}, {0, 1}),
+    ],
+)
+def test_other_layers_are_looked_at_too(options: Any, touched: set[int]) -> None:
+    assert Skip(**options).touched(4) == touched
+
+
+@pytest.mark.parametrize(
     ("first", "last", "interval", "count"), [(2, 31, 2, 15), (3, 31, 3, 10), (4, 31, 4, 7), (26, 31, 2, 3)]
 )
 def test_the_paper_s_layers_can_be_said(first: int, last: int, interval: int, count: int) -> None:
@@ -41,6 +54,7 @@ def test_the_paper_s_layers_can_be_said(first: int, last: int, interval: int, co
         ({"computation": "mlp"}, r"Skip\.computation is 'mlp'; it can be block, ffn, attention"),
         ({"choice": "best"}, r"Skip\.choice is 'best'; it can be random, strided, lowest_change"),
         ({"share": 1.5}, r"Skip\.share must lie between 0 and 1, not 1\.5"),
+        ({"seed": -1}, r"Skip\.seed must be at least 0, not -1"),
         ({"interval": 0}, r"Skip\.interval must be at least 1"),
         ({"tokens": "perceptual", "phase": "decode"}, r"no perceptual token is decoded"),
         ({"choice": "lowest_change", "tokens": "all", "phase": "both"}, r"Set phase: prefill"),

@@ -122,25 +122,59 @@ def test_models_that_can_not_skip_are_refused_at_once(
         raise AssertionError
 
 
+def with_text_model(checkpoint: str, kind: str, **options: Any) -> Backbone:
+    """Return a model with another kind of LLM than Llama, Mistral or Qwen2, with random norms."""
+    config = AutoConfig.from_pretrained(checkpoint)
+    text = config.text_config
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    ids = {"vocab_size": text.vocab_size, "pad_token_id": text.pad_token_id, "bos_token_id": 1, "eos_token_id": 2}
+    config.text_config = AutoConfig.for_model(kind, **{**small, "num_key_value_heads": 4, **ids, **options})
+    return Backbone(AutoModelForImageTextToText.from_config(config).eval())
+
+
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "options", "message"),
     [
-        ("granite", r"has the parts of a layer of Llama's kind, but makes something else of them"),
-        ("gemma2", r"is a Gemma2DecoderLayer of .*pre_feedforward_layernorm.*Mistral and Qwen2"),
+        ("granite", {"residual_multiplier": 0.5}, r"parts of a layer of Llama's kind, but makes something else"),
+        ("gemma2", {"head_dim": 16}, r"is a Gemma2DecoderLayer of .*pre_feedforward_layernorm.*Mistral and Qwen2"),
     ],
 )
-def test_layers_of_another_kind_are_refused(tiny_llava: str, kind: str, message: str) -> None:
-    config = AutoConfig.from_pretrained(tiny_llava)
-    text = config.text_config
-    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    own = {"residual_multiplier": 0.5} if kind == "granite" else {"head_dim": 16}
-    config.text_config = AutoConfig.for_model(
-        kind, **small, num_key_value_heads=4, vocab_size=text.vocab_size, pad_token_id=text.pad_token_id, **own
-    )
-    backbone = Backbone(AutoModelForImageTextToText.from_config(config).eval())
+def test_layers_of_another_kind_are_refused(tiny_llava: str, kind: str, options: Any, message: str) -> None:
+    backbone = with_text_model(tiny_llava, kind, **options)
 
     with pytest.raises(ConfigError, match=message), skipping(backbone, make_batch(tiny_llava), Skip()):
         raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "layer"),
+    [
+        ("qwen3", {"head_dim": 16}, 1),  # its keys have a norm of their own
+        ("smollm3", {"no_rope_layer_interval": 3}, 2),  # its third layer turns no keys
+        ("glm", {"head_dim": 16}, 1),  # it turns only half of each
+    ],
+)
+@pytest.mark.parametrize("computation", ["attention", "block"])
+def test_keys_that_are_made_otherwise_are_not_seen_where_attention_is_skipped(
+    tiny_llava: str, kind: str, options: Any, layer: int, computation: Any
+) -> None:
+    backbone, batch = with_text_model(tiny_llava, kind, **options), make_batch(tiny_llava)
+    skip = Skip(computation=computation, share=0.5, visible=True, start=1)
+    message = rf"layer {layer}, a \w+, makes otherwise than Llama.*Set visible: false"
+
+    with pytest.raises(ConfigError, match=message), skipping(backbone, batch, skip):
+        raise AssertionError
+
+    with skipping(backbone, batch, replace(skip, visible=False)):
+        assert logits(backbone, batch).isfinite().all()
+
+
+def test_samples_in_another_order_are_refused(backbone: Backbone, tiny_llava: str) -> None:
+    batch, other = (make_batch(tiny_llava, numbers=numbers) for numbers in ((0, 1), (1, 0)))
+    message = r"The prompt of sample 's1' has \d+ tokens, but in its place the model is run on \d+"
+
+    with skipping(backbone, batch, Skip()), pytest.raises(ConfigError, match=message):
+        logits(backbone, other)
 
 
 def test_other_samples_than_those_of_the_batch_are_refused(backbone: Backbone, tiny_llava: str) -> None:
