@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import lightning as L
 
 from lightning_mllm.analysis.skip import Skip
-from lightning_mllm.analysis.skipping import skipping
+from lightning_mllm.analysis.skipping import check_skip, skipping
 from lightning_mllm.callbacks import access
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
@@ -21,9 +21,19 @@ class SkipComputations(L.Callback):
     is. Analyses and probes see the whole model. Weights that no token comes by get no gradient: DDP has to be told,
     with `trainer.strategy: ddp_find_unused_parameters_true`.
 
+    ```yaml
+    trainer:
+      callbacks:
+        - class_path: SkipComputations
+          init_args: {skip: {computation: block, share: 0.5, start: 0.25}}
+    ```
+
     Args:
         skip: What is skipped.
         in_evaluation: Whether validation and test skip it too.
+
+    Raises:
+        ConfigError: At the start of a run: the model can't skip it, see `skipping`.
     """
 
     def __init__(self, skip: Skip, *, in_evaluation: bool = True) -> None:
@@ -46,8 +56,11 @@ class SkipComputations(L.Callback):
         access.mllm(pl_module).adapted.edit = None
 
     def _put_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        adapted = access.mllm(pl_module).adapted
+        check_skip(adapted.backbone, self.skip)
+
         def edit(backbone: Backbone, batch: MultimodalBatch) -> AbstractContextManager[None]:
             skips = self.in_evaluation or trainer.training
             return skipping(backbone, batch, self.skip) if skips else nullcontext()
 
-        access.mllm(pl_module).adapted.edit = edit
+        adapted.edit = edit

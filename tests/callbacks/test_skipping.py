@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.skip import Skip
 from lightning_mllm.analysis.skipping import skipping
 from lightning_mllm.callbacks import SkipComputations
+from lightning_mllm.cli import main
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.freeze import Everything
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
 from tests.callbacks.following import make_run
 from tests.models.conftest import digits
-from tests.running import isolate
+from tests.running import SMALL_DIGITS, isolate
 
 HALF = Skip(share=0.5, tokens="all", phase="both")
 SECOND_BLOCK = Skip(computation="block", share=1.0, tokens="all", phase="both", start=1)
@@ -31,6 +37,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
 
 
+@cache
 def after_a_step(checkpoint: str, skip: Skip | None, **options: Any) -> tuple[dict[str, Tensor], MLLMModule]:
     module = MLLMModule(
         checkpoint,
@@ -97,3 +104,44 @@ def test_validation_and_test_skip_if_they_are_to(tiny_llava: str, tmp_path: Path
     assert not torch.isclose(clean, skipped)
     found = run.trainer.callback_metrics["test/loss"]
     torch.testing.assert_close(found, skipped if in_evaluation else clean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fit_skips_from_the_command_line(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    skip = {"computation": "ffn", "share": 0.5, "tokens": "all", "phase": "both", "start": 0, "stop": 1.0}
+    callback = {"class_path": "SkipComputations", "init_args": {"skip": skip}}
+    (tmp_path / "skip.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    rows: dict[type[nn.Module], list[int]] = {LlamaAttention: [], LlamaMLP: []}
+    for kind, found in rows.items():
+        monkeypatch.setattr(kind, "forward", counting(kind.forward, found))
+
+    model = ["--model.checkpoint", tiny_llava, "--model.policy", "LLMOnly"]
+    trial = ["--trainer.fast_dev_run", "1", "--model.gradient_checkpointing", str(checkpointing)]
+    main(["fit", "--config", "skip.yaml", *model, *SMALL_DIGITS, *trial])
+
+    passes = 2 * (1 + checkpointing)  # of two layers, forward and, to compute activations again, in the backward
+    assert [len(each) for each in rows.values()] == [passes, passes]
+    assert max(rows[LlamaMLP]) < 0.7 * min(rows[LlamaAttention])
+
+
+def counting(forward: Callable[..., Any], rows: list[int]) -> Callable[..., Any]:
+    """Return a forward that notes how many rows it is trained on."""
+
+    def count(module: nn.Module, *positional: Any, **named: Any) -> Any:
+        entering = positional[0] if positional else named["hidden_states"]
+        if torch.is_grad_enabled():
+            rows.append(entering.flatten(0, -2).shape[0])
+        return forward(module, *positional, **named)
+
+    return count
+
+
+def test_a_model_that_can_not_skip_is_refused_before_the_first_batch(
+    tiny_llava: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(MLLMModule, "_loss")
+
+    with pytest.raises(ConfigError, match=r"is no range of layers"):
+        after_a_step(tiny_llava, Skip(start=7))
