@@ -128,6 +128,8 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
                 raise ConfigError(f"ComputationSkipping.{name} needs values, each once; found {list(values)}.")
         if repetitions < 0:
             raise ConfigError(f"ComputationSkipping.repetitions must be at least 0, not {repetitions}.")
+        if skip.choice == "lowest_change" and not all(starts):
+            raise ConfigError("ComputationSkipping.starts has layer 0; lowest_change needs one before it. Start at 1.")
         self.skip, self.repetitions = skip, repetitions
         self.cases = [
             replace(skip, computation=computation, start=start, share=share)

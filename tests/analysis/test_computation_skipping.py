@@ -19,7 +19,7 @@ from lightning_mllm.models.backbone import Backbone
 from tests.analysis.asking import batches, tokenizer
 from tests.analysis.contract import AnalysisContract
 
-GRID: dict[str, Any] = {"computations": ("ffn", "block"), "shares": (0.0, 0.5), "starts": (0, 0.5)}
+GRID: dict[str, Any] = {"computations": ("ffn", "block"), "shares": (0.0, 0.5), "starts": (0,)}
 
 
 class TestComputationSkipping(AnalysisContract):
@@ -29,7 +29,7 @@ class TestComputationSkipping(AnalysisContract):
 
     def test_a_row_is_what_skipping_by_hand_gives(self, backbone: Backbone, tiny_llava: str) -> None:
         (batch,) = batches(tiny_llava, 6)
-        table = self.run(backbone, tiny_llava, [batch], correct_only=False).rows.table()
+        table = self.run(backbone, tiny_llava, [batch], correct_only=False, starts=(0, 0.5)).rows.table()
         skip = Skip(computation="block", share=0.5, start=0.5)
         once = DecoderPass.of(backbone, batch)
 
@@ -70,7 +70,7 @@ class TestComputationSkipping(AnalysisContract):
         assert (counts == [5, 5, 5, 2, 2]).all()
 
     def test_more_is_saved_the_earlier_it_begins(self, backbone: Backbone, tiny_llava: str) -> None:
-        result = self.run(backbone, tiny_llava, batches(tiny_llava)).compute()
+        result = self.run(backbone, tiny_llava, batches(tiny_llava), starts=(0, 0.5)).compute()
 
         first, later = result.at(kind="all", computation="ffn", percent=50.0, measure="flops_percent")[:, 0]
         block = result.at(kind="all", computation="block", percent=50.0, measure="flops_percent", start="0")[0]
@@ -101,6 +101,7 @@ class TestComputationSkipping(AnalysisContract):
             ({"shares": (0.5, 0.5)}, r"each once; found \[0\.5, 0\.5\]"),
             ({"repetitions": -1}, r"repetitions must be at least 0, not -1"),
             ({"computations": ("parallel_blocks",)}, r"pair of parallel blocks"),
+            ({"skip": Skip(choice="lowest_change", start=1)}, r"starts has layer 0, .* Start at 1"),
         ],
     )
     def test_a_grid_that_can_not_be_is_refused(self, options: dict[str, Any], message: str) -> None:
