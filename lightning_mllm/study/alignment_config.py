@@ -169,7 +169,7 @@ class AlignmentStudy(BaseStudy):
     def _check_twins(self) -> None:
         """Refuse a checkpoint under two names: it would count twice in every correlation."""
         seen: dict[tuple[object, ...], str] = {}
-        for name, checkpoint, training in self._weights():
+        for name, _, checkpoint, training in self._weights():
             weights = map(os.path.realpath, (checkpoint.source, training))
             twin = seen.setdefault((*weights, *checkpoint.configs), name)
             if twin != name:
@@ -192,15 +192,19 @@ class AlignmentStudy(BaseStudy):
                 source=checkpoint.source,
                 configs=(*self.common, *checkpoint.configs, *files),
             )
-            for name, checkpoint, training in self._weights()
+            for name, _, checkpoint, training in self._weights()
             for measure, files in self.measures().items()
         ]
 
-    def _weights(self) -> Iterator[tuple[str, Checkpoint, str]]:
-        """Give name, origin and training checkpoint of each checkpoint."""
+    def origins(self) -> dict[str, str]:
+        """Return of which entry of `checkpoints` each checkpoint is; those of one training share it."""
+        return {name: origin for name, origin, *_ in self._weights()}
+
+    def _weights(self) -> Iterator[tuple[str, str, Checkpoint, str]]:
+        """Give name, entry and its name, and training checkpoint of each checkpoint."""
         for name, checkpoint in self._origins():
             if not checkpoint.training:
-                yield name, checkpoint, ""
+                yield name, name, checkpoint, ""
                 continue
             pattern = Path(checkpoint.training)
             files = [file for file in pattern.parent.glob(pattern.name) if file.is_file()]
@@ -212,7 +216,7 @@ class AlignmentStudy(BaseStudy):
                     f"file's name only; paths count from the folder in which the study is started, here {Path.cwd()}."
                 )
             for file in sorted(files, key=_numbers):
-                yield f"{name}-{re.sub('[^A-Za-z0-9_-]', '', file.stem)}", checkpoint, str(file)
+                yield f"{name}-{re.sub('[^A-Za-z0-9_-]', '', file.stem)}", name, checkpoint, str(file)
 
     def _origins(self) -> Iterator[tuple[str, Checkpoint]]:
         for name, checkpoint in self.checkpoints.items():

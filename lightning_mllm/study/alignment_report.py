@@ -15,6 +15,8 @@ from lightning_mllm.study.alignment_verdict import (
     Association,
     associate,
     measures_of,
+    measures_of_drawing,
+    not_independent,
     too_few,
     verdicts,
 )
@@ -25,7 +27,7 @@ from lightning_mllm.tracking.files import write_rows, write_text
 from lightning_mllm.tracking.study_figures import Dot, dot_plot, epoch_plot
 
 _CORRELATION = ("value", "low_95", "high_95", "p", "n")
-_VERDICT = ("score", "claim", "part", "verdict", "spearman", "p_holm", "checkpoints", "test")
+_VERDICT = ("score", "claim", "part", "verdict", "spearman", "p_holm", "checkpoints", "origins", "test")
 _DOT = ("measure", "checkpoint", "score", "value", "score_low_95", "score_high_95", "value_low_95", "value_high_95")
 _NONE = (None, None)
 _CAVEAT = (
@@ -55,14 +57,22 @@ def write_report(study: AlignmentStudy, folders: Sequence[MeasureFolder]) -> Pat
     associations = associate(study, scores)
     found = verdicts(study, associations)
     write_rows(study.folder / "scores.csv", COLUMNS, (score.cells() for score in scores))
-    columns = ["score", "measure", *(f"{kind}_{name}" for kind in ("pearson", "spearman") for name in _CORRELATION)]
+    columns = [
+        "score",
+        "measure",
+        "origins",
+        *(f"{kind}_{name}" for kind in ("pearson", "spearman") for name in _CORRELATION),
+    ]
     write_rows(study.folder / "correlations.csv", columns, map(_association_row, associations))
     write_rows(study.folder / "verdict.csv", _VERDICT, map(_verdict_row, found))
+    statements = too_few(study, associations), not_independent(study, scores)
+    readings, drawn = [f"{ALIGNMENT}/{reading}" for reading in study.readings], measures_of_drawing(scores)
     sections = [
         f"# {study.name}\n\n{len(done)} of {len(folders)} cells are finished.",
-        *([f"**{statement}**"] if (statement := too_few(study, associations)) else []),
+        *(f"**{statement}**" for statement in statements if statement),
         _CAVEAT,
-        f"## Scores\n\n{_scores_table(study, scores)}",
+        f"## Scores\n\n{_scores_table(scores, [*readings, *measures_of(study, scores)])}",
+        *([f"## POPE by how absent objects were drawn\n\n{_scores_table(scores, drawn)}"] if drawn else []),
         f"## Correlations over checkpoints\n\n{_correlations_table(associations)}",
         f"## Verdicts\n\nTest: {TEST}.\n\n{_verdicts_table(found)}",
     ]
@@ -74,9 +84,8 @@ def write_report(study: AlignmentStudy, folders: Sequence[MeasureFolder]) -> Pat
     return write_text(study.folder / "report.md", "\n\n".join(sections) + "\n")
 
 
-def _scores_table(study: AlignmentStudy, scores: Sequence[Score]) -> str:
-    """Return a row per checkpoint, with its alignment scores and what they are set beside."""
-    measures = [*(f"{ALIGNMENT}/{reading}" for reading in study.readings), *measures_of(study, scores)]
+def _scores_table(scores: Sequence[Score], measures: Sequence[str]) -> str:
+    """Return a row per checkpoint, with some of its numbers."""
     texts = {(s.checkpoint, s.measure): f"{_number(s.value)}{_interval(s.low_95, s.high_95)}" for s in scores}
     rows = [
         [checkpoint, *(texts.get((checkpoint, measure), "") for measure in measures)]
@@ -86,7 +95,9 @@ def _scores_table(study: AlignmentStudy, scores: Sequence[Score]) -> str:
 
 
 def _correlations_table(associations: Iterable[Association]) -> str:
-    rows = [[a.reading, a.measure, str(a.spearman.n), _text(a.pearson), _text(a.spearman)] for a in associations]
+    rows = [
+        [a.reading, a.measure, _n(a.spearman.n, a.origins), _text(a.pearson), _text(a.spearman)] for a in associations
+    ]
     return markdown(["score", "measure", "N", "Pearson", "Spearman"], rows)
 
 
@@ -96,19 +107,19 @@ def _verdicts_table(found: Iterable[AlignmentVerdict]) -> str:
         tested = "" if each.spearman is None else f" ({_number(each.spearman)}, {_p(each.adjusted_p)})"
         decision = f"{each.decision}{tested}" if each.part else f"**{each.decision}**"
         name = f"- {each.part}" if each.part else f"**{each.claim}**"
-        rows.append([each.reading, name, decision, str(each.checkpoints)])
+        rows.append([each.reading, name, decision, _n(each.checkpoints, each.origins)])
     return markdown(["score", "claim", "verdict", "N"], rows)
 
 
 def _association_row(each: Association) -> list[Any]:
     return [
-        *(each.reading, each.measure),
+        *(each.reading, each.measure, each.origins),
         *(number for c in (each.pearson, each.spearman) for number in (c.value, c.low, c.high, c.p, c.n)),
     ]
 
 
 def _verdict_row(each: AlignmentVerdict) -> list[Any]:
-    numbers = each.spearman, each.adjusted_p, each.checkpoints
+    numbers = each.spearman, each.adjusted_p, each.checkpoints, each.origins
     return [each.reading, each.claim, each.part, str(each.decision), *numbers, TEST]
 
 
@@ -157,6 +168,10 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
     path = study.folder / "figures" / "layers.png"
     write_rows(path.with_suffix(".csv"), ["score", "checkpoint", "layer", "value"], rows)
     return [epoch_plot(panels, path, ylabel="Cosine", xlabel="Layers behind (0: the LLM's input)")]
+
+
+def _n(checkpoints: int, origins: int) -> str:
+    return str(checkpoints) if origins == checkpoints else f"{checkpoints} of {origins} origins"
 
 
 def _text(each: Correlation) -> str:

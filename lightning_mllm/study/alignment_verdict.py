@@ -11,6 +11,7 @@ and does not where one does not.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ WITH_ACCURACY = "the alignment score rises with task accuracy"
 AGAINST_HALLUCINATION = "the alignment score falls with hallucination"
 NOT_CLAIMED = (f"{PRESENCE}/yes_rate", f"{CAPTIONS}/recall")  # shown beside the claims
 
+_OF_DRAWING = ("accuracy", "f1", "yes_rate")
 _NOTHING = Correlation(math.nan, math.nan, math.nan, math.nan, 0)
 
 
@@ -39,12 +41,14 @@ class Association:
         measure: What it is set beside.
         pearson: Of the numbers.
         spearman: Of their ranks.
+        origins: How many entries of the study's `checkpoints` are behind the N: those of one training are one.
     """
 
     reading: str
     measure: str
     pearson: Correlation
     spearman: Correlation
+    origins: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class AlignmentVerdict:
         part: The measure that it is about; empty for the whole.
         decision: What is known.
         checkpoints: Number of checkpoints, the least of the parts.
+        origins: How many entries of the study's `checkpoints` they are of, the least of the parts.
         spearman: Of a part.
         adjusted_p: Its p-value after Holm.
     """
@@ -66,6 +71,7 @@ class AlignmentVerdict:
     part: str
     decision: Decision
     checkpoints: int
+    origins: int
     spearman: float | None = None
     adjusted_p: float | None = None
 
@@ -80,15 +86,22 @@ def claims_of(study: AlignmentStudy) -> dict[str, dict[str, int]]:
 
 
 def measures_of(study: AlignmentStudy, scores: Sequence[Score]) -> list[str]:
-    """Return what the alignment score is set beside, each once, in order."""
+    """Return what the alignment score is set beside, each once, in order; for POPE over all ways of drawing."""
     shown = {*NOT_CLAIMED, *(measure for signs in claims_of(study).values() for measure in signs)}
     return [name for name in dict.fromkeys(score.measure for score in scores) if name in shown]
+
+
+def measures_of_drawing(scores: Sequence[Score]) -> list[str]:
+    """Return POPE's measures per way of drawing what is absent, which no claim is about: `presence/popular/f1`."""
+    names = (name.split("/") for name in dict.fromkeys(score.measure for score in scores))
+    return ["/".join(parts) for parts in names if len(parts) == 3 and parts[0] == PRESENCE and parts[2] in _OF_DRAWING]
 
 
 def associate(study: AlignmentStudy, scores: Sequence[Score]) -> list[Association]:
     """Return the correlations of each reading with each measure, over the checkpoints that have both."""
     table = {(score.checkpoint, score.measure): score.value for score in scores}
     checkpoints = list(dict.fromkeys(score.checkpoint for score in scores))
+    origins = study.origins()
 
     def column(measure: str) -> Floats:
         return np.array([table.get((checkpoint, measure)) for checkpoint in checkpoints], dtype=np.float64)
@@ -96,11 +109,12 @@ def associate(study: AlignmentStudy, scores: Sequence[Score]) -> list[Associatio
     found = []
     for reading in study.readings:
         ours = column(f"{ALIGNMENT}/{reading}")
-        for measure in measures_of(study, scores):
+        for measure in [*measures_of(study, scores), *measures_of_drawing(scores)]:
             theirs = column(measure)
             pearson = correlate(ours, theirs, "pearson", study.resamples)
             spearman = correlate(ours, theirs, "spearman", study.resamples)
-            found.append(Association(reading, measure, pearson, spearman))
+            both = {origins[c] for c, gap in zip(checkpoints, np.isnan(ours + theirs), strict=True) if not gap}
+            found.append(Association(reading, measure, pearson, spearman, len(both)))
     return found
 
 
@@ -110,7 +124,7 @@ def verdicts(study: AlignmentStudy, associations: Sequence[Association]) -> list
     return [
         verdict
         for reading in study.readings
-        for verdict in _judge(reading, claims, {a.measure: a.spearman for a in associations if a.reading == reading})
+        for verdict in _judge(reading, claims, {a.measure: a for a in associations if a.reading == reading})
     ]
 
 
@@ -127,17 +141,34 @@ def too_few(study: AlignmentStudy, associations: Sequence[Association]) -> str:
     )
 
 
+def not_independent(study: AlignmentStudy, scores: Sequence[Score]) -> str:
+    """Return a plain statement if checkpoints of one training are among those that have scores; else empty."""
+    origins, checkpoints = study.origins(), {score.checkpoint for score in scores}
+    counts = Counter(origins[checkpoint] for checkpoint in checkpoints)
+    trainings = {name: count for name, count in counts.items() if count > 1}
+    if not trainings:
+        return ""
+    return (
+        f"{sum(trainings.values())} of the {len(checkpoints)} checkpoints share a training with others "
+        f"({', '.join(f'{name}: {count}' for name, count in trainings.items())}), so that they are no independent "
+        f"draws: {len(checkpoints)} checkpoints are of {len(counts)} origins. All p-values, intervals and verdicts "
+        "below count checkpoints, and are too sure of themselves; what they say is about these trainings."
+    )
+
+
 def _judge(
-    reading: str, claims: Mapping[str, Mapping[str, int]], found: Mapping[str, Correlation]
+    reading: str, claims: Mapping[str, Mapping[str, int]], found: Mapping[str, Association]
 ) -> Iterator[AlignmentVerdict]:
-    """Decide the claims for a reading of the score, by the correlations with each measure."""
-    correlations = {measure: found.get(measure, _NOTHING) for signs in claims.values() for measure in signs}
+    """Decide the claims for a reading of the score, by how it goes with each measure."""
+    measures = [measure for signs in claims.values() for measure in signs]
+    correlations = {measure: found[measure].spearman if measure in found else _NOTHING for measure in measures}
+    origins = {measure: found[measure].origins if measure in found else 0 for measure in measures}
     ps = [1.0 if math.isnan(each.p) else each.p for each in correlations.values()]
     adjusted = dict(zip(correlations, holm(ps), strict=True))
     for claim, signs in claims.items():
         decisions = {name: decide(sign * correlations[name].value, adjusted[name]) for name, sign in signs.items()}
-        least = min(correlations[name].n for name in signs)
-        yield AlignmentVerdict(reading, claim, "", all_of([*decisions.values()]), least)
+        least = min(correlations[name].n for name in signs), min(origins[name] for name in signs)
+        yield AlignmentVerdict(reading, claim, "", all_of([*decisions.values()]), *least)
         for name, decision in decisions.items():
             each = correlations[name]
-            yield AlignmentVerdict(reading, claim, name, decision, each.n, each.value, adjusted[name])
+            yield AlignmentVerdict(reading, claim, name, decision, each.n, origins[name], each.value, adjusted[name])

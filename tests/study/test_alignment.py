@@ -84,7 +84,10 @@ def test_numbers_correlations_and_verdicts_are_written(study: Change) -> None:
     assert (score["value"], score["n"]) == ("0.03", "32")
 
     found = {(row["score"], row["measure"]): row for row in rows_of("correlations.csv")}
-    assert len(found) == 2 * (1 + 3 + 3)
+    assert len(found) == 2 * (1 + 3 + 3 + 3)  # presence in all and of one way of drawing
+    assert float(found[READINGS[0], "presence/random/yes_rate"]["spearman_value"]) == pytest.approx(1)
+    assert "## POPE by how absent objects were drawn" in report()
+    assert "origins" not in report()
     chair = found["ima_same_layer avg", "captions/chair_s"]
     assert float(chair["spearman_value"]) == pytest.approx(-1)
     assert float(chair["spearman_p"]) == pytest.approx(2 / 5040)
@@ -204,6 +207,10 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
     assert not run_study(study(checkpoints={"c1": "hub/c1", "fit": moved}), again := Measuring())
     assert not again.calls
     copied.parent.rename(folder.parent)
+    assert "3 of the 4 checkpoints share a training with others (fit: 3)" in report()
+    assert "4 checkpoints are of 2 origins" in report()
+    assert {(row["checkpoints"], row["origins"]) for row in rows_of("verdict.csv")} == {("4", "2")}
+    assert {(row["spearman_n"], row["origins"]) for row in rows_of("correlations.csv")} == {("4", "2")}
     path = option(runs.calls[4], "--ckpt_path")
     assert (path, option(runs.calls[4], "--model.checkpoint")) == (f"{folder}/epoch=0-step=9.ckpt", "hub/c1")
 
