@@ -101,7 +101,7 @@ class TestComputationSkipping(AnalysisContract):
             ({"shares": (0.5, 0.5)}, r"each once; found \[0\.5, 0\.5\]"),
             ({"repetitions": -1}, r"repetitions must be at least 0, not -1"),
             ({"computations": ("parallel_blocks",)}, r"pair of parallel blocks"),
-            ({"skip": Skip(choice="lowest_change", start=1)}, r"starts has layer 0, .* Start at 1"),
+            ({"skip": Skip(choice="lowest_change", start=1)}, r"starts has layer 0; .* Start at 1"),
         ],
     )
     def test_a_grid_that_can_not_be_is_refused(self, options: dict[str, Any], message: str) -> None:
