@@ -10,9 +10,11 @@ import lightning as L
 from lightning_mllm.analysis.alignment import Alignment
 from lightning_mllm.analysis.alignment_summary import READINGS, Reading, alignment_score
 from lightning_mllm.analysis.base import AnalysisResult
+from lightning_mllm.analysis.similarity import MODES, VECTOR_MODES
 from lightning_mllm.analysis.token_sets import ALL_TOKENS, TokenSets
 from lightning_mllm.callbacks import access
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.files import write_rows
 from lightning_mllm.tracking.log import log_image, log_metrics
@@ -34,6 +36,9 @@ class AlignmentMonitor(RunAnalysis):
         tokens: Which tokens they count.
         every_n_epochs: Epochs between measurements.
         before_training: Whether the untrained model is measured too.
+
+    Raises:
+        ConfigError: There is no score, or the analysis does not measure them in this mode or of these tokens.
     """
 
     def __init__(
@@ -48,8 +53,27 @@ class AlignmentMonitor(RunAnalysis):
     ) -> None:
         measured = analysis or Alignment(gaps=(), pair_budget=0, sets=TokenSets(sink_ratio=None))
         super().__init__(measured, every_n_epochs=every_n_epochs, before_training=before_training)
+        if not scores or len({*scores}) < len(scores):
+            raise ConfigError(f"AlignmentMonitor.scores is {list(scores)}. Name one or more of them, each once.")
+        modes = MODES if measured.pair_budget else VECTOR_MODES
+        if mode not in modes:
+            raise ConfigError(
+                f"AlignmentMonitor.mode is {mode!r}, but its analysis compares tokens by {', '.join(modes)}. Choose "
+                "one of them; median, max, min and max_mean need an analysis with a pair_budget."
+            )
+        if tokens not in measured.sets.variants:
+            raise ConfigError(
+                f"AlignmentMonitor.tokens is {tokens!r}, but its analysis counts {', '.join(measured.sets.variants)}. "
+                "Choose one of them; 'without sinks' needs an analysis whose sets have a sink_ratio."
+            )
         self.scores, self.mode, self.tokens = tuple(scores), mode, tokens
         self._rows: list[list[Any]] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the scores of another training, and measure the untrained model."""
+        if not access.mllm(pl_module).trained_steps:
+            self._rows = []
+        super().on_fit_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores so far, so that a resumed run has them too."""

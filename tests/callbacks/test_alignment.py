@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_mllm.analysis.alignment import Alignment
 from lightning_mllm.analysis.alignment_summary import alignment_score
 from lightning_mllm.callbacks import AlignmentMonitor
+from lightning_mllm.errors import ConfigError
 from tests.callbacks.following import Keep, Run, make_run
 
 MOMENTS = [("-1", "0", "val"), ("0", "2", "val"), ("1", "4", "val"), ("1", "4", "test")]
@@ -60,9 +62,29 @@ def test_a_resumed_run_has_the_scores_of_the_earlier_one(followed: Run, tiny_lla
     assert [*first] == [*before]
 
 
-def test_one_reading_at_the_last_epoch_can_be_enough(tiny_llava: str, tmp_path: Path) -> None:
+def test_one_reading_at_the_last_epoch_can_be_enough_and_another_training_has_no_part_in_it(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     callback = AlignmentMonitor(Alignment(), scores=["ima_input"], mode="mean", every_n_epochs=5, before_training=False)
+    callback.load_state_dict({"rows": [[0, 2, "val", "ima_input", 0.5, 0.4, 0.6, 8]]})  # of a training before this one
 
     rows = make_run(tiny_llava, tmp_path, [callback]).fit().rows("alignment.csv")
 
     assert [(row["step"], row["score"]) for row in rows] == [("4", "ima_input")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scores": []}, r"scores is \[\]\. Name one or more"),
+        ({"scores": ["ima_input"] * 2}, r"each once"),
+        ({"mode": "max"}, r"mode is 'max', but its analysis compares tokens by avg, mean\."),
+        ({"mode": "mode", "analysis": Alignment()}, r"by avg, mean, median, max, min, max_mean\."),
+        ({"tokens": "without sinks"}, r"tokens is 'without sinks', but its analysis counts all\."),
+    ],
+)
+def test_a_score_that_the_analysis_does_not_have_is_refused_before_the_fit(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AlignmentMonitor(**options)
