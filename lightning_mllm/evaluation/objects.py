@@ -17,6 +17,7 @@ The longest wins, and what is found is not looked at again: a "hot dog" is no "d
 from __future__ import annotations
 
 import csv
+import io
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -67,7 +68,7 @@ class ObjectVocabulary:
             DataError: It does not exist, is no UTF-8 text, or holds no vocabulary.
         """
         words: dict[str, list[str]] = {}
-        lines = (line for line in _lines(Path(path)) if line.strip() and not line.startswith("#"))
+        lines = (line for line in _text(Path(path)).splitlines() if line.strip() and not line.lstrip().startswith("#"))
         for name, *synonyms in csv.reader(lines, skipinitialspace=True):
             words.setdefault(name.strip(), []).extend(synonyms)
         return cls(words, str(path))
@@ -95,11 +96,11 @@ def read_objects(path: str | Path, vocabulary: ObjectVocabulary) -> dict[str, fr
     Raises:
         DataError: The file does not exist or has other columns; a sample is there twice; an object is unknown.
     """
-    reader = csv.reader(_lines(Path(path)))
+    reader = csv.reader(io.StringIO(_text(Path(path)), newline=""))  # ids may hold line ends
     if (header := next(reader, [])) != _COLUMNS:
         raise DataError(f"{path} has the columns {', '.join(header) or '(none)'}; expected are {', '.join(_COLUMNS)}.")
     found: dict[str, frozenset[str]] = {}
-    for row in reader:
+    for row in filter(None, reader):
         where = f"{path}, line {reader.line_num}"
         if len(row) != len(_COLUMNS) or row[0] in found:
             problem = f"sample {row[0]!r} is there twice" if len(row) == len(_COLUMNS) else f"{len(row)} cells, not 2"
@@ -114,11 +115,11 @@ def read_objects(path: str | Path, vocabulary: ObjectVocabulary) -> dict[str, fr
     return found
 
 
-def _lines(path: Path) -> list[str]:
+def _text(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"The file {path} does not exist. Correct the path.")
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
 

@@ -17,6 +17,7 @@ dining table, table
 plate, dish
 knife, knives
 
+  # an indented comment, dish
 -, home plate, dog-house
 dog, hound
 """
@@ -85,9 +86,12 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_a_table_says_what_is_in_each_picture(tmp_path: Path, vocabulary: ObjectVocabulary) -> None:
     table = tmp_path / "objects.csv"
-    table.write_text('sample_id,objects\na,dog; hot dog\n"b,1",\n')
+    table.write_text('sample_id,objects\na,dog; hot dog\n"b,1",\n\n"c\n2",dog\nd\u2028\x0c3,plate\n\n')
 
-    assert read_objects(table, vocabulary) == {"a": {"dog", "hot dog"}, "b,1": frozenset()}
+    assert read_objects(table, vocabulary) == {
+        **{"a": {"dog", "hot dog"}, "b,1": frozenset()},
+        **{"c\n2": {"dog"}, "d\u2028\x0c3": {"plate"}},  # ids are kept to the letter
+    }
 
 
 @pytest.mark.parametrize(
