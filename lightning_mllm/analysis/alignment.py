@@ -143,6 +143,7 @@ class Alignment(StreamedAnalysis):
             for state in self.states:
                 vectors = measured[f"{state} vectors"].movedim(0, -2)  # (variants, layers, modes, sets, batch, width)
                 self.found.add(f"{state} moments", vectors.mT @ vectors)
+                self.found.add(f"{state} fourth moments", measured[f"{state} squares"].square().sum(0))
 
     def read_again(self, found: Found) -> set[str]:
         """Return the samples whose tokens were kept: they are in no file."""

@@ -148,14 +148,22 @@ def _deviations(state: State, groups: Groups) -> dict[str, Tensor]:
         return {}
     moments = groups.per_group(f"{state} moments")  # (variants, layers, modes, sets, width, width), of all samples
     n = float(groups.sizes.sum())
-    means = groups.total(f"{state} vectors", groups.choices()[0]) / n
-    found: dict[str, Tensor] = {}
+    every = groups.choices()[0]
+    sums, squares = (groups.total(f"{state} {each}", every) for each in ("vectors", "squares"))
+    means, fourth = sums / n, groups.per_group(f"{state} fourth moments")
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}  # means of inner products, and of their squares
     for reading in READINGS if state is State.RESIDUAL else ("ima_same_layer",):
         at = slice(0, 1) if reading == "ima_input" else slice(None)
         second = (moments[:, at, :, 0] * moments[:, :, :, 1]).sum((-2, -1)) / n**2
-        mean = inner(means[:, at, :, 0], means[:, :, :, 1])
+        pairs[reading] = inner(means[:, at, :, 0], means[:, :, :, 1]), second
+    for k, each in enumerate(SETS):  # no sample with itself
+        own, own_squared = squares[..., k], fourth[..., k]
+        first, second = inner(sums[..., k, :], sums[..., k, :]) - own, moments[..., k, :, :].square().sum((-2, -1))
+        pairs[each] = over(first, n * (n - 1)), over(second - own_squared, n * (n - 1))
+    found: dict[str, Tensor] = {}
+    for prefix, (mean, second) in pairs.items():
         deviation = (second - mean.square()).clamp(min=0).sqrt()
-        found |= zip([f"{each} deviation" for each in names(reading, VECTOR_MODES)], deviation.unbind(-1), strict=True)
+        found |= zip([f"{each} deviation" for each in names(prefix, VECTOR_MODES)], deviation.unbind(-1), strict=True)
     return found
 
 

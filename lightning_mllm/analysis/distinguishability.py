@@ -30,6 +30,7 @@ from lightning_mllm.probing import FeatureSet, LinearProbe, linear_cka
 from lightning_mllm.types import Sample
 
 Method = Literal["tsne", "pca"]
+_LEARNT = 2  # samples: the classifier holds one out to stop
 MEASURES = ("classifier accuracy", "linear CKA")
 
 
@@ -113,14 +114,16 @@ class Distinguishability(TokenMeans):
         """Return the groups of samples with these pictures, and which are scored.
 
         Raises:
-            DataError: All are, or none.
+            DataError: None is, or there are too few others to learn from.
         """
         groups = np.array([group_of(picture, self.seed, self.groups) for picture in pictures])
         held_out = groups >= self.groups // 2
-        if held_out.all() or not held_out.any():
+        scored, learnt = int(held_out.sum()), int((~held_out).sum())
+        if learnt < _LEARNT or not scored:
             raise DataError(
-                f"{self.name} learns from the samples of half of its groups and is scored on the others, but all "
-                f"{len(pictures)} samples are in one half. Use more samples, or another seed."
+                f"{self.name} learns from {_LEARNT} samples or more, those of half of its groups, and is scored on the "
+                f"others; of {len(pictures)} samples it has {learnt} to learn from and {scored} to score. Use more "
+                "samples, or another seed."
             )
         return groups, held_out
 

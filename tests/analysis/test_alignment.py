@@ -68,6 +68,8 @@ def test_all_pairs_are_those_of_a_loop_over_all_pairs(
             for name, tokens in (("perceptual", perceptual), ("textual", textual)):
                 within = over_pairs(tokens, tokens, mode, own=False)
                 assert curve(result, f"{name} {mode}")[layer] == pytest.approx(np.mean(within), abs=1e-12)
+                if mode in VECTOR_MODES:
+                    assert curve(result, f"{name} {mode} deviation")[layer] == pytest.approx(np.std(within))
             if mode in VECTOR_MODES:
                 assert curve(result, f"ima_same_layer {mode} deviation")[layer] == pytest.approx(np.std(same))
                 assert curve(result, f"ima_input {mode} deviation")[layer] == pytest.approx(np.std(from_input))

@@ -10,6 +10,7 @@ import torch
 from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 
 from lightning_mllm.analysis.distinguishability import Distinguishability, TokenMap
+from lightning_mllm.analysis.jackknife import group_of
 from lightning_mllm.analysis.streaming import Found
 from lightning_mllm.analysis.token_means import TokenMeans
 from lightning_mllm.errors import ConfigError, DataError
@@ -127,11 +128,13 @@ def test_states_that_are_the_same_for_all_samples_have_no_cka() -> None:
     assert np.isnan(result.at(tokens="all", measure="linear CKA")[:, 0]).all()
 
 
-def test_samples_of_one_half_are_refused() -> None:
-    with pytest.raises(DataError, match="all 1 samples are in one half"):
+def test_samples_of_which_too_few_are_in_a_half_are_refused() -> None:
+    seed = next(k for k in range(99) if sum(group_of(f"test-{n}", k, 16) < 8 for n in range(3)) == 1)
+
+    with pytest.raises(DataError, match="of 1 samples it has 0 to learn from and 1 to score"):
         drawn(Distinguishability(), torch.randn(1, 1, 2, 4))
-    with pytest.raises(DataError, match="all 1 samples are in one half"):
-        Distinguishability().check([question("test", 0), Sample(id="text only")])  # at set-up already
+    with pytest.raises(DataError, match="of 3 samples it has 1 to learn from and 2 to score"):  # at set-up already
+        Distinguishability(seed=seed).check([*(question("test", n) for n in range(3)), Sample(id="text only")])
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
