@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis.base import Analysis, AnalysisResult
+from lightning_mllm.analysis.calibration_files import StoredSubNetwork, pruned_to
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
@@ -25,7 +26,6 @@ from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
 from lightning_mllm.tracking.log import WandbMode, make_loggers
 
 Split = Literal["train", "val", "test"]
-
 log = logging.getLogger(__name__)
 
 
@@ -250,6 +250,7 @@ class Trainer(L.Trainer):
         *,
         output: str,
         dtype: DType = "auto",
+        subnetwork: StoredSubNetwork | None = None,
     ) -> list[Path]:
         """Write a trained model as a Hugging Face folder, with the projector alone and a PEFT adapter beside it.
 
@@ -259,6 +260,7 @@ class Trainer(L.Trainer):
             ckpt_path: Training checkpoint; without it the model is exported as it is.
             output: Folder to make.
             dtype: In which the weights are written; `auto` is that of the checkpoint that training started from.
+            subnetwork: What is kept of the LLM's weights, the others are written as 0; by default all are kept.
 
         Returns:
             What was written.
@@ -268,14 +270,12 @@ class Trainer(L.Trainer):
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
-        config = load_config(
-            model.source.checkpoint, revision=model.source.revision, trust_remote_code=model.source.trust_remote_code
-        )
-        kept: torch.dtype = config.dtype or torch.float32  # type: ignore[assignment]  # a string only in JSON
-        weights_dtype = kept if dtype == "auto" else resolve_dtype(dtype, "cpu")
-        written = export(model.backbone, Path(output), source=model.source, dtype=weights_dtype)
-        for path in written:
-            log.info("Exported %s", path)
+        source = model.source
+        config = load_config(source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code)
+        weights_dtype: Any = (config.dtype or torch.float32) if dtype == "auto" else resolve_dtype(dtype, "cpu")
+        with pruned_to(model.backbone, subnetwork):
+            written = export(model.backbone, Path(output), source=source, dtype=weights_dtype)
+        log.info("Exported %s", ", ".join(map(str, written)))
         return written
 
 

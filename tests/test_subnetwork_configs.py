@@ -1,4 +1,4 @@
-"""From the command line: calibrate on one split, ask on another."""
+"""From the command line: calibrate on one split, ask on another, export what is kept."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.analysis.activated_weights import ActivatedWeights
+from lightning_mllm.analysis.linear_layers import matrices
 from lightning_mllm.analysis.pruned_accuracy import PrunedAccuracy
 from lightning_mllm.cli import main
+from lightning_mllm.models.backbone import Backbone
 from tests.running import CONFIGS, files_below, isolate, refusal, write_llava_json
 
 SUBNETWORKS = ("analysis/subnetwork.yaml", "analysis/pruned_accuracy.yaml")
@@ -45,7 +47,7 @@ def asked(tiny_llava: str, tmp_path: Path) -> list[str]:
     ]
 
 
-def test_the_shipped_configs_calibrate_and_then_ask(asked: list[str]) -> None:
+def test_the_shipped_configs_calibrate_and_ask_and_what_is_kept_is_exported(asked: list[str], tiny_llava: str) -> None:
     calibrate, ask = (str(CONFIGS / name) for name in SUBNETWORKS)
     main(["analyze", *asked, "--config", calibrate, "--analysis.samples", "2"])
     folder = f"runs/subnetwork/analysis/train-step0/{ActivatedWeights.default_name}"
@@ -63,7 +65,21 @@ def test_the_shipped_configs_calibrate_and_then_ask(asked: list[str]) -> None:
         found = {(row["subnetwork"], row["kind"]): row["n"] for row in csv.DictReader(file)}
     assert found["alpha 0.5", "all"] == "8"
     assert found["of shape 0.5", "colour"] == "4"
-    assert json.loads((out / "settings.json").read_text())["found"]["sparsity"]["alpha 0.5"] > 0.5
+    sparsity = json.loads((out / "settings.json").read_text())["found"]["sparsity"]["alpha 0.5"]
+    assert sparsity > 0.5
+
+    main(["export", "--model.checkpoint", tiny_llava, "--subnetwork.path", folder, "--output", "alpha"])
+
+    weights = [module.weight for module in matrices(Backbone.from_pretrained("alpha")).values()]
+    assert sum(int((w == 0).sum()) for w in weights) == round(sparsity * sum(w.numel() for w in weights))
+
+
+def test_a_sub_network_that_is_not_there_is_not_exported(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", "--model.checkpoint", tiny_llava, "--output", "out", "--subnetwork.path"]
+
+    assert "no sub-network file nowhere" in refusal(capsys, [*arguments, "nowhere"])
+    assert "has no rows.csv with samples" in refusal(capsys, [*arguments, "."])
+    assert not Path("out").exists()
 
 
 def test_the_calibrations_have_to_be_named(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:

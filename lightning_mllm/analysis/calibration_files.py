@@ -1,14 +1,21 @@
-"""The calibrations of several tasks in a folder: a file each, and a row per sample that says which there must be."""
+"""The calibrations of several tasks in a folder: a file each, and a row per sample that says which there must be.
+
+With `lightning export --subnetwork.path <folder>` the model is written with nothing but what all of these tasks keep.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from lightning_mllm.analysis.calibration import Calibration, Tokens
 from lightning_mllm.analysis.rows import read_rows
+from lightning_mllm.analysis.subnetwork import SubNetwork, intersection, pruned
 from lightning_mllm.errors import CheckpointError
+from lightning_mllm.models.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +52,43 @@ def load_calibrations(folder: Path, tokens: Tokens) -> dict[str, Calibration]:
             "ended. Name such a folder: runs/<name>/analysis/<split>-step<k>/activated_weights."
         )
     return {task: Calibration.load(folder / file_name(task, tokens, 0)) for task in tasks}
+
+
+@dataclass(frozen=True)
+class StoredSubNetwork:
+    """A sub-network on the disk.
+
+    Attributes:
+        path: Folder that an `ActivatedWeights` of this model has left behind: what all of its tasks keep, the
+            alpha-SubNet. Or the file of any sub-network, see `SubNetwork.save`.
+        tokens: Which of the folder's calibrations; no matter for a file.
+    """
+
+    path: str
+    tokens: Tokens = "perceptual"
+
+    def load(self, backbone: Backbone) -> SubNetwork:
+        """Read it.
+
+        Raises:
+            CheckpointError: There is none, it is damaged, or the calibrations are of a model with other weights.
+        """
+        if not Path(self.path).is_dir():
+            return SubNetwork.load(Path(self.path))
+        calibrations = load_calibrations(Path(self.path), self.tokens)
+        return intersection([calibration.subnetwork(backbone) for calibration in calibrations.values()])
+
+
+@contextmanager
+def pruned_to(backbone: Backbone, stored: StoredSubNetwork | None) -> Iterator[None]:
+    """Let a model have nothing but a stored sub-network while the `with` block lasts; without one, all it has.
+
+    Raises:
+        CheckpointError: As `StoredSubNetwork.load`.
+        ConfigError: It is that of a model of another size, or the model can't be pruned.
+    """
+    if stored is None:
+        yield
+        return
+    with pruned(backbone, stored.load(backbone)):
+        yield

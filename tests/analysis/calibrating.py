@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from math import floor
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.analysis.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.calibration import Reading
 from lightning_mllm.analysis.linear_layers import Matrix
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Segment, TokenSpans
+from tests.analysis.asking import batches, tokenizer
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+CHOOSE, LOGICAL = "choose/attr", "logical/obj"  # tasks of four and of two samples
 SEVEN = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
@@ -50,6 +54,17 @@ def prune_by_hand(weight: Tensor, squares: Tensor, sparsity: float) -> Tensor:
         order = sorted(range(len(scores)), key=lambda column: scores[column])
         kept[row, order[: floor(sparsity * len(scores))]] = False
     return kept
+
+
+def run(
+    backbone: Backbone, checkpoint: str, folder: Path | None = None, size: int = 4, **options: Any
+) -> ActivatedWeights:
+    """Calibrate on the questions of the tests."""
+    analysis = ActivatedWeights(**{"samples": 2, **options})
+    analysis.prepare(tokenizer(checkpoint), folder)
+    for batch in batches(checkpoint, size):
+        analysis.update(backbone, batch)
+    return analysis
 
 
 def widen(batch: MultimodalBatch, left: int, right: int) -> MultimodalBatch:

@@ -16,22 +16,20 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 from lightning_mllm.analysis import AnalysisResult
 from lightning_mllm.analysis.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.calibration import Calibration, Reading, calibrate
-from lightning_mllm.analysis.calibration_files import file_name, load_calibrations
 from lightning_mllm.analysis.linear_layers import matrices
 from lightning_mllm.analysis.pruning import Pruning
 from lightning_mllm.analysis.subnetwork import iou
-from lightning_mllm.errors import CheckpointError, ConfigError, DataError
+from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.tracking.analysis_figures import draw_plots
 from lightning_mllm.types import Sample
 from tests.analysis.asking import batches, tokenizer
-from tests.analysis.calibrating import SEVEN
+from tests.analysis.calibrating import CHOOSE, LOGICAL, SEVEN, run
 from tests.analysis.contract import same
 from tests.analysis.knocking import count_hooks, last_logits, make_backbone
 from tests.running import picture
 
 DEPTH = 2  # of the tiny checkpoint
-CHOOSE, LOGICAL = "choose/attr", "logical/obj"  # tasks of four and of two samples
 GROUPS = (
     "perceptual / textual, one task",
     "perceptual / textual, two tasks",
@@ -43,16 +41,6 @@ GROUPS = (
 @pytest.fixture(scope="module")
 def backbone(tiny_llava: str) -> Backbone:
     return make_backbone(tiny_llava, layers=DEPTH)
-
-
-def run(
-    backbone: Backbone, checkpoint: str, folder: Path | None = None, size: int = 4, **options: Any
-) -> ActivatedWeights:
-    analysis = ActivatedWeights(**{"samples": 2, **options})
-    analysis.prepare(tokenizer(checkpoint), folder)
-    for batch in batches(checkpoint, size):
-        analysis.update(backbone, batch)
-    return analysis
 
 
 def by_hand(backbone: Backbone, checkpoint: str, ids: list[str], reading: Reading, pruning: Pruning) -> Calibration:
@@ -152,20 +140,6 @@ def test_batches_do_not_matter(backbone: Backbone, tiny_llava: str, size: int) -
     same(run(backbone, tiny_llava, size=size, **options).compute(), run(backbone, tiny_llava, **options).compute())
 
 
-def test_a_folder_holds_vectors_from_which_masks_are_made_again(
-    backbone: Backbone, tiny_llava: str, tmp_path: Path
-) -> None:
-    in_memory = run(backbone, tiny_llava).compute()
-    analysis = run(backbone, tiny_llava, tmp_path)
-    analysis.merge()
-
-    same(analysis.compute(), in_memory)
-    files = {file_name(task, tokens, 0) for task in (CHOOSE, LOGICAL) for tokens in ("perceptual", "textual")}
-    assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "making.json", *files}
-    assert (tmp_path / "rows.csv").read_text().splitlines()[1] == f"test-0,{CHOOSE},0"
-    assert set(load_calibrations(tmp_path, "textual")) == {CHOOSE, LOGICAL}
-
-
 def test_what_was_stopped_goes_on_with_the_sets_that_it_lacks(
     backbone: Backbone, tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,22 +159,6 @@ def test_what_was_stopped_goes_on_with_the_sets_that_it_lacks(
 
     same(resumed.compute(), whole)
     assert sorted(tasks) == [CHOOSE] * 2 + [LOGICAL] * 4  # of two kinds of tokens each
-
-
-def test_a_finished_set_whose_file_is_gone_is_an_error(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
-    run(backbone, tiny_llava, tmp_path).merge()
-    (tmp_path / file_name(LOGICAL, "textual", 0)).unlink()
-
-    with pytest.raises(CheckpointError, match=r"There is no calibration file .*logical%2Fobj\.textual\.0"):
-        run(backbone, tiny_llava, tmp_path)
-    with pytest.raises(CheckpointError, match="None is left out in silence"):
-        load_calibrations(tmp_path, "textual")
-    assert len(load_calibrations(tmp_path, "perceptual")) == 2
-
-
-def test_a_folder_without_calibrations_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no rows\.csv with samples"):
-        load_calibrations(tmp_path, "textual")
 
 
 def test_other_settings_do_not_go_on(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
