@@ -44,8 +44,8 @@ MEASURES = (
     "accuracy_percent",
     "accuracy_change_points",  # against nothing skipped, the same questions
     "flops_percent",  # of those with nothing skipped
-    "time_percent",  # N and intervals of times are of passes, not of questions
-    "milliseconds",  # per sample of a pass
+    "time_percent",  # of all kinds together; N and intervals of times are of passes, not of questions
+    "milliseconds",  # per sample of a pass; likewise
 )
 _COLUMNS = ("right", "flops", "flops_clean", "seconds", "seconds_clean")
 
@@ -214,6 +214,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         shape = tuple(map(len, axes.values()))
         for group, (kind, rows) in enumerate(kept.groups.items() if len(kept.ids) else ()):
             own = {column: each[rows].reshape(len(rows), -1) for column, each in cells.items()}
+            own["seconds"] *= 1 if len(rows) == len(kept.ids) else nan  # a pass is of a batch of all kinds
             numbers = _numbers(own, before[rows, None], self.bootstrap.draw(kept.pictures[rows], kind))
             values[group] = numbers.reshape(*shape, len(MEASURES), len(STATISTICS))
         more = {

@@ -65,6 +65,8 @@ class TestComputationSkipping(AnalysisContract):
         )
         assert (result.at(kind="all", percent=0.0, measure="flops_percent", statistic="value") == 100).all()
         assert (result.at(kind="all", percent=50.0, measure="flops_percent", statistic="high_95") < 100).all()
+        one_kind = result.at(kind="choose/attr", statistic="n").reshape(-1, 5)
+        assert (one_kind == [4, 4, 4, 0, 0]).all()  # of whose passes are other kinds' too
         counts = result.at(kind="all", statistic="n").reshape(-1, 5)
         assert passes == 2  # a time is one of its batch
         assert (counts == [5, 5, 5, 2, 2]).all()
