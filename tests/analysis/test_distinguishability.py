@@ -13,6 +13,7 @@ from lightning_mllm.analysis.distinguishability import Distinguishability, Token
 from lightning_mllm.analysis.jackknife import group_of
 from lightning_mllm.analysis.streaming import Found
 from lightning_mllm.analysis.token_means import TokenMeans
+from lightning_mllm.analysis.token_sets import TokenSets
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.probing import linear_cka
@@ -74,6 +75,21 @@ def test_what_stands_in_padding_is_in_no_mean(tiny_llava: str) -> None:
         found.update(backbone, batch)
 
     torch.testing.assert_close(found.found.kept, expected.found.kept)
+
+
+def test_sinks_are_in_no_mean_where_there_is_a_ratio(tiny_llava: str) -> None:
+    backbone, analysis = make_backbone(tiny_llava), TokenMap(layers=(2,), sets=TokenSets(sink_ratio=1.02))
+    for batch in batches(tiny_llava, 4):
+        analysis.update(backbone, batch)
+
+    means, *_ = analysis.means(analysis.found)
+
+    for own, sample in zip(means, samples_by_hand(backbone, batches(tiny_llava, 4)), strict=True):
+        for k, tokens in enumerate(sample[2]):
+            norms = np.linalg.norm(tokens, axis=1)
+            kept = norms <= 1.02 * np.median(norms)
+            assert 0 < kept.sum() < len(kept)
+            np.testing.assert_allclose(own[0, k], tokens[kept].mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_no_more_samples_are_read_than_are_drawn(tiny_llava: str) -> None:

@@ -109,6 +109,31 @@ def test_layers_are_compared_token_by_token(backbone: Backbone, tiny_llava: str)
             assert np.isnan(found[LAYERS + 1 - gap :]).all()
 
 
+def test_without_sinks_only_the_others_are_read(backbone: Backbone, tiny_llava: str) -> None:
+    """A token that is a sink at one of two layers is not compared between them."""
+    (batch,) = batches(tiny_llava, 6)
+    sets = TokenSets(sink_ratio=1.1)
+    result = read(backbone, tiny_llava, [batch], gaps=(1,), sets=sets, without_sinks=True)
+    expected, norms = tables(backbone, batch), [states.norm(dim=-1) for states in residuals(backbone, batch)]
+
+    for k, name in enumerate(SETS):
+        own = [[each[row][places(batch, row)[k]] for each in norms] for row in range(6)]
+        kept = [[each <= 1.1 * np.median(each) for each in sample] for sample in own]  # sample, layer -> tokens
+        assert any(not torch.equal(sample[0], sample[1]) for sample in kept)
+        for layer in range(LAYERS):
+            entropies, divergences = [], []
+            for sample, there in zip(expected, kept, strict=True):
+                here, later = sample[layer][k], sample[layer + 1][k]
+                entropies.append(float(-(here.exp() * here).sum(1)[there[layer]].mean()))
+                both = there[layer] & there[layer + 1]
+                divergences.append(float((here.exp() * (here - later)).sum(1)[both].mean()))
+            assert curve(result, f"entropy {name}")[layer] == pytest.approx(np.mean(entropies), rel=1e-9)
+            assert curve(result, f"kl consecutive 1 {name}")[layer] == pytest.approx(np.mean(divergences), rel=1e-9)
+        words = torch.cat([s[1][k][there[1]] for s, there in zip(expected, kept, strict=True)]).argmax(-1).bincount()
+        found = result.settings["found"]["top_words"][name]["1"]
+        assert found[0][1] == pytest.approx(float(100 * words.max() / words.sum()))
+
+
 def test_words_are_the_tokens_likeliest_ones_with_the_model_s_own_norm_and_head(
     backbone: Backbone, tiny_llava: str
 ) -> None:
