@@ -68,7 +68,8 @@ class ChairReport(L.Callback):
     """Lets the model describe the pictures of a test, and writes CHAIR's scores.
 
     The samples' (last) question asks for the caption. What is in a picture says a file, what its reference caption
-    names, or, as in CHAIR, both. The folder of the evaluation gets `chair.json` and `captions.csv`.
+    names, or, as in CHAIR, both; of several references of a picture the file says what they name. The folder of the
+    evaluation gets `chair.json` and `captions.csv`.
 
     Args:
         vocabulary: File of objects and the words for them, see `evaluation.objects`.
@@ -111,6 +112,11 @@ class ChairReport(L.Callback):
             )
         there = {}
         for sample in access.tapped_samples(trainer, "test"):
+            if not sample.images:
+                raise DataError(
+                    f"Sample {sample.id!r} has no image, so that all that its caption names would be hallucinated. "
+                    "Give it one or leave it out."
+                )
             if self._annotated is not None and sample.id not in self._annotated:
                 raise DataError(
                     f"Sample {sample.id!r} is not in {self.settings['objects']}. Give it a row there, without objects "

@@ -4,6 +4,9 @@ Each question is of one object; half of them are about what is there. What is ab
 frequent objects (popular), or among those that often stand beside what is there (adversarial). Scores are per way of
 drawing; the positive class is yes. So a model that says yes to everything has an accuracy of 0.5 and a recall of 1, and
 its yes-rate tells.
+
+The intervals take questions as independent. Those of one picture are not, and the released files of the three ways of
+drawing have the same questions of what is there: intervals over all questions are then too short.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,17 @@ def test_a_picture_of_which_nothing_is_known_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"Sample '5/test/pictures/0' is not in .*truth\.csv"):
         run_test(tmp_path, [ChairReport(OBJECTS, objects=str(truth))], pictures())
+
+
+def test_a_caption_of_no_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pictures()
+    first, *others = data.load("test")
+    turns = [replace(turn, images=0) for turn in first.conversation]
+    samples = [*others, replace(first, id="told", images=(), conversation=turns)]
+    monkeypatch.setattr(data, "load", lambda split: samples)
+
+    with pytest.raises(DataError, match=r"Sample 'told' has no image.*Give it one or leave it out"):
+        run_test(tmp_path, [ChairReport(OBJECTS)], data)
 
 
 @pytest.mark.parametrize(
