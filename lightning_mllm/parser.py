@@ -47,7 +47,8 @@ class Parser(LightningArgumentParser):
             message = re.sub(r"\{[\w,]+, \.\.\.\}", f"{{{','.join(commands)}}}", message)  # jsonargparse names five
             message += (
                 "\n(`lightning tiny` builds a small checkpoint, `lightning data check` looks at a dataset, "
-                "`lightning data gqa-tasks` takes tasks from GQA's questions, `lightning study` runs a grid of fits.)"
+                "`lightning data gqa-tasks` takes tasks from GQA's questions, `lightning study` runs a grid of fits "
+                "or measures a list of checkpoints.)"
             )
         if not self.exit_on_error:
             return super().error(message, ex)
