@@ -201,7 +201,7 @@ def calibrate(
         task: Name of the task.
 
     Raises:
-        ConfigError: The score needs no calibration, or the model can't be pruned.
+        ConfigError: The score needs no calibration, or the model can't be pruned, or not to this pattern.
         DataError: No token is counted, or activations are not finite.
     """
     if not pruning.needs_calibration:

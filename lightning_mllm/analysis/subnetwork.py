@@ -3,13 +3,15 @@
 The "activated" sub-network of a task is what is left when the weights are pruned that matter least on the task's
 tokens; what those of several tasks share is the alpha-SubNet (Shukor and Cord, arXiv 2405.16700).
 
-    calibration = calibrate(backbone, batches, Pruning("wanda", 0.5), tokens="perceptual")
+    calibration = calibrate(backbone, batches, Pruning("wanda", 0.5), Reading("perceptual"))
     captions = calibration.subnetwork(backbone)
     alpha = intersection([captions, questions])  # sparser than either: alpha.sparsity says how sparse
     with pruned(backbone, alpha):
         ...  # any scorer, generation, `Trainer.test`
     with pruned(backbone, alpha):
         export(backbone, Path("alpha"), source=source, dtype=torch.bfloat16)  # an ordinary Hugging Face folder
+
+On the command line `lightning export --subnetwork.path` does the last step.
 
 Whether a weight is kept is one bit, in memory and in files: 0.8 GB for a model of 7 billion weights. A calibration's
 file is a hundredth of that, and says the same for the weights that it was made with.
