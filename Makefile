@@ -2,14 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test notebooks testbed lint clean
+.PHONY: quickstart test test-slow notebooks testbed lint clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config configs/quickstart.yaml
 
 # One thread per process: on models this small, threads only wait.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+
 test: .venv/ready lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile -m 'not notebook'
+	$(PYTEST) -m 'not slow and not notebook'
+
+# What starts processes, kills them, or puts a thousand questions: some minutes more.
+test-slow: .venv/ready
+	$(PYTEST) -m slow
 
 # Runs each notebook, which takes some minutes.
 notebooks: .venv/ready

@@ -127,6 +127,7 @@ def test_several_analyses_go_through_the_data_once_each_with_its_folder(asked: l
     assert {path.name for path in folder.iterdir()} == {"answer_lens", "raw"}
 
 
+@pytest.mark.slow
 def test_the_config_of_the_testbed_has_three_analyses_and_tells_six_tasks_apart() -> None:
     few = ("--data.init_args.per_kind", "1", "--trainer.enable_progress_bar", "false")
 

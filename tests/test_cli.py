@@ -368,6 +368,7 @@ def test_scores_and_predictions_agree(fitted: Fitted) -> None:
         assert scores[scorer]["accuracy"] == pytest.approx(sum(correct) / len(rows))
 
 
+@pytest.mark.slow
 def test_the_saved_config_reproduces_the_run(fitted: Fitted) -> None:
     main(["fit", "--config", str(fitted.folder / "config.yaml"), "--trainer.run.name", "again"])
 

@@ -112,6 +112,7 @@ def test_the_command_lines_of_a_shipped_study_parse(
         assert callbacks.count("ClipZeroShot") == with_clip
 
 
+@pytest.mark.slow
 def test_a_study_with_clip_runs_through_the_command_line_and_not_twice(
     tiny_llava: str, tiny_clip: ClipBuilder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
