@@ -10,7 +10,7 @@ import torch
 from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 
 from lightning_mllm.analysis.distinguishability import Distinguishability, TokenMap
-from lightning_mllm.analysis.jackknife import group_of
+from lightning_mllm.analysis.jackknife import group_of, jackknife
 from lightning_mllm.analysis.streaming import Found
 from lightning_mllm.analysis.token_means import TokenMeans
 from lightning_mllm.analysis.token_sets import TokenSets
@@ -130,8 +130,13 @@ def test_cka_is_that_of_the_two_sets_and_its_interval_leaves_out_groups() -> Non
     names = sorted(found(means).kept)
     order = [int(name.split('"')[3][1:]) for name in names]
     assert value == pytest.approx(linear_cka(perceptual[order], textual[order]))
-    assert low < value < high < 1.05
-    assert n == 60
+    groups = np.array([group_of(f"p{k}", 0, 16) for k in order])
+    present, sizes = np.unique(groups, return_counts=True)
+    left = [[k for k, own in zip(order, groups, strict=True) if own != group] for group in present]
+    without = np.array([linear_cka(perceptual[rows], textual[rows]) for rows in left])
+    expected = jackknife(np.array(value), without, sizes.astype(np.float64))
+    np.testing.assert_allclose([value, low, high, n], expected, rtol=1e-5)
+    assert high - low > 0.01
     assert result.at(tokens="all", measure="linear CKA", layer=1, statistic="value") == pytest.approx(1.0)
 
 

@@ -21,6 +21,18 @@ def test_with_a_sample_per_group_the_interval_of_a_mean_is_student_s() -> None:
     assert found[:, 3].tolist() == [12] * 3
 
 
+def test_of_unequal_groups_the_pseudo_values_of_a_mean_are_the_groups_means() -> None:
+    sizes = np.array([1.0, 5.0, 2.0, 8.0])
+    means = np.array([0.3, -1.0, 2.0, 0.5])
+
+    value, low, high, n = jackknife_of_means((means * sizes)[:, None], sizes)[0]
+
+    expected = (means * sizes).sum() / 16
+    variance = np.mean((means - expected) ** 2 / (16 / sizes - 1))
+    half = student.ppf(0.975, 3) * np.sqrt(variance)
+    np.testing.assert_allclose([value, low, high, n], [expected, expected - half, expected + half, 16])
+
+
 def test_intervals_of_unequal_groups_hold_the_truth_about_as_often_as_they_say() -> None:
     generator, groups = np.random.default_rng(0), 12
     held = 0
