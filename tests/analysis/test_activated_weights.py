@@ -18,6 +18,7 @@ from lightning_mllm.analysis.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.calibration import Calibration, Reading, calibrate
 from lightning_mllm.analysis.linear_layers import matrices
 from lightning_mllm.analysis.pruning import Pruning
+from lightning_mllm.analysis.rows import Rows
 from lightning_mllm.analysis.subnetwork import iou
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
@@ -135,7 +136,7 @@ def test_folds_are_sets_of_other_samples_and_give_an_interval(backbone: Backbone
 
 @pytest.mark.parametrize("size", [1, 3, 6])
 def test_batches_do_not_matter(backbone: Backbone, tiny_llava: str, size: int) -> None:
-    options: dict[str, Any] = {"samples": 1, "folds": 2}
+    options: dict[str, Any] = {"samples": 2, "folds": 2}
 
     same(run(backbone, tiny_llava, size=size, **options).compute(), run(backbone, tiny_llava, **options).compute())
 
@@ -159,6 +160,25 @@ def test_what_was_stopped_goes_on_with_the_sets_that_it_lacks(
 
     same(resumed.compute(), whole)
     assert sorted(tasks) == [CHOOSE] * 2 + [LOGICAL] * 4  # of two kinds of tokens each
+
+
+def test_a_set_whose_rows_were_cut_off_is_counted_once(
+    backbone: Backbone, tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, append = run(backbone, tiny_llava, tmp_path / "whole").compute(), Rows.append
+
+    def stop(rows: Any, sample_id: str, found: Any) -> None:
+        if rows.done:
+            raise KeyboardInterrupt
+        append(rows, sample_id, found)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Rows, "append", stop)
+        run(backbone, tiny_llava, tmp_path / "stopped")
+
+    same(run(backbone, tiny_llava, tmp_path / "stopped").compute(), whole)
+    made, expected = ((tmp_path / name / "rows.csv").read_text() for name in ("stopped", "whole"))
+    assert made == expected
 
 
 def test_other_settings_do_not_go_on(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
