@@ -10,6 +10,7 @@ import yaml
 from transformers import AutoConfig
 
 from lightning_mllm import testbed
+from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli import CLI, main
 from lightning_mllm.data import ClassificationPrompt, PlainPrompt
 from lightning_mllm.data.crisismmd import FOUR_CLASSES
@@ -34,6 +35,7 @@ from tests.study.test_shipped import STUDY_CONFIGS
 from tests.test_alignment_config import ALIGNMENT
 from tests.test_analyze import ANALYSES, ON_THE_TESTBED
 from tests.test_subnetwork_configs import SUBNETWORKS
+from tests.test_testbed_analyses import TESTBED_ANALYSES
 from tests.testbed.test_recipe import TESTBED
 
 PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
@@ -74,6 +76,7 @@ PUBLISHED = {  # the folder that the config names, who writes a replica of it, a
     "data/plantdoc.yaml": ("PlantDoc-Dataset", write_plantdoc, 4),
 }
 QUICKSTART = "quickstart.yaml"
+SKIPPING = "fit/skip_blocks.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +106,9 @@ def test_each_shipped_yaml_is_a_test_case() -> None:
         ON_THE_TESTBED,
         ALIGNMENT,
         *SUBNETWORKS,
+        *TESTBED_ANALYSES,
         QUICKSTART,
+        SKIPPING,
         *TESTBED,
         *STUDY_CONFIGS,
     }
@@ -193,6 +198,18 @@ def test_released_code_drops_the_question_and_crops_in_projector_training_only(t
     assert (projector.collator.geometry, projector.eval_collator.geometry) == ("crop", "pad")
     assert isinstance(both.collator.prompt, ClassificationPrompt)
     assert (both.collator.geometry, both.eval_collator.geometry) == ("pad", "pad")
+
+
+def test_the_config_that_skips_blocks_skips_every_second_one_of_the_visual_tokens(tiny_llava: str) -> None:
+    few = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
+    preset = (*config("data/digits.yaml"), *config("policy/ft_proj.yaml"), *config(SKIPPING))
+
+    cli = CLI(["fit", "--model.checkpoint", tiny_llava, *preset, *few, *TRIAL])
+
+    (callback,) = (each for each in cli.trainer.callbacks if isinstance(each, SkipComputations))  # type: ignore[attr-defined]
+    assert (callback.skip.computation, callback.skip.tokens, callback.skip.share) == ("block", "perceptual", 1.0)
+    assert callback.skip.layers(6) == (1, 3, 5)
+    assert cli.trainer.global_step == 1
 
 
 @pytest.mark.parametrize("name", PRESETS)
