@@ -8,18 +8,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_mllm.analysis import Bootstrap
+from lightning_mllm.analysis import Bootstrap, computation_skipping
 from lightning_mllm.analysis.computation_skipping import ComputationSkipping
 from lightning_mllm.analysis.skip import Skip
 from lightning_mllm.analysis.skip_costs import DecoderPass
 from lightning_mllm.analysis.skipping import skipping
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation import ExactMatch
+from lightning_mllm.evaluation import OpenAnswer
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch
 from tests.analysis.asking import batches, tokenizer
 from tests.analysis.contract import AnalysisContract
 
 GRID: dict[str, Any] = {"computations": ("ffn", "block"), "shares": (0.0, 0.5), "starts": (0,)}
+
+
+class Parity:
+    """Calls an answer right if its first token has an even number, so that skipping changes what is right."""
+
+    def __init__(self, match: str = "") -> None: ...
+
+    def evaluate(self, model: Any, tokenizer: Any, batch: MultimodalBatch) -> list[OpenAnswer]:
+        tokens = model(**batch.prompts().model_inputs()).logits[:, -1].argmax(-1).tolist()
+        found = zip(batch.sample_ids, tokens, strict=True)
+        return [OpenAnswer(sample_id, "", "", "", not token % 2, token) for sample_id, token in found]
 
 
 class TestComputationSkipping(AnalysisContract):
@@ -27,16 +39,21 @@ class TestComputationSkipping(AnalysisContract):
         chosen = {"correct_only": True, "repetitions": 0, "bootstrap": Bootstrap(resamples=20), **GRID, **options}
         return ComputationSkipping(**chosen)
 
-    def test_a_row_is_what_skipping_by_hand_gives(self, backbone: Backbone, tiny_llava: str) -> None:
+    @pytest.mark.parametrize("options", [{}, {"tokens": "all", "phase": "both"}])
+    def test_a_row_is_what_skipping_by_hand_gives(
+        self, backbone: Backbone, tiny_llava: str, monkeypatch: pytest.MonkeyPatch, options: Any
+    ) -> None:
+        monkeypatch.setattr(computation_skipping, "ExactMatch", Parity)
         (batch,) = batches(tiny_llava, 6)
-        table = self.run(backbone, tiny_llava, [batch], correct_only=False, starts=(0, 0.5)).rows.table()
-        skip = Skip(computation="block", share=0.5, start=0.5)
+        skip = Skip(computation="block", share=0.5, **options)
+        grid: dict[str, Any] = {"computations": ("block",), "starts": (0, 0.5), "correct_only": False}
+        table = self.run(backbone, tiny_llava, [batch], skip=skip, **grid).rows.table()
         once = DecoderPass.of(backbone, batch)
 
         with skipping(backbone, batch, skip):
-            answers = ExactMatch().evaluate(backbone.model, tokenizer(tiny_llava), batch)
+            answers = Parity().evaluate(backbone.model, tokenizer(tiny_llava), batch)
 
-        case = (table["computation"] == "block") & (table["percent"] == 50) & (table["start"] == 1)
+        case = (table["percent"] == 50) & (table["start"] == 0)
         assert table["sample_id"][case].tolist() == sorted(batch.sample_ids)
         by_id = dict(zip(table["sample_id"][case], np.flatnonzero(case), strict=True))
         for row, answer in enumerate(answers):
@@ -45,6 +62,8 @@ class TestComputationSkipping(AnalysisContract):
             assert table["flops"][at] == once.alone(row).flops(backbone, skip)
             assert table["flops_clean"][at] == once.alone(row).flops(backbone)
         assert np.isnan(table["seconds"]).all()
+        cases = [table["right"][(table["percent"] == share) & (table["start"] == 0)] for share in (0, 50)]
+        assert not np.array_equal(*cases)
 
     def test_numbers_are_means_of_the_rows(self, backbone: Backbone, tiny_llava: str) -> None:
         analysis = self.run(backbone, tiny_llava, batches(tiny_llava), repetitions=1)

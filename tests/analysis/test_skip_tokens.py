@@ -110,3 +110,10 @@ def test_the_lowest_of_those_that_qualify_are_taken() -> None:
     found = lowest(values, qualified, 0.5)
 
     assert found.tolist() == [[False, True, True, False, False], [False, True, False, False, False]]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.29, 29), (0.57, 57), (0.295, 29)])
+def test_a_share_of_a_hundred_is_not_one_less_for_rounding(share: float, count: int) -> None:
+    found = lowest(torch.arange(100.0)[None], torch.ones(1, 100, dtype=torch.bool), share)
+
+    assert found.sum() == count
