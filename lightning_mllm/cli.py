@@ -200,6 +200,8 @@ def _run_study(arguments: list[str]) -> None:
     study = auto_cli(
         study_class(arguments),
         args=arguments,
+        prog="lightning study",
+        description="Run a grid of runs, and report on it. --kind alignment --help shows the other kind of study.",
         as_positional=False,
         return_instance=True,
         parser_class=Parser,

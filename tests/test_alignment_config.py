@@ -56,6 +56,7 @@ def asked(tiny_llava: str, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_shipped_config_leaves_sums_summary_settings_and_pictures(asked: list[str]) -> None:
     main(["analyze", *asked, "--config", str(CONFIGS / ALIGNMENT)])
 
