@@ -139,7 +139,7 @@ class ChairReport(L.Callback):
     ) -> None:
         """Describe the pictures of a batch, and count what is named."""
         module = access.mllm(pl_module)
-        with module.adapted.autocast(module.device.type):
+        with module.adapted.autocast(module.device.type), module.adapted.edited(batch):
             tokens = continue_prompts(module.backbone.model, batch.prompts(), self.max_new_tokens)
         captions = [text.strip() for text in module.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         mentions = [

@@ -11,10 +11,12 @@ from typing import Any
 import lightning as L
 import pytest
 
-from lightning_mllm.callbacks import ChairReport, EvaluationReport, PopeReport, PredictionTable
+from lightning_mllm.analysis import Skip, skipping
+from lightning_mllm.callbacks import ChairReport, EvaluationReport, PopeReport, PredictionTable, SkipComputations
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import ChairMetrics, Mentions
+from lightning_mllm.evaluation.decoding import continue_prompts
 from lightning_mllm.evaluation.pope import SAMPLINGS
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
@@ -113,6 +115,23 @@ def test_the_truth_can_come_from_a_file(described: Path, tmp_path: Path) -> None
     for row, before in zip(rows(folder / "captions.csv"), rows(described / "captions.csv"), strict=True):
         assert row["caption"] == before["caption"]
         assert row["hallucinated"] == "; ".join(name for name in row["named"].split("; ") if name != "circle")
+
+
+def test_a_model_that_skips_describes_what_it_sees_then(described: Path, tmp_path: Path) -> None:
+    everything = Skip(computation="block", share=1.0)  # of the visual tokens: text can't see them
+    callbacks = [ChairReport(OBJECTS, max_new_tokens=48), SkipComputations(everything)]
+
+    folder = run_test(tmp_path, callbacks, pictures())
+
+    whole = [row["caption"] for row in rows(described / "captions.csv")]
+    data, module = pictures(), MLLMModule(MODEL, policy=ZeroShot())
+    module.configure_model()
+    expected = []
+    for batch in data.plain_dataloader("test"):
+        with skipping(module.backbone, batch, everything):
+            tokens = continue_prompts(module.backbone.model, batch.prompts(), 48)
+        expected += [text.strip() for text in module.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    assert [row["caption"] for row in rows(folder / "captions.csv")] == expected != whole
 
 
 def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
