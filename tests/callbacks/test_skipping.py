@@ -19,14 +19,16 @@ from lightning_mllm.analysis.skip import Skip
 from lightning_mllm.analysis.skipping import skipping
 from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli import main
+from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.models.freeze import Everything
+from lightning_mllm.models.freeze import Everything, ZeroShot
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
+from tests.callbacks.conftest import make_trainer
 from tests.callbacks.following import make_run
 from tests.models.conftest import digits
-from tests.running import SMALL_DIGITS, isolate
+from tests.running import SMALL_DIGITS, isolate, write_llava_json
 
 HALF = Skip(share=0.5, tokens="all", phase="both")
 SECOND_BLOCK = Skip(computation="block", share=1.0, tokens="all", phase="both", start=1)
@@ -145,3 +147,25 @@ def test_a_model_that_can_not_skip_is_refused_before_the_first_batch(
 
     with pytest.raises(ConfigError, match=r"is no range of layers"):
         after_a_step(tiny_llava, Skip(start=7))
+
+
+def test_questions_among_other_samples_are_answered_with_the_skip_of_their_own(tiny_llava: str, tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": f"q-{k}",
+            **({"kind": "colour"} if k % 2 else {}),
+            "image": [f"{k}.png"],
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{'Say what there is. ' * (k + 1)}"},
+                {"from": "gpt", "value": "red"},
+            ],
+        }
+        for k in range(4)
+    ]
+    file = write_llava_json(tmp_path / "questions", rows)
+    data = LlavaJson(checkpoint=tiny_llava, train=str(file), val=str(file), test=str(file), eval_batch_size=4)
+    trainer = make_trainer(tmp_path / "run", [SkipComputations(Skip(computation="block", share=1.0, start=1))])
+
+    (found,) = trainer.validate(MLLMModule(tiny_llava, policy=ZeroShot()), datamodule=data, verbose=False)
+
+    assert 0 <= found["val/exact_match/colour"] <= 1
