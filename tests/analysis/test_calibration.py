@@ -78,6 +78,7 @@ def test_the_other_decoders_are_calibrated_alike(
 def test_neither_padding_nor_the_composition_of_batches_matters(
     backbone: Backbone, tiny_llava: str, reading: Reading
 ) -> None:
+    """The released code counts padding, and lets tokens attend to it (bug A7 of its list)."""
     whole = calibrate(backbone, [make_batch(tiny_llava, numbers=NUMBERS)], reading=reading)
 
     for parts in (
@@ -140,6 +141,7 @@ def test_weights_that_are_trained_are_pruned_under_autocast_too(tiny_llava: str)
 
 
 def test_every_sample_of_a_batch_counts(backbone: Backbone, tiny_llava: str) -> None:
+    """The released code takes the first one only (bug A7 of its list)."""
     reading = Reading(sequential=False)
     parts = [calibrate(backbone, [make_batch(tiny_llava, numbers=(number,))], reading=reading) for number in NUMBERS]
 

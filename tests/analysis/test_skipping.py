@@ -98,6 +98,7 @@ def test_skipping_no_token_is_the_model_itself_to_the_bit(tiny_llava: str, name:
 
 @SIDES
 def test_a_token_that_skips_the_ffn_is_x_prime_exactly(tiny_llava: str, side: Any) -> None:
+    """The released code doubles such tokens, or adds their norm to them (bug A6 of its list)."""
     backbone, batch = make_backbone(tiny_llava, dtype=torch.float32), make_batch(tiny_llava, side)
     skip = Skip(share=0.5, **ONE_LAYER)
     _, attended = layer_inside(backbone, batch, 2)
@@ -127,6 +128,7 @@ def test_a_token_that_skips_the_block_is_x_exactly(tiny_llava: str) -> None:
 def test_a_token_that_skips_attention_keeps_its_residual_and_the_ffn_s_own_norm(
     backbone: Backbone, tiny_llava: str
 ) -> None:
+    """The released code loses the residual, or uses attention's norm (bug A6 of its list)."""
     batch, skip = make_batch(tiny_llava), Skip(computation="attention", share=0.5, **ONE_LAYER)
     entering, _ = layer_inside(backbone, batch, 2)
     chosen, layer = chosen_columns(batch, skip, 2), decoder_layers(backbone)[2]
