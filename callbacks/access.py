@@ -88,10 +88,20 @@ def tapped_samples(trainer: L.Trainer, split: Split, data: MLLMDataModule | None
         "val": trainer.limit_val_batches,
         "test": trainer.limit_test_batches,
     }
-    found: Sequence[Sample] = own.samples[split]
-    limit, batches = limits[split if data is None else "train"], math.ceil(len(found) / own.eval_batch_size)
+    return _within(own.samples[split], limits[split if data is None else "train"], own.eval_batch_size)
+
+
+def predicted_samples(trainer: L.Trainer, split: Split) -> Sequence[Sample]:
+    """Return the samples of a split that the predict loop goes through, as `limit_predict_batches` says."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return _within(data.samples[split], trainer.limit_predict_batches, data.eval_batch_size * trainer.world_size)
+
+
+def _within(samples: Sequence[Sample], limit: int | float, batch_size: int) -> Sequence[Sample]:
+    """Return the samples of the batches that one of the Trainer's limits lets through."""
+    batches = math.ceil(len(samples) / batch_size)
     taken = min(limit, batches) if isinstance(limit, int) else int(limit * batches)  # as Lightning counts
-    return found[: taken * own.eval_batch_size]
+    return samples[: taken * batch_size]
 
 
 def tapped_batches(trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None) -> Iterator[MultimodalBatch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -68,10 +69,11 @@ class AlignmentMonitor(RunAnalysis):
             )
         self.scores, self.mode, self.tokens = tuple(scores), mode, tokens
         self._rows: list[list[Any]] = []
+        self._run_dir: Path | None = None  # of the rows
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the scores of another training, and measure the untrained model."""
-        if not access.mllm(pl_module).trained_steps:
+        """Forget the scores of another run, and measure the untrained model."""
+        if not access.mllm(pl_module).trained_steps and self._run_dir != access.run_dir(trainer):
             self._rows = []
         super().on_fit_start(trainer, pl_module)
 
@@ -96,7 +98,7 @@ class AlignmentMonitor(RunAnalysis):
             score = alignment_score(result, name, mode=self.mode, tokens=self.tokens)
             self._rows.append([*when, name, score.value, score.low_95, score.high_95, score.n])
             logged[f"alignment/{split}/{name}"] = score.value
-        folder = access.run_dir(trainer)
+        folder = self._run_dir = access.run_dir(trainer)
         write_rows(folder / "alignment.csv", COLUMNS, self._rows)
         log_metrics(trainer.loggers, logged, trainer.global_step)
         curves: dict[str, dict[int, float]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mllm.analysis.skip import Skip
 from lightning_mllm.analysis.skipping import check_skip, skipping
@@ -56,8 +57,11 @@ class SkipComputations(L.Callback):
         access.mllm(pl_module).adapted.edit = None
 
     def _put_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.in_evaluation and trainer.state.fn != TrainerFn.FITTING:
+            return
         adapted = access.mllm(pl_module).adapted
-        check_skip(adapted.backbone, self.skip)
+        with adapted.autocast(pl_module.device.type):  # weights of several precisions go together there only
+            check_skip(adapted.backbone, self.skip)
 
         def edit(backbone: Backbone, batch: MultimodalBatch) -> AbstractContextManager[None]:
             skips = self.in_evaluation or trainer.training

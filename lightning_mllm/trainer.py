@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis.base import Analysis, AnalysisResult
 from lightning_mllm.analysis.calibration_files import StoredSubNetwork, pruned_to
+from lightning_mllm.callbacks.access import Split, predicted_samples
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
@@ -25,7 +26,6 @@ from lightning_mllm.models.provenance import provenance
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
 from lightning_mllm.tracking.log import WandbMode, make_loggers
 
-Split = Literal["train", "val", "test"]
 log = logging.getLogger(__name__)
 
 
@@ -93,7 +93,7 @@ class _Analyzing(L.Callback):
         """Refuse what can't be analysed, before the model is loaded."""
         AnalysisRun.of(self.analyses, trainer, "analysis")  # not on several processes without a folder
         for analysis in self.analyses:
-            analysis.check(trainer.datamodule.samples[self.split])  # type: ignore[attr-defined]
+            analysis.check(predicted_samples(trainer, self.split))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Get the analyses ready."""

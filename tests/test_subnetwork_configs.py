@@ -84,3 +84,17 @@ def test_a_sub_network_that_is_not_there_is_not_exported(tiny_llava: str, capsys
 
 def test_the_calibrations_have_to_be_named(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "calibrations" in refusal(capsys, ["analyze", *asked, "--config", str(CONFIGS / SUBNETWORKS[1])])
+
+
+def test_what_stands_behind_the_limit_is_not_asked_for(asked: list[str]) -> None:
+    """The calibration needs images in each task that it reads, and only there."""
+    calibrate = ["analyze", *asked, "--config", str(CONFIGS / SUBNETWORKS[0]), "--analysis.samples", "1"]
+    file = next(Path(option.partition("=")[2]) for option in asked if option.startswith("--data.init_args.train="))
+    rows = json.loads(file.read_text())
+    blind = {"conversations": [{**turn, "value": "Is it?"} for turn in rows[0]["conversations"]]}
+    file.write_text(json.dumps([*rows, *({"id": f"late-{k}", "kind": "late", **blind} for k in range(4))]))
+
+    main([*calibrate, "--trainer.limit_predict_batches", "2"])  # of four samples
+
+    folder = Path(f"runs/subnetwork/analysis/train-step0/{ActivatedWeights.default_name}")
+    assert "late" not in {name.split(".")[0] for name in files_below(folder)}

@@ -33,7 +33,7 @@ from lightning_mllm.analysis.tensor_files import digest, read_tensors, write_ten
 from lightning_mllm.analysis.token_sets import TokenSets
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone, fingerprint
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch
+from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Segment
 
 Tokens = Literal["perceptual", "textual", "both"]
 Context = Literal["own", "full"]
@@ -86,7 +86,10 @@ class Reading:
         if self.context == "full":
             return batch, counted
         real = batch.attention_mask.bool()
-        seen = counted | (real & (real.cumsum(1) == 1))
+        first = real & (real.cumsum(1) == 1)
+        if self.tokens == "textual":  # an image's token is nothing without the image
+            first &= ~batch.spans[Segment.IMAGE]
+        seen = counted | first
         index = (~seen).int().argsort(dim=1, stable=True)[:, : int(seen.sum(1).max())]
         seen = seen.gather(1, index)
         shown = replace(

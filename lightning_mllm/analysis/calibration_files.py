@@ -60,7 +60,7 @@ class StoredSubNetwork:
 
     Attributes:
         path: Folder that an `ActivatedWeights` of this model has left behind: what all of its tasks keep, the
-            alpha-SubNet. Or the file of any sub-network, see `SubNetwork.save`.
+            alpha-SubNet; of several sets of a task the first. Or the file of any sub-network, see `SubNetwork.save`.
         tokens: Which of the folder's calibrations; no matter for a file.
     """
 

@@ -28,8 +28,9 @@ class Checkpoint:
     Attributes:
         source: Hub id or folder.
         training: Training checkpoints that began from it, as a pattern: `runs/aligned/checkpoints/*step=*.ckpt`. Each
-            of them is a checkpoint of the study, `<name>-<file>`, but for `last.ckpt`, which is the last of the others
-            once more. Only the file's name may have wildcards. The source itself is one under a name of its own.
+            of them is a checkpoint of the study, `<name>-<file>`. Only the file's name may have wildcards, and it must
+            not match `last.ckpt` besides others, which may be one of them once more. The source itself is one under a
+            name of its own.
         configs: Config files of its cells, behind `common`: the policy that it was trained under, a prompt of its own.
     """
 
@@ -208,7 +209,12 @@ class AlignmentStudy(BaseStudy):
                 continue
             pattern = Path(checkpoint.training)
             files = [file for file in pattern.parent.glob(pattern.name) if file.is_file()]
-            files = [file for file in files if not _LAST.fullmatch(file.name) or len(files) == 1]
+            if len(files) > 1 and (last := [file for file in files if _LAST.fullmatch(file.name)]):
+                raise ConfigError(
+                    f"checkpoints.{name}.training matches {last[0]} besides others, of which it may be one once more. "
+                    "Match the others alone, for example by *step=*.ckpt; if it is of a later step than they are, give "
+                    "it an entry of its own."
+                )
             if not files:
                 raise ConfigError(
                     f"checkpoints.{name}.training is {checkpoint.training}, which no file matches. Write "

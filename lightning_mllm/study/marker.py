@@ -85,7 +85,8 @@ class Folder(Generic[CellT]):
         if not self.cell.analyzes:
             found = (run / "checkpoints" / "last.ckpt" for run in runs)
             return next((["--ckpt_path", str(path)] for path in found if path.is_file()), [])
-        stopped = [run for run in runs if any(run.glob("analysis/*/*/making.json"))]
+        begun = {run: len([*run.glob("analysis/*/*/making.json")]) for run in runs}  # one each of several analyses
+        stopped = [run for run in sorted(runs, key=begun.__getitem__, reverse=True) if begun[run]]
         if not stopped or not self.started_file.is_file():
             return []
         changed = differences(read_json(self.started_file), making_of(self.cell))

@@ -120,6 +120,7 @@ class Runner:
 
     def _make(self, folder: AnyFolder, making: Making, lock: int) -> Failure | None:
         began = time.monotonic()
+        continuation: list[str] = []
         try:
             refuse_changed([folder])  # another process may have begun it since
             _refuse_edited(folder, making)
@@ -129,7 +130,10 @@ class Runner:
             self._lightning([*_arguments(self._study, folder), *continuation], folder.log, lock)
             _refuse_edited(folder, making)
         except subprocess.CalledProcessError as error:
-            return Failure(folder, f"exit code {error.returncode}; its log ends with: {_end_of(folder.log)}")
+            said = f"exit code {error.returncode}; its log ends with: {_end_of(folder.log)}"
+            if continuation:
+                said += f" If it can't go on from {continuation[1]}, delete {folder.path} to begin anew."
+            return Failure(folder, said)
         except (ConfigError, DataError, OSError) as error:
             return Failure(folder, str(error))
         try:

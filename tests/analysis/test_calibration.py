@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,19 @@ def test_samples_can_have_several_images_or_none(tiny_llava: str, reading: Readi
     found = calibrate(backbone, [batch], reading=reading)
 
     close_squares(found.squares, by_hand(backbone, batch, reading, 0.5)[0])
+
+
+def test_an_image_at_the_very_start_is_not_what_text_attends_to_first(tiny_llava: str) -> None:
+    batch = make_batch(tiny_llava)
+    start = batch.spans[Segment.IMAGE].int().argmax(1)
+    cut = [batch.take([row]) for row in range(len(batch))]
+    at = torch.arange(batch.input_ids.shape[1])
+    without = replace(cut[0], attention_mask=cut[0].attention_mask * (at >= start[0]))  # nothing before the image
+
+    shown, counted = Reading("textual").shown(without)
+
+    assert bool(counted[0, 0])
+    assert not shown.spans[Segment.IMAGE].any()
 
 
 def test_what_is_not_seen_costs_nothing(tiny_llava: str) -> None:

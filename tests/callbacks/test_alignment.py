@@ -62,6 +62,13 @@ def test_a_resumed_run_has_the_scores_of_the_earlier_one(followed: Run, tiny_lla
     assert [*first] == [*before]
 
 
+def test_a_test_before_the_fit_keeps_its_scores(tiny_llava: str, tmp_path: Path) -> None:
+    run = make_run(tiny_llava, tmp_path, [AlignmentMonitor()], max_epochs=1).test().fit()
+
+    moments = [(row["step"], row["split"]) for row in run.rows("alignment.csv")]
+    assert list(dict.fromkeys(moments)) == [("0", "test"), ("0", "val"), ("2", "val")]
+
+
 def test_one_reading_at_the_last_epoch_can_be_enough_and_another_training_has_no_part_in_it(
     tiny_llava: str, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli import main
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.models.freeze import Everything, ZeroShot
+from lightning_mllm.models.freeze import ByPattern, Everything, ZeroShot
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
@@ -147,6 +147,16 @@ def test_a_model_that_can_not_skip_is_refused_before_the_first_batch(
 
     with pytest.raises(ConfigError, match=r"is no range of layers"):
         after_a_step(tiny_llava, Skip(start=7))
+
+
+def test_weights_of_two_precisions_can_be_trained_with_a_skip(tiny_llava: str, tmp_path: Path) -> None:
+    policy = ByPattern([r"language_model.*q_proj"])  # in float32, beside others in bfloat16
+    module = MLLMModule(tiny_llava, policy=policy, dtype="bfloat16", scorers=())
+    trainer = make_trainer(tmp_path, [SkipComputations(Skip(computation="block", visible=True))], max_steps=1)
+
+    trainer.fit(module, datamodule=digits(tiny_llava))
+
+    assert trainer.global_step == 1
 
 
 def test_questions_among_other_samples_are_answered_with_the_skip_of_their_own(tiny_llava: str, tmp_path: Path) -> None:

@@ -203,7 +203,9 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
     runs = Measuring()
     assert not run_study(made, runs)
     copied = folder.parent.rename("runs/elsewhere") / "checkpoints"  # only where they are has changed
-    moved = replace(training, training=f"{copied}/*.ckpt")
+    with pytest.raises(ConfigError, match=r"last\.ckpt besides others.*\*step=\*\.ckpt"):
+        study(checkpoints={"fit": replace(training, training=f"{copied}/*.ckpt")}).all_cells()
+    moved = replace(training, training=f"{copied}/*step=*.ckpt")
     assert not run_study(study(checkpoints={"c1": "hub/c1", "fit": moved}), again := Measuring())
     assert not again.calls
     copied.parent.rename(folder.parent)
