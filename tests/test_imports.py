@@ -34,7 +34,7 @@ BORDERS: dict[str, set[str]] = {
     "callbacks": {"types", "errors", "data", "models", "evaluation", "probing", "analysis", "tracking"},
     "testbed": {"types", "errors", "data"},
     "study": {"__version__", "errors", "tracking"},
-    "trainer": {"errors", "models", "analysis", "tracking"},
+    "trainer": {"errors", "models", "analysis", "tracking", "callbacks"},
     "parser": {"analysis", "data", "evaluation", "models", "testbed"},
     "cli": {
         "errors",
