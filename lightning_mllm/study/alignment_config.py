@@ -198,8 +198,13 @@ class AlignmentStudy(BaseStudy):
         ]
 
     def origins(self) -> dict[str, str]:
-        """Return of which entry of `checkpoints` each checkpoint is; those of one training share it."""
-        return {name: origin for name, origin, *_ in self._weights()}
+        """Return from which entry of `checkpoints` each checkpoint comes.
+
+        Those of one training share it, and with them the checkpoint that the training began from.
+        """
+        first: dict[str, str] = {}
+        weights = self._weights()
+        return {name: first.setdefault(os.path.realpath(each.source), origin) for name, origin, each, _ in weights}
 
     def _weights(self) -> Iterator[tuple[str, str, Checkpoint, str]]:
         """Give name, entry and its name, and training checkpoint of each checkpoint."""

@@ -171,7 +171,7 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
 
 
 def _n(checkpoints: int, origins: int) -> str:
-    return str(checkpoints) if origins == checkpoints else f"{checkpoints} of {origins} origins"
+    return str(checkpoints) if origins == checkpoints else f"{checkpoints} of {origins} origin{'s' * (origins != 1)}"
 
 
 def _text(each: Correlation) -> str:

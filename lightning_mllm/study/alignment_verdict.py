@@ -41,7 +41,7 @@ class Association:
         measure: What it is set beside.
         pearson: Of the numbers.
         spearman: Of their ranks.
-        origins: How many entries of the study's `checkpoints` are behind the N: those of one training are one.
+        origins: How many origins are behind the N: a training, and what it began from, is one.
     """
 
     reading: str
@@ -61,7 +61,7 @@ class AlignmentVerdict:
         part: The measure that it is about; empty for the whole.
         decision: What is known.
         checkpoints: Number of checkpoints, the least of the parts.
-        origins: How many entries of the study's `checkpoints` they are of, the least of the parts.
+        origins: How many origins they are of, the least of the parts.
         spearman: Of a part.
         adjusted_p: Its p-value after Holm.
     """
@@ -149,10 +149,11 @@ def not_independent(study: AlignmentStudy, scores: Sequence[Score]) -> str:
     if not trainings:
         return ""
     return (
-        f"{sum(trainings.values())} of the {len(checkpoints)} checkpoints share a training with others "
-        f"({', '.join(f'{name}: {count}' for name, count in trainings.items())}), so that they are no independent "
-        f"draws: {len(checkpoints)} checkpoints are of {len(counts)} origins. All p-values, intervals and verdicts "
-        "below count checkpoints, and are too sure of themselves; what they say is about these trainings."
+        f"{sum(trainings.values())} of the {len(checkpoints)} checkpoints share a training, or what it began from, "
+        f"with others ({', '.join(f'{name}: {count}' for name, count in trainings.items())}), so that they are no "
+        f"independent draws: {len(checkpoints)} checkpoints are of {len(counts)} origin{'s' * (len(counts) > 1)}. All "
+        "p-values, intervals and verdicts below count checkpoints, and are too sure of themselves; what grows along a "
+        "training goes with whatever else does."
     )
 
 

@@ -209,10 +209,10 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
     assert not run_study(study(checkpoints={"c1": "hub/c1", "fit": moved}), again := Measuring())
     assert not again.calls
     copied.parent.rename(folder.parent)
-    assert "3 of the 4 checkpoints share a training with others (fit: 3)" in report()
-    assert "4 checkpoints are of 2 origins" in report()
-    assert {(row["checkpoints"], row["origins"]) for row in rows_of("verdict.csv")} == {("4", "2")}
-    assert {(row["spearman_n"], row["origins"]) for row in rows_of("correlations.csv")} == {("4", "2")}
+    assert "4 of the 4 checkpoints share a training, or what it began from, with others (c1: 4)" in report()
+    assert "4 checkpoints are of 1 origin." in report()
+    assert {(row["checkpoints"], row["origins"]) for row in rows_of("verdict.csv")} == {("4", "1")}
+    assert {(row["spearman_n"], row["origins"]) for row in rows_of("correlations.csv")} == {("4", "1")}
     path = option(runs.calls[4], "--ckpt_path")
     assert (path, option(runs.calls[4], "--model.checkpoint")) == (f"{folder}/epoch=0-step=9.ckpt", "hub/c1")
 

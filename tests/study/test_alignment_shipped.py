@@ -85,7 +85,7 @@ def test_the_series_adds_the_steps_of_a_training(tmp_path: Path, monkeypatch: py
     study.check()
 
     cells = {cell.checkpoint: cell for cell in study.all_cells()}
-    assert list(cells) == ["before", "aligned", "instructed", "steps-epoch0-step50", "steps-epoch0-step100"]
+    assert list(cells) == ["before", "instructed", "steps-epoch0-step50", "steps-epoch0-step100"]
     last = cells["steps-epoch0-step100"]
     assert last.weights == (str(ROOT / "before"), str(folder / "epoch=0-step=100.ckpt"))
     assert last.configs.index("configs/policy/ft_proj.yaml") > last.configs.index("configs/policy/zero_shot.yaml")
