@@ -152,22 +152,26 @@ def not_independent(study: AlignmentStudy, scores: Sequence[Score]) -> str:
         f"{sum(trainings.values())} of the {len(checkpoints)} checkpoints share a training, or what it began from, "
         f"with others ({', '.join(f'{name}: {count}' for name, count in trainings.items())}), so that they are no "
         f"independent draws: {len(checkpoints)} checkpoints are of {len(counts)} origin{'s' * (len(counts) > 1)}. All "
-        "p-values, intervals and verdicts below count checkpoints, and are too sure of themselves; what grows along a "
-        "training goes with whatever else does."
+        "p-values and intervals below count checkpoints, and are too sure of themselves: what grows along a training "
+        "goes with whatever else does. A verdict needs as many origins as it would need independent checkpoints."
     )
 
 
 def _judge(
     reading: str, claims: Mapping[str, Mapping[str, int]], found: Mapping[str, Association]
 ) -> Iterator[AlignmentVerdict]:
-    """Decide the claims for a reading of the score, by how it goes with each measure."""
+    """Decide the claims for a reading of the score, by how it goes with each measure, where origins are enough."""
     measures = [measure for signs in claims.values() for measure in signs]
     correlations = {measure: found[measure].spearman if measure in found else _NOTHING for measure in measures}
     origins = {measure: found[measure].origins if measure in found else 0 for measure in measures}
     ps = [1.0 if math.isnan(each.p) else each.p for each in correlations.values()]
     adjusted = dict(zip(correlations, holm(ps), strict=True))
+    enough = {name: count >= smallest_n(len(measures)) for name, count in origins.items()}
     for claim, signs in claims.items():
-        decisions = {name: decide(sign * correlations[name].value, adjusted[name]) for name, sign in signs.items()}
+        decisions = {
+            name: decide(sign * correlations[name].value, adjusted[name] if enough[name] else 1.0)
+            for name, sign in signs.items()
+        }
         least = min(correlations[name].n for name in signs), min(origins[name] for name in signs)
         yield AlignmentVerdict(reading, claim, "", all_of([*decisions.values()]), *least)
         for name, decision in decisions.items():

@@ -114,14 +114,12 @@ def test_too_few_checkpoints_are_said_to_be_too_few_and_from_how_many_on_it_is_e
     assert "**N = 3 checkpoints are too few to say anything:" in report()
     assert "the p-value would be 0.33 (2 of N! orders), and with 5 measures tested it must be 0.01 or less" in report()
     assert "From N = 6 on something can be said" in report()
-    assert {row["verdict"] for row in rows_of("verdict.csv")} == {"undecided"}
     assert {row["spearman_low_95"] for row in rows_of("correlations.csv")} == {""}
 
 
 def test_measures_that_do_not_vary_decide_nothing(study: Change) -> None:
     run_study(study(), Measuring(flat=True))
 
-    assert {row["verdict"] for row in rows_of("verdict.csv")} == {"undecided"}
     assert {row["spearman_value"] for row in rows_of("correlations.csv")} == {""}
 
 
@@ -187,6 +185,19 @@ def test_an_analysis_that_was_stopped_goes_on_from_its_rows_unless_it_would_be_a
 
     assert resumed == [None, runs[0], None, runs[1]]
     assert [folder.state for folder in (*others, analysis)] == [*[State.DONE] * 3, State.BEGUN]
+
+
+def test_steps_of_one_training_decide_nothing_however_well_they_are_ordered(study: Change) -> None:
+    folder = Path("runs/fit/checkpoints")
+    folder.mkdir(parents=True)
+    for step in range(1, 9):
+        (folder / f"step={step}.ckpt").write_bytes(b"weights" * step)
+
+    assert not run_study(study(checkpoints={"fit": Checkpoint(source="a", training=f"{folder}/*.ckpt")}), Measuring())
+
+    assert {(row["verdict"], row["checkpoints"]) for row in rows_of("verdict.csv")} == {("undecided", "8")}
+    assert all(abs(float(row["spearman"])) > 0.999 for row in rows_of("verdict.csv") if row["part"])
+    assert "A verdict needs as many origins as it would need independent checkpoints." in report()
 
 
 def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_order(study: Change) -> None:
