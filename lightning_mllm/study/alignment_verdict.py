@@ -5,7 +5,7 @@ six checkpoints side by side, and no coefficient. Here each part of a claim is a
 since the claim is one of order. Its p-values are adjusted over all parts of both claims (Holm), per reading of the
 score, those that are not there yet counting as 1; then a part *holds* if the correlation has the sign that is claimed
 and p <= 0.05, *does not* if it has the other one, and is *undecided* otherwise. A claim holds where all its parts do,
-and does not where one does not.
+and does not where one does not. Checkpoints of fewer origins than there would have to be checkpoints decide nothing.
 """
 
 from __future__ import annotations
