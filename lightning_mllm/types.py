@@ -41,12 +41,17 @@ class Segment(StrEnum):
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; its images stand before its text, its instruction after it."""
+    """One turn of a conversation; its instruction stands behind its text.
+
+    Attributes:
+        places: Per image, how many characters of the text stand before it; without, all images stand first.
+    """
 
     role: Literal["user", "assistant"]
     text: str
     instruction: str = ""
     images: int = 0
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Sample:
         images: Image files, PIL images or lazy ones, in the order of their placeholders.
         label: Class name, for classification; the DataModule's prompt then asks the question.
         conversation: Turns that end with the assistant's, for free-form data.
+        system: System text of the conversation, in place of the prompt's.
         kind: Kind of question; a free-form sample that has one is scored by exact match of its last answer, per kind.
         boxes: What the (last) question is about, in the sample's only image.
         options: The options that the (last) question names.
@@ -116,6 +122,7 @@ class Sample:
     images: Sequence[Path | Image.Image | LazyImage] = ()
     label: str | None = None
     conversation: Sequence[Turn] = ()
+    system: str | None = None
     kind: str | None = None
     boxes: Sequence[Box] = ()
     options: Options | None = None

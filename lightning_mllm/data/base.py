@@ -14,10 +14,12 @@ from transformers import ProcessorMixin
 
 from lightning_mllm.data.checks import check_labels
 from lightning_mllm.data.collator import Collator, PaddingSide
+from lightning_mllm.data.fitting import LongAnswers
 from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images, open_image
 from lightning_mllm.data.labels import class_names
-from lightning_mllm.data.processor import context_length, load_processor
+from lightning_mllm.data.left_out import LeftOut
+from lightning_mllm.data.processor import context_length, load_processor, warn_of_date
 from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
 from lightning_mllm.data.splits import Split
@@ -48,7 +50,11 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         train_geometry: What takes its place in training.
         batch_size: Samples of a training batch, over all processes.
         eval_batch_size: Samples of a validation or test batch, over all processes.
-        max_length: Most tokens of a sample; by default what the model can read.
+        max_length: Most tokens of a sample; by default what the model can read. Of longer conversations the first
+            exchanges are left out, with their images, and the sample where nothing of use would be left.
+        long_answers: What happens to a sample whose last answer does not fit: an error, or the sample is left out, or
+            the answer is cut at its end.
+        split_special_tokens: Whether texts may quote special tokens, such as `<s>`, which are then read as text.
         num_workers: Processes that load data, per training process.
         group_by_length: Whether training batches hold samples of like length.
         seed: Seed of the order of the training samples, and of splits.
@@ -58,6 +64,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         splits: The splits that there are; the first has all classes.
         predict_split: What the predict loop goes through, which is that of `Trainer.analyze`.
         samples: Split -> samples, as far as they are set up.
+        left_out: Split -> what of it does not fit into the context, as far as they are set up.
         label_set: The classes; None without labels.
         kinds: Kinds of questions of the validation and test splits that are set up, sorted; empty with labels.
         processor: The checkpoint's processor.
@@ -68,6 +75,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
 
     samples: dict[Split, Sequence[Sample]]
+    left_out: dict[Split, LeftOut]
     label_set: LabelSet | None
     kinds: tuple[str, ...]
     processor: ProcessorMixin
@@ -87,6 +95,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         batch_size: int = 16,
         eval_batch_size: int = 16,
         max_length: int | None = None,
+        long_answers: LongAnswers = "raise",
+        split_special_tokens: bool = False,
         num_workers: int = 0,
         group_by_length: bool = True,
         seed: int = 0,
@@ -99,9 +109,10 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.geometry, self.train_geometry = geometry, train_geometry
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length, self.num_workers = max_length, num_workers
+        self.long_answers, self.split_special_tokens = long_answers, split_special_tokens
         self.group_by_length, self.seed, self.padding_side = group_by_length, seed, padding_side
         self.predict_split: Split = "test"
-        self.samples = {}
+        self.samples, self.left_out = {}, {}
         self.label_set = None
         self.kinds = ()
         self._sizes: dict[Split, list[SampleSize]] = {}
@@ -198,8 +209,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             survey.try_the_longest(sizes)
             survey.look_at_boxes(sizes)
         self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys.values()))))
-        self._sizes.update({split: survey.sizes for split, survey in surveys.items()})
-        self.samples.update(checked)
+        for split, survey in surveys.items():
+            self.samples[split], self._sizes[split] = survey.kept()
+            self.left_out[split] = survey.left_out
 
     def _eval_loader(self, split: Split) -> BatchLoader:
         sampler = self._sampler(split, self.eval_batch_size, training=False)
@@ -232,6 +244,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             raise DataError(_empty(self, self.splits[0]))
         options = (self.checkpoint, self.revision, self.trust_remote_code)
         self.processor = load_processor(*options)
+        warn_of_date(self.processor, self.checkpoint)
         limit = context_length(self.processor, *options)
         if self.max_length is not None and self.max_length > limit:
             raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
@@ -248,6 +261,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
                 label_names,
                 geometry=geometry,
                 max_length=length,
+                long_answers=self.long_answers,
+                split_special_tokens=self.split_special_tokens,
                 padding_side=self.padding_side,
             )
 

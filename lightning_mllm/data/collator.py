@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from lightning_mllm.data.encoding import EncodedSample, Encoder
+from lightning_mllm.data.fitting import Fitted, Fitter, LongAnswers
 from lightning_mllm.data.geometry import (
     Geometry,
     GeometryName,
@@ -26,12 +28,14 @@ from lightning_mllm.data.images import open_image
 from lightning_mllm.data.options import find_options
 from lightning_mllm.data.prompts import Dialogue, Prompt
 from lightning_mllm.data.regions import Regions
+from lightning_mllm.data.turns import images_first
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import (
     IGNORE_INDEX,
     AnswerForms,
     Forms,
     LabelSet,
+    LazyImage,
     MultimodalBatch,
     Sample,
     Segment,
@@ -41,7 +45,13 @@ from lightning_mllm.types import (
 
 PaddingSide = Literal["left", "right"]
 
-logger = logging.getLogger(__name__)
+
+class _Picture(NamedTuple):
+    """A picture as the model takes it: the processor's tensors, its (width, height), and the tokens in its place."""
+
+    pixels: Mapping[str, Tensor]
+    size: tuple[int, int]
+    ids: list[int]
 
 
 class Collator:
@@ -52,11 +62,10 @@ class Collator:
         prompt: What is asked about a sample.
         label_names: Class names; empty where samples have no labels.
         geometry: How pictures are made square; by default what the family was trained with.
-        max_length: Most tokens of a sample, image tokens included; longer ones lose the front of their question.
+        max_length: Most tokens of a sample, image tokens included; longer conversations lose their first exchanges.
+        long_answers: What happens to samples whose last answer does not fit (see `Fitter`).
+        split_special_tokens: Whether texts may quote special tokens, which are then read as text.
         padding_side: Where shorter samples are filled up.
-
-    Attributes:
-        shortened: Number of samples that lost a part of their question (in this process).
     """
 
     def __init__(
@@ -67,6 +76,8 @@ class Collator:
         *,
         geometry: Geometry | GeometryName | None = None,
         max_length: int | None = None,
+        long_answers: LongAnswers = "raise",
+        split_special_tokens: bool = False,
         padding_side: PaddingSide = "right",
     ) -> None:
         if padding_side not in ("left", "right"):
@@ -78,9 +89,9 @@ class Collator:
         check_geometry(self.geometry, processor)
         self.max_length = int(max_length or processor.tokenizer.model_max_length)
         self.padding_side = padding_side
-        self.shortened = 0
         self._targets = {name: k for k, name in enumerate(self.label_names)}
-        self._encoder = Encoder(processor)
+        self._encoder = Encoder(processor, split_special_tokens=split_special_tokens)
+        self._fitter = Fitter(self._encoder, self.max_length, long_answers, len(self.label_names))
         self._regions = Regions(processor, self.geometry)
         self._replacement_ids: dict[str, list[int]] = {}
         self._image_tokens: dict[tuple[int, int], int] = {}
@@ -94,37 +105,48 @@ class Collator:
             DataError: An image can't be opened, or a sample's text can't be written out and located; the message names
                 the sample.
         """
-        samples = [sample for _, sample in items]
-        images, sizes = self._process_images(samples)
         encoded: list[EncodedSample] = []
         answers: list[AnswerForms | None] = []
-        first = 0  # index of the sample's first image in the batch
+        pictures: list[list[_Picture]] = []
         for epoch, sample in items:
             dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
-            tokens = self._encoder.encode(dialogue, sample.id, len(sample.images), sample.options)
-            numbers = range(first, first := first + len(sample.images))
-            replacements = [self._image_ids(images, number) for number in numbers]
-            counts = [ids.count(self._encoder.image_token_id) for ids in replacements]
-            regions = self._regions.masks(sample, [sizes[number] for number in numbers], counts)
-            tokens = tokens.expand_images(self._encoder.image_token_id, replacements, regions)
-            encoded.append(self._fit(tokens))
-            answers.append(self._answer_forms(dialogue, sample) if sample.kind else None)
-        return self._batch(samples, encoded, answers, images)
+            opened = [self._process(image, _name(sample, image, k)) for k, image in enumerate(sample.images, 1)]
+            fitted = self._fitter.fit(dialogue, sample, [len(picture.ids) for picture in opened])
+            if fitted is None:
+                raise DataError(
+                    f"Of sample {sample.id!r} no exchange fits into max_length {self.max_length} with what it is "
+                    "about. Raise max_length, shorten its last question, or leave it out."
+                )
+            pictures.append(opened[fitted.images :])
+            encoded.append(self._expand(fitted, sample, pictures[-1]))
+            answers.append(self._answer_forms(fitted.dialogue, sample) if sample.kind else None)
+        return self._batch([sample for _, sample in items], encoded, answers, pictures)
+
+    def fit(self, sample: Sample, image_tokens: Sequence[int]) -> Fitted | None:
+        """Return what of a sample fits, None for nothing, without a look at its pictures, of so many tokens each.
+
+        Raises:
+            DataError: A text can't be written out and located, or the last answer does not fit.
+        """
+        return self._fitter.fit(self.prompt.dialogue(sample, self.label_names, epoch=0), sample, image_tokens)
 
     def check(self, sample: Sample) -> None:
         """Write a sample out, to see whether it can be.
 
         Raises:
-            DataError: It can't, or its question, which lists the classes, would have to be cut.
+            DataError: It can't, or does not fit.
+            CheckpointError: The chat template alters a text.
         """
-        before = self.shortened
+        self.check_template(sample)
         self([(0, sample)])
-        if self.label_names and self.shortened > before:
-            raise DataError(
-                f"The question of sample {sample.id!r}, which lists {len(self.label_names)} classes, does not fit into "
-                f"max_length {self.max_length} with its images and answer; classes would be cut away. Raise "
-                "max_length, use shorter class names, or a checkpoint with a longer context."
-            )
+
+    def check_template(self, sample: Sample) -> None:
+        """Run the chat template on a sample's own texts.
+
+        Raises:
+            CheckpointError: It alters one.
+        """
+        self._encoder.renderer.check(self.prompt.dialogue(sample, self.label_names, epoch=0), sample.id)
 
     def check_turns(self, sample: Sample) -> tuple[Turn, ...]:
         """Return a sample's turns, in which there is no special token.
@@ -132,15 +154,29 @@ class Collator:
         Raises:
             DataError: There is one, the turns are none that the prompt takes, or the last question does not name the
                 sample's options.
+            CheckpointError: The chat template can't write such turns.
+            ConfigError: It refuses them.
         """
-        turns = self.prompt.dialogue(sample, self.label_names, epoch=0).turns
-        for turn in turns:
+        dialogue = self.prompt.dialogue(sample, self.label_names, epoch=0)
+        self._encoder.check_text(dialogue.system, sample.id)
+        for turn in dialogue.turns:
             self._encoder.check_text(turn.text, sample.id)
             self._encoder.check_text(turn.instruction, sample.id)
-        questions = [turn.text for turn in turns if turn.role == "user" and turn.text]
+        self._encoder.renderer.check_shape(dialogue)
+        questions = [images_first(turn).text for turn in dialogue.turns if turn.role == "user" and turn.text]
         if sample.options and questions:
             find_options(questions[-1], sample.options, sample.id)
-        return turns
+        return dialogue.turns
+
+    @property
+    def keeps_places(self) -> bool:
+        """Whether the chat template writes images where they stand in a text; many write a turn's images first."""
+        return self._encoder.renderer.keeps_places
+
+    @property
+    def template_words(self) -> re.Pattern[str]:
+        """What the chat template quotes: it may look for that in a text."""
+        return self._encoder.renderer.quoted
 
     def shows_a_box(self, sample: Sample, size: tuple[int, int]) -> bool:
         """Return whether a patch of a sample's picture, of a (width, height), shows a part of one of its boxes.
@@ -190,50 +226,37 @@ class Collator:
 
         return AnswerForms(forms(dialogue.turns[-1].text), forms(sample.options.false) if sample.options else None)
 
-    def _process_images(self, samples: Sequence[Sample]) -> tuple[Mapping[str, Tensor], list[tuple[int, int]]]:
-        """Return the pixels of all pictures, and the (width, height) that each had.
-
-        They are decoded one at a time: eight photographs can take 1 GB.
-        """
+    def _process(self, image: Path | Image.Image | LazyImage, name: str) -> _Picture:
+        """Open a picture and make its pixels; one at a time, for eight photographs decoded can take 1 GB."""
         processor = self.processor.image_processor
-        features, sizes = [], []
-        for sample in samples:
-            for k, image in enumerate(sample.images, 1):
-                opened = open_image(image, _name(sample, image, k))
-                sizes.append(opened.size)
-                features.append(processor([apply_geometry(opened, self.geometry, processor)], return_tensors="pt"))
-        names = [name for name in processor.model_input_names if features and name in features[0]]
-        pixels = {name: pad_sequence([each[name][0] for each in features], batch_first=True) for name in names}
-        return pixels, sizes
+        opened = open_image(image, name)
+        features = processor([apply_geometry(opened, self.geometry, processor)], return_tensors="pt")
+        pixels = {name: features[name] for name in processor.model_input_names if name in features}
+        return _Picture(pixels, opened.size, self._image_ids(pixels))
 
-    def _image_ids(self, images: Mapping[str, Tensor], index: int) -> list[int]:
-        """Return the tokens that stand for an image: one per visual feature."""
-        text = self.processor.replace_image_token(dict(images), index)
+    def _image_ids(self, pixels: Mapping[str, Tensor]) -> list[int]:
+        """Return the tokens that stand for a picture: one per visual feature."""
+        text = self.processor.replace_image_token(dict(pixels), 0)
         if text not in self._replacement_ids:
             self._replacement_ids[text] = self.processor.tokenizer.encode(text, add_special_tokens=False)
         return self._replacement_ids[text]
 
-    def _fit(self, tokens: EncodedSample) -> EncodedSample:
-        fitting = tokens.shorten(self.max_length)
-        if fitting is not tokens:
-            self.shortened += 1
-            if self.shortened == 1:
-                logger.warning(
-                    "Sample %r has %d tokens, more than max_length %d: the front of its question is cut. "
-                    "Further samples are cut without a word.",
-                    tokens.id,
-                    len(tokens),
-                    self.max_length,
-                )
-        return fitting
+    def _expand(self, fitted: Fitted, sample: Sample, pictures: Sequence[_Picture]) -> EncodedSample:
+        """Return the tokens of a sample, one per visual feature, cut where they are too many."""
+        token = self._encoder.image_token_id
+        counts = [picture.ids.count(token) for picture in pictures]
+        regions = self._regions.masks(sample, [picture.size for picture in pictures], counts)
+        tokens = fitted.tokens.expand_images(token, [picture.ids for picture in pictures], regions)
+        return tokens.truncate(len(tokens) - fitted.excess) if fitted.excess else tokens
 
     def _batch(
         self,
         samples: Sequence[Sample],
         encoded: Sequence[EncodedSample],
         answers: Sequence[AnswerForms | None],
-        images: Mapping[str, Tensor],
+        pictures: Sequence[Sequence[_Picture]],
     ) -> MultimodalBatch:
+        pixels = [picture.pixels for each in pictures for picture in each]
         input_ids = self._pad([tokens.input_ids for tokens in encoded], self.pad_id)
         masks = {name: self._pad([tokens.masks[name] for tokens in encoded], False) for name in Segment}
         real = self._pad([torch.ones_like(tokens.input_ids) for tokens in encoded], 0)
@@ -247,8 +270,11 @@ class Collator:
             pictures=tuple(sample.picture or sample.id for sample in samples),
             kinds=tuple(sample.kind for sample in samples),
             answers=tuple(answers),
-            vision=images,
-            image_counts=tuple(len(sample.images) for sample in samples),
+            vision={
+                name: pad_sequence([each[name][0] for each in pixels], batch_first=True)
+                for name in (pixels[0] if pixels else ())
+            },
+            image_counts=tuple(map(len, pictures)),
             pad_id=self.pad_id,
             end_id=_common_end(encoded),
         )
@@ -268,14 +294,14 @@ class Collator:
 
 def _common_end(encoded: Sequence[EncodedSample]) -> int:
     """Return the token that ends each sample's answer."""
-    ends = [int(tokens.input_ids[-1]) for tokens in encoded]
-    for tokens, end in zip(encoded, ends, strict=True):
-        if end != ends[0]:
+    end = encoded[0].end_id
+    for tokens in encoded:
+        if tokens.end_id != end:
             raise DataError(
-                f"The answers of samples {encoded[0].id!r} and {tokens.id!r} end with different tokens ({ends[0]} and "
-                f"{end}), so generation would not know where to stop. Check their last characters."
+                f"The answers of samples {encoded[0].id!r} and {tokens.id!r} end with different tokens ({end} and "
+                f"{tokens.end_id}), so generation would not know where to stop. Check their last characters."
             )
-    return ends[0]
+    return end
 
 
 def _name(sample: Sample, image: object, k: int) -> str:

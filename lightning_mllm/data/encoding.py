@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 from lightning_mllm.data.options import find_options
 from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.data.rendering import Place, RenderedText, Renderer
-from lightning_mllm.data.special_tokens import special_ids, special_pattern
+from lightning_mllm.data.special_tokens import special_ids, special_pattern, tokenise_quotes, wants_bos
 from lightning_mllm.errors import CheckpointError, DataError
 from lightning_mllm.types import Options, Segment
 
@@ -28,11 +28,13 @@ class EncodedSample:
         id: The sample's.
         input_ids: (length,).
         masks: Segment -> bool mask of shape (length,).
+        end_id: The token that ends its (last) answer.
     """
 
     id: str
     input_ids: Tensor
     masks: Mapping[Segment, Tensor]
+    end_id: int
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -45,7 +47,8 @@ class EncodedSample:
 
     def take(self, source: Tensor) -> EncodedSample:
         """Return the tokens at the positions `source`, which may repeat."""
-        return EncodedSample(self.id, self.input_ids[source], {name: mask[source] for name, mask in self.masks.items()})
+        masks = {name: mask[source] for name, mask in self.masks.items()}
+        return EncodedSample(self.id, self.input_ids[source], masks, self.end_id)
 
     def expand_images(
         self, image_token_id: int, replacements: Sequence[Sequence[int]], regions: Mapping[Segment, Tensor]
@@ -69,45 +72,35 @@ class EncodedSample:
         shown = expanded.input_ids == image_token_id
         changed = {Segment.IMAGE: shown, Segment.LAST: last}
         changed |= {segment: torch.zeros_like(shown).masked_scatter(shown, mask) for segment, mask in regions.items()}
-        return EncodedSample(self.id, expanded.input_ids, {**expanded.masks, **changed})
+        return replace(expanded, masks={**expanded.masks, **changed})
 
-    def shorten(self, max_length: int) -> EncodedSample:
-        """Drop tokens from the front of the question until the sample fits.
-
-        Raises:
-            DataError: Image, instruction and answer alone are too long.
-        """
-        excess = len(self) - max_length
-        if excess <= 0:
-            return self
-        question = self.masks[Segment.QUESTION].nonzero().flatten()
-        if len(question) < excess:
-            raise DataError(
-                f"Sample {self.id!r} has {len(self)} tokens ({int(self.masks[Segment.IMAGE].sum())} of images, "
-                f"{len(question)} of the question, {int(self.masks[Segment.ANSWER].sum())} of answers), but max_length "
-                f"is {max_length}, and only the question may be cut. Raise max_length, or shorten the text."
-            )
-        kept = torch.ones(len(self), dtype=torch.bool)
-        kept[question[:excess]] = False
-        return self.take(kept.nonzero().flatten())
+    def truncate(self, length: int) -> EncodedSample:
+        """Return the first tokens, the end of the answer among those that are lost."""
+        return self.take(torch.arange(length))
 
 
 class Encoder:
     """Tokenises conversations for one checkpoint.
 
+    Args:
+        processor: The checkpoint's.
+        split_special_tokens: Whether a text may quote special tokens ("<s>"), which are then read as text.
+
     Attributes:
         image_token_id: The token that stands for an image.
+        renderer: Writes conversations out.
 
     Raises:
         CheckpointError: The tokenizer appends special tokens, which would part the answer from its end.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: ProcessorMixin, *, split_special_tokens: bool = False) -> None:
+        self._split = split_special_tokens
         self._tokenizer = processor.tokenizer
-        self._renderer = Renderer(processor)
-        self.image_token_id: int = self._tokenizer.convert_tokens_to_ids(self._renderer.image_token)
+        self.renderer = Renderer(processor)
+        self.image_token_id: int = self._tokenizer.convert_tokens_to_ids(self.renderer.image_token)
         self._special_ids = torch.tensor(sorted(special_ids(self._tokenizer) | {self.image_token_id}))
-        self._special_pattern = special_pattern(self._tokenizer, self._renderer.image_token)
+        self._special_pattern = special_pattern(self._tokenizer, self.renderer.image_token)
         with_special, bare = (self._tokenizer.encode("a", add_special_tokens=flag) for flag in (True, False))
         if with_special[-1] != bare[-1]:
             raise CheckpointError(
@@ -123,8 +116,8 @@ class Encoder:
             DataError: A text contains a special token, a segment's tokens do not decode to its text, the last question
                 does not name the options, or the tokens of the prompt change with the answer behind it.
         """
-        rendered = self._renderer.render(dialogue)
-        input_ids, offsets = self._tokenise(rendered.text)
+        rendered = self.renderer.render(dialogue)
+        input_ids, offsets = self._tokenise(rendered)
         masks = {segment: torch.zeros_like(input_ids, dtype=torch.bool) for segment in Segment}
         free = torch.ones_like(input_ids, dtype=torch.bool)
         slots = [*rendered.slots, *_option_places(rendered, options, sample_id)]
@@ -143,6 +136,7 @@ class Encoder:
             if not dialogue.plain:
                 self._check_end(rendered.text[place.start : place.end], input_ids[covered])
         masks[Segment.IMAGE] = input_ids == self.image_token_id
+        masks[Segment.SUFFIX] &= ~masks[Segment.IMAGE]  # of an image that stands behind the question
         last = self._prompt_length(rendered, input_ids, sample_id) - 1
         masks[Segment.LAST][last] = True
         masks[Segment.SUFFIX][last:] = False
@@ -152,7 +146,7 @@ class Encoder:
                 f"Sample {sample_id!r} has {images} images, but its conversation has {found} image tokens once it is "
                 "written out. There must be one per image; use a checkpoint whose chat template writes them."
             )
-        return EncodedSample(sample_id, input_ids, masks)
+        return EncodedSample(sample_id, input_ids, masks, int(input_ids[-1]))
 
     def answer_ids(self, dialogue: Dialogue, sample_id: str) -> tuple[int, ...]:
         """Return the tokens behind the (last) prompt, end-of-turn token included; nothing else is looked at.
@@ -160,24 +154,26 @@ class Encoder:
         Raises:
             DataError: The tokens of the prompt change with the answer behind it.
         """
-        rendered = self._renderer.render(dialogue)
-        input_ids, _ = self._tokenise(rendered.text)
+        rendered = self.renderer.render(dialogue)
+        input_ids, _ = self._tokenise(rendered)
         return tuple(input_ids[self._prompt_length(rendered, input_ids, sample_id) :].tolist())
 
-    def _tokenise(self, text: str) -> tuple[Tensor, Tensor]:
+    def _tokenise(self, rendered: RenderedText) -> tuple[Tensor, Tensor]:
         """Return token ids (n,) and their character ranges (n, 2)."""
+        text = rendered.text
+        if self._split and any(self._special_pattern.search(text, slot.start, slot.end) for slot in rendered.slots):
+            texts = [(slot.start, slot.end) for slot in rendered.slots]
+            return tokenise_quotes(self._tokenizer, self._special_pattern, text, texts)
         encoding = self._tokenizer(
-            text, add_special_tokens=self._wants_bos(text), return_offsets_mapping=True, verbose=False
+            text, add_special_tokens=wants_bos(self._tokenizer, text), return_offsets_mapping=True, verbose=False
         )
         return torch.tensor(encoding["input_ids"]), torch.tensor(encoding["offset_mapping"])
 
-    def _wants_bos(self, text: str) -> bool:
-        bos = self._tokenizer.bos_token
-        return bos is None or not text.startswith(bos)
-
     def _prompt_length(self, rendered: RenderedText, input_ids: Tensor, sample_id: str) -> int:
-        prompt = rendered.text[: rendered.answers[-1].start]
-        alone = self._tokenizer(prompt, add_special_tokens=self._wants_bos(rendered.text), verbose=False)["input_ids"]
+        start = rendered.answers[-1].start
+        prompt = rendered.text[:start]
+        slots = tuple(slot for slot in rendered.slots if slot.end <= start)
+        alone = self._tokenise(RenderedText(prompt, slots, ()))[0].tolist()
         if not alone or input_ids[: len(alone)].tolist() != alone:
             raise DataError(
                 f"The prompt of sample {sample_id!r} has other tokens alone than with its answer behind it, so that "
@@ -187,12 +183,12 @@ class Encoder:
         return len(alone)
 
     def check_text(self, text: str, sample_id: str) -> None:
-        """Refuse a text with a special token in it, without tokenising it.
+        """Refuse a text with a special token in it, unless it may quote them, without tokenising it.
 
         Raises:
             DataError: There is one.
         """
-        if found := self._special_pattern.search(text):
+        if not self._split and (found := self._special_pattern.search(text)):
             raise DataError(_special_in_text(f"A text of sample {sample_id!r}", found.group(), text))
 
     def _check_end(self, text: str, input_ids: Tensor) -> None:
@@ -220,7 +216,8 @@ class Encoder:
 def _special_in_text(what: str, token: str, text: str) -> str:
     return (
         f"{what} contains {token!r}, which the model reads as a special token, not as text: {text[:80]!r}. "
-        "Remove or rewrite it; images are placed by the sample's images."
+        "Remove or rewrite it, or set `split_special_tokens: true` if the text quotes it; images are placed by the "
+        "sample's images."
     )
 
 
@@ -229,7 +226,9 @@ def _option_places(rendered: RenderedText, options: Options | None, sample_id: s
     questions = [place for place in rendered.slots if place.segment is Segment.QUESTION]
     if options is None or not questions:
         return []
-    start, end = questions[-1].start, questions[-1].end
+    end = questions[-1].end
+    earlier = max((place.end for place in rendered.answers if place.end <= questions[-1].start), default=0)
+    start = min(place.start for place in questions if place.start >= earlier)  # images may part a question
     found = find_options(rendered.text[start:end], options, sample_id)
     return [Place(name, start + first, start + last) for name, (first, last) in zip(_OPTIONS, found, strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import overload
 
 from lightning_mllm.types import Sample
@@ -31,3 +32,19 @@ class LazySamples(Sequence[Sample]):
         """Make the sample of an index, or those of a slice."""
         chosen = self._indices[index]
         return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
+
+
+class Part(LazySamples):
+    """Some of the samples of a sequence.
+
+    Args:
+        samples: The whole.
+        indices: Of the samples that are taken, in order.
+    """
+
+    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
+        super().__init__(len(indices), partial(_take, samples, indices))
+
+
+def _take(samples: Sequence[Sample], indices: Sequence[int], number: int) -> Sample:
+    return samples[indices[number]]

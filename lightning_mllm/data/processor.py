@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
 
 from lightning_mllm.data.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_NO_DATE = "{% macro strftime_now(format) %}{{ '' }}{% endmacro %}"  # in the place of the function that tells the day
 
 
 def load_processor(checkpoint: str, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
@@ -57,6 +64,27 @@ def context_length(
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     limit = int(processor.tokenizer.model_max_length)  # a huge number where the tokenizer does not know
     return min(limit, int(positions)) if positions else limit
+
+
+def warn_of_date(processor: ProcessorMixin, checkpoint: str) -> None:
+    """Warn of a chat template that writes the day's date: what the model reads changes from day to day."""
+    content = [{"type": "text", "text": "a"}]
+    system, user = ({"role": role, "content": content} for role in ("system", "user"))
+    for messages in ([user], [system, user]):
+        try:
+            now, never = (
+                processor.apply_chat_template(messages, chat_template=template, add_generation_prompt=True)
+                for template in (str(processor.chat_template), _NO_DATE + str(processor.chat_template))
+            )
+        except TemplateError:  # it takes no system text
+            continue
+        if now != never:
+            logger.warning(
+                "The chat template of %r writes today's date, so that losses and scores change with the day. Put a "
+                "fixed date in its place (`strftime_now` in chat_template.jinja) to compare runs.",
+                checkpoint,
+            )
+            return
 
 
 def _check(processor: ProcessorMixin, checkpoint: str) -> None:

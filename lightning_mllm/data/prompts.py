@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from lightning_mllm.data.turns import strip
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample, Turn
 
@@ -134,7 +135,7 @@ class ConversationPrompt(Prompt):
     """Takes the sample's own conversation.
 
     Attributes:
-        system: System text; none by default.
+        system: System text of samples that have none of their own; none by default.
         instruction: What follows each question that has no instruction of its own, e.g. `SHORT_ANSWER`.
         joint: What stands between a question and its instruction.
         cue: What stands behind the chat template's prompt, right before an answer.
@@ -149,15 +150,17 @@ class ConversationPrompt(Prompt):
 
     def dialogue(self, sample: Sample, label_names: Sequence[str], epoch: int) -> Dialogue:
         """Return the sample's conversation."""
+        _check_places(sample)
         turns = tuple(map(self._completed, sample.conversation))
         _check_turns(sample, turns)
-        return Dialogue(turns, self.system or "", joint=self.joint, cue=self.cue)
+        system = self.system if sample.system is None else sample.system
+        return Dialogue(turns, system or "", joint=self.joint, cue=self.cue)
 
     def _completed(self, turn: Turn) -> Turn:
         instruction = turn.instruction.strip()
         if turn.role == "user" and turn.text.strip():
             instruction = instruction or self.instruction.strip()
-        return replace(turn, text=turn.text.strip(), instruction=instruction)
+        return replace(strip(turn), instruction=instruction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +177,18 @@ class PlainPrompt(Prompt):
             _check_turns(sample, tuple(sample.conversation))
         answer = sample.conversation[-1].text.strip() if sample.label is None else sample.label
         return Dialogue((Turn("user", "", images=len(sample.images)), Turn("assistant", answer)), plain=True)
+
+
+def _check_places(sample: Sample) -> None:
+    for number, turn in enumerate(sample.conversation, 1):
+        places = turn.places
+        if places and (
+            len(places) != turn.images or [*places] != sorted(places) or places[0] < 0 or places[-1] > len(turn.text)
+        ):
+            raise DataError(
+                f"The places of the {turn.images} images in turn {number} of sample {sample.id!r} are {places}; they "
+                f"must be one per image, in order, within its {len(turn.text)} characters."
+            )
 
 
 def _check_turns(sample: Sample, turns: tuple[Turn, ...]) -> None:

@@ -1,24 +1,28 @@
 """From a conversation to the text that the model reads, with the place of each segment in it.
 
 The chat template is run once per *shape* of conversation, on stand-ins for the texts; the texts are then put in their
-places. So every place is known, nothing is searched for, and no text can be mistaken for another.
+places. So every place is known, nothing is searched for, and no text can be mistaken for another. That the template
+writes texts as they are is tried on some samples (`Renderer.check`).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from lightning_mllm.data.prompts import Dialogue
+from lightning_mllm.data.script import SYSTEM, Message, Piece, Script, Text, fill, script_of, split
 from lightning_mllm.data.special_tokens import special_ids
+from lightning_mllm.data.turns import images_first
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.types import Segment, Turn
 
-_STAND_IN = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template writes them
+_SHOWN = 40  # characters that a message quotes
+_QUOTED = re.compile(r"""(['"])((?:(?!\1)[^\\])+)\1""")  # strings without escapes
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,7 @@ class RenderedText:
     answers: tuple[Place, ...]
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """All that the template's output depends on, texts aside."""
-
-    system: bool
-    turns: tuple[tuple[str, int, bool, bool], ...]  # role, images, has text, has instruction
-    joint: str
-    cue: str
-
-
-_Piece = str | int  # literal text, or the number of a stand-in
-_Exchange = tuple[tuple[_Piece, ...], tuple[_Piece, ...]]  # what opens an answer, and the answer with its end
+_Exchange = tuple[tuple[Piece, ...], tuple[Piece, ...]]  # what opens an answer, and the answer with its end
 
 
 class Renderer:
@@ -69,20 +62,42 @@ class Renderer:
     def __init__(self, processor: ProcessorMixin) -> None:
         self._processor = processor
         self.image_token: str = processor.image_token  # type: ignore[attr-defined]  # of each family's own class
-        self._skeletons: dict[_Shape, tuple[_Exchange, ...]] = {}
+        self._skeletons: dict[Script, tuple[_Exchange, ...]] = {}
+
+    @cached_property
+    def keeps_places(self) -> bool:
+        """Whether the template writes an image where it stands in the text; many write a turn's images first.
+
+        Raises:
+            ConfigError: It refuses such a turn.
+        """
+        probe = Dialogue((Turn("user", "a b", images=1, places=(1,)), Turn("assistant", "c")))
+        written = split(self._template(script_of(probe)[0].messages()[:1], add_generation_prompt=True))
+        if not {1, 2} <= {*written}:
+            return False
+        between = written[written.index(1) + 1 : written.index(2)]
+        return len(between) == 1 and str(between[0]).count(self.image_token) == 1
+
+    @cached_property
+    def quoted(self) -> re.Pattern[str]:
+        """Finds the strings that the template quotes; nothing where it quotes none."""
+        template = self._processor.chat_template
+        source = str(template.get("default", "") if isinstance(template, dict) else template)
+        words = {word.strip() for _, word in _QUOTED.findall(source)}
+        return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True) if word) or "(?!)")
 
     def render(self, dialogue: Dialogue) -> RenderedText:
         """Write a conversation out.
 
         A system text that the template drops or repeats is put before the first turn, with a blank, where turns open
-        with plain words ("USER:"): there it is no more than that.
+        with plain words ("USER:"): there it is no more than that. Where the template does not keep the places of
+        images, they stand first in their turn.
 
         Raises:
             CheckpointError: The chat template rewrites earlier turns, or drops or repeats a text.
             ConfigError: The chat template refuses the conversation, e.g. its system text.
         """
-        skeleton = self._plain(dialogue.turns) if dialogue.plain else self._skeleton(dialogue)
-        texts = _texts(dialogue)
+        skeleton, texts = self._laid_out(dialogue)
         text = ""
         slots: list[Place] = []
         answers: list[Place] = []
@@ -95,55 +110,83 @@ class Renderer:
             answers.append(Place(Segment.ANSWER, start, len(text)))
         return RenderedText(text, tuple(slots), tuple(answers))
 
-    def _plain(self, turns: tuple[Turn, ...]) -> tuple[_Exchange, ...]:
-        return (((self.image_token * turns[0].images,), (_number(1, Segment.ANSWER), "\n")),)
+    def check_shape(self, dialogue: Dialogue) -> None:
+        """See to it that the template writes conversations of this shape; costs next to nothing the second time.
 
-    def _skeleton(self, dialogue: Dialogue) -> tuple[_Exchange, ...]:
-        shape = _Shape(
-            bool(dialogue.system),
-            tuple((turn.role, turn.images, bool(turn.text), bool(turn.instruction)) for turn in dialogue.turns),
-            dialogue.joint,
-            dialogue.cue,
-        )
-        if shape not in self._skeletons:
-            self._skeletons[shape] = self._build_skeleton(shape)
-        return self._skeletons[shape]
+        Raises:
+            CheckpointError: As `render`.
+            ConfigError: As `render`.
+        """
+        self._laid_out(dialogue)
 
-    def _build_skeleton(self, shape: _Shape) -> tuple[_Exchange, ...]:
+    def check(self, dialogue: Dialogue, sample_id: str) -> None:
+        """Run the template on the texts themselves, to see whether it writes them as they are.
+
+        Raises:
+            CheckpointError: It alters one.
+        """
+        if dialogue.plain:
+            return
+        script, texts = script_of(self._placed(dialogue))
+        messages, real = script.messages(), script.messages(texts)
+        for end, message in enumerate(messages, 1):
+            asks = message["role"] == "user"
+            expected = fill(self._template(messages[:end], add_generation_prompt=asks), texts)
+            written = self._template(real[:end], add_generation_prompt=asks)
+            if written != expected:
+                pairs = enumerate(zip(written, expected, strict=False))
+                at = next((k for k, (a, b) in pairs if a != b), min(len(written), len(expected)))
+                start = max(at - _SHOWN // 2, 0)
+                raise CheckpointError(
+                    f"The checkpoint's chat template alters the texts of sample {sample_id!r}: it writes "
+                    f"{written[start : start + _SHOWN]!r} where {expected[start : start + _SHOWN]!r} was expected. "
+                    "Use a template that writes texts as they are, or take out of the texts what it alters."
+                )
+
+    def _laid_out(self, dialogue: Dialogue) -> tuple[tuple[_Exchange, ...], list[Text]]:
+        """Return the pieces of a conversation, and the texts that stand in them."""
+        script, texts = script_of(self._placed(dialogue))
+        if dialogue.plain:
+            images = self.image_token * dialogue.turns[0].images
+            return (((images,), (len(texts) - 1, "\n")),), texts
+        if script not in self._skeletons:
+            self._skeletons[script] = self._build_skeleton(script)
+        return self._skeletons[script], texts
+
+    def _placed(self, dialogue: Dialogue) -> Dialogue:
+        if not any(turn.places for turn in dialogue.turns) or self.keeps_places:
+            return dialogue
+        return replace(dialogue, turns=tuple(map(images_first, dialogue.turns)))
+
+    def _build_skeleton(self, script: Script) -> tuple[_Exchange, ...]:
         """Return, per answer, the pieces that open it and its own pieces, end-of-turn token included."""
-        exchanges = self._exchanges(shape)
-        if _all_there(shape, exchanges):
+        exchanges = self._exchanges(script)
+        if _all_there(script, exchanges):
             return exchanges
-        bare = replace(shape, system=False)
-        if shape.system and _all_there(bare, exchanges := self._exchanges(bare)):
+        bare = replace(script, system=False)
+        if script.system and _all_there(bare, exchanges := self._exchanges(bare)):
             return self._with_system(exchanges)
         raise CheckpointError(
             "The chat template does not write each text of a conversation exactly once. Use a template that does."
         )
 
-    def _exchanges(self, shape: _Shape) -> tuple[_Exchange, ...]:
-        messages = [_message("system", [_text(_number(-1, Segment.SYSTEM))])] if shape.system else []
+    def _exchanges(self, script: Script) -> tuple[_Exchange, ...]:
+        messages = script.messages()
         exchanges = []
         written = between = ""
-        for k, (role, images, has_text, has_instruction) in enumerate(shape.turns):
-            if role == "user":
-                numbers = [_number(k, Segment.QUESTION)] * has_text
-                numbers += [_number(k, Segment.INSTRUCTION)] * has_instruction
-                text = shape.joint.join(_stand_in(number) for number in numbers)
-                content = [{"type": "image"}] * images + ([{"type": "text", "text": text}] if text else [])
-                messages.append(_message("user", content))
+        for k, message in enumerate(messages):
+            if message["role"] != "assistant":
                 continue
-            prompt = self._template(messages, add_generation_prompt=True)
-            opening = between + _behind(written, prompt) + shape.cue
-            messages.append(_message("assistant", [_text(_number(k, Segment.ANSWER))]))
-            written = self._template(messages, add_generation_prompt=False)
+            prompt = self._template(messages[:k], add_generation_prompt=True)
+            opening = between + _behind(written, prompt) + script.cue
+            written = self._template(messages[: k + 1], add_generation_prompt=False)
             continuation = _behind(prompt, written)
-            if (prompt + shape.cue)[
+            if (prompt + script.cue)[
                 -1:
             ].isspace():  # Llama 3 on the hub: line breaks on both sides would become one token
                 continuation = continuation.lstrip()
             answer, between = self._end_answer(continuation)
-            exchanges.append((_pieces(opening), _pieces(answer)))
+            exchanges.append((split(opening), split(answer)))
         return tuple(exchanges)
 
     def _with_system(self, exchanges: tuple[_Exchange, ...]) -> tuple[_Exchange, ...]:
@@ -159,13 +202,13 @@ class Renderer:
         if not words[:1].isalpha():
             raise CheckpointError(
                 "The chat template does not write the system text exactly once, and its turns open with "
-                f"{words[:20]!r}, not with plain words that it could stand before. Set `prompt.system: null`, or use a "
-                "template with a system turn."
+                f"{words[:20]!r}, not with plain words that it could stand before. Set `prompt.system: null` and give "
+                "samples no system text, or use a template with a system turn."
             )
-        behind = (_number(-1, Segment.SYSTEM), f" {words}", *opening[1:])
+        behind = (SYSTEM, f" {words}", *opening[1:])
         return (((start, *behind) if start else behind, answer), *rest)
 
-    def _template(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _template(self, messages: list[Message], add_generation_prompt: bool) -> str:
         try:
             return str(
                 self._processor.apply_chat_template(
@@ -174,7 +217,7 @@ class Renderer:
             )
         except TemplateError as error:
             roles = [message["role"] for message in messages]
-            way_out = ". Set `prompt.system: null`." if "system" in roles else ""
+            way_out = ". Set `prompt.system: null` and give samples no system text." if "system" in roles else ""
             raise ConfigError(
                 f"The checkpoint's chat template refuses a conversation of {roles}: {error}{way_out}"
             ) from error
@@ -182,7 +225,8 @@ class Renderer:
     def _end_answer(self, continuation: str) -> tuple[str, str]:
         """Return an answer with its end-of-turn token, and what the template writes between it and the next turn."""
         stripped = continuation.rstrip()
-        *_, end = _STAND_IN.split(stripped)
+        *_, end = "", *split(stripped)
+        end = end if isinstance(end, str) else ""
         eos = str(self._processor.tokenizer.eos_token)
         if end.strip() != eos and end.strip().replace("\\", "/") == eos:  # llava-v1.6-mistral on the hub writes "<\\s>"
             stripped, end = stripped.removesuffix(end.strip()) + eos, eos
@@ -197,45 +241,12 @@ class Renderer:
         return stripped, continuation[len(continuation.rstrip()) :]
 
 
-def _append(text: str, piece: _Piece, texts: dict[int, tuple[Segment, str]], slots: list[Place]) -> str:
+def _append(text: str, piece: Piece, texts: list[Text], slots: list[Place]) -> str:
     if isinstance(piece, str):
         return text + piece
-    segment, words = texts[piece]
+    segment, words = texts[piece].segment, texts[piece].words
     slots.append(Place(segment, len(text), len(text) + len(words)))
     return text + words
-
-
-def _texts(dialogue: Dialogue) -> dict[int, tuple[Segment, str]]:
-    texts = {_number(-1, Segment.SYSTEM): (Segment.SYSTEM, dialogue.system.strip())}
-    for k, turn in enumerate(dialogue.turns):
-        if turn.role == "assistant":
-            texts[_number(k, Segment.ANSWER)] = (Segment.ANSWER, turn.text)
-        else:
-            texts[_number(k, Segment.QUESTION)] = (Segment.QUESTION, turn.text)
-            texts[_number(k, Segment.INSTRUCTION)] = (Segment.INSTRUCTION, turn.instruction)
-    return texts
-
-
-def _number(turn: int, segment: Segment) -> int:
-    """Number the stand-in of a turn's text; the system text is turn -1."""
-    return 2 * (turn + 1) + (segment is Segment.INSTRUCTION)
-
-
-def _stand_in(number: int) -> str:
-    return f"\ue000{number}\ue001"
-
-
-def _text(number: int) -> dict[str, str]:
-    return {"type": "text", "text": _stand_in(number)}
-
-
-def _message(role: str, content: list[dict[str, str]]) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def _pieces(text: str) -> tuple[_Piece, ...]:
-    literal_and_numbers = _STAND_IN.split(text)  # literal, number, literal, number, ..., literal
-    return tuple(int(part) if k % 2 else part for k, part in enumerate(literal_and_numbers) if part)
 
 
 def _behind(prefix: str, text: str) -> str:
@@ -247,10 +258,6 @@ def _behind(prefix: str, text: str) -> str:
     return text[len(prefix) :]
 
 
-def _all_there(shape: _Shape, exchanges: tuple[_Exchange, ...]) -> bool:
+def _all_there(script: Script, exchanges: tuple[_Exchange, ...]) -> bool:
     found = sorted(piece for opening, answer in exchanges for piece in opening + answer if isinstance(piece, int))
-    expected = [_number(-1, Segment.SYSTEM)] * shape.system
-    for k, (role, _, has_text, has_instruction) in enumerate(shape.turns):
-        expected += [_number(k, Segment.QUESTION)] * (has_text or role == "assistant")
-        expected += [_number(k, Segment.INSTRUCTION)] * has_instruction
-    return found == expected
+    return found == script.numbers

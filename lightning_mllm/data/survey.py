@@ -10,9 +10,12 @@ from pathlib import Path
 from lightning_mllm.data.collator import Collator
 from lightning_mllm.data.images import Size
 from lightning_mllm.data.labels import as_answered
+from lightning_mllm.data.lazy import Part
+from lightning_mllm.data.left_out import LeftOut
 from lightning_mllm.data.regions import check_boxes
 from lightning_mllm.data.sampling import SampleSize
 from lightning_mllm.data.splits import Split
+from lightning_mllm.data.template_use import TemplateUse
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
@@ -32,7 +35,9 @@ class Survey:
         labelled: Whether the first training sample has a label.
 
     Attributes:
-        sizes: Of each sample.
+        samples: As given.
+        sizes: Of each of them.
+        left_out: What does not fit.
         kinds: Kinds of questions; empty for the training split, which is not scored.
         paths: Image files.
 
@@ -45,10 +50,13 @@ class Survey:
         self.sizes: list[SampleSize] = []
         self.kinds: set[str] = set()
         self.paths: set[Path] = set()
-        self._split, self._samples, self._collator, self._labelled = split, samples, collator, labelled
+        self.samples, self.left_out = samples, LeftOut()
+        self._split, self._collator, self._labelled = split, collator, labelled
+        self._template_use = TemplateUse(collator)
         self._images: list[tuple[Path | Size, ...]] = []
         self._bytes: list[tuple[int, int]] = []  # that can't be cut, and that can
         self._boxed: list[int] = []
+        self._refused: set[int] = set()  # they don't fit
         self._seen: set[str] = set()
         for sample in samples:
             self._look_at(sample)
@@ -80,7 +88,9 @@ class Survey:
         if self._collator.label_names:
             return len((sample.label or "").encode()), 0
         fixed = question = 0
-        for turn in self._collator.check_turns(sample):
+        turns = self._collator.check_turns(sample)
+        self._template_use.look_at(len(self._bytes), sample, turns)
+        for turn in turns:
             text, instruction = len(turn.text.encode()), len(turn.instruction.encode())
             fixed += instruction + (text if turn.role == "assistant" else 0)
             question += text if turn.role == "user" else 0
@@ -97,15 +107,33 @@ class Survey:
         """
         needs = []
         for index, (images, (fixed, question)) in enumerate(zip(self._images, self._bytes, strict=True)):
-            pictures = sum(
-                self._collator.count_image_tokens(sizes[image] if isinstance(image, Path) else image)
-                for image in images
+            counts = [self._collator.count_image_tokens(_size(image, sizes)) for image in images]
+            needs.append((sum(counts) + fixed, sum(counts) + fixed + question, index))
+            if needs[-1][1] > self._collator.max_length and not self._collator.label_names:
+                fitted = self._collator.fit(self.samples[index], counts)
+                self.left_out.count(fitted)
+                if fitted is None:
+                    self._refused.add(needs.pop()[2])
+        self.left_out.warn(self._split, len(self.samples), self._collator.max_length)
+        if not needs:
+            raise DataError(
+                f"No sample of the {self._split!r} split fits into max_length {self._collator.max_length}. Raise it, "
+                "or shorten the texts."
             )
-            needs.append((pictures + fixed, pictures + fixed + question, index))
+        if self._refused:
+            self.kinds &= {sample.kind for sample in self.kept()[0] if sample.kind}
+        self._template_use.check(self.samples, self._split)
         most = {index for *_, index in heapq.nlargest(_TRIED, needs)}
         most.add(max(needs, key=lambda need: need[1])[2])
         for index in sorted(most):
-            self._collator.check(self._samples[index])
+            self._collator.check(self.samples[index])
+
+    def kept(self) -> tuple[Sequence[Sample], list[SampleSize]]:
+        """Return the samples that fit, and their sizes."""
+        if not self._refused:
+            return self.samples, self.sizes
+        indices = [index for index in range(len(self.samples)) if index not in self._refused]
+        return Part(self.samples, indices), [self.sizes[index] for index in indices]
 
     def look_at_boxes(self, sizes: Mapping[Path, Size]) -> None:
         """Warn of samples of whose boxes nothing is to be seen; an analysis leaves them out.
@@ -118,8 +146,8 @@ class Survey:
         """
         unseen = []
         for index in self._boxed:
-            (image,), sample = self._images[index], self._samples[index]
-            if not self._collator.shows_a_box(sample, sizes[image] if isinstance(image, Path) else image):
+            (image,), sample = self._images[index], self.samples[index]
+            if not self._collator.shows_a_box(sample, _size(image, sizes)):
                 unseen.append(sample.id)
         if unseen:
             logger.warning(
@@ -149,6 +177,10 @@ def _checked_kind(sample: Sample, kind: str, split: Split, labelled: bool) -> st
             "stops and blanks are removed. Correct the answer, or give the sample no kind."
         )
     return kind
+
+
+def _size(image: Path | Size, sizes: Mapping[Path, Size]) -> Size:
+    return sizes[image] if isinstance(image, Path) else image
 
 
 def _characters(sample: Sample) -> int:

@@ -157,8 +157,9 @@ class MLLMModule(L.LightningModule):
         self._seed = torch.initial_seed()
 
     def on_train_start(self) -> None:
-        """Leave counting the steps to Lightning, which by now has restored its own count."""
+        """Leave counting the steps to Lightning, which has restored its count; log what does not fit the context."""
         self._loaded_steps = None
+        self.log_dict(self.trainer.datamodule.left_out["train"].metrics("train"))  # type: ignore[attr-defined]
 
     def train(self, mode: bool = True) -> MLLMModule:
         """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""

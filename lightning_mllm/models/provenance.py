@@ -39,6 +39,6 @@ def _digest(samples: Iterable[Sample]) -> str:
     """Return a hash of all that samples say; images count by their number alone, for files can be elsewhere."""
     digest = hashlib.sha256()
     for sample in samples:
-        said = (sample.id, sample.label, tuple(sample.conversation), sample.kind, len(sample.images))
+        said = (sample.id, sample.label, tuple(sample.conversation), sample.system, sample.kind, len(sample.images))
         digest.update(repr((*said, tuple(sample.boxes), sample.options, sample.picture)).encode())
     return digest.hexdigest()[:16]

@@ -1,4 +1,3 @@
-import logging
 import pickle
 import weakref
 from collections.abc import Sequence
@@ -176,30 +175,10 @@ class TestGeometry:
 
 
 class TestLength:
-    def test_an_overlong_question_loses_its_front_and_nothing_else(
-        self, processor: ProcessorMixin, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        prompt = ClassificationPrompt(task="many things " * 20)
-        full = collate(Collator(processor, prompt, NAMES), labelled())
-        limit = full.input_ids.shape[1] - 30
-        collator = Collator(processor, prompt, NAMES, max_length=limit)
-
-        with caplog.at_level(logging.WARNING):
-            cut = collate(collator, labelled())
-            collate(collator, labelled("again"))
-
-        assert cut.input_ids.shape[1] == limit
-        for segment in set(Segment) - {Segment.QUESTION, Segment.QUESTION_REST}:
-            assert cut.spans[segment].sum() == full.spans[segment].sum(), segment
-        assert decode(processor, full, Segment.QUESTION).endswith(decode(processor, cut, Segment.QUESTION))
-        assert collator.shortened == 2
-        assert len(caplog.records) == 1
-        assert "'a'" in caplog.text
-
-    def test_what_cannot_be_cut_is_refused(self, processor: ProcessorMixin) -> None:
+    def test_of_a_question_that_lists_classes_nothing_is_left_out(self, processor: ProcessorMixin) -> None:
         collator = Collator(processor, ClassificationPrompt(), NAMES, max_length=40)
 
-        with pytest.raises(DataError, match=r"Sample 'a' has \d+ tokens .* max_length is 40, and only the question"):
+        with pytest.raises(DataError, match=r"'a', which lists 3 classes, does not fit into max_length 40"):
             collate(collator, labelled())
 
     def test_a_class_name_longer_than_the_context_is_refused(self, vicuna: ProcessorMixin) -> None:

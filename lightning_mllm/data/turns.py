@@ -1,0 +1,48 @@
+"""Where images stand in the text of a turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from lightning_mllm.types import Turn
+
+
+def question(pieces: list[str]) -> Turn:
+    """Return the user's turn whose text has an image between each two of `pieces`, outer blanks stripped."""
+    text, places = pieces[0], []
+    for piece in pieces[1:]:
+        places.append(len(text))
+        text += piece
+    return strip(Turn("user", text, images=len(places), places=tuple(places)))
+
+
+def pieces(turn: Turn) -> list[str]:
+    """Return the text of a turn, cut where its images stand: one piece more than there are images."""
+    cuts = [0, *(turn.places or (0,) * turn.images), len(turn.text)]
+    return [turn.text[start:end] for start, end in pairwise(cuts)]
+
+
+def strip(turn: Turn) -> Turn:
+    """Return a turn without blanks around its text; those between text and a later image stay."""
+    text = turn.text.lstrip()
+    places = tuple(max(place - len(turn.text) + len(text), 0) for place in turn.places)
+    last = max(places, default=0)
+    text = text[:last] + text[last:].rstrip()
+    return replace(turn, text=text, places=places if any(places) else ())
+
+
+def images_first(turn: Turn) -> Turn:
+    """Return a turn with its images before its text; a blank or line break stands where they parted it."""
+    text = ""
+    for piece in pieces(turn):
+        before, behind = text.rstrip(), piece.lstrip()
+        blanks = text[len(before) :] + piece[: len(piece) - len(behind)]
+        joint = "\n" if "\n" in blanks else " "
+        text = f"{before}{joint}{behind}"
+    return replace(turn, text=text.strip(), places=())
+
+
+def has_image_within(turn: Turn) -> bool:
+    """Return whether an image stands within the text, words on both sides."""
+    return any(turn.text[:place].strip() and turn.text[place:].strip() for place in turn.places)
