@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.llava_rows import LlavaRow, Unread
 from lightning_mllm.data.splits import Split, check_fractions, stratified_split
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import Sample, Turn
+from lightning_mllm.types import Sample
 
-PLACEHOLDER = "<image>"
 _BETWEEN_ROWS = re.compile(r"[\s,]*")
-_ROLES = {"human": "user", "gpt": "assistant"}
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +25,15 @@ class LlavaJson(MLLMDataModule):
     """Conversations from JSON files, each a list of rows as LLaVA's training reads them.
 
     A row has an `id` (those without one, or with that of an earlier row, as in LLaVA's own files, are named by their
-    number), an `image` (a path, a list of paths, or none: a text-only sample), and `conversations`, a list
-    of `{"from": "human" | "gpt", "value": ...}` in alternation. `<image>` in a human's text stands for an image; the
-    text may be before or behind it, but images always come first in their turn, as LLaVA puts them. Rows whose `image`
-    is written alike are about one picture, so that what is found of them counts as dependent. A row with a
-    `kind` (text: the kind of its last question) is scored by exact match of its last answer. `.jsonl` files (one row
-    per line) are read too.
+    number), an `image` or `images` (a path, a list of paths, or none: a text-only sample), and `conversations`, a list
+    of `{"from": "human" | "gpt", "value": ...}` in alternation, or `messages` with `role` (user, assistant) and
+    `content`, which may be a list of parts (`{"type": "text" | "image", ...}`). A system text is a first turn or the
+    key `system`. `<image>` in a human's text, or an image part, stands for an image and keeps its place, where the chat
+    template can keep it. Rows whose images are written alike are about one picture, so that what is found of them
+    counts as dependent. A row with a `kind` (text: the kind of its last question) is scored by exact match of its last
+    answer. A first answer to nothing is left out, and keys that are not read are named, in one warning each; keys with
+    content that can't be taken (video, tools, weights of turns, ...) are an error. `.jsonl` files (one row per line)
+    are read too.
 
     Args:
         train: JSON file of the training split.
@@ -87,90 +89,18 @@ class LlavaJson(MLLMDataModule):
             raise DataError(f"The image root {root} is not a folder. Set `image_root` to the folder of the images.")
         samples: dict[str, Sample] = {}
         renamed = 0
+        unread = Unread()
         for number, row in enumerate(_rows(path), 1):
-            sample = _Row(path, number, root).sample(row)
+            sample = LlavaRow(path, number, root, unread).sample(row)
             name = sample.id or str(number)
             if name in samples:
                 name = f"{name}#{number}"
             renamed += name != sample.id
             samples[name] = replace(sample, id=name)
+        unread.warn(path)
         if renamed:
             logger.warning("%d rows of %s have no id, or that of an earlier row: named by row number", renamed, path)
         return list(samples.values())
-
-
-class _Row:
-    """Reads one row, and knows where it is for the sake of messages. Rows count from 1."""
-
-    def __init__(self, file: Path, number: int, root: Path) -> None:
-        self._file, self._number, self._root = file, number, root
-
-    def sample(self, row: object) -> Sample:
-        if not isinstance(row, dict):
-            raise self._error("", f"a {type(row).__name__} where an object was expected")
-        name = row.get("id")
-        if not isinstance(name, str | int | None):
-            raise self._error("id", f"a {type(name).__name__} where text or a number was expected")
-        kind = row.get("kind")
-        if kind is not None and (not isinstance(kind, str) or not kind.strip()):
-            raise self._error("kind", f"{kind!r} is no text. Give the kind of question, or leave it out")
-        paths = self._paths(row.get("image"))
-        images = [self._image(path) for path in paths]
-        turns = self._turns(row.get("conversations"))
-        placeholders = sum(turn.images for turn in turns)
-        if placeholders != len(images):
-            relation = "fewer" if placeholders < len(images) else "more"
-            raise self._error(
-                "conversations",
-                f"{relation} {PLACEHOLDER} placeholders ({placeholders}) than images ({len(images)}). "
-                "Write one per image",
-            )
-        picture = ", ".join(map(str, paths)) or None
-        name = "" if name is None else str(name)
-        return Sample(id=name, images=images, conversation=turns, kind=kind, picture=picture)
-
-    def _paths(self, value: object) -> list[object]:
-        if value is None:
-            return []
-        return value if isinstance(value, list) else [value]
-
-    def _image(self, value: object) -> Path:
-        if not isinstance(value, str) or not value:
-            raise self._error("image", f"{value!r} is not a path. Give a path, a list of paths, or leave it out")
-        path = (self._root / value).resolve()
-        if not path.is_relative_to(self._root):
-            raise self._error("image", f"{value!r} leads out of the image root {self._root}. Give a path inside")
-        if not path.is_file():
-            raise self._error("image", f"{path} does not exist. Correct the path, or `image_root`")
-        return path
-
-    def _turns(self, value: object) -> list[Turn]:
-        if not isinstance(value, list) or not value or len(value) % 2:
-            found = f"{len(value)} turns" if isinstance(value, list) else repr(value)[:40]
-            raise self._error("conversations", f"{found}; pairs of a human's and a gpt's turn were expected")
-        return [self._turn(turn, k) for k, turn in enumerate(value)]
-
-    def _turn(self, turn: object, k: int) -> Turn:
-        field = f"conversations[{k}]"
-        expected = ("human", "gpt")[k % 2]
-        if not isinstance(turn, dict) or turn.get("from") not in _ROLES:
-            raise self._error(field, "no object with 'from' (human or gpt) and 'value'")
-        if turn["from"] != expected:
-            raise self._error(
-                field, f"is from {turn['from']!r}, but {expected!r} was expected: turns alternate and begin with human"
-            )
-        if not isinstance(turn.get("value"), str) or not turn["value"].strip():
-            raise self._error(field, "'value' is missing, empty or no text")
-        text: str = turn["value"]
-        if expected == "gpt":
-            if PLACEHOLDER in text:
-                raise self._error(field, f"{PLACEHOLDER} in an answer. Only a human's text can have images")
-            return Turn("assistant", text.strip())
-        return Turn("user", text.replace(PLACEHOLDER, "").strip(), images=text.count(PLACEHOLDER))
-
-    def _error(self, field: str, problem: str) -> DataError:
-        where = f", field {field!r}" if field else ""
-        return DataError(f"{self._file}, row {self._number}{where}: {problem}.")
 
 
 def _rows(path: Path) -> Iterator[Any]:

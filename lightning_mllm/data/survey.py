@@ -87,7 +87,7 @@ class Survey:
         """Return the bytes of texts that can't be cut, and of those that can; class names are checked once."""
         if self._collator.label_names:
             return len((sample.label or "").encode()), 0
-        fixed = question = 0
+        fixed, question = len((sample.system or "").encode()), 0
         turns = self._collator.check_turns(sample)
         self._template_use.look_at(len(self._bytes), sample, turns)
         for turn in turns:

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import Segment, Turn
+from lightning_mllm.types import Segment
 from tests.data.conftest import picture
 from tests.data.contract import DataModuleContract
 
@@ -72,28 +72,6 @@ class TestLlavaJson(DataModuleContract):
         assert all(kind.all() or not kind.any() for kind in kinds[:-2])
 
 
-def test_rows_become_turns(images: Path) -> None:
-    rows = [row("a", ["a.png", "sub/b.png"], "Both? <image>\n<image>", " yes ", "Sure?", "yes"), row(7, None, "x", "y")]  # type: ignore[arg-type]
-
-    multi, text = load(images, rows)
-
-    assert multi.images == [images / "a.png", images / "sub" / "b.png"]
-    assert multi.conversation == [
-        Turn("user", "Both?", images=2),
-        Turn("assistant", "yes"),
-        Turn("user", "Sure?"),
-        Turn("assistant", "yes"),
-    ]
-    assert text.id == "7"
-    assert not text.images
-
-
-def test_a_row_may_name_the_kind_of_its_question(images: Path) -> None:
-    asked, plain = load(images, [row("a") | {"kind": "colour"}, row("b")])
-
-    assert (asked.kind, plain.kind) == ("colour", None)
-
-
 def test_rows_about_the_same_images_are_about_one_picture(images: Path) -> None:
     both = ["a.png", "sub/b.png"]
     rows = [row("a"), row("b", ["a.png"]), row("c", both, "<image><image>?", "x"), row("d", None, "x", "y")]
@@ -108,42 +86,6 @@ def test_one_row_per_line_is_read_too(images: Path) -> None:
     assert [sample.id for sample in load(images, lines, "train.jsonl")] == ["0", "1", "2"]
     with pytest.raises(DataError, match=r"train\.jsonl, row 2: malformed JSON"):
         load(images, json.dumps(row()) + '\n{"id": ', "train.jsonl")
-
-
-BAD_ROWS: dict[str, tuple[Row, str]] = {
-    "no object": (["a"], "a list where an object was expected"),  # type: ignore[dict-item]
-    "odd id": ({"id": ["a"]}, "field 'id': a list where text or a number was expected"),
-    "kind no text": (row() | {"kind": 3}, "field 'kind': 3 is no text. Give the kind of question"),
-    "kind empty": (row() | {"kind": " "}, "field 'kind': ' ' is no text"),
-    "image no path": (row(image=3), "field 'image': 3 is not a path"),
-    "image leaving": (row(image="../secret.png"), "field 'image': .* leads out of the image root"),
-    "image absolute": (row(image="/etc/passwd"), "field 'image': .* leads out of the image root"),
-    "image missing": (row(image="gone.png"), "field 'image': .*gone.png does not exist"),
-    "no conversations": ({"id": "a"}, "field 'conversations': None; pairs"),
-    "odd turns": (row("a", None, "hello"), "field 'conversations': 1 turns; pairs"),
-    "wrong order": (
-        {"id": "a", "conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]},
-        r"field 'conversations\[0\]': is from 'gpt', but 'human' was expected",
-    ),
-    "unknown role": (
-        {"id": "a", "conversations": [{"from": "user", "value": "x"}, {"from": "gpt", "value": "y"}]},
-        r"field 'conversations\[0\]': no object with 'from'",
-    ),
-    "empty value": (row("a", None, "x", " "), r"field 'conversations\[1\]': 'value' is missing"),
-    "fewer placeholders": (row("a", "a.png", "What?", "two"), r"fewer <image> placeholders \(0\) than images \(1\)"),
-    "more placeholders": (
-        row("a", "a.png", "<image><image>What?", "two"),
-        r"more <image> placeholders \(2\) than images \(1\)",
-    ),
-    "placeholder in answer": (row("a", "a.png", "What?", "<image>"), r"'conversations\[1\]': <image> in an answer"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ROWS)
-def test_a_bad_row_is_named_with_its_field(images: Path, case: str) -> None:
-    bad, message = BAD_ROWS[case]
-    with pytest.raises(DataError, match=rf"train\.json, row 3.*{message}"):
-        load(images, [row("first"), row("second"), bad])
 
 
 def test_rows_without_an_id_of_their_own_are_named_by_number(images: Path, caplog: pytest.LogCaptureFixture) -> None:
