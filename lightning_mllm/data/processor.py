@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
@@ -68,7 +69,7 @@ def context_length(
 
 def warn_of_date(processor: ProcessorMixin, checkpoint: str) -> None:
     """Warn of a chat template that writes the day's date: what the model reads changes from day to day."""
-    content = [{"type": "text", "text": "a"}]
+    content: Any = [{"type": "text", "text": "a"}]
     system, user = ({"role": role, "content": content} for role in ("system", "user"))
     for messages in ([user], [system, user]):
         try:

@@ -85,7 +85,7 @@ def _tokenise_sections(
         ids += encoding["input_ids"]
         offsets += [(begin + first, begin + last) for first, last in encoding["offset_mapping"]]
         if start < end:
-            ids.append(int(tokenizer.convert_tokens_to_ids(text[start:end])))
+            ids += tokenizer.convert_tokens_to_ids([text[start:end]])
             offsets.append((start, end))
         begin = end
     return ids, offsets
