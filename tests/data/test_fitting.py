@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from transformers import ProcessorMixin
 
 from lightning_mllm.data import Collator, ConversationPrompt, PlainPrompt
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.trainer import Trainer
 from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Sample, Segment, Turn
 from tests.data.conftest import collate, decode, picture, tokens
 from tests.data.test_base import Memory
@@ -106,6 +109,20 @@ class TestSetUp:
         assert exchanges > 0
         assert f"of 4 samples 2 are left out, 1 lose their first exchanges ({exchanges} in all)" in caplog.text
         assert module.left_out["val"].metrics("val") == {}
+
+    def test_a_fit_logs_what_is_left_out(
+        self, tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        trainer = Trainer(logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False)
+        long = Sample(id="question", conversation=[Turn("user", "word " * 90), Turn("assistant", "two")])
+        data = self.set_up(tiny_llava, long, talk("some"))
+
+        trainer.fit(MLLMModule(tiny_llava), datamodule=data)
+
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "left_out" in name}
+        exchanges = data.left_out["train"].exchanges
+        assert logged == {"train/samples_left_out": 1.0, "train/exchanges_left_out": exchanges}
 
     def _batches(self, module: Memory, name: str) -> list[MultimodalBatch]:
         return [collate(module.collator, sample) for sample in module.samples["train"] if sample.id == name]
