@@ -161,19 +161,33 @@ class Encoder:
     def _tokenise(self, rendered: RenderedText) -> tuple[Tensor, Tensor]:
         """Return token ids (n,) and their character ranges (n, 2)."""
         text = rendered.text
-        if self._split and any(self._special_pattern.search(text, slot.start, slot.end) for slot in rendered.slots):
-            texts = [(slot.start, slot.end) for slot in rendered.slots]
-            return tokenise_quotes(self._tokenizer, self._special_pattern, text, texts)
+        if self._quotes(rendered, len(text)):
+            return self._tokenise_quotes(rendered, len(text))
         encoding = self._tokenizer(
             text, add_special_tokens=wants_bos(self._tokenizer, text), return_offsets_mapping=True, verbose=False
         )
         return torch.tensor(encoding["input_ids"]), torch.tensor(encoding["offset_mapping"])
 
+    def _quotes(self, rendered: RenderedText, end: int) -> bool:
+        """Return whether a text before `end` quotes a special token."""
+        return self._split and any(
+            self._special_pattern.search(rendered.text, slot.start, slot.end)
+            for slot in rendered.slots
+            if slot.end <= end
+        )
+
+    def _tokenise_quotes(self, rendered: RenderedText, end: int) -> tuple[Tensor, Tensor]:
+        texts = [(slot.start, slot.end) for slot in rendered.slots if slot.end <= end]
+        return tokenise_quotes(self._tokenizer, self._special_pattern, rendered.text[:end], texts)
+
     def _prompt_length(self, rendered: RenderedText, input_ids: Tensor, sample_id: str) -> int:
         start = rendered.answers[-1].start
         prompt = rendered.text[:start]
-        slots = tuple(slot for slot in rendered.slots if slot.end <= start)
-        alone = self._tokenise(RenderedText(prompt, slots, ()))[0].tolist()
+        if self._quotes(rendered, start):
+            alone = self._tokenise_quotes(rendered, start)[0].tolist()
+        else:
+            bos = wants_bos(self._tokenizer, prompt)
+            alone = self._tokenizer(prompt, add_special_tokens=bos, verbose=False)["input_ids"]
         if not alone or input_ids[: len(alone)].tolist() != alone:
             raise DataError(
                 f"The prompt of sample {sample_id!r} has other tokens alone than with its answer behind it, so that "

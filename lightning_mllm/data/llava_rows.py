@@ -102,11 +102,12 @@ class LlavaRow:
         """Refuse keys that say what would be lost, and count the others that are not read."""
         for key in row.keys() - known:
             path, value = f"{field}.{key}" if field else key, row[key]
-            says_nothing = value in (None, "", [], {}) or (value == 1 if key in _WEIGHTS else value is False)
+            if value in (None, "", [], {}) or (value == 1 if key in _WEIGHTS else value is False):
+                continue  # it says nothing
             if field and key in ("image", "images"):
-                raise self._error(path, "is not read here. Name the images in the row's 'image', or in parts")
-            if not says_nothing and key.lower() in _REFUSED | (_WEIGHTS if field else set()):
-                raise self._error(path, "holds what can't be taken; it is not dropped in silence. Remove the key")
+                raise self._error(path, "is not read here. Name images in the row's 'image', or in parts")
+            if key.lower() in _REFUSED or (field and key in _WEIGHTS):
+                raise self._error(path, "holds what can't be taken. Remove the key, or leave the row out")
             self._unread.keys[path.partition("[")[0] + (f"[].{key}" if field else "")] += 1
 
     def _one_of(self, row: Mapping[str, Any], name: str, other: str, field: str = "") -> str:

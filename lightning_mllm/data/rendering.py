@@ -63,6 +63,7 @@ class Renderer:
         self._processor = processor
         self.image_token: str = processor.image_token  # type: ignore[attr-defined]  # of each family's own class
         self._skeletons: dict[Script, tuple[_Exchange, ...]] = {}
+        self._checked: set[tuple[object, ...]] = set()  # shapes
 
     @cached_property
     def keeps_places(self) -> bool:
@@ -117,7 +118,12 @@ class Renderer:
             CheckpointError: As `render`.
             ConfigError: As `render`.
         """
-        self._laid_out(dialogue)
+        turns = tuple(
+            (turn.role, turn.images, turn.places, bool(turn.text), bool(turn.instruction)) for turn in dialogue.turns
+        )
+        if (shape := (bool(dialogue.system), turns)) not in self._checked:
+            self._laid_out(dialogue)
+            self._checked.add(shape)
 
     def check(self, dialogue: Dialogue, sample_id: str) -> None:
         """Run the template on the texts themselves, to see whether it writes them as they are.

@@ -159,7 +159,8 @@ class MLLMModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Leave counting the steps to Lightning, which has restored its count; log what does not fit the context."""
         self._loaded_steps = None
-        self.log_dict(self.trainer.datamodule.left_out["train"].metrics("train"))  # type: ignore[attr-defined]
+        for split, left_out in self.trainer.datamodule.left_out.items():  # type: ignore[attr-defined]
+            self.log_dict(left_out.metrics(split))
 
     def train(self, mode: bool = True) -> MLLMModule:
         """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""

@@ -171,7 +171,7 @@ class TestErrors:
         self.expect(DataError, "class name 'leaf leaf .* the context ends at 1024", train=train, checkpoint=tiny_llava)
 
     def test_a_sample_that_cannot_fit_shows_at_set_up(self, tiny_llava: str) -> None:
-        self.expect(DataError, "only the question may be cut", checkpoint=tiny_llava, max_length=40)
+        self.expect(DataError, "does not fit into max_length 40", checkpoint=tiny_llava, max_length=40)
 
     def test_a_maximum_beyond_the_context(self, tiny_llava: str) -> None:
         self.expect(ConfigError, r"max_length is 4096, but .* 1024 tokens", checkpoint=tiny_llava, max_length=4096)
