@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from lightning_mllm.data.images import open_image
 from lightning_mllm.data.options import find_options
 from lightning_mllm.data.prompts import Dialogue, Prompt
 from lightning_mllm.data.regions import Regions
+from lightning_mllm.data.rendering import Renderer
 from lightning_mllm.data.turns import images_first
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import (
@@ -105,29 +105,26 @@ class Collator:
             DataError: An image can't be opened, or a sample's text can't be written out and located; the message names
                 the sample.
         """
+        samples = [sample for _, sample in items]
+        opened = [self._process(sample) for sample in samples]  # all first: to and fro takes a third more time
         encoded: list[EncodedSample] = []
         answers: list[AnswerForms | None] = []
         pictures: list[list[_Picture]] = []
-        for epoch, sample in items:
+        for (epoch, sample), shown in zip(items, opened, strict=True):
             dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
-            opened = [self._process(image, _name(sample, image, k)) for k, image in enumerate(sample.images, 1)]
-            fitted = self._fitter.fit(dialogue, sample, [len(picture.ids) for picture in opened])
+            fitted = self._fitter.fit(dialogue, sample, [len(picture.ids) for picture in shown])
             if fitted is None:
                 raise DataError(
                     f"Of sample {sample.id!r} no exchange fits into max_length {self.max_length} with what it is "
                     "about. Raise max_length, shorten its last question, or leave it out."
                 )
-            pictures.append(opened[fitted.images :])
+            pictures.append(shown[fitted.images :])
             encoded.append(self._expand(fitted, sample, pictures[-1]))
             answers.append(self._answer_forms(fitted.dialogue, sample) if sample.kind else None)
-        return self._batch([sample for _, sample in items], encoded, answers, pictures)
+        return self._batch(samples, encoded, answers, pictures)
 
     def fit(self, sample: Sample, image_tokens: Sequence[int]) -> Fitted | None:
-        """Return what of a sample fits, None for nothing, without a look at its pictures, of so many tokens each.
-
-        Raises:
-            DataError: A text can't be written out and located, or the last answer does not fit.
-        """
+        """Return what of a sample fits, None for nothing, without a look at its pictures, of so many tokens each."""
         return self._fitter.fit(self.prompt.dialogue(sample, self.label_names, epoch=0), sample, image_tokens)
 
     def check(self, sample: Sample) -> None:
@@ -141,12 +138,8 @@ class Collator:
         self([(0, sample)])
 
     def check_template(self, sample: Sample) -> None:
-        """Run the chat template on a sample's own texts.
-
-        Raises:
-            CheckpointError: It alters one.
-        """
-        self._encoder.renderer.check(self.prompt.dialogue(sample, self.label_names, epoch=0), sample.id)
+        """Run the chat template on a sample's own texts; a CheckpointError says that it alters one."""
+        self.renderer.check(self.prompt.dialogue(sample, self.label_names, epoch=0), sample.id)
 
     def check_turns(self, sample: Sample) -> tuple[Turn, ...]:
         """Return a sample's turns, in which there is no special token.
@@ -162,21 +155,16 @@ class Collator:
         for turn in dialogue.turns:
             self._encoder.check_text(turn.text, sample.id)
             self._encoder.check_text(turn.instruction, sample.id)
-        self._encoder.renderer.check_shape(dialogue)
+        self.renderer.check_shape(dialogue)
         questions = [images_first(turn).text for turn in dialogue.turns if turn.role == "user" and turn.text]
         if sample.options and questions:
             find_options(questions[-1], sample.options, sample.id)
         return dialogue.turns
 
     @property
-    def keeps_places(self) -> bool:
-        """Whether the chat template writes images where they stand in a text; many write a turn's images first."""
-        return self._encoder.renderer.keeps_places
-
-    @property
-    def template_words(self) -> re.Pattern[str]:
-        """What the chat template quotes: it may look for that in a text."""
-        return self._encoder.renderer.quoted
+    def renderer(self) -> Renderer:
+        """Writes conversations out as the chat template does."""
+        return self._encoder.renderer
 
     def shows_a_box(self, sample: Sample, size: tuple[int, int]) -> bool:
         """Return whether a patch of a sample's picture, of a (width, height), shows a part of one of its boxes.
@@ -226,8 +214,11 @@ class Collator:
 
         return AnswerForms(forms(dialogue.turns[-1].text), forms(sample.options.false) if sample.options else None)
 
-    def _process(self, image: Path | Image.Image | LazyImage, name: str) -> _Picture:
-        """Open a picture and make its pixels; one at a time, for eight photographs decoded can take 1 GB."""
+    def _process(self, sample: Sample) -> list[_Picture]:
+        """Open a sample's pictures and make their pixels, one at a time: eight photographs decoded can take 1 GB."""
+        return [self._process_one(image, _name(sample, image, k)) for k, image in enumerate(sample.images, 1)]
+
+    def _process_one(self, image: Path | Image.Image | LazyImage, name: str) -> _Picture:
         processor = self.processor.image_processor
         opened = open_image(image, name)
         features = processor([apply_geometry(opened, self.geometry, processor)], return_tensors="pt")

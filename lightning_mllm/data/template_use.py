@@ -31,7 +31,7 @@ class TemplateUse:
         """Note what the turns of a sample need."""
         self._most_turns = max(self._most_turns, (len(turns), -index))
         for turn in turns:
-            for word in self._collator.template_words.findall(turn.text):
+            for word in self._collator.renderer.quoted.findall(turn.text):
                 self._quoting.setdefault(word, index)
             if turn.places and has_image_within(turn):
                 self._moved += 1
@@ -46,7 +46,7 @@ class TemplateUse:
         tried = {-self._most_turns[1], *self._quoting.values()} if self._most_turns[0] else ()
         for index in sorted(tried):
             self._collator.check_template(samples[index])
-        if self._moved and not self._collator.keeps_places:
+        if self._moved and not self._collator.renderer.keeps_places:
             logger.warning(
                 "In %d turns of the %r split (the first is in sample %r) images stand within the text, but the "
                 "checkpoint's chat template writes all images of a turn before its text, and so are they given to the "
