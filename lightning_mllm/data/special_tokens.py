@@ -85,7 +85,9 @@ def _tokenise_sections(
         ids += encoding["input_ids"]
         offsets += [(begin + first, begin + last) for first, last in encoding["offset_mapping"]]
         if start < end:
-            ids += tokenizer.convert_tokens_to_ids([text[start:end]])
+            number = tokenizer.convert_tokens_to_ids(text[start:end])
+            assert isinstance(number, int)  # of one token
+            ids.append(number)
             offsets.append((start, end))
         begin = end
     return ids, offsets
