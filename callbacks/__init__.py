@@ -11,6 +11,7 @@ from lightning_mllm.callbacks.features import SaveFeatures
 from lightning_mllm.callbacks.freeze_audit import FreezeAudit
 from lightning_mllm.callbacks.hallucination import ChairReport, PopeReport
 from lightning_mllm.callbacks.learning_curve import LearningCurve
+from lightning_mllm.callbacks.learning_rate_log import LearningRateLog
 from lightning_mllm.callbacks.predictions import PredictionTable
 from lightning_mllm.callbacks.probe import ProbeEachEpoch
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
@@ -24,6 +25,7 @@ __all__ = [
     "EvaluationReport",
     "FreezeAudit",
     "LearningCurve",
+    "LearningRateLog",
     "PopeReport",
     "PredictionTable",
     "ProbeEachEpoch",

@@ -12,14 +12,21 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import auto_cli
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lightning_mllm import analysis, data, evaluation  # noqa: F401 - short class names resolve only for imported classes
-from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
+from lightning_mllm.callbacks import (
+    EvaluationReport,
+    FreezeAudit,
+    LearningCurve,
+    LearningRateLog,
+    PredictionTable,
+    Throughput,
+)
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.gqa_extraction import write_tasks
 from lightning_mllm.data.inventory import take_inventory
@@ -58,7 +65,7 @@ def default_callbacks(writes: bool, shows_progress: bool = True) -> list[Callbac
         return shows
     return [
         *shows,
-        LearningRateMonitor("step"),
+        LearningRateLog(),
         PredictionTable(),
         EvaluationReport(),
         LearningCurve(),

@@ -106,7 +106,8 @@ class _Analyzing(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put together and write down what was found."""
         assert self._run is not None  # `on_predict_start` has it so
-        self.results = self._run.finish(trainer.loggers, f"analysis/{self.split}", trainer.global_step)
+        assert isinstance(pl_module, MLLMModule)  # likewise
+        self.results = self._run.finish(trainer.loggers, f"analysis/{self.split}", pl_module.trained_steps)
         self._run = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -190,6 +190,7 @@ class MLLMModule(L.LightningModule):
         loss = self._loss(last)
         total = self._over_processes(total + loss.detach()).mean()
         self.log("train/loss", total / mean_tokens, prog_bar=True, batch_size=len(batch))
+        self.log_dict(self._moment(self.trainer.global_step + 1))  # that of the step which is being taken
         step_loss: Tensor = loss / mean_tokens
         return step_loss
 
@@ -235,7 +236,8 @@ class MLLMModule(L.LightningModule):
         """Log loss and scores over all samples of all processes."""
         total, tokens = self._over_processes(self._loss_sum.float().to(self.device)).sum(dim=0)
         scores = {"loss": total / tokens, **self.evaluator.finish()}
-        self.log_dict({f"{self.stage_name}/{name}": value for name, value in scores.items()}, sync_dist=True)
+        logged = {f"{self.stage_name}/{name}": value for name, value in scores.items()}
+        self.log_dict({**logged, **self._moment(self.trained_steps)}, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
@@ -262,6 +264,14 @@ class MLLMModule(L.LightningModule):
     def exact_match(self) -> AnswerResult | None:
         """Scores of the open answers of the last evaluation; None if there were none."""
         return self.evaluator.exact_match
+
+    def _moment(self, step: int) -> dict[str, float]:
+        """Return what puts logged numbers at a number of optimiser steps, which Lightning takes from them.
+
+        Its own count is one less during a fit, and 0 in the test of a checkpoint. Where it is given the step, it leaves
+        the epoch to us.
+        """
+        return {"step": float(step), "epoch": float(self.current_epoch)}
 
     def _over_processes(self, values: Tensor) -> Tensor:
         """(...) on each process -> (processes, ...) on all."""
