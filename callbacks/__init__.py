@@ -10,6 +10,7 @@ from lightning_mllm.callbacks.evaluation_report import EvaluationReport
 from lightning_mllm.callbacks.features import SaveFeatures
 from lightning_mllm.callbacks.freeze_audit import FreezeAudit
 from lightning_mllm.callbacks.hallucination import ChairReport, PopeReport
+from lightning_mllm.callbacks.learning_audit import LearningAudit
 from lightning_mllm.callbacks.learning_curve import LearningCurve
 from lightning_mllm.callbacks.learning_rate_log import LearningRateLog
 from lightning_mllm.callbacks.predictions import PredictionTable
@@ -24,6 +25,7 @@ __all__ = [
     "ClipZeroShot",
     "EvaluationReport",
     "FreezeAudit",
+    "LearningAudit",
     "LearningCurve",
     "LearningRateLog",
     "PopeReport",

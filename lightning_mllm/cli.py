@@ -22,6 +22,7 @@ from lightning_mllm import analysis, data, evaluation  # noqa: F401 - short clas
 from lightning_mllm.callbacks import (
     EvaluationReport,
     FreezeAudit,
+    LearningAudit,
     LearningCurve,
     LearningRateLog,
     PredictionTable,
@@ -68,6 +69,7 @@ def default_callbacks(writes: bool, shows_progress: bool = True) -> list[Callbac
         LearningRateLog(),
         PredictionTable(),
         EvaluationReport(),
+        LearningAudit(),
         LearningCurve(),
     ]
 

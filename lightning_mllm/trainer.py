@@ -139,7 +139,8 @@ class Trainer(L.Trainer):
 
     def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
         _check_options(kwargs)
-        if not any(kwargs.get(limit) for limit in ("max_epochs", "max_time")) and kwargs.get("max_steps", -1) == -1:
+        ends = (kwargs.get("max_epochs"), kwargs.get("max_time"))
+        if all(end is None for end in ends) and kwargs.get("max_steps", -1) == -1:
             kwargs["max_epochs"] = 1  # as in the study; Lightning's own default is 1,000
         if kwargs.get("fast_dev_run"):
             logger = False

@@ -175,6 +175,11 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self._set_up([split])
         return self._eval_loader(split)
 
+    @property
+    def trains_on_pictures(self) -> bool:
+        """Whether any training sample has a picture."""
+        return any(size.images for size in self._sizes["train"])
+
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's first image as the collator reads it: upright, in RGB, within the bounds."""
         return open_image(sample.images[0], f"The image of sample {sample.id!r}")

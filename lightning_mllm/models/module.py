@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
+from lightning_mllm.models import fit_checks
 from lightning_mllm.models.adapted import AdaptedModel, Source, resolve_dtype
 from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
@@ -132,24 +133,16 @@ class MLLMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check at set-up what would otherwise fail in the middle of an epoch, and make the metrics."""
         self.configure_model()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
             self.check_trainable()
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+            fit_checks.check_length(self.trainer)
+            fit_checks.check_pictures(self.freeze_report, data)
         self.evaluator.prepare(data.label_set, data.kinds)
 
     def check_trainable(self) -> None:
-        """Refuse to fit a model that can't be fitted.
-
-        Raises:
-            ConfigError: The policy leaves nothing trainable, or the frozen weights are in float16.
-        """
-        if not self.freeze_report.trainable_names:
-            raise ConfigError(
-                f"model.policy {self.freeze_report.policy} leaves nothing trainable, so there is nothing to fit. "
-                "Use `lightning test` for zero-shot evaluation, or choose e.g. --model.policy ProjectorOnly."
-            )
-        if self.adapted.dtype == torch.float16:
-            raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
+        """Refuse to fit a model that can't be fitted, see `fit_checks.check_trainable`."""
+        fit_checks.check_trainable(self.freeze_report, self.learning_rates, self.adapted.dtype)
 
     def on_fit_start(self) -> None:
         """Put the trained parts into train mode: `from_pretrained` gives eval mode, and Lightning keeps it."""
@@ -207,11 +200,14 @@ class MLLMModule(L.LightningModule):
         """One parameter group per trained part and decay, one schedule.
 
         Raises:
-            ConfigError: The training has no known length, or a resumed run has another schedule than it began with.
+            ConfigError: The training has no known length, no step of it has a rate above 0, or a resumed run has
+                another schedule than it began with.
         """
         steps = self.trainer.estimated_stepping_batches
         self._schedule = Schedule(self.learning_rates, self.warmup_ratio, self.decay, steps)
         self._schedule.check_resumes(self._resumed_schedule)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # of which nobody expects more than that it runs
+            self._schedule.check_learns()
         optimizer = self.optimizer(parameter_groups(self.backbone, self.learning_rates), self.learning_rates.projector)
         scheduler = self._schedule.scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
