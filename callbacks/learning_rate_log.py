@@ -18,5 +18,5 @@ class LearningRateLog(LearningRateMonitor):
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Log the rates, as often as the loss."""
-        if trainer._logger_connector.should_update_logs:  # type: ignore[attr-defined]  # of Lightning's Trainer
+        if trainer._logger_connector.should_update_logs:
             log_metrics(trainer.loggers, self._extract_stats(trainer, "step"), trainer.global_step + 1)

@@ -48,15 +48,17 @@ def test_the_seed_of_the_run_is_that_of_split_order_and_class_lists(tiny_llava: 
 
 
 def test_a_seed_that_is_given_is_kept_and_data_of_a_callback_get_that_of_the_run(tiny_llava: str) -> None:
-    own = {"data": {"class_path": "Digits", "init_args": {"checkpoint": tiny_llava, "eval_batch_size": 2}}}
-    own |= {"analysis": {"class_path": "AnswerLens", "init_args": {"correct_only": False}}, "before_training": False}
+    data = {"class_path": "Digits", "init_args": {"checkpoint": tiny_llava, "eval_batch_size": 2}}
+    own: dict[str, Any] = {"data": data, "before_training": False}
+    own |= {"analysis": {"class_path": "AnswerLens", "init_args": {"correct_only": False}}}
     config = {"trainer": {"callbacks": [{"class_path": "RunAnalysis", "init_args": own}]}}
     Path("analysis.yaml").write_text(yaml.safe_dump(config))
     given = ("--data.init_args.seed", "0", *ASKED, "--data.init_args.prompt.seed", "5", "--config", "analysis.yaml")
 
     cli = _trial(tiny_llava, "--seed_everything", "3", *given)
 
-    (callback,) = (each for each in cli.trainer.callbacks if isinstance(each, RunAnalysis))
+    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]  # of Lightning's Trainer
+    (callback,) = (each for each in callbacks if isinstance(each, RunAnalysis))
     assert callback.data is not None
     assert (cli.datamodule.seed, cli.datamodule.prompt) == (0, ClassificationPrompt(seed=5))
     assert callback.data.seed == 3

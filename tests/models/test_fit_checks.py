@@ -33,8 +33,9 @@ def _fit(checkpoint: str, *, images: int = 1, trainer: dict[str, Any] | None = N
     """Fit on four conversations, two to a step, and return the trainer."""
     file = str(write_llava_json(Path("data"), [conversation(f"r{row}", images) for row in range(4)]))
     data = LlavaJson(train=file, val=file, image_root="data", checkpoint=checkpoint, batch_size=2)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    made = Trainer(**quiet, **(trainer or {}))
+    quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    quiet |= trainer or {}
+    made = Trainer(logger=False, **quiet)
     made.fit(MLLMModule(checkpoint, **options), datamodule=data)
     return made
 
