@@ -181,8 +181,8 @@ def log_table(
 
 @rank_zero_only
 def log_image(loggers: Iterable[Logger], key: str, path: Path, step: int | None = None) -> None:
-    """Log an image file."""
-    for logger in _wandb(loggers):
+    """Log an image file, if there is one: a figure that can't be drawn is missing."""
+    for logger in _wandb(loggers) if path.is_file() else ():
         logger.log_image(key, [str(path)], step=step)
 
 
