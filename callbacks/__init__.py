@@ -10,7 +10,9 @@ from lightning_mllm.callbacks.evaluation_report import EvaluationReport
 from lightning_mllm.callbacks.features import SaveFeatures
 from lightning_mllm.callbacks.freeze_audit import FreezeAudit
 from lightning_mllm.callbacks.hallucination import ChairReport, PopeReport
+from lightning_mllm.callbacks.learning_audit import LearningAudit
 from lightning_mllm.callbacks.learning_curve import LearningCurve
+from lightning_mllm.callbacks.learning_rate_log import LearningRateLog
 from lightning_mllm.callbacks.predictions import PredictionTable
 from lightning_mllm.callbacks.probe import ProbeEachEpoch
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
@@ -23,7 +25,9 @@ __all__ = [
     "ClipZeroShot",
     "EvaluationReport",
     "FreezeAudit",
+    "LearningAudit",
     "LearningCurve",
+    "LearningRateLog",
     "PopeReport",
     "PredictionTable",
     "ProbeEachEpoch",

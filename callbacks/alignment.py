@@ -100,11 +100,11 @@ class AlignmentMonitor(RunAnalysis):
             logged[f"alignment/{split}/{name}"] = score.value
         folder = self._run_dir = access.run_dir(trainer)
         write_rows(folder / "alignment.csv", COLUMNS, self._rows)
-        log_metrics(trainer.loggers, logged, trainer.global_step)
+        log_metrics(trainer.loggers, logged, module.trained_steps)
         curves: dict[str, dict[int, float]] = {}
         for _, step, _, name, value, *_ in (row for row in self._rows if row[2] == "val"):
             curves.setdefault(name, {})[step] = value
         if curves:
             axes = {"xlabel": "Optimiser step (0: before training)", "ylabel": f"Alignment score ({self.mode})"}
             picture = epoch_plot({"Validation split": curves}, folder / "alignment.png", **axes)
-            log_image(trainer.loggers, "alignment", picture, trainer.global_step)
+            log_image(trainer.loggers, "alignment", picture, module.trained_steps)

@@ -75,7 +75,7 @@ class ClipZeroShot(L.Callback):
         settings = {"checkpoint": self.checkpoint, "revision": self.revision, "templates": list(self.templates)}
         write_json(folder / "clip.json", {**settings, **result.summary()})
         logged = {f"{module.stage_name}/clip/{name}": getattr(result, name) for name in ("accuracy", "macro_f1")}
-        log_metrics(trainer.loggers, logged, trainer.global_step)
+        log_metrics(trainer.loggers, logged, module.trained_steps)
         Console().print(scores_table(f"{folder.name}, {self.checkpoint}", {"clip": result}))
 
     def _loaded(self, trainer: L.Trainer) -> ClipClassifier:

@@ -80,7 +80,7 @@ class RepresentationDrift(L.Callback):
             when = access.epoch_of(trainer, module), module.trained_steps
             self._rows.append([*when, point, cka, cosine, change, len(each)])
         write_rows(access.run_dir(trainer) / "drift.csv", COLUMNS, self._rows)
-        log_metrics(trainer.loggers, logged, trainer.global_step)
+        log_metrics(trainer.loggers, logged, module.trained_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the features before training, whose they are, and what was found so far."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from lightning_mllm.callbacks import access
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Interval
+from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.figures import confusion_matrix
 from lightning_mllm.tracking.files import write_json, write_rows
 from lightning_mllm.tracking.log import log_image, log_table
@@ -37,12 +37,12 @@ class EvaluationReport(L.Callback):
         if module.results:
             scores["scorers"] = {scorer: result.summary() for scorer, result in module.results.items()}
             for scorer, result in module.results.items():
-                _report_scorer(trainer, folder, key, scorer, result)
+                _report_scorer(trainer, module, key, scorer, result)
         if module.exact_match is not None:
             scores["exact_match"] = module.exact_match.summary()
             columns, rows = per_kind(module.exact_match)
             write_rows(folder / "exact-match-per-kind.csv", columns, rows)
-            log_table(trainer.loggers, f"{key}/exact_match/per_kind", columns, rows, trainer.global_step)
+            log_table(trainer.loggers, f"{key}/exact_match/per_kind", columns, rows, module.trained_steps)
         write_json(folder / "scores.json", {"stage": module.stage_name, "step": module.trained_steps, **scores})
         if trainer.testing and module.results:
             Console().print(scores_table(folder.name, module.results))
@@ -100,13 +100,14 @@ def _with_interval(value: float, interval: Interval) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(value, *interval)
 
 
-def _report_scorer(trainer: L.Trainer, folder: Path, key: str, scorer: str, result: ClassificationResult) -> None:
+def _report_scorer(trainer: L.Trainer, module: MLLMModule, key: str, scorer: str, result: ClassificationResult) -> None:
+    folder = access.evaluation_dir(trainer, module)
     names = [[name, *counts] for name, counts in zip(result.names, result.confusion.tolist(), strict=True)]
     write_rows(folder / f"{scorer}-confusion.csv", ["true \\ predicted", *result.names, "(invalid)"], names)
     columns, rows = per_class(result)
     write_rows(folder / f"{scorer}-per-class.csv", columns, rows)
-    log_table(trainer.loggers, f"{key}/{scorer}/per_class", columns, rows, trainer.global_step)
+    log_table(trainer.loggers, f"{key}/{scorer}/per_class", columns, rows, module.trained_steps)
     if trainer.testing:
         path = folder / f"{scorer}-confusion.png"
         picture = confusion_matrix(result, path, title=f"{folder.name}, {scorer}")
-        log_image(trainer.loggers, f"{key}/{scorer}/confusion", picture, trainer.global_step)
+        log_image(trainer.loggers, f"{key}/{scorer}/confusion", picture, module.trained_steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import lightning as L
 import torch
 from rich.console import Console
@@ -45,16 +47,20 @@ class FreezeAudit(L.Callback):
 
 
 def frozen_checksums(module: nn.Module) -> dict[str, int]:
-    """Return name -> checksum of every parameter without requires_grad.
+    """Return name -> checksum of every parameter without requires_grad."""
+    return checksums({name: each for name, each in module.named_parameters() if not each.requires_grad})
+
+
+def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return name -> checksum of tensors on one device.
 
     It is the sum of the raw bits, read as integers and weighted by place, modulo 2**64: any single change alters it,
     and so do values that change places.
     """
-    frozen = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    if not frozen:
+    if not tensors:
         return {}
-    sums = torch.stack([_checksum(parameter.detach()) for parameter in frozen.values()])
-    return dict(zip(frozen, sums.tolist(), strict=True))
+    sums = torch.stack([_checksum(tensor.detach()) for tensor in tensors.values()])
+    return dict(zip(tensors, sums.tolist(), strict=True))
 
 
 def _checksum(tensor: Tensor) -> Tensor:

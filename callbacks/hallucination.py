@@ -162,7 +162,7 @@ class ChairReport(L.Callback):
             rows.sort(key=lambda row: order[row[0]])
             columns = ["sample_id", "caption", "named", "hallucinated", "missed"]
             write_rows(access.evaluation_dir(trainer, module) / "captions.csv", columns, rows)
-            log_table(trainer.loggers, f"{module.stage_name}/captions", columns, rows, trainer.global_step)
+            log_table(trainer.loggers, f"{module.stage_name}/captions", columns, rows, module.trained_steps)
 
 
 def _report(
@@ -173,5 +173,5 @@ def _report(
         return False
     write_json(access.evaluation_dir(trainer, module) / f"{name}.json", summary)
     metrics = {f"{module.stage_name}/{name}/{score}": value for score, value in logged.items()}
-    log_metrics(trainer.loggers, metrics, trainer.global_step)
+    log_metrics(trainer.loggers, metrics, module.trained_steps)
     return True

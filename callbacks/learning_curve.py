@@ -17,14 +17,14 @@ class LearningCurve(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves."""
         if trainer.is_global_zero:
-            self._draw(trainer)
+            self._draw(trainer, pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves again, if there are any."""
         if trainer.is_global_zero and (access.run_dir(trainer) / _FILE).is_file():
-            self._draw(trainer)
+            self._draw(trainer, pl_module)
 
-    def _draw(self, trainer: L.Trainer) -> None:
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in trainer.loggers:
             logger.save()
         folder = access.run_dir(trainer)
@@ -33,4 +33,4 @@ class LearningCurve(L.Callback):
         labels = access.label_set(trainer)
         classes = len(labels) if labels is not None else None
         picture = learning_curve(folder / "metrics.csv", folder / _FILE, classes=classes)
-        log_image(trainer.loggers, "learning_curve", picture, trainer.global_step)
+        log_image(trainer.loggers, "learning_curve", picture, access.mllm(pl_module).trained_steps)

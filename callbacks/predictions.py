@@ -99,12 +99,12 @@ class PredictionTable(L.Callback):
             for picture, row in zip(pictures, shown, strict=True)
         ]
         key = f"predictions/{module.stage_name}"
-        log_table(trainer.loggers, key, list(table[0]), [list(cells.values()) for cells in table], trainer.global_step)
+        log_table(trainer.loggers, key, list(table[0]), [list(cells.values()) for cells in table], module.trained_steps)
         if not trainer.testing:
             return
         captions = [Caption(row.prompt, row.target, row.verdicts) for row in shown]
         sheet = prediction_sheet(pictures, captions, path.with_suffix(".png"), title=path.parent.name)
-        log_image(trainer.loggers, f"{key}/sheet", sheet, trainer.global_step)
+        log_image(trainer.loggers, f"{key}/sheet", sheet, module.trained_steps)
 
     on_test_end = on_validation_end
 

@@ -119,8 +119,8 @@ class ProbeEachEpoch(L.Callback):
         ]
         folder = access.run_dir(trainer)
         write_rows(folder / "probes.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in self._rows])
-        log_metrics(trainer.loggers, _logged(stage, scores), trainer.global_step)
-        log_image(trainer.loggers, "probes", probe_curve(self._rows, folder / "probes.png"), trainer.global_step)
+        log_metrics(trainer.loggers, _logged(stage, scores), step)
+        log_image(trainer.loggers, "probes", probe_curve(self._rows, folder / "probes.png"), step)
         if is_test:
             evaluation = access.evaluation_dir(trainer, module)
             summaries = {f"{point}/{probe}": score.summary() for (point, probe), score in scores.items()}

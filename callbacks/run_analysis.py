@@ -115,7 +115,7 @@ class RunAnalysis(L.Callback):
                         analysis.update(module.backbone, moved)
         finally:
             module.train(was_training)
-        results = run.finish(trainer.loggers, where, trainer.global_step)
+        results = run.finish(trainer.loggers, where, module.trained_steps)
         self._running = None
         return results
 

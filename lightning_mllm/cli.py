@@ -11,15 +11,23 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import auto_cli
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from jsonargparse import Namespace, auto_cli
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lightning_mllm import analysis, data, evaluation  # noqa: F401 - short class names resolve only for imported classes
-from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
+from lightning_mllm.callbacks import (
+    EvaluationReport,
+    FreezeAudit,
+    LearningAudit,
+    LearningCurve,
+    LearningRateLog,
+    PredictionTable,
+    Throughput,
+)
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.gqa_extraction import write_tasks
 from lightning_mllm.data.inventory import take_inventory
@@ -58,9 +66,10 @@ def default_callbacks(writes: bool, shows_progress: bool = True) -> list[Callbac
         return shows
     return [
         *shows,
-        LearningRateMonitor("step"),
+        LearningRateLog(),
         PredictionTable(),
         EvaluationReport(),
+        LearningAudit(),
         LearningCurve(),
     ]
 
@@ -133,6 +142,12 @@ class CLI(LightningCLI):
         )
         for option in ("checkpoint", "revision", "trust_remote_code"):
             parser.link_arguments(f"model.{option}", f"data.init_args.{option}")
+
+    def before_instantiate_classes(self) -> None:
+        """Give the seed of the run to data and prompts that have none of their own, as `config.yaml` then shows."""
+        seed = self._get(self.config, "seed_everything")
+        if seed is not False:
+            _fill_in_seeds(self.config[self.subcommand], seed)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the default callbacks that the config does not replace."""
@@ -210,6 +225,18 @@ def _run_study(arguments: list[str]) -> None:
     )
     if run_study(study):
         sys.exit(1)
+
+
+def _fill_in_seeds(node: Any, seed: int) -> None:
+    """Set every `seed` of a config that is null."""
+    if isinstance(node, list):
+        for each in node:
+            _fill_in_seeds(each, seed)
+    for key, value in vars(node).items() if isinstance(node, Namespace) else ():
+        if key == "seed" and value is None:
+            node[key] = seed
+        else:
+            _fill_in_seeds(value, seed)
 
 
 def _register_resolvers() -> None:

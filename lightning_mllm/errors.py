@@ -15,3 +15,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A model, a training checkpoint or a projector file that is not what the run needs."""
+
+
+class NotFiniteError(UserError):
+    """A loss, weights or scores that are NaN or infinite, from which nothing follows."""

@@ -21,6 +21,7 @@ from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
 from lightning_mllm.models.backbone import DType, load_config
 from lightning_mllm.models.export import export
+from lightning_mllm.models.fit_checks import check_trainable
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.provenance import provenance
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
@@ -105,8 +106,8 @@ class _Analyzing(L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put together and write down what was found."""
-        assert self._run is not None  # `on_predict_start` has it so
-        self.results = self._run.finish(trainer.loggers, f"analysis/{self.split}", trainer.global_step)
+        assert self._run is not None and isinstance(pl_module, MLLMModule)  # `on_predict_start` has it so
+        self.results = self._run.finish(trainer.loggers, f"analysis/{self.split}", pl_module.trained_steps)
         self._run = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -138,7 +139,7 @@ class Trainer(L.Trainer):
 
     def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
         _check_options(kwargs)
-        if not any(kwargs.get(limit) for limit in ("max_epochs", "max_time")) and kwargs.get("max_steps", -1) == -1:
+        if all(kwargs.get(end) is None for end in ("max_epochs", "max_time")) and kwargs.get("max_steps", -1) == -1:
             kwargs["max_epochs"] = 1  # as in the study; Lightning's own default is 1,000
         if kwargs.get("fast_dev_run"):
             logger = False
@@ -176,8 +177,7 @@ class Trainer(L.Trainer):
             val_dataloaders: As in Lightning.
             datamodule: The data.
             ckpt_path: Checkpoint to go on from; without it training starts anew.
-            test_before: First evaluate the untouched model on the validation split (as step 0) and on the test split
-                (as `zero_shot/...`).
+            test_before: First evaluate the untouched model: validation split (step 0), test split (`zero_shot/...`).
             test_after: Evaluate the trained model on the test split.
         """
         if ckpt_path is not None and not Path(ckpt_path).is_file():
@@ -188,7 +188,7 @@ class Trainer(L.Trainer):
         if test_before and ckpt_path is None:
             model.trainer = self
             model.configure_model()
-            model.check_trainable()
+            check_trainable(model.adapted, model.learning_rates)
             self.validate(model, dataloaders=val_dataloaders, datamodule=datamodule, verbose=False)
             model.test_prefix = "zero_shot"
             try:

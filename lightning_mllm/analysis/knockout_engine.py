@@ -22,6 +22,7 @@ from lightning_mllm.analysis.knockout import (
 from lightning_mllm.analysis.memory import Pieces
 from lightning_mllm.analysis.prompt_pass import Prompts
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
@@ -106,6 +107,7 @@ class KnockoutEngine(ABC):
             ConfigError: The model is in train mode, or its attention takes no dense mask or ignores it; a case hides
                 everything that a position can see, or names a layer or head that does not exist; there is no case.
             DataError: The batch lacks the positions of a segment.
+            NotFiniteError: The model gives no numbers.
         """
         _check(backbone, cases)
         prompts = Prompts.of(backbone, batch)
@@ -121,7 +123,10 @@ class KnockoutEngine(ABC):
             self.plan(backbone, prompts, cases),
             lambda rows: self.read(backbone, prompts.take(rows), cases, wanted[rows[0] : rows[-1] + 1]),
         )
-        return _collect(parts, [sets[case.block] for case in cases])
+        found = _collect(parts, [sets[case.block] for case in cases])
+        for read in (found.clean_logprobs, found.logprobs):
+            check_finite(read, batch.sample_ids, "The model's log-probabilities")
+        return found
 
     @abstractmethod
     def read(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case], ids: Tensor) -> Parts:

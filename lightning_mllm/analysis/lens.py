@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.head import head_logits
 from lightning_mllm.analysis.hooks import before_layers
+from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import AnswerForms, MultimodalBatch, Segment
 
@@ -100,6 +101,7 @@ def residual_states(backbone: Backbone, batch: MultimodalBatch, read: Tensor, no
     with before_layers(dict(enumerate(decoder.layers)), keep):  # type: ignore[arg-type]  # a ModuleList
         # not called: a call would run what torch.compile made of the model, without our hooks
         output = backbone.model.model.forward(**batch.model_inputs(), use_cache=False)
+    check_finite(output.last_hidden_state.where(read[..., None], 0), batch.sample_ids, "The LLM's states")
     raw = [states[index] for index in sorted(states)]
     through = [decoder.norm(each) for each in raw] if norm == "final" else raw  # type: ignore[operator]  # a module
     return [*through, output.last_hidden_state[read]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -26,6 +27,8 @@ from lightning_mllm.data.splits import Split
 from lightning_mllm.data.survey import Survey
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import LabelSet, Sample
+
+log = logging.getLogger(__name__)
 
 _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -57,7 +60,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         split_special_tokens: Whether texts may quote special tokens, such as `<s>`, which are then read as text.
         num_workers: Processes that load data, per training process.
         group_by_length: Whether training batches hold samples of like length.
-        seed: Seed of the order of the training samples, and of splits.
+        seed: Seed of the order of the training samples, of splits, and of a prompt that has none of its own. On the
+            command line it is by default `seed_everything`, else 0.
         padding_side: Where shorter samples are filled up.
 
     Attributes:
@@ -99,7 +103,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         split_special_tokens: bool = False,
         num_workers: int = 0,
         group_by_length: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         padding_side: PaddingSide = "right",
     ) -> None:
         super().__init__()
@@ -110,7 +114,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length, self.num_workers = max_length, num_workers
         self.long_answers, self.split_special_tokens = long_answers, split_special_tokens
-        self.group_by_length, self.seed, self.padding_side = group_by_length, seed, padding_side
+        self.group_by_length, self.seed, self.padding_side = group_by_length, seed or 0, padding_side
         self.predict_split: Split = "test"
         self.samples, self.left_out = {}, {}
         self.label_set = None
@@ -157,8 +161,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         return {"train_loader": self._train_loader.state_dict()} if self._train_loader else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let training continue at that place; other stages read the checkpoint without it."""
+        """Let training continue at that place; other stages only look whether the split is that of the training."""
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            self._warn_of_another_split(state_dict)
             return
         self._loader_state = state_dict["train_loader"]
         if self._train_loader is not None:  # a strategy that restores after the loader is made
@@ -180,6 +185,11 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Return the loader of a split as evaluation reads it: each sample once and in order, whatever the stage."""
         self._set_up([split])
         return self._eval_loader(split)
+
+    @property
+    def trains_on_pictures(self) -> bool:
+        """Whether any training sample has a picture."""
+        return any(size.images for size in self._sizes["train"])
 
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's first image as the collator reads it: upright, in RGB, within the bounds."""
@@ -257,7 +267,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             label_names = names if prompt.asks_for_label else ()
             return Collator(
                 self.processor,
-                prompt,
+                prompt.seeded(self.seed),
                 label_names,
                 geometry=geometry,
                 max_length=length,
@@ -273,6 +283,15 @@ class MLLMDataModule(L.LightningDataModule, ABC):
 
     def _collator_of(self, split: Split) -> Collator:
         return self.collator if split == "train" else self.eval_collator
+
+    def _warn_of_another_split(self, state_dict: dict[str, Any]) -> None:
+        trained = state_dict.get("train_loader", {}).get("seed", self.seed)
+        if trained != self.seed:
+            log.warning(
+                "The checkpoint was trained with seed %d of %s, which now has seed %d: where the seed decides the "
+                "split, it has learnt some of the samples at hand. Give --data.init_args.seed %d.",
+                *(trained, type(self).__name__, self.seed, trained),
+            )
 
     def _check(self, split: Split, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Return a split with its labels normalised, or refuse it."""

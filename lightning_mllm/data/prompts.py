@@ -68,6 +68,10 @@ class Prompt(ABC):
             DataError: The sample lacks what this prompt needs.
         """
 
+    def seeded(self, seed: int) -> Prompt:
+        """Return this prompt with the seed of the data, if it draws anything and has no seed of its own."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationPrompt(Prompt):
@@ -81,7 +85,7 @@ class ClassificationPrompt(Prompt):
         lists_classes: Whether the question lists the class names. Without the list the model has to learn what they
             are; a prompt is shorter then by most of its tokens.
         shuffle: Whether to reorder the list; else it stands in the order of the classes.
-        seed: Seed of the orders.
+        seed: Seed of the orders; by default that of the data.
         system: System text, e.g. `VICUNA_SYSTEM`; Hugging Face's LLaVA templates have none of their own.
         question: Sentence with the fields {task} and {classes}.
         instruction: What follows the question: the form of the answer, and a cue.
@@ -90,7 +94,7 @@ class ClassificationPrompt(Prompt):
     task: str = "objects"
     lists_classes: bool = True
     shuffle: bool = True
-    seed: int = 0
+    seed: int | None = None
     system: str | None = None
     question: str = "Classify the image into one of the following categories of {task}: {classes}."
     instruction: str = "Answer with the name of one category and nothing else.\n\nOutput:"
@@ -122,11 +126,16 @@ class ClassificationPrompt(Prompt):
         user = Turn("user", question.strip(), self.instruction.strip(), images=len(sample.images))
         return Dialogue((user, Turn("assistant", sample.label)), self.system or "")
 
+    def seeded(self, seed: int) -> Prompt:
+        """See `Prompt.seeded`."""
+        return self if self.seed is not None else replace(self, seed=seed)
+
     def class_order(self, sample: Sample, label_names: Sequence[str], epoch: int) -> list[str]:
         """Return the class names in the order in which a sample's question lists them."""
         names = list(label_names)
         if self.shuffle:
-            random.Random(f"{self.seed}/{epoch}/{sample.id}").shuffle(names)  # a str seeds through SHA-512, not hash()
+            key = f"{self.seed or 0}/{epoch}/{sample.id}"
+            random.Random(key).shuffle(names)  # a str seeds through SHA-512, not hash()
         return names
 
 

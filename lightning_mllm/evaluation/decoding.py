@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.types import MultimodalBatch
 
 
@@ -23,6 +24,9 @@ def continue_prompts(
         prompts: From `MultimodalBatch.prompts`.
         max_new_tokens: Length at which an answer is cut.
         temperature: 0 for greedy decoding; above, answers are sampled from the whole softmax at this temperature.
+
+    Raises:
+        NotFiniteError: The model gives no numbers.
     """
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # a mixin's
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
@@ -40,8 +44,21 @@ def continue_prompts(
         no_repeat_ngram_size=0,
         pad_token_id=prompts.pad_id,
         eos_token_id=end_ids(model, prompts),
+        logits_processor=LogitsProcessorList([_FiniteLogits(prompts.sample_ids)]),
     )
     return tokens[:, prompts.input_ids.shape[1] :]
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Refuses logits of which the likeliest token is none."""
+
+    def __init__(self, sample_ids: Sequence[str]) -> None:
+        self.sample_ids = sample_ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Look at the largest logit of each row, which is NaN if one of them is."""
+        check_finite(scores.amax(dim=1), self.sample_ids, "The model's logits")
+        return scores
 
 
 def end_ids(model: PreTrainedModel, prompts: MultimodalBatch) -> list[int]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.evaluation.scoring import Predictions, Scorer
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
@@ -51,6 +52,7 @@ class Likelihood(Scorer):
 
         Raises:
             ConfigError: The attention implementation takes no dense mask, or keys are kept only in a sliding window.
+            NotFiniteError: The model gives no numbers.
         """
         _check_attention(model)
         prompts = batch.prompts()
@@ -64,6 +66,7 @@ class Likelihood(Scorer):
         rests = [prefix.score(chunk) for chunk in _chunks(labels.token_ids, self.tokens_per_pass)]
         scores = scores + torch.cat(rests, dim=1)
 
+        check_finite(scores, batch.sample_ids, "The model's log-probabilities of the classes")
         predicted = scores.argmax(dim=1)
         answers = tuple(labels.names[index] for index in predicted.tolist())
         return Predictions(answers, predicted, scores)

@@ -87,6 +87,13 @@ class AdaptedModel:
         """Whether the forward computes in 16 bit."""
         return self.dtype in (torch.bfloat16, torch.float16)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, more time."""
+        model = self.backbone.model
+        # transformers 5.23 renames the method and warns of the old name, which earlier ones need
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def set_train_modes(self) -> None:
         """Put what is trained into train mode and a frozen tower or projection into eval mode.
 

@@ -19,6 +19,8 @@ from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evalua
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import AdaptedModel, Source, resolve_dtype
 from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType
+from lightning_mllm.models.finite import PendingLoss, check_weights
+from lightning_mllm.models.fit_checks import check_fit
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
 from lightning_mllm.models.loss import answer_loss, keep_in_graph
 from lightning_mllm.models.schedule import Decay, LearningRates, Schedule, parameter_groups
@@ -112,9 +114,7 @@ class MLLMModule(L.LightningModule):
         )
         model = self.backbone.model
         if self.gradient_checkpointing:
-            # transformers 5.23 renames the method and warns of the old name, which earlier ones need
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            self.adapted.enable_gradient_checkpointing()
         if self.compile_model:
             model.model.compile(dynamic=True)
         self._model = model  # registers the parameters
@@ -132,24 +132,10 @@ class MLLMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check at set-up what would otherwise fail in the middle of an epoch, and make the metrics."""
         self.configure_model()
-        if stage == "fit":
-            self.check_trainable()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit":
+            check_fit(self.adapted, self.learning_rates, self.trainer)
         self.evaluator.prepare(data.label_set, data.kinds)
-
-    def check_trainable(self) -> None:
-        """Refuse to fit a model that can't be fitted.
-
-        Raises:
-            ConfigError: The policy leaves nothing trainable, or the frozen weights are in float16.
-        """
-        if not self.freeze_report.trainable_names:
-            raise ConfigError(
-                f"model.policy {self.freeze_report.policy} leaves nothing trainable, so there is nothing to fit. "
-                "Use `lightning test` for zero-shot evaluation, or choose e.g. --model.policy ProjectorOnly."
-            )
-        if self.adapted.dtype == torch.float16:
-            raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
 
     def on_fit_start(self) -> None:
         """Put the trained parts into train mode: `from_pretrained` gives eval mode, and Lightning keeps it."""
@@ -191,9 +177,15 @@ class MLLMModule(L.LightningModule):
             total += loss.detach()
         loss = self._loss(last)
         total = self._over_processes(total + loss.detach()).mean()
+        self._pending = PendingLoss.of(total, batch)
         self.log("train/loss", total / mean_tokens, prog_bar=True, batch_size=len(batch))
-        step_loss: Tensor = loss / mean_tokens
-        return step_loss
+        self.log_dict(self._moment(self.trainer.global_step + 1))  # that of the step which is being taken
+        return torch.div(loss, mean_tokens)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop before weights are changed by a loss that is not finite."""
+        self._pending.check(self.adapted, self._loss, f"of step {self.trainer.global_step + 1}")
+        del self._pending  # and its batch
 
     def _loss(self, batch: MultimodalBatch) -> Tensor:
         """Summed loss of a (micro-)batch."""
@@ -208,11 +200,13 @@ class MLLMModule(L.LightningModule):
         """One parameter group per trained part and decay, one schedule.
 
         Raises:
-            ConfigError: The training has no known length, or a resumed run has another schedule than it began with.
+            ConfigError: The training has no known length or no rate above 0, or began with another schedule.
         """
         steps = self.trainer.estimated_stepping_batches
         self._schedule = Schedule(self.learning_rates, self.warmup_ratio, self.decay, steps)
         self._schedule.check_resumes(self._resumed_schedule)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # of which nobody expects more than that it runs
+            self._schedule.check_learns()
         optimizer = self.optimizer(parameter_groups(self.backbone, self.learning_rates), self.learning_rates.projector)
         scheduler = self._schedule.scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -223,6 +217,8 @@ class MLLMModule(L.LightningModule):
         with self.adapted.autocast(self.device.type):
             with self.adapted.edited(batch):
                 loss = answer_loss(self.backbone, batch, with_greedy=greedy)
+            where = f"of {self.stage_name} after step {self.trained_steps}"
+            PendingLoss.of(loss.total, batch).check(self.adapted, self._loss, where)
             with self.adapted.edited(self.evaluator.asked(batch)):
                 scored = self.evaluator.score(self.backbone.model, self.tokenizer, batch, loss.greedy)
         self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
@@ -237,7 +233,8 @@ class MLLMModule(L.LightningModule):
         """Log loss and scores over all samples of all processes."""
         total, tokens = self._over_processes(self._loss_sum.float().to(self.device)).sum(dim=0)
         scores = {"loss": total / tokens, **self.evaluator.finish()}
-        self.log_dict({f"{self.stage_name}/{name}": value for name, value in scores.items()}, sync_dist=True)
+        logged = {f"{self.stage_name}/{name}": value for name, value in scores.items()}
+        self.log_dict({**logged, **self._moment(self.trained_steps)}, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
@@ -265,6 +262,10 @@ class MLLMModule(L.LightningModule):
         """Scores of the open answers of the last evaluation; None if there were none."""
         return self.evaluator.exact_match
 
+    def _moment(self, step: int) -> dict[str, float]:
+        """Put logged numbers at a step: Lightning's own is one less in a fit, and 0 in the test of a checkpoint."""
+        return {"step": float(step), "epoch": float(self.current_epoch)}
+
     def _over_processes(self, values: Tensor) -> Tensor:
         """(...) on each process -> (processes, ...) on all."""
         gathered = self.all_gather(values)
@@ -280,18 +281,18 @@ class MLLMModule(L.LightningModule):
         self.adapted.load_trained_state(state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model, policy and schedule the checkpoint belongs to."""
-        checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule)}
+        """Say which model, policy and schedule the checkpoint belongs to, and see that its weights are sound."""
+        check_weights(checkpoint["state_dict"], checkpoint["global_step"])
+        checkpoint[checkpoints.KEY] = {**self._describe(), "schedule": asdict(self._schedule)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or policy; remember its step and schedule."""
         found = checkpoint.get(checkpoints.KEY)
-        checkpoints.check_fits(found, self._description, checkpoint["state_dict"])
+        checkpoints.check_fits(found, self._describe(), checkpoint["state_dict"])
         self._loaded_steps = int(checkpoint["global_step"])
         self._resumed_schedule = found["schedule"] if found else None
 
-    @property
-    def _description(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         return checkpoints.describe(self.backbone, self.source.checkpoint, self.freeze_report)
 
     @property

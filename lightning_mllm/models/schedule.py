@@ -123,9 +123,26 @@ class Schedule:
                 "run goes on as it began; to change it, `lightning export` the model and fit from the exported folder."
             )
 
+    def check_learns(self) -> None:
+        """Refuse a training whose only step is the first of a warm-up, which has a rate of 0.
+
+        Raises:
+            ConfigError: It is.
+        """
+        if self.steps == 1 and self._warmup:
+            raise ConfigError(
+                f"The training has a single step, and model.warmup_ratio {self.warmup_ratio} gives it a rate of 0, so "
+                "nothing would be learnt. Train for more steps, or set model.warmup_ratio to 0."
+            )
+
+    @property
+    def _warmup(self) -> int:
+        """Steps of the warm-up."""
+        return math.ceil(self.warmup_ratio * self.steps)
+
     def scheduler(self, optimizer: Optimizer) -> LambdaLR:
         """Return the schedule for an optimiser whose rates are the peaks."""
-        warmup = math.ceil(self.warmup_ratio * self.steps)
+        warmup = self._warmup
         scheduler: LambdaLR
         if self.decay == "constant":
             scheduler = get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from lightning_mllm.analysis.base import AnalysisResult, Floats, Plot
+from lightning_mllm.tracking.figure_guard import spares_the_run
 from lightning_mllm.tracking.figures import GREY, PALETTE, finish_axis, save_figure
 from lightning_mllm.tracking.study_figures import make_panels
 
@@ -32,6 +33,7 @@ def draw_plots(result: AnalysisResult, folder: Path) -> list[Path]:
     return [draw_plot(result, plot, folder / f"{plot.name}.png") for plot in result.plots]
 
 
+@spares_the_run
 def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     """Draw a panel per coordinate of the result's first axis, with its N.
 

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 from lightning_mllm.evaluation import ClassificationResult
+from lightning_mllm.tracking.figure_guard import spares_the_run
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -53,6 +54,7 @@ class Caption:
     verdicts: Sequence[Verdict]
 
 
+@spares_the_run
 def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) -> Path:
     """Draw the model's loss, accuracy and macro-F1, as far as there are any, over the optimiser steps of a run.
 
@@ -88,6 +90,7 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
     return save_figure(figure, output)
 
 
+@spares_the_run
 def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
     """Draw what probes read from the features, per point and probe, over the optimiser steps of a run.
 
@@ -125,6 +128,7 @@ def _by_step(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[int, list[f
     return values
 
 
+@spares_the_run
 def confusion_matrix(result: ClassificationResult, output: Path, title: str = "Confusion matrix") -> Path:
     """Draw who was taken for whom: colour is the share of the true class, the text the number of samples.
 
@@ -161,6 +165,7 @@ def confusion_matrix(result: ClassificationResult, output: Path, title: str = "C
     return save_figure(figure, output)
 
 
+@spares_the_run
 def prediction_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], output: Path, title: str = "") -> Path:
     """Draw a grid of images, each with its prompt, its true class and what every scorer answers.
 
@@ -236,7 +241,8 @@ def _draw_loss(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     axis.plot(*_xy(train), color=GREY, linewidth=1, alpha=0.8, label="training batch")
     _draw_line(axis, curves.get("val/loss", {}), "validation", PALETTE[0])
     axis.set(title="Loss", xlabel="Optimiser step", ylabel="Cross-entropy (nats per answer token)")
-    axis.set_ylim(0, 1.05 * max([*train.values(), *curves.get("val/loss", {}).values()], default=1))
+    losses = [*train.values(), *curves.get("val/loss", {}).values()]
+    axis.set_ylim(0, 1.05 * max(filter(math.isfinite, losses), default=1))
     finish_axis(axis)
 
 

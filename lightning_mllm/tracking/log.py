@@ -70,6 +70,8 @@ def make_loggers(
 class MetricsFile(Logger):
     """Writes `metrics.csv`: one row per `log_metrics`, one column per metric, empty where a row has no value.
 
+    Its `step` is the number of optimiser steps taken, as in all files of a run.
+
     A run that is resumed goes on at the end of the file. Steps between its checkpoint and the end of the earlier
     process are then there twice; the later row counts.
 
@@ -103,6 +105,7 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Add a row."""
         values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
+        values.update({key: int(values[key]) for key in ("epoch",) if key in values})  # Lightning makes it a float
         self._rows.append({"step": step, **values})
         if len(self._rows) >= self._rows_per_write:
             self.save()
@@ -178,8 +181,8 @@ def log_table(
 
 @rank_zero_only
 def log_image(loggers: Iterable[Logger], key: str, path: Path, step: int | None = None) -> None:
-    """Log an image file."""
-    for logger in _wandb(loggers):
+    """Log an image file, if there is one: a figure that can't be drawn is missing."""
+    for logger in _wandb(loggers) if path.is_file() else ():
         logger.log_image(key, [str(path)], step=step)
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
 
+from lightning_mllm.tracking.figure_guard import spares_the_run
 from lightning_mllm.tracking.figures import GREY, PALETTE, finish_axis, save_figure
 
 _MARKERS = ("s", "^", "D", "v", "P", "X")
@@ -59,6 +60,7 @@ class Dot:
     y_interval: tuple[float, float] | None = None
 
 
+@spares_the_run
 def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: str) -> Path:
     """Draw where training moves each model: to the left it loses richness, upwards it gets better.
 
@@ -93,6 +95,7 @@ def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: st
     return save_figure(figure, output)
 
 
+@spares_the_run
 def epoch_plot(
     curves: Mapping[str, Mapping[str, Curve]],
     output: Path,
@@ -125,6 +128,7 @@ def epoch_plot(
     return save_figure(figure, output)
 
 
+@spares_the_run
 def dot_plot(dots: Sequence[Dot], output: Path, *, xlabel: str) -> Path:
     """Draw numbers over another one, a panel for each, with bars for their intervals.
 

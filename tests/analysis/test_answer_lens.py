@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_mllm.analysis import AnswerLens, Bootstrap, lens
 from lightning_mllm.analysis.head import head_logits
 from lightning_mllm.analysis.lens import Norm, Places, look, residual_states
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, NotFiniteError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Segment
 from tests.analysis.asking import batches, load, tokenizer
@@ -147,6 +147,16 @@ def test_at_the_last_layer_the_lens_is_the_model(tiny_llava: str, norm: Norm, at
 
     assert len(states) == DEPTH + 1
     assert torch.equal(backbone.lm_head(states[-1]), logits)
+
+
+def test_states_that_are_not_finite_are_refused_by_name(tiny_llava: str) -> None:
+    """Of a NaN no logit would be larger, so that its rank were the first."""
+    (batch,) = batches(tiny_llava, 6)
+    pixels, last = batch.vision["pixel_values"].clone(), batch.spans[Segment.LAST]
+    pixels[2] = torch.nan
+
+    with pytest.raises(NotFiniteError, match=r"The LLM's states are NaN .* 1 of 6 samples .* first for 'test-2'"):
+        residual_states(load(tiny_llava), replace(batch, vision={"pixel_values": pixels}), last, "none")
 
 
 def test_norms_differ_everywhere_but_at_the_last_layer(tiny_llava: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from lightning_mllm.analysis import (
 )
 from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.prompt_pass import Prompts
+from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.analysis.knocking import (
@@ -70,6 +73,16 @@ def test_engines_agree_for_every_block_and_width_on_either_side_of_padding(
         assert torch.equal(reference.top, suffix.top)
     effects = (reference.logprobs - reference.clean_logprobs).abs().amax(dim=(0, 2))
     assert (effects.view(len(PAPER), -1).amax(dim=1) > 1e-3).all()
+
+
+@ENGINES
+def test_a_model_that_gives_no_numbers_flips_no_answer(tiny_llava: str, engine: KnockoutEngine) -> None:
+    backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava)
+    pixels = batch.vision["pixel_values"].clone()
+    pixels[1] = torch.nan
+
+    with pytest.raises(NotFiniteError, match=rf"log-probabilities are NaN .* first for {batch.sample_ids[1]!r}"):
+        engine.run(backbone, replace(batch, vision={"pixel_values": pixels}), sweep(PAPER, 1))
 
 
 def test_engines_agree_with_the_library_s_own_eager_attention_in_float64(tiny_llava: str) -> None:

@@ -30,7 +30,7 @@ class Vandal(L.Callback):
 @pytest.mark.parametrize("unfreeze", [False, True])
 def test_a_changed_frozen_parameter_fails_the_fit_by_name(tmp_path: Path, tiny_llava: str, unfreeze: bool) -> None:
     name = "language_model.layers.1.mlp.down_proj.weight"
-    trainer = make_trainer(tmp_path, [FreezeAudit(), Vandal(name, unfreeze)], max_steps=1, limit_val_batches=0)
+    trainer = make_trainer(tmp_path, [FreezeAudit(), Vandal(name, unfreeze)], max_steps=2, limit_val_batches=0)
 
     with pytest.raises(RuntimeError, match=rf"1 parameters .* changed or unfrozen .*{name}"):
         trainer.fit(MLLMModule(tiny_llava), datamodule=make_data(tiny_llava))
@@ -81,7 +81,7 @@ def test_trainable_parameters_are_not_audited() -> None:
 
 
 def test_the_report_is_shown(tmp_path: Path, tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = make_trainer(tmp_path, [FreezeAudit()], max_steps=1, limit_val_batches=0)
+    trainer = make_trainer(tmp_path, [FreezeAudit()], max_steps=2, limit_val_batches=0)
     trainer.fit(MLLMModule(tiny_llava), datamodule=make_data(tiny_llava))
 
     shown = capsys.readouterr().out

@@ -51,6 +51,18 @@ def test_probes_are_scored_before_training_each_epoch_and_after_the_test(followe
     assert all(1 <= int(row["best_epoch"]) <= int(row["epochs_trained"]) for row in found if row["probe"] == "mlp")
 
 
+def test_steps_are_the_same_in_the_wandb_run(followed: Run) -> None:
+    logged = history(followed.folder)
+
+    def steps(key: str) -> list[int]:
+        return [row["trainer/global_step"] for row in logged if key in row]
+
+    assert steps("val/loss") == steps("drift/post-mean/cka") == [2, 4]
+    assert steps("probe/val/post-mean/mlp/accuracy") == [0, 2, 4]
+    assert steps("train/loss") == [1, 2, 3, 4]
+    assert steps("test/loss") == steps("probe/test/post-mean/mlp/accuracy") == [4]
+
+
 def test_what_enters_a_projection_that_is_trained_stays_and_what_leaves_it_moves(followed: Run) -> None:
     before, after = (load_features(followed.folder / f"features/val-step{step}.safetensors") for step in (0, 4))
 

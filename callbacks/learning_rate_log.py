@@ -1,0 +1,22 @@
+"""Logs at which learning rate each step is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor
+
+from lightning_mllm.tracking.log import log_metrics
+
+
+class LearningRateLog(LearningRateMonitor):
+    """Lightning's monitor, but a rate stands at the step that is taken at it, where the loss of that step stands."""
+
+    def __init__(self) -> None:
+        super().__init__("step")
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Log the rates, as often as the loss."""
+        if trainer._logger_connector.should_update_logs:
+            log_metrics(trainer.loggers, self._extract_stats(trainer, "step"), trainer.global_step + 1)
