@@ -47,14 +47,14 @@ class Parser(LightningArgumentParser):
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Read a config file."""
-        config = super().parse_path(cfg_path, *args, **kwargs)
+        config: Namespace = super().parse_path(cfg_path, *args, **kwargs)
         self._say_what_is_dropped(config, str(cfg_path))
         self._files.append((str(cfg_path), config))
         return config
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]  # the same
         """Parse the command line, and the config files that it names."""
-        config = super().parse_args(*args, **kwargs)
+        config: Namespace = super().parse_args(*args, **kwargs)
         parsers = {name: each for a in self._actions if isinstance(a.choices, dict) for name, each in a.choices.items()}
         for part, parser in [(config, self), *((config.get(name), each) for name, each in parsers.items())]:
             if part is not None:

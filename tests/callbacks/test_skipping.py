@@ -92,12 +92,11 @@ def test_weights_that_no_token_comes_by_stay(tiny_llava: str) -> None:
     assert not any("forward" in layer.__dict__ for layer in decoder_layers(module.backbone))
 
 
-@pytest.mark.parametrize("share", [0.001, 0.5])
-def test_a_fit_that_skips_no_token_is_told(tiny_llava: str, share: float, caplog: pytest.LogCaptureFixture) -> None:
-    after_a_step(tiny_llava, Skip(share=share))
+def test_a_fit_that_skips_no_token_is_told(tiny_llava: str, caplog: pytest.LogCaptureFixture) -> None:
+    after_a_step(tiny_llava, Skip(share=0.001))
 
     message = "SkipComputations skipped nothing in any of 1 batches: a share of 0.001 of their perceptual tokens"
-    assert (message in caplog.text) == (share < 0.5)
+    assert message in caplog.text
 
 
 @pytest.mark.parametrize("in_evaluation", [False, True])
