@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lightning_mllm.data.splits import Split
 from lightning_mllm.types import Sample
 
 _TAIL = 1024  # bytes at the end of a file, which tell nearly all files of one length apart
+_PIECE = 256  # files that one thread looks at in one go
 _SHOWN = 5  # samples that a warning names
 
 logger = logging.getLogger(__name__)
@@ -24,10 +27,12 @@ def same_content(files: Iterable[Path]) -> list[list[Path]]:
 
     Whole files are read only where length and end are alike. A file that can't be read is like no other.
     """
-    groups = [list(dict.fromkeys(files))]
+    groups = [[*dict.fromkeys(files)]]
     with ThreadPoolExecutor(max_workers=8) as pool:
         for look in (_length, _tail, _digest):
-            keys = pool.map(look, [file for group in groups for file in group])
+            every = [file for group in groups for file in group]
+            pieces = [every[start : start + _PIECE] for start in range(0, len(every), _PIECE)]
+            keys = chain(*pool.map(partial(_look, look), pieces))
             parts: dict[Hashable, list[Path]] = {}
             for number, group in enumerate(groups):
                 for file in group:
@@ -109,25 +114,27 @@ def _copies(pictures: Iterable[set[Path | str]]) -> dict[Path | str, Path | str]
     return {file: group[0] for group in same_content(files) for file in group}
 
 
+def _look(look: Callable[[Path], Hashable], files: Sequence[Path]) -> list[Hashable]:
+    """Look at each file; one that can't be read is like no other."""
+    found: list[Hashable] = []
+    for file in files:
+        try:
+            found.append(look(file))
+        except OSError:
+            found.append(file)
+    return found
+
+
 def _length(file: Path) -> Hashable:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return file
+    return os.stat(file).st_size
 
 
 def _tail(file: Path) -> Hashable:
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL))
-            return stream.read()
-    except OSError:
-        return file
+    with open(file, "rb", buffering=0) as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
+        return stream.read(_TAIL)
 
 
 def _digest(file: Path) -> Hashable:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
-    except OSError:
-        return file
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
