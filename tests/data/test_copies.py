@@ -103,14 +103,12 @@ class TestWarnings:
     ) -> None:
         module = self.module(tiny_llava, self.files[:4], self.files[4:])
         module.setup("fit")
-        made: list[int] = []
         drawn = LazyImage((20, 20), picture)
 
         def make(index: int) -> Sample:
-            made.append(index)
             return Sample(id=str(index), images=[drawn], label="two", picture="a")
 
-        Memory(LazySamples(99, make), [make(0)], checkpoint=tiny_llava).setup("test")
+        Memory(LazySamples(3, make), [make(0)], checkpoint=tiny_llava).setup("test")
 
         assert not caplog.records
 
