@@ -25,11 +25,12 @@ class SaveFeatures(L.Callback):
 
     def __init__(
         self,
-        points: Sequence[Point] | None = None,
+        points: Point | Sequence[Point] | None = None,
         every_n_epochs: int = 1,
         cache: FeatureCache | None = None,
     ) -> None:
-        self.points = (Point("post"),) if points is None else tuple(points)
+        points = Point("post") if points is None else points
+        self.points = (points,) if isinstance(points, Point) else tuple(points)
         if not self.points or every_n_epochs < 1:
             raise ConfigError("SaveFeatures needs one point or more, and every_n_epochs of at least 1.")
         self.every_n_epochs, self.cache = every_n_epochs, cache

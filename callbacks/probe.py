@@ -50,15 +50,17 @@ class ProbeEachEpoch(L.Callback):
     def __init__(
         self,
         *,
-        points: Sequence[Point] | None = None,
-        probes: Sequence[Probe] | None = None,
+        points: Point | Sequence[Point] | None = None,
+        probes: Probe | Sequence[Probe] | None = None,
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
         every_n_epochs: int = 1,
         before_training: bool = True,
         cache: FeatureCache | None = None,
     ) -> None:
-        self.points = (Point("pre"), Point("post")) if points is None else tuple(points)
-        self.probes = (MLPProbe(),) if probes is None else tuple(probes)
+        points = (Point("pre"), Point("post")) if points is None else points
+        self.points = (points,) if isinstance(points, Point) else tuple(points)
+        probes = MLPProbe() if probes is None else probes
+        self.probes = (probes,) if isinstance(probes, Probe) else tuple(probes)
         self.seeds, self.cache = tuple(seeds), cache
         _check_each_once("points", [point.name for point in self.points])
         _check_each_once("probes", [probe.name for probe in self.probes], " A probe's label is a name of your own.")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mllm.analysis.skip import Skip
-from lightning_mllm.analysis.skipping import check_skip, skipping
+from lightning_mllm.analysis.skip_tokens import SampleTokens, skips_nothing
+from lightning_mllm.analysis.skipping import check_skip, skipped
 from lightning_mllm.callbacks import access
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
+
+logger = logging.getLogger(__name__)
 
 
 class SkipComputations(L.Callback):
@@ -39,6 +43,7 @@ class SkipComputations(L.Callback):
 
     def __init__(self, skip: Skip, *, in_evaluation: bool = True) -> None:
         self.skip, self.in_evaluation = skip, in_evaluation
+        self._batches, self._acts = 0, False  # that should skip, and whether a token of any did
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let training skip, and its validations."""
@@ -53,7 +58,14 @@ class SkipComputations(L.Callback):
         self._put_in(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module as it was."""
+        """Leave the module as it was; say so if nothing was skipped."""
+        if self._batches and not self._acts:
+            logger.warning(
+                "SkipComputations skipped nothing in any of %d batches: a share of %s of their %s tokens is less than "
+                "one token.",
+                *(self._batches, self.skip.share, self.skip.tokens),
+            )
+        self._batches, self._acts = 0, False
         access.mllm(pl_module).adapted.edit = None
 
     def _put_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,7 +76,11 @@ class SkipComputations(L.Callback):
             check_skip(adapted.backbone, self.skip)
 
         def edit(backbone: Backbone, batch: MultimodalBatch) -> AbstractContextManager[None]:
-            skips = self.in_evaluation or trainer.training
-            return skipping(backbone, batch, self.skip) if skips else nullcontext()
+            if not (self.in_evaluation or trainer.training):
+                return nullcontext()
+            tokens = SampleTokens.of(batch)
+            self._batches += 1
+            self._acts = self._acts or not skips_nothing(tokens, self.skip)
+            return skipped(backbone, tokens, self.skip)
 
         adapted.edit = edit

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,8 @@ class CLI(LightningCLI):
             return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
         trial = bool(config.get("fast_dev_run"))
-        chosen = list(config.get("callbacks") or ())
+        chosen = config.get("callbacks") or []
+        chosen = [*chosen] if isinstance(chosen, Sequence) else [chosen]
         writes = not trial and config.get("logger") is not False  # without a logger the run has no folder
         extra = default_callbacks(writes, shows_progress=config.get("enable_progress_bar") is not False)
         chosen += [callback for callback in extra if not isinstance(callback, tuple(map(type, chosen)))]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import logging
 import pydoc
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_mllm.analysis.base import Analysis
@@ -29,8 +31,51 @@ _NO_DATA = (
 _CHOSEN_BY_NAME = (MLLMDataModule, FreezePolicy, Prompt, Scorer, Analysis)
 
 
+logger = logging.getLogger(__name__)
+
+
 class Parser(LightningArgumentParser):
-    """Says what is wrong without the pages of usage, and names the option nearest to a misspelt one."""
+    """Says what is wrong without the pages of usage, and names the option nearest to a misspelt one.
+
+    Where a config file, or the command line, gives a list that an earlier file has given, the later one counts alone,
+    and it is said what is dropped.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._files: list[tuple[str, Namespace]] = []  # configs that were read, with their names
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Read a config file."""
+        config: Namespace = super().parse_path(cfg_path, *args, **kwargs)
+        self._say_what_is_dropped(config, str(cfg_path))
+        self._files.append((str(cfg_path), config))
+        return config
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]  # the same
+        """Parse the command line, and the config files that it names."""
+        config: Namespace = super().parse_args(*args, **kwargs)
+        parsers = {name: each for a in self._actions if isinstance(a.choices, dict) for name, each in a.choices.items()}
+        for part, parser in [(config, self), *((config.get(name), each) for name, each in parsers.items())]:
+            if part is not None:
+                parser._say_what_is_dropped(part)
+        return config
+
+    def _say_what_is_dropped(self, config: Namespace, file: str | None = None) -> None:
+        """Compare the lists of a config with those of earlier files; of the command line, lists of classes alone."""
+        lists = [action.dest for action in self._actions if _takes_lists(getattr(action, "_typehint", None))]
+        lists += [
+            key for _, each in [*self._files, (file, config)] for key, value in each.items() if type(value) is list
+        ]
+        for key in dict.fromkeys(lists):
+            earlier, before = next(((name, each[key]) for name, each in reversed(self._files) if key in each), ("", []))
+            dropped = _dropped(_as_list(before), _as_list(config[key]) if key in config else _as_list(before))
+            if dropped := [each for each in dropped if file or isinstance(each, Namespace)]:
+                logger.warning(
+                    "%s gives %s anew, so that what %s has there is dropped: %s. To add to a list, write `%s+`.",
+                    *(file or "The command line", key, earlier, ", ".join(map(_name, dropped))),
+                    key.rpartition(".")[2],
+                )
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Exit with status 2 and a message."""
@@ -104,3 +149,31 @@ def _class_names(*bases: type) -> set[str]:
         for subclass in subclasses:
             names |= {subclass.__name__} | _class_names(subclass)
     return names
+
+
+def _takes_lists(hint: Any) -> bool:
+    return any(get_origin(part) in (list, Sequence) for part in (hint, *get_args(hint)))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _dropped(before: list[Any], now: list[Any]) -> list[Any]:
+    """Return what a list has and another has not, but for numbers and `${...}`, which are not members but values."""
+    gone = [each for each in before if not any(_is_in_place_of(other, each) for other in now)]
+    return [each for each in gone if not isinstance(each, int | float) and "${" not in str(each)]
+
+
+def _is_in_place_of(other: Any, item: Any) -> bool:
+    """Return whether an item is the other one, or of its class, whatever the options."""
+    if not isinstance(item, Namespace | dict) or not isinstance(other, Namespace | dict):
+        return bool(item == other)
+    return all(other.get(key) == item[key] for key in (["class_path"] if "class_path" in item else item.keys()))
+
+
+def _name(item: Any) -> str:
+    if isinstance(item, Namespace | dict):
+        options = ", ".join(f"{key}: {value}" for key, value in item.items())
+        return str(item["class_path"]).rpartition(".")[2] if "class_path" in item else f"{{{options}}}"
+    return str(item)

@@ -55,7 +55,7 @@ LIBRARIES: dict[str, set[str]] = {
     "wandb": {"tracking/log.py"},
     "matplotlib": {"tracking/figures.py", "tracking/study_figures.py", "tracking/analysis_figures.py"},
     "peft": {"models/lora.py"},
-    "jsonargparse": {"cli.py"},
+    "jsonargparse": {"cli.py", "parser.py"},
     "lightning": {
         "models/module.py",
         "data/base.py",

@@ -22,8 +22,8 @@ from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.question_analysis import Question, QuestionAnalysis
 from lightning_mllm.analysis.rows import Table
 from lightning_mllm.analysis.skip import Computation, Skip
-from lightning_mllm.analysis.skip_costs import DecoderPass
-from lightning_mllm.analysis.skipping import skipping
+from lightning_mllm.analysis.skip_costs import DecoderPass, warn_of_nothing_skipped
+from lightning_mllm.analysis.skipping import skipped
 from lightning_mllm.analysis.summaries import (
     Bootstrap,
     Draws,
@@ -164,8 +164,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         alone = [once.alone(row) for row in range(len(batch))]
         seconds = [nan] * (1 + len(self.cases))
         if self.repetitions:
-            found = once.seconds(backbone, [None, *self.cases], self.repetitions)
-            seconds = [each / len(batch) for each in found]
+            seconds = [each / len(batch) for each in once.seconds(backbone, [None, *self.cases], self.repetitions)]
         clean = [self._count(backbone, each, None) for each in alone]
         rows: list[list[SkippingRow]] = [[] for _ in questions]
         for case, time in zip(self.cases, seconds[1:], strict=True):
@@ -194,6 +193,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         """Return the numbers per kind, computation, first layer and share."""
         measured = table["measured"]
         kept = Kept.of(table, self.kind_depth)
+        warn_of_nothing_skipped(self.name, self.skip, table)
         axes: dict[str, Sequence[Any]] = {
             "computation": tuple(dict.fromkeys(table["computation"][measured].tolist())),
             "start": tuple(np.unique(table["start"][measured]).tolist()),
@@ -232,7 +232,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
             return {}
         assert self._tokenizer is not None  # `update` has seen to it
         asked = batch.take(rows)
-        with skipping(backbone, asked, case):
+        with skipped(backbone, asked, case):
             answers = ExactMatch(match=self.match).evaluate(backbone.model, self._tokenizer, asked)
         return {answer.sample_id: float(answer.correct) for answer in answers}
 

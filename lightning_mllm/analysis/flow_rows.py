@@ -39,7 +39,8 @@ class FlowRow:
         control_overlap: Patches that the question's control, `image random`, shares with its object.
         source_size: Positions that become invisible.
         target_size: Positions that lose sight of them.
-        empty: Whether one of the two sets is: then nothing is blocked, and the row counts nowhere.
+        empty: Whether nothing is blocked, since one of the two sets is empty, or all of the source is behind the
+            target, which does not see it anyway: the row counts nowhere.
         token: What the model would say first.
         token_differs: Whether the answer that it generates begins with another one, as rounding can make it; False
             where it generates none.
@@ -130,6 +131,7 @@ def flow_rows(
         "control_overlap": _control_overlap(batch)[:, None].expand_as(change),
         "source_size": found.source_size.cpu(),
         "target_size": found.target_size.cpu(),
+        "empty": ~found.acts.cpu(),
         "token": found.ids[:, :1].cpu().expand_as(change),
         "p_before": before[..., 0].exp(),
         "p_after": after[..., 0].exp(),
@@ -161,7 +163,6 @@ def _row(question: Question, case: Case, engine: str, numbers: dict[str, Any]) -
         centre=case.window.centre,
         start=case.window.start,
         stop=case.window.stop,
-        empty=not (numbers["source_size"] and numbers["target_size"]),
         token_differs=question.first_token not in (None, numbers["token"]),
         engine=engine,
         **numbers,

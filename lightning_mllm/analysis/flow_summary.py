@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
 from lightning_mllm.analysis.blocks import Block
 from lightning_mllm.analysis.flow_rows import FlowRow
+from lightning_mllm.analysis.knockout import why_nothing
 from lightning_mllm.analysis.rows import Table, read_rows
 from lightning_mllm.analysis.summaries import (
     Bootstrap,
@@ -137,6 +138,7 @@ def summarise_flow(
     kept, sweep = Kept.of(table, kind_depth), _Sweep.of(table)
     if not len(kept.ids):
         log.warning("%s: none of %d questions is looked into.", name, len(np.unique(table["sample_id"])))
+    _warn_of_nothing(table, sweep, name)
     place = sweep.blocks.index
     pairs = {f"{ours} minus {theirs}": (place(ours), place(theirs)) for ours, theirs in contrasts if sweep.blocks}
     coords: dict[str, tuple[Any, ...]] = {
@@ -208,6 +210,16 @@ def _statistics(cells: Cells) -> list[tuple[Statistic, Floats]]:
         (mean(cells["flipped"]), cells["flipped"]),
         (mean(margin), margin),
     ]
+
+
+def _warn_of_nothing(table: Table, sweep: _Sweep, name: str) -> None:
+    """Warn of blocks that hide nothing in any question."""
+    for block in sweep.blocks:
+        own = table["measured"] & (table["block"] == block)
+        if table["empty"][own].all():
+            has = (bool(table[f"{side}_size"][own].any()) for side in ("source", "target"))
+            reason, count = why_nothing(Block.parse(block), *has), len(np.unique(table["sample_id"][own]))
+            log.warning("%s: %s blocks nothing in any of %d questions: %s.", name, block, count, reason)
 
 
 def _found(table: Table, kept: Kept, sweep: _Sweep, kind_depth: int | None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ whose first token flips.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -29,7 +30,9 @@ from lightning_mllm.analysis.summaries import Bootstrap
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.types import MultimodalBatch, Sample, Segment
+
+logger = logging.getLogger(__name__)
 
 BLOCKS = (  # the paper's six, and the control for the fifth: as many of the other patches
     "question->last",
@@ -40,6 +43,8 @@ BLOCKS = (  # the paper's six, and the control for the fifth: as many of the oth
     "image other->question",
     "image random->question",
 )
+_OF_BOXES = {Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM}
+_OF_OPTIONS = {Segment.TRUE_OPTION, Segment.FALSE_OPTION}
 CONTRASTS = (("image object->question", "image random->question"),)
 
 
@@ -110,6 +115,25 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         """Forget all rows; and the engine, which will check again whether it is exact for the model."""
         super().reset()
         self._engine = None
+
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Refuse samples without a kind where it matters; warn of blocks for which no sample has boxes or options."""
+        samples = [*samples]
+        super().check(samples)
+        lacking: set[Segment] = set()
+        for segments, there in (
+            (_OF_BOXES, any(sample.boxes for sample in samples)),
+            (_OF_OPTIONS, any(sample.options for sample in samples)),
+        ):
+            lacking |= set() if there else segments
+        for block in self.blocks:
+            empty = [side for side in (block.source, block.target) if all(term & lacking for term in side.terms)]
+            if empty:
+                logger.warning(
+                    "%s: %s will block nothing: none of the %d samples has %s, which takes %s.",
+                    *(self.name, block, len(samples), repr(str(empty[0]))),
+                    "boxes" if empty[0].segments & _OF_BOXES else "options",
+                )
 
     def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> list[list[FlowRow]]:
         """Run all blocks in all windows."""

@@ -7,6 +7,7 @@ of the source, besides what causality and padding hide anyway. The remaining wei
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from lightning_mllm.types import MultimodalBatch, TokenSpans
 
 _NO_DENSE_MASK = ("flash", "flex", "paged")
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def knockout(
@@ -31,7 +34,8 @@ def knockout(
     """Block attention around anything that runs the model on this batch, `generate` included.
 
     Tokens behind the batch's, such as generated ones, are in no segment: they see everything. But the keys and values
-    of earlier positions, cached or not, are those that the block left. Blocks can be nested: they add up.
+    of earlier positions, cached or not, are those that the block left. Blocks can be nested: they add up. A block that
+    hides nothing in any sample of the batch is told by a warning.
 
     Args:
         backbone: The model.
@@ -50,6 +54,12 @@ def knockout(
             "not, or an engine, which runs the uncompiled forward."
         )
     with blocked(backbone, batch, blocks, window):
+        spans = batch if isinstance(batch, TokenSpans) else batch.spans
+        for block in blocks:
+            source, target = positions(spans, block.source), positions(spans, block.target)
+            if not acts(source, target).any():
+                reason = why_nothing(block, bool(source.any()), bool(target.any()))
+                logger.warning("%s blocks nothing in any of the %d samples: %s.", block, len(source), reason)
         yield
 
 
@@ -80,6 +90,19 @@ def positions(spans: TokenSpans, wanted: Positions) -> Tensor:
         )
     terms = [torch.stack([spans[segment] for segment in term]).all(dim=0) for term in wanted.terms]
     return torch.stack(terms).any(dim=0)
+
+
+def acts(source: Tensor, target: Tensor) -> Tensor:
+    """Return for which samples a target position could see a source position, (batch,); the masks are positions."""
+    return (target & (source.cumsum(1) > 0)).any(1)
+
+
+def why_nothing(block: Block, has_source: bool, has_target: bool) -> str:
+    """Say why a block hides nothing in any sample; whether any sample has a source and a target position."""
+    if has_source and has_target:
+        return f"{str(block.source)!r} is behind {str(block.target)!r} or in other samples, so it is not seen anyway"
+    lacking = [str(side) for side, there in ((block.source, has_source), (block.target, has_target)) if not there]
+    return f"none has {' or '.join(map(repr, lacking))}"
 
 
 def decoder_layers(backbone: Backbone) -> list[nn.Module]:

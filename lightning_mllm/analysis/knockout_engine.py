@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.blocks import Block, Window
 from lightning_mllm.analysis.knockout import (
+    acts,
     attention_of,
     check_attention,
     check_window,
@@ -53,6 +54,7 @@ class Readings:
         top: (batch, cases) the argmax.
         source_size: (batch, cases) number of positions in the case's source.
         target_size: (batch, cases) number of positions in its target.
+        acts: (batch, cases) whether the case hides anything that is seen without it.
         engine: Name of the engine that computed them.
     """
 
@@ -63,6 +65,7 @@ class Readings:
     top: Tensor
     source_size: Tensor
     target_size: Tensor
+    acts: Tensor
     engine: str
 
 
@@ -176,7 +179,7 @@ class BlockSets:
                 f"{batch.sample_ids[int(blind.int().argmax())]!r}, and attention to nothing is not defined. Choose a "
                 "smaller source, or a target that starts later."
             )
-        return cls(source, target, (target & (source.cumsum(1) > 0)).any(1))
+        return cls(source, target, acts(source, target))
 
 
 def _check(backbone: Backbone, cases: Sequence[Case]) -> None:
@@ -192,15 +195,16 @@ def _check(backbone: Backbone, cases: Sequence[Case]) -> None:
 
 def _collect(parts: Sequence[Parts], sets: Sequence[BlockSets]) -> Readings:
     """Put the pieces together; where nothing is blocked, the readings are the clean ones to the bit."""
-    acts = torch.stack([each.acts for each in sets], dim=1)  # (batch, cases)
+    acting = torch.stack([each.acts for each in sets], dim=1)  # (batch, cases)
     clean, clean_top = (torch.cat([getattr(part, name) for part in parts]) for name in ("clean_logprobs", "clean_top"))
     return Readings(
         ids=torch.cat([part.ids for part in parts]),
         clean_logprobs=clean,
         clean_top=clean_top,
-        logprobs=torch.cat([part.logprobs for part in parts]).where(acts[..., None], clean),
-        top=torch.cat([part.top for part in parts]).where(acts, clean_top),
+        logprobs=torch.cat([part.logprobs for part in parts]).where(acting[..., None], clean),
+        top=torch.cat([part.top for part in parts]).where(acting, clean_top),
         source_size=torch.stack([each.source.sum(1) for each in sets], dim=1),
         target_size=torch.stack([each.target.sum(1) for each in sets], dim=1),
+        acts=acting,
         engine=parts[0].engine,
     )

@@ -7,6 +7,7 @@ attention among them, as `torch.utils.flop_counter` counts them while they are d
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,16 +15,20 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lightning_mllm.analysis.hooks import Arguments, before_call
+from lightning_mllm.analysis.rows import Table
 from lightning_mllm.analysis.skip import Skip
 from lightning_mllm.analysis.skip_tokens import SampleTokens
-from lightning_mllm.analysis.skipping import skipping
+from lightning_mllm.analysis.skipping import skipped
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,30 @@ class DecoderPass:
         return [median(own) for own in times]
 
     def _skipped(self, backbone: Backbone, skip: Skip | None) -> AbstractContextManager[None]:
-        return nullcontext() if skip is None else skipping(backbone, self.tokens, skip)
+        return nullcontext() if skip is None else skipped(backbone, self.tokens, skip)
+
+
+def warn_of_nothing_skipped(name: str, skip: Skip, table: Table) -> None:
+    """Warn of cases that should skip tokens of prompts, and cost as much as nothing skipped in all samples.
+
+    Args:
+        name: Of the analysis.
+        skip: What its cases have in common.
+        table: Their rows, see `SkippingRow`.
+    """
+    if skip.phase == "decode":  # costs are those of the reference answer, which is not the one that is generated
+        return
+    due = table["measured"] & (table["percent"] > 0) & ~np.char.startswith(table["computation"], "parallel")
+    columns = ("computation", "start", "percent")
+    cases = list(zip(*(table[column].tolist() for column in columns), strict=True))
+    for case in dict.fromkeys(each for each, counts in zip(cases, due, strict=True) if counts):
+        own = due & np.array([each == case for each in cases])
+        if (table["flops"][own] == table["flops_clean"][own]).all():
+            log.warning(
+                "%s: %s from layer %d on is skipped for none of the %s tokens of %d samples: %g %% of them is less "
+                "than one token.",
+                *(name, case[0], case[1], skip.tokens, int(own.sum()), case[2]),
+            )
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:

@@ -99,6 +99,13 @@ def lowest(values: Tensor, qualified: Tensor, share: float) -> Tensor:
     return qualified & (ordered.argsort(dim=1) < counts)
 
 
+def skips_nothing(tokens: SampleTokens, skip: Skip) -> bool:
+    """Return whether no token of any sample will be skipped, though a share of them should be."""
+    if not skip.share or (skip.phase != "prefill" and skip.tokens != "perceptual"):  # behind the prompt some may be
+        return False
+    return not bool((tokens.qualified(skip).sum(1).double() * skip.share + _ROUNDING >= 1).any())
+
+
 def _strided(index: Tensor, share: float) -> Tensor:
     """Return whether each of these, counted from 0, is skipped: of the first n floor(share * n), evenly spaced."""
     before, behind = ((each.double() * share + _ROUNDING).floor() for each in (index, index + 1))

@@ -7,6 +7,7 @@ generating token by token is the same as running the whole sequence. See `Skip` 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -21,10 +22,12 @@ from lightning_mllm.analysis.knockout import attention_of, decoder_layers
 from lightning_mllm.analysis.skip import Skip
 from lightning_mllm.analysis.skip_rows import keys_and_values, run_layer
 from lightning_mllm.analysis.skip_run import SkipRun
-from lightning_mllm.analysis.skip_tokens import SampleTokens
+from lightning_mllm.analysis.skip_tokens import SampleTokens, skips_nothing
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
+
+logger = logging.getLogger(__name__)
 
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _DENSE_MASK_ATTENTION = ("sdpa", "eager")
@@ -39,7 +42,8 @@ def skipping(backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Sk
 
     The batch may be run whole or as its `prompts()`, in one go or token by token, each sequence once or repeated
     (beams): tokens are found by their number in their sample. If the backward pass comes behind the `with` block, its
-    gradients are those of what was computed all the same. Knockouts may stand around it or in it.
+    gradients are those of what was computed all the same. Knockouts may stand around it or in it. Where no token of
+    the batch will be skipped, a warning says so.
 
     Args:
         backbone: The model; its layers are of Llama's kind.
@@ -51,6 +55,19 @@ def skipping(backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Sk
             compiled; rows can't be left out of its kind of attention. In the model's forward: it is run on other
             samples, or its cache is static or slides.
     """
+    tokens = batch if isinstance(batch, SampleTokens) else SampleTokens.of(batch)
+    if skips_nothing(tokens, skip):
+        logger.warning(
+            "Nothing is skipped in any of the %d samples: a share of %s of their %s tokens is less than one token.",
+            *(len(tokens), skip.share, skip.tokens),
+        )
+    with skipped(backbone, tokens, skip):
+        yield
+
+
+@contextmanager
+def skipped(backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Skip) -> Iterator[None]:
+    """Do the same without a word about a batch of which no token is skipped, such as one without images."""
     tokens = batch if isinstance(batch, SampleTokens) else SampleTokens.of(batch)
     layers = decoder_layers(backbone)
     check_skip(backbone, skip)

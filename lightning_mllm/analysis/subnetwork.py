@@ -19,6 +19,7 @@ file is a hundredth of that, and says the same for the weights that it was made 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from lightning_mllm.analysis.pruning import Pruning, keep_highest
 from lightning_mllm.analysis.tensor_files import digest, read_tensors, write_tensors
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
+
+logger = logging.getLogger(__name__)
 
 _BITS = torch.tensor([1 << place for place in range(8)], dtype=torch.uint8)
 
@@ -223,13 +226,16 @@ def pruned(backbone: Backbone, subnetwork: SubNetwork) -> Iterator[None]:
 
     The weights themselves are not touched: the model gets pruned copies, and gets its own back at the end, also after
     an exception. What is trained inside the block in these matrices is lost with the copies; the rest may be trained.
-    Blocks can be nested, and a matrix that several layers share keeps what all of their masks keep.
+    Blocks can be nested, and a matrix that several layers share keeps what all of their masks keep. A sub-network that
+    is the whole model is told by a warning.
 
     Raises:
         ConfigError: The sub-network is that of a model of another size, or the model can't be pruned.
     """
     linear = matrices(backbone)
     subnetwork.check_fits(linear)
+    if not subnetwork.sparsity:
+        logger.warning("Sub-network %r prunes nothing: each weight of the model is kept.", subnetwork.name)
     with masked((module, subnetwork.kept(matrix, module.weight.device)) for matrix, module in linear.items()):
         yield
 

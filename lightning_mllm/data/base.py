@@ -16,6 +16,7 @@ from transformers import ProcessorMixin
 from lightning_mllm.data.checks import check_labels
 from lightning_mllm.data.collator import Collator, PaddingSide
 from lightning_mllm.data.fitting import LongAnswers
+from lightning_mllm.data.copies import warn_of_shared_pictures
 from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images, open_image
 from lightning_mllm.data.labels import class_names
@@ -218,6 +219,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         for survey in surveys.values():
             survey.try_the_longest(sizes)
             survey.look_at_boxes(sizes)
+        new = [split for split in wanted if split != self.splits[0]]
+        warn_of_shared_pictures({self.splits[0]: self._first, **self.samples, **checked}, new)
         self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys.values()))))
         for split, survey in surveys.items():
             self.samples[split], self._sizes[split] = survey.kept()

@@ -47,7 +47,7 @@ class Digits(MLLMDataModule):
             Sample(
                 id=f"digit-{index:04d}", images=[self._image(digits.images[index])], label=NAMES[digits.target[index]]
             )
-            for index in sorted(index for group in chosen for index in group)
+            for index in sorted(chosen)
         ]
 
     def _image(self, pixels: np.ndarray[Any, np.dtype[np.float64]]) -> Image.Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.copies import same_content
 from lightning_mllm.data.splits import Split, check_fractions, stratified_split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
@@ -25,7 +26,8 @@ class ImageFolder(MLLMDataModule):
     """Image classification from folders: `root/train/<class>/<file>`, or `root/<class>/<file>`.
 
     With split folders, `train` and `test` are needed; without `val`, a seeded stratified part of `train` takes its
-    place. Without split folders, the images are split by `val_fraction` and `test_fraction`.
+    place. Without split folders, the images are split by `val_fraction` and `test_fraction`. Files of equal bytes come
+    into one split.
 
     Args:
         root: The folder.
@@ -39,6 +41,7 @@ class ImageFolder(MLLMDataModule):
         check_fractions(val_fraction, test_fraction)
         self.root = Path(root)
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self._parts: dict[Split, list[Path]] = {}  # of the seeded split
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split; ids are paths relative to the root.
@@ -51,14 +54,23 @@ class ImageFolder(MLLMDataModule):
             raise DataError(f"The image folder {self.root} {found}; set `root` to a folder with one folder per class.")
         named = [name for name in _SPLIT_FOLDERS if (self.root / name).is_dir()]
         if not named:
-            parts = stratified_split(self._classes(self.root), self.val_fraction, self.test_fraction, self.seed)
-            return self._samples(parts[split])
+            return self._samples(self._part(split, self.root, self.test_fraction))
         self._check_split_folders(named)
         if split == "test" or "val" in named:
             return self._samples(_all(self._classes(self._split_folder(split))))
-        return self._samples(
-            stratified_split(self._classes(self._split_folder("train")), self.val_fraction, 0, self.seed)[split]
-        )
+        return self._samples(self._part(split, self._split_folder("train"), 0))
+
+    def _part(self, split: Split, folder: Path, test_fraction: float) -> list[Path]:
+        """Return what the seeded split of a folder gives to a split; copies go with the first of them."""
+        if not self._parts:
+            classes = self._classes(folder)
+            copies = {file: group for group in same_content(_all(classes)) for file in group}
+            groups = {
+                name: [group for file in files if (group := copies.get(file, [file]))[0] == file]
+                for name, files in classes.items()
+            }
+            self._parts = stratified_split(groups, self.val_fraction, test_fraction, self.seed)
+        return self._parts[split]
 
     def _split_folder(self, split: Split) -> Path:
         folder = self.root / split

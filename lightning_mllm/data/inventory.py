@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +14,7 @@ from rich.text import Text
 
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.checks import check_labels
+from lightning_mllm.data.copies import same_content
 from lightning_mllm.data.images import check_images
 from lightning_mllm.data.labels import class_names
 from lightning_mllm.data.published import PublishedDataset
@@ -183,18 +182,12 @@ def _group(sample: Sample) -> str:
 
 def _copies(samples: Samples, files: Collection[Path]) -> tuple[tuple[Place, ...], ...]:
     """Return the places of each file content that occurs in more than one split, or under more than one label."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        digests = dict(zip(files, pool.map(_digest, files), strict=True))
-    places: dict[bytes, dict[Place, None]] = {}  # a set in the order of the samples
+    first = {file: group[0] for group in same_content(files) for file in group}
+    places: dict[Path, dict[Place, None]] = {}  # a set in the order of the samples
     for split, sample in _walk(samples):
         for file in _files(sample):
-            places.setdefault(digests[file], {})[Place(split, sample.id, sample.label)] = None
+            places.setdefault(first.get(file, file), {})[Place(split, sample.id, sample.label)] = None
     return tuple(tuple(each) for each in places.values() if len({(p.split, p.label) for p in each}) > 1)
-
-
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _listing(what: str, copies: Sequence[Sequence[Place]]) -> list[Text]:

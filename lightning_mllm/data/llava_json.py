@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.llava_rows import LlavaRow, Unread
+from lightning_mllm.data.copies import link_samples
 from lightning_mllm.data.splits import Split, check_fractions, stratified_split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
@@ -29,15 +31,16 @@ class LlavaJson(MLLMDataModule):
     of `{"from": "human" | "gpt", "value": ...}` in alternation, or `messages` with `role` (user, assistant) and
     `content`, which may be a list of parts (`{"type": "text" | "image", ...}`). A system text is a first turn or the
     key `system`. `<image>` in a human's text, or an image part, stands for an image and keeps its place, where the chat
-    template can keep it. Rows whose images are written alike are about one picture, so that what is found of them
-    counts as dependent. A row with a `kind` (text: the kind of its last question) is scored by exact match of its last
+    template can keep it. Rows of the same images are about one picture, so that what is found of them counts as
+    dependent. A row with a `kind` (text: the kind of its last question) is scored by exact match of its last
     answer. A first answer to nothing is left out, and keys that are not read are named, in one warning each; keys with
     content that can't be taken (video, tools, weights of turns, ...) are an error. `.jsonl` files (one row per line)
     are read too.
 
     Args:
         train: JSON file of the training split.
-        val: JSON file of the validation split; without it, a seeded part of the training file takes its place.
+        val: JSON file of the validation split; without it, a seeded part of the training file takes its place: rows
+            that share a picture stay together.
         test: JSON file of the test split.
         image_root: Folder that image paths are relative to, and may not leave; by default the JSON file's own.
         val_fraction: Part of the training file for validation, without `val`.
@@ -59,6 +62,7 @@ class LlavaJson(MLLMDataModule):
         self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.image_root, self.val_fraction = image_root, val_fraction
         self._read_files: dict[str, list[Sample]] = {}  # training and validation may come from one
+        self._parts: dict[Split, list[int]] = {}  # of the seeded split
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split, in the order of the file.
@@ -68,8 +72,13 @@ class LlavaJson(MLLMDataModule):
         """
         if split != "test" and self.files["val"] is None:
             samples = self._read(str(self.files["train"]))
-            parts = stratified_split({"": range(len(samples))}, self.val_fraction, 0, self.seed)
-            return [samples[index] for index in sorted(parts[split])]
+            self._parts = self._parts or stratified_split({"": link_samples(samples)}, self.val_fraction, 0, self.seed)
+            if split == "val" and self.val_fraction and not self._parts["val"]:
+                raise DataError(
+                    f"All {len(samples)} rows of {self.files['train']} are linked by the pictures that they share, so "
+                    "that none can be held out for validation. Give a file as `val`."
+                )
+            return [samples[index] for index in sorted(self._parts[split])]
         file = self.files[split]
         if file is None:
             raise DataError(f"There is no {split!r} split: set `{split}` to a JSON file.")
@@ -96,11 +105,17 @@ class LlavaJson(MLLMDataModule):
             if name in samples:
                 name = f"{name}#{number}"
             renamed += name != sample.id
-            samples[name] = replace(sample, id=name)
+            samples[name] = replace(sample, id=name, picture=self._picture(sample, root))
         unread.warn(path)
         if renamed:
             logger.warning("%d rows of %s have no id, or that of an earlier row: named by row number", renamed, path)
         return list(samples.values())
+
+    def _picture(self, sample: Sample, root: Path) -> str | None:
+        """Return its paths below what all splits have in common: "1.jpg" of two folders is not one picture."""
+        folders = [Path(file).parent.resolve() for file in self.files.values() if file]
+        base = root if self.image_root else os.path.commonpath(folders)
+        return ", ".join(path.relative_to(base).as_posix() for path in sample.images if isinstance(path, Path)) or None
 
 
 def _rows(path: Path) -> Iterator[Any]:

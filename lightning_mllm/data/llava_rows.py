@@ -94,9 +94,8 @@ class LlavaRow:
         images = [self._image(path, given) for path in paths]
         turns = [question(turn.pieces) if turn.role == "user" else _answer(turn) for turn in said]
         self._check_placeholders(sum(turn.images for turn in turns), len(images), field)
-        picture = ", ".join(map(str, paths)) or None
         name = "" if name is None else str(name)
-        return Sample(id=name, images=images, conversation=turns, system=system, kind=kind, picture=picture)
+        return Sample(id=name, images=images, conversation=turns, system=system, kind=kind)
 
     def _check_keys(self, row: Mapping[str, Any], known: set[str], field: str) -> None:
         """Refuse keys that say what would be lost, and count the others that are not read."""

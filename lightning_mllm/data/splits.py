@@ -1,9 +1,10 @@
-"""Seeded, stratified splits."""
+"""Seeded, stratified splits that keep together what belongs together."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Literal, TypeVar
 
 from lightning_mllm.errors import ConfigError
@@ -25,28 +26,44 @@ def check_fractions(val: float, test: float = 0.0) -> None:
 
 
 def stratified_split(
-    strata: Mapping[str, Sequence[Item]], val: float, test: float, seed: int
+    strata: Mapping[str, Sequence[Sequence[Item]]], val: float, test: float, seed: int
 ) -> dict[Split, list[Item]]:
-    """Split each stratum (class) by the same fractions.
+    """Split each stratum (class) by the same fractions, and no group of items that belong together.
 
-    Each stratum gives at least one item to each split with a fraction above 0 before training gets its second; the
-    outcome depends on nothing but the arguments.
+    Groups are taken as far as they fit into a fraction of the stratum's items. Each stratum gives at least one group,
+    then its smallest, to each split with a fraction above 0 before training gets its second; the outcome depends on
+    nothing but the arguments.
 
     Args:
-        strata: Class -> items, in a fixed order.
+        strata: Class -> groups of items, in a fixed order.
         val: Fraction of the validation split.
         test: Fraction of the test split.
         seed: Seed of the choice.
     """
     check_fractions(val, test)
     splits: dict[Split, list[Item]] = {"train": [], "val": [], "test": []}
-    for name, items in strata.items():
-        shuffled = list(items)
-        random.Random(f"{seed}/{name}").shuffle(shuffled)
-        spare = len(shuffled) - 1  # one stays in train
-        n_test = min(spare, max(1, round(test * len(shuffled)))) if test else 0
-        n_val = min(spare - n_test, max(1, round(val * len(shuffled)))) if val else 0
-        splits["test"] += shuffled[:n_test]
-        splits["val"] += shuffled[n_test : n_test + n_val]
-        splits["train"] += shuffled[n_test + n_val :]
+    for name, groups in strata.items():
+        rest = list(groups)
+        random.Random(f"{seed}/{name}").shuffle(rest)
+        total = sum(map(len, rest))
+        chosen, rest = _take(rest, test, total)
+        splits["test"] += chain(*chosen)
+        chosen, rest = _take(rest, val, total)
+        splits["val"] += chain(*chosen)
+        splits["train"] += chain(*rest)
     return splits
+
+
+def _take(
+    groups: list[Sequence[Item]], fraction: float, total: int
+) -> tuple[list[Sequence[Item]], list[Sequence[Item]]]:
+    """Return groups that fill a fraction of all items, and the rest, which is at least one group."""
+    room = max(1, round(fraction * total)) if fraction else 0
+    taken: set[int] = set()
+    for index, group in enumerate(groups):
+        if len(group) <= room and len(taken) < len(groups) - 1:
+            taken.add(index)
+            room -= len(group)
+    if room and not taken and len(groups) > 1:
+        taken = {min(range(len(groups)), key=lambda index: len(groups[index]))}
+    return [groups[index] for index in sorted(taken)], [g for index, g in enumerate(groups) if index not in taken]

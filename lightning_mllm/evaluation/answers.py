@@ -7,8 +7,9 @@ import unicodedata
 from collections.abc import Sequence
 
 from lightning_mllm.errors import DataError
+from lightning_mllm.evaluation.negation import MARK, MARKS, UNCLEAR, denies, mentions
 
-INVALID = -1  # the answer names no class, or more than one
+INVALID = -1  # the answer names no class, or more than one, or what it says is not clear
 
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _LETTER = r"[^\W\u0e00-\u0eff\u2e80-\u9fff\uac00-\ud7af]"  # but for Thai, Lao, Chinese, Japanese and Korean
@@ -27,8 +28,9 @@ class AnswerParser:
     An answer that equals a class name (both normalised) is that class. Otherwise the class names are looked for in the
     answer, the longest first; found text is taken away, so that "leaf spot" does not count as "leaf" too. They are
     looked for as whole words ("none" does not name "one"), in scripts without blanks as any part of the text. Exactly
-    one class found is the answer; none or several are `INVALID`, never a guess. An answer that is only a part of a
-    class name ("spot" for "leaf spot") is invalid as well.
+    one class found is the answer; none or several are `INVALID`, never a guess. What the answer denies (see
+    `negation.py`) is not found: "not benign but malignant" is "malignant", and "not benign" is invalid, also where
+    there are two classes. So is an answer that is only a part of a class name ("spot" for "leaf spot").
 
     Args:
         names: Class names; the index of a name is its class.
@@ -51,17 +53,22 @@ class AnswerParser:
             self._classes[key] = index
         longest_first = sorted(self._classes, key=len, reverse=True)
         self._patterns = [
-            (re.compile(rf"(?<!{_LETTER}){re.escape(key)}(?!{_LETTER})"), self._classes[key]) for key in longest_first
+            (re.compile(rf"(?<!{_LETTER}){re.escape(key)}(?!{_LETTER})"), chr(MARKS[self._classes[key]]))
+            for key in longest_first
         ]
+        self._denying = frozenset(chr(MARKS[index]) for key, index in self._classes.items() if denies(key))
 
     def parse(self, text: str) -> int:
         """Return the class of an answer, or `INVALID`."""
         answer = normalise(text)
         if answer in self._classes:
             return self._classes[answer]
-        found = set()
-        for pattern, index in self._patterns:
-            answer, count = pattern.subn("\n", answer)
-            if count:
-                found.add(index)
-        return found.pop() if len(found) == 1 else INVALID
+        answer = MARK.sub(" ", answer)
+        for pattern, mark in self._patterns:
+            answer = pattern.sub(mark, answer)
+        counts = [*mentions(answer, self._denying)]
+        named = {mark for mark, negations in counts if not negations}
+        denied = {mark for mark, negations in counts if negations}
+        if len(named) != 1 or named & denied or max(negations for _, negations in counts) >= UNCLEAR:
+            return INVALID
+        return MARKS.index(ord(named.pop()))

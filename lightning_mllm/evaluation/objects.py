@@ -12,6 +12,9 @@ object, although a word of one stands in them. Blank lines, and those that begin
 
 Words are looked for whole, whatever their case, also in the regular plural ("desks", "dishes"; "men" must be listed).
 The longest wins, and what is found is not looked at again: a "hot dog" is no "dog".
+
+A mention is a mention: "there is no dog" names a dog, as in CHAIR's released code, which counts words and reads no
+sentences. So a caption that denies what is not there counts as one that hallucinates.
 """
 
 from __future__ import annotations

@@ -133,9 +133,9 @@ class PopeMetrics(Metric):
     `compute` gives the counts, `result` the scores.
 
     Args:
-        reading: What an answer is taken to say. `named`: that of yes and no which stands in it as a word; neither, if
-            both or none do. `released`: as POPE's released code has it, "no" if its first sentence has the word No, no
-            or not, and "yes" whatever else it says.
+        reading: What an answer is taken to say. `named`: that of yes and no which stands in it as a word and is not
+            denied ("I would not say yes"); neither, if both or none do. `released`: as POPE's released code has it,
+            "no" if its first sentence has the word No, no or not, and "yes" whatever else it says.
 
     Raises:
         ConfigError: There is no such reading.

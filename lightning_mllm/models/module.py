@@ -71,7 +71,7 @@ class MLLMModule(L.LightningModule):
         attention: AttentionImplementation = "sdpa",
         gradient_checkpointing: bool = False,
         compile: bool = False,
-        scorers: Sequence[Scorer] = (Generation(), Likelihood()),
+        scorers: Scorer | Sequence[Scorer] = (Generation(), Likelihood()),  # noqa: B008 - frozen
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -90,7 +90,7 @@ class MLLMModule(L.LightningModule):
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.compile_model = compile
-        self.evaluator = Evaluator(scorers)
+        self.evaluator = Evaluator([scorers] if isinstance(scorers, Scorer) else scorers)
         self.test_prefix = "test"
         self.updates: tuple[Callable[[Backbone, MultimodalBatch], None], ...] = ()
         self._loaded_steps: int | None = None

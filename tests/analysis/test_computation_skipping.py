@@ -65,6 +65,19 @@ class TestComputationSkipping(AnalysisContract):
         cases = [table["right"][(table["percent"] == share) & (table["start"] == 0)] for share in (0, 50)]
         assert not np.array_equal(*cases)
 
+    def test_cases_that_skip_no_token_are_named(
+        self, backbone: Backbone, tiny_llava: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        analysis = self.run(backbone, tiny_llava, batches(tiny_llava), shares=(0.0, 0.001, 0.5), computations=("ffn",))
+
+        analysis.compute()
+
+        (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert message == (
+            "computation_skipping: ffn from layer 0 on is skipped for none of the perceptual tokens of 5 samples: 0.1 "
+            "% of them is less than one token."
+        )
+
     def test_numbers_are_means_of_the_rows(self, backbone: Backbone, tiny_llava: str) -> None:
         analysis = self.run(backbone, tiny_llava, batches(tiny_llava), repetitions=1)
         table, result = analysis.rows.table(), analysis.compute()

@@ -26,7 +26,7 @@ def rows_of(checkpoint: str, name: str, first_token: int | None = None) -> list[
     question = Question(sample_id=name, kind="", picture=name, correct=True, first_token=first_token)
     sizes = torch.ones(1, 2, dtype=torch.long)
     ids, top = torch.tensor([[TOKEN, 0, 0, 0, 0]]), torch.tensor([[TOKEN, 8]])
-    found = Readings(ids, read(0.5, 0.4), top, read(0.25, 0.4), top, sizes, sizes, "engine")
+    found = Readings(ids, read(0.5, 0.4), top, read(0.25, 0.4), top, sizes, sizes, sizes > 0, "engine")
     (rows,) = flow_rows([question], batch, CASES, found, OptionIds.of([None]))
     return rows
 

@@ -17,7 +17,7 @@ from lightning_mllm.analysis.information_flow import BLOCKS
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import AnswerForms, Segment, TokenSpans
-from tests.analysis.asking import WITHOUT_BOX, WRONG, batches
+from tests.analysis.asking import WITHOUT_BOX, WRONG, batches, question
 from tests.analysis.contract import AnalysisContract
 
 DEPTH = 2  # of the tiny checkpoint
@@ -83,6 +83,43 @@ class TestInformationFlow(AnalysisContract):
         assert result.settings["found"]["without_a_set"] == dict.fromkeys(sorted(BLOCKS[4:]), 1)
         counts = result.at(kind="all", measure=MEASURES[0], statistic="n")
         assert counts[:, 0].tolist() == [5, 5, 5, 5, 4, 4, 4, 4]
+
+    def test_blocks_that_hide_nothing_in_any_question_are_named(
+        self, backbone: Backbone, tiny_llava: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        without = [
+            replace(
+                batch, spans=TokenSpans({**batch.spans.masks, Segment.IMAGE_OBJECT: batch.spans[Segment.LAST] & False})
+            )
+            for batch in batches(tiny_llava)
+        ]
+        blocks = ["image->last", "image object->question", "last->image"]
+
+        analysis = self.run(backbone, tiny_llava, without, blocks=blocks)
+        result = analysis.compute()
+
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+            "information_flow: image object->question blocks nothing in any of 5 questions: none has 'image object'.",
+            "information_flow: last->image blocks nothing in any of 5 questions: 'last' is behind 'image' or in other "
+            "samples, so it is not seen anyway.",
+        ]
+        assert result.at(kind="all", measure=MEASURES[0], statistic="n")[:, 0].tolist() == [5, 0, 0]
+        assert np.isnan(result.at(kind="all", measure=MEASURES[0], statistic="value")[1:]).all()
+
+    def test_what_no_sample_has_is_told_before_anything_is_run(self, caplog: pytest.LogCaptureFixture) -> None:
+        analysis = self.make(blocks=["image object->question", "image object+last->last", "true option->last"])
+        samples = [question("test", number) for number in range(6)]
+
+        analysis.check(samples)
+        assert not caplog.records
+        analysis.check([replace(sample, boxes=(), options=None) for sample in samples])
+
+        assert [record.getMessage() for record in caplog.records] == [
+            "information_flow: image object->question will block nothing: none of the 6 samples has 'image object', "
+            "which takes boxes.",
+            "information_flow: true option->last will block nothing: none of the 6 samples has 'true option', which "
+            "takes options.",
+        ]
 
     def test_the_control_is_as_large_as_the_object(self, table: Any) -> None:
         sizes = {

@@ -75,6 +75,42 @@ def test_blocking_nothing_changes_nothing(setting: Setting) -> None:
             assert torch.allclose(a[real], b[real], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        ("image object->question", "none has 'image object'"),
+        ("question->true option", "none has 'true option'"),
+        ("image object->true option", "none has 'image object' or 'true option'"),
+        ("last->image", "'last' is behind 'image' or in other samples, so it is not seen anyway"),
+    ],
+)
+def test_a_block_that_hides_nothing_is_told(
+    backbone: Backbone, prompts: MultimodalBatch, block: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    none = torch.zeros_like(prompts.spans[Segment.IMAGE])
+    boxless = TokenSpans({**prompts.spans.masks, Segment.IMAGE_OBJECT: none})
+
+    with knockout(backbone, boxless, [TO_LAST, Block.parse(block)], everywhere()):
+        pass
+
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{block} blocks nothing in any of the 2 samples: {reason}."
+    ]
+
+
+def test_nothing_is_told_of_a_block_that_hides_something_in_one_sample(
+    backbone: Backbone, prompts: MultimodalBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = prompts.spans[Segment.IMAGE_OBJECT].clone()
+    one[0] = False
+    spans = TokenSpans({**prompts.spans.masks, Segment.IMAGE_OBJECT: one})
+
+    with knockout(backbone, spans, [Block.parse("image object->question")], everywhere()):
+        pass
+
+    assert not caplog.records
+
+
 def test_a_block_changes_no_row_before_its_first_target(setting: Setting) -> None:
     backbone, batch = setting
     with knockout(backbone, batch, [], everywhere()):

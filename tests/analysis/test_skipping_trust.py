@@ -201,3 +201,23 @@ def test_ranking_needs_the_prompts_in_one_piece(backbone: Backbone, tiny_llava: 
 
     with skipping(backbone, prompts, skip), pytest.raises(ConfigError, match=r"needs the prompts' own pass"):
         model(**more, past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"share": 0.001}, True),
+        ({"share": 0.001, "phase": "both"}, True),  # no image is generated
+        ({"share": 0.001, "tokens": "all", "phase": "both"}, False),
+        ({"share": 0.0}, False),
+        ({"share": 0.5}, False),
+    ],
+)
+def test_a_skip_of_no_token_is_told(
+    backbone: Backbone, tiny_llava: str, options: Any, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with skipping(backbone, make_batch(tiny_llava), Skip(**options)):
+        pass
+
+    message = "Nothing is skipped in any of the 2 samples: a share of 0.001 of their perceptual tokens is less than one"
+    assert (message in caplog.text) == told == bool(caplog.records)

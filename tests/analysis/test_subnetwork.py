@@ -160,6 +160,12 @@ class TestPruned:
             assert same_bits(weights_of(backbone), before)
             assert torch.equal(last_logits(backbone, batches(tiny_llava)[0]), logits)
 
+    def test_it_is_told_that_nothing_is_pruned(self, backbone: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+        with pruned(backbone, by(backbone)):
+            assert not caplog.records
+        with pruned(backbone, by(backbone, sparsity=0)):
+            assert "prunes nothing: each weight of the model is kept" in caplog.text
+
     def test_afterwards_the_weights_are_the_same_bits_in_the_same_place(self, backbone: Backbone) -> None:
         before = weights_of(backbone)
         places = {name: parameter.data_ptr() for name, parameter in backbone.model.named_parameters()}

@@ -92,6 +92,13 @@ def test_weights_that_no_token_comes_by_stay(tiny_llava: str) -> None:
     assert not any("forward" in layer.__dict__ for layer in decoder_layers(module.backbone))
 
 
+def test_a_fit_that_skips_no_token_is_told(tiny_llava: str, caplog: pytest.LogCaptureFixture) -> None:
+    after_a_step(tiny_llava, Skip(share=0.001))
+
+    message = "SkipComputations skipped nothing in any of 1 batches: a share of 0.001 of their perceptual tokens"
+    assert message in caplog.text
+
+
 @pytest.mark.parametrize("in_evaluation", [False, True])
 def test_validation_and_test_skip_if_they_are_to(tiny_llava: str, tmp_path: Path, in_evaluation: bool) -> None:
     callback = SkipComputations(HALF, in_evaluation=in_evaluation)

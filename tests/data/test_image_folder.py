@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lightning_mllm.data import ImageFolder
+from lightning_mllm.data import ImageFolder, Split
 from lightning_mllm.errors import DataError
 from tests.data.conftest import picture
 from tests.data.contract import DataModuleContract
@@ -149,3 +149,24 @@ class TestErrors:
         root = fill(tmp_path / "images", ["Bell_pepper", "Bell pepper"])
         with pytest.raises(DataError, match="'Bell pepper' and 'Bell_pepper' are the same"):
             ImageFolder(root=str(root), checkpoint=tiny_llava).setup("fit")
+
+
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_files_of_equal_bytes_share_a_split(tmp_path: Path, folder: str) -> None:
+    root = fill(tmp_path / folder, count=30)
+    for name in CLASSES:
+        for k in range(0, 30, 3):
+            (root / name / f"copy{k}.png").write_bytes((root / name / f"{k}.png").read_bytes())
+    if folder:
+        fill(tmp_path / "test")
+    module = ImageFolder(root=str(tmp_path), checkpoint="", val_fraction=0.3, test_fraction=0.3)
+
+    splits: tuple[Split, ...] = ("train", "val") if folder else ("train", "val", "test")
+    places: dict[bytes, set[str]] = {}
+    for split in splits:
+        for sample in module.load(split):
+            places.setdefault(Path(str(sample.images[0])).read_bytes(), set()).add(split)
+
+    assert len(places) == 90
+    assert all(len(found) == 1 for found in places.values())
+    assert len(module.load("val")) == 36  # 0.3 of 3 x 40

@@ -101,7 +101,8 @@ def test_rows_without_an_id_of_their_own_are_named_by_number(images: Path, caplo
 
 
 def test_a_file_is_parsed_once_for_training_and_validation(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = LlavaJson(train=write(images.parent / "train.json", [row(str(k)) for k in range(5)]), checkpoint="unused")
+    rows = [row(str(k), None, "Is there any?", "no") for k in range(5)]
+    module = LlavaJson(train=write(images.parent / "train.json", rows), checkpoint="unused")
     module.image_root = str(images)
     first = module.load("train")
     monkeypatch.setattr(json, "loads", None)
@@ -145,3 +146,52 @@ def test_an_empty_file_is_an_empty_split(images: Path, tiny_llava: str) -> None:
     file = write(images.parent / "train.json", [])
     with pytest.raises(DataError, match="The 'train' split of LlavaJson is empty"):
         LlavaJson(train=file, val=file, checkpoint=tiny_llava).setup("fit")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_share_a_picture_share_a_split(images: Path, seed: int) -> None:
+    for k in range(20):
+        picture(20 + k, 20).save(images / f"{k}.png")
+    (images / "copy.png").write_bytes((images / "2.png").read_bytes())
+    linked = [row(f"{k}{turn}", f"{k}.png") for k in range(14) for turn in "abc"]
+    linked += [row(f"both{k}", [f"{k}.png", f"./{k + 1}.png"], "<image><image>?", "a") for k in range(14, 19)]
+    linked += [row("copy", "copy.png")]
+    rows = [*linked, *(row(f"text{k}", None, "Is there any?", "no") for k in range(4))]
+    module = LlavaJson(
+        train=write(images.parent / "train.json", rows),
+        image_root=str(images),
+        checkpoint="",
+        val_fraction=0.2,
+        seed=seed,
+    )
+
+    parts = [module.load("train"), module.load("val")]
+
+    train, val = ({path.read_bytes() for sample in part for path in sample.images} for part in parts)  # type: ignore[union-attr]
+    assert len(val) > 1
+    assert not train & val
+    assert [len(part) for part in parts] == [42, 10]
+    assert sorted(sample.id for part in parts for sample in part) == sorted(str(each["id"]) for each in rows)
+
+
+def test_rows_of_one_picture_can_not_be_split(images: Path) -> None:
+    module = LlavaJson(
+        train=write(images / "train.json", [row(str(k)) for k in range(4)]), image_root=str(images), checkpoint=""
+    )
+
+    assert len(module.load("train")) == 4  # of which a test makes no use
+    with pytest.raises(
+        DataError, match=r"All 4 rows of .*train\.json are linked by the pictures.* Give a file as `val`"
+    ):
+        module.load("val")
+
+
+def test_files_of_one_name_in_two_folders_are_two_pictures(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        picture().save(tmp_path / split / "1.png")
+    files = {split: write(tmp_path / split / "rows.json", [row("a", "1.png")]) for split in ("train", "val")}
+
+    module = LlavaJson(**files, checkpoint="")  # type: ignore[arg-type]
+
+    assert [module.load(split)[0].picture for split in ("train", "val")] == ["train/1.png", "val/1.png"]

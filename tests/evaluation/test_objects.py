@@ -40,6 +40,7 @@ def test_the_objects_of_a_file_are_the_names_of_its_lines(vocabulary: ObjectVoca
         ("Two puppies under the tables, three dishes.", ("dog", "dining table", "plate")),
         ("men, knives", ("person", "knife")),
         ("hot dogs", ("hot dog",)),  # no dogs
+        ("There is no dog, and the table is not a plate.", ("dog", "dining table", "plate")),  # as CHAIR's code has it
         ("a  hot\ndog, a hot-dog and a hotdog", ("hot dog",) * 3),
         ("home plate beside a dog house, and a plate", ("plate",)),
         ("mankind's doggy bag, tabletop, dogs'", ("dog",)),  # whole words
