@@ -14,11 +14,13 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from PIL import Image
 from torch import Tensor
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.network import is_reachable
 from lightning_mllm.tracking.files import write_rows
 from lightning_mllm.tracking.secrets import mask_secrets
 
@@ -49,21 +51,23 @@ def make_loggers(
         name: Name of the W&B run.
         group: W&B group.
         tags: W&B tags.
-        mode: `auto` does what WANDB_MODE says, else is online where a W&B key is set up and offline elsewhere.
+        mode: `auto` does what WANDB_MODE says, else is online where a W&B key is set up and the server can be reached,
+            and offline elsewhere.
         project: W&B project.
 
     Returns:
         The CSV logger, then the W&B logger unless it is disabled.
 
     Raises:
-        ConfigError: W&B is asked for but not installed, or asked to be online without a key.
+        ConfigError: W&B is asked for but not installed, or asked to be online without a key or a server.
     """
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by lightning
         run_dir.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [MetricsFile(run_dir)]
     resolved = _resolve(mode)
     if resolved != "disabled":
-        loggers.append(_wandb_logger(run_dir, resolved, name=name, group=group, tags=list(tags), project=project))
+        options = {"name": name, "group": group, "tags": list(tags), "project": project}
+        loggers.append(_wandb_logger(run_dir, resolved, may_be_offline=mode == "auto", **options))
     return loggers
 
 
@@ -144,6 +148,39 @@ class MetricsFile(Logger):
         write_rows(self.path, columns, [[row.get(key) for key in columns] for row in [*earlier, *self._rows]])
 
 
+class _WandbRun(WandbLogger):
+    """Says in one sentence why a run can't be online, or goes offline where that is as good.
+
+    Args:
+        may_be_offline: Whether it is.
+        options: As Lightning's own.
+    """
+
+    def __init__(self, may_be_offline: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._may_be_offline = may_be_offline
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, which begins when it is first asked for."""
+        import wandb  # noqa: PLC0415  # the library must import without it
+
+        try:
+            return super().experiment
+        except wandb.errors.Error as error:
+            reason = " ".join(str(error).split())
+            if not self._may_be_offline:
+                raise ConfigError(
+                    f"W&B refuses to be online: {reason}. Check the key (`wandb login --relogin`) and the project, or "
+                    "use --trainer.run.wandb offline."
+                ) from error
+        rank_zero_info(f"W&B refuses to be online: {reason}.")
+        _say_how_to_sync(Path(self.save_dir or "."))
+        self._wandb_init["mode"] = "offline"
+        return super().experiment
+
+
 @rank_zero_only
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
     """Log the resolved configuration, secrets masked."""
@@ -204,12 +241,20 @@ def _staged_under(folder: Path) -> Iterator[None]:
             del os.environ["WANDB_DATA_DIR"]
 
 
-def _wandb_logger(run_dir: Path, mode: WandbMode, **options: Any) -> WandbLogger:
+def _say_how_to_sync(run_dir: Path) -> None:
+    rank_zero_info(
+        f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-* (before the folder is "
+        "moved, or with a link left in its place: W&B knows the pictures of tables by their full path)"
+    )
+
+
+def _wandb_logger(run_dir: Path, mode: WandbMode, *, may_be_offline: bool, **options: Any) -> WandbLogger:
     if mode == "offline":
-        rank_zero_info(f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-*")
+        _say_how_to_sync(run_dir)
     import wandb  # noqa: PLC0415  # the library must import without it
 
-    logger = WandbLogger(
+    logger = _WandbRun(
+        may_be_offline,
         save_dir=run_dir.resolve(),  # the process of wandb may work in another folder
         mode=mode,  # WandbLogger's own `offline` would change the environment of the process
         reinit="create_new",  # several runs in one process don't end up in each other
@@ -239,11 +284,21 @@ def _resolve(mode: WandbMode) -> WandbMode:
             rank_zero_info("wandb is not installed: metrics go to metrics.csv only.")
             return "disabled"
         raise ConfigError(f"W&B mode {mode!r} needs the package wandb: pip install wandb, or use mode disabled.")
-    if asked == "auto":
-        return "online" if _has_key() else "offline"
-    if asked == "online" and not _has_key():
+    if asked == "offline":
+        return asked
+    if not _has_key():
+        if asked == "auto":
+            return "offline"
         raise ConfigError("W&B is asked to be online, but no key is set up. Run `wandb login`, or use mode offline.")
-    return asked
+    import wandb  # noqa: PLC0415  # the library must import without it
+
+    server = wandb.setup().settings.base_url
+    if is_reachable(server):
+        return "online"
+    if asked == "auto":
+        rank_zero_info(f"The W&B server {server} can't be reached.")
+        return "offline"
+    raise ConfigError(f"W&B is asked to be online, but {server} can't be reached. See to the network, or use offline.")
 
 
 def _has_key() -> bool:

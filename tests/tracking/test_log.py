@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.network import is_reachable
 from lightning_mllm.tracking.log import (
     MetricsFile,
     finish,
@@ -19,6 +20,7 @@ from lightning_mllm.tracking.log import (
     log_table,
     make_loggers,
 )
+from tests.servers import serving
 from tests.tracking.run_file import config, history, run_record
 
 SENTINEL = "0123456789abcdef0123456789abcdef01234567"
@@ -29,6 +31,8 @@ def without_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr("lightning_mllm.tracking.log.is_reachable", lambda url: True)
     wandb.teardown()  # settings are read from the environment once
     yield
     wandb.teardown()
@@ -105,6 +109,50 @@ def test_with_a_key_in_netrc_auto_is_online(tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {SENTINEL}\n")
 
     assert modes(tmp_path) == ["online"]
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, and nobody who asks for it."""
+    monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("lightning_mllm.tracking.log.is_reachable", is_reachable)
+
+
+@pytest.mark.usefixtures("no_server")
+def test_without_a_server_auto_is_offline_at_once_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_mllm.tracking.log.rank_zero_info", said.append)
+
+    assert modes(tmp_path / "run") == ["offline"]
+    assert said[0] == "The W&B server http://127.0.0.1:9 can't be reached."
+    assert "wandb sync" in said[1]
+    assert "before the folder is moved" in said[1]
+
+
+@pytest.mark.usefixtures("no_server")
+def test_online_without_a_server_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9 can't be reached"):
+        make_loggers(tmp_path, name="run", mode="online")
+
+
+@pytest.mark.slow
+def test_a_key_that_the_server_refuses_is_said_in_one_sentence_or_goes_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
+    with serving(401) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        online = make_loggers(tmp_path / "online", name="run", mode="online")
+        with pytest.raises(ConfigError, match=r"W&B refuses to be online: .*401.*wandb login --relogin"):
+            log_config(online, {"a": 1})
+
+        auto = make_loggers(tmp_path / "auto", name="run", mode="auto")
+        log_config(auto, {"a": 1})
+        finish(auto)
+
+    wandb.teardown()
+    assert config(tmp_path / "auto")["a"] == 1
 
 
 @pytest.mark.parametrize(
