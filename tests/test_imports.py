@@ -36,7 +36,8 @@ BORDERS: dict[str, set[str]] = {
     "callbacks": {"types", "errors", "data", "models", "evaluation", "probing", "analysis", "tracking"},
     "testbed": {"types", "errors", "data"},
     "study": {"__version__", "errors", "tracking"},
-    "trainer": {"errors", "models", "analysis", "tracking", "callbacks"},
+    "trainer_options": {"errors"},
+    "trainer": {"errors", "trainer_options", "models", "analysis", "tracking", "callbacks"},
     "parser": {"analysis", "data", "evaluation", "models", "testbed"},
     "cli": {
         "errors",
@@ -66,6 +67,8 @@ LIBRARIES: dict[str, set[str]] = {
         "cli.py",
         "callbacks/",
         "tracking/log.py",
+        "tracking/metrics_file.py",
+        "trainer_options.py",
     },
 }
 FILES = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("*/*.py"), *PACKAGE.glob("*/*/*.py")])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import netrc
 import os
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,11 +15,10 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from PIL import Image
-from torch import Tensor
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.network import is_reachable
-from lightning_mllm.tracking.files import write_rows
+from lightning_mllm.tracking.metrics_file import MetricsFile
 from lightning_mllm.tracking.secrets import mask_secrets
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -69,83 +66,6 @@ def make_loggers(
         options = {"name": name, "group": group, "tags": list(tags), "project": project}
         loggers.append(_wandb_logger(run_dir, resolved, may_be_offline=mode == "auto", **options))
     return loggers
-
-
-class MetricsFile(Logger):
-    """Writes `metrics.csv`: one row per `log_metrics`, one column per metric, empty where a row has no value.
-
-    A run that is resumed goes on at the end of the file. Steps between its checkpoint and the end of the earlier
-    process are then there twice; the later row counts.
-
-    Args:
-        run_dir: Folder of the run.
-        rows_per_write: Rows are kept in memory until there are so many, or until `save`.
-    """
-
-    def __init__(self, run_dir: Path, rows_per_write: int = 20) -> None:
-        super().__init__()
-        self.path = Path(run_dir) / "metrics.csv"
-        self._rows_per_write = rows_per_write
-        self._rows: list[dict[str, Any]] = []
-
-    @property
-    def name(self) -> str:
-        """Empty: nothing is nested below the folder of the run."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty: nothing is nested below the folder of the run."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The folder of the run."""
-        return str(self.path.parent)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        """Add a row."""
-        values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
-        self._rows.append({"step": step, **values})
-        if len(self._rows) >= self._rows_per_write:
-            self.save()
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the resolved config of the run is a file of its own."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the rows that are not in the file yet; a file with too few columns is replaced in one step."""
-        if not self._rows:
-            return
-        columns = self._columns()
-        wanted = list(dict.fromkeys([*columns, *(key for row in self._rows for key in row)]))
-        if wanted == columns:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, columns).writerows(self._rows)
-        else:
-            self._replace(wanted)
-        self._rows.clear()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write what is left."""
-        self.save()
-
-    def _columns(self) -> list[str]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return next(csv.reader(file), [])
-
-    def _replace(self, columns: list[str]) -> None:
-        earlier: list[dict[str, Any]] = []
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                earlier = list(csv.DictReader(file))
-        write_rows(self.path, columns, [[row.get(key) for key in columns] for row in [*earlier, *self._rows]])
 
 
 class _WandbRun(WandbLogger):
