@@ -42,11 +42,6 @@ def check_options(options: Mapping[str, Any]) -> None:
             "trainer.barebones switches off logging, checkpoints and callbacks, of which results are made. Leave it "
             "out; for a quick trial use trainer.fast_dev_run."
         )
-    if options.get("reload_dataloaders_every_n_epochs"):
-        raise ConfigError(
-            "trainer.reload_dataloaders_every_n_epochs would begin the order of the samples anew. Leave it out: the "
-            "loaders shuffle at every epoch by themselves."
-        )
     for plugin in as_list(options.get("plugins")):
         if isinstance(plugin, str | Precision | CheckpointIO):
             raise ConfigError(
