@@ -42,6 +42,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             "trainer.barebones switches off logging, checkpoints and callbacks, of which results are made. Leave it "
             "out; for a quick trial use trainer.fast_dev_run."
         )
+    if options.get("val_check_interval") in (0, 0.0):
+        raise ConfigError("trainer.val_check_interval is 0; to fit without validation set trainer.limit_val_batches=0.")
     for plugin in as_list(options.get("plugins")):
         if isinstance(plugin, str | Precision | CheckpointIO):
             raise ConfigError(

@@ -16,6 +16,7 @@ from lightning_mllm import checkpoint_files
 from lightning_mllm.data import load_processor
 from lightning_mllm.errors import CheckpointError, UserError
 from lightning_mllm.models.backbone import Backbone
+from tests.servers import serving
 
 LONGEST = 700  # characters of a sentence
 PIXTRAL = {"model_type": "pixtral", "hidden_size": 32, "num_hidden_layers": 3, "image_size": 28, "patch_size": 7}
@@ -166,3 +167,28 @@ def test_what_is_in_the_cache_needs_no_hub(monkeypatch: pytest.MonkeyPatch, chec
 
     checkpoint_files.check_available("llava-hf/cached", None)
     checkpoint_files.check_available(str(checkpoint), None)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (401, "RepoNotFound", "'some/model': some/model is not .* a valid model identifier.* right spelling"),
+        (403, "GatedRepo", "gated repo.* accept its licence and set HF_TOKEN"),
+        (404, "RevisionNotFound", "v9 is not a valid git identifier.* revision"),
+    ],
+    ids=["unknown", "gated", "revision"],
+)
+def test_what_the_hub_refuses_is_said_with_the_way_on(
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str, message: str
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    with serving(status, {"X-Error-Code": code}) as url:
+        for name, value in (
+            ("HF_HUB_OFFLINE", False),
+            ("ENDPOINT", url),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"),
+        ):
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+
+        with pytest.raises(CheckpointError, match=message):
+            load_processor("some/model", revision="v9")

@@ -68,6 +68,7 @@ def test_ddp_in_processes_of_its_own_and_one_device_work() -> None:
     [
         ({"barebones": True}, r"barebones switches off .*trainer\.fast_dev_run"),
         ({"use_distributed_sampler": True}, r"would put another sampler"),
+        ({"val_check_interval": 0}, r"limit_val_batches=0"),
         ({"callbacks": GradientAccumulationScheduler({0: 2})}, r"model\.micro_batch_size"),
         ({"accumulate_grad_batches": 4}, r"model\.micro_batch_size"),
         ({"precision": "bf16-mixed"}, r"'bf16-mixed'.* model\.dtype"),
