@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants
+from huggingface_hub.utils._validators import validate_repo_id
 from transformers import PretrainedConfig
 
 from lightning_mllm.errors import CheckpointError
@@ -34,7 +35,7 @@ def check_available(checkpoint: str, revision: str | None) -> None:
         CheckpointError: It is no folder and not in the cache, and the hub can't be reached.
     """
     try:
-        huggingface_hub.utils.validate_repo_id(checkpoint)
+        validate_repo_id(checkpoint)
     except ValueError:
         return  # a path
     if Path(checkpoint).is_dir() or _find(checkpoint, revision, "config.json") or constants.HF_HUB_OFFLINE:

@@ -96,5 +96,5 @@ def test_options_that_say_what_is_done_anyway_are_taken(tmp_path: Path) -> None:
         callbacks=[ModelCheckpoint(tmp_path)],
     )
 
-    assert not trainer.checkpoint_callbacks  # type: ignore[attr-defined]  # of Lightning's Trainer
+    assert not trainer.checkpoint_callbacks
     assert not files_below(tmp_path)

@@ -93,7 +93,7 @@ def _check(processor: ProcessorMixin, checkpoint: str) -> None:
 
 def _try_a_picture(processor: ProcessorMixin, checkpoint: str) -> None:
     try:
-        processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")  # type: ignore[attr-defined]
+        processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")
     except Exception as error:  # transformers raises whatever a wrong option provokes
         raise CheckpointError(
             f"The image processor of {checkpoint!r} can't process a picture: {reason(checkpoint, None, error)}. "

@@ -257,7 +257,7 @@ def _check_generation_config(checkpoint: str, revision: str | None) -> None:
     """Refuse a broken one; of one that is no JSON transformers says nothing."""
     damage = find_damage(checkpoint, revision)
     try:
-        GenerationConfig.from_pretrained(checkpoint, revision=revision)
+        GenerationConfig.from_pretrained(checkpoint, revision=revision or "main")
     except OSError:
         pass  # there is none
     except Exception as error:  # whatever its values provoke
