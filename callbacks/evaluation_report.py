@@ -21,9 +21,9 @@ from lightning_mllm.tracking.log import log_image, log_table
 class EvaluationReport(L.Callback):
     """Writes the scores of each evaluation into its folder, `evaluation/<stage>-step<k>/`.
 
-    They are `scores.json` and, per scorer, `<scorer>-per-class.csv` and `<scorer>-confusion.csv`; of open answers
-    `exact-match-per-kind.csv`. A test also draws the confusion matrix, `<scorer>-confusion.png`, and shows its scores
-    in the terminal.
+    They are `scores.json`, which also says in which dtype and batches they came about, and, per scorer,
+    `<scorer>-per-class.csv` and `<scorer>-confusion.csv`; of open answers `exact-match-per-kind.csv`. A test also draws
+    the confusion matrix, `<scorer>-confusion.png`, and shows its scores in the terminal.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -33,7 +33,9 @@ class EvaluationReport(L.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not scored:
             return
         folder, key = access.evaluation_dir(trainer, module), f"evaluation/{module.stage_name}"
-        scores: dict[str, Any] = {}
+        scores: dict[str, Any] = {"stage": module.stage_name, "step": module.trained_steps}
+        scores["dtype"] = str(module.adapted.dtype).removeprefix("torch.")  # in 16 bit the two decide in close cases
+        scores["batch_size"] = trainer.datamodule.eval_batch_size  # type: ignore[attr-defined]
         if module.results:
             scores["scorers"] = {scorer: result.summary() for scorer, result in module.results.items()}
             for scorer, result in module.results.items():
@@ -43,7 +45,7 @@ class EvaluationReport(L.Callback):
             columns, rows = per_kind(module.exact_match)
             write_rows(folder / "exact-match-per-kind.csv", columns, rows)
             log_table(trainer.loggers, f"{key}/exact_match/per_kind", columns, rows, module.trained_steps)
-        write_json(folder / "scores.json", {"stage": module.stage_name, "step": module.trained_steps, **scores})
+        write_json(folder / "scores.json", scores)
         if trainer.testing and module.results:
             Console().print(scores_table(folder.name, module.results))
         if trainer.testing and module.exact_match is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis.base import Analysis, AnalysisResult
@@ -26,6 +28,7 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.provenance import provenance
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
 from lightning_mllm.tracking.log import WandbMode, make_loggers
+from lightning_mllm.trainer_options import as_list, check_options, check_strategy
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +141,7 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
-        _check_options(kwargs)
+        check_options(kwargs)
         if all(kwargs.get(end) is None for end in ("max_epochs", "max_time")) and kwargs.get("max_steps", -1) == -1:
             kwargs["max_epochs"] = 1  # as in the study; Lightning's own default is 1,000
         if kwargs.get("fast_dev_run"):
@@ -151,11 +154,20 @@ class Trainer(L.Trainer):
             logger = make_loggers(
                 folder, name=folder.name, group=run.group, tags=run.tags, mode=run.wandb, project=run.project
             )
-        plugins = [*_as_list(kwargs.pop("plugins", None)), AtomicCheckpointIO()]
-        # our DataModules share each batch over the processes themselves: nothing is counted twice
-        super().__init__(
-            logger=logger, use_distributed_sampler=False, enable_model_summary=False, plugins=plugins, **kwargs
-        )
+        plugins = [*as_list(kwargs.pop("plugins", None)), AtomicCheckpointIO()]
+        kwargs.pop("enable_model_summary", None)  # the freeze report says all of it and more
+        if kwargs.get("enable_checkpointing") is False:  # the command line always has one
+            kwargs["callbacks"] = [
+                each for each in as_list(kwargs.get("callbacks")) if not isinstance(each, Checkpoint)
+            ]
+        kwargs.pop("use_distributed_sampler", None)  # our DataModules share each batch: nothing is counted twice
+        try:
+            super().__init__(
+                logger=logger, use_distributed_sampler=False, enable_model_summary=False, plugins=plugins, **kwargs
+            )
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise ConfigError(f"Lightning refuses these options of its Trainer: {error}") from error
+        check_strategy(self.strategy)  # in a notebook `auto` can be another than on a command line
         self.callbacks.insert(0, _OneFolder())  # type: ignore[attr-defined]  # of Lightning's Trainer
 
     def fit(  # type: ignore[override]  # a superset, by keyword
@@ -229,7 +241,7 @@ class Trainer(L.Trainer):
         """
         if datamodule is None:
             raise ConfigError("Trainer.analyze goes through the samples of a DataModule; name it: datamodule=...")
-        analyses = _as_list(analysis)
+        analyses = as_list(analysis)
         check_names(analyses)
         analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))
         datamodule.predict_split = split
@@ -277,23 +289,3 @@ class Trainer(L.Trainer):
             written = export(model.backbone, Path(output), source=source, dtype=weights_dtype)
         log.info("Exported %s", ", ".join(map(str, written)))
         return written
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of Lightning's Trainer that this package has in another place."""
-    if options.get("precision") not in (None, 32, "32", "32-true"):
-        raise ConfigError(
-            f"trainer.precision is {options['precision']!r}, but the module sees to precision itself: frozen weights "
-            "are in model.dtype, trained ones in float32. Set model.dtype=bfloat16 and leave trainer.precision alone."
-        )
-    if options.get("accumulate_grad_batches") not in (None, 1):
-        raise ConfigError(
-            "trainer.accumulate_grad_batches would average batches of unequal numbers of answer tokens. Set the size "
-            "of the whole step as batch_size of the data, and model.micro_batch_size to what fits into memory."
-        )
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | Mapping) else [value]

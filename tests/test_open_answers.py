@@ -146,7 +146,7 @@ def test_scores_are_logged_and_reported(learnt: Learnt) -> None:
         assert metrics[f"{stage}/exact_match/accuracy"] == pytest.approx(4 / 7)
         assert metrics[f"{stage}/exact_match/colour"] == pytest.approx(2 / 3)
         assert metrics[f"{stage}/exact_match/shape/2d"] == 0.5
-    assert set(report) == {"stage", "step", "exact_match"}
+    assert set(report) == {"stage", "step", "dtype", "batch_size", "exact_match"}
     scores = report["exact_match"]
     assert (scores["n"], scores["mean_over_kinds"]) == (7, pytest.approx(7 / 12))
     assert scores["kinds"]["shape/2d"]["n"] == 4

@@ -15,8 +15,8 @@ from transformers import ProcessorMixin
 
 from lightning_mllm.data.checks import check_labels
 from lightning_mllm.data.collator import Collator, PaddingSide
-from lightning_mllm.data.fitting import LongAnswers
 from lightning_mllm.data.copies import warn_of_shared_pictures
+from lightning_mllm.data.fitting import LongAnswers
 from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images, open_image
 from lightning_mllm.data.labels import class_names

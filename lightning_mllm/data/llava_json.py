@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.data.base import MLLMDataModule
-from lightning_mllm.data.llava_rows import LlavaRow, Unread
 from lightning_mllm.data.copies import link_samples
+from lightning_mllm.data.llava_rows import LlavaRow, Unread
 from lightning_mllm.data.splits import Split, check_fractions, stratified_split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample

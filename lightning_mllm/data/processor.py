@@ -6,8 +6,10 @@ import logging
 from typing import Any
 
 from jinja2 import TemplateError
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
 
+from lightning_mllm.checkpoint_files import check_available, check_config, check_tokens, reason
 from lightning_mllm.data.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError
 
@@ -32,6 +34,7 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
             an image token, and pictures of the size that the model takes.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    check_available(checkpoint, revision)
     try:
         config = AutoConfig.from_pretrained(checkpoint, **options)
         if not hasattr(config, "vision_config"):
@@ -39,13 +42,18 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
                 f"{checkpoint!r} is a text-only checkpoint (model type {config.model_type!r}). "
                 "Choose a multimodal one, e.g. llava-hf/llava-1.5-7b-hf."
             )
+        check_config(config, checkpoint)
         processor = AutoProcessor.from_pretrained(checkpoint, **options)
         # The backend goes to the image processor alone: AutoProcessor would hand it to the tokenizer too.
         image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **options)
     except CheckpointError:
         raise
-    except (OSError, ValueError) as error:
-        raise CheckpointError(_unreadable(checkpoint, error)) from error
+    except Exception as error:  # transformers raises whatever a damaged file provokes
+        raise CheckpointError(
+            f"No multimodal checkpoint can be read from {checkpoint!r}: {reason(checkpoint, revision, error)}. Give a "
+            "hub id such as llava-hf/llava-1.5-7b-hf, in the right spelling and revision (for a gated model accept its "
+            "licence and set HF_TOKEN), or a folder with config.json, tokenizer and processor files."
+        ) from error
     if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
         raise CheckpointError(
             f"{checkpoint!r} has no image processor (found a {type(processor).__name__}), so it is no multimodal "
@@ -53,7 +61,9 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
         )
     processor.image_processor = image_processor
     _check(processor, checkpoint)
+    check_tokens(processor, config, checkpoint)
     align_with_model(processor, config, checkpoint)
+    _try_a_picture(processor, checkpoint)
     return processor
 
 
@@ -110,9 +120,11 @@ def _check(processor: ProcessorMixin, checkpoint: str) -> None:
         raise CheckpointError(f"The tokenizer of {checkpoint!r} has no end-of-sequence token to end an answer with.")
 
 
-def _unreadable(checkpoint: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return (
-        f"No multimodal checkpoint can be read from {checkpoint!r}: {reason}. "
-        "Give a hub id such as llava-hf/llava-1.5-7b-hf, or a folder with config.json, tokenizer and processor files."
-    )
+def _try_a_picture(processor: ProcessorMixin, checkpoint: str) -> None:
+    try:
+        processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")
+    except Exception as error:  # transformers raises whatever a wrong option provokes
+        raise CheckpointError(
+            f"The image processor of {checkpoint!r} can't process a picture: {reason(checkpoint, None, error)}. "
+            "Correct its processor_config.json or preprocessor_config.json."
+        ) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, ProcessorMixin
+from transformers.image_utils import SizeDict
 
 from lightning_mllm.errors import CheckpointError
 
@@ -28,6 +29,8 @@ def align_with_model(processor: ProcessorMixin, config: PreTrainedConfig, checkp
         return
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     _check_picture(processor, side, checkpoint)
+    if getattr(processor.image_processor, "crop_size", None) is None:  # SigLIP's, which crops nothing
+        processor.image_processor.crop_size = SizeDict(height=side, width=side)  # LLaVA's processor counts by it
     strategy = config.vision_feature_select_strategy
     positions = _positions(config.vision_config, side)
     expected: dict[str, Any] = dict(zip(_KEYS, (patch, strategy, positions - (side // patch) ** 2), strict=True))

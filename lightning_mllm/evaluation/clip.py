@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import (
@@ -28,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lightning_mllm.checkpoint_files import check_available, reason
 from lightning_mllm.errors import CheckpointError, ConfigError
 
 TEMPLATE = "This is a photo of {label}."  # that of the projection study, being the default of Hugging Face's pipeline
@@ -150,6 +150,7 @@ def check_templates(templates: Sequence[str]) -> None:
 def _load(checkpoint: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Any]:
     """Return model, tokenizer and image processor."""
     options: dict[str, Any] = {"revision": revision}
+    check_available(checkpoint, revision)
     try:
         config = AutoConfig.from_pretrained(checkpoint, **options)
         _check_is_dual_encoder(config, checkpoint)  # before gigabytes of weights are loaded
@@ -159,11 +160,10 @@ def _load(checkpoint: str, revision: str | None) -> tuple[PreTrainedModel, PreTr
         loaded: Any = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True, **options)
     except CheckpointError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    except Exception as error:  # transformers raises whatever a damaged file provokes
         raise CheckpointError(
-            f"No CLIP can be read from {checkpoint!r}: {reason}. Give a hub id such as {_EXAMPLE}, or a folder with "
-            "config.json, weights, tokenizer and processor files."
+            f"No CLIP can be read from {checkpoint!r}: {reason(checkpoint, revision, error)}. Give a hub "
+            f"id such as {_EXAMPLE}, or a folder with config.json, weights, tokenizer and processor files."
         ) from error
     known, embedded = len(tokenizer), config.text_config.vocab_size
     if known < embedded / 2:  # transformers makes an empty tokenizer where there are no files

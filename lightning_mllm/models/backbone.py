@@ -6,6 +6,8 @@ A further family is one entry in `FAMILIES`.
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,13 +17,19 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from lightning_mllm.checkpoint_files import check_available, check_config, find_damage, parts_of, reason
 from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.evaluation.decoding import check_ends, describe_decoding
 from lightning_mllm.models.vision import Stage, VisionPath
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+_LOG = logging.getLogger(__name__)
+_BUILT_IN = ("sdpa", "eager")
+_OF_A_LAYER = re.compile(r"\.layers\.\d+\..*(weight|bias)$")
 
 
 class Part(StrEnum):
@@ -84,26 +92,32 @@ class Backbone:
         Raises:
             CheckpointError: There is no such checkpoint, or it is not an MLLM of a known family.
         """
-        load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+        config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+        _check_generation_config(checkpoint, revision)
         try:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 checkpoint,
+                config=config,
                 dtype=dtype,
                 attn_implementation=attention,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # we name them ourselves
                 output_loading_info=True,
             )
         except ImportError as error:
+            needing = f"Checkpoint {checkpoint!r}" if attention in _BUILT_IN else f"attention={attention!r}"
             raise ConfigError(
-                f"attention={attention!r} needs a package that is not installed ({error}). "
-                "Install it, or use attention=sdpa."
+                f"{needing} needs a package that is not installed ({_first_line(error)}). Install it, or use "
+                f"{'another checkpoint' if attention in _BUILT_IN else 'attention=sdpa'}."
             ) from error
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise CheckpointError(
-                f"The weights of checkpoint {checkpoint!r} can't be loaded: {error}. Expected safetensors files beside "
-                "config.json; re-download or re-export the checkpoint."
+                f"The weights of checkpoint {checkpoint!r} can't be loaded: {_first_line(error).rstrip('.')}. Expected "
+                "safetensors files beside config.json; re-download or re-export the checkpoint."
             ) from error
         model, info = loaded
         if lacking := sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]:
@@ -111,6 +125,14 @@ class Backbone:
                 f"Checkpoint {checkpoint!r} lacks {len(lacking)} weights of a {model.config.model_type} model, or has "
                 f"them in another shape; the first is {lacking[0]}. They would be random. Use a complete checkpoint."
             )
+        if beyond := sorted(key for key in info["unexpected_keys"] if _OF_A_LAYER.search(key)):
+            raise CheckpointError(
+                f"Checkpoint {checkpoint!r} has {len(beyond)} weights of layers that its config.json does not know, "
+                f"the first is {beyond[0]}: another model would be used without them. Correct num_hidden_layers."
+            )
+        check_ends(model.generation_config, model.config.get_text_config().vocab_size, checkpoint)
+        if decoding := describe_decoding(model.generation_config):
+            _LOG.warning(decoding)
         return cls(model)
 
     @property
@@ -213,19 +235,35 @@ def load_config(checkpoint: str, *, revision: str | None, trust_remote_code: boo
             f"The folder {checkpoint!r} holds no config.json. Expected a checkpoint in the Hugging Face format: "
             "config.json, *.safetensors, tokenizer and processor files."
         )
+    check_available(checkpoint, revision)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             checkpoint, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises whatever a damaged config provokes
         raise CheckpointError(
-            f"Checkpoint {checkpoint!r} can't be opened: it is neither a folder on this machine nor a model that the "
-            f"Hugging Face hub gave us ({_first_line(error)}). Check the spelling and the revision; for a gated model "
-            "accept its licence and set HF_TOKEN; for a small model to try things out, run "
-            f"`lightning tiny {checkpoint}`."
+            f"Checkpoint {checkpoint!r} can't be opened: {reason(checkpoint, revision, error)}. Check the spelling and "
+            "the revision; for a gated model accept its licence and set HF_TOKEN; for a small model to try things out, "
+            f"run `lightning tiny {checkpoint}`."
         ) from error
     family_of(config)
+    check_config(config, checkpoint)
+    for part in parts_of(config):  # what a forward returns is for its caller to say
+        part.return_dict, part.output_attentions, part.output_hidden_states = True, False, False
     return config
+
+
+def _check_generation_config(checkpoint: str, revision: str | None) -> None:
+    """Refuse a broken one; of one that is no JSON transformers says nothing."""
+    damage = find_damage(checkpoint, revision)
+    try:
+        GenerationConfig.from_pretrained(checkpoint, revision=revision or "main")
+    except OSError:
+        pass  # there is none
+    except Exception as error:  # whatever its values provoke
+        damage = damage or f"its generation_config.json is refused by transformers ({_first_line(error)})"
+    if damage:
+        raise CheckpointError(f"Checkpoint {checkpoint!r} is damaged: {damage}. Correct it, or fetch it again.")
 
 
 @torch.no_grad()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import netrc
 import os
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from PIL import Image
-from torch import Tensor
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.tracking.files import write_rows
+from lightning_mllm.network import is_reachable
+from lightning_mllm.tracking.metrics_file import MetricsFile
 from lightning_mllm.tracking.secrets import mask_secrets
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -49,102 +48,57 @@ def make_loggers(
         name: Name of the W&B run.
         group: W&B group.
         tags: W&B tags.
-        mode: `auto` does what WANDB_MODE says, else is online where a W&B key is set up and offline elsewhere.
+        mode: `auto` does what WANDB_MODE says, else is online where a W&B key is set up and the server can be reached,
+            and offline elsewhere.
         project: W&B project.
 
     Returns:
         The CSV logger, then the W&B logger unless it is disabled.
 
     Raises:
-        ConfigError: W&B is asked for but not installed, or asked to be online without a key.
+        ConfigError: W&B is asked for but not installed, or asked to be online without a key or a server.
     """
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by lightning
         run_dir.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [MetricsFile(run_dir)]
     resolved = _resolve(mode)
     if resolved != "disabled":
-        loggers.append(_wandb_logger(run_dir, resolved, name=name, group=group, tags=list(tags), project=project))
+        options = {"name": name, "group": group, "tags": list(tags), "project": project}
+        loggers.append(_wandb_logger(run_dir, resolved, may_be_offline=mode == "auto", **options))
     return loggers
 
 
-class MetricsFile(Logger):
-    """Writes `metrics.csv`: one row per `log_metrics`, one column per metric, empty where a row has no value.
-
-    Its `step` is the number of optimiser steps taken, as in all files of a run.
-
-    A run that is resumed goes on at the end of the file. Steps between its checkpoint and the end of the earlier
-    process are then there twice; the later row counts.
+class _WandbRun(WandbLogger):
+    """Says in one sentence why a run can't be online, or goes offline where that is as good.
 
     Args:
-        run_dir: Folder of the run.
-        rows_per_write: Rows are kept in memory until there are so many, or until `save`.
+        may_be_offline: Whether it is.
+        options: As Lightning's own.
     """
 
-    def __init__(self, run_dir: Path, rows_per_write: int = 20) -> None:
-        super().__init__()
-        self.path = Path(run_dir) / "metrics.csv"
-        self._rows_per_write = rows_per_write
-        self._rows: list[dict[str, Any]] = []
+    def __init__(self, may_be_offline: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._may_be_offline = may_be_offline
 
     @property
-    def name(self) -> str:
-        """Empty: nothing is nested below the folder of the run."""
-        return ""
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, which begins when it is first asked for."""
+        import wandb  # noqa: PLC0415  # the library must import without it
 
-    @property
-    def version(self) -> str:
-        """Empty: nothing is nested below the folder of the run."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The folder of the run."""
-        return str(self.path.parent)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        """Add a row."""
-        values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
-        values.update({key: int(values[key]) for key in ("epoch",) if key in values})  # Lightning makes it a float
-        self._rows.append({"step": step, **values})
-        if len(self._rows) >= self._rows_per_write:
-            self.save()
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the resolved config of the run is a file of its own."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the rows that are not in the file yet; a file with too few columns is replaced in one step."""
-        if not self._rows:
-            return
-        columns = self._columns()
-        wanted = list(dict.fromkeys([*columns, *(key for row in self._rows for key in row)]))
-        if wanted == columns:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, columns).writerows(self._rows)
-        else:
-            self._replace(wanted)
-        self._rows.clear()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write what is left."""
-        self.save()
-
-    def _columns(self) -> list[str]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return next(csv.reader(file), [])
-
-    def _replace(self, columns: list[str]) -> None:
-        earlier: list[dict[str, Any]] = []
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                earlier = list(csv.DictReader(file))
-        write_rows(self.path, columns, [[row.get(key) for key in columns] for row in [*earlier, *self._rows]])
+        try:
+            return super().experiment
+        except wandb.errors.Error as error:
+            reason = " ".join(str(error).split())
+            if not self._may_be_offline:
+                raise ConfigError(
+                    f"W&B refuses to be online: {reason}. Check the key (`wandb login --relogin`) and the project, or "
+                    "use --trainer.run.wandb offline."
+                ) from error
+        rank_zero_info(f"W&B refuses to be online: {reason}.")
+        _say_how_to_sync(Path(self.save_dir or "."))
+        self._wandb_init["mode"] = "offline"
+        return super().experiment
 
 
 @rank_zero_only
@@ -207,12 +161,20 @@ def _staged_under(folder: Path) -> Iterator[None]:
             del os.environ["WANDB_DATA_DIR"]
 
 
-def _wandb_logger(run_dir: Path, mode: WandbMode, **options: Any) -> WandbLogger:
+def _say_how_to_sync(run_dir: Path) -> None:
+    rank_zero_info(
+        f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-* (before the folder is "
+        "moved, or with a link left in its place: W&B knows the pictures of tables by their full path)"
+    )
+
+
+def _wandb_logger(run_dir: Path, mode: WandbMode, *, may_be_offline: bool, **options: Any) -> WandbLogger:
     if mode == "offline":
-        rank_zero_info(f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-*")
+        _say_how_to_sync(run_dir)
     import wandb  # noqa: PLC0415  # the library must import without it
 
-    logger = WandbLogger(
+    logger = _WandbRun(
+        may_be_offline,
         save_dir=run_dir.resolve(),  # the process of wandb may work in another folder
         mode=mode,  # WandbLogger's own `offline` would change the environment of the process
         reinit="create_new",  # several runs in one process don't end up in each other
@@ -242,11 +204,21 @@ def _resolve(mode: WandbMode) -> WandbMode:
             rank_zero_info("wandb is not installed: metrics go to metrics.csv only.")
             return "disabled"
         raise ConfigError(f"W&B mode {mode!r} needs the package wandb: pip install wandb, or use mode disabled.")
-    if asked == "auto":
-        return "online" if _has_key() else "offline"
-    if asked == "online" and not _has_key():
+    if asked == "offline":
+        return asked
+    if not _has_key():
+        if asked == "auto":
+            return "offline"
         raise ConfigError("W&B is asked to be online, but no key is set up. Run `wandb login`, or use mode offline.")
-    return asked
+    import wandb  # noqa: PLC0415  # the library must import without it
+
+    server = wandb.setup().settings.base_url
+    if is_reachable(server):
+        return "online"
+    if asked == "auto":
+        rank_zero_info(f"The W&B server {server} can't be reached.")
+        return "offline"
+    raise ConfigError(f"W&B is asked to be online, but {server} can't be reached. See to the network, or use offline.")
 
 
 def _has_key() -> bool:

@@ -18,6 +18,7 @@ def test_each_evaluation_has_scores_with_n_and_intervals(study: Study, stage: st
     report = json.loads((study.folder / "evaluation" / stage / "scores.json").read_text())
 
     assert f"{report['stage']}-step{report['step']}" == stage
+    assert (report["dtype"], report["batch_size"]) == ("float32", 4)
     assert set(report["scorers"]) == set(SCORERS)
     for scores in report["scorers"].values():
         assert scores["n"] == EVALUATED

@@ -113,8 +113,8 @@ def generated(scene: Scene, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -
     new = torch.tensor(scene.tokenizer.pad(answers, padding_side="right")["input_ids"])
 
     def generate(**options: Any) -> torch.Tensor:
-        seen.update(options)
-        return torch.cat([options["input_ids"], new[:, : options["max_new_tokens"]]], dim=1)
+        seen.update(options | options["generation_config"].to_dict())
+        return torch.cat([options["input_ids"], new[:, : seen["max_new_tokens"]]], dim=1)
 
     monkeypatch.setattr(scene.model, "generate", generate)
     return seen

@@ -1,13 +1,31 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
+from lightning_mllm.callbacks import access
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation import INVALID, Generation
+from lightning_mllm.evaluation import INVALID, Generation, decoding
+from lightning_mllm.evaluation.decoding import describe_decoding
 from tests.evaluation.conftest import Scene, generated
+
+_EVERY = list(range(4, 200))
+_MOVES: dict[str, Any] = {  # key of a generation config -> what moves an answer, where it is not 8
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "min_p", "top_h"), 0.9),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), _EVERY),
+    "bad_words_ids": [[token] for token in _EVERY],
+    "sequence_bias": [[[token], -90.0] for token in _EVERY],
+    "exponential_decay_length_penalty": [1, 90.0],
+    "encoder_repetition_penalty": 90.0,
+    "max_time": 1e-6,
+    "watermarking_config": {"bias": 90.0},
+}
 
 
 def predict(scene: Scene, scorer: Generation | None = None) -> Any:
@@ -64,6 +82,47 @@ def test_sampling_settings_of_the_checkpoint_are_overruled(llava: Scene) -> None
 
     assert predict(llava).answers == greedy
     assert predict(llava, Generation(temperature=5.0)).answers == hot != greedy
+
+
+def test_no_key_of_the_checkpoint_s_generation_config_moves_an_answer(llava: Scene) -> None:
+    scene, config = replace(llava, batch=llava.batch.take([0])), llava.model.generation_config
+    scorers = (Generation(max_new_tokens=2), Generation(max_new_tokens=2, temperature=2.0))
+
+    def answers() -> list[Any]:
+        try:
+            return [predict(scene, scorer).answers for scorer in scorers]
+        except Exception as error:  # whatever it is, it is the key's
+            return [error]
+
+    expected, moved = answers(), {}
+    keys = [key for key in vars(GenerationConfig()) if key not in ("eos_token_id", "_original_object_hash")]
+    for key in [*keys, "an_entry_of_its_own"]:
+        before = getattr(config, key, None)
+        setattr(config, key, _MOVES.get(key, 8))
+        if (found := answers()) != expected:
+            moved[key] = found
+        assert getattr(config, key) == _MOVES.get(key, 8)  # as it is exported
+        setattr(config, key, before)
+
+    assert len(keys) > 50
+    assert moved == {}
+
+
+def test_what_is_taken_over_and_what_is_not_used_is_named() -> None:
+    config = GenerationConfig(eos_token_id=[2, 7], bos_token_id=1, pad_token_id=0, top_p=0.9, temperature=1.0)
+
+    said = describe_decoding(config)
+
+    assert said is not None
+    assert re.search(r"only eos_token_id=\[2, 7\] is taken over.* not used.*: top_p=0.9\.", said)
+    assert describe_decoding(GenerationConfig(eos_token_id=2, do_sample=False, num_beams=1)) is None
+
+
+def test_only_the_decoding_generates() -> None:
+    package = Path(decoding.__file__).parents[1]
+    files = [file for root in (package, Path(access.__file__).parent) for file in root.rglob("*.py")]
+
+    assert [file.name for file in files if re.search(r"\.generate\b", file.read_text())] == ["decoding.py"]
 
 
 def test_sampled_answers_depend_on_the_seed_alone(llava: Scene) -> None:

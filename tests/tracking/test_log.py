@@ -5,20 +5,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.network import is_reachable
 from lightning_mllm.tracking.log import (
-    MetricsFile,
     finish,
     log_config,
     log_image,
     log_table,
     make_loggers,
 )
+from lightning_mllm.tracking.metrics_file import MetricsFile
+from tests.servers import serving
 from tests.tracking.run_file import config, history, run_record
 
 SENTINEL = "0123456789abcdef0123456789abcdef01234567"
@@ -29,6 +30,8 @@ def without_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr("lightning_mllm.tracking.log.is_reachable", lambda url: True)
     wandb.teardown()  # settings are read from the environment once
     yield
     wandb.teardown()
@@ -43,42 +46,6 @@ def modes(run_dir: Path, **options: object) -> list[str]:
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-# ---- metrics.csv ----------------------------------------------------------------------------------------------------
-
-
-def test_metrics_go_to_one_row_per_call(tmp_path: Path) -> None:
-    logger = MetricsFile(tmp_path)
-    logger.log_metrics({"loss": torch.tensor(0.5)}, step=3)
-    logger.log_metrics({"val/accuracy": 0.25}, step=3)
-    logger.finalize("success")
-
-    assert rows(tmp_path / "metrics.csv") == [
-        {"step": "3", "loss": "0.5", "val/accuracy": ""},
-        {"step": "3", "loss": "", "val/accuracy": "0.25"},
-    ]
-
-
-def test_a_resumed_run_goes_on_at_the_end_of_the_file(tmp_path: Path) -> None:
-    first = MetricsFile(tmp_path)
-    first.log_metrics({"loss": 1.0}, step=1)
-    first.save()
-    second = MetricsFile(tmp_path)
-    second.log_metrics({"loss": 2.0}, step=2)
-    second.log_metrics({"new": 3.0}, step=3)
-    second.save()
-
-    assert [row["loss"] for row in rows(tmp_path / "metrics.csv")] == ["1.0", "2.0", ""]
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_rows_are_written_without_waiting_for_the_end(tmp_path: Path) -> None:
-    logger = MetricsFile(tmp_path, rows_per_write=2)
-    logger.log_metrics({"loss": 1.0}, step=1)
-    logger.log_metrics({"loss": 2.0}, step=2)
-
-    assert len(rows(tmp_path / "metrics.csv")) == 2
 
 
 # ---- which loggers --------------------------------------------------------------------------------------------------
@@ -105,6 +72,50 @@ def test_with_a_key_in_netrc_auto_is_online(tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {SENTINEL}\n")
 
     assert modes(tmp_path) == ["online"]
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, and nobody who asks for it."""
+    monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("lightning_mllm.tracking.log.is_reachable", is_reachable)
+
+
+@pytest.mark.usefixtures("no_server")
+def test_without_a_server_auto_is_offline_at_once_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_mllm.tracking.log.rank_zero_info", said.append)
+
+    assert modes(tmp_path / "run") == ["offline"]
+    assert said[0] == "The W&B server http://127.0.0.1:9 can't be reached."
+    assert "wandb sync" in said[1]
+    assert "before the folder is moved" in said[1]
+
+
+@pytest.mark.usefixtures("no_server")
+def test_online_without_a_server_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9 can't be reached"):
+        make_loggers(tmp_path, name="run", mode="online")
+
+
+@pytest.mark.slow
+def test_a_key_that_the_server_refuses_is_said_in_one_sentence_or_goes_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
+    with serving(401) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        online = make_loggers(tmp_path / "online", name="run", mode="online")
+        with pytest.raises(ConfigError, match=r"W&B refuses to be online: .*401.*wandb login --relogin"):
+            log_config(online, {"a": 1})
+
+        auto = make_loggers(tmp_path / "auto", name="run", mode="auto")
+        log_config(auto, {"a": 1})
+        finish(auto)
+
+    wandb.teardown()
+    assert config(tmp_path / "auto")["a"] == 1
 
 
 @pytest.mark.parametrize(
