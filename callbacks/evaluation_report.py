@@ -84,7 +84,8 @@ def scores_table(title: str, results: Mapping[str, ClassificationResult]) -> Tab
 
 def kinds_table(title: str, result: AnswerResult) -> Table:
     """Return the accuracy of open answers, per kind of question and over all, as a table for people."""
-    table = Table("kind", title=title, title_justify="left", caption="exact match; brackets: 95 % intervals over pictures")
+    caption = "exact match; brackets: 95 % intervals over pictures"
+    table = Table("kind", title=title, title_justify="left", caption=caption)
     for column in ("N", "accuracy"):
         table.add_column(column, justify="right")
     for kind, score in result.per_kind.items():

@@ -147,12 +147,17 @@ class BlockSets:
     Attributes:
         source: (batch, sequence).
         target: (batch, sequence).
-        acts: (batch,) whether any source position is visible to any target position at all.
+        reached: (batch, sequence), the targets that see a source position.
     """
 
     source: Tensor
     target: Tensor
-    acts: Tensor
+    reached: Tensor
+
+    @property
+    def acts(self) -> Tensor:
+        """(batch,) whether there is any."""
+        return self.reached.any(1)
 
     @classmethod
     def of(cls, block: Block, batch: MultimodalBatch) -> BlockSets:
@@ -171,7 +176,7 @@ class BlockSets:
                 f"{batch.sample_ids[int(blind.int().argmax())]!r}, and attention to nothing is not defined. Choose a "
                 "smaller source, or a target that starts later."
             )
-        return cls(source, target, (target & (source.cumsum(1) > 0)).any(1))
+        return cls(source, target, target & (source.cumsum(1) > 0))
 
 
 def _check(backbone: Backbone, cases: Sequence[Case]) -> None:

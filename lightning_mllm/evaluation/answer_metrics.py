@@ -106,7 +106,8 @@ class AnswerMetrics(Tally):
 
     def update(self, answers: Iterable[OpenAnswer]) -> None:
         """Count the answers of a batch, of which there may be none."""
-        self.add([(self._numbers[each.kind], number_of(each.picture or each.sample_id), each.correct) for each in answers])
+        asked = ((each, self._numbers[each.kind], each.picture or each.sample_id) for each in answers)
+        self.add([(kind, number_of(picture), answer.correct) for answer, kind, picture in asked])
 
     def result(self) -> AnswerResult | None:
         """Return the scores over all processes; None if there was no answer."""

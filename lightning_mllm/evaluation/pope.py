@@ -139,8 +139,8 @@ class PopeResult:
 class PopeMetrics(Tally):
     """Counts answers to questions of presence, across batches and processes.
 
-    `compute` gives the answers of all processes, (answers, 4) int64: way of drawing, truth (no, yes), what was said (no,
-    yes, neither) and number of the picture; `result` the scores.
+    `compute` gives the answers of all processes, (answers, 4) int64: way of drawing, truth (no, yes), what was said
+    (no, yes, neither) and number of the picture; `result` the scores.
 
     Args:
         reading: What an answer is taken to say. `named`: that of yes and no which stands in it as a word; neither, if
