@@ -142,8 +142,11 @@ def summarise_flow(
     values, cells = no_numbers(coords), sweep.cells(table, kept.ids)
     fair, ceiling = sweep.fair(cells, table, kept.ids), sweep.ceiling(above, kept.ids)
     for index, (kind, rows) in enumerate(groups.items() if len(kept.ids) else ()):
-        own = [{column: each[rows] for column, each in some.items()} for some in (cells, fair, ceiling)]
-        values[index] = flow_numbers(*own, [*pairs.values()], bootstrap.draw(kept.pictures[rows], kind))
+        own, own_fair, own_ceiling = (
+            {column: each[rows] for column, each in some.items()} for some in (cells, fair, ceiling)
+        )
+        draws = bootstrap.draw(kept.pictures[rows], kind)
+        values[index] = flow_numbers(own, own_fair, own_ceiling, [*pairs.values()], draws)
     more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "found": _found(table, kept, sweep, kind_depth)}
     plots = _plots(sweep, [*pairs], [*kept.groups])
     return AnalysisResult(name, values, tuple(coords), coords, len(kept.ids), {**(settings or {}), **more}, plots)

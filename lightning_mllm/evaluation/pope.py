@@ -68,8 +68,8 @@ class PopeScore:
         parts = (said == truth, yes & positive, yes & positive, yes & positive, yes)
         wholes = (yes | True, yes, positive, yes | positive, yes | True)
         shares = (Share.of(picture[whole], part[whole]) for part, whole in zip(parts, wholes, strict=True))
-        no, there = (tuple(row) for row in counts.tolist())
-        return cls(no, there, dict(zip(SCORES, shares, strict=True)))
+        (tn, fp, neither), (fn, tp, nothing) = counts.tolist()
+        return cls((tn, fp, neither), (fn, tp, nothing), dict(zip(SCORES, shares, strict=True)))
 
     @property
     def n(self) -> int:

@@ -85,12 +85,12 @@ class Share:
         share, (ww, wp, pp) = self.value, self.squares
         between, within = pp - 2 * share * wp + share**2 * ww, self.part * (1 - share)
         n = effective_n(*map(np.float64, (self.pictures, self.whole, between, within, ww)))
-        return Interval(*_wilson(np.float64(share), n).tolist())
+        return Interval(*_wilson(np.asarray(share), n).tolist())
 
 
 def wilson(share: float, n: float) -> Interval:
     """Return Wilson's interval of a share of n: all p with |share - p| <= z sqrt(p (1 - p) / n)."""
-    return Interval(*_wilson(np.float64(share), np.float64(n)).tolist())
+    return Interval(*_wilson(np.asarray(share), np.asarray(n)).tolist())
 
 
 def share_interval(counted: Floats, pictures: NDArray[np.int64]) -> Floats:
@@ -188,7 +188,8 @@ def _wilson(share: Floats, n: Floats) -> Floats:
 def _mean(values: NDArray[Any], there: NDArray[np.bool_]) -> Floats:
     """Return the mean over samples of (samples, numbers) that are there; NaN of none."""
     sums, n = np.where(there, values, 0).sum(axis=0), there.sum(axis=0)
-    return np.divide(sums, n, out=np.full(len(n), np.nan), where=n > 0)
+    means: Floats = np.divide(sums, n, out=np.full(len(n), np.nan), where=n > 0)
+    return means
 
 
 def _root(square: Floats, linear: Floats, constant: Floats) -> Floats:

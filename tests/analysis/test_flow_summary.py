@@ -121,10 +121,9 @@ def studied(changes: Sequence[tuple[float, float]], references: Sequence[str], p
             picture=str(number % pictures),
             reference=json.dumps(reference),
         )
-        cells = [{"relative_change_percent": each, "flipped": each < -50} for each in (change, ceiling)]
-        rows.append(
-            own.sample_id, [replace(own, **cells[0]), replace(own, block="image->text", ceiling=True, **cells[1])]
-        )
+        blocked = replace(own, relative_change_percent=change, flipped=change < -50)
+        above = replace(own, relative_change_percent=ceiling, flipped=ceiling < -50, block="image->text", ceiling=True)
+        rows.append(own.sample_id, [blocked, above])
     return summarise_flow(rows.table(), least_per_answer=20)
 
 

@@ -3,9 +3,9 @@
 The baseline computes the FFN of all tokens and leaves the skipped ones' out afterwards, with a mask: what leaves the
 model is the same, which is checked first, and its time is that of the model without skipping. Ours gathers the rows
 that go through. Timed is the decoder's pass over whole samples, images encoded: nothing skipped, baseline and ours in
-turn, each round beginning with another one. What is saved is the median over rounds, with the 95 % interval of a median,
-however times are distributed. It should not exceed the share of the operations: where it does, the table says so, as the
-machine was busy. Run it: `python tests/benchmarks/skipping.py`.
+turn, each round beginning with another one. What is saved is the median over rounds, with the 95 % interval of a
+median. It should not exceed the share of the operations: where it does, as on a busy machine, the table says so. Run
+it: `python tests/benchmarks/skipping.py`.
 """
 
 from __future__ import annotations
