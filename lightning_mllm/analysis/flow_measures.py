@@ -62,6 +62,7 @@ def flow_numbers(cells: Cells, fair: Cells, ceiling: Cells, pairs: Sequence[tupl
     own.insert(MEASURES.index("flip_rate"), share(flat["flipped"], draws.pictures))
     own += _of_ceiling(flat, above, draws)
     parts = [np.stack(own, axis=1).reshape(blocks, windows, len(MEASURES), len(STATISTICS))]
+    parts[0][-1, :, -1, 1:3] = parts[0][-1, :, -1, :1]  # flips of the ceiling itself
     for pair in pairs:
         ours, theirs = ({column: each[:, block] for column, each in fair.items()} for block in pair)
         for column in COLUMNS:
@@ -71,7 +72,7 @@ def flow_numbers(cells: Cells, fair: Cells, ceiling: Cells, pairs: Sequence[tupl
         found = [difference(a, b, values, draws) for (a, values), (b, _) in both]
         flips = share_difference(ours["flipped"], theirs["flipped"], draws.pictures)
         found.insert(MEASURES.index("flip_rate"), flips)
-        found += [np.full_like(flips, np.nan) * (1, 1, 1, 0)] * (len(MEASURES) - len(found))
+        found += [np.where([True, True, True, False], np.nan, np.zeros_like(flips))] * (len(MEASURES) - len(found))
         parts.append(np.stack(found, axis=1)[None])
     return np.concatenate(parts)
 

@@ -83,6 +83,7 @@ def test_a_contrast_with_random_patches_leaves_out_questions_whose_patches_are_o
     ):
         found = result.at(kind="", block=block, centre=0, measure=MEASURES[0])
         assert (found[0], found[3]) == (value, n)
+    assert len(result.table()[1]) == result.values[..., 0].size
     assert result.settings["found"]["with_control_overlap"] == 1
 
 
@@ -138,6 +139,7 @@ def test_effects_are_told_as_a_share_of_the_ceiling_with_an_interval() -> None:
 
     assert at("image->last", "change_of_ceiling_percent") == pytest.approx([50, 50, 50, 60])
     assert at("ceiling", "change_of_ceiling_percent") == pytest.approx([100, 100, 100, 60])
+    assert at("ceiling", "flips_of_ceiling_percent") == [100, 100, 100, 60]
     assert at("ceiling", "mean_change_percent")[0] == pytest.approx(above.mean())
     assert at("image->last", "flips_of_ceiling_percent")[0] == 0
     low, high = at("image->last", "flips_of_ceiling_percent")[1:3]
