@@ -264,8 +264,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
 
 
 def _named(question: Question) -> dict[str, Any]:
-    names = ("sample_id", "kind", "picture", "correct")
-    return {name: getattr(question, name) for name in names}
+    return {name: getattr(question, name) for name in ("sample_id", "kind", "picture", "correct")}
 
 
 def _first(column: NDArray[Any], table: Table) -> NDArray[Any]:

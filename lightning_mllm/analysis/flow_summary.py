@@ -147,7 +147,10 @@ def summarise_flow(
         )
         draws = bootstrap.draw(kept.pictures[rows], kind)
         values[index] = flow_numbers(own, own_fair, own_ceiling, [*pairs.values()], draws)
-    more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "found": _found(table, kept, sweep, kind_depth)}
+    more = {
+        **{"kind_depth": kind_depth, "least_per_answer": least_per_answer, "bootstrap": asdict(bootstrap)},
+        "found": _found(table, kept, sweep, kind_depth),
+    }
     plots = _plots(sweep, [*pairs], [*kept.groups])
     return AnalysisResult(name, values, tuple(coords), coords, len(kept.ids), {**(settings or {}), **more}, plots)
 

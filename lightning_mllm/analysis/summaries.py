@@ -28,11 +28,7 @@ from numpy.typing import NDArray
 
 from lightning_mllm.analysis.rows import Table
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.evaluation.shares import (
-    share_difference_interval,
-    share_interval,
-    share_ratio_interval,
-)
+from lightning_mllm.evaluation import shares
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -164,26 +160,19 @@ def difference(ours: Statistic, theirs: Statistic, values: Floats, draws: Draws)
 
 
 def share(counted: Floats, pictures: Integers, scale: float = 1) -> Floats:
-    """Return value, ends, see `evaluation.shares`, and N of shares, (numbers, 4).
-
-    Args:
-        counted: (questions, numbers): 1 or 0, or NaN where a question does not have the number.
-        pictures: (questions,), the number of the picture that each is about, from 0 on.
-        scale: 100 for percent.
-    """
-    return _with_ends(mean(counted), share_interval(counted, pictures), counted, pictures, scale)
+    """Return value, ends and N of shares, (numbers, 4), of what `share_interval` takes; in percent if scale is 100."""
+    return _with_ends(mean(counted), shares.share_interval(counted, pictures), counted, pictures, scale)
 
 
 def share_difference(ours: Floats, theirs: Floats, pictures: Integers, scale: float = 1) -> Floats:
     """Return the same of differences of shares, in the questions that have both."""
-    differences = ours - theirs
-    ends = share_difference_interval(ours, theirs, pictures)
-    return _with_ends(mean(differences), ends, differences, pictures, scale)
+    ends = shares.share_difference_interval(ours, theirs, pictures)
+    return _with_ends(mean(ours - theirs), ends, ours - theirs, pictures, scale)
 
 
 def share_ratio(ours: Floats, theirs: Floats, pictures: Integers, scale: float = 1) -> Floats:
     """Return the same of ratios of shares, in the questions that have both."""
-    ends = share_ratio_interval(ours, theirs, pictures)
+    ends = shares.share_ratio_interval(ours, theirs, pictures)
     return _with_ends(ratio_of_means(ours, theirs), ends, ours + theirs, pictures, scale)
 
 
