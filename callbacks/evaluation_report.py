@@ -74,7 +74,7 @@ def per_kind(result: AnswerResult) -> tuple[list[str], list[list[str | int | flo
 
 def scores_table(title: str, results: Mapping[str, ClassificationResult]) -> Table:
     """Return the scores as a table for people."""
-    table = Table("scorer", title=title, title_justify="left", caption="brackets: 95 % bootstrap intervals")
+    table = Table("scorer", title=title, title_justify="left", caption="brackets: 95 % intervals")
     for column in ("N", "accuracy", "macro-F1", "invalid"):
         table.add_column(column, justify="right")
     for scorer, result in results.items():
@@ -86,7 +86,8 @@ def scores_table(title: str, results: Mapping[str, ClassificationResult]) -> Tab
 
 def kinds_table(title: str, result: AnswerResult) -> Table:
     """Return the accuracy of open answers, per kind of question and over all, as a table for people."""
-    table = Table("kind", title=title, title_justify="left", caption="exact match; brackets: 95 % Wilson intervals")
+    caption = "exact match; brackets: 95 % intervals over pictures"
+    table = Table("kind", title=title, title_justify="left", caption=caption)
     for column in ("N", "accuracy"):
         table.add_column(column, justify="right")
     for kind, score in result.per_kind.items():

@@ -20,6 +20,7 @@ IGNORE_INDEX = -100  # label of a position that carries no loss, as in torch.nn.
 class Segment(StrEnum):
     """A named set of token positions in the merged sequence of text and image tokens."""
 
+    TEXT = "text"  # all that is no image: "image->text" in all layers hides the picture altogether
     SYSTEM = "system"
     IMAGE = "image"
     QUESTION = "question"
@@ -30,6 +31,7 @@ class Segment(StrEnum):
     IMAGE_OBJECT = "image object"  # patches that show a part of one of the sample's boxes
     IMAGE_OTHER = "image other"  # all other patches of the image; padding is among them, newlines are not
     IMAGE_RANDOM = "image random"  # as many of the others as IMAGE_OBJECT has, padding avoided, per view: its control
+    IMAGE_DISTRACTOR = "image distractor"  # patches of other objects than IMAGE_OBJECT: a control in one piece
     IMAGE_PADDING = "image padding"  # patches that show nothing but the bars beside a picture that is not square
     IMAGE_NEWLINE = "image newline"  # LLaVA-NeXT's separators, at the end of each row of its tiles
     IMAGE_BASE = "image base"  # LLaVA-NeXT's first view, the whole picture; without tiles all of the image
@@ -113,6 +115,7 @@ class Sample:
         system: System text of the conversation, in place of the prompt's.
         kind: Kind of question; a free-form sample that has one is scored by exact match of its last answer, per kind.
         boxes: What the (last) question is about, in the sample's only image.
+        distractors: Other objects in it, to compare with.
         options: The options that the (last) question names.
         picture: Which picture the (last) question is about, where several samples may be about one, so that what is
             found of them is not independent.
@@ -125,6 +128,7 @@ class Sample:
     system: str | None = None
     kind: str | None = None
     boxes: Sequence[Box] = ()
+    distractors: Sequence[Box] = ()
     options: Options | None = None
     picture: str | None = None
 

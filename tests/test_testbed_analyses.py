@@ -18,7 +18,7 @@ TESTBED_ANALYSES = {  # config -> options that make it small, its folders
     ),
     "analysis/testbed_subnetwork.yaml": (
         ["--data.init_args.train_per_kind", "1"],
-        {"sparsity_30", "sparsity_50", "sparsity_70"},
+        {"sparsity_30", "sparsity_50", "sparsity_50_full", "sparsity_70"},
     ),
     "analysis/testbed_pruned_accuracy.yaml": (["--data.init_args.per_kind", "1"], {"pruned_accuracy"}),
     "analysis/testbed_skipping.yaml": (["--data.init_args.per_kind", "1"], {"perceptual", "textual"}),

@@ -28,7 +28,7 @@ READINGS: tuple[Reading, ...] = ("ima_input", "ima_same_layer")
 HALVES = "halves"
 _OF_ONE_SAMPLE = {"ima_same_layer": PAIRED, "ima_input": PAIRED_INPUT}
 
-_OVER_LAYERS = {"x": "layer", "y": "measure", "xlabel": "Layers behind (0: embedding)", "over": GROUPS}
+_OVER_LAYERS: dict[str, Any] = {"x": "layer", "y": "measure", "xlabel": "Layers behind (0: embedding)", "over": GROUPS}
 
 
 @dataclass(frozen=True)

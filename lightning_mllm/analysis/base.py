@@ -49,6 +49,7 @@ class Plot:
         label: What the values are.
         title: Stands above.
         over: What the intervals are over.
+        panels: Coordinates of the first axis that have one; None for all.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Plot:
     label: str
     title: str
     over: str = "pictures"
+    panels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,8 @@ from lightning_mllm.analysis.summaries import (
     no_numbers,
     pivot,
     ratio_of_means,
+    share,
+    share_difference,
 )
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
@@ -262,8 +264,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
 
 
 def _named(question: Question) -> dict[str, Any]:
-    names = ("sample_id", "kind", "picture", "correct")
-    return {name: getattr(question, name) for name in names}
+    return {name: getattr(question, name) for name in ("sample_id", "kind", "picture", "correct")}
 
 
 def _first(column: NDArray[Any], table: Table) -> NDArray[Any]:
@@ -275,9 +276,9 @@ def _first(column: NDArray[Any], table: Table) -> NDArray[Any]:
 
 def _numbers(cells: Mapping[str, Floats], before: Floats, draws: Draws) -> Floats:
     """Return (cases, measures, statistics) of (questions, cases) cells."""
-    right, change = 100 * cells["right"], 100 * (cells["right"] - before)
     saved = (("flops", "flops_clean"), ("seconds", "seconds_clean"))
-    parts = [estimate(mean(each), each, draws) for each in (right, change)]
+    right, pictures = cells["right"], draws.pictures
+    parts = [share(right, pictures, 100), share_difference(right, before, pictures, 100)]
     for name, clean in saved:
         ratio = estimate(ratio_of_means(cells[name], cells[clean]), cells[name], draws)
         parts.append(ratio * [100, 100, 100, 1])

@@ -20,9 +20,9 @@ from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
-from lightning_mllm.analysis.jackknife import GROUPS, Floats, group_of, jackknife, jackknife_of_means
+from lightning_mllm.analysis.jackknife import GROUPS, Floats, group_of, jackknife
 from lightning_mllm.analysis.streaming import Found
-from lightning_mllm.analysis.summaries import no_numbers
+from lightning_mllm.analysis.summaries import no_numbers, share
 from lightning_mllm.analysis.token_means import TokenMeans, name_of
 from lightning_mllm.analysis.token_sets import SETS, TokenSets
 from lightning_mllm.errors import ConfigError, DataError
@@ -91,7 +91,7 @@ class Distinguishability(TokenMeans):
             "statistic": STATISTICS,
         }
         values = no_numbers(coords)
-        values[0, 0] = self._accuracy(names, means, groups, held_out)
+        values[0, 0] = self._accuracy(names, means, np.array(pictures), held_out)
         values[0, 1] = _cka(means, groups)
         plot = Plot(
             "distinguishability",
@@ -128,15 +128,16 @@ class Distinguishability(TokenMeans):
         return groups, held_out
 
     def _accuracy(
-        self, names: Sequence[str], means: Tensor, groups: NDArray[np.int64], held_out: NDArray[np.bool_]
+        self, names: Sequence[str], means: Tensor, pictures: NDArray[Any], held_out: NDArray[np.bool_]
     ) -> Floats:
-        """Return the accuracy on held-out samples, (layers, 4)."""
+        """Return the accuracy on held-out samples, with the interval of a share over pictures, (layers, 4)."""
         train, test = (_features(names, means, half) for half in (~held_out, held_out))
         scores = LinearProbe().fit_score(train, test, seeds=[self.seed])
         right = np.stack([(score.predictions[0] == score.targets).double().numpy() for score in scores.values()], 1)
-        per_sample = right.reshape(len(SETS), -1, right.shape[1]).mean(0)
-        sums = np.stack([per_sample[groups[held_out] == group].sum(0) for group in range(self.groups)])
-        return jackknife_of_means(sums, np.bincount(groups[held_out], minlength=self.groups).astype(np.float64))
+        _, numbers = np.unique(pictures[held_out], return_inverse=True)
+        accuracy = share(right, np.tile(numbers, len(SETS)))  # a sample has a mean for each set of tokens
+        accuracy[:, 3] = held_out.sum()
+        return accuracy
 
 
 class TokenMap(TokenMeans):

@@ -7,6 +7,7 @@ out; where nothing is left, or there are no options, there is no margin.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
@@ -32,6 +33,8 @@ class FlowRow:
         picture: What it is about.
         correct: Whether the model answers it right.
         measured: Whether it is looked into.
+        reference: The right answer, as a JSON string.
+        ceiling: Whether the whole picture is hidden from all text in all layers, to compare with.
         block: What is blocked.
         centre: Layer, from 0, after which the window is named.
         start: Its first layer.
@@ -59,6 +62,8 @@ class FlowRow:
     picture: str
     correct: bool
     measured: bool = True
+    reference: str = ""
+    ceiling: bool = False
     block: str = ""
     centre: int = -1
     start: int = -1
@@ -152,7 +157,12 @@ def flow_rows(
 def row_of(question: Question, **cells: Any) -> FlowRow:
     """Return a row of a question, with the cells that are not the question's."""
     return FlowRow(
-        sample_id=question.sample_id, kind=question.kind, picture=question.picture, correct=question.correct, **cells
+        sample_id=question.sample_id,
+        kind=question.kind,
+        picture=question.picture,
+        correct=question.correct,
+        reference=json.dumps(question.reference, ensure_ascii=False),
+        **cells,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,53 +15,33 @@ from numpy.typing import NDArray
 
 from lightning_mllm.analysis.base import STATISTICS, AnalysisResult, Plot
 from lightning_mllm.analysis.blocks import Block
+from lightning_mllm.analysis.flow_measures import COLUMNS, MEASURES, Cells, flow_numbers
 from lightning_mllm.analysis.flow_rows import FlowRow
 from lightning_mllm.analysis.knockout import why_nothing
 from lightning_mllm.analysis.rows import Table, read_rows
 from lightning_mllm.analysis.summaries import (
+    ALL,
     Bootstrap,
-    Draws,
     Floats,
     Kept,
-    Statistic,
     common_questions,
     count_questions,
-    difference,
-    estimate,
-    mean,
-    median,
     no_numbers,
     pivot,
-    ratio_of_means,
 )
 from lightning_mllm.types import Segment
 
 log = logging.getLogger(__name__)
 
-MEASURES = (
-    "mean_change_percent",  # the paper's: the mean of the questions' ratios
-    "change_of_mean_percent",  # the ratio of the means
-    "median_change_percent",
-    "logprob_change",
-    "flip_rate",
-    "margin_change",
-)
-_COLUMNS = (
-    "relative_change_percent",
-    "p_before",
-    "p_after",
-    "logprob_change",
-    "flipped",
-    "margin_before",
-    "margin_after",
-)
-_PATCHES = {Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM}
+CEILING = Block.parse("image->text")  # in all layers
+_CEILING = "ceiling"  # its name among the blocks
+_PATCHES = {Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM, Segment.IMAGE_DISTRACTOR}
 _X_LABELS = {
     "centre": "Layer on which the window is centred",
     "window": "Layer on which the window is centred (its layers)",
 }
 
-Cells = Mapping[str, Floats]  # column -> (questions, numbers)
+_SHOWN = {_CEILING: "image \u219b text, all layers"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +77,7 @@ class _Sweep:
 
     def cells(self, table: Table, questions: NDArray[Any]) -> dict[str, Floats]:
         """Return each column as (questions, blocks, windows); NaN where nothing is blocked."""
-        return {column: self._pivot(table, column, questions) for column in _COLUMNS}
+        return {column: self._pivot(table, column, questions) for column in COLUMNS}
 
     def fair(self, cells: Cells, table: Table, questions: NDArray[Any]) -> dict[str, Floats]:
         """Return the same without those of random patches that could not avoid the object."""
@@ -104,6 +85,12 @@ class _Sweep:
         random = np.array([Segment.IMAGE_RANDOM in each for each in named], dtype=bool)
         overlap = random[:, None] & (self._pivot(table, "control_overlap", questions) > 0)
         return {column: np.where(overlap, np.nan, each) for column, each in cells.items()}
+
+    def ceiling(self, above: Table, questions: NDArray[Any]) -> dict[str, Floats]:
+        """Return each column of the ceiling as (questions, 1, windows), the same in all windows."""
+        axes, there = {"ceiling": (True,)}, ~above["empty"]
+        found = {column: pivot(above, column, axes, questions, there) for column in COLUMNS}
+        return {column: np.repeat(each[..., None], len(self.windows), axis=2) for column, each in found.items()}
 
     def _pivot(self, table: Table, column: str, questions: NDArray[Any]) -> Floats:
         axes = {"block": self.blocks, "window": range(len(self.windows))}
@@ -117,6 +104,7 @@ def summarise_flow(
     name: str = "information_flow",
     contrasts: Sequence[tuple[str, str]] = (),
     kind_depth: int | None = None,
+    least_per_answer: int = 20,
     bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
     settings: Mapping[str, Any] | None = None,
 ) -> AnalysisResult:
@@ -128,33 +116,44 @@ def summarise_flow(
         contrasts: Pairs of blocks; their differences follow behind the blocks. Questions whose random patches could
             not avoid the object count in none with such patches.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
+        least_per_answer: With how many questions a right answer has numbers of its own, `<kind>: <answer>`, where a
+            kind has several answers.
         bootstrap: How intervals are drawn.
         settings: What decided the rows.
 
     Returns:
         On the axes kind, block, centre, measure and statistic. Where windows share a centre, the third axis is
-        `window` instead, with coordinates such as "4 (3-5)": layers 3 to 5, around layer 4.
+        `window` instead, with coordinates such as "4 (3-5)": layers 3 to 5, around layer 4. The block `ceiling`, which
+        is in all layers, is the same for all windows.
     """
-    kept, sweep = Kept.of(table, kind_depth), _Sweep.of(table)
+    kept, (table, above) = Kept.of(table, kind_depth), _parted(table)
+    sweep = _Sweep.of(table)
     if not len(kept.ids):
         log.warning("%s: none of %d questions is looked into.", name, len(np.unique(table["sample_id"])))
     _warn_of_nothing(table, sweep, name)
+    groups = {**kept.groups, **_by_answer(table, kept, least_per_answer)}
     place = sweep.blocks.index
     pairs = {f"{ours} minus {theirs}": (place(ours), place(theirs)) for ours, theirs in contrasts if sweep.blocks}
     coords: dict[str, tuple[Any, ...]] = {
-        "kind": tuple(kept.groups),
-        "block": (*sweep.blocks, *pairs),
+        "kind": tuple(groups),
+        "block": (*sweep.blocks, *[_CEILING][: len(sweep.blocks)], *pairs),
         sweep.axis: sweep.places,
         "measure": MEASURES,
         "statistic": STATISTICS,
     }
     values, cells = no_numbers(coords), sweep.cells(table, kept.ids)
-    fair = sweep.fair(cells, table, kept.ids)
-    for index, (kind, rows) in enumerate(kept.groups.items() if len(kept.ids) else ()):
-        own, own_fair = ({column: each[rows] for column, each in some.items()} for some in (cells, fair))
-        values[index] = _numbers(own, own_fair, [*pairs.values()], bootstrap.draw(kept.pictures[rows], kind))
-    more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "found": _found(table, kept, sweep, kind_depth)}
-    plots = _plots(sweep, [*pairs])
+    fair, ceiling = sweep.fair(cells, table, kept.ids), sweep.ceiling(above, kept.ids)
+    for index, (kind, rows) in enumerate(groups.items() if len(kept.ids) else ()):
+        own, own_fair, own_ceiling = (
+            {column: each[rows] for column, each in some.items()} for some in (cells, fair, ceiling)
+        )
+        draws = bootstrap.draw(kept.pictures[rows], kind)
+        values[index] = flow_numbers(own, own_fair, own_ceiling, [*pairs.values()], draws)
+    more = {
+        **{"kind_depth": kind_depth, "least_per_answer": least_per_answer, "bootstrap": asdict(bootstrap)},
+        "found": _found(table, kept, sweep, kind_depth),
+    }
+    plots = _plots(sweep, [*pairs], [*kept.groups])
     return AnalysisResult(name, values, tuple(coords), coords, len(kept.ids), {**(settings or {}), **more}, plots)
 
 
@@ -174,42 +173,25 @@ def compare_flows(rows: Mapping[str, Path], *, common: bool = True, **options: A
     return {name: summarise_flow(table, name=name, **options) for name, table in tables.items()}
 
 
-def _numbers(cells: Cells, fair: Cells, pairs: Sequence[tuple[int, int]], draws: Draws) -> Floats:
-    """Return (blocks and contrasts, windows, measures, statistics) of (questions, blocks, windows) cells.
-
-    Args:
-        cells: Column -> numbers.
-        fair: The same, without those that count in no contrast.
-        pairs: Blocks that are contrasted.
-        draws: Of the bootstrap.
-    """
-    questions, blocks, windows = cells["p_before"].shape
-    flat = {column: each.reshape(questions, -1) for column, each in cells.items()}
-    own = [estimate(statistic, values, draws) for statistic, values in _statistics(flat)]
-    parts = [np.stack(own, axis=1).reshape(blocks, windows, len(MEASURES), len(STATISTICS))]
-    for pair in pairs:
-        ours, theirs = ({column: each[:, block] for column, each in fair.items()} for block in pair)
-        for column in _COLUMNS:
-            neither = np.isnan(ours[column]) | np.isnan(theirs[column])
-            ours[column], theirs[column] = (np.where(neither, np.nan, each[column]) for each in (ours, theirs))
-        both = zip(_statistics(ours), _statistics(theirs), strict=True)
-        parts.append(np.stack([difference(a, b, values, draws) for (a, values), (b, _) in both], axis=1)[None])
-    return np.concatenate(parts)
+def _parted(table: Table) -> tuple[Table, Table]:
+    """Return the rows of the sweep, with those that are left out, and the rows of the ceiling."""
+    above = table["ceiling"]
+    swept, ceiling = ({column: cells[which] for column, cells in table.items()} for which in (~above, above))
+    return swept, ceiling
 
 
-def _statistics(cells: Cells) -> list[tuple[Statistic, Floats]]:
-    """Return the statistic of each measure, and the values that it is of."""
-    change, before, after = cells["relative_change_percent"], cells["p_before"], cells["p_after"]
-    margin = cells["margin_after"] - cells["margin_before"]
-    ratio = ratio_of_means(after, before)
-    return [
-        (mean(change), change),
-        (lambda weights: 100 * (ratio(weights) - 1), change),
-        (median(change), change),
-        (mean(cells["logprob_change"]), cells["logprob_change"]),
-        (mean(cells["flipped"]), cells["flipped"]),
-        (mean(margin), margin),
-    ]
+def _by_answer(table: Table, kept: Kept, least: int) -> dict[str, NDArray[np.int64]]:
+    """Return the questions of each right answer of a kind, if they are enough and not all of the kind's."""
+    measured = table["measured"]
+    _, first = np.unique(table["sample_id"][measured], return_index=True)
+    references = table["reference"][measured][first]
+    found = {}
+    for kind, rows in kept.groups.items():
+        answers, counts = np.unique(references[rows], return_counts=True)
+        for answer, count in zip(answers.tolist(), counts.tolist(), strict=True):
+            if kind != ALL and least <= count < len(rows):
+                found[f"{kind}: {json.loads(answer)}"] = rows[references[rows] == answer]
+    return found
 
 
 def _warn_of_nothing(table: Table, sweep: _Sweep, name: str) -> None:
@@ -241,20 +223,24 @@ def _found(table: Table, kept: Kept, sweep: _Sweep, kind_depth: int | None) -> d
     }
 
 
-def _plots(sweep: _Sweep, compared: Sequence[str]) -> tuple[Plot, ...]:
-    """Return the paper's three families, what is in none of them, the contrasts, and a heat map of all blocks."""
+def _plots(sweep: _Sweep, compared: Sequence[str], kinds: Sequence[str]) -> tuple[Plot, ...]:
+    """Return the paper's three families, what is in none of them, the contrasts, and a heat map of all blocks.
+
+    Each has a panel per kind; the curves have the ceiling beside them.
+    """
     families: dict[str, list[str]] = {}
     for block in sweep.blocks:
         families.setdefault(_family(Block.parse(block)), []).append(block)
     if not families:
         return ()
+    families = {family: [*shown, _CEILING] for family, shown in families.items()}
     if compared:
         families["contrasts"] = list(compared)
-    lines = [_plot(family, "lines", shown, sweep) for family, shown in families.items()]
-    return (*lines, _plot("heat_map", "heat map", sweep.blocks, sweep))
+    lines = [_plot(family, "lines", shown, sweep, kinds) for family, shown in families.items()]
+    return (*lines, _plot("heat_map", "heat map", sweep.blocks, sweep, kinds))
 
 
-def _plot(name: str, style: Any, blocks: Sequence[str], sweep: _Sweep) -> Plot:
+def _plot(name: str, style: Any, blocks: Sequence[str], sweep: _Sweep, kinds: Sequence[str]) -> Plot:
     width = int((sweep.windows[:, 2] - sweep.windows[:, 1]).max())
     layers = "one layer" if width == 1 else f"up to {width} layers"
     return Plot(
@@ -262,11 +248,12 @@ def _plot(name: str, style: Any, blocks: Sequence[str], sweep: _Sweep) -> Plot:
         style=style,
         x=sweep.axis,
         y="block",
-        shown={block: block.replace("->", " \u219b ") for block in blocks},  # a crossed arrow
+        shown={block: _SHOWN.get(block, block.replace("->", " \u219b ")) for block in blocks},  # a crossed arrow
         fixed={"measure": MEASURES[0]},
         xlabel=_X_LABELS[sweep.axis],
         label="Change in probability (%)",
         title=f"Effect of blocking attention in {layers} on the first token's probability",
+        panels=tuple(kinds),
     )
 
 

@@ -9,20 +9,26 @@ Per question, block and window there is a row (`FlowRow`). Its change of probabi
 p_before, is the paper's; averaged over questions it is the mean of ratios, which has no upper bound and is large where
 p_before is small. So the ratio of means, the median and the change of log p stand beside it, and the share of questions
 whose first token flips.
+
+How much hiding the picture can do at all, each question's ceiling says: there it is hidden from all text in all layers,
+and yet a model guesses some answers right. Effects are also told as a share of this, which is no bound: what is left of
+a picture can mislead more than none. And as a model without a picture may always say the same, which then can't flip,
+right answers have numbers of their own.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 from lightning_mllm.analysis.base import AnalysisResult
-from lightning_mllm.analysis.blocks import Block, Windows
+from lightning_mllm.analysis.blocks import Block, Window, Windows
 from lightning_mllm.analysis.engine_choice import EngineName, choose_engine
 from lightning_mllm.analysis.flow_rows import FlowRow, OptionIds, flow_rows, row_of
-from lightning_mllm.analysis.flow_summary import summarise_flow
+from lightning_mllm.analysis.flow_summary import CEILING, summarise_flow
+from lightning_mllm.analysis.knockout import decoder_layers
 from lightning_mllm.analysis.knockout_engine import Case, KnockoutEngine
 from lightning_mllm.analysis.question_analysis import Question, QuestionAnalysis
 from lightning_mllm.analysis.rows import Table
@@ -63,6 +69,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         contrasts: Pairs of blocks whose difference is reported with its interval, the same questions for both;
             questions whose random patches could not avoid the object are left out of those with such patches.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
+        least_per_answer: With how many questions a right answer has numbers of its own, beside those of its kind.
         bootstrap: How intervals are drawn.
         label: A name of your own.
 
@@ -84,6 +91,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         match: Match = "normalised",
         contrasts: Sequence[tuple[str, str]] | None = None,
         kind_depth: int | None = None,
+        least_per_answer: int = 20,
         bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
         label: str = "",
     ) -> None:
@@ -97,7 +105,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         if lacking := sorted({block for pair in self.contrasts for block in pair} - {*names}):
             raise ConfigError(f"A contrast names {lacking[0]!r}, which is not among the blocks. Add it to them.")
         self.windows, self.engine, self.memory_gib = windows, engine, memory_gib
-        self.kind_depth, self.bootstrap = kind_depth, bootstrap
+        self.kind_depth, self.least_per_answer, self.bootstrap = kind_depth, least_per_answer, bootstrap
         self._engine: KnockoutEngine | None = None
 
     @property
@@ -136,14 +144,17 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
                 )
 
     def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> list[list[FlowRow]]:
-        """Run all blocks in all windows."""
-        windows = self.windows.of(len(backbone.decoder.layers))  # type: ignore[arg-type]  # a ModuleList
-        cases = [Case(block, window) for block in self.blocks for window in dict.fromkeys(windows)]
+        """Run all blocks in all windows, and the ceiling."""
+        depth = len(decoder_layers(backbone))
+        windows = dict.fromkeys(self.windows.of(depth))
+        cases = [Case(block, window) for block in self.blocks for window in windows]
+        cases.append(Case(CEILING, Window(depth // 2, 0, depth)))
         options = OptionIds.of(batch.answers)
         if self._engine is None:
             self._engine = choose_engine(self.engine, None if self.memory_gib is None else int(self.memory_gib * 2**30))
         found = self._engine.run(backbone, batch, cases, options.ids.to(batch.input_ids.device))
-        return flow_rows(questions, batch, cases, found, options)
+        rows = flow_rows(questions, batch, cases, found, options)
+        return [[*swept, replace(ceiling, ceiling=True)] for *swept, ceiling in rows]
 
     def left_out(self, question: Question) -> FlowRow:
         """Return the row of a question that the model answers wrongly."""
@@ -156,6 +167,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
             name=self.name,
             contrasts=self.contrasts,
             kind_depth=self.kind_depth,
+            least_per_answer=self.least_per_answer,
             bootstrap=self.bootstrap,
             settings=settings,
         )

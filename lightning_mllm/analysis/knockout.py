@@ -57,7 +57,7 @@ def knockout(
         spans = batch if isinstance(batch, TokenSpans) else batch.spans
         for block in blocks:
             source, target = positions(spans, block.source), positions(spans, block.target)
-            if not acts(source, target).any():
+            if not reached(source, target).any():
                 reason = why_nothing(block, bool(source.any()), bool(target.any()))
                 logger.warning("%s blocks nothing in any of the %d samples: %s.", block, len(source), reason)
         yield
@@ -92,9 +92,9 @@ def positions(spans: TokenSpans, wanted: Positions) -> Tensor:
     return torch.stack(terms).any(dim=0)
 
 
-def acts(source: Tensor, target: Tensor) -> Tensor:
-    """Return for which samples a target position could see a source position, (batch,); the masks are positions."""
-    return (target & (source.cumsum(1) > 0)).any(1)
+def reached(source: Tensor, target: Tensor) -> Tensor:
+    """Return the target positions that could see a source position; all masks are (batch, sequence)."""
+    return target & (source.cumsum(1) > 0)
 
 
 def why_nothing(block: Block, has_source: bool, has_target: bool) -> str:

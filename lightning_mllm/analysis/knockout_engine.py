@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.blocks import Block, Window
 from lightning_mllm.analysis.knockout import (
-    acts,
     attention_of,
     check_attention,
     check_window,
     head_mask,
     positions,
+    reached,
 )
 from lightning_mllm.analysis.memory import Pieces
 from lightning_mllm.analysis.prompt_pass import Prompts
@@ -155,12 +155,17 @@ class BlockSets:
     Attributes:
         source: (batch, sequence).
         target: (batch, sequence).
-        acts: (batch,) whether any source position is visible to any target position at all.
+        reached: (batch, sequence), the targets that see a source position.
     """
 
     source: Tensor
     target: Tensor
-    acts: Tensor
+    reached: Tensor
+
+    @property
+    def acts(self) -> Tensor:
+        """(batch,) whether there is any."""
+        return self.reached.any(1)
 
     @classmethod
     def of(cls, block: Block, batch: MultimodalBatch) -> BlockSets:
@@ -179,7 +184,7 @@ class BlockSets:
                 f"{batch.sample_ids[int(blind.int().argmax())]!r}, and attention to nothing is not defined. Choose a "
                 "smaller source, or a target that starts later."
             )
-        return cls(source, target, acts(source, target))
+        return cls(source, target, reached(source, target))
 
 
 def _check(backbone: Backbone, cases: Sequence[Case]) -> None:

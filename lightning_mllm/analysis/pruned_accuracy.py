@@ -5,8 +5,8 @@ Cord, arXiv 2405.16700). It is sparser than they are, and how sparse stands with
 weights and those of largest magnitude, as many of each row. Tasks are kinds of questions, so the table of sub-networks
 against kinds says how far one task's weights serve another.
 
-Accuracies have Wilson's intervals, as elsewhere. What is lost against the whole LLM, on the same questions, has that of
-a paired bootstrap: in points, and as the share that is retained. Samples that were calibrated on should not be asked.
+What is lost against the whole LLM, on the same questions, is told in points, and as the share that is retained. All
+intervals are those of `evaluation.shares`. Samples that were calibrated on should not be asked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from math import nan
 from pathlib import Path
@@ -29,19 +29,17 @@ from lightning_mllm.analysis.question_analysis import Question, QuestionAnalysis
 from lightning_mllm.analysis.rows import Table
 from lightning_mllm.analysis.subnetwork import SubNetwork, intersection, pruned, same_size
 from lightning_mllm.analysis.summaries import (
-    Bootstrap,
-    Draws,
+    Integers,
     Kept,
     count_questions,
-    difference,
-    estimate,
-    mean,
     no_numbers,
     pivot,
-    ratio_of_means,
+    share,
+    share_difference,
+    share_ratio,
 )
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation import AnswerScore, ExactMatch, Match
+from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Sample
 
@@ -92,7 +90,6 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         correct_only: Whether only questions count that the whole LLM answers right.
         match: When an answer is right, see `ExactMatch`.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
-        bootstrap: How intervals of differences are drawn.
         label: A name of your own.
     """
 
@@ -109,7 +106,6 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         correct_only: bool = False,
         match: Match = "normalised",
         kind_depth: int | None = None,
-        bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
         label: str = "",
     ) -> None:
         super().__init__(correct_only=correct_only, match=match, label=label)
@@ -119,7 +115,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
             raise ConfigError(f"PrunedAccuracy.compare has {sorted(unknown)}; it can have tasks, random and magnitude.")
         self.folders = [calibrations] if isinstance(calibrations, str) else list(calibrations)
         self.tokens, self.compare, self.seed = tokens, tuple(compare), seed
-        self.kind_depth, self.bootstrap = kind_depth, bootstrap
+        self.kind_depth = kind_depth
         self._made: dict[str, SubNetwork] = {}
 
     @property
@@ -186,13 +182,12 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         }
         values = no_numbers(coords)
         right = pivot(table, "right", {"subnetwork": names}, kept.ids, measured)
-        for g, (kind, rows) in enumerate(kept.groups.items() if len(kept.ids) else ()):
-            draws = self.bootstrap.draw(kept.pictures[rows], kind)
-            values[:, :, g] = _numbers(right[rows], names.index(WHOLE), draws)
+        for g, rows in enumerate(kept.groups.values() if len(kept.ids) else ()):
+            _, pictures = np.unique(kept.pictures[rows], return_inverse=True)
+            values[:, :, g] = _numbers(right[rows], names.index(WHOLE), pictures)
         sparsities = {name: float(table["sparsity"][table["subnetwork"] == name][0]) for name in names}
         more = {
             "kind_depth": self.kind_depth,
-            "bootstrap": asdict(self.bootstrap),
             "found": {
                 "questions": count_questions(table, self.kind_depth),
                 "pictures": kept.count_pictures(),
@@ -249,14 +244,13 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
                 yield from ((f"of {task} {sparsity}", subnetwork) for task, subnetwork in tasks.items())
 
 
-def _numbers(right: Floats, whole: int, draws: Draws) -> Floats:
+def _numbers(right: Floats, whole: int, pictures: Integers) -> Floats:
     """Return the statistics of (questions, sub-networks) answers, (measures, sub-networks, statistics)."""
     dense = np.repeat(right[:, whole : whole + 1], right.shape[1], axis=1)
-    scores = [AnswerScore(len(right), int(each)) for each in right.sum(axis=0)]
-    accuracy = [[100 * score.accuracy, *(100 * end for end in score.interval), score.n] for score in scores]
-    change = difference(mean(100 * right), mean(100 * dense), right, draws)
-    retained = estimate(ratio_of_means(100 * right, dense), right, draws)
-    return np.stack([np.array(accuracy), change, retained])
+    change, retained = (compare(right, dense, pictures, 100) for compare in (share_difference, share_ratio))
+    for own in (change, retained):
+        own[whole, 1:3] = own[whole, 0]  # against itself
+    return np.stack([share(right, pictures, 100), change, retained])
 
 
 def _row(question: Question, subnetwork: str, sparsity: float, right: bool, answer: str) -> PrunedRow:

@@ -32,6 +32,7 @@ class Question:
         picture: Which picture it is about.
         correct: Whether the model answers it right; False where that is not known.
         first_token: Id of the token with which the model's answer begins; None where it is not asked.
+        reference: The right answer; empty where it is not asked.
     """
 
     sample_id: str
@@ -39,6 +40,7 @@ class Question:
     picture: str
     correct: bool
     first_token: int | None
+    reference: str = ""
 
 
 class QuestionAnalysis(Analysis, Generic[RowT]):
@@ -144,8 +146,8 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         questions = []
         for sample_id, kind, picture in zip(batch.sample_ids, batch.kinds, batch.pictures, strict=True):
             answer = answers.get(sample_id)
-            correct, first_token = (answer.correct, answer.first_token) if answer else (False, None)
-            questions.append(Question(sample_id, kind or "", picture, correct, first_token))
+            said = (answer.correct, answer.first_token, answer.reference) if answer else (False, None, "")
+            questions.append(Question(sample_id, kind or "", picture, *said))
         return questions
 
     def _check_kinds(self, kinds: Iterable[tuple[str, str | None]]) -> None:

@@ -119,7 +119,7 @@ class _Groups:
 
     Attributes:
         variants: Per case.
-        starts: Per case, its first target position.
+        starts: Per case, its first target position that sees a source.
         reached: (batch, cases) whether LAST can change: it can't where nothing is hidden, nor when the window holds
             but the last layer and LAST itself is not in the target.
     """
@@ -134,7 +134,7 @@ class _Groups:
         blocks = dict.fromkeys(case.block for case in cases)
         sets = {block: BlockSets.of(block, prompts.batch) for block in blocks}
         heads = {block: head_mask(block, backbone) for block in blocks}
-        first = {block: int((each.target & each.acts[:, None]).any(0).int().argmax()) for block, each in sets.items()}
+        first = {block: int(each.reached.any(0).int().argmax()) for block, each in sets.items()}
         variants, reached = [], []
         for case in cases:
             found = sets[case.block]

@@ -6,6 +6,9 @@ numbers along, so that every block, window and layer is seen on the same questio
 then as sure as the questions allow. The draws depend on nothing but the seed, the kind and which questions share a
 picture: two models that were asked the same questions are paired as well.
 
+Of shares, such as the flipped or the right answers, resamples are all alike where none or all are: their intervals, and
+those of their differences and ratios, are score intervals over pictures (`evaluation.shares`).
+
 A number that a question does not have (an empty set of positions, no options) is NaN, and is counted nowhere: each
 statistic has its own N, the number of questions. Where their pictures are fewer than two there is no interval: its ends
 are NaN. All in float64.
@@ -25,8 +28,10 @@ from numpy.typing import NDArray
 
 from lightning_mllm.analysis.rows import Table
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.evaluation import shares
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Statistic = Callable[[Floats], Floats]  # (resamples, questions) weights -> (resamples, numbers)
 
 ALL = "all"  # the kind that holds all kinds, where there are several
@@ -139,9 +144,7 @@ def estimate(statistic: Statistic, values: Floats, draws: Draws) -> Floats:
         values: (questions, numbers), for N.
         draws: From `Bootstrap.draw`, of the same questions.
     """
-    observed, there = statistic(np.ones((1, len(values))))[0], ~np.isnan(values)
-    ends = np.where(_several(draws.pictures, there), interval(statistic(draws.weights)), np.nan)
-    return np.stack([observed, *ends, there.sum(axis=0)], axis=1)
+    return _with_ends(statistic, interval(statistic(draws.weights)), values, draws.pictures, 1)
 
 
 def difference(ours: Statistic, theirs: Statistic, values: Floats, draws: Draws) -> Floats:
@@ -154,6 +157,23 @@ def difference(ours: Statistic, theirs: Statistic, values: Floats, draws: Draws)
         draws: From `Bootstrap.draw`, of the same questions.
     """
     return estimate(lambda weights: ours(weights) - theirs(weights), values, draws)
+
+
+def share(counted: Floats, pictures: Integers, scale: float = 1) -> Floats:
+    """Return value, ends and N of shares, (numbers, 4), of what `share_interval` takes; in percent if scale is 100."""
+    return _with_ends(mean(counted), shares.share_interval(counted, pictures), counted, pictures, scale)
+
+
+def share_difference(ours: Floats, theirs: Floats, pictures: Integers, scale: float = 1) -> Floats:
+    """Return the same of differences of shares, in the questions that have both."""
+    ends = shares.share_difference_interval(ours, theirs, pictures)
+    return _with_ends(mean(ours - theirs), ends, ours - theirs, pictures, scale)
+
+
+def share_ratio(ours: Floats, theirs: Floats, pictures: Integers, scale: float = 1) -> Floats:
+    """Return the same of ratios of shares, in the questions that have both."""
+    ends = shares.share_ratio_interval(ours, theirs, pictures)
+    return _with_ends(ratio_of_means(ours, theirs), ends, ours + theirs, pictures, scale)
 
 
 def interval(resampled: Floats) -> Floats:
@@ -240,6 +260,13 @@ def _there(values: Floats) -> tuple[Floats, Floats]:
     """Return 1 where there is a value, and the values with 0 where there is none."""
     there = ~np.isnan(values)
     return there.astype(np.float64), np.where(there, values, 0.0)
+
+
+def _with_ends(statistic: Statistic, ends: Floats, values: Floats, pictures: Integers, scale: float) -> Floats:
+    """Return value, ends and N, (numbers, 4); the ends are NaN where all questions are about one picture."""
+    observed, there = statistic(np.ones((1, len(values))))[0], ~np.isnan(values)
+    kept = np.where(_several(pictures, there), ends, np.nan)
+    return np.stack([scale * observed, *(scale * kept), there.sum(axis=0)], axis=1)
 
 
 def _several(pictures: NDArray[np.int64], there: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -137,6 +137,7 @@ class Encoder:
                 self._check_end(rendered.text[place.start : place.end], input_ids[covered])
         masks[Segment.IMAGE] = input_ids == self.image_token_id
         masks[Segment.SUFFIX] &= ~masks[Segment.IMAGE]  # of an image that stands behind the question
+        masks[Segment.TEXT] = ~masks[Segment.IMAGE]
         last = self._prompt_length(rendered, input_ids, sample_id) - 1
         masks[Segment.LAST][last] = True
         masks[Segment.SUFFIX][last:] = False

@@ -20,7 +20,7 @@ from lightning_mllm.types import Box, Sample, Segment
 Size = tuple[int, int]  # width and height
 
 _KEPT = 1024  # sizes of pictures whose layout is kept
-_ABOUT_BOXES = (Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM)
+_ABOUT_BOXES = (Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM, Segment.IMAGE_DISTRACTOR)
 _ABOUT_THE_PICTURE = (Segment.IMAGE_PADDING, Segment.IMAGE_NEWLINE, Segment.IMAGE_BASE, Segment.IMAGE_TILES)
 
 
@@ -93,6 +93,9 @@ class Regions:
         padding fills up, and then patches of the object itself: IMAGE_RANDOM & IMAGE_OBJECT is what could not be kept
         apart. Separators and a class token are never among them.
 
+        IMAGE_DISTRACTOR, drawn likewise, shows as many of the distractors as there are boxes, or all of them if they
+            are fewer; patches that show a part of a box are not among them.
+
         Args:
             sample: The sample.
             sizes: Of its pictures, before anything is done to them.
@@ -111,6 +114,9 @@ class Regions:
             found[Segment.IMAGE_OBJECT], found[Segment.IMAGE_OTHER] = shown, ~(shown | found[Segment.IMAGE_NEWLINE])
             draw = random.Random(f"random patches/{sample.id}")  # a str seeds through SHA-512
             found[Segment.IMAGE_RANDOM] = layouts[0].control(shown, draw)
+            draw = random.Random(f"distractors/{sample.id}")
+            chosen = draw.sample(sample.distractors, min(len(sample.boxes), len(sample.distractors)))
+            found[Segment.IMAGE_DISTRACTOR] = layouts[0].shows(chosen, sizes[0]) & ~shown
         return found
 
     def shown(self, sample: Sample, size: Size, count: int) -> Tensor:
@@ -148,7 +154,7 @@ def check_boxes(sample: Sample) -> None:
             f"Sample {sample.id!r} has boxes and {len(sample.images)} images, so which picture they are in can't be "
             "told. Give it one image, or no boxes."
         )
-    for box in sample.boxes:
+    for box in (*sample.boxes, *sample.distractors):
         if not all(map(isfinite, astuple(box))) or min(box.width, box.height) < 0:
             raise DataError(
                 f"Sample {sample.id!r} has the box {astuple(box)}: left, top, width and height must be numbers, and "

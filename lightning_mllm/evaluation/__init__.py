@@ -9,10 +9,11 @@ from lightning_mllm.evaluation.exact_match import ExactMatch, Match, OpenAnswer
 from lightning_mllm.evaluation.generation import Generation
 from lightning_mllm.evaluation.known_answers import KnownAnswers
 from lightning_mllm.evaluation.likelihood import Likelihood
-from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult, Interval
+from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult
 from lightning_mllm.evaluation.objects import ObjectVocabulary, read_objects
 from lightning_mllm.evaluation.pope import PopeMetrics, PopeResult, PopeScore
 from lightning_mllm.evaluation.scoring import Predictions, Scorer
+from lightning_mllm.evaluation.shares import Interval, Share
 
 __all__ = [
     "INVALID",
@@ -40,6 +41,7 @@ __all__ = [
     "PopeScore",
     "Predictions",
     "Scorer",
+    "Share",
     "normalise",
     "read_objects",
 ]

@@ -1,36 +1,18 @@
-"""Accuracy of open answers, per kind of question and over all, with intervals, from counts.
-
-The intervals are Wilson's score intervals, which keep their level at small N and near 0 and 1, where the usual
-p +- 1.96 s does not (Wilson, 1927, Journal of the American Statistical Association 22; Brown, Cai and DasGupta, 2001,
-Statistical Science 16). They take the samples as independent.
-"""
+"""Accuracy of open answers, per kind of question and over all, with intervals over pictures."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation.exact_match import OpenAnswer
-from lightning_mllm.evaluation.metrics import Interval
-
-_Z = NormalDist().inv_cdf(0.975)
-
-
-def wilson(share: float, n: float) -> Interval:
-    """Return Wilson's 95 % score interval of a share of n: all p with |share - p| <= z sqrt(p (1 - p) / n)."""
-    z2 = _Z**2 / n
-    centre = share + z2 / 2
-    reach = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
-    low, high = ((centre + sign * reach) / (1 + z2) for sign in (-1, 1))
-    return Interval(max(low, 0.0), min(high, 1.0))  # but for rounding they lie between 0 and 1
+from lightning_mllm.evaluation.shares import Interval, Share
+from lightning_mllm.evaluation.tally import Tally, number_of
 
 
 @dataclass(frozen=True)
@@ -40,10 +22,12 @@ class AnswerScore:
     Attributes:
         n: Number of answers, at least 1.
         correct: How many of them are right.
+        share: The same over pictures; without it each answer has one of its own.
     """
 
     n: int
     correct: int
+    share: Share | None = field(default=None, compare=False)
 
     @property
     def accuracy(self) -> float:
@@ -52,8 +36,8 @@ class AnswerScore:
 
     @property
     def interval(self) -> Interval:
-        """Wilson's 95 % score interval."""
-        return wilson(self.accuracy, self.n)
+        """95 %, over pictures: see `shares`."""
+        return (self.share or Share.alone(self.correct, self.n)).interval
 
     def summary(self) -> dict[str, Any]:
         """Return plain numbers, ready for JSON."""
@@ -66,21 +50,29 @@ class AnswerResult:
 
     Attributes:
         per_kind: Kind -> its score, for the kinds that were asked.
+        share: Of all answers, over pictures; without it each has one of its own.
     """
 
     per_kind: Mapping[str, AnswerScore]
+    share: Share | None = field(default=None, compare=False)
 
     @classmethod
-    def from_counts(cls, kinds: Iterable[str], counts: Tensor) -> AnswerResult | None:
-        """Make the scores of (kinds, 2) counts of all and of right answers; None if there was no answer."""
-        scores = {kind: AnswerScore(*row) for kind, row in zip(kinds, counts.tolist(), strict=True) if row[0]}
-        return cls(scores) if scores else None
+    def from_answers(cls, kinds: Iterable[str], answers: Tensor) -> AnswerResult | None:
+        """Make the scores of (answers, 3): number of the kind, of the picture, and 1 if it is right."""
+        scores = {}
+        answers = answers.cpu()
+        for number, kind in enumerate(kinds):
+            if len(own := answers[answers[:, 0] == number]):
+                share = Share.of(own[:, 1], own[:, 2])
+                scores[kind] = AnswerScore(share.whole, share.part, share)
+        return cls(scores, Share.of(answers[:, 1], answers[:, 2])) if scores else None
 
     @property
     def overall(self) -> AnswerScore:
         """The score over all answers, whatever their kind."""
         scores = self.per_kind.values()
-        return AnswerScore(sum(score.n for score in scores), sum(score.correct for score in scores))
+        n, correct = sum(score.n for score in scores), sum(score.correct for score in scores)
+        return AnswerScore(n, correct, self.share)
 
     @property
     def mean_over_kinds(self) -> float:
@@ -93,7 +85,7 @@ class AnswerResult:
         return {**self.overall.summary(), "mean_over_kinds": self.mean_over_kinds, "kinds": per_kind}
 
 
-class AnswerMetrics(Metric):
+class AnswerMetrics(Tally):
     """Counts open answers, all and right, per kind, across batches and processes.
 
     `compute` gives the counts, `result` the scores.
@@ -105,33 +97,19 @@ class AnswerMetrics(Metric):
         DataError: A kind has the name under which the accuracy over all kinds is logged.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = None
-    counts: Tensor
-
     def __init__(self, kinds: tuple[str, ...]) -> None:
-        super().__init__()
+        super().__init__(columns=3)
         if "accuracy" in kinds:
             raise DataError("A kind of question is named 'accuracy', as the accuracy over all kinds is. Rename it.")
         self.kinds = kinds
-        self._rows = {kind: row for row, kind in enumerate(kinds)}
-        self.add_state("counts", default=torch.zeros(len(kinds), 2, dtype=torch.int64), dist_reduce_fx="sum")
+        self._numbers = {kind: number for number, kind in enumerate(kinds)}
 
     def update(self, answers: Iterable[OpenAnswer]) -> None:
         """Count the answers of a batch, of which there may be none."""
-        counts = [[0, 0] for _ in self.kinds]
-        for answer in answers:
-            row = counts[self._rows[answer.kind]]
-            row[0] += 1
-            row[1] += answer.correct
-        self.counts += torch.tensor(counts, device=self.counts.device)
-
-    def compute(self) -> Tensor:
-        """Return the counts of all processes, (kinds, 2) int64: all answers, right answers."""
-        return self.counts
+        asked = ((each, self._numbers[each.kind], each.picture or each.sample_id) for each in answers)
+        self.add([(kind, number_of(picture), answer.correct) for answer, kind, picture in asked])
 
     def result(self) -> AnswerResult | None:
         """Return the scores over all processes; None if there was no answer."""
-        counts: Tensor = self.compute()
-        return AnswerResult.from_counts(self.kinds, counts)
+        answers: Tensor = self.compute()
+        return AnswerResult.from_answers(self.kinds, answers)

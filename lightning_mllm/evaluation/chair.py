@@ -6,14 +6,11 @@
 Beside them stands recall, the share of the objects that are there which a caption names: a caption that names nothing
 is never wrong. The paper writes CHAIR_i with sets of objects, its released code counts every mention; `unique` chooses.
 
-The intervals are Wilson's. Mentions of one caption are not independent: of those ratios N is the number of mentions
-that, drawn one by one, would give the variance over captions (Korn and Graubard, 1998, Survey Methodology 24); where
-all or none are right, the number of captions behind them.
+Intervals are over captions, each of which makes several mentions; see `evaluation.shares`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +19,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_mllm.evaluation.answer_metrics import wilson
-from lightning_mllm.evaluation.metrics import Interval
+from lightning_mllm.evaluation.shares import Share, wilson
 
 
 @dataclass(frozen=True)
@@ -50,40 +46,6 @@ class Mentions:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A part of all that captions name, or that is there; from sums over captions.
-
-    Attributes:
-        captions: Captions that have any of it.
-        whole: How much there is of it: sum of w over captions.
-        part: How much of it is counted: sum of p.
-        squares: Sums of w^2, w p and p^2.
-    """
-
-    captions: int
-    whole: int
-    part: int
-    squares: tuple[int, int, int]
-
-    @property
-    def value(self) -> float:
-        """The part; NaN of nothing."""
-        return self.part / self.whole if self.whole else math.nan
-
-    @property
-    def interval(self) -> Interval:
-        """95 %, over captions."""
-        if not self.whole:
-            return Interval(math.nan, math.nan)
-        value, (ww, wp, pp) = self.value, self.squares
-        variance = (pp - 2 * value * wp + value**2 * ww) / self.whole**2
-        alone = value * (1 - value)  # variance of a single mention
-        if not alone:
-            return wilson(value, self.captions)
-        return wilson(value, min(alone / variance, self.whole) if variance > 0 else self.whole)
-
-
-@dataclass(frozen=True)
 class ChairResult:
     """How much captions hallucinate.
 
@@ -96,8 +58,8 @@ class ChairResult:
 
     n: int
     hallucinating: int
-    wrong: Ratio
-    found: Ratio
+    wrong: Share
+    found: Share
 
     @property
     def chair_i(self) -> float:
@@ -172,7 +134,7 @@ class ChairMetrics(Metric):
         (n, hallucinating), sums = (counts.tolist() for counts in self.compute())
         if not n:
             return None
-        wrong, found = (Ratio(c, whole, part, (ww, wp, pp)) for c, whole, part, ww, wp, pp in sums)
+        wrong, found = (Share(c, whole, part, (ww, wp, pp)) for c, whole, part, ww, wp, pp in sums)
         return ChairResult(n, hallucinating, wrong, found)
 
 

@@ -48,6 +48,7 @@ class OpenAnswer:
         answer: The model's, up to its end or to where it has gone on for too long.
         correct: Whether it ends and is the reference.
         first_token: Id of the token with which it begins.
+        picture: Which picture the question is about; empty for one of its own.
     """
 
     sample_id: str
@@ -56,6 +57,7 @@ class OpenAnswer:
     answer: str
     correct: bool
     first_token: int
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class ExactMatch:
             for tokens, answer, reference in zip(said, answers, references, strict=True)
         ]
         begins = [tokens[0] for tokens in said]
-        return tuple(map(OpenAnswer, asked.sample_ids, kinds.values(), references, answers, verdicts, begins))
+        named = asked.sample_ids, kinds.values(), references
+        return tuple(map(OpenAnswer, *named, answers, verdicts, begins, asked.pictures))
 
     def _generate(
         self, model: PreTrainedModel, asked: MultimodalBatch, lengths: dict[int, int]

@@ -6,7 +6,7 @@ Everything is computed from the confusion counts, so results of several processe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +15,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_mllm.errors import DataError
+from lightning_mllm.evaluation.shares import Interval, Share
 
 _RESAMPLES = 1000
-
-
-class Interval(NamedTuple):
-    """A 95 % interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +33,10 @@ class ClassificationResult:
         per_class_f1: F1 of each class; NaN where the class is neither true nor predicted anywhere.
         classes_scored: Number of classes that the split has samples of.
         invalid_rate: Share of samples whose answer names no class.
-        accuracy_interval: Bootstrap percentiles, over samples resampled within their classes.
-        macro_f1_interval: Likewise.
+        accuracy_interval: Of 95 %, see `evaluation.shares`.
+        macro_f1_interval: Bootstrap percentiles, over samples resampled within their classes. Where all answers are
+            right, or all wrong, resamples are alike: then that of the accuracy.
+        invalid_interval: Of 95 %, as that of the accuracy.
     """
 
     names: tuple[str, ...]
@@ -53,6 +49,7 @@ class ClassificationResult:
     invalid_rate: float
     accuracy_interval: Interval
     macro_f1_interval: Interval
+    invalid_interval: Interval
 
     @classmethod
     def from_confusion(
@@ -72,18 +69,20 @@ class ClassificationResult:
         if n == 0:
             raise DataError("There is nothing to score: no sample was evaluated. Check that the split is not empty.")
         per_class, occurs = _per_class_f1(confusion), confusion.sum(axis=1) > 0
-        accuracies, macro_f1s = _bootstrap(confusion, np.random.default_rng(seed))
+        right, invalid = (Share.alone(int(each), n) for each in (np.trace(confusion), confusion[:, -1].sum()))
+        varies = 0 < right.part < n
         return cls(
             names=names,
             confusion=confusion,
             n=n,
-            accuracy=float(np.trace(confusion) / n),
+            accuracy=right.value,
             macro_f1=float(per_class[occurs].mean()),
             per_class_f1=tuple(per_class.tolist()),
             classes_scored=int(occurs.sum()),
-            invalid_rate=float(confusion[:, -1].sum() / n),
-            accuracy_interval=_interval(accuracies),
-            macro_f1_interval=_interval(macro_f1s),
+            invalid_rate=invalid.value,
+            accuracy_interval=right.interval,
+            macro_f1_interval=_bootstrap(confusion, np.random.default_rng(seed)) if varies else right.interval,
+            invalid_interval=invalid.interval,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -95,6 +94,7 @@ class ClassificationResult:
             "macro_f1": self.macro_f1,
             "macro_f1_interval_95": list(self.macro_f1_interval),
             "invalid_rate": self.invalid_rate,
+            "invalid_rate_interval_95": list(self.invalid_interval),
             "classes": len(self.names),
             "classes_scored": self.classes_scored,
         }
@@ -167,10 +167,8 @@ def _per_class_f1(confusion: NDArray[Any]) -> NDArray[np.float64]:
     return scores
 
 
-def _bootstrap(
-    confusion: NDArray[np.int64], generator: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return accuracy and macro-F1 of resamples, (resamples,) each.
+def _bootstrap(confusion: NDArray[np.int64], generator: np.random.Generator) -> Interval:
+    """Return the interval of macro-F1.
 
     Samples are drawn with replacement among those of the same class, so that each resample has the class sizes of the
     split: a class of four images would else be missing from one resample in fifty. Drawing the samples of a class is
@@ -185,9 +183,5 @@ def _bootstrap(
         hits[:, index] = row[:, index]
         predicted += row[:, :-1]
     f1 = 2 * hits[:, scored] / (support + predicted)[:, scored]
-    return hits.sum(axis=1) / support.sum(), f1.mean(axis=1)
-
-
-def _interval(values: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(f1.mean(axis=1), [0.025, 0.975])
     return Interval(float(low), float(high))

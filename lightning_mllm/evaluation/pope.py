@@ -5,27 +5,27 @@ frequent objects (popular), or among those that often stand beside what is there
 drawing; the positive class is yes. So a model that says yes to everything has an accuracy of 0.5 and a recall of 1, and
 its yes-rate tells.
 
-The intervals take questions as independent. Those of one picture are not, and the released files of the three ways of
-drawing have the same questions of what is there: intervals over all questions are then too short.
+Intervals are over pictures, of each of which several things are asked; the released files of the three ways of drawing
+even have the same questions of what is there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal, get_args
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.evaluation.answer_metrics import wilson
 from lightning_mllm.evaluation.answers import AnswerParser
 from lightning_mllm.evaluation.exact_match import OpenAnswer
-from lightning_mllm.evaluation.metrics import Interval
+from lightning_mllm.evaluation.shares import Interval, Share
+from lightning_mllm.evaluation.tally import Tally, number_of
 
 Sampling = Literal["random", "popular", "adversarial"]
 Reading = Literal["named", "released"]
@@ -51,10 +51,25 @@ class PopeScore:
     Attributes:
         absent: What was said of objects that are not there.
         present: What was said of objects that are.
+        over_pictures: The shares of `shares` over pictures; without them each question has one of its own.
     """
 
     absent: Said
     present: Said
+    over_pictures: Mapping[str, Share] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, answers: NDArray[np.int64]) -> PopeScore:
+        """Make it of (answers, 4): way of drawing, truth, what was said, and number of the picture."""
+        _, truth, said, picture = answers.T
+        counts = np.zeros((2, 3), dtype=np.int64)
+        np.add.at(counts, (truth, said), 1)
+        yes, positive = said == _YES, truth == _YES
+        parts = (said == truth, yes & positive, yes & positive, yes & positive, yes)
+        wholes = (yes | True, yes, positive, yes | positive, yes | True)
+        shares = (Share.of(picture[whole], part[whole]) for part, whole in zip(parts, wholes, strict=True))
+        (tn, fp, neither), (fn, tp, nothing) = counts.tolist()
+        return cls((tn, fp, neither), (fn, tp, nothing), dict(zip(SCORES, shares, strict=True)))
 
     @property
     def n(self) -> int:
@@ -79,11 +94,8 @@ class PopeScore:
         return _f1(share) if name == "f1" else share
 
     def interval(self, name: str) -> Interval:
-        """Return its 95 % interval: Wilson's, of F1 that of J."""
-        part, whole = self.shares()[name]
-        if not whole:
-            return Interval(math.nan, math.nan)
-        interval = wilson(part / whole, whole)
+        """Return its 95 % interval, of F1 that of J; see `evaluation.shares`."""
+        interval = (self.over_pictures.get(name) or Share.alone(*self.shares()[name])).interval
         return Interval(*map(_f1, interval)) if name == "f1" else interval
 
     def summary(self) -> dict[str, Any]:
@@ -99,23 +111,20 @@ class PopeResult:
     """How a model did.
 
     Attributes:
+        overall: The scores over all questions.
         per_sampling: Way of drawing -> its scores, for those that were asked.
     """
 
+    overall: PopeScore
     per_sampling: Mapping[Sampling, PopeScore]
 
     @classmethod
-    def from_counts(cls, counts: Tensor) -> PopeResult | None:
-        """Make the scores of (samplings, 2, 3) counts, see `PopeMetrics.compute`; None if there was no question."""
-        rows = zip(SAMPLINGS, counts.tolist(), strict=True)
-        scores = {sampling: PopeScore(tuple(no), tuple(yes)) for sampling, (no, yes) in rows if sum(no) + sum(yes)}
-        return cls(scores) if scores else None
-
-    @property
-    def overall(self) -> PopeScore:
-        """The scores over all questions."""
-        scores = self.per_sampling.values()
-        return PopeScore(_total(score.absent for score in scores), _total(score.present for score in scores))
+    def from_answers(cls, answers: Tensor) -> PopeResult | None:
+        """Make the scores of (answers, 4), see `PopeMetrics.compute`; None if there was no question."""
+        table = answers.cpu().numpy()
+        asked = {sampling: table[table[:, 0] == number] for number, sampling in enumerate(SAMPLINGS)}
+        scores = {sampling: PopeScore.of(own) for sampling, own in asked.items() if len(own)}
+        return cls(PopeScore.of(table), scores) if scores else None
 
     def mean(self, name: str) -> float:
         """Return the mean of one of `SCORES` over the ways of drawing."""
@@ -127,10 +136,11 @@ class PopeResult:
         return {**self.overall.summary(), "mean_f1": self.mean("f1"), "samplings": per_sampling}
 
 
-class PopeMetrics(Metric):
+class PopeMetrics(Tally):
     """Counts answers to questions of presence, across batches and processes.
 
-    `compute` gives the counts, `result` the scores.
+    `compute` gives the answers of all processes, (answers, 4) int64: way of drawing, truth (no, yes), what was said
+    (no, yes, neither) and number of the picture; `result` the scores.
 
     Args:
         reading: What an answer is taken to say. `named`: that of yes and no which stands in it as a word and is not
@@ -141,18 +151,11 @@ class PopeMetrics(Metric):
         ConfigError: There is no such reading.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = None
-    counts: Tensor
-
     def __init__(self, *, reading: Reading = "named") -> None:
-        super().__init__()
+        super().__init__(columns=4)
         if reading not in get_args(Reading):
             raise ConfigError(f"POPE has no reading {reading!r}, only {' and '.join(map(repr, get_args(Reading)))}.")
         self.reading = reading
-        default = torch.zeros(len(SAMPLINGS), 2, 3, dtype=torch.int64)
-        self.add_state("counts", default=default, dist_reduce_fx="sum")
 
     def update(self, answers: Iterable[OpenAnswer]) -> None:
         """Count the answers of a batch to questions of presence, see `sampling_of`; others are left out.
@@ -160,6 +163,7 @@ class PopeMetrics(Metric):
         Raises:
             DataError: The right answer to one of them is neither yes nor no.
         """
+        rows = []
         for answer in answers:
             if (sampling := sampling_of(answer.kind)) is None:
                 continue
@@ -170,21 +174,13 @@ class PopeMetrics(Metric):
                     "question of presence is answered by yes or no. Correct the answer, or rename the kind."
                 )
             said = _named(answer.answer) if self.reading == "named" else _released(answer.answer)
-            self.counts[SAMPLINGS.index(sampling), truth, said] += 1
-
-    def compute(self) -> Tensor:
-        """Return the counts of all processes, (samplings, truth: no, yes; said: no, yes, neither) int64."""
-        return self.counts
+            rows.append((SAMPLINGS.index(sampling), truth, said, number_of(answer.picture or answer.sample_id)))
+        self.add(rows)
 
     def result(self) -> PopeResult | None:
         """Return the scores over all processes; None if there was no question of presence."""
-        counts: Tensor = self.compute()
-        return PopeResult.from_counts(counts)
-
-
-def _total(counts: Iterable[Said]) -> Said:
-    no, yes, neither = (sum(column) for column in zip(*counts, strict=True))
-    return no, yes, neither
+        answers: Tensor = self.compute()
+        return PopeResult.from_answers(answers)
 
 
 def _f1(jaccard: float) -> float:

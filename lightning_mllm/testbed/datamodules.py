@@ -175,7 +175,8 @@ class WorldQuestions(MLLMDataModule):
     """Single questions about scenes, scored by exact match per kind: how the test-bed's models are judged.
 
     Kinds are part, type and wording, e.g. "seen/ChooseAttr/0", or "presence/popular". Questions of the six types have
-    the boxes and options that they would have in a task file (`gqa.py`), boxes only where the picture shows the scene.
+    the boxes and options that they would have in a task file (`gqa.py`), and the scene's other objects as distractors;
+    boxes only where the picture shows the scene.
 
     Args:
         parts: What is asked, see `examination`.
@@ -224,12 +225,15 @@ def _question_sample(question: ExamQuestion, part: Part) -> Sample:
     if part == "text":
         exchanges = talk.with_notes(question.scene, exchanges, Draw("notes", question.id))
         return Sample(id=question.id, kind=question.kind, conversation=talk.turns(exchanges), options=options)
-    things = [thing for _, thing in referred(asked, question.scene) if thing] if asked and part != "blind" else []
+    shown = asked if part != "blind" else None
+    things = [thing for _, thing in referred(shown, question.scene) if thing] if shown else []
+    others = [thing for thing in question.scene.objects if thing not in things] if shown else []
     return Sample(
         id=question.id,
         kind=question.kind,
         images=[picture(question.scene, blind=part == "blind")],
         conversation=talk.turns(exchanges, images=1),
         boxes=[Box(*thing.box) for thing in things],
+        distractors=[Box(*thing.box) for thing in others],
         options=options,
     )

@@ -46,8 +46,10 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
         `output`.
     """
     panels = result.axes[0]
-    titles = [str(title) if isinstance(title, str) else f"{panels} {title}" for title in result.coords[panels]]
-    values = _chosen(result, plot)  # (panels, lines, places, statistics)
+    drawn = [place for place, each in enumerate(result.coords[panels]) if plot.panels is None or each in plot.panels]
+    names = [result.coords[panels][place] for place in drawn]
+    titles = [str(name) if isinstance(name, str) else f"{panels} {name}" for name in names]
+    values = _chosen(result, plot)[drawn]  # (panels, lines, places, statistics)
     points = plot.style == "points"
     figure, axes = make_panels(titles, same_height=not points)
     images = []

@@ -45,6 +45,7 @@ OTHERS = [
         "image->image",
         "system->image",
         "image->suffix",
+        "image->text",
         "suffix->last",
         "instruction->instruction",
         "image->question[0,3]",

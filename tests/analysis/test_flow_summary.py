@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 from lightning_mllm.analysis import AnalysisResult, Block, Window
+from lightning_mllm.analysis.flow_measures import MEASURES
 from lightning_mllm.analysis.flow_rows import FlowRow
-from lightning_mllm.analysis.flow_summary import MEASURES, summarise_flow
+from lightning_mllm.analysis.flow_summary import summarise_flow
 from lightning_mllm.analysis.rows import Rows
+from lightning_mllm.evaluation.shares import wilson
 
 
 def summarised(blocks: Sequence[str], windows: Sequence[Window]) -> AnalysisResult:
@@ -80,6 +83,7 @@ def test_a_contrast_with_random_patches_leaves_out_questions_whose_patches_are_o
     ):
         found = result.at(kind="", block=block, centre=0, measure=MEASURES[0])
         assert (found[0], found[3]) == (value, n)
+    assert len(result.table()[1]) == result.values[..., 0].size
     assert result.settings["found"]["with_control_overlap"] == 1
 
 
@@ -105,3 +109,84 @@ def test_composed_blocks_are_in_the_figure_of_their_family(block: str, family: s
     plots = summarised([block], [Window(0, 0, 1)]).plots
 
     assert [plot.name for plot in plots] == [family, "heat_map"]
+
+
+def studied(changes: Sequence[tuple[float, float]], references: Sequence[str], pictures: int = 100) -> AnalysisResult:
+    """Numbers of questions, of each of which a block and the ceiling change as much; below -50 % an answer flips."""
+    rows, window = Rows(FlowRow), Window(0, 0, 1)
+    for number, ((change, ceiling), reference) in enumerate(zip(changes, references, strict=True)):
+        own = replace(
+            row("image->last", window),
+            sample_id=f"{number:03}",
+            kind="LogicalObj",
+            picture=str(number % pictures),
+            reference=json.dumps(reference),
+        )
+        blocked = replace(own, relative_change_percent=change, flipped=change < -50)
+        above = replace(own, relative_change_percent=ceiling, flipped=ceiling < -50, block="image->text", ceiling=True)
+        rows.append(own.sample_id, [blocked, above])
+    return summarise_flow(rows.table(), least_per_answer=20)
+
+
+def test_effects_are_told_as_a_share_of_the_ceiling_with_an_interval() -> None:
+    generator = np.random.default_rng(0)
+    above = generator.uniform(-100, -20, size=60)
+    result = studied([(0.5 * each, each) for each in above], ["yes"] * 60)
+
+    def at(block: str, measure: str) -> list[float]:
+        found: list[float] = result.at(kind="LogicalObj", block=block, centre=0, measure=measure).tolist()
+        return found
+
+    assert at("image->last", "change_of_ceiling_percent") == pytest.approx([50, 50, 50, 60])
+    assert at("ceiling", "change_of_ceiling_percent") == pytest.approx([100, 100, 100, 60])
+    assert at("ceiling", "flips_of_ceiling_percent") == [100, 100, 100, 60]
+    assert at("ceiling", "mean_change_percent")[0] == pytest.approx(above.mean())
+    assert at("image->last", "flips_of_ceiling_percent")[0] == 0
+    low, high = at("image->last", "flips_of_ceiling_percent")[1:3]
+    assert low == 0 < high < 20
+
+
+def test_where_the_ceiling_may_be_0_a_share_of_it_has_no_interval() -> None:
+    result = studied([(-1.0, 3.0), (-2.0, -3.0), (1.0, -1.0)] * 10, ["yes"] * 30)
+
+    found = result.at(kind="LogicalObj", block="image->last", centre=0, measure="change_of_ceiling_percent")
+
+    assert np.isfinite(found[0])
+    assert np.isnan(found[1:3]).all()
+
+
+def test_right_answers_have_numbers_of_their_own_where_a_kind_has_several_and_enough_of_them() -> None:
+    answers = ["yes"] * 30 + ["no"] * 25 + ["perhaps"] * 5
+    result = studied([(-90.0 if each == "yes" else 0.0, -90.0) for each in answers], answers)
+
+    assert result.coords["kind"] == ("LogicalObj", "LogicalObj: no", "LogicalObj: yes")
+    rates = result.at(block="image->last", centre=0, measure="flip_rate")
+    assert rates[:, 0].tolist() == [0.5, 0, 1]
+    assert rates[:, 3].tolist() == [60, 25, 30]
+    assert {plot.panels for plot in result.plots} == {("LogicalObj",)}
+    assert studied([(0.0, 0.0)] * 30, ["yes"] * 30).coords["kind"] == ("LogicalObj",)
+
+
+def test_flips_of_none_and_of_all_have_intervals_with_a_width() -> None:
+    result = studied([(0.0, -90.0)] * 22, ["yes"] * 22)
+
+    none, every = (
+        result.at(kind="LogicalObj", block=name, centre=0, measure="flip_rate") for name in ("image->last", "ceiling")
+    )
+
+    assert none.tolist() == pytest.approx([0, *wilson(0, 22), 22])
+    assert every.tolist() == pytest.approx([1, *wilson(1, 22), 22])
+
+
+def test_flips_of_questions_about_one_picture_are_not_independent() -> None:
+    changes = [(-90.0 if number % 20 < 10 else 0.0, -90.0) for number in range(40)]
+
+    alone, shared = (
+        studied(changes, ["yes"] * 40, pictures).at(
+            kind="LogicalObj", block="image->last", centre=0, measure="flip_rate"
+        )
+        for pictures in (40, 20)
+    )
+
+    assert alone.tolist() == pytest.approx([0.5, *wilson(0.5, 40), 40])
+    assert shared.tolist() == pytest.approx([0.5, *wilson(0.5, 20), 40])

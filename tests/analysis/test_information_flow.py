@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_mllm.analysis import Block, Bootstrap, InformationFlow, Windows, compare_flows, knockout
-from lightning_mllm.analysis.flow_summary import MEASURES
+from lightning_mllm.analysis import (
+    Block,
+    Bootstrap,
+    Case,
+    InformationFlow,
+    Window,
+    Windows,
+    compare_flows,
+    knockout,
+)
+from lightning_mllm.analysis.engine_choice import EngineName, choose_engine
+from lightning_mllm.analysis.flow_measures import MEASURES
 from lightning_mllm.analysis.information_flow import BLOCKS
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -34,13 +44,36 @@ class TestInformationFlow(AnalysisContract):
         return self.run(backbone, tiny_llava, batches(tiny_llava), correct_only=False).rows.table()
 
     def test_the_default_blocks_are_the_papers_six_and_a_control(self, table: Any) -> None:
-        assert tuple(dict.fromkeys(table["block"].tolist())) == BLOCKS
-        assert len(table["block"]) == 6 * len(BLOCKS) * DEPTH
+        swept = {column: cells[~table["ceiling"]] for column, cells in table.items()}
+        assert tuple(dict.fromkeys(swept["block"].tolist())) == BLOCKS
+        assert len(swept["block"]) == 6 * len(BLOCKS) * DEPTH
         assert not table["token_differs"].any()
-        assert {(c, s, e) for c, s, e in zip(table["centre"], table["start"], table["stop"], strict=True)} == {
+        assert {(c, s, e) for c, s, e in zip(swept["centre"], swept["start"], swept["stop"], strict=True)} == {
             (0, 0, 1),
             (1, 1, 2),
         }
+
+    def test_each_question_has_a_ceiling_that_hides_the_picture_in_all_layers(self, table: Any) -> None:
+        ceiling = {column: cells[table["ceiling"]] for column, cells in table.items()}
+
+        assert set(ceiling["block"]) == {"image->text"}
+        assert (ceiling["start"].tolist(), ceiling["stop"].tolist()) == ([0] * 6, [DEPTH] * 6)
+        assert len(set(ceiling["sample_id"])) == 6
+        assert (ceiling["source_size"] > 0).all()
+
+    @pytest.mark.parametrize("engine", ["suffix", "reference"])
+    def test_below_the_ceiling_nothing_of_the_picture_is_read(
+        self, backbone: Backbone, tiny_llava: str, engine: EngineName
+    ) -> None:
+        (batch,) = batches(tiny_llava, 6)
+        others = replace(batch, vision={"pixel_values": -batch.vision["pixel_values"]})
+        ids = torch.arange(9).expand(6, -1)
+        cases = [Case(Block.parse(f"image->{target}"), Window(0, 0, DEPTH)) for target in ("text", "question")]
+
+        read, differently = (choose_engine(engine).run(backbone, each, cases, ids) for each in (batch, others))
+
+        torch.testing.assert_close(read.logprobs[:, 0, 1:], differently.logprobs[:, 0, 1:], atol=1e-5, rtol=0)
+        assert ((read.logprobs - differently.logprobs)[:, 1, 1:].abs().amax(1) > 1e-4).all()  # other ways are open
 
     @pytest.mark.parametrize("block", ["question->last", "image->question"])
     def test_a_row_is_what_a_knockout_by_hand_gives(
@@ -82,7 +115,7 @@ class TestInformationFlow(AnalysisContract):
         assert (table["source_size"][empty] == 0).all()
         assert result.settings["found"]["without_a_set"] == dict.fromkeys(sorted(BLOCKS[4:]), 1)
         counts = result.at(kind="all", measure=MEASURES[0], statistic="n")
-        assert counts[:, 0].tolist() == [5, 5, 5, 5, 4, 4, 4, 4]
+        assert counts[:, 0].tolist() == [5, 5, 5, 5, 4, 4, 4, 5, 4]  # the one before the last is the ceiling
 
     def test_blocks_that_hide_nothing_in_any_question_are_named(
         self, backbone: Backbone, tiny_llava: str, caplog: pytest.LogCaptureFixture
@@ -161,9 +194,15 @@ class TestInformationFlow(AnalysisContract):
             (own["margin_after"] - own["margin_before"]).mean(),
         ]
         found = result.at(kind="choose/attr", block="image->question", centre=0)
+        ceiling = table["ceiling"] & (table["kind"] == "choose/attr") & table["measured"]
+        above = {column: cells[ceiling] for column, cells in table.items()}
+        expected.append(100 * ratios.mean() / above["relative_change_percent"].mean())
+        expected.append(100 * own["flipped"].mean() / above["flipped"].mean())
         np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
-        assert (found[:, 1] <= found[:, 0]).all()
-        assert (found[:, 0] <= found[:, 2]).all()
+        there = ~np.isnan(found[:, 1])
+        assert there[:6].all()
+        assert (found[there, 1] <= found[there, 0]).all()
+        assert (found[there, 0] <= found[there, 2]).all()
         assert found[:, 3].tolist() == [4] * len(MEASURES)
 
     def test_a_contrast_is_of_the_questions_that_have_both_blocks(self, backbone: Backbone, tiny_llava: str) -> None:
@@ -200,10 +239,10 @@ class TestInformationFlow(AnalysisContract):
 
         shown = {plot.name: list(plot.shown) for plot in result.plots}
         assert shown == {
-            "to_last": [*BLOCKS[:3], "suffix->last"],
-            "image_to_question": ["image->question"],
-            "patches_to_question": list(BLOCKS[4:]),
-            "other": ["system->image"],
+            "to_last": [*BLOCKS[:3], "suffix->last", "ceiling"],
+            "image_to_question": ["image->question", "ceiling"],
+            "patches_to_question": [*BLOCKS[4:], "ceiling"],
+            "other": ["system->image", "ceiling"],
             "contrasts": ["image object->question minus image random->question"],
             "heat_map": [*BLOCKS, "suffix->last", "system->image"],
         }

@@ -24,8 +24,12 @@ from lightning_mllm.analysis.summaries import (
     members,
     pivot,
     ratio_of_means,
+    share,
+    share_difference,
+    share_ratio,
 )
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.evaluation.shares import wilson
 
 Floats = NDArray[np.float64]
 
@@ -158,6 +162,21 @@ def test_an_interval_covers_the_mean_in_about_95_of_100_studies() -> None:
     _, low, high, _ = estimate(mean(studies), studies, Bootstrap().draw(np.arange(180) // 3)).T
 
     assert 0.92 <= ((low <= 0) & (high >= 0)).mean() <= 0.97
+
+
+def test_shares_have_score_intervals_over_pictures_and_none_of_one_picture() -> None:
+    pictures = np.repeat(np.arange(11), 2)
+    none, every = np.zeros((22, 1)), np.ones((22, 1))
+
+    np.testing.assert_allclose(share(none, pictures, 100)[0], [0, *(100 * end for end in wilson(0, 11)), 22])
+    value, low, high, n = share_difference(every, every, pictures)[0]
+    assert (value, n) == (0, 22)
+    assert low < -0.1 and high == pytest.approx(-low)
+    half = (pictures % 2)[:, None].astype(np.float64)
+    np.testing.assert_allclose(share_ratio(half, every, pictures, 100), share(half, pictures, 100), atol=1e-9)
+    missing = np.where(np.arange(22)[:, None] < 2, every, np.nan)  # both that have it are about picture 0
+    for found in (share(missing, pictures), share_difference(missing, none, pictures)):
+        np.testing.assert_array_equal(found, [[1, np.nan, np.nan, 2]])
 
 
 def test_a_bootstrap_without_resamples_is_refused() -> None:

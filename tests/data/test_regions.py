@@ -1,5 +1,6 @@
 """Regions of pictures: how they part the image, and where boxes lie."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil, floor
@@ -12,7 +13,7 @@ from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, Proc
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.collator import PaddingSide
 from lightning_mllm.data.geometry import Geometry, GeometryName
-from lightning_mllm.data.regions import Regions
+from lightning_mllm.data.regions import Regions, check_boxes
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Segment
 from tests.conftest import TinyBuilder
@@ -237,3 +238,31 @@ def test_patches_that_can_not_be_told_are_not_guessed(vicuna: ProcessorMixin) ->
         assert not any(masks[Segment(f"image {name}")].any() for name in ("tiles", "padding", "newline"))
         with pytest.raises(DataError, match=r"'a' has boxes, but .* not for LlavaProcessor. Leave the boxes out"):
             regions.masks(boxed, [(28, 28)], [count])
+
+
+def test_distractors_are_as_many_other_things_as_the_question_is_about_and_none_of_its_patches(
+    vicuna: ProcessorMixin,
+) -> None:
+    corners = [Box(left, top, 13, 13) for left in (0, 14) for top in (0, 14)]  # four patches each
+    collator, blank = Collator(vicuna, ConversationPrompt()), Box(7, 0, 13, 13)
+
+    def shown(*boxes: Box, distractors: Sequence[Box], name: str = "a") -> list[list[int]]:
+        batch = collate(collator, replace(sample_of((28, 28), *boxes, name=name), distractors=distractors))
+        return [
+            of_image(batch, Segment(f"image {each}")).nonzero().flatten().tolist() for each in ("object", "distractor")
+        ]
+
+    assert shown(corners[0], distractors=[corners[3]]) == [[0, 1, 4, 5], [10, 11, 14, 15]]
+    assert shown(corners[0], distractors=[blank]) == [[0, 1, 4, 5], [2, 6]]
+    assert shown(corners[0], corners[1], distractors=corners[2:])[1] == [2, 3, 6, 7, 10, 11, 14, 15]
+    assert shown(corners[0], corners[1], distractors=[corners[3]])[1] == [10, 11, 14, 15]
+    assert shown(corners[0], distractors=[])[1] == shown(distractors=corners)[1] == []
+    drawn = {tuple(shown(corners[0], distractors=corners[1:], name=str(number))[1]) for number in range(20)}
+    assert len(drawn) == 3  # one of the three at a time, by the sample's id
+
+
+def test_a_distractor_that_can_not_be_is_refused(vicuna: ProcessorMixin) -> None:
+    sample = replace(sample_of((28, 28), Box(0, 0, 3, 3)), distractors=[Box(0, 0, -1, 3)])
+
+    with pytest.raises(DataError, match=r"Sample 'a' has the box \(0, 0, -1, 3\)"):
+        check_boxes(sample)

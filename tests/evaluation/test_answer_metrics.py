@@ -7,10 +7,15 @@ import torch
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation import AnswerMetrics, AnswerResult, AnswerScore, OpenAnswer
+from lightning_mllm.evaluation.shares import wilson
 
 
-def answers(kind: str, correct: int, n: int) -> list[OpenAnswer]:
-    return [OpenAnswer(f"{kind}-{k}", kind, "yes", "yes" if k < correct else "no", k < correct, 0) for k in range(n)]
+def answers(kind: str, correct: int, n: int, per_picture: int = 1) -> list[OpenAnswer]:
+    said = ["yes" if k < correct else "no" for k in range(n)]
+    return [
+        OpenAnswer(f"{kind}-{k}", kind, "yes", each, each == "yes", 0, f"{kind}-{k // per_picture}")
+        for k, each in enumerate(said)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +70,23 @@ def test_two_processes_add_up() -> None:
     parts[0].update(answers("a", 1, 2))
     parts[1].update(answers("b", 2, 3) + answers("a", 1, 1))
 
-    total = torch.stack([part.compute() for part in parts]).sum(dim=0)  # as dist_reduce_fx="sum" does
+    total = torch.cat([part.compute() for part in parts])  # as dist_reduce_fx="cat" does
 
-    assert AnswerResult.from_counts(("a", "b"), total) == AnswerResult({"a": AnswerScore(3, 2), "b": AnswerScore(3, 2)})
+    expected = AnswerResult({"a": AnswerScore(3, 2), "b": AnswerScore(3, 2)})
+    assert AnswerResult.from_answers(("a", "b"), total) == expected
+
+
+def test_answers_about_one_picture_are_not_independent() -> None:
+    metrics = AnswerMetrics(("a", "b"))
+    metrics.update(answers("a", 10, 20, per_picture=2) + answers("b", 20, 20, per_picture=2))
+
+    result = metrics.result()
+
+    assert result is not None
+    assert result.per_kind["a"].interval == wilson(0.5, 10)  # both answers about a picture are alike
+    assert result.per_kind["b"].interval == wilson(1.0, 10)
+    low, high = AnswerScore(40, 30).interval
+    assert result.overall.interval.low < low < high < result.overall.interval.high
 
 
 def test_no_answers_have_no_result() -> None:

@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from lightning_mllm.evaluation.answer_metrics import wilson
 from lightning_mllm.evaluation.chair import ChairMetrics, ChairResult, Mentions
+from lightning_mllm.evaluation.shares import wilson
 
 OBJECTS = "abcdefgh"
 

@@ -39,9 +39,9 @@ def test_an_answer_is_right_if_it_is_its_reference(llava: Scene, monkeypatch: py
     three, two = (first_token(llava, text) for text in ("three", "two"))
 
     assert evaluate(llava) == (
-        OpenAnswer("sample-0", "a", "three", "three", True, three),
-        OpenAnswer("sample-1", "b", "three", "two", False, two),
-        OpenAnswer("sample-2", "a", "three", "three", True, three),
+        OpenAnswer("sample-0", "a", "three", "three", True, three, "sample-0"),
+        OpenAnswer("sample-1", "b", "three", "two", False, two, "sample-1"),
+        OpenAnswer("sample-2", "a", "three", "three", True, three, "sample-2"),
     )
 
 

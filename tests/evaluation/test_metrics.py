@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation import ClassificationMetrics, ClassificationResult
+from lightning_mllm.evaluation.shares import wilson
 
 NAMES = tuple("abcdefg")
 CLASSES = len(NAMES)
@@ -95,6 +96,7 @@ def test_the_interval_is_that_of_resampling_samples_within_their_classes() -> No
 
     result = score(predicted, targets)
 
+    assert result.accuracy_interval == wilson(result.accuracy, 300)
     assert result.accuracy_interval == pytest.approx(np.quantile(accuracies, [0.025, 0.975]), abs=0.015)
     assert result.macro_f1_interval == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=0.015)
 
@@ -112,13 +114,15 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.88 <= covered / repetitions <= 1.0
 
 
-def test_a_perfect_scorer_has_a_perfect_interval() -> None:
+def test_a_perfect_scorer_and_one_that_is_always_wrong_have_intervals_with_a_width() -> None:
     _, targets = draw(0)
 
-    result = score(targets, targets)
+    perfect, wrong = score(targets, targets), score(torch.full_like(targets, -1), targets)
 
-    assert (result.accuracy, result.macro_f1, result.invalid_rate) == (1.0, 1.0, 0.0)
-    assert tuple(result.accuracy_interval) == (1.0, 1.0)
+    assert (perfect.accuracy, perfect.macro_f1, perfect.invalid_rate) == (1.0, 1.0, 0.0)
+    assert perfect.accuracy_interval == perfect.macro_f1_interval == wilson(1.0, 300)
+    assert perfect.invalid_interval == wrong.macro_f1_interval == wilson(0.0, 300)
+    assert wrong.invalid_interval == wilson(1.0, 300)
 
 
 @pytest.mark.parametrize("target", [-1, CLASSES])

@@ -2,21 +2,22 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.evaluation.answer_metrics import wilson
 from lightning_mllm.evaluation.exact_match import OpenAnswer
 from lightning_mllm.evaluation.pope import SAMPLINGS, PopeMetrics, PopeResult, PopeScore, Reading, sampling_of
+from lightning_mllm.evaluation.shares import wilson
 
 YES_NO = ("no", "yes")
 
 
-def answer(said: str, truth: str = "yes", kind: str = "presence/random") -> OpenAnswer:
-    return OpenAnswer("s", kind, truth, said, said == truth, first_token=0)
+def answer(said: str, truth: str = "yes", kind: str = "presence/random", picture: str = "p") -> OpenAnswer:
+    return OpenAnswer("s", kind, truth, said, said == truth, first_token=0, picture=picture)
 
 
 def draw(seed: int, count: int = 60, kind: str = "popular") -> list[OpenAnswer]:
@@ -126,9 +127,9 @@ def test_batches_and_processes_add_up() -> None:
     for start in range(0, 60, 7):
         parts[start % 2].update(answers[start : start + 7])
 
-    total = torch.stack([part.compute() for part in parts]).sum(dim=0)  # as dist_reduce_fx="sum" does
+    total = torch.cat([part.compute() for part in parts])  # as dist_reduce_fx="cat" does
 
-    assert PopeResult.from_counts(total) == score(answers)
+    assert PopeResult.from_answers(total) == score(answers)
 
 
 def test_no_questions_have_no_result() -> None:
@@ -151,3 +152,17 @@ def test_what_can_not_be_is_refused() -> None:
         PopeMetrics(reading="loose")  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"Sample 's' of kind 'presence/random' has the answer 'red'"):
         PopeMetrics().update([answer("yes", "red")])
+
+
+def test_questions_about_one_picture_are_not_independent() -> None:
+    alone = [answer(said, "yes", picture=str(k)) for k, said in enumerate(["yes", "no"] * 20)]
+    shared = [replace(each, picture=str(k // 4 * 2 + k % 2)) for k, each in enumerate(alone)]  # two that say the same
+
+    apart, together = (score(each).overall for each in (alone, shared))
+
+    for name in ("accuracy", "recall", "yes_rate"):
+        assert apart.interval(name) == wilson(0.5, 40)
+        assert together.interval(name) == wilson(0.5, 20)
+    assert together.interval("precision") == wilson(1.0, 10)  # of the 20 pictures to which yes was said
+    low, high = together.interval("f1")
+    assert low < apart.interval("f1").low < apart.interval("f1").high < high

@@ -151,6 +151,8 @@ def test_questions_have_the_boxes_and_options_of_their_rows(part: Part) -> None:
         names = [name for name in objects_of(str(sample.kind).split("/")[1]) if written[f"{name} x"] != "-"]
         assert sample.boxes == [Box(*(int(written[f"{name} {field}"]) for field in "xywh")) for name in names]
         assert sample.boxes
+        everything = {Box(*thing.box) for thing in asked[sample.id].scene.objects}
+        assert everything - {*sample.boxes} == {*sample.distractors}
         options = Options(written["true option"], written["false option"]) if "true option" in written else None
         assert sample.options == options
 
@@ -158,7 +160,7 @@ def test_questions_have_the_boxes_and_options_of_their_rows(part: Part) -> None:
 def test_what_is_not_to_be_seen_has_no_box() -> None:
     for part in ("blind", "text", "presence"):
         asked = questions(part, per_kind=2)
-        assert not any(sample.boxes for sample in asked)
+        assert not any((*sample.boxes, *sample.distractors) for sample in asked)
         assert any(sample.options for sample in asked) == (part != "presence")
 
 
