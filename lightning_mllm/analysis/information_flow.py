@@ -49,8 +49,11 @@ BLOCKS = (  # the paper's six, and the control for the fifth: as many of the oth
     "image other->question",
     "image random->question",
 )
-_OF_BOXES = {Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM}
-_OF_OPTIONS = {Segment.TRUE_OPTION, Segment.FALSE_OPTION}
+_TAKES = {  # what a sample must have for a segment to be anywhere
+    "boxes": {Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM},
+    "distractors": {Segment.IMAGE_DISTRACTOR},
+    "options": {Segment.TRUE_OPTION, Segment.FALSE_OPTION},
+}
 CONTRASTS = (("image object->question", "image random->question"),)
 
 
@@ -125,23 +128,21 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         self._engine = None
 
     def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse samples without a kind where it matters; warn of blocks for which no sample has boxes or options."""
+        """Refuse samples without a kind where it matters; warn of blocks that no sample has the positions of."""
         samples = [*samples]
         super().check(samples)
-        lacking: set[Segment] = set()
-        for segments, there in (
-            (_OF_BOXES, any(sample.boxes for sample in samples)),
-            (_OF_OPTIONS, any(sample.options for sample in samples)),
-        ):
-            lacking |= set() if there else segments
+        lacking: dict[Segment, str] = {}
+        for field, segments in _TAKES.items():
+            if not any(getattr(sample, field) for sample in samples):
+                lacking |= dict.fromkeys(segments, field)
         for block in self.blocks:
-            empty = [side for side in (block.source, block.target) if all(term & lacking for term in side.terms)]
-            if empty:
-                logger.warning(
-                    "%s: %s will block nothing: none of the %d samples has %s, which takes %s.",
-                    *(self.name, block, len(samples), repr(str(empty[0]))),
-                    "boxes" if empty[0].segments & _OF_BOXES else "options",
-                )
+            for side in (block.source, block.target):
+                if all(term & lacking.keys() for term in side.terms):
+                    needed = sorted({lacking[segment] for segment in side.segments if segment in lacking})
+                    logger.warning(
+                        "%s: %s will block nothing: none of the %d samples has %r, which takes %s.",
+                        *(self.name, block, len(samples), str(side), " and ".join(needed)),
+                    )
 
     def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> list[list[FlowRow]]:
         """Run all blocks in all windows, and the ceiling."""
