@@ -45,6 +45,10 @@ class Training:
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1.")
 
+    def converged(self, epochs: int, best_epoch: int) -> bool | None:
+        """Return whether early stopping ended it; None where nothing is held out, so that nothing tells."""
+        return epochs - best_epoch >= self.patience if self.val_fraction else None
+
 
 PRESETS: dict[Preset, Training] = {
     "paper": Training(),
