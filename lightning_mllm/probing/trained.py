@@ -81,6 +81,7 @@ class MLPProbe(BatchedProbe):
     """
 
     kind: ClassVar[str] = "mlp"
+    remedy: ClassVar[str] = "Give it more epochs (training.max_epochs), or a higher learning rate."
     training: Preset | Training = "paper"
     network: Literal["post-projection", "pre-projection"] = "post-projection"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.probing import FeatureSet, LinearProbe, MLPProbe, Training
+from lightning_mllm.probing import FeatureSet, MLPProbe, Training
 from lightning_mllm.probing.batched import Trained, train_together
 from lightning_mllm.probing.networks import POST_PROJECTION
 from lightning_mllm.probing.probe import Task
@@ -76,13 +76,12 @@ def test_how_many_train_at_once_changes_nothing() -> None:
         assert torch.equal(some[name].predictions, all_at_once[name].predictions)
 
 
-@pytest.mark.parametrize("probe", [MLPProbe, LinearProbe])
-def test_standardised_features_have_no_scale_and_no_origin(probe: type[MLPProbe | LinearProbe]) -> None:
+def test_standardised_features_have_no_scale_and_no_origin() -> None:
     train, test = _sets("train")["post"], _sets("test")["post"]
     scale, shift = torch.logspace(-3, 3, 24, dtype=torch.float64), torch.linspace(-9, 9, 24, dtype=torch.float64)
     moved = [replace(features, features=features.features * scale + shift) for features in (train, test)]
 
-    scores = probe(training=EARLY, standardise=True).fit_score(
+    scores = MLPProbe(training=EARLY, standardise=True).fit_score(
         {"as is": train, "moved": moved[0]}, {"as is": test, "moved": moved[1]}, [0, 1]
     )
 
@@ -94,7 +93,7 @@ def test_a_constant_feature_standardises_to_nothing_special() -> None:
     train, test = clusters("train", noise=0.1), clusters("test", noise=0.1)
     train.features[:, 0] = test.features[:, 0] = 1234.567
 
-    assert LinearProbe(training=EARLY).fit_score({"x": train}, {"x": test}, [0])["x"].accuracy == 1
+    assert MLPProbe(training=EARLY, standardise=True).fit_score({"x": train}, {"x": test}, [0])["x"].accuracy == 1
 
 
 def test_half_precision_features_train_as_the_same_numbers_in_single_precision() -> None:
@@ -120,7 +119,7 @@ def test_presets_have_the_stated_numbers() -> None:
 
 
 def test_the_released_code_trains_100_epochs_and_keeps_the_last() -> None:
-    score = LinearProbe(training="released-code").fit_score(_sets("train"), _sets("test"), [0])["post"]
+    score = MLPProbe(training="released-code").fit_score(_sets("train"), _sets("test"), [0])["post"]
 
     assert score.epochs == score.best_epochs == (100,)
 
@@ -129,6 +128,25 @@ def test_early_stopping_waits_for_its_patience_and_goes_back() -> None:
     score = MLPProbe(training=EARLY).fit_score(_sets("train"), _sets("test"), [0, 1, 2])["post"]
 
     assert all(epochs - best == EARLY.patience for epochs, best in zip(score.epochs, score.best_epochs, strict=True))
+
+
+def test_a_probe_that_early_stopping_ends_has_converged_one_that_runs_out_of_epochs_says_that_it_has_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    enough = MLPProbe(training=EARLY).fit_score(_sets("train"), _sets("test"), [0, 1])["post"]
+    assert (enough.converged, caplog.text) == ((True, True), "")
+
+    short = MLPProbe(training=replace(EARLY, max_epochs=4)).fit_score(_sets("train"), _sets("test"), [0, 1])["post"]
+
+    assert short.converged == (False, False)
+    assert "'mlp-custom' has not converged in 4 of 4 fits (features 'pre', 'post')" in caplog.text
+    assert "Give it more epochs" in caplog.text
+
+
+def test_of_a_fixed_number_of_epochs_nothing_tells_whether_they_were_enough(caplog: pytest.LogCaptureFixture) -> None:
+    score = MLPProbe(training=FIXED).fit_score(_sets("train"), _sets("test"), [0])["post"]
+
+    assert (score.converged, caplog.text) == ((None,), "")
 
 
 def test_the_network_before_the_projection_is_another() -> None:
@@ -145,7 +163,7 @@ def test_a_class_with_one_training_sample_is_learnt_from_it() -> None:
     train = clusters("train", sizes=(20, 20, 1), noise=0.1)
     test = clusters("test", sizes=(4, 4, 4), noise=0.1)
 
-    assert LinearProbe(training=EARLY).fit_score({"x": train}, {"x": test}, [0])["x"].accuracy == 1
+    assert MLPProbe(training=EARLY).fit_score({"x": train}, {"x": test}, [0])["x"].accuracy == 1
 
 
 def test_early_stopping_needs_a_sample_to_hold_out() -> None:
