@@ -73,6 +73,12 @@ class MLPProbe(BatchedProbe):
     each hidden layer is scaled in proportion, rounded, to at least 16: so the capacity that a probe has per feature
     is the same before and after the projection.
 
+    By default it is trained until early stopping ends it, on standardised features. The presets "paper" and
+    "released-code" are there to repeat the paper, whose features are not standardised. Made for thousands of samples of
+    4096 numbers, they stop too soon where there is less of both: on the 1,078 scans of the quickstart, with features of
+    128 numbers, "paper" reads an accuracy of 0.58 and "released-code" one of 0.72, the default one of 0.85, and a
+    linear probe 0.91.
+
     Attributes:
         training: A preset's name, or all settings.
         network: "pre-projection" has the other network of the paper, 1024-2000-3600-1024-600-256-classes, scaled
@@ -82,7 +88,8 @@ class MLPProbe(BatchedProbe):
 
     kind: ClassVar[str] = "mlp"
     remedy: ClassVar[str] = "Give it more epochs (training.max_epochs), or a higher learning rate."
-    training: Preset | Training = "paper"
+    training: Preset | Training = "converging"
+    standardise: bool = True
     network: Literal["post-projection", "pre-projection"] = "post-projection"
 
     def __post_init__(self) -> None:

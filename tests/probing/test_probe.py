@@ -196,11 +196,9 @@ def test_probes_that_differ_have_names_that_differ() -> None:
     names = {
         "nearest-centroid": NearestCentroid(control=True),
         "mlp": MLPProbe(control=True),
-        "mlp-released-code": MLPProbe(training="released-code"),
-        "mlp-standardised": MLPProbe(standardise=True),
-        "mlp-pre-projection-released-code-standardised": MLPProbe(
-            network="pre-projection", training="released-code", standardise=True
-        ),
+        "mlp-released-code-raw": MLPProbe(training="released-code", standardise=False),
+        "mlp-raw": MLPProbe(standardise=False),
+        "mlp-pre-projection-paper": MLPProbe(network="pre-projection", training="paper"),
         "mlp-custom": MLPProbe(training=QUICK),
         "linear": LinearProbe(),
         "linear-custom-raw": LinearProbe(penalties=(1e-3,), standardise=False),
