@@ -17,7 +17,7 @@ from lightning_mllm.tracking.log import log_image, log_metrics
 
 COLUMNS = (
     *("epoch", "step", "stage", "point", "probe", "seed", "accuracy", "macro_f1", "control_accuracy"),
-    *("n_train", "n_test", "epochs_trained", "best_epoch"),
+    *("n_train", "n_test", "epochs_trained", "best_epoch", "converged"),
 )
 _LOGGED = ("accuracy", "accuracy_sd", "macro_f1", "macro_f1_sd", "selectivity")
 
@@ -42,6 +42,9 @@ class ProbeEachEpoch(L.Callback):
         points: Where features are tapped; by default before and after the projection, averaged over the tokens.
         probes: What is trained on them; by default the paper's `MLPProbe`.
         seeds: Each probe is trained once per seed; all seeds and points at once.
+        halves: Of the training samples, on each of which each probe is trained once more when it is tested: their
+            predictions tell how much a score owes to which training samples there are (`Probe.fit_score`). A study
+            takes them for its intervals; 20 are enough.
         every_n_epochs: Epochs between probings; the last validation of a fit is always one.
         before_training: Whether the untrained model is probed too.
         cache: Keeps what a frozen vision tower makes of the images.
@@ -53,6 +56,7 @@ class ProbeEachEpoch(L.Callback):
         points: Point | Sequence[Point] | None = None,
         probes: Probe | Sequence[Probe] | None = None,
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
+        halves: int = 0,
         every_n_epochs: int = 1,
         before_training: bool = True,
         cache: FeatureCache | None = None,
@@ -61,12 +65,15 @@ class ProbeEachEpoch(L.Callback):
         self.points = (points,) if isinstance(points, Point) else tuple(points)
         probes = MLPProbe() if probes is None else probes
         self.probes = (probes,) if isinstance(probes, Probe) else tuple(probes)
-        self.seeds, self.cache = tuple(seeds), cache
+        self.seeds, self.halves, self.cache = tuple(seeds), halves, cache
         _check_each_once("points", [point.name for point in self.points])
         _check_each_once("probes", [probe.name for probe in self.probes], " A probe's label is a name of your own.")
         _check_each_once("seeds", [str(seed) for seed in self.seeds])
-        if every_n_epochs < 1:
-            raise ConfigError(f"ProbeEachEpoch.every_n_epochs must be at least 1, not {every_n_epochs}.")
+        if every_n_epochs < 1 or halves < 0:
+            raise ConfigError(
+                f"ProbeEachEpoch.every_n_epochs must be at least 1, not {every_n_epochs}, and halves 0 or more, "
+                f"not {halves}."
+            )
         self.every_n_epochs, self.before_training = every_n_epochs, before_training
         self._rows: list[dict[str, Any]] = []
 
@@ -103,10 +110,11 @@ class ProbeEachEpoch(L.Callback):
         )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # so few batches teach no probe
+        halves = self.halves if split == "test" else 0
         scores = {
             (point, probe.name): score
             for probe in self.probes
-            for point, score in probe.fit_score(train, held_out, self.seeds).items()
+            for point, score in probe.fit_score(train, held_out, self.seeds, halves).items()
         }
         if trainer.is_global_zero:
             self._write(trainer, access.mllm(pl_module), scores, is_test=split == "test")
@@ -150,9 +158,10 @@ def _per_seed(score: ProbeScore) -> list[dict[str, Any]]:
             "n_test": score.n_test,
             "epochs_trained": epochs,
             "best_epoch": best_epoch,
+            "converged": converged,
         }
-        for seed, result, control, epochs, best_epoch in zip(
-            score.seeds, score.results, controls, score.epochs, score.best_epochs, strict=True
+        for seed, result, control, epochs, best_epoch, converged in zip(
+            score.seeds, score.results, controls, score.epochs, score.best_epochs, score.converged, strict=True
         )
     ]
 
@@ -173,7 +182,9 @@ def _predictions(scores: Scores) -> tuple[list[str], list[list[str]]]:
     columns = ["sample_id", "target"]
     cells = [list(first.sample_ids), [names[target] for target in first.targets.tolist()]]
     for (point, probe), score in scores.items():
-        for seed, predicted in zip(score.seeds, score.predictions.tolist(), strict=True):
-            columns.append(f"{point}/{probe}/seed{seed}")
-            cells.append([names[index] for index in predicted])
+        answers = {f"seed{seed}": predicted for seed, predicted in zip(score.seeds, score.predictions, strict=True)}
+        answers |= {f"half{number}": predicted for number, predicted in enumerate(score.halves)}
+        for name, predicted in answers.items():
+            columns.append(f"{point}/{probe}/{name}")
+            cells.append([names[index] for index in predicted.tolist()])
     return columns, [list(row) for row in zip(*cells, strict=True)]

@@ -6,10 +6,11 @@ from lightning_mllm.probing.drift import linear_cka, mean_cosine, relative_chang
 from lightning_mllm.probing.extraction import extract
 from lightning_mllm.probing.feature_files import load_features, save_features
 from lightning_mllm.probing.feature_set import FeatureSet
+from lightning_mllm.probing.linear import LinearProbe
 from lightning_mllm.probing.points import Point
 from lightning_mllm.probing.probe import Probe
 from lightning_mllm.probing.scores import ProbeScore
-from lightning_mllm.probing.trained import LinearProbe, MLPProbe
+from lightning_mllm.probing.trained import MLPProbe
 from lightning_mllm.probing.training import Training
 
 __all__ = [

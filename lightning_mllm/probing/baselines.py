@@ -24,8 +24,8 @@ class NearestCentroid(Probe):
 
     def fit_predict(self, tasks: Sequence[Task]) -> list[Fit]:
         """See `Probe.fit_predict`; tasks that differ in nothing but their seed are computed once."""
-        fits: dict[tuple[str, tuple[int, ...]], Fit] = {}
-        keys = [(task.name, tuple(task.labels.tolist())) for task in tasks]
+        fits: dict[tuple[str, int, tuple[int, ...]], Fit] = {}
+        keys = [(task.name, id(task.train), tuple(task.labels.tolist())) for task in tasks]
         for key, task in zip(keys, tasks, strict=True):
             if key not in fits:
                 fits[key] = Fit(predicted=_classify(task), parameters=len(task.train.names) * task.train.width)

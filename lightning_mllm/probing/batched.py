@@ -114,7 +114,7 @@ class _Run:
     def stop_early(self, held: Tensor) -> None:
         """Keep the weights that do best on the rows held out, (tasks, samples), and end what no longer improves."""
         losses = torch.cat([self._losses(rows) for rows in held[self.models].split(_CHUNK, dim=1)], dim=1).mean(dim=1)
-        better = losses < self._lowest[self.models]
+        better = losses < self._lowest[self.models] - self._training.min_gain
         improved = self.models[better]
         self._lowest[improved] = losses[better]
         self._best_epochs[improved] = self._epoch

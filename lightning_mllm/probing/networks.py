@@ -40,7 +40,6 @@ class Layout:
 # Verma et al., ACL 2024, appendix A.2; the sizes are those of the released `train_mlp.py`, for LLaVA-1.5-7B
 POST_PROJECTION = Layout(4096, (2048, 1536, 1024, 512, 256))
 PRE_PROJECTION = Layout(1024, (2000, 3600, 1024, 600, 256))
-LINEAR = Layout(1, ())
 
 
 def parameter_count(sizes: Sequence[int]) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing.feature_set import FeatureSet
-from lightning_mllm.probing.sampling import seeded
+from lightning_mllm.probing.sampling import hold_out, seeded
 from lightning_mllm.probing.scores import ProbeScore, score
 
 _log = logging.getLogger(__name__)
@@ -51,12 +52,15 @@ class Fit:
         parameters: Number of trained weights.
         epochs: Trained.
         best_epoch: Whose weights were kept; 0 like `epochs` where nothing is trained in epochs.
+        converged: Whether training went on until there was nothing more to gain, by the probe's own rule; None where it
+            has none.
     """
 
     predicted: Tensor
     parameters: int
     epochs: int = 0
     best_epoch: int = 0
+    converged: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ class Probe(ABC):
     """
 
     kind: ClassVar[str]
+    remedy: ClassVar[str] = ""  # what to do where fits don't converge
     control: bool = False
     label: str = ""
 
@@ -96,9 +101,13 @@ class Probe(ABC):
         """
 
     def fit_score(
-        self, train: Mapping[str, FeatureSet], test: Mapping[str, FeatureSet], seeds: Sequence[int]
+        self, train: Mapping[str, FeatureSet], test: Mapping[str, FeatureSet], seeds: Sequence[int], halves: int = 0
     ) -> dict[str, ProbeScore]:
         """Train on each set of train, once per seed, and score on the set of the same name of test.
+
+        How much a score owes to which training samples there are is told by further probes, each of which is trained on
+        a half of them, drawn without replacement within classes: the variance of a number over the halves is about that
+        over training splits of the full size (the jackknife that deletes a half; Shao and Wu, 1989).
 
         Sets may be points of a model, epochs, policies or domains; widths and sizes may differ between names. The
         scores of a name do not depend on which others are trained along with it, and the global random state is neither
@@ -106,6 +115,12 @@ class Probe(ABC):
         same samples and see the others in the same order: their scores are paired. A class that only the test split has
         is scored, as always wrong, and logged: so the classes that macro-F1 averages over are the same for every probe
         and model. A class that only train has is not scored.
+
+        Args:
+            train: By name.
+            test: Likewise.
+            seeds: Of the probes.
+            halves: How many halves of the training samples; half k is the same for all sets with the same labels.
 
         Raises:
             DataError: Train and test do not belong together, or there is nothing to tell apart.
@@ -119,22 +134,45 @@ class Probe(ABC):
             for name in train
             for seed in seeds
         ]
+        of_halves = [_task_of_half(name, train[name], test[name], half) for name in train for half in range(halves)]
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
             torch.autocast("cuda", enabled=False),
         ):
-            fits = self.fit_predict(tasks)
-        per_set = [fits[start : start + len(seeds)] for start in range(0, len(fits), len(seeds))]
+            fits = self.fit_predict([*tasks, *of_halves])
+        self._warn([*tasks, *of_halves], fits)
+        per_set = [fits[start : start + len(seeds)] for start in range(0, len(tasks), len(seeds))]
         controls = per_set[len(train) :] or [[] for _ in train]
+        resampled = [fits[len(tasks) + k * halves :][:halves] for k in range(len(train))]
         return {
-            name: self._score(train[name], test[name], seeds, *both)
-            for name, *both in zip(train, per_set, controls, strict=False)
+            name: self._score(train[name], test[name], seeds, *of_set)
+            for name, *of_set in zip(train, per_set, controls, resampled, strict=False)
         }
 
-    def _score(
-        self, train: FeatureSet, test: FeatureSet, seeds: Sequence[int], fits: Sequence[Fit], controls: Sequence[Fit]
+    def _warn(self, tasks: Sequence[Task], fits: Sequence[Fit]) -> None:
+        """Say which fits have not converged."""
+        stopped = Counter(task.name for task, fit in zip(tasks, fits, strict=True) if fit.converged is False)
+        if stopped:
+            _log.warning(
+                "The probe %r has not converged in %d of %d fits (features %s): there may be more in the features than "
+                "it reads. %s",
+                self.name,
+                stopped.total(),
+                len(fits),
+                _some([*stopped]),
+                self.remedy,
+            )
+
+    def _score(  # noqa: PLR0917 - what, on what, and three kinds of fits
+        self,
+        train: FeatureSet,
+        test: FeatureSet,
+        seeds: Sequence[int],
+        fits: Sequence[Fit],
+        controls: Sequence[Fit],
+        halves: Sequence[Fit],
     ) -> ProbeScore:
         return ProbeScore(
             probe=self.name,
@@ -142,12 +180,14 @@ class Probe(ABC):
             results=tuple(score(test.names, fit.predicted, test.targets) for fit in fits),
             controls=tuple(score(test.names, fit.predicted, test.targets) for fit in controls),
             predictions=torch.stack([fit.predicted for fit in fits]),
+            halves=tuple(fit.predicted for fit in halves),
             targets=test.targets,
             sample_ids=test.sample_ids,
             width=train.width,
             n_train=len(train),
             epochs=tuple(fit.epochs for fit in fits),
             best_epochs=tuple(fit.best_epoch for fit in fits),
+            converged=tuple(fit.converged for fit in fits),
             parameters=fits[0].parameters,
         )
 
@@ -157,6 +197,17 @@ def _task(name: str, train: FeatureSet, test: FeatureSet, seed: int, control: bo
     if control:
         labels = labels[torch.randperm(len(labels), generator=seeded(seed, "control"))]
     return Task(name=name, train=train, labels=labels, test=test.features, seed=seed)
+
+
+def _task_of_half(name: str, train: FeatureSet, test: FeatureSet, half: int) -> Task:
+    rows, _ = hold_out(train.targets, 0.5, seeded(half, "half"))
+    part = replace(
+        train,
+        features=train.features[rows],
+        targets=train.targets[rows],
+        sample_ids=tuple(train.sample_ids[row] for row in rows.tolist()),
+    )
+    return Task(name=name, train=part, labels=part.targets, test=test.features, seed=half)
 
 
 def _check(train: Mapping[str, FeatureSet], test: Mapping[str, FeatureSet], seeds: Sequence[int]) -> None:

@@ -33,8 +33,10 @@ class ProbeScore:
         epochs: Trained, per seed; 0 where nothing is trained in epochs.
         best_epochs: Whose weights were kept, per seed. If that is the most epochs that were allowed, the probe was
             still getting better: too few steps, as with few samples in large batches.
+        converged: Per seed, whether training went on until there was nothing more to gain; None where no rule tells.
         parameters: Number of trained weights.
         controls: Per seed, of the same probe trained on shuffled labels; empty if none was asked for.
+        halves: Predictions, like those of a seed, of probes that were trained on a half of the training samples each.
     """
 
     probe: str
@@ -47,8 +49,10 @@ class ProbeScore:
     n_train: int
     epochs: tuple[int, ...]
     best_epochs: tuple[int, ...]
+    converged: tuple[bool | None, ...]
     parameters: int
     controls: tuple[ClassificationResult, ...] = ()
+    halves: tuple[Tensor, ...] = ()
 
     @property
     def n_test(self) -> int:
@@ -114,6 +118,7 @@ class ProbeScore:
             "control_accuracy_per_seed": [control.accuracy for control in self.controls],
             "epochs": list(self.epochs),
             "best_epochs": list(self.best_epochs),
+            "converged": list(self.converged),
         }
 
 

@@ -36,8 +36,8 @@ class StackedData:
         self.dtype = torch.float64 if self._features.dtype == torch.float64 else torch.float32
         self._moments: tuple[Tensor, Tensor] | None = None
         if standardise:
-            moments = [_moments(part.to(self.dtype)) for part in self._features.split(self._samples)]
-            self._moments = torch.stack([m for m, _ in moments]), torch.stack([d for _, d in moments])
+            found = [moments(part.to(self.dtype)) for part in self._features.split(self._samples)]
+            self._moments = torch.stack([m for m, _ in found]), torch.stack([d for _, d in found])
 
     def batch(self, models: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Look up samples.
@@ -62,7 +62,8 @@ class StackedData:
         return (features - mean) / deviation
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of each feature, (samples, width), and its standard deviation; 1 where it is constant."""
     variance, mean = torch.var_mean(features, dim=0, correction=0)
     deviation = variance.sqrt()
     return mean, deviation.where(deviation > _CONSTANT * mean.abs(), 1)

@@ -1,4 +1,4 @@
-"""How a probe's network is trained: the settings and the two presets."""
+"""How a probe's network is trained: the settings and the presets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from lightning_mllm.errors import ConfigError
 
-Preset = Literal["paper", "released-code"]
+Preset = Literal["converging", "paper", "released-code"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Training:
             class. At 0 nothing is held out, all epochs are run and the last weights are kept.
         patience: Epochs without a lower loss on the held-out slice after which training stops; the weights with the
             lowest one are kept.
+        min_gain: By which a loss must be lower to count as lower: that of separable classes falls for ever.
     """
 
     batch_size: int = 128
@@ -33,6 +34,7 @@ class Training:
     max_epochs: int = 500
     val_fraction: float = 0.1
     patience: int = 20
+    min_gain: float = 1e-4
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -45,8 +47,15 @@ class Training:
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1.")
 
+    def converged(self, epochs: int, best_epoch: int) -> bool | None:
+        """Return whether early stopping ended it; None where nothing is held out, so that nothing tells."""
+        return epochs - best_epoch >= self.patience if self.val_fraction else None
+
 
 PRESETS: dict[Preset, Training] = {
+    "converging": Training(
+        batch_size=32, learning_rate=1e-3, max_epochs=2000
+    ),  # early stopping ends it, also where samples are few
     "paper": Training(),
     "released-code": Training(batch_size=32, learning_rate=1e-3, max_epochs=100, val_fraction=0.0),
 }

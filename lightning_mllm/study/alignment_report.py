@@ -27,7 +27,10 @@ from lightning_mllm.tracking.files import write_rows, write_text
 from lightning_mllm.tracking.study_figures import Dot, dot_plot, epoch_plot
 
 _CORRELATION = ("value", "low_95", "high_95", "p", "n")
-_VERDICT = ("score", "claim", "part", "verdict", "spearman", "p_holm", "checkpoints", "origins", "test")
+_VERDICT = (
+    *("score", "claim", "part", "verdict", "spearman", "spearman_of_origins", "p_holm", "checkpoints", "origins"),
+    "test",
+)
 _DOT = ("measure", "checkpoint", "score", "value", "score_low_95", "score_high_95", "value_low_95", "value_high_95")
 _NONE = (None, None)
 _CAVEAT = (
@@ -104,7 +107,7 @@ def _correlations_table(associations: Iterable[Association]) -> str:
 def _verdicts_table(found: Iterable[AlignmentVerdict]) -> str:
     rows = []
     for each in found:
-        tested = "" if each.spearman is None else f" ({_number(each.spearman)}, {_p(each.adjusted_p)})"
+        tested = "" if each.adjusted_p is None else f" ({_number(each.of_origins)}, {_p(each.adjusted_p)})"
         decision = f"{each.decision}{tested}" if each.part else f"**{each.decision}**"
         name = f"- {each.part}" if each.part else f"**{each.claim}**"
         rows.append([each.reading, name, decision, _n(each.checkpoints, each.origins)])
@@ -119,7 +122,7 @@ def _association_row(each: Association) -> list[Any]:
 
 
 def _verdict_row(each: AlignmentVerdict) -> list[Any]:
-    numbers = each.spearman, each.adjusted_p, each.checkpoints, each.origins
+    numbers = each.spearman, each.of_origins, each.adjusted_p, each.checkpoints, each.origins
     return [each.reading, each.claim, each.part, str(each.decision), *numbers, TEST]
 
 

@@ -5,7 +5,8 @@ six checkpoints side by side, and no coefficient. Here each part of a claim is a
 since the claim is one of order. Its p-values are adjusted over all parts of both claims (Holm), per reading of the
 score, those that are not there yet counting as 1; then a part *holds* if the correlation has the sign that is claimed
 and p <= 0.05, *does not* if it has the other one, and is *undecided* otherwise. A claim holds where all its parts do,
-and does not where one does not. Checkpoints of fewer origins than there would have to be checkpoints decide nothing.
+and does not where one does not. Checkpoints of one training, or of what it began from, are no independent draws: what
+is tested is the correlation of the means of each origin.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import numpy as np
 from lightning_mllm.study.alignment_config import ALIGNMENT, CAPTIONS, PRESENCE, TASK, AlignmentStudy
 from lightning_mllm.study.alignment_scores import Score
 from lightning_mllm.study.bootstrap import Floats
-from lightning_mllm.study.correlation import Correlation, correlate, smallest_n, smallest_p
+from lightning_mllm.study.correlation import Correlation, correlate, group_means, smallest_n, smallest_p
 from lightning_mllm.study.decisions import ALPHA, Decision, all_of, decide, holm
 
-TEST = "Spearman correlation over checkpoints, permutation test, Holm over the parts of all claims"
+TEST = "Spearman correlation over the means of each origin, permutation test, Holm over the parts of all claims"
 WITH_ACCURACY = "the alignment score rises with task accuracy"
 AGAINST_HALLUCINATION = "the alignment score falls with hallucination"
 NOT_CLAIMED = (f"{PRESENCE}/yes_rate", f"{CAPTIONS}/recall")  # shown beside the claims
@@ -41,14 +42,19 @@ class Association:
         measure: What it is set beside.
         pearson: Of the numbers.
         spearman: Of their ranks.
-        origins: How many origins are behind the N: a training, and what it began from, is one.
+        of_origins: Of the ranks of the means of each origin: a training, and what it began from, is one.
     """
 
     reading: str
     measure: str
     pearson: Correlation
     spearman: Correlation
-    origins: int
+    of_origins: Correlation
+
+    @property
+    def origins(self) -> int:
+        """How many origins are behind the N."""
+        return self.of_origins.n
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,9 @@ class AlignmentVerdict:
         decision: What is known.
         checkpoints: Number of checkpoints, the least of the parts.
         origins: How many origins they are of, the least of the parts.
-        spearman: Of a part.
-        adjusted_p: Its p-value after Holm.
+        spearman: Of a part, over checkpoints.
+        of_origins: Of a part, over the means of each origin.
+        adjusted_p: The p-value of that, after Holm.
     """
 
     reading: str
@@ -73,6 +80,7 @@ class AlignmentVerdict:
     checkpoints: int
     origins: int
     spearman: float | None = None
+    of_origins: float | None = None
     adjusted_p: float | None = None
 
 
@@ -102,6 +110,7 @@ def associate(study: AlignmentStudy, scores: Sequence[Score]) -> list[Associatio
     table = {(score.checkpoint, score.measure): score.value for score in scores}
     checkpoints = list(dict.fromkeys(score.checkpoint for score in scores))
     origins = study.origins()
+    groups = [origins[checkpoint] for checkpoint in checkpoints]
 
     def column(measure: str) -> Floats:
         return np.array([table.get((checkpoint, measure)) for checkpoint in checkpoints], dtype=np.float64)
@@ -113,8 +122,8 @@ def associate(study: AlignmentStudy, scores: Sequence[Score]) -> list[Associatio
             theirs = column(measure)
             pearson = correlate(ours, theirs, "pearson", study.resamples)
             spearman = correlate(ours, theirs, "spearman", study.resamples)
-            both = {origins[c] for c, gap in zip(checkpoints, np.isnan(ours + theirs), strict=True) if not gap}
-            found.append(Association(reading, measure, pearson, spearman, len(both)))
+            of_origins = correlate(*group_means(ours, theirs, groups), "spearman", study.resamples)
+            found.append(Association(reading, measure, pearson, spearman, of_origins))
     return found
 
 
@@ -130,12 +139,13 @@ def verdicts(study: AlignmentStudy, associations: Sequence[Association]) -> list
 
 def too_few(study: AlignmentStudy, associations: Sequence[Association]) -> str:
     """Return a plain statement if there are too few checkpoints for any verdict; empty if there are enough."""
-    n = max((each.spearman.n for each in associations), default=0)
+    n = max((each.origins for each in associations), default=0)
+    points = "checkpoints" if n == max((each.spearman.n for each in associations), default=0) else "origins"
     tests = sum(map(len, claims_of(study).values()))
     if n >= (least := smallest_n(tests)):
         return ""
     return (
-        f"N = {n} checkpoints are too few to say anything: even if the score and a measure put them in the very same "
+        f"N = {n} {points} are too few to say anything: even if the score and a measure put them in the very same "
         f"order, the p-value would be {smallest_p(n):.2g} (2 of N! orders), and with {tests} measures tested it must "
         f"be {ALPHA / tests:.2g} or less. From N = {least} on something can be said. Below are numbers, not findings."
     )
@@ -151,29 +161,27 @@ def not_independent(study: AlignmentStudy, scores: Sequence[Score]) -> str:
     return (
         f"{sum(trainings.values())} of the {len(checkpoints)} checkpoints share a training, or what it began from, "
         f"with others ({', '.join(f'{name}: {count}' for name, count in trainings.items())}), so that they are no "
-        f"independent draws: {len(checkpoints)} checkpoints are of {len(counts)} origin{'s' * (len(counts) > 1)}. All "
-        "p-values and intervals below count checkpoints, and are too sure of themselves: what grows along a training "
-        "goes with whatever else does. A verdict needs as many origins as it would need independent checkpoints."
+        f"independent draws: {len(checkpoints)} checkpoints are of {len(counts)} origin{'s' * (len(counts) > 1)}. The "
+        "p-values and intervals of the correlations below count checkpoints, and are too sure of themselves: what "
+        "grows along a training goes with whatever else does. Verdicts are about the means of each origin: they need "
+        "as many origins as they would need independent checkpoints."
     )
 
 
 def _judge(
     reading: str, claims: Mapping[str, Mapping[str, int]], found: Mapping[str, Association]
 ) -> Iterator[AlignmentVerdict]:
-    """Decide the claims for a reading of the score, by how it goes with each measure, where origins are enough."""
+    """Decide the claims for a reading of the score, by how it goes with each measure, over origins."""
     measures = [measure for signs in claims.values() for measure in signs]
-    correlations = {measure: found[measure].spearman if measure in found else _NOTHING for measure in measures}
-    origins = {measure: found[measure].origins if measure in found else 0 for measure in measures}
-    ps = [1.0 if math.isnan(each.p) else each.p for each in correlations.values()]
-    adjusted = dict(zip(correlations, holm(ps), strict=True))
-    enough = {name: count >= smallest_n(len(measures)) for name, count in origins.items()}
+    spearman = {measure: found[measure].spearman if measure in found else _NOTHING for measure in measures}
+    tested = {measure: found[measure].of_origins if measure in found else _NOTHING for measure in measures}
+    ps = [1.0 if math.isnan(each.p) else each.p for each in tested.values()]
+    adjusted = dict(zip(tested, holm(ps), strict=True))
     for claim, signs in claims.items():
-        decisions = {
-            name: decide(sign * correlations[name].value, adjusted[name] if enough[name] else 1.0)
-            for name, sign in signs.items()
-        }
-        least = min(correlations[name].n for name in signs), min(origins[name] for name in signs)
+        decisions = {name: decide(sign * tested[name].value, adjusted[name]) for name, sign in signs.items()}
+        least = min(spearman[name].n for name in signs), min(tested[name].n for name in signs)
         yield AlignmentVerdict(reading, claim, "", all_of([*decisions.values()]), *least)
         for name, decision in decisions.items():
-            each = correlations[name]
-            yield AlignmentVerdict(reading, claim, name, decision, each.n, origins[name], each.value, adjusted[name])
+            own, of_origins = spearman[name], tested[name]
+            numbers = own.value, of_origins.value, adjusted[name]
+            yield AlignmentVerdict(reading, claim, name, decision, own.n, of_origins.n, *numbers)

@@ -1,10 +1,13 @@
 """Scores of models that were tested on the same samples, and their differences, with intervals.
 
-Two things are random: the seeds that a model is trained with, and the samples that it is tested on. A resample draws
-both, independently of each other (Owen, 2007): samples within their classes, the same ones for all models and seeds;
-and seeds, the same ones for all models. Of S seeds it draws S - 1, with which the variance of a mean over seeds is
-unbiased (Rao and Wu, 1988); drawing S, as is usual, makes it a third too small at three seeds. What is random in single
-answers alone counts in both draws, so that intervals are rather too wide than too narrow.
+Three things are random: the seeds that a model is trained with, the samples that it is tested on, and, where it is
+read by a probe, the samples that the probe is trained on. A resample draws all of them, independently of each other
+(Owen, 2007): test samples within their classes, the same ones for all models and seeds; seeds, the same ones for all
+models; and one of the halves of the training samples on which probes were trained besides, the same one for all models
+and seeds: the variance over the halves is about that over training splits of the full size (`Probe.fit_score`). Of S
+seeds it draws S - 1, with which the variance of a mean over seeds is unbiased (Rao and Wu, 1988); drawing S, as is
+usual, makes it a third too small at three seeds. What is random in single answers alone counts in each draw, so that
+intervals are rather too wide than too narrow.
 
 The bootstrap gives the variance. Quantiles of a few seeds would give no 95 %: of three seeds, whose differences have
 one sign in every fourth study without any difference, no resample has the other. So intervals and p-values come from a
@@ -25,6 +28,7 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 from lightning_mllm.errors import DataError
 
 Measure = Literal["accuracy", "macro_f1"]
+MEASURES: tuple[Measure, ...] = ("accuracy", "macro_f1")
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -66,7 +70,8 @@ class Scores:
 
     Attributes:
         observed: (seeds,).
-        resampled: (resamples, seeds): of the same models on resampled samples.
+        resampled: (resamples, seeds): of the same models on resampled samples; of probes of halves, whose variance
+            counts, and not their level.
         draws: (resamples, seeds - 1) indices of the seeds of each resample; (resamples, 1) of a single seed.
     """
 
@@ -93,11 +98,12 @@ class Scores:
 
 
 class Resampler:
-    """The resamples of a test split and its seeds, the same for every model that is scored with it.
+    """The resamples of a test split, its seeds and halves, the same for every model that is scored with it.
 
     Args:
         targets: (samples,) true classes.
         seeds: Number of seeds.
+        halves: Number of halves of the training samples, of models that are probes.
         resamples: How many.
         seed: Of the drawing.
 
@@ -105,7 +111,7 @@ class Resampler:
         DataError: There is no sample or no seed.
     """
 
-    def __init__(self, targets: Integers, seeds: int, resamples: int = 2000, seed: int = 0) -> None:
+    def __init__(self, targets: Integers, seeds: int, halves: int = 1, resamples: int = 2000, seed: int = 0) -> None:
         if not len(targets) or not seeds:
             raise DataError(f"There is nothing to resample: {len(targets)} samples, {seeds} seeds.")
         generator = np.random.default_rng(seed)
@@ -116,26 +122,35 @@ class Resampler:
             even = np.full(len(members), 1 / len(members))
             self.weights[:, members] = generator.multinomial(len(members), even, size=resamples)
         self.draws = generator.integers(0, seeds, size=(resamples, max(seeds - 1, 1)))
+        self.halves = generator.integers(0, halves, size=resamples)
 
     def observe(self, predicted: Integers) -> dict[Measure, float]:
         """Return the scores without resampling, (seeds, repetitions, samples) predictions, as means over all."""
         means = self._means(predicted, np.ones((1, len(self.targets))))
         return {measure: float(values.mean()) for measure, values in means.items()}
 
-    def score(self, predicted: Integers) -> dict[Measure, Scores]:
+    def score(self, predicted: Integers, of_halves: Integers | None = None) -> dict[Measure, Scores]:
         """Score a model.
 
         Args:
             predicted: (seeds, repetitions, samples) classes, `INVALID` or `ABSENT`. Scores are averaged over the
                 repetitions, e.g. several probes of one model.
+            of_halves: (seeds, halves, samples), likewise, of probes that were trained on halves; they take the place of
+                the others in the resamples.
         """
         once = np.ones((1, len(self.targets)))
         observed = self._means(predicted, once)
-        resampled = self._means(predicted, self.weights)
-        return {
-            measure: Scores(observed[measure][0], resampled[measure], self.draws)
-            for measure in ("accuracy", "macro_f1")
-        }
+        resampled = self._means(predicted, self.weights) if of_halves is None else self._means_of_halves(of_halves)
+        return {measure: Scores(observed[measure][0], resampled[measure], self.draws) for measure in MEASURES}
+
+    def _means_of_halves(self, predicted: Integers) -> dict[Measure, Floats]:
+        """Return the scores of each resample, (resamples, seeds), of the half that it has drawn."""
+        found = {measure: np.zeros((len(self.weights), len(predicted))) for measure in MEASURES}
+        for half in range(predicted.shape[1]):
+            (rows,) = np.nonzero(self.halves == half)
+            for measure, values in self._means(predicted[:, half : half + 1], self.weights[rows]).items():
+                found[measure][rows] = values
+        return found
 
     def _means(self, predicted: Integers, weights: Floats) -> dict[Measure, Floats]:
         """Return the scores under weights of the samples, (rows of weights, seeds), averaged over repetitions."""
@@ -181,6 +196,14 @@ def estimate(by_seed: Floats, resampled: Floats) -> Estimate:
 def difference(higher: Scores, lower: Scores) -> Estimate:
     """Return `higher` minus `lower`."""
     return estimate(higher.observed - lower.observed, higher.resampled_means - lower.resampled_means)
+
+
+def slope(rates: Sequence[float], scores: Sequence[Scores]) -> Estimate:
+    """Return by how much a score rises with a rate that is ten times as high: the least-squares line over log rates."""
+    positions = np.log10(rates) - np.log10(rates).mean()
+    factors = positions / (positions @ positions)
+    by_seed = np.stack([each.observed for each in scores], axis=1) @ factors
+    return estimate(by_seed, np.stack([each.resampled_means for each in scores], axis=1) @ factors)
 
 
 def relative_change(new: Scores, original: Scores) -> tuple[float, float, float] | None:

@@ -29,10 +29,12 @@ class Answers:
     Attributes:
         targets: Sample id -> true class.
         predicted: Per repetition (one for the model, one per seed of a probe): sample id -> class, empty: invalid.
+        halves: Likewise, of probes that were trained on halves of the training samples.
     """
 
     targets: Mapping[str, str]
     predicted: tuple[Mapping[str, str], ...]
+    halves: tuple[Mapping[str, str], ...] = ()
 
 
 def evaluation_of(folder: AnyFolder) -> Path:
@@ -108,7 +110,7 @@ def probed_answers_of(folder: CellFolder, point: str, probe: str) -> Answers:
     """Return what the probes of one kind at one point answered, one repetition per seed of a probe.
 
     Raises:
-        DataError: The file is missing, or the probe is not in it.
+        DataError: The file is missing, or the probe or its halves are not in it.
     """
     path = evaluation_of(folder) / _PROBED
     rows = _read(path, folder)
@@ -119,8 +121,17 @@ def probed_answers_of(folder: CellFolder, point: str, probe: str) -> Answers:
             f"{path} has no columns {point}/{probe}/seed*, only of {', '.join(there) or 'no probe'}. Set the study's "
             "option richness."
         )
+    halves = _columns_of_probe(rows, point, probe, "half")
+    if len(halves) < 2:
+        raise DataError(
+            f"{path} has {len(halves)} columns {point}/{probe}/half*: without them nothing is known of how much a "
+            "richness owes to which training samples there are. Give ProbeEachEpoch halves: 20."
+        )
     targets = {row["sample_id"]: row["target"] for row in rows}
-    return Answers(targets, tuple({row["sample_id"]: row[column] for row in rows} for column in columns))
+    seeds, parts = (
+        tuple({row["sample_id"]: row[column] for row in rows} for column in names) for names in (columns, halves)
+    )
+    return Answers(targets, seeds, parts)
 
 
 def probes_of(folder: CellFolder) -> list[Row]:
@@ -157,8 +168,8 @@ def check_complete(folder: CellFolder, *, scorer: str, richness: Richness | None
         drift_of(folder)
 
 
-def _columns_of_probe(rows: Sequence[Row], point: str, probe: str) -> list[str]:
-    return [name for name in (rows[0] if rows else ()) if name.startswith(f"{point}/{probe}/seed")]
+def _columns_of_probe(rows: Sequence[Row], point: str, probe: str, of: str = "seed") -> list[str]:
+    return [name for name in (rows[0] if rows else ()) if name.startswith(f"{point}/{probe}/{of}")]
 
 
 def _read_all_runs(folder: CellFolder, name: str, key: Iterable[str]) -> list[Row]:

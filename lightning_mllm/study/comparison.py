@@ -89,15 +89,21 @@ def compare(study: Study, done: Iterable[CellFolder]) -> list[Comparison]:
 def _compare_domain(study: Study, checkpoint: str, domain: str, folders: Sequence[CellFolder]) -> Comparison | None:
     answers: dict[Who, dict[int, Answers]] = {}
     for folder in folders:
-        for who, said in _answers_of_cell(study, folder).items():
-            answers.setdefault(who, {})[folder.cell.seed] = said
+        for who, of_cell in _answers_of_cell(study, folder).items():
+            answers.setdefault(who, {})[folder.cell.seed] = of_cell
     seeds = [seed for seed in study.seeds if all(seed in by_seed for by_seed in answers.values())]
     if not seeds:
         return None
+    said = {who: [by_seed[seed] for seed in seeds] for who, by_seed in answers.items()}
+    halves = {who: least for who, own in said.items() if (least := min(len(each.halves) for each in own))}
     targets, predicted = to_arrays(
-        {who: [(by_seed[seed].targets, by_seed[seed].predicted) for seed in seeds] for who, by_seed in answers.items()}
+        {who: [(each.targets, each.predicted) for each in own] for who, own in said.items()}
+        | {
+            (who, "halves"): [(each.targets, each.halves[:least]) for each in said[who]]
+            for who, least in halves.items()
+        }
     )
-    resampler = Resampler(targets, len(seeds), study.resamples)
+    resampler = Resampler(targets, len(seeds), min(halves.values(), default=1), study.resamples)
     classes = scores_of(folders[0])[study.scorer]["classes"]
     guesses = np.random.default_rng(0).integers(0, classes, size=(1, _UNIFORM_DRAWS, len(targets)))
     return Comparison(
@@ -105,7 +111,7 @@ def _compare_domain(study: Study, checkpoint: str, domain: str, folders: Sequenc
         domain=domain,
         seeds=tuple(seeds),
         samples=len(targets),
-        scores={who: resampler.score(array) for who, array in predicted.items()},
+        scores={who: resampler.score(predicted[who], predicted.get((who, "halves"))) for who in said},
         uniform=resampler.observe(guesses),
     )
 

@@ -9,7 +9,6 @@ from typing import Literal
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study.base import BaseStudy, check_files, check_names
 from lightning_mllm.study.config_files import config_of, projector_rate
-from lightning_mllm.study.decisions import ALPHA, smallest_trend_p
 
 ZERO_SHOT, FT_PROJ, FT_E2E = "zero_shot", "ft_proj", "ft_e2e"
 
@@ -17,6 +16,9 @@ ZERO_SHOT, FT_PROJ, FT_E2E = "zero_shot", "ft_proj", "ft_e2e"
 @dataclass(frozen=True, kw_only=True)
 class Richness:
     """Which probe's test score is called the richness of the projected features.
+
+    Each cell has to train it on halves of the training samples, too (`ProbeEachEpoch.halves`): they tell how much of a
+    richness is chance in the training samples.
 
     Attributes:
         point: Where the features are tapped and how they are pooled, as `probes.csv` names it.
@@ -93,8 +95,7 @@ class Study(BaseStudy):
         """Refuse what cannot work.
 
         Raises:
-            ConfigError: A name is no plain one, a part of the grid is empty or there twice, a file is missing, or the
-                sweep is too small to decide anything.
+            ConfigError: A name is no plain one, a part of the grid is empty or there twice, or a file is missing.
         """
         for option, names in self._names():
             check_names(option, names)
@@ -112,17 +113,6 @@ class Study(BaseStudy):
             self._check_sweep(self.sweep)
         for option, files in self._files():
             check_files(option, files)
-        if self.sweep is not None and self.richness is not None:
-            self._check_power(len(self.rates_of_sweep()))
-
-    def _check_power(self, rates: int) -> None:
-        """Refuse a sweep whose claim could not be decided even if all losses were in the order of the rates."""
-        best, needed = smallest_trend_p(rates, len(self.seeds)), ALPHA / len(self.domains)
-        if best > needed:
-            raise ConfigError(
-                f"The sweep has {rates} rates and {len(self.seeds)} seeds: its p-value is {best:.2g} at best, and with "
-                f"{len(self.domains)} domains it decides at {needed:.2g} or less. Give more rates or seeds."
-            )
 
     def _names(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield "name", [self.name]

@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from lightning_mllm.study.bootstrap import difference
+from lightning_mllm.study.bootstrap import Estimate, difference, slope
 from lightning_mllm.study.claims import Part, claims_about
 from lightning_mllm.study.comparison import Comparison
-from lightning_mllm.study.config import FT_PROJ, ZERO_SHOT, Study
-from lightning_mllm.study.decisions import Decision, Outcome, all_of, decide, difference_test, holm, trend_test
+from lightning_mllm.study.config import FT_PROJ, Study
+from lightning_mllm.study.decisions import Decision, Outcome, all_of, decide, holm, t_test
 
 ALL_DOMAINS = "all"
-DIFFERENCE = "t test with the variance of a paired bootstrap over seeds and samples, Holm over domains"
-TREND = "mean Spearman correlation within seeds, permutation test, Holm over domains"
+_BOOTSTRAP = "t test with the variance of a paired bootstrap over seeds, test samples and the probe's training samples"
+DIFFERENCE = f"{_BOOTSTRAP}, Holm over domains"
+TREND = f"loss of macro-F1 per tenfold rate, {_BOOTSTRAP}, Holm over domains"
 SWEEP_CLAIM = "FT-Proj loses less richness at a lower learning rate"
 
 Tests = Mapping[str, Mapping[str, Outcome]]  # part -> domain -> what came out, where there is something
@@ -88,18 +87,19 @@ def _tests(part: Part, preset: str, domains: Sequence[Comparison]) -> dict[str, 
     for each in domains:
         higher, lower = (each.get(side.kind, side.policy, preset, part.measure) for side in (part.higher, part.lower))
         if higher is not None and lower is not None:
-            tests[each.domain] = difference_test(difference(higher, lower), len(each.seeds), each.samples)
+            tests[each.domain] = t_test(difference(higher, lower), len(each.seeds), each.samples)
     return tests
 
 
 def _trend(comparison: Comparison, rates: Mapping[str, float]) -> Outcome | None:
-    original = comparison.get("richness", ZERO_SHOT, "", "macro_f1")
+    """Test whether richness falls with the rate, and so the loss against the original rises; None without all rates."""
     tuned = [comparison.get("richness", FT_PROJ, preset, "macro_f1") for preset in rates]
     there = [scores for scores in tuned if scores is not None]
-    if original is None or len(there) < len(rates):
+    if len(there) < len(rates):
         return None
-    losses = np.stack([original.observed - scores.observed for scores in there], axis=1)
-    return trend_test(list(rates.values()), losses, comparison.samples)
+    rise = slope(list(rates.values()), there)
+    loss = Estimate(-rise.value, rise.variance, rise.freedom)
+    return t_test(loss, len(comparison.seeds), comparison.samples)
 
 
 def _judge(name: tuple[str, str, str], tests: Tests, domains: Sequence[str], test: str) -> Iterator[Verdict]:

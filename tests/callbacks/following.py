@@ -23,6 +23,7 @@ from tests.callbacks.conftest import make_trainer
 from tests.running import picture
 
 SEEDS = (0, 1)
+HALVES = 3
 POINTS = (Point("pre"), Point("post"))
 PROBES = (MLPProbe(training=Training(max_epochs=2), control=True, label="mlp"), NearestCentroid())
 
@@ -98,7 +99,7 @@ def all_callbacks(folder: Path) -> list[L.Callback]:
     """Return one of each, with a cache that they share."""
     cache = FeatureCache(folder / "cache")
     return [
-        ProbeEachEpoch(points=POINTS, probes=PROBES, seeds=SEEDS, cache=cache),
+        ProbeEachEpoch(points=POINTS, probes=PROBES, seeds=SEEDS, halves=HALVES, cache=cache),
         SaveFeatures(points=POINTS, cache=cache),
         RepresentationDrift(cache=cache),
         Keep(),

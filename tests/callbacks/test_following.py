@@ -146,6 +146,8 @@ def test_options_that_make_no_sense_are_refused() -> None:
         ProbeEachEpoch(seeds=[1, 0, 1])
     with pytest.raises(ConfigError, match="every_n_epochs must be at least 1, not 0"):
         ProbeEachEpoch(every_n_epochs=0)
+    with pytest.raises(ConfigError, match="halves 0 or more, not -1"):
+        ProbeEachEpoch(halves=-1)
     with pytest.raises(ConfigError, match="one point or more"):
         SaveFeatures(points=[])
     with pytest.raises(ConfigError, match="one point or more"):

@@ -15,7 +15,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.probing import Point, linear_cka, load_features, mean_cosine
 from lightning_mllm.tracking import figures
 from lightning_mllm.tracking.log import finish, make_loggers
-from tests.callbacks.following import POINTS, PROBES, SEEDS, Run, all_callbacks, make_run, moments
+from tests.callbacks.following import HALVES, POINTS, PROBES, SEEDS, Run, all_callbacks, make_run, moments
 from tests.tracking.run_file import history
 
 SCORED = [f"{point.name}/{probe.name}" for probe in PROBES for point in POINTS]
@@ -111,6 +111,23 @@ def test_every_prediction_and_every_score_of_the_test_is_kept(followed: Run) -> 
         own = [float(row["accuracy"]) for row in scored if f"{row['point']}/{row['probe']}" == name]
         assert summary["accuracy_per_seed"] == own
         assert list(summary["per_class_f1"]) == ["dark", "light"]
+
+
+def test_after_a_test_there_is_what_probes_of_halves_of_the_training_samples_say(followed: Run) -> None:
+    found = followed.rows("evaluation/test-step4/probe-predictions.csv")
+
+    for scored in SCORED:
+        assert [name for name in found[0] if name.startswith(f"{scored}/half")] == [
+            f"{scored}/half{number}" for number in range(HALVES)
+        ]
+    assert {row[f"{scored}/half0"] for row in found for scored in SCORED} <= {"dark", "light"}
+
+
+def test_each_row_says_whether_the_probe_has_converged(followed: Run) -> None:
+    found = followed.rows("probes.csv")
+
+    assert {row["converged"] for row in found if row["probe"] == "mlp"} == {"False"}  # of two epochs
+    assert {row["converged"] for row in found if row["probe"] == "nearest-centroid"} == {""}
 
 
 def test_drift_is_that_of_the_saved_features_and_of_the_projection(

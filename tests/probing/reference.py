@@ -49,7 +49,7 @@ def train_by_hand(
         if training.val_fraction:
             with torch.no_grad():
                 loss = F.cross_entropy(network(features[held]), targets[held]).item()
-            if loss < lowest:
+            if loss < lowest - training.min_gain:
                 lowest, best, best_epoch = loss, copy.deepcopy(network.state_dict()), epoch
             if epoch - best_epoch >= training.patience:
                 break

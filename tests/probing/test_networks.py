@@ -4,7 +4,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_mllm.probing.networks import (
-    LINEAR,
     POST_PROJECTION,
     PRE_PROJECTION,
     SMALLEST,
@@ -25,7 +24,6 @@ def test_networks_at_the_papers_widths_have_the_papers_parameter_counts(classes:
 def test_hidden_layers_scale_with_the_width_down_to_the_smallest() -> None:
     assert POST_PROJECTION.sizes(1024, 10) == (1024, 512, 384, 256, 128, 64, 10)
     assert POST_PROJECTION.sizes(192, 10) == (192, 96, 72, 48, 24, SMALLEST, 10)
-    assert LINEAR.sizes(192, 10) == (192, 10)
 
 
 def test_each_network_starts_as_torch_linear_layers_drawn_with_its_generator() -> None:

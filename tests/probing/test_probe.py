@@ -9,12 +9,13 @@ from jsonargparse import ArgumentParser
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing import FeatureSet, LinearProbe, MLPProbe, NearestCentroid, Probe, Training
+from lightning_mllm.probing.sampling import hold_out, seeded
 from tests.probing.clusters import clusters
 
 QUICK = Training(learning_rate=1e-2, max_epochs=40, patience=10, batch_size=16)
 PROBES = [
     NearestCentroid(control=True),
-    LinearProbe(training=QUICK, control=True),
+    LinearProbe(control=True),
     MLPProbe(training=QUICK, control=True),
 ]
 each_probe = pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
@@ -103,6 +104,25 @@ def test_sets_of_different_widths_sizes_and_classes_score_as_they_do_alone(probe
         assert together[name].summary() == alone.summary()
 
 
+@each_probe
+def test_a_half_of_the_training_samples_gives_what_it_gives_alone_and_changes_no_score(probe: Probe) -> None:
+    train, test = clusters("train", noise=3, dtype=torch.float64), clusters("test", noise=3, dtype=torch.float64)
+    rows, others = hold_out(train.targets, 0.5, seeded(1, "half"))
+    half = replace(
+        train,
+        features=train.features[rows],
+        targets=train.targets[rows],
+        sample_ids=tuple(train.sample_ids[row] for row in rows),
+    )
+
+    score = probe.fit_score({"x": train}, {"x": test}, [0, 1], halves=3)["x"]
+
+    assert len(rows) == len(others) == len(train) / 2
+    assert torch.equal(score.halves[1], probe.fit_score({"x": half}, {"x": test}, [1])["x"].predictions[0])
+    assert len({tuple(each.tolist()) for each in score.halves}) == len(score.halves) == 3
+    assert score.summary() == probe.fit_score({"x": train}, {"x": test}, [0, 1])["x"].summary()
+
+
 def test_a_class_that_only_the_test_split_has_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     train, test = clusters("train", sizes=(6, 6, 0)), clusters("test", sizes=(6, 6, 6))
 
@@ -158,7 +178,7 @@ def test_probes_are_chosen_by_class_path() -> None:
     probes = [
         {"class_path": "lightning_mllm.probing.MLPProbe", "init_args": {"training": "released-code", "control": True}},
         {"class_path": "lightning_mllm.probing.MLPProbe", "init_args": {"training": {"learning_rate": 0.01}}},
-        {"class_path": "lightning_mllm.probing.LinearProbe"},
+        {"class_path": "lightning_mllm.probing.LinearProbe", "init_args": {"penalties": [0.1, 1e-3]}},
         {"class_path": "lightning_mllm.probing.NearestCentroid"},
     ]
 
@@ -167,7 +187,7 @@ def test_probes_are_chosen_by_class_path() -> None:
     assert parsed == [
         MLPProbe(training="released-code", control=True),
         MLPProbe(training=Training(learning_rate=0.01)),
-        LinearProbe(),
+        LinearProbe(penalties=(0.1, 1e-3)),
         NearestCentroid(),
     ]
 
@@ -176,14 +196,12 @@ def test_probes_that_differ_have_names_that_differ() -> None:
     names = {
         "nearest-centroid": NearestCentroid(control=True),
         "mlp": MLPProbe(control=True),
-        "mlp-released-code": MLPProbe(training="released-code"),
-        "mlp-standardised": MLPProbe(standardise=True),
-        "mlp-pre-projection-released-code-standardised": MLPProbe(
-            network="pre-projection", training="released-code", standardise=True
-        ),
+        "mlp-released-code-raw": MLPProbe(training="released-code", standardise=False),
+        "mlp-raw": MLPProbe(standardise=False),
+        "mlp-pre-projection-paper": MLPProbe(network="pre-projection", training="paper"),
         "mlp-custom": MLPProbe(training=QUICK),
         "linear": LinearProbe(),
-        "linear-paper-raw": LinearProbe(training="paper", standardise=False),
+        "linear-custom-raw": LinearProbe(penalties=(1e-3,), standardise=False),
         "wide": MLPProbe(training=QUICK, label="wide"),
         "floor": NearestCentroid(label="floor"),
     }

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 
-from lightning_mllm.probing import LinearProbe, NearestCentroid, ProbeScore, Training
+from lightning_mllm.probing import MLPProbe, NearestCentroid, ProbeScore, Training
 from tests.probing.clusters import clusters
 
 QUICK = Training(learning_rate=1e-2, max_epochs=3)
@@ -13,7 +13,7 @@ QUICK = Training(learning_rate=1e-2, max_epochs=3)
 
 def _score(*seeds: int, control: bool = False) -> ProbeScore:
     train, test = clusters("train", noise=3), clusters("test", sizes=(9, 7, 5, 0), noise=3)
-    return LinearProbe(training=QUICK, control=control).fit_score({"x": train}, {"x": test}, seeds)["x"]
+    return MLPProbe(training=QUICK, control=control).fit_score({"x": train}, {"x": test}, seeds)["x"]
 
 
 def test_numbers_are_those_of_scikit_learn_over_the_classes_that_test_has() -> None:

@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.probing import FeatureSet, LinearProbe, MLPProbe, Training
+from lightning_mllm.probing import FeatureSet, MLPProbe, Training
 from lightning_mllm.probing.batched import Trained, train_together
 from lightning_mllm.probing.networks import POST_PROJECTION
 from lightning_mllm.probing.probe import Task
@@ -55,7 +56,7 @@ def test_trained_together_equals_trained_alone(training: Training) -> None:
 def test_trained_together_equals_a_loop_over_torch_modules(training: Training) -> None:
     train, test = _sets("train"), _sets("test")
 
-    scores = MLPProbe(training=training, device="cpu").fit_score(train, test, [0, 1, 2])
+    scores = MLPProbe(training=training, standardise=False, device="cpu").fit_score(train, test, [0, 1, 2])
 
     for name, score in scores.items():
         for row, seed in enumerate(score.seeds):
@@ -76,13 +77,12 @@ def test_how_many_train_at_once_changes_nothing() -> None:
         assert torch.equal(some[name].predictions, all_at_once[name].predictions)
 
 
-@pytest.mark.parametrize("probe", [MLPProbe, LinearProbe])
-def test_standardised_features_have_no_scale_and_no_origin(probe: type[MLPProbe | LinearProbe]) -> None:
+def test_standardised_features_have_no_scale_and_no_origin() -> None:
     train, test = _sets("train")["post"], _sets("test")["post"]
     scale, shift = torch.logspace(-3, 3, 24, dtype=torch.float64), torch.linspace(-9, 9, 24, dtype=torch.float64)
     moved = [replace(features, features=features.features * scale + shift) for features in (train, test)]
 
-    scores = probe(training=EARLY, standardise=True).fit_score(
+    scores = MLPProbe(training=EARLY, standardise=True).fit_score(
         {"as is": train, "moved": moved[0]}, {"as is": test, "moved": moved[1]}, [0, 1]
     )
 
@@ -94,7 +94,7 @@ def test_a_constant_feature_standardises_to_nothing_special() -> None:
     train, test = clusters("train", noise=0.1), clusters("test", noise=0.1)
     train.features[:, 0] = test.features[:, 0] = 1234.567
 
-    assert LinearProbe(training=EARLY).fit_score({"x": train}, {"x": test}, [0])["x"].accuracy == 1
+    assert MLPProbe(training=EARLY, standardise=True).fit_score({"x": train}, {"x": test}, [0])["x"].accuracy == 1
 
 
 def test_half_precision_features_train_as_the_same_numbers_in_single_precision() -> None:
@@ -112,7 +112,7 @@ def _single(sets: dict[str, FeatureSet]) -> dict[str, FeatureSet]:
 
 
 def test_presets_have_the_stated_numbers() -> None:
-    assert MLPProbe().training == "paper"
+    assert (MLPProbe().training, MLPProbe().standardise) == ("converging", True)
     paper, released = PRESETS["paper"], PRESETS["released-code"]
     assert (paper.batch_size, paper.learning_rate, paper.val_fraction) == (128, 1e-4, 0.1)
     assert (released.batch_size, released.learning_rate, released.max_epochs) == (32, 1e-3, 100)
@@ -120,7 +120,7 @@ def test_presets_have_the_stated_numbers() -> None:
 
 
 def test_the_released_code_trains_100_epochs_and_keeps_the_last() -> None:
-    score = LinearProbe(training="released-code").fit_score(_sets("train"), _sets("test"), [0])["post"]
+    score = MLPProbe(training="released-code").fit_score(_sets("train"), _sets("test"), [0])["post"]
 
     assert score.epochs == score.best_epochs == (100,)
 
@@ -131,6 +131,48 @@ def test_early_stopping_waits_for_its_patience_and_goes_back() -> None:
     assert all(epochs - best == EARLY.patience for epochs, best in zip(score.epochs, score.best_epochs, strict=True))
 
 
+def test_a_probe_that_early_stopping_ends_has_converged_one_that_runs_out_of_epochs_says_that_it_has_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    enough = MLPProbe(training=EARLY).fit_score(_sets("train"), _sets("test"), [0, 1])["post"]
+    assert (enough.converged, caplog.text) == ((True, True), "")
+
+    short = MLPProbe(training=replace(EARLY, max_epochs=2)).fit_score(_sets("train"), _sets("test"), [0, 1])["post"]
+
+    assert short.converged == (False, False)
+    assert "'mlp-custom' has not converged in 4 of 4 fits (features 'pre', 'post')" in caplog.text
+    assert "Give it more epochs" in caplog.text
+
+
+def test_of_a_fixed_number_of_epochs_nothing_tells_whether_they_were_enough(caplog: pytest.LogCaptureFixture) -> None:
+    score = MLPProbe(training=FIXED).fit_score(_sets("train"), _sets("test"), [0])["post"]
+
+    assert (score.converged, caplog.text) == ((None,), "")
+
+
+def test_the_default_reads_from_few_scans_what_the_papers_preset_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    scans, digits = load_digits(return_X_y=True)
+    splits = [
+        {
+            "x": FeatureSet(
+                features=torch.from_numpy(scans[rows] / 16).float(),
+                targets=torch.from_numpy(digits[rows]),
+                names=tuple("0123456789"),
+                sample_ids=tuple(map(str, range(1797)[rows])),
+            )
+        }
+        for rows in (slice(300), slice(1500, None))
+    ]
+
+    default = MLPProbe().fit_score(*splits, [0])["x"]
+    assert (default.converged, caplog.text) == ((True,), "")
+
+    paper = MLPProbe(training="paper", standardise=False).fit_score(*splits, [0])["x"]
+    assert paper.converged == (False,)
+    assert "'mlp-paper-raw' has not converged in 1 of 1 fits" in caplog.text
+    assert default.accuracy > paper.accuracy + 0.1
+
+
 def test_the_network_before_the_projection_is_another() -> None:
     sets = {"x": clusters("train")}, {"x": clusters("test")}
     once = replace(FIXED, max_epochs=1)
@@ -139,13 +181,6 @@ def test_the_network_before_the_projection_is_another() -> None:
     pre = MLPProbe(training=once, network="pre-projection").fit_score(*sets, [0])["x"]
 
     assert pre.parameters > post.parameters
-
-
-def test_a_class_with_one_training_sample_is_learnt_from_it() -> None:
-    train = clusters("train", sizes=(20, 20, 1), noise=0.1)
-    test = clusters("test", sizes=(4, 4, 4), noise=0.1)
-
-    assert LinearProbe(training=EARLY).fit_score({"x": train}, {"x": test}, [0])["x"].accuracy == 1
 
 
 def test_early_stopping_needs_a_sample_to_hold_out() -> None:
@@ -182,7 +217,9 @@ def test_training_settings_are_checked(options: dict[str, float], message: str) 
 
 
 def test_probe_options_are_checked() -> None:
-    with pytest.raises(ConfigError, match=re.escape("training is 'code'; give one of paper, released-code")):
+    with pytest.raises(
+        ConfigError, match=re.escape("training is 'code'; give one of converging, paper, released-code")
+    ):
         MLPProbe(training="code")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="models_at_once is 0"):
         MLPProbe(models_at_once=0)

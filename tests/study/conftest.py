@@ -75,16 +75,17 @@ class FakeLightning:
         rows = [[sample, truth[sample], f"It is {name}.", name] for sample, name in said.items()]
         write(test / "predictions.csv", ["sample_id", "target", "generation/answer", "generation/prediction"], rows)
         probed = [
-            [s, t, *(answer(t, RICHNESS[policy]) for _ in range(2)), answer(t, 0.9), answer(t, 0.9)]
+            [s, t, *(answer(t, RICHNESS[policy]) for _ in range(4)), *(answer(t, 0.9) for _ in range(4))]
             for s, t in truth.items()
         ]
-        columns = [f"{point}/mlp/seed{seed}" for point in ("post-mean", "pre-mean") for seed in (0, 1)]
+        parts = ("seed0", "seed1", "half0", "half1")
+        columns = [f"{point}/mlp/{part}" for point in ("post-mean", "pre-mean") for part in parts]
         write(test / "probe-predictions.csv", ["sample_id", "target", *columns], probed)
         header = ["epoch", "step", "stage", "point", "probe", "seed", "accuracy", "macro_f1"]
-        header += ["control_accuracy", "n_train", "n_test", "epochs_trained", "best_epoch"]
+        header += ["control_accuracy", "n_train", "n_test", "epochs_trained", "best_epoch", "converged"]
         epochs = [(-1, "val")] if policy == "zero_shot" else [(-1, "val"), (0, "val"), (0, "test")]
         probes = [
-            [e, e + 1, stage, "post-mean", "mlp", seed, 0.5 + seed / 10, 0.4, "", 90, 30, 12, 9]
+            [e, e + 1, stage, "post-mean", "mlp", seed, 0.5 + seed / 10, 0.4, "", 90, 30, 12, 9, True]
             for e, stage in epochs
             for seed in (0, 1)
         ]

@@ -197,7 +197,7 @@ def test_steps_of_one_training_decide_nothing_however_well_they_are_ordered(stud
 
     assert {(row["verdict"], row["checkpoints"]) for row in rows_of("verdict.csv")} == {("undecided", "8")}
     assert all(abs(float(row["spearman"])) > 0.999 for row in rows_of("verdict.csv") if row["part"])
-    assert "A verdict needs as many origins as it would need independent checkpoints." in report()
+    assert "they need as many origins as they would need independent checkpoints." in report()
 
 
 def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_order(study: Change) -> None:

@@ -50,6 +50,37 @@ def test_repetitions_are_averaged() -> None:
     np.testing.assert_allclose(both.resampled, mean)
 
 
+def test_a_resample_takes_the_half_that_it_has_drawn_and_the_scores_stay_those_of_all_training_samples() -> None:
+    rng = np.random.default_rng(2)
+    targets = rng.integers(0, 3, size=30)
+    full, of_halves = answers(rng, targets, [0.9, 0.8], classes=3), answers(rng, targets, [0.5, 0.5], classes=3)
+    of_halves = np.concatenate([of_halves, answers(rng, targets, [0.6, 0.1], classes=3)], axis=1)
+    resampler = Resampler(targets, 2, halves=2)
+
+    found = resampler.score(full, of_halves)["macro_f1"]
+
+    np.testing.assert_array_equal(found.observed, resampler.score(full)["macro_f1"].observed)
+    for half in (0, 1):
+        alone = resampler.score(of_halves[:, half : half + 1])["macro_f1"].resampled
+        drawn = resampler.halves == half
+        assert 900 < drawn.sum() < 1100
+        np.testing.assert_allclose(found.resampled[drawn], alone[drawn])
+
+
+def test_the_chance_in_the_training_samples_of_a_probe_widens_the_interval() -> None:
+    rng = np.random.default_rng(3)
+    targets = np.arange(60) % 3
+    full = answers(rng, targets, [0.7] * 5, classes=3)
+    resampler = Resampler(targets, 5, halves=10)
+    alike = np.repeat(full, 10, axis=1)
+    unlike = np.concatenate([answers(rng, targets, [skill] * 5, classes=3) for skill in np.linspace(0, 1, 10)], axis=1)
+
+    narrow, wide = (np.ptp(resampler.score(full, each)["accuracy"].interval) for each in (alike, unlike))
+
+    assert narrow == pytest.approx(np.ptp(resampler.score(full)["accuracy"].interval))
+    assert wide > 1.5 * narrow
+
+
 def test_a_sample_that_a_seed_does_not_have_does_not_count() -> None:
     targets = np.array([0, 0, 1, 1, 1])
     predicted = np.array([[[0, ABSENT, 1, 0, ABSENT]], [[ABSENT, 1, ABSENT, 1, 1]]])

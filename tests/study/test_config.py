@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study import RateSweep, Richness
+from lightning_mllm.study import RateSweep
 from lightning_mllm.study.command import run_study
 from tests.study.conftest import Change, FakeLightning
 
@@ -26,10 +26,6 @@ from tests.study.conftest import Change, FakeLightning
         ({"sweep": RateSweep(preset="matched", rates=[1e-3, 1e-4])}, "Presets with it: paper"),
         ({"sweep": RateSweep(preset="paper", rates=[1e-3])}, "two or more different rates"),
         ({"resamples": 100}, "need 2000 or more"),
-        (  # 2 of 2^2 orders: p is 0.5
-            {"sweep": RateSweep(preset="paper", rates=[1e-3, 1e-4]), "richness": Richness()},
-            r"2 rates and 2 seeds: its p-value is 0\.5 at best, and with 2 domains it decides at 0\.025 or less",
-        ),
         ({"jobs": 0}, "at least one cell"),
         ({"cells": "9/8"}, "counted from 1"),
         ({"cells": "0/8"}, "SLURM_ARRAY_TASK_ID"),

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr  # type: ignore[import-untyped]
 
 from lightning_mllm.study.bootstrap import Floats
-from lightning_mllm.study.correlation import Method, correlate, smallest_n, smallest_p
+from lightning_mllm.study.correlation import Method, correlate, group_means, smallest_n, smallest_p
 
 METHODS: tuple[Method, ...] = ("pearson", "spearman")
 
@@ -104,6 +104,14 @@ def test_a_point_that_lacks_a_number_is_left_out() -> None:
 
     assert correlate(*gappy, "spearman") == correlate(first, second, "spearman")
     assert correlate(*gappy, "spearman").n == 8
+
+
+def test_group_means_are_those_of_the_points_that_have_both_numbers() -> None:
+    first, second = np.array([1.0, 3.0, 5.0, np.nan, 7.0]), np.array([1.0, 2.0, np.nan, 4.0, 6.0])
+
+    ours, theirs = group_means(first, second, ["a", "a", "b", "c", "d"])
+
+    assert (ours.tolist(), theirs.tolist()) == ([2.0, 7.0], [1.5, 6.0])
 
 
 @pytest.mark.parametrize("points", [([], []), ([1.0], [2.0]), ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])])

@@ -3,15 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_mllm.study.bootstrap import Estimate, Integers, Resampler, Scores, difference
+from lightning_mllm.study.bootstrap import INVALID, Estimate, Integers, Resampler, Scores, difference, slope
 from lightning_mllm.study.decisions import (
     Decision,
     all_of,
     decide,
-    difference_test,
     holm,
-    smallest_trend_p,
-    trend_test,
+    t_test,
 )
 
 TARGETS = np.arange(120) % 4
@@ -26,7 +24,7 @@ def answers(seed: int, skill: float, seeds: int = 3) -> Integers:
 def decision(higher: Integers, lower: Integers) -> Decision:
     resampler = Resampler(TARGETS, len(higher))
     scores = [resampler.score(each)["macro_f1"] for each in (higher, lower)]
-    outcome = difference_test(difference(*scores), len(higher), len(TARGETS))
+    outcome = t_test(difference(*scores), len(higher), len(TARGETS))
     return decide(outcome.value, outcome.p)
 
 
@@ -52,15 +50,15 @@ def test_models_that_differ_by_their_seeds_alone_are_told_apart_in_5_percent_of_
         observed = 0.6 + 0.1 * rng.standard_normal((2, 3))
         samples = 0.003 * rng.standard_normal((2, 500, 1))  # the same for all seeds
         higher, lower = (Scores(mean, mean + noise, draws) for mean, noise in zip(observed, samples, strict=True))
-        told_apart += difference_test(difference(higher, lower), 3, 10_000).p <= 0.05
+        told_apart += t_test(difference(higher, lower), 3, 10_000).p <= 0.05
     assert 25 <= told_apart <= 75  # 50 expected; more or less has probability 0.03 %
 
 
 def test_what_never_varies_is_as_sure_as_coins_that_fall_alike() -> None:
     certain = Estimate(value=0.5, variance=0.0, freedom=2.0)
 
-    assert difference_test(certain, 3, 11).p == 2.0**-10
-    assert difference_test(Estimate(value=0.0, variance=0.0, freedom=2.0), 3, 11).p == 1
+    assert t_test(certain, 3, 11).p == 2.0**-10
+    assert t_test(Estimate(value=0.0, variance=0.0, freedom=2.0), 3, 11).p == 1
 
 
 def test_equal_models_are_seldom_told_apart() -> None:
@@ -68,42 +66,35 @@ def test_equal_models_are_seldom_told_apart() -> None:
     for trial in range(60):
         resampler = Resampler(TARGETS, 3, resamples=300, seed=trial)
         scores = [resampler.score(answers(1000 + 2 * trial + k, 0.6))["accuracy"] for k in (0, 1)]
-        told_apart += difference_test(difference(*scores), 3, len(TARGETS)).p <= 0.05
+        told_apart += t_test(difference(*scores), 3, len(TARGETS)).p <= 0.05
     assert told_apart <= 8  # 3 expected at the nominal level; more than 8 has probability 0.2 %
 
 
-def test_a_trend_holds_if_losses_rise_with_the_rate_in_every_seed() -> None:
-    rates = [1e-4, 3e-4, 1e-3, 3e-3]
-    rising = np.array([[0.0, 0.1, 0.2, 0.5], [0.1, 0.2, 0.3, 0.4], [0.0, 0.05, 0.3, 0.2]])
-    outcome = trend_test(rates, rising, samples=10)
+def test_a_trend_is_the_slope_of_a_line_over_the_logarithm_of_the_rate() -> None:
+    rng = np.random.default_rng(0)
+    rates, draws = [1e-4, 1e-3, 3e-3], rng.integers(0, 5, size=(2000, 4))
+    observed = rng.random((3, 5))
+    scores = [Scores(each, each + 0.01 * rng.standard_normal((2000, 1)), draws) for each in observed]
 
-    assert outcome.value == pytest.approx((1 + 1 + 0.8) / 3)  # Spearman's correlation of each seed
-    assert decide(outcome.value, outcome.p) is Decision.HOLDS
-    assert decide(-outcome.value, trend_test(rates, -rising, samples=10).p) is Decision.DOES_NOT
-    flat = trend_test(rates, np.ones((3, 4)), samples=10)
-    assert decide(flat.value, flat.p) is Decision.UNDECIDED
+    found = slope(rates, scores)
 
-
-def test_a_trend_of_one_seed_has_the_exact_p_value() -> None:
-    assert trend_test([1, 2, 3, 4], np.array([[1.0, 2, 3, 4]]), samples=1).p == pytest.approx(2 / 24)
+    assert found.value == pytest.approx(np.polyfit(np.log10(rates), observed.mean(1), 1)[0])
+    by_seed = [np.polyfit(np.log10(rates), observed[:, seed], 1)[0] for seed in range(5)]
+    assert found.variance == pytest.approx(np.var(by_seed, ddof=1) / 5 + 0.01**2 / 1.18, rel=0.1)
 
 
-@pytest.mark.parametrize(("rates", "seeds"), [(2, 1), (2, 3), (3, 3), (4, 3), (4, 5), (7, 1)])
-def test_the_smallest_p_value_of_a_trend_is_that_of_losses_in_the_order_of_the_rates(rates: int, seeds: int) -> None:
-    losses = np.tile(np.arange(rates, dtype=np.float64), (seeds, 1))
+def test_a_trend_holds_if_it_is_clear_in_seeds_and_samples_and_not_if_it_is_that_of_a_few_samples() -> None:
+    rates, resampler = [1e-3, 3e-3, 1e-2], Resampler(TARGETS, 5)
+    clear = [resampler.score(answers(k, 0.9 - 0.3 * k, seeds=5))["macro_f1"] for k in range(3)]
+    same = answers(0, 0.6, seeds=1).repeat(5, axis=0)
+    few = [resampler.score(np.where(np.arange(120) < k, INVALID, same))["macro_f1"] for k in range(3)]
 
-    found = trend_test(list(range(rates)), losses, samples=1).p
+    fall, chance = (t_test(slope(rates, scores), 5, 120) for scores in (clear, few))
 
-    assert found == pytest.approx(smallest_trend_p(rates, seeds), rel=1e-6, abs=5e-4)  # drawn ones may have it again
-
-
-def test_many_permutations_are_drawn_instead_of_counted() -> None:
-    losses = np.random.default_rng(0).random((5, 4))
-
-    drawn = trend_test([1, 2, 3, 4], np.sort(losses), samples=1)
-
-    assert drawn.value == pytest.approx(1)
-    assert drawn.p < 0.001
+    assert decide(-fall.value, fall.p) is Decision.HOLDS
+    assert decide(fall.value, fall.p) is Decision.DOES_NOT
+    assert chance.value < 0
+    assert decide(-chance.value, chance.p) is Decision.UNDECIDED  # although it falls in each of the five seeds
 
 
 def test_holm_adjusts_as_published() -> None:
