@@ -19,8 +19,8 @@ from lightning_mllm.callbacks.access import Split, predicted_samples
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
-from lightning_mllm.models.backbone import DType, load_config
-from lightning_mllm.models.export import export
+from lightning_mllm.models.backbone import DType
+from lightning_mllm.models.export import export, trained_geometry
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.provenance import provenance
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
@@ -256,7 +256,8 @@ class Trainer(L.Trainer):
 
         Args:
             model: The module, as it was trained.
-            datamodule: Not used.
+            datamodule: Its `geometry` is written into the processor, if it says one; else that of the checkpoint's
+                last validation.
             ckpt_path: Training checkpoint; without it the model is exported as it is.
             output: Folder to make.
             dtype: In which the weights are written; `auto` is that of the checkpoint that training started from.
@@ -266,15 +267,16 @@ class Trainer(L.Trainer):
             What was written.
         """
         model.configure_model()
+        record: dict[str, Any] = {}
         if ckpt_path is not None:
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
-        source = model.source
-        config = load_config(source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code)
-        weights_dtype: Any = (config.dtype or torch.float32) if dtype == "auto" else resolve_dtype(dtype, "cpu")
+            record = content[checkpoints.KEY]
+        geometry = trained_geometry(record, datamodule)
+        weights = None if dtype == "auto" else resolve_dtype(dtype, "cpu")
         with pruned_to(model.backbone, subnetwork):
-            written = export(model.backbone, Path(output), source=source, dtype=weights_dtype)
+            written = export(model.backbone, Path(output), source=model.source, dtype=weights, geometry=geometry)
         log.info("Exported %s", ", ".join(map(str, written)))
         return written
 

@@ -22,7 +22,7 @@ BORDERS: dict[str, set[str]] = {
     "data": {"types", "errors"},
     "evaluation": {"types", "errors"},
     "probing": {"types", "errors", "evaluation"},
-    "models": {"types", "errors", "evaluation"},
+    "models": {"types", "errors", "data", "evaluation"},
     "analysis": {
         "types",
         "errors",

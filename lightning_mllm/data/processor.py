@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
 
+from lightning_mllm.data.geometry import makes_tiles
 from lightning_mllm.data.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError
 
@@ -44,6 +45,8 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
             "checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
         )
     processor.image_processor = image_processor
+    if not makes_tiles(image_processor):  # its tiles are padded; LLaVA-1.5's own pads pictures, as does Geometry.PAD
+        image_processor.do_pad = False
     _check(processor, checkpoint)
     align_with_model(processor, config, checkpoint)
     return processor

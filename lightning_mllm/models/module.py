@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import AutoTokenizer
 
+from lightning_mllm.data.portable import describe_inputs
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
@@ -278,8 +279,9 @@ class MLLMModule(L.LightningModule):
         self.adapted.load_trained_state(state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model, policy and schedule the checkpoint belongs to."""
-        checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule)}
+        """Say which model, policy and schedule the checkpoint belongs to, and how its inputs are made."""
+        run = {"edited": self.adapted.edit is not None, "inputs": describe_inputs(self.trainer.datamodule)}  # type: ignore[attr-defined]
+        checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule), **run}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or policy; remember its step and schedule."""

@@ -16,19 +16,7 @@ from lightning_mllm.models.export import export
 from lightning_mllm.models.freeze import Everything, FreezePolicy, Lora, ProjectorOnly
 from lightning_mllm.types import MultimodalBatch
 from tests.conftest import TinyBuilder
-from tests.models.conftest import batch_of, logits
-
-
-def _trained(checkpoint: str, policy: FreezePolicy) -> Backbone:
-    """A model whose trainable weights have moved."""
-    backbone = Backbone.from_pretrained(checkpoint)
-    policy.apply(backbone)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, parameter in backbone.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    return backbone
+from tests.models.conftest import batch_of, logits, trained
 
 
 def _open(path: Path | str) -> PreTrainedModel:
@@ -48,7 +36,7 @@ def test_from_pretrained_opens_an_export_with_equal_logits(
     tiny_checkpoint: TinyBuilder, tmp_path: Path, family: str, policy: FreezePolicy
 ) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")  # type: ignore[arg-type]
-    backbone, batch = _trained(checkpoint, policy), batch_of(checkpoint)
+    backbone, batch = trained(checkpoint, policy), batch_of(checkpoint)
     expected = logits(backbone, batch)
 
     export(backbone, tmp_path / "out", source=Source(checkpoint), dtype=torch.float32)
@@ -60,7 +48,7 @@ def test_from_pretrained_opens_an_export_with_equal_logits(
 
 
 def test_an_export_merges_adapters_and_keeps_them_for_peft(tiny_llava: str, tmp_path: Path) -> None:
-    backbone, batch = _trained(tiny_llava, Lora(rank=2, target="both")), batch_of(tiny_llava)
+    backbone, batch = trained(tiny_llava, Lora(rank=2, target="both")), batch_of(tiny_llava)
     expected = logits(backbone, batch)
 
     written = export(backbone, tmp_path / "out", source=Source(tiny_llava), dtype=torch.float32)
@@ -75,14 +63,14 @@ def test_an_export_merges_adapters_and_keeps_them_for_peft(tiny_llava: str, tmp_
 
 
 def test_an_exported_projector_moves_into_another_model(tiny_llava: str, tmp_path: Path) -> None:
-    trained = _trained(tiny_llava, ProjectorOnly())
-    save_projector(trained, tmp_path / "projector.safetensors", torch.float32)
+    moved = trained(tiny_llava, ProjectorOnly())
+    save_projector(moved, tmp_path / "projector.safetensors", torch.float32)
     other = Backbone.from_pretrained(tiny_llava)
 
     load_projector(other, tmp_path / "projector.safetensors")
 
     batch = batch_of(tiny_llava)
-    assert torch.equal(logits(other, batch), logits(trained, batch))
+    assert torch.equal(logits(other, batch), logits(moved, batch))
 
 
 def test_a_projector_file_holds_the_projection_in_the_asked_dtype(tiny_llava_next: str, tmp_path: Path) -> None:
