@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from PIL import Image
 from transformers import LlavaImageProcessorPil, ProcessorMixin
 
@@ -107,7 +106,4 @@ def _by_template(processor: ProcessorMixin, dialogue: Dialogue) -> str:
         text = dialogue.joint.join(part for part in (turn.text, turn.instruction) if part)
         content: list[dict[str, str]] = [{"type": "image"}] * turn.images
         messages.append({"role": turn.role, "content": content + [{"type": "text", "text": text}] * bool(text)})
-    try:
-        return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except TemplateError as error:
-        return f"[refused: {error}]"
+    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

@@ -133,9 +133,10 @@ class MLLMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check at set-up what would otherwise fail in the middle of an epoch, and make the metrics."""
         self.configure_model()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
             self.check_trainable()
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._inputs = describe_inputs(data)
         self.evaluator.prepare(data.label_set, data.kinds)
 
     def check_trainable(self) -> None:
@@ -280,7 +281,7 @@ class MLLMModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which model, policy and schedule the checkpoint belongs to, and how its inputs are made."""
-        run = {"edited": self.adapted.edit is not None, "inputs": describe_inputs(self.trainer.datamodule)}  # type: ignore[attr-defined]
+        run = {"edited": self.adapted.edit is not None, "inputs": self._inputs}
         checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule), **run}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from PIL import Image
 
 from lightning_mllm.data import Digits
 from lightning_mllm.models.backbone import Backbone
@@ -33,17 +31,15 @@ def logits(backbone: Backbone, batch: MultimodalBatch) -> torch.Tensor:
 
 def trained(checkpoint: str, policy: FreezePolicy) -> Backbone:
     """A model whose trainable weights have moved."""
-    backbone = Backbone.from_pretrained(checkpoint)
+    return move(Backbone.from_pretrained(checkpoint), policy)
+
+
+@torch.no_grad()
+def move(backbone: Backbone, policy: FreezePolicy) -> Backbone:
+    """Apply a policy, and move what it trains."""
     policy.apply(backbone)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, parameter in backbone.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    for _, parameter in backbone.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
     return backbone
-
-
-def noise(width: int, height: int) -> Image.Image:
-    """A picture in which every pixel counts."""
-    pixels = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)

@@ -31,7 +31,8 @@ from lightning_mllm.models.freeze import (
 from lightning_mllm.models.tiny import Chat, TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
-from tests.models.conftest import noise, trained
+from tests.models.conftest import trained
+from tests.running import picture
 
 SHAPES = {"wide": (90, 30), "tall": (31, 100), "square": (40, 40)}
 QUESTION = "What is shown in this picture?"
@@ -91,7 +92,7 @@ def check_contract(
     checkpoint: str, folder: Path, policy: FreezePolicy = FT_PROJ, geometry: GeometryName | None = None
 ) -> None:
     backbone = trained(checkpoint, policy)
-    images = {name: noise(*size) for name, size in SHAPES.items()}
+    images = {name: picture(0, size) for name, size in SHAPES.items()}
     expected = {name: _own(backbone, checkpoint, geometry, image) for name, image in images.items()}
 
     export(backbone, folder, source=Source(checkpoint), geometry=geometry)
@@ -192,7 +193,7 @@ def test_what_a_processor_cannot_say_is_said(
 
     (message,) = [record.getMessage() for record in caplog.records if record.name.endswith("models.export")]
     assert re.search(to_do, message)
-    square = noise(40, 40)  # nothing is to be done to it
+    square = picture(0, (40, 40))  # nothing is to be done to it
     pixels = _anyones(tmp_path / "out", {"square": square})["square"][0]
     assert torch.equal(pixels, _own(backbone, checkpoint, geometry, square)[0])
     assert default_geometry(load_processor(str(tmp_path / "out"))) == geometry
