@@ -256,8 +256,7 @@ class Trainer(L.Trainer):
 
         Args:
             model: The module, as it was trained.
-            datamodule: Its `geometry` is written into the processor, if it says one; else that of the checkpoint's
-                last validation.
+            datamodule: Its `geometry`, if it has one, goes before that of the training checkpoint's validation.
             ckpt_path: Training checkpoint; without it the model is exported as it is.
             output: Folder to make.
             dtype: In which the weights are written; `auto` is that of the checkpoint that training started from.
@@ -274,9 +273,9 @@ class Trainer(L.Trainer):
             model.load_state_dict(content["state_dict"])
             record = content[checkpoints.KEY]
         geometry = trained_geometry(record, datamodule)
-        weights = None if dtype == "auto" else resolve_dtype(dtype, "cpu")
+        options: Any = {"geometry": geometry, "dtype": None if dtype == "auto" else resolve_dtype(dtype, "cpu")}
         with pruned_to(model.backbone, subnetwork):
-            written = export(model.backbone, Path(output), source=model.source, dtype=weights, geometry=geometry)
+            written = export(model.backbone, Path(output), source=model.source, **options)
         log.info("Exported %s", ", ".join(map(str, written)))
         return written
 

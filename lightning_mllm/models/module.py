@@ -281,8 +281,7 @@ class MLLMModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which model, policy and schedule the checkpoint belongs to, and how its inputs are made."""
-        run = {"edited": self.adapted.edit is not None, "inputs": self._inputs}
-        checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule), **run}
+        checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule), "inputs": self._inputs}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or policy; remember its step and schedule."""
@@ -293,7 +292,7 @@ class MLLMModule(L.LightningModule):
 
     @property
     def _description(self) -> dict[str, Any]:
-        return checkpoints.describe(self.backbone, self.source.checkpoint, self.freeze_report)
+        return checkpoints.describe(self.backbone, self.source.checkpoint, self.freeze_report, self.adapted.edit)
 
     @property
     def trained_steps(self) -> int:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector, save_projector
-from lightning_mllm.models.export import export
+from lightning_mllm.models.export import export, trained_geometry
 from lightning_mllm.models.freeze import Everything, FreezePolicy, Lora, ProjectorOnly, ZeroShot
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import MultimodalBatch
@@ -198,3 +201,43 @@ def test_an_export_overwrites_nothing(tiny_llava: str, tmp_path: Path) -> None:
         export(Backbone.from_pretrained(tiny_llava), tmp_path, source=Source(tiny_llava), dtype=torch.float32)
 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+ASKED = {"geometry": "pad", "asked": "USER: Which? ASSISTANT:", "template": "USER: Which? ASSISTANT:"}
+
+
+@pytest.mark.parametrize(
+    ("record", "asked", "expected", "warning"),
+    [
+        ({}, None, None, ""),
+        ({}, "crop", "crop", ""),
+        ({"inputs": ASKED}, None, "pad", ""),
+        ({"inputs": ASKED}, "pad", "pad", ""),
+        ({"inputs": ASKED}, "squash", "squash", "validated with geometry 'pad'; 'squash' is exported"),
+        ({"inputs": ASKED, "edited": True}, None, "pad", "changed the model's computations in training"),
+        (
+            {"inputs": {**ASKED, "asked": f"{'Be brief. ' * 30}USER: Which? ASSISTANT:"}},
+            None,
+            "pad",
+            "It was asked 'Be brief. .*template makes 'USER: Which. ASSISTANT:' of this",
+        ),
+        ({"inputs": {**ASKED, "template": "USER: Which?"}}, None, "pad", "It was asked '.* ASSISTANT:', the template"),
+    ],
+)
+def test_what_an_export_cannot_carry_is_said(
+    caplog: pytest.LogCaptureFixture, record: Any, asked: Any, expected: str | None, warning: str
+) -> None:
+    found = trained_geometry(record, SimpleNamespace(geometry=asked))
+
+    assert found == expected
+    if warning:
+        assert re.search(warning, caplog.text)
+    else:
+        assert not caplog.records
+
+
+def test_a_checkpoint_that_says_no_geometry_is_exported_with_the_default_and_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert trained_geometry({"policy": "ZeroShot()"}, None) is None
+    assert "does not say how pictures were made square" in caplog.text
