@@ -266,7 +266,7 @@ class Trainer(L.Trainer):
             What was written.
         """
         model.configure_model()
-        record: dict[str, Any] = {}
+        record = {"inputs": model.inputs}
         if ckpt_path is not None:
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)

@@ -44,7 +44,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         trust_remote_code: Whether code that comes with the checkpoint may run.
         prompt: What is asked; by default `ClassificationPrompt` for samples with labels, else `ConversationPrompt`.
         train_prompt: What takes its place in training.
-        geometry: How pictures are made square; by default what the family was trained with.
+        geometry: How pictures are made square; by default what the checkpoint was trained with.
         train_geometry: What takes its place in training.
         batch_size: Samples of a training batch, over all processes.
         eval_batch_size: Samples of a validation or test batch, over all processes.

@@ -51,7 +51,7 @@ class Collator:
         processor: The checkpoint's, from `load_processor`.
         prompt: What is asked about a sample.
         label_names: Class names; empty where samples have no labels.
-        geometry: How pictures are made square; by default what the family was trained with.
+        geometry: How pictures are made square; by default what the checkpoint was trained with.
         max_length: Most tokens of a sample, image tokens included; longer ones lose the front of their question.
         padding_side: Where shorter samples are filled up.
 

@@ -74,7 +74,7 @@ def _stated(image_processor: ImageProcessor, geometry: Geometry) -> ImageProcess
 def _side(image_processor: ImageProcessor) -> int:
     """Return the side of the picture that the tower gets."""
     name = "crop_size" if crops_itself(image_processor) else "size"
-    return max(value for value in dict(getattr(image_processor, name)).values() if value)
+    return max(int(value) for value in dict(getattr(image_processor, name)).values() if value)
 
 
 def _equal(stated: ImageProcessor, found: ImageProcessor, geometry: Geometry, picture: Image.Image) -> bool:

@@ -58,9 +58,7 @@ def export(
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty, and nothing is overwritten. Choose another --output.")
-    if dtype is None:
-        options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-        dtype = load_config(source.checkpoint, **options).dtype or torch.float32
+    dtype = dtype or _base_dtype(source)
     _check_finite(backbone.model, dtype)
     processor = _processor(source, geometry)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -81,11 +79,16 @@ def export(
     return [output, *(output / name for name in ("projector.safetensors", "adapter") if (output / name).exists())]
 
 
+def _base_dtype(source: Source) -> torch.dtype:
+    config: Any = load_config(source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    return config.dtype or torch.float32
+
+
 def trained_geometry(record: Mapping[str, Any], data: Any) -> GeometryName | None:
     """Return the geometry that an export has to write, and warn of what else of the training it can't.
 
     Args:
-        record: Our entry in the training checkpoint; empty without a checkpoint.
+        record: Our entry in the training checkpoint; without one, the module's `inputs` alone.
         data: The DataModule, whose geometry goes before that of the checkpoint; None if there is none.
 
     Returns:
@@ -107,7 +110,7 @@ def trained_geometry(record: Mapping[str, Any], data: Any) -> GeometryName | Non
     validated: GeometryName | None = inputs.get("geometry")
     if asked and validated and asked != validated:
         log.warning("The model was validated with geometry '%s'; '%s' is exported, as data says.", validated, asked)
-    if record and data is None and validated is None:
+    if "policy" in record and data is None and validated is None:
         log.warning(
             "The training checkpoint does not say how pictures were made square, and no data is named: the default is "
             "exported. Add --config <the run's config.yaml> if it was another."

@@ -82,16 +82,15 @@ class MLLMModule(L.LightningModule):
         self.source = Source(checkpoint, revision, trust_remote_code)
         self.policy, self.projector = policy, projector
         self.learning_rates, self.optimizer = learning_rates, optimizer
-        self.micro_batch_size = micro_batch_size
-        self.warmup_ratio = warmup_ratio
+        self.micro_batch_size, self.warmup_ratio = micro_batch_size, warmup_ratio
         self.decay: Decay = decay
         self.dtype_option: DType = dtype
         self.attention: AttentionImplementation = attention
-        self.gradient_checkpointing = gradient_checkpointing
-        self.compile_model = compile
+        self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.evaluator = Evaluator(scorers)
         self.test_prefix = "test"
         self.updates: tuple[Callable[[Backbone, MultimodalBatch], None], ...] = ()
+        self.inputs: dict[str, Any] = {}  # how they are made, see `describe_inputs`
         self._loaded_steps: int | None = None
         self._resumed_schedule: dict[str, Any] | None = None
         self._model: nn.Module | None = None
@@ -136,7 +135,7 @@ class MLLMModule(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
             self.check_trainable()
-            self._inputs = describe_inputs(data)
+            self.inputs = describe_inputs(data)
         self.evaluator.prepare(data.label_set, data.kinds)
 
     def check_trainable(self) -> None:
@@ -281,12 +280,13 @@ class MLLMModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which model, policy and schedule the checkpoint belongs to, and how its inputs are made."""
-        checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule), "inputs": self._inputs}
+        checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule), "inputs": self.inputs}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or policy; remember its step and schedule."""
-        found = checkpoint.get(checkpoints.KEY)
+        found: Any = checkpoint.get(checkpoints.KEY)
         checkpoints.check_fits(found, self._description, checkpoint["state_dict"])
+        self.inputs = self.inputs or found.get("inputs", {})  # a fit that goes on has its own
         self._loaded_steps = int(checkpoint["global_step"])
         self._resumed_schedule = found["schedule"] if found else None
 
