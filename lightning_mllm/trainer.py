@@ -256,7 +256,7 @@ class Trainer(L.Trainer):
 
         Args:
             model: The module, as it was trained.
-            datamodule: Its `geometry`, if it has one, goes before that of the training checkpoint's validation.
+            datamodule: Its `geometry`, if it has one, goes before that of the last validation.
             ckpt_path: Training checkpoint; without it the model is exported as it is.
             output: Folder to make.
             dtype: In which the weights are written; `auto` is that of the checkpoint that training started from.

@@ -34,9 +34,9 @@ class Geometry(StrEnum):
 
 
 def default_geometry(processor: ProcessorMixin) -> Geometry:
-    """Return what the checkpoint was trained with, as an export of this package says in its processor.
+    """Return what the checkpoint was trained with, as an export of ours says in its processor.
 
-    Elsewhere what the family was trained with: tiles where its processor makes them, else padding.
+    Elsewhere what the family was trained with: tiles if its processor makes them, else padding.
     """
     if recorded := getattr(processor.image_processor, RECORD, None):
         return Geometry(recorded)

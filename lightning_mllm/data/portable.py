@@ -1,4 +1,4 @@
-"""What a checkpoint's processor must say so that it makes, opened by anyone, the inputs that training made."""
+"""What a processor must say so that it makes, opened by anyone, the inputs that training made."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lightning_mllm.data.geometry import (
 from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.data.rendering import Renderer
 
-_SHAPES = ((3, 1), (1, 3), (2, 2))  # width and height of pictures to try, in halves of the tower's side
+_SHAPES = ((3, 1), (1, 3), (2, 2))  # of pictures to try: width and height in halves of the side
 
 
 def state_geometry(processor: ProcessorMixin, geometry: Geometry) -> str | None:
-    """Let a processor do by itself what `apply_geometry` does to a picture before it, where it can say so.
+    """Let a processor do by itself what `apply_geometry` does to a picture before it, if it can.
 
-    It notes the geometry in either case, for `default_geometry` of whoever opens it with this package.
+    It notes the geometry in either case: with this package, `default_geometry` reads the note.
 
     Returns:
         What is left to do to each picture before the processor gets it; None if there is nothing.
@@ -42,11 +42,11 @@ def state_geometry(processor: ProcessorMixin, geometry: Geometry) -> str | None:
 
 
 def describe_inputs(data: MLLMDataModule) -> dict[str, Any]:
-    """Return how validation makes a model's inputs, as plain data, from a DataModule that is set up.
+    """Return how validation makes a model's inputs, as plain data; the DataModule is set up.
 
     Returns:
-        The `geometry`; and of the first sample, what is `asked`, and what the checkpoint's own chat `template` makes of
-        the same conversation.
+        The `geometry`; and of the first sample, what is `asked`, and what the checkpoint's own chat
+        `template` makes of the same conversation.
     """
     collator = data.eval_collator
     dialogue = collator.prompt.dialogue(data.samples["val"][0], collator.label_names, epoch=0)
@@ -94,11 +94,12 @@ def _to_do(image_processor: ImageProcessor, geometry: Geometry) -> str:
         return f"pad it to a square, centred, with the colour {fill_colour(image_processor)}"
     if geometry is Geometry.CROP:
         return "cut out the square in its centre"
-    return "resize it to a square of its longer edge, with the processor's resampling filter"
+    side = "its longer edge" if makes_tiles(image_processor) else f"{_side(image_processor)} pixels"
+    return f"resize it to a square of {side}, with the processor's resampling filter"
 
 
 def _by_template(processor: ProcessorMixin, dialogue: Dialogue) -> str:
-    """Return a conversation up to its last answer, as `apply_chat_template` writes it for anyone."""
+    """Return a conversation up to its last answer, as `apply_chat_template` writes it."""
     messages: list[dict[str, Any]] = []
     if dialogue.system:
         messages.append({"role": "system", "content": [{"type": "text", "text": dialogue.system.strip()}]})

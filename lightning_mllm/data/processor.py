@@ -45,7 +45,7 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
             "checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
         )
     processor.image_processor = image_processor
-    if not makes_tiles(image_processor):  # its tiles are padded; LLaVA-1.5's own pads pictures, as does Geometry.PAD
+    if not makes_tiles(image_processor):  # LLaVA-1.5's own pads pictures, which is up to Geometry
         image_processor.do_pad = False
     _check(processor, checkpoint)
     align_with_model(processor, config, checkpoint)

@@ -126,7 +126,7 @@ class Backbone:
 
     @property
     def has_base_projector(self) -> bool:
-        """Whether the projection is still, value for value, the one that the model was loaded with."""
+        """Whether the projection is still, value for value, that of the loaded model."""
         return self._hash_projector() == self._base_projector
 
     def _hash_projector(self) -> str:

@@ -36,17 +36,18 @@ def export(
 ) -> list[Path]:
     """Write the model, its processor, `projector.safetensors` and, with LoRA, `adapter/`.
 
-    `AutoModelForImageTextToText.from_pretrained(output)` opens the folder, with adapters merged into the weights, and
-    `AutoProcessor.from_pretrained(output)` makes the pixels and tokens that the model was validated with: the processor
-    is written as `load_processor` repairs it, and with the geometry. Where it can't say the geometry, a warning says
-    what is left to do. The adapter is for `PeftModel.from_pretrained(base_model, output / "adapter")`; the projection
-    is in it where it is not the base model's.
+    `AutoModelForImageTextToText.from_pretrained(output)` opens the folder, with adapters merged into
+    the weights, and `AutoProcessor.from_pretrained(output)` makes the pixels and tokens that the
+    model was validated with: the processor is written as `load_processor` repairs it, and with the
+    geometry. Where it can't say the geometry, a warning says what is left to do. The adapter is for
+    `PeftModel.from_pretrained(base_model, output / "adapter")`; the projection is in it where it is
+    not the base model's.
 
     Args:
         backbone: The trained model; its adapters are merged into the weights.
         output: Folder to make; it must not exist, or be empty.
         source: Checkpoint that the training started from, and whose processor is taken.
-        dtype: In which the weights are written; by default that of the checkpoint that training started from.
+        dtype: In which the weights are written; by default that of the source.
         geometry: How pictures were made square; by default what the checkpoint was trained with.
 
     Returns:
@@ -54,7 +55,7 @@ def export(
 
     Raises:
         ConfigError: The folder has something in it, or the checkpoint's processor can't make tiles.
-        CheckpointError: A weight is not finite; or the disk is full or can't be written. Nothing is left behind.
+        CheckpointError: A weight is not finite, or the disk can't be written; nothing is left behind.
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty, and nothing is overwritten. Choose another --output.")
@@ -85,35 +86,40 @@ def _base_dtype(source: Source) -> torch.dtype:
 
 
 def trained_geometry(record: Mapping[str, Any], data: Any) -> GeometryName | None:
-    """Return the geometry that an export has to write, and warn of what else of the training it can't.
+    """Return the geometry that an export has to write, and warn of what it can't write.
 
     Args:
         record: Our entry in the training checkpoint; without one, the module's `inputs` alone.
-        data: The DataModule, whose geometry goes before that of the checkpoint; None if there is none.
+        data: The DataModule, whose geometry goes before the checkpoint's; None if there is none.
 
     Returns:
         Its name; None if nothing but the checkpoint's default can be meant.
     """
     if record.get("edited"):
         log.warning(
-            "A callback changed the model's computations in training (e.g. SkipComputations). The exported model "
-            "computes everything: its answers are those of an evaluation without the callback, not of the validation."
+            "A callback changed the model's computations in training (e.g. SkipComputations). The "
+            "exported model computes everything: its answers are those of an evaluation without the "
+            "callback, not those of the validation."
         )
     inputs = record.get("inputs", {})
     if inputs.get("asked") != inputs.get("template"):
         log.warning(
-            "The exported chat template does not write what the model was asked. It was asked %r, the template makes "
-            "%r of this. Whoever opens the folder has to write the prompt as the first.",
+            "The exported chat template does not write what the model was asked. It was asked %r, the "
+            "template makes %r of this. Whoever opens the folder has to write the prompt as the first.",
             *_around_the_difference(inputs["asked"], inputs["template"]),
         )
     asked: GeometryName | None = getattr(data, "geometry", None)
     validated: GeometryName | None = inputs.get("geometry")
     if asked and validated and asked != validated:
-        log.warning("The model was validated with geometry '%s'; '%s' is exported, as data says.", validated, asked)
+        log.warning(
+            "The model was validated with geometry '%s'; '%s' is exported, as data says.",
+            validated,
+            asked,
+        )
     if "policy" in record and data is None and validated is None:
         log.warning(
-            "The training checkpoint does not say how pictures were made square, and no data is named: the default is "
-            "exported. Add --config <the run's config.yaml> if it was another."
+            "The training checkpoint does not say how pictures were made square, and no data is named: "
+            "the default is exported. Add --config <the run's config.yaml> if it was another."
         )
     return asked or validated
 
@@ -130,8 +136,9 @@ def _processor(source: Source, geometry: Geometry | GeometryName | None) -> Proc
     check_geometry(chosen, processor)
     if to_do := state_geometry(processor, chosen):
         log.warning(
-            "The model takes pictures with geometry '%s', which a %s can't say: the exported processor leaves it out. "
-            "Whoever opens the folder without lightning_mllm must do it first to each picture that is not square: %s.",
+            "The model takes pictures with geometry '%s', which a %s can't say: the exported processor "
+            "leaves it out. Whoever opens the folder without lightning_mllm must do it first to each "
+            "picture that is not square: %s.",
             chosen,
             type(processor.image_processor).__name__.removesuffix("Pil"),
             to_do,
@@ -160,6 +167,8 @@ def _check_finite(model: PreTrainedModel, dtype: torch.dtype) -> None:
             found = f"values up to {weights.abs().max():g}, more than {dtype} can hold"
             way_out = "Choose --dtype bfloat16 or float32"
         else:
-            found = f"{int((~torch.isfinite(weights)).sum()):,} values that are not finite (NaN or infinite)"
+            count = int((~torch.isfinite(weights)).sum())
+            found = f"{count:,} values that are not finite (NaN or infinite)"
             way_out = "Export an earlier checkpoint, or train again with lower learning rates"
-        raise CheckpointError(f"The weights {name!r} have {found}, so nothing is exported. {way_out}.")
+        message = f"The weights {name!r} have {found}, so nothing is exported. {way_out}."
+        raise CheckpointError(message)

@@ -279,7 +279,7 @@ class MLLMModule(L.LightningModule):
         self.adapted.load_trained_state(state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model, policy and schedule the checkpoint belongs to, and how its inputs are made."""
+        """Say which model, policy and schedule it belongs to, and how inputs are made."""
         checkpoint[checkpoints.KEY] = {**self._description, "schedule": asdict(self._schedule), "inputs": self.inputs}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
