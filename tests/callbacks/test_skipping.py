@@ -110,17 +110,15 @@ def test_validation_and_test_skip_if_they_are_to(tiny_llava: str, tmp_path: Path
     torch.testing.assert_close(found, skipped if in_evaluation else clean, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("skips", [False, True])
-def test_a_training_checkpoint_says_whether_the_model_skipped(tiny_llava: str, tmp_path: Path, skips: bool) -> None:
+def test_a_training_checkpoint_says_that_the_model_skipped(tiny_llava: str, tmp_path: Path) -> None:
     class Save(L.Callback):
         def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             trainer.save_checkpoint(tmp_path / "end.ckpt")
 
-    callbacks: list[Any] = [Save(), *([SkipComputations(HALF)] if skips else [])]
-    trainer = make_trainer(tmp_path, callbacks=callbacks)
+    trainer = make_trainer(tmp_path, callbacks=[Save(), SkipComputations(HALF)])
     trainer.fit(MLLMModule(tiny_llava, policy=LLMOnly()), datamodule=digits(tiny_llava))
 
-    assert load_training_checkpoint(tmp_path / "end.ckpt")[KEY]["edited"] is skips
+    assert load_training_checkpoint(tmp_path / "end.ckpt")[KEY]["edited"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -73,8 +73,7 @@ def _adapter(folder: Path, base: str) -> PeftModel:
     return adapter
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next"])
-@pytest.mark.parametrize("given", [False, True], ids=["trained", "given"])
+@pytest.mark.parametrize(("family", "given"), [("llava", False), ("llava_next", False), ("llava", True)])
 def test_an_adapter_alone_is_the_model_with_its_projector(
     tiny_checkpoint: TinyBuilder, tmp_path: Path, family: TinyFamily, given: bool
 ) -> None:
@@ -113,15 +112,13 @@ def test_an_adapter_names_the_revision_of_its_base(tiny_llava: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("policy", "name"),
+    ("policy", "name", "value"),
     [
-        (ZeroShot(), "model.vision_tower.embeddings.patch_embedding.weight"),
-        (ProjectorOnly(), "model.multi_modal_projector.linear_1.bias"),
-        (Lora(rank=2), "model.language_model.layers.1.self_attn.q_proj.lora_B.default.weight"),
+        (ZeroShot(), "model.vision_tower.embeddings.patch_embedding.weight", torch.nan),
+        (ProjectorOnly(), "model.multi_modal_projector.linear_1.bias", torch.inf),
+        (Lora(rank=2), "model.language_model.layers.1.self_attn.q_proj.lora_B.default.weight", torch.nan),
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_finite_are_not_exported(
     tiny_llava: str, tmp_path: Path, policy: FreezePolicy, name: str, value: float
 ) -> None:
