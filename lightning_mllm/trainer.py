@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_mllm.analysis.base import Analysis, AnalysisResult
 from lightning_mllm.analysis.calibration_files import StoredSubNetwork, pruned_to
 from lightning_mllm.callbacks.access import Split, predicted_samples
+from lightning_mllm.data.portable import portable_processor, trained_geometry
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
 from lightning_mllm.models.backbone import DType
-from lightning_mllm.models.export import export, trained_geometry
+from lightning_mllm.models.export import export
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.provenance import provenance
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
@@ -252,7 +253,7 @@ class Trainer(L.Trainer):
         dtype: DType = "auto",
         subnetwork: StoredSubNetwork | None = None,
     ) -> list[Path]:
-        """Write a trained model as a Hugging Face folder, with the projector alone and a PEFT adapter beside it.
+        """Write a Hugging Face folder, with projector and PEFT adapter beside it; return what was written.
 
         Args:
             model: The module, as it was trained.
@@ -261,9 +262,6 @@ class Trainer(L.Trainer):
             output: Folder to make.
             dtype: In which the weights are written; `auto` is that of the checkpoint that training started from.
             subnetwork: What is kept of the LLM's weights, the others are written as 0; by default all are kept.
-
-        Returns:
-            What was written.
         """
         model.configure_model()
         record = {"inputs": model.inputs}
@@ -272,8 +270,8 @@ class Trainer(L.Trainer):
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
             record = content[checkpoints.KEY]
-        geometry = trained_geometry(record, datamodule)
-        options: Any = {"geometry": geometry, "dtype": None if dtype == "auto" else resolve_dtype(dtype, "cpu")}
+        processor = portable_processor(*astuple(model.source), geometry=trained_geometry(record, datamodule))
+        options: Any = {"processor": processor, "dtype": None if dtype == "auto" else resolve_dtype(dtype, "cpu")}
         with pruned_to(model.backbone, subnetwork):
             written = export(model.backbone, Path(output), source=model.source, **options)
         log.info("Exported %s", ", ".join(map(str, written)))

@@ -22,7 +22,7 @@ BORDERS: dict[str, set[str]] = {
     "data": {"types", "errors"},
     "evaluation": {"types", "errors"},
     "probing": {"types", "errors", "evaluation"},
-    "models": {"types", "errors", "data", "evaluation"},
+    "models": {"types", "errors", "evaluation"},
     "analysis": {
         "types",
         "errors",
@@ -34,7 +34,7 @@ BORDERS: dict[str, set[str]] = {
     "callbacks": {"types", "errors", "data", "models", "evaluation", "probing", "analysis", "tracking"},
     "testbed": {"types", "errors", "data"},
     "study": {"__version__", "errors", "tracking"},
-    "trainer": {"errors", "models", "analysis", "tracking", "callbacks"},
+    "trainer": {"errors", "data", "models", "analysis", "tracking", "callbacks"},
     "parser": {"analysis", "data", "evaluation", "models", "testbed"},
     "cli": {
         "errors",

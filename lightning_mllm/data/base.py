@@ -17,6 +17,7 @@ from lightning_mllm.data.collator import Collator, PaddingSide
 from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images, open_image
 from lightning_mllm.data.labels import class_names
+from lightning_mllm.data.portable import describe_inputs
 from lightning_mllm.data.processor import context_length, load_processor
 from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
@@ -169,6 +170,10 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Return the loader of a split as evaluation reads it: each sample once and in order, whatever the stage."""
         self._set_up([split])
         return self._eval_loader(split)
+
+    def describe_inputs(self) -> dict[str, Any]:
+        """Return how validation makes a model's inputs, as plain data; its split is set up."""
+        return describe_inputs(self.eval_collator, self.samples["val"][0])
 
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's first image as the collator reads it: upright, in RGB, within the bounds."""

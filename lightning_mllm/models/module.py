@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import AutoTokenizer
 
-from lightning_mllm.data.portable import describe_inputs
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
@@ -90,7 +89,7 @@ class MLLMModule(L.LightningModule):
         self.evaluator = Evaluator(scorers)
         self.test_prefix = "test"
         self.updates: tuple[Callable[[Backbone, MultimodalBatch], None], ...] = ()
-        self.inputs: dict[str, Any] = {}  # how they are made, see `describe_inputs`
+        self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self._loaded_steps: int | None = None
         self._resumed_schedule: dict[str, Any] | None = None
         self._model: nn.Module | None = None
@@ -135,7 +134,7 @@ class MLLMModule(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
             self.check_trainable()
-            self.inputs = describe_inputs(data)
+            self.inputs = data.describe_inputs()
         self.evaluator.prepare(data.label_set, data.kinds)
 
     def check_trainable(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lightning_mllm.data import VICUNA_SYSTEM, ClassificationPrompt, ConversationPrompt, PlainPrompt, Prompt
 from lightning_mllm.data.geometry import GeometryName
-from lightning_mllm.data.portable import describe_inputs
+from lightning_mllm.data.portable import trained_geometry
 from lightning_mllm.models.tiny import Chat
 from lightning_mllm.types import Sample
 from tests.conftest import TinyBuilder
@@ -22,7 +24,7 @@ def _described(checkpoint: str, sample: Sample, template: str | None = None, **o
     data.setup("fit")
     if template is not None:
         data.processor.chat_template = template
-    return describe_inputs(data)
+    return data.describe_inputs()
 
 
 @pytest.mark.parametrize("chat", ["vicuna", "llama3"])
@@ -73,3 +75,43 @@ def test_what_the_chat_template_writes_otherwise_is_told_apart(tiny_llava: str, 
 def test_the_geometry_is_that_of_validation(tiny_llava: str, geometry: GeometryName | None, expected: str) -> None:
     options = {"geometry": geometry, "train_geometry": "squash"}
     assert _described(tiny_llava, labelled(), **options)["geometry"] == expected
+
+
+ASKED = {"geometry": "pad", "asked": "USER: Which? ASSISTANT:", "template": "USER: Which? ASSISTANT:"}
+
+
+@pytest.mark.parametrize(
+    ("record", "asked", "expected", "warning"),
+    [
+        ({}, None, None, ""),
+        ({}, "crop", "crop", ""),
+        ({"inputs": ASKED}, None, "pad", ""),
+        ({"inputs": ASKED}, "pad", "pad", ""),
+        ({"inputs": ASKED}, "squash", "squash", "validated with geometry 'pad'; 'squash' is exported"),
+        ({"inputs": ASKED, "edited": True}, None, "pad", "changed the model's computations in training"),
+        (
+            {"inputs": {**ASKED, "asked": f"{'Be brief. ' * 30}USER: Which? ASSISTANT:"}},
+            None,
+            "pad",
+            "It was asked 'Be brief. .*template makes 'USER: Which. ASSISTANT:' of this",
+        ),
+        ({"inputs": {**ASKED, "template": "USER: Which?"}}, None, "pad", "It was asked '.* ASSISTANT:', the template"),
+    ],
+)
+def test_what_an_export_cannot_carry_is_said(
+    caplog: pytest.LogCaptureFixture, record: Any, asked: Any, expected: str | None, warning: str
+) -> None:
+    found = trained_geometry(record, SimpleNamespace(geometry=asked))
+
+    assert found == expected
+    if warning:
+        assert re.search(warning, caplog.text)
+    else:
+        assert not caplog.records
+
+
+def test_a_checkpoint_that_says_no_geometry_is_exported_with_the_default_and_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert trained_geometry({"policy": "ZeroShot()"}, None) is None
+    assert "does not say how pictures were made square" in caplog.text

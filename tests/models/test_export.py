@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -12,16 +9,17 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from lightning_mllm.data.portable import portable_processor
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector, save_projector
-from lightning_mllm.models.export import export, trained_geometry
+from lightning_mllm.models.export import export
 from lightning_mllm.models.freeze import Everything, FreezePolicy, Lora, ProjectorOnly, ZeroShot
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import MultimodalBatch
 from tests.conftest import TinyBuilder
-from tests.models.conftest import batch_of, logits, move, trained
+from tests.models.conftest import batch_of, export_from, logits, move, trained
 
 
 def _open(path: Path | str) -> PreTrainedModel:
@@ -44,7 +42,7 @@ def test_from_pretrained_opens_an_export_with_equal_logits(
     backbone, batch = trained(checkpoint, policy), batch_of(checkpoint)
     expected = logits(backbone, batch)
 
-    export(backbone, tmp_path / "out", source=Source(checkpoint), dtype=torch.float32)
+    export_from(checkpoint, backbone, tmp_path / "out", dtype=torch.float32)
 
     assert torch.equal(_logits(_open(tmp_path / "out"), batch), expected)
     original, exported = (AutoProcessor.from_pretrained(path) for path in (checkpoint, tmp_path / "out"))
@@ -56,7 +54,7 @@ def test_an_export_merges_adapters_and_keeps_them_for_peft(tiny_llava: str, tmp_
     backbone, batch = trained(tiny_llava, Lora(rank=2, target="both")), batch_of(tiny_llava)
     expected = logits(backbone, batch)
 
-    written = export(backbone, tmp_path / "out", source=Source(tiny_llava), dtype=torch.float32)
+    written = export_from(tiny_llava, backbone, tmp_path / "out", dtype=torch.float32)
 
     assert tmp_path / "out" / "adapter" in written
     merged = _logits(_open(tmp_path / "out"), batch)
@@ -86,7 +84,7 @@ def test_an_adapter_alone_is_the_model_with_its_projector(
         move(backbone, Lora(rank=2))
     expected = logits(backbone, batch)
 
-    export(backbone, tmp_path / "out", source=Source(checkpoint))
+    export_from(checkpoint, backbone, tmp_path / "out")
 
     opened = _adapter(tmp_path / "out", checkpoint)
     torch.testing.assert_close(_logits(opened, batch), expected, rtol=1e-5, atol=1e-5)
@@ -95,7 +93,7 @@ def test_an_adapter_alone_is_the_model_with_its_projector(
 
 
 def test_an_adapter_leaves_the_projector_of_its_base_alone(tiny_llava: str, tmp_path: Path) -> None:
-    export(trained(tiny_llava, Lora(rank=2)), tmp_path / "out", source=Source(tiny_llava))
+    export_from(tiny_llava, trained(tiny_llava, Lora(rank=2)), tmp_path / "out")
 
     assert not any("modules_to_save" in name for name, _ in _adapter(tmp_path / "out", tiny_llava).named_modules())
     with safe_open(tmp_path / "out" / "adapter" / "adapter_model.safetensors", "pt") as file:
@@ -105,7 +103,7 @@ def test_an_adapter_leaves_the_projector_of_its_base_alone(tiny_llava: str, tmp_
 def test_an_adapter_names_the_revision_of_its_base(tiny_llava: str, tmp_path: Path) -> None:
     source = Source(tiny_llava, revision="v1.2")
 
-    export(trained(tiny_llava, Lora(rank=2)), tmp_path / "out", source=source)
+    export(trained(tiny_llava, Lora(rank=2)), tmp_path / "out", source=source, processor=portable_processor(tiny_llava))
 
     config = _adapter(tmp_path / "out", tiny_llava).peft_config["default"]
     assert (config.base_model_name_or_path, config.revision) == (tiny_llava, "v1.2")
@@ -127,7 +125,7 @@ def test_weights_that_are_not_finite_are_not_exported(
         backbone.model.get_parameter(name).view(-1)[1] = value
 
     with pytest.raises(CheckpointError, match=rf"weights '{name}' have 1 values that are not finite.*earlier ch"):
-        export(backbone, tmp_path / "out", source=Source(tiny_llava))
+        export_from(tiny_llava, backbone, tmp_path / "out")
 
     assert not list(tmp_path.iterdir())
 
@@ -138,8 +136,8 @@ def test_weights_that_a_dtype_cannot_hold_are_not_exported(tiny_llava: str, tmp_
         backbone.model.get_parameter("model.multi_modal_projector.linear_1.bias")[3] = -70_000
 
     with pytest.raises(CheckpointError, match=r"linear_1\.bias' have values up to 70000, more than torch\.float16"):
-        export(backbone, tmp_path / "out", source=Source(tiny_llava), dtype=torch.float16)
-    export(backbone, tmp_path / "out", source=Source(tiny_llava), dtype=torch.bfloat16)
+        export_from(tiny_llava, backbone, tmp_path / "out", dtype=torch.float16)
+    export_from(tiny_llava, backbone, tmp_path / "out", dtype=torch.bfloat16)
 
 
 def test_the_projector_is_the_bases_until_a_value_changes(tiny_llava_next: str) -> None:
@@ -195,46 +193,6 @@ def test_an_export_overwrites_nothing(tiny_llava: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
 
     with pytest.raises(ConfigError, match="is not empty"):
-        export(Backbone.from_pretrained(tiny_llava), tmp_path, source=Source(tiny_llava), dtype=torch.float32)
+        export_from(tiny_llava, Backbone.from_pretrained(tiny_llava), tmp_path, dtype=torch.float32)
 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-ASKED = {"geometry": "pad", "asked": "USER: Which? ASSISTANT:", "template": "USER: Which? ASSISTANT:"}
-
-
-@pytest.mark.parametrize(
-    ("record", "asked", "expected", "warning"),
-    [
-        ({}, None, None, ""),
-        ({}, "crop", "crop", ""),
-        ({"inputs": ASKED}, None, "pad", ""),
-        ({"inputs": ASKED}, "pad", "pad", ""),
-        ({"inputs": ASKED}, "squash", "squash", "validated with geometry 'pad'; 'squash' is exported"),
-        ({"inputs": ASKED, "edited": True}, None, "pad", "changed the model's computations in training"),
-        (
-            {"inputs": {**ASKED, "asked": f"{'Be brief. ' * 30}USER: Which? ASSISTANT:"}},
-            None,
-            "pad",
-            "It was asked 'Be brief. .*template makes 'USER: Which. ASSISTANT:' of this",
-        ),
-        ({"inputs": {**ASKED, "template": "USER: Which?"}}, None, "pad", "It was asked '.* ASSISTANT:', the template"),
-    ],
-)
-def test_what_an_export_cannot_carry_is_said(
-    caplog: pytest.LogCaptureFixture, record: Any, asked: Any, expected: str | None, warning: str
-) -> None:
-    found = trained_geometry(record, SimpleNamespace(geometry=asked))
-
-    assert found == expected
-    if warning:
-        assert re.search(warning, caplog.text)
-    else:
-        assert not caplog.records
-
-
-def test_a_checkpoint_that_says_no_geometry_is_exported_with_the_default_and_a_word(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    assert trained_geometry({"policy": "ZeroShot()"}, None) is None
-    assert "does not say how pictures were made square" in caplog.text

@@ -15,9 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.geometry import Geometry, GeometryName, apply_geometry, default_geometry
-from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.export import export
 from lightning_mllm.models.freeze import (
     Everything,
     FreezePolicy,
@@ -31,7 +29,7 @@ from lightning_mllm.models.freeze import (
 from lightning_mllm.models.tiny import Chat, TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
-from tests.models.conftest import trained
+from tests.models.conftest import export_from, trained
 from tests.running import picture
 
 SHAPES = {"wide": (90, 30), "tall": (31, 100), "square": (40, 40)}
@@ -95,7 +93,7 @@ def check_contract(
     images = {name: picture(0, size) for name, size in SHAPES.items()}
     expected = {name: _own(backbone, checkpoint, geometry, image) for name, image in images.items()}
 
-    export(backbone, folder, source=Source(checkpoint), geometry=geometry)
+    export_from(checkpoint, backbone, folder, geometry=geometry)
 
     for name, (pixels, ids, logits) in _anyones(folder, images).items():
         assert torch.equal(pixels, expected[name][0]), f"{name}: other pixels"
@@ -148,7 +146,7 @@ def test_an_export_of_siglips_processor_opens_as_what_was_trained(
 @pytest.mark.parametrize("geometry", ["crop", pytest.param("squash", marks=pytest.mark.slow)])
 def test_an_export_is_exported_again_with_any_geometry(tiny_llava: str, tmp_path: Path, geometry: GeometryName) -> None:
     first = tmp_path / "first"
-    export(trained(tiny_llava, ProjectorOnly()), first, source=Source(tiny_llava), geometry="pad")
+    export_from(tiny_llava, trained(tiny_llava, ProjectorOnly()), first, geometry="pad")
 
     check_contract(str(first), tmp_path / "second", geometry=geometry)
 
@@ -194,9 +192,9 @@ def test_what_a_processor_cannot_say_is_said(
     checkpoint = _changed(tiny_checkpoint(family, "vicuna"), tmp_path / "old", {}, **image_options)
     backbone = trained(checkpoint, ProjectorOnly())
 
-    export(backbone, tmp_path / "out", source=Source(checkpoint), geometry=geometry)
+    export_from(checkpoint, backbone, tmp_path / "out", geometry=geometry)
 
-    (message,) = [record.getMessage() for record in caplog.records if record.name.endswith("models.export")]
+    (message,) = [record.getMessage() for record in caplog.records if record.name.endswith("data.portable")]
     assert re.search(to_do, message)
     exported = load_processor(str(tmp_path / "out"))
     assert default_geometry(exported) == geometry
