@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_mllm.analysis.base import Analysis, AnalysisResult
 from lightning_mllm.analysis.calibration_files import StoredSubNetwork, pruned_to
 from lightning_mllm.callbacks.access import Split, predicted_samples
+from lightning_mllm.data.portable import portable_processor, trained_geometry
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
-from lightning_mllm.models.backbone import DType, load_config
+from lightning_mllm.models.backbone import DType
 from lightning_mllm.models.export import export
 from lightning_mllm.models.fit_checks import check_trainable
 from lightning_mllm.models.module import MLLMModule
@@ -264,28 +265,26 @@ class Trainer(L.Trainer):
         dtype: DType = "auto",
         subnetwork: StoredSubNetwork | None = None,
     ) -> list[Path]:
-        """Write a trained model as a Hugging Face folder, with the projector alone and a PEFT adapter beside it.
+        """Write a Hugging Face folder, with projector and PEFT adapter beside it; return what was written.
 
         Args:
             model: The module, as it was trained.
-            datamodule: Not used.
+            datamodule: Its `geometry`, if it has one, goes before that of the last validation.
             ckpt_path: Training checkpoint; without it the model is exported as it is.
             output: Folder to make.
             dtype: In which the weights are written; `auto` is that of the checkpoint that training started from.
             subnetwork: What is kept of the LLM's weights, the others are written as 0; by default all are kept.
-
-        Returns:
-            What was written.
         """
         model.configure_model()
+        record = {"inputs": model.inputs}
         if ckpt_path is not None:
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
-        source = model.source
-        config = load_config(source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code)
-        weights_dtype: Any = (config.dtype or torch.float32) if dtype == "auto" else resolve_dtype(dtype, "cpu")
+            record = content[checkpoints.KEY]
+        processor = portable_processor(*astuple(model.source), geometry=trained_geometry(record, datamodule))
+        options: Any = {"processor": processor, "dtype": None if dtype == "auto" else resolve_dtype(dtype, "cpu")}
         with pruned_to(model.backbone, subnetwork):
-            written = export(model.backbone, Path(output), source=source, dtype=weights_dtype)
+            written = export(model.backbone, Path(output), source=model.source, **options)
         log.info("Exported %s", ", ".join(map(str, written)))
         return written

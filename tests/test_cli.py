@@ -17,6 +17,8 @@ import pytest
 import torch
 import wandb
 import yaml
+from PIL import Image
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.cli import CLI, main
@@ -32,6 +34,7 @@ from tests.running import (
     files_below,
     final_metrics,
     isolate,
+    picture,
     refusal,
     write_llava_json,
 )
@@ -455,6 +458,47 @@ def test_the_config_of_a_fit_serves_export(fitted: Fitted, tmp_path: Path) -> No
     )
 
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def _loss_of_anyones(folder: Path, rows: list[dict[str, Any]], images: Path) -> float:
+    """The mean loss of the answers' tokens, by plain transformers of an opened folder."""
+    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
+    losses = []
+    for row in rows:
+        question, answer = (turn["value"].removeprefix("<image>\n") for turn in row["conversations"])
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs, asked = (
+            processor(text=text, images=Image.open(images / row["image"][0]), return_tensors="pt")
+            for text in (f"{prompt} {answer}</s>", prompt)
+        )
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, :-1]
+        start = asked["input_ids"].shape[1] - 1
+        losses.append(cross_entropy(logits[start:], inputs["input_ids"][0, start + 1 :], reduction="none"))
+    return float(torch.cat(losses).mean())
+
+
+def test_anyone_gets_the_last_validations_loss_from_an_export(tiny_llava: str, tmp_path: Path) -> None:
+    rows = [conversation(f"p{k}") for k in range(3)]
+    file = write_llava_json(tmp_path / "talks", rows)
+    for k, size in enumerate([(90, 30), (31, 100), (40, 40)]):
+        picture(k, size).save(file.parent / f"p{k}-0.png")
+
+    main(
+        [
+            *("fit", "--model.checkpoint", tiny_llava, "--model.policy", "ProjectorAndLLM", "--data", "LlavaJson"),
+            *("--data.init_args.train", str(file), "--data.init_args.val", str(file)),
+            *("--data.init_args.geometry", "squash"),
+            *("--trainer.max_epochs", "1", "--trainer.run.root", str(tmp_path / "runs")),
+        ]
+    )
+    last = tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt"
+    exporting = ("export", "--model.checkpoint", tiny_llava, "--model.policy", "ProjectorAndLLM")
+    main([*exporting, "--ckpt_path", str(last), "--output", str(tmp_path / "model")])
+
+    loss = _loss_of_anyones(tmp_path / "model", rows, file.parent)
+    assert loss == pytest.approx(final_metrics(tmp_path / "runs" / "run")["val/loss"], abs=1e-5)
 
 
 def test_an_exported_projector_starts_another_fit(fitted: Fitted, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ BORDERS: dict[str, set[str]] = {
     "testbed": {"types", "errors", "data"},
     "study": {"__version__", "errors", "tracking"},
     "trainer_options": {"errors"},
-    "trainer": {"errors", "trainer_options", "models", "analysis", "tracking", "callbacks"},
+    "trainer": {"errors", "trainer_options", "data", "models", "analysis", "tracking", "callbacks"},
     "parser": {"analysis", "data", "evaluation", "models", "testbed"},
     "cli": {
         "errors",

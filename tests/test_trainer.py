@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis import AnswerLens
 from lightning_mllm.callbacks import access
-from lightning_mllm.data import Digits
+from lightning_mllm.data import Digits, load_processor
+from lightning_mllm.data.geometry import default_geometry
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
@@ -246,6 +247,16 @@ def test_export_without_a_checkpoint_is_the_untouched_model(tiny_llava: str, tmp
     exported = MLLMModule(str(tmp_path / "out"))
     exported.configure_model()
     assert exported.backbone.fingerprint == module.backbone.fingerprint
+
+
+def test_export_right_behind_a_fit_keeps_its_geometry(tiny_llava: str, tmp_path: Path) -> None:
+    trainer, module = Trainer(logger=False, enable_checkpointing=False, **SMALL), MLLMModule(tiny_llava)
+    data = Digits(checkpoint=tiny_llava, batch_size=4, eval_batch_size=4, geometry="crop")
+    trainer.fit(module, datamodule=data)
+
+    trainer.export(module, output=str(tmp_path / "out"))
+
+    assert default_geometry(load_processor(str(tmp_path / "out"))) == "crop"
 
 
 @contextmanager

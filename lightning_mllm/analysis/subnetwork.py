@@ -8,8 +8,8 @@ tokens; what those of several tasks share is the alpha-SubNet (Shukor and Cord, 
     alpha = intersection([captions, questions])  # sparser than either: alpha.sparsity says how sparse
     with pruned(backbone, alpha):
         ...  # any scorer, generation, `Trainer.test`
-    with pruned(backbone, alpha):
-        export(backbone, Path("alpha"), source=source, dtype=torch.bfloat16)  # an ordinary Hugging Face folder
+    with pruned(backbone, alpha):  # an ordinary Hugging Face folder
+        export(backbone, Path("alpha"), source=source, processor=portable_processor(checkpoint))
 
 On the command line `lightning export --subnetwork.path` does the last step.
 

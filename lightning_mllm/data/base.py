@@ -21,6 +21,7 @@ from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import check_images, open_image
 from lightning_mllm.data.labels import class_names
 from lightning_mllm.data.left_out import LeftOut
+from lightning_mllm.data.portable import describe_inputs
 from lightning_mllm.data.processor import context_length, load_processor, warn_of_date
 from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
@@ -50,7 +51,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         trust_remote_code: Whether code that comes with the checkpoint may run.
         prompt: What is asked; by default `ClassificationPrompt` for samples with labels, else `ConversationPrompt`.
         train_prompt: What takes its place in training.
-        geometry: How pictures are made square; by default what the family was trained with.
+        geometry: How pictures are made square; by default what the checkpoint was trained with.
         train_geometry: What takes its place in training.
         batch_size: Samples of a training batch, over all processes.
         eval_batch_size: Samples of a validation or test batch, over all processes.
@@ -191,6 +192,10 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def trains_on_pictures(self) -> bool:
         """Whether any training sample has a picture."""
         return any(size.images for size in self._sizes["train"])
+
+    def describe_inputs(self) -> dict[str, Any]:
+        """Return how validation makes a model's inputs, as plain data; its split is set up."""
+        return describe_inputs(self.eval_collator, self.samples["val"][0])
 
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's first image as the collator reads it: upright, in RGB, within the bounds."""

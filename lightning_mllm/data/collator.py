@@ -61,7 +61,7 @@ class Collator:
         processor: The checkpoint's, from `load_processor`.
         prompt: What is asked about a sample.
         label_names: Class names; empty where samples have no labels.
-        geometry: How pictures are made square; by default what the family was trained with.
+        geometry: How pictures are made square; by default what the checkpoint was trained with.
         max_length: Most tokens of a sample, image tokens included; longer conversations lose their first exchanges.
         long_answers: What happens to samples whose last answer does not fit (see `Fitter`).
         split_special_tokens: Whether texts may quote special tokens, which are then read as text.

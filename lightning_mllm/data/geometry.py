@@ -12,6 +12,7 @@ from transformers.image_utils import SizeDict
 from lightning_mllm.errors import ConfigError
 
 Colour = tuple[int, int, int]
+RECORD = "trained_geometry"  # key of a processor that this package exported
 ImageProcessor = Any  # of transformers, which sets its options (`size`, `do_resize`, ...) from the checkpoint's files
 
 
@@ -33,7 +34,12 @@ class Geometry(StrEnum):
 
 
 def default_geometry(processor: ProcessorMixin) -> Geometry:
-    """Return what the family was trained with: tiles where its processor makes them, else padding."""
+    """Return what the checkpoint was trained with, as an export of ours says in its processor.
+
+    Elsewhere what the family was trained with: tiles if its processor makes them, else padding.
+    """
+    if recorded := getattr(processor.image_processor, RECORD, None):
+        return Geometry(recorded)
     return Geometry.TILES if makes_tiles(processor.image_processor) else Geometry.PAD
 
 

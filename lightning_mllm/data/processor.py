@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
 
 from lightning_mllm.checkpoint_files import check_available, check_config, check_tokens, reason
+from lightning_mllm.data.geometry import makes_tiles
 from lightning_mllm.data.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError
 
@@ -60,6 +61,8 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
             "checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
         )
     processor.image_processor = image_processor
+    if not makes_tiles(image_processor):  # LLaVA-1.5's own pads pictures, which is up to Geometry
+        image_processor.do_pad = False
     _check(processor, checkpoint)
     check_tokens(processor, config, checkpoint)
     align_with_model(processor, config, checkpoint)

@@ -76,6 +76,7 @@ class Backbone:
         self.model = model
         self.family = family_of(model.config)
         self.fingerprint = "" if model.device.type == "meta" else fingerprint(model)
+        self._base_projector = self._hash_projector()
 
     @classmethod
     def from_pretrained(
@@ -144,6 +145,18 @@ class Backbone:
     def projector(self) -> nn.Module:
         """The network between vision encoder and LLM."""
         return self.model.get_submodule(self.family.projector[0].rstrip("."))
+
+    @property
+    def has_base_projector(self) -> bool:
+        """Whether the projection is still, value for value, that of the loaded model."""
+        return self._hash_projector() == self._base_projector
+
+    def _hash_projector(self) -> str:
+        digest = hashlib.sha256()
+        for _, parameter in self.parameters(Part.PROJECTOR):
+            if parameter.device.type != "meta":
+                digest.update(parameter.detach().to("cpu", torch.float32).numpy().data)
+        return digest.hexdigest()
 
     @property
     def vision_path(self) -> VisionPath:

@@ -19,12 +19,13 @@ from lightning_mllm.models.freeze import FreezeReport
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
 
 
-def describe(backbone: Backbone, checkpoint: str, report: FreezeReport) -> dict[str, Any]:
+def describe(backbone: Backbone, checkpoint: str, report: FreezeReport, edit: object) -> dict[str, Any]:
     """Return what a training checkpoint must say about its model so that it can be refused by another; plain types."""
     return {
         "checkpoint": checkpoint,
         "fingerprint": backbone.fingerprint,
         "policy": report.policy,
+        "edited": edit is not None,
         "trainable": {name: list(backbone.model.get_parameter(name).shape) for name in report.trainable_names},
     }
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.adapted import Source
-from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.backbone import Backbone, load_config
 from lightning_mllm.models.checkpoint import save_projector
 from lightning_mllm.models.lora import has_lora, merge_lora, save_adapter
 
@@ -21,38 +22,41 @@ def export(
     output: Path,
     *,
     source: Source,
-    dtype: torch.dtype,
+    processor: ProcessorMixin,
+    dtype: torch.dtype | None = None,
 ) -> list[Path]:
     """Write the model, its processor, `projector.safetensors` and, with LoRA, `adapter/`.
 
-    `AutoModelForImageTextToText.from_pretrained(output)` opens the folder, with adapters merged into the weights. The
-    adapter is for `PeftModel.from_pretrained(base_model, output / "adapter")`; where the projection was trained beside
-    it, load `projector.safetensors` as well.
+    `AutoModelForImageTextToText.from_pretrained(output)` opens the folder, with adapters merged into
+    the weights, and `AutoProcessor.from_pretrained(output)` makes the pixels and tokens that the
+    model was validated with, if the processor comes from `portable_processor` of data. The adapter
+    is for `PeftModel.from_pretrained(base_model, output / "adapter")`; the projection is in it where
+    it is not the base model's.
 
     Args:
         backbone: The trained model; its adapters are merged into the weights.
         output: Folder to make; it must not exist, or be empty.
-        source: Checkpoint that the training started from, and whose processor is copied.
-        dtype: In which the weights are written.
+        source: Checkpoint that the training started from.
+        processor: What is written to make the model's inputs.
+        dtype: In which the weights are written; by default that of the source.
 
     Returns:
         What was written: the folder and the files in it that stand for themselves.
 
     Raises:
         ConfigError: The folder has something in it.
-        CheckpointError: The disk is full or can't be written; nothing is left behind.
+        CheckpointError: A weight is not finite, or the disk can't be written; nothing is left behind.
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty, and nothing is overwritten. Choose another --output.")
+    dtype = dtype or _base_dtype(source)
+    _check_finite(backbone.model, dtype)
     output.parent.mkdir(parents=True, exist_ok=True)
-    processor = AutoProcessor.from_pretrained(
-        source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
             folder = Path(scratch) / "model"
             folder.mkdir()
-            _write(backbone, folder, source.checkpoint, dtype)
+            _write(backbone, folder, source, dtype)
             processor.save_pretrained(folder)
             if output.exists():
                 output.rmdir()
@@ -65,11 +69,34 @@ def export(
     return [output, *(output / name for name in ("projector.safetensors", "adapter") if (output / name).exists())]
 
 
-def _write(backbone: Backbone, folder: Path, base: str, dtype: torch.dtype) -> None:
+def _base_dtype(source: Source) -> torch.dtype:
+    config: Any = load_config(source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    return config.dtype or torch.float32
+
+
+def _write(backbone: Backbone, folder: Path, source: Source, dtype: torch.dtype) -> None:
     model = backbone.model
     save_projector(backbone, folder / "projector.safetensors", dtype)
     if has_lora(model):
-        save_adapter(model, base, folder / "adapter")
+        save_adapter(backbone, source.checkpoint, source.revision, folder / "adapter")
         merge_lora(model)
+        _check_finite(model, dtype)
     model.to(dtype)  # type: ignore[arg-type]  # its signature lost in a decorator
     model.save_pretrained(folder)
+
+
+def _check_finite(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Refuse weights that are not finite, or would not be in a dtype."""
+    for name, parameter in model.named_parameters():
+        weights = parameter.detach()
+        if torch.isfinite(weights.to(dtype)).all():
+            continue
+        if torch.isfinite(weights).all():
+            found = f"values up to {weights.abs().max():g}, more than {dtype} can hold"
+            way_out = "Choose --dtype bfloat16 or float32"
+        else:
+            count = int((~torch.isfinite(weights)).sum())
+            found = f"{count:,} values that are not finite (NaN or infinite)"
+            way_out = "Export an earlier checkpoint, or train again with lower learning rates"
+        message = f"The weights {name!r} have {found}, so nothing is exported. {way_out}."
+        raise CheckpointError(message)

@@ -58,12 +58,22 @@ def has_lora(model: PreTrainedModel) -> bool:
     return ADAPTER in getattr(model, "peft_config", {})
 
 
-def save_adapter(model: PreTrainedModel, base: str, output: Path) -> None:
-    """Write the adapters in PEFT's format, so that `PeftModel.from_pretrained(base_model, output)` opens them."""
-    config: LoraConfig = model.peft_config[ADAPTER]  # type: ignore[assignment]
+def save_adapter(backbone: Backbone, base: str, revision: str | None, output: Path) -> None:
+    """Write the adapters in PEFT's format.
+
+    `PeftModel.from_pretrained(base_model, output)` opens the whole model: the projection is
+    written too, unless it is that of the base checkpoint. LLaVA-NeXT's `image_newline`, which is in
+    no module that PEFT could wrap, then goes by its own name: PEFT puts it into the base model, and
+    does not take it out again with the adapter.
+    """
+    config: LoraConfig = backbone.model.peft_config[ADAPTER]  # type: ignore[assignment]
     config.base_model_name_or_path = base
+    config.revision = revision
     config.inference_mode = True
-    state = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    state = get_peft_model_state_dict(backbone.model, adapter_name=ADAPTER)
+    if not backbone.has_base_projector:
+        config.modules_to_save = [backbone.family.projector[0].rstrip(".").rpartition(".")[2]]
+        state |= {name: parameter.detach() for name, parameter in backbone.parameters(Part.PROJECTOR)}
     output.mkdir(parents=True, exist_ok=True)
     save_file(
         {f"base_model.model.{name}": tensor.contiguous().cpu() for name, tensor in state.items()},

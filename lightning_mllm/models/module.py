@@ -83,16 +83,15 @@ class MLLMModule(L.LightningModule):
         self.source = Source(checkpoint, revision, trust_remote_code)
         self.policy, self.projector = policy, projector
         self.learning_rates, self.optimizer = learning_rates, optimizer
-        self.micro_batch_size = micro_batch_size
-        self.warmup_ratio = warmup_ratio
+        self.micro_batch_size, self.warmup_ratio = micro_batch_size, warmup_ratio
         self.decay: Decay = decay
         self.dtype_option: DType = dtype
         self.attention: AttentionImplementation = attention
-        self.gradient_checkpointing = gradient_checkpointing
-        self.compile_model = compile
+        self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.evaluator = Evaluator([scorers] if isinstance(scorers, Scorer) else scorers)
         self.test_prefix = "test"
         self.updates: tuple[Callable[[Backbone, MultimodalBatch], None], ...] = ()
+        self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self._loaded_steps: int | None = None
         self._resumed_schedule: dict[str, Any] | None = None
         self._model: nn.Module | None = None
@@ -135,6 +134,7 @@ class MLLMModule(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
             check_fit(self.adapted, self.learning_rates, self.trainer)
+            self.inputs = data.describe_inputs()
         self.evaluator.prepare(data.label_set, data.kinds)
 
     def on_fit_start(self) -> None:
@@ -281,19 +281,20 @@ class MLLMModule(L.LightningModule):
         self.adapted.load_trained_state(state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model, policy and schedule the checkpoint belongs to, and see that its weights are sound."""
+        """Say which model, policy and schedule it is of, and how inputs are made; see that its weights are sound."""
         check_weights(checkpoint["state_dict"], checkpoint["global_step"])
-        checkpoint[checkpoints.KEY] = {**self._describe(), "schedule": asdict(self._schedule)}
+        checkpoint[checkpoints.KEY] = {**self._describe(), "schedule": asdict(self._schedule), "inputs": self.inputs}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or policy; remember its step and schedule."""
-        found = checkpoint.get(checkpoints.KEY)
+        found: Any = checkpoint.get(checkpoints.KEY)
         checkpoints.check_fits(found, self._describe(), checkpoint["state_dict"])
+        self.inputs = self.inputs or (found or {}).get("inputs", {})  # a fit that goes on has its own
         self._loaded_steps = int(checkpoint["global_step"])
         self._resumed_schedule = found["schedule"] if found else None
 
     def _describe(self) -> dict[str, Any]:
-        return checkpoints.describe(self.backbone, self.source.checkpoint, self.freeze_report)
+        return checkpoints.describe(self.backbone, self.source.checkpoint, self.freeze_report, self.adapted.edit)
 
     @property
     def trained_steps(self) -> int:

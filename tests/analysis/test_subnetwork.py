@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 from lightning_mllm.analysis.linear_layers import Matrix, matrices
 from lightning_mllm.analysis.pruning import Pruning
 from lightning_mllm.analysis.subnetwork import SubNetwork, chance_iou, intersection, iou, pruned, same_size
+from lightning_mllm.data.portable import portable_processor
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
@@ -276,7 +277,8 @@ class TestPruned:
 
         with pruned(backbone, subnetwork):
             inside = last_logits(backbone, batches(tiny_llava)[0])
-            export(backbone, tmp_path / "out", source=Source(tiny_llava), dtype=dtype)
+            processor = portable_processor(tiny_llava)
+            export(backbone, tmp_path / "out", source=Source(tiny_llava), processor=processor, dtype=dtype)
 
         opened = Backbone(AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=dtype))
         for matrix, module in matrices(opened).items():

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli import main
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.models.freeze import ByPattern, Everything, ZeroShot
+from lightning_mllm.models.checkpoint import KEY, load_training_checkpoint
+from lightning_mllm.models.freeze import ByPattern, Everything, LLMOnly, ZeroShot
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
@@ -113,6 +115,17 @@ def test_validation_and_test_skip_if_they_are_to(tiny_llava: str, tmp_path: Path
     assert not torch.isclose(clean, skipped)
     found = run.trainer.callback_metrics["test/loss"]
     torch.testing.assert_close(found, skipped if in_evaluation else clean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_checkpoint_says_that_the_model_skipped(tiny_llava: str, tmp_path: Path) -> None:
+    class Save(L.Callback):
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / "end.ckpt")
+
+    trainer = make_trainer(tmp_path, callbacks=[Save(), SkipComputations(HALF)])
+    trainer.fit(MLLMModule(tiny_llava, policy=LLMOnly()), datamodule=digits(tiny_llava))
+
+    assert load_training_checkpoint(tmp_path / "end.ckpt")[KEY]["edited"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from lightning_mllm.data import Digits
+from lightning_mllm.data.geometry import GeometryName
+from lightning_mllm.data.portable import portable_processor
+from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.export import export
+from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.types import MultimodalBatch
 
 
@@ -26,3 +33,32 @@ def logits(backbone: Backbone, batch: MultimodalBatch) -> torch.Tensor:
     with torch.no_grad():
         output: torch.Tensor = backbone.model(**batch.model_inputs()).logits
     return output
+
+
+def export_from(
+    checkpoint: str,
+    backbone: Backbone,
+    output: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    geometry: GeometryName | None = None,
+) -> list[Path]:
+    """Export a model that was trained from a checkpoint, with the checkpoint's processor."""
+    processor = portable_processor(checkpoint, geometry=geometry)
+    return export(backbone, output, source=Source(checkpoint), processor=processor, dtype=dtype)
+
+
+def trained(checkpoint: str, policy: FreezePolicy) -> Backbone:
+    """A model whose trainable weights have moved."""
+    return move(Backbone.from_pretrained(checkpoint), policy)
+
+
+@torch.no_grad()
+def move(backbone: Backbone, policy: FreezePolicy) -> Backbone:
+    """Apply a policy, and move what it trains."""
+    policy.apply(backbone)
+    generator = torch.Generator().manual_seed(0)
+    for _, parameter in backbone.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    return backbone
