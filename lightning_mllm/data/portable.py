@@ -26,6 +26,7 @@ from lightning_mllm.data.geometry import (
 from lightning_mllm.data.processor import load_processor
 from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.data.rendering import Renderer
+from lightning_mllm.data.script import script_of
 from lightning_mllm.types import Sample
 
 _SHAPES = ((3, 1), (1, 3), (2, 2))  # of pictures to try: width and height in halves of the side
@@ -184,13 +185,8 @@ def _to_do(image_processor: ImageProcessor, geometry: Geometry) -> str:
 
 def _by_template(processor: ProcessorMixin, dialogue: Dialogue) -> str:
     """Return a conversation up to its last answer, as `apply_chat_template` writes it."""
-    messages: list[dict[str, Any]] = []
-    if dialogue.system:
-        messages.append({"role": "system", "content": [{"type": "text", "text": dialogue.system.strip()}]})
-    for turn in dialogue.turns[:-1]:
-        text = dialogue.joint.join(part for part in (turn.text, turn.instruction) if part)
-        content: list[dict[str, str]] = [{"type": "image"}] * turn.images
-        messages.append({"role": turn.role, "content": content + [{"type": "text", "text": text}] * bool(text)})
+    script, texts = script_of(dialogue)
+    messages = script.messages(texts)[:-1]
     return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
