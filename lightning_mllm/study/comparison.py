@@ -89,7 +89,7 @@ def compare(study: Study, done: Iterable[CellFolder]) -> list[Comparison]:
 def _compare_domain(study: Study, checkpoint: str, domain: str, folders: Sequence[CellFolder]) -> Comparison | None:
     answers: dict[Who, dict[int, Answers]] = {}
     for folder in folders:
-        for who, of_cell in _answers_of_cell(study, folder).items():
+        for who, of_cell in answers_of_cell(study, folder).items():
             answers.setdefault(who, {})[folder.cell.seed] = of_cell
     seeds = [seed for seed in study.seeds if all(seed in by_seed for by_seed in answers.values())]
     if not seeds:
@@ -116,7 +116,7 @@ def _compare_domain(study: Study, checkpoint: str, domain: str, folders: Sequenc
     )
 
 
-def _answers_of_cell(study: Study, folder: CellFolder) -> dict[Who, Answers]:
+def answers_of_cell(study: Study, folder: CellFolder) -> dict[Who, Answers]:
     """Return who answered in a cell, under each preset of which it is the cell."""
     policy = folder.cell.policy
     model = answers_of(folder, study.scorer)

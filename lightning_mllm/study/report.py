@@ -1,10 +1,11 @@
-"""Writes what a study found: `results.csv`, tables, verdicts and figures, and `report.md`."""
+"""Writes what a study found: `results.csv`, `answers.csv.gz`, tables, verdicts and figures, and `report.md`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from lightning_mllm.study.answers import write_answers
 from lightning_mllm.study.comparison import Comparison, compare
 from lightning_mllm.study.config import Study
 from lightning_mllm.study.figures import draw
@@ -43,6 +44,7 @@ def write_report(study: Study, folders: Sequence[CellFolder]) -> Path | None:
         return None
     results = collect(study, done)
     write_rows(study.folder / "results.csv", COLUMNS, (result.cells() for result in results))
+    write_answers(study, done, study.folder / "answers.csv.gz")
     comparisons = compare(study, done)
     sections = [_introduction(study, folders, done, comparisons)]
     for number, table in enumerate((table_1, table_2), 1):
@@ -64,7 +66,8 @@ def _introduction(
     """Return how much is finished, what is compared, and what is the same run under several names."""
     lines = [f"# {study.name}\n", f"{len(done)} of {len(folders)} cells are finished."]
     lines.append(
-        "Brackets: 95 % intervals over seeds and samples, from a t distribution with the variance of a bootstrap."
+        "Brackets: 95 % intervals over seeds, test samples and, of probes, training samples, from a t distribution "
+        "with the variance of a bootstrap."
     )
     lines.append(f"Answers are those of the scorer `{study.scorer}`.")
     if (richness := study.richness) is not None:

@@ -36,6 +36,13 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file and make its folder."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds.
 

@@ -39,7 +39,7 @@ def main() -> None:
     sizes = POST_PROJECTION.sizes(options.width, options.classes)
 
     def ours(models_at_once: int) -> Callable[[], Tensor]:
-        probe = MLPProbe(training=training, device=options.device, models_at_once=models_at_once)
+        probe = MLPProbe(training=training, standardise=False, device=options.device, models_at_once=models_at_once)
         return lambda: torch.stack([s.predictions for s in probe.fit_score(train, test, list(seeds)).values()])
 
     def loop() -> Tensor:

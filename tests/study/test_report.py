@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.study import RateSweep, Richness, StudyCommand
@@ -87,6 +89,40 @@ def test_the_picture_of_a_drift_that_is_not_measured_any_more_goes(finished: Stu
 
     assert not stale.exists()
     assert stale.with_name("drift.png").exists()
+
+
+def test_the_answers_that_are_shipped_give_the_numbers_of_the_tables(finished: StudyCommand) -> None:
+    with gzip.open("studies/small/answers.csv.gz", "rt", newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert {row["kind"] for row in answers} == {"model", "richness", "image-only"}
+
+    for kind, measure in (("model", "MLLM macro-F1"), ("richness", "richness (macro-F1)")):
+        scores = []
+        for seed in finished.seeds:
+            own = [r for r in answers if (r["cell"], r["kind"]) == (f"tiny.leaves.paper.ft_proj.seed{seed}", kind)]
+            names = [name for name in own[0] if name.startswith("answer") and own[0][name]]
+            truth = [row["target"] for row in own]
+            scores += [f1_score(truth, [row[name] for row in own], average="macro") for name in names]
+        (shown,) = (
+            row
+            for row in rows_of("table2.csv")
+            if (row["domain"], row["preset"], row["state"], row["measure"]) == ("leaves", "paper", "ft_proj", measure)
+        )
+        assert float(shown["value"]) == pytest.approx(sum(scores) / len(scores))
+    halves = [row["half1"] for row in answers if row["kind"] == "richness"]
+    assert len(halves) == 30 * 600
+    assert all(halves)
+
+
+def test_a_richness_without_halves_of_the_training_samples_has_no_interval_and_is_refused(
+    finished: StudyCommand,
+) -> None:
+    path = next(Path("studies/small/cells/tiny.leaves.paper.ft_e2e.seed1").rglob("probe-predictions.csv"))
+    header, rest = path.read_text().split("\n", 1)
+    path.write_text(header.replace("post-mean/mlp/half", "post-mean/mlp/part") + "\n" + rest)
+
+    with pytest.raises(DataError, match=r"has 0 columns post-mean/mlp/half\*.*Give ProbeEachEpoch halves: 20"):
+        run_study(finished, FakeLightning())
 
 
 def test_changes_are_against_the_original_and_rounded(finished: StudyCommand) -> None:

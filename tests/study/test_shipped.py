@@ -19,7 +19,7 @@ from lightning_mllm.testbed.checkpoints import ROOT
 from tests.conftest import ClipBuilder
 from tests.running import CONFIGS, isolate
 
-STUDIES = {"study/projection.yaml": 180, "study/testbed.yaml": 75}  # and how many cells they have
+STUDIES = {"study/projection.yaml": 180, "study/testbed.yaml": 125}  # and how many cells they have
 PARTS = {  # what they are made of
     *(f"study/projection/{name}.yaml" for name in ("common", "zero_shot")),
     *(f"study/testbed/{name}.yaml" for name in ("common", "digits", "domain", "zero_shot")),
