@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -12,16 +15,19 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from transformers import ProcessorMixin
 
-from lightning_mllm.data.checks import check_labels
+from lightning_mllm.data.bad_rows import BadRows, OnBadRow
+from lightning_mllm.data.checks import check_labels, check_sample, labels_of
 from lightning_mllm.data.collator import Collator, PaddingSide
 from lightning_mllm.data.geometry import GeometryName
-from lightning_mllm.data.images import check_images, open_image
+from lightning_mllm.data.images import open_image
 from lightning_mllm.data.labels import class_names
+from lightning_mllm.data.naming import fetch
 from lightning_mllm.data.processor import context_length, load_processor
 from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
 from lightning_mllm.data.splits import Split
 from lightning_mllm.data.survey import Survey
+from lightning_mllm.data.trials import look_over
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import LabelSet, Sample
 
@@ -30,6 +36,8 @@ _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "validate": ("val",),
     "test": ("test",),
 }
+
+logger = logging.getLogger(__name__)
 
 
 class MLLMDataModule(L.LightningDataModule, ABC):
@@ -53,8 +61,11 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         group_by_length: Whether training batches hold samples of like length.
         seed: Seed of the order of the training samples, and of splits.
         padding_side: Where shorter samples are filled up.
+        on_bad_row: `raise` refuses a dataset with rows that can't be used, all named in one message; `skip` leaves them
+            out, with a warning, their number among the metrics and the whole list in the run's `bad_rows.csv`.
 
     Attributes:
+        bad_rows: Gathers rows that can't be used; `load` may put its own there.
         splits: The splits that there are; the first has all classes.
         predict_split: What the predict loop goes through, which is that of `Trainer.analyze`.
         samples: Split -> samples, as far as they are set up.
@@ -91,8 +102,10 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         group_by_length: bool = True,
         seed: int = 0,
         padding_side: PaddingSide = "right",
+        on_bad_row: OnBadRow = "raise",
     ) -> None:
         super().__init__()
+        self.bad_rows = BadRows(on_bad_row)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a test set smaller than the processes
         self.checkpoint, self.revision, self.trust_remote_code = checkpoint, revision, trust_remote_code
         self.prompt, self.train_prompt = prompt, train_prompt
@@ -113,7 +126,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split, images not yet opened; labels may have underscores.
 
-        Called for the first of `splits` at every stage, since the classes are those of the training split.
+        Called for the first of `splits` at every stage, since the classes are those of the training split. What is
+        wrong with a row is best noted, so that all is said at once: `with self.bad_rows.catch():` around what reads a
+        row and may raise a `DataError`, and `self.bad_rows.settle()` at the end.
         """
 
     def setup(self, stage: str) -> None:
@@ -182,24 +197,46 @@ class MLLMDataModule(L.LightningDataModule, ABC):
                 f"{type(self).__name__} has no {absent[0]!r} split, only {', '.join(map(repr, self.splits))}. Use it "
                 "to test or analyse a model that is trained on another dataset."
             )
+        with self.bad_rows.gather():
+            surveys = self.survey(wanted)
+            sizes = look_over(surveys, self.bad_rows)
+            for survey in surveys:
+                survey.look_at_boxes(sizes)
+        for survey in surveys:
+            samples, self._sizes[survey.split] = survey.kept()
+            if not samples:
+                raise DataError(f"No row of the {survey.split!r} split can be used. {self.bad_rows.text()}")
+            self.samples[survey.split] = samples
+        self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys))))
+        self._report_bad_rows()
+
+    def survey(self, splits: Sequence[Split]) -> list[Survey]:
+        """Load splits, and look at each of their samples once; what is wrong with them goes to `bad_rows`."""
         if self._first is None:
-            first = self.load(self.splits[0])
+            first = self._load(self.splits[0])
             self._set_up_collators(first)
             self._first = first
-        loaded = {split: self._first if split == self.splits[0] else self.load(split) for split in wanted}
+        loaded = {split: self._first if split == self.splits[0] else self._load(split) for split in splits}
         checked = {split: self._check(split, samples) for split, samples in loaded.items()}
         labelled = self._first[0].label is not None
-        surveys = {
-            split: Survey(samples, split, self._collator_of(split), labelled=labelled)
+        return [
+            Survey(samples, split, self._collator_of(split), self.bad_rows, labelled=labelled)
             for split, samples in checked.items()
-        }
-        sizes = check_images(path for survey in surveys.values() for path in survey.paths)
-        for survey in surveys.values():
-            survey.try_the_longest(sizes)
-            survey.look_at_boxes(sizes)
-        self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys.values()))))
-        self._sizes.update({split: survey.sizes for split, survey in surveys.items()})
-        self.samples.update(checked)
+        ]
+
+    def _load(self, split: Split) -> Sequence[Sample]:
+        self.bad_rows.split = split
+        return self.load(split)
+
+    def _report_bad_rows(self) -> None:
+        """Write the rows that are left out into the run's folder, and log how many of each split they are."""
+        trainer = self.trainer
+        if trainer is None or not trainer.is_global_zero or not trainer.loggers or not len(self.bad_rows):
+            return
+        logger.warning("All of them are in %s", self.bad_rows.write(Path(trainer.default_root_dir)))
+        counts = Counter(f"bad_rows/{row.split}" for row in self.bad_rows)
+        for each in trainer.loggers:
+            each.log_metrics(dict(counts), step=trainer.global_step)
 
     def _eval_loader(self, split: Split) -> BatchLoader:
         sampler = self._sampler(split, self.eval_batch_size, training=False)
@@ -235,9 +272,10 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         limit = context_length(self.processor, *options)
         if self.max_length is not None and self.max_length > limit:
             raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
+        check_sample(fetch(first, 0), self.splits[0])
         labelled = first[0].label is not None
         prompt = self.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
-        names = class_names(sample.label for sample in first if sample.label is not None) if labelled else ()
+        names = class_names(labels_of(first)) if labelled else ()
         length = self.max_length or limit
 
         def collator(prompt: Prompt, geometry: GeometryName | None) -> Collator:
@@ -264,7 +302,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         if not samples:
             raise DataError(_empty(self, split))
         names = self._collator_of(split).label_names
-        return check_labels(samples, split, names, self._first or ()) if names else samples
+        self.bad_rows.split = split
+        return check_labels(samples, split, names, self._first or (), self.bad_rows) if names else samples
 
 
 def _empty(module: MLLMDataModule, split: Split) -> str:

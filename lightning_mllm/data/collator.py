@@ -23,9 +23,11 @@ from lightning_mllm.data.geometry import (
     shape_after,
 )
 from lightning_mllm.data.images import open_image
+from lightning_mllm.data.naming import naming
 from lightning_mllm.data.options import find_options
 from lightning_mllm.data.prompts import Dialogue, Prompt
 from lightning_mllm.data.regions import Regions
+from lightning_mllm.data.views import count_views
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import (
     IGNORE_INDEX,
@@ -100,30 +102,62 @@ class Collator:
         answers: list[AnswerForms | None] = []
         first = 0  # index of the sample's first image in the batch
         for epoch, sample in items:
-            dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
-            tokens = self._encoder.encode(dialogue, sample.id, len(sample.images), sample.options)
-            numbers = range(first, first := first + len(sample.images))
-            replacements = [self._image_ids(images, number) for number in numbers]
-            counts = [ids.count(self._encoder.image_token_id) for ids in replacements]
-            regions = self._regions.masks(sample, [sizes[number] for number in numbers], counts)
-            tokens = tokens.expand_images(self._encoder.image_token_id, replacements, regions)
-            encoded.append(self._fit(tokens))
-            answers.append(self._answer_forms(dialogue, sample) if sample.kind else None)
+            with naming(sample):
+                dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
+                tokens = self._encoder.encode(dialogue, sample.id, len(sample.images), sample.options)
+                numbers = range(first, first := first + len(sample.images))
+                replacements = [self._image_ids(images, number) for number in numbers]
+                counts = [ids.count(self._encoder.image_token_id) for ids in replacements]
+                regions = self._regions.masks(sample, [sizes[number] for number in numbers], counts)
+                tokens = tokens.expand_images(self._encoder.image_token_id, replacements, regions)
+                encoded.append(self._fit(tokens))
+                answers.append(self._answer_forms(dialogue, sample) if sample.kind else None)
         return self._batch(samples, encoded, answers, images)
 
-    def check(self, sample: Sample) -> None:
-        """Write a sample out, to see whether it can be.
+    def check(self, sample: Sample) -> int:
+        """Write a sample out, to see whether it can be, and return the token that ends its answer.
 
         Raises:
             DataError: It can't, or its question, which lists the classes, would have to be cut.
         """
         before = self.shortened
-        self([(0, sample)])
-        if self.label_names and self.shortened > before:
+        batch = self([(0, sample)])
+        cut, self.shortened = self.shortened > before, before
+        self._refuse_cut(sample, cut)
+        return batch.end_id
+
+    def check_text(self, sample: Sample, image_tokens: Sequence[int]) -> int:
+        """Do what `check` does without opening pictures, and return the token that ends the answer.
+
+        Args:
+            sample: The sample.
+            image_tokens: How many tokens stand for each of its images.
+
+        Raises:
+            DataError: As for `check`.
+        """
+        with naming(sample):
+            dialogue = self.prompt.dialogue(sample, self.label_names, epoch=0)
+            tokens = self._encoder.encode(dialogue, sample.id, len(sample.images), sample.options)
+            image = self._encoder.image_token_id
+            tokens = tokens.expand_images(image, [[image] * count for count in image_tokens], {})
+            self._refuse_cut(sample, tokens.shorten(self.max_length) is not tokens)
+            if sample.kind:
+                self._answer_forms(dialogue, sample)
+            return int(tokens.input_ids[-1])
+
+    def bound_text(self, sample: Sample) -> int | None:
+        """Return the most tokens that a sample's text can have, without tokenising it; None if that is not known."""
+        with naming(sample):
+            return self._encoder.bound(self.prompt.dialogue(sample, self.label_names, epoch=0))
+
+    def _refuse_cut(self, sample: Sample, cut: bool) -> None:
+        if cut and self.label_names:
             raise DataError(
                 f"The question of sample {sample.id!r}, which lists {len(self.label_names)} classes, does not fit into "
                 f"max_length {self.max_length} with its images and answer; classes would be cut away. Raise "
-                "max_length, use shorter class names, or a checkpoint with a longer context."
+                "max_length, use shorter class names, or a checkpoint with a longer context.",
+                "too long",
             )
 
     def check_turns(self, sample: Sample) -> tuple[Turn, ...]:
@@ -159,6 +193,10 @@ class Collator:
             )
             self._image_tokens[width, height] = int(counts["num_image_tokens"][0])
         return self._image_tokens[width, height]
+
+    def count_views(self, size: tuple[int, int]) -> int:
+        """Return how many views the processor makes of a picture of a (width, height)."""
+        return count_views(shape_after(size, self.geometry), self.processor)
 
     def label_set(self, sample: Sample) -> LabelSet:
         """Return the class names with the tokens that they have behind a sample's prompt.
@@ -199,9 +237,10 @@ class Collator:
         features, sizes = [], []
         for sample in samples:
             for k, image in enumerate(sample.images, 1):
-                opened = open_image(image, _name(sample, image, k))
-                sizes.append(opened.size)
-                features.append(processor([apply_geometry(opened, self.geometry, processor)], return_tensors="pt"))
+                with naming(sample):
+                    opened = open_image(image, _name(sample, image, k))
+                    sizes.append(opened.size)
+                    features.append(processor([apply_geometry(opened, self.geometry, processor)], return_tensors="pt"))
         names = [name for name in processor.model_input_names if features and name in features[0]]
         pixels = {name: pad_sequence([each[name][0] for each in features], batch_first=True) for name in names}
         return pixels, sizes

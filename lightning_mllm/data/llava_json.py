@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_mllm.data.bad_rows import BadRows
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.splits import Split, check_fractions, stratified_split
 from lightning_mllm.errors import DataError
@@ -87,13 +88,15 @@ class LlavaJson(MLLMDataModule):
             raise DataError(f"The image root {root} is not a folder. Set `image_root` to the folder of the images.")
         samples: dict[str, Sample] = {}
         renamed = 0
-        for number, row in enumerate(_rows(path), 1):
-            sample = _Row(path, number, root).sample(row)
-            name = sample.id or str(number)
-            if name in samples:
-                name = f"{name}#{number}"
-            renamed += name != sample.id
-            samples[name] = replace(sample, id=name)
+        for number, row in _rows(path, self.bad_rows):
+            with self.bad_rows.catch():
+                sample = _Row(path, number, root).sample(row)
+                name = sample.id or str(number)
+                if name in samples:
+                    name = f"{name}#{number}"
+                renamed += name != sample.id
+                samples[name] = replace(sample, id=name)
+        self.bad_rows.settle()
         if renamed:
             logger.warning("%d rows of %s have no id, or that of an earlier row: named by row number", renamed, path)
         return list(samples.values())
@@ -170,18 +173,24 @@ class _Row:
 
     def _error(self, field: str, problem: str) -> DataError:
         where = f", field {field!r}" if field else ""
-        return DataError(f"{self._file}, row {self._number}{where}: {problem}.")
+        return DataError(f"{self._file}, row {self._number}{where}: {problem}.", field.partition("[")[0] or "row")
 
 
-def _rows(path: Path) -> Iterator[Any]:
-    """Yield the rows of a JSON list, or of a file with one JSON object per line."""
+def _rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of the rows of a JSON list, or of a file with one JSON object per line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
     if path.suffix == ".jsonl":
-        lines = [line for line in text.splitlines() if line.strip()]
-        yield from (_parse(path, number, line) for number, line in enumerate(lines, 1))
+        lines = [line for line in text.split("\n") if line.strip()]  # a text may hold other kinds of line breaks
+        for number, line in enumerate(lines, 1):
+            try:
+                row = _parse(path, number, line)
+            except DataError as error:
+                bad_rows.add(error)
+            else:
+                yield number, row
         return
     try:
         rows = json.loads(text)
@@ -189,14 +198,14 @@ def _rows(path: Path) -> Iterator[Any]:
         raise DataError(_malformed(path, _row_of(text, error.pos), error)) from error
     if not isinstance(rows, list):
         raise DataError(f"{path} holds a {type(rows).__name__}; a list of rows was expected.")
-    yield from rows
+    yield from enumerate(rows, 1)
 
 
 def _parse(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(_malformed(path, number, error)) from error
+        raise DataError(_malformed(path, number, error), "malformed JSON") from error
 
 
 def _row_of(text: str, position: int) -> int:

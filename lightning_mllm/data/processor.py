@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig, ProcessorMixin
 
 from lightning_mllm.data.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError
@@ -21,7 +23,7 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
 
     Raises:
         CheckpointError: Nothing is there, or it is not a multimodal checkpoint with a fast tokenizer, a chat template,
-            an image token, and pictures of the size that the model takes.
+            an image token, token ids that the model's embedding has, and pictures of the size that the model takes.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -45,6 +47,7 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
         )
     processor.image_processor = image_processor
     _check(processor, checkpoint)
+    _check_vocabulary(processor, config, checkpoint)
     align_with_model(processor, config, checkpoint)
     return processor
 
@@ -79,6 +82,18 @@ def _check(processor: ProcessorMixin, checkpoint: str) -> None:
         )
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"The tokenizer of {checkpoint!r} has no end-of-sequence token to end an answer with.")
+
+
+def _check_vocabulary(processor: Any, config: PreTrainedConfig, checkpoint: str) -> None:
+    """Refuse token ids that the embedding has no row for: the first text with such a token would end the run."""
+    rows = config.get_text_config().vocab_size
+    beyond = {number: token for token, number in processor.tokenizer.get_vocab().items() if number >= rows}
+    if beyond:
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint!r} has {len(beyond)} tokens, e.g. {beyond[max(beyond)]!r} with id "
+            f"{max(beyond)}, for which the model's embedding of {rows} rows has none. Use the tokenizer that the model "
+            "was trained with, or enlarge the embedding (`resize_token_embeddings`) and save it again."
+        )
 
 
 def _unreadable(checkpoint: str, error: Exception) -> str:
