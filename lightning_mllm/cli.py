@@ -193,7 +193,7 @@ def _check_data(arguments: list[str]) -> None:
         found: list[Inventory | WrittenOut] = [take_inventory(module, options.splits)]
         if options.all:
             found.append(write_out_all(module, options.splits))
-    Console().print(*found)
+    Console().print(*found, sep="\n")
 
 
 def _extract_tasks(arguments: list[str]) -> None:

@@ -131,7 +131,8 @@ def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
         raise DataError(f"{file} is no CSV that can be read ({error}). Fetch it again.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
-    bad.settle()
+    if bad_rows is None:
+        bad.settle()
     if not rows:
         raise DataError(f"{file} has no questions. Fetch it again.")
     return rows

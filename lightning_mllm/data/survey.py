@@ -199,11 +199,11 @@ def _checked_kind(sample: Sample, kind: str, split: Split, labelled: bool) -> st
 
 
 def _borders(turns: Sequence[Turn]) -> Iterator[Trait]:
-    """Return how texts begin and end: a letter's or digit's category, or two other characters."""
+    """Return how texts begin and end: the outer two characters, or what kind of letter or digit they are."""
     for turn in turns:
         for text in (turn.text, turn.instruction):
             for end, two in (("first", text[:2]), ("last", text[:-3:-1])):
-                yield turn.role, end, unicodedata.category(two[0]) if two[:1].isalnum() else two
+                yield turn.role, end, *(unicodedata.category(char) if char.isalnum() else char for char in two)
 
 
 def _nth(samples: Sequence[Sample], indices: Sequence[int], k: int) -> Sample:

@@ -29,7 +29,7 @@ class TokenBound:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # of fast ones
+        self._backend: Any = tokenizer.backend_tokenizer  # of fast ones
         model = self._backend.model
         self._known = type(model).__name__ in _KINDS
         self._byte_fallback = bool(getattr(model, "byte_fallback", False))
@@ -59,7 +59,7 @@ class TokenBound:
         parts = [f"[{re.escape(''.join(sorted(self._wild)))}]"] if self._wild else []
         if not all(self._returns(text) for text in _GAPS):
             parts.append(r"\s\s")
-        added = self._tokenizer.added_tokens_decoder.values()  # type: ignore[attr-defined]
+        added = self._tokenizer.added_tokens_decoder.values()
         parts += [re.escape(token.content) for token in added if not token.special]  # may swallow blanks beside them
         return re.compile("|".join(parts)) if parts else None
 

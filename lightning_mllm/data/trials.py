@@ -70,7 +70,7 @@ def try_suspects(survey: Survey, sizes: Mapping[Path, Size], problems: Mapping[P
             _passes(survey, index, collator.check)
 
 
-def _passes(survey: Survey, index: int, check: Callable[[Sample], None]) -> bool:
+def _passes(survey: Survey, index: int, check: Callable[[Sample], object]) -> bool:
     try:
         check(fetch(survey.samples, index))
     except DataError as error:

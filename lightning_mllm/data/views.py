@@ -144,8 +144,8 @@ def count_views(size: tuple[int, int], processor: ProcessorMixin) -> int:
     if not makes_tiles(image_processor):
         return 1
     height, width = select_best_resolution(size[::-1], image_processor.image_grid_pinpoints)
-    side = image_processor.crop_size.height
-    return 1 + (height // side) * (width // side)
+    side: int = image_processor.crop_size.height
+    return 1 + int(height // side) * int(width // side)
 
 
 def _squared(across: Axis, down: Axis, geometry: Geometry, image_processor: Any) -> tuple[Axis, Axis]:
