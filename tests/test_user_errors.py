@@ -482,13 +482,14 @@ def folder_fit(checkpoint: str, root: Path) -> list[str]:
 def test_what_fails_in_an_epoch_names_sample_and_file_in_one_sentence(
     num_workers: int, tiny_llava: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = write_image_folder(tmp_path / "images", {"apple": 6, "pear": 6})
-    damage(root / "apple" / "9.jpg")  # no check of headers, ends and checksums shows it
+    counts = {f"{split}/{name}": 3 for split in ("train", "val", "test") for name in "ab"}
+    root = write_image_folder(tmp_path / "images", counts)
+    damage(root / "train" / "a" / "9.jpg")  # no check of headers, ends and checksums shows it
 
     arguments = ["--data.init_args.num_workers", num_workers, "--trainer.logger", "false"]
     message = refusal(capsys, [*folder_arguments("fit", tiny_llava, root), *arguments])
 
-    check(message, r"^error: \S+9\.jpg \(sample 'apple/9\.jpg'\): broken data stream when reading image file\. Fetch")
+    check(message, r"^error: \S+9\.jpg \(sample 'train/a/9\.jpg'\): broken data stream when reading image file\. Fetch")
     assert "\n" not in message.strip()
 
 

@@ -159,7 +159,7 @@ def image_folder(folder: Path) -> MLLMDataModule:
 
 
 READERS: dict[Callable[[Path], MLLMDataModule], tuple[Sequence[str], int]] = {
-    llava_json: (["row 2, field 'image'", "row 4, field 'conversations[1]'"], 2),
+    llava_json: (["row 2, field 'image'", "row 4, field 'conversations[1]'"], 1),
     llava_lines: (["row 2: malformed JSON", "row 5: a list"], 2),
     crisismmd: (["row 3: the image", "row 6: 1 cells"], 0),
     gqa: (["row 3: the picture", "row 4: the column 'answer' is empty"], 1),
