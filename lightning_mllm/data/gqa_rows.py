@@ -131,7 +131,7 @@ def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
         raise DataError(f"{file} is no CSV that can be read ({error}). Fetch it again.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
-    if bad_rows is None:
+    if bad_rows is None or not rows:
         bad.settle()
     if not rows:
         raise DataError(f"{file} has no questions. Fetch it again.")
