@@ -30,8 +30,9 @@ from lightning_mllm.callbacks import (
     Throughput,
 )
 from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.data.full_check import WrittenOut, write_out_all
 from lightning_mllm.data.gqa_extraction import write_tasks
-from lightning_mllm.data.inventory import take_inventory
+from lightning_mllm.data.inventory import Inventory, take_inventory
 from lightning_mllm.errors import ConfigError, UserError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.muon import MuonAdamW  # noqa: F401 - likewise
@@ -202,7 +203,14 @@ def _check_data(arguments: list[str]) -> None:
     if "--split" in {argument.partition("=")[0] for argument in arguments}:  # an analysis' config may say it
         parser.error("unrecognized arguments: --split")
     options = parser.instantiate(parser.parse_args(arguments))
-    Console().print(take_inventory(options.data, options.splits))
+    module, model = options.data, options.model or {}
+    for name in ("checkpoint", "revision", "trust_remote_code"):  # of a fit's config
+        setattr(module, name, getattr(module, name) or model.get(name))
+    with module.bad_rows.gather():
+        found: list[Inventory | WrittenOut] = [take_inventory(module, options.splits)]
+        if options.all:
+            found.append(write_out_all(module, options.splits))
+    Console().print(*found, sep="\n")
 
 
 def _extract_tasks(arguments: list[str]) -> None:

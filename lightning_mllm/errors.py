@@ -10,7 +10,15 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A dataset that is missing, malformed or inconsistent; the message names the file and the row."""
+    """A dataset that is missing, malformed or inconsistent; the message names the file and the row.
+
+    Attributes:
+        kind: What it is about, in a word or two that all errors of its like share: they are counted by it.
+    """
+
+    def __init__(self, message: str, kind: str = "row") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class CheckpointError(UserError):

@@ -110,6 +110,7 @@ def data_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="Shows what a dataset holds.", parser_mode="omegaconf", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="Path to a configuration file.")
     parser.add_argument("--splits", type=list[Split], default=list(SPLITS), help="What to look at.")
+    parser.add_argument("--all", action="store_true", help="Write out every sample for a model, and decode every file.")
     for section in _NO_DATA:
         parser.add_argument(f"--{section}", type=Any, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", default="", help=argparse.SUPPRESS)  # a DataModule needs one, `load` does not

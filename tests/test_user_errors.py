@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import re
@@ -18,12 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_mllm.cli import main
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
+from tests.data.test_full_check import damage
 from tests.running import (
     CONFIGS,
     SMALL_DIGITS,
     TRIAL,
     conversation,
     files_below,
+    final_metrics,
     isolate,
     picture,
     refusal,
@@ -469,4 +472,50 @@ def folder_fit(checkpoint: str, root: Path) -> list[str]:
     return [
         *("fit", "--model.checkpoint", checkpoint, "--data", "ImageFolder", "--data.init_args.root", str(root)),
         *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4"),
+    ]
+
+
+# ---- rows that can't be used -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_fails_in_an_epoch_names_sample_and_file_in_one_sentence(
+    num_workers: int, tiny_llava: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {f"{split}/{name}": 3 for split in ("train", "val", "test") for name in "ab"}
+    root = write_image_folder(tmp_path / "images", counts)
+    damage(root / "train" / "a" / "9.jpg")  # no check of headers, ends and checksums shows it
+
+    arguments = ["--data.init_args.num_workers", num_workers, "--trainer.logger", "false"]
+    message = refusal(capsys, [*folder_arguments("fit", tiny_llava, root), *arguments])
+
+    check(message, r"^error: \S+9\.jpg \(sample 'train/a/9\.jpg'\): broken data stream when reading image file\. Fetch")
+    assert "\n" not in message.strip()
+
+
+def test_rows_that_are_left_out_are_counted_and_listed(tiny_llava: str, tmp_path: Path) -> None:
+    root = write_image_folder(
+        tmp_path / "images", {f"{split}/{name}": 4 for split in ("train", "test") for name in "ab"}
+    )
+    for name in ("train/a/0.png", "train/b/1.png", "test/a/2.png"):
+        (root / name).write_bytes(b"<html>")
+    arguments = ["--data.init_args.on_bad_row", "skip", "--test_after", "true", "--trainer.run.wandb", "disabled"]
+
+    main([*folder_arguments("fit", tiny_llava, root), *arguments])
+
+    with (tmp_path / "runs/run/bad_rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(Path(row["problem"].partition(":")[0]).name for row in rows) == ["0.png", "1.png", "2.png"]
+    assert {row["kind"] for row in rows} == {"image file"}
+    metrics = final_metrics(tmp_path / "runs/run")
+    left_out = {name: value for name, value in metrics.items() if name.startswith("bad_rows/")}
+    assert sum(left_out.values()) == 3
+    assert left_out["bad_rows/test"] == 1
+
+
+def folder_arguments(command: str, checkpoint: str, root: Path) -> list[str]:
+    return [
+        *(command, "--model.checkpoint", checkpoint, "--config", str(CONFIGS / "policy/ft_proj.yaml")),
+        *("--data", "ImageFolder", "--data.init_args.root", str(root), "--data.init_args.batch_size", "4"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     ]

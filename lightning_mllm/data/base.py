@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -13,30 +14,33 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from transformers import ProcessorMixin
 
-from lightning_mllm.data.checks import check_labels
+from lightning_mllm.data.bad_rows import BadRows, OnBadRow
+from lightning_mllm.data.checks import check_labels, check_sample, labels_of
 from lightning_mllm.data.collator import Collator, PaddingSide
 from lightning_mllm.data.copies import warn_of_shared_pictures
 from lightning_mllm.data.fitting import LongAnswers
 from lightning_mllm.data.geometry import GeometryName
-from lightning_mllm.data.images import check_images, open_image
+from lightning_mllm.data.images import open_image
 from lightning_mllm.data.labels import class_names
 from lightning_mllm.data.left_out import LeftOut
+from lightning_mllm.data.naming import fetch
 from lightning_mllm.data.portable import describe_inputs
 from lightning_mllm.data.processor import context_length, load_processor, warn_of_date
 from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
 from lightning_mllm.data.splits import Split
 from lightning_mllm.data.survey import Survey
+from lightning_mllm.data.trials import look_over
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import LabelSet, Sample
-
-log = logging.getLogger(__name__)
 
 _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
 }
+
+logger = logging.getLogger(__name__)
 
 
 class MLLMDataModule(L.LightningDataModule, ABC):
@@ -65,8 +69,11 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         seed: Seed of the order of the training samples, of splits, and of a prompt that has none of its own. On the
             command line it is by default `seed_everything`, else 0.
         padding_side: Where shorter samples are filled up.
+        on_bad_row: `raise` refuses a dataset with rows that can't be used, all named in one message; `skip` leaves them
+            out, with a warning, their number among the metrics and the whole list in the run's `bad_rows.csv`.
 
     Attributes:
+        bad_rows: Gathers rows that can't be used; `load` may put its own there.
         splits: The splits that there are; the first has all classes.
         predict_split: What the predict loop goes through, which is that of `Trainer.analyze`.
         samples: Split -> samples, as far as they are set up.
@@ -107,8 +114,10 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         group_by_length: bool = True,
         seed: int | None = None,
         padding_side: PaddingSide = "right",
+        on_bad_row: OnBadRow = "raise",
     ) -> None:
         super().__init__()
+        self.bad_rows = BadRows(on_bad_row)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a test set smaller than the processes
         self.checkpoint, self.revision, self.trust_remote_code = checkpoint, revision, trust_remote_code
         self.prompt, self.train_prompt = prompt, train_prompt
@@ -130,7 +139,9 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split, images not yet opened; labels may have underscores.
 
-        Called for the first of `splits` at every stage, since the classes are those of the training split.
+        Called for the first of `splits` at every stage, since the classes are those of the training split. What is
+        wrong with a row is best noted, so that all is said at once: `with self.bad_rows.catch():` around what reads a
+        row and may raise a `DataError`, and `self.bad_rows.settle()` at the end.
         """
 
     def setup(self, stage: str) -> None:
@@ -209,27 +220,50 @@ class MLLMDataModule(L.LightningDataModule, ABC):
                 f"{type(self).__name__} has no {absent[0]!r} split, only {', '.join(map(repr, self.splits))}. Use it "
                 "to test or analyse a model that is trained on another dataset."
             )
+        try:
+            with self.bad_rows.gather():
+                surveys = self.survey(wanted)
+                sizes = look_over(surveys, self.bad_rows)
+                for survey in surveys:
+                    survey.look_at_boxes(sizes)
+        except DataError:
+            self._first = None  # the next attempt reads it anew
+            raise
+        for survey in surveys:
+            samples, self._sizes[survey.split] = survey.kept()
+            if not samples:
+                raise survey.nothing_left()
+            self.samples[survey.split], self.left_out[survey.split] = samples, survey.left_out
+        warn_of_shared_pictures(
+            {self.splits[0]: self._first or (), **self.samples}, [split for split in wanted if split != self.splits[0]]
+        )
+        self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys))))
+        trainer = self.trainer
+        if trainer is not None and trainer.is_global_zero and trainer.loggers and len(self.bad_rows):
+            logger.warning("All of them are in %s", self.bad_rows.write(Path(trainer.default_root_dir)))
+
+    def left_out_metrics(self, split: Split) -> dict[str, float]:
+        """Return how many rows of a split can't be used, and what of it does not fit, as far as there are any."""
+        bad = sum(row.split == split for row in self.bad_rows)
+        return self.left_out[split].metrics(split) | ({f"bad_rows/{split}": float(bad)} if bad else {})
+
+    def survey(self, splits: Sequence[Split]) -> list[Survey]:
+        """Load splits, and look at each of their samples once; what is wrong with them goes to `bad_rows`."""
         if self._first is None:
-            first = self.load(self.splits[0])
+            first = self._load(self.splits[0])
             self._set_up_collators(first)
             self._first = first
-        loaded = {split: self._first if split == self.splits[0] else self.load(split) for split in wanted}
+        loaded = {split: self._first if split == self.splits[0] else self._load(split) for split in splits}
         checked = {split: self._check(split, samples) for split, samples in loaded.items()}
         labelled = self._first[0].label is not None
-        surveys = {
-            split: Survey(samples, split, self._collator_of(split), labelled=labelled)
+        return [
+            Survey(samples, split, self._collator_of(split), self.bad_rows, labelled=labelled)
             for split, samples in checked.items()
-        }
-        sizes = check_images(path for survey in surveys.values() for path in survey.paths)
-        for survey in surveys.values():
-            survey.try_the_longest(sizes)
-            survey.look_at_boxes(sizes)
-        new = [split for split in wanted if split != self.splits[0]]
-        warn_of_shared_pictures({self.splits[0]: self._first, **self.samples, **checked}, new)
-        self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys.values()))))
-        for split, survey in surveys.items():
-            self.samples[split], self._sizes[split] = survey.kept()
-            self.left_out[split] = survey.left_out
+        ]
+
+    def _load(self, split: Split) -> Sequence[Sample]:
+        self.bad_rows.split = split
+        return self.load(split)
 
     def _eval_loader(self, split: Split) -> BatchLoader:
         sampler = self._sampler(split, self.eval_batch_size, training=False)
@@ -266,9 +300,10 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         limit = context_length(self.processor, *options)
         if self.max_length is not None and self.max_length > limit:
             raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
+        check_sample(fetch(first, 0), self.splits[0])
         labelled = first[0].label is not None
         prompt = self.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
-        names = class_names(sample.label for sample in first if sample.label is not None) if labelled else ()
+        names = class_names(labels_of(first)) if labelled else ()
         length = self.max_length or limit
 
         def collator(prompt: Prompt, geometry: GeometryName | None) -> Collator:
@@ -295,7 +330,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def _warn_of_another_split(self, state_dict: dict[str, Any]) -> None:
         trained = state_dict.get("train_loader", {}).get("seed", self.seed)
         if trained != self.seed:
-            log.warning(
+            logger.warning(
                 "The checkpoint was trained with seed %d of %s, which now has seed %d: where the seed decides the "
                 "split, it has learnt some of the samples at hand. Give --data.init_args.seed %d.",
                 *(trained, type(self).__name__, self.seed, trained),
@@ -306,7 +341,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         if not samples:
             raise DataError(_empty(self, split))
         names = self._collator_of(split).label_names
-        return check_labels(samples, split, names, self._first or ()) if names else samples
+        self.bad_rows.split = split
+        return check_labels(samples, split, names, self._first or (), self.bad_rows) if names else samples
 
 
 def _empty(module: MLLMDataModule, split: Split) -> str:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from lightning_mllm.data.encoding import EncodedSample, Encoder
 from lightning_mllm.data.fitting import Fitted, Fitter, LongAnswers
-from lightning_mllm.data.geometry import (
-    Geometry,
-    GeometryName,
-    apply_geometry,
-    check_geometry,
-    default_geometry,
-    shape_after,
-)
-from lightning_mllm.data.images import open_image
+from lightning_mllm.data.geometry import Geometry, GeometryName, check_geometry, default_geometry
+from lightning_mllm.data.images import Size
+from lightning_mllm.data.naming import naming
 from lightning_mllm.data.options import find_options
+from lightning_mllm.data.pictures import Picture, PictureReader
 from lightning_mllm.data.prompts import Dialogue, Prompt
 from lightning_mllm.data.regions import Regions
 from lightning_mllm.data.rendering import Renderer
@@ -35,7 +28,6 @@ from lightning_mllm.types import (
     AnswerForms,
     Forms,
     LabelSet,
-    LazyImage,
     MultimodalBatch,
     Sample,
     Segment,
@@ -44,14 +36,6 @@ from lightning_mllm.types import (
 )
 
 PaddingSide = Literal["left", "right"]
-
-
-class _Picture(NamedTuple):
-    """A picture as the model takes it: the processor's tensors, its (width, height), and the tokens in its place."""
-
-    pixels: Mapping[str, Tensor]
-    size: tuple[int, int]
-    ids: list[int]
 
 
 class Collator:
@@ -89,12 +73,12 @@ class Collator:
         check_geometry(self.geometry, processor)
         self.max_length = int(max_length or processor.tokenizer.model_max_length)
         self.padding_side = padding_side
+        self.long_answers, self.split_special_tokens = long_answers, split_special_tokens
         self._targets = {name: k for k, name in enumerate(self.label_names)}
         self._encoder = Encoder(processor, split_special_tokens=split_special_tokens)
         self._fitter = Fitter(self._encoder, self.max_length, long_answers, len(self.label_names))
         self._regions = Regions(processor, self.geometry)
-        self._replacement_ids: dict[str, list[int]] = {}
-        self._image_tokens: dict[tuple[int, int], int] = {}
+        self._reader = PictureReader(processor, self.geometry)
         pad = processor.tokenizer.pad_token_id
         self.pad_id = int(processor.tokenizer.eos_token_id if pad is None else pad)
 
@@ -106,40 +90,60 @@ class Collator:
                 the sample.
         """
         samples = [sample for _, sample in items]
-        opened = [self._process(sample) for sample in samples]  # all first: to and fro takes a third more time
+        opened = [self._reader.read(sample) for sample in samples]  # all first: to and fro takes a third more time
         encoded: list[EncodedSample] = []
         answers: list[AnswerForms | None] = []
-        pictures: list[list[_Picture]] = []
+        pictures: list[list[Picture]] = []
         for (epoch, sample), shown in zip(items, opened, strict=True):
-            dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
-            fitted = self._fitter.fit(dialogue, sample, [len(picture.ids) for picture in shown])
-            if fitted is None:
-                raise DataError(
-                    f"Of sample {sample.id!r} no exchange fits into max_length {self.max_length} with what it is "
-                    "about. Raise max_length, shorten its last question, or leave it out."
-                )
-            pictures.append(shown[fitted.images :])
-            encoded.append(self._expand(fitted, sample, pictures[-1]))
-            answers.append(self._answer_forms(fitted.dialogue, sample) if sample.kind else None)
+            with naming(sample):
+                dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
+                fitted = self._fitter.fit(dialogue, sample, [len(picture.ids) for picture in shown])
+                if fitted is None:
+                    raise DataError(
+                        f"Of sample {sample.id!r} no exchange fits into max_length {self.max_length} with what it is "
+                        "about. Raise max_length, shorten its last question, or leave it out."
+                    )
+                pictures.append(shown[fitted.images :])
+                encoded.append(self._expand(fitted, sample, pictures[-1]))
+                answers.append(self._answer_forms(fitted.dialogue, sample) if sample.kind else None)
         return self._batch(samples, encoded, answers, pictures)
 
     def fit(self, sample: Sample, image_tokens: Sequence[int]) -> Fitted | None:
-        """Return what of a sample fits, None for nothing, without a look at its pictures, of so many tokens each."""
-        return self._fitter.fit(self.prompt.dialogue(sample, self.label_names, epoch=0), sample, image_tokens)
+        """Write out what of a sample fits, without a look at its pictures; return None where nothing does.
 
-    def check(self, sample: Sample) -> None:
-        """Write a sample out, to see whether it can be.
+        Args:
+            sample: The sample.
+            image_tokens: How many tokens stand for each of its images.
+
+        Raises:
+            DataError: It can't be written out, or its last answer does not fit.
+        """
+        with naming(sample):
+            dialogue = self.prompt.dialogue(sample, self.label_names, epoch=0)
+            fitted = self._fitter.fit(dialogue, sample, image_tokens)
+            if fitted is not None and sample.kind:
+                self._answer_forms(fitted.dialogue, sample)
+            return fitted
+
+    def bound_text(self, sample: Sample) -> int | None:
+        """Return the most tokens that a sample's text can have, not tokenised; None if that is not known."""
+        with naming(sample):
+            return self._encoder.bound(self.prompt.dialogue(sample, self.label_names, epoch=0))
+
+    def check(self, sample: Sample) -> int:
+        """Write a sample out, to see whether it can be, and return the token that ends its answer.
 
         Raises:
             DataError: It can't, or does not fit.
             CheckpointError: The chat template alters a text.
         """
         self.check_template(sample)
-        self([(0, sample)])
+        return self([(0, sample)]).end_id
 
     def check_template(self, sample: Sample) -> None:
         """Run the chat template on a sample's own texts; a CheckpointError says that it alters one."""
-        self.renderer.check(self.prompt.dialogue(sample, self.label_names, epoch=0), sample.id)
+        with naming(sample):
+            self.renderer.check(self.prompt.dialogue(sample, self.label_names, epoch=0), sample.id)
 
     def check_turns(self, sample: Sample) -> tuple[Turn, ...]:
         """Return a sample's turns, in which there is no special token.
@@ -166,7 +170,7 @@ class Collator:
         """Writes conversations out as the chat template does."""
         return self._encoder.renderer
 
-    def shows_a_box(self, sample: Sample, size: tuple[int, int]) -> bool:
+    def shows_a_box(self, sample: Sample, size: Size) -> bool:
         """Return whether a patch of a sample's picture, of a (width, height), shows a part of one of its boxes.
 
         Raises:
@@ -174,15 +178,13 @@ class Collator:
         """
         return bool(self._regions.shown(sample, size, self.count_image_tokens(size)).any())
 
-    def count_image_tokens(self, size: tuple[int, int]) -> int:
+    def count_image_tokens(self, size: Size) -> int:
         """Return how many tokens stand for a picture of a (width, height)."""
-        width, height = shape_after(size, self.geometry)
-        if (width, height) not in self._image_tokens:
-            counts = self.processor._get_num_multimodal_tokens(  # type: ignore[attr-defined]  # of each family's class
-                image_sizes=[(height, width)]
-            )
-            self._image_tokens[width, height] = int(counts["num_image_tokens"][0])
-        return self._image_tokens[width, height]
+        return self._reader.count_tokens(size)
+
+    def count_views(self, size: Size) -> int:
+        """Return how many views the processor makes of a picture of a (width, height)."""
+        return self._reader.count_views(size)
 
     def label_set(self, sample: Sample) -> LabelSet:
         """Return the class names with the tokens that they have behind a sample's prompt.
@@ -214,25 +216,7 @@ class Collator:
 
         return AnswerForms(forms(dialogue.turns[-1].text), forms(sample.options.false) if sample.options else None)
 
-    def _process(self, sample: Sample) -> list[_Picture]:
-        """Open a sample's pictures and make their pixels, one at a time: eight photographs decoded can take 1 GB."""
-        return [self._process_one(image, _name(sample, image, k)) for k, image in enumerate(sample.images, 1)]
-
-    def _process_one(self, image: Path | Image.Image | LazyImage, name: str) -> _Picture:
-        processor = self.processor.image_processor
-        opened = open_image(image, name)
-        features = processor([apply_geometry(opened, self.geometry, processor)], return_tensors="pt")
-        pixels = {name: features[name] for name in processor.model_input_names if name in features}
-        return _Picture(pixels, opened.size, self._image_ids(pixels))
-
-    def _image_ids(self, pixels: Mapping[str, Tensor]) -> list[int]:
-        """Return the tokens that stand for a picture: one per visual feature."""
-        text = self.processor.replace_image_token(dict(pixels), 0)
-        if text not in self._replacement_ids:
-            self._replacement_ids[text] = self.processor.tokenizer.encode(text, add_special_tokens=False)
-        return self._replacement_ids[text]
-
-    def _expand(self, fitted: Fitted, sample: Sample, pictures: Sequence[_Picture]) -> EncodedSample:
+    def _expand(self, fitted: Fitted, sample: Sample, pictures: Sequence[Picture]) -> EncodedSample:
         """Return the tokens of a sample, one per visual feature, cut where they are too many."""
         token = self._encoder.image_token_id
         counts = [picture.ids.count(token) for picture in pictures]
@@ -245,7 +229,7 @@ class Collator:
         samples: Sequence[Sample],
         encoded: Sequence[EncodedSample],
         answers: Sequence[AnswerForms | None],
-        pictures: Sequence[Sequence[_Picture]],
+        pictures: Sequence[Sequence[Picture]],
     ) -> MultimodalBatch:
         pixels = [picture.pixels for each in pictures for picture in each]
         input_ids = self._pad([tokens.input_ids for tokens in encoded], self.pad_id)
@@ -293,7 +277,3 @@ def _common_end(encoded: Sequence[EncodedSample]) -> int:
                 f"{tokens.end_id}), so generation would not know where to stop. Check their last characters."
             )
     return end
-
-
-def _name(sample: Sample, image: object, k: int) -> str:
-    return f"{image} (sample {sample.id!r})" if isinstance(image, Path) else f"Image {k} of sample {sample.id!r}"

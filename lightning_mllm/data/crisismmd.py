@@ -123,6 +123,7 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
             self._entries[file] = read_entries(
                 self.root / file,
                 self.root.resolve(),
+                self.bad_rows,
                 label=self.label_column,
                 image=self.image_column,
                 agrees_with=self.agrees_with,

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_mllm.data.bad_rows import BadRows
 from lightning_mllm.data.rows import Row, read_rows
 
 logger = logging.getLogger(__name__)
@@ -33,13 +34,21 @@ class Entry:
 
 
 def read_entries(
-    file: Path, root: Path, *, label: str, image: str, agrees_with: str | None, confidence: str | None
+    file: Path,
+    root: Path,
+    bad_rows: BadRows,
+    *,
+    label: str,
+    image: str,
+    agrees_with: str | None,
+    confidence: str | None,
 ) -> list[Entry]:
     """Return the images of a file; rows that repeat one are merged.
 
     Args:
         file: TSV file with a header.
         root: Folder that image paths are relative to, resolved.
+        bad_rows: Gathers rows that can't be used.
         label: Column of the label.
         image: Column of the image's path.
         agrees_with: Column that must have the same label.
@@ -56,9 +65,10 @@ def read_entries(
         raise header.error(f"there is no column {absent[0]!r}; the columns are {', '.join(columns)}. Name one of these")
     entries: dict[str, Entry] = {}
     numbers: dict[str, int] = {}
-    for row in rows:
+
+    def read(row: Row) -> Entry:
         cells = _cells(row, columns)
-        entry = Entry(
+        return Entry(
             id=cells["image_id"],
             tweet=cells["tweet_id"],
             image=row.image(root, cells[image]),
@@ -66,14 +76,20 @@ def read_entries(
             agrees=agrees_with is None or cells[agrees_with] == cells[label],
             confidence=1.0 if confidence is None else _number(row, confidence, cells[confidence]),
         )
-        earlier = entries.setdefault(entry.id, entry)
-        if earlier != entry:
-            raise row.error(
-                f"the image {entry.id!r} is in row {numbers[entry.id]} with another annotation. Remove one of the rows"
-            )
-        numbers.setdefault(entry.id, row.number)
-    if len(entries) < len(rows):
-        logger.warning("%d rows of %s repeat an earlier one: merged", len(rows) - len(entries), file)
+
+    repeated = 0
+    for row in rows:
+        with bad_rows.catch():
+            entry = read(row)
+            earlier = entries.setdefault(entry.id, entry)
+            if earlier != entry:
+                found = f"the image {entry.id!r} is in row {numbers[entry.id]} with another annotation"
+                raise row.error(f"{found}. Remove one of the rows", "id")
+            repeated += entry.id in numbers
+            numbers.setdefault(entry.id, row.number)
+    bad_rows.settle()
+    if repeated:
+        logger.warning("%d rows of %s repeat an earlier one: merged", repeated, file)
     return list(entries.values())
 
 

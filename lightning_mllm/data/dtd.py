@@ -54,11 +54,13 @@ class DTD(PublishedDataset, MLLMDataModule):
         seen: dict[str, int] = {}
         samples = []
         for row in read_rows(self.root / "labels" / f"{split}{self.split}.txt"):
-            sample = self._sample(row)
-            if sample.id in seen:
-                raise row.error(f"{sample.id!r} is in row {seen[sample.id]} already. Remove one of them")
-            seen[sample.id] = row.number
-            samples.append(sample)
+            with self.bad_rows.catch():
+                sample = self._sample(row)
+                if sample.id in seen:
+                    raise row.error(f"{sample.id!r} is in row {seen[sample.id]} already. Remove one of them", "id")
+                seen[sample.id] = row.number
+                samples.append(sample)
+        self.bad_rows.settle()
         return samples
 
     def _sample(self, row: Row) -> Sample:
@@ -69,5 +71,6 @@ class DTD(PublishedDataset, MLLMDataModule):
         root = (self.root / "images").resolve()
         label = parts[0]
         if label not in (".", "..") and not (root / label).is_dir():
-            raise row.error(f"there is no class folder {root / label}. Correct the row, or fetch the folder again")
+            problem = f"there is no class folder {root / label}. Correct the row, or fetch the folder again"
+            raise row.error(problem, "class folder")
         return Sample(id=name, images=[row.image(root, name)], label=label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lightning_mllm.data.options import find_options
 from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.data.rendering import Place, RenderedText, Renderer
 from lightning_mllm.data.special_tokens import special_ids, special_pattern, tokenise_quotes, wants_bos
+from lightning_mllm.data.token_bound import TokenBound
 from lightning_mllm.errors import CheckpointError, DataError
 from lightning_mllm.types import Options, Segment
 
@@ -149,6 +151,15 @@ class Encoder:
             )
         return EncodedSample(sample_id, input_ids, masks, int(input_ids[-1]))
 
+    def bound(self, dialogue: Dialogue) -> int | None:
+        """Return the most tokens that a conversation can have, images aside; None if that is not known."""
+        rendered = self.renderer.render(dialogue)
+        return None if self._quotes(rendered, len(rendered.text)) else self._bound(rendered.text)
+
+    @cached_property
+    def _bound(self) -> TokenBound:
+        return TokenBound(self._tokenizer)
+
     def answer_ids(self, dialogue: Dialogue, sample_id: str) -> tuple[int, ...]:
         """Return the tokens behind the (last) prompt, end-of-turn token included; nothing else is looked at.
 
@@ -193,7 +204,8 @@ class Encoder:
             raise DataError(
                 f"The prompt of sample {sample_id!r} has other tokens alone than with its answer behind it, so that "
                 f"generation would not continue what was trained. Its end is {prompt[-40:]!r}, its answer begins "
-                f"{rendered.text[len(prompt) :][:40]!r}. Use a prompt that ends otherwise."
+                f"{rendered.text[len(prompt) :][:40]!r}. Use a prompt that ends otherwise.",
+                "answer's start",
             )
         return len(alone)
 
@@ -204,7 +216,8 @@ class Encoder:
             DataError: There is one.
         """
         if not self._split and (found := self._special_pattern.search(text)):
-            raise DataError(_special_in_text(f"A text of sample {sample_id!r}", found.group(), text))
+            problem = _special_in_text(f"A text of sample {sample_id!r}", found.group(), text)
+            raise DataError(problem, "special token")
 
     def _check_end(self, text: str, input_ids: Tensor) -> None:
         if not torch.isin(input_ids[-1], self._special_ids):
@@ -224,7 +237,8 @@ class Encoder:
         if _plain(decoded) != _plain(text):
             raise DataError(
                 f"The tokens of the {segment} of sample {sample_id!r} decode to {decoded!r}, not to {text!r}. "
-                "Check the text for unusual characters; otherwise this tokenizer's offsets can't be relied on."
+                "Check the text for unusual characters; otherwise this tokenizer's offsets can't be relied on.",
+                "unusual characters",
             )
 
 

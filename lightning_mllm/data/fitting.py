@@ -91,7 +91,8 @@ class Fitter:
             raise DataError(
                 f"The question of sample {sample.id!r}, which lists {self._classes} classes, does not fit into "
                 f"max_length {self._max_length} with its images and answer: they have {self._max_length + excess} "
-                "tokens. Raise max_length, use shorter class names, or a checkpoint with a longer context."
+                "tokens. Raise max_length, use shorter class names, or a checkpoint with a longer context.",
+                "too long",
             )
         if question >= excess or self._long_answers == "leave_out":
             return None
@@ -103,5 +104,6 @@ class Fitter:
             f"Sample {sample.id!r} has {self._max_length + excess} tokens ({question} of its last question, {answer} "
             f"of its last answer, the rest of images, instruction and system text), but max_length is "
             f"{self._max_length}, and its last answer does not fit. Raise max_length, shorten the answer, or set "
-            f"`long_answers` to {options}."
+            f"`long_answers` to {options}.",
+            "too long",
         )

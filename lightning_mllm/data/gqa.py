@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lightning_mllm.data.bad_rows import IMAGE_FILE, IMAGE_PATH
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.gqa_rows import TaskRow, read_task, task_of
-from lightning_mllm.data.images import SHOWN, check_images
+from lightning_mllm.data.images import Size, look_at_images
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
+
+_ABSENT = "missing picture"
 
 
 class GQATasks(MLLMDataModule):
@@ -46,34 +49,42 @@ class GQATasks(MLLMDataModule):
         root = Path(self.image_root).resolve()
         if not root.is_dir():
             raise DataError(f"The image root {root} is not a folder. Set `image_root` to the folder of the pictures.")
-        tasks = {file: read_task(Path(file)) for file in self.files}
-        images = _images([row for rows in tasks.values() for row in rows], root)
-        return [_sample(row, task_of(Path(file)), images[row.image_id]) for file, rows in tasks.items() for row in rows]
-
-
-def _images(rows: Sequence[TaskRow], root: Path) -> dict[str, Path]:
-    """Return image id -> file, once all are there and of the size that the rows say."""
-    images = {row.image_id: (root / f"{row.image_id}.jpg").resolve() for row in rows}
-    for row in rows:
-        if not images[row.image_id].is_relative_to(root):
-            raise row.at.error(f"the image id {row.image_id!r} leads out of {root}. Give a file's name without .jpg")
-    absent = [image for image in images.values() if not image.is_file()]
-    if absent:
-        shown = "\n".join(f"  {image}" for image in absent[:SHOWN])
-        more = f"\n  ... and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        raise DataError(
-            f"{len(absent)} of {len(images)} pictures are not there. Fetch GQA's images, or correct `image_root`:\n"
-            f"{shown}{more}"
+        tasks = {file: read_task(Path(file), self.bad_rows) for file in self.files}
+        images = {row.image_id: (root / f"{row.image_id}.jpg").resolve() for rows in tasks.values() for row in rows}
+        sizes, problems = look_at_images(
+            image for image in images.values() if image.is_relative_to(root) and image.is_file()
         )
-    sizes = check_images(images.values())
-    for row in rows:
-        if sizes[images[row.image_id]] != row.size:
-            (width, height), (said, high) = sizes[images[row.image_id]], row.size
-            raise row.at.error(
-                f"the picture {images[row.image_id]} has {width} x {height} pixels, but the row says {said} x {high}, "
-                "so that its boxes would be elsewhere. Use the pictures of GQA as they were published"
-            )
-    return images
+        self.bad_rows.titles[_ABSENT] = (
+            f"of {len(images):,} pictures are not there. Fetch GQA's images, or correct `image_root`"
+        )
+        samples = []
+        for file, rows in tasks.items():
+            for row in rows:
+                with self.bad_rows.catch():
+                    _check_picture(row, images[row.image_id], root, sizes, problems)
+                    samples.append(_sample(row, task_of(Path(file)), images[row.image_id]))
+        self.bad_rows.settle()
+        return samples
+
+
+def _check_picture(
+    row: TaskRow, image: Path, root: Path, sizes: Mapping[Path, Size], problems: Mapping[Path, str]
+) -> None:
+    """Refuse a row whose picture is not there, can't be read, or is not of the size that the row says."""
+    if not image.is_relative_to(root):
+        problem = f"the image id {row.image_id!r} leads out of {root}. Give a file's name without .jpg"
+        raise row.at.error(problem, IMAGE_PATH)
+    if image in problems:
+        raise DataError(problems[image], IMAGE_FILE)
+    if image not in sizes:
+        raise DataError(str(image), _ABSENT)
+    if sizes[image] != row.size:
+        (width, height), (said, high) = sizes[image], row.size
+        raise row.at.error(
+            f"the picture {image} has {width} x {height} pixels, but the row says {said} x {high}, so that its boxes "
+            "would be elsewhere. Use the pictures of GQA as they were published",
+            "picture's size",
+        )
 
 
 def _sample(row: TaskRow, task: str, image: Path) -> Sample:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
+from lightning_mllm.data.bad_rows import BadRows
 from lightning_mllm.data.rows import Row
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Options
@@ -106,8 +107,12 @@ def task_of(file: Path) -> str:
     return task
 
 
-def read_task(file: Path) -> list[TaskRow]:
+def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
     """Return the questions of a task's file.
+
+    Args:
+        file: The file.
+        bad_rows: Gathers what is wrong with rows, for the caller to settle; without it, they are an error.
 
     Raises:
         DataError: The file is missing, empty or no UTF-8 text, a column is missing, or a row is malformed; the message
@@ -116,16 +121,24 @@ def read_task(file: Path) -> list[TaskRow]:
     task = task_of(file)
     if not file.is_file():
         raise DataError(f"The task file {file} does not exist. Correct the path.")
+    bad = BadRows() if bad_rows is None else bad_rows
+    rows = []
     try:
-        rows = [_parsed(task, row, cells) for row, cells in _cells(task, file)]
+        for row, cells in _cells(task, file, bad):
+            with bad.catch():
+                rows.append(_parsed(task, row, cells))
+    except csv.Error as error:
+        raise DataError(f"{file} is no CSV that can be read ({error}). Fetch it again.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
+    if bad_rows is None or not rows:
+        bad.settle()
     if not rows:
         raise DataError(f"{file} has no questions. Fetch it again.")
     return rows
 
 
-def _cells(task: str, file: Path) -> Iterator[tuple[Row, dict[str, str]]]:
+def _cells(task: str, file: Path, bad: BadRows) -> Iterator[tuple[Row, dict[str, str]]]:
     with file.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
@@ -139,8 +152,9 @@ def _cells(task: str, file: Path) -> Iterator[tuple[Row, dict[str, str]]]:
         for cells in reader:
             row = Row(file, reader.line_num, "")
             if cells and len(cells) != len(header):
-                raise row.error(f"{len(cells)} cells, but the header has {len(header)}. Look for a comma or a quote")
-            if cells:
+                found = f"{len(cells)} cells, but the header has {len(header)}"
+                bad.add(row.error(f"{found}. Look for a comma or a quote", "cells"))
+            elif cells:
                 yield row, dict(zip(header, map(str.strip, cells), strict=True))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_mllm.data.bad_rows import IMAGE_FILE, IMAGE_PATH
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.copies import same_content
 from lightning_mllm.data.splits import Split, check_fractions, stratified_split
@@ -14,7 +15,16 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        *(".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+        *(".tif", ".tiff", ".webp"),
+    }
+)
+OTHER_SUFFIXES = frozenset(  # of pictures that are not read: they are refused, not passed over
+    {
+        *(".avif", ".avifs", ".dcm", ".dds", ".dib", ".heic", ".heif", ".hif", ".icns", ".ico", ".j2c", ".j2k"),
+        *(".jp2", ".jpc", ".jpf", ".jpx", ".jxl", ".pcx", ".psd", ".qoi", ".sgi", ".svg", ".tga", ".xbm", ".xpm"),
+    }
 )
 _SPLIT_FOLDERS: tuple[Split, ...] = ("train", "val", "test")
 _MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
@@ -62,15 +72,17 @@ class ImageFolder(MLLMDataModule):
 
     def _part(self, split: Split, folder: Path, test_fraction: float) -> list[Path]:
         """Return what the seeded split of a folder gives to a split; copies go with the first of them."""
-        if not self._parts:
-            classes = self._classes(folder)
-            copies = {file: group for group in same_content(_all(classes)) for file in group}
-            groups = {
-                name: [group for file in files if (group := copies.get(file, [file]))[0] == file]
-                for name, files in classes.items()
-            }
-            self._parts = stratified_split(groups, self.val_fraction, test_fraction, self.seed)
-        return self._parts[split]
+        if self._parts:
+            return self._parts[split]
+        classes = self._classes(folder)
+        copies = {file: group for group in same_content(_all(classes)) for file in group}
+        groups = {
+            name: [group for file in files if (group := copies.get(file, [file]))[0] == file]
+            for name, files in classes.items()
+        }
+        parts = stratified_split(groups, self.val_fraction, test_fraction, self.seed)
+        self._parts = {} if self.bad_rows.will_raise else parts
+        return parts[split]
 
     def _split_folder(self, split: Split) -> Path:
         folder = self.root / split
@@ -113,22 +125,39 @@ class ImageFolder(MLLMDataModule):
                     f"The class folder {folder} has a folder in it ({path.name!r}); images must lie directly in "
                     "their class folder. Move them up, or make it a class of its own."
                 )
-            if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
-                ignored.append(path)
-                continue
-            self._check_inside(path)
-            files.append(path)
+            with self.bad_rows.catch():
+                if self._is_image(path):
+                    files.append(path)
+                else:
+                    ignored.append(path)
         if not files:
+            self.bad_rows.settle()
             raise DataError(f"The class folder {folder} has no images in it. Put some there, or remove the folder.")
         return files
+
+    def _is_image(self, path: Path) -> bool:
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            return False
+        if suffix in OTHER_SUFFIXES:
+            raise DataError(
+                f"{path}: is a picture in the format {suffix[1:].upper()}, which is not read. Convert it, or move it "
+                "away.",
+                IMAGE_FILE,
+            )
+        if suffix in IMAGE_SUFFIXES:
+            self._check_inside(path)
+        return suffix in IMAGE_SUFFIXES
 
     def _check_inside(self, path: Path) -> None:
         if path.is_symlink() or path.parent.is_symlink():
             target = path.resolve()
             if not target.is_relative_to(self.root.resolve()):
-                raise DataError(f"{path} is a link out of {self.root} (to {target}). Copy it into the folder.")
+                problem = f"{path} is a link out of {self.root} (to {target}). Copy it into the folder."
+                raise DataError(problem, IMAGE_PATH)
 
     def _samples(self, files: Sequence[Path]) -> Sequence[Sample]:
+        self.bad_rows.settle()
         return [
             Sample(id=path.relative_to(self.root).as_posix(), images=[path], label=path.parent.name)
             for path in sorted(files)

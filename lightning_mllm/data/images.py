@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import logging
 import struct
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from lightning_mllm.data.bad_rows import IMAGE_FILE, BadRows
+from lightning_mllm.data.foreign_files import describe_foreign
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage
 
 MAX_PIXELS = 50_000_000  # below Pillow's own limit, whose warning would otherwise be the first sign of a bomb
 MAX_SIDE = 10_000  # a padded canvas of this side takes 300 MB
 MIN_SIDE = 2
-SHOWN = 20  # bad files that one message lists
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on broken files
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # never EPS, which would start Ghostscript
-_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _LENGTHS = {"WEBP": (4, 8), "BMP": (2, 0)}  # where the header has the file's length, and how many bytes it leaves out
+_BLOCK = 1 << 20  # bytes that are read at once
+_PART = 8  # bytes in front of a part of a PNG: its length and its name, which is upper case where it matters
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _TAIL = 64  # bytes at the end of a file, among which zeros may follow the marker; else the file is decoded
 _SCALED_MODES = ("I", "F")  # more than 8 bits per channel
@@ -55,18 +60,20 @@ def open_image(source: Path | Image.Image | LazyImage, name: str | None = None) 
         with Image.open(source, formats=FORMATS) as image:
             return _decode(image, name)
     except _BOMB as error:
-        raise DataError(_too_large(name, str(error))) from error
+        raise _error(_too_large(name, str(error))) from error
     except DataError:
         raise
     except _UNREADABLE as error:
-        raise DataError(_broken(name, error)) from error
+        raise _error(_broken(source, name, error)) from error
 
 
 Size = tuple[int, int]  # width and height
 
 
 def check_images(paths: Iterable[Path]) -> dict[Path, Size]:
-    """Check image files at set-up: header, size and end of file; a full decode only where the end can't be told.
+    """Check image files at set-up: header, size, end, and checksums where there are some.
+
+    Only where these can't tell whether a file is whole, it is decoded.
 
     Returns:
         Path -> size of the picture, EXIF rotation applied.
@@ -74,19 +81,26 @@ def check_images(paths: Iterable[Path]) -> dict[Path, Size]:
     Raises:
         DataError: Some are bad; the message lists the first 20 and their number.
     """
+    bad = BadRows()
+    sizes, problems = look_at_images(paths)
+    bad.titles[IMAGE_FILE] = f"of {len(sizes) + len(problems):,} image files can't be used"
+    for problem in problems.values():
+        bad.add(_error(problem))
+    bad.settle()
+    return sizes
+
+
+def look_at_images(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[Path, str]]:
+    """Do what `check_images` does; return the sizes of sound files, and what is wrong with the others."""
     unique = sorted(set(paths))
     with ThreadPoolExecutor(max_workers=8) as pool:
-        results = list(pool.map(_inspect, unique))
-    problems = [result for result in results if isinstance(result, str)]
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
-        more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise DataError(f"{len(problems)} of {len(unique)} image files can't be used:\n{shown}{more}")
-    sound = {path: result for path, result in zip(unique, results, strict=True) if not isinstance(result, str)}
+        results = dict(zip(unique, pool.map(_inspect, unique), strict=True))
+    problems = {path: result for path, result in results.items() if isinstance(result, str)}
+    sound = {path: result for path, result in results.items() if not isinstance(result, str)}
     animated = [path for path, (_, moves) in sound.items() if moves]
     if animated:
         logger.warning("%d animated images: only the first frame is used (e.g. %s)", len(animated), animated[0])
-    return {path: size for path, (size, _) in sound.items()}
+    return {path: size for path, (size, _) in sound.items()}, problems
 
 
 def _inspect(path: Path) -> str | tuple[Size, bool]:
@@ -97,6 +111,8 @@ def _inspect(path: Path) -> str | tuple[Size, bool]:
             _check_size(image, str(path))
             animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))  # MPO: a phone's JPEG
             size = _upright(image)
+            if image.format == "PNG":
+                _check_sums(path)
             if image.mode.startswith(_SCALED_MODES) or not _has_end(path, image.format):
                 _decode(image, str(path))
     except DataError as error:
@@ -104,8 +120,30 @@ def _inspect(path: Path) -> str | tuple[Size, bool]:
     except _BOMB as error:
         return _too_large(str(path), str(error))
     except _UNREADABLE as error:
-        return _broken(str(path), error)
+        return _broken(path, str(path), error)
     return size, animated
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse a PNG in which a part's checksum is wrong; Pillow does not look at those of the pixels."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(_PART)) == _PART:
+            length, name = int.from_bytes(head[:4]), head[4:]
+            if _crc(file, length, name) != int.from_bytes(file.read(4)) and name[:1].isupper():
+                raise _error(
+                    f"{path}: is damaged, the checksum of its part {name.decode('latin-1')!r} is wrong. Fetch the file "
+                    "again or remove it from the dataset."
+                )
+            if name == b"IEND":
+                return
+
+
+def _crc(file: BinaryIO, length: int, name: bytes) -> int:
+    value = zlib.crc32(name)
+    while length > 0 and (block := file.read(min(length, _BLOCK))):
+        value, length = zlib.crc32(block, value), length - len(block)
+    return value
 
 
 def _upright(image: Image.Image) -> Size:
@@ -134,20 +172,20 @@ def _has_end(path: Path, image_format: str | None) -> bool:
 def _check_file(path: Path, name: str) -> None:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{name}: {found}; an image file was expected. Correct the path.")
+        raise _error(f"{name}: {found}; an image file was expected. Correct the path.")
     if path.stat().st_size == 0:
-        raise DataError(f"{name}: has zero bytes. Fetch the file again or remove it from the dataset.")
+        raise _error(f"{name}: has zero bytes. Fetch the file again or remove it from the dataset.")
 
 
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if min(width, height) < MIN_SIDE:
-        raise DataError(
+        raise _error(
             f"{name}: is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed. "
             "Remove it from the dataset (it is often a failed download)."
         )
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise DataError(_too_large(name, f"{width} x {height} pixels"))
+        raise _error(_too_large(name, f"{width} x {height} pixels"))
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
@@ -164,7 +202,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise DataError(
+        raise _error(
             f"{name}: has pixels of mode {image.mode!r} from {pixels.min()} to {pixels.max()}, whose scale is unknown. "
             "Convert the file to 8 or 16 bits per channel."
         )
@@ -174,6 +212,10 @@ def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
     return scaled
 
 
+def _error(message: str) -> DataError:
+    return DataError(message, IMAGE_FILE)
+
+
 def _too_large(name: str, found: str) -> str:
     return (
         f"{name}: is too large ({found}); at most {MAX_SIDE:,} pixels on a side and {MAX_PIXELS:,} in all are read, "
@@ -181,6 +223,10 @@ def _too_large(name: str, found: str) -> str:
     )
 
 
-def _broken(name: str, error: Exception) -> str:
-    reason = "is not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else str(error)
-    return f"{name}: {reason}. Fetch the file again or remove it from the dataset."
+def _broken(path: Path, name: str, error: Exception) -> str:
+    if not isinstance(error, UnidentifiedImageError):
+        return f"{name}: {error}. Fetch the file again or remove it from the dataset."
+    foreign = describe_foreign(path)
+    if foreign is None:
+        return f"{name}: is not an image that Pillow can read. Fetch the file again or remove it from the dataset."
+    return f"{name}: is {foreign}. {', '.join(FORMATS)} are read: convert it, fetch it again, or remove it."

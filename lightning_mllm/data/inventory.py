@@ -12,12 +12,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from lightning_mllm.data.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.data.base import MLLMDataModule
-from lightning_mllm.data.checks import check_labels
+from lightning_mllm.data.checks import check_labels, check_sample, labels_of
 from lightning_mllm.data.copies import same_content
-from lightning_mllm.data.images import check_images
+from lightning_mllm.data.images import look_at_images
 from lightning_mllm.data.labels import class_names
+from lightning_mllm.data.naming import fetch
 from lightning_mllm.data.published import PublishedDataset
+from lightning_mllm.data.regions import check_boxes
 from lightning_mllm.data.splits import Split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
@@ -55,7 +58,8 @@ class Inventory:
     Attributes:
         name: Of the DataModule's class.
         counts: Split -> class -> samples; of samples without labels, kinds of questions take the place of classes.
-        files: Number of image files, all sound.
+        files: Number of image files that are sound, as far as that is seen without decoding them.
+        left_out: Number of rows that can't be used and were left out.
         comparisons: Published counts; empty where there are none.
         source: Of the published counts.
         copies: Per image file content that occurs in more than one split, or under more than one label, its places.
@@ -64,6 +68,7 @@ class Inventory:
     name: str
     counts: Mapping[Split, Counter[str]]
     files: int
+    left_out: int
     comparisons: tuple[Comparison, ...]
     source: str
     copies: tuple[tuple[Place, ...], ...]
@@ -84,7 +89,12 @@ class Inventory:
         return [places for places in self.copies if len({place.label for place in places}) > 1]
 
     def __rich__(self) -> Group:
-        parts: list[Table | Text] = [self._classes(), Text(f"{self.files:,} image files, all sound.\n")]
+        files = (
+            f"{self.files:,} image files, all sound as far as headers, ends and checksums tell (--all decodes them)."
+        )
+        parts: list[Table | Text] = [self._classes(), Text(f"{files}\n")]
+        if self.left_out:
+            parts.append(Text(f"Warning: {self.left_out:,} rows can't be used and are left out.\n"))
         if self.comparisons:
             parts += [self._published(), Text(f"Source: {self.source}.\n")]
         parts += _listing("in more than one split: these are not independent", self.across_splits)
@@ -119,24 +129,74 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
         DataError: The dataset can't be used as it is.
     """
     reference = module.splits[0]  # of which the classes are
-    first = module.load(reference)
     present = [split for split in splits if split in module.splits]
-    samples = {split: first if split == reference else module.load(split) for split in present}
-    for split, part in {reference: first, **samples}.items():
-        _check_ids(split, part)
-    names = class_names(sample.label for sample in first if sample.label is not None)
-    checked = {split: check_labels(part, split, names, first) if names else part for split, part in samples.items()}
-    files = {image for _, sample in _walk(checked) for image in _files(sample)}
-    check_images(files)
+    with module.bad_rows.gather():
+        samples = {split: _load(module, split) for split in dict.fromkeys([reference, *present])}
+        first = samples[reference]
+        names = class_names(labels_of(first))
+        sound = {split: _sound(split, part, names, first, module.bad_rows) for split, part in samples.items()}
+        checked: Samples = {split: sound[split] for split in present}
+        files = {image for _, sample in _walk(checked) for image in _files(sample)}
+        checked = _without_bad_files(checked, files, module.bad_rows)
+    left = {image for _, sample in _walk(checked) for image in _files(sample)}
     known = module if isinstance(module, PublishedDataset) else None
     return Inventory(
         name=type(module).__name__,
         counts={split: Counter(_group(sample) for sample in part) for split, part in checked.items()},
-        files=len(files),
-        comparisons=_compare(known, samples) if known else (),
+        files=len(left),
+        left_out=len(module.bad_rows),
+        comparisons=_compare(known, {split: samples[split] for split in present}) if known else (),
         source=known.published.source if known else "",
-        copies=_copies(checked, files),
+        copies=_copies(checked, left),
     )
+
+
+def _load(module: MLLMDataModule, split: Split) -> Sequence[Sample]:
+    module.bad_rows.split = split
+    samples = module.load(split)
+    if not samples:
+        way_out = "" if split == "train" else ", or leave it out with `--splits`"
+        raise DataError(f"The {split!r} split is empty. Give it samples{way_out}.")
+    return samples
+
+
+def _sound(
+    split: Split, samples: Sequence[Sample], names: Sequence[str], first: Sequence[Sample], bad_rows: BadRows
+) -> Sequence[Sample]:
+    """Return the samples with which nothing is wrong that can be told without a model, labels normalised."""
+    bad_rows.split = split
+    labelled = check_labels(samples, split, names, first, bad_rows) if names else samples
+    counts: Counter[str] = Counter()
+    kept = []
+    for index in range(len(labelled)):
+        with bad_rows.catch():
+            sample = fetch(labelled, index)
+            if not names:
+                check_sample(sample, split)
+            check_boxes(sample)
+            counts[sample.id] += 1
+            kept.append(sample)
+    for name, count in counts.items():
+        if count > 1:
+            problem = f"The id {name!r} occurs {count} times in the {split!r} split; ids must be unique."
+            bad_rows.add(DataError(problem, "id"))
+    return list({sample.id: sample for sample in reversed(kept)}.values())[::-1] if len(counts) < len(kept) else kept
+
+
+def _without_bad_files(samples: Samples, files: Collection[Path], bad_rows: BadRows) -> Samples:
+    _, problems = look_at_images(files)
+    bad_rows.titles[IMAGE_FILE] = f"of {len(files):,} image files can't be used"
+    if not problems:
+        return samples
+    for split, sample in _walk(samples):
+        bad_rows.split = split
+        for file in _files(sample):
+            if file in problems:
+                bad_rows.add(DataError(problems[file], IMAGE_FILE))
+    return {
+        split: [sample for sample in part if problems.keys().isdisjoint(_files(sample))]
+        for split, part in samples.items()
+    }
 
 
 def _compare(module: PublishedDataset, samples: Samples) -> tuple[Comparison, ...]:
@@ -157,15 +217,6 @@ def _compare(module: PublishedDataset, samples: Samples) -> tuple[Comparison, ..
         if split in published.classes
     ]
     return tuple(sorted([*images, *classes], key=lambda each: SPLITS.index(each.split)))
-
-
-def _check_ids(split: Split, samples: Sequence[Sample]) -> None:
-    if not samples:
-        way_out = "" if split == "train" else ", or leave it out with `--splits`"
-        raise DataError(f"The {split!r} split is empty. Give it samples{way_out}.")
-    name, count = Counter(sample.id for sample in samples).most_common(1)[0]
-    if count > 1:
-        raise DataError(f"The id {name!r} occurs {count} times in the {split!r} split; ids must be unique.")
 
 
 def _walk(samples: Samples) -> Iterator[tuple[Split, Sample]]:

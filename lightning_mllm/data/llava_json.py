@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_mllm.data.bad_rows import BadRows
 from lightning_mllm.data.base import MLLMDataModule
 from lightning_mllm.data.copies import link_samples
 from lightning_mllm.data.llava_rows import LlavaRow, Unread
@@ -72,22 +73,24 @@ class LlavaJson(MLLMDataModule):
         """
         if split != "test" and self.files["val"] is None:
             samples = self._read(str(self.files["train"]))
-            self._parts = self._parts or stratified_split({"": link_samples(samples)}, self.val_fraction, 0, self.seed)
-            if split == "val" and self.val_fraction and not self._parts["val"]:
+            parts = self._parts or stratified_split({"": link_samples(samples)}, self.val_fraction, 0, self.seed)
+            self._parts = {} if self.bad_rows.will_raise else parts
+            if split == "val" and self.val_fraction and not parts["val"]:
                 raise DataError(
                     f"All {len(samples)} rows of {self.files['train']} are linked by the pictures that they share, so "
                     "that none can be held out for validation. Give a file as `val`."
                 )
-            return [samples[index] for index in sorted(self._parts[split])]
+            return [samples[index] for index in sorted(parts[split])]
         file = self.files[split]
         if file is None:
             raise DataError(f"There is no {split!r} split: set `{split}` to a JSON file.")
         return self._read(file)
 
     def _read(self, file: str) -> list[Sample]:
-        if file not in self._read_files:
-            self._read_files[file] = self._parse(file)
-        return self._read_files[file]
+        samples = self._read_files.get(file) or self._parse(file)
+        if not self.bad_rows.will_raise:
+            self._read_files[file] = samples
+        return samples
 
     def _parse(self, file: str) -> list[Sample]:
         path = Path(file)
@@ -99,13 +102,15 @@ class LlavaJson(MLLMDataModule):
         samples: dict[str, Sample] = {}
         renamed = 0
         unread = Unread()
-        for number, row in enumerate(_rows(path), 1):
-            sample = LlavaRow(path, number, root, unread).sample(row)
-            name = sample.id or str(number)
-            if name in samples:
-                name = f"{name}#{number}"
-            renamed += name != sample.id
-            samples[name] = replace(sample, id=name, picture=self._picture(sample, root))
+        for number, row in _rows(path, self.bad_rows):
+            with self.bad_rows.catch():
+                sample = LlavaRow(path, number, root, unread).sample(row)
+                name = sample.id or str(number)
+                if name in samples:
+                    name = f"{name}#{number}"
+                renamed += name != sample.id
+                samples[name] = replace(sample, id=name, picture=self._picture(sample, root))
+        self.bad_rows.settle()
         unread.warn(path)
         if renamed:
             logger.warning("%d rows of %s have no id, or that of an earlier row: named by row number", renamed, path)
@@ -118,15 +123,21 @@ class LlavaJson(MLLMDataModule):
         return ", ".join(path.relative_to(base).as_posix() for path in sample.images if isinstance(path, Path)) or None
 
 
-def _rows(path: Path) -> Iterator[Any]:
-    """Yield the rows of a JSON list, or of a file with one JSON object per line."""
+def _rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of the rows of a JSON list, or of a file with one JSON object per line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
     if path.suffix == ".jsonl":
-        lines = [line for line in text.splitlines() if line.strip()]
-        yield from (_parse(path, number, line) for number, line in enumerate(lines, 1))
+        lines = [line for line in text.split("\n") if line.strip()]  # a text may hold other kinds of line breaks
+        for number, line in enumerate(lines, 1):
+            try:
+                row = _parse(path, number, line)
+            except DataError as error:
+                bad_rows.add(error)
+            else:
+                yield number, row
         return
     try:
         rows = json.loads(text)
@@ -134,14 +145,14 @@ def _rows(path: Path) -> Iterator[Any]:
         raise DataError(_malformed(path, _row_of(text, error.pos), error)) from error
     if not isinstance(rows, list):
         raise DataError(f"{path} holds a {type(rows).__name__}; a list of rows was expected.")
-    yield from rows
+    yield from enumerate(rows, 1)
 
 
 def _parse(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(_malformed(path, number, error)) from error
+        raise DataError(_malformed(path, number, error), "malformed JSON") from error
 
 
 def _row_of(text: str, position: int) -> int:

@@ -205,7 +205,7 @@ class LlavaRow:
 
     def _error(self, field: str, problem: str) -> DataError:
         where = f", field {field!r}" if field else ""
-        return DataError(f"{self._file}, row {self._number}{where}: {problem}.")
+        return DataError(f"{self._file}, row {self._number}{where}: {problem}.", field.partition("[")[0] or "row")
 
 
 def _answer(turn: _Said) -> Turn:

@@ -38,7 +38,8 @@ def find_options(question: str, options: Options, sample_id: str) -> tuple[Range
         raise DataError(
             f"The question of sample {sample_id!r} has the options {options.true!r} and {options.false!r} in "
             f"{len(true)} and {len(false)} places, and which of them are to be chosen between can't be told: "
-            f"{question!r}. Name them once, with an 'or' between them, or give the sample no options."
+            f"{question!r}. Name them once, with an 'or' between them, or give the sample no options.",
+            "options",
         )
     return chosen[0][1]
 
@@ -49,7 +50,8 @@ def _places(question: str, option: str, name: str, sample_id: str) -> list[Range
     if not option.strip() or not places:
         raise DataError(
             f"The question of sample {sample_id!r} does not name its {name} option {option!r}: {question!r}. "
-            "Correct the option to the word that the question has, or give the sample no options."
+            "Correct the option to the word that the question has, or give the sample no options.",
+            "options",
         )
     return places
 

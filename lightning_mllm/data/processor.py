@@ -32,7 +32,7 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
 
     Raises:
         CheckpointError: Nothing is there, or it is not a multimodal checkpoint with a fast tokenizer, a chat template,
-            an image token, and pictures of the size that the model takes.
+            an image token, token ids that the model's embedding has, and pictures of the size that the model takes.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     check_available(checkpoint, revision)

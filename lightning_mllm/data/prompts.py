@@ -119,7 +119,8 @@ class ClassificationPrompt(Prompt):
         if sample.label is None:
             raise DataError(
                 f"Sample {sample.id!r} has no label, which ClassificationPrompt asks for. "
-                "Use ConversationPrompt for data that brings its own conversations."
+                "Use ConversationPrompt for data that brings its own conversations.",
+                "label",
             )
         classes = ", ".join(f'"{name}"' for name in self.class_order(sample, label_names, epoch))
         question = self.question.format(task=self.task, classes=classes)
@@ -205,14 +206,17 @@ def _check_turns(sample: Sample, turns: tuple[Turn, ...]) -> None:
     if not roles or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         raise DataError(
             f"The turns of sample {sample.id!r} are {roles or 'missing'}; user and assistant must alternate, beginning "
-            "with the user and ending with the assistant."
+            "with the user and ending with the assistant.",
+            "turns",
         )
     empty = [k for k, turn in enumerate(turns, 1) if not (turn.text or turn.instruction or turn.images)]
     empty += [k for k, turn in enumerate(turns, 1) if turn.role == "assistant" and not turn.text]
     if empty:
-        raise DataError(f"Turn {empty[0]} of sample {sample.id!r} is empty. Give it a text or remove the exchange.")
+        problem = f"Turn {empty[0]} of sample {sample.id!r} is empty. Give it a text or remove the exchange."
+        raise DataError(problem, "turns")
     if sum(turn.images for turn in turns) != len(sample.images):
         raise DataError(
             f"The turns of sample {sample.id!r} have {sum(turn.images for turn in turns)} image placeholders, but the "
-            f"sample has {len(sample.images)} images. There must be one placeholder per image."
+            f"sample has {len(sample.images)} images. There must be one placeholder per image.",
+            "placeholders",
         )

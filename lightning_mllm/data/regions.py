@@ -152,13 +152,15 @@ def check_boxes(sample: Sample) -> None:
     if sample.boxes and len(sample.images) != 1:
         raise DataError(
             f"Sample {sample.id!r} has boxes and {len(sample.images)} images, so which picture they are in can't be "
-            "told. Give it one image, or no boxes."
+            "told. Give it one image, or no boxes.",
+            "boxes",
         )
     for box in (*sample.boxes, *sample.distractors):
         if not all(map(isfinite, astuple(box))) or min(box.width, box.height) < 0:
             raise DataError(
                 f"Sample {sample.id!r} has the box {astuple(box)}: left, top, width and height must be numbers, and "
-                "the last two at least 0. Correct it."
+                "the last two at least 0. Correct it.",
+                "boxes",
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_mllm.data.bad_rows import IMAGE_PATH
 from lightning_mllm.errors import DataError
 
 
@@ -22,9 +23,9 @@ class Row:
     number: int
     text: str
 
-    def error(self, problem: str) -> DataError:
-        """Return the error that names file and row."""
-        return DataError(f"{self.file}, row {self.number}: {problem}.")
+    def error(self, problem: str, kind: str = "row") -> DataError:
+        """Return the error that names file and row; all of a kind are counted together."""
+        return DataError(f"{self.file}, row {self.number}: {problem}.", kind)
 
     def image(self, root: Path, path: str) -> Path:
         """Return an image file below a folder.
@@ -38,9 +39,10 @@ class Row:
         """
         image = (root / path).resolve()
         if not image.is_relative_to(root):
-            raise self.error(f"the image {path!r} leads out of {root}. Give a path inside")
+            raise self.error(f"the image {path!r} leads out of {root}. Give a path inside", IMAGE_PATH)
         if not image.is_file():
-            raise self.error(f"the image {image} does not exist. Correct the row, or fetch the file again")
+            problem = f"the image {image} does not exist. Correct the row, or fetch the file again"
+            raise self.error(problem, IMAGE_PATH)
         return image
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.data.naming import fetch
+from lightning_mllm.errors import ConfigError, UserError
 from lightning_mllm.types import MultimodalBatch, Sample
 
 MEGA_BATCH = 50  # global batches within which samples are sorted by length; more saves padding, less is more random
 
 Key = tuple[int, int]  # epoch and sample index
+Collate = Callable[[Sequence[tuple[int, Sample]]], MultimodalBatch]
 
 
 @dataclass(frozen=True)
@@ -148,18 +150,37 @@ def _chop(indices: list[int], size: int) -> list[list[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-class _Keyed(Dataset[tuple[int, Sample]]):
-    """Samples, handed out with the epoch they are asked for in."""
+class _Keys(Dataset[Key]):
+    """Hands out each key as it is: samples are fetched with their batch."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self._samples = samples
+    def __init__(self, count: int) -> None:
+        self._count = count
 
-    def __getitem__(self, key: Key) -> tuple[int, Sample]:
-        epoch, index = key
-        return epoch, self._samples[index]
+    def __getitem__(self, key: Key) -> Key:
+        return key
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return self._count
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why there is no batch: from a worker process, an exception would come with its traceback as its message."""
+
+    error: UserError
+
+
+class _Batches:
+    """Makes the batch of some keys, or says why it can't."""
+
+    def __init__(self, samples: Sequence[Sample], collator: Collate) -> None:
+        self._samples, self._collator = samples, collator
+
+    def __call__(self, keys: Sequence[Key]) -> MultimodalBatch | _Refusal:
+        try:
+            return self._collator([(epoch, fetch(self._samples, index)) for epoch, index in keys])
+        except UserError as error:
+            return _Refusal(error)
 
 
 class BatchLoader:
@@ -171,15 +192,15 @@ class BatchLoader:
     def __init__(
         self,
         samples: Sequence[Sample],
-        collator: Callable[[Sequence[tuple[int, Sample]]], MultimodalBatch],
+        collator: Collate,
         batch_sampler: GlobalBatchSampler,
         num_workers: int = 0,
     ) -> None:
         self.batch_sampler = batch_sampler
         self._loader: DataLoader[Any] = DataLoader(
-            _Keyed(samples),
+            _Keys(len(samples)),
             batch_sampler=batch_sampler,
-            collate_fn=collator,
+            collate_fn=_Batches(samples, collator),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -190,7 +211,18 @@ class BatchLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[MultimodalBatch]:
-        yield from self._loader
+        yield from self._batches()
+
+    def _batches(self) -> Iterator[MultimodalBatch]:
+        """Yield the batches; raise what kept one from being made.
+
+        Raises:
+            UserError: A sample can't be used; the message names it.
+        """
+        for batch in self._loader:
+            if isinstance(batch, _Refusal):
+                raise batch.error
+            yield batch
 
 
 class ResumableLoader(BatchLoader):
@@ -206,7 +238,7 @@ class ResumableLoader(BatchLoader):
             self._epoch, self._handed_out = self.batch_sampler.epoch, 0
         self._resumes = False
         self.batch_sampler.start = self._handed_out
-        for batch in self._loader:
+        for batch in self._batches():
             self._handed_out += 1
             yield batch
 

@@ -138,6 +138,16 @@ def views(size: tuple[int, int], geometry: Geometry, processor: ProcessorMixin) 
     return (_view(*axes, axes[0].length, patch),)
 
 
+def count_views(size: tuple[int, int], processor: ProcessorMixin) -> int:
+    """Return how many views a processor makes of a picture of a (width, height), all tiles counted."""
+    image_processor = processor.image_processor
+    if not makes_tiles(image_processor):
+        return 1
+    height, width = select_best_resolution(size[::-1], image_processor.image_grid_pinpoints)
+    side: int = image_processor.crop_size.height
+    return 1 + int(height // side) * int(width // side)
+
+
 def _squared(across: Axis, down: Axis, geometry: Geometry, image_processor: Any) -> tuple[Axis, Axis]:
     """Do to the axes what `apply_geometry` does to a picture."""
     lengths = across.length, down.length
@@ -187,7 +197,8 @@ def _tiled(across: Axis, down: Axis, processor: Any) -> tuple[View, ...] | None:
     tiles = _view(across.resize(fitted[1]).enclose(target[1]), down.resize(fitted[0]).enclose(target[0]), side, patch)
     counts = side // patch, side // patch, target[0] // side, target[1] // side
     patches, kept = processor._get_unpadded_features(*sizes, *counts)  # as `unpad_image` of the model; one end per row
-    rows, columns = _inner(tiles.rows, kept), _inner(tiles.columns, patches // kept)
+    width = patches // kept if kept else 0  # of a strip as thin as 900 x 6 the model keeps no row
+    rows, columns = _inner(tiles.rows, kept), _inner(tiles.columns, width)
     return base, replace(tiles, rows=rows, columns=columns, newline=True)
 
 

@@ -145,8 +145,9 @@ class MLLMModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Leave counting the steps to Lightning, which has restored its count; log what does not fit the context."""
         self._loaded_steps = None
-        for split, left_out in self.trainer.datamodule.left_out.items():  # type: ignore[attr-defined]
-            self.log_dict(left_out.metrics(split))
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for split in data.left_out:
+            self.log_dict(data.left_out_metrics(split))
 
     def train(self, mode: bool = True) -> MLLMModule:
         """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""

@@ -118,7 +118,7 @@ class TestSetUp:
         long = Sample(id="question", conversation=[Turn("user", "word " * 90), Turn("assistant", "two")])
         data = self.set_up(tiny_llava, long, talk("some"))
 
-        trainer.fit(MLLMModule(tiny_llava), datamodule=data)
+        trainer.fit(MLLMModule(tiny_llava, warmup_ratio=0), datamodule=data)
 
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "left_out" in name}
         exchanges = data.left_out["train"].exchanges

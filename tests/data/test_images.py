@@ -149,7 +149,7 @@ class TestChecking:
 
         check_images([path])
 
-    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp"])
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp"])
     def test_sound_files_are_not_decoded(self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         path = saved(tmp_path, name)
         monkeypatch.setattr(ImageFile.ImageFile, "load", None)
@@ -168,7 +168,7 @@ class TestChecking:
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
 
         for use in (open_image, lambda path: check_images([path])):
-            with pytest.raises(DataError, match=r"a\.png: is not an image that Pillow can read"):
+            with pytest.raises(DataError, match=r"a\.png: is a picture in the format EPS, which is not read"):
                 use(path)
 
     def test_pixels_of_unknown_scale_show_at_set_up(self, tmp_path: Path) -> None:
@@ -183,3 +183,47 @@ class TestChecking:
             check_images([path, saved(tmp_path, "b.png")])
 
         assert "1 animated images: only the first frame is used" in caplog.text
+
+
+class TestDamage:
+    """A file whose header and end are sound, but not what lies between."""
+
+    @pytest.mark.parametrize("offset", [0.3, 0.6, 0.9])
+    def test_in_a_png_shows_in_its_checksums(self, tmp_path: Path, offset: float) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        path = saved(tmp_path, "a.png", Image.fromarray(noise))
+        content = bytearray(path.read_bytes())
+        content[int(offset * len(content))] ^= 0xFF
+        path.write_bytes(content)
+
+        with pytest.raises(DataError, match=r"a\.png: is damaged, the checksum of its part 'IDAT' is wrong"):
+            check_images([path])
+
+    def test_in_a_gif_shows_when_it_is_decoded(self, tmp_path: Path) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (60, 60), dtype=np.uint8)
+        path = saved(tmp_path, "a.gif", Image.fromarray(noise))
+        content = bytearray(path.read_bytes())
+        content[1500:1600] = bytes(100)
+        path.write_bytes(content)
+
+        with pytest.raises(DataError, match=r"1 of 1 image files can't be used:\n.*a\.gif"):
+            check_images([path])
+
+    def test_what_set_up_lets_pass_is_opened_or_named(self, tmp_path: Path) -> None:
+        draw = np.random.default_rng(0)
+        noise = Image.fromarray(draw.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        decided = {".png", ".gif", ".tif", ".ppm"}  # whether they are sound is told at set-up
+        for k in range(150):
+            suffix = ("jpg", "webp", "bmp", *(each[1:] for each in sorted(decided)))[k % 7]
+            path = saved(tmp_path, f"{k}.{suffix}", noise)
+            content = bytearray(path.read_bytes())
+            for place in draw.integers(0, len(content), draw.integers(1, 6)):
+                content[place] = draw.integers(256)
+            path.write_bytes(content[: draw.integers(1, len(content))] if k % 3 == 0 else content)
+            sizes, problems = images.look_at_images([path])
+            try:
+                opened = open_image(path)
+            except DataError:
+                assert path in problems or path.suffix not in decided
+            else:
+                assert path in problems or sizes[path] == opened.size

@@ -59,3 +59,13 @@ def test_a_checkpoint_without_image_processor_is_refused(tiny_llava: str, tmp_pa
 def test_a_checkpoint_without_chat_template_is_refused(tiny_llava: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no chat template"):
         load_processor(copy(tiny_llava, tmp_path / "bare", "chat_template.jinja"))
+
+
+def test_token_ids_beyond_the_embedding_are_refused(tiny_llava: str, tmp_path: Path) -> None:
+    path = copy(tiny_llava, tmp_path / "more")
+    tokenizer = load_processor(path).tokenizer
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(path)
+
+    with pytest.raises(CheckpointError, match=r"has token '<tool>' with id 512, .* embeds only 512 tokens"):
+        load_processor(path)

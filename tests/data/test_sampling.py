@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_mllm.data.lazy import LazySamples
 from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample
 
 N = 22
@@ -154,3 +155,24 @@ class TestResuming:
         list(loader())
         list(BatchLoader(SAMPLES, ids, sampler(training=False)))
         assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+class TestErrors:
+    def test_of_a_sample_come_as_one_sentence(self, num_workers: int) -> None:
+        def collate(items: Sequence[tuple[int, Sample]]) -> Any:
+            raise DataError("Sample '3' is torn.", "torn")
+
+        batches = BatchLoader(SAMPLES, collate, sampler(), num_workers)
+        with pytest.raises(DataError) as caught:
+            list(batches)
+        assert (str(caught.value), caught.value.kind) == ("Sample '3' is torn.", "torn")
+
+    def test_of_a_dataset_that_makes_samples_name_the_sample(self, num_workers: int) -> None:
+        def make(index: int) -> Sample:
+            return SAMPLES[{5: N}.get(index, index)]
+
+        batches = BatchLoader(LazySamples(N, make), ids, sampler(), num_workers)
+        with pytest.raises(DataError) as caught:
+            list(batches)
+        assert str(caught.value).startswith("Sample number 5 (from 0) can't be made: IndexError: list index")

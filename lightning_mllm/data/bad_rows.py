@@ -1,0 +1,142 @@
+"""Rows that can't be used: gathered over a whole dataset, then told in one message or left out."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lightning_mllm.errors import ConfigError, DataError
+
+OnBadRow = Literal["raise", "skip"]
+
+SHOWN = 20  # bad rows that one message lists
+IMAGE_FILE, IMAGE_PATH = "image file", "image path"  # kinds of errors
+FILE = "bad_rows.csv"  # in the folder of a run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """One thing that can't be used.
+
+    Attributes:
+        split: In which it was found.
+        kind: As in `DataError`.
+        problem: One sentence that names file, row or sample.
+    """
+
+    split: str
+    kind: str
+    problem: str
+
+
+class BadRows:
+    """Gathers what is wrong with rows, so that all of it is said at once.
+
+    Args:
+        policy: `raise` refuses a dataset with bad rows, `skip` leaves the rows out.
+
+    Attributes:
+        titles: Kind -> what stands behind the number, where all that is found is of that kind.
+        split: The split that is looked at.
+        noted: How often something was noted; what is wrong with several rows, such as a bad file, is told once.
+
+    Raises:
+        ConfigError: There is no such policy.
+    """
+
+    def __init__(self, policy: OnBadRow = "raise") -> None:
+        if policy not in ("raise", "skip"):
+            raise ConfigError(f"on_bad_row is {policy!r}; it can be 'raise' or 'skip'.")
+        self.policy = policy
+        self.titles: dict[str, str] = {}
+        self.split = ""
+        self.noted = 0
+        self._found: dict[str, BadRow] = {}  # by the problem, which is told once
+        self._told = 0
+        self._depth = 0
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[BadRow]:
+        return iter(self._found.values())
+
+    @property
+    def will_raise(self) -> bool:
+        """Whether `settle` will refuse what was noted: then what was read is not kept, but read anew next time."""
+        return self.policy == "raise" and len(self) > 0
+
+    @contextmanager
+    def catch(self) -> Iterator[None]:
+        """Note what is wrong with a row, and go on behind the block."""
+        try:
+            yield
+        except DataError as error:
+            self.add(error)
+
+    def add(self, error: DataError) -> None:
+        """Note an error."""
+        problem = str(error)
+        self.noted += 1
+        self._found.setdefault(problem, BadRow(self.split, error.kind, problem))
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Let `settle` do nothing within the block; behind the outermost, it is called."""
+        self._depth += 1
+        try:
+            yield
+        except DataError as error:
+            if self._depth > 1 or not self._found:
+                raise
+            raise DataError(self.text()) from error  # what is left can't be used, because of those rows
+        finally:
+            self._depth -= 1
+        self.settle()
+
+    def settle(self) -> None:
+        """Refuse the rows that were noted, or warn of those that are left out.
+
+        Raises:
+            DataError: There are some, and the policy is `raise`.
+        """
+        if self._depth or len(self) == self._told:
+            return
+        if self.policy == "raise":
+            text = self.text()
+            self._found.clear()  # the next attempt looks anew
+            raise DataError(text)
+        self._told = len(self)
+        logger.warning("Left out: %s", self.text())
+
+    def text(self) -> str:
+        """Return what there is to say: how many of which kind, and the first of them."""
+        problems = list(self._found)
+        counts = Counter(row.kind for row in self)
+        kind, *others = counts
+        if kind in self.titles and not others:
+            title = f"{len(self):,} {self.titles[kind]}:"
+        elif len(self) == 1:
+            return problems[0]
+        else:
+            kinds = ", ".join(f"{kind}: {count:,}" for kind, count in counts.most_common())
+            title = f"{len(self):,} rows can't be used ({kinds}):"
+        more = [f"  ... and {len(self) - SHOWN:,} more"] if len(self) > SHOWN else []
+        return "\n".join([title, *(f"  {problem}" for problem in problems[:SHOWN]), *more])
+
+    def write(self, folder: Path) -> Path:
+        """Write the whole list into a folder and return the file."""
+        path = folder / FILE
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            writer.writerow(BadRow.__dataclass_fields__)
+            writer.writerows(astuple(row) for row in self)
+        return path

@@ -1,0 +1,51 @@
+"""Whatever goes wrong with a sample names it: errors of libraries become one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning_mllm.errors import DataError, UserError
+from lightning_mllm.types import Sample
+
+
+@contextmanager
+def naming(sample: Sample) -> Iterator[None]:
+    """Turn what a library raises on a sample into an error that names the sample and its files.
+
+    Raises:
+        DataError: Something else than a `UserError` was raised; that is the error's cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of processors, templates, tokenizers and the user's own classes: all kinds
+        files = ", ".join(str(image) for image in sample.images if isinstance(image, Path))
+        raise DataError(
+            f"Sample {sample.id!r}{f' ({files})' if files else ''} can't be written out for the model: "
+            f"{_said(error)}. Correct it, or remove it from the dataset.",
+            "written out",
+        ) from error
+
+
+def fetch(samples: Sequence[Sample], index: int) -> Sample:
+    """Return a sample that may be made only now.
+
+    Raises:
+        DataError: It can't be made.
+    """
+    try:
+        return samples[index]
+    except UserError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"Sample number {index} (from 0) can't be made: {_said(error)}. Correct the dataset's `load`.", "sample"
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,235 @@
+"""Rows that can't be used: all in one message, or left out and counted."""
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lightning_mllm.data import DTD, CrisisMMD, DermNet, GQATasks, ImageFolder, LlavaJson, MLLMDataModule, PlantDoc
+from lightning_mllm.data.bad_rows import BadRows
+from lightning_mllm.data.lazy import LazySamples
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.types import Box, LazyImage, Options, Sample, Turn
+from tests.data.conftest import picture
+from tests.data.replicas import DERMNET, PLANTDOC, TSV, write_crisismmd, write_dermnet, write_dtd, write_plantdoc
+from tests.data.test_base import OTHER, TRAIN, Memory
+from tests.data.test_gqa import JAR, write
+from tests.running import conversation, write_llava_json
+
+TALK = [Sample(id=str(k), conversation=[Turn("user", "Which?"), Turn("assistant", "two")]) for k in range(6)]
+LONE = "half a \ud83d"
+
+
+def said(name: str, question: str = "Which?", answer: str = "two", **fields: Any) -> Sample:
+    return Sample(id=name, conversation=[Turn("user", question), Turn("assistant", answer)], **fields)
+
+
+def refused(module: MLLMDataModule, stage: str = "fit") -> str:
+    with pytest.raises(DataError) as caught:
+        module.setup(stage)
+    return str(caught.value)
+
+
+class TestOneMessage:
+    def test_every_check_of_labelled_samples_adds_to_it(self, tiny_llava: str, tmp_path: Path) -> None:
+        (tmp_path / "empty.jpg").touch()
+        train = [
+            *TRAIN,
+            replace(OTHER[0], id="none", label=None),
+            replace(OTHER[0], id="train-3"),
+            replace(OTHER[0], id="boxed", boxes=[Box(0, 0, -1, 1)]),
+            replace(OTHER[0], id="broken", images=[tmp_path / "empty.jpg"]),
+            replace(OTHER[0], id=LONE),
+            replace(OTHER[0], id="text", images=["a.jpg"]),  # type: ignore[list-item]
+            "no sample",
+        ]
+        other = [*OTHER, replace(OTHER[0], id="other", label="seven"), replace(OTHER[0], id="kind", kind="colour")]
+
+        message = refused(Memory(train, other, checkpoint=tiny_llava))  # type: ignore[arg-type]
+
+        assert message.startswith(
+            "9 rows can't be used (label: 2, sample: 2, text: 1, id: 1, boxes: 1, kind: 1, image file: 1):"
+        )
+        for part in ("'none'", "'train-3'", "'boxed'", "empty.jpg", r"ud83d", "'a.jpg'", "a str where", "seven"):
+            assert part in message
+
+    def test_every_check_of_conversations_adds_to_it(self, tiny_llava: str) -> None:
+        bad = [
+            said("special", "What is <s> in HTML?"),
+            said("long", answer="one two three " * 200),
+            said("odd", "Is it " + LONE + "?"),
+            said("options", "Red or blue?", options=Options("green", "blue")),
+            said("empty", answer=" "),
+            replace(TALK[0], id="backwards", conversation=TALK[0].conversation[::-1]),
+            said("kinds", kind=" "),
+        ]
+
+        message = refused(Memory([*TALK, *bad[:-1]], [*TALK, bad[-1]], checkpoint=tiny_llava, max_length=300))
+
+        assert message.startswith(
+            "7 rows can't be used (turns: 2, special token: 1, text: 1, options: 1, kind: 1, too long: 1):"
+        )
+
+    def test_of_many_the_first_twenty_are_shown_and_all_are_counted(self, tiny_llava: str) -> None:
+        train = [*TALK, *(said(f"bad-{k}", "<s>" if k % 2 else LONE) for k in range(30))]
+
+        message = refused(Memory(train, TALK, checkpoint=tiny_llava))
+
+        assert message.startswith("30 rows can't be used (text: 15, special token: 15):")
+        assert message.endswith("  ... and 10 more")
+        assert len(message.splitlines()) == 22
+
+    def test_a_sample_that_cannot_be_made_is_one_of_them(self, tiny_llava: str) -> None:
+        def make(index: int) -> Sample:
+            return said(str(index), "?" * (10 // (index - 3)) if index < 5 else "<s>")
+
+        message = refused(Memory(LazySamples(6, make), TALK, checkpoint=tiny_llava))
+
+        assert "Sample number 3 (from 0) can't be made: ZeroDivisionError: " in message
+        assert message.startswith("2 rows" if "'0'" not in message else "5 rows")
+
+    def test_an_attempt_on_a_mended_dataset_knows_nothing_of_the_last(self, tiny_llava: str) -> None:
+        module = Memory([*TALK, said("bad", "<s>")], TALK, checkpoint=tiny_llava)
+        refused(module)
+        module.train = TALK
+        module._first = None
+
+        module.setup("fit")
+
+
+def llava_json(folder: Path) -> MLLMDataModule:
+    rows = [conversation(name) for name in "abcd"]
+    rows[1]["image"] = ["sub/gone.png"]
+    rows[3]["conversations"][1] = {"from": "gpt", "value": ""}
+    return LlavaJson(train=str(write_llava_json(folder, rows)), checkpoint="unused")
+
+
+def llava_lines(folder: Path) -> MLLMDataModule:
+    lines = [json.dumps(conversation(name, images=0), ensure_ascii=False) for name in ("a\u2028b", "b", "c")]
+    (folder / "rows.jsonl").write_text("\n".join([lines[0], lines[1][:-9], *lines[1:], "[]"]), encoding="utf-8")
+    return LlavaJson(train=str(folder / "rows.jsonl"), checkpoint="unused")
+
+
+def crisismmd(folder: Path) -> MLLMDataModule:
+    write_crisismmd(folder)
+    file = folder / TSV.format("train")
+    rows = file.read_text().splitlines()
+    rows[2], rows[5] = rows[2].replace(".jpg", ".gone"), "one cell"
+    file.write_text("\n".join(rows))
+    return CrisisMMD(root=str(folder), checkpoint="unused")
+
+
+def gqa(folder: Path) -> MLLMDataModule:
+    Image.new("RGB", (60, 80)).save(folder / "2390560.jpg")
+    rows = [JAR, {**JAR, "question_id": "1", "image_h": "81"}, {**JAR, "question_id": "2", "answer": ""}]
+    return GQATasks(files=[write(folder, "ChooseAttr", *rows)], image_root=str(folder), checkpoint="unused")
+
+
+def dtd(folder: Path) -> MLLMDataModule:
+    file = write_dtd(folder / "dtd") / "labels" / "train1.txt"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join([*rows, rows[0], "banded/gone.jpg"]))
+    return DTD(root=str(folder / "dtd"), checkpoint="unused")
+
+
+def two_bad_files(folder: Path) -> None:
+    picture().save(folder / "a.tga")
+    (folder / "b.heic").touch()
+
+
+def dermnet(folder: Path) -> MLLMDataModule:
+    two_bad_files(write_dermnet(folder / "d") / "train" / DERMNET[0])
+    return DermNet(root=str(folder / "d"), checkpoint="unused")
+
+
+def plantdoc(folder: Path) -> MLLMDataModule:
+    two_bad_files(write_plantdoc(folder / "p") / "train" / PLANTDOC[0])
+    return PlantDoc(root=str(folder / "p"), checkpoint="unused")
+
+
+def image_folder(folder: Path) -> MLLMDataModule:
+    plantdoc(folder)
+    return ImageFolder(root=str(folder / "p"), checkpoint="unused")
+
+
+READERS: dict[Callable[[Path], MLLMDataModule], tuple[Sequence[str], int]] = {
+    llava_json: (["row 2, field 'image'", "row 4, field 'conversations[1]'"], 1),
+    llava_lines: (["row 2: malformed JSON", "row 5: a list"], 2),
+    crisismmd: (["row 3: the image", "row 6: 1 cells"], 0),
+    gqa: (["row 3: the picture", "row 4: the column 'answer' is empty"], 1),
+    dtd: (["is in row 1 already", "gone.jpg does not exist"], 12),
+    image_folder: (["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"], 0),
+    dermnet: (["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"], 0),
+    plantdoc: (["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"], 0),
+}
+
+
+@pytest.mark.parametrize("make", READERS, ids=lambda make: make.__name__)
+def test_each_reader_names_all_bad_rows_at_once(
+    make: Callable[[Path], MLLMDataModule], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = make(tmp_path)
+    parts, left = READERS[make]
+    split = module.splits[0]
+
+    with pytest.raises(DataError) as caught:
+        module.load(split)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+    module.bad_rows = BadRows("skip")
+    with caplog.at_level(logging.WARNING):
+        samples = module.load(split)
+    assert samples
+    assert len(samples) == left or not left
+    assert len(module.bad_rows) == len(parts)
+    assert caplog.text.count("Left out") == 1
+
+
+class TestLeavingOut:
+    def test_the_others_are_all_there_and_in_order(self, tiny_llava: str) -> None:
+        train = [said("bad", "<s>"), *TALK[:3], said("1"), *TALK[3:], said("long", answer="word " * 400)]
+        module = Memory(train, TALK, checkpoint=tiny_llava, on_bad_row="skip", max_length=300)
+
+        module.setup("fit")
+
+        assert [sample.id for sample in module.samples["train"]] == [sample.id for sample in TALK]
+        batches = list(module.train_dataloader())
+        assert sorted(name for batch in batches for name in batch.sample_ids) == [sample.id for sample in TALK]
+
+    def test_a_split_of_which_nothing_is_left_is_refused(self, tiny_llava: str) -> None:
+        module = Memory(TALK, [said("bad", "<s>")], checkpoint=tiny_llava, on_bad_row="skip")
+
+        assert "No row of the 'val' split can be used. A text of sample 'val-bad'" in refused(module)
+
+    def test_the_whole_list_is_a_file(self, tmp_path: Path) -> None:
+        bad = BadRows("skip")
+        bad.split = "train"
+        for k in range(30):
+            bad.add(DataError(f"row {k} has {LONE}", "text"))
+
+        with bad.write(tmp_path).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+
+        assert rows[29] == {"split": "train", "kind": "text", "problem": "row 29 has half a \\ud83d"}
+        assert len(rows) == 30
+
+    def test_only_two_policies_are_known(self, tiny_llava: str) -> None:
+        with pytest.raises(ConfigError, match="on_bad_row is 'drop'; it can be 'raise' or 'skip'"):
+            Memory(checkpoint=tiny_llava, on_bad_row="drop")
+
+
+def test_a_lazy_picture_that_cannot_be_drawn_names_its_sample(tiny_llava: str) -> None:
+    def draw() -> Image.Image:
+        raise KeyError("no such scene")
+
+    train = [replace(TRAIN[0], id="drawn", images=[LazyImage((9, 9), draw)]), *TRAIN]
+
+    assert "Sample 'drawn' can't be written out for the model: KeyError: 'no such scene'." in refused(
+        Memory(train, checkpoint=tiny_llava)
+    )
