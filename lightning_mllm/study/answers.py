@@ -35,10 +35,10 @@ def write_answers(study: Study, done: Iterable[CellFolder], path: Path) -> Path:
     columns = [*(f"answer{number}" for number in range(repetitions)), *(f"half{number}" for number in range(halves))]
     writer.writerow([*_COLUMNS, *columns])
     for cell, kind, answers in found:
-        padding = [{}] * (repetitions - len(answers.predicted))
-        said = [*answers.predicted, *padding, *answers.halves, *[{}] * (halves - len(answers.halves))]
+        gap = [""] * (repetitions - len(answers.predicted))
         for sample, target in answers.targets.items():
-            writer.writerow([cell, kind, sample, target, *(each.get(sample, "") for each in said)])
+            said, of_halves = ([each[sample] for each in part] for part in (answers.predicted, answers.halves))
+            writer.writerow([cell, kind, sample, target, *said, *gap, *of_halves])
     return write_bytes(path, gzip.compress(text.getvalue().encode(), mtime=0))
 
 

@@ -152,22 +152,20 @@ def test_of_a_fixed_number_of_epochs_nothing_tells_whether_they_were_enough(capl
 
 def test_the_default_reads_from_few_scans_what_the_papers_preset_leaves(caplog: pytest.LogCaptureFixture) -> None:
     scans, digits = load_digits(return_X_y=True)
-    splits = [
-        {
-            "x": FeatureSet(
-                features=torch.from_numpy(scans[rows] / 16).float(),
-                targets=torch.from_numpy(digits[rows]),
-                names=tuple("0123456789"),
-                sample_ids=tuple(map(str, range(1797)[rows])),
-            )
-        }
-        for rows in (slice(300), slice(1500, None))
-    ]
+    train, test = (
+        FeatureSet(
+            features=torch.from_numpy(scans[rows] / 16).float(),
+            targets=torch.from_numpy(digits[rows]),
+            names=tuple("0123456789"),
+            sample_ids=tuple(map(str, range(1797)[rows])),
+        )
+        for rows in (slice(150), slice(1500, None))
+    )
 
-    default = MLPProbe().fit_score(*splits, [0])["x"]
+    default = MLPProbe().fit_score({"x": train}, {"x": test}, [0])["x"]
     assert (default.converged, caplog.text) == ((True,), "")
 
-    paper = MLPProbe(training="paper", standardise=False).fit_score(*splits, [0])["x"]
+    paper = MLPProbe(training="paper", standardise=False).fit_score({"x": train}, {"x": test}, [0])["x"]
     assert paper.converged == (False,)
     assert "'mlp-paper-raw' has not converged in 1 of 1 fits" in caplog.text
     assert default.accuracy > paper.accuracy + 0.1
