@@ -132,6 +132,16 @@ class BadRows:
         more = [f"  ... and {len(self) - SHOWN:,} more"] if len(self) > SHOWN else []
         return "\n".join([title, *(f"  {problem}" for problem in problems[:SHOWN]), *more])
 
+    def metrics(self, split: str) -> dict[str, float]:
+        """Return how many were found in a split, by name; empty where there are none."""
+        count = sum(row.split == split for row in self)
+        return {f"bad_rows/{split}": float(count)} if count else {}
+
+    def report(self, folder: Path) -> None:
+        """Write the list, if there is any, and say where it is."""
+        if self._found:
+            logger.warning("All of them are in %s", self.write(folder))
+
     def write(self, folder: Path) -> Path:
         """Write the whole list into a folder and return the file."""
         path = folder / FILE

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,20 +13,19 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from lightning_mllm.data.bad_rows import BadRows, OnBadRow
-from lightning_mllm.data.checks import check_labels, check_sample, labels_of
+from lightning_mllm.data.checks import check_labels
 from lightning_mllm.data.collator import Collator, PaddingSide
+from lightning_mllm.data.collators import Asking, make_collators
 from lightning_mllm.data.copies import warn_of_shared_pictures
 from lightning_mllm.data.fitting import LongAnswers
 from lightning_mllm.data.geometry import GeometryName
 from lightning_mllm.data.images import open_image
-from lightning_mllm.data.labels import class_names
 from lightning_mllm.data.left_out import LeftOut
-from lightning_mllm.data.naming import fetch
 from lightning_mllm.data.portable import describe_inputs
 from lightning_mllm.data.processor import context_length, load_processor, warn_of_date
-from lightning_mllm.data.prompts import ClassificationPrompt, ConversationPrompt, Prompt
-from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
-from lightning_mllm.data.splits import Split
+from lightning_mllm.data.prompts import Prompt
+from lightning_mllm.data.sampling import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize, check_batch_sizes
+from lightning_mllm.data.splits import Split, check_splits, warn_of_another_seed
 from lightning_mllm.data.survey import Survey
 from lightning_mllm.data.trials import look_over
 from lightning_mllm.errors import ConfigError, DataError
@@ -39,8 +36,6 @@ _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "validate": ("val",),
     "test": ("test",),
 }
-
-logger = logging.getLogger(__name__)
 
 
 class MLLMDataModule(L.LightningDataModule, ABC):
@@ -152,7 +147,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             CheckpointError: The checkpoint has no usable processor.
             ConfigError: Options do not fit the checkpoint or the number of processes.
         """
-        self._check_batch_sizes()
+        world_size = self.trainer.world_size if self.trainer else 1
+        check_batch_sizes(world_size, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
         self._set_up((self.predict_split,) if stage == "predict" else _SPLITS_OF_STAGE[stage])
 
     def train_dataloader(self) -> ResumableLoader:
@@ -176,7 +172,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let training continue at that place; other stages only look whether the split is that of the training."""
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
-            self._warn_of_another_split(state_dict)
+            trained = state_dict.get("train_loader", {}).get("seed", self.seed)
+            warn_of_another_seed(trained, self.seed, type(self).__name__)
             return
         self._loader_state = state_dict["train_loader"]
         if self._train_loader is not None:  # a strategy that restores after the loader is made
@@ -215,11 +212,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
     def _set_up(self, splits: Iterable[Split]) -> None:
         """Load and check the splits that are not there yet."""
         wanted = [split for split in splits if split not in self.samples]
-        if absent := [split for split in wanted if split not in self.splits]:
-            raise DataError(
-                f"{type(self).__name__} has no {absent[0]!r} split, only {', '.join(map(repr, self.splits))}. Use it "
-                "to test or analyse a model that is trained on another dataset."
-            )
+        check_splits(wanted, self.splits, type(self).__name__)
         try:
             with self.bad_rows.gather():
                 surveys = self.survey(wanted)
@@ -234,18 +227,16 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             if not samples:
                 raise survey.nothing_left()
             self.samples[survey.split], self.left_out[survey.split] = samples, survey.left_out
-        warn_of_shared_pictures(
-            {self.splits[0]: self._first or (), **self.samples}, [split for split in wanted if split != self.splits[0]]
-        )
+        new = [split for split in wanted if split != self.splits[0]]
+        warn_of_shared_pictures({self.splits[0]: self._first or (), **self.samples}, new)
         self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys))))
-        trainer = self.trainer
-        if trainer is not None and trainer.is_global_zero and trainer.loggers and len(self.bad_rows):
-            logger.warning("All of them are in %s", self.bad_rows.write(Path(trainer.default_root_dir)))
+        if self.trainer is not None and self.trainer.loggers and self.trainer.is_global_zero:
+            self.bad_rows.report(Path(self.trainer.default_root_dir))
 
-    def left_out_metrics(self, split: Split) -> dict[str, float]:
-        """Return how many rows of a split can't be used, and what of it does not fit, as far as there are any."""
-        bad = sum(row.split == split for row in self.bad_rows)
-        return self.left_out[split].metrics(split) | ({f"bad_rows/{split}": float(bad)} if bad else {})
+    def left_out_metrics(self, *splits: Split) -> dict[str, float]:
+        """Return how many rows of splits can't be used, and what does not fit, as far as there are any."""
+        parts = [found.metrics(split) for split in splits for found in (self.bad_rows, self.left_out[split])]
+        return {name: value for part in parts for name, value in part.items()}
 
     def survey(self, splits: Sequence[Split]) -> list[Survey]:
         """Load splits, and look at each of their samples once; what is wrong with them goes to `bad_rows`."""
@@ -253,17 +244,24 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             first = self._load(self.splits[0])
             self._set_up_collators(first)
             self._first = first
-        loaded = {split: self._first if split == self.splits[0] else self._load(split) for split in splits}
-        checked = {split: self._check(split, samples) for split, samples in loaded.items()}
-        labelled = self._first[0].label is not None
-        return [
-            Survey(samples, split, self._collator_of(split), self.bad_rows, labelled=labelled)
-            for split, samples in checked.items()
-        ]
+        surveys = []
+        for split in splits:
+            samples = self._first if split == self.splits[0] else self._load(split)
+            self.bad_rows.split, collator = split, self._collator_of(split)
+            if collator.label_names:
+                samples = check_labels(samples, split, collator.label_names, self._first, self.bad_rows)
+            surveys.append(Survey(samples, split, collator, self.bad_rows, labelled=self._first[0].label is not None))
+        return surveys
 
     def _load(self, split: Split) -> Sequence[Sample]:
         self.bad_rows.split = split
-        return self.load(split)
+        samples = self.load(split)
+        if not samples:
+            raise DataError(
+                f"The {split!r} split of {type(self).__name__} is empty. Give it samples, e.g. by the dataset's "
+                f"{split + '_fraction' if split != 'train' else 'path'} option."
+            )
+        return samples
 
     def _eval_loader(self, split: Split) -> BatchLoader:
         sampler = self._sampler(split, self.eval_batch_size, training=False)
@@ -282,71 +280,23 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             world_size=world_size,
         )
 
-    def _check_batch_sizes(self) -> None:
-        world_size = self.trainer.world_size if self.trainer else 1
-        for name, size in (("batch_size", self.batch_size), ("eval_batch_size", self.eval_batch_size)):
-            if size < 1 or size % world_size:
-                raise ConfigError(
-                    f"{name} is {size}, shared by {world_size} processes: it must be a positive multiple of "
-                    f"{world_size}. Use e.g. {max(1, round(size / world_size)) * world_size}."
-                )
-
     def _set_up_collators(self, first: Sequence[Sample]) -> None:
-        if not first:
-            raise DataError(_empty(self, self.splits[0]))
         options = (self.checkpoint, self.revision, self.trust_remote_code)
         self.processor = load_processor(*options)
         warn_of_date(self.processor, self.checkpoint)
         limit = context_length(self.processor, *options)
         if self.max_length is not None and self.max_length > limit:
             raise ConfigError(f"max_length is {self.max_length}, but {self.checkpoint!r} reads {limit} tokens at most.")
-        check_sample(fetch(first, 0), self.splits[0])
-        labelled = first[0].label is not None
-        prompt = self.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
-        names = class_names(labels_of(first)) if labelled else ()
-        length = self.max_length or limit
-
-        def collator(prompt: Prompt, geometry: GeometryName | None) -> Collator:
-            label_names = names if prompt.asks_for_label else ()
-            return Collator(
-                self.processor,
-                prompt.seeded(self.seed),
-                label_names,
-                geometry=geometry,
-                max_length=length,
-                long_answers=self.long_answers,
-                split_special_tokens=self.split_special_tokens,
-                padding_side=self.padding_side,
-            )
-
-        self.collator = collator(self.train_prompt or prompt, self.train_geometry or self.geometry)
-        self.eval_collator = collator(prompt, self.geometry)
-        if labelled and prompt.asks_for_label:
-            self.label_set = self.eval_collator.label_set(replace(first[0], label=names[0]))
+        self.collator, self.eval_collator, self.label_set = make_collators(
+            self.processor,
+            first,
+            self.splits[0],
+            Asking(self.prompt, self.train_prompt, self.geometry, self.train_geometry, self.seed),
+            max_length=self.max_length or limit,
+            long_answers=self.long_answers,
+            split_special_tokens=self.split_special_tokens,
+            padding_side=self.padding_side,
+        )
 
     def _collator_of(self, split: Split) -> Collator:
         return self.collator if split == "train" else self.eval_collator
-
-    def _warn_of_another_split(self, state_dict: dict[str, Any]) -> None:
-        trained = state_dict.get("train_loader", {}).get("seed", self.seed)
-        if trained != self.seed:
-            logger.warning(
-                "The checkpoint was trained with seed %d of %s, which now has seed %d: where the seed decides the "
-                "split, it has learnt some of the samples at hand. Give --data.init_args.seed %d.",
-                *(trained, type(self).__name__, self.seed, trained),
-            )
-
-    def _check(self, split: Split, samples: Sequence[Sample]) -> Sequence[Sample]:
-        """Return a split with its labels normalised, or refuse it."""
-        if not samples:
-            raise DataError(_empty(self, split))
-        names = self._collator_of(split).label_names
-        self.bad_rows.split = split
-        return check_labels(samples, split, names, self._first or (), self.bad_rows) if names else samples
-
-
-def _empty(module: MLLMDataModule, split: Split) -> str:
-    return (
-        f"The {split!r} split of {type(module).__name__} is empty. Give it samples, e.g. by the dataset's "
-        f"{split + '_fraction' if split != 'train' else 'path'} option."
-    )

@@ -75,7 +75,11 @@ def warn_of_shared_pictures(splits: Mapping[Split, Sequence[Sample]], new: Colle
         splits: Split -> samples, the training split first.
         new: The splits that were not compared before.
     """
-    listed = {split: samples for split, samples in splits.items() if not isinstance(samples, LazySamples)}
+    listed = {
+        split: [sample for sample in samples if isinstance(sample, Sample)]  # what is none is a bad row
+        for split, samples in splits.items()
+        if not isinstance(samples, LazySamples)
+    }
     pairs = [pair for pair in combinations(listed, 2) if {*pair} & {*new}]
     if not pairs:
         return

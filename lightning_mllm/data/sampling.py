@@ -30,6 +30,20 @@ class SampleSize:
     characters: int
 
 
+def check_batch_sizes(world_size: int, **sizes: int) -> None:
+    """Refuse batches that processes can't share.
+
+    Raises:
+        ConfigError: A size is no positive multiple of the number of processes.
+    """
+    for name, size in sizes.items():
+        if size < 1 or size % world_size:
+            raise ConfigError(
+                f"{name} is {size}, shared by {world_size} processes: it must be a positive multiple of "
+                f"{world_size}. Use e.g. {max(1, round(size / world_size)) * world_size}."
+            )
+
+
 class GlobalBatchSampler:
     """Yields this process's share of each global batch, as lists of (epoch, index).
 

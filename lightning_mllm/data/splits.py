@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Literal, TypeVar
 
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, DataError
 
 Split = Literal["train", "val", "test"]
 Item = TypeVar("Item")
+
+logger = logging.getLogger(__name__)
+
+
+def check_splits(wanted: Sequence[Split], present: Sequence[Split], dataset: str) -> None:
+    """Refuse a split that a dataset does not have.
+
+    Raises:
+        DataError: There is one among the wanted.
+    """
+    if absent := [split for split in wanted if split not in present]:
+        raise DataError(
+            f"{dataset} has no {absent[0]!r} split, only {', '.join(map(repr, present))}. Use it to test or analyse a "
+            "model that is trained on another dataset."
+        )
+
+
+def warn_of_another_seed(trained: int, seed: int, dataset: str) -> None:
+    """Warn where a model was trained with another seed than the dataset at hand has."""
+    if trained != seed:
+        logger.warning(
+            "The checkpoint was trained with seed %d of %s, which now has seed %d: where the seed decides the "
+            "split, it has learnt some of the samples at hand. Give --data.init_args.seed %d.",
+            *(trained, dataset, seed, trained),
+        )
 
 
 def check_fractions(val: float, test: float = 0.0) -> None:

@@ -146,8 +146,7 @@ class MLLMModule(L.LightningModule):
         """Leave counting the steps to Lightning, which has restored its count; log what does not fit the context."""
         self._loaded_steps = None
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        for split in data.left_out:
-            self.log_dict(data.left_out_metrics(split))
+        self.log_dict(data.left_out_metrics(*data.left_out))
 
     def train(self, mode: bool = True) -> MLLMModule:
         """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""
@@ -235,6 +234,9 @@ class MLLMModule(L.LightningModule):
         total, tokens = self._over_processes(self._loss_sum.float().to(self.device)).sum(dim=0)
         scores = {"loss": total / tokens, **self.evaluator.finish()}
         logged = {f"{self.stage_name}/{name}": value for name, value in scores.items()}
+        if self.trainer.state.fn != "fit":  # which has said it at its start
+            split = "test" if self.trainer.testing else "val"
+            logged |= self.trainer.datamodule.left_out_metrics(split)  # type: ignore[attr-defined]
         self.log_dict({**logged, **self._moment(self.trained_steps)}, sync_dist=True)
 
     test_step = validation_step

@@ -224,6 +224,44 @@ class TestLeavingOut:
             Memory(checkpoint=tiny_llava, on_bad_row="drop")
 
 
+def test_bad_rows_are_refused_at_each_attempt_until_they_are_mended(tiny_llava: str, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    turns = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "two"}]
+    rows: list[dict[str, object]] = [{"id": str(k), "conversations": turns} for k in range(8)]
+    module = LlavaJson(train=str(file), val_fraction=0.3, checkpoint=tiny_llava)
+    file.write_text(json.dumps([*rows, {"id": "bad", "conversations": []}]))
+
+    assert refused(module) == refused(module)
+    file.write_text(json.dumps(rows))
+    module.setup("fit")
+
+    assert sum(map(len, module.samples.values())) == len(rows)
+
+
+def test_a_picture_in_two_splits_is_looked_for_among_what_is_kept(
+    tiny_llava: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = [replace(sample, picture="shared") for sample in TALK[:2]]
+    module = Memory(
+        [*TALK, replace(said("bad", "<s>"), picture="shared")], one, checkpoint=tiny_llava, on_bad_row="skip"
+    )
+
+    with caplog.at_level(logging.WARNING):
+        module.setup("fit")
+    assert "samples of the 'val' split have a picture that the 'train' split has" not in caplog.text
+
+    module = Memory([said("bad", "<s>"), *one], one, checkpoint=tiny_llava, on_bad_row="skip")
+    with caplog.at_level(logging.WARNING):
+        module.setup("fit")
+    assert "2 of the 2 samples of the 'val' split have a picture that the 'train' split has" in caplog.text
+
+
+def test_a_system_text_is_looked_at_as_any_other(tiny_llava: str) -> None:
+    problem = refused(Memory([*TALK, said("bad", system=LONE)], TALK, checkpoint=tiny_llava))
+
+    assert problem.startswith("The system of sample 'bad' in the 'train' split has '\\ud83d'")
+
+
 def test_a_lazy_picture_that_cannot_be_drawn_names_its_sample(tiny_llava: str) -> None:
     def draw() -> Image.Image:
         raise KeyError("no such scene")

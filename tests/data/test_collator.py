@@ -17,7 +17,7 @@ from lightning_mllm.data import (
     PlainPrompt,
     load_processor,
 )
-from lightning_mllm.data import collator as collator_module
+from lightning_mllm.data import pictures as pictures_module
 from lightning_mllm.data.collator import PaddingSide
 from lightning_mllm.data.geometry import Geometry, apply_geometry
 from lightning_mllm.data.prompts import Dialogue
@@ -148,7 +148,7 @@ class TestSequence:
             opened.append(weakref.ref(image))
             return image
 
-        monkeypatch.setattr(collator_module, "open_image", watched)
+        monkeypatch.setattr(pictures_module, "open_image", watched)
         collate(Collator(vicuna, PlainPrompt(), NAMES), *(labelled(str(k)) for k in range(5)))
         assert len(opened) == 5
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,12 @@ from PIL import Image
 from lightning_mllm.cli import main
 from lightning_mllm.data import ImageFolder
 from lightning_mllm.data.collator import Collator
+from lightning_mllm.data.full_check import write_out_all
+from lightning_mllm.data.left_out import LeftOut
 from lightning_mllm.data.manifest import manifest_folder
 from lightning_mllm.errors import DataError
+from tests.data.test_bad_rows import said
+from tests.data.test_base import Memory
 from tests.running import isolate, refusal, write_image_folder
 
 COUNTS = {"apple": 6, "pear": 6}
@@ -135,3 +140,22 @@ def test_the_checkpoint_of_a_fits_config_will_do(
     main(["data", "check", "--all", "--config", str(config), "--splits", "[train]"])
 
     assert "8 samples were written out" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_known_from_then_on(tiny_llava: str) -> None:
+    train = [said("long", "word " * 90), *(said(str(k)) for k in range(3))]
+    write_out_all(Memory(train, train[1:], checkpoint=tiny_llava, max_length=90), ["train"])
+    found = write_out_all(again := Memory(train, train[1:], checkpoint=tiny_llava, max_length=90), ["train"])
+    again.setup("fit")
+
+    assert (found.samples, found.known) == (3, 1)
+    assert [sample.id for sample in again.samples["train"]] == ["0", "1", "2"]
+    assert again.left_out["train"] == LeftOut(samples=1)
+
+
+@pytest.mark.parametrize("option", [{"long_answers": "truncate"}, {"split_special_tokens": True}])
+def test_what_changes_the_texts_of_samples_makes_it_unknown(tiny_llava: str, option: dict[str, Any]) -> None:
+    train = [said(str(k)) for k in range(3)]
+    write_out_all(Memory(train, checkpoint=tiny_llava), ["train"])
+
+    assert write_out_all(Memory(train, checkpoint=tiny_llava, **option), ["train"]).known == 0
