@@ -582,6 +582,7 @@ def test_conversations_without_labels_fit_and_validate_by_their_loss(
             *("fit", "--model.checkpoint", tiny_llava, "--data", "LlavaJson", "--data.init_args.train", str(file)),
             *("--data.init_args.test", str(file), "--data.init_args.batch_size", "4", "--test_after", "true"),
             *("--trainer.max_epochs", "1", "--trainer.run.root", str(tmp_path / "runs")),
+            *("--model.policy", "ProjectorOnly" if images == "mixed" else "LLMOnly"),
         ]
     )
 
