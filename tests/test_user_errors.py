@@ -500,6 +500,7 @@ def test_rows_that_are_left_out_are_counted_and_listed(tiny_llava: str, tmp_path
     for name in ("train/a/0.png", "train/b/1.png", "test/a/2.png"):
         (root / name).write_bytes(b"<html>")
     arguments = ["--data.init_args.on_bad_row", "skip", "--test_after", "true", "--trainer.run.wandb", "disabled"]
+    arguments += ["--model.warmup_ratio", "0"]
 
     main([*folder_arguments("fit", tiny_llava, root), *arguments])
 

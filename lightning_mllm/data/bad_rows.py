@@ -16,7 +16,7 @@ from lightning_mllm.errors import ConfigError, DataError
 OnBadRow = Literal["raise", "skip"]
 
 SHOWN = 20  # bad rows that one message lists
-IMAGE_FILE, IMAGE_PATH = "image file", "image path"  # kinds of errors
+IMAGE_FILE, IMAGE_PATH, TOO_LONG = "image file", "image path", "too long"  # kinds of errors
 FILE = "bad_rows.csv"  # in the folder of a run
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class BadRows:
         try:
             yield
         except DataError as error:
-            if self._depth > 1 or not self._found:
+            if self._depth > 1 or not self._found or error.kind == TOO_LONG:
                 raise
             raise DataError(self.text()) from error  # what is left can't be used, because of those rows
         finally:

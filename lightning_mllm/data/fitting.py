@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lightning_mllm.data.bad_rows import TOO_LONG
 from lightning_mllm.data.encoding import EncodedSample, Encoder
 from lightning_mllm.data.prompts import Dialogue
 from lightning_mllm.errors import ConfigError, DataError
@@ -92,7 +93,7 @@ class Fitter:
                 f"The question of sample {sample.id!r}, which lists {self._classes} classes, does not fit into "
                 f"max_length {self._max_length} with its images and answer: they have {self._max_length + excess} "
                 "tokens. Raise max_length, use shorter class names, or a checkpoint with a longer context.",
-                "too long",
+                TOO_LONG,
             )
         if question >= excess or self._long_answers == "leave_out":
             return None
@@ -105,5 +106,5 @@ class Fitter:
             f"of its last answer, the rest of images, instruction and system text), but max_length is "
             f"{self._max_length}, and its last answer does not fit. Raise max_length, shorten the answer, or set "
             f"`long_answers` to {options}.",
-            "too long",
+            TOO_LONG,
         )

@@ -130,11 +130,11 @@ def _check_sums(path: Path) -> None:
         file.seek(8)
         while len(head := file.read(_PART)) == _PART:
             length, name = int.from_bytes(head[:4]), head[4:]
-            if _crc(file, length, name) != int.from_bytes(file.read(4)) and name[:1].isupper():
-                raise _error(
-                    f"{path}: is damaged, the checksum of its part {name.decode('latin-1')!r} is wrong. Fetch the file "
-                    "again or remove it from the dataset."
-                )
+            found, stated = _crc(file, length, name), file.read(4)
+            if found != int.from_bytes(stated) and name[:1].isupper():
+                part = f"its part {name.decode('latin-1')!r}"
+                what = f"damaged, the checksum of {part} is wrong" if len(stated) == 4 else f"truncated within {part}"
+                raise _error(f"{path}: is {what}. Fetch the file again or remove it from the dataset.")
             if name == b"IEND":
                 return
 

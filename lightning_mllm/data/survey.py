@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mllm.data.bad_rows import BadRows
+from lightning_mllm.data.bad_rows import TOO_LONG, BadRows
 from lightning_mllm.data.checks import check_sample
 from lightning_mllm.data.collator import Collator
 from lightning_mllm.data.images import Size
@@ -124,7 +124,7 @@ class Survey:
         return DataError(
             f"No sample of the {self.split!r} split fits into max_length {self.collator.max_length}. Raise it, or "
             "shorten the texts.",
-            "too long",
+            TOO_LONG,
         )
 
     @property

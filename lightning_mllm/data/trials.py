@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from lightning_mllm.data.bad_rows import IMAGE_FILE, BadRows
+from lightning_mllm.data.bad_rows import IMAGE_FILE, TOO_LONG, BadRows
 from lightning_mllm.data.collator import Collator
 from lightning_mllm.data.images import Size, look_at_images
 from lightning_mllm.data.manifest import Manifest, manifest_folder
@@ -52,23 +52,40 @@ def try_suspects(survey: Survey, sizes: Mapping[Path, Size], problems: Mapping[P
     collator, shapes = survey.collator, _Shapes(survey.collator)
     fine: set[Trait] = set()
     ends: dict[int, str] = {}
+    pictures: dict[int, list[Size]] = {}
     for index, facts in list(survey.facts.items()):
         bad = [problems[image] for image in facts.images if isinstance(image, Path) and image in problems]
         if bad:
             survey.refuse(index, DataError(bad[0], IMAGE_FILE))
-            continue
-        pictures = [sizes[image] if isinstance(image, Path) else image for image in facts.images]
-        counts = [collator.count_image_tokens(size) for size in pictures]
-        fits = facts.bound is not None and facts.bound + sum(counts) <= collator.max_length
-        case = (*facts.trait, *sorted(counts))
+        else:
+            pictures[index] = [sizes[image] if isinstance(image, Path) else image for image in facts.images]
+    counts = {index: [collator.count_image_tokens(size) for size in each] for index, each in pictures.items()}
+    _check_room(survey, counts)
+    for index, facts in list(survey.facts.items()):
+        fits = facts.bound is not None and facts.bound + sum(counts[index]) <= collator.max_length
+        case = (*facts.trait, *sorted(counts[index]))
         suspect = (facts.odd or not fits) and case not in fine
-        if suspect and _passes(survey, index, partial(_fit, survey, index, counts, ends)):
+        if suspect and _passes(survey, index, partial(_fit, survey, index, counts[index], ends)):
             fine.add(case)
         if index in survey.facts:
-            shapes.add(index, pictures)
+            shapes.add(index, pictures[index])
     for index in shapes.chosen():
         if index in survey.facts:
             _passes(survey, index, collator.check)
+
+
+def _check_room(survey: Survey, counts: Mapping[int, Sequence[int]]) -> None:
+    """Refuse a context that is too short for any question that lists the classes: it is no fault of rows."""
+    if not survey.collator.label_names or not counts:
+        return
+    least = min(
+        counts, key=lambda index: (survey.facts[index].bound or survey.collator.max_length) + sum(counts[index])
+    )
+    try:
+        survey.collator.fit(fetch(survey.samples, least), counts[least])
+    except DataError as error:
+        if error.kind == TOO_LONG:
+            raise
 
 
 def _fit(survey: Survey, index: int, counts: Sequence[int], ends: dict[int, str], sample: Sample) -> None:

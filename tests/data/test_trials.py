@@ -155,3 +155,15 @@ def test_each_sample_of_a_bad_file_is_refused(tiny_llava: str, three_files: list
     module.setup("fit")
 
     assert [sample.id for sample in module.samples["train"]] == [f"train-{k}" for k in range(9) if k % 3 != 1]
+
+
+def test_a_context_too_short_for_any_sample_is_said_once_even_beside_bad_rows(
+    tiny_llava: str, three_files: list[Path]
+) -> None:
+    three_files[1].write_bytes(b"")
+    samples = [replace(TRAIN[k], images=[three_files[k % 3]]) for k in range(9)]
+
+    with pytest.raises(DataError, match=r"^The question of sample '\S+', which lists") as caught:
+        Memory(samples, checkpoint=tiny_llava, max_length=40).setup("fit")
+
+    assert "\n" not in str(caught.value)
