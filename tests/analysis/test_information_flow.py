@@ -129,14 +129,19 @@ class TestInformationFlow(AnalysisContract):
         blocks = ["image->last", "image object->question", "last->image"]
 
         analysis = self.run(backbone, tiny_llava, without, blocks=blocks)
-        result = analysis.compute()
+        result = analysis.compute()  # of these blocks, and of the ceiling
 
         assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             "information_flow: image object->question blocks nothing in any of 5 questions: none has 'image object'.",
             "information_flow: last->image blocks nothing in any of 5 questions: 'last' is behind 'image' or in other "
             "samples, so it is not seen anyway.",
         ]
-        assert result.at(kind="all", measure=MEASURES[0], statistic="n")[:, 0].tolist() == [5, 0, 0, 5]  # the last is the ceiling
+        assert result.at(kind="all", measure=MEASURES[0], statistic="n")[:, 0].tolist() == [
+            5,
+            0,
+            0,
+            5,
+        ]  # the last is the ceiling
         assert np.isnan(result.at(kind="all", measure=MEASURES[0], statistic="value")[1:]).all()
 
     def test_what_no_sample_has_is_told_before_anything_is_run(self, caplog: pytest.LogCaptureFixture) -> None:
