@@ -47,6 +47,7 @@ class BadRows:
         titles: Kind -> what stands behind the number, where all that is found is of that kind.
         split: The split that is looked at.
         noted: How often something was noted; what is wrong with several rows, such as a bad file, is told once.
+        rows: Split -> how many rows can't be used.
 
     Raises:
         ConfigError: There is no such policy.
@@ -59,6 +60,7 @@ class BadRows:
         self.titles: dict[str, str] = {}
         self.split = ""
         self.noted = 0
+        self.rows: Counter[str] = Counter()
         self._found: dict[str, BadRow] = {}  # by the problem, which is told once
         self._told = 0
         self._depth = 0
@@ -86,7 +88,12 @@ class BadRows:
         """Note an error."""
         problem = str(error)
         self.noted += 1
+        self.rows[self.split] += 1
         self._found.setdefault(problem, BadRow(self.split, error.kind, problem))
+
+    def count_once(self, known: int) -> None:
+        """Count all as one row that was noted since there were `known`."""
+        self.rows[self.split] -= max(self.noted - known - 1, 0)
 
     @contextmanager
     def gather(self) -> Iterator[None]:
@@ -97,7 +104,10 @@ class BadRows:
         except DataError as error:
             if self._depth > 1 or not self._found or error.kind == TOO_LONG:
                 raise
-            raise DataError(self.text()) from error  # what is left can't be used, because of those rows
+            text = f"{self.text()}\n{error}"  # what is left may be too little because of those rows
+            if self.policy == "raise":
+                self._forget()
+            raise DataError(text) from error
         finally:
             self._depth -= 1
         self.settle()
@@ -112,10 +122,15 @@ class BadRows:
             return
         if self.policy == "raise":
             text = self.text()
-            self._found.clear()  # the next attempt looks anew
+            self._forget()
             raise DataError(text)
         self._told = len(self)
         logger.warning("Left out: %s", self.text())
+
+    def _forget(self) -> None:
+        """Forget what was noted: the next attempt looks anew."""
+        self._found.clear()
+        self.rows.clear()
 
     def text(self) -> str:
         """Return what there is to say: how many of which kind, and the first of them."""
@@ -133,8 +148,8 @@ class BadRows:
         return "\n".join([title, *(f"  {problem}" for problem in problems[:SHOWN]), *more])
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Return how many were found in a split, by name; empty where there are none."""
-        count = sum(row.split == split for row in self)
+        """Return how many rows of a split can't be used, by name; empty where there are none."""
+        count = self.rows[split]
         return {f"bad_rows/{split}": float(count)} if count else {}
 
     def report(self, folder: Path) -> None:
@@ -145,6 +160,7 @@ class BadRows:
     def write(self, folder: Path) -> Path:
         """Write the whole list into a folder and return the file."""
         path = folder / FILE
+        folder.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(BadRow.__dataclass_fields__)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -213,15 +214,11 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Load and check the splits that are not there yet."""
         wanted = [split for split in splits if split not in self.samples]
         check_splits(wanted, self.splits, type(self).__name__)
-        try:
-            with self.bad_rows.gather():
-                surveys = self.survey(wanted)
-                sizes = look_over(surveys, self.bad_rows)
-                for survey in surveys:
-                    survey.look_at_boxes(sizes)
-        except DataError:
-            self._first = None  # the next attempt reads it anew
-            raise
+        with self.gather():
+            surveys = self.survey(wanted)
+            sizes = look_over(surveys, self.bad_rows)
+            for survey in surveys:
+                survey.look_at_boxes(sizes)
         for survey in surveys:
             samples, self._sizes[survey.split] = survey.kept()
             if not samples:
@@ -237,6 +234,16 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Return how many rows of splits can't be used, and what does not fit, as far as there are any."""
         parts = [found.metrics(split) for split in splits for found in (self.bad_rows, self.left_out[split])]
         return {name: value for part in parts for name, value in part.items()}
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Say all at once that is wrong with rows; after an error the next attempt reads the dataset anew."""
+        try:
+            with self.bad_rows.gather():
+                yield
+        except DataError:
+            self._first = None
+            raise
 
     def survey(self, splits: Sequence[Split]) -> list[Survey]:
         """Load splits, and look at each of their samples once; what is wrong with them goes to `bad_rows`."""

@@ -120,7 +120,7 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
         if file not in self._entries:
             if not self.root.is_dir():
                 raise DataError(f"The folder {self.root} does not exist; set `root` to that of CrisisMMD_v2.0.")
-            self._entries[file] = read_entries(
+            entries = read_entries(
                 self.root / file,
                 self.root.resolve(),
                 self.bad_rows,
@@ -129,6 +129,9 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
                 agrees_with=self.agrees_with,
                 confidence=self.confidence_column,
             )
+            if self.bad_rows.will_raise:
+                return entries
+            self._entries[file] = entries
         return self._entries[file]
 
     def _warn_of_shared_tweets(self, split: Split, entries: Sequence[Entry]) -> None:

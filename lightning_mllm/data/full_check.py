@@ -59,7 +59,7 @@ def write_out_all(module: MLLMDataModule, splits: Sequence[Split]) -> WrittenOut
             "data's, or --checkpoint, or leave out --all."
         )
     known = samples = 0
-    with module.bad_rows.gather():
+    with module.gather():
         for survey in module.survey([split for split in splits if split in module.splits]):
             manifest = Manifest(survey)
             if manifest.take_over() is None:

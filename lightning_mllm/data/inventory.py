@@ -132,6 +132,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
     present = [split for split in splits if split in module.splits]
     with module.bad_rows.gather():
         samples = {split: _load(module, split) for split in dict.fromkeys([reference, *present])}
+        unread = {**module.bad_rows.rows}  # of them there are no samples
         first = samples[reference]
         names = class_names(labels_of(first))
         sound = {split: _sound(split, part, names, first, module.bad_rows) for split, part in samples.items()}
@@ -144,7 +145,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
         name=type(module).__name__,
         counts={split: Counter(_group(sample) for sample in part) for split, part in checked.items()},
         files=len(left),
-        left_out=len(module.bad_rows),
+        left_out=sum(unread.get(split, 0) + len(samples[split]) - len(checked[split]) for split in present),
         comparisons=_compare(known, {split: samples[split] for split in present}) if known else (),
         source=known.published.source if known else "",
         copies=_copies(checked, left),

@@ -132,7 +132,9 @@ class LlavaRow:
         """Return the system text and the turns, which alternate and begin with the user's."""
         if not isinstance(system, str | None):
             raise self._error("system", f"a {type(system).__name__} where text was expected")
-        said = [self._said(turn, f"{field}[{k}]") for k, turn in enumerate(value)] if isinstance(value, list) else []
+        said: list[_Said] = []
+        for k, turn in enumerate(value if isinstance(value, list) else ()):
+            said.append(self._said(turn, f"{field}[{k}]", sum(len(each.pieces) - 1 for each in said)))
         first = 0
         if said and said[0].role == "system":
             if system:
@@ -155,7 +157,8 @@ class LlavaRow:
             raise self._error(field, f"{found}; pairs of a human's and a gpt's turn were expected")
         return system.strip() if system else None, said[first:]
 
-    def _said(self, turn: object, field: str) -> _Said:
+    def _said(self, turn: object, field: str, images: int) -> _Said:
+        """Return what a turn says; `images` of the row stand before it."""
         if not isinstance(turn, dict) or not (name := turn.get(self._one_of(turn, "from", "role", f"{field}."))):
             raise self._error(field, "no object with 'from' (human or gpt) and 'value', or 'role' and 'content'")
         self._check_keys(turn, _OF_TURN, field)
@@ -165,7 +168,7 @@ class LlavaRow:
         key = self._one_of(turn, "value", "content", f"{field}.")
         value = turn.get(key)
         if isinstance(value, list) and value:
-            pieces, paths = self._parts(value, f"{field}.{key}")
+            pieces, paths = self._parts(value, f"{field}.{key}", images)
         elif isinstance(value, str):
             pieces, paths = value.split(PLACEHOLDER), []
         else:
@@ -177,7 +180,7 @@ class LlavaRow:
             raise self._error(field, f"{PLACEHOLDER} in {where}. Only a human's text can have images")
         return _Said(name, role, pieces, paths)
 
-    def _parts(self, parts: list[Any], field: str) -> tuple[list[str], list[object]]:
+    def _parts(self, parts: list[Any], field: str, images: int) -> tuple[list[str], list[object]]:
         """Return the texts around images, and the images' paths, of a content that is a list of parts."""
         pieces, paths = [""], []
         for k, part in enumerate(parts):
@@ -186,7 +189,7 @@ class LlavaRow:
             if kind == "text" and isinstance(part.get("text"), str) and PLACEHOLDER not in part["text"]:
                 joint = " " if pieces[-1][-1:].strip() and part["text"][:1].strip() else ""
                 pieces[-1] += joint + part["text"]
-            elif kind == "image" and part.get("index") in (None, len(pieces) - 1):
+            elif kind == "image" and part.get("index") in (None, images + len(pieces) - 1):
                 named = [part[key] for key in ("image", "path", "url") if part.get(key) is not None]
                 paths += named[:1]
                 pieces.append("")

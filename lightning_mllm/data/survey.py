@@ -150,13 +150,18 @@ class Survey:
                     check(sample)
             bound, trait, odd = self._read(index, sample)
             images = tuple(image if isinstance(image, Path) else image.size for image in sample.images)
-            if self._bad.noted > known:
-                return
-            size = SampleSize(sample.id, len(images), 0 if sample.label is not None else _characters(sample))
-            self.facts[index] = Facts(size, images, sample.kind, bound, trait, odd)
-            self.paths.update(image for image in images if isinstance(image, Path))
-            if sample.boxes:
-                self._boxed.append(index)
+            if self._bad.noted == known:
+                self._take(index, sample, images, (bound, trait, odd))
+        self._bad.count_once(known)
+
+    def _take(
+        self, index: int, sample: Sample, images: tuple[Path | Size, ...], read: tuple[int | None, Trait, bool]
+    ) -> None:
+        size = SampleSize(sample.id, len(images), 0 if sample.label is not None else _characters(sample))
+        self.facts[index] = Facts(size, images, sample.kind, *read)
+        self.paths.update(image for image in images if isinstance(image, Path))
+        if sample.boxes:
+            self._boxed.append(index)
 
     def _check_id(self, sample: Sample) -> None:
         if sample.id in self._seen:

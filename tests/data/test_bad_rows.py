@@ -13,6 +13,7 @@ from PIL import Image
 
 from lightning_mllm.data import DTD, CrisisMMD, DermNet, GQATasks, ImageFolder, LlavaJson, MLLMDataModule, PlantDoc
 from lightning_mllm.data.bad_rows import BadRows
+from lightning_mllm.data.full_check import write_out_all
 from lightning_mllm.data.lazy import LazySamples
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Box, LazyImage, Options, Sample, Turn
@@ -191,6 +192,14 @@ def test_each_reader_names_all_bad_rows_at_once(
     assert caplog.text.count("Left out") == 1
 
 
+def test_a_reader_that_keeps_what_it_read_does_not_let_a_bad_row_pass_the_second_time(tmp_path: Path) -> None:
+    module = crisismmd(tmp_path)
+
+    for _ in range(2):
+        with pytest.raises(DataError, match="row 6: 1 cells"), module.bad_rows.gather():
+            module.load("train")
+
+
 class TestLeavingOut:
     def test_the_others_are_all_there_and_in_order(self, tiny_llava: str) -> None:
         train = [said("bad", "<s>"), *TALK[:3], said("1"), *TALK[3:], said("long", answer="word " * 400)]
@@ -219,6 +228,31 @@ class TestLeavingOut:
         assert rows[29] == {"split": "train", "kind": "text", "problem": "row 29 has half a \\ud83d"}
         assert len(rows) == 30
 
+    def test_the_list_makes_its_folder(self, tmp_path: Path) -> None:
+        assert BadRows("skip").write(tmp_path / "new").is_file()
+
+    def test_each_row_of_a_bad_picture_is_counted_in_its_split(self, tiny_llava: str, tmp_path: Path) -> None:
+        (tmp_path / "bad.png").touch()
+        asked = [said(f"bad-{k}", "What?", images=[tmp_path / "bad.png"]) for k in range(5)]
+        bad = [replace(each, conversation=[Turn("user", "What?", images=1), each.conversation[1]]) for each in asked]
+        twice = said("twice", "<s>", options=Options("green", "blue"), boxes=[Box(0, 0, -1, 1)])
+        module = Memory([*TALK, *bad, twice], [*TALK, *bad[:2]], checkpoint=tiny_llava, on_bad_row="skip")
+
+        module.setup("fit")
+
+        assert module.left_out_metrics("train", "val") == {"bad_rows/train": 6.0, "bad_rows/val": 2.0}
+
+    def test_what_is_wrong_besides_is_said(self, tiny_llava: str, tmp_path: Path) -> None:
+        rows = [conversation(name, images=0) for name in "abc"] + [{**conversation("d", images=0), "tools": ["x"]}]
+        train = str(write_llava_json(tmp_path, rows))
+        for policy in ("skip", "raise"):
+            module = LlavaJson(train=train, val=f"{tmp_path}/no.json", checkpoint=tiny_llava, on_bad_row=policy)
+
+            problem = refused(module)
+
+            assert "row 4, field 'tools'" in problem
+            assert "no.json does not exist" in problem
+
     def test_only_two_policies_are_known(self, tiny_llava: str) -> None:
         with pytest.raises(ConfigError, match="on_bad_row is 'drop'; it can be 'raise' or 'skip'"):
             Memory(checkpoint=tiny_llava, on_bad_row="drop")
@@ -236,6 +270,29 @@ def test_bad_rows_are_refused_at_each_attempt_until_they_are_mended(tiny_llava: 
     module.setup("fit")
 
     assert sum(map(len, module.samples.values())) == len(rows)
+
+
+def test_what_was_refused_besides_another_error_is_forgotten_once_it_is_mended(tiny_llava: str, tmp_path: Path) -> None:
+    rows = [conversation(str(k), images=0) for k in range(4)]
+    train, val = tmp_path / "train.json", tmp_path / "val.json"
+    train.write_text(json.dumps([*rows, {}]))
+    module = LlavaJson(train=str(train), val=str(val), checkpoint=tiny_llava)
+    assert "val.json does not exist" in refused(module)
+
+    for file in (train, val):
+        file.write_text(json.dumps(rows))
+    module.setup("fit")
+
+    assert len(module.samples["train"]) == 4
+
+
+def test_a_check_of_all_samples_refuses_bad_rows_at_each_attempt(tiny_llava: str, tmp_path: Path) -> None:
+    rows = [*(conversation(str(k), images=0) for k in range(4)), {}]
+    module = LlavaJson(train=str(write_llava_json(tmp_path, rows)), checkpoint=tiny_llava)
+
+    for _ in range(2):
+        with pytest.raises(DataError, match="row 5"):
+            write_out_all(module, ["train"])
 
 
 def test_a_picture_in_two_splits_is_looked_for_among_what_is_kept(

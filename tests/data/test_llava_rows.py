@@ -47,6 +47,17 @@ def test_images_in_a_text_keep_their_place(images: Path) -> None:
     assert sample.conversation[0] == Turn("user", "Is this older than ?", images=2, places=(0, 19))
 
 
+def test_parts_count_images_over_all_turns(images: Path) -> None:
+    turns = [
+        (role, content) for k in (0, 1) for role, content in (("user", [{**IMAGE, "index": k}]), ("assistant", "x"))
+    ]
+
+    (sample,) = load(images, [says(*turns, image=None) | {"images": ["a.png", "sub/b.png"]}])
+
+    assert [path.name for path in sample.images] == ["a.png", "b.png"]
+    assert [turn.images for turn in sample.conversation] == [1, 0, 1, 0]
+
+
 def test_a_row_may_name_the_kind_of_its_question(images: Path) -> None:
     asked, plain = load(images, [row("a") | {"kind": "colour"}, row("b")])
 
@@ -207,6 +218,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "parts out of order": (
         says(("user", [{"type": "image", "index": 1}, WHICH]), ("assistant", "x")),
         r"field 'messages\[0\].content\[0\]': .* is neither a text nor the next image",
+    ),
+    "a picture shown again": (
+        {
+            **says(*[("user", [{"type": "image", "index": 0}, WHICH]), ("assistant", "x")] * 2, image=None),
+            "images": ["a.png", "b.png"],
+        },
+        r"field 'messages\[2\].content\[0\]': .* is neither a text nor the next image",
     ),
     "paths twice": (says(("user", [{**IMAGE, "path": "a.png"}]), ("assistant", "x")), "'image': images are named here"),
     "fewer placeholders": (row("a", "a.png", "What?", "two"), r"fewer <image> placeholders \(0\) than images \(1\)"),
