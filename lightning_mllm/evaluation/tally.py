@@ -8,6 +8,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 
 class Tally(Metric):
@@ -40,7 +41,7 @@ class Tally(Metric):
 
     def compute(self) -> Tensor:
         """Return the rows of all processes, (samples, columns) int64."""
-        return torch.cat([*self.rows])
+        return dim_zero_cat(self.rows)  # of several processes they come as one table
 
 
 def number_of(picture: str) -> int:
