@@ -489,7 +489,7 @@ def test_anyone_gets_the_last_validations_loss_from_an_export(tiny_llava: str, t
         [
             *("fit", "--model.checkpoint", tiny_llava, "--model.policy", "ProjectorAndLLM", "--data", "LlavaJson"),
             *("--data.init_args.train", str(file), "--data.init_args.val", str(file)),
-            *("--data.init_args.geometry", "squash"),
+            *("--data.init_args.geometry", "squash", "--model.warmup_ratio", "0"),
             *("--trainer.max_epochs", "1", "--trainer.run.root", str(tmp_path / "runs")),
         ]
     )

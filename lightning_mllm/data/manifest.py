@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.data.images import Size
+from lightning_mllm.data.lazy import LazySamples
 from lightning_mllm.data.left_out import LeftOut
 from lightning_mllm.data.survey import Survey
 from lightning_mllm.errors import DataError
@@ -94,7 +95,12 @@ def manifest_folder() -> Path:
 
 
 def _can_be_named(survey: Survey) -> bool:
-    """Return whether prompt and pictures have a text that stands for their content."""
+    """Return whether prompt and pictures have a text that stands for their content.
+
+    Samples that are made as they are asked for are not made once more for it.
+    """
+    if isinstance(survey.samples, LazySamples):
+        return False
     in_memory = any(not isinstance(image, Path) for facts in survey.facts.values() for image in facts.images)
     return not in_memory and " object at 0x" not in repr(survey.collator.prompt)
 

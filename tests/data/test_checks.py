@@ -9,6 +9,7 @@ from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_p
 from lightning_mllm.data.bad_rows import BadRows
 from lightning_mllm.data.checks import check_labels
 from lightning_mllm.data.lazy import LazySamples
+from lightning_mllm.data.manifest import manifest_folder
 from lightning_mllm.data.survey import Survey
 from lightning_mllm.data.trials import try_suspects
 from lightning_mllm.errors import DataError
@@ -88,7 +89,11 @@ def test_a_sound_split_passes(tiny_llava: str) -> None:
     assert check_labels(OTHER, "val", collator.label_names, TRAIN) == OTHER
 
 
-def test_each_sample_is_made_once_for_all_checks(tiny_llava: str) -> None:
+def test_each_sample_is_made_once_for_all_checks(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    manifest_folder().mkdir(parents=True)  # there are findings, of other data
     made: list[int] = []
 
     def make(index: int) -> Sample:
