@@ -94,6 +94,7 @@ class MLLMModule(L.LightningModule):
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self._loaded_steps: int | None = None
         self._resumed_schedule: dict[str, Any] | None = None
+        self._pending: PendingLoss | None = None
         self._model: nn.Module | None = None
 
     def configure_model(self) -> None:
@@ -146,7 +147,9 @@ class MLLMModule(L.LightningModule):
         """Leave counting the steps to Lightning, which has restored its count; log what does not fit the context."""
         self._loaded_steps = None
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.log_dict(data.left_out_metrics(*data.left_out))
+        if left_out := data.left_out_metrics(*data.left_out):
+            for logger in self.loggers:  # at this step: Lightning would wait for the end of the epoch
+                logger.log_metrics(left_out, self.trained_steps)
 
     def train(self, mode: bool = True) -> MLLMModule:
         """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""
@@ -179,13 +182,15 @@ class MLLMModule(L.LightningModule):
         total = self._over_processes(total + loss.detach()).mean()
         self._pending = PendingLoss.of(total, batch)
         self.log("train/loss", total / mean_tokens, prog_bar=True, batch_size=len(batch))
-        self.log_dict(self._moment(self.trainer.global_step + 1))  # that of the step which is being taken
+        moment = self._moment(self.trainer.global_step + 1)  # that of the step which is being taken
+        self.log_dict({name: torch.tensor(value) for name, value in moment.items()})  # a number would wait for the GPU
         return torch.div(loss, mean_tokens)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop before weights are changed by a loss that is not finite."""
-        self._pending.check(self.adapted, self._loss, f"of step {self.trainer.global_step + 1}")
-        del self._pending  # and its batch
+        if self._pending is not None:  # a subclass may have a training step of its own
+            self._pending.check(self.adapted, self._loss, f"of step {self.trainer.global_step + 1}")
+        self._pending = None  # its batch, too
 
     def _loss(self, batch: MultimodalBatch) -> Tensor:
         """Summed loss of a (micro-)batch."""

@@ -1,9 +1,11 @@
 """Of a conversation that is too long, whole exchanges are left."""
 
+import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers import ProcessorMixin
 from lightning_mllm.data import Collator, ConversationPrompt, PlainPrompt
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.trainer import Trainer
+from lightning_mllm.trainer import Run, Trainer
 from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Sample, Segment, Turn
 from tests.data.conftest import collate, decode, picture, tokens
 from tests.data.test_base import Memory
@@ -114,15 +116,19 @@ class TestSetUp:
         self, tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        trainer = Trainer(logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False)
+        quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(run=Run(wandb="disabled"), max_steps=2, **quiet)
         long = Sample(id="question", conversation=[Turn("user", "word " * 90), Turn("assistant", "two")])
-        data = self.set_up(tiny_llava, long, talk("some"))
+        data = self.set_up(tiny_llava, long, talk("some"), batch_size=1)
 
         trainer.fit(MLLMModule(tiny_llava, warmup_ratio=0), datamodule=data)
 
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "left_out" in name}
+        with Path(trainer.default_root_dir, "metrics.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["train/samples_left_out"]]
         exchanges = data.left_out["train"].exchanges
+        logged = {name: float(value) for row in rows for name, value in row.items() if "left_out" in name}
         assert logged == {"train/samples_left_out": 1.0, "train/exchanges_left_out": exchanges}
+        assert [row["step"] for row in rows] == ["0"]  # where the fit begins
 
     def _batches(self, module: Memory, name: str) -> list[MultimodalBatch]:
         return [collate(module.collator, sample) for sample in module.samples["train"] if sample.id == name]

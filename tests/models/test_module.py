@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.optim import SGD
 
 from lightning_mllm.data import LlavaJson
@@ -17,6 +18,7 @@ from lightning_mllm.models.freeze import Everything, FreezePolicy, LLMOnly, Lora
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
+from lightning_mllm.types import MultimodalBatch
 from tests.models.conftest import batch_of
 from tests.running import picture
 
@@ -139,3 +141,39 @@ def test_bfloat16_weights_train_in_float32(tiny_llava: str, policy: FreezePolicy
             assert parameter.dtype == torch.float32
             assert parameter.grad is not None
     torch.testing.assert_close(loss, answer_loss(exact.backbone, batch).mean, rtol=0.02, atol=0.02)
+
+
+class OwnStep(MLLMModule):
+    """A user's own loss."""
+
+    def training_step(self, batch: MultimodalBatch, batch_idx: int) -> Tensor:
+        return answer_loss(self.backbone, batch).mean
+
+
+def test_a_subclass_can_have_a_training_step_of_its_own(tiny_llava: str, tmp_path: Path) -> None:
+    module = OwnStep(tiny_llava, warmup_ratio=0.0)
+    trainer = Trainer(logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False)
+
+    trainer.fit(module, datamodule=_conversations(tmp_path, tiny_llava))
+
+    assert trainer.global_step == 1
+
+
+def test_a_step_logs_no_number_that_would_have_to_go_to_the_accelerator(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, object] = {}
+    log = MLLMModule.log
+
+    def keep(module: MLLMModule, name: str, value: Any, **options: Any) -> None:
+        if module.trainer.training:
+            logged[name] = value
+        log(module, name, value, **options)
+
+    monkeypatch.setattr(MLLMModule, "log", keep)
+    trainer = Trainer(logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False)
+
+    trainer.fit(MLLMModule(tiny_llava, warmup_ratio=0.0), datamodule=_conversations(tmp_path, tiny_llava))
+
+    assert {"train/loss", "step", "epoch"} <= logged.keys()
+    assert all(isinstance(value, Tensor) for value in logged.values())
