@@ -214,6 +214,8 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         """Load and check the splits that are not there yet."""
         wanted = [split for split in splits if split not in self.samples]
         check_splits(wanted, self.splits, type(self).__name__)
+        if not wanted:
+            return
         with self.gather():
             surveys = self.survey(wanted)
             sizes = look_over(surveys, self.bad_rows)

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from lightning_mllm.data import DTD, CrisisMMD, DermNet, GQATasks, ImageFolder, LlavaJson, MLLMDataModule, PlantDoc
 from lightning_mllm.data.bad_rows import BadRows
 from lightning_mllm.data.full_check import write_out_all
+from lightning_mllm.data.inventory import take_inventory
 from lightning_mllm.data.lazy import LazySamples
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Box, LazyImage, Options, Sample, Turn
@@ -241,6 +244,27 @@ class TestLeavingOut:
         module.setup("fit")
 
         assert module.left_out_metrics("train", "val") == {"bad_rows/train": 6.0, "bad_rows/val": 2.0}
+
+    def test_a_check_counts_rows_and_not_what_is_wrong_with_them(self, tmp_path: Path) -> None:
+        picture().save(tmp_path / "good.png")
+        (tmp_path / "bad.png").touch()
+        rows: list[Any] = [{**conversation(str(k)), "image": "bad.png" if k < 5 else "good.png"} for k in range(8)]
+        train = tmp_path / "rows.json"
+        train.write_text(json.dumps([*rows, {}, rows[0] | {"id": "again"}]))
+        module = LlavaJson(train=str(train), checkpoint="unused", on_bad_row="skip", val=str(train))
+
+        assert take_inventory(module, ["train"]).left_out == 7
+
+    def test_the_list_is_written_once(self, tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        module = Memory([*TALK, said("bad", "<s>")], TALK, checkpoint=tiny_llava, on_bad_row="skip")
+        module.trainer = Trainer(default_root_dir=tmp_path, logger=CSVLogger(tmp_path), accelerator="cpu")
+
+        with caplog.at_level(logging.WARNING):
+            module.setup("fit")
+            for _ in range(3):
+                module.plain_dataloader("train")
+
+        assert caplog.text.count("All of them are in") == 1
 
     def test_what_is_wrong_besides_is_said(self, tiny_llava: str, tmp_path: Path) -> None:
         rows = [conversation(name, images=0) for name in "abc"] + [{**conversation("d", images=0), "tools": ["x"]}]
