@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning_mllm.data.collator import Collator
 from lightning_mllm.data.splits import Split
@@ -12,18 +12,29 @@ from lightning_mllm.types import Sample, Turn
 
 logger = logging.getLogger(__name__)
 
+_MARKS: dict[str, Callable[[str], bool]] = {  # what a template can't alter where it is not there
+    "small letters": lambda text: text != text.upper(),
+    "capitals": lambda text: text != text.lower(),
+    "line breaks": lambda text: "\n" in text,
+    "wide blanks": lambda text: "  " in text,
+    "other scripts": lambda text: not text.isascii(),
+}
+
 
 class TemplateUse:
     """Looks at each conversation once, and runs the template on the texts of some.
 
-    Those are the one of most turns, and for each word that the template itself quotes ("</think>", at which it may cut
-    a text) the first in which that word occurs.
+    Those are the one of most turns, that of the longest text of each role, and for each word that the template itself
+    quotes ("</think>", at which it may cut a text), for capitals, line breaks and the like the first in which a text
+    has it.
     """
 
     def __init__(self, collator: Collator) -> None:
         self._collator = collator
         self._quoting: dict[str, int] = {}
         self._most_turns = (0, 0)  # number and index
+        self._longest: dict[str, tuple[int, int]] = {}  # role -> characters and index
+        self._marked: dict[tuple[str, str], int] = {}  # role and mark -> index
         self._moved = 0  # turns whose images stand within the text
         self._moved_in = ""
 
@@ -31,6 +42,11 @@ class TemplateUse:
         """Note what the turns of a sample need."""
         self._most_turns = max(self._most_turns, (len(turns), -index))
         for turn in turns:
+            length = len(turn.text), -index
+            self._longest[turn.role] = max(self._longest.get(turn.role, length), length)
+            for mark, occurs in _MARKS.items():
+                if (turn.role, mark) not in self._marked and occurs(turn.text):
+                    self._marked[turn.role, mark] = index
             for word in self._collator.renderer.quoted.findall(turn.text):
                 self._quoting.setdefault(word, index)
             if turn.places and has_image_within(turn):
@@ -43,8 +59,8 @@ class TemplateUse:
         Raises:
             CheckpointError: The template alters a text.
         """
-        tried = {-self._most_turns[1], *self._quoting.values()} if self._most_turns[0] else ()
-        for index in sorted(tried):
+        most = [self._most_turns, *self._longest.values()] if self._most_turns[0] else []
+        for index in sorted({*(-index for _, index in most), *self._quoting.values(), *self._marked.values()}):
             self._collator.check_template(samples[index])
         if self._moved and not self._collator.renderer.keeps_places:
             logger.warning(

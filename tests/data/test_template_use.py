@@ -62,6 +62,14 @@ def test_a_template_that_alters_a_text_is_refused_wherever_that_text_is(
         set_up(VICUNA.replace("part['text']", ALTERED[case]), *long, odd, *(says(f"a{k}", "x?", "y") for k in range(9)))
 
 
+@pytest.mark.parametrize("case", ["upper", "first characters", "replaced", "only the answer"])
+def test_it_is_refused_where_other_samples_have_as_many_turns(set_up: Callable[..., Memory], case: str) -> None:
+    short = [says(str(k), "42?", "7") for k in range(3)]
+
+    with pytest.raises(CheckpointError, match="alters the texts of sample 'odd'"):
+        set_up(VICUNA.replace("part['text']", ALTERED[case]), *short, says("odd", "Is it\nred or so?", "A long one."))
+
+
 def test_a_text_that_is_not_altered_passes(set_up: Callable[..., Memory]) -> None:
     set_up(VICUNA.replace("part['text']", ALTERED["behind a word"]), says("a", "Is it?", "yes"))
     set_up(VICUNA.replace("part['text']", "part['text'] | trim"), says("a", " Is it? ", "yes "))
