@@ -34,8 +34,8 @@ class LearningAudit(L.Callback):
             self._before, self._first_step = _trained_checksums(module), module.trained_steps
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare."""
-        if not trainer.is_global_zero:
+        """Compare; the step of a trial with `fast_dev_run` is the first of a warm-up, at rate 0."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         backbone, after = access.mllm(pl_module).backbone, _trained_checksums(access.mllm(pl_module))
         still = [name for name, checksum in self._before.items() if after.get(name) == checksum]

@@ -54,3 +54,14 @@ def test_a_rate_that_rounds_every_step_away_moves_no_matrix(
     (warning,) = _warnings(caplog)
     assert "2 of 4 trained tensors never moved" in warning  # the biases, which are 0, have moved
     assert "linear_1.weight, model.multi_modal_projector.linear_2.weight (" in warning
+
+
+def test_a_trial_is_no_fit_and_leaves_no_file(
+    tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(tmp_path, [LearningAudit()], fast_dev_run=True, limit_val_batches=0)
+
+    trainer.fit(MLLMModule(tiny_llava, scorers=()), datamodule=make_data(tiny_llava))
+
+    assert not (tmp_path / "never_moved.csv").exists()
+    assert not _warnings(caplog)
