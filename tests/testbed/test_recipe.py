@@ -79,7 +79,7 @@ def configs(tmp_path: Path) -> Path:
         if "size" in content:
             content["size"] |= SMALL
         elif "scenes" in content["data"]["init_args"]:
-            content["data"]["init_args"] |= {"scenes": 32, "val_scenes": 4, "test_scenes": 4}
+            content["data"]["init_args"] |= {"scenes": 32, "val_scenes": 4, "test_scenes": 4, "batch_size": 16}
             content["trainer"] |= {"devices": 1, "strategy": "auto", "enable_progress_bar": False}
         (folder / path.name).write_text(yaml.safe_dump(content))
     return folder
