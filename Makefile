@@ -23,7 +23,7 @@ notebooks: .venv/ready
 
 # Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
 testbed: .venv/ready
-	$(BIN)/python -m lightning_mllm.testbed.recipe checkpoints/testbed
+	$(BIN)/python -m lightning_mllm.testbed.training.recipe checkpoints/testbed
 
 lint: .venv/ready
 	$(BIN)/ruff check .

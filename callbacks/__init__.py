@@ -7,7 +7,6 @@ from lightning_mllm.callbacks.alignment import AlignmentMonitor
 from lightning_mllm.callbacks.clip import ClipZeroShot
 from lightning_mllm.callbacks.drift import RepresentationDrift
 from lightning_mllm.callbacks.evaluation_report import EvaluationReport
-from lightning_mllm.callbacks.features import SaveFeatures
 from lightning_mllm.callbacks.freeze_audit import FreezeAudit
 from lightning_mllm.callbacks.hallucination import ChairReport, PopeReport
 from lightning_mllm.callbacks.learning_audit import LearningAudit
@@ -16,6 +15,7 @@ from lightning_mllm.callbacks.learning_rate_log import LearningRateLog
 from lightning_mllm.callbacks.predictions import PredictionTable
 from lightning_mllm.callbacks.probe import ProbeEachEpoch
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
+from lightning_mllm.callbacks.save_features import SaveFeatures
 from lightning_mllm.callbacks.skipping import SkipComputations
 from lightning_mllm.callbacks.throughput import Throughput
 

@@ -8,18 +8,19 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mllm.analysis.alignment import Alignment
-from lightning_mllm.analysis.alignment_summary import READINGS, Reading, alignment_score
-from lightning_mllm.analysis.base import AnalysisResult
-from lightning_mllm.analysis.similarity import MODES, VECTOR_MODES
-from lightning_mllm.analysis.token_sets import ALL_TOKENS, TokenSets
-from lightning_mllm.callbacks import access
+from lightning_mllm.analysis.alignment.experiment import Alignment
+from lightning_mllm.analysis.alignment.similarity import MODES, VECTOR_MODES
+from lightning_mllm.analysis.alignment.summary import READINGS, Reading, alignment_score
+from lightning_mllm.analysis.core.result import AnalysisResult
+from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, TokenSets
+from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.tracking.files import write_rows
-from lightning_mllm.tracking.log import log_image, log_metrics
-from lightning_mllm.tracking.study_figures import epoch_plot
+from lightning_mllm.store.files import write_rows
+from lightning_mllm.tracking.figures.study import epoch_plot
+from lightning_mllm.tracking.loggers import log_image, log_metrics
 
 COLUMNS = ("epoch", "step", "split", "score", "value", "low_95", "high_95", "n")
 
@@ -73,7 +74,7 @@ class AlignmentMonitor(RunAnalysis):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the scores of another run, and measure the untrained model."""
-        if not access.mllm(pl_module).trained_steps and self._run_dir != access.run_dir(trainer):
+        if not trainer_state.mllm(pl_module).trained_steps and self._run_dir != trainer_state.run_dir(trainer):
             self._rows = []
         super().on_fit_start(trainer, pl_module)
 
@@ -88,17 +89,17 @@ class AlignmentMonitor(RunAnalysis):
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> list[AnalysisResult]:
         results = super()._run(trainer, pl_module, stage)
         if results and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(trainer, access.mllm(pl_module), self.splits[stage], results[0])
+            self._write(trainer, trainer_state.mllm(pl_module), self.splits[stage], results[0])
         return results
 
-    def _write(self, trainer: L.Trainer, module: MLLMModule, split: access.Split, result: AnalysisResult) -> None:
-        when = access.epoch_of(trainer, module), module.trained_steps, split
+    def _write(self, trainer: L.Trainer, module: MLLMModule, split: Split, result: AnalysisResult) -> None:
+        when = trainer_state.epoch_of(trainer, module), module.trained_steps, split
         logged = {}
         for name in self.scores:
             score = alignment_score(result, name, mode=self.mode, tokens=self.tokens)
             self._rows.append([*when, name, score.value, score.low_95, score.high_95, score.n])
             logged[f"alignment/{split}/{name}"] = score.value
-        folder = self._run_dir = access.run_dir(trainer)
+        folder = self._run_dir = trainer_state.run_dir(trainer)
         write_rows(folder / "alignment.csv", COLUMNS, self._rows)
         log_metrics(trainer.loggers, logged, module.trained_steps)
         curves: dict[str, dict[int, float]] = {}

@@ -8,22 +8,23 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from lightning_mllm.callbacks import access
+from lightning_mllm.callbacks import features, processes, trainer_state
 from lightning_mllm.callbacks.evaluation_report import scores_table
 from lightning_mllm.evaluation.clip import TEMPLATE, ClipClassifier, check_templates
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.probing.scores import score
-from lightning_mllm.tracking.files import write_json, write_rows
-from lightning_mllm.tracking.log import log_metrics
+from lightning_mllm.probing.probes.scores import score
+from lightning_mllm.store.files import write_json, write_rows
+from lightning_mllm.tracking.loggers import log_metrics
 from lightning_mllm.types import Sample
 
 
 class ClipZeroShot(L.Callback):
     """Lets CLIP classify the test split after a test, as a baseline beside the model; nothing is trained.
 
-    The samples are those that the model itself is tested on (`access.tapped_samples`), and all classes of the data are
-    candidates. The pictures are the DataModule's own, upright and in RGB, prepared by CLIP's processor instead of the
-    model's geometry. The folder of the evaluation gets `clip-predictions.csv` and the scores, `clip.json`.
+    The samples are those that the model itself is tested on (`features.tapped_samples`), and all classes
+    of the data are candidates. The pictures are the DataModule's own, upright and in RGB, prepared by CLIP's processor
+    instead of the model's geometry. The folder of the evaluation gets `clip-predictions.csv` and the scores,
+    `clip.json`.
 
     CLIP is loaded at set-up, also of a fit, which may end with a test. It runs in float32 on the trainer's device, and
     leaves it afterwards. With several processes each of them has its share, and the first one writes.
@@ -46,18 +47,18 @@ class ClipZeroShot(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Classify, and write what came out."""
-        module, clip = access.mllm(pl_module), self._loaded(trainer)
+        module, clip = trainer_state.mllm(pl_module), self._loaded(trainer)
         share: list[tuple[str, int]] = []
         try:
             clip.to(module.device)
-            for sample_ids, pictures in access.pictures(trainer, "test"):
+            for sample_ids, pictures in features.pictures(trainer, "test"):
                 share += zip(sample_ids, clip.similarities(clip.prepare(pictures)).argmax(dim=1).tolist(), strict=True)
         finally:
             clip.to("cpu")
-        said = dict(access.of_all_processes(share))
+        said = dict(processes.of_all_processes(share))
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        samples = access.tapped_samples(trainer, "test")
+        samples = features.tapped_samples(trainer, "test")
         self._write(trainer, module, samples, [clip.names[said[sample.id]] for sample in samples], clip.names)
 
     def _write(
@@ -68,7 +69,7 @@ class ClipZeroShot(L.Callback):
         predicted: Sequence[str],
         names: tuple[str, ...],
     ) -> None:
-        folder, targets = access.evaluation_dir(trainer, module), [str(sample.label) for sample in samples]
+        folder, targets = trainer_state.evaluation_dir(trainer, module), [str(sample.label) for sample in samples]
         rows = zip((sample.id for sample in samples), targets, predicted, strict=True)
         write_rows(folder / "clip-predictions.csv", ["sample_id", "target", "prediction"], rows)
         result = score(names, *(torch.tensor([names.index(name) for name in side]) for side in (predicted, targets)))
@@ -79,7 +80,7 @@ class ClipZeroShot(L.Callback):
         Console().print(scores_table(f"{folder.name}, {self.checkpoint}", {"clip": result}))
 
     def _loaded(self, trainer: L.Trainer) -> ClipClassifier:
-        names = access.class_names(trainer, "their names are all that CLIP tells classes by")
+        names = trainer_state.class_names(trainer, "their names are all that CLIP tells classes by")
         if self._clip is None or self._clip.names != names:
             self._clip = ClipClassifier.from_pretrained(self.checkpoint, names, self.templates, revision=self.revision)
         return self._clip

@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from lightning_mllm.callbacks import access
+from lightning_mllm.callbacks import features, trainer_state
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, Point, linear_cka, mean_cosine, relative_change
-from lightning_mllm.tracking.files import write_rows
-from lightning_mllm.tracking.log import log_metrics
+from lightning_mllm.store.files import write_rows
+from lightning_mllm.tracking.loggers import log_metrics
 
 COLUMNS = ("epoch", "step", "point", "cka", "cosine", "weight_change", "n")
 
@@ -41,7 +41,7 @@ class RepresentationDrift(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remember the projection as the checkpoint has it; a run that is resumed puts trained weights in later."""
-        module = access.mllm(pl_module)
+        module = trainer_state.mllm(pl_module)
         if stage == "fit" and not self._weights:
             module.configure_model()
             self._weights = {name: weight.cpu().clone() for name, weight in _projector(module).items()}
@@ -52,24 +52,24 @@ class RepresentationDrift(L.Callback):
         Raises:
             ConfigError: The run that is resumed remembers none, or they are of other points or samples.
         """
-        module = access.mllm(pl_module)
-        access.check_features(trainer, module, self.points, self.cache)
+        module = trainer_state.mllm(pl_module)
+        features.check_features(trainer, module, self.points, self.cache)
         if not trainer.enable_validation:
             return
         if self._features or module.trained_steps:
             self._check_reference(trainer, module)
         else:
-            sets = access.features(trainer, module, "val", self.points, self.cache)
+            sets = features.features(trainer, module, "val", self.points, self.cache)
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._features = {point: each.features.clone() for point, each in sets.items()}
                 self._sample_ids = list(next(iter(sets.values())).sample_ids)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare."""
-        if not access.is_fitting(trainer):
+        if not trainer_state.is_fitting(trainer):
             return
-        module = access.mllm(pl_module)
-        sets = access.features(trainer, module, "val", self.points, self.cache)
+        module = trainer_state.mllm(pl_module)
+        sets = features.features(trainer, module, "val", self.points, self.cache)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         change = relative_change(self._weights, {name: weight.cpu() for name, weight in _projector(module).items()})
@@ -77,9 +77,9 @@ class RepresentationDrift(L.Callback):
         for point, each in sets.items():
             cka, cosine = (f(self._features[point], each.features) for f in (linear_cka, mean_cosine))
             logged |= {f"drift/{point}/cka": cka, f"drift/{point}/cosine": cosine}
-            when = access.epoch_of(trainer, module), module.trained_steps
+            when = trainer_state.epoch_of(trainer, module), module.trained_steps
             self._rows.append([*when, point, cka, cosine, change, len(each)])
-        write_rows(access.run_dir(trainer) / "drift.csv", COLUMNS, self._rows)
+        write_rows(trainer_state.run_dir(trainer) / "drift.csv", COLUMNS, self._rows)
         log_metrics(trainer.loggers, logged, module.trained_steps)
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class RepresentationDrift(L.Callback):
                 f"RepresentationDrift has features before training at {', '.join(known)}, but its points are "
                 f"{', '.join(asked)}. Give those points, {way_out}"
             )
-        now = [sample.id for sample in access.tapped_samples(trainer, "val")]
+        now = [sample.id for sample in features.tapped_samples(trainer, "val")]
         if now != self._sample_ids and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise ConfigError(
                 f"RepresentationDrift has features before training of {len(self._sample_ids)} validation samples, but "

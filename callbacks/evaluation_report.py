@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_mllm.callbacks import access
+from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Interval
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.tracking.figures import confusion_matrix
-from lightning_mllm.tracking.files import write_json, write_rows
-from lightning_mllm.tracking.log import log_image, log_table
+from lightning_mllm.store.files import write_json, write_rows
+from lightning_mllm.tracking.figures.run import confusion_matrix
+from lightning_mllm.tracking.loggers import log_image, log_table
 
 
 class EvaluationReport(L.Callback):
@@ -28,11 +28,11 @@ class EvaluationReport(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the report."""
-        module = access.mllm(pl_module)
+        module = trainer_state.mllm(pl_module)
         scored = module.results or module.exact_match
         if trainer.sanity_checking or not trainer.is_global_zero or not scored:
             return
-        folder, key = access.evaluation_dir(trainer, module), f"evaluation/{module.stage_name}"
+        folder, key = trainer_state.evaluation_dir(trainer, module), f"evaluation/{module.stage_name}"
         scores: dict[str, Any] = {"stage": module.stage_name, "step": module.trained_steps}
         scores["dtype"] = str(module.adapted.dtype).removeprefix("torch.")  # in 16 bit the two decide in close cases
         scores["batch_size"] = trainer.datamodule.eval_batch_size  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def _with_interval(value: float, interval: Interval) -> str:
 
 
 def _report_scorer(trainer: L.Trainer, module: MLLMModule, key: str, scorer: str, result: ClassificationResult) -> None:
-    folder = access.evaluation_dir(trainer, module)
+    folder = trainer_state.evaluation_dir(trainer, module)
     names = [[name, *counts] for name, counts in zip(result.names, result.confusion.tolist(), strict=True)]
     write_rows(folder / f"{scorer}-confusion.csv", ["true \\ predicted", *result.names, "(invalid)"], names)
     columns, rows = per_class(result)

@@ -1,65 +1,126 @@
-"""Keeps the features themselves, for notebooks and other tools."""
+"""What callbacks that follow features share: which samples, batches and features of a split."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 
-from lightning_mllm.callbacks import access
-from lightning_mllm.errors import ConfigError
-from lightning_mllm.probing import FeatureCache, Point, save_features
+from lightning_mllm.callbacks.trainer_state import class_names, mllm
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.sampler import limit_samples
+from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.probing.features.cache import FeatureCache
+from lightning_mllm.probing.features.extraction import extract
+from lightning_mllm.probing.features.feature_set import FeatureSet
+from lightning_mllm.probing.features.points import Point
+from lightning_mllm.probing.features.tapping import Tapper
+from lightning_mllm.types import MultimodalBatch, Sample
 
 
-class SaveFeatures(L.Callback):
-    """Writes pooled features to `features/<split>-step<k>.safetensors`; `probing.load_features` reads them.
+def tapped_samples(trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None) -> Sequence[Sample]:
+    """Return the samples of a split that features are extracted from, in order.
 
-    Training and validation split before training and at validations of a fit, the test split after a test; of these
-    two splits the samples that the model itself is evaluated on, of the training split all (`access.tapped_samples`).
+    Of the validation and the test split they are those that the model itself is evaluated on, as `limit_val_batches`
+    and `limit_test_batches` say, so that a probe's N is the model's. The training split is taken whole: a limit on its
+    batches is one per epoch, with other samples in each, and the first samples may well be of one class. Only a trial
+    with `fast_dev_run` takes as many batches of it as of the others. So it is with `data` that are not the Trainer's.
+    """
+    own: Any = trainer.datamodule if data is None else data  # type: ignore[attr-defined]
+    limits: dict[Split, int | float] = {
+        "train": trainer.limit_train_batches if trainer.fast_dev_run else 1.0,  # type: ignore[attr-defined]
+        "val": trainer.limit_val_batches,
+        "test": trainer.limit_test_batches,
+    }
+    return limit_samples(own.samples[split], limits[split if data is None else "train"], own.eval_batch_size)
+
+
+def tapped_batches(trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None) -> Iterator[MultimodalBatch]:
+    """Return the batches of `tapped_samples`; of several processes each has its share."""
+    own: Any = trainer.datamodule if data is None else data  # type: ignore[attr-defined]
+    loader: Iterable[MultimodalBatch] = own.plain_dataloader(split)  # sets the split up
+    return islice(loader, math.ceil(len(tapped_samples(trainer, split, data)) / own.eval_batch_size))
+
+
+def features(
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    split: Split,
+    points: Sequence[Point],
+    cache: FeatureCache | None = None,
+) -> dict[str, FeatureSet]:
+    """Extract the features of a split's `tapped_samples` with the weights at hand; each process gets all of them.
+
+    Returns:
+        Point's name -> features.
+
+    Raises:
+        ConfigError: The data has no labels, or a point does not exist in this model.
+    """
+    module, names = mllm(pl_module), class_names(trainer)
+    batches = tapped_batches(trainer, split)
+    rank_zero_info("Extracting the features of %d %s samples.", len(tapped_samples(trainer, split)), split)
+    with module.adapted.autocast(module.device.type):
+        return extract(module.backbone, batches, points, names, cache=cache)
+
+
+def pictures(trainer: L.Trainer, split: Split) -> Iterator[tuple[tuple[str, ...], list[Image.Image]]]:
+    """Open the pictures of a split's `tapped_samples` for another model, in the batches that the model itself gets.
 
     Args:
-        points: Where features are tapped; by default behind the projection, averaged over the tokens.
-        every_n_epochs: Epochs between files; the last validation of a fit always gives some.
-        cache: Keeps what a frozen vision tower makes of the images.
+        trainer: Its data have the pictures, and say how many are opened side by side (`num_workers`).
+        split: The split.
+
+    Yields:
+        Sample ids and first pictures of a batch; of several processes each has its share.
+
+    Raises:
+        DataError: A picture can't be read, or a sample has none.
     """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    samples = tapped_samples(trainer, split)
+    shares = islice(data.plain_dataloader(split).batch_sampler, math.ceil(len(samples) / data.eval_batch_size))
+    with ThreadPoolExecutor(max(1, data.num_workers)) as pool:  # Pillow lets go of the interpreter
+        for share in shares:
+            batch = [samples[index] for _, index in share]
+            for sample in batch:
+                if not sample.images:
+                    raise DataError(f"Sample {sample.id!r} has no image to be classified. Give it one or leave it out.")
+            yield tuple(sample.id for sample in batch), list(pool.map(data.picture, batch))
 
-    def __init__(
-        self,
-        points: Point | Sequence[Point] | None = None,
-        every_n_epochs: int = 1,
-        cache: FeatureCache | None = None,
-    ) -> None:
-        points = Point("post") if points is None else points
-        self.points = (points,) if isinstance(points, Point) else tuple(points)
-        if not self.points or every_n_epochs < 1:
-            raise ConfigError("SaveFeatures needs one point or more, and every_n_epochs of at least 1.")
-        self.every_n_epochs, self.cache = every_n_epochs, cache
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the options, and save the features of the untrained model."""
-        access.check_features(trainer, pl_module, self.points, self.cache)
-        if access.starts_untrained(trainer, access.mllm(pl_module)):
-            self._save(trainer, pl_module, "train", "val")
+def set_up_beside(trainer: L.Trainer, module: MLLMModule, data: MLLMDataModule, split: Split) -> None:
+    """Set up a split of data that are not the Trainer's as if they were.
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save those of the model as it is."""
-        if access.is_due(trainer, self.every_n_epochs):
-            self._save(trainer, pl_module, "train", "val")
+    Raises:
+        ConfigError: They are written out for another checkpoint than the model's.
+        DataError: Something is wrong with them.
+    """
+    if (data.checkpoint, data.revision) != (module.source.checkpoint, module.source.revision):
+        raise ConfigError(
+            f"{type(data).__name__} is written out for {data.checkpoint!r}, revision {data.revision}, but the model is "
+            f"{module.source.checkpoint!r}, revision {module.source.revision}. Give these data the model's checkpoint."
+        )
+    data.trainer, data.predict_split = trainer, split
+    data.setup("predict")
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the options."""
-        access.check_features(trainer, pl_module, self.points, self.cache)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save those of the test split."""
-        self._save(trainer, pl_module, "test")
+def check_features(
+    trainer: L.Trainer, pl_module: L.LightningModule, points: Sequence[Point], cache: FeatureCache | None
+) -> None:
+    """Refuse at the start what `features` would refuse when it is first called, an epoch later.
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, *splits: access.Split) -> None:
-        module = access.mllm(pl_module)
-        for split in splits:
-            sets = access.features(trainer, module, split, self.points, self.cache)
-            if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-                continue
-            path = access.run_dir(trainer) / "features" / f"{split}-step{module.trained_steps}.safetensors"
-            settings = {"checkpoint": module.source.checkpoint, "split": split, "step": module.trained_steps}
-            save_features(path, sets, settings)
+    Raises:
+        ConfigError: The data has no labels, a point does not exist in this model, or there is a cache although the
+            vision tower is trained.
+    """
+    class_names(trainer)
+    Tapper(mllm(pl_module).backbone, points, cache)

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lightning_mllm.callbacks import access
-from lightning_mllm.tracking.log import log_config
+from lightning_mllm.callbacks import trainer_state
+from lightning_mllm.tracking.loggers import log_config
 
 _CHUNK = 2**22
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -24,7 +24,7 @@ class FreezeAudit(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the report and remember the frozen parameters."""
-        report = access.mllm(pl_module).freeze_report
+        report = trainer_state.mllm(pl_module).freeze_report
         if trainer.is_global_zero:
             Console().print(report)
         log_config(trainer.loggers, {"freeze_report": report.as_dict()})

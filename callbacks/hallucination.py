@@ -7,15 +7,15 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mllm.callbacks import access
+from lightning_mllm.callbacks import features, processes, trainer_state
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.evaluation.chair import ChairMetrics, Mentions
 from lightning_mllm.evaluation.decoding import continue_prompts
-from lightning_mllm.evaluation.objects import ObjectVocabulary, read_objects
-from lightning_mllm.evaluation.pope import SAMPLINGS, SCORES, PopeMetrics, Reading, sampling_of
+from lightning_mllm.evaluation.hallucination.chair import ChairMetrics, Mentions
+from lightning_mllm.evaluation.hallucination.objects import ObjectVocabulary, read_objects
+from lightning_mllm.evaluation.hallucination.pope import SAMPLINGS, SCORES, PopeMetrics, Reading, sampling_of
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.tracking.files import write_json, write_rows
-from lightning_mllm.tracking.log import log_metrics, log_table
+from lightning_mllm.store.files import write_json, write_rows
+from lightning_mllm.tracking.loggers import log_metrics, log_table
 from lightning_mllm.types import MultimodalBatch
 
 _CHAIR_SCORES = ("chair_i", "chair_s", "recall")
@@ -61,7 +61,7 @@ class PopeReport(L.Callback):
         if (result := self._metric.result()) is not None:
             summary = {"reading": self._metric.reading, **result.summary()}
             logged = {name: result.overall.value(name) for name in SCORES}
-            _report(trainer, access.mllm(pl_module), "pope", summary, logged)
+            _report(trainer, trainer_state.mllm(pl_module), "pope", summary, logged)
 
 
 class ChairReport(L.Callback):
@@ -105,13 +105,13 @@ class ChairReport(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out what is in the pictures, and start anew."""
-        if access.label_set(trainer) is not None:
+        if trainer_state.label_set(trainer) is not None:
             raise ConfigError(
                 "ChairReport asks for captions, but the samples have labels, and their prompt asks for those. Use data "
                 "whose samples have a conversation, or leave the callback out."
             )
         there = {}
-        for sample in access.tapped_samples(trainer, "test"):
+        for sample in features.tapped_samples(trainer, "test"):
             if not sample.images:
                 raise DataError(
                     f"Sample {sample.id!r} has no image, so that all that its caption names would be hallucinated. "
@@ -138,7 +138,7 @@ class ChairReport(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Describe the pictures of a batch, and count what is named."""
-        module = access.mllm(pl_module)
+        module = trainer_state.mllm(pl_module)
         with module.adapted.autocast(module.device.type), module.adapted.edited(batch):
             tokens = continue_prompts(module.backbone.model, batch.prompts(), self.max_new_tokens)
         captions = [text.strip() for text in module.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
@@ -152,8 +152,8 @@ class ChairReport(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write and log captions and scores."""
-        module, result = access.mllm(pl_module), self._metric.result()
-        rows = access.of_all_processes(self._rows)
+        module, result = trainer_state.mllm(pl_module), self._metric.result()
+        rows = processes.of_all_processes(self._rows)
         if result is None:
             return
         logged = {name: getattr(result, name) for name in _CHAIR_SCORES}
@@ -161,7 +161,7 @@ class ChairReport(L.Callback):
             order = {sample_id: place for place, sample_id in enumerate(self._there)}
             rows.sort(key=lambda row: order[row[0]])
             columns = ["sample_id", "caption", "named", "hallucinated", "missed"]
-            write_rows(access.evaluation_dir(trainer, module) / "captions.csv", columns, rows)
+            write_rows(trainer_state.evaluation_dir(trainer, module) / "captions.csv", columns, rows)
             log_table(trainer.loggers, f"{module.stage_name}/captions", columns, rows, module.trained_steps)
 
 
@@ -171,7 +171,7 @@ def _report(
     """Write and log scores, on the first process and not in a trial; return whether that was so."""
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return False
-    write_json(access.evaluation_dir(trainer, module) / f"{name}.json", summary)
+    write_json(trainer_state.evaluation_dir(trainer, module) / f"{name}.json", summary)
     metrics = {f"{module.stage_name}/{name}/{score}": value for score, value in logged.items()}
     log_metrics(trainer.loggers, metrics, module.trained_steps)
     return True

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import lightning as L
 
-from lightning_mllm.callbacks import access
-from lightning_mllm.tracking.figures import learning_curve
-from lightning_mllm.tracking.log import log_image
+from lightning_mllm.callbacks import trainer_state
+from lightning_mllm.tracking.figures.run import learning_curve
+from lightning_mllm.tracking.loggers import log_image
 
 _FILE = "learning_curve.png"
 
@@ -21,16 +21,16 @@ class LearningCurve(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves again, if there are any."""
-        if trainer.is_global_zero and (access.run_dir(trainer) / _FILE).is_file():
+        if trainer.is_global_zero and (trainer_state.run_dir(trainer) / _FILE).is_file():
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in trainer.loggers:
             logger.save()
-        folder = access.run_dir(trainer)
+        folder = trainer_state.run_dir(trainer)
         if not (folder / "metrics.csv").is_file():
             return
-        labels = access.label_set(trainer)
+        labels = trainer_state.label_set(trainer)
         classes = len(labels) if labels is not None else None
         picture = learning_curve(folder / "metrics.csv", folder / _FILE, classes=classes)
-        log_image(trainer.loggers, "learning_curve", picture, access.mllm(pl_module).trained_steps)
+        log_image(trainer.loggers, "learning_curve", picture, trainer_state.mllm(pl_module).trained_steps)

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
 
-from lightning_mllm.tracking.log import log_metrics
+from lightning_mllm.tracking.loggers import log_metrics
 
 
 class LearningRateLog(LearningRateMonitor):

@@ -8,11 +8,11 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mllm.callbacks import access
+from lightning_mllm.callbacks import processes, trainer_state
 from lightning_mllm.evaluation import Predictions
-from lightning_mllm.tracking.figures import Caption, Verdict, prediction_sheet
-from lightning_mllm.tracking.files import write_rows
-from lightning_mllm.tracking.log import log_image, log_table
+from lightning_mllm.store.files import write_rows
+from lightning_mllm.tracking.figures.run import Caption, Verdict, prediction_sheet
+from lightning_mllm.tracking.loggers import log_image, log_table
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
 _SHEET_PIXELS = 336  # longer side of a picture in table and sheet
@@ -63,10 +63,12 @@ class PredictionTable(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the answers of a batch."""
-        labels = access.label_set(trainer)
+        labels = trainer_state.label_set(trainer)
         if trainer.sanity_checking or (labels is None and not outputs["answers"]):
             return
-        texts = access.mllm(pl_module).tokenizer.batch_decode(batch.prompts().input_ids, skip_special_tokens=True)
+        texts = trainer_state.mllm(pl_module).tokenizer.batch_decode(
+            batch.prompts().input_ids, skip_special_tokens=True
+        )
         prompts = {sample_id: text.strip() for sample_id, text in zip(batch.sample_ids, texts, strict=True)}
         if labels is not None:
             self._rows += _labelled_rows(prompts, batch.targets.tolist(), labels, outputs["predictions"])
@@ -79,21 +81,21 @@ class PredictionTable(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the table and the pictures."""
-        rows, self._rows = access.of_all_processes(self._rows), []
+        rows, self._rows = processes.of_all_processes(self._rows), []
         if not rows or not trainer.is_global_zero:
             return
-        samples = {sample.id: sample for sample in access.samples(trainer)}
+        samples = {sample.id: sample for sample in trainer_state.samples(trainer)}
         by_id = {row.sample_id: row for row in rows}
         ordered = [by_id[sample_id] for sample_id in samples if sample_id in by_id]
         columns = list(rows[0].named_cells())
-        module = access.mllm(pl_module)
-        path = access.evaluation_dir(trainer, module) / "predictions.csv"
+        module = trainer_state.mllm(pl_module)
+        path = trainer_state.evaluation_dir(trainer, module) / "predictions.csv"
         write_rows(path, columns, [row.named_cells().values() for row in ordered])
 
         shown = [row for row in ordered if samples[row.sample_id].images][: self.images]
         if not shown:
             return
-        pictures = [access.picture(trainer, samples[row.sample_id], _SHEET_PIXELS) for row in shown]
+        pictures = [trainer_state.picture(trainer, samples[row.sample_id], _SHEET_PIXELS) for row in shown]
         table = [
             {"image": picture, "prompt": row.prompt, **row.named_cells()}
             for picture, row in zip(pictures, shown, strict=True)

@@ -7,13 +7,14 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mllm.callbacks import access
+from lightning_mllm.callbacks import features, trainer_state
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, MLPProbe, Point, Probe, ProbeScore
-from lightning_mllm.tracking.figures import probe_curve
-from lightning_mllm.tracking.files import write_json, write_rows
-from lightning_mllm.tracking.log import log_image, log_metrics
+from lightning_mllm.store.files import write_json, write_rows
+from lightning_mllm.tracking.figures.run import probe_curve
+from lightning_mllm.tracking.loggers import log_image, log_metrics
 
 COLUMNS = (
     *("epoch", "step", "stage", "point", "probe", "seed", "accuracy", "macro_f1", "control_accuracy"),
@@ -29,7 +30,7 @@ class ProbeEachEpoch(L.Callback):
 
     Before training (epoch -1) and at validations of a fit they are scored on the validation split, after a test on the
     test split, which so decides nothing. Validation and test samples are those that the model itself is evaluated on,
-    training samples always all (`access.tapped_samples`).
+    training samples always all (`features.tapped_samples`).
 
     In the run's folder, `probes.csv` has a row per score and seed and `probes.png` the curves; the folder of a test's
     evaluation gets `probes.json`, with the scores per class, and every prediction, `probe-predictions.csv`.
@@ -79,18 +80,18 @@ class ProbeEachEpoch(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the options, and probe the untrained model."""
-        access.check_features(trainer, pl_module, self.points, self.cache)
-        if self.before_training and access.starts_untrained(trainer, access.mllm(pl_module)):
+        features.check_features(trainer, pl_module, self.points, self.cache)
+        if self.before_training and trainer_state.starts_untrained(trainer, trainer_state.mllm(pl_module)):
             self._probe(trainer, pl_module, "val")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Probe the model as it is."""
-        if access.is_due(trainer, self.every_n_epochs):
+        if trainer_state.is_due(trainer, self.every_n_epochs):
             self._probe(trainer, pl_module, "val")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the options."""
-        access.check_features(trainer, pl_module, self.points, self.cache)
+        features.check_features(trainer, pl_module, self.points, self.cache)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Probe the model on the test split."""
@@ -104,9 +105,9 @@ class ProbeEachEpoch(L.Callback):
         """Take the scores of the run that is resumed, unless this is a test, with a checkpoint, of what was fitted."""
         self._rows = self._rows or list(state_dict["rows"])
 
-    def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule, split: access.Split) -> None:
+    def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split) -> None:
         train, held_out = (
-            access.features(trainer, pl_module, each, self.points, self.cache) for each in ("train", split)
+            features.features(trainer, pl_module, each, self.points, self.cache) for each in ("train", split)
         )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # so few batches teach no probe
@@ -117,22 +118,22 @@ class ProbeEachEpoch(L.Callback):
             for point, score in probe.fit_score(train, held_out, self.seeds, halves).items()
         }
         if trainer.is_global_zero:
-            self._write(trainer, access.mllm(pl_module), scores, is_test=split == "test")
+            self._write(trainer, trainer_state.mllm(pl_module), scores, is_test=split == "test")
 
     def _write(self, trainer: L.Trainer, module: MLLMModule, scores: Scores, *, is_test: bool) -> None:
         stage, step = module.stage_name if is_test else "val", module.trained_steps
-        when = {"epoch": access.epoch_of(trainer, module), "step": step, "stage": stage}
+        when = {"epoch": trainer_state.epoch_of(trainer, module), "step": step, "stage": stage}
         self._rows += [
             {**when, "point": point, "probe": probe, **row}
             for (point, probe), score in scores.items()
             for row in _per_seed(score)
         ]
-        folder = access.run_dir(trainer)
+        folder = trainer_state.run_dir(trainer)
         write_rows(folder / "probes.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in self._rows])
         log_metrics(trainer.loggers, _logged(stage, scores), step)
         log_image(trainer.loggers, "probes", probe_curve(self._rows, folder / "probes.png"), step)
         if is_test:
-            evaluation = access.evaluation_dir(trainer, module)
+            evaluation = trainer_state.evaluation_dir(trainer, module)
             summaries = {f"{point}/{probe}": score.summary() for (point, probe), score in scores.items()}
             write_json(evaluation / "probes.json", {"stage": stage, "step": step, "probes": summaries})
             write_rows(evaluation / "probe-predictions.csv", *_predictions(scores))

@@ -6,9 +6,11 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mllm.analysis.base import Analysis, AnalysisResult
-from lightning_mllm.callbacks import access
-from lightning_mllm.data.base import MLLMDataModule
+from lightning_mllm.analysis.core.analysis import Analysis
+from lightning_mllm.analysis.core.result import AnalysisResult
+from lightning_mllm.callbacks import features, trainer_state
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.provenance import provenance
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
@@ -17,7 +19,7 @@ from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
 class RunAnalysis(L.Callback):
     """Runs analyses before training, at validations of a fit, the last one always, and after a test.
 
-    They go through the samples that the model itself is evaluated on (`access.tapped_samples`): the validation split,
+    They go through the samples that the model itself is evaluated on (`features.tapped_samples`): the validation split,
     after a test the test split. Their files are in the run's folder, `analysis/<split>-step<k>/<analysis>/`.
 
     With `data` they go through a split of these instead, whole: the questions of GQA, say, while the model is trained
@@ -40,7 +42,7 @@ class RunAnalysis(L.Callback):
         analysis: Analysis | list[Analysis],
         *,
         data: MLLMDataModule | None = None,
-        split: access.Split | None = None,
+        split: Split | None = None,
         every_n_epochs: int = 1,
         before_training: bool = True,
     ) -> None:
@@ -52,7 +54,7 @@ class RunAnalysis(L.Callback):
             raise ConfigError(f"RunAnalysis.split is {split!r} of data of its own, and there are none. Give it `data`.")
         self.data, self.every_n_epochs, self.before_training = data, every_n_epochs, before_training
         self.place = "" if data is None else f"{type(data).__name__}-"  # begins the names of folders
-        self.splits: dict[str, access.Split] = {"fit": "val", "test": "test"}  # stage -> what is gone through
+        self.splits: dict[str, Split] = {"fit": "val", "test": "test"}  # stage -> what is gone through
         if data is not None:
             self.splits = {"fit": split or "test"}
         self._running: AnalysisRun | None = None  # while it is under way
@@ -68,21 +70,21 @@ class RunAnalysis(L.Callback):
         AnalysisRun.of(self.analyses, trainer, "analysis")  # not on several processes without a folder
         check_names([analysis for each in self._beside(trainer) for analysis in each.analyses])
         if stage == "fit":
-            access.check_validation(trainer, "RunAnalysis")
+            trainer_state.check_validation(trainer, "RunAnalysis")
         split = self.splits[stage]
         if self.data is not None:
-            access.set_up_beside(trainer, access.mllm(pl_module), self.data, split)
+            features.set_up_beside(trainer, trainer_state.mllm(pl_module), self.data, split)
         for analysis in self.analyses:
-            analysis.check(access.tapped_samples(trainer, split, self.data))
+            analysis.check(features.tapped_samples(trainer, split, self.data))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Dissect the untrained model."""
-        if self.before_training and access.starts_untrained(trainer, access.mllm(pl_module)):
+        if self.before_training and trainer_state.starts_untrained(trainer, trainer_state.mllm(pl_module)):
             self._run(trainer, pl_module, "fit")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Dissect the model as it is."""
-        if access.is_due(trainer, self.every_n_epochs):
+        if trainer_state.is_due(trainer, self.every_n_epochs):
             self._run(trainer, pl_module, "fit")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -99,8 +101,8 @@ class RunAnalysis(L.Callback):
         """Go through the split of a stage once; return what was found, on the first process only."""
         if stage not in self.splits:
             return []
-        module, split = access.mllm(pl_module), self.splits[stage]
-        batches = access.tapped_batches(trainer, split, self.data)
+        module, split = trainer_state.mllm(pl_module), self.splits[stage]
+        batches = features.tapped_batches(trainer, split, self.data)
         data: Any = trainer.datamodule if self.data is None else self.data  # type: ignore[attr-defined]
         where = f"analysis/{self.place}{split}"
         run = self._running = AnalysisRun.of(self.analyses, trainer, f"{where}-step{module.trained_steps}")

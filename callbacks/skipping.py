@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_mllm.analysis.skip import Skip
-from lightning_mllm.analysis.skip_tokens import SampleTokens, skips_nothing
-from lightning_mllm.analysis.skipping import check_skip, skipped
-from lightning_mllm.callbacks import access
+from lightning_mllm.analysis.skipping.choice import SampleTokens, skips_nothing
+from lightning_mllm.analysis.skipping.context import check_skip, skipped
+from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 
@@ -66,12 +66,12 @@ class SkipComputations(L.Callback):
                 *(self._batches, self.skip.share, self.skip.tokens),
             )
         self._batches, self._acts = 0, False
-        access.mllm(pl_module).adapted.edit = None
+        trainer_state.mllm(pl_module).adapted.edit = None
 
     def _put_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.in_evaluation and trainer.state.fn != TrainerFn.FITTING:
             return
-        adapted = access.mllm(pl_module).adapted
+        adapted = trainer_state.mllm(pl_module).adapted
         with adapted.autocast(pl_module.device.type):  # weights of several precisions go together there only
             check_skip(adapted.backbone, self.skip)
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.testbed import Draw, QuestionType, Scene, ask, caption, checkpoint, draw_image, draw_scene
-from lightning_mllm.testbed.captions import CAPTION_REQUEST
+from lightning_mllm.testbed.language.captions import CAPTION_REQUEST
 
 COLUMNS, ZOOM, GAP, LINE = 3, 5, 16, 17
 SIDE = 64 * ZOOM

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_mllm.data.base import MLLMDataModule as MLLMDataModule
+    from lightning_mllm.data.loading.datamodule import MLLMDataModule as MLLMDataModule
     from lightning_mllm.models.module import MLLMModule as MLLMModule
     from lightning_mllm.trainer import Run as Run
     from lightning_mllm.trainer import Trainer as Trainer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MLLMDataModule": "data.base",
+    "MLLMDataModule": "data.loading.datamodule",
     "MLLMModule": "models.module",
     "Run": "trainer",
     "Sample": "types",

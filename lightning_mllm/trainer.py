@@ -15,10 +15,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_mllm.analysis.base import Analysis, AnalysisResult
-from lightning_mllm.analysis.calibration_files import StoredSubNetwork, pruned_to
-from lightning_mllm.callbacks.access import Split, predicted_samples
-from lightning_mllm.data.portable import portable_processor, trained_geometry
+from lightning_mllm.analysis.core.analysis import Analysis
+from lightning_mllm.analysis.core.result import AnalysisResult
+from lightning_mllm.analysis.subnetwork.calibration_files import StoredSubNetwork, pruned_to
+from lightning_mllm.data.images.portable import portable_processor, trained_geometry
+from lightning_mllm.data.loading.sampler import limit_samples
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import resolve_dtype
@@ -28,8 +30,9 @@ from lightning_mllm.models.fit_checks import check_trainable
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.provenance import provenance
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
-from lightning_mllm.tracking.log import WandbMode, make_loggers
+from lightning_mllm.tracking.loggers import WandbMode, make_loggers
 from lightning_mllm.trainer_options import as_list, check_options, check_strategy
+from lightning_mllm.types import Sample
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +101,7 @@ class _Analyzing(L.Callback):
         """Refuse what can't be analysed, before the model is loaded."""
         AnalysisRun.of(self.analyses, trainer, "analysis")  # not on several processes without a folder
         for analysis in self.analyses:
-            analysis.check(predicted_samples(trainer, self.split))
+            analysis.check(_predicted_samples(trainer, self.split))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Get the analyses ready."""
@@ -288,3 +291,9 @@ class Trainer(L.Trainer):
             written = export(model.backbone, Path(output), source=model.source, **options)
         log.info("Exported %s", ", ".join(map(str, written)))
         return written
+
+
+def _predicted_samples(trainer: L.Trainer, split: Split) -> Sequence[Sample]:
+    """Return the samples of a split that the predict loop goes through, as `limit_predict_batches` says."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return limit_samples(data.samples[split], trainer.limit_predict_batches, data.eval_batch_size * trainer.world_size)

@@ -8,9 +8,10 @@ from enum import StrEnum
 from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -284,3 +285,6 @@ def _index(numbers: Sequence[int]) -> slice | list[int]:
         return []
     span = range(numbers[0], numbers[-1] + 1)
     return slice(span.start, span.stop) if list(numbers) == list(span) else list(numbers)
+
+
+Table = Mapping[str, NDArray[Any]]  # column -> (rows,)

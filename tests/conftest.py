@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_mllm.models.tiny import Chat, TinyFamily, build_tiny_checkpoint
-from tests.clips import DualEncoder, build_clip
+from tests.support.clip_checkpoints import DualEncoder, build_clip
 
 TinyBuilder = Callable[[TinyFamily, Chat], str]
 ClipBuilder = Callable[[DualEncoder], str]

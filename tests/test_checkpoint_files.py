@@ -16,7 +16,7 @@ from lightning_mllm import checkpoint_files
 from lightning_mllm.data import load_processor
 from lightning_mllm.errors import CheckpointError, UserError
 from lightning_mllm.models.backbone import Backbone
-from tests.servers import serving
+from tests.support.servers import serving
 
 LONGEST = 700  # characters of a sentence
 PIXTRAL = {"model_type": "pixtral", "hidden_size": 32, "num_hidden_layers": 3, "image_size": 28, "patch_size": 7}

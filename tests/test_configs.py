@@ -11,17 +11,21 @@ from transformers import AutoConfig
 
 from lightning_mllm import testbed
 from lightning_mllm.callbacks import SkipComputations
-from lightning_mllm.cli import CLI, main
+from lightning_mllm.cli.main import CLI, main
 from lightning_mllm.data import ClassificationPrompt, PlainPrompt
-from lightning_mllm.data.crisismmd import FOUR_CLASSES
+from lightning_mllm.data.datasets.crisismmd.tweets import FOUR_CLASSES
 from lightning_mllm.evaluation import Generation
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
 from tests.conftest import TinyBuilder
-from tests.data.replicas import write_crisismmd, write_dermnet, write_dtd, write_plantdoc
-from tests.data.test_gqa_configs import GQA
-from tests.running import (
+from tests.data.datasets.gqa.test_configs import GQA
+from tests.integration.test_alignment_config import ALIGNMENT
+from tests.integration.test_analyze import ANALYSES, ON_THE_TESTBED
+from tests.integration.test_subnetwork_configs import SUBNETWORKS
+from tests.integration.test_testbed_analyses import TESTBED_ANALYSES
+from tests.study.projection.test_shipped import STUDY_CONFIGS
+from tests.support.command_line import (
     CONFIGS,
     SMALL_DIGITS,
     TRIAL,
@@ -31,12 +35,8 @@ from tests.running import (
     write_image_folder,
     write_llava_json,
 )
-from tests.study.test_shipped import STUDY_CONFIGS
-from tests.test_alignment_config import ALIGNMENT
-from tests.test_analyze import ANALYSES, ON_THE_TESTBED
-from tests.test_subnetwork_configs import SUBNETWORKS
-from tests.test_testbed_analyses import TESTBED_ANALYSES
-from tests.testbed.test_recipe import TESTBED
+from tests.support.published_datasets import write_crisismmd, write_dermnet, write_dtd, write_plantdoc
+from tests.testbed.training.test_recipe import TESTBED
 
 PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
 

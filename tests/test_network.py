@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lightning_mllm.network import is_reachable
-from tests.servers import serving
+from tests.support.servers import serving
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_mllm.cli import main
-from tests.running import isolate
+from lightning_mllm.cli.main import main
+from tests.support.command_line import isolate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -17,15 +17,15 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis import AnswerLens
-from lightning_mllm.callbacks import access
+from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.data import Digits, load_processor
-from lightning_mllm.data.geometry import default_geometry
+from lightning_mllm.data.images.geometry import default_geometry
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.analysis_run import AnalysisRun
 from lightning_mllm.trainer import AtomicCheckpointIO, Run, Trainer, _Analyzing
-from tests.running import files_below, isolate
+from tests.support.command_line import files_below, isolate
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ class Seen(L.Callback):
     """Notes the folder of the run, as other callbacks see it when they are set up."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.folder = access.run_dir(trainer)
+        self.folder = trainer_state.run_dir(trainer)
 
 
 def test_all_processes_work_in_the_folder_that_the_first_one_has_made(

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.trainer import AtomicCheckpointIO, Trainer
 from lightning_mllm.trainer_options import check_options, check_strategy
-from tests.running import files_below, isolate
+from tests.support.command_line import files_below, isolate
 
 WORKING = {"ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"}
 

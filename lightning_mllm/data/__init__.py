@@ -3,19 +3,22 @@
 A dataset of your own is a subclass of `MLLMDataModule` with one method, `load(split)`.
 """
 
-from lightning_mllm.data.base import MLLMDataModule
-from lightning_mllm.data.collator import Collator
-from lightning_mllm.data.crisismmd import CrisisMMD
-from lightning_mllm.data.dermnet import DermNet
-from lightning_mllm.data.digits import Digits
-from lightning_mllm.data.dtd import DTD
-from lightning_mllm.data.geometry import Geometry
-from lightning_mllm.data.gqa import GQATasks
-from lightning_mllm.data.image_folder import ImageFolder
-from lightning_mllm.data.llava_json import LlavaJson
-from lightning_mllm.data.plantdoc import PlantDoc
-from lightning_mllm.data.processor import load_processor
-from lightning_mllm.data.prompts import (
+from lightning_mllm.data.datasets.crisismmd.tweets import CrisisMMD
+from lightning_mllm.data.datasets.dermnet import DermNet
+from lightning_mllm.data.datasets.digits import Digits
+from lightning_mllm.data.datasets.dtd import DTD
+from lightning_mllm.data.datasets.gqa.tasks import GQATasks
+from lightning_mllm.data.datasets.image_folder import ImageFolder
+from lightning_mllm.data.datasets.llava_json import LlavaJson
+from lightning_mllm.data.datasets.plantdoc import PlantDoc
+from lightning_mllm.data.datasets.published import Published, PublishedDataset
+from lightning_mllm.data.images.geometry import Geometry
+from lightning_mllm.data.images.processor import load_processor
+from lightning_mllm.data.loading.collator import Collator
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.sampler import BatchLoader, ResumableLoader
+from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.text.prompts import (
     LLAMA3_SYSTEM,
     SHORT_ANSWER,
     VICUNA_SYSTEM,
@@ -24,9 +27,6 @@ from lightning_mllm.data.prompts import (
     PlainPrompt,
     Prompt,
 )
-from lightning_mllm.data.published import Published, PublishedDataset
-from lightning_mllm.data.sampling import BatchLoader, ResumableLoader
-from lightning_mllm.data.splits import Split
 
 __all__ = [
     "DTD",

@@ -1,19 +1,19 @@
 """Is the answer right? Scorers over the same prompt, and the numbers that come out."""
 
-from lightning_mllm.evaluation.answer_metrics import AnswerMetrics, AnswerResult, AnswerScore
-from lightning_mllm.evaluation.answers import INVALID, AnswerParser, normalise
-from lightning_mllm.evaluation.chair import ChairMetrics, ChairResult, Mentions
+from lightning_mllm.evaluation.classification.answer_parser import INVALID, AnswerParser, normalise
+from lightning_mllm.evaluation.classification.generation import Generation
+from lightning_mllm.evaluation.classification.likelihood import Likelihood
+from lightning_mllm.evaluation.classification.metrics import ClassificationMetrics, ClassificationResult
+from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.clip import ClipClassifier
 from lightning_mllm.evaluation.evaluator import Evaluator
-from lightning_mllm.evaluation.exact_match import ExactMatch, Match, OpenAnswer
-from lightning_mllm.evaluation.generation import Generation
-from lightning_mllm.evaluation.known_answers import KnownAnswers
-from lightning_mllm.evaluation.likelihood import Likelihood
-from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult
-from lightning_mllm.evaluation.objects import ObjectVocabulary, read_objects
-from lightning_mllm.evaluation.pope import PopeMetrics, PopeResult, PopeScore
-from lightning_mllm.evaluation.scoring import Predictions, Scorer
-from lightning_mllm.evaluation.shares import Interval, Share
+from lightning_mllm.evaluation.hallucination.chair import ChairMetrics, ChairResult, Mentions
+from lightning_mllm.evaluation.hallucination.objects import ObjectVocabulary, read_objects
+from lightning_mllm.evaluation.hallucination.pope import PopeMetrics, PopeResult, PopeScore
+from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, Match, OpenAnswer
+from lightning_mllm.evaluation.open_answers.known_answers import KnownAnswers
+from lightning_mllm.evaluation.open_answers.metrics import AnswerMetrics, AnswerResult, AnswerScore
+from lightning_mllm.statistics.shares import Interval, Share
 
 __all__ = [
     "INVALID",

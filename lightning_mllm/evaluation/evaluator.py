@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation.answer_metrics import AnswerMetrics, AnswerResult
-from lightning_mllm.evaluation.exact_match import ExactMatch, OpenAnswer
-from lightning_mllm.evaluation.metrics import ClassificationMetrics, ClassificationResult
-from lightning_mllm.evaluation.scoring import Predictions, Scorer
+from lightning_mllm.evaluation.classification.metrics import ClassificationMetrics, ClassificationResult
+from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
+from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, OpenAnswer
+from lightning_mllm.evaluation.open_answers.metrics import AnswerMetrics, AnswerResult
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
 

@@ -10,7 +10,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze import FreezeReport
-from lightning_mllm.models.schedule import LearningRates
+from lightning_mllm.models.optimisation.schedule import LearningRates
 
 _BEFORE_LLM = frozenset({Part.VISION, Part.VISION_LORA, Part.PROJECTOR})  # only pictures go through them
 

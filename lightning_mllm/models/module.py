@@ -23,7 +23,7 @@ from lightning_mllm.models.finite import PendingLoss, check_weights
 from lightning_mllm.models.fit_checks import check_fit
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
 from lightning_mllm.models.loss import answer_loss, keep_in_graph
-from lightning_mllm.models.schedule import Decay, LearningRates, Schedule, parameter_groups
+from lightning_mllm.models.optimisation.schedule import Decay, LearningRates, Schedule, parameter_groups
 from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]

@@ -1,17 +1,17 @@
 """Independent probes: what can be read from a model's features, layer by layer and epoch by epoch."""
 
-from lightning_mllm.probing.baselines import NearestCentroid
-from lightning_mllm.probing.cache import FeatureCache
 from lightning_mllm.probing.drift import linear_cka, mean_cosine, relative_change
-from lightning_mllm.probing.extraction import extract
-from lightning_mllm.probing.feature_files import load_features, save_features
-from lightning_mllm.probing.feature_set import FeatureSet
-from lightning_mllm.probing.linear import LinearProbe
-from lightning_mllm.probing.points import Point
-from lightning_mllm.probing.probe import Probe
-from lightning_mllm.probing.scores import ProbeScore
-from lightning_mllm.probing.trained import MLPProbe
-from lightning_mllm.probing.training import Training
+from lightning_mllm.probing.features.cache import FeatureCache
+from lightning_mllm.probing.features.extraction import extract
+from lightning_mllm.probing.features.feature_set import FeatureSet
+from lightning_mllm.probing.features.files import load_features, save_features
+from lightning_mllm.probing.features.points import Point
+from lightning_mllm.probing.probes.baselines import NearestCentroid
+from lightning_mllm.probing.probes.linear import LinearProbe
+from lightning_mllm.probing.probes.probe import Probe
+from lightning_mllm.probing.probes.scores import ProbeScore
+from lightning_mllm.probing.probes.trained import MLPProbe
+from lightning_mllm.probing.probes.training import Training
 
 __all__ = [
     "FeatureCache",

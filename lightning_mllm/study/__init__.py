@@ -1,14 +1,19 @@
 """Studies: grids of normal runs, and what comes out of them."""
 
-from lightning_mllm.study.alignment import AlignmentCommand
-from lightning_mllm.study.alignment_config import AlignmentStudy, Checkpoint
-from lightning_mllm.study.command import run_study
-from lightning_mllm.study.config import RateSweep, Richness, Study
-from lightning_mllm.study.kinds import study_class
-from lightning_mllm.study.projection import StudyCommand
-from lightning_mllm.study.runnable import RunnableStudy
+from collections.abc import Sequence
+
+from lightning_mllm.study.alignment.command import AlignmentCommand
+from lightning_mllm.study.alignment.study import AlignmentStudy, Checkpoint
+from lightning_mllm.study.engine.main import run_study
+from lightning_mllm.study.engine.registry import choose_study
+from lightning_mllm.study.engine.runnable import RunnableStudy
+from lightning_mllm.study.projection.command import StudyCommand
+from lightning_mllm.study.projection.study import RateSweep, Richness, Study
+
+KINDS: dict[str, type[RunnableStudy]] = {"projection": StudyCommand, "alignment": AlignmentCommand}
 
 __all__ = [
+    "KINDS",
     "AlignmentCommand",
     "AlignmentStudy",
     "Checkpoint",
@@ -20,3 +25,8 @@ __all__ = [
     "run_study",
     "study_class",
 ]
+
+
+def study_class(arguments: Sequence[str]) -> type[RunnableStudy]:
+    """Return the class of the study that a command line describes; see `choose_study`."""
+    return choose_study(arguments, KINDS)

@@ -5,15 +5,15 @@ Nothing here needs Lightning but the DataModules (`datamodules.py`, `domains/dat
 
 from __future__ import annotations
 
-from lightning_mllm.testbed.asking import ask
-from lightning_mllm.testbed.canvas import draw_image
-from lightning_mllm.testbed.captions import caption
-from lightning_mllm.testbed.checkpoints import STAGES, Stage, checkpoint
-from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.exams import ExamQuestion, examination
-from lightning_mllm.testbed.presence import PresenceQuestion, ask_presence
-from lightning_mllm.testbed.questions import Question, QuestionType
-from lightning_mllm.testbed.scenes import HELD_OUT, Scene, SceneObject, draw_scene
+from lightning_mllm.testbed.language.asking import ask
+from lightning_mllm.testbed.language.captions import caption
+from lightning_mllm.testbed.language.presence import PresenceQuestion, ask_presence
+from lightning_mllm.testbed.language.questions import Question, QuestionType
+from lightning_mllm.testbed.training.checkpoints import STAGES, Stage, checkpoint
+from lightning_mllm.testbed.training.exams import ExamQuestion, examination
+from lightning_mllm.testbed.world.canvas import draw_image
+from lightning_mllm.testbed.world.draws import Draw
+from lightning_mllm.testbed.world.scenes import HELD_OUT, Scene, SceneObject, draw_scene
 
 __all__ = [
     "HELD_OUT",

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-from lightning_mllm.data.base import MLLMDataModule
-from lightning_mllm.data.lazy import LazySamples
-from lightning_mllm.data.splits import Split
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.lazy import LazySamples
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.testbed import conversations as talk
-from lightning_mllm.testbed.canvas import draw_image
-from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.exams import PARTS, ExamQuestion, Part, examination
-from lightning_mllm.testbed.gqa import referred
-from lightning_mllm.testbed.scenes import SIDE, Scene, draw_scene
+from lightning_mllm.testbed.language import conversations as talk
+from lightning_mllm.testbed.language.gqa import referred
+from lightning_mllm.testbed.training.exams import PARTS, ExamQuestion, Part, examination
+from lightning_mllm.testbed.world.canvas import draw_image
+from lightning_mllm.testbed.world.draws import Draw
+from lightning_mllm.testbed.world.scenes import SIDE, Scene, draw_scene
 from lightning_mllm.types import Box, LazyImage, Options, Sample
 
 Material = Literal["text", "pictures"]

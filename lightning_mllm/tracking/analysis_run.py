@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_mllm.analysis.base import Analysis, AnalysisResult
+from lightning_mllm.analysis.core.analysis import Analysis
+from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import KnownAnswers
-from lightning_mllm.tracking.analysis_figures import draw_plots
-from lightning_mllm.tracking.files import write_json, write_rows
-from lightning_mllm.tracking.log import log_image, log_table
+from lightning_mllm.store.files import write_json, write_rows
+from lightning_mllm.tracking.figures.analysis import draw_plots
+from lightning_mllm.tracking.loggers import log_image, log_table
 
 _End = Literal["done", "failed"]  # how a process left
 

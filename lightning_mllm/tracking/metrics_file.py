@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from lightning_mllm.tracking.files import write_rows
+from lightning_mllm.store.files import write_rows
 
 
 class MetricsFile(Logger):

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mllm.analysis import question_analysis
-from tests.analysis.asking import Examiner
+from lightning_mllm.analysis.core import per_question as question_analysis
+from tests.support.questions import Examiner
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from torch.nn.functional import cosine_similarity, normalize
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_mllm.analysis.alignment import Alignment
-from lightning_mllm.analysis.token_sets import TokenSets
+from lightning_mllm.analysis.alignment.experiment import Alignment
+from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.data import Digits
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint

@@ -21,10 +21,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.probing import FeatureSet, MLPProbe
-from lightning_mllm.probing.networks import POST_PROJECTION, parameter_count
-from lightning_mllm.probing.training import PRESETS
+from lightning_mllm.probing.probes.networks import POST_PROJECTION, parameter_count
+from lightning_mllm.probing.probes.training import PRESETS
 from tests.benchmarks.harness import Row, print_table, synchronise
-from tests.probing.reference import train_by_hand
+from tests.support.probes_by_hand import train_by_hand
 
 Points = dict[str, FeatureSet]
 

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.data import Digits
-from lightning_mllm.data.digits import NAMES
+from lightning_mllm.data.datasets.digits import NAMES
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import ProjectorOnly
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
-from lightning_mllm.probing.cache import FeatureCache
-from lightning_mllm.probing.extraction import extract
-from lightning_mllm.probing.feature_set import FeatureSet
-from lightning_mllm.probing.points import Point
+from lightning_mllm.probing.features.cache import FeatureCache
+from lightning_mllm.probing.features.extraction import extract
+from lightning_mllm.probing.features.feature_set import FeatureSet
+from lightning_mllm.probing.features.points import Point
 from lightning_mllm.types import MultimodalBatch, Segment
 from tests.benchmarks.harness import (
     MemoryMeter,

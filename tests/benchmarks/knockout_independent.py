@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_mllm.analysis import Block, Case, ReferenceEngine, SuffixEngine, Windows
-from lightning_mllm.analysis.knockout import positions
+from lightning_mllm.analysis.knockout.mask import positions
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.testbed import checkpoint
 from lightning_mllm.testbed.datamodules import WorldQuestions

@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTraine
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.data import Digits
-from lightning_mllm.data.splits import Split
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.evaluation import Likelihood
 from lightning_mllm.types import LabelSet, MultimodalBatch, Sample
 from tests.benchmarks.harness import (

@@ -24,12 +24,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_mllm.analysis.knockout import decoder_layers
-from lightning_mllm.analysis.skip import Skip
-from lightning_mllm.analysis.skip_costs import DecoderPass
-from lightning_mllm.analysis.skip_tokens import SampleTokens, chosen_in_prompts
-from lightning_mllm.analysis.skipping import skipping
+from lightning_mllm.analysis.skipping.choice import SampleTokens, chosen_in_prompts
+from lightning_mllm.analysis.skipping.context import skipping
+from lightning_mllm.analysis.skipping.costs import DecoderPass
+from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.types import MultimodalBatch
 from tests.benchmarks.harness import Row, be_quiet, print_table
 from tests.benchmarks.knockout import PRESETS, make_backbone, make_batch, timed

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_mllm.cli import main as lightning
+from lightning_mllm.cli.main import main as lightning
 from lightning_mllm.testbed import STAGES, QuestionType, Stage, checkpoint
-from lightning_mllm.testbed.questions import WORDINGS
+from lightning_mllm.testbed.language.questions import WORDINGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs/testbed"

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from lightning_mllm.data import Digits
 from lightning_mllm.models.freeze import ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.models.schedule import LearningRates
+from lightning_mllm.models.optimisation.schedule import LearningRates
 from lightning_mllm.trainer import Trainer
 from lightning_mllm.types import Sample
 from tests.benchmarks.harness import (

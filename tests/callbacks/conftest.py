@@ -12,7 +12,7 @@ import pytest
 from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
 from lightning_mllm.data import Digits
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.tracking.log import make_loggers
+from lightning_mllm.tracking.loggers import make_loggers
 
 EVALUATED = 8  # samples per evaluation
 

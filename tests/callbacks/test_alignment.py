@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lightning_mllm.analysis.alignment import Alignment
-from lightning_mllm.analysis.alignment_summary import alignment_score
+from lightning_mllm.analysis.alignment.experiment import Alignment
+from lightning_mllm.analysis.alignment.summary import alignment_score
 from lightning_mllm.callbacks import AlignmentMonitor
 from lightning_mllm.errors import ConfigError
-from tests.callbacks.following import Keep, Run, make_run
+from tests.support.feature_callbacks import Keep, Run, make_run
 
 MOMENTS = [("-1", "0", "val"), ("0", "2", "val"), ("1", "4", "val"), ("1", "4", "test")]
 

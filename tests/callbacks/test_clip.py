@@ -9,8 +9,8 @@ from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 from lightning_mllm.callbacks import ClipZeroShot
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation import ClipClassifier
-from tests.callbacks.following import Run, make_run
 from tests.conftest import ClipBuilder
+from tests.support.feature_callbacks import Run, make_run
 
 FOLDER = Path("evaluation/test-step0")
 TEMPLATES = ["{label}!"]

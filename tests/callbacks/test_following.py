@@ -14,10 +14,11 @@ from lightning_mllm.callbacks import ProbeEachEpoch, RepresentationDrift, SaveFe
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.freeze import Lora, ProjectorAndVision
-from lightning_mllm.probing import FeatureCache, MLPProbe, Point, feature_files
+from lightning_mllm.probing import FeatureCache, MLPProbe, Point
+from lightning_mllm.probing.features import files as feature_files
 from lightning_mllm.types import MultimodalBatch, Sample, Turn
-from tests.callbacks.following import all_callbacks, make_run, moments, quick_probes
-from tests.running import picture
+from tests.support.command_line import picture
+from tests.support.feature_callbacks import all_callbacks, make_run, moments, quick_probes
 
 
 class Seen(L.Callback):

@@ -17,14 +17,14 @@ from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import ChairMetrics, Mentions
 from lightning_mllm.evaluation.decoding import continue_prompts
-from lightning_mllm.evaluation.pope import SAMPLINGS
+from lightning_mllm.evaluation.hallucination.pope import SAMPLINGS
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.testbed import checkpoint, draw_scene
 from lightning_mllm.testbed.datamodules import WorldConversations, WorldQuestions
-from lightning_mllm.testbed.scenes import SHAPES
+from lightning_mllm.testbed.world.scenes import SHAPES
 from tests.callbacks.conftest import make_data, make_trainer
-from tests.running import CONFIGS
+from tests.support.command_line import CONFIGS
 
 OBJECTS = str(CONFIGS / "study/alignment/testbed_objects.txt")
 MODEL = checkpoint("instructed")

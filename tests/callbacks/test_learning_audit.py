@@ -10,7 +10,7 @@ import pytest
 from lightning_mllm.callbacks import LearningAudit
 from lightning_mllm.models.freeze import Lora
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.models.schedule import LearningRates
+from lightning_mllm.models.optimisation.schedule import LearningRates
 from tests.callbacks.conftest import make_data, make_trainer
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from lightning_mllm.tracking import figures
+from lightning_mllm.tracking.figures import run as figures
 from tests.callbacks.conftest import Study
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
-from lightning_mllm.callbacks import access, predictions
+from lightning_mllm.callbacks import predictions, processes
 from lightning_mllm.evaluation import AnswerParser
-from lightning_mllm.tracking.figures import Verdict
+from lightning_mllm.tracking.figures.run import Verdict
 from tests.callbacks.conftest import EVALUATED, Study
 
 STAGES = ("val-step0", "zero_shot-step0", "val-step2", "val-step4", "test-step4")
@@ -65,7 +65,7 @@ def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
     row = predictions._Row("a", "What?", "zero", (Verdict("likelihood", "zero", "zero", True),))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        assert access.of_all_processes([row]) == [row]
+        assert processes.of_all_processes([row]) == [row]
     finally:
         dist.destroy_process_group()
-    assert access.of_all_processes([row]) == [row]
+    assert processes.of_all_processes([row]) == [row]

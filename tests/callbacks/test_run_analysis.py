@@ -14,15 +14,15 @@ import yaml
 
 from lightning_mllm.analysis import AnswerLens, Bootstrap
 from lightning_mllm.callbacks import RunAnalysis
-from lightning_mllm.cli import main
+from lightning_mllm.cli.main import main
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.analysis_run import AnalysisRun
 from lightning_mllm.types import Sample
-from tests.analysis.asking import Questions
 from tests.callbacks.conftest import make_trainer
-from tests.callbacks.following import Run, make_run
-from tests.running import SHORT, SMALL_DIGITS, isolate
+from tests.support.command_line import SHORT, SMALL_DIGITS, isolate
+from tests.support.feature_callbacks import Run, make_run
+from tests.support.questions import Questions
 
 NO_ANALYSIS: list[Any] = []
 

@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from lightning_mllm.analysis.knockout import decoder_layers
-from lightning_mllm.analysis.skip import Skip
-from lightning_mllm.analysis.skipping import skipping
+from lightning_mllm.analysis.skipping.context import skipping
+from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.callbacks import SkipComputations
-from lightning_mllm.cli import main
+from lightning_mllm.cli.main import main
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.checkpoint import KEY, load_training_checkpoint
 from lightning_mllm.models.freeze import ByPattern, Everything, LLMOnly, ZeroShot
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
 from tests.callbacks.conftest import make_trainer
-from tests.callbacks.following import make_run
 from tests.models.conftest import digits
-from tests.running import SMALL_DIGITS, isolate, write_llava_json
+from tests.support.command_line import SMALL_DIGITS, isolate, write_llava_json
+from tests.support.feature_callbacks import make_run
 
 HALF = Skip(share=0.5, tokens="all", phase="both")
 SECOND_BLOCK = Skip(computation="block", share=1.0, tokens="all", phase="both", start=1)

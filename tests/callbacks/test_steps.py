@@ -11,7 +11,7 @@ import pytest
 from lightning_mllm.callbacks import EvaluationReport, LearningRateLog, RepresentationDrift
 from lightning_mllm.evaluation import Likelihood
 from lightning_mllm.models.module import MLLMModule
-from tests.callbacks.following import Keep, Run, make_run, quick_probes
+from tests.support.feature_callbacks import Keep, Run, make_run, quick_probes
 
 Values = dict[int, float]
 

@@ -7,9 +7,9 @@ import wandb
 
 from lightning_mllm.callbacks import EvaluationReport, PredictionTable
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.tracking.log import finish, make_loggers
+from lightning_mllm.tracking.loggers import finish, make_loggers
 from tests.callbacks.conftest import make_data, make_trainer
-from tests.tracking.run_file import history
+from tests.support.wandb_run_file import history
 
 
 def test_tables_pictures_and_scores_are_in_the_wandb_run(

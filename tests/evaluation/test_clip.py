@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation import ClipClassifier, clip
-from tests.clips import CONTEXT, DualEncoder
 from tests.conftest import ClipBuilder
-from tests.running import picture
+from tests.support.clip_checkpoints import CONTEXT, DualEncoder
+from tests.support.command_line import picture
 
 NAMES = ("ash", "red beech", "Cedar", "oak", "yew")
 TEMPLATES = ("a {label}.", "the bark of {label}")

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from lightning_mllm.data import Digits
-from lightning_mllm.data.geometry import GeometryName
-from lightning_mllm.data.portable import portable_processor
+from lightning_mllm.data.images.geometry import GeometryName
+from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.export import export

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from lightning_mllm.data.portable import portable_processor
+from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone, Part

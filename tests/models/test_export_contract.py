@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
-from lightning_mllm.data.geometry import Geometry, GeometryName, apply_geometry, default_geometry
+from lightning_mllm.data.images.geometry import Geometry, GeometryName, apply_geometry, default_geometry
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import (
     Everything,
@@ -30,7 +30,7 @@ from lightning_mllm.models.tiny import Chat, TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 from tests.models.conftest import export_from, trained
-from tests.running import picture
+from tests.support.command_line import picture
 
 SHAPES = {"wide": (90, 30), "tall": (31, 100), "square": (40, 40)}
 QUESTION = "What is shown in this picture?"

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from lightning_mllm.data import Digits
 from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.models.schedule import LearningRates
+from lightning_mllm.models.optimisation.schedule import LearningRates
 from lightning_mllm.trainer import Trainer
 from lightning_mllm.types import MultimodalBatch
-from tests.running import isolate
+from tests.support.command_line import isolate
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,9 @@ from lightning_mllm.models.freeze import (
     ProjectorOnly,
 )
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.models.schedule import LearningRates
+from lightning_mllm.models.optimisation.schedule import LearningRates
 from lightning_mllm.trainer import Trainer
-from tests.running import conversation, isolate, write_llava_json
+from tests.support.command_line import conversation, isolate, write_llava_json
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
 from lightning_mllm.types import MultimodalBatch
 from tests.models.conftest import batch_of
-from tests.running import picture
+from tests.support.command_line import picture
 
 
 def _conversations(folder: Path, checkpoint: str) -> LlavaJson:

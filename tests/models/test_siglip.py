@@ -11,7 +11,7 @@ import torch
 from transformers import SiglipImageProcessorPil
 
 from lightning_mllm.data import Collator, ConversationPrompt, Digits, load_processor
-from lightning_mllm.data.geometry import Geometry, GeometryName, apply_geometry, fill_colour
+from lightning_mllm.data.images.geometry import Geometry, GeometryName, apply_geometry, fill_colour
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
@@ -20,7 +20,7 @@ from lightning_mllm.types import Segment
 from tests.data.conftest import chat_sample, collate, picture
 from tests.models.conftest import batch_of
 from tests.models.test_backbone import fed_to_the_llm
-from tests.siglip import build_siglip_llava
+from tests.support.siglip_checkpoints import build_siglip_llava
 
 SIZES = ((28, 28), (90, 30), (31, 64), (900, 6))
 PATCHES = {"full": 16, "default": 15}  # "default" leaves the first vector out, whatever the tower

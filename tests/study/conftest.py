@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lightning_mllm.study import StudyCommand
-from lightning_mllm.study.grid import CellFolder, cells_of
+from lightning_mllm.study.projection.cells import CellFolder, cells_of
 
 CLASSES = ("ash", "beech", "cedar")
 SKILL = {"zero_shot": 0.2, "ft_proj": 0.55, "ft_e2e": 0.95}

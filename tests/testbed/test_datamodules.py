@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import yaml
 
-from lightning_mllm.data.gqa_rows import objects_of
-from lightning_mllm.data.splits import Split
+from lightning_mllm.data.datasets.gqa.rows import objects_of
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import HELD_OUT, draw_scene, examination
 from lightning_mllm.testbed.datamodules import WorldConversations, WorldQuestions
-from lightning_mllm.testbed.exams import Part
-from lightning_mllm.testbed.gqa import row
+from lightning_mllm.testbed.language.gqa import row
+from lightning_mllm.testbed.training.exams import Part
 from lightning_mllm.types import Box, LazyImage, Options, Sample, Segment
-from tests.data.contract import DataModuleContract
-from tests.running import CONFIGS
-from tests.testbed.oracle import judge, pairs_in
+from tests.support.command_line import CONFIGS
+from tests.support.datamodule_contract import DataModuleContract
+from tests.support.world_oracle import judge, pairs_in
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TRAININGS = ("language", "vision", "aligned", "instructed")

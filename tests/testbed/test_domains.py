@@ -16,13 +16,13 @@ from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
 from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.testbed.canvas import SHAPE_MASKS, TEXTURE_MASKS
 from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
 from lightning_mllm.testbed.domains.brushes import coverage, smooth, stroke
 from lightning_mllm.testbed.domains.datamodule import Domain, DomainName
-from lightning_mllm.testbed.draws import Draw
+from lightning_mllm.testbed.world.canvas import SHAPE_MASKS, TEXTURE_MASKS
+from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.types import LazyImage
-from tests.data.contract import DataModuleContract
+from tests.support.datamodule_contract import DataModuleContract
 
 DOMAINS = {
     "glyphs": (glyphs.CLASSES, glyphs.draw),

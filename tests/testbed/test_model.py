@@ -9,10 +9,10 @@ from statistics import mean
 import pytest
 import yaml
 
-from lightning_mllm.cli import main
+from lightning_mllm.cli.main import main
 from lightning_mllm.testbed import STAGES, Stage
 from tests.benchmarks import testbed_card
-from tests.running import CONFIGS, isolate
+from tests.support.command_line import CONFIGS, isolate
 
 ROOT = Path(__file__).parents[2]
 CHANCE = 0.433  # of the 17 wordings, by docs/testbed.md

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.scenes import SIDE
+from lightning_mllm.testbed.world.draws import Draw
+from lightning_mllm.testbed.world.scenes import SIDE
 
 Field: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from lightning_mllm.data.base import MLLMDataModule
-from lightning_mllm.data.splits import Split
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.datamodules import check_counts
 from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
-from lightning_mllm.testbed.scenes import SIDE
+from lightning_mllm.testbed.world.scenes import SIDE
 from lightning_mllm.types import LazyImage, Sample
 
 DomainName = Literal["glyphs", "textures", "leaves", "lesions"]

@@ -22,8 +22,8 @@ from lightning_mllm.testbed.domains.brushes import (
     turn,
     two_colors,
 )
-from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.scenes import SIDE
+from lightning_mllm.testbed.world.draws import Draw
+from lightning_mllm.testbed.world.scenes import SIDE
 
 _SAMPLES = 4  # per pixel and direction: strokes are thin
 _WOBBLE = 6  # most displacement of a corner, in tenths of its unit

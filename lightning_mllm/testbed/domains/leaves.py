@@ -32,7 +32,7 @@ from lightning_mllm.testbed.domains.brushes import (
     two_colors,
     wave,
 )
-from lightning_mllm.testbed.draws import Draw
+from lightning_mllm.testbed.world.draws import Draw
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from lightning_mllm.testbed.domains.brushes import (
     turn,
     turned,
 )
-from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.scenes import SIDE
+from lightning_mllm.testbed.world.draws import Draw
+from lightning_mllm.testbed.world.scenes import SIDE
 
 
 @dataclass(frozen=True)

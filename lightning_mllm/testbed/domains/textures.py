@@ -32,8 +32,8 @@ from lightning_mllm.testbed.domains.brushes import (
     wave,
     window,
 )
-from lightning_mllm.testbed.draws import Draw
-from lightning_mllm.testbed.scenes import SIDE
+from lightning_mllm.testbed.world.draws import Draw
+from lightning_mllm.testbed.world.scenes import SIDE
 
 Pattern = Callable[[Draw, Field, Field], Field | Mask]  # of two coordinates in cells: the share of the second colour
 

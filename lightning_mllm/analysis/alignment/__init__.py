@@ -1,0 +1,1 @@
+"""Implicit alignment: how similar perceptual and textual tokens are inside the LLM."""

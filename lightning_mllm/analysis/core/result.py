@@ -1,0 +1,109 @@
+"""What an analysis found: labelled numbers, tables and the plots made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mllm.errors import DataError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """How a result is drawn: a panel for each coordinate of its first axis.
+
+    Attributes:
+        name: Of the file.
+        style: `lines`, with their intervals as bands; `heat map`; or `points` on a plane, for results whose last axis
+            is x and y, with a grey line between those that have `x` in common.
+        x: Axis that runs to the right; of points the axis of which each coordinate is one.
+        y: Axis with a line, a row, or a colour per coordinate.
+        shown: Coordinates of `y` that are drawn, and how they are called.
+        fixed: Axis -> coordinate, for each of the other axes but the last.
+        xlabel: Of the axis that runs to the right.
+        label: What the values are.
+        title: Stands above.
+        over: What the intervals are over.
+        panels: Coordinates of the first axis that have one; None for all.
+    """
+
+    name: str
+    style: Literal["lines", "heat map", "points"]
+    x: str
+    y: str
+    shown: Mapping[str, str]
+    fixed: Mapping[str, str]
+    xlabel: str
+    label: str
+    title: str
+    over: str = "pictures"
+    panels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AnalysisResult:
+    """Numbers and what they are of.
+
+    Attributes:
+        name: Of the analysis.
+        values: One dimension per axis, float64; NaN where a number is not defined.
+        axes: Names of the dimensions; the last is `statistic` where there are intervals.
+        coords: Axis -> its coordinates, in order.
+        n_samples: Samples behind the numbers.
+        settings: What decided them, as plain data.
+        plots: How they are drawn.
+
+    Raises:
+        DataError: The shape disagrees with the coordinates.
+    """
+
+    name: str
+    values: Floats
+    axes: tuple[str, ...]
+    coords: Mapping[str, tuple[Any, ...]]
+    n_samples: int
+    settings: Mapping[str, Any]
+    plots: tuple[Plot, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = tuple(len(self.coords.get(axis, ())) for axis in self.axes)
+        if set(self.coords) != set(self.axes) or self.values.shape != expected:
+            sizes = ", ".join(f"{axis} {len(coords)}" for axis, coords in self.coords.items())
+            raise DataError(
+                f"Result {self.name!r} has values of shape {self.values.shape} on the axes {', '.join(self.axes)}, but "
+                f"coordinates for {sizes}. Give each axis as many coordinates as the values have there."
+            )
+
+    def at(self, **chosen: Any) -> Floats:
+        """Return the values at coordinates of some axes; the other axes stay, in order.
+
+        Raises:
+            DataError: There is no such axis or coordinate.
+        """
+        index: list[Any] = [slice(None)] * len(self.axes)
+        for axis, coordinate in chosen.items():
+            if axis not in self.axes or coordinate not in self.coords[axis]:
+                known = self.coords.get(axis, self.axes)
+                raise DataError(
+                    f"Result {self.name!r} has no {axis} {coordinate!r}; there is {', '.join(map(str, known))}."
+                )
+            index[self.axes.index(axis)] = self.coords[axis].index(coordinate)
+        chosen_values: Floats = self.values[tuple(index)]
+        return chosen_values
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Return the header and the rows of a table: a row per coordinate of each axis but the last."""
+        *axes, last = self.axes
+        names = [str(coordinate) for coordinate in self.coords[last]]
+        rows: list[list[Any]] = []
+        for index in np.ndindex(*self.values.shape[:-1]):
+            where = [self.coords[axis][k] for axis, k in zip(axes, index, strict=True)]
+            cells = dict(zip(names, self.values[index].tolist(), strict=True))
+            rows.append([*where, *(int(cell) if name == "n" else cell for name, cell in cells.items())])
+        return [*axes, *names], rows

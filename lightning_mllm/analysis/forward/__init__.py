@@ -1,0 +1,1 @@
+"""Ways through the model: observing states, layer by layer, prompts only, and a head in float32."""

@@ -1,0 +1,61 @@
+"""The prompts of a batch through the model, their images encoded once; only the last position's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from lightning_mllm.analysis.forward.float32_head import head_in_float32
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts, padded on the left, so that LAST is the last column of each.
+
+    Attributes:
+        batch: Cut behind LAST, on the model's device, without its pixels.
+        images: Per image, what the LLM gets for it: (tokens, width).
+    """
+
+    batch: MultimodalBatch
+    images: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, backbone: Backbone, batch: MultimodalBatch) -> Prompts:
+        """Cut the prompts out of a batch and encode its images."""
+        vision = {name: value.to(backbone.model.device) for name, value in batch.vision.items()}
+        images = backbone.encode_images(vision, "post") if vision else []
+        return cls(replace(batch, vision={}).to(backbone.model.device).prompts(), images)
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self.batch)
+
+    def take(self, rows: Sequence[int]) -> Prompts:
+        """Return a run of the prompts, padded as all are."""
+        first = list(accumulate(self.batch.image_counts, initial=0))
+        return Prompts(self.batch.take(rows), self.images[first[rows[0]] : first[rows[-1] + 1]])
+
+    def forward(self, backbone: Backbone, use_cache: bool = False) -> tuple[Tensor, Any]:
+        """Return the logits at LAST, (batch, vocabulary), of the head in float32, and the cache."""
+        inputs: dict[str, Any] = self.batch.model_inputs()
+        if self.images:
+            encoded = BaseModelOutputWithPooling(pooler_output=list(self.images))  # type: ignore[arg-type]  # as the model's own
+            inputs["mm_encoder_outputs"] = {"image": encoded}
+        with head_in_float32(backbone.lm_head):
+            # not called: a call would run what torch.compile made of the model, without our hooks
+            output = backbone.model.forward(**inputs, use_cache=use_cache, logits_to_keep=1)
+        return output.logits[:, -1], output.past_key_values
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-softmax in float32, or in float64 if the logits are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

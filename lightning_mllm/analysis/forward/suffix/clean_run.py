@@ -1,0 +1,116 @@
+"""One pass without a block, and what of it the suffix engine goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_mllm.analysis.forward.prompts import Prompts
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.hooks import Arguments, before_layers
+from lightning_mllm.models.layers import decoder_layers
+
+_PER_POSITION = ("position_ids", "position_embeddings")
+_REPLACED = ("attention_mask", "past_key_values", "use_cache", *_PER_POSITION)
+
+
+class UnfitError(Exception):
+    """The suffix engine can't go on from this model's clean run; the message says why."""
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """What a pass without a block computed, layer by layer.
+
+    Attributes:
+        logits: (batch, vocabulary), at the last position.
+        real: (batch, sequence) bool, False at padding.
+        keys: Per layer (batch, key heads, sequence, head width).
+        values: The same.
+        tail: The first position of which `residuals` are kept.
+        residuals: Per layer, what enters it: (batch, sequence - tail, width).
+        arguments: Per layer, what else it was called with.
+    """
+
+    logits: Tensor
+    real: Tensor
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    tail: int
+    residuals: Sequence[Tensor]
+    arguments: Sequence[Arguments]
+
+    @classmethod
+    def of(cls, backbone: Backbone, prompts: Prompts, tail: int) -> CleanRun:
+        """Run the prompts.
+
+        Raises:
+            UnfitError: A layer does not keep the keys and values of all positions, or gets what is not understood.
+        """
+        residuals: list[Tensor] = []
+        arguments: list[Arguments] = []
+
+        def keep(layer: int, hidden: Tensor, others: Arguments) -> None:
+            residuals.append(hidden[:, tail:].clone())
+            arguments.append(others)
+
+        layers = decoder_layers(backbone)
+        with before_layers(dict(enumerate(layers)), keep):
+            logits, cache = prompts.forward(backbone, use_cache=True)
+        length = prompts.batch.input_ids.shape[1]
+        _check_arguments(arguments, length)
+        keys, values = zip(*(_of_all_positions(cache, index, length) for index in range(len(layers))), strict=True)
+        return cls(logits, prompts.batch.attention_mask.bool(), keys, values, tail, residuals, arguments)
+
+    def arguments_at(self, layer: int, columns: Tensor) -> Arguments:
+        """Return what a layer is called with for rows that stand at these positions, its mask and cache left out."""
+        changed = dict(self.arguments[layer])
+        for name in _PER_POSITION:
+            value = changed.get(name)
+            if isinstance(value, Tensor):
+                changed[name] = value[:, columns]
+            elif value is not None:
+                changed[name] = tuple(part[:, columns] for part in value)
+        return changed
+
+
+@dataclass(frozen=True)
+class CleanPrefix:
+    """Stands in for a layer's cache: behind the clean keys and values of `length` positions come the new rows'."""
+
+    clean: CleanRun
+    length: int
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that the rows attend to; nothing is kept."""
+        before_keys, before_values = (kept[layer][:, :, : self.length] for kept in (self.clean.keys, self.clean.values))
+        return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Return the number of clean positions."""
+        return self.length
+
+
+def _check_arguments(arguments: Sequence[Arguments], length: int) -> None:
+    for each in arguments:
+        for name, value in each.items():
+            parts = value if isinstance(value, (tuple, list)) else [value]
+            tensors = [part for part in parts if isinstance(part, Tensor)]
+            if name in _PER_POSITION and not all(part.ndim >= 2 and part.shape[1] == length for part in tensors):
+                raise UnfitError(f"its layers get {name} of another shape than (batch, sequence, ...)")
+            if name not in _REPLACED and (tensors or (isinstance(value, dict) and value)):
+                raise UnfitError(
+                    f"its layers also get {name!r}, of which it is not known what it means for single rows"
+                )
+
+
+def _of_all_positions(cache: Any, layer: int, length: int) -> tuple[Tensor, Tensor]:
+    kept = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
+    keys, values = getattr(kept, "keys", None), getattr(kept, "values", None)
+    if keys is None or values is None or getattr(kept, "is_sliding", False) or keys.shape[2] != length:
+        raise UnfitError(f"its layer {layer} does not keep the keys and values of all positions")
+    return keys, values

@@ -1,0 +1,1 @@
+"""Attention knockout: what blocking attention between two sets of positions does to the answer."""

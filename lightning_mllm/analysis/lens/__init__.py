@@ -1,0 +1,1 @@
+"""What the states of each layer say through the model's own head."""

@@ -1,0 +1,1 @@
+"""Whether perceptual and textual tokens can be told apart, layer by layer."""

@@ -1,0 +1,123 @@
+"""Analyses of the mean of a sample's perceptual tokens and that of its textual ones, layer by layer.
+
+They need the samples side by side, so that of each some vectors are kept, and of many samples only as many as are
+drawn: those with the lowest numbers of `rank_of`, which depend on a seed and their names alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
+from lightning_mllm.analysis.core.token_sets import TokenSets
+from lightning_mllm.analysis.forward.observe import State, stream_states
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.statistics.jackknife import lowest
+from lightning_mllm.types import MultimodalBatch
+
+
+class TokenMeans(StreamedAnalysis):
+    """Keeps the token means of drawn samples.
+
+    Args:
+        layers: At which; by default at all, 0 to L.
+        samples: How many are drawn.
+        sets: Which tokens count; attention sinks do not, where `sink_ratio` says what one is.
+        groups: Into how many groups samples are put.
+        seed: Of groups and drawing.
+        snapshot_every: Batches between two files of what is found so far.
+        label: A name of your own.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[int] | None,
+        samples: int,
+        sets: TokenSets,
+        groups: int,
+        seed: int,
+        snapshot_every: int,
+        label: str,
+    ) -> None:
+        self.layers, self.samples = None if layers is None else tuple(layers), samples
+        super().__init__(sets=sets, groups=groups, seed=seed, snapshot_every=snapshot_every, label=label)
+        if samples < 2 or (layers is not None and (not layers or len(set(layers)) < len(layers))):
+            raise ConfigError(
+                f"{self.name} needs two samples or more, and layers, each once, or null for all; found "
+                f"samples={samples} and layers={layers}."
+            )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides which vectors are kept."""
+        return {
+            "layers": None if self.layers is None else list(self.layers),
+            "samples": self.samples,
+            "sets": asdict(self.sets),
+            "groups": self.groups,
+            "seed": self.seed,
+        }
+
+    def measure(self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor) -> dict[str, Tensor]:
+        """Return the token means of the samples that are drawn, NaN for others; the model does not see those."""
+        depth = len(decoder_layers(backbone))
+        layers = tuple(range(depth + 1)) if self.layers is None else self.layers
+        if unknown := [layer for layer in layers if not 0 <= layer <= depth]:
+            raise ConfigError(f"{self.name}.layers has {unknown[0]}; the model has states 0 to {depth}.")
+        drawn = self.drawn({*self.found.kept, *_names(batch)})
+        rows = [row for row, name in enumerate(_names(batch)) if name in drawn]
+        found: dict[int, Tensor] = {}
+
+        def observe(_: State, layer: int, states: Tensor) -> None:
+            if layer in layers:
+                exact = states.double().masked_fill(~masks[rows].any(1)[..., None], 0)  # whatever stands in padding
+                kept = self.sets.kept(masks[rows], exact.norm(dim=-1))[:, -1].double()
+                found[layer] = (kept / kept.sum(-1, keepdim=True)) @ exact
+
+        if not rows:
+            return {}
+        stream_states(backbone, batch.take(rows), (State.RESIDUAL,), observe)
+        means = torch.stack([found[layer] for layer in layers], dim=1).float().cpu()
+        every = torch.full((len(batch), *means.shape[1:]), torch.nan)
+        every[rows] = means
+        return {"means": every}
+
+    def add(self, measured: Mapping[str, Tensor], batch: MultimodalBatch) -> None:
+        """Keep the vectors of samples that are drawn."""
+        super().add({}, batch)
+        new = {name: own.clone() for name, own in zip(_names(batch), measured.get("means", ()), strict=False)}
+        kept = self.found.kept | new
+        self.found.kept = {name: kept[name] for name in self.drawn({*kept})}
+
+    def means(self, found: Found) -> tuple[Tensor, list[str], list[str]]:
+        """Return the token means of the drawn samples, (samples, layers, sets, width), their ids and pictures."""
+        names = sorted(self.drawn({*found.kept}))
+        pictures, ids = zip(*map(json.loads, names), strict=True)
+        return torch.stack([found.kept[name] for name in names]), list(ids), list(pictures)
+
+    def layers_of(self, means: Tensor) -> tuple[int, ...]:
+        """Return the layers of token means."""
+        return tuple(range(means.shape[1])) if self.layers is None else self.layers
+
+    def drawn(self, names: set[str]) -> set[str]:
+        """Return which of these names are drawn."""
+        return lowest(names, self.samples, self.seed)
+
+
+def _names(batch: MultimodalBatch) -> list[str]:
+    """Return the names under which vectors are kept: picture and id."""
+    return [name_of(*pair) for pair in zip(batch.pictures, batch.sample_ids, strict=True)]
+
+
+def name_of(picture: str, sample_id: str) -> str:
+    """Return the name under which a sample's vectors are kept."""
+    return json.dumps([picture, sample_id])

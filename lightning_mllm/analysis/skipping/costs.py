@@ -1,0 +1,135 @@
+"""What skipping saves: operations that are counted and time that is measured, of the LLM's pass over whole samples.
+
+Prompt and reference answer go through the decoder at once, so that both of a skip's phases are in it; vision tower,
+projector and output head are left out. Operations are multiplications and additions of all matrix products, those of
+attention among them, as `torch.utils.flop_counter` counts them while they are done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from lightning_mllm.analysis.skipping.choice import SampleTokens
+from lightning_mllm.analysis.skipping.context import skipped
+from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.hooks import Arguments, before_call
+from lightning_mllm.types import MultimodalBatch, Table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DecoderPass:
+    """The decoder's part of a pass, which can be done again; images are encoded.
+
+    Attributes:
+        embeddings: (batch, sequence, width), what enters the first layer.
+        attention_mask: (batch, sequence), 1 at real tokens.
+        position_ids: (batch, sequence).
+        tokens: The samples.
+    """
+
+    embeddings: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    tokens: SampleTokens
+
+    @classmethod
+    def of(cls, backbone: Backbone, batch: MultimodalBatch) -> DecoderPass:
+        """Take it from a pass of the model over a batch."""
+        seen: list[Arguments] = []
+        with torch.no_grad(), before_call(backbone.decoder, seen.append):
+            backbone.model.model(**batch.model_inputs(), use_cache=False)
+        return cls(seen[0]["inputs_embeds"], batch.attention_mask, batch.position_ids, SampleTokens.of(batch))
+
+    def alone(self, row: int) -> DecoderPass:
+        """Return that of one sample, without padding."""
+        real = self.attention_mask[row].bool()
+        embeddings, mask, places = (
+            each[row : row + 1, real] for each in (self.embeddings, self.attention_mask, self.position_ids)
+        )
+        return DecoderPass(embeddings, mask, places, self.tokens.take([row]))
+
+    @torch.no_grad()
+    def run(self, backbone: Backbone) -> None:
+        """Do it."""
+        backbone.decoder(
+            inputs_embeds=self.embeddings,
+            attention_mask=self.attention_mask,
+            position_ids=self.position_ids,
+            use_cache=False,
+        )
+
+    def flops(self, backbone: Backbone, skip: Skip | None = None) -> int:
+        """Return the floating-point operations, all that are skipped left out."""
+        counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
+        with self._skipped(backbone, skip), counter:
+            self.run(backbone)
+        return int(counter.get_total_flops())
+
+    def seconds(self, backbone: Backbone, skips: Sequence[Skip | None], repetitions: int) -> list[float]:
+        """Return the median time of each, with the accelerator's work done, in turn and after one round to warm up."""
+        times: list[list[float]] = [[] for _ in skips]
+        for repetition in range(1 + repetitions):
+            for own, skip in zip(times, skips, strict=True):
+                with self._skipped(backbone, skip):
+                    _wait(self.embeddings.device)
+                    started = time.perf_counter()
+                    self.run(backbone)
+                    _wait(self.embeddings.device)
+                if repetition:
+                    own.append(time.perf_counter() - started)
+        return [median(own) for own in times]
+
+    def _skipped(self, backbone: Backbone, skip: Skip | None) -> AbstractContextManager[None]:
+        return nullcontext() if skip is None else skipped(backbone, self.tokens, skip)
+
+
+def warn_of_nothing_skipped(name: str, skip: Skip, table: Table) -> None:
+    """Warn of cases that should skip tokens of prompts, and cost as much as nothing skipped in all samples.
+
+    Args:
+        name: Of the analysis.
+        skip: What its cases have in common.
+        table: Their rows, see `SkippingRow`.
+    """
+    if skip.phase == "decode":  # costs are those of the reference answer, which is not the one that is generated
+        return
+    due = table["measured"] & (table["percent"] > 0) & ~np.char.startswith(table["computation"], "parallel")
+    columns = ("computation", "start", "percent")
+    cases = list(zip(*(table[column].tolist() for column in columns), strict=True))
+    for case in dict.fromkeys(each for each, counts in zip(cases, due, strict=True) if counts):
+        own = due & np.array([each == case for each in cases])
+        if (table["flops"][own] == table["flops_clean"][own]).all():
+            log.warning(
+                "%s: %s from layer %d on is skipped for none of the %s tokens of %d samples: %g %% of them is less "
+                "than one token.",
+                *(name, case[0], case[1], skip.tokens, int(own.sum()), case[2]),
+            )
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    flops: int = sdpa_flop_count(query, key, value)
+    return flops
+
+
+# the CPU's kernel of attention, which torch 2.13 leaves out
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def _wait(device: torch.device) -> None:
+    """Let an accelerator finish, so that the clock means something."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

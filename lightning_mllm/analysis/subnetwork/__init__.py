@@ -1,0 +1,1 @@
+"""Which weights each task and modality uses, and the accuracy of the model with only these."""

@@ -1,0 +1,61 @@
+"""The matrices of the decoder's blocks: what is pruned. Embeddings, norms, the head and all of vision are not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.layers import decoder_layers
+
+
+class Matrix(NamedTuple):
+    """Names a linear layer.
+
+    Attributes:
+        layer: Of which decoder layer it is a part.
+        name: Within that layer, e.g. `self_attn.q_proj`.
+    """
+
+    layer: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Matrix:
+        """Return the matrix of which this is the text."""
+        layer, _, name = text.partition(".")
+        return cls(int(layer), name)
+
+
+def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
+    """Return every linear layer of every decoder layer, in order.
+
+    Raises:
+        ConfigError: The LLM carries adapters, or its weights are quantised.
+    """
+    if adapter := next(backbone.parameters(Part.LLM_LORA), None):
+        raise ConfigError(
+            f"The LLM carries LoRA adapters ({adapter[0]} is one), whose update would fill pruned weights again. Merge "
+            "them first: `lightning export` writes the merged model, which can be pruned."
+        )
+    found: dict[Matrix, nn.Linear] = {}
+    for index, layer in enumerate(decoder_layers(backbone)):
+        linear = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+        for name, module in linear.items():
+            if not module.weight.is_floating_point():
+                raise ConfigError(
+                    f"{name} of decoder layer {index} has weights of {module.weight.dtype}: they are quantised, and "
+                    "which of them are kept is not defined. Load the model in float32, bfloat16 or float16."
+                )
+        if not linear:
+            raise ConfigError(
+                f"Decoder layer {index}, a {type(layer).__name__}, has no nn.Linear, so nothing of it can be pruned. "
+                "Load the model without quantisation."
+            )
+        found |= {Matrix(index, name): module for name, module in linear.items()}
+    return found

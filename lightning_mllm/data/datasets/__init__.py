@@ -1,0 +1,1 @@
+"""One dataset, one file; and what a published dataset should hold."""

@@ -1,0 +1,1 @@
+"""CrisisMMD v2.0: pictures of tweets about disasters."""

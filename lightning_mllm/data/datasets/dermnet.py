@@ -1,0 +1,53 @@
+"""DermNet: photographs of skin diseases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_mllm.data.datasets.published import Published, SplitFolders
+from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.errors import DataError
+from lightning_mllm.types import Sample
+
+
+class DermNet(SplitFolders):
+    """The images of DermNet as they are on Kaggle (`shubhamgoel27/dermnet`).
+
+    The layout is `root/train/<class>/<file>` and `root/test/<class>/<file>`. Some folders are called "Eczema Photos",
+    "Poison Ivy Photos and other Contact Dermatitis": a word about the source, not about the disease.
+
+    Args:
+        root: The folder.
+        remove: What is removed from class names, wherever it stands; empty keeps the folders' names.
+        **kwargs: Options of `ImageFolder`.
+    """
+
+    published = Published(
+        images={"train": 15_557, "test": 4_002},
+        classes={"train": 23, "test": 23},
+        source="commonly quoted, not confirmed by the publishers",
+    )
+
+    def __init__(self, *, root: str, remove: str = " Photos", **kwargs: Any) -> None:
+        super().__init__(root=root, **kwargs)
+        self.remove = remove
+
+    def load(self, split: Split) -> Sequence[Sample]:
+        """Return the samples of a split.
+
+        Raises:
+            DataError: As in `SplitFolders`; also if two folders get the same class name.
+        """
+        samples = super().load(split)
+        folders = sorted({sample.label or "" for sample in samples})
+        names = {folder: folder.replace(self.remove, "") if self.remove else folder for folder in folders}
+        seen: dict[str, str] = {}
+        for folder, name in names.items():
+            if seen.setdefault(name, folder) != folder:
+                raise DataError(
+                    f"The class folders {seen[name]!r} and {folder!r} of {self.root} are both {name!r} without "
+                    f"{self.remove!r}. Merge them, or set `remove` to ''."
+                )
+        return [replace(sample, label=names[sample.label or ""]) for sample in samples]

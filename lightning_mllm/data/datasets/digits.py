@@ -1,0 +1,56 @@
+"""The 1,797 scans of handwritten digits that scikit-learn ships (UCI ML Repository, test part, 8 x 8 pixels)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.splits import Split, check_fractions, stratified_split
+from lightning_mllm.types import Sample
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+class Digits(MLLMDataModule):
+    """Handwritten digits; real images that need no download.
+
+    The split is seeded and stratified by class; scans of equal pixels always share a split.
+
+    Args:
+        image_size: Side in pixels, to which the scans are enlarged.
+        val_fraction: Fraction of the validation split.
+        test_fraction: Fraction of the test split.
+        **kwargs: Options of `MLLMDataModule`.
+    """
+
+    def __init__(
+        self, *, image_size: int = 32, val_fraction: float = 0.1, test_fraction: float = 0.2, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        check_fractions(val_fraction, test_fraction)
+        self.image_size, self.val_fraction, self.test_fraction = image_size, val_fraction, test_fraction
+
+    def load(self, split: Split) -> Sequence[Sample]:
+        """Return the scans of a split, enlarged, in the order of the dataset."""
+        digits = load_digits()
+        strata: dict[str, dict[bytes, list[int]]] = {name: {} for name in NAMES}
+        for index, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+            strata[NAMES[target]].setdefault(pixels.tobytes(), []).append(index)
+        groups = {name: list(same_pixels.values()) for name, same_pixels in strata.items()}
+        chosen = stratified_split(groups, self.val_fraction, self.test_fraction, self.seed)[split]
+        return [
+            Sample(
+                id=f"digit-{index:04d}", images=[self._image(digits.images[index])], label=NAMES[digits.target[index]]
+            )
+            for index in sorted(chosen)
+        ]
+
+    def _image(self, pixels: np.ndarray[Any, np.dtype[np.float64]]) -> Image.Image:
+        """Turn pixels of shape (8, 8) from 0 to 16 into a grey picture."""
+        grey = np.round(pixels * 255 / 16).astype(np.uint8)
+        return Image.fromarray(grey).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)

@@ -1,0 +1,1 @@
+"""GQA's questions: the six tasks of the information-flow study."""

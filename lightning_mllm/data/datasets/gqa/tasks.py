@@ -1,0 +1,99 @@
+"""The tasks of the information-flow study: questions about GQA's pictures, with options and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning_mllm.data.datasets.gqa.rows import TaskRow, read_task, task_of
+from lightning_mllm.data.images.files import Size, look_at_images
+from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.errors import DataError
+from lightning_mllm.types import Sample, Turn
+
+_ABSENT = "missing picture"
+
+
+class GQATasks(MLLMDataModule):
+    """Task files as the study "Cross-modal Information Flow in Multimodal Large Language Models" released them.
+
+    Each file is one task, after which its name ends ("..._ChooseAttr.csv") and which is the kind of its questions.
+    Questions are free-form; those of the Choose tasks name their options, and each has the boxes of what it is about.
+    The study's prompt is in configs/data/gqa.yaml. There is a test split only: the questions were chosen from those of
+    GQA's validation split to look into models that answer them, not to train any.
+
+    Files made from GQA's own by `extract_tasks`, or from the test-bed's by `write_task`, are read too.
+
+    Args:
+        files: CSV files, one or more tasks.
+        image_root: Folder of GQA's pictures, called by their ids: `<img_id>.jpg`.
+        **kwargs: Options of `MLLMDataModule`.
+    """
+
+    splits: ClassVar[tuple[Split, ...]] = ("test",)
+
+    def __init__(self, *, files: Sequence[str], image_root: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.files, self.image_root = tuple(files), image_root
+
+    def load(self, split: Split) -> Sequence[Sample]:
+        """Return the questions, in the order of the files.
+
+        Raises:
+            DataError: A file is missing or malformed, pictures are missing, or one is not of the size that a row says;
+                the message names file and row.
+        """
+        root = Path(self.image_root).resolve()
+        if not root.is_dir():
+            raise DataError(f"The image root {root} is not a folder. Set `image_root` to the folder of the pictures.")
+        tasks = {file: read_task(Path(file), self.bad_rows) for file in self.files}
+        images = {row.image_id: (root / f"{row.image_id}.jpg").resolve() for rows in tasks.values() for row in rows}
+        sizes, problems = look_at_images(
+            image for image in images.values() if image.is_relative_to(root) and image.is_file()
+        )
+        self.bad_rows.titles[_ABSENT] = (
+            f"of {len(images):,} pictures are not there. Fetch GQA's images, or correct `image_root`"
+        )
+        samples = []
+        for file, rows in tasks.items():
+            for row in rows:
+                with self.bad_rows.catch():
+                    _check_picture(row, images[row.image_id], root, sizes, problems)
+                    samples.append(_sample(row, task_of(Path(file)), images[row.image_id]))
+        self.bad_rows.settle()
+        return samples
+
+
+def _check_picture(
+    row: TaskRow, image: Path, root: Path, sizes: Mapping[Path, Size], problems: Mapping[Path, str]
+) -> None:
+    """Refuse a row whose picture is not there, can't be read, or is not of the size that the row says."""
+    if not image.is_relative_to(root):
+        problem = f"the image id {row.image_id!r} leads out of {root}. Give a file's name without .jpg"
+        raise row.at.error(problem, IMAGE_PATH)
+    if image in problems:
+        raise DataError(problems[image], IMAGE_FILE)
+    if image not in sizes:
+        raise DataError(str(image), _ABSENT)
+    if sizes[image] != row.size:
+        (width, height), (said, high) = sizes[image], row.size
+        raise row.at.error(
+            f"the picture {image} has {width} x {height} pixels, but the row says {said} x {high}, so that its boxes "
+            "would be elsewhere. Use the pictures of GQA as they were published",
+            "picture's size",
+        )
+
+
+def _sample(row: TaskRow, task: str, image: Path) -> Sample:
+    return Sample(
+        id=row.question_id,
+        images=[image],
+        conversation=[Turn("user", row.question, images=1), Turn("assistant", row.answer)],
+        kind=task,
+        boxes=row.boxes,
+        options=row.options,
+        picture=row.image_id,
+    )

@@ -1,0 +1,1 @@
+"""From samples to batches: splits, checks, collation, and loaders that resume."""

@@ -1,0 +1,109 @@
+"""Writes out every sample as a model reads it and decodes every picture: `lightning data check --all`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.progress import track
+from rich.text import Text
+from torch.utils.data import DataLoader
+
+from lightning_mllm.data.images.files import look_at_images
+from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
+from lightning_mllm.data.loading.collator import Collator
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.manifest import Manifest, manifest_folder
+from lightning_mllm.data.loading.naming import fetch
+from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.loading.survey import Survey
+from lightning_mllm.data.loading.trials import check_end, try_suspects
+from lightning_mllm.errors import ConfigError, DataError, UserError
+from lightning_mllm.types import Sample
+
+_CHUNK = 16  # samples that a process writes out before it reports
+
+
+@dataclass(frozen=True)
+class WrittenOut:
+    """What was done.
+
+    Attributes:
+        checkpoint: For which samples were written out.
+        samples: Number of those that could be.
+        known: Number of splits of which this was known from an earlier check.
+    """
+
+    checkpoint: str
+    samples: int
+    known: int
+
+    def __rich__(self) -> Text:
+        again = f" (of {self.known} splits this was known from an earlier check)" if self.known else ""
+        return Text(
+            f"{self.samples:,} samples were written out for {self.checkpoint} and their pictures decoded{again}. "
+            f"A fit with the same data, checkpoint and prompt need not do it again ({manifest_folder()})."
+        )
+
+
+def write_out_all(module: MLLMDataModule, splits: Sequence[Split]) -> WrittenOut:
+    """Write out all samples of splits, as far as there are any; the outcome is kept for later starts.
+
+    Raises:
+        ConfigError: The DataModule has no checkpoint.
+        DataError: Samples can't be written out, or something else is wrong with the dataset.
+    """
+    if not module.checkpoint:
+        raise ConfigError(
+            "Samples are written out as a model reads them, but no checkpoint is named. Give its config before the "
+            "data's, or --checkpoint, or leave out --all."
+        )
+    known = samples = 0
+    with module.gather():
+        for survey in module.survey([split for split in splits if split in module.splits]):
+            manifest = Manifest(survey)
+            if manifest.take_over() is None:
+                _write_out(module, survey, manifest)
+            else:
+                known += 1
+            survey.tell()
+            samples += len(survey.facts)
+    return WrittenOut(module.checkpoint, samples, known)
+
+
+def _write_out(module: MLLMDataModule, survey: Survey, manifest: Manifest) -> None:
+    sizes, problems = look_at_images(survey.paths)
+    module.bad_rows.titles[IMAGE_FILE] = f"of {len(survey.paths):,} image files can't be used"
+    try_suspects(survey, sizes, problems)
+    loader: DataLoader[list[tuple[int, int | UserError]]] = DataLoader(
+        list(survey.facts),  # type: ignore[arg-type]  # a list is a dataset
+        batch_size=_CHUNK,
+        num_workers=module.num_workers,
+        collate_fn=_Trial(survey.samples, survey.collator),
+    )
+    ends: dict[int, str] = {}
+    for results in track(loader, f"Writing out {survey.split!r}", total=len(loader)):
+        for index, result in results:
+            try:
+                if isinstance(result, UserError):
+                    raise result
+                check_end(result, survey.facts[index].size.id, ends)
+            except DataError as error:
+                survey.refuse(index, error)
+    manifest.write(sizes)
+
+
+class _Trial:
+    """Writes samples out, in a worker process; of each, it returns the token that ends its answer, or the error."""
+
+    def __init__(self, samples: Sequence[Sample], collator: Collator) -> None:
+        self._samples, self._collator = samples, collator
+
+    def __call__(self, indices: Sequence[int]) -> list[tuple[int, int | UserError]]:
+        return [(index, self._outcome(index)) for index in indices]
+
+    def _outcome(self, index: int) -> int | UserError:
+        try:
+            return self._collator.check(fetch(self._samples, index))
+        except UserError as error:
+            return error

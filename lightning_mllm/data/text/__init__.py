@@ -1,0 +1,1 @@
+"""From a sample to token ids: prompts, chat templates, segments and special tokens."""

@@ -1,0 +1,73 @@
+"""What the conversations of a split ask of the checkpoint's chat template, and whether it does that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from lightning_mllm.data.loading.collator import Collator
+from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.text.turns import has_image_within
+from lightning_mllm.types import Sample, Turn
+
+logger = logging.getLogger(__name__)
+
+_MARKS: dict[str, Callable[[str], bool]] = {  # what a template can't alter where it is not there
+    "small letters": lambda text: text != text.upper(),
+    "capitals": lambda text: text != text.lower(),
+    "line breaks": lambda text: "\n" in text,
+    "wide blanks": lambda text: "  " in text,
+    "other scripts": lambda text: not text.isascii(),
+}
+
+
+class TemplateUse:
+    """Looks at each conversation once, and runs the template on the texts of some.
+
+    Those are the one of most turns, that of the longest text of each role, and for each word that the template itself
+    quotes ("</think>", at which it may cut a text), for capitals, line breaks and the like the first in which a text
+    has it.
+    """
+
+    def __init__(self, collator: Collator) -> None:
+        self._collator = collator
+        self._quoting: dict[str, int] = {}
+        self._most_turns = (0, 0)  # number and index
+        self._longest: dict[str, tuple[int, int]] = {}  # role -> characters and index
+        self._marked: dict[tuple[str, str], int] = {}  # role and mark -> index
+        self._moved = 0  # turns whose images stand within the text
+        self._moved_in = ""
+
+    def look_at(self, index: int, sample: Sample, turns: Sequence[Turn]) -> None:
+        """Note what the turns of a sample need."""
+        self._most_turns = max(self._most_turns, (len(turns), -index))
+        for turn in turns:
+            length = len(turn.text), -index
+            self._longest[turn.role] = max(self._longest.get(turn.role, length), length)
+            for mark, occurs in _MARKS.items():
+                if (turn.role, mark) not in self._marked and occurs(turn.text):
+                    self._marked[turn.role, mark] = index
+            for word in self._collator.renderer.quoted.findall(turn.text):
+                self._quoting.setdefault(word, index)
+            if turn.places and has_image_within(turn):
+                self._moved += 1
+                self._moved_in = self._moved_in or sample.id
+
+    def check(self, samples: Sequence[Sample], split: Split) -> None:
+        """Run the template, and warn of images whose place it does not keep.
+
+        Raises:
+            CheckpointError: The template alters a text.
+        """
+        most = [self._most_turns, *self._longest.values()] if self._most_turns[0] else []
+        for index in sorted({*(-index for _, index in most), *self._quoting.values(), *self._marked.values()}):
+            self._collator.check_template(samples[index])
+        if self._moved and not self._collator.renderer.keeps_places:
+            logger.warning(
+                "In %d turns of the %r split (the first is in sample %r) images stand within the text, but the "
+                "checkpoint's chat template writes all images of a turn before its text, and so are they given to the "
+                "model. Use a template that keeps the order of a turn's parts if their places matter.",
+                self._moved,
+                split,
+                self._moved_in,
+            )

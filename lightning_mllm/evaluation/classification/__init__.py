@@ -1,0 +1,1 @@
+"""One class per sample: scorers, the answer parser, accuracy and macro-F1."""

@@ -1,0 +1,61 @@
+"""Classification by what the model says: its answer, greedy or sampled, and the class that the answer names."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
+from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
+from lightning_mllm.evaluation.decoding import continue_prompts
+from lightning_mllm.types import LabelSet, MultimodalBatch
+
+_LIMIT = 32
+
+
+@cache
+def _parser(names: tuple[str, ...]) -> AnswerParser:
+    return AnswerParser(names)
+
+
+@dataclass(frozen=True)
+class Generation(Scorer):
+    """Decoding, greedy by default, and an `AnswerParser`.
+
+    Attributes:
+        max_new_tokens: Length at which an answer is cut; by default 32, or the longest label's if that is more.
+        temperature: 0 for greedy decoding; above, answers are sampled from the whole softmax at this temperature.
+        seed: Of the sampling; a batch's answers depend on it, the ids and the prompts of its samples alone.
+    """
+
+    name: ClassVar[str] = "generation"
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"Generation: temperature must be a number of at least 0, not {self.temperature}.")
+
+    def predict(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: MultimodalBatch, labels: LabelSet
+    ) -> Predictions:
+        """Generate an answer to each prompt and read the class from it; `scores` stays empty."""
+        prompts = batch.prompts()
+        device = prompts.input_ids.device
+        limit = self.max_new_tokens or max(_LIMIT, *map(len, labels.token_ids))
+        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=self.temperature > 0):
+            if self.temperature > 0:
+                torch.manual_seed(random.Random(f"{self.seed}/{batch.sample_ids}").getrandbits(63))
+            new_tokens = continue_prompts(model, prompts, limit, self.temperature)
+        answers = tuple(text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True))
+        parser = _parser(labels.names)
+        predicted = torch.tensor([parser.parse(answer) for answer in answers], device=device)
+        return Predictions(answers, predicted)

@@ -1,0 +1,166 @@
+"""Classification by what the model would say: the probability of every class name as the whole answer.
+
+The score of class c is the log-probability of its tokens, end-of-turn token included, behind the prompt:
+`log p(c | prompt) = sum_t log p(c_t | prompt, c_<t)`.
+
+All classes share one pass over the prompt, image included. Its keys and values stay as they are; behind them the labels
+stand in one row, and a block-diagonal causal mask lets each token see the prompt and its own label only:
+
+```
+          prompt   r e d   g r e e n
+ red    | ■ ■ ■ ■  ■ ■ ■   . . . . .    position_ids restart at the prompt's length for each label
+ green  | ■ ■ ■ ■  . . .   ■ ■ ■ ■ ■
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
+from lightning_mllm.evaluation.finite import check_finite
+from lightning_mllm.types import LabelSet, MultimodalBatch
+
+_HEAD_ROWS = 256
+_DENSE_MASK_ATTENTION = ("sdpa", "eager")  # with a bool mask eager would be wrong, hence the additive one
+
+
+@dataclass(frozen=True)
+class Likelihood(Scorer):
+    """Log-likelihood of every label behind one shared prompt pass.
+
+    Attributes:
+        tokens_per_pass: How many label tokens, per sample, go through the model at once; labels stay whole. Lower it if
+            memory runs out with hundreds of classes; the scores do not depend on it.
+    """
+
+    name: ClassVar[str] = "likelihood"
+    tokens_per_pass: int = 1024
+
+    @torch.no_grad()
+    def predict(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: MultimodalBatch, labels: LabelSet
+    ) -> Predictions:
+        """Score every label for every sample; the answer is the name of the most likely class.
+
+        Raises:
+            ConfigError: The attention implementation takes no dense mask, or keys are kept only in a sliding window.
+            NotFiniteError: The model gives no numbers.
+        """
+        _check_attention(model)
+        prompts = batch.prompts()
+        outputs = model.base_model(**prompts.model_inputs(), use_cache=True)
+        _check_cache(outputs.past_key_values)
+        prefix = _Prefix(model, outputs.past_key_values, prompts.attention_mask)
+
+        last = outputs.last_hidden_state[:, -1:]  # (batch, 1, width): prompts are padded on the left
+        first_ids = torch.tensor([[tokens[0] for tokens in labels.token_ids]], device=last.device)
+        scores = _log_probabilities(model, last, first_ids)[:, 0]  # (batch, classes)
+        rests = [prefix.score(chunk) for chunk in _chunks(labels.token_ids, self.tokens_per_pass)]
+        scores = scores + torch.cat(rests, dim=1)
+
+        check_finite(scores, batch.sample_ids, "The model's log-probabilities of the classes")
+        predicted = scores.argmax(dim=1)
+        answers = tuple(labels.names[index] for index in predicted.tolist())
+        return Predictions(answers, predicted, scores)
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The keys and values of the prompts, behind which labels are scored; they are the same after as before.
+
+    Attributes:
+        model: The MLLM.
+        cache: Keys and values of the prompts.
+        attention_mask: (batch, prompt), 1 at real tokens.
+    """
+
+    model: PreTrainedModel
+    cache: Cache
+    attention_mask: Tensor
+
+    def score(self, labels: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return (batch, labels) float32: log p(tokens 1, 2, ... of a label | prompt, token 0)."""
+        lengths = [len(tokens) - 1 for tokens in labels]
+        batch, device = self.attention_mask.shape[0], self.attention_mask.device
+        if not any(lengths):
+            return torch.zeros(batch, len(labels), device=device)
+        inputs = torch.tensor([token for tokens in labels for token in tokens[:-1]], device=device)  # (row,)
+        targets = torch.tensor([token for tokens in labels for token in tokens[1:]], device=device)
+        label = torch.arange(len(labels), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+        offset = torch.cat([torch.arange(length, device=device) for length in lengths])
+        outputs = self.model.base_model(
+            input_ids=inputs.expand(batch, -1),
+            attention_mask=self._mask(label),
+            position_ids=self.attention_mask.sum(dim=1, keepdim=True) + offset,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache.crop(-len(inputs))
+        per_token = _log_probabilities(self.model, outputs.last_hidden_state, targets[:, None])[..., 0]  # (batch, row)
+        return torch.stack([part.sum(dim=1) for part in torch.split(per_token, lengths, dim=1)], dim=1)
+
+    def _mask(self, label: Tensor) -> Tensor:
+        """Additive mask (batch, 1, row, prompt + row): the prompt's real tokens, and the own label up to here."""
+        row, (batch, prompt) = len(label), self.attention_mask.shape
+        same_label = (label[:, None] == label).tril()  # (row, row)
+        seen = torch.cat(
+            [self.attention_mask.bool()[:, None].expand(batch, row, prompt), same_label.expand(batch, row, row)], dim=2
+        )
+        keys: Tensor = self.cache.layers[0].keys  # type: ignore[union-attr,assignment]
+        mask = torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device)  # the queries' dtype, under autocast too
+        return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
+
+
+def _log_probabilities(model: PreTrainedModel, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Return float32 log-probabilities (batch, row, k) of `ids` (row, k) as next tokens of `hidden` (batch, row, d).
+
+    At most (_HEAD_ROWS, vocabulary) logits exist at a time.
+    """
+    head: nn.Module = model.get_output_embeddings()
+    batch, row, _ = hidden.shape
+    blocks = zip(
+        hidden.flatten(0, 1).split(_HEAD_ROWS),
+        ids.expand(batch, -1, -1).flatten(0, 1).split(_HEAD_ROWS),
+        strict=True,
+    )
+    parts = []
+    for states, wanted in blocks:
+        logits = head(states).float()  # (rows, vocabulary)
+        parts.append(logits.gather(1, wanted) - logits.logsumexp(dim=1, keepdim=True))
+    return torch.cat(parts).view(batch, row, -1)
+
+
+def _chunks(labels: Sequence[tuple[int, ...]], limit: int) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Cut the labels, in order, into runs with at most `limit` tokens; a longer label is a run of its own."""
+    start = used = 0
+    for index, tokens in enumerate(labels):
+        if index > start and used + len(tokens) > limit:
+            yield labels[start:index]
+            start, used = index, 0
+        used += len(tokens)
+    yield labels[start:]
+
+
+def _check_attention(model: PreTrainedModel) -> None:
+    implementation = model.get_decoder().config._attn_implementation
+    if implementation not in _DENSE_MASK_ATTENTION:
+        raise ConfigError(
+            f"Label likelihood hides the labels from each other with a dense attention mask, which {implementation!r} "
+            "ignores or rejects. Load the model with attention=sdpa, or use the generation scorer only."
+        )
+
+
+def _check_cache(cache: Cache) -> None:
+    if any(cache.is_sliding):
+        raise ConfigError(
+            "Label likelihood needs keys and values of the whole prompt, but this model keeps only those of a sliding "
+            "window. Use the generation scorer."
+        )

@@ -1,0 +1,1 @@
+"""Objects that are not in the picture: POPE and CHAIR."""

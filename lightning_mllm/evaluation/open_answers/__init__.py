@@ -1,0 +1,1 @@
+"""Free-form answers: exact match with the reference, per kind of question."""

@@ -1,0 +1,1 @@
+"""Optimisers, learning rates per part, and the schedule."""

@@ -1,0 +1,1 @@
+"""Classifiers on features, independent of the model's training."""

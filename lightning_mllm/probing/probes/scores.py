@@ -1,0 +1,133 @@
+"""What a probe found, over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_mllm.evaluation.classification.metrics import ClassificationResult
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProbeScore:
+    """How well one kind of probe, trained once per seed, reads the classes of the test split from features.
+
+    The numbers of a seed are a `ClassificationResult`, so that a probe's accuracy and macro-F1 mean the same as a
+    model's: macro-F1 is the mean over the classes that the test split has samples of.
+
+    Attributes:
+        probe: Its name.
+        seeds: In the order of everything that is kept per seed.
+        results: Per seed.
+        predictions: (seeds, test samples) class indices, for paired tests between models.
+        targets: (test samples,) true class indices.
+        sample_ids: Of the test samples.
+        width: Of the features.
+        n_train: Number of training samples, held-out ones included.
+        epochs: Trained, per seed; 0 where nothing is trained in epochs.
+        best_epochs: Whose weights were kept, per seed. If that is the most epochs that were allowed, the probe was
+            still getting better: too few steps, as with few samples in large batches.
+        converged: Per seed, whether training went on until there was nothing more to gain; None where no rule tells.
+        parameters: Number of trained weights.
+        controls: Per seed, of the same probe trained on shuffled labels; empty if none was asked for.
+        halves: Predictions, like those of a seed, of probes that were trained on a half of the training samples each.
+    """
+
+    probe: str
+    seeds: tuple[int, ...]
+    results: tuple[ClassificationResult, ...]
+    predictions: Tensor
+    targets: Tensor
+    sample_ids: tuple[str, ...]
+    width: int
+    n_train: int
+    epochs: tuple[int, ...]
+    best_epochs: tuple[int, ...]
+    converged: tuple[bool | None, ...]
+    parameters: int
+    controls: tuple[ClassificationResult, ...] = ()
+    halves: tuple[Tensor, ...] = ()
+
+    @property
+    def n_test(self) -> int:
+        """Number of test samples."""
+        return len(self.targets)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the seeds."""
+        return fmean(result.accuracy for result in self.results)
+
+    @property
+    def accuracy_sd(self) -> float | None:
+        """Standard deviation over the seeds (n - 1); None for a single one."""
+        return _deviation([result.accuracy for result in self.results])
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean over the seeds."""
+        return fmean(result.macro_f1 for result in self.results)
+
+    @property
+    def macro_f1_sd(self) -> float | None:
+        """Standard deviation over the seeds (n - 1); None for a single one."""
+        return _deviation([result.macro_f1 for result in self.results])
+
+    @property
+    def per_class_f1(self) -> dict[str, float]:
+        """Mean F1 over the seeds, of each class that the test split has samples of."""
+        table = np.array([result.per_class_f1 for result in self.results])
+        return {self.results[0].names[target]: float(table[:, target].mean()) for target in self.targets.unique()}
+
+    @property
+    def control_accuracy(self) -> float | None:
+        """Mean accuracy on the true test labels of probes trained on shuffled labels, None without a control."""
+        return fmean(control.accuracy for control in self.controls) if self.controls else None
+
+    @property
+    def selectivity(self) -> float | None:
+        """Accuracy minus control accuracy (after Hewitt and Liang, 2019), None without a control."""
+        return None if self.control_accuracy is None else self.accuracy - self.control_accuracy
+
+    def summary(self) -> dict[str, Any]:
+        """Return the scores as plain numbers and lists, ready for JSON; the predictions are left out."""
+        return {
+            "probe": self.probe,
+            "n_train": self.n_train,
+            "n_test": self.n_test,
+            "classes": len(self.results[0].names),
+            "classes_scored": self.results[0].classes_scored,
+            "width": self.width,
+            "parameters": self.parameters,
+            "accuracy": self.accuracy,
+            "accuracy_sd": self.accuracy_sd,
+            "macro_f1": self.macro_f1,
+            "macro_f1_sd": self.macro_f1_sd,
+            "control_accuracy": self.control_accuracy,
+            "selectivity": self.selectivity,
+            "per_class_f1": self.per_class_f1,
+            "seeds": list(self.seeds),
+            "accuracy_per_seed": [result.accuracy for result in self.results],
+            "macro_f1_per_seed": [result.macro_f1 for result in self.results],
+            "control_accuracy_per_seed": [control.accuracy for control in self.controls],
+            "epochs": list(self.epochs),
+            "best_epochs": list(self.best_epochs),
+            "converged": list(self.converged),
+        }
+
+
+def score(names: tuple[str, ...], predicted: Tensor, targets: Tensor) -> ClassificationResult:
+    """Score predictions, (samples,) class indices like the targets."""
+    counts = torch.zeros(len(names), len(names) + 1, dtype=torch.int64)
+    counts.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)
+    return ClassificationResult.from_confusion(names, counts.numpy())
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None

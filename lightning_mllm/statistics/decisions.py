@@ -1,0 +1,84 @@
+"""When a claim about an order *holds*, *does not*, or is *undecided*: pure functions of estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from lightning_mllm.statistics.seeds_and_samples import Estimate
+
+ALPHA = 0.05
+
+
+class Decision(StrEnum):
+    """What is known of a claim."""
+
+    HOLDS = "holds"
+    DOES_NOT = "does not"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test of "this number is above 0" found.
+
+    Attributes:
+        value: The number.
+        low: Of its 95 % interval.
+        high: Likewise.
+        p: Two-sided p-value.
+        seeds: Number of seeds.
+        samples: Number of test samples.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    samples: int
+
+
+def t_test(estimate: Estimate, seeds: int, samples: int) -> Outcome:
+    """Test whether a number is above 0, by its t statistic.
+
+    With a single seed nothing is known of other seeds, and p is 1.
+
+    Args:
+        estimate: Of the number: a difference of scores, or a slope.
+        seeds: Number of seeds.
+        samples: Number of test samples.
+    """
+    if seeds < 2 or not estimate.value:
+        p = 1.0
+    elif estimate.variance:
+        p = estimate.p
+    else:  # neither seeds nor samples differ: as unlikely as so many coins that all fall alike
+        p = 2.0 ** (1 - samples)
+    return Outcome(estimate.value, *estimate.interval, p, seeds, samples)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.maximum.accumulate(np.minimum(np.asarray(p_values)[order] * factors, 1.0))
+    return [float(value) for value in adjusted[np.argsort(order, kind="stable")]]
+
+
+def decide(value: float, adjusted_p: float) -> Decision:
+    """Decide whether a number is above 0."""
+    if not adjusted_p <= ALPHA or value == 0:
+        return Decision.UNDECIDED
+    return Decision.HOLDS if value > 0 else Decision.DOES_NOT
+
+
+def all_of(decisions: Sequence[Decision]) -> Decision:
+    """Decide whether all claims hold: not if one does not; undecided if one is, or if there is none."""
+    if Decision.DOES_NOT in decisions:
+        return Decision.DOES_NOT
+    holds = bool(decisions) and all(decision is Decision.HOLDS for decision in decisions)
+    return Decision.HOLDS if holds else Decision.UNDECIDED

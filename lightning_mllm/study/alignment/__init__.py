@@ -1,0 +1,1 @@
+"""The alignment study: does the alignment score go with accuracy and hallucination?"""

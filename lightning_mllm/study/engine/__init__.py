@@ -1,0 +1,1 @@
+"""Runs the cells of any study, each at most once, and knows nothing of papers."""

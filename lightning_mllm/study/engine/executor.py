@@ -1,0 +1,174 @@
+"""Runs the cells of a study: each at most once, each in a process of its own, all others even if one fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.study.engine.cell_folder import AnyFolder, Making, State, differences, making_of, refuse_changed
+from lightning_mllm.study.engine.locks import locked
+from lightning_mllm.study.engine.runnable import RunnableStudy
+
+log = logging.getLogger(__name__)
+
+# Runs the command line of a cell, adds what it prints to a file, and lets it inherit the file descriptor of the lock.
+Lightning = Callable[[Sequence[str], Path, int], None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that did not come to its end, and why.
+
+    Attributes:
+        folder: Of the cell.
+        reason: Why.
+        concerns_all: Whether it would be the same for the other cells, so that none of them is started any more.
+    """
+
+    folder: AnyFolder
+    reason: str
+    concerns_all: bool = False
+
+
+def in_a_process(arguments: Sequence[str], log_file: Path, lock: int, *, threads: int | None = None) -> None:
+    """Run `lightning`.
+
+    Args:
+        arguments: Its arguments.
+        log_file: Gets what it prints.
+        lock: File descriptor that it inherits: the cell stays its own if this process is killed.
+        threads: CPU threads; by default as many as torch takes.
+
+    Raises:
+        CalledProcessError: It failed.
+    """
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    with log_file.open("a") as file:
+        subprocess.run(
+            [sys.executable, "-m", "lightning_mllm", *arguments],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **limit},
+            pass_fds=(lock,),
+        )
+
+
+def share_of_threads(jobs: int) -> int | None:
+    """Return how many CPU threads each of several jobs gets of those that the study may use; None for a single job."""
+    if jobs == 1:
+        return None
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, (int(allowed) if allowed.isdecimal() else cores) // jobs)
+
+
+class Runner:
+    """Runs those of the cells that are not done.
+
+    Args:
+        study: The study.
+        lightning: Runs a command line.
+    """
+
+    def __init__(self, study: RunnableStudy, lightning: Lightning) -> None:
+        self._study, self._lightning = study, lightning
+        self._stop = threading.Event()  # set when no further cell is to be started
+
+    def run(self, folders: Sequence[AnyFolder], jobs: int) -> list[Failure]:
+        """Run cells, `jobs` of them side by side, and return those that failed.
+
+        Raises:
+            ConfigError: Their folder has no locks.
+        """
+        planned = [(folder, making_of(folder.cell)) for folder in folders]
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                results = [pool.submit(self._run, folder, making) for folder, making in planned]
+                return [failure for result in results if (failure := result.result())]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # interrupted: start no further cell
+                raise
+
+    def _run(self, folder: AnyFolder, making: Making) -> Failure | None:
+        if self._stop.is_set():
+            return None
+        with locked(folder.path / "lock", wait=False) as lock:
+            if lock is None:
+                log.info("%s is being run by another process", folder.cell.id)
+                return None
+            if folder.state is State.DONE:
+                return None
+            failure = self._make(folder, making, lock)
+            if failure is not None:
+                log.error("%s failed", folder.cell.id)
+                if failure.concerns_all:
+                    self._stop.set()
+            else:
+                self._study.tidy(folder)
+        return failure
+
+    def _make(self, folder: AnyFolder, making: Making, lock: int) -> Failure | None:
+        began = time.monotonic()
+        continuation: list[str] = []
+        try:
+            refuse_changed([folder])  # another process may have begun it since
+            _refuse_edited(folder, making)
+            continuation = folder.continuation()
+            log.info("%s %s", "Resuming" if continuation else "Running", folder.cell.id)
+            folder.begin(making)
+            self._lightning([*_arguments(self._study, folder), *continuation], folder.log, lock)
+            _refuse_edited(folder, making)
+        except subprocess.CalledProcessError as error:
+            said = f"exit code {error.returncode}; its log ends with: {_end_of(folder.log)}"
+            if continuation:
+                said += f" If it can't go on from {continuation[1]}, delete {folder.path} to begin anew."
+            return Failure(folder, said)
+        except (ConfigError, DataError, OSError) as error:
+            return Failure(folder, str(error))
+        try:
+            self._study.check_cell(folder)
+        except DataError as error:  # it ran to its end, but not as the study needs it
+            return Failure(folder, str(error), concerns_all=True)
+        folder.finish(making, None if continuation else time.monotonic() - began)
+        return None
+
+
+def _refuse_edited(folder: AnyFolder, making: Making) -> None:
+    """Refuse a cell that would be made otherwise now than when the study was started.
+
+    Raises:
+        ConfigError: Something has changed.
+    """
+    if changed := differences(making, making_of(folder.cell)):
+        raise ConfigError(
+            f"{', '.join(changed)} changed while the study ran, so that its cells would differ in it. If "
+            f"{folder.path} has a run, delete it; then run the study again."
+        )
+
+
+def _arguments(study: RunnableStudy, folder: AnyFolder) -> list[str]:
+    """Return the whole command line of a cell that is new."""
+    return [
+        *folder.cell.arguments(),
+        *("--trainer.run.root", str(folder.path)),
+        *("--trainer.run.name", folder.cell.id),
+        *("--trainer.run.group", study.name),
+        *("--trainer.run.project", study.project),
+        *("--trainer.run.wandb", study.wandb),
+    ]
+
+
+def _end_of(path: Path, lines: int = 3) -> str:
+    text = path.read_text(errors="replace").strip() if path.is_file() else ""
+    return " / ".join(text.splitlines()[-lines:]) or "(nothing)"

@@ -1,0 +1,44 @@
+"""The tables and figures of a finished study as one W&B run, in the group of its cells."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+
+from lightning_mllm.store.files import read_json, write_json
+from lightning_mllm.study.engine.base import BaseStudy
+from lightning_mllm.tracking.loggers import finish, log_image, log_table, make_loggers
+
+
+def log_summary(study: BaseStudy, tables: Sequence[str]) -> None:
+    """Log the summary, unless that is done: `summary.json` says of which tables, and in which mode.
+
+    Args:
+        study: The study.
+        tables: Names of its CSV files.
+    """
+    marker = study.folder / "summary.json"
+    now = {"wandb": study.wandb, "tables": _digest(study, tables)}
+    if marker.is_file() and read_json(marker) == now:
+        return
+    loggers = make_loggers(
+        study.folder / "summary",
+        name=f"{study.name}-summary",
+        group=study.name,
+        mode=study.wandb,
+        project=study.project,
+    )
+    for name in tables:
+        with (study.folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            columns, *rows = csv.reader(file)
+        log_table(loggers, name, columns, rows)
+    for path in sorted((study.folder / "figures").glob("*.png")):
+        log_image(loggers, f"figures/{path.stem}", path)
+    finish(loggers)
+    write_json(marker, now)
+
+
+def _digest(study: BaseStudy, tables: Sequence[str]) -> str:
+    content = b"".join((study.folder / f"{name}.csv").read_bytes() for name in tables)
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,40 @@
+"""The projection study as `lightning study` runs it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from lightning_mllm.study.engine.runnable import RunnableStudy
+from lightning_mllm.study.projection.cell_files import check_complete
+from lightning_mllm.study.projection.cells import Cell, CellFolder, cells_of
+from lightning_mllm.study.projection.report import write_report
+from lightning_mllm.study.projection.study import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand(Study, RunnableStudy):
+    """The projection study, and what of it is done now."""
+
+    tables: ClassVar[tuple[str, ...]] = ("table1", "table2", "verdict")
+
+    def all_cells(self) -> list[Cell]:
+        """Return the grid."""
+        return cells_of(self)
+
+    def check_cell(self, folder: CellFolder) -> None:
+        """Refuse a cell that lacks what the study reads."""
+        check_complete(folder, scorer=self.scorer, richness=self.richness, drift=self.drift)
+
+    def write_report(self, folders: Sequence[CellFolder]) -> Path | None:
+        """Write tables, verdicts, figures and the report."""
+        return write_report(self, folders)
+
+    def tidy(self, folder: CellFolder) -> None:
+        """Remove the checkpoints, if they are not to stay."""
+        if not self.keep_checkpoints:
+            for run in folder.runs():
+                shutil.rmtree(run / "checkpoints", ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What is said about scenes: questions, answers, captions and conversations."""

@@ -1,0 +1,1 @@
+"""How the test-bed's models are trained, examined and stored."""

@@ -1,0 +1,1 @@
+"""Scenes, what is true of them, and how they are drawn."""

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from lightning_mllm.analysis.subnetwork.overlap import group_of, matched, name_of, pairs_of
+
+A, B = ("a", "perceptual"), ("b", "textual")
+
+
+def test_comparisons_of_folds_are_independent() -> None:
+    folds = {A: [1, 2, 3, 4, 5], B: [6, 7, 8]}
+
+    assert pairs_of(folds) == [(A, A), (A, B), (B, B)]
+    assert matched(folds, (A, A)) == [(1, 2), (3, 4)]
+    assert matched(folds, (A, B)) == [(1, 6), (2, 7), (3, 8)]
+
+
+def test_a_set_is_compared_with_itself_only_where_it_has_several_folds() -> None:
+    assert pairs_of({A: [1], B: [2]}) == [(A, B)]
+
+
+def test_names_say_tasks_and_tokens_and_groups_what_a_pair_has_in_common() -> None:
+    assert name_of((A, B)) == "a (perceptual) / b (textual)"
+    assert group_of((A, B)) == group_of((B, A)) == "perceptual / textual, two tasks"
+    assert group_of((A, A)) == "perceptual, one task"

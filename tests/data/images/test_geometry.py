@@ -1,0 +1,74 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, ProcessorMixin
+
+from lightning_mllm.data.images.geometry import Geometry, apply_geometry, default_geometry, fill_colour
+from tests.data.conftest import picture
+
+FILL = (122, 116, 104)
+SIZES: dict[str, Any] = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+CLIP = CLIPImageProcessorPil(**SIZES)
+SIGLIP = CLIPImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False)
+TILES = LlavaNextImageProcessorPil(**SIZES)
+
+
+def test_padding_centres_the_picture_on_the_mean_colour() -> None:
+    image = Image.new("RGB", (7, 4), (1, 2, 3))
+
+    padded = np.asarray(apply_geometry(image, Geometry.PAD, CLIP))
+
+    assert padded.shape == (7, 7, 3)
+    assert (padded[1:5] == (1, 2, 3)).all()  # offset floor((7 - 4) / 2) = 1
+    assert (padded[[0, 5, 6]] == FILL).all()
+
+
+def test_cropping_before_tiling_keeps_the_centre() -> None:
+    image = Image.fromarray(np.arange(7, dtype=np.uint8).repeat(3).reshape(7, 3)).convert("RGB")
+
+    assert np.asarray(apply_geometry(image, Geometry.CROP, TILES))[:, 0, 0].tolist() == [2, 3, 4]
+
+
+def test_squashing_keeps_the_whole_picture() -> None:
+    image = Image.new("RGB", (8, 4), (0, 0, 0))
+    image.paste((255, 255, 255), (4, 0, 8, 4))
+
+    squashed = np.asarray(apply_geometry(image, Geometry.SQUASH, TILES))
+
+    assert squashed.shape == (8, 8, 3)
+    assert squashed[:, 0].max() == 0
+    assert squashed[:, -1].min() == 255
+
+
+@pytest.mark.parametrize("geometry", Geometry)
+def test_a_square_picture_stays_as_it_is(geometry: Geometry) -> None:
+    image = Image.new("RGB", (5, 5))
+    assert apply_geometry(image, geometry, CLIP) is image
+
+
+def test_the_fill_is_clips_mean_colour(vicuna: ProcessorMixin) -> None:
+    assert fill_colour(vicuna.image_processor) == FILL
+
+
+def test_defaults_are_those_of_the_family(processor: ProcessorMixin) -> None:
+    expected = Geometry.TILES if "Next" in type(processor).__name__ else Geometry.PAD
+    assert default_geometry(processor) is expected
+
+
+def test_cropping_is_the_processors_own() -> None:
+    image = picture(101, 60)
+    assert apply_geometry(image, Geometry.CROP, CLIP) is image
+
+
+@pytest.mark.parametrize("processor", [CLIP, SIGLIP], ids=["clip", "siglip"])
+def test_squashing_resamples_once(processor: Any) -> None:
+    image = picture(101, 60)
+
+    pixels = processor([apply_geometry(image, Geometry.SQUASH, processor)], do_normalize=False, do_rescale=False)[
+        "pixel_values"
+    ]
+
+    expected = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(pixels[0], expected)

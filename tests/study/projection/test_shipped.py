@@ -1,0 +1,160 @@
+"""The shipped studies, and one small study through the real command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_mllm.cli import main as cli
+from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.study import RunnableStudy
+from lightning_mllm.study.engine.executor import Failure
+from lightning_mllm.study.engine.main import run_study
+from lightning_mllm.study.projection.cells import Cell, cells_of
+from lightning_mllm.testbed.training.checkpoints import ROOT
+from tests.conftest import ClipBuilder
+from tests.support.command_line import CONFIGS, isolate
+
+STUDIES = {"study/projection.yaml": 180, "study/testbed.yaml": 125}  # and how many cells they have
+PARTS = {  # what they are made of
+    *(f"study/projection/{name}.yaml" for name in ("common", "zero_shot")),
+    *(f"study/testbed/{name}.yaml" for name in ("common", "digits", "domain", "zero_shot")),
+    *(f"study/testbed/{name}.yaml" for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")),
+    *(f"data/testbed_{domain}.yaml" for domain in ("glyphs", "textures", "leaves", "lesions")),
+}
+ALIGNMENT_STUDIES = {"study/alignment.yaml": 24, "study/alignment_testbed.yaml": 12}  # likewise
+ALIGNMENT_PARTS = {
+    *(f"study/alignment/{name}.yaml" for name in ("task", "presence", "captions", "scores")),
+    *(f"study/alignment/testbed_{name}.yaml" for name in ("common", "questions", "presence", "captions", "chair")),
+    "study/alignment/testbed_scores.yaml",
+}
+ALIGNMENT_SERIES = "study/alignment/testbed_series.yaml"  # further checkpoints, and the training that makes them
+ALIGNMENT_STEPS = "study/alignment/testbed_steps.yaml"
+STUDY_CONFIGS = {*STUDIES, *PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS, ALIGNMENT_SERIES, ALIGNMENT_STEPS}
+
+
+def parse(*arguments: str) -> Any:
+    """Return the study that the command line would run."""
+    parsed: list[RunnableStudy] = []
+
+    def keep(study: RunnableStudy) -> list[Failure]:
+        parsed.append(study)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "run_study", keep)
+        main(["study", *arguments])
+    return parsed[0]
+
+
+def test_each_file_of_a_study_is_part_of_one() -> None:
+    named = {file for name in STUDIES for cell in shipped(name) for file in cell.configs}
+
+    assert {f"configs/{part}" for part in PARTS} <= named
+
+
+def shipped(name: str) -> list[Cell]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(CONFIGS.parent)
+        study = parse("--config", f"configs/{name}")
+        study.check()
+        return cells_of(study)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_shipped_study_has_the_grid_that_its_comment_says(name: str) -> None:
+    assert len(shipped(name)) == STUDIES[name]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_cells_of_a_shipped_study_get_what_its_interpolations_stand_for(name: str) -> None:
+    assert not [argument for cell in shipped(name) for argument in cell.arguments() if "${" in argument]
+
+
+def test_the_cells_of_the_test_bed_start_from_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {cell.source for cell in shipped("study/testbed.yaml")} == {str(ROOT / "instructed")}
+    monkeypatch.chdir(CONFIGS.parent)
+    other = parse("--config", "configs/study/testbed.yaml", "--checkpoints", "{testbed: '${testbed:aligned}'}")
+    assert other.checkpoints == {"testbed": str(ROOT / "aligned")}
+    assert (other.jobs, other.dry_run) == (2, False)
+
+
+def test_a_dry_run_is_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+
+    assert parse("--config", "configs/study/projection.yaml", "--dry-run", "--cells", "3/8").dry_run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_command_lines_of_a_shipped_study_parse(
+    name: str, tiny_llava: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [cell for cell in shipped(name) if cell.seed == 0]
+    kinds = {(cell.policy, cell.preset): cell for cell in cells} | {cell.domain: cell for cell in cells}
+    isolate(monkeypatch, CONFIGS.parent)
+    for cell in kinds.values():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            CLI([*cell.arguments(), "--model.checkpoint", tiny_llava, "--print_config"])
+        assert ended.value.code == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert config["data"]["init_args"]["prompt"]["init_args"]["seed"] == 0
+        policy = {"zero_shot": "ZeroShot", "ft_proj": "ProjectorOnly", "ft_e2e": "ProjectorAndLLM"}[cell.policy]
+        assert config["model"]["policy"]["class_path"].endswith(policy)
+        callbacks = [each["class_path"].rpartition(".")[2] for each in config["trainer"]["callbacks"]]
+        assert "ProbeEachEpoch" in callbacks
+        with_clip = (cell.policy, name) == ("zero_shot", "study/projection.yaml")
+        assert callbacks.count("ClipZeroShot") == with_clip
+
+
+@pytest.mark.slow
+def test_a_study_with_clip_runs_through_the_command_line_and_not_twice(
+    tiny_llava: str, tiny_clip: ClipBuilder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    isolate(monkeypatch, tmp_path)
+    small = "\n".join(
+        [
+            "trainer: {limit_train_batches: 2, limit_val_batches: 1, accelerator: cpu, enable_progress_bar: false}",
+            "data: {class_path: Domain, init_args: {name: glyphs, per_class: 2, val_per_class: 1, test_per_class: 1,"
+            " prompt: {class_path: ClassificationPrompt, init_args: {task: signs}}}}",
+            "model: {scorers: [{class_path: Likelihood}]}",
+        ]
+    )
+    Path("small.yaml").write_text(small)
+    shipped_clip = (CONFIGS / "study/projection/zero_shot.yaml").read_text()
+    Path("clip.yaml").write_text(shipped_clip.replace("openai/clip-vit-large-patch14-336", tiny_clip("clip")))
+    Path("study.yaml").write_text(
+        f"""
+name: tiny
+checkpoints: {{tiny: {tiny_llava}}}
+domains: {{glyphs: [small.yaml]}}
+zero_shot: [{CONFIGS}/policy/zero_shot.yaml, clip.yaml]
+presets: {{own: {{ft_proj: [{CONFIGS}/policy/ft_proj.yaml], ft_e2e: [{CONFIGS}/policy/ft_e2e.yaml]}}}}
+seeds: [0]
+scorer: likelihood
+"""
+    )
+    calls: list[Sequence[str]] = []
+
+    def in_this_process(arguments: Sequence[str], log: Path, lock: int) -> None:
+        calls.append(arguments)
+        main(list(arguments))
+
+    for _ in range(2):
+        assert not run_study(parse("--config", "study.yaml"), in_this_process)
+
+    assert len(calls) == 3
+    report = Path("studies/tiny/report.md").read_text()
+    assert "3 of 3 cells are finished" in report
+    assert "undecided" in report  # of a single seed nothing is known
+    assert "| accuracy | CLIP zero-shot | " in report
+    clip = next(Path("studies").rglob("clip-predictions.csv"))
+    ids = [
+        [line.split(",")[0] for line in file.read_text().split()] for file in (clip, clip.with_name("predictions.csv"))
+    ]
+    assert ids[0] == ids[1]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.study import RateSweep
+from lightning_mllm.study.engine.main import run_study
+from tests.study.conftest import Change, FakeLightning
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"domains": {}}, "domains is empty, so the study has no cell"),
+        ({"seeds": []}, "give one or more"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"presets": {"paper": {}}}, r"presets\.paper is empty"),
+        ({"presets": {"paper": {"zero_shot": []}}}, "which every study has anyway"),
+        ({"domains": {"a.b": []}}, "use letters, digits, _ and - only"),
+        ({"domains": {"Leaves": [], "leaves": []}}, "has 'Leaves' twice"),
+        ({"domains": {"leaves": ["missing.yaml"]}}, r"domains\.leaves names the config file missing\.yaml"),
+        ({"common": ["gone.yaml"]}, "common names the config file"),
+        ({"sweep": RateSweep(preset="matched", rates=[1e-3, 1e-4])}, "Presets with it: paper"),
+        ({"sweep": RateSweep(preset="paper", rates=[1e-3])}, "two or more different rates"),
+        ({"resamples": 100}, "need 2000 or more"),
+        ({"jobs": 0}, "at least one cell"),
+        ({"cells": "9/8"}, "counted from 1"),
+        ({"cells": "0/8"}, "SLURM_ARRAY_TASK_ID"),
+        ({"cells": "3"}, "e.g. 3/8"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(
+    study: Change, fake: FakeLightning, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_study(study(**changes), fake)
+
+    assert not fake.calls
+
+
+def test_a_config_that_is_no_yaml_is_named(study: Change, fake: FakeLightning) -> None:
+    Path("proj.yaml").write_text("model: {")
+
+    with pytest.raises(ConfigError, match=r"config file proj\.yaml can't be read"):
+        run_study(study(), fake)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_mllm.evaluation import ClassificationResult
+from lightning_mllm.store.files import write_rows
+from lightning_mllm.tracking.figures import run as figures
+from lightning_mllm.tracking.figures.run import Caption, Verdict, confusion_matrix, learning_curve, prediction_sheet
+
+
+def colours(path: Path) -> int:
+    """Number of different colours in a picture: 1 if nothing was drawn."""
+    with Image.open(path) as picture:
+        return len(picture.convert("RGB").getcolors(maxcolors=10**6) or [])
+
+
+def metrics_csv(folder: Path) -> Path:
+    columns = ["step", "train/loss", "val/loss", "val/likelihood/accuracy", "val/likelihood/macro_f1"]
+    columns += ["zero_shot/likelihood/accuracy", "test/likelihood/accuracy"]
+    rows = [[0, None, 2.3, 0.1, 0.02, 0.12, None], [5, 1.5, None, None, None, None, None]]
+    rows += [[10, None, 1.1, 0.6, 0.5, None, None], [10, None, 1.1, 0.7, 0.6, None, 0.65]]
+    return write_rows(folder / "metrics.csv", columns, rows)
+
+
+def test_the_curve_is_drawn(tmp_path: Path) -> None:
+    path = learning_curve(metrics_csv(tmp_path), tmp_path / "curve.png", classes=10)
+
+    assert colours(path) > 50
+
+
+def test_where_a_step_occurs_twice_the_later_row_counts(tmp_path: Path) -> None:
+    curves = figures._read_curves(metrics_csv(tmp_path))
+
+    assert curves["val/likelihood/accuracy"] == {0: 0.1, 10: 0.7}
+    assert curves["test/likelihood/accuracy"] == {10: 0.65}
+
+
+def test_a_run_without_classes_has_a_loss_curve(tmp_path: Path) -> None:
+    csv = write_rows(tmp_path / "metrics.csv", ["step", "train/loss"], [[1, 2.0], [2, 1.0]])
+
+    assert colours(learning_curve(csv, tmp_path / "curve.png")) > 20
+
+
+def test_there_is_a_panel_for_each_score_that_there_is(tmp_path: Path) -> None:
+    columns = ["step", "val/loss", "val/exact_match/accuracy", "val/exact_match/colour"]
+    csv = write_rows(tmp_path / "metrics.csv", columns, [[0, 2.0, 0.1, 0.2], [2, 1.0, 0.6, 0.5]])
+
+    with Image.open(learning_curve(csv, tmp_path / "open.png")) as answers:
+        two_panels = answers.width
+    with Image.open(learning_curve(metrics_csv(tmp_path), tmp_path / "classes.png")) as classes:
+        assert classes.width == pytest.approx(two_panels * 1.5, rel=0.01)
+
+
+@pytest.mark.parametrize("classes", [2, 25, 70])
+def test_the_confusion_matrix_is_drawn_whatever_the_number_of_classes(tmp_path: Path, classes: int) -> None:
+    confusion = np.random.default_rng(0).integers(0, 5, (classes, classes + 1))
+    confusion[0] = 0
+    names = tuple(f"a $class with $ and _ and \u4e2d in its name {index}" for index in range(classes))
+    result = ClassificationResult.from_confusion(names, confusion)
+
+    assert colours(confusion_matrix(result, tmp_path / "confusion.png")) > 10
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 16])
+def test_the_sheet_shows_right_in_green_and_wrong_in_red(tmp_path: Path, count: int) -> None:
+    pictures = [Image.new("L", (20 + index, 30), 128) for index in range(count)]
+    verdicts = [
+        Verdict("generation", "$broken_{math$ \x1a \u4e2d", "", False),
+        Verdict("likelihood", "zero", "zero", True),
+    ]
+    path = prediction_sheet(pictures, [Caption("What?", "zero", verdicts)] * count, tmp_path / "sheet.png", "test")
+
+    with Image.open(path) as sheet:
+        seen = {colour for _, colour in sheet.convert("RGB").getcolors(maxcolors=10**6) or []}
+    assert {(0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00)} <= seen
+
+
+def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    learning_curve(metrics_csv(tmp_path), tmp_path / "curve.png", classes=10)
+
+    assert dict(mpl.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
