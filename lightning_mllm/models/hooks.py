@@ -1,4 +1,8 @@
-"""The only place that puts hooks on a model; whatever happens, they are gone behind the `with` block."""
+"""Edits of a running model as `with` blocks: look at, or change, what enters or leaves its modules.
+
+All hooks of the package are put on here. After the block they are gone, also after an exception;
+blocks nest.
+"""
 
 from __future__ import annotations
 

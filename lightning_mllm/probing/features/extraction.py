@@ -16,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_mllm.errors import DataError, UserError
+from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
-from lightning_mllm.probing.features.tapping import Backbone, Rows, Tapper
+from lightning_mllm.probing.features.tapping import TappedBatch, Tapper
 from lightning_mllm.types import MultimodalBatch
 
 
@@ -56,7 +57,7 @@ def extract(
         ConfigError: A point does not exist in this model, or the tower is trained and there is a cache.
         DataError: A sample has no image or no class, or a feature is not finite.
     """
-    share: list[Rows] | UserError
+    share: list[TappedBatch] | UserError
     try:
         with _evaluating(backbone.model):
             tapper = Tapper(backbone, points, cache)
@@ -77,13 +78,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _kept(batches: Iterable[Rows]) -> list[Rows]:
+def _kept(batches: Iterable[TappedBatch]) -> list[TappedBatch]:
     """Return the features of all batches as parts of one tensor per point.
 
     Kept as they come, small tensors between the large ones of each batch, they would leave holes in the heap.
     """
     stacks: dict[str, Tensor] = {}
-    found: list[tuple[Rows, int]] = []  # a batch without its vectors, and where they end
+    found: list[tuple[TappedBatch, int]] = []  # a batch without its vectors, and where they end
     end = 0
     for rows in batches:
         start, end = end, end + len(rows.sample_ids)
@@ -100,25 +101,25 @@ def _kept(batches: Iterable[Rows]) -> list[Rows]:
     ]
 
 
-def _of_all_processes(share: list[Rows] | UserError) -> list[Rows]:
+def _of_all_processes(share: list[TappedBatch] | UserError) -> list[TappedBatch]:
     """Return the batches of all processes, the first of each, then the second of each; or raise what one raised."""
-    shares: list[list[Rows] | UserError] = [share]
+    shares: list[list[TappedBatch] | UserError] = [share]
     if dist.is_available() and dist.is_initialized():
         shares = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(shares, share if isinstance(share, UserError) else _alone(share))
     for each in shares:
         if isinstance(each, UserError):
             raise each
-    batches = cast(list[list[Rows]], shares)
+    batches = cast(list[list[TappedBatch]], shares)
     return [rows for turn in zip_longest(*batches) for rows in turn if rows is not None]
 
 
-def _alone(share: list[Rows]) -> list[Rows]:
+def _alone(share: list[TappedBatch]) -> list[TappedBatch]:
     """Return the batches with tensors of their own: a part of a tensor would be sent with the whole of it."""
     return [replace(rows, vectors={point: part.clone() for point, part in rows.vectors.items()}) for rows in share]
 
 
-def _merge(batches: Sequence[Rows], names: Sequence[str]) -> dict[str, FeatureSet]:
+def _merge(batches: Sequence[TappedBatch], names: Sequence[str]) -> dict[str, FeatureSet]:
     """Return the features of all samples, each once."""
     if not batches:
         raise DataError("There are no features: no sample was extracted. Check that the split is not empty.")

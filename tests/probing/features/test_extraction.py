@@ -19,7 +19,7 @@ from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.pooling import pool
-from lightning_mllm.probing.features.tapping import Rows, Tapper
+from lightning_mllm.probing.features.tapping import TappedBatch, Tapper
 from lightning_mllm.types import MultimodalBatch, Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 from tests.support.feature_samples import (
@@ -100,7 +100,7 @@ def test_of_each_batch_only_its_place_among_all_features_is_kept(
     tapped: list[weakref.ref[Tensor]] = []
     tap = Tapper.tap
 
-    def note(self: Tapper, batch: MultimodalBatch) -> Rows:
+    def note(self: Tapper, batch: MultimodalBatch) -> TappedBatch:
         rows = tap(self, batch)
         tapped.extend(weakref.ref(vectors) for vectors in rows.vectors.values())
         return rows
