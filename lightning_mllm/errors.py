@@ -13,7 +13,7 @@ class DataError(UserError):
     """A dataset that is missing, malformed or inconsistent; the message names the file and the row.
 
     Attributes:
-        kind: What it is about, in a word or two that all errors of its like share: they are counted by it.
+        kind: A word or two for what is wrong; errors are counted by it.
     """
 
     def __init__(self, message: str, kind: str = "row") -> None:
@@ -26,4 +26,4 @@ class CheckpointError(UserError):
 
 
 class NotFiniteError(UserError):
-    """A loss, weights or scores that are NaN or infinite, from which nothing follows."""
+    """A loss, weights, features or scores that are NaN or infinite."""

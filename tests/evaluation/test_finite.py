@@ -38,7 +38,7 @@ ASKERS: dict[str, Callable[[Scene], Any]] = {
 def test_a_model_without_numbers_is_no_classifier(broken: Scene, ask: Callable[[Scene], Any]) -> None:
     named = repr(broken.batch.sample_ids[1])
 
-    with pytest.raises(NotFiniteError, match=rf"are NaN or infinite for 1 of 3 samples of a batch, first for {named}"):
+    with pytest.raises(NotFiniteError, match=rf"are NaN or infinite for 1 of 3 samples, first for {named}"):
         ask(broken)
 
     assert ask(replace(broken, batch=broken.batch.take([0, 2])))
@@ -50,5 +50,5 @@ def test_any_number_of_a_sample_that_is_not_finite_counts(number: float) -> None
     check_finite(numbers, "abc", "They")
     numbers[2, 1, 0] = number
 
-    with pytest.raises(NotFiniteError, match=r"They are NaN or infinite for 1 of 3 samples of a batch, first for 'c'"):
+    with pytest.raises(NotFiniteError, match=r"They are NaN or infinite for 1 of 3 samples, first for 'c'"):
         check_finite(numbers, "abc", "They")

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_mllm.errors import CheckpointError
-from lightning_mllm.models import backbone as backbone_module
-from lightning_mllm.models.backbone import Backbone, Family, Part
+from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.families import FAMILIES, Family
 from lightning_mllm.models.freeze import Everything, ProjectorOnly
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
@@ -181,7 +181,7 @@ def test_a_further_family_is_one_entry(tmp_path: Path, tiny_llava: str, monkeypa
     VipLlavaForConditionalGeneration(config).save_pretrained(tmp_path)
     for file in Path(tiny_llava).glob("*token*"):
         shutil.copy(file, tmp_path)
-    monkeypatch.setitem(backbone_module.FAMILIES, "vipllava", Family())
+    monkeypatch.setitem(FAMILIES, "vipllava", Family())
 
     backbone = Backbone.from_pretrained(str(tmp_path))
     report = ProjectorOnly().apply(backbone)

@@ -185,7 +185,7 @@ def test_a_missing_or_damaged_projector_file_is_refused(tiny_llava: str, tmp_pat
 
     with pytest.raises(CheckpointError, match="There is no projector file"):
         load_projector(backbone, tmp_path / "missing.safetensors")
-    with pytest.raises(CheckpointError, match="is no safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
         load_projector(backbone, tmp_path / "damaged.safetensors")
 
 

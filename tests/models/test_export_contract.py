@@ -15,17 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.geometry import Geometry, GeometryName, apply_geometry, default_geometry
+from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.freeze import (
-    Everything,
-    FreezePolicy,
-    LLMOnly,
-    Lora,
-    ProjectorAndLLM,
-    ProjectorAndVision,
-    ProjectorOnly,
-    ZeroShot,
-)
 from lightning_mllm.models.tiny import Chat, TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
@@ -34,25 +25,25 @@ from tests.support.command_line import picture
 
 SHAPES = {"wide": (90, 30), "tall": (31, 100), "square": (40, 40)}
 QUESTION = "What is shown in this picture?"
-FT_PROJ = ProjectorOnly()
-Case = tuple[TinyFamily, Chat, FreezePolicy, GeometryName]
+FT_PROJ = freeze.ProjectorOnly()
+Case = tuple[TinyFamily, Chat, freeze.FreezePolicy, GeometryName]
 # each family, chat template, policy and geometry at least once
 CASES: list[Case] = [
-    ("llava", "vicuna", ZeroShot(), "pad"),
-    ("llava", "vicuna", ProjectorOnly(), "crop"),
-    ("llava", "llama3", ProjectorAndLLM(), "squash"),
-    ("llava", "vicuna", Lora(rank=2, target="both"), "pad"),
-    ("llava", "llama3", Lora(rank=2, projector=True), "pad"),
-    ("llava", "vicuna", Everything(), "squash"),
-    ("llava_next", "vicuna", ProjectorOnly(), "tiles"),
-    ("llava_next", "llama3", Lora(rank=2, projector=True), "tiles"),
+    ("llava", "vicuna", freeze.ZeroShot(), "pad"),
+    ("llava", "vicuna", freeze.ProjectorOnly(), "crop"),
+    ("llava", "llama3", freeze.ProjectorAndLLM(), "squash"),
+    ("llava", "vicuna", freeze.Lora(rank=2, target="both"), "pad"),
+    ("llava", "llama3", freeze.Lora(rank=2, projector=True), "pad"),
+    ("llava", "vicuna", freeze.Everything(), "squash"),
+    ("llava_next", "vicuna", freeze.ProjectorOnly(), "tiles"),
+    ("llava_next", "llama3", freeze.Lora(rank=2, projector=True), "tiles"),
 ]
 ALL: list[Any] = [
     (family, chat, policy, geometry)
     for family, geometries in (("llava", ("pad", "crop", "squash")), ("llava_next", ("tiles",)))
     for geometry in geometries
     for chat in ("vicuna", "llama3")
-    for policy in (*dict.fromkeys(case[2] for case in CASES), LLMOnly(), ProjectorAndVision())
+    for policy in (*dict.fromkeys(case[2] for case in CASES), freeze.LLMOnly(), freeze.ProjectorAndVision())
 ]
 
 
@@ -87,7 +78,7 @@ def _anyones(folder: Path, images: dict[str, Image.Image]) -> dict[str, Any]:
 
 
 def check_contract(
-    checkpoint: str, folder: Path, policy: FreezePolicy = FT_PROJ, geometry: GeometryName | None = None
+    checkpoint: str, folder: Path, policy: freeze.FreezePolicy = FT_PROJ, geometry: GeometryName | None = None
 ) -> None:
     backbone = trained(checkpoint, policy)
     images = {name: picture(0, size) for name, size in SHAPES.items()}
@@ -146,7 +137,7 @@ def test_an_export_of_siglips_processor_opens_as_what_was_trained(
 @pytest.mark.parametrize("geometry", ["crop", pytest.param("squash", marks=pytest.mark.slow)])
 def test_an_export_is_exported_again_with_any_geometry(tiny_llava: str, tmp_path: Path, geometry: GeometryName) -> None:
     first = tmp_path / "first"
-    export_from(tiny_llava, trained(tiny_llava, ProjectorOnly()), first, geometry="pad")
+    export_from(tiny_llava, trained(tiny_llava, freeze.ProjectorOnly()), first, geometry="pad")
 
     check_contract(str(first), tmp_path / "second", geometry=geometry)
 
@@ -190,7 +181,7 @@ def test_what_a_processor_cannot_say_is_said(
 ) -> None:
     family, geometry, image_options = case
     checkpoint = _changed(tiny_checkpoint(family, "vicuna"), tmp_path / "old", {}, **image_options)
-    backbone = trained(checkpoint, ProjectorOnly())
+    backbone = trained(checkpoint, freeze.ProjectorOnly())
 
     export_from(checkpoint, backbone, tmp_path / "out", geometry=geometry)
 

@@ -17,32 +17,37 @@ from lightning_mllm.probing.features.feature_set import FeatureSet
 
 
 def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[str, Any]) -> None:
-    """Write the feature sets of one split at several points: the file is whole or not there.
+    """Write the feature sets of one split at several points, whole or not at all.
 
     Args:
-        path: A `.safetensors` file; its folder is made.
+        path: A `.safetensors` file; its folder is created.
         sets: Point's name -> features; all of the same samples, in the same order.
-        settings: Plain values that say where they come from (checkpoint, step, split, ...).
+        settings: Plain values that say where the features come from (checkpoint, step, split, ...).
 
     Raises:
         DataError: The sets are of different samples, or the file can't be written.
     """
     first = next(iter(sets.values()))
     if any(other.sample_ids != first.sample_ids for other in sets.values()):
-        raise DataError(f"{path} can't hold features of different samples; save each split in a file of its own.")
+        raise DataError(
+            f"{path} can't hold features of different samples; save each split in a file of its "
+            "own."
+        )
     tensors: dict[str, Tensor] = {point: each.features.contiguous() for point, each in sets.items()}
     about = {"names": first.names, "sample_ids": first.sample_ids, "settings": dict(settings)}
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({**tensors, "targets": first.targets}, part, metadata={"about": json.dumps(about)})
+        save_file(
+            {**tensors, "targets": first.targets}, part, metadata={"about": json.dumps(about)}
+        )
         part.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             part.unlink()
         raise DataError(
-            f"The features can't be written to {path}: {error}. Make room there, put the run into another folder, or "
-            "save less: fewer points, or a larger every_n_epochs."
+            f"The features can't be written to {path}: {error}. Make room there, put the run into "
+            "another folder, or save less: fewer points, or a larger every_n_epochs."
         ) from error
 
 
@@ -50,17 +55,21 @@ def load_features(path: Path) -> dict[str, FeatureSet]:
     """Return point's name -> features of a file that `save_features` wrote.
 
     Raises:
-        DataError: It is no such file.
+        DataError: The file was not written by `save_features`, or it is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         targets: Tensor = tensors.pop("targets")
-        names, sample_ids = tuple(about["names"]), tuple(about["sample_ids"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:  # ValueError: it is no JSON
-        raise DataError(f"{path} is no file of features ({error}). Expected one that SaveFeatures wrote.") from error
+        classes, sample_ids = tuple(about["names"]), tuple(about["sample_ids"])
+    # ValueError: its metadata is not JSON
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a file of features ({error}). Expected one that SaveFeatures wrote."
+        ) from error
     return {
-        point: FeatureSet(features=features, targets=targets, names=names, sample_ids=sample_ids)
+        point: FeatureSet(features=features, targets=targets, names=classes, sample_ids=sample_ids)
         for point, features in tensors.items()
     }

@@ -1,4 +1,4 @@
-"""Runs one batch through the model, or the part that the points need, and keeps a vector per sample at each point."""
+"""Runs a batch through the model, as far as the points need, and keeps a vector per sample."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Tapper:
     """Taps one batch after the other; see `extraction.extract`.
 
     Raises:
-        ConfigError: A point does not exist in this model, or the tower is trained and there is a cache.
+        ConfigError: A point does not exist in this model, or the tower is trained and there is a
+            cache.
     """
 
     def __init__(
@@ -58,19 +59,20 @@ class Tapper:
         tower = backbone.vision_tower.parameters()
         if cache is not None and any(parameter.requires_grad for parameter in tower):
             raise ConfigError(
-                "The vision tower is trained, so its features change and a cache of them is of no use. Leave the "
-                "feature cache out, or choose a freeze policy that keeps the tower frozen."
+                "The vision tower is trained, so its features change and a cache of them is of no "
+                "use. Leave the feature cache out, or choose a freeze policy that keeps the tower "
+                "frozen."
             )
 
     @cached_property
     def _source(self) -> str:
-        """What the features of the tower, which is frozen where there is a cache, depend on besides the image."""
+        """What the features of the tower depend on besides the image; with a cache it is frozen."""
         kind = self._device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ""
         return f"{self._path.fingerprint()} {kind} {precision}"
 
     def tap(self, batch: MultimodalBatch) -> TappedBatch:
-        """Return the features of a batch, which should be on the CPU: only the pixels that the tower reads are moved.
+        """Return the features of a batch, best on the CPU: only what the tower reads is moved.
 
         Raises:
             ConfigError: A pooling does not work with this model.
@@ -115,7 +117,8 @@ class Tapper:
         token = self._path.class_token(views)
         if token is None:
             raise ConfigError(
-                "Pooling 'cls' needs a class token, and this vision tower has none. Use mean or grid."
+                "Pooling 'cls' needs a class token, and this vision tower has none. Use mean or "
+                "grid."
             )
         return token[:, None]
 
@@ -127,12 +130,13 @@ class Tapper:
             views = self._path.patches(tower_features)
             if len(tokens) != views.shape[1]:
                 raise ConfigError(
-                    f"Pooling 'grid' needs one token per patch of a square, but this model packs {len(views)} views "
-                    f"of an image, with row separators, into {len(tokens)} tokens. Use mean or max after its projector."
+                    "Pooling 'grid' needs one token per patch of a square, but this model packs "
+                    f"{len(views)} views of an image, with row separators, into {len(tokens)} "
+                    "tokens. Use mean or max after its projector."
                 )
 
     def _tap_llm(self, batch: MultimodalBatch, projected: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Run the LLM, if it has points: layer k is what enters layer k, or after the last layer the final norm."""
+        """Run the LLM, if it has points: layer k is the state after k layers, before any norm."""
         points = (*self._at["image"], *self._at["last"])
         if not points:
             return {}

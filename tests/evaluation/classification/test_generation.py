@@ -114,7 +114,7 @@ def test_what_is_taken_over_and_what_is_not_used_is_named() -> None:
     said = describe_decoding(config)
 
     assert said is not None
-    assert re.search(r"only eos_token_id=\[2, 7\] is taken over.* not used.*: top_p=0.9\.", said)
+    assert re.search(r"only eos_token_id=\[2, 7\] is used.* Not used.*: top_p=0.9\.", said)
     assert describe_decoding(GenerationConfig(eos_token_id=2, do_sample=False, num_beams=1)) is None
 
 

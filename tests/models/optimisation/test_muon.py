@@ -104,7 +104,7 @@ def test_groups_that_do_not_say_where_matrices_are_are_refused() -> None:
 
 
 def test_groups_that_come_late_are_refused() -> None:
-    with pytest.raises(ConfigError, match="when it is made"):
+    with pytest.raises(ConfigError, match="when it is created"):
         MuonAdamW(_groups()).add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "matrices": False})
 
 

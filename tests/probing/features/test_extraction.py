@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize
-from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.errors import ConfigError, DataError, NotFiniteError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.probing.features.extraction import extract
@@ -211,7 +211,7 @@ def test_bad_samples_are_named(tiny_llava: str) -> None:
     with pytest.raises(DataError, match="no sample was extracted"):
         extract(backbone, [], VISION, NAMES)
     backbone.projector.linear_2.bias.data[3] = torch.nan  # type: ignore[operator,union-attr]
-    with pytest.raises(DataError, match=r"NaN or infinite features, the first is 's0'"):
+    with pytest.raises(NotFiniteError, match=r"The features are NaN or infinite for \d of \d samples, first for 's0'"):
         extract(backbone, batches(tiny_llava, good), [Point("post")], NAMES)
 
 

@@ -78,7 +78,7 @@ def test_what_is_no_file_of_features_is_refused(
 ) -> None:
     save_file(tensors, tmp_path / "val.safetensors", metadata=metadata)
 
-    with pytest.raises(DataError, match=r"val\.safetensors is no file of features .*Expected one that SaveFeatures"):
+    with pytest.raises(DataError, match=r"val\.safetensors is not a file of features .*Expected one that SaveFeatures"):
         load_features(tmp_path / "val.safetensors")
 
 
@@ -88,5 +88,5 @@ def test_a_file_that_is_cut_off_or_missing_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
     for broken in (path, tmp_path / "nowhere.safetensors"):
-        with pytest.raises(DataError, match="is no file of features"):
+        with pytest.raises(DataError, match="is not a file of features"):
             load_features(broken)
