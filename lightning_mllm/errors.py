@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message says what was found, what was expected and how to go on."""
+"""Errors that a user can cause: each says what was found, what was expected and how to go on."""
 
 
 class UserError(ValueError):

@@ -108,7 +108,7 @@ class ClipClassifier:
         return self
 
     def prepare(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Return the model's inputs for RGB pictures: resized, cropped, scaled as in its training."""
+        """Return the model's inputs for RGB pictures: resized, cropped, scaled as in training."""
         return dict(self._image_processor(list(pictures), return_tensors="pt"))
 
     @torch.no_grad()

@@ -28,19 +28,24 @@ _DOUBTLESS = re.compile(r"\b(?:no|without (?:a |any )?)\s*(?:doubt|question)\b|\
 _ANYTHING_BUT = re.compile(r"\b(?:anything|all) but\b")
 _END = re.compile(  # ends a clause, and what is denied in it
     r"[.;:!?()\[\]\u2013\u2014\u3002\uff1b\uff1a\uff01\uff1f]+|\s-+\s"
-    r"|\b(?:but|however|although|though|while|whereas|because|since|therefore|thus|hence)\b|\binstead\b(?! of)"
+    r"|\b(?:but|however|although|though|while|whereas|because|since|therefore|thus|hence)\b"
+    r"|\binstead\b(?! of)"
     r"|(?:,|\band) so\b|\band (?=(?:it|this|is|are|has|have|shows?)\b)"
     r"|\b(?:and|or) (?=(?:no|not|without|neither|nor)\b)|(?=\bnor\b)"
 )
 _COMMA = re.compile(r"[,\uff0c\u3001]")
 _UNLIKELY = (
-    r"unlikely|improbable|impossible|doubtful|absent|exclud(?:e|es|ed|ing)|rul(?:e|es|ed|ing)[ -]out|never|cannot"
+    r"unlikely|improbable|impossible|doubtful|absent|exclud(?:e|es|ed|ing)|rul(?:e|es|ed"
+    r"|ing)[ -]out|never|cannot"
     r"|not|\w+n['\u2019]t|(?:is|are|was|were|do|does|did|has|have|ca|could|would|should|wo)nt"
 )
 _NEGATION = re.compile(
-    rf"\b(?:{_UNLIKELY}|no|non|nor|none|nothing|neither|without|hardly|barely|scarcely|rarely|lacks?|lacking|absence"
-    r"|except|rather than|instead of|other than|far from|free (?:of|from)|negative for|fail(?:s|ed)? to|un(?=-)"
-    r"|nicht|nie|kein\w*|ohne|weder|pas|ne|sans|jamais|sin|ni|nunca|senza|n\u00e9|n\u00e3o|sem|nem|niet|geen|zonder)\b"
+    rf"\b(?:{_UNLIKELY}|no|non|nor|none|nothing|neither|without|hardly|barely|scarcely|rarely"
+    rf"|lacks?|lacking|absence"
+    r"|except|rather than|instead of|other than|far from|free (?:of|from)|negative for|fail(?:s"
+    r"|ed)? to|un(?=-)"
+    r"|nicht|nie|kein\w*|ohne|weder|pas|ne|sans|jamais|sin|ni|nunca|senza|n\u00e9|n\u00e3o|sem"
+    r"|nem|niet|geen|zonder)\b"
     rf"|[\u6ca1\u6c92\u65e0\u7121\u672a]|\u975e(?!\u5e38)|\u4e0d(?!\u8fc7|\u4ec5|\u4f46)"
 )
 _DENIED = re.compile(
@@ -52,7 +57,8 @@ _COMPOUND = re.compile(
 )
 _LISTED = re.compile(rf"(?:{_M}|\s|\b(?:and|or|a|an|the|any|also)\b)*")
 _ALONE = re.compile(
-    r"\s*(?:(?:it is|it's|is)\s+)?(?:no|nope|not|never|none|negative|absent|false|wrong|incorrect|unlikely"
+    r"\s*(?:(?:it is|it's|is)\s+)?(?:no|nope|not|never|none|negative|absent|false|wrong"
+    r"|incorrect|unlikely"
     r"|excluded|ruled out)(?:\s+(?:really|likely|present|visible|at all|here|shown|seen))?\s*"
 )
 
