@@ -86,7 +86,7 @@ def parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str,
         grouped.setdefault((backbone.part_of(name), suffix), []).append(parameter)
     groups: list[dict[str, Any]] = []
     for (part, suffix), parameters in sorted(grouped.items()):
-        group = {
+        group: dict[str, Any] = {
             "name": part.value + suffix,
             "params": parameters,
             "lr": rates.of(part),

@@ -113,9 +113,8 @@ def solve(
         direction = -_times_inverse_curvature(gradient, steps, problem.preconditioner)
         moved, new_loss, new_gradient = problem.search(weights, loss, gradient, direction, active)
         iterations += active
-        active &= (
-            (moved != weights).any(dim=3).any(dim=1)
-        )  # else rounding hides what is left to gain
+        # what did not move has nothing left to gain that rounding does not hide
+        active &= (moved != weights).any(dim=3).any(dim=1)
         step, change = moved - weights, new_gradient - gradient
         steps = [*steps, (step, change, _dot(step, change))][-_MEMORY:]
         weights, loss, gradient = moved, new_loss, new_gradient

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.evaluation.classification.metrics import ClassificationResult
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.probes.checks import check_splits, list_some
 from lightning_mllm.probing.probes.scores import ProbeScore, score
@@ -194,8 +195,8 @@ class Probe(ABC):
         return ProbeScore(
             probe=self.name,
             seeds=tuple(seeds),
-            results=tuple(score(test.names, fit.predicted, test.targets) for fit in fits),
-            controls=tuple(score(test.names, fit.predicted, test.targets) for fit in controls),
+            results=_score_all(fits, test),
+            controls=_score_all(controls, test),
             predictions=torch.stack([fit.predicted for fit in fits]),
             halves=tuple(fit.predicted for fit in halves),
             targets=test.targets,
@@ -263,6 +264,10 @@ def cut(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
     """Cut a sequence into parts of `size` items; the last may be shorter."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _score_all(fits: Sequence[Fit], test: FeatureSet) -> tuple[ClassificationResult, ...]:
+    return tuple(score(test.names, fit.predicted, test.targets) for fit in fits)
 
 
 def _task(name: str, train: FeatureSet, test: FeatureSet, seed: int, control: bool) -> Task:

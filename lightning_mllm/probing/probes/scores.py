@@ -65,22 +65,26 @@ class ProbeScore:
     @property
     def accuracy(self) -> float:
         """Mean accuracy over the seeds."""
-        return fmean(result.accuracy for result in self.results)
+        return fmean(_accuracies(self.results))
 
     @property
     def accuracy_sd(self) -> float | None:
         """Standard deviation of the accuracy over the seeds (n - 1); None for a single seed."""
-        return _deviation([result.accuracy for result in self.results])
+        return _deviation(_accuracies(self.results))
 
     @property
     def macro_f1(self) -> float:
         """Mean macro-F1 over the seeds."""
-        return fmean(result.macro_f1 for result in self.results)
+        return fmean(self._macro_f1_per_seed)
 
     @property
     def macro_f1_sd(self) -> float | None:
         """Standard deviation of macro-F1 over the seeds (n - 1); None for a single seed."""
-        return _deviation([result.macro_f1 for result in self.results])
+        return _deviation(self._macro_f1_per_seed)
+
+    @property
+    def _macro_f1_per_seed(self) -> list[float]:
+        return [result.macro_f1 for result in self.results]
 
     @property
     def per_class_f1(self) -> dict[str, float]:
@@ -92,7 +96,7 @@ class ProbeScore:
     @property
     def control_accuracy(self) -> float | None:
         """Mean accuracy of the probes trained on shuffled labels; None without a control."""
-        return fmean(control.accuracy for control in self.controls) if self.controls else None
+        return fmean(_accuracies(self.controls)) if self.controls else None
 
     @property
     def selectivity(self) -> float | None:
@@ -117,9 +121,9 @@ class ProbeScore:
             "selectivity": self.selectivity,
             "per_class_f1": self.per_class_f1,
             "seeds": list(self.seeds),
-            "accuracy_per_seed": [result.accuracy for result in self.results],
-            "macro_f1_per_seed": [result.macro_f1 for result in self.results],
-            "control_accuracy_per_seed": [control.accuracy for control in self.controls],
+            "accuracy_per_seed": _accuracies(self.results),
+            "macro_f1_per_seed": self._macro_f1_per_seed,
+            "control_accuracy_per_seed": _accuracies(self.controls),
             "epochs": list(self.epochs),
             "best_epochs": list(self.best_epochs),
             "converged": list(self.converged),
@@ -131,6 +135,10 @@ def score(names: tuple[str, ...], predicted: Tensor, targets: Tensor) -> Classif
     counts = torch.zeros(len(names), len(names) + 1, dtype=torch.int64)
     counts.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)
     return ClassificationResult.from_confusion(names, counts.numpy())
+
+
+def _accuracies(results: Sequence[ClassificationResult]) -> list[float]:
+    return [result.accuracy for result in results]
 
 
 def _deviation(values: Sequence[float]) -> float | None:
