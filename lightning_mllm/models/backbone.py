@@ -89,16 +89,16 @@ class Backbone:
         return self.model.get_submodule(self.family.projector_name)
 
     @property
-    def decoder(self) -> nn.Module:
-        """The LLM without its head: `.layers`, `.norm`, `.embed_tokens`."""
-        decoder: nn.Module = self.model.get_decoder()
-        return decoder
+    def has_base_projector(self) -> bool:
+        """Whether the projection is still, value for value, that of the loaded model."""
+        return self._hash_projector() == self._base_projector
 
-    @property
-    def lm_head(self) -> nn.Module:
-        """The output embedding, width -> vocabulary."""
-        head: nn.Module = self.model.get_output_embeddings()
-        return head
+    def _hash_projector(self) -> str:
+        digest = hashlib.sha256()
+        for _, parameter in self.parameters(Part.PROJECTOR):
+            if parameter.device.type != "meta":
+                digest.update(parameter.detach().to("cpu", torch.float32).numpy().data)
+        return digest.hexdigest()
 
     @property
     def vision_path(self) -> VisionPath:
@@ -115,6 +115,18 @@ class Backbone:
                 LLaVA-NeXT packed, with `image_newline`.
         """
         return self.vision_path.encode(vision, stage)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The LLM without its head: `.layers`, `.norm`, `.embed_tokens`."""
+        decoder: nn.Module = self.model.get_decoder()
+        return decoder
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The output embedding, width -> vocabulary."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     def part_of(self, name: str) -> Part:
         """Return the part of a parameter, named as in `model.named_parameters()`."""
@@ -155,18 +167,6 @@ class Backbone:
             elif name.rpartition(".")[2] in ("post_layernorm", "head"):
                 prefixes.append(prefix)
         return tuple(prefixes)
-
-    @property
-    def has_base_projector(self) -> bool:
-        """Whether the projection is still, value for value, that of the loaded model."""
-        return self._hash_projector() == self._base_projector
-
-    def _hash_projector(self) -> str:
-        digest = hashlib.sha256()
-        for _, parameter in self.parameters(Part.PROJECTOR):
-            if parameter.device.type != "meta":
-                digest.update(parameter.detach().to("cpu", torch.float32).numpy().data)
-        return digest.hexdigest()
 
 
 @torch.no_grad()

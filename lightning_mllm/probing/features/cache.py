@@ -169,9 +169,7 @@ def _read(path: Path, dtype: torch.dtype) -> tuple[Tensor, torch.dtype] | None:
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file that is either whole and on the disk, or not there under its name."""
-    partial = path.with_name(
-        f"{path.stem}.{uuid4().hex}.partial"
-    )  # hosts that share the folder share process ids
+    partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")  # hosts that share the folder share process ids
     try:
         with partial.open("wb") as file:
             file.write(content)

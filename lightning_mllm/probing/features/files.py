@@ -29,18 +29,13 @@ def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[
     """
     first = next(iter(sets.values()))
     if any(other.sample_ids != first.sample_ids for other in sets.values()):
-        raise DataError(
-            f"{path} can't hold features of different samples; save each split in a file of its "
-            "own."
-        )
+        raise DataError(f"{path} can't hold features of different samples; save each split in a file of its own.")
     tensors: dict[str, Tensor] = {point: each.features.contiguous() for point, each in sets.items()}
     about = {"names": first.names, "sample_ids": first.sample_ids, "settings": dict(settings)}
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {**tensors, "targets": first.targets}, part, metadata={"about": json.dumps(about)}
-        )
+        save_file({**tensors, "targets": first.targets}, part, metadata={"about": json.dumps(about)})
         part.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):

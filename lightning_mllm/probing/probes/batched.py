@@ -56,12 +56,8 @@ def train_together(
         DataError: Early stopping was asked for, but no class has a sample to hold out; or a network
             diverged.
     """
-    kept_rows, held_rows = [], []
-    for task in tasks:
-        parts = hold_out(task.labels, training.val_fraction, seeded(task.seed, "slice"))
-        kept_rows.append(parts[0])
-        held_rows.append(parts[1])
-    kept, held = torch.stack(kept_rows), torch.stack(held_rows)
+    parts = [hold_out(task.labels, training.val_fraction, seeded(task.seed, "slice")) for task in tasks]
+    kept, held = (torch.stack(part) for part in zip(*parts, strict=True))
     if training.val_fraction and not held.numel():
         raise DataError(
             f"Features {tasks[0].name!r}: each class has a single training sample, so that none "
@@ -104,8 +100,7 @@ class _Run:
     ) -> None:
         self._data, self._training = data, training
         self._orders = [seeded(task.seed, "order") for task in tasks]
-        generators = [seeded(task.seed, "weights") for task in tasks]
-        weights = initial_weights(sizes, generators, data.dtype)
+        weights = initial_weights(sizes, [seeded(task.seed, "weights") for task in tasks], data.dtype)
         self._weights = [weight.to(data.device).requires_grad_() for weight in weights]
         self._optimizer = self._make_adam()
         self.models = torch.arange(len(tasks), device=data.device)

@@ -1,4 +1,4 @@
-"""What a probe's seed decides: the held-out slice, the order of samples, the shuffled labels."""
+"""What a probe's seed decides: the held-out slice, the order of the samples, the shuffled labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def seeded(seed: int, purpose: str) -> torch.Generator:
-    """Return a generator for one purpose, so that no purpose shifts the numbers of another."""
+    """Return a generator for one purpose, so that none shifts the numbers of another."""
     return torch.Generator().manual_seed(random.Random(f"{seed}/{purpose}").getrandbits(63))
 
 
