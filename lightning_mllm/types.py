@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-IGNORE_INDEX = (
-    -100
-)  # label of a position that carries no loss, as in torch.nn.functional.cross_entropy
+IGNORE_INDEX = -100  # label of a position without loss, as in torch's `cross_entropy`
 
 
 class Segment(StrEnum):

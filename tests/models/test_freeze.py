@@ -20,13 +20,17 @@ POLICIES: list[tuple[freeze.FreezePolicy, set[Part]]] = [
     (freeze.Everything(), {Part.PROJECTOR, Part.VISION, Part.LLM}),
     (freeze.Lora(rank=2), {Part.LLM_LORA}),
     (freeze.Lora(rank=2, target="vision"), {Part.VISION_LORA}),
-    (freeze.Lora(rank=2, target="both", projector=True), {Part.LLM_LORA, Part.VISION_LORA, Part.PROJECTOR}),
+    (
+        freeze.Lora(rank=2, target="both", projector=True),
+        {Part.LLM_LORA, Part.VISION_LORA, Part.PROJECTOR},
+    ),
     (freeze.ByPattern(["linear_1", r"layers\.0\.mlp"]), {Part.PROJECTOR, Part.VISION, Part.LLM}),
 ]
 
 
 def _name(value: object) -> str:
-    return "+".join(sorted(value)) if isinstance(value, set) else str(value)  # in the same order in every process
+    # in the same order in every process
+    return "+".join(sorted(value)) if isinstance(value, set) else str(value)
 
 
 @pytest.fixture(params=["llava", "llava_next"])
@@ -43,13 +47,19 @@ def test_a_step_moves_all_that_is_trainable_and_nothing_else(
     before = {name: parameter.detach().clone() for name, parameter in backbone.parameters()}
     optimizer = torch.optim.SGD([p for _, p in backbone.parameters() if p.requires_grad], lr=1.0)
 
-    for _ in range(2):  # LoRA's second matrix starts at zero, so its first moves from the second step on
+    # LoRA's second matrix starts at zero, so its first moves from the second step on
+    for _ in range(2):
         optimizer.zero_grad()
         answer_loss(backbone, batch_of(checkpoint)).mean.backward()
         optimizer.step()
 
-    moved = {name for name, parameter in backbone.parameters() if not torch.equal(parameter, before[name])}
-    never_in_loss = {name for name in report.trainable_names if "k_proj.bias" in name}  # a shift of all keys
+    moved = {
+        name
+        for name, parameter in backbone.parameters()
+        if not torch.equal(parameter, before[name])
+    }
+    # a shift of all keys
+    never_in_loss = {name for name in report.trainable_names if "k_proj.bias" in name}
     assert moved - never_in_loss == set(report.trainable_names) - never_in_loss
     assert report.trainable_parts == parts
 
@@ -67,7 +77,11 @@ def test_the_report_counts_every_parameter_once(tiny_llava: str) -> None:
     report = freeze.ProjectorOnly().apply(backbone)
 
     *parts, total = report.rows()
-    assert total[1] == sum(p.numel() for p in backbone.model.parameters()) == sum(n for _, n, _, _ in parts)
+    assert (
+        total[1]
+        == sum(p.numel() for p in backbone.model.parameters())
+        == sum(n for _, n, _, _ in parts)
+    )
     assert total[2] == sum(p.numel() for p in backbone.projector.parameters())
 
 
@@ -100,12 +114,16 @@ def test_lora_stays_in_its_part(checkpoint: str, target: str) -> None:
 
     adapted = {"vision": "vision_tower", "llm": "language_model"}
     expected = set(adapted.values()) if target == "both" else {adapted[target]}
-    assert {word for name in report.trainable_names for word in adapted.values() if word in name} == expected
+    assert {
+        word for name in report.trainable_names for word in adapted.values() if word in name
+    } == expected
     assert not any("projector" in name or "lm_head" in name for name in report.trainable_names)
 
 
 def test_lora_takes_only_the_named_layers_of_its_part(tiny_llava: str) -> None:
-    report = freeze.Lora(rank=2, modules=["q_proj", "v_proj"]).apply(Backbone.from_pretrained(tiny_llava))
+    report = freeze.Lora(rank=2, modules=["q_proj", "v_proj"]).apply(
+        Backbone.from_pretrained(tiny_llava)
+    )
 
     assert len(report.trainable_names) == 2 * 2 * 2  # layers x modules x (A, B)
     assert all("language_model" in name for name in report.trainable_names)
@@ -146,7 +164,9 @@ def test_lora_refuses_layers_that_are_not_there(tiny_llava: str) -> None:
         freeze.Lora(modules=["wq"]).apply(Backbone.from_pretrained(tiny_llava))
 
 
-@pytest.mark.parametrize(("options", "message"), [({"rank": 0}, "rank"), ({"dropout": 1.0}, "dropout")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"rank": 0}, "rank"), ({"dropout": 1.0}, "dropout")]
+)
 def test_lora_refuses_impossible_options(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         freeze.Lora(**options)  # type: ignore[arg-type]

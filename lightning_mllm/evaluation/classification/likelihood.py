@@ -31,10 +31,8 @@ from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
 _HEAD_ROWS = 256
-_DENSE_MASK_ATTENTION = (
-    "sdpa",
-    "eager",
-)  # a bool mask would be wrong under eager: ours is additive
+# our mask is additive, since a bool mask would be wrong under eager
+_DENSE_MASK_ATTENTION = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)

@@ -157,12 +157,8 @@ def _read(path: Path, dtype: torch.dtype) -> tuple[Tensor, torch.dtype] | None:
         with safe_open(path, framework="pt") as file:
             features: Tensor = file.get_tensor("features")
             computed = _DTYPES[file.metadata()["computed"]]
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        TypeError,
-    ):  # the last two: its metadata is not ours
+    except (OSError, SafetensorError, KeyError, TypeError):
+        # KeyError and TypeError: its metadata is not ours
         return None
     return (features, computed) if features.dtype == dtype else None
 

@@ -66,9 +66,8 @@ def on_axes(train: Tensor, test: Tensor) -> Axes:
     """
     mean = train.mean(dim=1, keepdim=True)
     train, test = train - mean, test - mean
-    if (
-        train.shape[1] <= train.shape[2]
-    ):  # fewer samples than features: the axes are combinations of samples
+    # with fewer samples than features, the axes are combinations of samples
+    if train.shape[1] <= train.shape[2]:
         values, vectors = torch.linalg.eigh(train @ train.mT)
         vectors = train.mT @ (vectors * _inverse_root(values)[:, None])
     else:
