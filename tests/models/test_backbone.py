@@ -15,6 +15,8 @@ from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.families import FAMILIES, Family
 from lightning_mllm.models.freeze import Everything, ProjectorOnly
+from lightning_mllm.models.hooks import inputs_of
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from lightning_mllm.types import MultimodalBatch, Segment
@@ -77,9 +79,8 @@ def test_the_fingerprint_knows_weights_not_dtypes(tiny_llava: str, tmp_path: Pat
 def fed_to_the_llm(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
     """What the full model hands its LLM at all image positions, (tokens, width)."""
     seen: list[Tensor] = []
-    with backbone.decoder.layers[0].register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0])
-    ):  # type: ignore[index,union-attr]
+    first = {0: decoder_layers(backbone)[0]}
+    with inputs_of(first, lambda _, hidden: seen.append(hidden)):
         backbone.model(**batch.model_inputs())
     return seen[0][batch.spans[Segment.IMAGE]]
 

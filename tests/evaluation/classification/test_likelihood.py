@@ -15,7 +15,7 @@ from tests.evaluation.conftest import Scene
 
 @torch.no_grad()
 def score_labels_separately(scene: Scene) -> Tensor:
-    """The definition, with one full forward per label: summed log-probabilities, (batch, classes)."""
+    """The definition, one full forward per label: summed log-probabilities, (batch, classes)."""
     prompts = scene.batch.prompts()
     scores = []
     for token_ids in scene.labels.token_ids:

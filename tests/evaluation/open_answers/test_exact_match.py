@@ -184,7 +184,7 @@ def test_an_answer_whose_every_token_is_the_likeliest_is_not_generated(
 def test_a_known_answer_is_what_generation_says(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model whose greedy answer is the reference need not be asked, and says the same if it is."""
+    """A model whose greedy answer is the reference need not be asked: it says the same if it is."""
     for row in range(3):
         own = says_its_own(scene, replace(scene.batch_of([row]), kinds=("a",)))
         greedy = torch.ones_like(own.input_ids, dtype=torch.bool)
