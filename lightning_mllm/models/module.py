@@ -229,8 +229,11 @@ class MLLMModule(EvaluatingModule):
             self._schedule.check_learns()
         groups = parameter_groups(self.backbone, self.learning_rates)
         optimizer = self.optimizer(groups, self.learning_rates.projector)
-        schedule = {"scheduler": self._schedule.scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
+        scheduler = self._schedule.scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def predict_step(self, batch: MultimodalBatch, batch_idx: int) -> int:
         """Hand a batch to `updates`, which `Trainer.analyze` sets, and return its size."""

@@ -183,7 +183,8 @@ class LinearProbe(BatchedProbe):
 
 def _stack_per_set(rows: Sequence[Tensor], sets: int) -> Tensor:
     """Stack a row per task, (samples,), to (sets, samples, K)."""
-    return torch.stack(list(rows)).unflatten(0, (sets, -1)).mT.contiguous()
+    per_set: Tensor = torch.stack(list(rows)).unflatten(0, (sets, -1))  # (sets, K, samples)
+    return per_set.mT.contiguous()
 
 
 def _held_out(task: Task) -> Tensor:
