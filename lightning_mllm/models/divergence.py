@@ -47,7 +47,7 @@ class PendingLoss:
         """Refuse the loss if it is not finite.
 
         Args:
-            adapted: The model.
+            adapted: The model that gave the loss.
             where: Where the loss was found, for the message, e.g. "of step 3".
 
         Raises:

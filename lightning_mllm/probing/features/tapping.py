@@ -28,7 +28,7 @@ class TappedBatch:
     """The features of a batch, on the CPU.
 
     Attributes:
-        sample_ids: Per sample.
+        sample_ids: Id of each sample.
         targets: (samples,) class indices.
         vectors: Point's name -> (samples, width), float32.
     """
