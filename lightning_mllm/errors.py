@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message says what was found, what was expected and how to go on."""
+"""Errors that a user can cause: each says what was found, what was expected and how to go on."""
 
 
 class UserError(ValueError):
@@ -13,7 +13,7 @@ class DataError(UserError):
     """A dataset that is missing, malformed or inconsistent; the message names the file and the row.
 
     Attributes:
-        kind: What it is about, in a word or two that all errors of its like share: they are counted by it.
+        kind: A word or two for what is wrong; errors are counted by it.
     """
 
     def __init__(self, message: str, kind: str = "row") -> None:
@@ -26,4 +26,4 @@ class CheckpointError(UserError):
 
 
 class NotFiniteError(UserError):
-    """A loss, weights or scores that are NaN or infinite, from which nothing follows."""
+    """A loss, weights, features or scores that are NaN or infinite."""

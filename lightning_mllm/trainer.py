@@ -23,8 +23,7 @@ from lightning_mllm.data.loading.sampler import limit_samples
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
-from lightning_mllm.models.adapted import resolve_dtype
-from lightning_mllm.models.backbone import DType
+from lightning_mllm.models.adapted import DType, resolve_dtype
 from lightning_mllm.models.export import export
 from lightning_mllm.models.fit_checks import check_trainable
 from lightning_mllm.models.module import MLLMModule

@@ -95,7 +95,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a missing shard": (without_a_shard, r"can't be loaded: .*model-00002-of-00004\.safetensors"),
     "end that is a word": (
         generation(eos_token_id="</s>"),
-        "eos_token_id '</s>', but '</s>' is no id of .* 512 tokens",
+        "eos_token_id '</s>', but '</s>' is not an id of .* 512 tokens",
     ),
     "end beyond the vocabulary": (generation(eos_token_id=[2, 512]), r"eos_token_id \[2, 512\], but 512 is no id"),
     "generation that is none": (generation(cache_implementation="x"), r"generation_config\.json is refused .*\(x\)"),

@@ -65,6 +65,7 @@ LIBRARIES: dict[str, set[str]] = {
     "peft": {"models/lora.py"},
     "jsonargparse": {"cli/"},
     "lightning": {
+        "models/evaluating.py",
         "models/module.py",
         "data/loading/datamodule.py",
         "trainer.py",

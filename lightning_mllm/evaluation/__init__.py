@@ -1,9 +1,12 @@
-"""Is the answer right? Scorers over the same prompt, and the numbers that come out."""
+"""Evaluates answers: scorers that all see the same prompts, and the scores of a split."""
 
 from lightning_mllm.evaluation.classification.answer_parser import INVALID, AnswerParser, normalise
 from lightning_mllm.evaluation.classification.generation import Generation
 from lightning_mllm.evaluation.classification.likelihood import Likelihood
-from lightning_mllm.evaluation.classification.metrics import ClassificationMetrics, ClassificationResult
+from lightning_mllm.evaluation.classification.metrics import (
+    ClassificationMetrics,
+    ClassificationResult,
+)
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.clip import ClipClassifier
 from lightning_mllm.evaluation.evaluator import Evaluator

@@ -1,7 +1,7 @@
-"""What a model says behind its prompts: the only place that generates.
+"""Generates the answers to prompts; nothing else in the package generates.
 
-A checkpoint's generation config decides nothing here but which tokens end an answer: it says how its makers like to
-chat, and scores by it could not be compared with those of another checkpoint.
+Of a checkpoint's generation config only the tokens that end an answer are used. The rest says how
+its makers like to chat, and scores that depend on it could not be compared between checkpoints.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from lightning_mllm.errors import CheckpointError
 from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.types import MultimodalBatch
 
-_TAKEN_OVER = "eos_token_id"
-_WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "transformers_version", "_from_model_config")  # a batch has its own
+_USED = "eos_token_id"
+# a batch has ids of its own
+_WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
 
 
 @torch.no_grad()
 def continue_prompts(
     model: PreTrainedModel, prompts: MultimodalBatch, max_new_tokens: int, temperature: float = 0.0
 ) -> Tensor:
-    """Return the tokens behind each prompt, (batch, new); behind an answer's end they are padding.
+    """Return the tokens after each prompt, (batch, new); after an answer's end they are padding.
 
     Args:
         model: The MLLM.
         prompts: From `MultimodalBatch.prompts`.
         max_new_tokens: Length at which an answer is cut.
-        temperature: 0 for greedy decoding; above, answers are sampled from the whole softmax at this temperature.
+        temperature: 0 for greedy decoding; above 0, answers are sampled from the whole softmax at
+            this temperature.
 
     Raises:
-        NotFiniteError: The model gives no numbers.
+        NotFiniteError: A logit is NaN or infinite.
     """
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0}
     config = GenerationConfig(
@@ -47,7 +49,7 @@ def continue_prompts(
         **(sampling if temperature > 0 else {}),
     )
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # a mixin's
-    with _instead_of_its_own(model, config):
+    with _use_config(model, config):
         tokens = generate(  # (batch, prompt + new)
             input_ids=prompts.input_ids,
             attention_mask=prompts.attention_mask,
@@ -59,51 +61,55 @@ def continue_prompts(
 
 
 class _FiniteLogits(LogitsProcessor):
-    """Refuses logits of which the likeliest token is none."""
+    """Refuses logits that are not finite, from which no likeliest token follows."""
 
     def __init__(self, sample_ids: Sequence[str]) -> None:
         self.sample_ids = sample_ids
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Look at the largest logit of each row, which is NaN if one of them is."""
+        """Check the largest logit of each row, which is NaN if any logit is."""
         check_finite(scores.amax(dim=1), self.sample_ids, "The model's logits")
         return scores
 
 
 def end_ids(model: PreTrainedModel, prompts: MultimodalBatch) -> list[int]:
-    """Return the tokens that end an answer: those of the checkpoint, and the one that ends the batch's own answers."""
+    """Return the ids that end an answer: the checkpoint's, and that of the batch's own answers."""
     return sorted({*_ends(model.generation_config), prompts.end_id})
 
 
 def describe_decoding(config: GenerationConfig) -> str | None:
-    """Return a sentence on what a checkpoint's generation config says and on what of it is used; None if on no more.
+    """Return a sentence on what of a generation config is not used; None if everything is.
 
     Args:
-        config: The checkpoint's.
+        config: The checkpoint's generation config.
     """
     usual = {**GenerationConfig().to_dict(), **GenerationConfig._get_default_generation_params()}
-    said = {key: value for key, value in config.to_dict().items() if key not in (_TAKEN_OVER, *_WITHOUT_EFFECT)}
-    unused = [f"{key}={value!r}" for key, value in said.items() if value not in (None, False, usual.get(key))]
+    unused = []
+    for key, value in config.to_dict().items():
+        if key == _USED or key in _WITHOUT_EFFECT or value in (None, False, usual.get(key)):
+            continue
+        unused.append(f"{key}={value!r}")
     if not unused:
         return None
     return (
-        f"Of the checkpoint's generation config only {_TAKEN_OVER}={_ends(config)} is taken over, beside the token "
-        f"that ends the prompt's own answers; not used, as answers are greedy or sampled as the scorer says: "
-        f"{', '.join(unused)}."
+        f"Of the checkpoint's generation config only {_USED}={_ends(config)} is used, beside the "
+        "token that ends the prompt's own answers. Not used, since answers are greedy or sampled "
+        f"as the scorer says: {', '.join(unused)}."
     )
 
 
 def check_ends(config: GenerationConfig, vocabulary: int, checkpoint: str) -> None:
-    """Refuse a checkpoint's end tokens that are none.
+    """Check the ids of the tokens that end an answer.
 
     Raises:
-        CheckpointError: One is no id of the model's vocabulary.
+        CheckpointError: One of them is not an id of the model's vocabulary.
     """
     for token in _ends(config):
         if type(token) is not int or not 0 <= token < vocabulary:
             raise CheckpointError(
-                f"The generation config of checkpoint {checkpoint!r} has {_TAKEN_OVER} {config.eos_token_id!r}, but "
-                f"{token!r} is no id of the model's {vocabulary} tokens. Correct it in generation_config.json."
+                f"The generation config of checkpoint {checkpoint!r} has {_USED} "
+                f"{config.eos_token_id!r}, but {token!r} is not an id of the model's {vocabulary} "
+                "tokens. Correct it in generation_config.json."
             )
 
 
@@ -113,8 +119,8 @@ def _ends(config: GenerationConfig) -> list[Any]:
 
 
 @contextmanager
-def _instead_of_its_own(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Let a model have this generation config: `generate` fills up what is not said from the model's."""
+def _use_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Give a model this generation config: `generate` takes missing values from the model's own."""
     own, model.generation_config = model.generation_config, config
     try:
         yield

@@ -1,15 +1,19 @@
-"""One evaluation, batch by batch: classes where samples have labels, exact match where open answers have kinds."""
+"""One evaluation, batch by batch: classes where samples have labels, else open answers per kind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation.classification.metrics import ClassificationMetrics, ClassificationResult
+from lightning_mllm.evaluation.classification.metrics import (
+    ClassificationMetrics,
+    ClassificationResult,
+)
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, OpenAnswer
 from lightning_mllm.evaluation.open_answers.metrics import AnswerMetrics, AnswerResult
@@ -18,11 +22,11 @@ from lightning_mllm.types import LabelSet, MultimodalBatch
 
 @dataclass(frozen=True)
 class Scored:
-    """What came out for a batch.
+    """The predictions and answers of a batch.
 
     Attributes:
-        predictions: Scorer name -> what it says; empty for free-form data.
-        answers: Of the free-form samples that have a kind.
+        predictions: Scorer name -> predictions; empty for free-form data.
+        answers: Answers to the free-form samples that have a kind.
     """
 
     predictions: dict[str, Predictions] = field(default_factory=dict)
@@ -30,13 +34,13 @@ class Scored:
 
 
 class Evaluator(nn.Module):
-    """Scores batches and adds up, over all processes; a module because its counts live on the model's device.
+    """Scores batches and sums over processes; a module, so that counts are on the model's device.
 
     Args:
         scorers: How answers become predictions on classification data.
 
     Attributes:
-        results: Scorer name -> its scores in the last evaluation; empty for free-form data.
+        results: Scorer name -> scores of the last evaluation; empty for free-form data.
         exact_match: Scores of the open answers of the last evaluation; None if there were none.
 
     Raises:
@@ -46,7 +50,9 @@ class Evaluator(nn.Module):
     def __init__(self, scorers: Sequence[Scorer]) -> None:
         super().__init__()
         if len({scorer.name for scorer in scorers}) < len(scorers):
-            raise ConfigError("model.scorers names the same scorer twice; each kind can stand there once.")
+            raise ConfigError(
+                "model.scorers names the same scorer twice; each kind can stand there once."
+            )
         self.scorers = tuple(scorers)
         self.results: dict[str, ClassificationResult] = {}
         self.exact_match: AnswerResult | None = None
@@ -55,30 +61,31 @@ class Evaluator(nn.Module):
         self._answers = AnswerMetrics(())
 
     def prepare(self, labels: LabelSet | None, kinds: tuple[str, ...]) -> None:
-        """Make the metrics of a dataset, unless they are made.
+        """Create the metrics of a dataset, unless they exist.
 
         Args:
-            labels: Its classes; None for free-form data.
-            kinds: All its kinds of questions; empty where answers are not scored.
+            labels: The classes of the dataset; None for free-form data.
+            kinds: All kinds of questions of the dataset; empty where answers are not scored.
 
         Raises:
-            DataError: A kind has a name that it can't have.
+            DataError: A kind is named as the accuracy over all kinds is.
         """
         if labels != self._labels:
             self._labels = labels
             self._by_scorer = nn.ModuleDict()
             if labels is not None:
-                self._by_scorer.update({scorer.name: ClassificationMetrics(labels.names) for scorer in self.scorers})
+                for scorer in self.scorers:
+                    self._by_scorer[scorer.name] = ClassificationMetrics(labels.names)
         if kinds != self._answers.kinds:
             self._answers = AnswerMetrics(kinds)
 
     def reset(self) -> None:
-        """Start the counts anew."""
+        """Start the counts again."""
         for metric in (*self._metrics.values(), self._answers):
             metric.reset()
 
     def asked(self, batch: MultimodalBatch) -> MultimodalBatch:
-        """Return the samples of a batch that `score` runs the model on, if no answer is known."""
+        """Return the samples of a batch on which `score` runs the model, if no answer is known."""
         if self._labels is not None:
             return batch
         kinds = batch.kinds if self._answers.kinds else ()
@@ -91,11 +98,18 @@ class Evaluator(nn.Module):
         batch: MultimodalBatch,
         greedy: Tensor | None = None,
     ) -> Scored:
-        """Score a batch and count it; `greedy` is that of its `AnswerLoss` and spares open answers' generation."""
+        """Score a batch and count it.
+
+        Args:
+            model: The MLLM.
+            tokenizer: The model's tokenizer.
+            batch: Prompts with labels or references.
+            greedy: `AnswerLoss.greedy` of the batch; answers known from it are not generated.
+        """
         if self._labels is not None:
-            predictions = {
-                scorer.name: scorer.predict(model, tokenizer, batch, self._labels) for scorer in self.scorers
-            }
+            predictions: dict[str, Predictions] = {}
+            for scorer in self.scorers:
+                predictions[scorer.name] = scorer.predict(model, tokenizer, batch, self._labels)
             for name, metric in self._metrics.items():
                 metric.update(predictions[name].predicted, batch.targets)
             return Scored(predictions)
@@ -106,20 +120,21 @@ class Evaluator(nn.Module):
         return Scored(answers=answers)
 
     def finish(self) -> dict[str, float]:
-        """Compute the scores over all processes, and return those that are logged by their names."""
+        """Compute the scores over all processes; return metric name -> value of those to log."""
         self.results = {name: metric.result() for name, metric in self._metrics.items()}
         self.exact_match = self._answers.result() if self._answers.kinds else None
-        logged = {
-            f"{name}/{key}": float(getattr(result, key))
-            for name, result in self.results.items()
-            for key in ("accuracy", "macro_f1", "invalid_rate")
-        }
+        logged: dict[str, float] = {}
+        for name, result in self.results.items():
+            logged[f"{name}/accuracy"] = result.accuracy
+            logged[f"{name}/macro_f1"] = result.macro_f1
+            logged[f"{name}/invalid_rate"] = result.invalid_rate
         if self.exact_match is not None:
             logged["exact_match/accuracy"] = self.exact_match.overall.accuracy
-            logged |= {f"exact_match/{kind}": score.accuracy for kind, score in self.exact_match.per_kind.items()}
+            for kind, score in self.exact_match.per_kind.items():
+                logged[f"exact_match/{kind}"] = score.accuracy
         return logged
 
     @property
     def _metrics(self) -> dict[str, ClassificationMetrics]:
-        """Scorer name -> its metric."""
-        return {name: metric for name, metric in self._by_scorer.items() if isinstance(metric, ClassificationMetrics)}
+        """Scorer name -> metric."""
+        return cast(dict[str, ClassificationMetrics], dict(self._by_scorer.items()))

@@ -1,4 +1,4 @@
-"""Refuses scores from which nothing follows: the largest of numbers that are NaN is the first of them."""
+"""Refuses numbers of samples that are not finite: the largest of several NaN would be the first."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from lightning_mllm.errors import NotFiniteError
 
 
 def check_finite(numbers: Tensor, sample_ids: Sequence[str], what: str) -> None:
-    """Refuse what a model says of some samples, if it is NaN or infinite for one of them.
+    """Refuse what a model computes for some samples, if it is NaN or infinite for one of them.
 
     Args:
-        numbers: (batch, ...).
-        sample_ids: Of the batch.
-        what: The numbers are, for the message.
+        numbers: (samples, ...).
+        sample_ids: Id of each sample.
+        what: What the numbers are, for the message, e.g. "The model's logits".
 
     Raises:
-        NotFiniteError: They are not finite.
+        NotFiniteError: A number is not finite.
     """
     broken = ~numbers.isfinite().reshape(len(numbers), -1).all(dim=1)
     if broken.any():
         row = int(broken.int().argmax())
         raise NotFiniteError(
-            f"{what} are NaN or infinite for {int(broken.sum())} of {len(broken)} samples of a batch, first for "
-            f"{sample_ids[row]!r}: nothing follows from them. The model has diverged, or its dtype overflows: use an "
+            f"{what} are NaN or infinite for {int(broken.sum())} of {len(broken)} samples, first "
+            f"for {sample_ids[row]!r}. The model has diverged, or its dtype overflows: use an "
             "earlier checkpoint, or model.dtype bfloat16 or float32."
         )

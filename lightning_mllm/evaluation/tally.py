@@ -1,4 +1,4 @@
-"""What is counted of single samples, over all processes: for intervals that know which picture each is about."""
+"""Counts per sample, over all processes: for intervals that know which picture each is about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class Tally(Metric):
-    """A row of integers per sample, across batches and processes; `update` is to `add` them.
+    """A row of integers per sample, across batches and processes; a subclass `add`s them.
 
     Args:
         columns: Length of a row.
@@ -30,7 +30,7 @@ class Tally(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all rows; an empty table stays, so that a process without any has one to send."""
+        """Forget all rows; an empty table stays, so that a process without rows has one to send."""
         super().reset()
         self.rows.append(torch.zeros(0, self.columns, dtype=torch.int64, device=self.device))
 

@@ -1,4 +1,7 @@
-"""An MLLM under a freeze policy: what is trained, in which precision and in which mode. Plain torch."""
+"""An MLLM under a freeze policy: what is trained, in which precision and in which mode.
+
+Plain torch, without Lightning.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,31 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_mllm.models.backbone import AttentionImplementation, Backbone, DType, Part
+from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport
+from lightning_mllm.models.loading import AttentionImplementation
+from lightning_mllm.models.loss import answer_loss, keep_in_graph
 from lightning_mllm.types import MultimodalBatch
 
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: arguments of `from_pretrained`."""
+    """Where a model comes from.
+
+    Attributes:
+        checkpoint: Hub id or folder.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+    """
 
     checkpoint: str
     revision: str | None = None
@@ -30,14 +43,15 @@ class Source:
 class AdaptedModel:
     """A loaded model and what a freeze policy made of it.
 
-    Frozen weights have the given dtype; trained weights are float32, so that small updates are not rounded away; with a
-    16-bit dtype the forward runs under autocast.
+    Frozen weights have the given dtype. Trained weights are float32, so that small updates are not
+    rounded away. With a 16-bit dtype the forward runs under autocast.
 
     Attributes:
         backbone: The model.
         report: What the policy made trainable.
-        dtype: Of the frozen weights.
-        edit: What changes the model's computations while it runs on a (micro-)batch; None for nothing.
+        dtype: Dtype of the frozen weights.
+        edit: Makes the context that changes the model's computations while it runs on a
+            (micro-)batch; None if nothing is changed.
     """
 
     def __init__(self, backbone: Backbone, policy: FreezePolicy, dtype: torch.dtype) -> None:
@@ -61,7 +75,19 @@ class AdaptedModel:
         attention: AttentionImplementation = "sdpa",
         projector: Path | None = None,
     ) -> AdaptedModel:
-        """Load the checkpoint, put another projection in if one is given, and apply the policy."""
+        """Load a checkpoint and apply a policy to it.
+
+        Args:
+            source: The checkpoint.
+            policy: What is trained.
+            dtype: Dtype of the frozen weights.
+            attention: Attention implementation of transformers.
+            projector: A `projector.safetensors` that replaces the checkpoint's projection.
+
+        Raises:
+            CheckpointError: The checkpoint or the projector is missing, damaged, or does not fit.
+            ConfigError: The policy does not fit the model, or a package is not installed.
+        """
         backbone = Backbone.from_pretrained(
             source.checkpoint,
             dtype=dtype,
@@ -79,8 +105,16 @@ class AdaptedModel:
         return torch.autocast(device_type, dtype=dtype, enabled=self.low_precision)
 
     def edited(self, batch: MultimodalBatch) -> AbstractContextManager[None]:
-        """Return the context in which the model runs on a batch, to be entered within `autocast`."""
-        return nullcontext() if self.edit is None or not len(batch) else self.edit(self.backbone, batch)
+        """Return the context in which the model runs on a batch; enter it within `autocast`."""
+        if self.edit is None or not len(batch):
+            return nullcontext()
+        return self.edit(self.backbone, batch)
+
+    def loss(self, batch: MultimodalBatch) -> Tensor:
+        """Return `AnswerLoss.total` of a (micro-)batch, under autocast and under the edit."""
+        with self.autocast(batch.input_ids.device.type), self.edited(batch):
+            loss = answer_loss(self.backbone, batch).total
+        return loss if batch.vision else keep_in_graph(self.backbone, loss)
 
     @property
     def low_precision(self) -> bool:
@@ -91,14 +125,15 @@ class AdaptedModel:
         """Recompute activations in the backward pass: less memory, more time."""
         model = self.backbone.model
         # transformers 5.23 renames the method and warns of the old name, which earlier ones need
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def set_train_modes(self) -> None:
         """Put what is trained into train mode and a frozen tower or projection into eval mode.
 
-        The decoder is in train mode even if frozen: gradients run through it, and without train mode transformers
-        switches its gradient checkpointing off in silence. Its dropout is 0 in every LLaVA.
+        The decoder is in train mode even if it is frozen: gradients run through it, and without
+        train mode transformers silently switches its gradient checkpointing off. Its dropout is 0
+        in every LLaVA.
         """
         trained = self.report.trainable_parts
         self.backbone.model.train()
@@ -107,7 +142,11 @@ class AdaptedModel:
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return the trained weights, named as in the Hugging Face model."""
-        return {name: parameter.detach() for name, parameter in self.backbone.parameters() if parameter.requires_grad}
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.backbone.parameters():
+            if parameter.requires_grad:
+                state[name] = parameter.detach()
+        return state
 
     @torch.no_grad()
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
@@ -118,7 +157,7 @@ class AdaptedModel:
 
 
 def resolve_dtype(option: DType, device_type: str) -> torch.dtype:
-    """`auto` is bfloat16 on an accelerator and float32 on the CPU."""
+    """Return the dtype of an option; `auto` is bfloat16 on an accelerator, float32 on the CPU."""
     if option == "auto":
         return torch.float32 if device_type == "cpu" else torch.bfloat16
     dtype: torch.dtype = getattr(torch, option)

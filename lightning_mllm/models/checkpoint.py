@@ -19,45 +19,56 @@ from lightning_mllm.models.freeze import FreezeReport
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
 
 
-def describe(backbone: Backbone, checkpoint: str, report: FreezeReport, edit: object) -> dict[str, Any]:
-    """Return what a training checkpoint must say about its model so that it can be refused by another; plain types."""
+def describe(
+    backbone: Backbone, checkpoint: str, report: FreezeReport, edit: object
+) -> dict[str, Any]:
+    """Return what identifies the model of a training checkpoint, in plain types."""
+    shapes: dict[str, list[int]] = {}
+    for name in report.trainable_names:
+        shapes[name] = list(backbone.model.get_parameter(name).shape)
     return {
         "checkpoint": checkpoint,
         "fingerprint": backbone.fingerprint,
         "policy": report.policy,
         "edited": edit is not None,
-        "trainable": {name: list(backbone.model.get_parameter(name).shape) for name in report.trainable_names},
+        "trainable": shapes,
     }
 
 
-def check_fits(found: Mapping[str, Any] | None, expected: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+def check_fits(
+    found: Mapping[str, Any] | None, expected: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> None:
     """Refuse a training checkpoint that was written for another model or policy.
 
     Args:
-        found: What the checkpoint says of itself (see `describe`), None if it was not written by this package.
-        expected: The same for the model at hand.
+        found: Description in the checkpoint (see `describe`); None if this package did not write
+            it.
+        expected: Description of the model that is to be loaded.
         state: The checkpoint's weights.
 
     Raises:
-        CheckpointError: It is not ours, or its base weights or trainable parameters are not those of the model at hand.
+        CheckpointError: The checkpoint was not written by this package, or its base weights or
+            trainable parameters are not those of the model.
     """
     if found is None:
         raise CheckpointError(
-            "This checkpoint was not written by lightning_mllm: it does not say which model it belongs to. "
-            "Expected a file from a run's checkpoints/ folder."
+            "This checkpoint was not written by lightning_mllm: it does not say which model it "
+            "belongs to. Expected a file from a run's checkpoints/ folder."
         )
     if found["fingerprint"] != expected["fingerprint"]:
         raise CheckpointError(
-            f"The checkpoint holds trained parts of {found['checkpoint']!r} (weights {found['fingerprint']}), but the "
-            f"model is {expected['checkpoint']!r} (weights {expected['fingerprint']}). Set model.checkpoint, and "
-            "model.projector if it was set, to what it was trained on; a model trained in bfloat16 or float32 can't be "
+            f"The checkpoint holds trained parts of {found['checkpoint']!r} (weights "
+            f"{found['fingerprint']}), but the model is {expected['checkpoint']!r} (weights "
+            f"{expected['fingerprint']}). Set model.checkpoint, and model.projector if it was set, "
+            "to what it was trained on; a model trained in bfloat16 or float32 can't be "
             "opened in float16."
         )
     shapes = {name: list(tensor.shape) for name, tensor in state.items()}
     if found["policy"] != expected["policy"] or shapes != expected["trainable"]:
         raise CheckpointError(
-            f"The checkpoint was trained under {found['policy']} ({len(shapes)} parameter tensors), but model.policy "
-            f"is {expected['policy']} ({len(expected['trainable'])} tensors). Use the same policy; to start another "
+            f"The checkpoint was trained under {found['policy']} ({len(shapes)} parameter "
+            f"tensors), but model.policy is {expected['policy']} ({len(expected['trainable'])} "
+            "tensors). Use the same policy; to start another "
             "from these weights, `lightning export` them and fit from the exported folder."
         )
 
@@ -80,28 +91,29 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise CheckpointError(
-            f"{path} could not be written: {error}. Earlier checkpoints are intact. Free some space or set "
-            "trainer.run.root to another disk, then go on with --ckpt_path <the last checkpoint>."
+            f"{path} could not be written: {error}. Earlier checkpoints are intact. Free some "
+            "space or set trainer.run.root to another disk, then go on with --ckpt_path <the last "
+            "checkpoint>."
         ) from error
 
 
 def load_training_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, as data only: no code of it is run.
+    """Read a checkpoint onto the CPU, as data only: none of its code is run.
 
     Raises:
         CheckpointError: There is no such file, or it is damaged.
     """
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint file {path}. Expected e.g. runs/<name>/checkpoints/last.ckpt.")
+        raise CheckpointError(
+            f"There is no checkpoint file {path}. Expected e.g. runs/<name>/checkpoints/last.ckpt."
+        )
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises whatever the damage provokes: EOFError, RuntimeError, UnpicklingError, ...
-        # its text is left out: torch's advice there is to switch the protection off
+    except Exception as error:  # the type depends on the damage: EOFError, UnpicklingError, ...
+        # torch's own text is left out: it advises to switch the protection off
         raise CheckpointError(
-            f"{path} can't be read as a checkpoint ({type(error).__name__}): it is damaged, or holds more than data. "
-            "Use an earlier one."
+            f"{path} can't be read as a checkpoint ({type(error).__name__}): it is damaged, or "
+            "holds more than data. Use an earlier one."
         ) from error
     return content
 
@@ -121,23 +133,28 @@ def load_projector(backbone: Backbone, path: Path) -> None:
     """Put a saved projection into a model, in place.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or its tensors are not those of this model's projection.
+        CheckpointError: The file is missing or damaged, or its tensors are not those of this
+            model's projection.
     """
     if not path.is_file():
-        raise CheckpointError(f"There is no projector file {path}. Expected a projector.safetensors of an export.")
+        raise CheckpointError(
+            f"There is no projector file {path}. Expected a projector.safetensors of an export."
+        )
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file ({error}).") from error
+        raise CheckpointError(f"{path} is not a safetensors file ({error}).") from error
     own = dict(backbone.parameters(Part.PROJECTOR))
     expected = {name: tuple(parameter.shape) for name, parameter in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         raise CheckpointError(
-            f"The projector file {path} does not fit the model. Found {found}; expected {expected}. "
-            "A projection can only move between models with the same tower width and LLM width."
+            f"The projector file {path} does not fit the model. Found {found}; expected "
+            f"{expected}. A projection can only move between models with the same tower width and "
+            "LLM width."
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
-    backbone.fingerprint = fingerprint(backbone.model)  # these are the weights that training starts from
+    backbone.fingerprint = fingerprint(backbone.model)  # training starts from these weights

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.adapted import Source
-from lightning_mllm.models.backbone import Backbone, load_config
+from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.checkpoint import save_projector
+from lightning_mllm.models.loading import load_config
 from lightning_mllm.models.lora import has_lora, merge_lora, save_adapter
 
 
@@ -27,28 +28,30 @@ def export(
 ) -> list[Path]:
     """Write the model, its processor, `projector.safetensors` and, with LoRA, `adapter/`.
 
-    `AutoModelForImageTextToText.from_pretrained(output)` opens the folder, with adapters merged into
-    the weights, and `AutoProcessor.from_pretrained(output)` makes the pixels and tokens that the
-    model was validated with, if the processor comes from `portable_processor` of data. The adapter
-    is for `PeftModel.from_pretrained(base_model, output / "adapter")`; the projection is in it where
-    it is not the base model's.
+    `AutoModelForImageTextToText.from_pretrained(output)` opens the folder, with adapters merged
+    into the weights. `AutoProcessor.from_pretrained(output)` makes the pixels and tokens that the
+    model was validated with, if the processor comes from `data.images.portable.portable_processor`.
+    The adapter is for `PeftModel.from_pretrained(base_model, output / "adapter")`; it includes the
+    projection if that is not the base model's.
 
     Args:
         backbone: The trained model; its adapters are merged into the weights.
-        output: Folder to make; it must not exist, or be empty.
+        output: Folder to create; it must not exist, or be empty.
         source: Checkpoint that the training started from.
-        processor: What is written to make the model's inputs.
-        dtype: In which the weights are written; by default that of the source.
+        processor: Processor of the model's inputs, which is written beside the weights.
+        dtype: Dtype of the written weights; by default that of the source.
 
     Returns:
-        What was written: the folder and the files in it that stand for themselves.
+        What was written: the folder, and in it the files that can be used alone.
 
     Raises:
         ConfigError: The folder has something in it.
-        CheckpointError: A weight is not finite, or the disk can't be written; nothing is left behind.
+        CheckpointError: A weight is not finite, or the disk can't be written; then nothing is left.
     """
     if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty, and nothing is overwritten. Choose another --output.")
+        raise ConfigError(
+            f"{output} is not empty, and nothing is overwritten. Choose another --output."
+        )
     dtype = dtype or _base_dtype(source)
     _check_finite(backbone.model, dtype)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -63,14 +66,17 @@ def export(
             folder.replace(output)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"The export to {output} could not be written: {error}. Nothing was left behind. Free some space, or "
-            "choose an --output on another disk."
+            f"The export to {output} could not be written: {error}. Nothing was left behind. Free "
+            "some space, or choose an --output on another disk."
         ) from error
-    return [output, *(output / name for name in ("projector.safetensors", "adapter") if (output / name).exists())]
+    alone = (output / "projector.safetensors", output / "adapter")
+    return [output, *filter(Path.exists, alone)]
 
 
 def _base_dtype(source: Source) -> torch.dtype:
-    config: Any = load_config(source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    config: Any = load_config(
+        source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
     return config.dtype or torch.float32
 
 
@@ -86,7 +92,7 @@ def _write(backbone: Backbone, folder: Path, source: Source, dtype: torch.dtype)
 
 
 def _check_finite(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Refuse weights that are not finite, or would not be in a dtype."""
+    """Refuse weights that are not finite, or would not be finite in a dtype."""
     for name, parameter in model.named_parameters():
         weights = parameter.detach()
         if torch.isfinite(weights.to(dtype)).all():

@@ -1,4 +1,4 @@
-"""Refuses a fit in which something that is trained can't learn, as far as that is known before it starts."""
+"""Refuses, before it starts, a fit in which a trained part could not learn."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze import FreezeReport
 from lightning_mllm.models.optimisation.schedule import LearningRates
 
-_BEFORE_LLM = frozenset({Part.VISION, Part.VISION_LORA, Part.PROJECTOR})  # only pictures go through them
+# only pictures go through these parts
+_BEFORE_LLM = frozenset({Part.VISION, Part.VISION_LORA, Part.PROJECTOR})
 
 
 def check_fit(adapted: AdaptedModel, rates: LearningRates, trainer: Any) -> None:
-    """Refuse a fit that can't do what it is for.
+    """Refuse a fit that would not train what it should.
 
     Args:
         adapted: The model under its policy.
-        rates: At which its parts are trained.
-        trainer: Lightning's, whose DataModule is set up.
+        rates: Learning rate of each part.
+        trainer: Lightning's trainer, whose DataModule is set up.
 
     Raises:
-        ConfigError: The model can't be fitted, nothing is trained, or parts that only pictures go through get none.
+        ConfigError: The model can't be fitted, no step would be taken, or tower or projector are
+            trained on data without pictures.
     """
     check_trainable(adapted, rates)
     _check_length(trainer)
@@ -36,23 +38,26 @@ def check_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:
 
     Args:
         adapted: The model under its policy.
-        rates: At which its parts are trained.
+        rates: Learning rate of each part.
 
     Raises:
-        ConfigError: The policy leaves nothing trainable, a trained part has a rate of 0, or the dtype is float16.
+        ConfigError: The policy leaves nothing trainable, a trained part has a rate of 0, or the
+            dtype is float16.
     """
     report = adapted.report
     if not report.trainable_names:
         raise ConfigError(
             f"model.policy {report.policy} leaves nothing trainable, so there is nothing to fit. "
-            "Use `lightning test` for zero-shot evaluation, or choose e.g. --model.policy ProjectorOnly."
+            "Use `lightning test` for zero-shot evaluation, or choose e.g. --model.policy "
+            "ProjectorOnly."
         )
-    if still := [part for part in Part if part in report.trainable_parts and not rates.of(part)]:
-        option = "lora" if still[0] in (Part.VISION_LORA, Part.LLM_LORA) else still[0].value
-        raise ConfigError(
-            f"model.policy {report.policy} trains the part {still[0].value!r}, but model.learning_rates.{option} is 0, "
-            "so it would never move. Give it a rate, or choose a policy that leaves it frozen."
-        )
+    for part in Part:
+        if part in report.trainable_parts and not rates.of(part):
+            raise ConfigError(
+                f"model.policy {report.policy} trains the part {part.value!r}, but "
+                f"model.learning_rates.{rates.option_of(part)} is 0, so it would never move. Give "
+                "it a rate, or choose a policy that leaves it frozen."
+            )
     if adapted.dtype == torch.float16:
         raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
 
@@ -61,8 +66,8 @@ def _check_length(trainer: Any) -> None:
     for limit in ("max_epochs", "max_steps", "limit_train_batches"):
         if getattr(trainer, limit) == 0:
             raise ConfigError(
-                f"trainer.{limit} is 0, so nothing would be trained. Set it to 1 or more, or use `lightning validate` "
-                "or `lightning test`."
+                f"trainer.{limit} is 0, so nothing would be trained. Set it to 1 or more, or use "
+                "`lightning validate` or `lightning test`."
             )
 
 
@@ -70,7 +75,8 @@ def _check_pictures(report: FreezeReport, data: Any) -> None:
     parts = sorted(part.value for part in report.trainable_parts & _BEFORE_LLM)
     if parts and not data.trains_on_pictures:
         raise ConfigError(
-            f"No training sample of {type(data).__name__} has a picture, so no gradient reaches the "
-            f"{' and '.join(parts)} that model.policy {report.policy} trains. Give the samples their pictures, or "
+            f"No training sample of {type(data).__name__} has a picture, so no gradient reaches "
+            f"the {' and '.join(parts)} that model.policy {report.policy} trains. Give the samples "
+            "their pictures, or "
             "choose e.g. --model.policy LLMOnly."
         )

@@ -1,7 +1,8 @@
-"""Freeze policies: which part of the model learns. FT-Proj, FT-E2E and LoRA differ in this one object.
+"""Freeze policies: which part of the model learns. FT-Proj, FT-E2E and LoRA differ in this object.
 
-Terms follow "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to Textual Space"
-(ACL 2024): FT-Proj trains the projection only, FT-E2E the projection and the LLM, the vision tower stays frozen.
+Terms follow "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to
+Textual Space" (Verma et al., ACL 2024): FT-Proj trains the projection only, FT-E2E the projection
+and the LLM; the vision tower stays frozen.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class FreezeReport:
         parameters: Part -> number of parameters.
         trainable: Part -> how many of them are trained.
         trainable_names: Names of the trained parameters, as in `model.named_parameters()`.
-        idle: Number of parameters of the vision tower that lie behind the layer LLaVA taps: they are kept frozen under
-            every policy because no gradient reaches them.
+        idle: Number of parameters of the vision tower that come after the layer that the projector
+            reads. They stay frozen under every policy because no gradient reaches them.
     """
 
     policy: str
@@ -47,8 +48,11 @@ class FreezeReport:
         return frozenset(part for part, count in self.trainable.items() if count)
 
     def rows(self) -> list[tuple[str, int, int, float]]:
-        """Return (part, parameters, trainable, trainable in %) per part, and the total in the last row."""
-        counts = [(part.value, self.parameters[part], self.trainable[part]) for part in Part if self.parameters[part]]
+        """Return (part, parameters, trainable, trainable in %) per part, and then for the total."""
+        counts: list[tuple[str, int, int]] = []
+        for part in Part:
+            if self.parameters[part]:
+                counts.append((part.value, self.parameters[part], self.trainable[part]))
         counts.append(("total", sum(self.parameters.values()), sum(self.trainable.values())))
         return [(name, total, trained, 100 * trained / total) for name, total, trained in counts]
 
@@ -56,66 +60,71 @@ class FreezeReport:
         table = Table("part")
         for column in ("parameters", "trainable", "%"):
             table.add_column(column, justify="right")
-        *parts, total = [(name, f"{n:,}", f"{trained:,}", f"{share:.2f}") for name, n, trained, share in self.rows()]
-        for row in parts:
-            table.add_row(*row)
-        table.add_section()
-        table.add_row(*total)
-        note = f"{self.idle:,} vision parameters lie behind the layer that is projected: no gradient reaches them.\n"
+        for name, count, trained, percent in self.rows():
+            if name == "total":
+                table.add_section()
+            table.add_row(name, f"{count:,}", f"{trained:,}", f"{percent:.2f}")
+        note = (
+            f"{self.idle:,} vision parameters come after the layer that is projected: no gradient "
+            "reaches them.\n"
+        )
         return Group(f"What {self.policy} trains", table, note if self.idle else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain types for a logger's config."""
         return {
             "policy": self.policy,
-            "parameters": {part.value: n for part, n in self.parameters.items()},
-            "trainable": {part.value: n for part, n in self.trainable.items()},
+            "parameters": {part.value: count for part, count in self.parameters.items()},
+            "trainable": {part.value: count for part, count in self.trainable.items()},
         }
 
 
 @dataclass(frozen=True)
 class FreezePolicy(ABC):
-    """Decides which parameters are trained. Subclass it, or use `ByPattern`, for a policy of your own."""
+    """Decides which parameters are trained. Subclass it, or use `ByPattern`, for your own."""
 
     @abstractmethod
     def select(self, backbone: Backbone) -> frozenset[str]:
-        """Return the names of the parameters to train; may add some (LoRA)."""
+        """Return the names of the parameters to train; may add parameters to the model (LoRA)."""
 
     def apply(self, backbone: Backbone) -> FreezeReport:
-        """Freeze everything but the selected parameters and say what was done.
+        """Freeze everything but the selected parameters, and report what was done.
 
-        Applying the same policy twice is the same as applying it once. Selected parameters of the vision tower that
-        never get a gradient (see `Backbone.idle_parameters`) stay frozen.
+        Applying the same policy twice is the same as applying it once. Selected parameters of the
+        vision tower that never get a gradient (see `Backbone.idle_parameters`) stay frozen.
         """
         idle = backbone.idle_parameters()
         selected = self.select(backbone) - idle
         total: Counter[Part] = Counter()
         trained: Counter[Part] = Counter()
-        names = []
+        trained_names: list[str] = []
+        idle_count = 0
         for name, parameter in backbone.parameters():
             part = backbone.part_of(name)
             total[part] += parameter.numel()
             parameter.requires_grad_(name in selected)
             if name in selected:
                 trained[part] += parameter.numel()
-                names.append(name)
+                trained_names.append(name)
+            if name in idle:
+                idle_count += parameter.numel()
         return FreezeReport(
             policy=str(self),
             parameters={part: total[part] for part in Part},
             trainable={part: trained[part] for part in Part},
-            trainable_names=tuple(names),
-            idle=sum(parameter.numel() for name, parameter in backbone.parameters() if name in idle),
+            trainable_names=tuple(trained_names),
+            idle=idle_count,
         )
 
 
 @dataclass(frozen=True)
 class _WholeParts(FreezePolicy):
-    """Trains whole parts of the model."""
+    """Trains all parameters of some parts."""
 
     parts: ClassVar[tuple[Part, ...]] = ()
 
     def select(self, backbone: Backbone) -> frozenset[str]:
-        return _names(backbone, self.parts)
+        return _names_of(backbone, self.parts)
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ class ProjectorOnly(_WholeParts):
 
 @dataclass(frozen=True)
 class ProjectorAndLLM(_WholeParts):
-    """FT-E2E: train the projection and the LLM, embeddings and head included; the vision tower stays frozen."""
+    """FT-E2E: train the projection and the whole LLM; the vision tower stays frozen."""
 
     parts = (Part.PROJECTOR, Part.LLM)
 
@@ -162,13 +171,20 @@ class Everything(_WholeParts):
 class Lora(FreezePolicy):
     """Train low-rank adapters (peft) on the linear layers of the LLM, the vision tower or both.
 
+    LoRA (Hu et al., ICLR 2022) replaces the weight W of a linear layer by W + alpha / rank * B A,
+    with trained A (rank, inputs) and B (outputs, rank); B starts at 0.
+
     Attributes:
-        rank: Rank of the update.
-        alpha: Its scale is alpha / rank.
-        dropout: Dropout on the adapters' input.
-        target: Where adapters go. The projector never gets one, and the head neither.
-        modules: Names of the linear layers that get an adapter; all of the target's if empty.
-        projector: Train the whole projection beside the adapters.
+        rank: Rank of the update that an adapter adds to a weight matrix.
+        alpha: Strength of the update, which is multiplied by alpha / rank.
+        dropout: Probability of dropout on the adapters' input.
+        target: Where adapters go. The projector and the head never get one.
+        modules: Names of the linear layers that get an adapter, e.g. `q_proj`; if empty, all linear
+            layers of the target.
+        projector: Whether the whole projection is trained beside the adapters.
+
+    Raises:
+        ConfigError: A number is out of its range.
     """
 
     rank: int = 16
@@ -188,20 +204,33 @@ class Lora(FreezePolicy):
 
     def select(self, backbone: Backbone) -> frozenset[str]:
         """Inject the adapters and return their names, with the projector's if it is trained too."""
-        parts = {"llm": (Part.LLM,), "vision": (Part.VISION,), "both": (Part.VISION, Part.LLM)}[self.target]
+        parts_of_target = {
+            "llm": (Part.LLM,),
+            "vision": (Part.VISION,),
+            "both": (Part.VISION, Part.LLM),
+        }
         inject_lora(
-            backbone, parts, rank=self.rank, alpha=self.alpha, dropout=self.dropout, modules=tuple(self.modules)
+            backbone,
+            parts_of_target[self.target],
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            modules=tuple(self.modules),
         )
-        adapters = (Part.VISION_LORA, Part.LLM_LORA)
-        return _names(backbone, (*adapters, Part.PROJECTOR) if self.projector else adapters)
+        trained = (Part.VISION_LORA, Part.LLM_LORA)
+        return _names_of(backbone, (*trained, Part.PROJECTOR) if self.projector else trained)
 
 
 @dataclass(frozen=True)
 class ByPattern(FreezePolicy):
-    """Train the parameters whose name matches one of the patterns.
+    r"""Train the parameters whose name matches one of the patterns.
 
     Attributes:
-        patterns: Regular expressions, searched for anywhere in the names of `model.named_parameters()`.
+        patterns: Regular expressions, searched for anywhere in the names of
+            `model.named_parameters()`, e.g. `layers\.0\.mlp`.
+
+    Raises:
+        ConfigError: A pattern is not a regular expression.
     """
 
     patterns: Sequence[str]
@@ -211,7 +240,9 @@ class ByPattern(FreezePolicy):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"ByPattern: {pattern!r} is not a regular expression: {error}.") from error
+                raise ConfigError(
+                    f"ByPattern: {pattern!r} is not a regular expression: {error}."
+                ) from error
 
     def select(self, backbone: Backbone) -> frozenset[str]:
         """Return the matching names.
@@ -224,14 +255,22 @@ class ByPattern(FreezePolicy):
         selected: set[str] = set()
         for pattern in self.patterns:
             matches = {name for name in names if re.search(pattern, name)}
-            if not matches - idle:
-                why = "only parameters behind the tapped layer, which get no gradient" if matches else "nothing"
-                raise ConfigError(
-                    f"ByPattern: {pattern!r} matches {why}. Names look like {names[0]!r} and {names[-1]!r}."
-                )
+            if not matches:
+                self._refuse(pattern, "nothing", names)
+            if matches <= idle:
+                why = "only parameters after the tapped layer, which get no gradient"
+                self._refuse(pattern, why, names)
             selected |= matches
         return frozenset(selected)
 
+    @staticmethod
+    def _refuse(pattern: str, what: str, names: Sequence[str]) -> None:
+        raise ConfigError(
+            f"ByPattern: {pattern!r} matches {what}. Names look like {names[0]!r} and "
+            f"{names[-1]!r}."
+        )
 
-def _names(backbone: Backbone, parts: tuple[Part, ...]) -> frozenset[str]:
+
+def _names_of(backbone: Backbone, parts: tuple[Part, ...]) -> frozenset[str]:
+    """Return the parameter names of some parts; none if there are no parts."""
     return frozenset(name for name, _ in backbone.parameters() if backbone.part_of(name) in parts)

@@ -1,4 +1,8 @@
-"""The only place that puts hooks on a model; whatever happens, they are gone behind the `with` block."""
+"""Edits of a running model as `with` blocks: look at, or change, what enters or leaves its modules.
+
+All hooks of the package are put on here. After the block they are gone, also after an exception;
+blocks nest.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ Work = Callable[[Tensor], Tensor]  # residual stream in -> residual stream out
 InsteadOfLayer = Callable[[int, nn.Module, Tensor, Arguments], Work | None]
 KeyT = TypeVar("KeyT")
 
-_EXCHANGED = ("forward", "gradient_checkpointing")
+_EXCHANGED = ("forward", "gradient_checkpointing")  # attributes of a layer
 
 
 @contextmanager
@@ -26,8 +30,9 @@ def before_layers(layers: Mapping[int, nn.Module], function: BeforeLayer) -> Ite
 
     Args:
         layers: Index -> decoder layer.
-        function: Gets the layer's index, the residual stream that enters it, (batch, rows, width), and the layer's
-            other arguments, all by keyword. Returns those to use instead, or None to leave them as they are.
+        function: Gets the layer's index, the residual stream that enters it, (batch, rows, width),
+            and the layer's other arguments, all by keyword. Returns the arguments to use instead,
+            or None to leave them as they are.
     """
     with _put_on(
         layer.register_forward_pre_hook(partial(_call, function, index), with_kwargs=True)
@@ -39,32 +44,45 @@ def before_layers(layers: Mapping[int, nn.Module], function: BeforeLayer) -> Ite
 @contextmanager
 def before_call(module: nn.Module, function: BeforeCall) -> Iterator[None]:
     """Call a function with the keyword arguments of each call of a module, before it runs."""
-    with _put_on([module.register_forward_pre_hook(lambda _, __, keywords: function(keywords), with_kwargs=True)]):
+    with _put_on(
+        [
+            module.register_forward_pre_hook(
+                lambda _, __, keywords: function(keywords), with_kwargs=True
+            )
+        ]
+    ):
         yield
 
 
 @contextmanager
-def inputs_of(modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]) -> Iterator[None]:
-    """Call a function with what enters each of these modules, e.g. linear layers; it changes nothing.
+def inputs_of(
+    modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]
+) -> Iterator[None]:
+    """Show a function what enters each of these modules, e.g. linear layers; it changes nothing.
 
     Args:
-        modules: Key -> module.
+        modules: Key -> module; keys may share a module.
         function: Gets the module's key and its first argument, (batch, rows, width).
     """
     with _put_on(
-        module.register_forward_pre_hook(lambda _, positional, key=key: function(key, positional[0]))
+        module.register_forward_pre_hook(
+            lambda _, positional, key=key: function(key, positional[0])
+        )
         for key, module in modules.items()
     ):
         yield
 
 
 @contextmanager
-def outputs_of(modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]) -> Iterator[None]:
-    """Call a function with what each of these modules returns; it changes nothing.
+def outputs_of(
+    modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]
+) -> Iterator[None]:
+    """Show a function what each of these modules returns; it changes nothing.
 
     Args:
-        modules: Key -> module.
-        function: Gets the module's key and its output, (batch, rows, width); of several outputs the first.
+        modules: Key -> module; keys may share a module.
+        function: Gets the module's key and its output, (batch, rows, width), or the first of
+            several outputs.
     """
     with _put_on(
         module.register_forward_hook(lambda _, __, output, key=key: function(key, _first(output)))
@@ -75,39 +93,43 @@ def outputs_of(modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tens
 
 @contextmanager
 def output_of(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let a module return what a function makes of its input, instead of its own output."""
+    """Let a module return a function of its input instead of its own output."""
     with _put_on([module.register_forward_hook(lambda _, positional, __: function(positional[0]))]):
         yield
 
 
 @contextmanager
 def stream_into(layer: nn.Module, function: Work) -> Iterator[None]:
-    """Let what a function makes of the residual stream enter a decoder layer, instead of the stream itself."""
+    """Let a function of the residual stream enter a decoder layer instead of the stream itself."""
     with _put_on([layer.register_forward_pre_hook(partial(_enter, function), with_kwargs=True)]):
         yield
 
 
 @contextmanager
 def replacing_layers(layers: Mapping[int, nn.Module], function: InsteadOfLayer) -> Iterator[None]:
-    """Let decoder layers compute something else: what a hook can't do, since the layer's own work is then not done.
+    """Let decoder layers compute something else. Unlike with a hook, their own work is not done.
 
-    A layer that checkpoints its activations goes on to do so, with what it computes now; that is computed again in the
-    backward pass, which may come behind the `with` block.
+    A layer that checkpoints its activations still does so, with what it computes now; this is
+    computed again in the backward pass, which may come after the `with` block.
 
     Args:
         layers: Index -> decoder layer.
-        function: Is called before the layer would run. It gets the layer's index, the layer, the residual stream that
-            enters it, (batch, rows, width), and the layer's other arguments, all by keyword. Returns what makes the
-            stream that leaves the layer of the one that enters it, or None for the layer's own forward.
+        function: Called before the layer would run, with the layer's index, the layer, the residual
+            stream that enters it, (batch, rows, width), and the layer's other arguments, all by
+            keyword. Returns a function from the entering to the leaving stream, or None for the
+            layer's own forward.
     """
     before: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for index, layer in layers.items():
-            before.append((layer, {name: layer.__dict__[name] for name in _EXCHANGED if name in layer.__dict__}))
+            own = {name: value for name, value in layer.__dict__.items() if name in _EXCHANGED}
+            before.append((layer, own))
             checkpointing = bool(getattr(layer, "gradient_checkpointing", False))
-            layer.__dict__["forward"] = partial(_instead, function, index, layer, layer.forward, checkpointing)
+            layer.__dict__["forward"] = partial(
+                _run_instead, function, index, layer, layer.forward, checkpointing
+            )
             if checkpointing:
-                layer.__dict__["gradient_checkpointing"] = False  # `_instead` sees to it
+                layer.__dict__["gradient_checkpointing"] = False  # `_run_instead` does it
         yield
     finally:
         for layer, own in reversed(before):
@@ -118,7 +140,7 @@ def replacing_layers(layers: Mapping[int, nn.Module], function: InsteadOfLayer) 
 
 @contextmanager
 def _put_on(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Keep hooks for as long as the block lasts, also those before one that can't be put on."""
+    """Keep hooks while the block lasts; if one can't be put on, those before it are removed too."""
     kept: list[RemovableHandle] = []
     try:
         kept.extend(handles)
@@ -129,9 +151,13 @@ def _put_on(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 def _call(
-    function: BeforeLayer, index: int, module: nn.Module, positional: tuple[Any, ...], keywords: Arguments
+    function: BeforeLayer,
+    index: int,
+    module: nn.Module,
+    positional: tuple[Any, ...],
+    keywords: Arguments,
 ) -> tuple[tuple[Any, ...], Arguments] | None:
-    hidden, others = _taken(positional, keywords)
+    hidden, others = _split_arguments(positional, keywords)
     changed = function(index, hidden, others)
     return None if changed is None else ((hidden, *positional[1:]), changed)
 
@@ -139,11 +165,11 @@ def _call(
 def _enter(
     function: Work, module: nn.Module, positional: tuple[Any, ...], keywords: Arguments
 ) -> tuple[tuple[Any, ...], Arguments]:
-    hidden, others = _taken(positional, keywords)
+    hidden, others = _split_arguments(positional, keywords)
     return (function(hidden), *positional[1:]), others
 
 
-def _instead(
+def _run_instead(
     function: InsteadOfLayer,
     index: int,
     layer: nn.Module,
@@ -152,23 +178,24 @@ def _instead(
     *positional: Any,
     **keywords: Any,
 ) -> Tensor:
-    hidden, others = _taken(positional, keywords)
+    hidden, others = _split_arguments(positional, keywords)
     work = function(index, layer, hidden, others)
     if not checkpointing:
         return own(hidden, **others) if work is None else work(hidden)
     if work is None:
-        layer.__dict__["gradient_checkpointing"] = True  # its own forward sees to it, also when it is recomputed
+        layer.__dict__["gradient_checkpointing"] = True  # for its own forward
         try:
             return own(hidden, **others)
         finally:
             layer.__dict__["gradient_checkpointing"] = False
     if layer.training:
-        output: Tensor = layer._gradient_checkpointing_func(work, hidden)  # type: ignore[operator]  # a function
+        checkpoint: Any = layer._gradient_checkpointing_func
+        output: Tensor = checkpoint(work, hidden)
         return output
     return work(hidden)
 
 
-def _taken(positional: tuple[Any, ...], keywords: Arguments) -> tuple[Tensor, Arguments]:
+def _split_arguments(positional: tuple[Any, ...], keywords: Arguments) -> tuple[Tensor, Arguments]:
     """Return the residual stream and the other keyword arguments of a layer's call."""
     others = dict(keywords)
     hidden = positional[0] if positional else others.pop("hidden_states")

@@ -1,4 +1,4 @@
-"""LoRA adapters, scoped to the parts that were asked for: the only importer of peft."""
+"""LoRA adapters on chosen parts of the model, and their files; the only importer of peft."""
 
 from __future__ import annotations
 
@@ -18,31 +18,41 @@ ADAPTER = "default"
 
 
 def inject_lora(
-    backbone: Backbone, parts: tuple[Part, ...], *, rank: int, alpha: float, dropout: float, modules: tuple[str, ...]
+    backbone: Backbone,
+    parts: tuple[Part, ...],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    modules: tuple[str, ...],
 ) -> None:
-    """Put adapters on the linear layers of the given parts, in place; a model that has them is left as it is.
+    """Put adapters on the linear layers of the given parts, in place.
 
-    Names alone would not do: `q_proj` also names layers of the vision tower, and "all linear layers" includes the
-    projector and the head. So the targets are listed in full, chosen by the part to which they belong.
+    A model that already has adapters is left as it is. Names alone would not select the right
+    layers: `q_proj` also names layers of the vision tower, and "all linear layers" includes the
+    projector and the head. So the targets are listed in full, chosen by their part.
+
+    Args:
+        backbone: The model.
+        parts: Parts that get adapters.
+        rank: Rank of the update.
+        alpha: Strength of the update, which is multiplied by alpha / rank.
+        dropout: Probability of dropout on the adapters' input.
+        modules: Names of the linear layers that get an adapter; all if empty.
 
     Raises:
-        ConfigError: A name in `modules` is no linear layer of these parts.
+        ConfigError: A name in `modules` is not a linear layer of these parts.
     """
     if any(isinstance(module, BaseTunerLayer) for module in backbone.model.modules()):
         return
-    linear = {
-        name
-        for name, module in backbone.model.named_modules()
-        if isinstance(module, nn.Linear) and module is not backbone.lm_head and backbone.part_of(f"{name}.") in parts
-    }
-    linear -= {name for name in linear if f"{name}.weight" in backbone.idle_parameters()}
-    leaves = {name.rpartition(".")[2] for name in linear}
-    if unknown := set(modules) - leaves:
+    last_names = _linear_layers(backbone, parts)
+    known = set(last_names.values())
+    if unknown := set(modules) - known:
         raise ConfigError(
-            f"Lora: modules {sorted(unknown)} are no linear layers of {' and '.join(parts)}. "
-            f"Expected some of {sorted(leaves)}."
+            f"Lora: modules {sorted(unknown)} are not linear layers of {' and '.join(parts)}. "
+            f"Expected some of {sorted(known)}."
         )
-    targets = sorted(name for name in linear if not modules or name.rpartition(".")[2] in modules)
+    targets = sorted(name for name, last in last_names.items() if not modules or last in modules)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, a float will do
@@ -53,6 +63,19 @@ def inject_lora(
     backbone.model.peft_config = {ADAPTER: config}  # type: ignore[dict-item]
 
 
+def _linear_layers(backbone: Backbone, parts: tuple[Part, ...]) -> dict[str, str]:
+    """Return full name -> last part of the name of the linear layers that can get an adapter."""
+    idle = backbone.idle_parameters()
+    found: dict[str, str] = {}
+    for name, module in backbone.model.named_modules():
+        if not isinstance(module, nn.Linear) or module is backbone.lm_head:
+            continue
+        weight = f"{name}.weight"
+        if backbone.part_of(weight) in parts and weight not in idle:
+            found[name] = name.rpartition(".")[2]
+    return found
+
+
 def has_lora(model: PreTrainedModel) -> bool:
     """Whether the model carries adapters of ours."""
     return ADAPTER in getattr(model, "peft_config", {})
@@ -61,10 +84,16 @@ def has_lora(model: PreTrainedModel) -> bool:
 def save_adapter(backbone: Backbone, base: str, revision: str | None, output: Path) -> None:
     """Write the adapters in PEFT's format.
 
-    `PeftModel.from_pretrained(base_model, output)` opens the whole model: the projection is
-    written too, unless it is that of the base checkpoint. LLaVA-NeXT's `image_newline`, which is in
-    no module that PEFT could wrap, then goes by its own name: PEFT puts it into the base model, and
-    does not take it out again with the adapter.
+    `PeftModel.from_pretrained(base_model, output)` opens the whole model: the projection is written
+    too, unless it is that of the base checkpoint. LLaVA-NeXT's `image_newline` is in no module that
+    PEFT could wrap, so it is written under its own name: PEFT puts it into the base model, and does
+    not take it out again with the adapter.
+
+    Args:
+        backbone: The model with its adapters.
+        base: Hub id or folder of the base checkpoint.
+        revision: Revision of the base checkpoint on the hub.
+        output: Folder to write to.
     """
     config: LoraConfig = backbone.model.peft_config[ADAPTER]  # type: ignore[assignment]
     config.base_model_name_or_path = base
@@ -72,8 +101,10 @@ def save_adapter(backbone: Backbone, base: str, revision: str | None, output: Pa
     config.inference_mode = True
     state = get_peft_model_state_dict(backbone.model, adapter_name=ADAPTER)
     if not backbone.has_base_projector:
-        config.modules_to_save = [backbone.family.projector[0].rstrip(".").rpartition(".")[2]]
-        state |= {name: parameter.detach() for name, parameter in backbone.parameters(Part.PROJECTOR)}
+        config.modules_to_save = [backbone.family.projector_name.rpartition(".")[2]]
+        state |= {
+            name: parameter.detach() for name, parameter in backbone.parameters(Part.PROJECTOR)
+        }
     output.mkdir(parents=True, exist_ok=True)
     save_file(
         {f"base_model.model.{name}": tensor.contiguous().cpu() for name, tensor in state.items()},
@@ -84,7 +115,7 @@ def save_adapter(backbone: Backbone, base: str, revision: str | None, output: Pa
 
 
 def merge_lora(model: PreTrainedModel) -> None:
-    """Add the adapters to the weights and remove them, in place: the model is then a plain one again."""
+    """Add the adapters to the weights and remove them, in place: the model is a plain one again."""
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
@@ -93,5 +124,5 @@ def merge_lora(model: PreTrainedModel) -> None:
 
 
 def _exactly(names: list[str]) -> str:
-    """Return a pattern that matches these module names and no other: peft matches lists by suffix."""
+    """Return a pattern that matches only these module names; peft matches lists by suffix."""
     return "(?:" + "|".join(re.escape(name) for name in names) + ")"

@@ -19,8 +19,8 @@ class AnswerLoss:
     Attributes:
         total: Scalar, the sum of the cross-entropies of all answer tokens, in nats, float32.
         tokens: Scalar, the number of those tokens.
-        greedy: (batch, sequence) bool, the answer tokens that are the model's likeliest behind what stands before them;
-            None if nobody asked.
+        greedy: (batch, sequence) bool, the answer tokens that are the model's likeliest next token
+            given all tokens before them; None if it was not asked for.
     """
 
     total: Tensor
@@ -33,19 +33,22 @@ class AnswerLoss:
         return self.total / self.tokens
 
 
-def answer_loss(backbone: Backbone, batch: MultimodalBatch, *, with_greedy: bool = False) -> AnswerLoss:
-    """Cross-entropy of the answer tokens given all that stands before them.
+def answer_loss(
+    backbone: Backbone, batch: MultimodalBatch, *, with_greedy: bool = False
+) -> AnswerLoss:
+    """Compute the cross-entropy of the answer tokens, each given all tokens before it.
 
-    The decoder runs over the whole sequence, the head over the (answer tokens, width) positions that predict a label:
-    nothing of vocabulary size exists for prompt, image or padding positions. Loss and gradients are those of the full
-    (batch, sequence, vocabulary) logits.
+    The decoder runs over the whole sequence, the head only over the (answer tokens, width) states
+    that predict a label: nothing of vocabulary size exists for prompt, image or padding positions.
+    Loss and gradients are those of the full (batch, sequence, vocabulary) logits.
 
     Args:
         backbone: The model.
         batch: Prompts and answers.
-        with_greedy: Whether to say which answer tokens are the likeliest.
+        with_greedy: Whether to return which answer tokens are the likeliest.
     """
-    hidden = backbone.model.model(**batch.model_inputs(), use_cache=False).last_hidden_state  # (batch, sequence, width)
+    output = backbone.model.model(**batch.model_inputs(), use_cache=False)
+    hidden = output.last_hidden_state  # (batch, sequence, width)
     next_tokens = batch.labels[:, 1:]
     carries_loss = next_tokens != IGNORE_INDEX
     logits = backbone.lm_head(hidden[:, :-1][carries_loss])  # (answer tokens, vocabulary)
@@ -59,10 +62,10 @@ def answer_loss(backbone: Backbone, batch: MultimodalBatch, *, with_greedy: bool
 
 
 def keep_in_graph(backbone: Backbone, loss: Tensor) -> Tensor:
-    """Tie the trained vision and projector weights to the loss of a batch without images, with gradient zero.
+    """Add trained vision and projector weights, times 0, to the loss of a batch without images.
 
-    Otherwise such a batch would give them no gradient at all: the optimiser would skip them, and under DDP the other
-    processes would wait for ever.
+    Without this, such a batch would give them no gradient at all instead of a zero gradient: the
+    optimiser would skip them, and under DDP the other processes would wait for ever.
     """
     before_llm = backbone.parameters(Part.VISION, Part.VISION_LORA, Part.PROJECTOR)
     unused = [parameter for _, parameter in before_llm if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Which weights and which samples a finding is about, so that nothing is mixed up with that of others."""
+"""Says which weights and which samples a finding is about, so that findings are not mixed up."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_mllm.types import Sample
 
 
 def provenance(module: MLLMModule, data: Any, split: str) -> dict[str, Any]:
-    """Return what decides the findings on a split, as plain data.
+    """Return what determines the findings on a split, as plain data.
 
     Args:
-        module: The model, with the weights that it is looked at with.
-        data: The DataModule.
-        split: The split, set up.
+        module: The model with its current weights.
+        data: The DataModule, set up.
+        split: Name of the split.
     """
     return {
         "checkpoint": module.source.checkpoint,

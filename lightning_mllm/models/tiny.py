@@ -1,7 +1,7 @@
-"""Small, complete checkpoints in the Hugging Face format, built offline: for tests, demos and trying a config out.
+"""Builds small, complete checkpoints in the Hugging Face format offline, to try things out.
 
-Weights are random. Everything else is real: `AutoModelForImageTextToText` and `AutoProcessor` open the folder as they
-open `llava-hf/llava-1.5-7b-hf`.
+Weights are random. Everything else is real: `AutoModelForImageTextToText` and `AutoProcessor` open
+the folder as they open `llava-hf/llava-1.5-7b-hf`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers import (
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -31,42 +32,72 @@ TinyFamily = Literal["llava", "llava_next"]
 Chat = Literal["vicuna", "llama3"]
 
 _IMAGE = "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
-_TEXT = "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+_TEXT = (
+    "{% for part in message['content'] if part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endfor %}"
+)
 
 CHAT_TEMPLATES: dict[str, str] = {
     "vicuna": (
-        "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() }}: {% endif %}"
+        "{% for message in messages %}{% if message['role'] != 'system' %}{{ "
+        "message['role'].upper() }}: {% endif %}"
         + _IMAGE
         + _TEXT
         + " {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     ),
     "llama3": (
-        "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+        "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ "
+        "message['role'] }}<|end_header_id|>\n\n"
         + _IMAGE
         + _TEXT
         + "<|eot_id|>{% endfor %}"
-        + "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+        + "{% if add_generation_prompt %}"
+        + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
     ),
 }
 SPECIAL_TOKENS: dict[str, list[str]] = {
     "vicuna": ["<pad>", "<s>", "</s>", "<image>"],
-    "llama3": ["<pad>", "<|begin_of_text|>", "<|eot_id|>", "<image>", "<|start_header_id|>", "<|end_header_id|>"],
+    "llama3": [
+        "<pad>",
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<image>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+    ],
 }
 _ADDS_TO_THE_RESIDUAL = ("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
 # Words that the byte-pair merges are learnt from. Any other text still encodes, byte by byte.
 CORPUS = """
-A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT: user assistant system
-Classify the image into one of the following categories of handwritten digits, textures, objects: "zero", "one",
-"two", "three", "four", "five", "six", "seven", "eight", "nine". Answer with one category and nothing else. Output:
-It is zero one two three four five six seven eight nine and ten. What is shown in this picture? Which colour is the
-shape on the left or right? red green blue yellow circle square triangle Answer the question using a single word or
+A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT: user \
+assistant system
+Classify the image into one of the following categories of handwritten digits, textures, objects: \
+"zero", "one",
+"two", "three", "four", "five", "six", "seven", "eight", "nine". Answer with one category and \
+nothing else. Output:
+It is zero one two three four five six seven eight nine and ten. What is shown in this picture? \
+Which colour is the
+shape on the left or right? red green blue yellow circle square triangle Answer the question \
+using a single word or
 phrase. yes no the is there any of and what which
 """
 
 
 @dataclass(frozen=True)
 class TinySize:
-    """Shape of a tiny checkpoint; the defaults make about 0.2 million parameters with 16 visual tokens per view."""
+    """Shape of a tiny checkpoint; by default 0.2 million parameters and 16 visual tokens per view.
+
+    Attributes:
+        image_size: Side of the pictures that the tower reads, in pixels.
+        patch_size: Side of a patch, in pixels.
+        vision_width: Width of the vision tower.
+        vision_layers: Number of layers of the vision tower.
+        text_width: Width of the LLM.
+        text_layers: Number of layers of the LLM.
+        heads: Number of attention heads per layer, in tower and LLM.
+        vocabulary: Largest number of tokens of the tokenizer.
+        context: Largest number of positions.
+    """
 
     image_size: int = 28
     patch_size: int = 7
@@ -92,14 +123,15 @@ def build_tiny_checkpoint(
     """Build a small checkpoint with random weights and save it as a Hugging Face folder.
 
     Args:
-        output: The folder to make; it must not exist, or be empty.
+        output: Folder to create; it must not exist, or be empty.
         family: Model type: `llava` (1.5) or `llava_next` (1.6).
-        chat: Chat template and special tokens in the manner of Vicuna or of Llama 3.
+        chat: Chat template and special tokens: those of Vicuna or of Llama 3.
         size: Shape of the model.
-        seed: Seed of the weights; the global random state is left as it was.
-        corpus: Words that the tokenizer's byte-pair merges are learnt from.
-        to_train: Whether weights are scaled for a model that is trained from nothing: what a block adds to the residual
-            stream is less (GPT-2's rule), and so are positions. A random LLM that stays frozen passes on more without.
+        seed: Seed of the weights; the global random state does not change.
+        corpus: Text that the tokenizer's byte-pair merges are learnt from.
+        to_train: Whether weights are scaled for a model that is trained from scratch: layers add
+            less to the residual stream (GPT-2's rule), and positions are weaker. A random LLM that
+            stays frozen passes on more without it.
 
     Returns:
         The folder.
@@ -109,7 +141,10 @@ def build_tiny_checkpoint(
     """
     output, size = Path(output), size or TinySize()
     if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty, and nothing is overwritten. Choose another folder or remove it.")
+        raise ConfigError(
+            f"{output} is not empty, and nothing is overwritten. Choose another folder or remove "
+            "it."
+        )
     tokenizer = _tokenizer(chat, size, corpus)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -138,16 +173,18 @@ def _tokenizer(chat: Chat, size: TinySize, corpus: str) -> PreTrainedTokenizerFa
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus.splitlines() * 2, trainer)  # a merge needs a pair that occurs twice
+    # a merge needs a pair that occurs twice
+    tokenizer.train_from_iterator(corpus.splitlines() * 2, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
+    headers = {f"header_{number}_token": token for number, token in enumerate(others)}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=pad,
         bos_token=bos,
         eos_token=eos,
-        extra_special_tokens={"image_token": image, **{f"header_{i}_token": t for i, t in enumerate(others)}},
+        extra_special_tokens={"image_token": image, **headers},
         padding_side="left",
         model_max_length=size.context,
     )
@@ -188,18 +225,18 @@ def _model(
     }
     if family == "llava":
         return LlavaForConditionalGeneration(LlavaConfig(**shared))
-    return LlavaNextForConditionalGeneration(LlavaNextConfig(**shared, image_grid_pinpoints=_pinpoints(size)))
+    config = LlavaNextConfig(**shared, image_grid_pinpoints=_pinpoints(size))
+    return LlavaNextForConditionalGeneration(config)
 
 
 @torch.no_grad()
-def _initialise(
-    model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, size: TinySize, to_train: bool
-) -> None:
+def _initialise(model: PreTrainedModel, size: TinySize, to_train: bool) -> None:
     """Scale the weights so that an untrained model passes on what it sees.
 
-    The usual standard deviation of 0.02 is meant for thousands of channels. Here it would let a patch's position vanish
-    beside its content and keep all logits near 0, whatever the input. So: variance 1 / fan-in for weights,
-    1 for embeddings. To learn to see, a tower does better with weaker positions and residual branches.
+    The usual standard deviation of 0.02 is meant for thousands of channels. Here a patch's position
+    would vanish beside its content, and all logits would stay near 0, whatever the input. So
+    weights have a variance of 1 / fan-in and embeddings one of 1. To learn to see, a tower does
+    better with weaker positions and residual branches.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
@@ -209,7 +246,8 @@ def _initialise(
             elif "position_embedding" in name:
                 std = 0.1 if to_train else 1.0
             elif to_train and name.endswith(_ADDS_TO_THE_RESIDUAL):
-                std *= (2 * (size.vision_layers if "vision_tower" in name else size.text_layers)) ** -0.5
+                layers = size.vision_layers if "vision_tower" in name else size.text_layers
+                std *= (2 * layers) ** -0.5
             parameter.normal_(std=std)
 
 
@@ -217,7 +255,10 @@ def _processor(
     family: TinyFamily, size: TinySize, tokenizer: PreTrainedTokenizerFast, template: str
 ) -> LlavaProcessor | LlavaNextProcessor:
     side = size.image_size
-    image_options: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    image_options: dict[str, Any] = {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+    }
     options: dict[str, Any] = {
         "tokenizer": tokenizer,
         "patch_size": size.patch_size,
@@ -227,10 +268,12 @@ def _processor(
     }
     if family == "llava":
         return LlavaProcessor(CLIPImageProcessorPil(**image_options), **options)
-    image_processor = LlavaNextImageProcessorPil(**image_options, image_grid_pinpoints=_pinpoints(size))
+    pinpoints = _pinpoints(size)
+    image_processor = LlavaNextImageProcessorPil(**image_options, image_grid_pinpoints=pinpoints)
     return LlavaNextProcessor(image_processor, **options)
 
 
 def _pinpoints(size: TinySize) -> list[list[int]]:
     side = size.image_size
-    return [[side, 2 * side], [2 * side, side], [2 * side, 2 * side], [side, 3 * side], [3 * side, side]]
+    tiles = [(1, 2), (2, 1), (2, 2), (1, 3), (3, 1)]
+    return [[rows * side, columns * side] for rows, columns in tiles]

@@ -1,4 +1,4 @@
-"""Independent probes: what can be read from a model's features, layer by layer and epoch by epoch."""
+"""Independent probes: what can be read from features, layer by layer and epoch by epoch."""
 
 from lightning_mllm.probing.drift import linear_cka, mean_cosine, relative_change
 from lightning_mllm.probing.features.cache import FeatureCache
@@ -8,9 +8,9 @@ from lightning_mllm.probing.features.files import load_features, save_features
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.probes.baselines import NearestCentroid
 from lightning_mllm.probing.probes.linear import LinearProbe
+from lightning_mllm.probing.probes.mlp import MLPProbe
 from lightning_mllm.probing.probes.probe import Probe
 from lightning_mllm.probing.probes.scores import ProbeScore
-from lightning_mllm.probing.probes.trained import MLPProbe
 from lightning_mllm.probing.probes.training import Training
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How far features have moved: the same samples, before and after."""
+"""How far features and weights have moved: the same samples, before and after training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from lightning_mllm.errors import DataError
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
-    """Return the linear centred kernel alignment of two feature sets (Kornblith et al., ICML 2019, equation 2).
+    """Return the linear centred kernel alignment (Kornblith et al., ICML 2019, equation 2).
 
-    It is 1 for features that differ by an orthogonal map and a scale, and does not need equal widths. Computed in
-    float64, through whichever of samples and widths is smaller.
+    It is 1 for features that differ by an orthogonal map and a scale, and does not need equal
+    widths. It is computed in float64, from Gram matrices over samples or over features, whichever
+    are smaller.
 
     Args:
         one: (samples, width).
@@ -34,12 +35,14 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
 
 
 def mean_cosine(one: Tensor, other: Tensor) -> float:
-    """Return the mean over samples of the cosine between features before and after, (samples, width) each."""
+    """Return the mean over samples of the cosine between features, (samples, width) each."""
     return float(cosine_similarity(one.double(), other.double(), dim=1).mean())
 
 
 def relative_change(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
-    """Return ||after - before|| / ||before|| over all weights together (Frobenius norms, float64)."""
-    moved = torch.stack([(after[name].double() - tensor.double()).square().sum() for name, tensor in before.items()])
-    size = torch.stack([tensor.double().square().sum() for tensor in before.values()])
-    return float((moved.sum() / size.sum()).sqrt())
+    """Return ||after - before|| / ||before|| over all weights (Frobenius norms, float64)."""
+    moved, size = [], []  # sums of squares per tensor
+    for name, tensor in before.items():
+        moved.append((after[name].double() - tensor.double()).square().sum())
+        size.append(tensor.double().square().sum())
+    return float((torch.stack(moved).sum() / torch.stack(size).sum()).sqrt())

@@ -60,6 +60,6 @@ def test_what_cannot_work_is_refused_before_training(tiny_llava: str, tmp_path: 
     with pytest.raises(ConfigError, match=r"must have \{label\}"):
         ClipZeroShot("clip", ["a photo"])
     run = make_run(tiny_llava, tmp_path, [ClipZeroShot(tiny_llava)])
-    with pytest.raises(CheckpointError, match="no dual encoder"):
+    with pytest.raises(CheckpointError, match="not a dual encoder"):
         run.fit()
     assert not run.trainer.global_step

@@ -21,6 +21,7 @@ from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.checkpoint import KEY, load_training_checkpoint
 from lightning_mllm.models.freeze import ByPattern, Everything, LLMOnly, ZeroShot
 from lightning_mllm.models.layers import decoder_layers
@@ -163,7 +164,7 @@ def counting(forward: Callable[..., Any], rows: list[int]) -> Callable[..., Any]
 def test_a_model_that_can_not_skip_is_refused_before_the_first_batch(
     tiny_llava: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(MLLMModule, "_loss")
+    monkeypatch.delattr(AdaptedModel, "loss")
 
     with pytest.raises(ConfigError, match=r"is no range of layers"):
         after_a_step(tiny_llava, Skip(start=7))

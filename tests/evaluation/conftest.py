@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch, Segment, TokenSpans
@@ -18,7 +23,8 @@ from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch, Segmen
 NAMES = ("zero", "one", "two", "seven eight nine", "one two", "a")
 PROMPTS = (
     "USER: <image>\nWhat? ASSISTANT:",
-    "USER: <image>\nClassify the image into one of the following categories of handwritten digits. ASSISTANT:",
+    "USER: <image>\nClassify the image into one of the following categories of handwritten "
+    "digits. ASSISTANT:",
     "USER: <image>\nzero, one or two? ASSISTANT:",
 )
 SIZES = ((28, 28), (30, 50), (70, 28))
@@ -35,7 +41,9 @@ class Scene:
 
     def batch_of(self, indices: list[int]) -> MultimodalBatch:
         """Return the batch made of the given samples only."""
-        return make_batch(self.processor, [PROMPTS[i] for i in indices], [SIZES[i] for i in indices], indices)
+        return make_batch(
+            self.processor, [PROMPTS[i] for i in indices], [SIZES[i] for i in indices], indices
+        )
 
     @property
     def processor(self) -> Any:
@@ -52,7 +60,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[TinyFamily, Pa
 
 
 @pytest.fixture(
-    params=[("llava", "sdpa"), ("llava", "eager"), ("llava_next", "sdpa"), ("llava_next", "eager")], ids="-".join
+    params=[("llava", "sdpa"), ("llava", "eager"), ("llava_next", "sdpa"), ("llava_next", "eager")],
+    ids="-".join,
 )
 def scene(request: pytest.FixtureRequest, checkpoints: dict[TinyFamily, Path]) -> Scene:
     family, attention = request.param
@@ -68,7 +77,9 @@ def make_scene(folder: Path, attention: str) -> Scene:
     torch.set_num_threads(1)
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention)
-    token_ids = [processor.tokenizer(f" {name}</s>", add_special_tokens=False)["input_ids"] for name in NAMES]
+    token_ids = [
+        processor.tokenizer(f" {name}</s>", add_special_tokens=False)["input_ids"] for name in NAMES
+    ]
     return Scene(
         model=model,
         tokenizer=processor.tokenizer,
@@ -109,7 +120,9 @@ def make_batch(processor: Any, prompts: Any, sizes: Any, seeds: Any) -> Multimod
 def generated(scene: Scene, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> dict[str, Any]:
     """Make the model say `texts`; returns the options that `generate` will be called with."""
     seen: dict[str, Any] = {}
-    answers = scene.tokenizer([f" {text}</s>" for text in texts], add_special_tokens=False, padding_side="right")
+    answers = scene.tokenizer(
+        [f" {text}</s>" for text in texts], add_special_tokens=False, padding_side="right"
+    )
     new = torch.tensor(scene.tokenizer.pad(answers, padding_side="right")["input_ids"])
 
     def generate(**options: Any) -> torch.Tensor:

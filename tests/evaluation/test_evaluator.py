@@ -19,7 +19,9 @@ def test_labels_win_over_kinds(llava: Scene) -> None:
 
     assert set(scored.predictions) == {"likelihood"}
     assert scored.answers == ()
-    assert set(evaluator.finish()) == {f"likelihood/{key}" for key in ("accuracy", "macro_f1", "invalid_rate")}
+    assert set(evaluator.finish()) == {
+        f"likelihood/{key}" for key in ("accuracy", "macro_f1", "invalid_rate")
+    }
     assert evaluator.results["likelihood"].n == 3
     assert evaluator.exact_match is None
 
@@ -40,7 +42,9 @@ def test_open_answers_are_counted_per_kind(llava: Scene, monkeypatch: pytest.Mon
     assert evaluator.exact_match.per_kind == {"a": AnswerScore(1, 1), "b": AnswerScore(1, 0)}
 
 
-def test_free_form_data_without_kinds_is_not_asked(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_form_data_without_kinds_is_not_asked(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = generated(llava, monkeypatch, ["three"])
     evaluator = Evaluator([Generation()])
     evaluator.prepare(None, ())
@@ -52,7 +56,9 @@ def test_free_form_data_without_kinds_is_not_asked(llava: Scene, monkeypatch: py
     assert evaluator.exact_match is None
 
 
-def test_another_dataset_takes_the_place_of_the_first(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_dataset_takes_the_place_of_the_first(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluator = Evaluator([Likelihood()])
     evaluator.prepare(llava.labels, ())
     evaluator.score(llava.model, llava.tokenizer, llava.batch)

@@ -1,4 +1,4 @@
-"""A model that gives no numbers has no answers: the largest of NaN would be the first class, or token."""
+"""A model that gives no numbers has no answers: the largest of NaN would be the first class."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ def broken(llava: Scene) -> Scene:
     """The second of three pictures is none."""
     pixels = llava.batch.vision["pixel_values"].clone()
     pixels[1] = math.nan
-    return replace(llava, batch=replace(llava.batch, vision={"pixel_values": pixels}, kinds=("a", "b", "a")))
+    return replace(
+        llava, batch=replace(llava.batch, vision={"pixel_values": pixels}, kinds=("a", "b", "a"))
+    )
 
 
 ASKERS: dict[str, Callable[[Scene], Any]] = {
-    "likelihood": lambda scene: Likelihood().predict(scene.model, scene.tokenizer, scene.batch, scene.labels),
-    "generation": lambda scene: Generation().predict(scene.model, scene.tokenizer, scene.batch, scene.labels),
+    "likelihood": lambda scene: Likelihood().predict(
+        scene.model, scene.tokenizer, scene.batch, scene.labels
+    ),
+    "generation": lambda scene: Generation().predict(
+        scene.model, scene.tokenizer, scene.batch, scene.labels
+    ),
     "sampling": lambda scene: Generation(temperature=1.0).predict(
         scene.model, scene.tokenizer, scene.batch, scene.labels
     ),
@@ -35,10 +41,14 @@ ASKERS: dict[str, Callable[[Scene], Any]] = {
 
 
 @pytest.mark.parametrize("ask", ASKERS.values(), ids=ASKERS.keys())
-def test_a_model_without_numbers_is_no_classifier(broken: Scene, ask: Callable[[Scene], Any]) -> None:
+def test_a_model_without_numbers_is_no_classifier(
+    broken: Scene, ask: Callable[[Scene], Any]
+) -> None:
     named = repr(broken.batch.sample_ids[1])
 
-    with pytest.raises(NotFiniteError, match=rf"are NaN or infinite for 1 of 3 samples of a batch, first for {named}"):
+    with pytest.raises(
+        NotFiniteError, match=rf"are NaN or infinite for 1 of 3 samples, first for {named}"
+    ):
         ask(broken)
 
     assert ask(replace(broken, batch=broken.batch.take([0, 2])))
@@ -50,5 +60,7 @@ def test_any_number_of_a_sample_that_is_not_finite_counts(number: float) -> None
     check_finite(numbers, "abc", "They")
     numbers[2, 1, 0] = number
 
-    with pytest.raises(NotFiniteError, match=r"They are NaN or infinite for 1 of 3 samples of a batch, first for 'c'"):
+    with pytest.raises(
+        NotFiniteError, match=r"They are NaN or infinite for 1 of 3 samples, first for 'c'"
+    ):
         check_finite(numbers, "abc", "They")

@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_mllm.errors import CheckpointError
-from lightning_mllm.models import backbone as backbone_module
-from lightning_mllm.models.backbone import Backbone, Family, Part
+from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.families import FAMILIES, Family
 from lightning_mllm.models.freeze import Everything, ProjectorOnly
+from lightning_mllm.models.hooks import inputs_of
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from lightning_mllm.types import MultimodalBatch, Segment
@@ -29,13 +31,19 @@ def test_the_parts_are_the_whole(tiny_checkpoint: TinyBuilder, family: str) -> N
     names = {part: {name for name, _ in backbone.parameters(part)} for part in Part}
 
     assert sum(map(len, names.values())) == len(list(backbone.model.parameters()))
-    assert names[Part.VISION] == {f"model.vision_tower.{name}" for name, _ in backbone.vision_tower.named_parameters()}
-    assert {f"model.language_model.{name}" for name, _ in backbone.decoder.named_parameters()} < names[Part.LLM]
+    assert names[Part.VISION] == {
+        f"model.vision_tower.{name}" for name, _ in backbone.vision_tower.named_parameters()
+    }
+    assert {
+        f"model.language_model.{name}" for name, _ in backbone.decoder.named_parameters()
+    } < names[Part.LLM]
     assert "lm_head.weight" in names[Part.LLM]
 
 
 @pytest.mark.parametrize("tap", [-1, -2, 1, [-2, 1]])
-def test_idle_parameters_are_those_without_gradient(tiny_llava: str, tap: int | list[int], tmp_path: Path) -> None:
+def test_idle_parameters_are_those_without_gradient(
+    tiny_llava: str, tap: int | list[int], tmp_path: Path
+) -> None:
     backbone = Backbone.from_pretrained(tiny_llava)
     backbone.model.config.vision_feature_layer = tap
     if isinstance(tap, list):  # features of several layers are concatenated
@@ -45,25 +53,34 @@ def test_idle_parameters_are_those_without_gradient(tiny_llava: str, tap: int | 
 
     answer_loss(backbone, batch_of(tiny_llava)).mean.backward()
 
-    without = {name for name, parameter in backbone.parameters(Part.VISION) if parameter.grad is None}
+    without = {
+        name for name, parameter in backbone.parameters(Part.VISION) if parameter.grad is None
+    }
     assert backbone.idle_parameters() == without
 
 
 def test_the_fingerprint_knows_weights_not_dtypes(tiny_llava: str, tmp_path: Path) -> None:
     other = build_tiny_checkpoint(tmp_path / "other", seed=1)
 
-    assert Backbone.from_pretrained(tiny_llava).fingerprint == Backbone.from_pretrained(tiny_llava).fingerprint
+    assert (
+        Backbone.from_pretrained(tiny_llava).fingerprint
+        == Backbone.from_pretrained(tiny_llava).fingerprint
+    )
     assert (
         Backbone.from_pretrained(tiny_llava, dtype=torch.bfloat16).fingerprint
         == Backbone.from_pretrained(tiny_llava).fingerprint
     )
-    assert Backbone.from_pretrained(str(other)).fingerprint != Backbone.from_pretrained(tiny_llava).fingerprint
+    assert (
+        Backbone.from_pretrained(str(other)).fingerprint
+        != Backbone.from_pretrained(tiny_llava).fingerprint
+    )
 
 
 def fed_to_the_llm(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
     """What the full model hands its LLM at all image positions, (tokens, width)."""
     seen: list[Tensor] = []
-    with backbone.decoder.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):  # type: ignore[index,union-attr]
+    first = {0: decoder_layers(backbone)[0]}
+    with inputs_of(first, lambda _, hidden: seen.append(hidden)):
         backbone.model(**batch.model_inputs())
     return seen[0][batch.spans[Segment.IMAGE]]
 
@@ -86,7 +103,9 @@ def test_encoded_images_are_what_the_full_model_feeds_its_llm(
     checkpoint = tiny_checkpoint(family, "vicuna")  # type: ignore[arg-type]
     backbone, batch = with_taps(checkpoint, tap), batch_of(checkpoint)
     projected: list[Tensor] = []
-    hook = backbone.projector.register_forward_pre_hook(lambda _, inputs: projected.append(inputs[0]))
+    hook = backbone.projector.register_forward_pre_hook(
+        lambda _, inputs: projected.append(inputs[0])
+    )
 
     expected = fed_to_the_llm(backbone, batch)
     hook.remove()
@@ -110,7 +129,9 @@ def test_the_projector_alone_makes_the_same_of_kept_features(
         expected = fed_to_the_llm(backbone, batch)
         images = path.split(batch.vision)
         kept = [features.clone() for features in path.tower_features(images)]
-        with backbone.vision_tower.register_forward_pre_hook(lambda *_: pytest.fail("The tower ran.")):
+        with backbone.vision_tower.register_forward_pre_hook(
+            lambda *_: pytest.fail("The tower ran.")
+        ):
             found = path.project(kept, images)
 
     assert torch.equal(torch.cat(found), expected)
@@ -121,7 +142,10 @@ def test_the_projector_alone_makes_the_same_of_kept_features(
 def test_a_class_token_that_the_model_keeps_is_projected(tiny_llava: str) -> None:
     backbone, batch = with_taps(tiny_llava, -2, "full"), batch_of(tiny_llava, size=2)
 
-    (first, _), images = backbone.encode_images(batch.vision, "pre"), backbone.vision_path.split(batch.vision)
+    (first, _), images = (
+        backbone.encode_images(batch.vision, "pre"),
+        backbone.vision_path.split(batch.vision),
+    )
 
     features = backbone.vision_path.tower_features(images)
     token = backbone.vision_path.class_token(features[0])
@@ -143,7 +167,9 @@ def test_views_that_only_fill_the_batch_are_left_out(tiny_llava_next: str) -> No
     assert torch.equal(images[1]["image_sizes"], large)
 
 
-def test_the_vision_fingerprint_is_of_the_tower_as_it_is_now(tiny_llava: str, tmp_path: Path) -> None:
+def test_the_vision_fingerprint_is_of_the_tower_as_it_is_now(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     def fresh(**options: Any) -> Backbone:
         return Backbone.from_pretrained(tiny_llava, **options)
 
@@ -167,8 +193,10 @@ def test_the_vision_fingerprint_is_of_the_tower_as_it_is_now(tiny_llava: str, tm
     assert len({expected, *(other.vision_path.fingerprint() for other in others)}) == 5
 
 
-def test_a_further_family_is_one_entry(tmp_path: Path, tiny_llava: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """VipLLaVA taps several vision layers and has another projector; its entry is the default one."""
+def test_a_further_family_is_one_entry(
+    tmp_path: Path, tiny_llava: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VipLLaVA taps several vision layers and has another projector; its entry is the default."""
     from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
 
     base = Backbone.from_pretrained(tiny_llava).model.config
@@ -181,7 +209,7 @@ def test_a_further_family_is_one_entry(tmp_path: Path, tiny_llava: str, monkeypa
     VipLlavaForConditionalGeneration(config).save_pretrained(tmp_path)
     for file in Path(tiny_llava).glob("*token*"):
         shutil.copy(file, tmp_path)
-    monkeypatch.setitem(backbone_module.FAMILIES, "vipllava", Family())
+    monkeypatch.setitem(FAMILIES, "vipllava", Family())
 
     backbone = Backbone.from_pretrained(str(tmp_path))
     report = ProjectorOnly().apply(backbone)
@@ -192,12 +220,17 @@ def test_a_further_family_is_one_entry(tmp_path: Path, tiny_llava: str, monkeypa
     assert set(report.trainable_names) == {
         f"model.multi_modal_projector.{name}" for name, _ in backbone.projector.named_parameters()
     }
-    assert all(backbone.model.get_parameter(name).grad is not None for name in everything.trainable_names)
-    assert torch.equal(torch.cat(backbone.encode_images(batch.vision, "post")), fed_to_the_llm(backbone, batch))
+    assert all(
+        backbone.model.get_parameter(name).grad is not None for name in everything.trainable_names
+    )
+    assert torch.equal(
+        torch.cat(backbone.encode_images(batch.vision, "post")), fed_to_the_llm(backbone, batch)
+    )
 
 
 def test_a_wrong_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read at import
+    # the variable is read at import
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="'no/such-model' can't be opened"):
         Backbone.from_pretrained("no/such-model")
 
@@ -208,7 +241,13 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_text_only_checkpoint_is_refused(tmp_path: Path) -> None:
-    config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
 
     with pytest.raises(CheckpointError, match="a text-only model"):
@@ -228,7 +267,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny_llava: str, tmp_path: P
     kept = {name: tensor for name, tensor in weights.items() if "multi_modal_projector" not in name}
     save_file(kept, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(CheckpointError, match=r"lacks 4 weights of a llava model.*first is .*multi_modal_projector"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks 4 weights of a llava model.*first is .*multi_modal_projector"
+    ):
         Backbone.from_pretrained(str(tmp_path / "partial"))
 
 

@@ -1,4 +1,4 @@
-"""An exported folder is, to plain transformers, the model that was trained: pixels, tokens, logits."""
+"""An exported folder gives plain transformers the trained model: pixels, tokens, logits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,14 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
-from lightning_mllm.data.images.geometry import Geometry, GeometryName, apply_geometry, default_geometry
-from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.freeze import (
-    Everything,
-    FreezePolicy,
-    LLMOnly,
-    Lora,
-    ProjectorAndLLM,
-    ProjectorAndVision,
-    ProjectorOnly,
-    ZeroShot,
+from lightning_mllm.data.images.geometry import (
+    Geometry,
+    GeometryName,
+    apply_geometry,
+    default_geometry,
 )
+from lightning_mllm.models import freeze
+from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import Chat, TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
@@ -34,29 +30,35 @@ from tests.support.command_line import picture
 
 SHAPES = {"wide": (90, 30), "tall": (31, 100), "square": (40, 40)}
 QUESTION = "What is shown in this picture?"
-FT_PROJ = ProjectorOnly()
-Case = tuple[TinyFamily, Chat, FreezePolicy, GeometryName]
+FT_PROJ = freeze.ProjectorOnly()
+Case = tuple[TinyFamily, Chat, freeze.FreezePolicy, GeometryName]
 # each family, chat template, policy and geometry at least once
 CASES: list[Case] = [
-    ("llava", "vicuna", ZeroShot(), "pad"),
-    ("llava", "vicuna", ProjectorOnly(), "crop"),
-    ("llava", "llama3", ProjectorAndLLM(), "squash"),
-    ("llava", "vicuna", Lora(rank=2, target="both"), "pad"),
-    ("llava", "llama3", Lora(rank=2, projector=True), "pad"),
-    ("llava", "vicuna", Everything(), "squash"),
-    ("llava_next", "vicuna", ProjectorOnly(), "tiles"),
-    ("llava_next", "llama3", Lora(rank=2, projector=True), "tiles"),
+    ("llava", "vicuna", freeze.ZeroShot(), "pad"),
+    ("llava", "vicuna", freeze.ProjectorOnly(), "crop"),
+    ("llava", "llama3", freeze.ProjectorAndLLM(), "squash"),
+    ("llava", "vicuna", freeze.Lora(rank=2, target="both"), "pad"),
+    ("llava", "llama3", freeze.Lora(rank=2, projector=True), "pad"),
+    ("llava", "vicuna", freeze.Everything(), "squash"),
+    ("llava_next", "vicuna", freeze.ProjectorOnly(), "tiles"),
+    ("llava_next", "llama3", freeze.Lora(rank=2, projector=True), "tiles"),
 ]
 ALL: list[Any] = [
     (family, chat, policy, geometry)
     for family, geometries in (("llava", ("pad", "crop", "squash")), ("llava_next", ("tiles",)))
     for geometry in geometries
     for chat in ("vicuna", "llama3")
-    for policy in (*dict.fromkeys(case[2] for case in CASES), LLMOnly(), ProjectorAndVision())
+    for policy in (
+        *dict.fromkeys(case[2] for case in CASES),
+        freeze.LLMOnly(),
+        freeze.ProjectorAndVision(),
+    )
 ]
 
 
-def _own(backbone: Backbone, checkpoint: str, geometry: GeometryName | None, image: Image.Image) -> Any:
+def _own(
+    backbone: Backbone, checkpoint: str, geometry: GeometryName | None, image: Image.Image
+) -> Any:
     """Pixels, tokens of the prompt, and logits behind it, as in training and validation."""
     conversation = [Turn("user", QUESTION, images=1), Turn("assistant", "yes")]
     collator = Collator(load_processor(checkpoint), ConversationPrompt(), geometry=geometry)
@@ -82,12 +84,19 @@ def _anyones(folder: Path, images: dict[str, Image.Image]) -> dict[str, Any]:
             return_tensors="pt",
         )
         with torch.no_grad():
-            found[name] = inputs["pixel_values"], inputs["input_ids"][0], model(**inputs).logits[0, -1]
+            found[name] = (
+                inputs["pixel_values"],
+                inputs["input_ids"][0],
+                model(**inputs).logits[0, -1],
+            )
     return found
 
 
 def check_contract(
-    checkpoint: str, folder: Path, policy: FreezePolicy = FT_PROJ, geometry: GeometryName | None = None
+    checkpoint: str,
+    folder: Path,
+    policy: freeze.FreezePolicy = FT_PROJ,
+    geometry: GeometryName | None = None,
 ) -> None:
     backbone = trained(checkpoint, policy)
     images = {name: picture(0, size) for name, size in SHAPES.items()}
@@ -102,7 +111,9 @@ def check_contract(
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_export_opens_as_what_was_trained(tiny_checkpoint: TinyBuilder, tmp_path: Path, case: Case) -> None:
+def test_an_export_opens_as_what_was_trained(
+    tiny_checkpoint: TinyBuilder, tmp_path: Path, case: Case
+) -> None:
     family, chat, policy, geometry = case
     check_contract(tiny_checkpoint(family, chat), tmp_path / "out", policy, geometry)
 
@@ -121,7 +132,11 @@ def _changed(checkpoint: str, folder: Path, change: dict[str, Any], **image_opti
     shutil.copytree(checkpoint, folder)
     file = folder / "processor_config.json"
     found = json.loads(file.read_text())
-    file.write_text(json.dumps({**found, **change, "image_processor": {**found["image_processor"], **image_options}}))
+    file.write_text(
+        json.dumps(
+            {**found, **change, "image_processor": {**found["image_processor"], **image_options}}
+        )
+    )
     return str(folder)
 
 
@@ -144,9 +159,11 @@ def test_an_export_of_siglips_processor_opens_as_what_was_trained(
 
 
 @pytest.mark.parametrize("geometry", ["crop", pytest.param("squash", marks=pytest.mark.slow)])
-def test_an_export_is_exported_again_with_any_geometry(tiny_llava: str, tmp_path: Path, geometry: GeometryName) -> None:
+def test_an_export_is_exported_again_with_any_geometry(
+    tiny_llava: str, tmp_path: Path, geometry: GeometryName
+) -> None:
     first = tmp_path / "first"
-    export_from(tiny_llava, trained(tiny_llava, ProjectorOnly()), first, geometry="pad")
+    export_from(tiny_llava, trained(tiny_llava, freeze.ProjectorOnly()), first, geometry="pad")
 
     check_contract(str(first), tmp_path / "second", geometry=geometry)
 
@@ -166,19 +183,34 @@ def test_an_export_is_exported_again_with_any_geometry(tiny_llava: str, tmp_path
     ],
 )
 def test_the_processor_is_exported_as_it_was_repaired(
-    tiny_checkpoint: TinyBuilder, tmp_path: Path, family: TinyFamily, change: Any, image_options: Any
+    tiny_checkpoint: TinyBuilder,
+    tmp_path: Path,
+    family: TinyFamily,
+    change: Any,
+    image_options: Any,
 ) -> None:
-    checkpoint = _changed(tiny_checkpoint(family, "vicuna"), tmp_path / "old", change, **image_options)
+    checkpoint = _changed(
+        tiny_checkpoint(family, "vicuna"), tmp_path / "old", change, **image_options
+    )
     check_contract(checkpoint, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("case", "to_do"),
     [
-        (("llava", "crop", SIGLIP), "SiglipImageProcessor can't say.*cut out the square in its centre"),
-        (("llava_next", "pad", {}), r"pad it to a square, centred, with the colour \(122, 116, 104\)"),
+        (
+            ("llava", "crop", SIGLIP),
+            "SiglipImageProcessor can't say.*cut out the square in its centre",
+        ),
+        (
+            ("llava_next", "pad", {}),
+            r"pad it to a square, centred, with the colour \(122, 116, 104\)",
+        ),
         pytest.param(("llava_next", "crop", {}), "cut out the square", marks=pytest.mark.slow),
-        (("llava_next", "squash", {}), "LlavaNextImageProcessor can't say.*square of its longer edge"),
+        (
+            ("llava_next", "squash", {}),
+            "LlavaNextImageProcessor can't say.*square of its longer edge",
+        ),
     ],
 )
 def test_what_a_processor_cannot_say_is_said(
@@ -190,14 +222,18 @@ def test_what_a_processor_cannot_say_is_said(
 ) -> None:
     family, geometry, image_options = case
     checkpoint = _changed(tiny_checkpoint(family, "vicuna"), tmp_path / "old", {}, **image_options)
-    backbone = trained(checkpoint, ProjectorOnly())
+    backbone = trained(checkpoint, freeze.ProjectorOnly())
 
     export_from(checkpoint, backbone, tmp_path / "out", geometry=geometry)
 
-    (message,) = [record.getMessage() for record in caplog.records if record.name.endswith("data.portable")]
+    (message,) = [
+        record.getMessage() for record in caplog.records if record.name.endswith("data.portable")
+    ]
     assert re.search(to_do, message)
     exported = load_processor(str(tmp_path / "out"))
     assert default_geometry(exported) == geometry
     wide = picture(0, SHAPES["wide"])
     done = {"wide": apply_geometry(wide, Geometry(geometry), exported.image_processor)}
-    assert torch.equal(_anyones(tmp_path / "out", done)["wide"][0], _own(backbone, checkpoint, geometry, wide)[0])
+    assert torch.equal(
+        _anyones(tmp_path / "out", done)["wide"][0], _own(backbone, checkpoint, geometry, wide)[0]
+    )

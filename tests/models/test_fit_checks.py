@@ -9,15 +9,7 @@ import pytest
 
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.models.freeze import (
-    ByPattern,
-    Everything,
-    FreezePolicy,
-    LLMOnly,
-    Lora,
-    ProjectorAndLLM,
-    ProjectorOnly,
-)
+from lightning_mllm.models import freeze
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.schedule import LearningRates
 from lightning_mllm.trainer import Trainer
@@ -29,11 +21,19 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
 
 
-def _fit(checkpoint: str, *, images: int = 1, trainer: dict[str, Any] | None = None, **options: Any) -> Trainer:
+def _fit(
+    checkpoint: str, *, images: int = 1, trainer: dict[str, Any] | None = None, **options: Any
+) -> Trainer:
     """Fit on four conversations, two to a step, and return the trainer."""
-    file = str(write_llava_json(Path("data"), [conversation(f"r{row}", images) for row in range(4)]))
+    file = str(
+        write_llava_json(Path("data"), [conversation(f"r{row}", images) for row in range(4)])
+    )
     data = LlavaJson(train=file, val=file, image_root="data", checkpoint=checkpoint, batch_size=2)
-    quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    quiet: dict[str, Any] = {
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "limit_val_batches": 0,
+    }
     quiet |= trainer or {}
     made = Trainer(logger=False, **quiet)
     made.fit(MLLMModule(checkpoint, **options), datamodule=data)
@@ -43,15 +43,27 @@ def _fit(checkpoint: str, *, images: int = 1, trainer: dict[str, Any] | None = N
 @pytest.mark.parametrize(
     ("policy", "rates", "message"),
     [
-        (ProjectorOnly(), {"projector": 0}, r"'projector', but model\.learning_rates\.projector is 0"),
-        (ProjectorAndLLM(), {"llm": 0}, r"'llm', but model\.learning_rates\.llm is 0"),
-        (Lora(rank=2, projector=True), {"lora": 0}, r"'llm lora', but model\.learning_rates\.lora is 0"),
-        (Lora(rank=2, target="vision"), {"lora": 0}, r"'vision lora', but model\.learning_rates\.lora is 0"),
+        (
+            freeze.ProjectorOnly(),
+            {"projector": 0},
+            r"'projector', but model\.learning_rates\.projector is 0",
+        ),
+        (freeze.ProjectorAndLLM(), {"llm": 0}, r"'llm', but model\.learning_rates\.llm is 0"),
+        (
+            freeze.Lora(rank=2, projector=True),
+            {"lora": 0},
+            r"'llm lora', but model\.learning_rates\.lora is 0",
+        ),
+        (
+            freeze.Lora(rank=2, target="vision"),
+            {"lora": 0},
+            r"'vision lora', but model\.learning_rates\.lora is 0",
+        ),
     ],
     ids=str,
 )
 def test_a_rate_of_0_of_a_trained_part_is_refused(
-    tiny_llava: str, policy: FreezePolicy, rates: dict[str, float], message: str
+    tiny_llava: str, policy: freeze.FreezePolicy, rates: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         _fit(tiny_llava, policy=policy, learning_rates=LearningRates(**rates))
@@ -62,7 +74,9 @@ def test_a_rate_of_0_of_a_frozen_part_is_no_matter(tiny_llava: str) -> None:
 
 
 def test_a_single_step_at_the_first_rate_of_the_warm_up_is_refused(tiny_llava: str) -> None:
-    with pytest.raises(ConfigError, match=r"a single step, and model\.warmup_ratio 0\.03 gives it a rate of 0"):
+    with pytest.raises(
+        ConfigError, match=r"a single step, and model\.warmup_ratio 0\.03 gives it a rate of 0"
+    ):
         _fit(tiny_llava, trainer={"max_steps": 1})
 
     assert _fit(tiny_llava, trainer={"max_steps": 1}, warmup_ratio=0.0).global_step == 1
@@ -78,20 +92,23 @@ def test_a_fit_of_no_step_is_refused(tiny_llava: str, limit: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "parts"),
     [
-        (ProjectorOnly(), "projector"),
-        (ProjectorAndLLM(), "projector"),
-        (Everything(), "projector and vision"),
-        (Lora(rank=2, target="both"), "vision lora"),
-        (ByPattern(["vision_tower.*layers.0.*q_proj"]), "vision"),
+        (freeze.ProjectorOnly(), "projector"),
+        (freeze.ProjectorAndLLM(), "projector"),
+        (freeze.Everything(), "projector and vision"),
+        (freeze.Lora(rank=2, target="both"), "vision lora"),
+        (freeze.ByPattern(["vision_tower.*layers.0.*q_proj"]), "vision"),
     ],
     ids=str,
 )
 def test_parts_that_only_pictures_go_through_are_not_trained_without_any(
-    tiny_llava: str, policy: FreezePolicy, parts: str
+    tiny_llava: str, policy: freeze.FreezePolicy, parts: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"No training sample of LlavaJson has a picture.* reaches the {parts} that"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"No training sample of LlavaJson has a picture.* reaches the {parts} that",
+    ):
         _fit(tiny_llava, images=0, policy=policy)
 
 
 def test_the_llm_learns_without_pictures(tiny_llava: str) -> None:
-    assert _fit(tiny_llava, images=0, policy=LLMOnly()).global_step == 2
+    assert _fit(tiny_llava, images=0, policy=freeze.LLMOnly()).global_step == 2

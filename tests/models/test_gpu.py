@@ -18,7 +18,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("policy", [ProjectorOnly(), ProjectorAndLLM(), Lora(rank=2, target="both")], ids=str)
+@pytest.mark.parametrize(
+    "policy", [ProjectorOnly(), ProjectorAndLLM(), Lora(rank=2, target="both")], ids=str
+)
 def test_a_fit_keeps_frozen_weights_in_bfloat16_and_trained_ones_in_float32(
     tiny_llava: str, tmp_path: Path, policy: FreezePolicy
 ) -> None:

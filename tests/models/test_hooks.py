@@ -34,7 +34,9 @@ def nothing(layer: int, hidden: Tensor, others: dict[str, Any]) -> None:
     """Change nothing."""
 
 
-def test_the_function_sees_each_layer_and_changes_what_it_is_called_with(layers: dict[int, nn.Module]) -> None:
+def test_the_function_sees_each_layer_and_changes_what_it_is_called_with(
+    layers: dict[int, nn.Module],
+) -> None:
     seen = []
 
     def more(layer: int, hidden: Tensor, others: dict[str, Any]) -> dict[str, Any]:
@@ -94,19 +96,29 @@ def test_observers_see_inputs_and_outputs_by_key_and_change_nothing() -> None:
         kept, changed = modules["plain"](torch.ones(1)), modules["two"](torch.ones(1))[0]
 
     assert (kept.item(), changed.item()) == (1.0, 2.0)
-    assert seen == [("in", "plain", 1.0), ("out", "plain", 1.0), ("in", "two", 1.0), ("out", "two", 2.0)]
+    assert seen == [
+        ("in", "plain", 1.0),
+        ("out", "plain", 1.0),
+        ("in", "two", 1.0),
+        ("out", "two", 2.0),
+    ]
     modules["plain"](torch.ones(1))
     assert len(seen) == 4
 
 
-def test_what_enters_a_layer_can_be_exchanged_and_later_hooks_see_it(layers: dict[int, nn.Module]) -> None:
+def test_what_enters_a_layer_can_be_exchanged_and_later_hooks_see_it(
+    layers: dict[int, nn.Module],
+) -> None:
     seen: list[float] = []
 
     with (
         stream_into(layers[3], lambda hidden: hidden * 10),
         before_layers({3: layers[3]}, lambda _, hidden, __: seen.append(hidden.item())),
     ):
-        by_position, by_name = layers[3](torch.ones(1), add=2.0), layers[3](hidden_states=torch.ones(1))
+        by_position, by_name = (
+            layers[3](torch.ones(1), add=2.0),
+            layers[3](hidden_states=torch.ones(1)),
+        )
 
     assert (by_position.item(), by_name.item()) == (12.0, 10.0)
     assert seen == [10.0, 10.0]
@@ -129,7 +141,10 @@ def test_a_replaced_layer_does_not_run_unless_it_is_asked_to(layers: dict[int, n
     with replacing_layers(layers, instead):
         with replacing_layers({5: layers[5]}, lambda *_: lambda stream: stream - 1):
             inner = layers[5](torch.ones(1), add=0.0)
-        replaced, own = layers[5](torch.ones(1), add=0.0), layers[5](hidden_states=torch.ones(1), add=2.0)
+        replaced, own = (
+            layers[5](torch.ones(1), add=0.0),
+            layers[5](hidden_states=torch.ones(1), add=2.0),
+        )
 
     assert (inner.item(), replaced.item(), own.item()) == (0.0, 5.0, 3.0)
     assert layers[5](torch.ones(1), add=0.0).item() == 1.0
@@ -144,5 +159,7 @@ def test_nothing_of_a_replacement_is_left_after_an_exception(layers: dict[int, n
         assert not layers[3].gradient_checkpointing
         raise RuntimeError("inside")
 
-    assert {name: value for name, value in layers[3].__dict__.items() if not name.startswith("_")} == before
+    assert {
+        name: value for name, value in layers[3].__dict__.items() if not name.startswith("_")
+    } == before
     assert "gradient_checkpointing" not in layers[5].__dict__

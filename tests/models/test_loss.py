@@ -49,21 +49,26 @@ def test_nothing_of_vocabulary_size_exists_for_prompt_positions(tiny_llava: str)
     backbone = Backbone.from_pretrained(tiny_llava)
     batch = batch_of(tiny_llava)
     rows = []
-    backbone.lm_head.register_forward_hook(lambda _module, _inputs, output: rows.append(output.shape[0]))
+    backbone.lm_head.register_forward_hook(
+        lambda _module, _inputs, output: rows.append(output.shape[0])
+    )
 
     loss = answer_loss(backbone, batch)
 
     assert rows == [int(loss.tokens)]
 
 
-def test_greedy_marks_the_answer_tokens_that_are_the_likeliest_behind_what_stands_before_them(tiny_llava: str) -> None:
+def test_greedy_marks_the_answer_tokens_that_are_the_likeliest_behind_what_stands_before_them(
+    tiny_llava: str,
+) -> None:
     backbone = Backbone.from_pretrained(tiny_llava)
     batch = batch_of(tiny_llava)
     carries_loss = batch.labels != IGNORE_INDEX
     likeliest = logits(backbone, batch)[:, :-1].argmax(dim=-1)
     half = carries_loss & (torch.arange(carries_loss.shape[1]) % 2 == 0)
     labels = batch.labels.clone()
-    labels[:, 1:] = torch.where(half[:, 1:], likeliest, labels[:, 1:])  # what stands there is not changed
+    # what stands there is not changed
+    labels[:, 1:] = torch.where(half[:, 1:], likeliest, labels[:, 1:])
 
     greedy = answer_loss(backbone, replace(batch, labels=labels), with_greedy=True).greedy
 
@@ -84,7 +89,10 @@ def test_padding_and_batch_composition_do_not_change_a_samples_logits(
         replace(
             sample,
             label=None,
-            conversation=(Turn("user", "What is this? " * (k + 1), images=1), Turn("assistant", "a digit")),
+            conversation=(
+                Turn("user", "What is this? " * (k + 1), images=1),
+                Turn("assistant", "a digit"),
+            ),
         )
         for k, sample in enumerate(digits(checkpoint).samples["train"][:4])
     ]
@@ -101,7 +109,9 @@ def test_a_text_only_batch_reaches_the_projector_with_gradient_zero(tiny_llava: 
     backbone = Backbone.from_pretrained(tiny_llava)
     Everything().apply(backbone)
     collator = Collator(load_processor(tiny_llava), ConversationPrompt())
-    batch = collator([(0, Sample(id="0", conversation=(Turn("user", "Hello?"), Turn("assistant", "Hi."))))])
+    batch = collator(
+        [(0, Sample(id="0", conversation=(Turn("user", "Hello?"), Turn("assistant", "Hi."))))]
+    )
     loss = answer_loss(backbone, batch).total
 
     kept = keep_in_graph(backbone, loss)

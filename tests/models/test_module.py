@@ -14,7 +14,14 @@ from torch.optim import SGD
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.adapted import AdaptedModel, Source
-from lightning_mllm.models.freeze import Everything, FreezePolicy, LLMOnly, Lora, ProjectorAndVision, ProjectorOnly
+from lightning_mllm.models.freeze import (
+    Everything,
+    FreezePolicy,
+    LLMOnly,
+    Lora,
+    ProjectorAndVision,
+    ProjectorOnly,
+)
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
@@ -40,7 +47,9 @@ def _conversations(folder: Path, checkpoint: str) -> LlavaJson:
         picture(k).save(folder / f"{k}.png")
     (folder / "train.json").write_text(json.dumps(rows))
     file = str(folder / "train.json")
-    return LlavaJson(train=file, val=file, image_root=str(folder), checkpoint=checkpoint, batch_size=8)
+    return LlavaJson(
+        train=file, val=file, image_root=str(folder), checkpoint=checkpoint, batch_size=8
+    )
 
 
 def _weights_after_a_step(data: LlavaJson, micro_batch_size: int | None) -> dict[str, torch.Tensor]:
@@ -51,7 +60,9 @@ def _weights_after_a_step(data: LlavaJson, micro_batch_size: int | None) -> dict
         warmup_ratio=0.0,
         micro_batch_size=micro_batch_size,
     )
-    trainer = Trainer(logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(
+        logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False
+    )
     torch.manual_seed(0)
     trainer.fit(module, datamodule=data)
     return {name: weights.clone() for name, weights in module.state_dict().items()}
@@ -84,7 +95,8 @@ def test_a_batch_is_the_sum_of_its_pieces(tiny_llava_next: str) -> None:
 def test_some_samples_of_a_batch_keep_their_own_images(tiny_llava: str, tmp_path: Path) -> None:
     data = _conversations(tmp_path, tiny_llava)
     data.setup("fit")
-    batch = data.collator([(0, sample) for sample in data.samples["train"]])  # 0 to 4 have an image, 5 to 7 have none
+    # 0 to 4 have an image, 5 to 7 have none
+    batch = data.collator([(0, sample) for sample in data.samples["train"]])
 
     mixed, text = batch.take([3, 6, 0]), batch.take([7, 5])
 
@@ -108,10 +120,16 @@ def test_options_that_have_another_place_are_refused(options: dict[str, Any], me
         Trainer(**options)
 
 
-def test_an_endless_training_is_refused(tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_training_is_refused(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     trainer = Trainer(
-        logger=False, max_epochs=-1, max_time="00:00:01:00", enable_checkpointing=False, enable_progress_bar=False
+        logger=False,
+        max_epochs=-1,
+        max_time="00:00:01:00",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
     )
 
     with pytest.raises(ConfigError, match="needs an end"):
@@ -125,7 +143,9 @@ def test_training_is_one_epoch_unless_it_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", [ProjectorOnly(), LLMOnly(), ProjectorAndVision(), Everything(), Lora(rank=2, target="both")], ids=str
+    "policy",
+    [ProjectorOnly(), LLMOnly(), ProjectorAndVision(), Everything(), Lora(rank=2, target="both")],
+    ids=str,
 )
 def test_bfloat16_weights_train_in_float32(tiny_llava: str, policy: FreezePolicy) -> None:
     exact = AdaptedModel.load(Source(tiny_llava), policy, dtype=torch.float32)
@@ -152,7 +172,9 @@ class OwnStep(MLLMModule):
 
 def test_a_subclass_can_have_a_training_step_of_its_own(tiny_llava: str, tmp_path: Path) -> None:
     module = OwnStep(tiny_llava, warmup_ratio=0.0)
-    trainer = Trainer(logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(
+        logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False
+    )
 
     trainer.fit(module, datamodule=_conversations(tmp_path, tiny_llava))
 
@@ -171,9 +193,13 @@ def test_a_step_logs_no_number_that_would_have_to_go_to_the_accelerator(
         log(module, name, value, **options)
 
     monkeypatch.setattr(MLLMModule, "log", keep)
-    trainer = Trainer(logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(
+        logger=False, max_steps=1, enable_checkpointing=False, enable_progress_bar=False
+    )
 
-    trainer.fit(MLLMModule(tiny_llava, warmup_ratio=0.0), datamodule=_conversations(tmp_path, tiny_llava))
+    trainer.fit(
+        MLLMModule(tiny_llava, warmup_ratio=0.0), datamodule=_conversations(tmp_path, tiny_llava)
+    )
 
     assert {"train/loss", "step", "epoch"} <= logged.keys()
     assert all(isinstance(value, Tensor) for value in logged.values())

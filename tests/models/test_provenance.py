@@ -34,7 +34,9 @@ def module(tiny_llava: str) -> MLLMModule:
 
 def about(module: MLLMModule, *samples: Sample) -> dict[str, Any]:
     collator = SimpleNamespace(prompt="prompt", geometry="pad", max_length=99)
-    return provenance(module, SimpleNamespace(samples={"test": samples}, eval_collator=collator), "test")
+    return provenance(
+        module, SimpleNamespace(samples={"test": samples}, eval_collator=collator), "test"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A LLaVA with a SigLIP tower is counted, squared, tapped and trained as one with a CLIP tower is."""
+"""A LLaVA with a SigLIP tower is counted, squared, tapped and trained like one with CLIP's."""
 
 from __future__ import annotations
 
@@ -27,8 +27,12 @@ PATCHES = {"full": 16, "default": 15}  # "default" leaves the first vector out, 
 
 
 @pytest.fixture(scope="module", params=["full", "default"])
-def siglip(request: pytest.FixtureRequest, tiny_llava: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return build_siglip_llava(tiny_llava, tmp_path_factory.mktemp("siglip") / request.param, request.param)
+def siglip(
+    request: pytest.FixtureRequest, tiny_llava: str, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    return build_siglip_llava(
+        tiny_llava, tmp_path_factory.mktemp("siglip") / request.param, request.param
+    )
 
 
 @pytest.mark.parametrize("geometry", ["pad", "crop", "squash"])
@@ -40,23 +44,31 @@ def test_what_is_counted_is_what_the_model_reads(siglip: str, geometry: Geometry
 
     assert counts == {PATCHES[siglip.rpartition("/")[2]]}
     with torch.no_grad():
-        assert Backbone.from_pretrained(siglip).model(**batch.model_inputs()).logits.isfinite().all()
+        assert (
+            Backbone.from_pretrained(siglip).model(**batch.model_inputs()).logits.isfinite().all()
+        )
     assert int(batch.spans[Segment.IMAGE].sum()) == sum(batch.image_counts) * counts.pop()
 
 
 @pytest.mark.parametrize("geometry", [Geometry.PAD, Geometry.CROP, Geometry.SQUASH])
-def test_a_picture_is_made_square_once_and_nothing_is_cropped_behind_it(siglip: str, geometry: Geometry) -> None:
+def test_a_picture_is_made_square_once_and_nothing_is_cropped_behind_it(
+    siglip: str, geometry: Geometry
+) -> None:
     image_processor: Any = load_processor(siglip).image_processor
     untouched: Any = SiglipImageProcessorPil(size={"height": 28, "width": 28})
 
     prepared = apply_geometry(picture(90, 30), geometry, image_processor)
 
     found, expected = (
-        processor([prepared], return_tensors="np")["pixel_values"] for processor in (image_processor, untouched)
+        processor([prepared], return_tensors="np")["pixel_values"]
+        for processor in (image_processor, untouched)
     )
     assert np.array_equal(found, expected)
     assert fill_colour(image_processor) == (127, 127, 127)
-    assert prepared.size == {Geometry.PAD: (90, 90), Geometry.CROP: (30, 30), Geometry.SQUASH: (90, 30)}[geometry]
+    assert (
+        prepared.size
+        == {Geometry.PAD: (90, 90), Geometry.CROP: (30, 30), Geometry.SQUASH: (90, 30)}[geometry]
+    )
 
 
 def test_the_tower_is_tapped_as_the_model_taps_it(siglip: str) -> None:

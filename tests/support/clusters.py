@@ -19,10 +19,14 @@ def clusters(
     dtype: torch.dtype = torch.float32,
 ) -> FeatureSet:
     """Draw `sizes[c]` samples of each class c; all splits of a world share its centres."""
-    centres = torch.randn(len(sizes), width, generator=torch.Generator().manual_seed(world), dtype=torch.float64)
+    centres = torch.randn(
+        len(sizes), width, generator=torch.Generator().manual_seed(world), dtype=torch.float64
+    )
     targets = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     seed = 1000 * (world + 1) + sum(split.encode())
-    draws = torch.randn(len(targets), width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    draws = torch.randn(
+        len(targets), width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return FeatureSet(
         features=(centres[targets] + noise * draws).to(dtype),
         targets=targets,

@@ -15,14 +15,22 @@ from lightning_mllm.probing.features.points import Point
 from lightning_mllm.types import MultimodalBatch, Sample
 
 NAMES = ("dog", "cat", "a small red fox")
-SIZES = [(30, 30), (28, 84), (60, 20), (30, 41), (17, 30)]  # of LLaVA-NeXT, other numbers of views and tokens
-VISION = [Point("pre"), Point("pre", pooling="max"), Point("pre", pooling="cls"), Point("pre", pooling="grid")]
+# of LLaVA-NeXT, other numbers of views and tokens
+SIZES = [(30, 30), (28, 84), (60, 20), (30, 41), (17, 30)]
+VISION = [
+    Point("pre"),
+    Point("pre", pooling="max"),
+    Point("pre", pooling="cls"),
+    Point("pre", pooling="grid"),
+]
 EVERYWHERE = [*VISION, Point("post"), Point("image", 1), Point("last", 0), Point("last", 2)]
 FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next"])
 
 
 def picture(number: int, size: tuple[int, int]) -> Image.Image:
-    noise = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(number))
+    noise = torch.randint(
+        256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(number)
+    )
     return Image.fromarray(noise.to(torch.uint8).numpy())
 
 
@@ -45,12 +53,15 @@ def batches(
     checkpoint: str, chosen: Sequence[Sample], size: int = 2, side: PaddingSide = "right"
 ) -> list[MultimodalBatch]:
     collate = collator(checkpoint, side)
-    return [collate([(0, each) for each in chosen[k : k + size]]) for k in range(0, len(chosen), size)]
+    return [
+        collate([(0, each) for each in chosen[k : k + size]]) for k in range(0, len(chosen), size)
+    ]
 
 
 def equal(one: dict[str, FeatureSet], two: dict[str, FeatureSet]) -> bool:
     return one.keys() == two.keys() and all(
-        torch.equal(one[name].features, two[name].features) and one[name].sample_ids == two[name].sample_ids
+        torch.equal(one[name].features, two[name].features)
+        and one[name].sample_ids == two[name].sample_ids
         for name in one
     )
 

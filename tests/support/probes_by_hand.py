@@ -32,7 +32,13 @@ class Reference:
 
 
 def train_by_hand(
-    train: FeatureSet, test: Tensor, *, sizes: Sequence[int], training: Training, seed: int, device: str = "cpu"
+    train: FeatureSet,
+    test: Tensor,
+    *,
+    sizes: Sequence[int],
+    training: Training,
+    seed: int,
+    device: str = "cpu",
 ) -> Reference:
     """Train one network and classify the test features, (samples, width)."""
     network = _network(sizes, seed, train.features.dtype).to(device)
@@ -42,7 +48,9 @@ def train_by_hand(
     order = seeded(seed, "order")
     lowest, best, best_epoch, epoch = math.inf, copy.deepcopy(network.state_dict()), 0, 0
     for epoch in range(1, training.max_epochs + 1):
-        for rows in kept[torch.randperm(len(kept), generator=order)].to(device).split(training.batch_size):
+        for rows in (
+            kept[torch.randperm(len(kept), generator=order)].to(device).split(training.batch_size)
+        ):
             optimizer.zero_grad()
             F.cross_entropy(network(features[rows]), targets[rows]).backward()
             optimizer.step()

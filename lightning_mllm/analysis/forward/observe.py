@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import before_layers, inputs_of, outputs_of, stream_into
-from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_uncompiled
 from lightning_mllm.types import MultimodalBatch
 
 
@@ -106,12 +106,11 @@ def stream_states(
             hooks.enter_context(stream_into(blocks[0], enter))
         hooks.enter_context(before_layers({len(blocks): backbone.decoder.norm}, check))  # type: ignore[dict-item]  # a module
         if State.RESIDUAL in states:
-            hooks.enter_context(before_layers(dict(enumerate([*blocks, backbone.decoder.norm])), show_stream))  # type: ignore[list-item]  # a module
+            hooks.enter_context(before_layers(dict(enumerate(layers_and_norm(backbone))), show_stream))
         inside = [state for state in _MODULES if state in states]
         hooks.enter_context(inputs_of(_modules(blocks, [s for s in inside if s is State.FC1]), show))
         hooks.enter_context(outputs_of(_modules(blocks, [s for s in inside if s is not State.FC1]), show))
-        # not called: a call would run what torch.compile made of the model, without our hooks
-        backbone.model.model.forward(**batch.model_inputs(), use_cache=False)
+        run_uncompiled(backbone, batch)
 
 
 def _modules(blocks: Sequence[nn.Module], states: Sequence[State]) -> dict[tuple[State, int], nn.Module]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lightning_mllm.analysis.forward.float32_head import head_in_float32
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.layers import image_inputs
 from lightning_mllm.types import MultimodalBatch
 
 
@@ -46,10 +46,7 @@ class Prompts:
 
     def forward(self, backbone: Backbone, use_cache: bool = False) -> tuple[Tensor, Any]:
         """Return the logits at LAST, (batch, vocabulary), of the head in float32, and the cache."""
-        inputs: dict[str, Any] = self.batch.model_inputs()
-        if self.images:
-            encoded = BaseModelOutputWithPooling(pooler_output=list(self.images))  # type: ignore[arg-type]  # as the model's own
-            inputs["mm_encoder_outputs"] = {"image": encoded}
+        inputs = {**self.batch.model_inputs(), **image_inputs(self.images)}
         with head_in_float32(backbone.lm_head):
             # not called: a call would run what torch.compile made of the model, without our hooks
             output = backbone.model.forward(**inputs, use_cache=use_cache, logits_to_keep=1)

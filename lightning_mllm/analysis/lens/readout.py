@@ -18,6 +18,7 @@ from lightning_mllm.analysis.forward.float32_head import head_logits
 from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import before_layers
+from lightning_mllm.models.layers import run_uncompiled
 from lightning_mllm.types import AnswerForms, MultimodalBatch, Segment
 
 Norm = Literal["final", "none"]
@@ -99,8 +100,7 @@ def residual_states(backbone: Backbone, batch: MultimodalBatch, read: Tensor, no
         states[index] = hidden[read]
 
     with before_layers(dict(enumerate(decoder.layers)), keep):  # type: ignore[arg-type]  # a ModuleList
-        # not called: a call would run what torch.compile made of the model, without our hooks
-        output = backbone.model.model.forward(**batch.model_inputs(), use_cache=False)
+        output = run_uncompiled(backbone, batch)
     check_finite(output.last_hidden_state.where(read[..., None], 0), batch.sample_ids, "The LLM's states")
     raw = [states[index] for index in sorted(states)]
     through = [decoder.norm(each) for each in raw] if norm == "final" else raw  # type: ignore[operator]  # a module

@@ -1,4 +1,4 @@
-"""Classification by what the model says: its answer, greedy or sampled, and the class that the answer names."""
+"""Classification by generation: the model's answer, greedy or sampled, and the class it names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.decoding import continue_prompts
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
-_LIMIT = 32
+_LIMIT = 32  # tokens of an answer
 
 
 @cache
@@ -27,12 +27,18 @@ def _parser(names: tuple[str, ...]) -> AnswerParser:
 
 @dataclass(frozen=True)
 class Generation(Scorer):
-    """Decoding, greedy by default, and an `AnswerParser`.
+    """Decodes an answer, greedily by default, and reads the class from it with an `AnswerParser`.
 
     Attributes:
-        max_new_tokens: Length at which an answer is cut; by default 32, or the longest label's if that is more.
-        temperature: 0 for greedy decoding; above, answers are sampled from the whole softmax at this temperature.
-        seed: Of the sampling; a batch's answers depend on it, the ids and the prompts of its samples alone.
+        max_new_tokens: Number of tokens at which an answer is cut; by default 32, or the length of
+            the longest label if that is more.
+        temperature: 0 for greedy decoding; above 0, answers are sampled from the whole softmax at
+            this temperature.
+        seed: Seed of the sampling; the answers of a batch depend only on it and on the ids and
+            prompts of its samples.
+
+    Raises:
+        ConfigError: The temperature is negative or not finite.
     """
 
     name: ClassVar[str] = "generation"
@@ -42,20 +48,29 @@ class Generation(Scorer):
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"Generation: temperature must be a number of at least 0, not {self.temperature}.")
+            raise ConfigError(
+                f"Generation: temperature must be a number of at least 0, not {self.temperature}."
+            )
 
     def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: MultimodalBatch, labels: LabelSet
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: MultimodalBatch,
+        labels: LabelSet,
     ) -> Predictions:
         """Generate an answer to each prompt and read the class from it; `scores` stays empty."""
         prompts = batch.prompts()
         device = prompts.input_ids.device
         limit = self.max_new_tokens or max(_LIMIT, *map(len, labels.token_ids))
-        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=self.temperature > 0):
+        with torch.random.fork_rng(
+            [device] if device.type == "cuda" else [], enabled=self.temperature > 0
+        ):
             if self.temperature > 0:
                 torch.manual_seed(random.Random(f"{self.seed}/{batch.sample_ids}").getrandbits(63))
             new_tokens = continue_prompts(model, prompts, limit, self.temperature)
-        answers = tuple(text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True))
+        texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+        answers = tuple(text.strip() for text in texts)
         parser = _parser(labels.names)
         predicted = torch.tensor([parser.parse(answer) for answer in answers], device=device)
         return Predictions(answers, predicted)

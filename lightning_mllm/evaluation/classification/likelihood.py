@@ -1,10 +1,11 @@
-"""Classification by what the model would say: the probability of every class name as the whole answer.
+"""Classification by likelihood: the probability of every class name as the whole answer.
 
-The score of class c is the log-probability of its tokens, end-of-turn token included, behind the prompt:
-`log p(c | prompt) = sum_t log p(c_t | prompt, c_<t)`.
+The score of class c is the log-probability of its tokens, end-of-turn token included, after the
+prompt: `log p(c | prompt) = sum_t log p(c_t | prompt, c_<t)`.
 
-All classes share one pass over the prompt, image included. Its keys and values stay as they are; behind them the labels
-stand in one row, and a block-diagonal causal mask lets each token see the prompt and its own label only:
+All classes share one pass over the prompt, image included, whose keys and values stay unchanged.
+The labels follow it in one row, and a block-diagonal causal mask lets each token attend to the
+prompt and to its own label only:
 
 ```
           prompt   r e d   g r e e n
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -29,16 +31,18 @@ from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
 _HEAD_ROWS = 256
-_DENSE_MASK_ATTENTION = ("sdpa", "eager")  # with a bool mask eager would be wrong, hence the additive one
+# our mask is additive, since a bool mask would be wrong under eager
+_DENSE_MASK_ATTENTION = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
 class Likelihood(Scorer):
-    """Log-likelihood of every label behind one shared prompt pass.
+    """Computes the log-likelihood of every label after one shared pass over the prompt.
 
     Attributes:
-        tokens_per_pass: How many label tokens, per sample, go through the model at once; labels stay whole. Lower it if
-            memory runs out with hundreds of classes; the scores do not depend on it.
+        tokens_per_pass: Largest number of label tokens per sample that go through the model at
+            once; labels stay whole. Lower it if memory runs out with hundreds of classes; the
+            scores do not depend on it.
     """
 
     name: ClassVar[str] = "likelihood"
@@ -46,13 +50,18 @@ class Likelihood(Scorer):
 
     @torch.no_grad()
     def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: MultimodalBatch, labels: LabelSet
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: MultimodalBatch,
+        labels: LabelSet,
     ) -> Predictions:
         """Score every label for every sample; the answer is the name of the most likely class.
 
         Raises:
-            ConfigError: The attention implementation takes no dense mask, or keys are kept only in a sliding window.
-            NotFiniteError: The model gives no numbers.
+            ConfigError: The attention implementation does not take a dense mask, or keys are kept
+                only in a sliding window.
+            NotFiniteError: A log-probability is NaN or infinite.
         """
         _check_attention(model)
         prompts = batch.prompts()
@@ -60,11 +69,12 @@ class Likelihood(Scorer):
         _check_cache(outputs.past_key_values)
         prefix = _Prefix(model, outputs.past_key_values, prompts.attention_mask)
 
-        last = outputs.last_hidden_state[:, -1:]  # (batch, 1, width): prompts are padded on the left
-        first_ids = torch.tensor([[tokens[0] for tokens in labels.token_ids]], device=last.device)
+        last = outputs.last_hidden_state[:, -1:]  # (batch, 1, width), since padding is on the left
+        first_tokens = [tokens[0] for tokens in labels.token_ids]
+        first_ids = torch.tensor([first_tokens], device=last.device)
         scores = _log_probabilities(model, last, first_ids)[:, 0]  # (batch, classes)
-        rests = [prefix.score(chunk) for chunk in _chunks(labels.token_ids, self.tokens_per_pass)]
-        scores = scores + torch.cat(rests, dim=1)
+        chunks = _cut_labels(labels.token_ids, self.tokens_per_pass)
+        scores = scores + torch.cat([prefix.score(chunk) for chunk in chunks], dim=1)
 
         check_finite(scores, batch.sample_ids, "The model's log-probabilities of the classes")
         predicted = scores.argmax(dim=1)
@@ -74,7 +84,7 @@ class Likelihood(Scorer):
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The keys and values of the prompts, behind which labels are scored; they are the same after as before.
+    """The keys and values of the prompts, after which labels are scored; scoring leaves them as is.
 
     Attributes:
         model: The MLLM.
@@ -92,9 +102,12 @@ class _Prefix:
         batch, device = self.attention_mask.shape[0], self.attention_mask.device
         if not any(lengths):
             return torch.zeros(batch, len(labels), device=device)
-        inputs = torch.tensor([token for tokens in labels for token in tokens[:-1]], device=device)  # (row,)
-        targets = torch.tensor([token for tokens in labels for token in tokens[1:]], device=device)
-        label = torch.arange(len(labels), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+        given = chain.from_iterable(tokens[:-1] for tokens in labels)
+        expected = chain.from_iterable(tokens[1:] for tokens in labels)
+        inputs = torch.tensor([*given], device=device)  # (row,)
+        targets = torch.tensor([*expected], device=device)
+        repeats = torch.tensor(lengths, device=device)
+        label = torch.arange(len(labels), device=device).repeat_interleave(repeats)
         offset = torch.cat([torch.arange(length, device=device) for length in lengths])
         outputs = self.model.base_model(
             input_ids=inputs.expand(batch, -1),
@@ -104,25 +117,34 @@ class _Prefix:
             use_cache=True,
         )
         self.cache.crop(-len(inputs))
-        per_token = _log_probabilities(self.model, outputs.last_hidden_state, targets[:, None])[..., 0]  # (batch, row)
-        return torch.stack([part.sum(dim=1) for part in torch.split(per_token, lengths, dim=1)], dim=1)
+        per_token = _log_probabilities(self.model, outputs.last_hidden_state, targets[:, None])
+        per_label = torch.split(per_token[..., 0], lengths, dim=1)  # of (batch, row)
+        return torch.stack([part.sum(dim=1) for part in per_label], dim=1)
 
     def _mask(self, label: Tensor) -> Tensor:
-        """Additive mask (batch, 1, row, prompt + row): the prompt's real tokens, and the own label up to here."""
+        """Return the additive mask, (batch, 1, row, prompt + row).
+
+        A token attends to the prompt's real tokens, and to its own label up to itself.
+        """
         row, (batch, prompt) = len(label), self.attention_mask.shape
+        of_prompt = self.attention_mask.bool()[:, None].expand(batch, row, prompt)
         same_label = (label[:, None] == label).tril()  # (row, row)
-        seen = torch.cat(
-            [self.attention_mask.bool()[:, None].expand(batch, row, prompt), same_label.expand(batch, row, row)], dim=2
-        )
+        seen = torch.cat([of_prompt, same_label.expand(batch, row, row)], dim=2)
         keys: Tensor = self.cache.layers[0].keys  # type: ignore[union-attr,assignment]
-        mask = torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device)  # the queries' dtype, under autocast too
+        # in the queries' dtype, under autocast too
+        mask = torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device)
         return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
 
 
 def _log_probabilities(model: PreTrainedModel, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Return float32 log-probabilities (batch, row, k) of `ids` (row, k) as next tokens of `hidden` (batch, row, d).
+    """Return the float32 log-probabilities of next tokens, (batch, row, k).
 
     At most (_HEAD_ROWS, vocabulary) logits exist at a time.
+
+    Args:
+        model: The MLLM.
+        hidden: (batch, row, width), last hidden states.
+        ids: (row, k), the next tokens.
     """
     head: nn.Module = model.get_output_embeddings()
     batch, row, _ = hidden.shape
@@ -138,8 +160,10 @@ def _log_probabilities(model: PreTrainedModel, hidden: Tensor, ids: Tensor) -> T
     return torch.cat(parts).view(batch, row, -1)
 
 
-def _chunks(labels: Sequence[tuple[int, ...]], limit: int) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Cut the labels, in order, into runs with at most `limit` tokens; a longer label is a run of its own."""
+def _cut_labels(
+    labels: Sequence[tuple[int, ...]], limit: int
+) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Cut the labels, in order, into runs of at most `limit` tokens; a longer label is one run."""
     start = used = 0
     for index, tokens in enumerate(labels):
         if index > start and used + len(tokens) > limit:
@@ -153,14 +177,15 @@ def _check_attention(model: PreTrainedModel) -> None:
     implementation = model.get_decoder().config._attn_implementation
     if implementation not in _DENSE_MASK_ATTENTION:
         raise ConfigError(
-            f"Label likelihood hides the labels from each other with a dense attention mask, which {implementation!r} "
-            "ignores or rejects. Load the model with attention=sdpa, or use the generation scorer only."
+            "Label likelihood hides the labels from each other with a dense attention mask, which "
+            f"{implementation!r} ignores or rejects. Load the model with attention=sdpa, or use "
+            "the generation scorer only."
         )
 
 
 def _check_cache(cache: Cache) -> None:
     if any(cache.is_sliding):
         raise ConfigError(
-            "Label likelihood needs keys and values of the whole prompt, but this model keeps only those of a sliding "
-            "window. Use the generation scorer."
+            "Label likelihood needs keys and values of the whole prompt, but this model keeps only "
+            "those of a sliding window. Use the generation scorer."
         )

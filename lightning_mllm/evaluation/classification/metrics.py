@@ -1,6 +1,6 @@
 """Accuracy and macro-F1 over a fixed class list, with intervals, from one table of counts.
 
-Everything is computed from the confusion counts, so results of several processes or batches are combined by adding.
+Everything is computed from confusion counts, so batches and processes are combined by adding.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ class ClassificationResult:
 
     Attributes:
         names: Class names.
-        confusion: (classes, classes + 1) int64; row: true class, column: predicted class, the last one: invalid.
+        confusion: (classes, classes + 1) int64; the row is the true class, the column the predicted
+            class, the last column an invalid answer.
         n: Number of samples.
-        accuracy: Share of samples whose predicted class is the true one; an invalid answer is wrong.
+        accuracy: Fraction of samples whose predicted class is the true one; an invalid answer is
+            wrong.
         macro_f1: Mean of the F1 scores of the `classes_scored` classes.
         per_class_f1: F1 of each class; NaN where the class is neither true nor predicted anywhere.
         classes_scored: Number of classes that the split has samples of.
-        invalid_rate: Share of samples whose answer names no class.
-        accuracy_interval: Of 95 %, see `evaluation.shares`.
-        macro_f1_interval: Bootstrap percentiles, over samples resampled within their classes. Where all answers are
-            right, or all wrong, resamples are alike: then that of the accuracy.
-        invalid_interval: Of 95 %, as that of the accuracy.
+        invalid_rate: Fraction of samples whose answer names no class.
+        accuracy_interval: 95 % interval of the accuracy, see `statistics.shares`.
+        macro_f1_interval: 95 % interval of macro-F1: bootstrap percentiles over samples resampled
+            within their classes. Where all answers are right, or all are wrong, resamples do not
+            differ; then it is the interval of the accuracy.
+        invalid_interval: 95 % interval of the invalid rate, see `statistics.shares`.
     """
 
     names: tuple[str, ...]
@@ -67,10 +70,16 @@ class ClassificationResult:
         """
         n = int(confusion.sum())
         if n == 0:
-            raise DataError("There is nothing to score: no sample was evaluated. Check that the split is not empty.")
+            raise DataError(
+                "There is nothing to score: no sample was evaluated. Check that the split is not "
+                "empty."
+            )
         per_class, occurs = _per_class_f1(confusion), confusion.sum(axis=1) > 0
-        right, invalid = (Share.alone(int(each), n) for each in (np.trace(confusion), confusion[:, -1].sum()))
-        varies = 0 < right.part < n
+        right = Share.alone(int(np.trace(confusion)), n)
+        invalid = Share.alone(int(confusion[:, -1].sum()), n)
+        macro_f1_interval = right.interval
+        if 0 < right.part < n:
+            macro_f1_interval = _bootstrap(confusion, np.random.default_rng(seed))
         return cls(
             names=names,
             confusion=confusion,
@@ -81,12 +90,12 @@ class ClassificationResult:
             classes_scored=int(occurs.sum()),
             invalid_rate=invalid.value,
             accuracy_interval=right.interval,
-            macro_f1_interval=_bootstrap(confusion, np.random.default_rng(seed)) if varies else right.interval,
+            macro_f1_interval=macro_f1_interval,
             invalid_interval=invalid.interval,
         )
 
     def summary(self) -> dict[str, Any]:
-        """Return the scores as plain numbers and lists, ready for JSON; the tables are left out."""
+        """Return the scores, without the tables, as plain numbers and lists, ready for JSON."""
         return {
             "n": self.n,
             "accuracy": self.accuracy,
@@ -103,9 +112,9 @@ class ClassificationResult:
 class ClassificationMetrics(Metric):
     """Counts predictions against targets, across batches and processes.
 
-    Macro-F1 is the mean over the classes that the split has samples of, the same for every model: scikit-learn's
-    `f1_score(labels=those, average="macro")`. An answer that is no class adds no class. `compute` gives the counts,
-    `result` the scores.
+    Macro-F1 is the mean over the classes that the split has samples of, the same for every model:
+    scikit-learn's `f1_score(labels=those, average="macro")`. An answer that is not a class does not
+    add a class. `compute` returns the counts, `result` the scores.
 
     Args:
         names: Class names; targets and predictions are indices into it.
@@ -132,15 +141,15 @@ class ClassificationMetrics(Metric):
             targets: (batch,) class indices.
 
         Raises:
-            DataError: A target is no class: the sample has no label, or one that is not in the class list.
+            DataError: A target is not a class: the sample has no label, or one that is not listed.
         """
         classes = len(self.names)
         unknown = targets[(targets < 0) | (targets >= classes)]
         if unknown.numel():
             raise DataError(
-                f"{unknown.numel()} of {targets.numel()} samples have no label among the {classes} classes (the first "
-                f"has target {int(unknown[0])}). Scores need a labelled split: give every sample a label, or leave "
-                "the scorers out."
+                f"{unknown.numel()} of {targets.numel()} samples have no label among the {classes} "
+                f"classes (the first has target {int(unknown[0])}). Scores need a labelled split: "
+                "give every sample a label, or leave the scorers out."
             )
         columns = predicted.where(predicted >= 0, classes)
         self.confusion.index_put_((targets, columns), torch.ones_like(targets), accumulate=True)
@@ -156,10 +165,13 @@ class ClassificationMetrics(Metric):
             DataError: There was no sample.
         """
         counts: Tensor = self.compute()
-        return ClassificationResult.from_confusion(self.names, counts.cpu().numpy().copy(), self.seed)
+        return ClassificationResult.from_confusion(
+            self.names, counts.cpu().numpy().copy(), self.seed
+        )
 
 
 def _per_class_f1(confusion: NDArray[Any]) -> NDArray[np.float64]:
+    """Return 2 hits / (true + predicted) of each class; NaN where nothing is true or predicted."""
     hits = np.diagonal(confusion).astype(np.float64)
     occurrences = confusion.sum(axis=1) + confusion[:, :-1].sum(axis=0)  # true + predicted
     scores = np.full(len(hits), np.nan)
@@ -170,16 +182,19 @@ def _per_class_f1(confusion: NDArray[Any]) -> NDArray[np.float64]:
 def _bootstrap(confusion: NDArray[np.int64], generator: np.random.Generator) -> Interval:
     """Return the interval of macro-F1.
 
-    Samples are drawn with replacement among those of the same class, so that each resample has the class sizes of the
-    split: a class of four images would else be missing from one resample in fifty. Drawing the samples of a class is
-    drawing its row of counts from a multinomial distribution.
+    Samples are drawn with replacement among those of the same class, so that each resample has the
+    class sizes of the split; otherwise a class of four images would be missing from one resample in
+    fifty. To draw the samples of a class is to draw its row of counts from a multinomial
+    distribution.
     """
     support = confusion.sum(axis=1)
     scored = np.flatnonzero(support)
     hits = np.zeros((_RESAMPLES, len(confusion)))
     predicted = np.zeros((_RESAMPLES, len(confusion)))
     for index in scored:
-        row = generator.multinomial(support[index], confusion[index] / support[index], size=_RESAMPLES)
+        row = generator.multinomial(
+            support[index], confusion[index] / support[index], size=_RESAMPLES
+        )
         hits[:, index] = row[:, index]
         predicted += row[:, :-1]
     f1 = 2 * hits[:, scored] / (support + predicted)[:, scored]

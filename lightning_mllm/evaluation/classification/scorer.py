@@ -1,4 +1,4 @@
-"""What a scorer is: a way to get a class out of the model for each sample of a batch."""
+"""What a scorer is: a way to get a class from the model for each sample of a batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from lightning_mllm.types import LabelSet, MultimodalBatch
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a scorer says about a batch.
+    """The predictions of a scorer for a batch.
 
     Attributes:
-        answers: Per sample, the text: generated, or the name of the most likely class.
+        answers: Text per sample: generated, or the name of the most likely class.
         predicted: (batch,) class indices, -1 where the answer names no class.
-        scores: (batch, classes) float32 log-probability of each class as the answer, where the scorer has them.
+        scores: (batch, classes) float32, log-probability of each class as the answer; None if the
+            scorer does not compute them.
     """
 
     answers: tuple[str, ...]
@@ -35,6 +36,17 @@ class Scorer(ABC):
 
     @abstractmethod
     def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: MultimodalBatch, labels: LabelSet
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: MultimodalBatch,
+        labels: LabelSet,
     ) -> Predictions:
-        """Classify every sample of the batch, whose answers, if it has any, are not looked at."""
+        """Classify every sample of the batch; answers in the batch are not used.
+
+        Args:
+            model: The MLLM.
+            tokenizer: The model's tokenizer.
+            batch: Prompts.
+            labels: The classes.
+        """

@@ -1,12 +1,15 @@
-"""CHAIR: how much of what captions name is not in the picture (Rohrbach et al., 2018, arXiv 1809.02156).
+"""CHAIR: how many objects that captions name are not in the picture.
+
+The measures are those of Rohrbach et al. (2018, arXiv 1809.02156):
 
     CHAIR_i = mentions of objects that are not there / mentions of objects
     CHAIR_s = captions with such a mention / captions
 
-Beside them stands recall, the share of the objects that are there which a caption names: a caption that names nothing
-is never wrong. The paper writes CHAIR_i with sets of objects, its released code counts every mention; `unique` chooses.
+Recall is reported beside them, the fraction of the objects in the picture that a caption names: a
+caption that names nothing is never wrong. The paper defines CHAIR_i by sets of objects, its
+released code counts every mention; `unique` chooses.
 
-Intervals are over captions, each of which makes several mentions; see `evaluation.shares`.
+Intervals are over captions, each of which makes several mentions; see `statistics.shares`.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ from lightning_mllm.statistics.shares import Share, wilson
 
 @dataclass(frozen=True)
 class Mentions:
-    """What a caption names, and what is there.
+    """What a caption names, and what is in the picture.
 
     Attributes:
-        named: Objects in the order in which they are named, each as often as it is.
+        named: Objects in the order in which they are named, each as often as it is named.
         there: The objects in the picture.
     """
 
@@ -36,12 +39,12 @@ class Mentions:
 
     @property
     def hallucinated(self) -> tuple[str, ...]:
-        """What is named and is not there, as often as it is named."""
+        """Objects that are named and not in the picture, each as often as it is named."""
         return tuple(name for name in self.named if name not in self.there)
 
     @property
     def missed(self) -> tuple[str, ...]:
-        """What is there and is not named, sorted."""
+        """Objects in the picture that are not named, sorted."""
         return tuple(sorted({*self.there} - {*self.named}))
 
 
@@ -51,9 +54,9 @@ class ChairResult:
 
     Attributes:
         n: Number of captions.
-        hallucinating: How many of them name something that is not there.
-        wrong: Mentions of objects, and of objects that are not there.
-        found: Objects that are there, and that are named.
+        hallucinating: How many of them name an object that is not in the picture.
+        wrong: Share of all mentions of objects that are of objects not in the picture.
+        found: Share of the objects in the pictures that are named.
     """
 
     n: int
@@ -63,17 +66,17 @@ class ChairResult:
 
     @property
     def chair_i(self) -> float:
-        """Share of the mentions; NaN where nothing is named."""
+        """Fraction of mentions that are of objects not in the picture; NaN if nothing is named."""
         return self.wrong.value
 
     @property
     def chair_s(self) -> float:
-        """Share of the captions."""
+        """Fraction of captions that name an object not in the picture."""
         return self.hallucinating / self.n
 
     @property
     def recall(self) -> float:
-        """Share of what is there that is named; NaN where nothing is there."""
+        """Fraction of the objects in the pictures that are named; NaN if there are none."""
         return self.found.value
 
     def summary(self) -> dict[str, Any]:
@@ -93,7 +96,7 @@ class ChairResult:
 class ChairMetrics(Metric):
     """Counts what captions name, across batches and processes.
 
-    `compute` gives the counts, `result` the scores.
+    `compute` returns the counts, `result` the scores.
 
     Args:
         unique: Whether an object counts once per caption, however often it is named.
@@ -112,31 +115,43 @@ class ChairMetrics(Metric):
         self.add_state("sums", default=torch.zeros(2, 6, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, captions: Iterable[Mentions]) -> None:
-        """Count the captions of a batch, of which there may be none."""
+        """Count the captions of a batch; there may be none."""
         for caption in captions:
             named = [*dict.fromkeys(caption.named)] if self.unique else caption.named
             wrong = sum(name not in caption.there for name in named)
             there = {*caption.there}
-            rows = [_sums(len(named), wrong), _sums(len(there), len(there & {*named}))]
+            found = len(there & {*named})
+            rows = [_make_sums(len(named), wrong), _make_sums(len(there), found)]
             self.captions += torch.tensor([1, wrong > 0], device=self.captions.device)
             self.sums += torch.tensor(rows, device=self.sums.device)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Return the counts of all processes, int64.
 
-        (2,): captions, and those that hallucinate. (2, 6): of mentions and hallucinated ones, and of objects that are
-        there and named ones: captions that have any, sums of whole w and part p, of w^2, w p and p^2.
+        Returns:
+            (2,): the number of captions, and of those that hallucinate. (2, 6): first for mentions
+            (whole) and hallucinated ones (part), then for objects in the picture (whole) and named
+            ones (part): the number of captions with a whole w above 0, and the sums over captions
+                of
+            w, of the part p, and of w^2, w p and p^2.
         """
         return self.captions, self.sums
 
     def result(self) -> ChairResult | None:
         """Return the scores over all processes; None if there was no caption."""
-        (n, hallucinating), sums = (counts.tolist() for counts in self.compute())
+        captions, sums = self.compute()
+        n, hallucinating = captions.tolist()
         if not n:
             return None
-        wrong, found = (Share(c, whole, part, (ww, wp, pp)) for c, whole, part, ww, wp, pp in sums)
+        wrong, found = map(_make_share, sums.tolist())
         return ChairResult(n, hallucinating, wrong, found)
 
 
-def _sums(whole: int, part: int) -> list[int]:
+def _make_share(sums: list[int]) -> Share:
+    """Return the share of a row of `ChairMetrics.sums`; captions take the place of pictures."""
+    captions, whole, part, *squares = sums
+    return Share(captions, whole, part, (squares[0], squares[1], squares[2]))
+
+
+def _make_sums(whole: int, part: int) -> list[int]:
     return [int(whole > 0), whole, part, whole**2, whole * part, part**2]

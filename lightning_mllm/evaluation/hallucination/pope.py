@@ -1,12 +1,13 @@
 """POPE: whether a model says yes to objects that are not there (Li et al., 2023, arXiv 2305.10355).
 
-Each question is of one object; half of them are about what is there. What is absent is drawn at random, among the most
-frequent objects (popular), or among those that often stand beside what is there (adversarial). Scores are per way of
-drawing; the positive class is yes. So a model that says yes to everything has an accuracy of 0.5 and a recall of 1, and
-its yes-rate tells.
+Each question asks for one object, and half of the questions for objects in the picture. Objects
+that are absent are sampled at random, among the most frequent objects (popular), or among those
+that often occur together with objects in the picture (adversarial). Scores are per way of sampling;
+the positive class is yes. A model that says yes to everything has an accuracy of 0.5 and a recall
+of 1, and its yes-rate shows it.
 
-Intervals are over pictures, of each of which several things are asked; the released files of the three ways of drawing
-even have the same questions of what is there.
+Intervals are over pictures, since several questions are about each. The released files of the three
+ways of sampling even share their questions about objects that are present.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from lightning_mllm.statistics.shares import Interval, Share
 
 Sampling = Literal["random", "popular", "adversarial"]
 Reading = Literal["named", "released"]
-Said = tuple[int, int, int]  # how often "no", "yes" and neither was said
+Said = tuple[int, int, int]  # how often the answer was "no", "yes" and neither
 SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
 SCORES = ("accuracy", "precision", "recall", "f1", "yes_rate")
 
@@ -39,19 +40,27 @@ _RELEASED_NO = {"No", "not", "no"}
 
 
 def sampling_of(kind: str) -> Sampling | None:
-    """Return how a kind of question drew what is absent: "presence/popular" is "popular"; None of any other kind."""
+    """Return how a kind's absent objects were sampled, e.g. "popular" for "presence/popular".
+
+    Returns:
+        None for a kind that does not ask for the presence of an object.
+    """
     last = kind.rpartition("/")[2]
-    return next((sampling for sampling in SAMPLINGS if sampling == last), None)
+    for sampling in SAMPLINGS:
+        if sampling == last:
+            return sampling
+    return None
 
 
 @dataclass(frozen=True)
 class PopeScore:
-    """What was said to N questions of presence.
+    """The answers to N questions of presence.
 
     Attributes:
-        absent: What was said of objects that are not there.
-        present: What was said of objects that are.
-        over_pictures: The shares of `shares` over pictures; without them each question has one of its own.
+        absent: Answers about objects that are not in the picture.
+        present: Answers about objects that are in the picture.
+        over_pictures: Score -> its share over pictures; empty if each question is about a picture
+            of its own.
     """
 
     absent: Said
@@ -60,16 +69,24 @@ class PopeScore:
 
     @classmethod
     def of(cls, answers: NDArray[np.int64]) -> PopeScore:
-        """Make it of (answers, 4): way of drawing, truth, what was said, and number of the picture."""
-        _, truth, said, picture = answers.T
+        """Compute the score of (answers, 4): see `PopeMetrics.compute`."""
+        truth, said, picture = answers[:, 1], answers[:, 2], answers[:, 3]
         counts = np.zeros((2, 3), dtype=np.int64)
         np.add.at(counts, (truth, said), 1)
         yes, positive = said == _YES, truth == _YES
-        parts = (said == truth, yes & positive, yes & positive, yes & positive, yes)
-        wholes = (yes | True, yes, positive, yes | positive, yes | True)
-        shares = (Share.of(picture[whole], part[whole]) for part, whole in zip(parts, wholes, strict=True))
-        (tn, fp, neither), (fn, tp, nothing) = counts.tolist()
-        return cls((tn, fp, neither), (fn, tp, nothing), dict(zip(SCORES, shares, strict=True)))
+        every = np.ones_like(yes)
+        masks = {  # score -> what is counted, and among what
+            "accuracy": (said == truth, every),
+            "precision": (yes & positive, yes),
+            "recall": (yes & positive, positive),
+            "f1": (yes & positive, yes | positive),
+            "yes_rate": (yes, every),
+        }
+        shares: dict[str, Share] = {}
+        for name, (part, whole) in masks.items():
+            shares[name] = Share.of(picture[whole], part[whole])
+        absent, present = counts.tolist()
+        return cls(cast(Said, tuple(absent)), cast(Said, tuple(present)), shares)
 
     @property
     def n(self) -> int:
@@ -77,26 +94,32 @@ class PopeScore:
         return sum(self.absent) + sum(self.present)
 
     def shares(self) -> dict[str, tuple[int, int]]:
-        """Return the parts and wholes of `SCORES`, but for F1's: of J = TP / (TP + FP + FN), with F1 = 2 J / (1 + J).
+        """Return score -> (part, whole); for F1 those of J = TP / (TP + FP + FN): see `_f1_of`.
 
-        An answer that is neither counts as wrong, and as no yes.
+        An answer that is neither yes nor no counts as wrong, and not as yes.
         """
-        (tn, fp, _), tp = self.absent, self.present[_YES]
-        positives = sum(self.present)
-        parts = (tp + tn, tp, tp, tp, tp + fp)
-        wholes = (self.n, tp + fp, positives, positives + fp, self.n)
-        return {name: (part, whole) for name, part, whole in zip(SCORES, parts, wholes, strict=True)}
+        true_no, false_yes = self.absent[_NO], self.absent[_YES]
+        true_yes, positives = self.present[_YES], sum(self.present)
+        return {
+            "accuracy": (true_yes + true_no, self.n),
+            "precision": (true_yes, true_yes + false_yes),
+            "recall": (true_yes, positives),
+            "f1": (true_yes, positives + false_yes),
+            "yes_rate": (true_yes + false_yes, self.n),
+        }
 
     def value(self, name: str) -> float:
         """Return one of `SCORES`; NaN where it is not defined."""
         part, whole = self.shares()[name]
         share = part / whole if whole else math.nan
-        return _f1(share) if name == "f1" else share
+        return _f1_of(share) if name == "f1" else share
 
     def interval(self, name: str) -> Interval:
-        """Return its 95 % interval, of F1 that of J; see `evaluation.shares`."""
-        interval = (self.over_pictures.get(name) or Share.alone(*self.shares()[name])).interval
-        return Interval(*map(_f1, interval)) if name == "f1" else interval
+        """Return the 95 % interval of one of `SCORES`; for F1 from that of J."""
+        share = self.over_pictures.get(name) or Share.alone(*self.shares()[name])
+        if name == "f1":
+            return Interval(_f1_of(share.interval.low), _f1_of(share.interval.high))
+        return share.interval
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers, ready for JSON."""
@@ -108,11 +131,11 @@ class PopeScore:
 
 @dataclass(frozen=True)
 class PopeResult:
-    """How a model did.
+    """How well a model answered questions of presence.
 
     Attributes:
         overall: The scores over all questions.
-        per_sampling: Way of drawing -> its scores, for those that were asked.
+        per_sampling: Way of sampling -> scores, for those that were asked.
     """
 
     overall: PopeScore
@@ -120,18 +143,21 @@ class PopeResult:
 
     @classmethod
     def from_answers(cls, answers: Tensor) -> PopeResult | None:
-        """Make the scores of (answers, 4), see `PopeMetrics.compute`; None if there was no question."""
+        """Compute the scores of (answers, 4), see `PopeMetrics.compute`; None if there are none."""
         table = answers.cpu().numpy()
-        asked = {sampling: table[table[:, 0] == number] for number, sampling in enumerate(SAMPLINGS)}
-        scores = {sampling: PopeScore.of(own) for sampling, own in asked.items() if len(own)}
+        scores: dict[Sampling, PopeScore] = {}
+        for number, sampling in enumerate(SAMPLINGS):
+            own = table[table[:, 0] == number]
+            if len(own):
+                scores[sampling] = PopeScore.of(own)
         return cls(PopeScore.of(table), scores) if scores else None
 
     def mean(self, name: str) -> float:
-        """Return the mean of one of `SCORES` over the ways of drawing."""
+        """Return the mean of one of `SCORES` over the ways of sampling."""
         return fmean(score.value(name) for score in self.per_sampling.values())
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers, ready for JSON: over all questions, and per way of drawing."""
+        """Return the numbers, ready for JSON: over all questions, and per way of sampling."""
         per_sampling = {sampling: score.summary() for sampling, score in self.per_sampling.items()}
         return {**self.overall.summary(), "mean_f1": self.mean("f1"), "samplings": per_sampling}
 
@@ -139,13 +165,14 @@ class PopeResult:
 class PopeMetrics(Tally):
     """Counts answers to questions of presence, across batches and processes.
 
-    `compute` gives the answers of all processes, (answers, 4) int64: way of drawing, truth (no, yes), what was said
-    (no, yes, neither) and number of the picture; `result` the scores.
+    `compute` returns the answers of all processes, (answers, 4) int64: way of sampling, truth (no,
+    yes), answer (no, yes, neither) and number of the picture; `result` returns the scores.
 
     Args:
-        reading: What an answer is taken to say. `named`: that of yes and no which stands in it as a word and is not
-            denied ("I would not say yes"); neither, if both or none do. `released`: as POPE's released code has it,
-            "no" if its first sentence has the word No, no or not, and "yes" whatever else it says.
+        reading: How an answer is interpreted. `named`: as yes or no, whichever occurs in it as a
+            word and is not denied ("I would not say yes"); as neither, if both or none do.
+            `released`: as in POPE's released code, "no" if its first sentence has the word No, no
+            or not, and "yes" otherwise.
 
     Raises:
         ConfigError: There is no such reading.
@@ -154,27 +181,31 @@ class PopeMetrics(Tally):
     def __init__(self, *, reading: Reading = "named") -> None:
         super().__init__(columns=4)
         if reading not in get_args(Reading):
-            raise ConfigError(f"POPE has no reading {reading!r}, only {' and '.join(map(repr, get_args(Reading)))}.")
+            known = " and ".join(map(repr, get_args(Reading)))
+            raise ConfigError(f"POPE has no reading {reading!r}, only {known}.")
         self.reading = reading
 
     def update(self, answers: Iterable[OpenAnswer]) -> None:
-        """Count the answers of a batch to questions of presence, see `sampling_of`; others are left out.
+        """Count the answers to questions of presence, see `sampling_of`; others are left out.
 
         Raises:
             DataError: The right answer to one of them is neither yes nor no.
         """
         rows = []
         for answer in answers:
-            if (sampling := sampling_of(answer.kind)) is None:
+            sampling = sampling_of(answer.kind)
+            if sampling is None:
                 continue
-            truth = _named(answer.reference)
+            truth = _read_named(answer.reference)
             if truth == _NEITHER:
                 raise DataError(
-                    f"Sample {answer.sample_id!r} of kind {answer.kind!r} has the answer {answer.reference!r}, but a "
-                    "question of presence is answered by yes or no. Correct the answer, or rename the kind."
+                    f"Sample {answer.sample_id!r} of kind {answer.kind!r} has the answer "
+                    f"{answer.reference!r}, but a question of presence is answered by yes or no. "
+                    "Correct the answer, or rename the kind."
                 )
-            said = _named(answer.answer) if self.reading == "named" else _released(answer.answer)
-            rows.append((SAMPLINGS.index(sampling), truth, said, number_of(answer.picture or answer.sample_id)))
+            read = _read_named if self.reading == "named" else _read_released
+            picture = number_of(answer.picture or answer.sample_id)
+            rows.append((SAMPLINGS.index(sampling), truth, read(answer.answer), picture))
         self.add(rows)
 
     def result(self) -> PopeResult | None:
@@ -183,15 +214,16 @@ class PopeMetrics(Tally):
         return PopeResult.from_answers(answers)
 
 
-def _f1(jaccard: float) -> float:
+def _f1_of(jaccard: float) -> float:
+    """F1 = 2 J / (1 + J), with J = TP / (TP + FP + FN)."""
     return 2 * jaccard / (1 + jaccard)
 
 
-def _named(text: str) -> int:
+def _read_named(text: str) -> int:
     found = _PARSER.parse(text)
     return found if found in (_NO, _YES) else _NEITHER
 
 
-def _released(text: str) -> int:
+def _read_released(text: str) -> int:
     words = text.partition(".")[0].replace(",", "").split(" ")
     return _NO if _RELEASED_NO & {*words} else _YES

@@ -1,24 +1,25 @@
-"""Open answers: what the model says, greedily, and whether it is the reference.
+"""Open answers: the model's greedy answer, and whether it equals the reference.
 
-An answer is right if it ends and equals its reference, both normalised (case, outer quotes, a full stop, spacing); or,
-as in the study of Zhang et al. (arXiv 2411.18620), if its lower case is the reference to the letter. The reference is
-decoded from the answer's own tokens, so that a model which says exactly what it was trained on is right.
+An answer is right if it ends and equals its reference, both normalised (case, outer quotes, a full
+stop, spacing). Or, as in the study of Zhang et al. (arXiv 2411.18620), if its lower case is exactly
+the reference. The reference is decoded from its own tokens, so that a model which says exactly what
+it was trained on is right.
 
-No more is generated than can matter: an answer that goes on for some tokens behind its reference's length is wrong
-whatever follows. Each sample has a limit of its own, and an answer that reaches it is wrong even if what is left equals
-the reference ("red" of "red and blue"): so the score depends neither on the other samples of a batch nor on how far
-they are decoded.
+No more is generated than can matter: an answer that is longer than its reference by some tokens is
+wrong whatever follows. Each sample has its own limit, and an answer that reaches it is wrong even
+if the part before the limit equals the reference ("red" of "red and blue"). So the score does not
+depend on the other samples of a batch or on how far they are decoded.
 
-Nor is anything generated that is known: where every token of a reference is the model's likeliest behind those before
-it, that reference is what greedy decoding says. The loss finds that out in passing. It is not asked in 16 bit, where
-the two ways to compute a logit round apart: an answer would have two chances.
+Known answers are not generated: where every token of a reference is the model's likeliest next
+token, greedy decoding gives this reference. The loss computes that anyway. This is not used in 16
+bit, where the two ways to compute a logit round differently: an answer would have two chances.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ from lightning_mllm.types import MultimodalBatch, Segment
 
 Match = Literal["normalised", "paper"]
 
-_MATCHES: Mapping[Match, Callable[[str, str], bool]] = {  # an answer with its reference, outer blanks stripped
+# compares an answer with its reference, both without outer blanks
+_MATCHES: Mapping[Match, Callable[[str, str], bool]] = {
     "normalised": lambda answer, reference: normalise(answer) == normalise(reference),
     "paper": lambda answer, reference: answer.lower() == reference,
 }
@@ -39,16 +41,16 @@ _MATCHES: Mapping[Match, Callable[[str, str], bool]] = {  # an answer with its r
 
 @dataclass(frozen=True)
 class OpenAnswer:
-    """What the model answers to a sample that has a kind.
+    """The model's answer to a sample that has a kind.
 
     Attributes:
-        sample_id: The sample's.
-        kind: Its kind of question.
+        sample_id: Id of the sample.
+        kind: Kind of question.
         reference: The right answer.
-        answer: The model's, up to its end or to where it has gone on for too long.
-        correct: Whether it ends and is the reference.
-        first_token: Id of the token with which it begins.
-        picture: Which picture the question is about; empty for one of its own.
+        answer: The model's answer, up to its end or to the limit of its length.
+        correct: Whether the answer ends and equals the reference.
+        first_token: Id of the first token of the answer.
+        picture: Which picture the question is about; empty if no other question is about it.
     """
 
     sample_id: str
@@ -62,13 +64,13 @@ class OpenAnswer:
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """Greedy decoding, and comparison with the reference.
+    """Decodes answers greedily and compares them with their references.
 
     Attributes:
-        spare_tokens: How many tokens an answer may be longer than its reference: quotes, a full stop, and rare tokens
-            for unusual capitals.
-        match: When an answer is its reference: with `normalised` case, outer quotes, a full stop and spacing make no
-            difference, with `paper` only capitals of the answer do not.
+        spare_tokens: How many tokens an answer may be longer than its reference, for quotes, a full
+            stop, and rare tokens for unusual capitals.
+        match: When an answer equals its reference. With `normalised`, case, outer quotes, a full
+            stop and spacing do not matter; with `paper`, only capitals in the answer do not matter.
 
     Raises:
         ConfigError: There is no such match.
@@ -79,7 +81,9 @@ class ExactMatch:
 
     def __post_init__(self) -> None:
         if self.match not in _MATCHES:
-            raise ConfigError(f"match is {self.match!r}; it can be {' or '.join(map(repr, _MATCHES))}.")
+            raise ConfigError(
+                f"match is {self.match!r}; it can be {' or '.join(map(repr, _MATCHES))}."
+            )
 
     def evaluate(
         self,
@@ -92,64 +96,94 @@ class ExactMatch:
 
         Args:
             model: The MLLM.
-            tokenizer: Its tokenizer.
+            tokenizer: The model's tokenizer.
             batch: Prompts and references.
-            greedy: (batch, sequence) bool, `AnswerLoss.greedy` of this batch; without it all answers are generated.
+            greedy: (batch, sequence) bool, `AnswerLoss.greedy` of this batch; without it all
+                answers are generated.
         """
-        kinds = {row: kind for row, kind in enumerate(batch.kinds) if kind is not None}
-        if not kinds:
+        rows = [row for row, kind in enumerate(batch.kinds) if kind is not None]
+        if not rows:
             return ()
-        asked, ends = batch.take(list(kinds)), frozenset(end_ids(model, batch))
-        behind = _behind_last(asked)
-        expected = _rows(asked.input_ids, behind)
-        likeliest = _rows(torch.zeros_like(behind) if greedy is None else greedy[list(kinds)], behind)
-        known = {row: answer for row, answer in enumerate(expected) if _is_known(answer, likeliest[row], ends)}
-        generated = self._generate(model, asked, {r: len(ids) for r, ids in enumerate(expected) if r not in known})
-        said = [_until_end(tokens, ends) for _, tokens in sorted((known | generated).items())]
+        asked, ends = batch.take(rows), frozenset(end_ids(model, batch))
+        where = _last_answers(asked)
+        expected = _gather_tokens(asked.input_ids, where)
+        likeliest = torch.zeros_like(where) if greedy is None else greedy[rows]
+        tokens = self._decode(model, asked, expected, _gather_tokens(likeliest, where), ends)
+        references, texts = _decode_texts(tokenizer, expected), _decode_texts(tokenizer, tokens)
+        is_match = _MATCHES[self.match]
+        answers: list[OpenAnswer] = []
+        for number, ids in enumerate(tokens):
+            text, reference = texts[number], references[number]
+            answers.append(
+                OpenAnswer(
+                    sample_id=asked.sample_ids[number],
+                    kind=cast(str, asked.kinds[number]),
+                    reference=reference,
+                    answer=text,
+                    correct=ids[-1] in ends and is_match(text, reference),
+                    first_token=ids[0],
+                    picture=asked.pictures[number],
+                )
+            )
+        return tuple(answers)
 
-        references, answers = (_texts(tokenizer, ids) for ids in (expected, said))
-        verdicts = [
-            tokens[-1] in ends and _MATCHES[self.match](answer, reference)
-            for tokens, answer, reference in zip(said, answers, references, strict=True)
-        ]
-        begins = [tokens[0] for tokens in said]
-        named = asked.sample_ids, kinds.values(), references
-        return tuple(map(OpenAnswer, *named, answers, verdicts, begins, asked.pictures))
+    def _decode(
+        self,
+        model: PreTrainedModel,
+        asked: MultimodalBatch,
+        expected: list[list[int]],
+        likeliest: list[list[bool]],
+        ends: frozenset[int],
+    ) -> list[list[int]]:
+        """Return the tokens of each answer, up to its end; known answers are not generated.
 
-    def _generate(
-        self, model: PreTrainedModel, asked: MultimodalBatch, lengths: dict[int, int]
-    ) -> dict[int, list[int]]:
-        """Return the answers of some rows; `lengths` are those of their references."""
-        if not lengths:
-            return {}
-        limits = [length + self.spare_tokens for length in lengths.values()]
-        new_tokens = continue_prompts(model, asked.take(list(lengths)).prompts(), max(limits)).tolist()
-        return {row: new[:limit] for row, new, limit in zip(lengths, new_tokens, limits, strict=True)}
+        Args:
+            model: The MLLM.
+            asked: The samples to answer.
+            expected: Tokens of each reference.
+            likeliest: Per token of a reference, whether it is the model's likeliest next token.
+            ends: Ids that end an answer.
+        """
+        answers: dict[int, list[int]] = {}
+        limits: dict[int, int] = {}  # row to generate -> number of tokens
+        for row, reference in enumerate(expected):
+            if _is_known(reference, likeliest[row], ends):
+                answers[row] = reference
+            else:
+                limits[row] = len(reference) + self.spare_tokens
+        if limits:
+            prompts = asked.take(list(limits)).prompts()
+            generated = continue_prompts(model, prompts, max(limits.values())).tolist()
+            for row, new in zip(limits, generated, strict=True):
+                answers[row] = new[: limits[row]]
+        return [_cut_at_end(answers[row], ends) for row in range(len(expected))]
 
 
-def _behind_last(batch: MultimodalBatch) -> Tensor:
+def _last_answers(batch: MultimodalBatch) -> Tensor:
     """Return where each sample's last answer is, its end included: (batch, sequence) bool."""
-    behind = torch.zeros_like(batch.attention_mask)
-    behind[:, 1:] = batch.spans[Segment.LAST].cumsum(dim=1)[:, :-1]  # 1 behind LAST
-    return (behind * batch.attention_mask).bool()
+    after = torch.zeros_like(batch.attention_mask)
+    after[:, 1:] = batch.spans[Segment.LAST].cumsum(dim=1)[:, :-1]  # 1 after LAST
+    return (after * batch.attention_mask).bool()
 
 
-def _rows(values: Tensor, kept: Tensor) -> list[list[Any]]:
+def _gather_tokens(values: Tensor, kept: Tensor) -> list[list[Any]]:
     """Return each row's values where they are kept; both are (batch, sequence)."""
     return [row[mask].tolist() for row, mask in zip(values, kept, strict=True)]
 
 
 def _is_known(expected: list[int], likeliest: list[bool], ends: frozenset[int]) -> bool:
-    """Return whether an expected answer, up to its end, is what the model says."""
-    answer = _until_end(expected, ends)
+    """Return whether the model gives an expected answer, up to its end, by greedy decoding."""
+    answer = _cut_at_end(expected, ends)
     return bool(answer) and answer[-1] in ends and all(likeliest[: len(answer)])
 
 
-def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
-    """Return the tokens up to the first that ends the answer, that one included."""
-    length = next((count for count, token in enumerate(tokens, 1) if token in ends), len(tokens))
-    return tokens[:length]
+def _cut_at_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """Return the tokens up to and including the first that ends the answer."""
+    for position, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: position + 1]
+    return tokens
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, answers: list[list[int]]) -> list[str]:
+def _decode_texts(tokenizer: PreTrainedTokenizerBase, answers: list[list[int]]) -> list[str]:
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]

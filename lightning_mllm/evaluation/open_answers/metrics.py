@@ -22,7 +22,8 @@ class AnswerScore:
     Attributes:
         n: Number of answers, at least 1.
         correct: How many of them are right.
-        share: The same over pictures; without it each answer has one of its own.
+        share: Share of right answers over pictures; None if each answer is about a picture of its
+            own.
     """
 
     n: int
@@ -36,7 +37,7 @@ class AnswerScore:
 
     @property
     def interval(self) -> Interval:
-        """95 %, over pictures: see `shares`."""
+        """95 % interval over pictures, see `statistics.shares`."""
         return (self.share or Share.alone(self.correct, self.n)).interval
 
     def summary(self) -> dict[str, Any]:
@@ -49,8 +50,9 @@ class AnswerResult:
     """How well open answers did.
 
     Attributes:
-        per_kind: Kind -> its score, for the kinds that were asked.
-        share: Of all answers, over pictures; without it each has one of its own.
+        per_kind: Kind -> score, for the kinds that were asked.
+        share: Share of right answers of all kinds, over pictures; None if each answer is about a
+            picture of its own.
     """
 
     per_kind: Mapping[str, AnswerScore]
@@ -58,11 +60,17 @@ class AnswerResult:
 
     @classmethod
     def from_answers(cls, kinds: Iterable[str], answers: Tensor) -> AnswerResult | None:
-        """Make the scores of (answers, 3): number of the kind, of the picture, and 1 if it is right."""
+        """Compute the scores; None if there is no answer.
+
+        Args:
+            kinds: All kinds; the number of a kind is its position.
+            answers: (answers, 3): number of the kind, number of the picture, 1 if right, else 0.
+        """
         scores = {}
         answers = answers.cpu()
         for number, kind in enumerate(kinds):
-            if len(own := answers[answers[:, 0] == number]):
+            own = answers[answers[:, 0] == number]
+            if len(own):
                 share = Share.of(own[:, 1], own[:, 2])
                 scores[kind] = AnswerScore(share.whole, share.part, share)
         return cls(scores, Share.of(answers[:, 1], answers[:, 2])) if scores else None
@@ -76,38 +84,48 @@ class AnswerResult:
 
     @property
     def mean_over_kinds(self) -> float:
-        """Mean accuracy of the kinds, each of which counts as much, however many answers it has."""
+        """Mean accuracy of the kinds; each counts the same, however many answers it has."""
         return fmean(score.accuracy for score in self.per_kind.values())
 
     def summary(self) -> dict[str, Any]:
         """Return the scores as plain numbers and lists, ready for JSON."""
         per_kind = {kind: score.summary() for kind, score in self.per_kind.items()}
-        return {**self.overall.summary(), "mean_over_kinds": self.mean_over_kinds, "kinds": per_kind}
+        return {
+            **self.overall.summary(),
+            "mean_over_kinds": self.mean_over_kinds,
+            "kinds": per_kind,
+        }
 
 
 class AnswerMetrics(Tally):
     """Counts open answers, all and right, per kind, across batches and processes.
 
-    `compute` gives the counts, `result` the scores.
+    `compute` returns the counts, `result` the scores.
 
     Args:
         kinds: All kinds of the split, the same in all processes.
 
     Raises:
-        DataError: A kind has the name under which the accuracy over all kinds is logged.
+        DataError: A kind is named "accuracy", as the accuracy over all kinds is in logs.
     """
 
     def __init__(self, kinds: tuple[str, ...]) -> None:
         super().__init__(columns=3)
         if "accuracy" in kinds:
-            raise DataError("A kind of question is named 'accuracy', as the accuracy over all kinds is. Rename it.")
+            raise DataError(
+                "A kind of question is named 'accuracy', as the accuracy over all kinds is. Rename "
+                "it."
+            )
         self.kinds = kinds
         self._numbers = {kind: number for number, kind in enumerate(kinds)}
 
     def update(self, answers: Iterable[OpenAnswer]) -> None:
-        """Count the answers of a batch, of which there may be none."""
-        asked = ((each, self._numbers[each.kind], each.picture or each.sample_id) for each in answers)
-        self.add([(kind, number_of(picture), answer.correct) for answer, kind, picture in asked])
+        """Count the answers of a batch; there may be none."""
+        rows = []
+        for answer in answers:
+            picture = number_of(answer.picture or answer.sample_id)
+            rows.append((self._numbers[answer.kind], picture, answer.correct))
+        self.add(rows)
 
     def result(self) -> AnswerResult | None:
         """Return the scores over all processes; None if there was no answer."""

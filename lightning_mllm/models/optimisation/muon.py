@@ -12,19 +12,20 @@ from lightning_mllm.errors import ConfigError
 
 
 class MuonAdamW(Optimizer):
-    """Orthogonalises the steps of weight matrices (Muon, Jordan et al., 2024) and gives all else to AdamW.
+    """Muon (Jordan et al., 2024) for weight matrices, with orthogonal steps; AdamW for the rest.
 
-    A model that learns from scratch needs fewer steps with it. Embeddings, the head, norms, vectors and convolutions
-    are AdamW's. Both are torch's own; they share the parameter groups, so one schedule drives both.
+    A model that learns from scratch needs fewer steps with it. Embeddings, the head, norms, vectors
+    and convolutions are optimised by AdamW. Both are torch's own; they share the parameter groups,
+    so one schedule drives both.
 
     Args:
-        params: Parameter groups, as `parameter_groups` makes them: those with `matrices` set are Muon's.
-        lr: Rate of groups that have none of their own.
-        matrix_scale: Rate of the matrices, in units of their group's; steps are scaled to AdamW's size (Moonshot's
-            rule: 0.2 times the square root of the longer side).
-        weight_decay: Of groups that have none of their own, for both.
-        momentum: Muon's.
-        betas: AdamW's.
+        params: Parameter groups from `parameter_groups`; those with `matrices` set are for Muon.
+        lr: Learning rate of groups without one of their own.
+        matrix_scale: Factor on the learning rate of matrices. Their steps already have the size of
+            AdamW's (Moonshot's rule: 0.2 times the square root of the longer side).
+        weight_decay: Weight decay, in both optimisers, of groups without one of their own.
+        momentum: Momentum of Muon.
+        betas: Decay rates of AdamW's two moving averages.
 
     Raises:
         ConfigError: No group says which of its parameters are matrices.
@@ -42,37 +43,47 @@ class MuonAdamW(Optimizer):
     ) -> None:
         given = list(params)
         if not all(isinstance(group, dict) and "matrices" in group for group in given):
-            raise ConfigError("MuonAdamW needs the groups of `parameter_groups`, which say where matrices are.")
+            raise ConfigError(
+                "MuonAdamW needs the groups of `parameter_groups`, which say where matrices are."
+            )
         groups = [{**group, "lr": group.get("lr", lr)} for group in given]
         for group in groups:
             group["lr"] *= matrix_scale if group["matrices"] else 1.0
-        parts: list[tuple[type[Optimizer], bool, dict[str, Any]]] = [
-            (Muon, True, {"momentum": momentum, "adjust_lr_fn": "match_rms_adamw"}),
-            (AdamW, False, {"betas": tuple(betas), "fused": True}),
-        ]
+        matrices = [group for group in groups if group["matrices"] is True]
+        others = [group for group in groups if group["matrices"] is False]
+        shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self._parts: list[Optimizer] = []
-        for optimizer, matrices, options in parts:
-            own = [group for group in groups if group["matrices"] is matrices]
-            if own:
-                self._parts.append(optimizer(own, lr=lr, weight_decay=weight_decay, **options))  # type: ignore[call-arg]
+        if matrices:
+            size: Any = "match_rms_adamw"
+            self._parts.append(Muon(matrices, momentum=momentum, adjust_lr_fn=size, **shared))
+        if others:
+            self._parts.append(AdamW(others, betas=(betas[0], betas[1]), fused=True, **shared))
         self._complete = False
         super().__init__([{"params": group["params"]} for group in groups], {})
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        self.param_groups = self._all_groups()
         self._complete = True
 
+    def _all_groups(self) -> list[dict[str, Any]]:
+        groups = []
+        for part in self._parts:
+            groups += part.param_groups
+        return groups
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse groups that come later: neither optimiser would know of them.
+        """Refuse groups that are added later: neither optimiser would know of them.
 
         Raises:
-            ConfigError: Always, once the optimiser is made.
+            ConfigError: Always, once the optimiser is created.
         """
         if self._complete:
-            raise ConfigError("MuonAdamW takes all its parameter groups when it is made.")
+            raise ConfigError("MuonAdamW takes all its parameter groups when it is created.")
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Do one step of both."""
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
+        """Take one step of both optimisers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -82,11 +93,11 @@ class MuonAdamW(Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of both."""
+        """Return the states of both optimisers."""
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put the states of both back."""
+        """Put the states of both optimisers back."""
         for part, state in zip(self._parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        self.param_groups = self._all_groups()

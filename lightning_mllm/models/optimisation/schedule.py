@@ -18,14 +18,25 @@ from lightning_mllm.models.backbone import Backbone, Part
 Decay = Literal["cosine", "constant"]
 
 _MATRIX = 2  # dimensions
+_EMBEDDINGS = " (embeddings)"  # suffixes of the names of groups
+_NO_DECAY = " (no decay)"
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Peak learning rate per part; only those of trained parts matter.
+    """Peak learning rate of each part; only those of trained parts matter.
 
-    The defaults are LLaVA-1.5's: 1e-3 for a projection, 2e-5 for the LLM, 2e-4 for adapters; towers are commonly
-    tuned at a tenth of the LLM's rate.
+    The defaults are LLaVA-1.5's (Liu et al., CVPR 2024): 1e-3 for a projection, 2e-5 for the LLM,
+    2e-4 for adapters. Towers are commonly tuned at a tenth of the LLM's rate.
+
+    Attributes:
+        projector: Peak learning rate of the projector.
+        llm: Peak learning rate of the LLM's own weights.
+        lora: Peak learning rate of adapters, in the LLM or in the vision tower.
+        vision: Peak learning rate of the vision tower's own weights.
+
+    Raises:
+        ConfigError: A rate is negative or not finite.
     """
 
     projector: float = 1e-3
@@ -34,66 +45,92 @@ class LearningRates:
     vision: float = 2e-6
 
     def of(self, part: Part) -> float:
-        """Return the rate of a part; adapters have one rate wherever they are."""
-        rate: float = getattr(self, "lora" if part in (Part.VISION_LORA, Part.LLM_LORA) else part.value)
+        """Return the rate of a part."""
+        rate: float = getattr(self, self.option_of(part))
         return rate
+
+    @staticmethod
+    def option_of(part: Part) -> str:
+        """Return the name of the option with the rate of a part; all adapters share one."""
+        return "lora" if part in (Part.VISION_LORA, Part.LLM_LORA) else part.value
 
     def __post_init__(self) -> None:
         for part, rate in asdict(self).items():
             if not (rate >= 0 and math.isfinite(rate)):
-                raise ConfigError(f"model.learning_rates.{part} must be a number of at least 0, not {rate}.")
+                raise ConfigError(
+                    f"model.learning_rates.{part} must be a number of at least 0, not {rate}."
+                )
 
 
 def parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str, Any]]:
-    """Group the trained parameters by part, those of norms and all vectors (biases, `image_newline`) without decay.
+    """Group the trained parameters by part and by how they are optimised.
 
-    Embeddings, the head and convolutions are groups of their own: optimisers for matrices leave them to others.
+    Parameters of norms and all vectors (biases, `image_newline`) get no weight decay. Embeddings,
+    the head and convolutions are groups of their own: optimisers for matrices leave them to others.
 
     Returns:
-        Groups with `name`, `params`, `lr`, `matrices` (whether its parameters are weight matrices) and, where there
-        must be none, `weight_decay`; empty groups are left out.
+        Groups with `name`, `params`, `lr`, `matrices` (whether the parameters are weight matrices)
+        and, where there must be none, `weight_decay`; empty groups are left out.
     """
-    norms = {
-        f"{module_name}.{name}"
-        for module_name, module in backbone.model.named_modules()
-        if "norm" in type(module).__name__.lower()
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    lookups = {
-        id(module.weight)
-        for module in (*backbone.model.modules(), backbone.lm_head)
-        if isinstance(module, nn.Embedding) or module is backbone.lm_head
-    }
-    groups: dict[tuple[Part, str], list[nn.Parameter]] = {}
+    norms, lookups = _norm_parameters(backbone), _lookup_tables(backbone)
+    grouped: dict[tuple[Part, str], list[nn.Parameter]] = {}
     for name, parameter in backbone.parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and name not in norms
-            matrix = parameter.ndim == _MATRIX and id(parameter) not in lookups
-            kind = "" if decays and matrix else " (embeddings)" if decays else " (no decay)"
-            groups.setdefault((backbone.part_of(name), kind), []).append(parameter)
-    return [
-        {
-            "name": part.value + kind,
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim <= 1 or name in norms:
+            suffix = _NO_DECAY
+        elif parameter.ndim != _MATRIX or id(parameter) in lookups:
+            suffix = _EMBEDDINGS
+        else:
+            suffix = ""
+        grouped.setdefault((backbone.part_of(name), suffix), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (part, suffix), parameters in sorted(grouped.items()):
+        group: dict[str, Any] = {
+            "name": part.value + suffix,
             "params": parameters,
             "lr": rates.of(part),
-            "matrices": not kind,
-            **({"weight_decay": 0.0} if kind == " (no decay)" else {}),
+            "matrices": not suffix,
         }
-        for (part, kind), parameters in sorted(groups.items())
-    ]
+        if suffix == _NO_DECAY:
+            group["weight_decay"] = 0.0
+        groups.append(group)
+    return groups
+
+
+def _norm_parameters(backbone: Backbone) -> set[str]:
+    """Return the names of the parameters of normalisation layers."""
+    names: set[str] = set()
+    for module_name, module in backbone.model.named_modules():
+        if "norm" in type(module).__name__.lower():
+            own = module.named_parameters(recurse=False)
+            names.update(f"{module_name}.{name}" for name, _ in own)
+    return names
+
+
+def _lookup_tables(backbone: Backbone) -> set[int]:
+    """Return the ids of the weights of embeddings and head."""
+    tables = {id(backbone.lm_head.weight)}
+    for module in backbone.model.modules():
+        if isinstance(module, nn.Embedding):
+            tables.add(id(module.weight))
+    return tables
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear rise from 0 over ceil(warmup_ratio * steps) steps, then half a cosine to 0, or the peak for good.
+    """Linear rise from 0 in ceil(warmup_ratio * steps) steps, then half a cosine to 0, or constant.
 
     The schedules are those of transformers, so that a recipe of its Trainer carries over.
 
     Attributes:
-        learning_rates: Peak rates.
-        warmup_ratio: Share of the steps over which the rates rise.
-        decay: What they do then.
-        steps: Optimiser steps of the whole training.
+        learning_rates: Peak learning rate of each part.
+        warmup_ratio: Fraction of the steps over which the rates rise.
+        decay: What the rates do after the warm-up.
+        steps: Number of optimiser steps of the whole training.
+
+    Raises:
+        ConfigError: The number of steps is infinite.
     """
 
     learning_rates: LearningRates
@@ -103,7 +140,10 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps == math.inf:
-            raise ConfigError("The learning-rate schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
+            raise ConfigError(
+                "The learning-rate schedule needs an end: set trainer.max_epochs or "
+                "trainer.max_steps."
+            )
 
     def check_resumes(self, earlier: Mapping[str, Any] | None) -> None:
         """Refuse to go on from a checkpoint that was written under another schedule.
@@ -112,37 +152,38 @@ class Schedule:
             earlier: `asdict` of the schedule in the checkpoint; None if the run does not resume.
 
         Raises:
-            ConfigError: It differs.
+            ConfigError: The two schedules differ.
         """
         ours = asdict(self)
         if earlier is not None and self.decay == "constant" and self.warmup_ratio == 0:
-            earlier = {**earlier, "steps": self.steps}  # the length is no matter
+            earlier = {**earlier, "steps": self.steps}  # the length does not matter
         if earlier not in (None, ours):
             raise ConfigError(
-                f"The checkpoint was written under the schedule {earlier}, but this run has {ours}. A resumed "
-                "run goes on as it began; to change it, `lightning export` the model and fit from the exported folder."
+                f"The checkpoint was written under the schedule {earlier}, but this run has "
+                f"{ours}. A resumed run goes on as it began; to change it, `lightning export` the "
+                "model and fit from the exported folder."
             )
 
     def check_learns(self) -> None:
         """Refuse a training whose only step is the first of a warm-up, which has a rate of 0.
 
         Raises:
-            ConfigError: It is.
+            ConfigError: There is a single step, with warm-up.
         """
-        if self.steps == 1 and self._warmup:
+        if self.steps == 1 and self._warmup_steps:
             raise ConfigError(
-                f"The training has a single step, and model.warmup_ratio {self.warmup_ratio} gives it a rate of 0, so "
-                "nothing would be learnt. Train for more steps, or set model.warmup_ratio to 0."
+                f"The training has a single step, and model.warmup_ratio {self.warmup_ratio} gives "
+                "it a rate of 0, so nothing would be learnt. Train for more steps, or set "
+                "model.warmup_ratio to 0."
             )
 
     @property
-    def _warmup(self) -> int:
-        """Steps of the warm-up."""
+    def _warmup_steps(self) -> int:
         return math.ceil(self.warmup_ratio * self.steps)
 
     def scheduler(self, optimizer: Optimizer) -> LambdaLR:
         """Return the schedule for an optimiser whose rates are the peaks."""
-        warmup = self._warmup
+        warmup = self._warmup_steps
         scheduler: LambdaLR
         if self.decay == "constant":
             scheduler = get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup)

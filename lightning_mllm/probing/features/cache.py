@@ -1,9 +1,10 @@
-"""What a frozen vision tower makes of images, kept on disk: computed once for all epochs, policies and processes.
+"""Keeps the features of a frozen vision tower on disk: computed once for all epochs and policies.
 
-One safetensors file per image, in half precision, read by memory-mapping; it says in which dtype the features were
-computed. Its name is a hash of everything that they depend on, so an entry never has to be invalidated; entries of
-other checkpoints are never hit, they only count towards the size. A file gets its name once it is whole and on the
-disk: a run that is killed leaves a partial file, which is never read and is removed later.
+There is one safetensors file per image, in half precision, read by memory-mapping. It says in which
+dtype the features were computed. Its name is a hash of everything that they depend on, so an entry
+never has to be invalidated. Entries of other checkpoints are never hit; they only count towards the
+size. A file gets its name once it is whole and on the disk: a run that is killed leaves a partial
+file, which is never read and is removed later.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ from lightning_mllm.errors import ConfigError, DataError
 HalfName = Literal["float16", "bfloat16"]
 
 _ABANDONED = 3600  # seconds after which a partial file belongs to a process that is gone
-_STEP = 0.01  # share of the limit that is written before the folder is measured again: others write too
-_DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+_STEP = (
+    0.01  # share of the limit that is written before the folder is measured again: others write too
+)
+_DTYPES = {
+    str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
 
 logger = logging.getLogger(__name__)
 
@@ -36,40 +41,49 @@ logger = logging.getLogger(__name__)
 class FeatureCache:
     """A folder of tower features. Several processes can share it.
 
-    When it is full, or the folder can't be written to (a full disk), nothing more is added, with one warning; what it
-    has is still read, and the rest computed.
+    When it is full, or the folder can't be written to (a full disk), nothing more is added, with
+    one warning. What it has is still read, and the rest is computed.
 
     Args:
-        root: The folder; made when the first entry is.
-        max_gigabytes: Most that the folder may take, in 10^9 bytes; several processes that fill it at once can pass it
-            by 1 % each. An image of LLaVA-1.5 takes 1.2 MB.
-        dtype: Of the entries: float16 is more precise, bfloat16 can't overflow.
+        root: The folder; it is created with the first entry.
+        max_gigabytes: Largest size of the folder, in 10^9 bytes; several processes that fill it at
+            once can each exceed it by 1 %. An image of LLaVA-1.5 takes 1.2 MB.
+        dtype: Dtype of the entries: float16 is more precise, bfloat16 can't overflow.
 
     Raises:
         ConfigError: The size is not positive, or the dtype is not one of 16 bits.
     """
 
-    def __init__(self, root: Path, max_gigabytes: float = 20.0, dtype: HalfName = "float16") -> None:
+    def __init__(
+        self, root: Path, max_gigabytes: float = 20.0, dtype: HalfName = "float16"
+    ) -> None:
         if max_gigabytes <= 0:
-            raise ConfigError(f"max_gigabytes is {max_gigabytes}; a cache needs room. Leave the cache out instead.")
+            raise ConfigError(
+                f"max_gigabytes is {max_gigabytes}; a cache needs room. Leave the cache out "
+                "instead."
+            )
         if dtype not in ("float16", "bfloat16"):
             raise ConfigError(f"The cache's dtype is {dtype!r}; it can be 'float16' or 'bfloat16'.")
         self.root = Path(root)
         self._limit = int(max_gigabytes * 1e9)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._writes = True
-        self._used: int | None = None  # bytes in the folder when it was measured, and those written since
+        self._used: int | None = (
+            None  # bytes in the folder when it was measured, and those written since
+        )
         self._unmeasured = 0
 
     def fetch(
         self, source: str, image: Mapping[str, Tensor], compute: Callable[[], Tensor]
     ) -> tuple[Tensor, torch.dtype]:
-        """Return an image's features, whether they were there or not.
+        """Return an image's features; compute and store them if they are not in the cache.
 
         Args:
             source: Identifies the tower and the precision it runs in.
-            image: The image's own tensors, after all processing, best on the CPU; their content is hashed.
-            compute: Makes the features. To agree bit for bit with what is stored it must not depend on other images.
+            image: The image's own tensors, after all processing, best on the CPU; their content is
+                hashed.
+            compute: Computes the features. To agree bit for bit with what is stored, it must not
+                depend on other images.
 
         Returns:
             The features, in the cache's dtype on the CPU, and the dtype that they were computed in.
@@ -99,8 +113,9 @@ class FeatureCache:
         half = features.detach().to("cpu", self._dtype).contiguous()
         if half.isinf().any() and features.isfinite().all():
             raise DataError(
-                f"The vision tower's features reach {float(features.abs().max()):.3g}, more than the feature cache's "
-                f"dtype {self._dtype} can hold. Use a cache of dtype bfloat16, or none."
+                f"The vision tower's features reach {float(features.abs().max()):.3g}, more than "
+                f"the feature cache's dtype {self._dtype} can hold. Use a cache of dtype bfloat16, "
+                "or none."
             )
         return half
 
@@ -110,7 +125,10 @@ class FeatureCache:
         content = save({"features": features}, {"computed": str(computed)})
         try:
             if not self._has_room(len(content)):
-                self._stop(f"has reached its limit of {self._limit / 1e9:g} GB; raise max_gigabytes or remove it")
+                self._stop(
+                    f"has reached its limit of {self._limit / 1e9:g} GB; raise max_gigabytes or "
+                    "remove it"
+                )
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(path, content)
@@ -127,17 +145,20 @@ class FeatureCache:
     def _stop(self, reason: str) -> None:
         self._writes = False
         logger.warning(
-            "The feature cache %s %s. Results stay right; what is not in it is computed anew.", self.root, reason
+            "The feature cache %s %s. Results stay right; what is not in it is computed again.",
+            self.root,
+            reason,
         )
 
 
 def _read(path: Path, dtype: torch.dtype) -> tuple[Tensor, torch.dtype] | None:
-    """Return what `fetch` does of a whole entry; None if there is none, or what is there is damaged."""
+    """Return the features of an entry and the dtype of their computation; None if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             features: Tensor = file.get_tensor("features")
             computed = _DTYPES[file.metadata()["computed"]]
-    except (OSError, SafetensorError, KeyError, TypeError):  # the last two: its metadata is not ours
+    except (OSError, SafetensorError, KeyError, TypeError):
+        # KeyError and TypeError: its metadata is not ours
         return None
     return (features, computed) if features.dtype == dtype else None
 
@@ -156,7 +177,7 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _measure(root: Path) -> int:
-    """Return the bytes that all files take, after removing the partial ones of processes that are gone."""
+    """Return the bytes of all files, after removing partial ones of processes that are gone."""
     used = 0
     for path in root.glob("??/*"):
         try:

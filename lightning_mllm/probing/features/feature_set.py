@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_mllm.errors import DataError
+from lightning_mllm.evaluation.finite import check_finite
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,10 +18,11 @@ class FeatureSet:
         features: (samples, width), floating point, on the CPU.
         targets: (samples,) int64 class indices.
         names: Class names; a target is an index into them.
-        sample_ids: Per sample.
+        sample_ids: Id of each sample.
 
     Raises:
-        DataError: Lengths differ, a target is no class, or a feature is not finite.
+        DataError: There is no sample, lengths differ, or a target is not a class.
+        NotFiniteError: A feature is NaN or infinite.
     """
 
     features: Tensor
@@ -34,26 +35,22 @@ class FeatureSet:
         n = len(self.sample_ids)
         if self.features.dim() != 2 or len(self.features) != n or self.targets.shape != (n,):
             raise DataError(
-                f"Features of shape {tuple(self.features.shape)} and targets of shape {tuple(self.targets.shape)} do "
-                f"not belong to {n} samples; expected ({n}, width) and ({n},)."
+                f"Features of shape {tuple(self.features.shape)} and targets of shape "
+                f"{tuple(self.targets.shape)} do not belong to {n} samples; expected ({n}, width) "
+                f"and ({n},)."
             )
         if n == 0:
-            raise DataError("There are no features: no sample was extracted. Check that the split is not empty.")
+            raise DataError(
+                "There are no features: no sample was extracted. Check that the split is not empty."
+            )
         outside = (self.targets < 0) | (self.targets >= len(self.names))
         if outside.any():
             row = int(outside.int().argmax())
             raise DataError(
-                f"Sample {self.sample_ids[row]!r} has target {int(self.targets[row])}, which is none of the "
-                f"{len(self.names)} classes. Probes need data with labels."
+                f"Sample {self.sample_ids[row]!r} has target {int(self.targets[row])}, which is "
+                f"none of the {len(self.names)} classes. Probes need data with labels."
             )
-        broken = ~torch.isfinite(self.features).all(dim=1)
-        if broken.any():
-            row = int(broken.int().argmax())
-            raise DataError(
-                f"{int(broken.sum())} of {n} samples have NaN or infinite features, the first is "
-                f"{self.sample_ids[row]!r}. The model has diverged, or its dtype overflows: lower the learning rate, "
-                "or use bfloat16 or float32 instead of float16."
-            )
+        check_finite(self.features, self.sample_ids, "The features")
 
     def __len__(self) -> int:
         """Return the number of samples."""

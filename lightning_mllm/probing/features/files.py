@@ -17,12 +17,12 @@ from lightning_mllm.probing.features.feature_set import FeatureSet
 
 
 def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[str, Any]) -> None:
-    """Write the feature sets of one split at several points: the file is whole or not there.
+    """Write the feature sets of one split at several points, whole or not at all.
 
     Args:
-        path: A `.safetensors` file; its folder is made.
+        path: A `.safetensors` file; its folder is created.
         sets: Point's name -> features; all of the same samples, in the same order.
-        settings: Plain values that say where they come from (checkpoint, step, split, ...).
+        settings: Plain values that say where the features come from (checkpoint, step, split, ...).
 
     Raises:
         DataError: The sets are of different samples, or the file can't be written.
@@ -41,8 +41,8 @@ def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[
         with suppress(OSError):
             part.unlink()
         raise DataError(
-            f"The features can't be written to {path}: {error}. Make room there, put the run into another folder, or "
-            "save less: fewer points, or a larger every_n_epochs."
+            f"The features can't be written to {path}: {error}. Make room there, put the run into "
+            "another folder, or save less: fewer points, or a larger every_n_epochs."
         ) from error
 
 
@@ -50,17 +50,21 @@ def load_features(path: Path) -> dict[str, FeatureSet]:
     """Return point's name -> features of a file that `save_features` wrote.
 
     Raises:
-        DataError: It is no such file.
+        DataError: The file was not written by `save_features`, or it is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         targets: Tensor = tensors.pop("targets")
-        names, sample_ids = tuple(about["names"]), tuple(about["sample_ids"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:  # ValueError: it is no JSON
-        raise DataError(f"{path} is no file of features ({error}). Expected one that SaveFeatures wrote.") from error
+        classes, sample_ids = tuple(about["names"]), tuple(about["sample_ids"])
+    # ValueError: its metadata is not JSON
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a file of features ({error}). Expected one that SaveFeatures wrote."
+        ) from error
     return {
-        point: FeatureSet(features=features, targets=targets, names=names, sample_ids=sample_ids)
+        point: FeatureSet(features=features, targets=targets, names=classes, sample_ids=sample_ids)
         for point, features in tensors.items()
     }

@@ -15,16 +15,19 @@ Place = Literal["pre", "post", "image", "last"]
 class Point:
     """Where features are tapped, and how a sample's tokens become one vector.
 
-    With LLaVA-NeXT, pooled features before and behind the projection are not of the same tokens: "pre" has all patches
-    of all views, those of the padding around the picture too; "post" and "image" have the packed ones, without the
-    padding and with row separators.
+    With LLaVA-NeXT, pooled features before and after the projection are not of the same tokens:
+    "pre" has all patches of all views, also those of the padding around the picture; "post" and
+    "image" have the packed tokens, without the padding and with row separators.
 
     Attributes:
-        place: "pre" (what enters the projector), "post" (what the LLM gets for the image), "image" (image positions in
-            the LLM) or "last" (the position whose logits give the first token of the answer; nothing to pool).
-        layer: For "image" and "last": 0 is what enters the first block, k what the k-th block puts out, not normed.
-        pooling: How tokens are pooled; `cls` for "pre" only. All images of a sample are pooled together.
-        cells: Fields per side of pooling `grid`.
+        place: "pre" (what enters the projector), "post" (what the LLM gets for the image), "image"
+            (image positions in the LLM) or "last" (the position whose logits give the first token
+            of the answer; nothing to pool).
+        layer: Layer of the LLM, for "image" and "last" only: 0 is what enters the first layer, k
+            what layer k puts out, before any norm.
+        pooling: How tokens are pooled; `cls` works for "pre" only. All images of a sample are
+            pooled together.
+        cells: Number of cells per side of pooling `grid`.
 
     Raises:
         ConfigError: The fields do not go together.
@@ -40,11 +43,13 @@ class Point:
         in_llm = self.place in ("image", "last")
         if in_llm != (self.layer is not None) or (self.layer or 0) < 0 or self.cells < 1:
             raise ConfigError(
-                f"{self} can't be tapped: the places 'image' and 'last' need a layer from 0 on, the others none, and "
-                "cells is at least 1."
+                f"{self} can't be tapped: the places 'image' and 'last' need a layer from 0 on, "
+                "the others none, and cells is at least 1."
             )
         if self.pooling == "cls" and self.place != "pre":
-            raise ConfigError(f"{self} can't be tapped: only before the projector is there a class token.")
+            raise ConfigError(
+                f"{self} can't be tapped: only before the projector is there a class token."
+            )
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""From the tokens of a sample's images to one vector, without attention and without anything learnt."""
+"""Pools the tokens of a sample's images into one vector; nothing is learnt."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ PoolingName = Literal["mean", "max", "grid", "cls"]
 def pool(images: Sequence[Tensor], pooling: PoolingName, cells: int = 2) -> Tensor:
     """Pool the tokens of one sample, in float32.
 
-    `mean` and `max` are taken over all tokens of all views of all images. `grid` and `cls` read the first view, which
-    is the whole picture, and are averaged over the images.
+    `mean` and `max` are taken over all tokens of all views of all images. `grid` and `cls` use the
+    first view, which is the whole picture, and are averaged over the images.
 
     Args:
-        images: Of the sample, each of shape (views, tokens, width).
-        pooling: `grid` averages the patches in each of cells x cells equal fields, row by row; `cls` takes the first
-            token, so the class token must be among the tokens.
-        cells: Fields per side of `grid`.
+        images: Images of the sample, each (views, tokens, width).
+        pooling: `grid` averages the patches in each of cells x cells equal fields, row by row;
+            `cls` takes the first token, so the class token must be among the tokens.
+        cells: Number of cells per side of `grid`.
 
     Returns:
         (width,), for `grid` (cells * cells * width,).
 
     Raises:
-        ConfigError: `grid` gets tokens that are no square, or fewer per side than cells.
+        ConfigError: The tokens for `grid` do not form a square, or have fewer per side than cells.
     """
     if pooling == "grid":
-        return torch.stack([_grid(views[0].float(), cells) for views in images]).mean(dim=0)
+        return torch.stack([_pool_grid(views[0].float(), cells) for views in images]).mean(dim=0)
     if pooling == "cls":
         return torch.stack([views[0, 0].float() for views in images]).mean(dim=0)
     tokens = torch.cat([views.flatten(0, 1) for views in images]).float()
     return tokens.mean(dim=0) if pooling == "mean" else tokens.amax(dim=0)
 
 
-def _grid(tokens: Tensor, cells: int) -> Tensor:
+def _pool_grid(tokens: Tensor, cells: int) -> Tensor:
+    """(tokens, width) -> (cells * cells * width,)."""
     count, width = tokens.shape
     side = math.isqrt(count)
     if side**2 != count or side < cells:
         raise ConfigError(
-            f"Pooling 'grid' needs a square of at least {cells} x {cells} patches, but an image has {count} tokens "
-            "here. Use pooling mean or max, or fewer cells."
+            f"Pooling 'grid' needs a square of at least {cells} x {cells} patches, but an image "
+            f"has {count} tokens here. Use pooling mean or max, or fewer cells."
         )
     square = tokens.T.reshape(width, side, side)
     fields: Tensor = adaptive_avg_pool2d(square, cells)  # (width, cells, cells)

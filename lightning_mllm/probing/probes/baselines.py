@@ -1,4 +1,4 @@
-"""The floor of probing: what needs no training at all."""
+"""The baseline of probing: a classifier that needs no training."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from lightning_mllm.probing.probes.probe import Fit, Probe, Task
 
 @dataclass(frozen=True, kw_only=True)
 class NearestCentroid(Probe):
-    """Gives a sample the class whose mean of training features is the nearest, by Euclidean distance.
+    """Predicts the class whose mean of training features is nearest, by Euclidean distance.
 
-    Nothing is random or tuned: all seeds give the same predictions, apart from those of the control. A class without
-    training samples is never predicted.
+    Nothing is random or tuned: all seeds give the same predictions, except for the control. A class
+    without training samples is never predicted.
     """
 
     kind: ClassVar[str] = "nearest-centroid"
 
     def fit_predict(self, tasks: Sequence[Task]) -> list[Fit]:
-        """See `Probe.fit_predict`; tasks that differ in nothing but their seed are computed once."""
+        """Classify test features; tasks that differ only in their seed are computed once."""
         fits: dict[tuple[str, int, tuple[int, ...]], Fit] = {}
         keys = [(task.name, id(task.train), tuple(task.labels.tolist())) for task in tasks]
         for key, task in zip(keys, tasks, strict=True):
             if key not in fits:
-                fits[key] = Fit(predicted=_classify(task), parameters=len(task.train.names) * task.train.width)
+                parameters = len(task.train.names) * task.train.width
+                fits[key] = Fit(predicted=_classify(task), parameters=parameters)
         return [fits[key] for key in keys]
 
 
 def _classify(task: Task) -> Tensor:
     classes, width = len(task.train.names), task.train.width
-    features = task.train.features.double()  # so that the order of the samples is no matter
+    features = task.train.features.double()  # so that the order of the samples does not matter
     sums = torch.zeros(classes, width, dtype=torch.float64).index_add_(0, task.labels, features)
     counts = task.labels.bincount(minlength=classes)
     centroids = sums / counts.clamp(min=1)[:, None]

@@ -1,12 +1,13 @@
-"""Multinomial logistic regression with an L2 penalty: several at once, each solved to a stated tolerance.
+"""Multinomial logistic regressions with an L2 penalty, several at once, each to a given tolerance.
 
-A regression minimises
+With logit_ic = <z_i, W_c> + b_c, a regression minimises
 
-    sum_i w_i (log sum_c exp(logit_ic) - logit_i,label(i)) + penalty / 2 * ||W||^2,   logit_ic = <z_i, W_c> + b_c,
+    sum_i w_i (log sum_c exp(logit_ic) - logit_i,label(i)) + penalty / 2 * ||W||^2,
 
-with weights w_i of the samples that add up to 1; there is no penalty on the biases b. That is convex, and strictly so
-in W: the minimum depends on no start and no order. It is found by L-BFGS, preconditioned with the upper bound of the
-curvature (Boehning, 1992), which is diagonal on the principal axes of the features.
+with weights w_i of the samples that add up to 1; there is no penalty on the biases b. This is
+convex, and strictly convex in W: the minimum does not depend on the start or on the order of the
+samples. It is found by L-BFGS, preconditioned with the upper bound of the curvature (Boehning,
+1992), which is diagonal on the principal axes of the features.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-5  # length of the gradient; with features of mean squared length 1 it is below 2 at the start
+# length of the gradient at convergence; with features of mean squared length 1 it starts below 2
+TOLERANCE = 1e-5
 _MEMORY = 6  # pairs of steps and changes of the gradient that L-BFGS keeps
-_DECREASE = 1e-4  # of the loss, relative to what the slope promises (Armijo)
-_HALVINGS = 30
-_ROUNDING = 16  # times the precision of a loss: a decrease below can't be seen
-_RANK = 1e-5  # singular values below, relative to the largest one, are of rounding
+_DECREASE = 1e-4  # least decrease of the loss, relative to what the slope predicts (Armijo)
+_HALVINGS = 30  # at most, of a step's length
+_ROUNDING = 16  # in units of a loss's precision: the smallest decrease that rounding does not hide
+_RANK = 1e-5  # singular values below this, relative to the largest, are rounding errors
 
 
 class Axes(NamedTuple):
-    """The principal axes of sets of features, on which a regression is the same but for a rotation.
+    """Sets of features on their principal axes; a regression is the same there, up to a rotation.
 
     Attributes:
-        train: (sets, samples, axes + 1), scaled to a mean squared length of 1; the last column, of ones, is the bias's.
-        test: (sets, test samples, axes + 1), likewise, by the scale of train.
+        train: (sets, samples, axes + 1), scaled to a mean squared length of 1; the last column is
+            1, for the biases.
+        test: (sets, test samples, axes + 1), scaled as train is.
     """
 
     train: Tensor
@@ -39,12 +42,12 @@ class Axes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Regressions, K on each set of features.
+    """Solved regressions, K on each set of features.
 
     Attributes:
-        weights: (sets, axes + 1, K, classes); the last row is the biases.
-        gradients: (sets, K), lengths of the gradient, of the regression with penalty.
-        iterations: (sets, K).
+        weights: (sets, axes + 1, K, classes); the last row holds the biases.
+        gradients: (sets, K), length of the gradient of the loss with penalty.
+        iterations: (sets, K), number of steps.
     """
 
     weights: Tensor
@@ -57,13 +60,14 @@ class Solution:
 
 
 def on_axes(train: Tensor, test: Tensor) -> Axes:
-    """Rotate features, (sets, samples, width) of train and test, on the principal axes of train.
+    """Rotate features, (sets, samples, width) of train and test, onto the principal axes of train.
 
-    The mean of train is subtracted from both, which the biases make up for.
+    The mean of train is subtracted from both; the biases compensate for that.
     """
     mean = train.mean(dim=1, keepdim=True)
     train, test = train - mean, test - mean
-    if train.shape[1] <= train.shape[2]:  # fewer samples than features: the axes are combinations of samples
+    # with fewer samples than features, the axes are combinations of samples
+    if train.shape[1] <= train.shape[2]:
         values, vectors = torch.linalg.eigh(train @ train.mT)
         vectors = train.mT @ (vectors * _inverse_root(values)[:, None])
     else:
@@ -89,11 +93,11 @@ def solve(
     Args:
         features: (sets, samples, axes + 1), as in `Axes.train`.
         labels: (sets, samples, K).
-        sample_weights: (sets, samples, K), of sum 1 over the samples.
+        sample_weights: (sets, samples, K), which add up to 1 over the samples.
         penalties: (sets, K).
         start: (sets, axes + 1, K, classes).
         tolerance: Length of the gradient at which a regression has converged.
-        max_iterations: After which a regression stops, if it has not converged.
+        max_iterations: Number of steps after which a regression stops, converged or not.
     """
     problem = _Problem(features, labels, sample_weights, penalties)
     weights = start
@@ -108,7 +112,8 @@ def solve(
         direction = -_times_inverse_curvature(gradient, steps, problem.preconditioner)
         moved, new_loss, new_gradient = problem.search(weights, loss, gradient, direction, active)
         iterations += active
-        active &= (moved != weights).any(dim=3).any(dim=1)  # else rounding hides what is left to gain
+        # what did not move has nothing left to gain that rounding does not hide
+        active &= (moved != weights).any(dim=3).any(dim=1)
         step, change = moved - weights, new_gradient - gradient
         steps = [*steps, (step, change, _dot(step, change))][-_MEMORY:]
         weights, loss, gradient = moved, new_loss, new_gradient
@@ -118,8 +123,11 @@ def solve(
 class _Problem:
     """Losses of regressions, their gradients, and steps that lower them."""
 
-    def __init__(self, features: Tensor, labels: Tensor, sample_weights: Tensor, penalties: Tensor) -> None:
-        self._features, self._labels, self._sample_weights = features, labels[..., None], sample_weights
+    def __init__(
+        self, features: Tensor, labels: Tensor, sample_weights: Tensor, penalties: Tensor
+    ) -> None:
+        self._features, self._labels = features, labels[..., None]
+        self._sample_weights = sample_weights
         self._penalties = penalties[:, None, :, None].repeat(1, features.shape[2], 1, 1)
         self._penalties[:, -1] = 0  # the biases'
         bound = 0.5 * features.square().mT @ sample_weights  # (sets, axes + 1, K)
@@ -140,14 +148,21 @@ class _Problem:
     def search(
         self, weights: Tensor, loss: Tensor, gradient: Tensor, direction: Tensor, active: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take the longest of the steps 1, 1/2, 1/4, ... that lowers the loss enough; none where not active."""
+        """Take the longest of the steps 1, 1/2, 1/4, ... that lowers the loss enough.
+
+        Regressions that are not active do not move.
+
+        Returns:
+            The new weights, losses and gradients.
+        """
         slope = _dot(gradient, direction)
+        rounding = _ROUNDING * torch.finfo(loss.dtype).eps * loss.abs()
         length = active.to(weights.dtype)
         for _ in range(_HALVINGS):
-            moved = torch.where(active[:, None, :, None], weights + length[:, None, :, None] * direction, weights)
+            stepped = weights + length[:, None, :, None] * direction
+            moved = torch.where(active[:, None, :, None], stepped, weights)
             new_loss, new_gradient = self.loss(moved)
-            enough = loss + _DECREASE * length * slope + _ROUNDING * torch.finfo(loss.dtype).eps * loss.abs()
-            too_long = active & ~(new_loss <= enough)
+            too_long = active & ~(new_loss <= loss + _DECREASE * length * slope + rounding)
             if not too_long.any():
                 return moved, new_loss, new_gradient
             length = torch.where(too_long, length / 2, length)
@@ -158,7 +173,7 @@ class _Problem:
 def _times_inverse_curvature(
     gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]], preconditioner: Tensor
 ) -> Tensor:
-    """Return what L-BFGS takes for the inverse Hessian, times the gradient (Nocedal and Wright, algorithm 7.4)."""
+    """Return L-BFGS's inverse Hessian times the gradient (Nocedal and Wright, algorithm 7.4)."""
     direction, factors = gradient, []
     for step, change, curvature in reversed(steps):
         factor = _ratio(_dot(step, direction), curvature)
@@ -170,7 +185,9 @@ def _times_inverse_curvature(
         scale = torch.where(ratio > 0, ratio, scale)
     direction = preconditioner * direction * scale[:, None, :, None]
     for (step, change, curvature), factor in zip(steps, reversed(factors), strict=True):
-        correction = torch.where(curvature > 0, factor - _ratio(_dot(change, direction), curvature), 0)
+        correction = torch.where(
+            curvature > 0, factor - _ratio(_dot(change, direction), curvature), 0
+        )
         direction = direction + correction[:, None, :, None] * step
     return direction
 
@@ -180,18 +197,21 @@ def _logits(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """(sets, axes + 1, K, classes) twice -> (sets, K)."""
     return (first * second).sum(dim=(1, 3))
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return 0 where the denominator is not above 0: a regression that did not move has no curvature to go by."""
-    return torch.where(denominator > 0, numerator / denominator.clamp(min=torch.finfo(denominator.dtype).tiny), 0)
+    """Divide; 0 where the denominator is not above 0, as for a regression that did not move."""
+    tiny = torch.finfo(denominator.dtype).tiny
+    return torch.where(denominator > 0, numerator / denominator.clamp(min=tiny), 0)
 
 
 def _inverse_root(values: Tensor) -> Tensor:
-    """Return the inverse singular values of squared ones, (sets, axes); 0 where they are of rounding."""
+    """Return 1 / sqrt of squared singular values, (sets, axes); 0 for rounding errors."""
     largest = values.amax(dim=1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-    return torch.where(values > _RANK**2 * largest, values.clamp(min=_RANK**2 * largest).rsqrt(), 0)
+    least = _RANK**2 * largest
+    return torch.where(values > least, values.clamp(min=least).rsqrt(), 0)
 
 
 def _with_ones(features: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The classifiers that probes train, several at once: stacked weights and batched matrix products.
 
-Weights of `models` networks of the same sizes are kept as one list of two tensors per layer: (models, in, out) and
-(models, 1, out). Models never mix: each one's outputs and gradients are those of the network alone.
+The weights of several networks of the same sizes are one list with two tensors per layer: (models,
+in, out) and (models, 1, out). Models never mix: the outputs and gradients of each are those of the
+network alone.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ SMALLEST = 16  # a hidden layer is not scaled below
 
 @dataclass(frozen=True)
 class Layout:
-    """Hidden sizes for features of one width, from which those for other widths are scaled.
+    """Hidden sizes for features of one width; for other widths they are scaled.
 
     Attributes:
-        width: Of the features that the sizes are stated for.
-        hidden: Sizes of the hidden layers, with ReLU behind each.
+        width: Width of the features for which the sizes are given.
+        hidden: Sizes of the hidden layers, with ReLU after each.
     """
 
     width: int
@@ -34,10 +35,12 @@ class Layout:
 
         A hidden size is size * width / self.width, rounded, and at least `SMALLEST`.
         """
-        return (width, *(max(SMALLEST, round(size * width / self.width)) for size in self.hidden), classes)
+        hidden = [max(SMALLEST, round(size * width / self.width)) for size in self.hidden]
+        return (width, *hidden, classes)
 
 
-# Verma et al., ACL 2024, appendix A.2; the sizes are those of the released `train_mlp.py`, for LLaVA-1.5-7B
+# Verma et al., ACL 2024, appendix A.2; the sizes are those of the released `train_mlp.py`, for
+# LLaVA-1.5-7B
 POST_PROJECTION = Layout(4096, (2048, 1536, 1024, 512, 256))
 PRE_PROJECTION = Layout(1024, (2000, 3600, 1024, 600, 256))
 
@@ -47,10 +50,12 @@ def parameter_count(sizes: Sequence[int]) -> int:
     return sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
 
 
-def initial_weights(sizes: Sequence[int], generators: Sequence[torch.Generator], dtype: torch.dtype) -> list[Tensor]:
+def initial_weights(
+    sizes: Sequence[int], generators: Sequence[torch.Generator], dtype: torch.dtype
+) -> list[Tensor]:
     """Draw the weights of one network per generator, as `torch.nn.Linear` does, on the CPU.
 
-    What a network gets depends on its own generator only.
+    The weights of a network depend on its own generator only.
 
     Returns:
         Per layer (models, in, out) and (models, 1, out).
@@ -68,7 +73,15 @@ def initial_weights(sizes: Sequence[int], generators: Sequence[torch.Generator],
 
 
 def logits(weights: Sequence[Tensor], features: Tensor) -> Tensor:
-    """Run every network on its own samples: (models, samples, width) to (models, samples, classes)."""
+    """Run every network on its own samples.
+
+    Args:
+        weights: See the module.
+        features: (models, samples, width).
+
+    Returns:
+        (models, samples, classes).
+    """
     hidden = features
     for layer in range(0, len(weights), 2):
         if layer:

@@ -1,4 +1,4 @@
-"""What a probe found, over its seeds."""
+"""The scores of a probe, over its seeds."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from lightning_mllm.evaluation.classification.metrics import ClassificationResul
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProbeScore:
-    """How well one kind of probe, trained once per seed, reads the classes of the test split from features.
+    """How well a probe, trained once per seed, reads the classes of the test split from features.
 
-    The numbers of a seed are a `ClassificationResult`, so that a probe's accuracy and macro-F1 mean the same as a
-    model's: macro-F1 is the mean over the classes that the test split has samples of.
+    The numbers of a seed are a `ClassificationResult`, so that accuracy and macro-F1 mean the same
+    for a probe and for a model: macro-F1 is the mean over the classes that the test split has.
 
     Attributes:
-        probe: Its name.
-        seeds: In the order of everything that is kept per seed.
-        results: Per seed.
+        probe: Name of the probe.
+        seeds: Seeds, in the order of everything that is kept per seed.
+        results: Scores, per seed.
         predictions: (seeds, test samples) class indices, for paired tests between models.
         targets: (test samples,) true class indices.
-        sample_ids: Of the test samples.
-        width: Of the features.
+        sample_ids: Id of each test sample.
+        width: Width of the features.
         n_train: Number of training samples, held-out ones included.
-        epochs: Trained, per seed; 0 where nothing is trained in epochs.
-        best_epochs: Whose weights were kept, per seed. If that is the most epochs that were allowed, the probe was
-            still getting better: too few steps, as with few samples in large batches.
-        converged: Per seed, whether training went on until there was nothing more to gain; None where no rule tells.
+        epochs: Number of epochs of training, per seed; 0 where nothing is trained in epochs.
+        best_epochs: Epoch whose weights were kept, per seed. If it is the last epoch that was
+            allowed, the probe was still improving: there were too few steps.
+        converged: Per seed, whether training went on until nothing more was gained; None if the
+            probe has no rule for that.
         parameters: Number of trained weights.
-        controls: Per seed, of the same probe trained on shuffled labels; empty if none was asked for.
-        halves: Predictions, like those of a seed, of probes that were trained on a half of the training samples each.
+        controls: Scores of the same probe trained on shuffled labels, per seed; empty without a
+            control.
+        halves: (test samples,) class indices of each probe that was trained on a half of the
+            training samples.
     """
 
     probe: str
@@ -61,42 +64,47 @@ class ProbeScore:
 
     @property
     def accuracy(self) -> float:
-        """Mean over the seeds."""
-        return fmean(result.accuracy for result in self.results)
+        """Mean accuracy over the seeds."""
+        return fmean(_accuracies(self.results))
 
     @property
     def accuracy_sd(self) -> float | None:
-        """Standard deviation over the seeds (n - 1); None for a single one."""
-        return _deviation([result.accuracy for result in self.results])
+        """Standard deviation of the accuracy over the seeds (n - 1); None for a single seed."""
+        return _deviation(_accuracies(self.results))
 
     @property
     def macro_f1(self) -> float:
-        """Mean over the seeds."""
-        return fmean(result.macro_f1 for result in self.results)
+        """Mean macro-F1 over the seeds."""
+        return fmean(self._macro_f1_per_seed)
 
     @property
     def macro_f1_sd(self) -> float | None:
-        """Standard deviation over the seeds (n - 1); None for a single one."""
-        return _deviation([result.macro_f1 for result in self.results])
+        """Standard deviation of macro-F1 over the seeds (n - 1); None for a single seed."""
+        return _deviation(self._macro_f1_per_seed)
+
+    @property
+    def _macro_f1_per_seed(self) -> list[float]:
+        return [result.macro_f1 for result in self.results]
 
     @property
     def per_class_f1(self) -> dict[str, float]:
-        """Mean F1 over the seeds, of each class that the test split has samples of."""
-        table = np.array([result.per_class_f1 for result in self.results])
-        return {self.results[0].names[target]: float(table[:, target].mean()) for target in self.targets.unique()}
+        """Class -> mean F1 over the seeds, for the classes that the test split has."""
+        table = np.array([result.per_class_f1 for result in self.results])  # (seeds, classes)
+        names, present = self.results[0].names, self.targets.unique().tolist()
+        return {names[target]: float(table[:, target].mean()) for target in present}
 
     @property
     def control_accuracy(self) -> float | None:
-        """Mean accuracy on the true test labels of probes trained on shuffled labels, None without a control."""
-        return fmean(control.accuracy for control in self.controls) if self.controls else None
+        """Mean accuracy of the probes trained on shuffled labels; None without a control."""
+        return fmean(_accuracies(self.controls)) if self.controls else None
 
     @property
     def selectivity(self) -> float | None:
-        """Accuracy minus control accuracy (after Hewitt and Liang, 2019), None without a control."""
+        """Accuracy minus control accuracy (Hewitt and Liang, 2019); None without a control."""
         return None if self.control_accuracy is None else self.accuracy - self.control_accuracy
 
     def summary(self) -> dict[str, Any]:
-        """Return the scores as plain numbers and lists, ready for JSON; the predictions are left out."""
+        """Return the scores, without the predictions, as plain values, ready for JSON."""
         return {
             "probe": self.probe,
             "n_train": self.n_train,
@@ -113,9 +121,9 @@ class ProbeScore:
             "selectivity": self.selectivity,
             "per_class_f1": self.per_class_f1,
             "seeds": list(self.seeds),
-            "accuracy_per_seed": [result.accuracy for result in self.results],
-            "macro_f1_per_seed": [result.macro_f1 for result in self.results],
-            "control_accuracy_per_seed": [control.accuracy for control in self.controls],
+            "accuracy_per_seed": _accuracies(self.results),
+            "macro_f1_per_seed": self._macro_f1_per_seed,
+            "control_accuracy_per_seed": _accuracies(self.controls),
             "epochs": list(self.epochs),
             "best_epochs": list(self.best_epochs),
             "converged": list(self.converged),
@@ -123,10 +131,14 @@ class ProbeScore:
 
 
 def score(names: tuple[str, ...], predicted: Tensor, targets: Tensor) -> ClassificationResult:
-    """Score predictions, (samples,) class indices like the targets."""
+    """Score predictions; both they and the targets are (samples,) class indices."""
     counts = torch.zeros(len(names), len(names) + 1, dtype=torch.int64)
     counts.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)
     return ClassificationResult.from_confusion(names, counts.numpy())
+
+
+def _accuracies(results: Sequence[ClassificationResult]) -> list[float]:
+    return [result.accuracy for result in results]
 
 
 def _deviation(values: Sequence[float]) -> float | None:

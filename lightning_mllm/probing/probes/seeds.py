@@ -16,13 +16,14 @@ def seeded(seed: int, purpose: str) -> torch.Generator:
 def hold_out(targets: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Split samples in two, class by class.
 
-    Each class holds out the rounded fraction of its samples, at least one, and keeps at least one: the only sample of
-    a class is never held out. How many are held out depends on nothing but the sizes of the classes.
+    Each class holds out the rounded fraction of its samples, at least one, and keeps at least one:
+    the only sample of a class is never held out. How many are held out depends only on the sizes of
+    the classes.
 
     Args:
         targets: (samples,) class indices.
-        fraction: To hold out; nothing is at 0.
-        generator: Of the choice.
+        fraction: Share of each class to hold out; at 0 nothing is held out.
+        generator: Draws which samples are held out.
 
     Returns:
         The rows that stay and the rows held out, each in ascending order.

@@ -201,7 +201,9 @@ PLANTS = ("rust", "blight", "mildew", "leaf spot", "healthy", "one")
         (("\u5065\u5eb7", "\u751f\u75c5"), "\u4e0d\u5065\u5eb7\u3002\u751f\u75c5", "\u751f\u75c5"),
     ],
 )
-def test_what_an_answer_denies_it_does_not_name(names: tuple[str, ...], answer: str, expected: str | None) -> None:
+def test_what_an_answer_denies_it_does_not_name(
+    names: tuple[str, ...], answer: str, expected: str | None
+) -> None:
     parsed = AnswerParser(names).parse(answer)
 
     assert parsed == (INVALID if expected is None else names.index(expected))

@@ -32,7 +32,9 @@ def predict(scene: Scene, scorer: Generation | None = None) -> Any:
     return (scorer or Generation()).predict(scene.model, scene.tokenizer, scene.batch, scene.labels)
 
 
-def test_the_class_is_read_from_the_new_tokens(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_class_is_read_from_the_new_tokens(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generated(llava, monkeypatch, ['"Two".', "It is zero", "one or two"])
 
     predictions = predict(llava)
@@ -42,7 +44,9 @@ def test_the_class_is_read_from_the_new_tokens(llava: Scene, monkeypatch: pytest
     assert predictions.scores is None
 
 
-def test_decoding_is_greedy_and_stops_at_the_answer_end(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_is_greedy_and_stops_at_the_answer_end(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     llava.model.generation_config.eos_token_id = [7]
     seen = generated(llava, monkeypatch, ["one", "one", "one"])
     predict(llava)
@@ -71,7 +75,9 @@ def test_the_real_model_follows_its_own_greedy_path(scene: Scene) -> None:
     with torch.no_grad():
         first = scene.model(**prompts.model_inputs()).logits[:, -1].argmax(dim=-1)
     for answer, token in zip(predictions.answers, first.tolist(), strict=True):
-        assert answer.startswith(scene.tokenizer.batch_decode([[token]], skip_special_tokens=True)[0].strip())
+        assert answer.startswith(
+            scene.tokenizer.batch_decode([[token]], skip_special_tokens=True)[0].strip()
+        )
 
 
 def test_sampling_settings_of_the_checkpoint_are_overruled(llava: Scene) -> None:
@@ -95,7 +101,11 @@ def test_no_key_of_the_checkpoint_s_generation_config_moves_an_answer(llava: Sce
             return [error]
 
     expected, moved = answers(), {}
-    keys = [key for key in vars(GenerationConfig()) if key not in ("eos_token_id", "_original_object_hash")]
+    keys = [
+        key
+        for key in vars(GenerationConfig())
+        if key not in ("eos_token_id", "_original_object_hash")
+    ]
     for key in [*keys, "an_entry_of_its_own"]:
         before = getattr(config, key, None)
         setattr(config, key, _MOVES.get(key, 8))
@@ -109,20 +119,26 @@ def test_no_key_of_the_checkpoint_s_generation_config_moves_an_answer(llava: Sce
 
 
 def test_what_is_taken_over_and_what_is_not_used_is_named() -> None:
-    config = GenerationConfig(eos_token_id=[2, 7], bos_token_id=1, pad_token_id=0, top_p=0.9, temperature=1.0)
+    config = GenerationConfig(
+        eos_token_id=[2, 7], bos_token_id=1, pad_token_id=0, top_p=0.9, temperature=1.0
+    )
 
     said = describe_decoding(config)
 
     assert said is not None
-    assert re.search(r"only eos_token_id=\[2, 7\] is taken over.* not used.*: top_p=0.9\.", said)
+    assert re.search(r"only eos_token_id=\[2, 7\] is used.* Not used.*: top_p=0.9\.", said)
     assert describe_decoding(GenerationConfig(eos_token_id=2, do_sample=False, num_beams=1)) is None
 
 
 def test_only_the_decoding_generates() -> None:
     package = Path(decoding.__file__).parents[1]
-    files = [file for root in (package, Path(callbacks.__file__).parent) for file in root.rglob("*.py")]
+    files = [
+        file for root in (package, Path(callbacks.__file__).parent) for file in root.rglob("*.py")
+    ]
 
-    assert [file.name for file in files if re.search(r"\.generate\b", file.read_text())] == ["decoding.py"]
+    assert [file.name for file in files if re.search(r"\.generate\b", file.read_text())] == [
+        "decoding.py"
+    ]
 
 
 def test_sampled_answers_depend_on_the_seed_alone(llava: Scene) -> None:

@@ -15,7 +15,7 @@ from tests.evaluation.conftest import Scene
 
 @torch.no_grad()
 def score_labels_separately(scene: Scene) -> Tensor:
-    """The definition: one full forward per label, log-probabilities of its tokens summed; (batch, classes)."""
+    """The definition, one full forward per label: summed log-probabilities, (batch, classes)."""
     prompts = scene.batch.prompts()
     scores = []
     for token_ids in scene.labels.token_ids:
@@ -34,7 +34,9 @@ def score_labels_separately(scene: Scene) -> Tensor:
 
 def scores_of(scene: Scene, scorer: Likelihood | None = None, **changes: Any) -> Tensor:
     scene = replace(scene, **changes)
-    predictions = (scorer or Likelihood()).predict(scene.model, scene.tokenizer, scene.batch, scene.labels)
+    predictions = (scorer or Likelihood()).predict(
+        scene.model, scene.tokenizer, scene.batch, scene.labels
+    )
     assert predictions.scores is not None
     return predictions.scores
 
@@ -56,7 +58,9 @@ def test_cutting_the_labels_into_passes_changes_nothing(scene: Scene, tokens_per
 
 def test_the_order_of_the_classes_does_not_matter(llava: Scene) -> None:
     order = [3, 0, 5, 1, 4, 2]
-    labels = LabelSet(tuple(llava.labels.names[i] for i in order), tuple(llava.labels.token_ids[i] for i in order))
+    labels = LabelSet(
+        tuple(llava.labels.names[i] for i in order), tuple(llava.labels.token_ids[i] for i in order)
+    )
 
     shuffled = scores_of(llava, labels=labels)
 
@@ -73,7 +77,9 @@ def test_the_company_in_the_batch_does_not_matter(scene: Scene, indices: list[in
 def test_the_true_answer_in_the_batch_is_not_looked_at(llava: Scene) -> None:
     end_id = llava.batch.end_id
     prompts = llava.batch.prompts()
-    answered = replace(llava.batch, input_ids=llava.batch.input_ids.masked_fill(llava.batch.input_ids == end_id, 9))
+    answered = replace(
+        llava.batch, input_ids=llava.batch.input_ids.masked_fill(llava.batch.input_ids == end_id, 9)
+    )
 
     assert torch.equal(scores_of(llava, batch=answered), scores_of(llava))
     torch.testing.assert_close(scores_of(llava, batch=prompts), scores_of(llava))
@@ -85,11 +91,16 @@ def test_a_label_of_one_token_is_scored_from_the_prompt_alone(llava: Scene) -> N
     scores = scores_of(llava, labels=labels)
 
     torch.testing.assert_close(
-        scores.double(), score_labels_separately(replace(llava, labels=labels)), atol=1e-5, rtol=1e-6
+        scores.double(),
+        score_labels_separately(replace(llava, labels=labels)),
+        atol=1e-5,
+        rtol=1e-6,
     )
 
 
-def test_the_keys_of_the_prompt_are_as_before_after_each_pass(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_keys_of_the_prompt_are_as_before_after_each_pass(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[tuple[Any, Tensor]] = []
     lengths: list[int] = []
     base_model = llava.model.base_model
@@ -114,7 +125,9 @@ def test_the_keys_of_the_prompt_are_as_before_after_each_pass(llava: Scene, monk
 
 def test_images_go_through_the_tower_once(llava: Scene) -> None:
     calls: list[int] = []
-    handle = llava.model.get_submodule("model.vision_tower").register_forward_hook(lambda *_: calls.append(1))
+    handle = llava.model.get_submodule("model.vision_tower").register_forward_hook(
+        lambda *_: calls.append(1)
+    )
     scores_of(llava, Likelihood(tokens_per_pass=4))
     handle.remove()
 
@@ -130,7 +143,9 @@ def test_bfloat16_gives_float32_scores_near_the_exact_ones(llava: Scene) -> None
 
 
 @pytest.mark.parametrize("trained", ["model.language_model", "model.multi_modal_projector"])
-def test_autocast_with_trained_parts_in_float32_gives_scores_near_the_exact_ones(scene: Scene, trained: str) -> None:
+def test_autocast_with_trained_parts_in_float32_gives_scores_near_the_exact_ones(
+    scene: Scene, trained: str
+) -> None:
     exact = scores_of(scene)
     scene.model.bfloat16().get_submodule(trained).float()
 
@@ -146,7 +161,9 @@ def test_the_answer_is_the_name_of_the_most_likely_class(llava: Scene) -> None:
 
     assert predictions.scores is not None
     assert torch.equal(predictions.predicted, predictions.scores.argmax(dim=1))
-    assert predictions.answers == tuple(llava.labels.names[index] for index in predictions.predicted.tolist())
+    assert predictions.answers == tuple(
+        llava.labels.names[index] for index in predictions.predicted.tolist()
+    )
 
 
 def test_flash_attention_is_refused_with_the_way_out(llava: Scene) -> None:

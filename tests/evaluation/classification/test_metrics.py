@@ -3,7 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score  # type: ignore[import-untyped]
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+)
 from torch import Tensor
 
 from lightning_mllm.errors import DataError
@@ -37,8 +41,12 @@ def test_scores_equal_scikit_learn(seed: int) -> None:
 
     assert result.n == 300
     assert result.accuracy == pytest.approx(accuracy_score(targets, predicted), abs=1e-12)
-    assert result.macro_f1 == pytest.approx(f1_score(targets, predicted, average="macro", **options), abs=1e-12)
-    assert result.per_class_f1 == pytest.approx(f1_score(targets, predicted, average=None, **options), abs=1e-12)
+    assert result.macro_f1 == pytest.approx(
+        f1_score(targets, predicted, average="macro", **options), abs=1e-12
+    )
+    assert result.per_class_f1 == pytest.approx(
+        f1_score(targets, predicted, average=None, **options), abs=1e-12
+    )
     assert result.invalid_rate == pytest.approx(float((predicted == -1).double().mean()))
     expected = confusion_matrix(targets, predicted, labels=[*range(CLASSES), -1])[:-1]
     np.testing.assert_array_equal(result.confusion, expected)
@@ -92,12 +100,16 @@ def test_the_interval_is_that_of_resampling_samples_within_their_classes() -> No
     for _ in range(400):
         picked = np.concatenate([generator.choice(group, len(group)) for group in members])
         accuracies.append(accuracy_score(targets[picked], predicted[picked]))
-        scores.append(f1_score(targets[picked], predicted[picked], labels=range(CLASSES), average="macro"))
+        scores.append(
+            f1_score(targets[picked], predicted[picked], labels=range(CLASSES), average="macro")
+        )
 
     result = score(predicted, targets)
 
     assert result.accuracy_interval == wilson(result.accuracy, 300)
-    assert result.accuracy_interval == pytest.approx(np.quantile(accuracies, [0.025, 0.975]), abs=0.015)
+    assert result.accuracy_interval == pytest.approx(
+        np.quantile(accuracies, [0.025, 0.975]), abs=0.015
+    )
     assert result.macro_f1_interval == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=0.015)
 
 
@@ -127,7 +139,9 @@ def test_a_perfect_scorer_and_one_that_is_always_wrong_have_intervals_with_a_wid
 
 @pytest.mark.parametrize("target", [-1, CLASSES])
 def test_a_sample_without_a_known_label_is_refused(target: int) -> None:
-    with pytest.raises(DataError, match=f"1 of 2 samples have no label among the 7 classes .*target {target}"):
+    with pytest.raises(
+        DataError, match=f"1 of 2 samples have no label among the 7 classes .*target {target}"
+    ):
         ClassificationMetrics(NAMES).update(torch.tensor([0, 0]), torch.tensor([0, target]))
 
 

@@ -32,7 +32,10 @@ def score(captions: list[Mentions], *, unique: bool = False) -> ChairResult:
 def test_the_scores_are_those_of_the_definition(unique: bool) -> None:
     captions = draw(0)
     named = [list(dict.fromkeys(each.named)) if unique else list(each.named) for each in captions]
-    wrong = [[name for name in own if name not in each.there] for own, each in zip(named, captions, strict=True)]
+    wrong = [
+        [name for name in own if name not in each.there]
+        for own, each in zip(named, captions, strict=True)
+    ]
 
     result = score(captions, unique=unique)
 
@@ -57,11 +60,15 @@ def test_batches_and_processes_add_up() -> None:
     for start in range(0, 40, 7):
         parts[start % 2].update(captions[start : start + 7])
 
-    total = [torch.stack(counts).sum(dim=0) for counts in zip(*(part.compute() for part in parts), strict=True)]
+    total = [
+        torch.stack(counts).sum(dim=0)
+        for counts in zip(*(part.compute() for part in parts), strict=True)
+    ]
 
     whole = ChairMetrics()
     whole.update(captions)
-    for counts, expected in zip(total, whole.compute(), strict=True):  # as dist_reduce_fx="sum" does
+    # as dist_reduce_fx="sum" does
+    for counts, expected in zip(total, whole.compute(), strict=True):
         assert torch.equal(counts, expected)
 
 
@@ -92,10 +99,14 @@ def test_captions_without_any_hallucination_bound_it_by_their_number() -> None:
 
 def test_the_interval_is_about_as_wide_as_that_of_a_bootstrap_over_captions() -> None:
     captions = draw(2, 400)
-    sums = torch.tensor([[len(each.hallucinated), len(each.named)] for each in captions], dtype=torch.float64)
+    sums = torch.tensor(
+        [[len(each.hallucinated), len(each.named)] for each in captions], dtype=torch.float64
+    )
     generator = torch.Generator().manual_seed(0)
     drawn = sums[torch.randint(400, (2000, 400), generator=generator)].sum(dim=1)
-    low, high = torch.quantile(drawn[:, 0] / drawn[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(
+        drawn[:, 0] / drawn[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64)
+    ).tolist()
 
     assert score(captions).wrong.interval == pytest.approx((low, high), abs=0.006)
 

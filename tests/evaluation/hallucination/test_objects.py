@@ -40,7 +40,8 @@ def test_the_objects_of_a_file_are_the_names_of_its_lines(vocabulary: ObjectVoca
         ("Two puppies under the tables, three dishes.", ("dog", "dining table", "plate")),
         ("men, knives", ("person", "knife")),
         ("hot dogs", ("hot dog",)),  # no dogs
-        ("There is no dog, and the table is not a plate.", ("dog", "dining table", "plate")),  # as CHAIR's code has it
+        # as CHAIR's code has it
+        ("There is no dog, and the table is not a plate.", ("dog", "dining table", "plate")),
         ("a  hot\ndog, a hot-dog and a hotdog", ("hot dog",) * 3),
         ("home plate beside a dog house, and a plate", ("plate",)),
         ("mankind's doggy bag, tabletop, dogs'", ("dog",)),  # whole words
@@ -87,7 +88,9 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_a_table_says_what_is_in_each_picture(tmp_path: Path, vocabulary: ObjectVocabulary) -> None:
     table = tmp_path / "objects.csv"
-    table.write_text('sample_id,objects\na,dog; hot dog\n"b,1",\n\n"c\n2",dog\nd\u2028\x0c3,plate\n\n')
+    table.write_text(
+        'sample_id,objects\na,dog; hot dog\n"b,1",\n\n"c\n2",dog\nd\u2028\x0c3,plate\n\n'
+    )
 
     assert read_objects(table, vocabulary) == {
         **{"a": {"dog", "hot dog"}, "b,1": frozenset()},
@@ -105,7 +108,9 @@ def test_a_table_says_what_is_in_each_picture(tmp_path: Path, vocabulary: Object
         ("sample_id,objects\na,puppy\n", r"line 2: the object 'puppy' is not in the vocabulary"),
     ],
 )
-def test_a_malformed_table_is_refused(tmp_path: Path, vocabulary: ObjectVocabulary, content: str, message: str) -> None:
+def test_a_malformed_table_is_refused(
+    tmp_path: Path, vocabulary: ObjectVocabulary, content: str, message: str
+) -> None:
     (tmp_path / "objects.csv").write_text(content)
 
     with pytest.raises(DataError, match=message):

@@ -6,7 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score  # type: ignore[import-untyped]
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    accuracy_score,
+    f1_score,
+    precision_score,
+    recall_score,
+)
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation.hallucination.pope import (
@@ -23,7 +28,9 @@ from lightning_mllm.statistics.shares import wilson
 YES_NO = ("no", "yes")
 
 
-def answer(said: str, truth: str = "yes", kind: str = "presence/random", picture: str = "p") -> OpenAnswer:
+def answer(
+    said: str, truth: str = "yes", kind: str = "presence/random", picture: str = "p"
+) -> OpenAnswer:
     return OpenAnswer("s", kind, truth, said, said == truth, first_token=0, picture=picture)
 
 
@@ -42,7 +49,10 @@ def score(answers: list[OpenAnswer], reading: Reading = "named") -> PopeResult:
 
 def test_scores_are_scikit_learns() -> None:
     answers = draw(0)
-    truth, said = [each.reference == "yes" for each in answers], [each.answer == "yes" for each in answers]
+    truth, said = (
+        [each.reference == "yes" for each in answers],
+        [each.answer == "yes" for each in answers],
+    )
 
     found = score(answers).per_sampling["popular"]
 
@@ -55,9 +65,15 @@ def test_scores_are_scikit_learns() -> None:
 
 
 def test_each_way_of_drawing_has_its_scores_and_other_kinds_none() -> None:
-    answers = [each for k, sampling in enumerate(SAMPLINGS) for each in draw(k, 10 + k, f"presence/{sampling}")]
+    answers = [
+        each
+        for k, sampling in enumerate(SAMPLINGS)
+        for each in draw(k, 10 + k, f"presence/{sampling}")
+    ]
 
-    result = score([*answers, answer("yes", kind="seen/LogicalObj/0"), answer("red", "red", "randomly")])
+    result = score(
+        [*answers, answer("yes", kind="seen/LogicalObj/0"), answer("red", "red", "randomly")]
+    )
 
     counts = {name: each.n for name, each in result.per_sampling.items()}
     assert counts == {"random": 10, "popular": 11, "adversarial": 12}
@@ -65,7 +81,9 @@ def test_each_way_of_drawing_has_its_scores_and_other_kinds_none() -> None:
     right = sum(each.correct for each in answers)
     assert result.overall.value("accuracy") == right / 33
     summary = result.summary()
-    assert summary["mean_f1"] == pytest.approx(sum(summary["samplings"][name]["f1"] for name in SAMPLINGS) / 3)
+    assert summary["mean_f1"] == pytest.approx(
+        sum(summary["samplings"][name]["f1"] for name in SAMPLINGS) / 3
+    )
 
 
 def test_a_model_that_always_says_yes_is_found_out() -> None:
@@ -115,7 +133,11 @@ def test_an_answer_is_read_as_it_is_to_be_read(said: str, named: str, released: 
 def test_what_is_neither_yes_nor_no_is_wrong() -> None:
     found = score([answer("red", "yes"), answer("red", "no"), answer("yes", "yes")]).overall
 
-    assert (found.value("accuracy"), found.value("recall"), found.value("precision")) == (1 / 3, 0.5, 1.0)
+    assert (found.value("accuracy"), found.value("recall"), found.value("precision")) == (
+        1 / 3,
+        0.5,
+        1.0,
+    )
     assert found.value("f1") == pytest.approx(2 / 3)
 
 
@@ -157,19 +179,23 @@ def test_kinds_say_how_what_is_absent_was_drawn() -> None:
 def test_what_can_not_be_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no reading 'loose', only 'named' and 'released'"):
         PopeMetrics(reading="loose")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"Sample 's' of kind 'presence/random' has the answer 'red'"):
+    with pytest.raises(
+        DataError, match=r"Sample 's' of kind 'presence/random' has the answer 'red'"
+    ):
         PopeMetrics().update([answer("yes", "red")])
 
 
 def test_questions_about_one_picture_are_not_independent() -> None:
     alone = [answer(said, "yes", picture=str(k)) for k, said in enumerate(["yes", "no"] * 20)]
-    shared = [replace(each, picture=str(k // 4 * 2 + k % 2)) for k, each in enumerate(alone)]  # two that say the same
+    # two that say the same
+    shared = [replace(each, picture=str(k // 4 * 2 + k % 2)) for k, each in enumerate(alone)]
 
     apart, together = (score(each).overall for each in (alone, shared))
 
     for name in ("accuracy", "recall", "yes_rate"):
         assert apart.interval(name) == wilson(0.5, 40)
         assert together.interval(name) == wilson(0.5, 20)
-    assert together.interval("precision") == wilson(1.0, 10)  # of the 20 pictures to which yes was said
+    # of the 20 pictures to which yes was said
+    assert together.interval("precision") == wilson(1.0, 10)
     low, high = together.interval("f1")
     assert low < apart.interval("f1").low < apart.interval("f1").high < high

@@ -34,7 +34,9 @@ def first_token(scene: Scene, text: str) -> int:
     return int(scene.tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0])
 
 
-def test_an_answer_is_right_if_it_is_its_reference(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_right_if_it_is_its_reference(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generated(llava, monkeypatch, ["three", "two", "three"])
     three, two = (first_token(llava, text) for text in ("three", "two"))
 
@@ -67,7 +69,13 @@ def test_case_quotes_full_stop_and_spacing_are_folded_and_nothing_else(
 
 @pytest.mark.parametrize(
     ("said", "correct"),
-    [("Three", True), (" THREE ", True), ("three.", False), ("'three'", False), ("three three", False)],
+    [
+        ("Three", True),
+        (" THREE ", True),
+        ("three.", False),
+        ("'three'", False),
+        ("three three", False),
+    ],
 )
 def test_as_in_the_paper_only_capitals_of_the_answer_are_folded(
     llava: Scene, monkeypatch: pytest.MonkeyPatch, said: str, correct: bool
@@ -84,7 +92,9 @@ def test_an_unknown_match_is_refused_with_those_there_are() -> None:
         ExactMatch(match="exact")  # type: ignore[arg-type]
 
 
-def test_samples_without_a_kind_are_not_asked(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_without_a_kind_are_not_asked(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = generated(llava, monkeypatch, ["three"])
 
     (answer,) = evaluate(llava, (None, "b", None))
@@ -94,14 +104,18 @@ def test_samples_without_a_kind_are_not_asked(llava: Scene, monkeypatch: pytest.
     assert len(seen["pixel_values"]) == 1
 
 
-def test_without_any_kind_nothing_is_generated(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_kind_nothing_is_generated(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = generated(llava, monkeypatch, ["three"])
 
     assert evaluate(llava, (None,) * 3) == ()
     assert not seen
 
 
-def test_no_more_is_generated_than_can_matter(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_generated_than_can_matter(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = generated(llava, monkeypatch, ["three"] * 3)
     evaluate(llava)
 
@@ -113,12 +127,22 @@ def test_no_more_is_generated_than_can_matter(llava: Scene, monkeypatch: pytest.
 def test_the_length_at_which_answers_are_cut_does_not_change_the_score(
     llava: Scene, monkeypatch: pytest.MonkeyPatch, spare_tokens: int
 ) -> None:
-    generated(llava, monkeypatch, ["three", "three of them, or three and a half", "three three three three three"])
+    generated(
+        llava,
+        monkeypatch,
+        ["three", "three of them, or three and a half", "three three three three three"],
+    )
 
-    assert [answer.correct for answer in evaluate(llava, spare_tokens=spare_tokens)] == [True, False, False]
+    assert [answer.correct for answer in evaluate(llava, spare_tokens=spare_tokens)] == [
+        True,
+        False,
+        False,
+    ]
 
 
-def test_what_a_cut_leaves_of_a_longer_answer_is_wrong(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_cut_leaves_of_a_longer_answer_is_wrong(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generated(llava, monkeypatch, ["three three"] * 3)
 
     cut = evaluate(llava, spare_tokens=-1)  # an end-of-turn token less than the reference has
@@ -129,7 +153,9 @@ def test_what_a_cut_leaves_of_a_longer_answer_is_wrong(llava: Scene, monkeypatch
 def test_answers_do_not_depend_on_the_other_samples_of_the_batch(scene: Scene) -> None:
     together = evaluate(scene)
     alone = [
-        ExactMatch().evaluate(scene.model, scene.tokenizer, replace(scene.batch_of([i]), kinds=KINDS[i : i + 1]))
+        ExactMatch().evaluate(
+            scene.model, scene.tokenizer, replace(scene.batch_of([i]), kinds=KINDS[i : i + 1])
+        )
         for i in range(3)
     ]
 
@@ -144,14 +170,21 @@ def test_an_answer_whose_every_token_is_the_likeliest_is_not_generated(
     greedy[0] = False  # of a sample that is not asked
     greedy[2, llava.batch.attention_mask[2].sum() - 1] = False  # the end of an answer
 
-    answers = ExactMatch().evaluate(llava.model, llava.tokenizer, asked(llava, (None, "b", "a")), greedy)
+    answers = ExactMatch().evaluate(
+        llava.model, llava.tokenizer, asked(llava, (None, "b", "a")), greedy
+    )
 
-    assert [(answer.answer, answer.correct) for answer in answers] == [("three", True), ("two", False)]
+    assert [(answer.answer, answer.correct) for answer in answers] == [
+        ("three", True),
+        ("two", False),
+    ]
     assert len(seen["pixel_values"]) == 1
 
 
-def test_a_known_answer_is_what_generation_says(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its own greedy answer as its reference the model need not be asked, and says the same when it is."""
+def test_a_known_answer_is_what_generation_says(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose greedy answer is the reference need not be asked: it says the same if it is."""
     for row in range(3):
         own = says_its_own(scene, replace(scene.batch_of([row]), kinds=("a",)))
         greedy = torch.ones_like(own.input_ids, dtype=torch.bool)
@@ -165,7 +198,7 @@ def test_a_known_answer_is_what_generation_says(scene: Scene, monkeypatch: pytes
 
 
 def says_its_own(scene: Scene, batch: MultimodalBatch) -> MultimodalBatch:
-    """Put what the model says greedily in the place of the reference of a batch of one; its last token is the end."""
+    """Make the model's greedy answer the reference of a batch of one; its last token is the end."""
     ids = batch.input_ids.clone()
     for position in range(int(batch.spans[Segment.LAST].int().argmax()) + 1, ids.shape[1]):
         with torch.no_grad():

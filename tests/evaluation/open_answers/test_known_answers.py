@@ -26,18 +26,23 @@ def test_they_are_what_the_model_is_found_to_say(llava: Scene) -> None:
     assert tuple(known) == batch.sample_ids
 
 
-def test_a_sample_is_asked_once_whatever_stands_beside_it(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_is_asked_once_whatever_stands_beside_it(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     evaluate = ExactMatch.evaluate
 
-    def noted(self: ExactMatch, model: Any, tokenizer: Any, batch: MultimodalBatch) -> Sequence[OpenAnswer]:
+    def noted(
+        self: ExactMatch, model: Any, tokenizer: Any, batch: MultimodalBatch
+    ) -> Sequence[OpenAnswer]:
         asked.extend(batch.sample_ids)
         return evaluate(self, model, tokenizer, batch)
 
     monkeypatch.setattr(ExactMatch, "evaluate", noted)
     known, batch = KnownAnswers(), of_kinds(llava, "a", "b", "a")
     first, every, again = (
-        known.of(ExactMatch(), llava.model, llava.tokenizer, batch.take(rows)) for rows in ([1], [0, 1, 2], [2, 0])
+        known.of(ExactMatch(), llava.model, llava.tokenizer, batch.take(rows))
+        for rows in ([1], [0, 1, 2], [2, 0])
     )
 
     assert asked == ["sample-1", "sample-0", "sample-2"]
@@ -45,18 +50,23 @@ def test_a_sample_is_asked_once_whatever_stands_beside_it(llava: Scene, monkeypa
     assert again == {name: every[name] for name in ("sample-2", "sample-0")}
 
 
-def test_another_match_has_answers_of_its_own(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_match_has_answers_of_its_own(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known, batch = KnownAnswers(), of_kinds(llava, "a", "b", "a").take([0])
     generated(llava, monkeypatch, ["three."])
 
     folded, exact = (
-        known.of(judge, llava.model, llava.tokenizer, batch) for judge in (ExactMatch(), ExactMatch(match="paper"))
+        known.of(judge, llava.model, llava.tokenizer, batch)
+        for judge in (ExactMatch(), ExactMatch(match="paper"))
     )
 
     assert (folded["sample-0"].correct, exact["sample-0"].correct) == (True, False)
 
 
-def test_samples_without_a_kind_have_no_answer(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_without_a_kind_have_no_answer(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known, batch = KnownAnswers(), of_kinds(llava, None, "b", None)
     generated(llava, monkeypatch, ["three"])
 

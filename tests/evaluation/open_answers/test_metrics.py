@@ -25,7 +25,8 @@ def answers(kind: str, correct: int, n: int, per_picture: int = 1) -> list[OpenA
         (0, 10, (0.0, 0.2775328)),
         (10, 10, (0.7224672, 1.0)),
         (1, 1, (0.2065493, 1.0)),
-        (81, 263, (0.2552888, 0.3661902)),  # Newcombe, 1998, Statistics in Medicine 17, Table I: 0.2553 to 0.3662
+        # Newcombe, 1998, Statistics in Medicine 17, Table I: 0.2553 to 0.3662
+        (81, 263, (0.2552888, 0.3661902)),
         (15, 148, (0.0623866, 0.1604917)),  # likewise: 0.0624 to 0.1605
     ],
 )
@@ -37,7 +38,9 @@ def test_the_bounds_are_those_whose_test_just_accepts_the_accuracy() -> None:
     score = AnswerScore(40, 13)
 
     for p in score.interval:
-        assert abs(score.accuracy - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / 40), abs=1e-6)
+        assert abs(score.accuracy - p) == pytest.approx(
+            1.959964 * math.sqrt(p * (1 - p) / 40), abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("correct", range(0, 31))
@@ -83,7 +86,8 @@ def test_answers_about_one_picture_are_not_independent() -> None:
     result = metrics.result()
 
     assert result is not None
-    assert result.per_kind["a"].interval == wilson(0.5, 10)  # both answers about a picture are alike
+    # both answers about a picture are alike
+    assert result.per_kind["a"].interval == wilson(0.5, 10)
     assert result.per_kind["b"].interval == wilson(1.0, 10)
     low, high = AnswerScore(40, 30).interval
     assert result.overall.interval.low < low < high < result.overall.interval.high

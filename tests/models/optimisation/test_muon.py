@@ -44,7 +44,8 @@ def test_a_matrix_takes_a_step_with_about_equal_singular_values() -> None:
     _fill_gradients(groups, seed=1)
     optimizer.step()
 
-    step = (before - _values(groups)[0]) / (2.0 * 0.1 * 0.2 * 12**0.5)  # rate times Moonshot's scale
+    # rate times Moonshot's scale
+    step = (before - _values(groups)[0]) / (2.0 * 0.1 * 0.2 * 12**0.5)
     singular = torch.linalg.svdvals(step)
     assert singular.min() > 0.6 and singular.max() < 1.3
 
@@ -77,7 +78,9 @@ def test_one_schedule_drives_both() -> None:
     _fill_gradients(groups, seed=2)
     optimizer.step()
 
-    assert all(torch.equal(value, kept) for value, kept in zip(_values(groups), before, strict=True))
+    assert all(
+        torch.equal(value, kept) for value, kept in zip(_values(groups), before, strict=True)
+    )
 
 
 def test_a_resumed_optimizer_goes_on_as_if_it_had_not_stopped() -> None:
@@ -93,7 +96,10 @@ def test_a_resumed_optimizer_goes_on_as_if_it_had_not_stopped() -> None:
         _fill_gradients(groups, seed=2)
         each.step()
 
-    assert all(torch.equal(one, other) for one, other in zip(_values(through), _values(stopped), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(_values(through), _values(stopped), strict=True)
+    )
 
 
 def test_groups_that_do_not_say_where_matrices_are_are_refused() -> None:
@@ -104,8 +110,10 @@ def test_groups_that_do_not_say_where_matrices_are_are_refused() -> None:
 
 
 def test_groups_that_come_late_are_refused() -> None:
-    with pytest.raises(ConfigError, match="when it is made"):
-        MuonAdamW(_groups()).add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "matrices": False})
+    with pytest.raises(ConfigError, match="when it is created"):
+        MuonAdamW(_groups()).add_param_group(
+            {"params": [torch.nn.Parameter(torch.zeros(2))], "matrices": False}
+        )
 
 
 def test_embeddings_head_and_convolutions_are_not_matrices(tiny_llava: str) -> None:
@@ -115,10 +123,20 @@ def test_embeddings_head_and_convolutions_are_not_matrices(tiny_llava: str) -> N
 
     groups = parameter_groups(backbone, LearningRates())
 
-    matrices = {names[id(each)] for group in groups if group["matrices"] for each in group["params"]}
-    others = {names[id(each)] for group in groups if not group["matrices"] for each in group["params"]}
+    matrices = {
+        names[id(each)] for group in groups if group["matrices"] for each in group["params"]
+    }
+    others = {
+        names[id(each)] for group in groups if not group["matrices"] for each in group["params"]
+    }
     assert all(name.endswith("weight") for name in matrices)
     assert {name.split(".")[-2] for name in others if name.endswith("weight")} == {
         *("embed_tokens", "lm_head", "patch_embedding", "position_embedding", "norm"),
-        *("input_layernorm", "post_attention_layernorm", "layer_norm1", "layer_norm2", "pre_layrnorm"),
+        *(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "layer_norm1",
+            "layer_norm2",
+            "pre_layrnorm",
+        ),
     }

@@ -33,7 +33,10 @@ def test_adapters_have_a_rate_of_their_own(tiny_llava: str) -> None:
     backbone = Backbone.from_pretrained(tiny_llava)
     Lora(rank=2, projector=True).apply(backbone)
 
-    rates = {group["name"]: group["lr"] for group in parameter_groups(backbone, LearningRates(lora=5, projector=7))}
+    rates = {
+        group["name"]: group["lr"]
+        for group in parameter_groups(backbone, LearningRates(lora=5, projector=7))
+    }
 
     assert rates == {"llm lora": 5, "projector": 7, "projector (no decay)": 7}
 
@@ -51,7 +54,9 @@ def test_the_rate_rises_linearly_then_follows_half_a_cosine() -> None:
 
     warmup = 3
     expected = [
-        2 * step / warmup if step < warmup else 2 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+        2 * step / warmup
+        if step < warmup
+        else 2 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
         for step in range(total)
     ]
     assert rates == pytest.approx(expected)
@@ -65,6 +70,10 @@ def test_an_impossible_rate_is_refused(rate: float) -> None:
 
 
 def test_a_constant_rate_without_warm_up_may_go_on_for_longer() -> None:
-    Schedule(LearningRates(), 0.0, "constant", 9).check_resumes(asdict(Schedule(LearningRates(), 0.0, "constant", 6)))
+    Schedule(LearningRates(), 0.0, "constant", 9).check_resumes(
+        asdict(Schedule(LearningRates(), 0.0, "constant", 6))
+    )
     with pytest.raises(ConfigError, match="was written under the schedule"):
-        Schedule(LearningRates(), 0.0, "cosine", 9).check_resumes(asdict(Schedule(LearningRates(), 0.0, "cosine", 6)))
+        Schedule(LearningRates(), 0.0, "cosine", 9).check_resumes(
+            asdict(Schedule(LearningRates(), 0.0, "cosine", 6))
+        )

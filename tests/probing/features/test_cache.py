@@ -46,7 +46,7 @@ def files(root: Path) -> list[Path]:
 
 
 def write_and_die(root: Path, numbers: range) -> None:
-    """Fill the cache; be killed when the last entry's bytes are written, but not yet under its name."""
+    """Fill the cache; be killed when the last entry is written, but not yet under its name."""
     cache = FeatureCache(root)
     for number in numbers[:-1]:
         fetch(cache, number)
@@ -157,7 +157,8 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
 def test_writers_with_one_process_id_do_not_meet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = FeatureCache(tmp_path), FeatureCache(tmp_path)  # of two hosts that share the folder
+    # of two hosts that share the folder
+    first, second = FeatureCache(tmp_path), FeatureCache(tmp_path)
     fsync = os.fsync
 
     def meanwhile(descriptor: int) -> None:
@@ -174,7 +175,9 @@ def test_writers_with_one_process_id_do_not_meet(
     assert torch.equal(stored(first, 1), features(1).half())
 
 
-def test_a_full_cache_adds_nothing_warns_once_and_stays_right(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_cache_adds_nothing_warns_once_and_stays_right(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(4):
         fetch(FeatureCache(tmp_path), number)
     limit = sum(path.stat().st_size for path in files(tmp_path))
@@ -221,7 +224,9 @@ def test_a_full_disk_turns_the_cache_off_with_one_warning(
     assert "No space left" in caplog.text
 
 
-def test_a_folder_that_is_a_file_turns_the_cache_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_is_a_file_turns_the_cache_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
 
     assert torch.equal(fetch(FeatureCache(tmp_path / "file"), 1), features(1).half())
@@ -231,14 +236,21 @@ def test_a_folder_that_is_a_file_turns_the_cache_off(tmp_path: Path, caplog: pyt
 def test_features_that_overflow_half_precision_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"reach 1e\+05.*float16 can hold.*bfloat16"):
         FeatureCache(tmp_path).fetch("tower", image(1), lambda: torch.full((1, 2, 2), 1e5))
-    found, _ = FeatureCache(tmp_path, dtype="bfloat16").fetch("tower", image(1), lambda: torch.full((1,), 1e5))
+    found, _ = FeatureCache(tmp_path, dtype="bfloat16").fetch(
+        "tower", image(1), lambda: torch.full((1,), 1e5)
+    )
     assert found.isfinite()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_gigabytes": 0}, "max_gigabytes is 0; a cache needs room"), ({"dtype": "float32"}, "dtype is 'float32'")],
+    [
+        ({"max_gigabytes": 0}, "max_gigabytes is 0; a cache needs room"),
+        ({"dtype": "float32"}, "dtype is 'float32'"),
+    ],
 )
-def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_wrong_options_are_refused(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         FeatureCache(tmp_path, **options)  # type: ignore[arg-type]

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize
-from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.errors import ConfigError, DataError, NotFiniteError
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.pooling import pool
-from lightning_mllm.probing.features.tapping import Rows, Tapper
+from lightning_mllm.probing.features.tapping import TappedBatch, Tapper
 from lightning_mllm.types import MultimodalBatch, Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 from tests.support.feature_samples import (
@@ -38,7 +39,9 @@ from tests.support.feature_samples import (
 @FAMILIES
 @pytest.mark.parametrize("images", [1, 2])
 @torch.no_grad()
-def test_features_are_those_of_the_full_model(tiny_checkpoint: TinyBuilder, family: TinyFamily, images: int) -> None:
+def test_features_are_those_of_the_full_model(
+    tiny_checkpoint: TinyBuilder, family: TinyFamily, images: int
+) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")
     backbone = Backbone.from_pretrained(checkpoint)
     (batch,) = batches(checkpoint, samples(4, images), size=4)
@@ -76,10 +79,13 @@ def test_the_last_layer_normed_is_what_the_model_makes_its_logits_of(tiny_llava:
     found = extract(backbone, [batch], [Point("last", 2)], NAMES)["layer2-last"]
 
     hidden = backbone.model(**batch.model_inputs(), output_hidden_states=True).hidden_states
-    assert torch.equal(backbone.decoder.norm(found.features), hidden[-1][batch.spans[Segment.LAST]])  # type: ignore[operator]
+    normed = backbone.decoder.norm(found.features)  # type: ignore[operator]
+    assert torch.equal(normed, hidden[-1][batch.spans[Segment.LAST]])
 
 
-def test_the_llm_runs_only_for_its_points_and_the_projector_only_behind_the_tower(tiny_llava: str) -> None:
+def test_the_llm_runs_only_for_its_points_and_the_projector_only_behind_the_tower(
+    tiny_llava: str,
+) -> None:
     backbone = Backbone.from_pretrained(tiny_llava)
     llm, head = count_calls(backbone.decoder), count_calls(backbone.lm_head)
     projector, tower = count_calls(backbone.projector), count_calls(backbone.vision_tower)
@@ -96,17 +102,19 @@ def test_the_llm_runs_only_for_its_points_and_the_projector_only_behind_the_towe
 def test_of_each_batch_only_its_place_among_all_features_is_kept(
     tiny_llava: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small tensors that stayed between the large ones of each batch would leave holes in the heap."""
+    """Small tensors between the large ones of each batch would leave holes in the heap."""
     tapped: list[weakref.ref[Tensor]] = []
     tap = Tapper.tap
 
-    def note(self: Tapper, batch: MultimodalBatch) -> Rows:
+    def note(self: Tapper, batch: MultimodalBatch) -> TappedBatch:
         rows = tap(self, batch)
         tapped.extend(weakref.ref(vectors) for vectors in rows.vectors.values())
         return rows
 
     monkeypatch.setattr(Tapper, "tap", note)
-    found = extract(Backbone.from_pretrained(tiny_llava), batches(tiny_llava, samples(4), size=1), VISION, NAMES)
+    found = extract(
+        Backbone.from_pretrained(tiny_llava), batches(tiny_llava, samples(4), size=1), VISION, NAMES
+    )
 
     assert len(tapped) == 4 * len(VISION)
     assert all(vectors() is None for vectors in tapped)
@@ -122,7 +130,7 @@ def test_extraction_leaves_modes_and_hooks_as_they_were(tiny_llava: str) -> None
 
     extract(backbone, data, EVERYWHERE, NAMES)
     assert [(module.training, len(module._forward_pre_hooks)) for module in modules] == before
-    backbone.decoder.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)  # type: ignore[index,union-attr]
+    decoder_layers(backbone)[1].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         extract(backbone, data, [Point("last", 0)], NAMES)
     assert sum(len(module._forward_pre_hooks) for module in modules) == 1
@@ -134,11 +142,16 @@ def test_features_are_in_float32_and_do_not_hold_on_to_the_graph(tiny_llava: str
 
     found = extract(backbone, batches(tiny_llava, samples(2)), EVERYWHERE, NAMES)
 
-    assert all(each.features.dtype == torch.float32 and not each.features.requires_grad for each in found.values())
+    assert all(
+        each.features.dtype == torch.float32 and not each.features.requires_grad
+        for each in found.values()
+    )
 
 
 @FAMILIES
-def test_padding_and_batching_change_nothing(tiny_checkpoint: TinyBuilder, family: TinyFamily) -> None:
+def test_padding_and_batching_change_nothing(
+    tiny_checkpoint: TinyBuilder, family: TinyFamily
+) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")
     backbone = Backbone.from_pretrained(checkpoint)
     data = samples(5)
@@ -163,7 +176,9 @@ def test_a_sample_that_comes_twice_counts_once(tiny_llava: str) -> None:
 
 
 def _extract_a_share(checkpoint: str, rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
     try:
         backbone, data = Backbone.from_pretrained(checkpoint), samples(7)
         sizes = [SampleSize(sample.id, 1, 1) for sample in data]
@@ -173,9 +188,12 @@ def _extract_a_share(checkpoint: str, rank: int, folder: Path) -> None:
         found = extract(backbone, mine, EVERYWHERE, NAMES)
         ids = {each.sample_ids for each in found.values()}
         assert ids == {tuple(sample.id for sample in data)}
-        save_file({name: each.features for name, each in found.items()}, folder / f"{rank}.safetensors")
+        save_file(
+            {name: each.features for name, each in found.items()}, folder / f"{rank}.safetensors"
+        )
         broken = [replace(batch, targets=batch.targets - 9) for batch in mine] if rank else mine
-        with pytest.raises(DataError, match="'s1' has no class"):  # in both processes, though one is at fault
+        # in both processes, though one is at fault
+        with pytest.raises(DataError, match="'s1' has no class"):
             extract(backbone, broken, VISION, NAMES)
     finally:
         dist.destroy_process_group()
@@ -184,14 +202,22 @@ def _extract_a_share(checkpoint: str, rank: int, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_two_processes_extract_what_one_does(tiny_llava: str, tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_extract_a_share, args=(tiny_llava, rank, tmp_path)) for rank in range(2)]
+    processes = [
+        fork.Process(target=_extract_a_share, args=(tiny_llava, rank, tmp_path))
+        for rank in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
 
     assert [process.exitcode for process in processes] == [0, 0]
-    one = extract(Backbone.from_pretrained(tiny_llava), batches(tiny_llava, samples(7), size=1), EVERYWHERE, NAMES)
+    one = extract(
+        Backbone.from_pretrained(tiny_llava),
+        batches(tiny_llava, samples(7), size=1),
+        EVERYWHERE,
+        NAMES,
+    )
     for rank in range(2):
         two = load_file(tmp_path / f"{rank}.safetensors")
         assert all(torch.equal(two[name], each.features) for name, each in one.items())
@@ -211,7 +237,10 @@ def test_bad_samples_are_named(tiny_llava: str) -> None:
     with pytest.raises(DataError, match="no sample was extracted"):
         extract(backbone, [], VISION, NAMES)
     backbone.projector.linear_2.bias.data[3] = torch.nan  # type: ignore[operator,union-attr]
-    with pytest.raises(DataError, match=r"NaN or infinite features, the first is 's0'"):
+    with pytest.raises(
+        NotFiniteError,
+        match=r"The features are NaN or infinite for \d of \d samples, first for 's0'",
+    ):
         extract(backbone, batches(tiny_llava, good), [Point("post")], NAMES)
 
 
@@ -224,18 +253,31 @@ def test_bad_samples_are_named(tiny_llava: str) -> None:
         ([Point("post", pooling="grid", cells=5)], "square of at least 5 x 5"),
     ],
 )
-def test_points_that_the_model_lacks_are_refused(tiny_llava: str, points: list[Point], message: str) -> None:
+def test_points_that_the_model_lacks_are_refused(
+    tiny_llava: str, points: list[Point], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        extract(Backbone.from_pretrained(tiny_llava), batches(tiny_llava, samples(2)), points, NAMES)
+        extract(
+            Backbone.from_pretrained(tiny_llava), batches(tiny_llava, samples(2)), points, NAMES
+        )
 
 
-@pytest.mark.parametrize("point", [Point("post", pooling="grid"), Point("image", 1, pooling="grid")], ids=str)
+@pytest.mark.parametrize(
+    "point", [Point("post", pooling="grid"), Point("image", 1, pooling="grid")], ids=str
+)
 def test_a_grid_of_packed_views_is_refused(tiny_llava_next: str, point: Point) -> None:
     with pytest.raises(ConfigError, match=r"packs 5 views .* row separators"):
-        extract(Backbone.from_pretrained(tiny_llava_next), batches(tiny_llava_next, samples(1)), [point], NAMES)
+        extract(
+            Backbone.from_pretrained(tiny_llava_next),
+            batches(tiny_llava_next, samples(1)),
+            [point],
+            NAMES,
+        )
 
 
-@pytest.mark.parametrize("options", [("pre", 1), ("image", None), ("last", -1), ("pre", None, "grid", 0)])
+@pytest.mark.parametrize(
+    "options", [("pre", 1), ("image", None), ("last", -1), ("pre", None, "grid", 0)]
+)
 def test_points_that_make_no_sense_are_refused(options: tuple[object, ...]) -> None:
     with pytest.raises(ConfigError, match="can't be tapped: the places"):
         Point(*options)  # type: ignore[arg-type]
@@ -247,6 +289,14 @@ def test_points_have_names_of_their_own() -> None:
     points = [*EVERYWHERE, Point("pre", pooling="grid", cells=3), Point("image", 12, pooling="max")]
 
     assert [point.name for point in points] == [
-        *("pre-mean", "pre-max", "pre-cls", "pre-grid2", "post-mean", "layer1-image-mean", "layer0-last"),
+        *(
+            "pre-mean",
+            "pre-max",
+            "pre-cls",
+            "pre-grid2",
+            "post-mean",
+            "layer1-image-mean",
+            "layer0-last",
+        ),
         *("layer2-last", "pre-grid3", "layer12-image-max"),
     ]

@@ -29,29 +29,41 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     for point, expected in sets.items():
         assert torch.equal(found[point].features, expected.features)
         assert torch.equal(found[point].targets, expected.targets)
-        assert (found[point].names, found[point].sample_ids) == (expected.names, expected.sample_ids)
+        assert (found[point].names, found[point].sample_ids) == (
+            expected.names,
+            expected.sample_ids,
+        )
 
 
 def test_features_of_different_samples_are_refused(tmp_path: Path) -> None:
     sets = {"pre-mean": clusters("val"), "post-mean": clusters("test")}
 
-    with pytest.raises(DataError, match="of different samples; save each split in a file of its own"):
+    with pytest.raises(
+        DataError, match="of different samples; save each split in a file of its own"
+    ):
         save_features(tmp_path / "val.safetensors", sets, {})
 
 
-def test_a_full_disk_names_the_file_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_names_the_file_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, str]) -> None:
         path.write_bytes(b"the first half")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     path = tmp_path / "val.safetensors"
     save_features(path, {"post-mean": clusters("val")}, {})
     monkeypatch.setattr(feature_files, "save_file", full)
 
-    with pytest.raises(DataError, match=r"can't be written to .*val\.safetensors: .*No space left.*Make room"):
+    with pytest.raises(
+        DataError, match=r"can't be written to .*val\.safetensors: .*No space left.*Make room"
+    ):
         save_features(path, {"post-mean": clusters("test")}, {})
     assert list(tmp_path.iterdir()) == [path]
-    assert load_features(path)["post-mean"].sample_ids == clusters("val").sample_ids  # what was there still is
+    # what was there still is
+    assert load_features(path)["post-mean"].sample_ids == clusters("val").sample_ids
 
 
 def test_a_folder_that_is_a_file_is_an_error_of_the_user(tmp_path: Path) -> None:
@@ -78,7 +90,10 @@ def test_what_is_no_file_of_features_is_refused(
 ) -> None:
     save_file(tensors, tmp_path / "val.safetensors", metadata=metadata)
 
-    with pytest.raises(DataError, match=r"val\.safetensors is no file of features .*Expected one that SaveFeatures"):
+    with pytest.raises(
+        DataError,
+        match=r"val\.safetensors is not a file of features .*Expected one that SaveFeatures",
+    ):
         load_features(tmp_path / "val.safetensors")
 
 
@@ -88,5 +103,5 @@ def test_a_file_that_is_cut_off_or_missing_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
     for broken in (path, tmp_path / "nowhere.safetensors"):
-        with pytest.raises(DataError, match="is no file of features"):
+        with pytest.raises(DataError, match="is not a file of features"):
             load_features(broken)

@@ -32,12 +32,19 @@ def test_a_cell_averages_its_own_patches() -> None:
 
     cells = pool([square.reshape(1, 16, 1)], "grid", 2)
 
-    expected = [square[:2, :2].mean(), square[:2, 2:].mean(), square[2:, :2].mean(), square[2:, 2:].mean()]
+    expected = [
+        square[:2, :2].mean(),
+        square[:2, 2:].mean(),
+        square[2:, :2].mean(),
+        square[2:, 2:].mean(),
+    ]
     assert cells.tolist() == [float(value) for value in expected]
 
 
 @pytest.mark.parametrize(("pooling", "width"), [("grid", 12), ("cls", 3)])
-def test_grid_and_cls_read_the_first_view_and_average_over_images(pooling: PoolingName, width: int) -> None:
+def test_grid_and_cls_read_the_first_view_and_average_over_images(
+    pooling: PoolingName, width: int
+) -> None:
     first, second = images((5, 16, 3), (1, 16, 3))
 
     both = pool([first, second], pooling)
@@ -56,5 +63,7 @@ def test_pooling_is_in_float32(pooling: PoolingName) -> None:
 
 @pytest.mark.parametrize(("tokens", "cells"), [(15, 2), (16, 5)])
 def test_a_grid_without_a_large_enough_square_is_refused(tokens: int, cells: int) -> None:
-    with pytest.raises(ConfigError, match=f"'grid' needs a square of at least {cells} x {cells}.* {tokens} tokens"):
+    with pytest.raises(
+        ConfigError, match=f"'grid' needs a square of at least {cells} x {cells}.* {tokens} tokens"
+    ):
         pool(images((1, tokens, 3)), "grid", cells)

@@ -12,11 +12,22 @@ from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.points import Point
 from tests.conftest import TinyBuilder
-from tests.support.feature_samples import EVERYWHERE, FAMILIES, NAMES, VISION, batches, count_calls, equal, samples
+from tests.support.feature_samples import (
+    EVERYWHERE,
+    FAMILIES,
+    NAMES,
+    VISION,
+    batches,
+    count_calls,
+    equal,
+    samples,
+)
 
 
 @FAMILIES
-def test_cached_features_equal_fresh_ones(tiny_checkpoint: TinyBuilder, family: TinyFamily, tmp_path: Path) -> None:
+def test_cached_features_equal_fresh_ones(
+    tiny_checkpoint: TinyBuilder, family: TinyFamily, tmp_path: Path
+) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")
     backbone = Backbone.from_pretrained(checkpoint)
     backbone.vision_tower.requires_grad_(False)
@@ -24,24 +35,30 @@ def test_cached_features_equal_fresh_ones(tiny_checkpoint: TinyBuilder, family: 
     data = batches(checkpoint, samples(5))
     cache = FeatureCache(tmp_path)
 
-    extract(backbone, data[1:2], EVERYWHERE, NAMES, cache=cache)  # the cache knows some of the images
+    # the cache knows some of the images
+    extract(backbone, data[1:2], EVERYWHERE, NAMES, cache=cache)
     misses = extract(backbone, data, EVERYWHERE, NAMES, cache=cache)
     assert tower() == 5
     hits = extract(backbone, data, EVERYWHERE, NAMES, cache=FeatureCache(tmp_path))
     assert tower() == 5
-    never_stored = extract(backbone, data, EVERYWHERE, NAMES, cache=FeatureCache(tmp_path / "full", 1e-9))
+    never_stored = extract(
+        backbone, data, EVERYWHERE, NAMES, cache=FeatureCache(tmp_path / "full", 1e-9)
+    )
     exact = extract(backbone, data, EVERYWHERE, NAMES)
 
     assert equal(hits, misses)
     assert equal(hits, never_stored)
     for name, expected in exact.items():
         torch.testing.assert_close(hits[name].features, expected.features, atol=2e-2, rtol=2e-2)
-    other = batches(checkpoint, samples(5), size=4)  # other numbers of views that only pad the batch
+    # other numbers of views that only pad the batch
+    other = batches(checkpoint, samples(5), size=4)
     extract(backbone, other, EVERYWHERE, NAMES, cache=cache)
     assert tower() == 5 + 5 + 3  # those of `never_stored` and of `exact`
 
 
-def test_the_cache_serves_every_projector_and_no_other_tower(tiny_llava: str, tmp_path: Path) -> None:
+def test_the_cache_serves_every_projector_and_no_other_tower(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     backbone = Backbone.from_pretrained(tiny_llava)
     backbone.vision_tower.requires_grad_(False)
     data = batches(tiny_llava, samples(2))
@@ -65,7 +82,11 @@ def test_the_cache_serves_every_projector_and_no_other_tower(tiny_llava: str, tm
 def test_autocast_has_entries_of_its_own(tiny_llava: str, tmp_path: Path) -> None:
     backbone = Backbone.from_pretrained(tiny_llava)
     backbone.vision_tower.requires_grad_(False)
-    data, points, cache = batches(tiny_llava, samples(2)), [Point("pre"), Point("post")], FeatureCache(tmp_path)
+    data, points, cache = (
+        batches(tiny_llava, samples(2)),
+        [Point("pre"), Point("post")],
+        FeatureCache(tmp_path),
+    )
     exact = extract(backbone, data, points, NAMES, cache=cache)
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -80,7 +101,9 @@ def test_a_cache_for_a_trained_tower_is_refused(tiny_llava: str, tmp_path: Path)
     backbone = Backbone.from_pretrained(tiny_llava)
 
     with pytest.raises(ConfigError, match="tower is trained, so its features change"):
-        extract(backbone, batches(tiny_llava, samples(2)), VISION, NAMES, cache=FeatureCache(tmp_path))
+        extract(
+            backbone, batches(tiny_llava, samples(2)), VISION, NAMES, cache=FeatureCache(tmp_path)
+        )
 
 
 def test_the_cache_knows_buffers_too(tiny_llava: str, tmp_path: Path) -> None:
@@ -97,12 +120,15 @@ def test_the_cache_knows_buffers_too(tiny_llava: str, tmp_path: Path) -> None:
     assert tower() == 4
 
 
-def test_a_projector_gets_cached_features_in_the_dtype_of_fresh_ones(tiny_llava: str, tmp_path: Path) -> None:
+def test_a_projector_gets_cached_features_in_the_dtype_of_fresh_ones(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     backbone = Backbone.from_pretrained(tiny_llava)
     backbone.vision_tower.requires_grad_(False)
     weights = dict(backbone.vision_tower.named_parameters())
     (first,) = (name for name in weights if name.endswith("class_embedding"))
-    weights[first].data = weights[first].data.bfloat16()  # the others, and so the features, are in float32
+    # the others, and so the features, are in float32
+    weights[first].data = weights[first].data.bfloat16()
     seen: list[torch.dtype] = []
     backbone.projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     data, cache = batches(tiny_llava, samples(2)), FeatureCache(tmp_path)

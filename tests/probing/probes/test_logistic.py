@@ -10,16 +10,21 @@ from torch.nn import functional as F
 from lightning_mllm.probing.probes.logistic import Axes, Solution, on_axes, solve
 
 FEW_SAMPLES, MANY_SAMPLES = (30, 80), (90, 12)  # of so many features
-shapes = pytest.mark.parametrize("shape", [FEW_SAMPLES, MANY_SAMPLES], ids=["few samples", "many samples"])
+shapes = pytest.mark.parametrize(
+    "shape", [FEW_SAMPLES, MANY_SAMPLES], ids=["few samples", "many samples"]
+)
 CLASSES, SETS, MODELS = 3, 2, 2
 
 
 def _data(shape: tuple[int, int], sets: int = SETS) -> tuple[Tensor, Tensor, Tensor]:
-    """Return train features, test features and labels; features differ in scale and are correlated."""
+    """Return train and test features and labels; features differ in scale and are correlated."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(shape[1], shape[1], generator=generator, dtype=torch.float64)
     mixing *= torch.logspace(-1, 1, shape[1], dtype=torch.float64)
-    train, test = (torch.randn(sets, n, shape[1], generator=generator, dtype=torch.float64) for n in (shape[0], 20))
+    train, test = (
+        torch.randn(sets, n, shape[1], generator=generator, dtype=torch.float64)
+        for n in (shape[0], 20)
+    )
     labels = torch.randint(0, CLASSES, (sets, shape[0], MODELS), generator=generator)
     return train @ mixing + 5, test @ mixing + 5, labels
 
@@ -30,9 +35,17 @@ def _solve(
     weights = torch.full(labels.shape, 1 / labels.shape[1], dtype=torch.float64)
     penalties = torch.full(labels.shape[::2], penalty, dtype=torch.float64)
     if start is None:
-        start = torch.zeros(labels.shape[0], axes.train.shape[2], labels.shape[2], CLASSES, dtype=torch.float64)
+        start = torch.zeros(
+            labels.shape[0], axes.train.shape[2], labels.shape[2], CLASSES, dtype=torch.float64
+        )
     return solve(
-        axes.train, labels, weights, penalties=penalties, start=start, tolerance=tolerance, max_iterations=3000
+        axes.train,
+        labels,
+        weights,
+        penalties=penalties,
+        start=start,
+        tolerance=tolerance,
+        max_iterations=3000,
     )
 
 
@@ -51,7 +64,9 @@ def test_lengths_and_angles_are_the_same_on_the_principal_axes(shape: tuple[int,
 
 @shapes
 @pytest.mark.parametrize("penalty", [1e-1, 1e-3, 1e-5])
-def test_solutions_are_scikit_learns_at_the_same_penalty(shape: tuple[int, int], penalty: float) -> None:
+def test_solutions_are_scikit_learns_at_the_same_penalty(
+    shape: tuple[int, int], penalty: float
+) -> None:
     train, test, labels = _data(shape)
     axes = on_axes(train, test)
     found = _solve(axes, labels, penalty).logits(axes.test).softmax(3)
@@ -73,7 +88,9 @@ def test_the_gradient_vanishes_at_the_solution_as_autograd_sees_it(shape: tuple[
 
     weights = solution.weights.clone().requires_grad_()
     logits = Solution(weights, solution.gradients, solution.iterations).logits(axes.train)
-    losses = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view(labels.shape)
+    losses = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view(
+        labels.shape
+    )
     (losses.mean(1).sum() + 1e-3 / 2 * weights[:, :-1].square().sum()).backward()
 
     assert weights.grad is not None
@@ -89,7 +106,10 @@ def test_the_start_decides_nothing(shape: tuple[int, int]) -> None:
     size = (SETS, axes.train.shape[2], MODELS, CLASSES)
     start = 10 * torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    one, other = (_solve(axes, labels, 1e-4, start=each).logits(axes.test).softmax(3) for each in (None, start))
+    one, other = (
+        _solve(axes, labels, 1e-4, start=each).logits(axes.test).softmax(3)
+        for each in (None, start)
+    )
 
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
@@ -125,4 +145,6 @@ def test_features_that_are_all_the_same_give_the_frequencies_of_the_classes() ->
     axes = on_axes(same, same)
     found = _solve(axes, labels, 1e-3).logits(axes.test).softmax(3)
 
-    torch.testing.assert_close(found[0, 0, 0], torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        found[0, 0, 0], torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), rtol=0, atol=1e-7
+    )

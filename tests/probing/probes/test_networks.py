@@ -29,7 +29,9 @@ def test_hidden_layers_scale_with_the_width_down_to_the_smallest() -> None:
 def test_each_network_starts_as_torch_linear_layers_drawn_with_its_generator() -> None:
     sizes = (6, 5, 3)
 
-    weights = initial_weights(sizes, [torch.Generator().manual_seed(seed) for seed in (7, 8)], torch.float32)
+    weights = initial_weights(
+        sizes, [torch.Generator().manual_seed(seed) for seed in (7, 8)], torch.float32
+    )
 
     for model, seed in enumerate((7, 8)):
         with torch.random.fork_rng(devices=[]):
@@ -41,7 +43,9 @@ def test_each_network_starts_as_torch_linear_layers_drawn_with_its_generator() -
 
 
 def test_each_network_sees_its_own_samples_only() -> None:
-    weights = initial_weights((6, 5, 3), [torch.Generator().manual_seed(seed) for seed in (1, 2)], torch.float64)
+    weights = initial_weights(
+        (6, 5, 3), [torch.Generator().manual_seed(seed) for seed in (1, 2)], torch.float64
+    )
     features = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     together = logits(weights, features)

@@ -13,14 +13,18 @@ QUICK = Training(learning_rate=1e-2, max_epochs=3)
 
 def _score(*seeds: int, control: bool = False) -> ProbeScore:
     train, test = clusters("train", noise=3), clusters("test", sizes=(9, 7, 5, 0), noise=3)
-    return MLPProbe(training=QUICK, control=control).fit_score({"x": train}, {"x": test}, seeds)["x"]
+    return MLPProbe(training=QUICK, control=control).fit_score({"x": train}, {"x": test}, seeds)[
+        "x"
+    ]
 
 
 def test_numbers_are_those_of_scikit_learn_over_the_classes_that_test_has() -> None:
     score = _score(0, 1, 2)
 
     accuracies = (score.predictions == score.targets).double().mean(dim=1)
-    macro = [f1_score(score.targets, row, labels=[0, 1, 2], average="macro") for row in score.predictions]
+    macro = [
+        f1_score(score.targets, row, labels=[0, 1, 2], average="macro") for row in score.predictions
+    ]
     assert score.accuracy == pytest.approx(float(accuracies.mean()))
     assert score.accuracy_sd == pytest.approx(float(accuracies.std()))
     assert [result.macro_f1 for result in score.results] == pytest.approx(macro)
@@ -49,11 +53,18 @@ def test_a_single_seed_has_no_deviation() -> None:
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-def test_the_summary_is_strict_json_and_says_how_much_data_there_was(seeds: tuple[int, ...]) -> None:
+def test_the_summary_is_strict_json_and_says_how_much_data_there_was(
+    seeds: tuple[int, ...],
+) -> None:
     summary = _score(*seeds).summary()
 
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    assert (summary["n_train"], summary["n_test"], summary["classes"], summary["classes_scored"]) == (48, 21, 4, 3)
+    assert (
+        summary["n_train"],
+        summary["n_test"],
+        summary["classes"],
+        summary["classes_scored"],
+    ) == (48, 21, 4, 3)
 
 
 def test_predictions_are_kept_per_seed_and_sample() -> None:

@@ -36,7 +36,13 @@ def _train(tasks: list[Task], training: Training) -> Trained:
 def test_trained_together_equals_trained_alone(training: Training) -> None:
     train, test = _sets("train"), _sets("test")
     tasks = [
-        Task(name=name, train=train[name], labels=train[name].targets, test=test[name].features, seed=seed)
+        Task(
+            name=name,
+            train=train[name],
+            labels=train[name].targets,
+            test=test[name].features,
+            seed=seed,
+        )
         for name in train
         for seed in range(4)
     ]
@@ -56,11 +62,15 @@ def test_trained_together_equals_trained_alone(training: Training) -> None:
 def test_trained_together_equals_a_loop_over_torch_modules(training: Training) -> None:
     train, test = _sets("train"), _sets("test")
 
-    scores = MLPProbe(training=training, standardise=False, device="cpu").fit_score(train, test, [0, 1, 2])
+    scores = MLPProbe(training=training, standardise=False, device="cpu").fit_score(
+        train, test, [0, 1, 2]
+    )
 
     for name, score in scores.items():
         for row, seed in enumerate(score.seeds):
-            run = train_by_hand(train[name], test[name].features, sizes=SIZES, training=training, seed=seed)
+            run = train_by_hand(
+                train[name], test[name].features, sizes=SIZES, training=training, seed=seed
+            )
             assert (score.epochs[row], score.best_epochs[row]) == (run.epochs, run.best_epoch)
             assert torch.equal(score.predictions[row], run.predicted)
 
@@ -69,7 +79,8 @@ def test_how_many_train_at_once_changes_nothing() -> None:
     train, test = _sets("train"), _sets("test")
 
     some, all_at_once = (
-        MLPProbe(training=EARLY, models_at_once=models).fit_score(train, test, [0, 1, 2]) for models in (2, 16)
+        MLPProbe(training=EARLY, models_at_once=models).fit_score(train, test, [0, 1, 2])
+        for models in (2, 16)
     )
 
     for name in train:
@@ -79,8 +90,13 @@ def test_how_many_train_at_once_changes_nothing() -> None:
 
 def test_standardised_features_have_no_scale_and_no_origin() -> None:
     train, test = _sets("train")["post"], _sets("test")["post"]
-    scale, shift = torch.logspace(-3, 3, 24, dtype=torch.float64), torch.linspace(-9, 9, 24, dtype=torch.float64)
-    moved = [replace(features, features=features.features * scale + shift) for features in (train, test)]
+    scale, shift = (
+        torch.logspace(-3, 3, 24, dtype=torch.float64),
+        torch.linspace(-9, 9, 24, dtype=torch.float64),
+    )
+    moved = [
+        replace(features, features=features.features * scale + shift) for features in (train, test)
+    ]
 
     scores = MLPProbe(training=EARLY, standardise=True).fit_score(
         {"as is": train, "moved": moved[0]}, {"as is": test, "moved": moved[1]}, [0, 1]
@@ -94,21 +110,32 @@ def test_a_constant_feature_standardises_to_nothing_special() -> None:
     train, test = clusters("train", noise=0.1), clusters("test", noise=0.1)
     train.features[:, 0] = test.features[:, 0] = 1234.567
 
-    assert MLPProbe(training=EARLY, standardise=True).fit_score({"x": train}, {"x": test}, [0])["x"].accuracy == 1
+    assert (
+        MLPProbe(training=EARLY, standardise=True)
+        .fit_score({"x": train}, {"x": test}, [0])["x"]
+        .accuracy
+        == 1
+    )
 
 
 def test_half_precision_features_train_as_the_same_numbers_in_single_precision() -> None:
     train, test = _sets("train", torch.float16), _sets("test", torch.float16)
     probe = MLPProbe(training=EARLY, standardise=True)
 
-    half, single = probe.fit_score(train, test, [0]), probe.fit_score(_single(train), _single(test), [0])
+    half, single = (
+        probe.fit_score(train, test, [0]),
+        probe.fit_score(_single(train), _single(test), [0]),
+    )
 
     for name in train:
         assert torch.equal(half[name].predictions, single[name].predictions)
 
 
 def _single(sets: dict[str, FeatureSet]) -> dict[str, FeatureSet]:
-    return {name: replace(features, features=features.features.float()) for name, features in sets.items()}
+    return {
+        name: replace(features, features=features.features.float())
+        for name, features in sets.items()
+    }
 
 
 def test_presets_have_the_stated_numbers() -> None:
@@ -128,29 +155,38 @@ def test_the_released_code_trains_100_epochs_and_keeps_the_last() -> None:
 def test_early_stopping_waits_for_its_patience_and_goes_back() -> None:
     score = MLPProbe(training=EARLY).fit_score(_sets("train"), _sets("test"), [0, 1, 2])["post"]
 
-    assert all(epochs - best == EARLY.patience for epochs, best in zip(score.epochs, score.best_epochs, strict=True))
+    assert all(
+        epochs - best == EARLY.patience
+        for epochs, best in zip(score.epochs, score.best_epochs, strict=True)
+    )
 
 
-def test_a_probe_that_early_stopping_ends_has_converged_one_that_runs_out_of_epochs_says_that_it_has_not(
+def test_a_probe_ended_by_early_stopping_has_converged_and_one_out_of_epochs_says_it_has_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     enough = MLPProbe(training=EARLY).fit_score(_sets("train"), _sets("test"), [0, 1])["post"]
     assert (enough.converged, caplog.text) == ((True, True), "")
 
-    short = MLPProbe(training=replace(EARLY, max_epochs=2)).fit_score(_sets("train"), _sets("test"), [0, 1])["post"]
+    short = MLPProbe(training=replace(EARLY, max_epochs=2)).fit_score(
+        _sets("train"), _sets("test"), [0, 1]
+    )["post"]
 
     assert short.converged == (False, False)
     assert "'mlp-custom' has not converged in 4 of 4 fits (features 'pre', 'post')" in caplog.text
     assert "Give it more epochs" in caplog.text
 
 
-def test_of_a_fixed_number_of_epochs_nothing_tells_whether_they_were_enough(caplog: pytest.LogCaptureFixture) -> None:
+def test_of_a_fixed_number_of_epochs_nothing_tells_whether_they_were_enough(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     score = MLPProbe(training=FIXED).fit_score(_sets("train"), _sets("test"), [0])["post"]
 
     assert (score.converged, caplog.text) == ((None,), "")
 
 
-def test_the_default_reads_from_few_scans_what_the_papers_preset_leaves(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_default_reads_from_few_scans_what_the_papers_preset_leaves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     scans, digits = load_digits(return_X_y=True)
     train, test = (
         FeatureSet(
@@ -165,7 +201,9 @@ def test_the_default_reads_from_few_scans_what_the_papers_preset_leaves(caplog: 
     default = MLPProbe().fit_score({"x": train}, {"x": test}, [0])["x"]
     assert (default.converged, caplog.text) == ((True,), "")
 
-    paper = MLPProbe(training="paper", standardise=False).fit_score({"x": train}, {"x": test}, [0])["x"]
+    paper = MLPProbe(training="paper", standardise=False).fit_score({"x": train}, {"x": test}, [0])[
+        "x"
+    ]
     assert paper.converged == (False,)
     assert "'mlp-paper-raw' has not converged in 1 of 1 fits" in caplog.text
     assert default.accuracy > paper.accuracy + 0.1
@@ -184,7 +222,9 @@ def test_the_network_before_the_projection_is_another() -> None:
 def test_early_stopping_needs_a_sample_to_hold_out() -> None:
     sets = {"x": clusters("train", sizes=(1, 1, 1))}, {"x": clusters("test", sizes=(4, 4, 4))}
 
-    with pytest.raises(DataError, match=r"'x': each class has a single training sample.*val_fraction 0"):
+    with pytest.raises(
+        DataError, match=r"'x': each class has a single training sample.*val_fraction 0"
+    ):
         MLPProbe().fit_score(*sets, [0])
 
     assert MLPProbe(training="released-code").fit_score(*sets, [0])["x"].epochs == (100,)
@@ -195,7 +235,8 @@ def test_a_probe_that_diverges_says_so(training: Training) -> None:
     probe = MLPProbe(training=replace(training, learning_rate=1e30))
 
     with pytest.raises(
-        DataError, match=r"features 'x' diverged \(seed 5\); their largest number is \d.*Set standardise"
+        DataError,
+        match=r"features 'x' diverged \(seed 5\); their largest number is \d.*Set standardise",
     ):
         probe.fit_score({"x": clusters("train")}, {"x": clusters("test")}, [5])
 
@@ -216,7 +257,8 @@ def test_training_settings_are_checked(options: dict[str, float], message: str) 
 
 def test_probe_options_are_checked() -> None:
     with pytest.raises(
-        ConfigError, match=re.escape("training is 'code'; give one of converging, paper, released-code")
+        ConfigError,
+        match=re.escape("training is 'code'; give one of converging, paper, released-code"),
     ):
         MLPProbe(training="code")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="models_at_once is 0"):

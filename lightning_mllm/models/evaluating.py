@@ -1,0 +1,116 @@
+"""The half of `MLLMModule` that evaluates: validation and test, over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Scorer
+from lightning_mllm.models.adapted import AdaptedModel
+from lightning_mllm.models.divergence import PendingLoss
+from lightning_mllm.models.loss import answer_loss
+from lightning_mllm.types import MultimodalBatch
+
+
+class EvaluatingModule(L.LightningModule):
+    """Evaluates a model on each validation and test split.
+
+    Args:
+        scorers: How answers become predictions on classification data.
+
+    Attributes:
+        adapted: The model; a subclass loads it.
+        tokenizer: The model's tokenizer; a subclass loads it.
+        test_prefix: Prefix of the metrics of a test.
+
+    Raises:
+        ConfigError: Two scorers have one name.
+    """
+
+    adapted: AdaptedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, scorers: Sequence[Scorer]) -> None:
+        super().__init__()
+        self.evaluator = Evaluator(scorers)
+        self.test_prefix = "test"
+        self._loaded_steps: int | None = None  # of a loaded checkpoint, until it is trained on
+
+    def validation_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Any]:
+        """Evaluate a batch.
+
+        Returns:
+            `loss`, `predictions` per scorer, and `answers` of free-form samples that have a kind.
+        """
+        # the loss also tells which answers greedy decoding gives; an edit may differ between
+        # batches
+        greedy = self.adapted.edit is None and not self.adapted.low_precision
+        with self.adapted.autocast(self.device.type):
+            with self.adapted.edited(batch):
+                loss = answer_loss(self.adapted.backbone, batch, with_greedy=greedy)
+            where = f"of {self.stage_name} after step {self.trained_steps}"
+            PendingLoss.of(loss.total, batch).check(self.adapted, where)
+            model, tokenizer = self.adapted.backbone.model, self.tokenizer
+            with self.adapted.edited(self.evaluator.asked(batch)):
+                scored = self.evaluator.score(model, tokenizer, batch, loss.greedy)
+        self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
+        return {"loss": loss.mean, "predictions": scored.predictions, "answers": scored.answers}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums again."""
+        # loss and tokens; on the CPU, since not every accelerator has float64
+        self._loss_sum = torch.zeros(2, dtype=torch.float64)
+        self.evaluator.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and scores over all samples of all processes."""
+        sums = self._loss_sum.float().to(self.device)
+        total, tokens = self._over_processes(sums).sum(dim=0)
+        scores = {"loss": total / tokens, **self.evaluator.finish()}
+        logged = {f"{self.stage_name}/{name}": value for name, value in scores.items()}
+        if self.trainer.state.fn != "fit":  # a fit has logged it at its start
+            split = "test" if self.trainer.testing else "val"
+            logged |= self.trainer.datamodule.left_out_metrics(split)  # type: ignore[attr-defined]
+        self.log_dict({**logged, **self._moment(self.trained_steps)}, sync_dist=True)
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    @property
+    def stage_name(self) -> str:
+        """Prefix of the metrics of the current evaluation: `val`, or `test_prefix`."""
+        return self.test_prefix if self.trainer.testing else "val"
+
+    @property
+    def results(self) -> dict[str, ClassificationResult]:
+        """Scorer name -> scores of the last evaluation; empty for free-form data."""
+        return self.evaluator.results
+
+    @property
+    def exact_match(self) -> AnswerResult | None:
+        """Scores of the open answers of the last evaluation; None if there were none."""
+        return self.evaluator.exact_match
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimiser steps that the current weights have had, also before they were loaded."""
+        return self.trainer.global_step if self._loaded_steps is None else self._loaded_steps
+
+    def _moment(self, step: int) -> dict[str, float]:
+        """Return the step and epoch under which numbers are logged.
+
+        Lightning's own step is one less in a fit, and 0 in the test of a checkpoint.
+        """
+        return {"step": float(step), "epoch": float(self.current_epoch)}
+
+    def _over_processes(self, values: Tensor) -> Tensor:
+        """(...) on each process -> (processes, ...) on all."""
+        gathered = self.all_gather(values)
+        assert isinstance(gathered, Tensor)
+        return gathered.view(-1, *values.shape)

@@ -1,0 +1,168 @@
+"""Opens a Hugging Face checkpoint; refuses one that is damaged, incomplete or of another family."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from lightning_mllm.checkpoint_files import (
+    check_available,
+    check_config,
+    find_damage,
+    parts_of,
+    reason,
+)
+from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.evaluation.decoding import check_ends, describe_decoding
+from lightning_mllm.models.families import family_of
+
+AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
+
+_BUILT_IN = ("sdpa", "eager")
+_WEIGHT_OF_A_LAYER = re.compile(r"\.layers\.\d+\..*(weight|bias)$")
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(
+    checkpoint: str,
+    *,
+    dtype: torch.dtype,
+    attention: AttentionImplementation,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """Load config and weights of an MLLM, in eval mode.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, it is damaged, or not an MLLM of a known
+            family.
+        ConfigError: The attention implementation or the checkpoint needs a package that is missing.
+    """
+    config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+    _check_generation_config(checkpoint, revision)
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            checkpoint,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # `_check_complete` names them
+            output_loading_info=True,
+        )
+    except ImportError as error:
+        _refuse_missing_package(checkpoint, attention, error)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"The weights of checkpoint {checkpoint!r} can't be loaded: "
+            f"{_first_line(error).rstrip('.')}. Expected safetensors files beside config.json; "
+            "re-download or re-export the checkpoint."
+        ) from error
+    model: PreTrainedModel = loaded[0]
+    _check_complete(checkpoint, model, loaded[1])
+    vocabulary = model.config.get_text_config().vocab_size
+    check_ends(model.generation_config, vocabulary, checkpoint)
+    if decoding := describe_decoding(model.generation_config):
+        logger.warning(decoding)
+    return model
+
+
+def load_config(
+    checkpoint: str, *, revision: str | None, trust_remote_code: bool
+) -> PretrainedConfig:
+    """Load and check the config of a checkpoint, which is cheap: no weights are read.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is not an MLLM of a known family.
+    """
+    folder = Path(checkpoint)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"The folder {checkpoint!r} holds no config.json. Expected a checkpoint in the Hugging "
+            "Face format: config.json, *.safetensors, tokenizer and processor files."
+        )
+    check_available(checkpoint, revision)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            checkpoint, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers raises whatever a damaged config provokes
+        raise CheckpointError(
+            f"Checkpoint {checkpoint!r} can't be opened: {reason(checkpoint, revision, error)}. "
+            "Check the spelling and the revision; for a gated model accept its licence and set "
+            "HF_TOKEN; for a small model to try things out, run "
+            f"`lightning tiny {checkpoint}`."
+        ) from error
+    family_of(config)
+    check_config(config, checkpoint)
+    for part in parts_of(config):  # the caller of a forward decides what it returns
+        part.return_dict, part.output_attentions, part.output_hidden_states = True, False, False
+    return config
+
+
+def _check_generation_config(checkpoint: str, revision: str | None) -> None:
+    """Refuse a broken one; transformers itself ignores a file that is not JSON."""
+    damage = find_damage(checkpoint, revision)
+    try:
+        GenerationConfig.from_pretrained(checkpoint, revision=revision or "main")
+    except OSError:
+        pass  # there is none
+    except Exception as error:  # whatever its values provoke
+        refused = f"its generation_config.json is refused by transformers ({_first_line(error)})"
+        damage = damage or refused
+    if damage:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint!r} is damaged: {damage}. Correct it, or fetch it again."
+        )
+
+
+def _check_complete(checkpoint: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose weights are not those of the model that its config describes."""
+    missing = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]
+    if missing:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint!r} lacks {len(missing)} weights of a "
+            f"{model.config.model_type} model, or has them in another shape; the first is "
+            f"{missing[0]}. They would be random. Use a complete checkpoint."
+        )
+    surplus = sorted(key for key in info["unexpected_keys"] if _WEIGHT_OF_A_LAYER.search(key))
+    if surplus:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint!r} has {len(surplus)} weights of layers that its config.json "
+            f"does not know, the first is {surplus[0]}: another model would be used without them. "
+            "Correct num_hidden_layers."
+        )
+
+
+def _refuse_missing_package(
+    checkpoint: str, attention: AttentionImplementation, error: ImportError
+) -> NoReturn:
+    if attention in _BUILT_IN:
+        needing, way_out = f"Checkpoint {checkpoint!r}", "another checkpoint"
+    else:
+        needing, way_out = f"attention={attention!r}", "attention=sdpa"
+    raise ConfigError(
+        f"{needing} needs a package that is not installed ({_first_line(error)}). Install it, or "
+        f"use {way_out}."
+    ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
