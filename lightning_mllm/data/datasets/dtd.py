@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.image_lists import Row, read_rows
 from lightning_mllm.data.datasets.published import Published, PublishedDataset
+from lightning_mllm.data.datasets.rows import FileRow, read_rows
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ class DTD(PublishedDataset, MLLMDataModule):
         self.bad_rows.settle()
         return samples
 
-    def _sample(self, row: Row) -> Sample:
+    def _sample(self, row: FileRow) -> Sample:
         name = row.text.strip()
         parts = name.split("/")
         if len(parts) != 2 or not all(parts):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH
-from lightning_mllm.data.loading.copies import same_content
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.duplicates import find_equal_files
 from lightning_mllm.data.loading.splits import Split, check_fractions, stratified_split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
@@ -75,7 +75,7 @@ class ImageFolder(MLLMDataModule):
         if self._parts:
             return self._parts[split]
         classes = self._classes(folder)
-        copies = {file: group for group in same_content(_all(classes)) for file in group}
+        copies = {file: group for group in find_equal_files(_all(classes)) for file in group}
         groups = {
             name: [group for file in files if (group := copies.get(file, [file]))[0] == file]
             for name, files in classes.items()

@@ -17,9 +17,9 @@ from lightning_mllm.data.images.files import look_at_images
 from lightning_mllm.data.images.regions import check_boxes
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.data.loading.checks import check_labels, check_sample, labels_of
-from lightning_mllm.data.loading.copies import same_content
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.naming import fetch
+from lightning_mllm.data.loading.duplicates import find_equal_files
+from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.labels import class_names
 from lightning_mllm.errors import DataError
@@ -33,7 +33,7 @@ Samples = Mapping[Split, Sequence[Sample]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CountComparison:
     """One published number of a split beside what was found."""
 
     split: Split
@@ -43,7 +43,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Place:
+class ImageOccurrence:
     """Where an image occurs."""
 
     split: Split
@@ -69,22 +69,22 @@ class Inventory:
     counts: Mapping[Split, Counter[str]]
     files: int
     left_out: int
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[CountComparison, ...]
     source: str
-    copies: tuple[tuple[Place, ...], ...]
+    copies: tuple[tuple[ImageOccurrence, ...], ...]
 
     @property
-    def differences(self) -> list[Comparison]:
+    def differences(self) -> list[CountComparison]:
         """Where what was found is not what was published."""
         return [each for each in self.comparisons if each.found != each.published]
 
     @property
-    def across_splits(self) -> list[tuple[Place, ...]]:
+    def across_splits(self) -> list[tuple[ImageOccurrence, ...]]:
         """Copies in more than one split."""
         return [places for places in self.copies if len({place.split for place in places}) > 1]
 
     @property
-    def mislabelled(self) -> list[tuple[Place, ...]]:
+    def mislabelled(self) -> list[tuple[ImageOccurrence, ...]]:
         """Copies under more than one label."""
         return [places for places in self.copies if len({place.label for place in places}) > 1]
 
@@ -171,7 +171,7 @@ def _sound(
     kept = []
     for index in range(len(labelled)):
         with bad_rows.catch():
-            sample = fetch(labelled, index)
+            sample = fetch_sample(labelled, index)
             if not names:
                 check_sample(sample, split)
             check_boxes(sample)
@@ -200,7 +200,7 @@ def _without_bad_files(samples: Samples, files: Collection[Path], bad_rows: BadR
     }
 
 
-def _compare(module: PublishedDataset, samples: Samples) -> tuple[Comparison, ...]:
+def _compare(module: PublishedDataset, samples: Samples) -> tuple[CountComparison, ...]:
     published = module.published
     counts = {split: module.count_as_published(split, part) for split, part in samples.items()}
     if "val" not in published.images:  # it is a part of the training images, so neither can be compared alone
@@ -208,12 +208,12 @@ def _compare(module: PublishedDataset, samples: Samples) -> tuple[Comparison, ..
         if len(parts) == 2:
             counts["train"] = parts[0] + parts[1]
     images = [
-        Comparison(split, "images", published.images[split], count.total())
+        CountComparison(split, "images", published.images[split], count.total())
         for split, count in counts.items()
         if split in published.images
     ]
     classes = [
-        Comparison(split, "classes", published.classes[split], len(count))
+        CountComparison(split, "classes", published.classes[split], len(count))
         for split, count in counts.items()
         if split in published.classes
     ]
@@ -232,17 +232,17 @@ def _group(sample: Sample) -> str:
     return sample.label or sample.kind or UNLABELLED
 
 
-def _copies(samples: Samples, files: Collection[Path]) -> tuple[tuple[Place, ...], ...]:
+def _copies(samples: Samples, files: Collection[Path]) -> tuple[tuple[ImageOccurrence, ...], ...]:
     """Return the places of each file content that occurs in more than one split, or under more than one label."""
-    first = {file: group[0] for group in same_content(files) for file in group}
-    places: dict[Path, dict[Place, None]] = {}  # a set in the order of the samples
+    first = {file: group[0] for group in find_equal_files(files) for file in group}
+    places: dict[Path, dict[ImageOccurrence, None]] = {}  # a set in the order of the samples
     for split, sample in _walk(samples):
         for file in _files(sample):
-            places.setdefault(first.get(file, file), {})[Place(split, sample.id, sample.label)] = None
+            places.setdefault(first.get(file, file), {})[ImageOccurrence(split, sample.id, sample.label)] = None
     return tuple(tuple(each) for each in places.values() if len({(p.split, p.label) for p in each}) > 1)
 
 
-def _listing(what: str, copies: Sequence[Sequence[Place]]) -> list[Text]:
+def _listing(what: str, copies: Sequence[Sequence[ImageOccurrence]]) -> list[Text]:
     """Return a warning with the first copies, or nothing."""
     if not copies:
         return []

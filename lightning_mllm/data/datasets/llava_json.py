@@ -13,8 +13,8 @@ from typing import Any
 
 from lightning_mllm.data.datasets.llava_rows import LlavaRow, Unread
 from lightning_mllm.data.loading.bad_rows import BadRows
-from lightning_mllm.data.loading.copies import link_samples
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.duplicates import link_samples
 from lightning_mllm.data.loading.splits import Split, check_fractions, stratified_split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from lightning_mllm.data.images.foreign_files import describe_foreign
+from lightning_mllm.data.images.unreadable import describe_unreadable
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage
@@ -226,7 +226,7 @@ def _too_large(name: str, found: str) -> str:
 def _broken(path: Path, name: str, error: Exception) -> str:
     if not isinstance(error, UnidentifiedImageError):
         return f"{name}: {error}. Fetch the file again or remove it from the dataset."
-    foreign = describe_foreign(path)
+    foreign = describe_unreadable(path)
     if foreign is None:
         return f"{name}: is not an image that Pillow can read. Fetch the file again or remove it from the dataset."
     return f"{name}: is {foreign}. {', '.join(FORMATS)} are read: convert it, fetch it again, or remove it."

@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 from lightning_mllm.data.images.files import Size, open_image
 from lightning_mllm.data.images.geometry import Geometry, apply_geometry, shape_after
 from lightning_mllm.data.images.views import count_views
-from lightning_mllm.data.loading.naming import naming
+from lightning_mllm.data.loading.sample_errors import name_errors
 from lightning_mllm.types import LazyImage, Sample
 
 
@@ -44,7 +44,7 @@ class PictureReader:
         Raises:
             DataError: One can't be opened or processed; the message names the sample.
         """
-        with naming(sample):
+        with name_errors(sample):
             return [self._read_one(image, _name(sample, image, k)) for k, image in enumerate(sample.images, 1)]
 
     def count_tokens(self, size: Size) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_mllm.data.loading.bad_rows import BadRows
-from lightning_mllm.data.loading.naming import fetch
+from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.labels import class_names, normalise_label
 from lightning_mllm.errors import DataError
@@ -40,7 +40,7 @@ def check_labels(
     known: dict[str | None, str] = {}  # label -> normalised: few, and of many samples
     for index in range(len(samples)):
         with bad.catch():
-            sample = fetch(samples, index)
+            sample = fetch_sample(samples, index)
             check_sample(sample, split)
             if sample.label not in known:
                 known[sample.label] = _normalised(sample, split, names)

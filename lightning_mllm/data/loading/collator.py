@@ -15,7 +15,7 @@ from lightning_mllm.data.images.files import Size
 from lightning_mllm.data.images.geometry import Geometry, GeometryName, check_geometry, default_geometry
 from lightning_mllm.data.images.pictures import Picture, PictureReader
 from lightning_mllm.data.images.regions import Regions
-from lightning_mllm.data.loading.naming import naming
+from lightning_mllm.data.loading.sample_errors import name_errors
 from lightning_mllm.data.text.encoding import EncodedSample, Encoder
 from lightning_mllm.data.text.fitting import Fitted, Fitter, LongAnswers
 from lightning_mllm.data.text.options import find_options
@@ -95,7 +95,7 @@ class Collator:
         answers: list[AnswerForms | None] = []
         pictures: list[list[Picture]] = []
         for (epoch, sample), shown in zip(items, opened, strict=True):
-            with naming(sample):
+            with name_errors(sample):
                 dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
                 fitted = self._fitter.fit(dialogue, sample, [len(picture.ids) for picture in shown])
                 if fitted is None:
@@ -118,7 +118,7 @@ class Collator:
         Raises:
             DataError: It can't be written out, or its last answer does not fit.
         """
-        with naming(sample):
+        with name_errors(sample):
             dialogue = self.prompt.dialogue(sample, self.label_names, epoch=0)
             fitted = self._fitter.fit(dialogue, sample, image_tokens)
             if fitted is not None and sample.kind:
@@ -127,7 +127,7 @@ class Collator:
 
     def bound_text(self, sample: Sample) -> int | None:
         """Return the most tokens that a sample's text can have, not tokenised; None if that is not known."""
-        with naming(sample):
+        with name_errors(sample):
             return self._encoder.bound(self.prompt.dialogue(sample, self.label_names, epoch=0))
 
     def check(self, sample: Sample) -> int:
@@ -142,7 +142,7 @@ class Collator:
 
     def check_template(self, sample: Sample) -> None:
         """Run the chat template on a sample's own texts; a CheckpointError says that it alters one."""
-        with naming(sample):
+        with name_errors(sample):
             self.renderer.check(self.prompt.dialogue(sample, self.label_names, epoch=0), sample.id)
 
     def check_turns(self, sample: Sample) -> tuple[Turn, ...]:

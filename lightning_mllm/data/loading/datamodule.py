@@ -15,13 +15,14 @@ from transformers import ProcessorMixin
 
 from lightning_mllm.data.images.files import open_image
 from lightning_mllm.data.images.geometry import GeometryName
-from lightning_mllm.data.images.portable import describe_inputs
 from lightning_mllm.data.images.processor import context_length, load_processor, warn_of_date
 from lightning_mllm.data.loading.bad_rows import BadRows, OnBadRow
 from lightning_mllm.data.loading.checks import check_labels
 from lightning_mllm.data.loading.collator import Collator, PaddingSide
-from lightning_mllm.data.loading.collators import Asking, make_collators
-from lightning_mllm.data.loading.copies import warn_of_shared_pictures
+from lightning_mllm.data.loading.collator_pair import InputOptions, make_collators
+from lightning_mllm.data.loading.dry_run import dry_run_splits
+from lightning_mllm.data.loading.duplicates import warn_of_shared_pictures
+from lightning_mllm.data.loading.input_record import describe_inputs
 from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.sampler import (
     BatchLoader,
@@ -30,9 +31,8 @@ from lightning_mllm.data.loading.sampler import (
     SampleSize,
     check_batch_sizes,
 )
+from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split, check_splits, warn_of_another_seed
-from lightning_mllm.data.loading.survey import Survey
-from lightning_mllm.data.loading.trials import look_over
 from lightning_mllm.data.text.fitting import LongAnswers
 from lightning_mllm.data.text.prompts import Prompt
 from lightning_mllm.errors import ConfigError, DataError
@@ -223,18 +223,18 @@ class MLLMDataModule(L.LightningDataModule, ABC):
         if not wanted:
             return
         with self.gather():
-            surveys = self.survey(wanted)
-            sizes = look_over(surveys, self.bad_rows)
-            for survey in surveys:
-                survey.look_at_boxes(sizes)
-        for survey in surveys:
-            samples, self._sizes[survey.split] = survey.kept()
+            scans = self.scan_splits(wanted)
+            sizes = dry_run_splits(scans, self.bad_rows)
+            for scan in scans:
+                scan.warn_of_unseen_boxes(sizes)
+        for scan in scans:
+            samples, self._sizes[scan.split] = scan.select_kept()
             if not samples:
-                raise survey.nothing_left()
-            self.samples[survey.split], self.left_out[survey.split] = samples, survey.left_out
+                raise scan.explain_empty()
+            self.samples[scan.split], self.left_out[scan.split] = samples, scan.left_out
         new = [split for split in wanted if split != self.splits[0]]
         warn_of_shared_pictures({self.splits[0]: self._first or (), **self.samples}, new)
-        self.kinds = tuple(sorted({*self.kinds}.union(*(survey.kinds for survey in surveys))))
+        self.kinds = tuple(sorted({*self.kinds}.union(*(scan.kinds for scan in scans))))
         if self.trainer is not None and self.trainer.loggers and self.trainer.is_global_zero:
             self.bad_rows.report(Path(self.trainer.default_root_dir))
 
@@ -253,20 +253,20 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             self._first = None
             raise
 
-    def survey(self, splits: Sequence[Split]) -> list[Survey]:
+    def scan_splits(self, splits: Sequence[Split]) -> list[SplitScan]:
         """Load splits, and look at each of their samples once; what is wrong with them goes to `bad_rows`."""
         if self._first is None:
             first = self._load(self.splits[0])
             self._set_up_collators(first)
             self._first = first
-        surveys = []
+        scans = []
         for split in splits:
             samples = self._first if split == self.splits[0] else self._load(split)
             self.bad_rows.split, collator = split, self._collator_of(split)
             if collator.label_names:
                 samples = check_labels(samples, split, collator.label_names, self._first, self.bad_rows)
-            surveys.append(Survey(samples, split, collator, self.bad_rows, labelled=self._first[0].label is not None))
-        return surveys
+            scans.append(SplitScan(samples, split, collator, self.bad_rows, labelled=self._first[0].label is not None))
+        return scans
 
     def _load(self, split: Split) -> Sequence[Sample]:
         self.bad_rows.split = split
@@ -306,7 +306,7 @@ class MLLMDataModule(L.LightningDataModule, ABC):
             self.processor,
             first,
             self.splits[0],
-            Asking(self.prompt, self.train_prompt, self.geometry, self.train_geometry, self.seed),
+            InputOptions(self.prompt, self.train_prompt, self.geometry, self.train_geometry, self.seed),
             max_length=self.max_length or limit,
             long_answers=self.long_answers,
             split_special_tokens=self.split_special_tokens,

@@ -13,11 +13,11 @@ from lightning_mllm.data.images.files import look_at_images
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.dry_run import check_end, dry_run_suspects
 from lightning_mllm.data.loading.manifest import Manifest, manifest_folder
-from lightning_mllm.data.loading.naming import fetch
+from lightning_mllm.data.loading.sample_errors import fetch_sample
+from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split
-from lightning_mllm.data.loading.survey import Survey
-from lightning_mllm.data.loading.trials import check_end, try_suspects
 from lightning_mllm.errors import ConfigError, DataError, UserError
 from lightning_mllm.types import Sample
 
@@ -60,36 +60,36 @@ def write_out_all(module: MLLMDataModule, splits: Sequence[Split]) -> WrittenOut
         )
     known = samples = 0
     with module.gather():
-        for survey in module.survey([split for split in splits if split in module.splits]):
-            manifest = Manifest(survey)
+        for scan in module.scan_splits([split for split in splits if split in module.splits]):
+            manifest = Manifest(scan)
             if manifest.take_over() is None:
-                _write_out(module, survey, manifest)
+                _write_out(module, scan, manifest)
             else:
                 known += 1
-            survey.tell()
-            samples += len(survey.facts)
+            scan.warn()
+            samples += len(scan.facts)
     return WrittenOut(module.checkpoint, samples, known)
 
 
-def _write_out(module: MLLMDataModule, survey: Survey, manifest: Manifest) -> None:
-    sizes, problems = look_at_images(survey.paths)
-    module.bad_rows.titles[IMAGE_FILE] = f"of {len(survey.paths):,} image files can't be used"
-    try_suspects(survey, sizes, problems)
+def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: Manifest) -> None:
+    sizes, problems = look_at_images(scan.paths)
+    module.bad_rows.titles[IMAGE_FILE] = f"of {len(scan.paths):,} image files can't be used"
+    dry_run_suspects(scan, sizes, problems)
     loader: DataLoader[list[tuple[int, int | UserError]]] = DataLoader(
-        list(survey.facts),  # type: ignore[arg-type]  # a list is a dataset
+        list(scan.facts),  # type: ignore[arg-type]  # a list is a dataset
         batch_size=_CHUNK,
         num_workers=module.num_workers,
-        collate_fn=_Trial(survey.samples, survey.collator),
+        collate_fn=_Trial(scan.samples, scan.collator),
     )
     ends: dict[int, str] = {}
-    for results in track(loader, f"Writing out {survey.split!r}", total=len(loader)):
+    for results in track(loader, f"Writing out {scan.split!r}", total=len(loader)):
         for index, result in results:
             try:
                 if isinstance(result, UserError):
                     raise result
-                check_end(result, survey.facts[index].size.id, ends)
+                check_end(result, scan.facts[index].size.id, ends)
             except DataError as error:
-                survey.refuse(index, error)
+                scan.refuse(index, error)
     manifest.write(sizes)
 
 
@@ -104,6 +104,6 @@ class _Trial:
 
     def _outcome(self, index: int) -> int | UserError:
         try:
-            return self._collator.check(fetch(self._samples, index))
+            return self._collator.check(fetch_sample(self._samples, index))
         except UserError as error:
             return error

@@ -34,7 +34,7 @@ class LazySamples(Sequence[Sample]):
         return self._make(chosen) if isinstance(chosen, int) else [self._make(each) for each in chosen]
 
 
-class Part(LazySamples):
+class SampleSubset(LazySamples):
     """Some of the samples of a sequence.
 
     Args:

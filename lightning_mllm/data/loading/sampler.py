@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_mllm.data.loading.naming import fetch
+from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.errors import ConfigError, UserError
 from lightning_mllm.types import MultimodalBatch, Sample
 
@@ -193,7 +193,7 @@ class _Batches:
 
     def __call__(self, keys: Sequence[Key]) -> MultimodalBatch | _Refusal:
         try:
-            return self._collator([(epoch, fetch(self._samples, index)) for epoch, index in keys])
+            return self._collator([(epoch, fetch_sample(self._samples, index)) for epoch, index in keys])
         except UserError as error:
             return _Refusal(error)
 

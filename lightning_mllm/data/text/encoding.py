@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue
-from lightning_mllm.data.text.rendering import Place, RenderedText, Renderer
+from lightning_mllm.data.text.rendering import RenderedText, Renderer, TextSpan
 from lightning_mllm.data.text.special_tokens import special_ids, special_pattern, tokenise_quotes, wants_bos
 from lightning_mllm.data.text.token_bound import TokenBound
 from lightning_mllm.errors import CheckpointError, DataError
@@ -250,7 +250,7 @@ def _special_in_text(what: str, token: str, text: str) -> str:
     )
 
 
-def _option_places(rendered: RenderedText, options: Options | None, sample_id: str) -> list[Place]:
+def _option_places(rendered: RenderedText, options: Options | None, sample_id: str) -> list[TextSpan]:
     """Return the places of the options in the last question; none where nothing is asked."""
     questions = [place for place in rendered.slots if place.segment is Segment.QUESTION]
     if options is None or not questions:
@@ -259,10 +259,10 @@ def _option_places(rendered: RenderedText, options: Options | None, sample_id: s
     earlier = max((place.end for place in rendered.answers if place.end <= questions[-1].start), default=0)
     start = min(place.start for place in questions if place.start >= earlier)  # images may part a question
     found = find_options(rendered.text[start:end], options, sample_id)
-    return [Place(name, start + first, start + last) for name, (first, last) in zip(_OPTIONS, found, strict=True)]
+    return [TextSpan(name, start + first, start + last) for name, (first, last) in zip(_OPTIONS, found, strict=True)]
 
 
-def _covered(offsets: Tensor, place: Place) -> Tensor:
+def _covered(offsets: Tensor, place: TextSpan) -> Tensor:
     """Return which tokens touch a place; tokens without characters (BOS) touch none."""
     starts, ends = offsets.unbind(dim=1)
     return (ends > starts) & (starts < place.end) & (ends > place.start)

@@ -14,8 +14,17 @@ from functools import cached_property
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
+from lightning_mllm.data.text.chat_messages import (
+    SYSTEM,
+    ChatMessages,
+    Message,
+    Piece,
+    Text,
+    build_messages,
+    fill,
+    split,
+)
 from lightning_mllm.data.text.prompts import Dialogue
-from lightning_mllm.data.text.script import SYSTEM, Message, Piece, Script, Text, fill, script_of, split
 from lightning_mllm.data.text.special_tokens import special_ids
 from lightning_mllm.data.text.turns import images_first
 from lightning_mllm.errors import CheckpointError, ConfigError
@@ -26,7 +35,7 @@ _QUOTED = re.compile(r"""(['"])((?:(?!\1)[^\\])+)\1""")  # strings without escap
 
 
 @dataclass(frozen=True)
-class Place:
+class TextSpan:
     """Characters `start` to `end` (exclusive) of a rendered text, and what stands there."""
 
     segment: Segment
@@ -45,8 +54,8 @@ class RenderedText:
     """
 
     text: str
-    slots: tuple[Place, ...]
-    answers: tuple[Place, ...]
+    slots: tuple[TextSpan, ...]
+    answers: tuple[TextSpan, ...]
 
 
 _Exchange = tuple[tuple[Piece, ...], tuple[Piece, ...]]  # what opens an answer, and the answer with its end
@@ -62,7 +71,7 @@ class Renderer:
     def __init__(self, processor: ProcessorMixin) -> None:
         self._processor = processor
         self.image_token: str = processor.image_token  # type: ignore[attr-defined]  # of each family's own class
-        self._skeletons: dict[Script, tuple[_Exchange, ...]] = {}
+        self._skeletons: dict[ChatMessages, tuple[_Exchange, ...]] = {}
         self._checked: set[tuple[object, ...]] = set()  # shapes
 
     @cached_property
@@ -73,7 +82,7 @@ class Renderer:
             ConfigError: It refuses such a turn.
         """
         probe = Dialogue((Turn("user", "a b", images=1, places=(1,)), Turn("assistant", "c")))
-        written = split(self._template(script_of(probe)[0].messages()[:1], add_generation_prompt=True))
+        written = split(self._template(build_messages(probe)[0].messages()[:1], add_generation_prompt=True))
         if not {1, 2} <= {*written}:
             return False
         between = written[written.index(1) + 1 : written.index(2)]
@@ -100,15 +109,15 @@ class Renderer:
         """
         skeleton, texts = self._laid_out(dialogue)
         text = ""
-        slots: list[Place] = []
-        answers: list[Place] = []
+        slots: list[TextSpan] = []
+        answers: list[TextSpan] = []
         for opening, answer in skeleton:
             for piece in opening:
                 text = _append(text, piece, texts, slots)
             start = len(text)
             for piece in answer:
                 text = _append(text, piece, texts, slots)
-            answers.append(Place(Segment.ANSWER, start, len(text)))
+            answers.append(TextSpan(Segment.ANSWER, start, len(text)))
         return RenderedText(text, tuple(slots), tuple(answers))
 
     def check_shape(self, dialogue: Dialogue) -> None:
@@ -133,7 +142,7 @@ class Renderer:
         """
         if dialogue.plain:
             return
-        script, texts = script_of(self._placed(dialogue))
+        script, texts = build_messages(self._placed(dialogue))
         messages, real = script.messages(), script.messages(texts)
         for end, message in enumerate(messages, 1):
             asks = message["role"] == "user"
@@ -151,7 +160,7 @@ class Renderer:
 
     def _laid_out(self, dialogue: Dialogue) -> tuple[tuple[_Exchange, ...], list[Text]]:
         """Return the pieces of a conversation, and the texts that stand in them."""
-        script, texts = script_of(self._placed(dialogue))
+        script, texts = build_messages(self._placed(dialogue))
         if dialogue.plain:
             images = self.image_token * dialogue.turns[0].images
             return (((images,), (len(texts) - 1, "\n")),), texts
@@ -164,7 +173,7 @@ class Renderer:
             return dialogue
         return replace(dialogue, turns=tuple(map(images_first, dialogue.turns)))
 
-    def _build_skeleton(self, script: Script) -> tuple[_Exchange, ...]:
+    def _build_skeleton(self, script: ChatMessages) -> tuple[_Exchange, ...]:
         """Return, per answer, the pieces that open it and its own pieces, end-of-turn token included."""
         exchanges = self._exchanges(script)
         if _all_there(script, exchanges):
@@ -176,7 +185,7 @@ class Renderer:
             "The chat template does not write each text of a conversation exactly once. Use a template that does."
         )
 
-    def _exchanges(self, script: Script) -> tuple[_Exchange, ...]:
+    def _exchanges(self, script: ChatMessages) -> tuple[_Exchange, ...]:
         messages = script.messages()
         exchanges = []
         written = between = ""
@@ -247,11 +256,11 @@ class Renderer:
         return stripped, continuation[len(continuation.rstrip()) :]
 
 
-def _append(text: str, piece: Piece, texts: list[Text], slots: list[Place]) -> str:
+def _append(text: str, piece: Piece, texts: list[Text], slots: list[TextSpan]) -> str:
     if isinstance(piece, str):
         return text + piece
     segment, words = texts[piece].segment, texts[piece].words
-    slots.append(Place(segment, len(text), len(text) + len(words)))
+    slots.append(TextSpan(segment, len(text), len(text) + len(words)))
     return text + words
 
 
@@ -264,6 +273,6 @@ def _behind(prefix: str, text: str) -> str:
     return text[len(prefix) :]
 
 
-def _all_there(script: Script, exchanges: tuple[_Exchange, ...]) -> bool:
+def _all_there(script: ChatMessages, exchanges: tuple[_Exchange, ...]) -> bool:
     found = sorted(piece for opening, answer in exchanges for piece in opening + answer if isinstance(piece, int))
     return found == script.numbers

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lightning_mllm.data import DTD, CrisisMMD, DermNet, Digits, MLLMDataModule, PlantDoc, Published, Split
-from lightning_mllm.data.datasets.inventory import Comparison, Inventory, take_inventory
+from lightning_mllm.data.datasets.inventory import CountComparison, Inventory, take_inventory
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
 from tests.support.command_line import picture
@@ -44,10 +44,10 @@ def test_samples_are_counted_per_split_and_class(plantdoc: PlantDoc) -> None:
 
 def test_a_validation_split_of_ours_counts_as_published_training_images(plantdoc: PlantDoc) -> None:
     assert take_inventory(plantdoc).differences == [
-        Comparison("train", "images", published=2_342, found=17),
-        Comparison("train", "classes", published=28, found=4),
-        Comparison("test", "images", published=236, found=6),
-        Comparison("test", "classes", published=27, found=3),
+        CountComparison("train", "images", published=2_342, found=17),
+        CountComparison("train", "classes", published=28, found=4),
+        CountComparison("test", "images", published=236, found=6),
+        CountComparison("test", "classes", published=27, found=3),
     ]
     assert take_inventory(plantdoc, ["train"]).comparisons == ()  # a part can't be compared
 

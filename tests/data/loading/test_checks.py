@@ -8,10 +8,10 @@ import pytest
 from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_processor
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.checks import check_labels
+from lightning_mllm.data.loading.dry_run import dry_run_suspects
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.manifest import manifest_folder
-from lightning_mllm.data.loading.survey import Survey
-from lightning_mllm.data.loading.trials import try_suspects
+from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.data.conftest import collate, picture, tokens
@@ -80,11 +80,11 @@ def test_a_sound_split_passes(tiny_llava: str) -> None:
 
     samples = check_labels(TRAIN, "train", collator.label_names, TRAIN)
     bad = BadRows()
-    survey = Survey(samples, "train", collator, bad, labelled=True)
-    try_suspects(survey, {}, {})
+    scan = SplitScan(samples, "train", collator, bad, labelled=True)
+    dry_run_suspects(scan, {}, {})
 
     assert not len(bad)
-    assert survey.kept()[0] is samples
+    assert scan.select_kept()[0] is samples
     assert [sample.label for sample in samples[:2]] == ["two", "red one"]
     assert check_labels(OTHER, "val", collator.label_names, TRAIN) == OTHER
 

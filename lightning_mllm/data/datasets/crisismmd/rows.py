@@ -6,14 +6,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mllm.data.datasets.image_lists import Row, read_rows
+from lightning_mllm.data.datasets.rows import FileRow, read_rows
 from lightning_mllm.data.loading.bad_rows import BadRows
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
+class AnnotatedImage:
     """An image with its annotation.
 
     Attributes:
@@ -42,7 +42,7 @@ def read_entries(
     image: str,
     agrees_with: str | None,
     confidence: str | None,
-) -> list[Entry]:
+) -> list[AnnotatedImage]:
     """Return the images of a file; rows that repeat one are merged.
 
     Args:
@@ -63,12 +63,12 @@ def read_entries(
     absent = [name for name in wanted if name not in columns]
     if absent:
         raise header.error(f"there is no column {absent[0]!r}; the columns are {', '.join(columns)}. Name one of these")
-    entries: dict[str, Entry] = {}
+    entries: dict[str, AnnotatedImage] = {}
     numbers: dict[str, int] = {}
 
-    def read(row: Row) -> Entry:
+    def read(row: FileRow) -> AnnotatedImage:
         cells = _cells(row, columns)
-        return Entry(
+        return AnnotatedImage(
             id=cells["image_id"],
             tweet=cells["tweet_id"],
             image=row.image(root, cells[image]),
@@ -93,7 +93,7 @@ def read_entries(
     return list(entries.values())
 
 
-def _cells(row: Row, columns: list[str]) -> dict[str, str]:
+def _cells(row: FileRow, columns: list[str]) -> dict[str, str]:
     cells = [cell.strip() for cell in row.text.split("\t")]
     if len(cells) < len(columns) or any(cells[len(columns) :]):  # empty cells behind the last column do no harm
         raise row.error(
@@ -102,7 +102,7 @@ def _cells(row: Row, columns: list[str]) -> dict[str, str]:
     return dict(zip(columns, cells, strict=False))
 
 
-def _number(row: Row, column: str, text: str) -> float:
+def _number(row: FileRow, column: str, text: str) -> float:
     try:
         return float(text or 0)
     except ValueError as error:

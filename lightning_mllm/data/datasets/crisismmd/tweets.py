@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.crisismmd.rows import Entry, read_entries
+from lightning_mllm.data.datasets.crisismmd.rows import AnnotatedImage, read_entries
 from lightning_mllm.data.datasets.published import Published, PublishedDataset
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
@@ -84,7 +84,9 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
         self.classes = FOUR_CLASSES if classes is None else classes
         self.agrees_with = agrees_with
         self.confidence_column, self.min_confidence = confidence_column, min_confidence
-        self._entries: dict[str, list[Entry]] = {}  # train is read again to look for its tweets in other splits
+        self._entries: dict[
+            str, list[AnnotatedImage]
+        ] = {}  # train is read again to look for its tweets in other splits
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split in the order of its file; ids are image ids. What is dropped is logged.
@@ -115,7 +117,7 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
         """Return the labels as they are in the file."""
         return Counter(entry.label for entry in self._read(split))
 
-    def _read(self, split: Split) -> list[Entry]:
+    def _read(self, split: Split) -> list[AnnotatedImage]:
         file = self.files[split]
         if file not in self._entries:
             if not self.root.is_dir():
@@ -134,7 +136,7 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
             self._entries[file] = entries
         return self._entries[file]
 
-    def _warn_of_shared_tweets(self, split: Split, entries: Sequence[Entry]) -> None:
+    def _warn_of_shared_tweets(self, split: Split, entries: Sequence[AnnotatedImage]) -> None:
         shared = {entry.tweet for entry in self._read("train")} & {entry.tweet for entry in entries}
         if shared:
             logger.warning(

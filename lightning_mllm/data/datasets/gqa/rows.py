@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from lightning_mllm.data.datasets.image_lists import Row
+from lightning_mllm.data.datasets.rows import FileRow
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Options
@@ -82,7 +82,7 @@ class TaskRow:
         boxes: Of the objects that are in the picture.
     """
 
-    at: Row
+    at: FileRow
     question_id: str
     image_id: str
     question: str
@@ -138,19 +138,19 @@ def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
     return rows
 
 
-def _cells(task: str, file: Path, bad: BadRows) -> Iterator[tuple[Row, dict[str, str]]]:
+def _cells(task: str, file: Path, bad: BadRows) -> Iterator[tuple[FileRow, dict[str, str]]]:
     with file.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
         names = objects_of(task)
         needed = [*START, *(OPTIONS if OPTIONS[0] in COLUMNS[task] else ()), "image_w", "image_h", *boxes(names)]
         if absent := [name for name in needed if name not in header]:
-            raise Row(file, 1, "").error(
+            raise FileRow(file, 1, "").error(
                 f"there is no column {absent[0]!r}, which {task} needs; the columns are {', '.join(header) or 'none'}. "
                 "Name it so, or rename the file to its task"
             )
         for cells in reader:
-            row = Row(file, reader.line_num, "")
+            row = FileRow(file, reader.line_num, "")
             if cells and len(cells) != len(header):
                 found = f"{len(cells)} cells, but the header has {len(header)}"
                 bad.add(row.error(f"{found}. Look for a comma or a quote", "cells"))
@@ -158,7 +158,7 @@ def _cells(task: str, file: Path, bad: BadRows) -> Iterator[tuple[Row, dict[str,
                 yield row, dict(zip(header, map(str.strip, cells), strict=True))
 
 
-def _parsed(task: str, row: Row, cells: Mapping[str, str]) -> TaskRow:
+def _parsed(task: str, row: FileRow, cells: Mapping[str, str]) -> TaskRow:
     if empty := [name for name in START if not cells[name]]:
         raise row.error(f"the column {empty[0]!r} is empty. Fill it in")
     options = Options(cells[OPTIONS[0]], cells[OPTIONS[1]]) if OPTIONS[0] in COLUMNS[task] else None
@@ -181,14 +181,14 @@ def _is_absent(name: str, cells: Mapping[str, str]) -> bool:
     return all(cells[column] == ABSENT for column in boxes([name]))
 
 
-def _box(row: Row, name: str, cells: Mapping[str, str]) -> Box:
+def _box(row: FileRow, name: str, cells: Mapping[str, str]) -> Box:
     width, height, left, top = (_number(row, column, cells[column]) for column in boxes([name]))
     if min(width, height) < 0:
         raise row.error(f"the box of {name!r} is {width:g} x {height:g} pixels. Correct it")
     return Box(left, top, width, height)
 
 
-def _number(row: Row, column: str, text: str) -> float:
+def _number(row: FileRow, column: str, text: str) -> float:
     try:
         number = float(text)
     except ValueError:

@@ -13,14 +13,14 @@ from lightning_mllm.data.images.regions import check_boxes
 from lightning_mllm.data.loading.bad_rows import TOO_LONG, BadRows
 from lightning_mllm.data.loading.checks import check_sample
 from lightning_mllm.data.loading.collator import Collator
-from lightning_mllm.data.loading.lazy import LazySamples, Part
+from lightning_mllm.data.loading.lazy import LazySamples, SampleSubset
 from lightning_mllm.data.loading.left_out import LeftOut
-from lightning_mllm.data.loading.naming import fetch
+from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.sampler import SampleSize
 from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.loading.template_check import TemplateCheck
 from lightning_mllm.data.text.labels import as_answered
 from lightning_mllm.data.text.prompts import ClassificationPrompt, PlainPrompt
-from lightning_mllm.data.text.template_use import TemplateUse
 from lightning_mllm.data.text.turns import images_first, pieces
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SampleFacts:
     """What is known of a sample that is not opened.
 
     Attributes:
@@ -54,7 +54,7 @@ class Facts:
     odd: bool
 
 
-class Survey:
+class SplitScan:
     """What is found by going through a split once; its samples may be made as they are asked for, which takes time.
 
     Args:
@@ -80,10 +80,10 @@ class Survey:
         self, samples: Sequence[Sample], split: Split, collator: Collator, bad_rows: BadRows, *, labelled: bool
     ) -> None:
         self.samples, self.split, self.collator = samples, split, collator
-        self.facts: dict[int, Facts] = {}
+        self.facts: dict[int, SampleFacts] = {}
         self.refused: dict[int, DataError] = {}
         self.too_long: list[int] = []
-        self.left_out, self._template_use = LeftOut(), TemplateUse(collator)
+        self.left_out, self._template_check = LeftOut(), TemplateCheck(collator)
         self.paths: set[Path] = set()
         self._bad, self._labelled = bad_rows, labelled
         self._by_label = bool(collator.label_names) and isinstance(collator.prompt, _LABEL_ALONE)
@@ -108,16 +108,16 @@ class Survey:
         del self.facts[index]
         self.too_long.append(index)
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Warn of what does not fit, and of what the chat template does not do for these samples.
 
         Raises:
             CheckpointError: The template alters a text.
         """
         self.left_out.warn(self.split, len(self.samples), self.collator.max_length)
-        self._template_use.check(self.samples, self.split)
+        self._template_check.check(self.samples, self.split)
 
-    def nothing_left(self) -> DataError:
+    def explain_empty(self) -> DataError:
         """Return what to say where no sample is left."""
         if not self.too_long:
             return DataError(f"No row of the {self.split!r} split can be used. {self._bad.text()}")
@@ -132,18 +132,18 @@ class Survey:
         """Kinds of questions; empty for the training split, which is not scored."""
         return {facts.kind for facts in self.facts.values() if facts.kind} if self.split != "train" else set()
 
-    def kept(self) -> tuple[Sequence[Sample], list[SampleSize]]:
+    def select_kept(self) -> tuple[Sequence[Sample], list[SampleSize]]:
         """Return the samples that can be used and fit, and their sizes."""
         sizes = [facts.size for facts in self.facts.values()]
         if len(sizes) == len(self.samples):
             return self.samples, sizes
-        part = Part(self.samples, list(self.facts))
+        part = SampleSubset(self.samples, list(self.facts))
         return part if isinstance(self.samples, LazySamples) else list(part), sizes
 
     def _look_at(self, index: int) -> None:
         known = self._bad.noted
         with self._bad.catch():
-            sample = fetch(self.samples, index)
+            sample = fetch_sample(self.samples, index)
             check_sample(sample, self.split)
             for check in (self._check_id, self._check_label, self._check_kind, check_boxes):
                 with self._bad.catch():
@@ -158,7 +158,7 @@ class Survey:
         self, index: int, sample: Sample, images: tuple[Path | Size, ...], read: tuple[int | None, Trait, bool]
     ) -> None:
         size = SampleSize(sample.id, len(images), 0 if sample.label is not None else _characters(sample))
-        self.facts[index] = Facts(size, images, sample.kind, *read)
+        self.facts[index] = SampleFacts(size, images, sample.kind, *read)
         self.paths.update(image for image in images if isinstance(image, Path))
         if sample.boxes:
             self._boxed.append(index)
@@ -189,12 +189,12 @@ class Survey:
                 self._bounds[trait] = self.collator.bound_text(sample)
             return self._bounds[trait], trait, odd
         turns = self.collator.check_turns(sample)
-        self._template_use.look_at(index, sample, turns)
+        self._template_check.look_at(index, sample, turns)
         new = set(_borders(turns, sample.system or "")) - self._borders
         self._borders |= new
         return self.collator.bound_text(sample), (sample.id,), bool(new)
 
-    def look_at_boxes(self, sizes: Mapping[Path, Size]) -> None:
+    def warn_of_unseen_boxes(self, sizes: Mapping[Path, Size]) -> None:
         """Warn of samples of whose boxes nothing is to be seen; an analysis leaves them out.
 
         Args:

@@ -27,7 +27,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Script:
+class ChatMessages:
     """All that the template's output depends on, texts aside: conversations of one shape have one script.
 
     Attributes:
@@ -57,7 +57,7 @@ class Script:
         return [{"role": role, "content": content(parts)} for role, parts in turns]
 
 
-def script_of(dialogue: Dialogue) -> tuple[Script, list[Text]]:
+def build_messages(dialogue: Dialogue) -> tuple[ChatMessages, list[Text]]:
     """Return the script of a conversation and the texts that its stand-ins stand for, by number."""
     texts = [Text(Segment.SYSTEM, dialogue.system.strip())]
     turns = []
@@ -67,7 +67,7 @@ def script_of(dialogue: Dialogue) -> tuple[Script, list[Text]]:
         else:
             parts = _user_parts(turn, dialogue.joint, texts)
         turns.append((turn.role, tuple(parts)))
-    return Script(bool(dialogue.system), tuple(turns), dialogue.cue), texts
+    return ChatMessages(bool(dialogue.system), tuple(turns), dialogue.cue), texts
 
 
 def fill(text: str, texts: Sequence[Text]) -> str:

@@ -11,14 +11,14 @@ from transformers import ProcessorMixin
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.loading.checks import check_sample, labels_of
 from lightning_mllm.data.loading.collator import Collator
-from lightning_mllm.data.loading.naming import fetch
+from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.labels import class_names
 from lightning_mllm.data.text.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.types import LabelSet, Sample
 
 
-class Asking(NamedTuple):
+class InputOptions(NamedTuple):
     """What is asked about samples, and of which pictures.
 
     Attributes:
@@ -37,7 +37,7 @@ class Asking(NamedTuple):
 
 
 def make_collators(
-    processor: ProcessorMixin, first: Sequence[Sample], split: Split, asking: Asking, **options: Any
+    processor: ProcessorMixin, first: Sequence[Sample], split: Split, asking: InputOptions, **options: Any
 ) -> tuple[Collator, Collator, LabelSet | None]:
     """Return the collators of training and evaluation, and the classes if evaluation asks for them.
 
@@ -52,7 +52,7 @@ def make_collators(
         DataError: The first sample is none, or class names can't be told apart or are too long.
         ConfigError: Options do not fit the checkpoint.
     """
-    check_sample(fetch(first, 0), split)
+    check_sample(fetch_sample(first, 0), split)
     labelled = first[0].label is not None
     prompt = asking.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
     names = class_names(labels_of(first)) if labelled else ()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.data import ImageFolder
-from lightning_mllm.data.loading.copies import link_samples, same_content
+from lightning_mllm.data.loading.duplicates import find_equal_files, link_samples
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.types import LazyImage, Sample
 from tests.data.conftest import picture
@@ -23,7 +23,7 @@ def test_files_are_copies_if_all_their_bytes_are_equal(tmp_path: Path) -> None:
     end = bytes(2000)
     found = files(tmp_path, b"a" + end, b"b" + end, b"a" + end, b"ab" + end, b"", b"", b"b" + end, b"x", b"y")
 
-    groups = same_content([*found, tmp_path / "absent.jpg", found[0]])
+    groups = find_equal_files([*found, tmp_path / "absent.jpg", found[0]])
 
     assert [[int(path.stem) for path in group] for group in groups] == [[0, 2], [1, 6], [4, 5]]
 

@@ -21,7 +21,7 @@ _MARKS: dict[str, Callable[[str], bool]] = {  # what a template can't alter wher
 }
 
 
-class TemplateUse:
+class TemplateCheck:
     """Looks at each conversation once, and runs the template on the texts of some.
 
     Those are the one of most turns, that of the longest text of each role, and for each word that the template itself

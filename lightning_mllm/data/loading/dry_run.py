@@ -10,33 +10,33 @@ from lightning_mllm.data.images.files import Size, look_at_images
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, TOO_LONG, BadRows
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.manifest import Manifest, manifest_folder
-from lightning_mllm.data.loading.naming import fetch
-from lightning_mllm.data.loading.survey import Survey, Trait
+from lightning_mllm.data.loading.sample_errors import fetch_sample
+from lightning_mllm.data.loading.split_scan import SplitScan, Trait
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
 
-def look_over(surveys: Sequence[Survey], bad_rows: BadRows) -> dict[Path, Size]:
+def dry_run_splits(scans: Sequence[SplitScan], bad_rows: BadRows) -> dict[Path, Size]:
     """Look at the image files of all splits, write out what is not sure to be sound, and return the files' sizes.
 
     What `lightning data check --all` has found of a split is taken over.
     """
     known: dict[Path, Size] = {}
     left = []
-    for survey in surveys:
-        sizes = Manifest(survey).take_over() if manifest_folder().is_dir() else None
+    for scan in scans:
+        sizes = Manifest(scan).take_over() if manifest_folder().is_dir() else None
         known |= sizes or {}
-        left += [survey] if sizes is None else []
-    sizes, problems = look_at_images(path for survey in left for path in survey.paths)
+        left += [scan] if sizes is None else []
+    sizes, problems = look_at_images(path for scan in left for path in scan.paths)
     bad_rows.titles[IMAGE_FILE] = f"of {len(sizes) + len(problems):,} image files can't be used"
-    for survey in left:
-        try_suspects(survey, sizes, problems)
-    for survey in surveys:
-        survey.tell()
+    for scan in left:
+        dry_run_suspects(scan, sizes, problems)
+    for scan in scans:
+        scan.warn()
     return known | sizes
 
 
-def try_suspects(survey: Survey, sizes: Mapping[Path, Size], problems: Mapping[Path, str]) -> None:
+def dry_run_suspects(scan: SplitScan, sizes: Mapping[Path, Size], problems: Mapping[Path, str]) -> None:
     """Write out those samples of a split of which it is not sure that they can be; refuse them, where they can't.
 
     Samples that do not fit are left out, and so are the first exchanges of others.
@@ -45,63 +45,61 @@ def try_suspects(survey: Survey, sizes: Mapping[Path, Size], problems: Mapping[P
     before. Pictures are opened for one sample of each number of views, and for the extremes of size and proportions.
 
     Args:
-        survey: Of the split.
+        scan: Of the split.
         sizes: Of the image files.
         problems: What is wrong with image files; samples with one of them are refused.
     """
-    collator, shapes = survey.collator, _Shapes(survey.collator)
+    collator, shapes = scan.collator, _Shapes(scan.collator)
     fine: set[Trait] = set()
     ends: dict[int, str] = {}
     pictures: dict[int, list[Size]] = {}
-    for index, facts in list(survey.facts.items()):
+    for index, facts in list(scan.facts.items()):
         bad = [problems[image] for image in facts.images if isinstance(image, Path) and image in problems]
         if bad:
-            survey.refuse(index, DataError(bad[0], IMAGE_FILE))
+            scan.refuse(index, DataError(bad[0], IMAGE_FILE))
         else:
             pictures[index] = [sizes[image] if isinstance(image, Path) else image for image in facts.images]
     counts = {index: [collator.count_image_tokens(size) for size in each] for index, each in pictures.items()}
-    _check_room(survey, counts)
-    for index, facts in list(survey.facts.items()):
+    _check_room(scan, counts)
+    for index, facts in list(scan.facts.items()):
         fits = facts.bound is not None and facts.bound + sum(counts[index]) <= collator.max_length
         case = (*facts.trait, *sorted(counts[index]))
         suspect = (facts.odd or not fits) and case not in fine
-        if suspect and _passes(survey, index, partial(_fit, survey, index, counts[index], ends)):
+        if suspect and _passes(scan, index, partial(_fit, scan, index, counts[index], ends)):
             fine.add(case)
-        if index in survey.facts:
+        if index in scan.facts:
             shapes.add(index, pictures[index])
     for index in shapes.chosen():
-        if index in survey.facts:
-            _passes(survey, index, collator.check)
+        if index in scan.facts:
+            _passes(scan, index, collator.check)
 
 
-def _check_room(survey: Survey, counts: Mapping[int, Sequence[int]]) -> None:
+def _check_room(scan: SplitScan, counts: Mapping[int, Sequence[int]]) -> None:
     """Refuse a context that is too short for any question that lists the classes: it is no fault of rows."""
-    if not survey.collator.label_names or not counts:
+    if not scan.collator.label_names or not counts:
         return
-    least = min(
-        counts, key=lambda index: (survey.facts[index].bound or survey.collator.max_length) + sum(counts[index])
-    )
+    least = min(counts, key=lambda index: (scan.facts[index].bound or scan.collator.max_length) + sum(counts[index]))
     try:
-        survey.collator.fit(fetch(survey.samples, least), counts[least])
+        scan.collator.fit(fetch_sample(scan.samples, least), counts[least])
     except DataError as error:
         if error.kind == TOO_LONG:
             raise
 
 
-def _fit(survey: Survey, index: int, counts: Sequence[int], ends: dict[int, str], sample: Sample) -> None:
-    fitted = survey.collator.fit(sample, counts)
+def _fit(scan: SplitScan, index: int, counts: Sequence[int], ends: dict[int, str], sample: Sample) -> None:
+    fitted = scan.collator.fit(sample, counts)
     if fitted is not None:
         check_end(fitted.tokens.end_id, sample.id, ends)
-    survey.left_out.count(fitted)
+    scan.left_out.count(fitted)
     if fitted is None:
-        survey.leave_out(index)
+        scan.leave_out(index)
 
 
-def _passes(survey: Survey, index: int, check: Callable[[Sample], object]) -> bool:
+def _passes(scan: SplitScan, index: int, check: Callable[[Sample], object]) -> bool:
     try:
-        check(fetch(survey.samples, index))
+        check(fetch_sample(scan.samples, index))
     except DataError as error:
-        survey.refuse(index, error)
+        scan.refuse(index, error)
         return False
     return True
 

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_mllm.data import VICUNA_SYSTEM, ClassificationPrompt, ConversationPrompt, PlainPrompt, Prompt
 from lightning_mllm.data.images.geometry import GeometryName
-from lightning_mllm.data.images.portable import trained_geometry
+from lightning_mllm.data.loading.input_record import trained_geometry
 from lightning_mllm.models.tiny import Chat
 from lightning_mllm.types import Sample
 from tests.conftest import TinyBuilder

@@ -11,7 +11,7 @@ from lightning_mllm.types import Sample
 
 
 @contextmanager
-def naming(sample: Sample) -> Iterator[None]:
+def name_errors(sample: Sample) -> Iterator[None]:
     """Turn what a library raises on a sample into an error that names the sample and its files.
 
     Raises:
@@ -30,7 +30,7 @@ def naming(sample: Sample) -> Iterator[None]:
         ) from error
 
 
-def fetch(samples: Sequence[Sample], index: int) -> Sample:
+def fetch_sample(samples: Sequence[Sample], index: int) -> Sample:
     """Return a sample that may be made only now.
 
     Raises:

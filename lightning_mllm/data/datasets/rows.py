@@ -10,7 +10,7 @@ from lightning_mllm.errors import DataError
 
 
 @dataclass(frozen=True)
-class Row:
+class FileRow:
     """One row of a file; rows count from 1, a header included, as editors show them.
 
     Attributes:
@@ -46,7 +46,7 @@ class Row:
         return image
 
 
-def read_rows(file: Path) -> list[Row]:
+def read_rows(file: Path) -> list[FileRow]:
     """Return the rows of a UTF-8 text file that are not blank.
 
     Raises:
@@ -58,7 +58,7 @@ def read_rows(file: Path) -> list[Row]:
         text = file.read_text(encoding="utf-8-sig")  # translates line breaks
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
-    rows = [Row(file, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = [FileRow(file, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not rows:
         raise DataError(f"{file} is empty. Fetch it again.")
     return rows

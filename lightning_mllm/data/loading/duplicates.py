@@ -22,7 +22,7 @@ _SHOWN = 5  # samples that a warning names
 logger = logging.getLogger(__name__)
 
 
-def same_content(files: Iterable[Path]) -> list[list[Path]]:
+def find_equal_files(files: Iterable[Path]) -> list[list[Path]]:
     """Return the groups of files of equal bytes, in the order of the files; those that are alone are left out.
 
     Whole files are read only where length and end are alike. A file that can't be read is like no other.
@@ -115,7 +115,7 @@ def _pictures(sample: Sample) -> set[Path | str]:
 def _copies(pictures: Iterable[set[Path | str]]) -> dict[Path | str, Path | str]:
     """Return file -> the first one of equal bytes, where there are several."""
     files = (each for found in pictures for each in found if isinstance(each, Path))
-    return {file: group[0] for group in same_content(files) for file in group}
+    return {file: group[0] for group in find_equal_files(files) for file in group}
 
 
 def _look(look: Callable[[Path], Hashable], files: Sequence[Path]) -> list[Hashable]:

@@ -21,7 +21,7 @@ _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b
 _ERRORS = (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def describe_foreign(path: Path) -> str | None:
+def describe_unreadable(path: Path) -> str | None:
     """Return what a file is that none of the formats that are read takes, to stand behind "is"; None if unknown."""
     with path.open("rb") as file:
         head = file.read(_HEAD)

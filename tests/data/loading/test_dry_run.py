@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, PlainPrompt, load_processor
 from lightning_mllm.data.loading.bad_rows import BadRows
-from lightning_mllm.data.loading.survey import Survey
-from lightning_mllm.data.loading.trials import try_suspects
+from lightning_mllm.data.loading.dry_run import dry_run_suspects
+from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage, Sample
 from tests.data.conftest import collate, picture
@@ -25,7 +25,7 @@ THIN = [(900, 6), (6, 900), (1000, 2), (2, 1000), (2, 2), (3, 997)]
 
 def problems(collator: Collator, *samples: Sample) -> list[str]:
     bad = BadRows()
-    try_suspects(Survey(samples, "train", collator, bad, labelled=False), {}, {})
+    dry_run_suspects(SplitScan(samples, "train", collator, bad, labelled=False), {}, {})
     return [row.problem for row in bad]
 
 
@@ -75,12 +75,12 @@ def test_texts_of_all_kinds_pass_or_are_refused_as_in_an_epoch(tiny_llava: str) 
     ]
     samples = [said(f"{k}\n{side}", **{side: text}) for k, text in enumerate(texts) for side in ("question", "answer")]
 
-    survey = Survey(samples, "train", collator, BadRows(), labelled=False)
-    try_suspects(survey, {}, {})
+    scan = SplitScan(samples, "train", collator, BadRows(), labelled=False)
+    dry_run_suspects(scan, {}, {})
 
-    assert survey.too_long == [samples.index(said("4\nquestion", "x" * 500))]
+    assert scan.too_long == [samples.index(said("4\nquestion", "x" * 500))]
     for index, sample in enumerate(samples):
-        if index in survey.facts:
+        if index in scan.facts:
             collate(collator, sample)
         else:
             with pytest.raises(DataError):
@@ -115,7 +115,7 @@ def test_one_picture_of_each_number_of_views_is_opened_and_the_extremes(tiny_lla
     collator = Collator(load_processor(tiny_llava_next), ClassificationPrompt(), ("two",))
     bad = BadRows()
 
-    try_suspects(Survey(samples, "train", collator, bad, labelled=True), {}, {})
+    dry_run_suspects(SplitScan(samples, "train", collator, bad, labelled=True), {}, {})
 
     assert not len(bad)
     assert {(300, 3), (3, 300), (9, 9)} <= set(log)
