@@ -1,4 +1,4 @@
-"""What a processor must say so that it makes, opened by anyone, the inputs that training made."""
+"""What a processor must say so that it makes the inputs of the training wherever it is opened."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def portable_processor(
 ) -> ProcessorMixin:
     """Load a processor for `export`: as `load_processor` repairs it, and with the geometry.
 
-    Where it can't say the geometry, a warning says what is left to do.
+    If it can't say the geometry, a warning says what is left to do.
 
     Args:
-        checkpoint: Hub id or folder.
+        checkpoint: Hub id or folder of the checkpoint.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Whether code that comes with the checkpoint may run.
         geometry: How pictures were made square; by default what the checkpoint was trained with.
@@ -51,11 +51,12 @@ def portable_processor(
     processor = load_processor(checkpoint, revision, trust_remote_code)
     chosen = default_geometry(processor) if geometry is None else Geometry(geometry)
     check_geometry(chosen, processor)
-    if to_do := state_geometry(processor, chosen):
+    to_do = state_geometry(processor, chosen)
+    if to_do:
         logger.warning(
-            "The model takes pictures with geometry '%s', which a %s can't say: the exported processor "
-            "leaves it out. Whoever opens the folder without lightning_mllm must do it first to each "
-            "picture that is not square: %s.",
+            "The model takes pictures with geometry '%s', which a %s can't say: the exported "
+            "processor leaves it out. Whoever opens the folder without lightning_mllm must do it "
+            "first to each picture that is not square: %s.",
             chosen,
             type(processor.image_processor).__name__.removesuffix("Pil"),
             to_do,
@@ -64,56 +65,69 @@ def portable_processor(
 
 
 def state_geometry(processor: ProcessorMixin, geometry: Geometry) -> str | None:
-    """Let a processor do by itself what `apply_geometry` does to a picture before it, if it can.
+    """Let a processor itself do what `apply_geometry` does to a picture before it, if it can.
 
-    It notes the geometry in either case: with this package, `default_geometry` reads the note.
+    The geometry is written into the processor in either case: `default_geometry` reads it there.
 
     Returns:
         What is left to do to each picture before the processor gets it; None if there is nothing.
     """
     found = processor.image_processor
-    stated = _stated(found, geometry)
-    says_it = all(_equal(stated, found, geometry, picture) for picture in _pictures(found))
+    stated = _make_stating_processor(found, geometry)
+    says_it = True
+    for picture in _draw_pictures(found):
+        says_it = says_it and _make_equal_pixels(stated, found, geometry, picture)
     image_processor = stated if says_it else found
     setattr(image_processor, RECORD, str(geometry))
     processor.image_processor = image_processor
-    return None if says_it else _to_do(found, geometry)
+    return None if says_it else _describe_what_is_left(found, geometry)
 
 
-def _stated(image_processor: ImageProcessor, geometry: Geometry) -> ImageProcessor:
-    """Return a processor whose settings ask for the geometry; whether it obeys is to be seen."""
+def _make_stating_processor(image_processor: ImageProcessor, geometry: Geometry) -> ImageProcessor:
+    """Return a processor whose settings ask for the geometry, which it may not obey."""
     if makes_tiles(image_processor) or geometry is Geometry.CROP:
         return image_processor
-    options, side = image_processor.to_dict(), _side(image_processor)
+    options, side = image_processor.to_dict(), _find_side(image_processor)
     square = {"height": side, "width": side}
     if geometry is Geometry.SQUASH:
         return type(image_processor)(**options | {"size": square})
     crops = crops_itself(image_processor)
-    return LlavaImageProcessorPil(**options | {"do_pad": True, "do_center_crop": crops, "crop_size": square})
+    padding = {"do_pad": True, "do_center_crop": crops, "crop_size": square}
+    return LlavaImageProcessorPil(**options | padding)
 
 
-def _side(image_processor: ImageProcessor) -> int:
+def _find_side(image_processor: ImageProcessor) -> int:
     """Return the side of the picture that the tower gets."""
     name = "crop_size" if crops_itself(image_processor) else "size"
     return max(int(value) for value in dict(getattr(image_processor, name)).values() if value)
 
 
-def _equal(stated: ImageProcessor, found: ImageProcessor, geometry: Geometry, picture: Image.Image) -> bool:
+def _make_equal_pixels(
+    stated: ImageProcessor, found: ImageProcessor, geometry: Geometry, picture: Image.Image
+) -> bool:
+    """Return whether one processor makes what the other makes of a picture made square."""
     ours = found([apply_geometry(picture, geometry, found)])
     theirs = stated([picture])
     return all(np.array_equal(theirs[name][0], ours[name][0]) for name in found.model_input_names)
 
 
-def _pictures(image_processor: ImageProcessor) -> list[Image.Image]:
-    side, noise = _side(image_processor), np.random.default_rng(0)
-    sizes = [(width * side // 2 + 1, height * side // 2) for width, height in _SHAPES]
-    return [Image.fromarray(noise.integers(256, size=(height, width, 3), dtype=np.uint8)) for width, height in sizes]
+def _draw_pictures(image_processor: ImageProcessor) -> list[Image.Image]:
+    """Return pictures of noise, wide, high and nearly square."""
+    side, noise = _find_side(image_processor), np.random.default_rng(0)
+    pictures = []
+    for width, height in _SHAPES:
+        shape = (height * side // 2, width * side // 2 + 1, 3)
+        pictures.append(Image.fromarray(noise.integers(256, size=shape, dtype=np.uint8)))
+    return pictures
 
 
-def _to_do(image_processor: ImageProcessor, geometry: Geometry) -> str:
+def _describe_what_is_left(image_processor: ImageProcessor, geometry: Geometry) -> str:
+    """Return what is to be done to a picture before the processor gets it."""
     if geometry is Geometry.PAD:
         return f"pad it to a square, centred, with the colour {fill_colour(image_processor)}"
     if geometry is Geometry.CROP:
         return "cut out the square in its centre"
-    side = "its longer edge" if makes_tiles(image_processor) else f"{_side(image_processor)} pixels"
+    side = f"{_find_side(image_processor)} pixels"
+    if makes_tiles(image_processor):
+        side = "its longer edge"
     return f"resize it to a square of {side}, with the processor's resampling filter"

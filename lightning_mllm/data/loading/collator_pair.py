@@ -9,24 +9,25 @@ from typing import Any, NamedTuple
 from transformers import ProcessorMixin
 
 from lightning_mllm.data.images.geometry import GeometryName
-from lightning_mllm.data.loading.checks import check_sample, labels_of
+from lightning_mllm.data.loading.checks import check_sample, list_labels
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import Split
-from lightning_mllm.data.text.labels import class_names
+from lightning_mllm.data.text.labels import collect_class_names
 from lightning_mllm.data.text.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.types import LabelSet, Sample
 
 
 class InputOptions(NamedTuple):
-    """What is asked about samples, and of which pictures.
+    """What is asked about samples, and how their pictures are made square.
 
     Attributes:
-        prompt: By default `ClassificationPrompt` for samples with labels, else `ConversationPrompt`.
-        train_prompt: What takes its place in training.
-        geometry: How pictures are made square.
-        train_geometry: What takes its place in training.
-        seed: Of prompts that have none of their own.
+        prompt: What is asked; by default `ClassificationPrompt` for samples with labels, else
+            `ConversationPrompt`.
+        train_prompt: What is asked in training; by default as in evaluation.
+        geometry: How pictures are made square; by default what the checkpoint was trained with.
+        train_geometry: How pictures are made square in training; by default as in evaluation.
+        seed: The seed for prompts that have none of their own.
     """
 
     prompt: Prompt | None
@@ -37,31 +38,39 @@ class InputOptions(NamedTuple):
 
 
 def make_collators(
-    processor: ProcessorMixin, first: Sequence[Sample], split: Split, asking: InputOptions, **options: Any
+    processor: ProcessorMixin,
+    first: Sequence[Sample],
+    split: Split,
+    inputs: InputOptions,
+    **options: Any,
 ) -> tuple[Collator, Collator, LabelSet | None]:
     """Return the collators of training and evaluation, and the classes if evaluation asks for them.
 
     Args:
-        processor: The checkpoint's.
+        processor: The checkpoint's processor.
         first: The samples of the split that has all classes.
-        split: Its name.
-        asking: What is asked.
-        **options: Of `Collator`.
+        split: The name of that split.
+        inputs: What is asked, and how pictures are made square.
+        **options: Options of `Collator`.
 
     Raises:
-        DataError: The first sample is none, or class names can't be told apart or are too long.
+        DataError: The first sample is not a sample, or class names can't be told apart or are too
+            long.
         ConfigError: Options do not fit the checkpoint.
     """
     check_sample(fetch_sample(first, 0), split)
     labelled = first[0].label is not None
-    prompt = asking.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
-    names = class_names(labels_of(first)) if labelled else ()
+    prompt = inputs.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
+    names = collect_class_names(list_labels(first)) if labelled else ()
 
-    def collator(prompt: Prompt, geometry: GeometryName | None) -> Collator:
+    def make(prompt: Prompt, geometry: GeometryName | None) -> Collator:
         label_names = names if prompt.asks_for_label else ()
-        return Collator(processor, prompt.seeded(asking.seed), label_names, geometry=geometry, **options)
+        seeded = prompt.seeded(inputs.seed)
+        return Collator(processor, seeded, label_names, geometry=geometry, **options)
 
-    training = collator(asking.train_prompt or prompt, asking.train_geometry or asking.geometry)
-    evaluation = collator(prompt, asking.geometry)
-    asks = labelled and prompt.asks_for_label
-    return training, evaluation, evaluation.label_set(replace(first[0], label=names[0])) if asks else None
+    training = make(inputs.train_prompt or prompt, inputs.train_geometry or inputs.geometry)
+    evaluation = make(prompt, inputs.geometry)
+    labels = None
+    if labelled and prompt.asks_for_label:
+        labels = evaluation.label_set(replace(first[0], label=names[0]))
+    return training, evaluation, labels

@@ -11,28 +11,34 @@ from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 
+from lightning_mllm.data.images.files import list_image_files
 from lightning_mllm.data.loading.lazy import LazySamples
+from lightning_mllm.data.loading.sample_errors import join_first
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.types import Sample
 
 _TAIL = 1024  # bytes at the end of a file, which tell nearly all files of one length apart
-_PIECE = 256  # files that one thread looks at in one go
+_CHUNK = 256  # files that one thread looks at in one go
 _SHOWN = 5  # samples that a warning names
+
+Picture = Path | str  # a file, or the name that samples give it
 
 logger = logging.getLogger(__name__)
 
 
 def find_equal_files(files: Iterable[Path]) -> list[list[Path]]:
-    """Return the groups of files of equal bytes, in the order of the files; those that are alone are left out.
+    """Return the groups of two or more files of equal bytes, in the order of the files.
 
-    Whole files are read only where length and end are alike. A file that can't be read is like no other.
+    Whole files are read only where length and end are equal. A file that can't be read equals no
+    other.
     """
     groups = [[*dict.fromkeys(files)]]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for look in (_length, _tail, _digest):
-            every = [file for group in groups for file in group]
-            pieces = [every[start : start + _PIECE] for start in range(0, len(every), _PIECE)]
-            keys = chain(*pool.map(partial(_look, look), pieces))
+        for measure in (_measure_length, _read_tail, _digest):
+            listed = list(chain(*groups))
+            starts = range(0, len(listed), _CHUNK)
+            chunks = [listed[start : start + _CHUNK] for start in starts]
+            keys = chain(*pool.map(partial(_measure_files, measure), chunks))
             parts: dict[Hashable, list[Path]] = {}
             for number, group in enumerate(groups):
                 for file in group:
@@ -41,99 +47,124 @@ def find_equal_files(files: Iterable[Path]) -> list[list[Path]]:
     return groups
 
 
+def find_first_copies(files: Iterable[Path]) -> dict[Path, Path]:
+    """Return file -> the first file of equal bytes, for all files that have a copy."""
+    copies = {}
+    for group in find_equal_files(files):
+        copies.update(dict.fromkeys(group, group[0]))
+    return copies
+
+
 def link_samples(samples: Sequence[Sample]) -> list[list[int]]:
-    """Return the groups of samples that share a picture, also by way of others; each sample is in one, by its index.
+    """Return the groups of samples that share a picture, directly or through other samples.
 
-    A picture is shared if it is the same file, a file of equal bytes, or has the same name (`Sample.picture`).
+    Each sample is in one group, by its index. A picture is shared if it is the same file, a file
+    of equal bytes, or has the same name (`Sample.picture`).
     """
-    pictures = [_pictures(sample) for sample in samples]
-    copies = _copies(pictures)
+    pictures = _identify_pictures(samples)
     parents = list(range(len(samples)))
-    first: dict[Path | str, int] = {}
+    first: dict[Picture, int] = {}
 
-    def root(index: int) -> int:
+    def find_root(index: int) -> int:
         while parents[index] != index:
             parents[index] = index = parents[parents[index]]
         return index
 
     for index, found in enumerate(pictures):
-        for each in found:
-            earlier, later = sorted((root(first.setdefault(copies.get(each, each), index)), root(index)))
-            parents[later] = earlier
+        for picture in found:
+            one, other = find_root(first.setdefault(picture, index)), find_root(index)
+            parents[max(one, other)] = min(one, other)
     groups: dict[int, list[int]] = {}
     for index in range(len(samples)):
-        groups.setdefault(root(index), []).append(index)
+        groups.setdefault(find_root(index), []).append(index)
     return list(groups.values())
 
 
-def warn_of_shared_pictures(splits: Mapping[Split, Sequence[Sample]], new: Collection[Split]) -> None:
-    """Warn of samples with a picture that another split has, too: the same file, equal bytes, or the same `picture`.
+def warn_of_shared_pictures(
+    splits: Mapping[Split, Sequence[Sample]], new: Collection[Split]
+) -> None:
+    """Warn of samples with a picture that another split has too.
 
-    Pictures that are made on demand are not compared.
+    Shared is the same file, equal bytes, or the same `picture`. Pictures that are made on demand
+    are not compared.
 
     Args:
         splits: Split -> samples, the training split first.
         new: The splits that were not compared before.
     """
-    listed = {
-        split: [sample for sample in samples if isinstance(sample, Sample)]  # what is none is a bad row
-        for split, samples in splits.items()
-        if not isinstance(samples, LazySamples)
-    }
+    listed = {}
+    for split, samples in splits.items():
+        if not isinstance(samples, LazySamples):  # what is not a sample is a bad row
+            listed[split] = [sample for sample in samples if isinstance(sample, Sample)]
     pairs = [pair for pair in combinations(listed, 2) if {*pair} & {*new}]
     if not pairs:
         return
-    pictures = {split: [_pictures(sample) for sample in samples] for split, samples in listed.items()}
-    copies = _copies(chain(*pictures.values()))
-    places: dict[Split, dict[Path | str, str]] = {}  # split -> picture -> the first sample with it
-    for split, samples in listed.items():
-        places[split] = {}
-        for sample, found in zip(samples, pictures[split], strict=True):
-            for each in found:
-                places[split].setdefault(copies.get(each, each), sample.id)
+    pictures = iter(_identify_pictures(list(chain(*listed.values()))))
+    shown = {split: [next(pictures) for _ in samples] for split, samples in listed.items()}
     for one, other in pairs:
-        shared: dict[str, str] = {}
-        for sample, found in zip(listed[other], pictures[other], strict=True):
-            if match := next((name for each in found if (name := places[one].get(copies.get(each, each)))), None):
-                shared[sample.id] = match
+        shared = _find_shared(listed[one], shown[one], listed[other], shown[other])
         if shared:
-            examples = [f"{name} (in {one}: {match})" for name, match in list(shared.items())[:_SHOWN]]
+            examples = [f"{name} (in {one}: {match})" for name, match in shared.items()]
             logger.warning(
-                "%d of the %d samples of the %r split have a picture that the %r split has, too, so that scores on it "
-                "say less about new pictures: %s%s. Keep all samples of a picture in one split.",
-                *(len(shared), len(listed[other]), other, one),
-                *(", ".join(examples), ", ..." if len(shared) > _SHOWN else ""),
+                "%d of the %d samples of the %r split have a picture that the %r split has, too, "
+                "so that scores on it say less about new pictures: %s. Keep all samples of a "
+                "picture in one split.",
+                len(shared),
+                len(listed[other]),
+                other,
+                one,
+                join_first(examples, _SHOWN),
             )
 
 
-def _pictures(sample: Sample) -> set[Path | str]:
-    """Return what its pictures are known by."""
-    named = {sample.picture} if sample.picture is not None else set()
-    return {image for image in sample.images if isinstance(image, Path)} | named
+def _find_shared(
+    samples: Sequence[Sample],
+    pictures: Sequence[Collection[Picture]],
+    others: Sequence[Sample],
+    other_pictures: Sequence[Collection[Picture]],
+) -> dict[str, str]:
+    """Return id of another sample -> id of the first sample with one of its pictures."""
+    owners: dict[Picture, str] = {}
+    for sample, found in zip(samples, pictures, strict=True):
+        for picture in found:
+            owners.setdefault(picture, sample.id)
+    shared: dict[str, str] = {}
+    for sample, found in zip(others, other_pictures, strict=True):
+        matches = [owners[picture] for picture in found if owners.get(picture)]
+        if matches:
+            shared[sample.id] = matches[0]
+    return shared
 
 
-def _copies(pictures: Iterable[set[Path | str]]) -> dict[Path | str, Path | str]:
-    """Return file -> the first one of equal bytes, where there are several."""
-    files = (each for found in pictures for each in found if isinstance(each, Path))
-    return {file: group[0] for group in find_equal_files(files) for file in group}
+def _identify_pictures(samples: Sequence[Sample]) -> list[list[Picture]]:
+    """Return by what each sample's pictures are known: equal for files of equal bytes."""
+    files = [list_image_files(sample) for sample in samples]
+    copies = find_first_copies(chain(*files))
+    pictures: list[list[Picture]] = []
+    for sample, own in zip(samples, files, strict=True):
+        known: list[Picture] = [copies.get(file, file) for file in own]
+        if sample.picture is not None:
+            known.append(sample.picture)
+        pictures.append(known)
+    return pictures
 
 
-def _look(look: Callable[[Path], Hashable], files: Sequence[Path]) -> list[Hashable]:
-    """Look at each file; one that can't be read is like no other."""
+def _measure_files(measure: Callable[[Path], Hashable], files: Sequence[Path]) -> list[Hashable]:
+    """Measure each file; one that can't be read is measured by its path, unlike any other."""
     found: list[Hashable] = []
     for file in files:
         try:
-            found.append(look(file))
+            found.append(measure(file))
         except OSError:
             found.append(file)
     return found
 
 
-def _length(file: Path) -> Hashable:
+def _measure_length(file: Path) -> Hashable:
     return os.stat(file).st_size
 
 
-def _tail(file: Path) -> Hashable:
+def _read_tail(file: Path) -> Hashable:
     with open(file, "rb", buffering=0) as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
         return stream.read(_TAIL)

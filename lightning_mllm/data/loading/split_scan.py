@@ -8,25 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mllm.data.images.files import Size
+from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.images.regions import check_boxes
 from lightning_mllm.data.loading.bad_rows import TOO_LONG, BadRows
 from lightning_mllm.data.loading.checks import check_sample
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.lazy import LazySamples, SampleSubset
 from lightning_mllm.data.loading.left_out import LeftOut
-from lightning_mllm.data.loading.sample_errors import fetch_sample
+from lightning_mllm.data.loading.sample_errors import fetch_sample, join_first
 from lightning_mllm.data.loading.sampler import SampleSize
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.loading.template_check import TemplateCheck
-from lightning_mllm.data.text.labels import as_answered
+from lightning_mllm.data.text.labels import fold_answer
 from lightning_mllm.data.text.prompts import ClassificationPrompt, PlainPrompt
-from lightning_mllm.data.text.turns import images_first, pieces
+from lightning_mllm.data.text.turns import cut_at_images, put_images_first
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
 
 _SHOWN = 20  # ids that one message lists
-_LABEL_ALONE = (ClassificationPrompt, PlainPrompt)  # whose text depends on the label and the number of images alone
+# prompts whose text depends on the label and the number of images alone
+_LABEL_ALONE = (ClassificationPrompt, PlainPrompt)
 
 Trait = tuple[object, ...]
 
@@ -35,15 +36,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SampleFacts:
-    """What is known of a sample that is not opened.
+    """What is known of a sample without opening its pictures.
 
     Attributes:
-        size: For the loaders.
-        images: Files, and the sizes of other pictures.
-        kind: Of question.
+        size: What the loaders need to know.
+        images: Image files, and the sizes of other pictures.
+        kind: The kind of its question, if it has one.
         bound: Most tokens that its text can have; None if that is not known.
-        trait: Samples that share one have texts of as many tokens, but for the order of class names.
-        odd: Whether it is the first in how one of its texts begins or ends: a token could span that border.
+        trait: Samples with equal traits have texts of as many tokens, but for the order of class
+            names.
+        odd: Whether one of its texts begins or ends as none before: a token could span that border.
     """
 
     size: SampleSize
@@ -55,29 +57,39 @@ class SampleFacts:
 
 
 class SplitScan:
-    """What is found by going through a split once; its samples may be made as they are asked for, which takes time.
+    """What is found by looking at each sample of a split once.
+
+    Samples may be made when they are asked for, which takes time: hence one look for all checks.
 
     Args:
-        samples: Of the split, labels normalised.
-        split: Its name.
-        collator: Its collator.
-        bad_rows: Gathers samples that can't be used: an id occurs twice, a text holds a special token, turns are none
-            that the prompt takes, or a sample has a kind, label, options or boxes that it can't have.
+        samples: The samples of the split, labels normalised.
+        split: The name of the split.
+        collator: Makes the batches of the split.
+        bad_rows: Collects samples that can't be used: an id occurs twice, a text has a special
+            token in it, the prompt does not take the turns, or a sample has a kind, label, options
+            or boxes that it can't have.
         labelled: Whether the first training sample has a label.
 
     Attributes:
-        samples: As given.
-        split: As given.
-        collator: As given.
-        facts: Index -> what is known of a sample; those that can't be used, or do not fit, are not there.
-        refused: Index -> what is wrong with samples that were refused since.
-        too_long: Indices of samples that do not fit, which is no fault of theirs.
-        left_out: What does not fit, in numbers.
-        paths: Image files.
+        samples: The samples, as given.
+        split: The name, as given.
+        collator: The collator, as given.
+        facts: Index -> what is known of a sample; samples that can't be used, or do not fit, are
+            not in it.
+        refused: Index -> what is wrong with a sample that was refused after the scan.
+        too_long: Indices of samples that do not fit, which are not bad rows.
+        left_out: Counts of what does not fit.
+        paths: The image files of all samples.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], split: Split, collator: Collator, bad_rows: BadRows, *, labelled: bool
+        self,
+        samples: Sequence[Sample],
+        split: Split,
+        collator: Collator,
+        bad_rows: BadRows,
+        *,
+        labelled: bool,
     ) -> None:
         self.samples, self.split, self.collator = samples, split, collator
         self.facts: dict[int, SampleFacts] = {}
@@ -86,7 +98,8 @@ class SplitScan:
         self.left_out, self._template_check = LeftOut(), TemplateCheck(collator)
         self.paths: set[Path] = set()
         self._bad, self._labelled = bad_rows, labelled
-        self._by_label = bool(collator.label_names) and isinstance(collator.prompt, _LABEL_ALONE)
+        prompt_takes_label = isinstance(collator.prompt, _LABEL_ALONE)
+        self._by_label = bool(collator.label_names) and prompt_takes_label
         self._boxed: list[int] = []
         self._bounds: dict[Trait, int | None] = {}
         self._seen: set[str] = set()
@@ -97,7 +110,7 @@ class SplitScan:
         self._seen.clear()
 
     def refuse(self, index: int, error: DataError) -> None:
-        """Note that a sample can't be used, though there was nothing to be seen of it at the first look."""
+        """Note that a sample can't be used, which the scan could not see."""
         self._bad.split = self.split
         self._bad.add(error)
         self.facts.pop(index, None)
@@ -109,7 +122,7 @@ class SplitScan:
         self.too_long.append(index)
 
     def warn(self) -> None:
-        """Warn of what does not fit, and of what the chat template does not do for these samples.
+        """Warn of what does not fit, and of what the chat template does to these samples.
 
         Raises:
             CheckpointError: The template alters a text.
@@ -118,29 +131,60 @@ class SplitScan:
         self._template_check.check(self.samples, self.split)
 
     def explain_empty(self) -> DataError:
-        """Return what to say where no sample is left."""
+        """Return the error to raise where no sample is left."""
         if not self.too_long:
-            return DataError(f"No row of the {self.split!r} split can be used. {self._bad.text()}")
+            problem = f"No row of the {self.split!r} split can be used. {self._bad.text()}"
+            return DataError(problem)
         return DataError(
-            f"No sample of the {self.split!r} split fits into max_length {self.collator.max_length}. Raise it, or "
-            "shorten the texts.",
+            f"No sample of the {self.split!r} split fits into max_length "
+            f"{self.collator.max_length}. Raise it, or shorten the texts.",
             TOO_LONG,
         )
 
     @property
     def kinds(self) -> set[str]:
         """Kinds of questions; empty for the training split, which is not scored."""
-        return {facts.kind for facts in self.facts.values() if facts.kind} if self.split != "train" else set()
+        if self.split == "train":
+            return set()
+        return {facts.kind for facts in self.facts.values() if facts.kind}
 
     def select_kept(self) -> tuple[Sequence[Sample], list[SampleSize]]:
         """Return the samples that can be used and fit, and their sizes."""
         sizes = [facts.size for facts in self.facts.values()]
         if len(sizes) == len(self.samples):
             return self.samples, sizes
-        part = SampleSubset(self.samples, list(self.facts))
-        return part if isinstance(self.samples, LazySamples) else list(part), sizes
+        kept = SampleSubset(self.samples, list(self.facts))
+        return kept if isinstance(self.samples, LazySamples) else list(kept), sizes
+
+    def warn_of_unseen_boxes(self, sizes: Mapping[Path, Size]) -> None:
+        """Warn of samples of whose boxes no patch shows anything; an analysis leaves them out.
+
+        Args:
+            sizes: Image file -> size of its picture.
+
+        Raises:
+            DataError: It is not known which patches show what for this family.
+        """
+        unseen = []
+        boxed = [index for index in self._boxed if index in self.facts]
+        for index in boxed:
+            (image,) = self.facts[index].images
+            sample = self.samples[index]
+            size = sizes[image] if isinstance(image, Path) else image
+            if not self.collator.shows_a_box(sample, size):
+                unseen.append(sample.id)
+        if unseen:
+            logger.warning(
+                "No patch shows the boxes of %d of the %d samples with boxes in the %r split: %s. "
+                "They are outside the picture, or where it is cropped away.",
+                len(unseen),
+                len(boxed),
+                self.split,
+                join_first(unseen, _SHOWN),
+            )
 
     def _look_at(self, index: int) -> None:
+        """Check a sample, and note what is known of it if nothing is wrong."""
         known = self._bad.noted
         with self._bad.catch():
             sample = fetch_sample(self.samples, index)
@@ -148,40 +192,63 @@ class SplitScan:
             for check in (self._check_id, self._check_label, self._check_kind, check_boxes):
                 with self._bad.catch():
                     check(sample)
-            bound, trait, odd = self._read(index, sample)
-            images = tuple(image if isinstance(image, Path) else image.size for image in sample.images)
+            bound, trait, odd = self._look_at_text(index, sample)
             if self._bad.noted == known:
-                self._take(index, sample, images, (bound, trait, odd))
+                images = tuple(
+                    image if isinstance(image, Path) else image.size for image in sample.images
+                )
+                characters = 0 if sample.label is not None else _count_characters(sample)
+                size = SampleSize(sample.id, len(images), characters)
+                self.facts[index] = SampleFacts(size, images, sample.kind, bound, trait, odd)
+                self.paths.update(image for image in images if isinstance(image, Path))
+                if sample.boxes:
+                    self._boxed.append(index)
         self._bad.count_once(known)
-
-    def _take(
-        self, index: int, sample: Sample, images: tuple[Path | Size, ...], read: tuple[int | None, Trait, bool]
-    ) -> None:
-        size = SampleSize(sample.id, len(images), 0 if sample.label is not None else _characters(sample))
-        self.facts[index] = SampleFacts(size, images, sample.kind, *read)
-        self.paths.update(image for image in images if isinstance(image, Path))
-        if sample.boxes:
-            self._boxed.append(index)
 
     def _check_id(self, sample: Sample) -> None:
         if sample.id in self._seen:
-            raise DataError(f"The id {sample.id!r} occurs twice in the {self.split!r} split; ids must be unique.", "id")
+            raise DataError(
+                f"The id {sample.id!r} occurs twice in the {self.split!r} split; ids must be "
+                "unique.",
+                "id",
+            )
         self._seen.add(sample.id)
 
     def _check_label(self, sample: Sample) -> None:
         if sample.label is not None and not self._labelled:
             raise DataError(
-                f"Sample {sample.id!r} of the {self.split!r} split has a label, but the first training sample has "
-                "none. Give every sample a label, or none.",
+                f"Sample {sample.id!r} of the {self.split!r} split has a label, but the first "
+                "training sample has none. Give every sample a label, or none.",
                 "label",
             )
 
     def _check_kind(self, sample: Sample) -> None:
-        if self.split != "train" and sample.kind is not None:
-            _refuse_kind(sample, sample.kind, self.split, bool(self.collator.label_names))
+        """Refuse a kind that can't be scored by exact match."""
+        if self.split == "train" or sample.kind is None:
+            return
+        where = f"Sample {sample.id!r} of the {self.split!r} split has the kind {sample.kind!r}"
+        if self.collator.label_names:
+            raise DataError(
+                f"{where}, but is scored by its label; kinds are for free-form answers. Give it no "
+                "kind, or evaluate with a prompt that does not ask for the label.",
+                "kind",
+            )
+        if not sample.kind.strip():
+            raise DataError(
+                f"{where}, which is not a name. Give it one, or None if its answer is not to be "
+                "scored.",
+                "kind",
+            )
+        if not sample.conversation or not fold_answer(sample.conversation[-1].text):
+            raise DataError(
+                f"{where}, so its last answer is scored by exact match, but nothing is left of it "
+                "once quotes, full stops and blanks are removed. Correct the answer, or give the "
+                "sample no kind.",
+                "kind",
+            )
 
-    def _read(self, index: int, sample: Sample) -> tuple[int | None, Trait, bool]:
-        """Return the bound of a sample's text, its trait and whether it is odd; texts are looked at on the way."""
+    def _look_at_text(self, index: int, sample: Sample) -> tuple[int | None, Trait, bool]:
+        """Check a sample's texts, and return their bound, their trait and whether they are odd."""
         if self._by_label:  # class names were checked once
             trait: Trait = (sample.label, len(sample.images))
             odd = trait not in self._bounds
@@ -190,66 +257,31 @@ class SplitScan:
             return self._bounds[trait], trait, odd
         turns = self.collator.check_turns(sample)
         self._template_check.look_at(index, sample, turns)
-        new = set(_borders(turns, sample.system or "")) - self._borders
+        new = set(_list_borders(turns, sample.system or "")) - self._borders
         self._borders |= new
         return self.collator.bound_text(sample), (sample.id,), bool(new)
 
-    def warn_of_unseen_boxes(self, sizes: Mapping[Path, Size]) -> None:
-        """Warn of samples of whose boxes nothing is to be seen; an analysis leaves them out.
 
-        Args:
-            sizes: Of the image files.
+def _list_borders(turns: Sequence[Turn], system: str) -> Iterator[Trait]:
+    """Yield how texts begin and end.
 
-        Raises:
-            DataError: Which patches show a box can't be told for this family.
-        """
-        unseen = []
-        boxed = [index for index in self._boxed if index in self.facts]
-        for index in boxed:
-            (image,), sample = self.facts[index].images, self.samples[index]
-            if not self.collator.shows_a_box(sample, sizes[image] if isinstance(image, Path) else image):
-                unseen.append(sample.id)
-        if unseen:
-            logger.warning(
-                "No patch shows the boxes of %d of the %d samples with boxes in the %r split: %s%s. They are outside "
-                "the picture, or where it is cropped away.",
-                len(unseen),
-                len(boxed),
-                self.split,
-                ", ".join(unseen[:_SHOWN]),
-                ", ..." if len(unseen) > _SHOWN else "",
-            )
-
-
-def _refuse_kind(sample: Sample, kind: str, split: Split, labelled: bool) -> None:
-    """Refuse a kind that can't be scored by exact match."""
-    where = f"Sample {sample.id!r} of the {split!r} split has the kind {kind!r}"
-    if labelled:
-        raise DataError(
-            f"{where}, but is scored by its label; kinds are for free-form answers. Give it no kind, or evaluate "
-            "with a prompt that does not ask for the label.",
-            "kind",
-        )
-    if not kind.strip():
-        raise DataError(f"{where}, which is no name. Give it one, or None if its answer is not to be scored.", "kind")
-    if not sample.conversation or not as_answered(sample.conversation[-1].text):
-        raise DataError(
-            f"{where}, so its last answer is scored by exact match, but nothing is left of it once quotes, full "
-            "stops and blanks are removed. Correct the answer, or give the sample no kind.",
-            "kind",
-        )
-
-
-def _borders(turns: Sequence[Turn], system: str) -> Iterator[Trait]:
-    """Return how texts begin and end: the outer two characters, or what kind of letter or digit they are."""
+    That is the outer two characters, or what kind of letter or digit they are.
+    """
     texts = [("system", system), *((turn.role, turn.instruction) for turn in turns)]
     for turn in turns:
-        written = [*pieces(turn), images_first(turn).text] if turn.places else [turn.text]
+        written = [turn.text]
+        if turn.places:
+            written = [*cut_at_images(turn), put_images_first(turn).text]
         texts += [(turn.role, text) for text in written]
     for role, text in texts:
-        for end, two in (("first", text[:2]), ("last", text[:-3:-1])):
-            yield role, end, *(unicodedata.category(char) if char.isalnum() else char for char in two)
+        yield role, "first", *map(_classify, text[:2])
+        yield role, "last", *map(_classify, text[:-3:-1])
 
 
-def _characters(sample: Sample) -> int:
+def _classify(character: str) -> str:
+    """Return the Unicode category of a letter or digit, and any other character itself."""
+    return unicodedata.category(character) if character.isalnum() else character
+
+
+def _count_characters(sample: Sample) -> int:
     return sum(len(turn.text) + len(turn.instruction) for turn in sample.conversation)

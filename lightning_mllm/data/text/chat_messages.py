@@ -1,4 +1,4 @@
-"""What a conversation gives to a chat template: roles and contents, with stand-ins in the place of its texts."""
+"""What a chat template is given: roles and contents, with a numbered slot in place of each text."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_mllm.data.text.prompts import Dialogue
-from lightning_mllm.data.text.turns import pieces
+from lightning_mllm.data.text.turns import cut_at_images
 from lightning_mllm.types import Segment, Turn
 
-SYSTEM = 0  # number of the system text; the others count from 1
-_STAND_IN = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template writes them
+SYSTEM = 0  # slot of the system text; the other slots count from 1
+_SLOT = re.compile("\ue000([0-9]+)\ue001")  # private-use characters, which no template writes
 
 Message = dict[str, Any]
-Piece = str | int  # literal text, or the number of a stand-in
+Piece = str | int  # literal text, or the number of a slot
+Parts = tuple[str | None, ...]  # texts with slots in them; None is an image
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text of a conversation, without the blanks around it."""
+class SlotText:
+    """The text that belongs in a slot, without the blanks around it."""
 
     segment: Segment
     words: str
@@ -28,82 +29,102 @@ class Text:
 
 @dataclass(frozen=True)
 class ChatMessages:
-    """All that the template's output depends on, texts aside: conversations of one shape have one script.
+    """All that decides what the template writes around the texts.
+
+    Conversations of the same shape have equal messages.
 
     Attributes:
         system: Whether there is a system text.
-        turns: Per turn its role and its parts; None is an image.
-        cue: What stands behind the template's prompt.
+        turns: Role and parts of each turn.
+        cue: What follows the template's prompt, right before an answer.
     """
 
     system: bool
-    turns: tuple[tuple[str, tuple[str | None, ...]], ...]
+    turns: tuple[tuple[str, Parts], ...]
     cue: str
 
     @property
-    def numbers(self) -> list[int]:
-        """The numbers of all stand-ins."""
-        parts = "".join(part for _, parts in self.turns for part in parts if part)
-        return [SYSTEM] * self.system + [int(number) for number in _STAND_IN.findall(parts)]
+    def slots(self) -> list[int]:
+        """The numbers of all slots."""
+        numbers = [SYSTEM] if self.system else []
+        for _, parts in self.turns:
+            for part in parts:
+                numbers += [int(number) for number in _SLOT.findall(part or "")]
+        return numbers
 
-    def messages(self, texts: Sequence[Text] | None = None) -> list[Message]:
-        """Return what the template takes, with `texts` filled in, if given."""
-
-        def content(parts: Sequence[str | None]) -> list[dict[str, str]]:
-            written = (None if part is None else part if texts is None else fill(part, texts) for part in parts)
-            return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in written]
-
-        turns = (("system", (_stand_in(SYSTEM),)), *self.turns) if self.system else self.turns
-        return [{"role": role, "content": content(parts)} for role, parts in turns]
+    def to_list(self, texts: Sequence[SlotText] | None = None) -> list[Message]:
+        """Return the messages as the template takes them, with `texts` in their slots if given."""
+        turns = self.turns
+        if self.system:
+            turns = (("system", (_write_slot(SYSTEM),)), *turns)
+        return [{"role": role, "content": _write_content(parts, texts)} for role, parts in turns]
 
 
-def build_messages(dialogue: Dialogue) -> tuple[ChatMessages, list[Text]]:
-    """Return the script of a conversation and the texts that its stand-ins stand for, by number."""
-    texts = [Text(Segment.SYSTEM, dialogue.system.strip())]
-    turns = []
+def build_messages(dialogue: Dialogue) -> tuple[ChatMessages, list[SlotText]]:
+    """Return the messages of a conversation, and the texts of their slots by number."""
+    texts = [SlotText(Segment.SYSTEM, dialogue.system.strip())]
+    turns: list[tuple[str, Parts]] = []
     for turn in dialogue.turns:
         if turn.role == "assistant":
-            parts: list[str | None] = [_add(texts, Segment.ANSWER, turn.text)]
+            turns.append((turn.role, (_add_slot(texts, Segment.ANSWER, turn.text),)))
         else:
-            parts = _user_parts(turn, dialogue.joint, texts)
-        turns.append((turn.role, tuple(parts)))
+            turns.append((turn.role, _build_user_parts(turn, dialogue.joint, texts)))
     return ChatMessages(bool(dialogue.system), tuple(turns), dialogue.cue), texts
 
 
-def fill(text: str, texts: Sequence[Text]) -> str:
-    """Put texts in the place of their stand-ins."""
-    return _STAND_IN.sub(lambda found: texts[int(found[1])].words, text)
+def fill_slots(text: str, texts: Sequence[SlotText]) -> str:
+    """Replace each slot by its text."""
+    return _SLOT.sub(lambda found: texts[int(found[1])].words, text)
 
 
-def split(text: str) -> tuple[Piece, ...]:
-    """Cut a written text at its stand-ins."""
-    literal_and_numbers = _STAND_IN.split(text)  # literal, number, literal, number, ..., literal
-    return tuple(int(part) if k % 2 else part for k, part in enumerate(literal_and_numbers) if part)
+def split_at_slots(text: str) -> tuple[Piece, ...]:
+    """Return the literal pieces of a text and the numbers of its slots, in order."""
+    pieces: list[Piece] = []
+    for k, part in enumerate(_SLOT.split(text)):  # literal, number, literal, ..., number, literal
+        if part:
+            pieces.append(int(part) if k % 2 else part)
+    return tuple(pieces)
 
 
-def _user_parts(turn: Turn, joint: str, texts: list[Text]) -> list[str | None]:
+def _write_content(parts: Parts, texts: Sequence[SlotText] | None) -> list[dict[str, str]]:
+    """Return the content of one message, with `texts` in their slots if given."""
+    content = []
+    for part in parts:
+        if part is None:
+            content.append({"type": "image"})
+        else:
+            text = part if texts is None else fill_slots(part, texts)
+            content.append({"type": "text", "text": text})
+    return content
+
+
+def _build_user_parts(turn: Turn, joint: str, texts: list[SlotText]) -> Parts:
+    """Return the parts of a user's turn, and add its question and instruction to `texts`."""
     parts: list[str | None] = []
-    for k, piece in enumerate(pieces(turn)):
+    for k, piece in enumerate(cut_at_images(turn)):
         if k:
             parts.append(None)
-        if words := piece.strip():
-            before, behind = piece.split(words)
-            parts.append(f"{before}{_add(texts, Segment.QUESTION, words)}{behind}")
+        words = piece.strip()
+        if words:
+            before, after = piece.split(words)
+            parts.append(f"{before}{_add_slot(texts, Segment.QUESTION, words)}{after}")
         elif piece:
             parts.append(piece)
     if turn.instruction:
-        instruction = (joint if turn.text else "") + _add(texts, Segment.INSTRUCTION, turn.instruction)
+        slot = _add_slot(texts, Segment.INSTRUCTION, turn.instruction)
+        instruction = (joint if turn.text else "") + slot
         if parts and parts[-1] is not None:
             parts[-1] += instruction
         else:
             parts.append(instruction)
-    return parts
+    return tuple(parts)
 
 
-def _add(texts: list[Text], segment: Segment, words: str) -> str:
-    texts.append(Text(segment, words))
-    return _stand_in(len(texts) - 1)
+def _add_slot(texts: list[SlotText], segment: Segment, words: str) -> str:
+    """Add a text, and return the slot that stands for it."""
+    texts.append(SlotText(segment, words))
+    return _write_slot(len(texts) - 1)
 
 
-def _stand_in(number: int) -> str:
+def _write_slot(number: int) -> str:
     return f"\ue000{number}\ue001"
