@@ -23,7 +23,7 @@ class DermNet(SplitFolders):
         root: Folder that holds `train` and `test`.
         remove: Text that is removed from class names, wherever it stands; if it is empty, the
             folders' names are kept.
-        **kwargs: Options of `ImageFolder`.
+        **kwargs: Options of `ImageFolder`, and those that all datasets have.
     """
 
     published = Published(

@@ -25,7 +25,7 @@ class Digits(MLLMDataModule):
         image_size: Side in pixels to which the scans are enlarged.
         val_fraction: Fraction of the scans that make up the validation split.
         test_fraction: Fraction of the scans that make up the test split.
-        **kwargs: Options of `MLLMDataModule`.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     def __init__(

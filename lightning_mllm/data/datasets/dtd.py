@@ -25,7 +25,7 @@ class DTD(PublishedDataset, MLLMDataModule):
     Args:
         root: Folder `dtd` of the unpacked archive.
         split: Which of the ten official splits is used; the projection study takes the first.
-        **kwargs: Options of `MLLMDataModule`.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     published = Published(

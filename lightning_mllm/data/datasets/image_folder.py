@@ -53,7 +53,7 @@ class ImageFolder(MLLMDataModule):
             folder `val`.
         test_fraction: Fraction of the images that make up the test split, if there are no split
             folders.
-        **kwargs: Options of `MLLMDataModule`.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ImageFolder(MLLMDataModule):
         if not folder.is_dir():
             present = sorted(path.name for path in self.root.iterdir() if path.is_dir())
             raise DataError(
-                f"The split folder {folder} is missing; beside it are {', '.join(present)}. Create "
+                f"The split folder {folder} is missing; beside it are {', '.join(present)}. Make "
                 f"it, or put all class folders directly into {self.root} to have them split by "
                 "val_fraction and test_fraction."
             )

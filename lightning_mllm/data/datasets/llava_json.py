@@ -52,7 +52,7 @@ class LlavaJson(MLLMDataModule):
         image_root: Folder that image paths are relative to, and may not leave; by default the
             folder of the JSON file.
         val_fraction: Fraction of the training file that is used for validation, without `val`.
-        **kwargs: Options of `MLLMDataModule`.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     def __init__(

@@ -82,7 +82,8 @@ class LlavaRow:
     """
 
     def __init__(self, row: FileRow, root: Path, unread: Unread) -> None:
-        self._row, self._root, self._unread = row, root, unread
+        self._row, self._root = row, root
+        self._unread = unread
 
     def make_sample(self, content: object) -> Sample:
         """Return the sample of a row's content; its id is empty if it has none.

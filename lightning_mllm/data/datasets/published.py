@@ -35,7 +35,7 @@ class PublishedDataset:
     `lightning data check` compares them with what it finds.
 
     Attributes:
-        published: The published counts.
+        published: The counts to compare with.
     """
 
     published: ClassVar[Published]

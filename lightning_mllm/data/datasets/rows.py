@@ -19,7 +19,7 @@ class FileRow:
     Attributes:
         file: The file that the row is from.
         number: The number of the row.
-        text: Its text, without the line break.
+        text: The text of the row, without the line break.
     """
 
     file: Path
@@ -35,7 +35,7 @@ class FileRow:
         """Return the image file at a path below a folder.
 
         Args:
-            root: The folder, resolved.
+            root: The folder, as a resolved path.
             path: The path relative to it.
             kind: The kind of the errors.
             field: The field of the row that has the path.

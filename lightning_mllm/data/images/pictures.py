@@ -40,7 +40,7 @@ class PictureReader:
     """Reads pictures for one checkpoint.
 
     Args:
-        processor: The checkpoint's processor.
+        processor: The processor of the checkpoint.
         geometry: How pictures are made square.
     """
 

@@ -89,7 +89,7 @@ class Regions:
     has none.
 
     Args:
-        processor: The checkpoint's processor.
+        processor: The processor of the checkpoint.
         geometry: How pictures are made square.
     """
 
@@ -116,7 +116,7 @@ class Regions:
         all of them if they are fewer; patches that show a part of a box are not in it.
 
         Args:
-            sample: The sample.
+            sample: The sample whose pictures are looked at.
             sizes: The sizes of its pictures, before anything is done to them.
             counts: How many visual tokens each picture has.
 

@@ -16,7 +16,10 @@ from lightning_mllm.errors import ConfigError, DataError
 OnBadRow = Literal["raise", "skip"]
 
 SHOWN = 20  # bad rows that one message lists
-IMAGE_FILE, IMAGE_PATH, TOO_LONG = "image file", "image path", "too long"  # kinds of errors
+# kinds of errors
+IMAGE_FILE = "image file"
+IMAGE_PATH = "image path"
+TOO_LONG = "too long"
 FILE = "bad_rows.csv"  # in the folder of a run
 
 logger = logging.getLogger(__name__)

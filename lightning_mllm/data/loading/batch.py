@@ -28,9 +28,9 @@ class BatchRow(NamedTuple):
     """One sample, ready to be put into a batch.
 
     Attributes:
-        sample: The sample.
-        tokens: Its tokens, one image token per visual feature.
-        pictures: Its pictures, without those of exchanges that are left out.
+        sample: The sample as the dataset gives it.
+        tokens: The tokens of the sample, one image token per visual feature.
+        pictures: The pictures of the sample, without those of exchanges that are left out.
         answer: How its last answer may begin; None if the sample has no kind.
     """
 

@@ -30,7 +30,7 @@ def check_labels(
     Args:
         samples: The samples of the split.
         split: The name of the split.
-        names: Normalised class names.
+        names: The class names, normalised.
         train: The training samples, as loaded.
         bad_rows: Collects samples whose label is wrong, which are left out; without it, they are
             an error.

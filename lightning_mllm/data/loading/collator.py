@@ -60,7 +60,8 @@ class Collator:
             raise ConfigError(f"padding_side is {padding_side!r}; it can be 'left' or 'right'.")
         if max_length is not None and max_length < 1:
             raise ConfigError(f"max_length is {max_length}; it must be at least 1.")
-        self.processor, self.prompt, self.label_names = processor, prompt, tuple(label_names)
+        self.processor, self.prompt = processor, prompt
+        self.label_names = tuple(label_names)
         self.geometry = default_geometry(processor) if geometry is None else Geometry(geometry)
         check_geometry(self.geometry, processor)
         self.max_length = int(max_length or processor.tokenizer.model_max_length)
@@ -94,7 +95,7 @@ class Collator:
         """Encode the part of a sample that fits, without opening its pictures.
 
         Args:
-            sample: The sample.
+            sample: The sample to encode.
             image_tokens: How many tokens stand for each of its images.
 
         Returns:

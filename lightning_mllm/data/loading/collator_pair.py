@@ -47,11 +47,11 @@ def make_collators(
     """Return the collators of training and evaluation, and the classes if evaluation asks for them.
 
     Args:
-        processor: The checkpoint's processor.
+        processor: The processor of the checkpoint.
         first: The samples of the split that has all classes.
         split: The name of that split.
         inputs: What is asked, and how pictures are made square.
-        **options: Options of `Collator`.
+        **options: Further options of both collators.
 
     Raises:
         DataError: The first sample is not a sample, or class names can't be told apart or are too

@@ -62,7 +62,8 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
             conversations lose their first exchanges with the images in them; a sample of which
             nothing useful would be left is left out.
         long_answers: What happens to a sample whose last answer does not fit: it is an error
-            (`raise`), the sample is left out, or the answer is cut at its end (`truncate`).
+            (`raise`), the sample is left out (`leave_out`), or the answer is cut at its end
+            (`truncate`).
         split_special_tokens: Whether texts may quote special tokens, such as `<s>`, which are then
             read as text.
         num_workers: Processes that load data, per training process.
@@ -81,9 +82,9 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         label_set: The classes; None without labels.
         kinds: Kinds of questions of the validation and test splits that are set up, sorted; empty
             with labels.
-        processor: The checkpoint's processor.
-        collator: Makes training batches.
-        eval_collator: Makes validation and test batches.
+        processor: The processor of the checkpoint.
+        collator: Makes the batches of training.
+        eval_collator: Makes the batches of validation and test.
     """
 
     samples: dict[Split, Sequence[Sample]]

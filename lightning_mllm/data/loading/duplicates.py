@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from pathlib import Path
 
 from lightning_mllm.data.images.files import list_image_files
@@ -100,7 +100,7 @@ def warn_of_shared_pictures(
     if not pairs:
         return
     pictures = iter(_identify_pictures(list(chain(*listed.values()))))
-    shown = {split: [next(pictures) for _ in samples] for split, samples in listed.items()}
+    shown = {split: list(islice(pictures, len(samples))) for split, samples in listed.items()}
     for one, other in pairs:
         shared = _find_shared(listed[one], shown[one], listed[other], shown[other])
         if shared:

@@ -40,7 +40,7 @@ class SampleSubset(LazySamples):
     """Some of the samples of a sequence.
 
     Args:
-        samples: The whole sequence.
+        samples: The sequence that samples are taken from.
         indices: Which samples are taken, in order.
     """
 

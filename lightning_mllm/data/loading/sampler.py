@@ -26,7 +26,7 @@ class SampleSize:
     """What is known of a sample before its pictures are opened.
 
     Attributes:
-        id: The sample's id.
+        id: The id of the sample.
         images: How many images it has.
         characters: How many characters its texts have; 0 if it has a label.
     """
@@ -89,7 +89,8 @@ class GlobalBatchSampler:
         world_size: int = 1,
     ) -> None:
         check_batch_sizes(world_size, batch_size=batch_size)
-        self._sizes, self._batch_size, self._training = sizes, batch_size, training
+        self._sizes, self._batch_size = sizes, batch_size
+        self._training = training
         self._group_by_length, self._seed = group_by_length, seed
         self._reshuffle = reshuffle and training
         self._rank, self._world_size = rank, world_size
@@ -166,10 +167,12 @@ class GlobalBatchSampler:
 
     def _share(self, batch: Sequence[int]) -> list[int]:
         """Return this process's part of a batch: contiguous, and as even as possible."""
-        count, rank, world = len(batch), self._rank, self._world_size
-        if self._training and 0 < count < world:
-            return [batch[rank % count]]
-        return list(batch[count * rank // world : count * (rank + 1) // world])
+        count, world_size = len(batch), self._world_size
+        if self._training and 0 < count < world_size:
+            return [batch[self._rank % count]]
+        start = count * self._rank // world_size
+        end = count * (self._rank + 1) // world_size
+        return list(batch[start:end])
 
 
 def _cut(indices: list[int], size: int) -> list[list[int]]:

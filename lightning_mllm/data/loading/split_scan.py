@@ -91,7 +91,8 @@ class SplitScan:
         *,
         labelled: bool,
     ) -> None:
-        self.samples, self.split, self.collator = samples, split, collator
+        self.samples, self.split = samples, split
+        self.collator = collator
         self.facts: dict[int, SampleFacts] = {}
         self.refused: dict[int, DataError] = {}
         self.too_long: list[int] = []

@@ -40,7 +40,7 @@ class ChatTemplate:
     """Runs the chat template of one checkpoint.
 
     Args:
-        processor: The checkpoint's processor.
+        processor: The processor of the checkpoint.
     """
 
     def __init__(self, processor: ProcessorMixin) -> None:

@@ -16,7 +16,7 @@ class EncodedSample:
     """One sample's tokens.
 
     Attributes:
-        id: The sample's id.
+        id: The id of the sample.
         input_ids: Token ids of shape (length,).
         masks: Segment -> bool mask of shape (length,).
         end_id: The token that ends the (last) answer.

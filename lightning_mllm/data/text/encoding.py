@@ -31,7 +31,7 @@ class Encoder:
     """Tokenises conversations for one checkpoint.
 
     Args:
-        processor: The checkpoint's processor.
+        processor: The processor of the checkpoint.
         split_special_tokens: Whether a text may quote special tokens ("<s>"), which are then read
             as text.
 
@@ -68,7 +68,7 @@ class Encoder:
         """Tokenise a conversation; each image is still one token, without its regions.
 
         Args:
-            dialogue: The conversation.
+            dialogue: The conversation to tokenise.
             sample_id: What errors call it.
             images: How many images it has.
             options: The options that the last question names, if any.

@@ -64,8 +64,8 @@ class Fitter:
         its images would be left: what is said of an image can't be learnt without it.
 
         Args:
-            dialogue: The sample's conversation.
-            sample: The sample.
+            dialogue: The conversation that the prompt made of it.
+            sample: The sample, for its id and options.
             image_tokens: How many tokens each image takes.
 
         Raises:

@@ -47,8 +47,8 @@ def tokenise_quotes(
     The text is cut at its other special tokens, as the tokenizer itself cuts it.
 
     Args:
-        tokenizer: A fast tokenizer.
-        pattern: Finds special tokens.
+        tokenizer: A fast tokenizer, which gives offsets.
+        pattern: Finds the special tokens in a text.
         text: The text to tokenise.
         quotes: Character ranges in which special tokens are read as text.
 

@@ -27,7 +27,7 @@ class TokenBound:
     no bound of the text is known before it is tokenised.
 
     Args:
-        tokenizer: A fast tokenizer.
+        tokenizer: A fast tokenizer, whose parts can be run alone.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -34,9 +34,9 @@ class AnnotatedImage:
     """An image with its annotation.
 
     Attributes:
-        id: The image's id.
+        id: The id of the image, which rows may repeat.
         tweet: The id of its tweet, which may have more images.
-        image: The image file.
+        image: Path of the image file.
         label: The label as it is in the file.
         agrees: Whether the column that must agree has the same label; True without one.
         confidence: The annotators' confidence from 0 to 1; 1 without a column.

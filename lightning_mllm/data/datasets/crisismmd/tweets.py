@@ -52,7 +52,7 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
         confidence_column: Column of the annotators' agreement from 0 to 1, which the files in
             `annotations` have.
         min_confidence: Rows with a confidence below this are dropped.
-        **kwargs: Options of `MLLMDataModule`.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     published = Published(

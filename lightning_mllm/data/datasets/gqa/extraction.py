@@ -42,9 +42,9 @@ class _Rule:
     """What a question must have to belong to a task.
 
     Attributes:
-        semantic: GQA's semantic type.
-        structural: GQA's structural type.
-        detailed: GQA's detailed types, any of them.
+        semantic: The semantic type that GQA gives the question.
+        structural: The structural type that GQA gives the question.
+        detailed: The detailed types of which GQA gives it one.
         steps: Pattern of the operations, with "/" after each.
         argument: The argument of the last step; empty if it may be any.
     """
@@ -141,7 +141,7 @@ def write_tasks(
     """Extract tasks from GQA's files into `<name>_<Task>.csv`, one per task that has questions.
 
     Args:
-        questions: GQA's question files.
+        questions: Files with GQA's questions.
         scenes: GQA's file of scene graphs.
         folder: Folder for the files; created if need be.
         name: What stands before the task in the files' names.

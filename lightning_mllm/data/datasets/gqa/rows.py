@@ -91,7 +91,7 @@ class TaskRow:
         at: The row of the file, for messages.
         question_id: The id of the question; text, as ids have leading zeros.
         image_id: The file name of its picture without the suffix.
-        question: What is asked.
+        question: The text of the question.
         answer: The answer, in lower case.
         options: What the question lets the model choose between; None in three of the tasks.
         size: Width and height of the picture.

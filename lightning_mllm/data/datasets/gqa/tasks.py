@@ -34,7 +34,7 @@ class GQATasks(MLLMDataModule):
     Args:
         files: CSV files, one or more tasks.
         image_root: Folder of GQA's pictures, which are named after their ids: `<img_id>.jpg`.
-        **kwargs: Options of `MLLMDataModule`.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     splits: ClassVar[tuple[Split, ...]] = ("test",)
