@@ -27,15 +27,15 @@ class DataModuleContract(ABC):
         """Make the DataModule of `self.folder`; the checkpoint and other options pass through."""
 
     @pytest.fixture(autouse=True, scope="class")
-    def _write_once(
-        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-    ) -> None:
-        request.cls.folder = tmp_path_factory.mktemp("dataset")
-        self.write(request.cls.folder)
+    @classmethod
+    def _write_once(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.folder = tmp_path_factory.mktemp("dataset")
+        cls().write(cls.folder)
 
     @pytest.fixture(scope="class")
-    def module(self, tiny_llava: str) -> MLLMDataModule:
-        module = self.make(tiny_llava, batch_size=4, eval_batch_size=4)
+    @classmethod
+    def module(cls, tiny_llava: str) -> MLLMDataModule:
+        module = cls().make(tiny_llava, batch_size=4, eval_batch_size=4)
         if "train" in module.splits:
             module.setup("fit")
         module.setup("test")

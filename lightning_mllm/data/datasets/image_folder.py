@@ -155,7 +155,7 @@ class ImageFolder(MLLMDataModule):
 
     def _list_images(self, folder: Path, ignored: list[Path]) -> list[Path]:
         """Return the images of a class folder; other files are added to `ignored`."""
-        files = []
+        files: list[Path] = []
         for path in sorted(folder.iterdir()):
             if path.is_dir():
                 raise DataError(

@@ -26,6 +26,8 @@ from lightning_mllm.data.text.labels import collect_class_names
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
+__all__ = ["SPLITS", "Inventory", "take_inventory"]
+
 SHOWN = 20  # copies that are listed
 UNLABELLED = "(no label)"
 

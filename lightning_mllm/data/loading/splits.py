@@ -99,7 +99,8 @@ def _take_groups(
             room -= len(group)
     if room and not taken and len(groups) > 1:
         taken = {min(range(len(groups)), key=lambda index: len(groups[index]))}
-    chosen, rest = [], []
+    chosen: list[Sequence[Item]] = []
+    rest: list[Sequence[Item]] = []
     for index, group in enumerate(groups):
         (chosen if index in taken else rest).append(group)
     return chosen, rest
