@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.subnetwork.calibration_files import StoredSubNetwork, pruned_to
-from lightning_mllm.data.images.portable import portable_processor, trained_geometry
+from lightning_mllm.data.images.portable import portable_processor
+from lightning_mllm.data.loading.input_record import trained_geometry
 from lightning_mllm.data.loading.sampler import limit_samples
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import CheckpointError, ConfigError

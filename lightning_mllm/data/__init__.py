@@ -16,7 +16,7 @@ from lightning_mllm.data.images.geometry import Geometry
 from lightning_mllm.data.images.processor import load_processor
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.sampler import BatchLoader, ResumableLoader
+from lightning_mllm.data.loading.loaders import BatchLoader, ResumableLoader
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.prompts import (
     LLAMA3_SYSTEM,

@@ -29,7 +29,9 @@ def vicuna(tiny_llava: str) -> ProcessorMixin:
     return load_processor(tiny_llava)
 
 
-def picture(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 30, 60)) -> Image.Image:
+def picture(
+    width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 30, 60)
+) -> Image.Image:
     image = Image.new("RGB", (width, height), colour)
     image.paste((0, 0, 0), (0, 0, width // 2, height // 3))
     return image
@@ -58,7 +60,9 @@ def collate(collator: Collator, *samples: Sample) -> MultimodalBatch:
     return collator([(0, sample) for sample in samples])
 
 
-def decode(processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment, row: int = 0) -> str:
+def decode(
+    processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment, row: int = 0
+) -> str:
     return str(processor.tokenizer.decode(batch.input_ids[row][batch.spans[segment][row]]))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
-from lightning_mllm.data.loading.collator import PaddingSide
+from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze import Everything
 from lightning_mllm.models.loss import answer_loss, keep_in_graph

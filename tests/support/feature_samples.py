@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lightning_mllm.data import ClassificationPrompt, Collator, load_processor
-from lightning_mllm.data.loading.collator import PaddingSide
+from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.types import MultimodalBatch, Sample

@@ -9,7 +9,11 @@ from tests.support.command_line import picture, write_image_folder
 
 PLANTDOC = ("Apple Scab Leaf", "Bell_pepper leaf", "Bell_pepper leaf spot")
 TRAIN_ONLY = "Tomato two spotted spider mites leaf"
-DERMNET = ("Acne and Rosacea Photos", "Poison Ivy Photos and other Contact Dermatitis", "Urticaria Hives")
+DERMNET = (
+    "Acne and Rosacea Photos",
+    "Poison Ivy Photos and other Contact Dermatitis",
+    "Urticaria Hives",
+)
 DTD_CLASSES = ("banded", "cobwebbed", "zigzagged")
 HUMANITARIAN = {
     "affected_individuals": 2,
@@ -33,7 +37,9 @@ def write_plantdoc(root: Path) -> Path:
 
 
 def write_dermnet(root: Path) -> Path:
-    return write_image_folder(root, {f"{split}/{name}": 4 for split in ("train", "test") for name in DERMNET})
+    return write_image_folder(
+        root, {f"{split}/{name}": 4 for split in ("train", "test") for name in DERMNET}
+    )
 
 
 def write_dtd(root: Path) -> Path:
@@ -58,7 +64,9 @@ def write_dtd(root: Path) -> Path:
 def write_crisismmd(root: Path) -> Path:
     for k, split in enumerate(("train", "dev", "test")):
         labels = [label for label, count in HUMANITARIAN.items() for _ in range(count)]
-        write_tsv(root, split, [entry(f"{900 + 100 * k + i}", label) for i, label in enumerate(labels)])
+        write_tsv(
+            root, split, [entry(f"{900 + 100 * k + i}", label) for i, label in enumerate(labels)]
+        )
     return root
 
 
@@ -68,7 +76,8 @@ def entry(tweet: str, label: str, number: int = 0, **changes: str) -> dict[str, 
         "event_name": "hurricane_harvey",
         "tweet_id": tweet,
         "image_id": f"{tweet}_{number}",
-        "tweet_text": f'RT @someone: "The water is here ({tweet}) https://t.co/x',  # quotes open and never close
+        # quotes open and never close
+        "tweet_text": f'RT @someone: "The water is here ({tweet}) https://t.co/x',
         "image": f"data_image/hurricane_harvey/8_9_2017/{tweet}_{number}.jpg",
         "label": label,
         "label_text": label,
@@ -79,7 +88,11 @@ def entry(tweet: str, label: str, number: int = 0, **changes: str) -> dict[str, 
 
 
 def write_tsv(
-    root: Path, split: str, rows: Sequence[Mapping[str, str]], columns: Sequence[str] = COLUMNS, image: str = "image"
+    root: Path,
+    split: str,
+    rows: Sequence[Mapping[str, str]],
+    columns: Sequence[str] = COLUMNS,
+    image: str = "image",
 ) -> Path:
     """Write a split file and the pictures that its rows name."""
     file = root / TSV.format(split)

@@ -15,13 +15,15 @@ from lightning_mllm.types import Sample
 class DermNet(SplitFolders):
     """The images of DermNet as they are on Kaggle (`shubhamgoel27/dermnet`).
 
-    The layout is `root/train/<class>/<file>` and `root/test/<class>/<file>`. Some folders are called "Eczema Photos",
-    "Poison Ivy Photos and other Contact Dermatitis": a word about the source, not about the disease.
+    The layout is `root/train/<class>/<file>` and `root/test/<class>/<file>`. Some folders are
+    called "Eczema Photos", "Poison Ivy Photos and other Contact Dermatitis": a word about the
+    source, not about the disease.
 
     Args:
-        root: The folder.
-        remove: What is removed from class names, wherever it stands; empty keeps the folders' names.
-        **kwargs: Options of `ImageFolder`.
+        root: Folder that holds `train` and `test`.
+        remove: Text that is removed from class names, wherever it stands; if it is empty, the
+            folders' names are kept.
+        **kwargs: Options of `ImageFolder`, and those that all datasets have.
     """
 
     published = Published(
@@ -38,16 +40,18 @@ class DermNet(SplitFolders):
         """Return the samples of a split.
 
         Raises:
-            DataError: As in `SplitFolders`; also if two folders get the same class name.
+            DataError: A folder can't be used (see `SplitFolders`), or two folders get the same
+                class name.
         """
         samples = super().load(split)
-        folders = sorted({sample.label or "" for sample in samples})
-        names = {folder: folder.replace(self.remove, "") if self.remove else folder for folder in folders}
-        seen: dict[str, str] = {}
-        for folder, name in names.items():
-            if seen.setdefault(name, folder) != folder:
+        names: dict[str, str] = {}  # folder -> class name
+        folders: dict[str, str] = {}  # class name -> folder
+        for folder in sorted({sample.label or "" for sample in samples}):
+            name = folder.replace(self.remove, "") if self.remove else folder
+            names[folder] = name
+            if folders.setdefault(name, folder) != folder:
                 raise DataError(
-                    f"The class folders {seen[name]!r} and {folder!r} of {self.root} are both {name!r} without "
-                    f"{self.remove!r}. Merge them, or set `remove` to ''."
+                    f"The class folders {folders[name]!r} and {folder!r} of {self.root} are both "
+                    f"{name!r} without {self.remove!r}. Merge them, or set `remove` to ''."
                 )
         return [replace(sample, label=names[sample.label or ""]) for sample in samples]

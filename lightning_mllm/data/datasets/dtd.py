@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.image_lists import Row, read_rows
 from lightning_mllm.data.datasets.published import Published, PublishedDataset
+from lightning_mllm.data.datasets.rows import FileRow, read_rows
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample
 
-SPLITS = 10  # official ones
+OFFICIAL_SPLITS = 10
 
 
 class DTD(PublishedDataset, MLLMDataModule):
@@ -23,9 +23,9 @@ class DTD(PublishedDataset, MLLMDataModule):
     `root/labels/<train|val|test><1 to 10>.txt` is `<class>/<file>`.
 
     Args:
-        root: The archive's folder `dtd`.
-        split: Which of the ten official splits; the projection study takes the first.
-        **kwargs: Options of `MLLMDataModule`.
+        root: Folder `dtd` of the unpacked archive.
+        split: Which of the ten official splits is used; the projection study takes the first.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     published = Published(
@@ -36,41 +36,47 @@ class DTD(PublishedDataset, MLLMDataModule):
 
     def __init__(self, *, root: str, split: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 1 <= split <= SPLITS:
-            raise ConfigError(f"split is {split}; DTD has the official splits 1 to {SPLITS}.")
+        if not 1 <= split <= OFFICIAL_SPLITS:
+            raise ConfigError(
+                f"split is {split}; DTD has the official splits 1 to {OFFICIAL_SPLITS}."
+            )
         self.root, self.split = Path(root), split
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split in the order of its file; ids are its rows.
 
         Raises:
-            DataError: A file or folder is missing, or a row is malformed, repeated, or names no image.
+            DataError: A file or folder is missing, or a row is malformed, repeated, or names no
+                image.
         """
         for folder in ("images", "labels"):
             if not (self.root / folder).is_dir():
                 raise DataError(
-                    f"{self.root} has no folder {folder!r}. Set `root` to the folder 'dtd' of the unpacked archive."
+                    f"{self.root} has no folder {folder!r}. Set `root` to the folder 'dtd' of the "
+                    "unpacked archive."
                 )
         seen: dict[str, int] = {}
         samples = []
         for row in read_rows(self.root / "labels" / f"{split}{self.split}.txt"):
             with self.bad_rows.catch():
-                sample = self._sample(row)
+                sample = self._read_row(row)
                 if sample.id in seen:
-                    raise row.error(f"{sample.id!r} is in row {seen[sample.id]} already. Remove one of them", "id")
+                    problem = f"{sample.id!r} is in row {seen[sample.id]} already"
+                    raise row.error(f"{problem}. Remove one of them", "id")
                 seen[sample.id] = row.number
                 samples.append(sample)
         self.bad_rows.settle()
         return samples
 
-    def _sample(self, row: Row) -> Sample:
+    def _read_row(self, row: FileRow) -> Sample:
         name = row.text.strip()
         parts = name.split("/")
         if len(parts) != 2 or not all(parts):
             raise row.error(f"{name!r} is not of the form <class>/<file>. Correct it")
         root = (self.root / "images").resolve()
         label = parts[0]
-        if label not in (".", "..") and not (root / label).is_dir():
-            problem = f"there is no class folder {root / label}. Correct the row, or fetch the folder again"
-            raise row.error(problem, "class folder")
-        return Sample(id=name, images=[row.image(root, name)], label=label)
+        folder = root / label
+        if label not in (".", "..") and not folder.is_dir():
+            problem = f"there is no class folder {folder}. Correct the row, or fetch the folder"
+            raise row.error(f"{problem} again", "class folder")
+        return Sample(id=name, images=[row.find_image(root, name)], label=label)

@@ -1,10 +1,11 @@
-"""What a dataset holds, per split and class: what `lightning data check` shows. No model and no processor is opened."""
+"""What a dataset has per split and class, as `lightning data check` shows it, without a model."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -13,19 +14,20 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_mllm.data.datasets.published import PublishedDataset
-from lightning_mllm.data.images.files import look_at_images
+from lightning_mllm.data.images.files import list_image_files, look_at_images
 from lightning_mllm.data.images.regions import check_boxes
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
-from lightning_mllm.data.loading.checks import check_labels, check_sample, labels_of
-from lightning_mllm.data.loading.copies import same_content
+from lightning_mllm.data.loading.checks import check_labels, check_sample, list_labels
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.naming import fetch
-from lightning_mllm.data.loading.splits import Split
-from lightning_mllm.data.text.labels import class_names
+from lightning_mllm.data.loading.duplicates import find_first_copies
+from lightning_mllm.data.loading.sample_errors import fetch_sample
+from lightning_mllm.data.loading.splits import SPLITS, Split
+from lightning_mllm.data.text.labels import collect_class_names
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+__all__ = ["SPLITS", "Inventory", "take_inventory"]
+
 SHOWN = 20  # copies that are listed
 UNLABELLED = "(no label)"
 
@@ -33,7 +35,7 @@ Samples = Mapping[Split, Sequence[Sample]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CountComparison:
     """One published number of a split beside what was found."""
 
     split: Split
@@ -43,7 +45,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Place:
+class ImageOccurrence:
     """Where an image occurs."""
 
     split: Split
@@ -51,57 +53,65 @@ class Place:
     label: str | None
 
 
+Occurrences = tuple[ImageOccurrence, ...]
+
+
 @dataclass(frozen=True)
 class Inventory:
-    """What was found.
+    """What was found in a dataset.
 
     Attributes:
-        name: Of the DataModule's class.
-        counts: Split -> class -> samples; of samples without labels, kinds of questions take the place of classes.
-        files: Number of image files that are sound, as far as that is seen without decoding them.
-        left_out: Number of rows that can't be used and were left out.
-        comparisons: Published counts; empty where there are none.
-        source: Of the published counts.
-        copies: Per image file content that occurs in more than one split, or under more than one label, its places.
+        name: The name of the DataModule's class.
+        counts: Split -> class -> samples; without labels, kinds of questions stand for classes.
+        files: How many image files are sound, as far as that is seen without decoding them.
+        left_out: How many rows can't be used and were left out.
+        comparisons: Published counts beside what was found; empty where none are published.
+        source: Where the published counts are from.
+        copies: Where the content of an image file occurs, for each that is in more than one split,
+            or under more than one label.
     """
 
     name: str
     counts: Mapping[Split, Counter[str]]
     files: int
     left_out: int
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[CountComparison, ...]
     source: str
-    copies: tuple[tuple[Place, ...], ...]
+    copies: tuple[Occurrences, ...]
 
     @property
-    def differences(self) -> list[Comparison]:
+    def differences(self) -> list[CountComparison]:
         """Where what was found is not what was published."""
         return [each for each in self.comparisons if each.found != each.published]
 
     @property
-    def across_splits(self) -> list[tuple[Place, ...]]:
+    def across_splits(self) -> list[Occurrences]:
         """Copies in more than one split."""
-        return [places for places in self.copies if len({place.split for place in places}) > 1]
+        return [found for found in self.copies if _count_values("split", found) > 1]
 
     @property
-    def mislabelled(self) -> list[tuple[Place, ...]]:
+    def mislabelled(self) -> list[Occurrences]:
         """Copies under more than one label."""
-        return [places for places in self.copies if len({place.label for place in places}) > 1]
+        return [found for found in self.copies if _count_values("label", found) > 1]
 
     def __rich__(self) -> Group:
-        files = (
-            f"{self.files:,} image files, all sound as far as headers, ends and checksums tell (--all decodes them)."
+        files = Text(
+            f"{self.files:,} image files, all sound as far as headers, ends and checksums tell "
+            "(--all decodes them).\n"
         )
-        parts: list[Table | Text] = [self._classes(), Text(f"{files}\n")]
+        parts: list[Table | Text] = [self._show_classes(), files]
         if self.left_out:
-            parts.append(Text(f"Warning: {self.left_out:,} rows can't be used and are left out.\n"))
+            warning = f"Warning: {self.left_out:,} rows can't be used and are left out.\n"
+            parts.append(Text(warning))
         if self.comparisons:
-            parts += [self._published(), Text(f"Source: {self.source}.\n")]
-        parts += _listing("in more than one split: these are not independent", self.across_splits)
-        parts += _listing("there under more than one label", self.mislabelled)
+            parts += [self._show_published(), Text(f"Source: {self.source}.\n")]
+        parts += _list_copies(
+            "in more than one split: these are not independent", self.across_splits
+        )
+        parts += _list_copies("there under more than one label", self.mislabelled)
         return Group(*parts)
 
-    def _classes(self) -> Table:
+    def _show_classes(self) -> Table:
         table = Table("class", title=self.name, title_justify="left")
         for split in self.counts:
             table.add_column(split, justify="right")
@@ -111,144 +121,169 @@ class Inventory:
         table.add_row("total", *(f"{counts.total():,}" for counts in self.counts.values()))
         return table
 
-    def _published(self) -> Table:
+    def _show_published(self) -> Table:
         table = Table("split", "", title="Against the published counts", title_justify="left")
         for column in ("published", "found", "difference"):
             table.add_column(column, justify="right")
         for each in self.comparisons:
             difference = each.found - each.published
-            numbers = (f"{each.published:,}", f"{each.found:,}", f"{difference:+,}" if difference else "")
-            table.add_row(each.split, each.what, *numbers)
+            table.add_row(
+                each.split,
+                each.what,
+                f"{each.published:,}",
+                f"{each.found:,}",
+                f"{difference:+,}" if difference else "",
+            )
         return table
 
 
 def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> Inventory:
-    """Load splits, as far as there are any, and check what can be without a model: ids, labels and image files.
+    """Load those splits that the dataset has, and check what needs no model.
+
+    That is ids, labels and image files.
 
     Raises:
         DataError: The dataset can't be used as it is.
     """
-    reference = module.splits[0]  # of which the classes are
+    reference = module.splits[0]  # the one that has all classes
     present = [split for split in splits if split in module.splits]
     with module.bad_rows.gather():
-        samples = {split: _load(module, split) for split in dict.fromkeys([reference, *present])}
-        unread = {**module.bad_rows.rows}  # of them there are no samples
-        first = samples[reference]
-        names = class_names(labels_of(first))
-        sound = {split: _sound(split, part, names, first, module.bad_rows) for split, part in samples.items()}
-        checked: Samples = {split: sound[split] for split in present}
-        files = {image for _, sample in _walk(checked) for image in _files(sample)}
-        checked = _without_bad_files(checked, files, module.bad_rows)
-    left = {image for _, sample in _walk(checked) for image in _files(sample)}
-    known = module if isinstance(module, PublishedDataset) else None
+        loaded = {split: module.load_split(split) for split in dict.fromkeys([reference, *present])}
+        unread = {**module.bad_rows.rows}  # rows that made no sample
+        first = loaded[reference]
+        names = collect_class_names(list_labels(first))
+        sound = {}
+        for split, samples in loaded.items():
+            sound[split] = _select_sound(split, samples, names, first, module.bad_rows)
+        checked = {split: sound[split] for split in present}
+        checked = _leave_out_bad_files(checked, module.bad_rows)
+    left_out = 0
+    for split in present:
+        left_out += unread.get(split, 0) + len(loaded[split]) - len(checked[split])
+    published = module if isinstance(module, PublishedDataset) else None
+    comparisons: tuple[CountComparison, ...] = ()
+    if published:
+        comparisons = _compare_counts(published, {split: loaded[split] for split in present})
     return Inventory(
         name=type(module).__name__,
-        counts={split: Counter(_group(sample) for sample in part) for split, part in checked.items()},
-        files=len(left),
-        left_out=sum(unread.get(split, 0) + len(samples[split]) - len(checked[split]) for split in present),
-        comparisons=_compare(known, {split: samples[split] for split in present}) if known else (),
-        source=known.published.source if known else "",
-        copies=_copies(checked, left),
+        counts={split: Counter(map(_name_group, part)) for split, part in checked.items()},
+        files=len(_list_files(checked)),
+        left_out=left_out,
+        comparisons=comparisons,
+        source=published.published.source if published else "",
+        copies=_find_copies(checked),
     )
 
 
-def _load(module: MLLMDataModule, split: Split) -> Sequence[Sample]:
-    module.bad_rows.split = split
-    samples = module.load(split)
-    if not samples:
-        way_out = "" if split == "train" else ", or leave it out with `--splits`"
-        raise DataError(f"The {split!r} split is empty. Give it samples{way_out}.")
-    return samples
-
-
-def _sound(
-    split: Split, samples: Sequence[Sample], names: Sequence[str], first: Sequence[Sample], bad_rows: BadRows
+def _select_sound(
+    split: Split,
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    first: Sequence[Sample],
+    bad_rows: BadRows,
 ) -> Sequence[Sample]:
-    """Return the samples with which nothing is wrong that can be told without a model, labels normalised."""
+    """Return the samples without errors that are found without a model, labels normalised."""
     bad_rows.split = split
     labelled = check_labels(samples, split, names, first, bad_rows) if names else samples
     counts: Counter[str] = Counter()
-    kept = []
+    kept: dict[str, Sample] = {}  # by id: of equal ids the first
     for index in range(len(labelled)):
         with bad_rows.catch():
-            sample = fetch(labelled, index)
+            sample = fetch_sample(labelled, index)
             if not names:
                 check_sample(sample, split)
             check_boxes(sample)
             counts[sample.id] += 1
-            kept.append(sample)
+            kept.setdefault(sample.id, sample)
     for name, count in counts.items():
         if count > 1:
-            problem = f"The id {name!r} occurs {count} times in the {split!r} split; ids must be unique."
-            bad_rows.add(DataError(problem, "id"))
-    return list({sample.id: sample for sample in reversed(kept)}.values())[::-1] if len(counts) < len(kept) else kept
+            problem = f"The id {name!r} occurs {count} times in the {split!r} split; ids must be"
+            bad_rows.add(DataError(f"{problem} unique.", "id"))
+    return list(kept.values())
 
 
-def _without_bad_files(samples: Samples, files: Collection[Path], bad_rows: BadRows) -> Samples:
+def _leave_out_bad_files(samples: Samples, bad_rows: BadRows) -> Samples:
+    """Return the samples whose image files are sound."""
+    files = _list_files(samples)
     _, problems = look_at_images(files)
-    bad_rows.titles[IMAGE_FILE] = f"of {len(files):,} image files can't be used"
+    bad_rows.count_image_files(len(files))
     if not problems:
         return samples
-    for split, sample in _walk(samples):
+    kept: dict[Split, list[Sample]] = {}
+    for split, part in samples.items():
         bad_rows.split = split
-        for file in _files(sample):
-            if file in problems:
+        kept[split] = []
+        for sample in part:
+            bad = [file for file in list_image_files(sample) if file in problems]
+            for file in bad:
                 bad_rows.add(DataError(problems[file], IMAGE_FILE))
-    return {
-        split: [sample for sample in part if problems.keys().isdisjoint(_files(sample))]
-        for split, part in samples.items()
-    }
+            if not bad:
+                kept[split].append(sample)
+    return kept
 
 
-def _compare(module: PublishedDataset, samples: Samples) -> tuple[Comparison, ...]:
+def _compare_counts(module: PublishedDataset, samples: Samples) -> tuple[CountComparison, ...]:
+    """Return the published counts of splits beside what was found."""
     published = module.published
     counts = {split: module.count_as_published(split, part) for split, part in samples.items()}
-    if "val" not in published.images:  # it is a part of the training images, so neither can be compared alone
+    if "val" not in published.images:
+        # it is a part of the training images, so neither can be compared alone
         parts = [counts.pop(split) for split in ("train", "val") if split in counts]
         if len(parts) == 2:
             counts["train"] = parts[0] + parts[1]
-    images = [
-        Comparison(split, "images", published.images[split], count.total())
-        for split, count in counts.items()
-        if split in published.images
-    ]
-    classes = [
-        Comparison(split, "classes", published.classes[split], len(count))
-        for split, count in counts.items()
-        if split in published.classes
-    ]
-    return tuple(sorted([*images, *classes], key=lambda each: SPLITS.index(each.split)))
+    comparisons = []
+    for split in SPLITS:
+        if split not in counts:
+            continue
+        if split in published.images:
+            found = counts[split].total()
+            comparisons.append(CountComparison(split, "images", published.images[split], found))
+        if split in published.classes:
+            found = len(counts[split])
+            comparisons.append(CountComparison(split, "classes", published.classes[split], found))
+    return tuple(comparisons)
 
 
-def _walk(samples: Samples) -> Iterator[tuple[Split, Sample]]:
-    return ((split, sample) for split, part in samples.items() for sample in part)
+def _list_files(samples: Samples) -> set[Path]:
+    files: set[Path] = set()
+    for sample in chain(*samples.values()):
+        files.update(list_image_files(sample))
+    return files
 
 
-def _files(sample: Sample) -> list[Path]:
-    return [image for image in sample.images if isinstance(image, Path)]
-
-
-def _group(sample: Sample) -> str:
+def _name_group(sample: Sample) -> str:
     return sample.label or sample.kind or UNLABELLED
 
 
-def _copies(samples: Samples, files: Collection[Path]) -> tuple[tuple[Place, ...], ...]:
-    """Return the places of each file content that occurs in more than one split, or under more than one label."""
-    first = {file: group[0] for group in same_content(files) for file in group}
-    places: dict[Path, dict[Place, None]] = {}  # a set in the order of the samples
-    for split, sample in _walk(samples):
-        for file in _files(sample):
-            places.setdefault(first.get(file, file), {})[Place(split, sample.id, sample.label)] = None
-    return tuple(tuple(each) for each in places.values() if len({(p.split, p.label) for p in each}) > 1)
+def _find_copies(samples: Samples) -> tuple[Occurrences, ...]:
+    """Return where files of equal content occur, if in two splits or under two labels."""
+    first = find_first_copies(_list_files(samples))
+    found: dict[Path, dict[ImageOccurrence, None]] = {}  # sets in the order of the samples
+    for split, part in samples.items():
+        for sample in part:
+            occurrence = ImageOccurrence(split, sample.id, sample.label)
+            for file in list_image_files(sample):
+                found.setdefault(first.get(file, file), {})[occurrence] = None
+    copies = []
+    for occurrences in map(tuple, found.values()):
+        if _count_values("split", occurrences) > 1 or _count_values("label", occurrences) > 1:
+            copies.append(occurrences)
+    return tuple(copies)
 
 
-def _listing(what: str, copies: Sequence[Sequence[Place]]) -> list[Text]:
+def _count_values(attribute: str, occurrences: Occurrences) -> int:
+    """Return how many different splits, or labels, occurrences have."""
+    return len({getattr(occurrence, attribute) for occurrence in occurrences})
+
+
+def _list_copies(what: str, copies: Sequence[Occurrences]) -> list[Text]:
     """Return a warning with the first copies, or nothing."""
     if not copies:
         return []
     lines = [f"Warning: the content of {len(copies)} image files is {what}"]
-    for places in copies[:SHOWN]:
-        lines.append("  " + " = ".join(f"{p.split} {p.sample_id} ({p.label or UNLABELLED})" for p in places))
+    for occurrences in copies[:SHOWN]:
+        shown = [f"{o.split} {o.sample_id} ({o.label or UNLABELLED})" for o in occurrences]
+        lines.append("  " + " = ".join(shown))
     if len(copies) > SHOWN:
         lines.append(f"  ... and {len(copies) - SHOWN} more")
     return [Text("\n".join(lines))]

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.data.datasets.llava_rows import LlavaRow, Unread
+from lightning_mllm.data.datasets.rows import FileRow, open_text
+from lightning_mllm.data.images.files import list_image_files
 from lightning_mllm.data.loading.bad_rows import BadRows
-from lightning_mllm.data.loading.copies import link_samples
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.duplicates import link_samples
 from lightning_mllm.data.loading.splits import Split, check_fractions, stratified_split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
@@ -27,25 +29,30 @@ logger = logging.getLogger(__name__)
 class LlavaJson(MLLMDataModule):
     """Conversations from JSON files, each a list of rows as LLaVA's training reads them.
 
-    A row has an `id` (those without one, or with that of an earlier row, as in LLaVA's own files, are named by their
-    number), an `image` or `images` (a path, a list of paths, or none: a text-only sample), and `conversations`, a list
-    of `{"from": "human" | "gpt", "value": ...}` in alternation, or `messages` with `role` (user, assistant) and
-    `content`, which may be a list of parts (`{"type": "text" | "image", ...}`). A system text is a first turn or the
-    key `system`. `<image>` in a human's text, or an image part, stands for an image and keeps its place, where the chat
-    template can keep it. Rows of the same images are about one picture, so that what is found of them counts as
-    dependent. A row with a `kind` (text: the kind of its last question) is scored by exact match of its last
-    answer. A first answer to nothing is left out, and keys that are not read are named, in one warning each; keys with
-    content that can't be taken (video, tools, weights of turns, ...) are an error. `.jsonl` files (one row per line)
-    are read too.
+    A row has an `id`, an `image` or `images` (a path, a list of paths, or none: a text-only
+    sample), and `conversations`, a list of `{"from": "human" | "gpt", "value": ...}` in
+    alternation, or `messages` with `role` (user, assistant) and `content`, which may be a list of
+    parts (`{"type": "text" | "image", ...}`). Rows without an id, or with that of an earlier row,
+    as in LLaVA's own files, are named by their number.
+
+    A system text is a first turn or the key `system`. `<image>` in a human's text, or an image
+    part, stands for an image and keeps its place, if the chat template can keep it. Rows of the
+    same images are about one picture, so that what is found of them counts as dependent. A row with
+    a `kind` (text: the kind of its last question) is scored by exact match of its last answer.
+
+    A first answer without a question is left out, and keys that are not read are named, in one
+    warning each; keys whose content would be lost (video, tools, weights of turns, ...) are an
+    error. `.jsonl` files (one row per line) are read too.
 
     Args:
         train: JSON file of the training split.
-        val: JSON file of the validation split; without it, a seeded part of the training file takes its place: rows
-            that share a picture stay together.
+        val: JSON file of the validation split. Without it, a seeded part of the training file takes
+            its place, in which rows that share a picture stay together.
         test: JSON file of the test split.
-        image_root: Folder that image paths are relative to, and may not leave; by default the JSON file's own.
-        val_fraction: Part of the training file for validation, without `val`.
-        **kwargs: Options of `MLLMDataModule`.
+        image_root: Folder that image paths are relative to, and may not leave; by default the
+            folder of the JSON file.
+        val_fraction: Fraction of the training file that is used for validation, without `val`.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     def __init__(
@@ -72,104 +79,115 @@ class LlavaJson(MLLMDataModule):
             DataError: A file is missing or malformed; the message names file, row and field.
         """
         if split != "test" and self.files["val"] is None:
-            samples = self._read(str(self.files["train"]))
-            parts = self._parts or stratified_split({"": link_samples(samples)}, self.val_fraction, 0, self.seed)
-            self._parts = {} if self.bad_rows.will_raise else parts
-            if split == "val" and self.val_fraction and not parts["val"]:
-                raise DataError(
-                    f"All {len(samples)} rows of {self.files['train']} are linked by the pictures that they share, so "
-                    "that none can be held out for validation. Give a file as `val`."
-                )
-            return [samples[index] for index in sorted(parts[split])]
+            return self._draw_part(split)
         file = self.files[split]
         if file is None:
             raise DataError(f"There is no {split!r} split: set `{split}` to a JSON file.")
         return self._read(file)
 
+    def _draw_part(self, split: Split) -> list[Sample]:
+        """Return a split that is drawn from the training file."""
+        samples = self._read(str(self.files["train"]))
+        parts = self._parts
+        if not parts:
+            linked = link_samples(samples)
+            parts = stratified_split({"": linked}, self.val_fraction, 0, self.seed)
+        self._parts = {} if self.bad_rows.will_raise else parts
+        if split == "val" and self.val_fraction and not parts["val"]:
+            raise DataError(
+                f"All {len(samples)} rows of {self.files['train']} are linked by the pictures that "
+                "they share, so that none can be held out for validation. Give a file as `val`."
+            )
+        return [samples[index] for index in sorted(parts[split])]
+
     def _read(self, file: str) -> list[Sample]:
-        samples = self._read_files.get(file) or self._parse(file)
+        """Return the samples of a file, which is read once unless rows are refused."""
+        samples = self._read_files.get(file) or self._parse(Path(file))
         if not self.bad_rows.will_raise:
             self._read_files[file] = samples
         return samples
 
-    def _parse(self, file: str) -> list[Sample]:
-        path = Path(file)
-        if not path.is_file():
-            raise DataError(f"The JSON file {path} does not exist. Correct the path.")
-        root = (Path(self.image_root) if self.image_root else path.parent).resolve()
+    def _parse(self, file: Path) -> list[Sample]:
+        """Return the samples of a file; those without an id of their own get their row's number."""
+        with open_text(file) as lines:
+            text = lines.read()
+        root = (Path(self.image_root) if self.image_root else file.parent).resolve()
         if not root.is_dir():
-            raise DataError(f"The image root {root} is not a folder. Set `image_root` to the folder of the images.")
+            raise DataError(
+                f"The image root {root} is not a folder. Set `image_root` to the folder of the "
+                "images."
+            )
         samples: dict[str, Sample] = {}
         renamed = 0
         unread = Unread()
-        for number, row in _rows(path, self.bad_rows):
+        for number, content in _parse_rows(file, text, self.bad_rows):
             with self.bad_rows.catch():
-                sample = LlavaRow(path, number, root, unread).sample(row)
+                sample = LlavaRow(FileRow(file, number), root, unread).make_sample(content)
                 name = sample.id or str(number)
                 if name in samples:
                     name = f"{name}#{number}"
                 renamed += name != sample.id
-                samples[name] = replace(sample, id=name, picture=self._picture(sample, root))
+                picture = self._name_picture(sample, root)
+                samples[name] = replace(sample, id=name, picture=picture)
         self.bad_rows.settle()
-        unread.warn(path)
+        unread.warn(file)
         if renamed:
-            logger.warning("%d rows of %s have no id, or that of an earlier row: named by row number", renamed, path)
+            logger.warning(
+                "%d rows of %s have no id, or that of an earlier row: named by row number",
+                renamed,
+                file,
+            )
         return list(samples.values())
 
-    def _picture(self, sample: Sample, root: Path) -> str | None:
-        """Return its paths below what all splits have in common: "1.jpg" of two folders is not one picture."""
+    def _name_picture(self, sample: Sample, root: Path) -> str | None:
+        """Return a sample's image paths below the folder that all splits have in common.
+
+        So "1.jpg" of two folders is not one picture.
+        """
         folders = [Path(file).parent.resolve() for file in self.files.values() if file]
         base = root if self.image_root else os.path.commonpath(folders)
-        return ", ".join(path.relative_to(base).as_posix() for path in sample.images if isinstance(path, Path)) or None
+        paths = [path.relative_to(base).as_posix() for path in list_image_files(sample)]
+        return ", ".join(paths) or None
 
 
-def _rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
-    """Yield number and content of the rows of a JSON list, or of a file with one JSON object per line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
-    if path.suffix == ".jsonl":
-        lines = [line for line in text.split("\n") if line.strip()]  # a text may hold other kinds of line breaks
+def _parse_rows(file: Path, text: str, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of the rows of a JSON list, or of a file with one row per line."""
+    if file.suffix == ".jsonl":
+        # a text may hold other kinds of line breaks
+        lines = [line for line in text.split("\n") if line.strip()]
         for number, line in enumerate(lines, 1):
             try:
-                row = _parse(path, number, line)
-            except DataError as error:
-                bad_rows.add(error)
+                content = json.loads(line)
+            except json.JSONDecodeError as error:
+                bad_rows.add(_make_error(FileRow(file, number), error, "malformed JSON"))
             else:
-                yield number, row
+                yield number, content
         return
     try:
-        rows = json.loads(text)
+        contents = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(_malformed(path, _row_of(text, error.pos), error)) from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path} holds a {type(rows).__name__}; a list of rows was expected.")
-    yield from enumerate(rows, 1)
+        raise _make_error(FileRow(file, _find_row(text, error.pos)), error) from error
+    if not isinstance(contents, list):
+        raise DataError(f"{file} holds a {type(contents).__name__}; a list of rows was expected.")
+    yield from enumerate(contents, 1)
 
 
-def _parse(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(_malformed(path, number, error), "malformed JSON") from error
-
-
-def _row_of(text: str, position: int) -> int:
+def _find_row(text: str, position: int) -> int:
     """Return the number of the row in which parsing failed at a position."""
     decoder = json.JSONDecoder()
     at, row = text.find("[") + 1, 1
     while at < position:
+        between = _BETWEEN_ROWS.match(text, at)
+        assert between is not None  # matches ""
         try:
-            _, at = decoder.raw_decode(text, _BETWEEN_ROWS.match(text, at).end())  # type: ignore[union-attr]  # matches ""
+            _, at = decoder.raw_decode(text, between.end())
         except json.JSONDecodeError:
             break
         row += 1
     return row
 
 
-def _malformed(path: Path, row: int, error: json.JSONDecodeError) -> str:
-    return (
-        f"{path}, row {row}: malformed JSON, {error.msg} (line {error.lineno}, column {error.colno}). "
-        "Rows must be objects with id, image and conversations."
-    )
+def _make_error(row: FileRow, error: json.JSONDecodeError, kind: str = "row") -> DataError:
+    where = f"line {error.lineno}, column {error.colno}"
+    problem = f"malformed JSON, {error.msg} ({where}). Rows must be objects with id, image and"
+    return row.error(f"{problem} conversations", kind)

@@ -1,4 +1,4 @@
-"""One row of a file in LLaVA's JSON format, or in a format near it; what is not read of it is said."""
+"""One row of a file in LLaVA's JSON format, or in a similar one; what is not read of it is said."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_mllm.data.text.turns import question
+from lightning_mllm.data.datasets.rows import FileRow
+from lightning_mllm.data.text.turns import join_around_images
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
 
 PLACEHOLDER = "<image>"
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 _OF_ROW = {"id", "kind", "image", "images", "system", "conversations", "messages"}
 _OF_TURN = {"from", "value", "role", "content"}
 _OF_PART = {"type", "text", "index", "image", "path", "url"}
-_REFUSED = {  # they say something that would be lost
-    *("video", "videos", "audio", "audios", "speech", "documents", "tools", "functions", "function_call", "tool_calls"),
-    *("reasoning", "reasoning_content", "thinking", "chosen", "rejected", "rejected_response"),
+# keys whose content would be lost
+_REFUSED = {
+    *("video", "videos", "audio", "audios", "speech", "documents", "chosen", "rejected"),
+    *("rejected_response", "tools", "functions", "function_call", "tool_calls"),
+    *("reasoning", "reasoning_content", "thinking"),
 }
 _WEIGHTS = {"weight", "loss", "train"}  # of a turn's loss; 1 and true change nothing
 
@@ -27,27 +36,35 @@ logger = logging.getLogger(__name__)
 
 
 class Unread:
-    """Counts what is left unread in the rows of a file."""
+    """Counts what is not read in the rows of a file."""
 
     def __init__(self) -> None:
         self.keys: Counter[str] = Counter()
         self.first_answers = 0
 
     def warn(self, file: Path) -> None:
-        """Say what it is; nothing where all is read."""
+        """Log what is not read; nothing where all is read."""
         if self.keys:
             found = ", ".join(f"{key} ({count} times)" for key, count in self.keys.most_common())
             logger.warning("%s has keys that are not read: %s", file, found)
         if self.first_answers:
             logger.warning(
-                "%d conversations of %s begin with an answer to nothing; it is left out, as in LLaVA's own training",
+                "%d conversations of %s begin with an answer without a question; it is left out, "
+                "as in LLaVA's own training",
                 self.first_answers,
                 file,
             )
 
 
-class _Said(NamedTuple):
-    """A turn as a row has it: an image stands between each two of `pieces`, its path in `paths` if it is given."""
+class _RawTurn(NamedTuple):
+    """A turn as a row has it.
+
+    Attributes:
+        name: What the row calls the speaker.
+        role: Who speaks: user, assistant or system.
+        pieces: The text, cut where images stand.
+        paths: The paths of these images, if the turn names them.
+    """
 
     name: str
     role: str
@@ -56,160 +73,213 @@ class _Said(NamedTuple):
 
 
 class LlavaRow:
-    """Reads one row, and knows where it is for the sake of messages.
+    """Reads one row.
 
     Args:
-        file: The file that the row is from.
-        number: Which row it is, from 1.
+        row: Where the row is, for messages.
         root: Folder of the images, resolved.
         unread: Counts what is not read.
     """
 
-    def __init__(self, file: Path, number: int, root: Path, unread: Unread) -> None:
-        self._file, self._number, self._root, self._unread = file, number, root, unread
+    def __init__(self, row: FileRow, root: Path, unread: Unread) -> None:
+        self._row, self._root = row, root
+        self._unread = unread
 
-    def sample(self, row: object) -> Sample:
-        """Return what a row says; its id is empty if it has none.
+    def make_sample(self, content: object) -> Sample:
+        """Return the sample of a row's content; its id is empty if it has none.
 
         Raises:
-            DataError: The row is malformed, or holds what can't be taken; the message names file, row and field.
+            DataError: The row is malformed, or has content that can't be taken; the message names
+                file, row and field.
         """
-        if not isinstance(row, dict):
-            raise self._error("", f"a {type(row).__name__} where an object was expected")
-        self._check_keys(row, _OF_ROW, "")
-        name = row.get("id")
+        if not isinstance(content, dict):
+            raise self._error("", f"a {type(content).__name__} where an object was expected")
+        self._check_keys(content, _OF_ROW, "")
+        name = content.get("id")
         if not isinstance(name, str | int | None):
-            raise self._error("id", f"a {type(name).__name__} where text or a number was expected")
-        kind = row.get("kind")
+            found = type(name).__name__
+            raise self._error("id", f"a {found} where text or a number was expected")
+        kind = content.get("kind")
         if kind is not None and (not isinstance(kind, str) or not kind.strip()):
-            raise self._error("kind", f"{kind!r} is no text. Give the kind of question, or leave it out")
-        field = self._one_of(row, "conversations", "messages")
-        system, said = self._conversation(row.get(field), field, row.get("system"))
-        paths = [path for turn in said for path in turn.paths]
-        given = self._one_of(row, "image", "images")
-        if paths and row.get(given) is not None:
-            raise self._error(given, f"images are named here and in {field!r}. Name them in one place")
-        if not paths and row.get(given) is not None:
-            paths = row[given] if isinstance(row[given], list) else [row[given]]
-        images = [self._image(path, given) for path in paths]
-        turns = [question(turn.pieces) if turn.role == "user" else _answer(turn) for turn in said]
-        self._check_placeholders(sum(turn.images for turn in turns), len(images), field)
-        name = "" if name is None else str(name)
-        return Sample(id=name, images=images, conversation=turns, system=system, kind=kind)
+            problem = f"{kind!r} is not text. Give the kind of question, or leave it out"
+            raise self._error("kind", problem)
+        field = self._find_key(content, "conversations", "messages")
+        system, turns = self._read_conversation(content.get(field), field, content.get("system"))
+        images = self._find_images(content, turns, field)
+        return Sample(
+            id="" if name is None else str(name),
+            images=images,
+            conversation=self._build_turns(turns, len(images), field),
+            system=system,
+            kind=kind,
+        )
 
-    def _check_keys(self, row: Mapping[str, Any], known: set[str], field: str) -> None:
-        """Refuse keys that say what would be lost, and count the others that are not read."""
-        for key in row.keys() - known:
-            path, value = f"{field}.{key}" if field else key, row[key]
-            if value in (None, "", [], {}) or (value == 1 if key in _WEIGHTS else value is False):
-                continue  # it says nothing
+    def _check_keys(self, content: Mapping[str, Any], known: set[str], field: str) -> None:
+        """Refuse keys whose content would be lost, and count the others that are not read."""
+        for key in content.keys() - known:
+            path = f"{field}.{key}" if field else key
+            if _says_nothing(key, content[key]):
+                continue
             if field and key in ("image", "images"):
-                raise self._error(path, "is not read here. Name images in the row's 'image', or in parts")
+                problem = "is not read here. Name images in the row's 'image', or in parts"
+                raise self._error(path, problem)
             if key.lower() in _REFUSED or (field and key in _WEIGHTS):
-                raise self._error(path, "holds what can't be taken. Remove the key, or leave the row out")
+                problem = "has content that can't be taken. Remove the key, or leave the row out"
+                raise self._error(path, problem)
             self._unread.keys[path.partition("[")[0] + (f"[].{key}" if field else "")] += 1
 
-    def _one_of(self, row: Mapping[str, Any], name: str, other: str, field: str = "") -> str:
-        """Return which of two keys of one meaning a row has, or a turn, the field of which is given."""
-        if row.get(other) is None:
+    def _find_key(self, content: Mapping[str, Any], name: str, other: str, field: str = "") -> str:
+        """Return which of two keys with the same meaning a row or turn has."""
+        if content.get(other) is None:
             return name
-        if row.get(name) is not None:
-            raise self._error(f"{field}{other}", f"is given beside {name!r}, which means the same. Give one of them")
+        if content.get(name) is not None:
+            problem = f"is given beside {name!r}, which means the same. Give one of them"
+            raise self._error(f"{field}{other}", problem)
         return other
 
-    def _image(self, value: object, field: str) -> Path:
-        if not isinstance(value, str) or not value:
-            shown = repr(value)[:60]
-            raise self._error(field, f"{shown} is not a path. Give a path, a list of paths, or leave it out")
-        path = (self._root / value).resolve()
-        if not path.is_relative_to(self._root):
-            raise self._error(field, f"{value!r} leads out of the image root {self._root}. Give a path inside")
-        if not path.is_file():
-            raise self._error(field, f"{path} does not exist. Correct the path, or `image_root`")
-        return path
+    def _find_images(
+        self, content: Mapping[str, Any], turns: list[_RawTurn], field: str
+    ) -> list[Path]:
+        """Return the image files that a row or its turns name."""
+        paths: list[object] = []
+        for turn in turns:
+            paths += turn.paths
+        given = self._find_key(content, "image", "images")
+        value = content.get(given)
+        if value is not None:
+            if paths:
+                problem = f"images are named here and in {field!r}. Name them in one place"
+                raise self._error(given, problem)
+            paths = value if isinstance(value, list) else [value]
+        return [self._find_image(path, given) for path in paths]
 
-    def _conversation(self, value: object, field: str, system: object) -> tuple[str | None, list[_Said]]:
+    def _find_image(self, path: object, field: str) -> Path:
+        if not isinstance(path, str) or not path:
+            shown = repr(path)[:60]
+            problem = f"{shown} is not a path. Give a path, a list of paths, or leave it out"
+            raise self._error(field, problem)
+        return self._row.find_image(self._root, path, kind=field, field=field)
+
+    def _build_turns(self, turns: list[_RawTurn], images: int, field: str) -> list[Turn]:
+        """Return the turns of a sample, which must have one placeholder per image."""
+        built = []
+        for turn in turns:
+            if turn.role == "user":
+                built.append(join_around_images(turn.pieces))
+            else:
+                built.append(Turn("assistant", turn.pieces[0].strip()))
+        placeholders = sum(turn.images for turn in built)
+        if placeholders != images:
+            relation = "fewer" if placeholders < images else "more"
+            raise self._error(
+                field,
+                f"{relation} {PLACEHOLDER} placeholders ({placeholders}) than images ({images}). "
+                "Write one per image",
+            )
+        return built
+
+    def _read_conversation(
+        self, value: object, field: str, system: object
+    ) -> tuple[str | None, list[_RawTurn]]:
         """Return the system text and the turns, which alternate and begin with the user's."""
         if not isinstance(system, str | None):
             raise self._error("system", f"a {type(system).__name__} where text was expected")
-        said: list[_Said] = []
-        for k, turn in enumerate(value if isinstance(value, list) else ()):
-            said.append(self._said(turn, f"{field}[{k}]", sum(len(each.pieces) - 1 for each in said)))
+        turns: list[_RawTurn] = []
+        images = 0
+        for k, content in enumerate(value if isinstance(value, list) else ()):
+            turn = self._read_turn(content, f"{field}[{k}]", images)
+            images += len(turn.pieces) - 1
+            turns.append(turn)
         first = 0
-        if said and said[0].role == "system":
+        if turns and turns[0].role == "system":
             if system:
-                raise self._error("system", f"is given beside a system turn in {field!r}. Give one of them")
-            system, first = "".join(said[0].pieces), 1
-        if len(said) - first > 1 and said[first].role == "assistant" and (len(said) - first) % 2:
+                problem = f"is given beside a system turn in {field!r}. Give one of them"
+                raise self._error("system", problem)
+            system, first = "".join(turns[0].pieces), 1
+        rest = turns[first:]
+        if len(rest) > 1 and len(rest) % 2 and rest[0].role == "assistant":
             self._unread.first_answers += 1
-            first += 1
-        for k, turn in enumerate(said[first:]):
-            expected = ("user", "assistant")[k % 2]
-            if turn.role != expected:
-                names = ("human", "gpt") if turn.name in ("human", "gpt") else ("user", "assistant")
+            first, rest = first + 1, rest[1:]
+        self._check_alternation(rest, first, field)
+        if not rest or len(rest) % 2:
+            found = f"{len(rest)} turns" if isinstance(value, list) else repr(value)[:40]
+            problem = f"{found}; pairs of a human's and a gpt's turn were expected"
+            raise self._error(field, problem)
+        return system.strip() if system else None, rest
+
+    def _check_alternation(self, turns: list[_RawTurn], first: int, field: str) -> None:
+        """Refuse turns that do not alternate; `first` is the place of the first in the row."""
+        for k, turn in enumerate(turns):
+            if turn.role != ("user", "assistant")[k % 2]:
+                names = ("user", "assistant")
+                if turn.name in ("human", "gpt"):
+                    names = ("human", "gpt")
                 raise self._error(
                     f"{field}[{first + k}]",
-                    f"is from {turn.name!r}, but {names[k % 2]!r} was expected: turns alternate and begin with "
-                    f"{names[0]}",
+                    f"is from {turn.name!r}, but {names[k % 2]!r} was expected: turns alternate "
+                    f"and begin with {names[0]}",
                 )
-        if len(said) == first or (len(said) - first) % 2:
-            found = f"{len(said) - first} turns" if isinstance(value, list) else repr(value)[:40]
-            raise self._error(field, f"{found}; pairs of a human's and a gpt's turn were expected")
-        return system.strip() if system else None, said[first:]
 
-    def _said(self, turn: object, field: str, images: int) -> _Said:
-        """Return what a turn says; `images` of the row stand before it."""
-        if not isinstance(turn, dict) or not (name := turn.get(self._one_of(turn, "from", "role", f"{field}."))):
-            raise self._error(field, "no object with 'from' (human or gpt) and 'value', or 'role' and 'content'")
-        self._check_keys(turn, _OF_TURN, field)
+    def _read_turn(self, content: object, field: str, images: int) -> _RawTurn:
+        """Return a turn as the row has it; `images` of the row stand before it."""
+        name = None
+        if isinstance(content, dict):
+            name = content.get(self._find_key(content, "from", "role", f"{field}."))
+        if not isinstance(content, dict) or not name:
+            problem = "no object with 'from' (human or gpt) and 'value', or 'role' and 'content'"
+            raise self._error(field, problem)
+        self._check_keys(content, _OF_TURN, field)
         role = _ROLES.get(name) if isinstance(name, str) else None
         if role is None:
-            raise self._error(field, f"is from {name!r}; it can be {', '.join(map(repr, _ROLES))}")
-        key = self._one_of(turn, "value", "content", f"{field}.")
-        value = turn.get(key)
+            roles = ", ".join(map(repr, _ROLES))
+            raise self._error(field, f"is from {name!r}; it can be {roles}")
+        key = self._find_key(content, "value", "content", f"{field}.")
+        value = content.get(key)
+        pieces = [""]
+        paths: list[object] = []
         if isinstance(value, list) and value:
-            pieces, paths = self._parts(value, f"{field}.{key}", images)
+            pieces, paths = self._read_parts(value, f"{field}.{key}", images)
         elif isinstance(value, str):
-            pieces, paths = value.split(PLACEHOLDER), []
-        else:
-            pieces, paths = [""], []
+            pieces = value.split(PLACEHOLDER)
         if len(pieces) == 1 and not pieces[0].strip() and role != "system":
-            raise self._error(field, f"{key!r} is missing, empty or no text")
+            raise self._error(field, f"{key!r} is missing, empty or not text")
         if len(pieces) > 1 and role != "user":
             where = "an answer" if role == "assistant" else "a system text"
-            raise self._error(field, f"{PLACEHOLDER} in {where}. Only a human's text can have images")
-        return _Said(name, role, pieces, paths)
+            raise self._error(
+                field, f"{PLACEHOLDER} in {where}. Only a human's text can have images"
+            )
+        return _RawTurn(name, role, pieces, paths)
 
-    def _parts(self, parts: list[Any], field: str, images: int) -> tuple[list[str], list[object]]:
-        """Return the texts around images, and the images' paths, of a content that is a list of parts."""
-        pieces, paths = [""], []
+    def _read_parts(
+        self, parts: list[Any], field: str, images: int
+    ) -> tuple[list[str], list[object]]:
+        """Return the texts around images, and the images' paths, of content in parts."""
+        pieces = [""]
+        paths: list[object] = []
         for k, part in enumerate(parts):
             where = f"{field}[{k}]"
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "text" and isinstance(part.get("text"), str) and PLACEHOLDER not in part["text"]:
-                joint = " " if pieces[-1][-1:].strip() and part["text"][:1].strip() else ""
-                pieces[-1] += joint + part["text"]
+            text = part.get("text") if kind == "text" else None
+            if isinstance(text, str) and PLACEHOLDER not in text:
+                is_glued = pieces[-1][-1:].strip() and text[:1].strip()
+                pieces[-1] += (" " if is_glued else "") + text
             elif kind == "image" and part.get("index") in (None, images + len(pieces) - 1):
                 named = [part[key] for key in ("image", "path", "url") if part.get(key) is not None]
                 paths += named[:1]
                 pieces.append("")
             else:
-                raise self._error(where, f"{str(part)[:60]!r} is neither a text nor the next image, with its 'type'")
+                shown = str(part)[:60]
+                problem = f"{shown!r} is neither a text nor the next image, with its 'type'"
+                raise self._error(where, problem)
             self._check_keys(part, _OF_PART, where)
         return pieces, paths
 
-    def _check_placeholders(self, placeholders: int, images: int, field: str) -> None:
-        if placeholders != images:
-            relation = "fewer" if placeholders < images else "more"
-            raise self._error(
-                field,
-                f"{relation} {PLACEHOLDER} placeholders ({placeholders}) than images ({images}). Write one per image",
-            )
-
     def _error(self, field: str, problem: str) -> DataError:
-        where = f", field {field!r}" if field else ""
-        return DataError(f"{self._file}, row {self._number}{where}: {problem}.", field.partition("[")[0] or "row")
+        return self._row.error(problem, field.partition("[")[0] or "row", field)
 
 
-def _answer(turn: _Said) -> Turn:
-    return Turn("assistant", turn.pieces[0].strip())
+def _says_nothing(key: str, value: object) -> bool:
+    """Return whether the value of a key that is not read changes nothing."""
+    if value in (None, "", [], {}):
+        return True
+    return value == 1 if key in _WEIGHTS else value is False

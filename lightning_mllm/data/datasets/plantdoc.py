@@ -6,14 +6,16 @@ from lightning_mllm.data.datasets.published import Published, SplitFolders
 
 
 class PlantDoc(SplitFolders):
-    """The cropped images of PlantDoc (Singh et al., CoDS-COMAD 2020), as in `github.com/pratikkayal/PlantDoc-Dataset`.
+    """The cropped images of PlantDoc (Singh et al., CoDS-COMAD 2020).
 
-    The layout is `root/train/<class>/<file>` and `root/test/<class>/<file>`; underscores in class names become spaces.
-    One class has training images only.
+    They are in `github.com/pratikkayal/PlantDoc-Dataset`. The layout is `root/train/<class>/<file>`
+    and `root/test/<class>/<file>`; underscores in class names become spaces. One class has training
+    images only.
     """
 
     published = Published(
         images={"train": 2_342, "test": 236},
         classes={"train": 28, "test": 27},
-        source="the folders of the repository; its paper says 2,598 images and 17 classes of diseases",
+        source="the folders of the repository; its paper says 2,598 images and 17 classes of "
+        "diseases",
     )

@@ -1,4 +1,4 @@
-"""What is known of the size of a published dataset, to be compared with what is there."""
+"""The published size of a dataset, to be compared with what is there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from lightning_mllm.types import Sample
 
 @dataclass(frozen=True)
 class Published:
-    """Counts, as they were published or are quoted.
+    """Counts as they were published or are quoted.
 
     Attributes:
-        images: Split -> number of images. Without "val", the validation split is a part of the training images.
+        images: Split -> number of images. Without "val", the validation split is a part of the
+            training images.
         classes: Split -> number of classes, where it is known.
         source: Where the numbers are from, and how far they can be trusted.
     """
@@ -29,32 +30,35 @@ class Published:
 
 
 class PublishedDataset:
-    """A DataModule whose dataset has published counts, which `lightning data check` compares with what it finds.
+    """A DataModule whose dataset has published counts.
+
+    `lightning data check` compares them with what it finds.
 
     Attributes:
-        published: The counts.
+        published: The counts to compare with.
     """
 
     published: ClassVar[Published]
 
     def count_as_published(self, split: Split, samples: Sequence[Sample]) -> Counter[str]:
-        """Return label -> number as `published` counts them; by default those of the samples of the split."""
+        """Return label -> number as `published` counts them; by default those of the samples."""
         return Counter(sample.label or "" for sample in samples)
 
 
 class SplitFolders(PublishedDataset, ImageFolder):
-    """A dataset published as `train/<class>/<file>` and `test/<class>/<file>`, and in no other way."""
+    """A dataset published as `train/<class>/<file>` and `test/<class>/<file>` alone."""
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split; validation is a seeded, stratified part of `train`.
 
         Raises:
-            DataError: As in `ImageFolder`; also if `train` or `test` is missing.
+            DataError: A folder can't be used (see `ImageFolder`), or `train` or `test` is missing.
         """
         missing = [name for name in ("train", "test") if not (self.root / name).is_dir()]
         if missing and self.root.is_dir():
             raise DataError(
-                f"{self.root} has no folder {missing[0]!r}; {type(self).__name__} is published as train/<class>/<file> "
-                "and test/<class>/<file>. Set `root` to the folder that holds both."
+                f"{self.root} has no folder {missing[0]!r}; {type(self).__name__} is published as "
+                "train/<class>/<file> and test/<class>/<file>. Set `root` to the folder that holds "
+                "both."
             )
         return super().load(split)

@@ -1,4 +1,4 @@
-"""Opening image files as users have them: rotated, CMYK, transparent, 16-bit, animated, truncated, hostile."""
+"""Opens image files as users have them: rotated, transparent, 16-bit, truncated, hostile."""
 
 from __future__ import annotations
 
@@ -13,42 +13,55 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from lightning_mllm.data.images.foreign_files import describe_foreign
-from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
+from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.images.unreadable import describe_unreadable
+from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import LazyImage
+from lightning_mllm.types import LazyImage, Sample
 
-MAX_PIXELS = 50_000_000  # below Pillow's own limit, whose warning would otherwise be the first sign of a bomb
+# below Pillow's own limit, whose warning would otherwise be the first sign of a bomb
+MAX_PIXELS = 50_000_000
 MAX_SIDE = 10_000  # a padded canvas of this side takes 300 MB
 MIN_SIDE = 2
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on broken files
+# what Pillow raises on broken files
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # never EPS, which would start Ghostscript
+# never EPS, which would start Ghostscript
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_LENGTHS = {"WEBP": (4, 8), "BMP": (2, 0)}  # where the header has the file's length, and how many bytes it leaves out
+# where the header has the file's length, and how many bytes it leaves out
+_LENGTHS = {"WEBP": (4, 8), "BMP": (2, 0)}
 _BLOCK = 1 << 20  # bytes that are read at once
-_PART = 8  # bytes in front of a part of a PNG: its length and its name, which is upper case where it matters
+# bytes in front of a chunk of a PNG: its length and its name, which is upper case where it matters
+_CHUNK_HEAD = 8
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_TAIL = 64  # bytes at the end of a file, among which zeros may follow the marker; else the file is decoded
+# bytes at the end of a file, among which zeros may follow the marker; else the file is decoded
+_TAIL = 64
 _SCALED_MODES = ("I", "F")  # more than 8 bits per channel
 
 logger = logging.getLogger(__name__)
 
 
+def list_image_files(sample: Sample) -> list[Path]:
+    """Return the images of a sample that are files."""
+    return [image for image in sample.images if isinstance(image, Path)]
+
+
 def open_image(source: Path | Image.Image | LazyImage, name: str | None = None) -> Image.Image:
     """Open a picture and make it plain 8-bit RGB.
 
-    The EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not clipped), and of an
-    animation the first frame is taken.
+    The EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not
+    clipped), and the first frame of an animation is taken.
 
     Args:
-        source: File, or a picture in memory or made on demand.
+        source: A file, or a picture in memory or made on demand.
         name: What errors call it; the path by default.
 
     Raises:
-        DataError: The file is missing, empty, truncated, no image, smaller than 2 pixels on a side, larger than
-            `MAX_SIDE` or `MAX_PIXELS`, or of floating-point pixels.
+        DataError: The file is missing, empty, truncated or not an image, it is smaller than 2
+            pixels on a side or larger than `MAX_SIDE` or `MAX_PIXELS`, or its pixels are
+            floating-point numbers.
     """
     if isinstance(source, LazyImage):
         source = source.draw()
@@ -60,47 +73,39 @@ def open_image(source: Path | Image.Image | LazyImage, name: str | None = None) 
         with Image.open(source, formats=FORMATS) as image:
             return _decode(image, name)
     except _BOMB as error:
-        raise _error(_too_large(name, str(error))) from error
+        raise _make_error(_describe_too_large(name, str(error))) from error
     except DataError:
         raise
     except _UNREADABLE as error:
-        raise _error(_broken(source, name, error)) from error
-
-
-Size = tuple[int, int]  # width and height
-
-
-def check_images(paths: Iterable[Path]) -> dict[Path, Size]:
-    """Check image files at set-up: header, size, end, and checksums where there are some.
-
-    Only where these can't tell whether a file is whole, it is decoded.
-
-    Returns:
-        Path -> size of the picture, EXIF rotation applied.
-
-    Raises:
-        DataError: Some are bad; the message lists the first 20 and their number.
-    """
-    bad = BadRows()
-    sizes, problems = look_at_images(paths)
-    bad.titles[IMAGE_FILE] = f"of {len(sizes) + len(problems):,} image files can't be used"
-    for problem in problems.values():
-        bad.add(_error(problem))
-    bad.settle()
-    return sizes
+        raise _make_error(_describe_broken(source, name, error)) from error
 
 
 def look_at_images(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[Path, str]]:
-    """Do what `check_images` does; return the sizes of sound files, and what is wrong with the others."""
+    """Check image files at set-up: header, size, end, and checksums where there are some.
+
+    A file is decoded only where these can't tell whether it is whole.
+
+    Returns:
+        Path -> size of the picture, EXIF rotation applied, for sound files; and path -> what is
+        wrong, for the others.
+    """
     unique = sorted(set(paths))
+    sizes: dict[Path, Size] = {}
+    problems: dict[Path, str] = {}
+    animated = []
     with ThreadPoolExecutor(max_workers=8) as pool:
-        results = dict(zip(unique, pool.map(_inspect, unique), strict=True))
-    problems = {path: result for path, result in results.items() if isinstance(result, str)}
-    sound = {path: result for path, result in results.items() if not isinstance(result, str)}
-    animated = [path for path, (_, moves) in sound.items() if moves]
+        for path, result in zip(unique, pool.map(_inspect, unique), strict=True):
+            if isinstance(result, str):
+                problems[path] = result
+            else:
+                sizes[path], is_animated = result
+                if is_animated:
+                    animated.append(path)
     if animated:
-        logger.warning("%d animated images: only the first frame is used (e.g. %s)", len(animated), animated[0])
-    return {path: size for path, (size, _) in sound.items()}, problems
+        logger.warning(
+            "%d animated images: only the first frame is used (e.g. %s)", len(animated), animated[0]
+        )
+    return sizes, problems
 
 
 def _inspect(path: Path) -> str | tuple[Size, bool]:
@@ -109,8 +114,9 @@ def _inspect(path: Path) -> str | tuple[Size, bool]:
         _check_file(path, str(path))
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image, str(path))
-            animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))  # MPO: a phone's JPEG
-            size = _upright(image)
+            is_phone_jpeg = image.format == "MPO"
+            animated = not is_phone_jpeg and bool(getattr(image, "is_animated", False))
+            size = _find_upright_size(image)
             if image.format == "PNG":
                 _check_sums(path)
             if image.mode.startswith(_SCALED_MODES) or not _has_end(path, image.format):
@@ -118,50 +124,65 @@ def _inspect(path: Path) -> str | tuple[Size, bool]:
     except DataError as error:
         return str(error)
     except _BOMB as error:
-        return _too_large(str(path), str(error))
+        return _describe_too_large(str(path), str(error))
     except _UNREADABLE as error:
-        return _broken(path, str(path), error)
+        return _describe_broken(path, str(path), error)
     return size, animated
 
 
 def _check_sums(path: Path) -> None:
-    """Refuse a PNG in which a part's checksum is wrong; Pillow does not look at those of the pixels."""
+    """Refuse a PNG in which the checksum of a chunk is wrong; Pillow ignores those of pixels."""
     with path.open("rb") as file:
         file.seek(8)
-        while len(head := file.read(_PART)) == _PART:
+        head = file.read(_CHUNK_HEAD)
+        while len(head) == _CHUNK_HEAD:
             length, name = int.from_bytes(head[:4]), head[4:]
-            found, stated = _crc(file, length, name), file.read(4)
+            found = _compute_checksum(file, length, name)
+            stated = file.read(4)
             if found != int.from_bytes(stated) and name[:1].isupper():
                 part = f"its part {name.decode('latin-1')!r}"
-                what = f"damaged, the checksum of {part} is wrong" if len(stated) == 4 else f"truncated within {part}"
-                raise _error(f"{path}: is {what}. Fetch the file again or remove it from the dataset.")
+                what = f"truncated within {part}"
+                if len(stated) == 4:
+                    what = f"damaged, the checksum of {part} is wrong"
+                raise _make_error(
+                    f"{path}: is {what}. Fetch the file again or remove it from the dataset."
+                )
             if name == b"IEND":
                 return
+            head = file.read(_CHUNK_HEAD)
 
 
-def _crc(file: BinaryIO, length: int, name: bytes) -> int:
+def _compute_checksum(file: BinaryIO, length: int, name: bytes) -> int:
+    """Read the content of a chunk, and return its checksum."""
     value = zlib.crc32(name)
-    while length > 0 and (block := file.read(min(length, _BLOCK))):
-        value, length = zlib.crc32(block, value), length - len(block)
+    while length > 0:
+        block = file.read(min(length, _BLOCK))
+        if not block:
+            break
+        value = zlib.crc32(block, value)
+        length -= len(block)
     return value
 
 
-def _upright(image: Image.Image) -> Size:
+def _find_upright_size(image: Image.Image) -> Size:
+    """Return the size of a picture with its EXIF rotation applied."""
     width, height = image.size
-    if "exif" not in image.info:  # asking a PNG without it would decode the file
+    if "exif" not in image.info:  # to ask a PNG without it would decode the file
         return width, height
-    return (height, width) if image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS else (width, height)
+    if image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS:
+        return height, width
+    return width, height
 
 
 def _has_end(path: Path, image_format: str | None) -> bool:
-    """Return whether a file is as long as its header says, or has the marker that its format ends with."""
+    """Return whether a file is as long as its header says, or ends with its format's marker."""
     length = path.stat().st_size
     with path.open("rb") as file:
         if image_format in _LENGTHS:
             offset, rest = _LENGTHS[image_format]
             file.seek(offset)
-            said = int.from_bytes(file.read(4), "little")
-            return 0 < said <= length - rest
+            stated = int.from_bytes(file.read(4), "little")
+            return 0 < stated <= length - rest
         marker = _END_MARKERS.get(image_format or "")
         if marker is None:
             return False
@@ -170,28 +191,33 @@ def _has_end(path: Path, image_format: str | None) -> bool:
 
 
 def _check_file(path: Path, name: str) -> None:
+    """Refuse a path without a file, and an empty file."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise _error(f"{name}: {found}; an image file was expected. Correct the path.")
+        raise _make_error(f"{name}: {found}; an image file was expected. Correct the path.")
     if path.stat().st_size == 0:
-        raise _error(f"{name}: has zero bytes. Fetch the file again or remove it from the dataset.")
+        raise _make_error(
+            f"{name}: has zero bytes. Fetch the file again or remove it from the dataset."
+        )
 
 
 def _check_size(image: Image.Image, name: str) -> None:
+    """Refuse a picture that is too small or too large."""
     width, height = image.size
     if min(width, height) < MIN_SIDE:
-        raise _error(
+        raise _make_error(
             f"{name}: is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed. "
             "Remove it from the dataset (it is often a failed download)."
         )
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise _error(_too_large(name, f"{width} x {height} pixels"))
+        raise _make_error(_describe_too_large(name, f"{width} x {height} pixels"))
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
+    """Decode a picture to upright 8-bit RGB."""
     _check_size(image, name)
     if image.mode.startswith(_SCALED_MODES):
-        image = _to_8_bit(image, name)
+        image = _scale_to_8_bits(image, name)
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -199,12 +225,13 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
+def _scale_to_8_bits(image: Image.Image, name: str) -> Image.Image:
+    """Scale 16-bit pixels to 8 bits, and keep the picture's metadata."""
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise _error(
-            f"{name}: has pixels of mode {image.mode!r} from {pixels.min()} to {pixels.max()}, whose scale is unknown. "
-            "Convert the file to 8 or 16 bits per channel."
+        raise _make_error(
+            f"{name}: has pixels of mode {image.mode!r} from {pixels.min()} to {pixels.max()}, "
+            "whose scale is unknown. Convert the file to 8 or 16 bits per channel."
         )
     scaled = Image.fromarray((pixels.astype(np.uint32) * 255 // 65535).astype(np.uint8))
     scaled.info = dict(image.info)
@@ -212,21 +239,27 @@ def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
     return scaled
 
 
-def _error(message: str) -> DataError:
+def _make_error(message: str) -> DataError:
     return DataError(message, IMAGE_FILE)
 
 
-def _too_large(name: str, found: str) -> str:
+def _describe_too_large(name: str, found: str) -> str:
     return (
-        f"{name}: is too large ({found}); at most {MAX_SIDE:,} pixels on a side and {MAX_PIXELS:,} in all are read, "
-        "since a small file can unpack to more memory than there is. Scale it down."
+        f"{name}: is too large ({found}); at most {MAX_SIDE:,} pixels on a side and "
+        f"{MAX_PIXELS:,} in all are read, since a small file can unpack to more memory than there "
+        "is. Scale it down."
     )
 
 
-def _broken(path: Path, name: str, error: Exception) -> str:
+def _describe_broken(path: Path, name: str, error: Exception) -> str:
+    """Return what is wrong with a file that Pillow can't read."""
     if not isinstance(error, UnidentifiedImageError):
         return f"{name}: {error}. Fetch the file again or remove it from the dataset."
-    foreign = describe_foreign(path)
-    if foreign is None:
-        return f"{name}: is not an image that Pillow can read. Fetch the file again or remove it from the dataset."
-    return f"{name}: is {foreign}. {', '.join(FORMATS)} are read: convert it, fetch it again, or remove it."
+    found = describe_unreadable(path)
+    if found is None:
+        return (
+            f"{name}: is not an image that Pillow can read. Fetch the file again or remove it from "
+            "the dataset."
+        )
+    formats = ", ".join(FORMATS)
+    return f"{name}: is {found}. {formats} are read: convert it, fetch it again, or remove it."

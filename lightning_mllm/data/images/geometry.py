@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from PIL import Image
 from transformers import ProcessorMixin
-from transformers.image_utils import SizeDict
 
 from lightning_mllm.errors import ConfigError
 
 Colour = tuple[int, int, int]
+Size = tuple[int, int]  # width and height in pixels
 RECORD = "trained_geometry"  # key of a processor that this package exported
-ImageProcessor = Any  # of transformers, which sets its options (`size`, `do_resize`, ...) from the checkpoint's files
+# of transformers, which sets its options (`size`, `do_resize`, ...) from the checkpoint's files
+ImageProcessor = Any
 
 
 GeometryName = Literal["pad", "crop", "squash", "tiles"]  # a Geometry as configs write it
@@ -22,23 +23,27 @@ GeometryName = Literal["pad", "crop", "squash", "tiles"]  # a Geometry as config
 class Geometry(StrEnum):
     """How a picture is made square.
 
-    No picture is resampled twice: `CROP` is the processor's own resize of the shorter edge and centre crop where it
-    has them, and `SQUASH` resizes to the size of its crop at once. `TILES` leaves the picture to the processor of
-    LLaVA-NeXT, which cuts it into tiles of its own aspect ratio; there, the others make it square *before* the tiling.
+    No picture is resampled twice: `CROP` is the processor's own resize of the shorter edge and
+    centre crop where it has them, and `SQUASH` resizes to the size of its crop at once. `TILES`
+    leaves the picture to the processor of LLaVA-NeXT, which cuts it into tiles of its own aspect
+    ratio; there, the others make it square *before* the tiling.
     """
 
-    PAD = "pad"  # centred on a square canvas of the processor's mean colour: what LLaVA-1.5 was trained with
+    # centred on a square canvas of the processor's mean colour: what LLaVA-1.5 was trained with
+    PAD = "pad"
     CROP = "crop"  # the centre square
     SQUASH = "squash"  # both edges to one length, proportions lost
     TILES = "tiles"
 
 
 def default_geometry(processor: ProcessorMixin) -> Geometry:
-    """Return what the checkpoint was trained with, as an export of ours says in its processor.
+    """Return what the checkpoint was trained with, if its processor was exported by this package.
 
-    Elsewhere what the family was trained with: tiles if its processor makes them, else padding.
+    Otherwise return what the family was trained with: tiles if its processor makes them, else
+    padding.
     """
-    if recorded := getattr(processor.image_processor, RECORD, None):
+    recorded = getattr(processor.image_processor, RECORD, None)
+    if recorded:
         return Geometry(recorded)
     return Geometry.TILES if makes_tiles(processor.image_processor) else Geometry.PAD
 
@@ -51,8 +56,8 @@ def check_geometry(geometry: Geometry, processor: ProcessorMixin) -> None:
     """
     if geometry is Geometry.TILES and not makes_tiles(processor.image_processor):
         raise ConfigError(
-            f"geometry 'tiles' needs a processor that cuts tiles (LLaVA-NeXT); {type(processor).__name__} does not. "
-            "Use 'pad', 'crop' or 'squash'."
+            "geometry 'tiles' needs a processor that cuts tiles (LLaVA-NeXT); "
+            f"{type(processor).__name__} does not. Use 'pad', 'crop' or 'squash'."
         )
 
 
@@ -62,7 +67,9 @@ def fill_colour(image_processor: ImageProcessor) -> Colour:
     return red, green, blue
 
 
-def apply_geometry(image: Image.Image, geometry: Geometry, image_processor: ImageProcessor) -> Image.Image:
+def apply_geometry(
+    image: Image.Image, geometry: Geometry, image_processor: ImageProcessor
+) -> Image.Image:
     """Prepare an RGB picture for a processor; a square one comes back as it is."""
     width, height = image.size
     if width == height or geometry is Geometry.TILES:
@@ -72,20 +79,25 @@ def apply_geometry(image: Image.Image, geometry: Geometry, image_processor: Imag
     if geometry is Geometry.CROP:
         return image if crops_itself(image_processor) else _crop(image)
     target = squashed_size(image.size, image_processor)
-    return image if target == image.size else image.resize(target, Image.Resampling(image_processor.resample))
+    if target == image.size:
+        return image
+    return image.resize(target, Image.Resampling(image_processor.resample))
 
 
-def squashed_size(size: tuple[int, int], image_processor: ImageProcessor) -> tuple[int, int]:
-    """Return the (width, height) that a picture is squashed to, so that the processor has no more to do."""
-    if not makes_tiles(image_processor) and image_processor.do_resize and "height" in image_processor.size:
+def squashed_size(size: Size, image_processor: ImageProcessor) -> Size:
+    """Return the size that a picture is squashed to, so that the processor need not resize it."""
+    resizes_to_height = image_processor.do_resize and "height" in image_processor.size
+    if resizes_to_height and not makes_tiles(image_processor):
         return size  # SigLIP's processor squashes by itself
+    if crops_itself(image_processor):
+        target = image_processor.crop_size
+        return target["width"], target["height"]
     longer = max(size)  # before tiling, which takes any size
-    target = image_processor.crop_size if crops_itself(image_processor) else SizeDict(height=longer, width=longer)
-    return target["width"], target["height"]
+    return longer, longer
 
 
-def shape_after(size: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
-    """Return the (width, height) in which a picture of `size` reaches a processor that cuts tiles."""
+def size_before_tiling(size: Size, geometry: Geometry) -> Size:
+    """Return the size in which a picture reaches a processor that cuts tiles."""
     if geometry is Geometry.TILES:
         return size
     side = min(size) if geometry is Geometry.CROP else max(size)
@@ -111,6 +123,6 @@ def makes_tiles(image_processor: ImageProcessor) -> bool:
 
 
 def crops_itself(image_processor: ImageProcessor) -> bool:
-    """Return whether the processor's resize keeps proportions and a centre crop makes the picture square."""
+    """Return whether the processor keeps proportions and makes pictures square by a centre crop."""
     resizes = image_processor.do_resize and "shortest_edge" in image_processor.size
     return bool(resizes and image_processor.do_center_crop) and not makes_tiles(image_processor)

@@ -1,4 +1,4 @@
-"""The checkpoint's processor: tokenizer, chat template and image preprocessing, with an explicit image backend."""
+"""The checkpoint's processor: tokenizer, chat template and image preprocessing."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, Processo
 from lightning_mllm.checkpoint_files import check_available, check_config, check_tokens, reason
 from lightning_mllm.data.images.geometry import makes_tiles
 from lightning_mllm.data.images.visual_tokens import align_with_model
-from lightning_mllm.errors import CheckpointError
+from lightning_mllm.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-_NO_DATE = "{% macro strftime_now(format) %}{{ '' }}{% endmacro %}"  # in the place of the function that tells the day
+# replaces the function that tells the day
+_NO_DATE = "{% macro strftime_now(format) %}{{ '' }}{% endmacro %}"
 
 
-def load_processor(checkpoint: str, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
+def load_processor(
+    checkpoint: str, revision: str | None = None, trust_remote_code: bool = False
+) -> ProcessorMixin:
     """Load the processor of a multimodal checkpoint.
 
-    Pixels always come from the PIL image backend: the torchvision one rounds differently, and results would depend on
-    what happens to be installed.
+    Pixels always come from the PIL image backend: the torchvision one rounds differently, and
+    results would depend on what happens to be installed.
 
     Args:
-        checkpoint: Hub id or folder.
+        checkpoint: Hub id or folder of the checkpoint.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether code that comes with the checkpoint may run.
 
     Raises:
-        CheckpointError: Nothing is there, or it is not a multimodal checkpoint with a fast tokenizer, a chat template,
-            an image token, token ids that the model's embedding has, and pictures of the size that the model takes.
+        CheckpointError: Nothing is there, or it is not a multimodal checkpoint with a fast
+            tokenizer, a chat template, an image token, token ids that the model's embedding has,
+            and pictures of the size that the model takes.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     check_available(checkpoint, revision)
@@ -45,89 +49,120 @@ def load_processor(checkpoint: str, revision: str | None = None, trust_remote_co
             )
         check_config(config, checkpoint)
         processor = AutoProcessor.from_pretrained(checkpoint, **options)
-        # The backend goes to the image processor alone: AutoProcessor would hand it to the tokenizer too.
+        # the image processor alone takes a backend: AutoProcessor would pass it to the tokenizer
         image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **options)
     except CheckpointError:
         raise
     except Exception as error:  # transformers raises whatever a damaged file provokes
         raise CheckpointError(
-            f"No multimodal checkpoint can be read from {checkpoint!r}: {reason(checkpoint, revision, error)}. Give a "
-            "hub id such as llava-hf/llava-1.5-7b-hf, in the right spelling and revision (for a gated model accept its "
-            "licence and set HF_TOKEN), or a folder with config.json, tokenizer and processor files."
+            f"No multimodal checkpoint can be read from {checkpoint!r}: "
+            f"{reason(checkpoint, revision, error)}. Give a hub id such as "
+            "llava-hf/llava-1.5-7b-hf, in the right spelling and revision (for a gated model "
+            "accept its licence and set HF_TOKEN), or a folder with config.json, tokenizer and "
+            "processor files."
         ) from error
-    if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
+    has_images = getattr(processor, "image_processor", None) is not None
+    if not isinstance(processor, ProcessorMixin) or not has_images:
         raise CheckpointError(
-            f"{checkpoint!r} has no image processor (found a {type(processor).__name__}), so it is no multimodal "
-            "checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
+            f"{checkpoint!r} has no image processor (found a {type(processor).__name__}), so it is "
+            "not a multimodal checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
         )
     processor.image_processor = image_processor
-    if not makes_tiles(image_processor):  # LLaVA-1.5's own pads pictures, which is up to Geometry
+    if not makes_tiles(image_processor):  # LLaVA-1.5's own pads pictures, which Geometry decides
         image_processor.do_pad = False
-    _check(processor, checkpoint)
+    _check_parts(processor, checkpoint)
     check_tokens(processor, config, checkpoint)
     align_with_model(processor, config, checkpoint)
     _try_a_picture(processor, checkpoint)
     return processor
 
 
-def context_length(
-    processor: ProcessorMixin, checkpoint: str, revision: str | None = None, trust_remote_code: bool = False
+def limit_length(
+    max_length: int | None,
+    processor: ProcessorMixin,
+    checkpoint: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> int:
-    """Return how many tokens the checkpoint can read: the lesser of what tokenizer and language model say."""
-    config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+    """Return `max_length`, or by default how many tokens the checkpoint can read.
+
+    That is the lesser of what tokenizer and language model say.
+
+    Raises:
+        ConfigError: `max_length` is more than the checkpoint can read.
+    """
+    config = AutoConfig.from_pretrained(
+        checkpoint, revision=revision, trust_remote_code=trust_remote_code
+    )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limit = int(processor.tokenizer.model_max_length)  # a huge number where the tokenizer does not know
-    return min(limit, int(positions)) if positions else limit
+    limit = int(processor.tokenizer.model_max_length)  # huge where the tokenizer does not know
+    if positions:
+        limit = min(limit, int(positions))
+    if max_length is not None and max_length > limit:
+        raise ConfigError(
+            f"max_length is {max_length}, but {checkpoint!r} reads {limit} tokens at most."
+        )
+    return max_length or limit
 
 
 def warn_of_date(processor: ProcessorMixin, checkpoint: str) -> None:
-    """Warn of a chat template that writes the day's date: what the model reads changes from day to day."""
+    """Warn of a chat template that writes the day's date, which changes what the model reads."""
     content: Any = [{"type": "text", "text": "a"}]
-    system, user = ({"role": role, "content": content} for role in ("system", "user"))
+    system, user = {"role": "system", "content": content}, {"role": "user", "content": content}
+    template = str(processor.chat_template)
     for messages in ([user], [system, user]):
         try:
-            now, never = (
-                processor.apply_chat_template(messages, chat_template=template, add_generation_prompt=True)
-                for template in (str(processor.chat_template), _NO_DATE + str(processor.chat_template))
+            with_date = processor.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True
+            )
+            without = processor.apply_chat_template(
+                messages, chat_template=_NO_DATE + template, add_generation_prompt=True
             )
         except TemplateError:  # it takes no system text
             continue
-        if now != never:
+        if with_date != without:
             logger.warning(
-                "The chat template of %r writes today's date, so that losses and scores change with the day. Put a "
-                "fixed date in its place (`strftime_now` in chat_template.jinja) to compare runs.",
+                "The chat template of %r writes today's date, so that losses and scores change "
+                "with the day. Put a fixed date in its place (`strftime_now` in "
+                "chat_template.jinja) to compare runs.",
                 checkpoint,
             )
             return
 
 
-def _check(processor: ProcessorMixin, checkpoint: str) -> None:
+def _check_parts(processor: ProcessorMixin, checkpoint: str) -> None:
+    """Refuse a processor that lacks a fast tokenizer, a chat template or a token."""
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise CheckpointError(
-            f"The tokenizer of {checkpoint!r} ({type(tokenizer).__name__}) is a slow one; spans are located by "
-            "character offsets, which only fast tokenizers give. Convert it: save it again from AutoTokenizer with "
-            "the `tokenizers` backend."
+            f"The tokenizer of {checkpoint!r} ({type(tokenizer).__name__}) is a slow one; spans "
+            "are located by character offsets, which only fast tokenizers give. Convert it: save "
+            "it again from AutoTokenizer with the `tokenizers` backend."
         )
     if not getattr(processor, "chat_template", None):
         raise CheckpointError(
-            f"{checkpoint!r} has no chat template, so the model's conversation format is unknown. Use a checkpoint in "
-            "the current Hugging Face format (one with chat_template.jinja), or set `chat_template` in its processor."
+            f"{checkpoint!r} has no chat template, so the model's conversation format is unknown. "
+            "Use a checkpoint in the current Hugging Face format (one with chat_template.jinja), "
+            "or set `chat_template` in its processor."
         )
     if getattr(processor, "image_token", None) is None:
         raise CheckpointError(
-            f"The processor of {checkpoint!r} ({type(processor).__name__}) has no image token to put visual features "
-            "at. LLaVA-1.5 and LLaVA-NeXT checkpoints (llava-hf/...) have one."
+            f"The processor of {checkpoint!r} ({type(processor).__name__}) has no image token to "
+            "put visual features at. LLaVA-1.5 and LLaVA-NeXT checkpoints (llava-hf/...) have one."
         )
     if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"The tokenizer of {checkpoint!r} has no end-of-sequence token to end an answer with.")
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint!r} has no end-of-sequence token to end an answer with."
+        )
 
 
 def _try_a_picture(processor: ProcessorMixin, checkpoint: str) -> None:
+    """Refuse an image processor that fails on a small picture."""
     try:
         processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")
     except Exception as error:  # transformers raises whatever a wrong option provokes
         raise CheckpointError(
-            f"The image processor of {checkpoint!r} can't process a picture: {reason(checkpoint, None, error)}. "
-            "Correct its processor_config.json or preprocessor_config.json."
+            f"The image processor of {checkpoint!r} can't process a picture: "
+            f"{reason(checkpoint, None, error)}. Correct its processor_config.json or "
+            "preprocessor_config.json."
         ) from error

@@ -1,4 +1,4 @@
-"""Which visual tokens are about what: objects, their surroundings, padding, and the parts of LLaVA-NeXT's sequence."""
+"""Which visual tokens show what: objects, their surroundings, padding, the views of LLaVA-NeXT."""
 
 from __future__ import annotations
 
@@ -7,139 +7,175 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from fractions import Fraction
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from lightning_mllm.data.images.geometry import Geometry
-from lightning_mllm.data.images.views import View, views
+from lightning_mllm.data.images.geometry import Geometry, Size
+from lightning_mllm.data.images.views import View, find_views
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Sample, Segment
 
-Size = tuple[int, int]  # width and height
-
 _KEPT = 1024  # sizes of pictures whose layout is kept
-_ABOUT_BOXES = (Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM, Segment.IMAGE_DISTRACTOR)
-_ABOUT_THE_PICTURE = (Segment.IMAGE_PADDING, Segment.IMAGE_NEWLINE, Segment.IMAGE_BASE, Segment.IMAGE_TILES)
+_ABOUT_BOXES = (
+    Segment.IMAGE_OBJECT,
+    Segment.IMAGE_OTHER,
+    Segment.IMAGE_RANDOM,
+    Segment.IMAGE_DISTRACTOR,
+)
+_ABOUT_THE_PICTURE = (
+    Segment.IMAGE_PADDING,
+    Segment.IMAGE_NEWLINE,
+    Segment.IMAGE_BASE,
+    Segment.IMAGE_TILES,
+)
 
 
 class _Layout:
-    """What a picture's tokens stand for; `views` is empty where that can't be told.
+    """What a picture's tokens show; `views` is empty where that is not known.
 
     Attributes:
         views: Grids of patches, in the order of their tokens.
-        ahead: Tokens in front of them that are no patches: the class token, where the model keeps it.
-        masks: Segment -> mask of shape (tokens,), of what does not depend on boxes.
+        ahead: How many tokens before them are not patches: the class token, if the model keeps it.
+        masks: Segment -> mask of shape (tokens,), for segments that do not depend on boxes.
     """
 
-    def __init__(self, found: tuple[View, ...] | None, count: int, class_tokens: int) -> None:
-        parts = [view.padding() for view in found or ()]
-        self.ahead = count - sum(map(len, parts))
-        self.views = found or ()
+    def __init__(self, views: tuple[View, ...] | None, count: int, class_tokens: int) -> None:
+        self.views = views or ()
+        self.ahead = count - sum(map(len, self.views))
         if self.ahead not in (0, class_tokens):  # of another family
-            self.views, self.ahead, parts = (), count, []
-        blank = torch.zeros(self.ahead, dtype=torch.bool)
-        tiles = torch.arange(count) >= self.ahead + len(parts[0]) if parts else torch.zeros(count, dtype=torch.bool)
+            self.views, self.ahead = (), count
+        tiles = torch.zeros(count, dtype=torch.bool)
+        if self.views:
+            tiles = torch.arange(count) >= self.ahead + len(self.views[0])
         self.masks: Mapping[Segment, Tensor] = {
-            Segment.IMAGE_PADDING: torch.cat([blank, *parts]),
-            Segment.IMAGE_NEWLINE: torch.cat([blank, *(view.separators() for view in self.views)]),
+            Segment.IMAGE_PADDING: self._join([view.find_padding() for view in self.views]),
+            Segment.IMAGE_NEWLINE: self._join([view.find_separators() for view in self.views]),
             Segment.IMAGE_BASE: ~tiles,
             Segment.IMAGE_TILES: tiles,
         }
 
-    def shows(self, boxes: Sequence[Box], size: Size) -> Tensor:
+    def find_shown(self, boxes: Sequence[Box], size: Size) -> Tensor:
         """Return which tokens show a part of any of the boxes."""
         shown = torch.zeros(self.ahead + sum(map(len, self.views)), dtype=torch.bool)
         for box in boxes:
-            parts = [view.shows(*_edges(box, size)) for view in self.views]
-            shown |= torch.cat([torch.zeros(self.ahead, dtype=torch.bool), *parts])
+            edges = _find_edges(box, size)
+            shown |= self._join([view.find_shown(*edges) for view in self.views])
         return shown
 
-    def control(self, shown: Tensor, draw: random.Random) -> Tensor:
-        """Draw as many patches of each view as are shown; `Regions.masks` says which."""
-        parts = [torch.zeros(self.ahead, dtype=torch.bool)]
+    def draw_control(self, shown: Tensor, draw: random.Random) -> Tensor:
+        """Draw as many patches of each view as are shown; `Regions.find_masks` says which."""
+        parts = []
         lengths = [len(view) for view in self.views]
         for view, own in zip(self.views, shown[self.ahead :].split(lengths), strict=True):
-            padding = view.padding()
-            others = ~(own | padding | view.separators())
-            parts.append(_drawn((others, padding, own), int(own.sum()), draw))
-        return torch.cat(parts)
+            padding = view.find_padding()
+            others = ~(own | padding | view.find_separators())
+            parts.append(_draw_places((others, padding, own), int(own.sum()), draw))
+        return self._join(parts)
+
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return one mask of a mask per view, False at the tokens before them."""
+        return torch.cat([torch.zeros(self.ahead, dtype=torch.bool), *parts])
 
 
 class Regions:
     """Finds the regions of pictures for one checkpoint and geometry.
 
-    A patch belongs to an object if it shows any part of one of the sample's boxes. Corners are inclusive, as in the
-    study of information flow: a box of width w takes w + 1 columns of pixels, so one that lies in the picture has a
-    patch. One beyond the picture's edge, or where it is cropped away, has none.
+    A patch belongs to an object if it shows any part of one of the sample's boxes. Corners are
+    inclusive, as in the study of information flow: a box of width w takes w + 1 columns of pixels,
+    so one inside the picture has a patch. A box outside the picture, or where it is cropped away,
+    has none.
 
     Args:
-        processor: The checkpoint's.
+        processor: The processor of the checkpoint.
         geometry: How pictures are made square.
     """
 
     def __init__(self, processor: ProcessorMixin, geometry: Geometry) -> None:
         self._processor, self._geometry = processor, geometry
-        keeps_class = getattr(processor, "vision_feature_select_strategy", "") == "full"
-        self._class_tokens: int = processor.num_additional_image_tokens if keeps_class else 0  # type: ignore[attr-defined]
+        self._class_tokens = 0
+        if getattr(processor, "vision_feature_select_strategy", "") == "full":
+            family_processor: Any = processor
+            self._class_tokens = int(family_processor.num_additional_image_tokens)
         self._layouts: dict[tuple[Size, int], _Layout] = {}
 
-    def masks(self, sample: Sample, sizes: Sequence[Size], counts: Sequence[int]) -> dict[Segment, Tensor]:
+    def find_masks(
+        self, sample: Sample, sizes: Sequence[Size], counts: Sequence[int]
+    ) -> dict[Segment, Tensor]:
         """Return segment -> mask over the visual tokens of all of a sample's images.
 
-        IMAGE_RANDOM is drawn by the sample's id alone: in each view (LLaVA-NeXT's whole picture, its tiles) as many
-        patches as IMAGE_OBJECT has there, of those that show something else. Where the object leaves too few of them,
-        padding fills up, and then patches of the object itself: IMAGE_RANDOM & IMAGE_OBJECT is what could not be kept
-        apart. Separators and a class token are never among them.
+        IMAGE_RANDOM is drawn by the sample's id alone: in each view (LLaVA-NeXT's whole picture,
+        its tiles) as many patches as IMAGE_OBJECT has there, among those that show something else.
+        Where the object leaves too few of them, padding fills up, and then patches of the object
+        itself: IMAGE_RANDOM & IMAGE_OBJECT is what could not be kept apart. Separators and a class
+        token are never drawn.
 
-        IMAGE_DISTRACTOR, drawn likewise, shows as many of the distractors as there are boxes, or all of them if they
-            are fewer; patches that show a part of a box are not among them.
+        IMAGE_DISTRACTOR, drawn in the same way, shows as many distractors as there are boxes, or
+        all of them if they are fewer; patches that show a part of a box are not in it.
 
         Args:
-            sample: The sample.
-            sizes: Of its pictures, before anything is done to them.
-            counts: Visual tokens of each of them.
+            sample: The sample whose pictures are looked at.
+            sizes: The sizes of its pictures, before anything is done to them.
+            counts: How many visual tokens each picture has.
 
         Raises:
-            DataError: It has boxes but not exactly one image, or its family's patches can't be told.
+            DataError: It has boxes but not exactly one image, or it is not known which patches
+                show what for its family.
         """
         check_boxes(sample)
-        layouts = [self._layout(size, count) for size, count in zip(sizes, counts, strict=True)]
+        layouts = []
+        for size, count in zip(sizes, counts, strict=True):
+            layouts.append(self._find_layout(size, count))
         none = torch.zeros(0, dtype=torch.bool)
-        found = {name: torch.cat([none, *(each.masks[name] for each in layouts)]) for name in _ABOUT_THE_PICTURE}
-        found |= {name: torch.zeros(sum(counts), dtype=torch.bool) for name in _ABOUT_BOXES}
+        found = {}
+        for segment in _ABOUT_THE_PICTURE:
+            found[segment] = torch.cat([none, *(layout.masks[segment] for layout in layouts)])
+        for segment in _ABOUT_BOXES:
+            found[segment] = torch.zeros(sum(counts), dtype=torch.bool)
         if sample.boxes:
-            shown = self.shown(sample, sizes[0], counts[0])
-            found[Segment.IMAGE_OBJECT], found[Segment.IMAGE_OTHER] = shown, ~(shown | found[Segment.IMAGE_NEWLINE])
-            draw = random.Random(f"random patches/{sample.id}")  # a str seeds through SHA-512
-            found[Segment.IMAGE_RANDOM] = layouts[0].control(shown, draw)
-            draw = random.Random(f"distractors/{sample.id}")
-            chosen = draw.sample(sample.distractors, min(len(sample.boxes), len(sample.distractors)))
-            found[Segment.IMAGE_DISTRACTOR] = layouts[0].shows(chosen, sizes[0]) & ~shown
+            found |= self._find_masks_of_boxes(sample, sizes[0], counts[0])
         return found
 
-    def shown(self, sample: Sample, size: Size, count: int) -> Tensor:
+    def _find_masks_of_boxes(self, sample: Sample, size: Size, count: int) -> dict[Segment, Tensor]:
+        """Return the masks that depend on boxes, for the sample's one picture."""
+        layout = self._find_layout(size, count)
+        shown = self.find_shown(sample, size, count)
+        random_draw = random.Random(f"random patches/{sample.id}")  # a str seeds through SHA-512
+        control = layout.draw_control(shown, random_draw)
+        distractor_draw = random.Random(f"distractors/{sample.id}")
+        number = min(len(sample.boxes), len(sample.distractors))
+        chosen = distractor_draw.sample(sample.distractors, number)
+        return {
+            Segment.IMAGE_OBJECT: shown,
+            Segment.IMAGE_OTHER: ~(shown | layout.masks[Segment.IMAGE_NEWLINE]),
+            Segment.IMAGE_RANDOM: control,
+            Segment.IMAGE_DISTRACTOR: layout.find_shown(chosen, size) & ~shown,
+        }
+
+    def find_shown(self, sample: Sample, size: Size, count: int) -> Tensor:
         """Return which of the visual tokens of a sample's one picture show a part of its boxes.
 
         Raises:
-            DataError: Its family's patches can't be told.
+            DataError: It is not known which patches show what for its family.
         """
-        layout = self._layout(size, count)
+        layout = self._find_layout(size, count)
         if not layout.views:
             raise DataError(
-                f"Sample {sample.id!r} has boxes, but which patches show them is known for LLaVA-1.5 and LLaVA-NeXT "
-                f"alone, not for {type(self._processor).__name__}. Leave the boxes out, or use a checkpoint of these "
-                "families."
+                f"Sample {sample.id!r} has boxes, but which patches show them is only known for "
+                f"LLaVA-1.5 and LLaVA-NeXT, not for {type(self._processor).__name__}. Leave the "
+                "boxes out, or use a checkpoint of these families."
             )
-        return layout.shows(sample.boxes, size)
+        return layout.find_shown(sample.boxes, size)
 
-    def _layout(self, size: Size, count: int) -> _Layout:
+    def _find_layout(self, size: Size, count: int) -> _Layout:
+        """Return the layout of a picture of a size, as a rule a known one."""
         if (size, count) not in self._layouts:
             if len(self._layouts) >= _KEPT:
                 self._layouts.clear()
-            found = views(size, self._geometry, self._processor)
-            self._layouts[size, count] = _Layout(found, count, self._class_tokens)
+            views = find_views(size, self._geometry, self._processor)
+            self._layouts[size, count] = _Layout(views, count, self._class_tokens)
         return self._layouts[size, count]
 
 
@@ -151,28 +187,34 @@ def check_boxes(sample: Sample) -> None:
     """
     if sample.boxes and len(sample.images) != 1:
         raise DataError(
-            f"Sample {sample.id!r} has boxes and {len(sample.images)} images, so which picture they are in can't be "
-            "told. Give it one image, or no boxes.",
+            f"Sample {sample.id!r} has boxes and {len(sample.images)} images, so it can't be told "
+            "which picture they are in. Give it one image, or no boxes.",
             "boxes",
         )
     for box in (*sample.boxes, *sample.distractors):
         if not all(map(isfinite, astuple(box))) or min(box.width, box.height) < 0:
             raise DataError(
-                f"Sample {sample.id!r} has the box {astuple(box)}: left, top, width and height must be numbers, and "
-                "the last two at least 0. Correct it.",
+                f"Sample {sample.id!r} has the box {astuple(box)}: left, top, width and height "
+                "must be numbers, and the last two at least 0. Correct it.",
                 "boxes",
             )
 
 
-def _edges(box: Box, size: Size) -> tuple[Fraction, Fraction, Fraction, Fraction]:
-    """Return left, top, right and bottom of what a box takes of a picture; left is right or more if it is beyond it."""
-    left, top = max(Fraction(box.left), Fraction(0)), max(Fraction(box.top), Fraction(0))
-    right, bottom = Fraction(box.left) + Fraction(box.width) + 1, Fraction(box.top) + Fraction(box.height) + 1
-    return left, top, min(right, Fraction(size[0])), min(bottom, Fraction(size[1]))
+def _find_edges(box: Box, size: Size) -> tuple[Fraction, Fraction, Fraction, Fraction]:
+    """Return left, top, right and bottom of what a box takes of a picture.
+
+    Left is at least right if the box is outside the picture.
+    """
+    width, height = size
+    left, top = Fraction(box.left), Fraction(box.top)
+    right = left + Fraction(box.width) + 1
+    bottom = top + Fraction(box.height) + 1
+    right, bottom = min(right, Fraction(width)), min(bottom, Fraction(height))
+    return max(left, Fraction(0)), max(top, Fraction(0)), right, bottom
 
 
-def _drawn(pools: Sequence[Tensor], count: int, draw: random.Random) -> Tensor:
-    """Return a mask of `count` places: of the first pool as far as it has so many, then of the next."""
+def _draw_places(pools: Sequence[Tensor], count: int, draw: random.Random) -> Tensor:
+    """Return a mask of `count` places, drawn from the first pool, then from the next if need be."""
     drawn = torch.zeros_like(pools[0])
     for pool in pools:
         places: list[int] = pool.nonzero().flatten().tolist()

@@ -1,4 +1,4 @@
-"""Rows that can't be used: gathered over a whole dataset, then told in one message or left out."""
+"""Rows that can't be used: collected over a dataset, then named in one message or left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from lightning_mllm.errors import ConfigError, DataError
 OnBadRow = Literal["raise", "skip"]
 
 SHOWN = 20  # bad rows that one message lists
-IMAGE_FILE, IMAGE_PATH, TOO_LONG = "image file", "image path", "too long"  # kinds of errors
+# kinds of errors
+IMAGE_FILE = "image file"
+IMAGE_PATH = "image path"
+TOO_LONG = "too long"
 FILE = "bad_rows.csv"  # in the folder of a run
 
 logger = logging.getLogger(__name__)
@@ -24,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BadRow:
-    """One thing that can't be used.
+    """Why a row can't be used.
 
     Attributes:
-        split: In which it was found.
-        kind: As in `DataError`.
+        split: The split in which the row was found.
+        kind: The kind of error, as in `DataError`.
         problem: One sentence that names file, row or sample.
     """
 
@@ -38,15 +41,16 @@ class BadRow:
 
 
 class BadRows:
-    """Gathers what is wrong with rows, so that all of it is said at once.
+    """Collects what is wrong with rows, so that all of it is said at once.
 
     Args:
         policy: `raise` refuses a dataset with bad rows, `skip` leaves the rows out.
 
     Attributes:
-        titles: Kind -> what stands behind the number, where all that is found is of that kind.
+        titles: Kind -> the words after the number, for a message about this kind alone.
         split: The split that is looked at.
-        noted: How often something was noted; what is wrong with several rows, such as a bad file, is told once.
+        noted: How many errors were noted. A problem that several rows share, such as a bad file,
+            is noted for each of them, but named once.
         rows: Split -> how many rows can't be used.
 
     Raises:
@@ -61,7 +65,7 @@ class BadRows:
         self.split = ""
         self.noted = 0
         self.rows: Counter[str] = Counter()
-        self._found: dict[str, BadRow] = {}  # by the problem, which is told once
+        self._found: dict[str, BadRow] = {}  # by the problem, which is named once
         self._told = 0
         self._depth = 0
 
@@ -73,12 +77,12 @@ class BadRows:
 
     @property
     def will_raise(self) -> bool:
-        """Whether `settle` will refuse what was noted: then what was read is not kept, but read anew next time."""
+        """Whether `settle` will refuse what was noted, so that files must be read again."""
         return self.policy == "raise" and len(self) > 0
 
     @contextmanager
     def catch(self) -> Iterator[None]:
-        """Note what is wrong with a row, and go on behind the block."""
+        """Note what is wrong with a row, and continue after the block."""
         try:
             yield
         except DataError as error:
@@ -92,19 +96,23 @@ class BadRows:
         self._found.setdefault(problem, BadRow(self.split, error.kind, problem))
 
     def count_once(self, known: int) -> None:
-        """Count all as one row that was noted since there were `known`."""
+        """Count all errors after the first `known` as one row."""
         self.rows[self.split] -= max(self.noted - known - 1, 0)
+
+    def count_image_files(self, total: int) -> None:
+        """Say how many image files there are, should only image files be bad."""
+        self.titles[IMAGE_FILE] = f"of {total:,} image files can't be used"
 
     @contextmanager
     def gather(self) -> Iterator[None]:
-        """Let `settle` do nothing within the block; behind the outermost, it is called."""
+        """Let `settle` do nothing within the block; it is called after the outermost one."""
         self._depth += 1
         try:
             yield
         except DataError as error:
             if self._depth > 1 or not self._found or error.kind == TOO_LONG:
                 raise
-            text = f"{self.text()}\n{error}"  # what is left may be too little because of those rows
+            text = f"{self.text()}\n{error}"  # perhaps too little is left because of those rows
             if self.policy == "raise":
                 self._forget()
             raise DataError(text) from error
@@ -128,12 +136,12 @@ class BadRows:
         logger.warning("Left out: %s", self.text())
 
     def _forget(self) -> None:
-        """Forget what was noted: the next attempt looks anew."""
+        """Forget what was noted: the next attempt looks again."""
         self._found.clear()
         self.rows.clear()
 
     def text(self) -> str:
-        """Return what there is to say: how many of which kind, and the first of them."""
+        """Return how many errors of which kind there are, and the first of them."""
         problems = list(self._found)
         counts = Counter(row.kind for row in self)
         kind, *others = counts
@@ -144,11 +152,13 @@ class BadRows:
         else:
             kinds = ", ".join(f"{kind}: {count:,}" for kind, count in counts.most_common())
             title = f"{len(self):,} rows can't be used ({kinds}):"
-        more = [f"  ... and {len(self) - SHOWN:,} more"] if len(self) > SHOWN else []
-        return "\n".join([title, *(f"  {problem}" for problem in problems[:SHOWN]), *more])
+        lines = [title, *(f"  {problem}" for problem in problems[:SHOWN])]
+        if len(self) > SHOWN:
+            lines.append(f"  ... and {len(self) - SHOWN:,} more")
+        return "\n".join(lines)
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Return how many rows of a split can't be used, by name; empty where there are none."""
+        """Return how many rows of a split can't be used, by name; empty if there are none."""
         count = self.rows[split]
         return {f"bad_rows/{split}": float(count)} if count else {}
 

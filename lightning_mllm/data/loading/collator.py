@@ -1,55 +1,47 @@
-"""From samples to a padded batch with its loss mask and segments: all that a model's forward takes."""
+"""From samples to a padded batch with labels and segments: all that a model's forward takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
-from lightning_mllm.data.images.files import Size
-from lightning_mllm.data.images.geometry import Geometry, GeometryName, check_geometry, default_geometry
+from lightning_mllm.data.images.geometry import (
+    Geometry,
+    GeometryName,
+    Size,
+    check_geometry,
+    default_geometry,
+)
 from lightning_mllm.data.images.pictures import Picture, PictureReader
 from lightning_mllm.data.images.regions import Regions
-from lightning_mllm.data.loading.naming import naming
-from lightning_mllm.data.text.encoding import EncodedSample, Encoder
+from lightning_mllm.data.loading.batch import BatchRow, PaddingSide, make_batch
+from lightning_mllm.data.loading.sample_errors import name_errors
+from lightning_mllm.data.text.encoded_sample import EncodedSample
+from lightning_mllm.data.text.encoding import Encoder
 from lightning_mllm.data.text.fitting import Fitted, Fitter, LongAnswers
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue, Prompt
 from lightning_mllm.data.text.rendering import Renderer
-from lightning_mllm.data.text.turns import images_first
+from lightning_mllm.data.text.turns import put_images_first
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.types import (
-    IGNORE_INDEX,
-    AnswerForms,
-    Forms,
-    LabelSet,
-    MultimodalBatch,
-    Sample,
-    Segment,
-    TokenSpans,
-    Turn,
-)
-
-PaddingSide = Literal["left", "right"]
+from lightning_mllm.types import AnswerForms, Forms, LabelSet, MultimodalBatch, Sample, Turn
 
 
 class Collator:
     """Makes batches of samples for one checkpoint and prompt.
 
     Args:
-        processor: The checkpoint's, from `load_processor`.
+        processor: The checkpoint's processor, from `load_processor`.
         prompt: What is asked about a sample.
         label_names: Class names; empty where samples have no labels.
         geometry: How pictures are made square; by default what the checkpoint was trained with.
-        max_length: Most tokens of a sample, image tokens included; longer conversations lose their first exchanges.
+        max_length: Most tokens of a sample, image tokens included; longer conversations lose their
+            first exchanges.
         long_answers: What happens to samples whose last answer does not fit (see `Fitter`).
         split_special_tokens: Whether texts may quote special tokens, which are then read as text.
-        padding_side: Where shorter samples are filled up.
+        padding_side: On which side shorter samples are padded.
     """
 
     def __init__(
@@ -68,7 +60,8 @@ class Collator:
             raise ConfigError(f"padding_side is {padding_side!r}; it can be 'left' or 'right'.")
         if max_length is not None and max_length < 1:
             raise ConfigError(f"max_length is {max_length}; it must be at least 1.")
-        self.processor, self.prompt, self.label_names = processor, prompt, tuple(label_names)
+        self.processor, self.prompt = processor, prompt
+        self.label_names = tuple(label_names)
         self.geometry = default_geometry(processor) if geometry is None else Geometry(geometry)
         check_geometry(self.geometry, processor)
         self.max_length = int(max_length or processor.tokenizer.model_max_length)
@@ -83,197 +76,178 @@ class Collator:
         self.pad_id = int(processor.tokenizer.eos_token_id if pad is None else pad)
 
     def __call__(self, items: Sequence[tuple[int, Sample]]) -> MultimodalBatch:
-        """Collate samples, each with the epoch that its prompt is drawn for.
+        """Make a batch of samples, each with the epoch that its prompt is drawn for.
 
         Raises:
-            DataError: An image can't be opened, or a sample's text can't be written out and located; the message names
-                the sample.
+            DataError: An image can't be opened, or the text of a sample can't be encoded; the
+                message names the sample.
         """
-        samples = [sample for _, sample in items]
-        opened = [self._reader.read(sample) for sample in samples]  # all first: to and fro takes a third more time
-        encoded: list[EncodedSample] = []
-        answers: list[AnswerForms | None] = []
-        pictures: list[list[Picture]] = []
-        for (epoch, sample), shown in zip(items, opened, strict=True):
-            with naming(sample):
-                dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
-                fitted = self._fitter.fit(dialogue, sample, [len(picture.ids) for picture in shown])
-                if fitted is None:
-                    raise DataError(
-                        f"Of sample {sample.id!r} no exchange fits into max_length {self.max_length} with what it is "
-                        "about. Raise max_length, shorten its last question, or leave it out."
-                    )
-                pictures.append(shown[fitted.images :])
-                encoded.append(self._expand(fitted, sample, pictures[-1]))
-                answers.append(self._answer_forms(fitted.dialogue, sample) if sample.kind else None)
-        return self._batch(samples, encoded, answers, pictures)
+        # all pictures before all texts: to alternate takes a third more time
+        pictures = [self._reader.read(sample) for _, sample in items]
+        rows = []
+        for (epoch, sample), shown in zip(items, pictures, strict=True):
+            with name_errors(sample):
+                rows.append(self._encode(sample, epoch, shown))
+        targets = [self._find_target(row.sample) for row in rows]
+        return make_batch(rows, targets, self.pad_id, self.padding_side)
 
     def fit(self, sample: Sample, image_tokens: Sequence[int]) -> Fitted | None:
-        """Write out what of a sample fits, without a look at its pictures; return None where nothing does.
+        """Encode the part of a sample that fits, without opening its pictures.
 
         Args:
-            sample: The sample.
+            sample: The sample to encode.
             image_tokens: How many tokens stand for each of its images.
 
+        Returns:
+            What is left of the sample; None where it is to be left out.
+
         Raises:
-            DataError: It can't be written out, or its last answer does not fit.
+            DataError: It can't be encoded, or its last answer does not fit.
         """
-        with naming(sample):
-            dialogue = self.prompt.dialogue(sample, self.label_names, epoch=0)
-            fitted = self._fitter.fit(dialogue, sample, image_tokens)
+        with name_errors(sample):
+            fitted = self._fitter.fit(self._ask(sample), sample, image_tokens)
             if fitted is not None and sample.kind:
-                self._answer_forms(fitted.dialogue, sample)
+                self._encode_answer_forms(fitted.dialogue, sample)
             return fitted
 
     def bound_text(self, sample: Sample) -> int | None:
-        """Return the most tokens that a sample's text can have, not tokenised; None if that is not known."""
-        with naming(sample):
-            return self._encoder.bound(self.prompt.dialogue(sample, self.label_names, epoch=0))
+        """Return an upper bound of the tokens of a sample's text, or None if it is not known."""
+        with name_errors(sample):
+            return self._encoder.bound(self._ask(sample))
 
     def check(self, sample: Sample) -> int:
-        """Write a sample out, to see whether it can be, and return the token that ends its answer.
+        """Make a batch of one sample, to see whether it can be made, and return its `end_id`.
 
         Raises:
-            DataError: It can't, or does not fit.
+            DataError: It can't, or the sample does not fit.
             CheckpointError: The chat template alters a text.
         """
         self.check_template(sample)
         return self([(0, sample)]).end_id
 
     def check_template(self, sample: Sample) -> None:
-        """Run the chat template on a sample's own texts; a CheckpointError says that it alters one."""
-        with naming(sample):
-            self.renderer.check(self.prompt.dialogue(sample, self.label_names, epoch=0), sample.id)
-
-    def check_turns(self, sample: Sample) -> tuple[Turn, ...]:
-        """Return a sample's turns, in which there is no special token.
+        """Check that the chat template writes a sample's own texts unchanged.
 
         Raises:
-            DataError: There is one, the turns are none that the prompt takes, or the last question does not name the
-                sample's options.
-            CheckpointError: The chat template can't write such turns.
-            ConfigError: It refuses them.
+            CheckpointError: It alters one.
         """
-        dialogue = self.prompt.dialogue(sample, self.label_names, epoch=0)
+        with name_errors(sample):
+            self.renderer.check(self._ask(sample), sample.id)
+
+    def check_turns(self, sample: Sample) -> tuple[Turn, ...]:
+        """Return a sample's turns, after checks that need no tokenizer.
+
+        Raises:
+            DataError: A text has a special token in it, the prompt does not take such turns, or
+                the last question does not name the sample's options.
+            CheckpointError: The chat template can't write such turns.
+            ConfigError: The chat template refuses them.
+        """
+        dialogue = self._ask(sample)
         self._encoder.check_text(dialogue.system, sample.id)
         for turn in dialogue.turns:
             self._encoder.check_text(turn.text, sample.id)
             self._encoder.check_text(turn.instruction, sample.id)
         self.renderer.check_shape(dialogue)
-        questions = [images_first(turn).text for turn in dialogue.turns if turn.role == "user" and turn.text]
+        questions = [turn for turn in dialogue.turns if turn.role == "user" and turn.text]
         if sample.options and questions:
-            find_options(questions[-1], sample.options, sample.id)
+            find_options(put_images_first(questions[-1]).text, sample.options, sample.id)
         return dialogue.turns
 
     @property
     def renderer(self) -> Renderer:
-        """Writes conversations out as the chat template does."""
+        """Writes conversations as text, as the chat template does."""
         return self._encoder.renderer
 
     def shows_a_box(self, sample: Sample, size: Size) -> bool:
-        """Return whether a patch of a sample's picture, of a (width, height), shows a part of one of its boxes.
+        """Return whether any patch of a sample's picture of a size shows a part of its boxes.
 
         Raises:
-            DataError: It can't be told for this family.
+            DataError: It is not known which patches show what for this family.
         """
-        return bool(self._regions.shown(sample, size, self.count_image_tokens(size)).any())
+        return bool(self._regions.find_shown(sample, size, self.count_image_tokens(size)).any())
 
     def count_image_tokens(self, size: Size) -> int:
-        """Return how many tokens stand for a picture of a (width, height)."""
+        """Return how many tokens stand for a picture of a size."""
         return self._reader.count_tokens(size)
 
     def count_views(self, size: Size) -> int:
-        """Return how many views the processor makes of a picture of a (width, height)."""
+        """Return how many views the processor makes of a picture of a size."""
         return self._reader.count_views(size)
 
     def label_set(self, sample: Sample) -> LabelSet:
-        """Return the class names with the tokens that they have behind a sample's prompt.
+        """Return the class names with the tokens that each has after a sample's prompt.
 
         Raises:
             DataError: A class name has more tokens than `max_length`.
         """
         token_ids = []
         for name in self.label_names:
-            alone = self.prompt.dialogue(replace(sample, label=name), (name,), epoch=0)  # all names would take C x C
-            ids = self._encoder.encode(alone, sample.id, images=len(sample.images)).answer_ids
+            # a prompt with this name alone: with all names in each it would take C x C
+            dialogue = self.prompt.dialogue(replace(sample, label=name), (name,), epoch=0)
+            encoded = self._encoder.encode(dialogue, sample.id, images=len(sample.images))
+            ids = encoded.answer_ids
             if len(ids) >= self.max_length:
                 raise DataError(
-                    f"The class name {name[:60]!r}... has {len(ids)} tokens, but the context ends at {self.max_length}."
-                    " Shorten the name."
+                    f"The class name {name[:60]!r}... has {len(ids)} tokens, but the context ends "
+                    f"at {self.max_length}. Shorten the name."
                 )
             token_ids.append(ids)
         return LabelSet(self.label_names, tuple(token_ids))
 
-    def _answer_forms(self, dialogue: Dialogue, sample: Sample) -> AnswerForms:
-        """Return how the last answer begins, and the wrong one of the options."""
+    def _ask(self, sample: Sample, epoch: int = 0) -> Dialogue:
+        """Return the conversation that the prompt makes of a sample."""
+        return self.prompt.dialogue(sample, self.label_names, epoch)
 
-        def tokens(answer: str) -> tuple[int, ...]:
-            turns = (*dialogue.turns[:-1], Turn("assistant", answer))
-            return self._encoder.answer_ids(replace(dialogue, turns=turns), sample.id)[:-1]
+    def _encode(self, sample: Sample, epoch: int, pictures: list[Picture]) -> BatchRow:
+        """Return the part of a sample that fits, with one image token per visual feature."""
+        image_tokens = [len(picture.ids) for picture in pictures]
+        fitted = self._fitter.fit(self._ask(sample, epoch), sample, image_tokens)
+        if fitted is None:
+            raise DataError(
+                f"No exchange of sample {sample.id!r} fits into max_length {self.max_length} with "
+                "the pictures that it is about. Raise max_length, shorten its last question, or "
+                "leave it out."
+            )
+        kept = pictures[fitted.images :]
+        tokens = self._expand_images(fitted, sample, kept)
+        answer = self._encode_answer_forms(fitted.dialogue, sample) if sample.kind else None
+        return BatchRow(sample, tokens, kept, answer)
 
-        def forms(word: str) -> Forms:
-            return Forms(tokens(word.lower()), tokens(word.capitalize()))
-
-        return AnswerForms(forms(dialogue.turns[-1].text), forms(sample.options.false) if sample.options else None)
-
-    def _expand(self, fitted: Fitted, sample: Sample, pictures: Sequence[Picture]) -> EncodedSample:
-        """Return the tokens of a sample, one per visual feature, cut where they are too many."""
+    def _expand_images(
+        self, fitted: Fitted, sample: Sample, pictures: Sequence[Picture]
+    ) -> EncodedSample:
+        """Replace each image token by those of its picture, and cut off what is too long."""
         token = self._encoder.image_token_id
-        counts = [picture.ids.count(token) for picture in pictures]
-        regions = self._regions.masks(sample, [picture.size for picture in pictures], counts)
-        tokens = fitted.tokens.expand_images(token, [picture.ids for picture in pictures], regions)
+        ids = [picture.ids for picture in pictures]
+        counts = [each.count(token) for each in ids]
+        regions = self._regions.find_masks(sample, [picture.size for picture in pictures], counts)
+        tokens = fitted.tokens.expand_images(token, ids, regions)
         return tokens.truncate(len(tokens) - fitted.excess) if fitted.excess else tokens
 
-    def _batch(
-        self,
-        samples: Sequence[Sample],
-        encoded: Sequence[EncodedSample],
-        answers: Sequence[AnswerForms | None],
-        pictures: Sequence[Sequence[Picture]],
-    ) -> MultimodalBatch:
-        pixels = [picture.pixels for each in pictures for picture in each]
-        input_ids = self._pad([tokens.input_ids for tokens in encoded], self.pad_id)
-        masks = {name: self._pad([tokens.masks[name] for tokens in encoded], False) for name in Segment}
-        real = self._pad([torch.ones_like(tokens.input_ids) for tokens in encoded], 0)
-        return MultimodalBatch(
-            input_ids=input_ids,
-            attention_mask=real,
-            labels=input_ids.where(masks[Segment.ANSWER], IGNORE_INDEX),
-            spans=TokenSpans(masks),
-            targets=torch.tensor([self._target(sample) for sample in samples]),
-            sample_ids=tuple(sample.id for sample in samples),
-            pictures=tuple(sample.picture or sample.id for sample in samples),
-            kinds=tuple(sample.kind for sample in samples),
-            answers=tuple(answers),
-            vision={
-                name: pad_sequence([each[name][0] for each in pixels], batch_first=True)
-                for name in (pixels[0] if pixels else ())
-            },
-            image_counts=tuple(map(len, pictures)),
-            pad_id=self.pad_id,
-            end_id=_common_end(encoded),
-        )
+    def _encode_answer_forms(self, dialogue: Dialogue, sample: Sample) -> AnswerForms:
+        """Return the tokens of the last answer, and of the wrong option, in both cases."""
+        true = self._encode_forms(dialogue.turns[-1].text, dialogue, sample)
+        if sample.options is None:
+            return AnswerForms(true, None)
+        return AnswerForms(true, self._encode_forms(sample.options.false, dialogue, sample))
 
-    def _pad(self, rows: list[Tensor], value: int | bool) -> Tensor:
-        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)
+    def _encode_forms(self, word: str, dialogue: Dialogue, sample: Sample) -> Forms:
+        """Return the tokens of a word as the last answer, in lower case and capitalised."""
+        tokens = []
+        for answer in (word.lower(), word.capitalize()):
+            turns = (*dialogue.turns[:-1], Turn("assistant", answer))
+            ids = self._encoder.encode_answer(replace(dialogue, turns=turns), sample.id)
+            tokens.append(ids[:-1])  # without the end of the turn
+        return Forms(*tokens)
 
-    def _target(self, sample: Sample) -> int:
+    def _find_target(self, sample: Sample) -> int:
+        """Return the index of a sample's class, or -1 where there are no classes."""
         if sample.label is None or not self.label_names:
             return -1
         if sample.label not in self._targets:
             raise DataError(
-                f"The label {sample.label!r} of sample {sample.id!r} is none of the {len(self.label_names)} classes."
+                f"The label {sample.label!r} of sample {sample.id!r} is none of the "
+                f"{len(self.label_names)} classes."
             )
         return self._targets[sample.label]
-
-
-def _common_end(encoded: Sequence[EncodedSample]) -> int:
-    """Return the token that ends each sample's answer."""
-    end = encoded[0].end_id
-    for tokens in encoded:
-        if tokens.end_id != end:
-            raise DataError(
-                f"The answers of samples {encoded[0].id!r} and {tokens.id!r} end with different tokens ({end} and "
-                f"{tokens.end_id}), so generation would not know where to stop. Check their last characters."
-            )
-    return end

@@ -1,4 +1,4 @@
-"""Writes out every sample as a model reads it and decodes every picture: `lightning data check --all`."""
+"""Encodes every sample and decodes every picture: `lightning data check --all`."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from rich.text import Text
 from torch.utils.data import DataLoader
 
 from lightning_mllm.data.images.files import look_at_images
-from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
+from lightning_mllm.data.loading.batch import check_same_end
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.dry_run import dry_run_suspects
 from lightning_mllm.data.loading.manifest import Manifest, manifest_folder
-from lightning_mllm.data.loading.naming import fetch
+from lightning_mllm.data.loading.sample_errors import fetch_sample
+from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split
-from lightning_mllm.data.loading.survey import Survey
-from lightning_mllm.data.loading.trials import check_end, try_suspects
 from lightning_mllm.errors import ConfigError, DataError, UserError
 from lightning_mllm.types import Sample
 
-_CHUNK = 16  # samples that a process writes out before it reports
+_CHUNK = 16  # samples that a process encodes before it reports
 
 
 @dataclass(frozen=True)
 class WrittenOut:
-    """What was done.
+    """What was checked.
 
     Attributes:
-        checkpoint: For which samples were written out.
-        samples: Number of those that could be.
-        known: Number of splits of which this was known from an earlier check.
+        checkpoint: The checkpoint that samples were encoded for.
+        samples: How many samples could be encoded.
+        known: For how many splits an earlier check had found this out.
     """
 
     checkpoint: str
@@ -39,71 +39,76 @@ class WrittenOut:
     known: int
 
     def __rich__(self) -> Text:
-        again = f" (of {self.known} splits this was known from an earlier check)" if self.known else ""
+        again = f" (of {self.known} splits this was known from an earlier check)"
         return Text(
-            f"{self.samples:,} samples were written out for {self.checkpoint} and their pictures decoded{again}. "
-            f"A fit with the same data, checkpoint and prompt need not do it again ({manifest_folder()})."
+            f"{self.samples:,} samples were written out for {self.checkpoint} and their pictures "
+            f"decoded{again if self.known else ''}. A fit with the same data, checkpoint and "
+            f"prompt need not do it again ({manifest_folder()})."
         )
 
 
 def write_out_all(module: MLLMDataModule, splits: Sequence[Split]) -> WrittenOut:
-    """Write out all samples of splits, as far as there are any; the outcome is kept for later starts.
+    """Encode all samples of those splits that the dataset has, and keep the outcome.
 
     Raises:
         ConfigError: The DataModule has no checkpoint.
-        DataError: Samples can't be written out, or something else is wrong with the dataset.
+        DataError: Samples can't be encoded, or something else is wrong with the dataset.
     """
     if not module.checkpoint:
         raise ConfigError(
-            "Samples are written out as a model reads them, but no checkpoint is named. Give its config before the "
-            "data's, or --checkpoint, or leave out --all."
+            "Samples are written out as a model reads them, but no checkpoint is named. Give its "
+            "config before the data's, or --checkpoint, or leave out --all."
         )
     known = samples = 0
     with module.gather():
-        for survey in module.survey([split for split in splits if split in module.splits]):
-            manifest = Manifest(survey)
+        for scan in module.scan_splits([split for split in splits if split in module.splits]):
+            manifest = Manifest(scan)
             if manifest.take_over() is None:
-                _write_out(module, survey, manifest)
+                _write_out(module, scan, manifest)
             else:
                 known += 1
-            survey.tell()
-            samples += len(survey.facts)
+            scan.warn()
+            samples += len(scan.facts)
     return WrittenOut(module.checkpoint, samples, known)
 
 
-def _write_out(module: MLLMDataModule, survey: Survey, manifest: Manifest) -> None:
-    sizes, problems = look_at_images(survey.paths)
-    module.bad_rows.titles[IMAGE_FILE] = f"of {len(survey.paths):,} image files can't be used"
-    try_suspects(survey, sizes, problems)
+def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: Manifest) -> None:
+    """Encode all samples of a split, refuse the bad ones, and write the outcome down."""
+    sizes, problems = look_at_images(scan.paths)
+    module.bad_rows.count_image_files(len(scan.paths))
+    dry_run_suspects(scan, sizes, problems)
     loader: DataLoader[list[tuple[int, int | UserError]]] = DataLoader(
-        list(survey.facts),  # type: ignore[arg-type]  # a list is a dataset
+        list(scan.facts),  # type: ignore[arg-type]  # a list is a dataset
         batch_size=_CHUNK,
         num_workers=module.num_workers,
-        collate_fn=_Trial(survey.samples, survey.collator),
+        collate_fn=_CheckSamples(scan.samples, scan.collator),
     )
     ends: dict[int, str] = {}
-    for results in track(loader, f"Writing out {survey.split!r}", total=len(loader)):
+    for results in track(loader, f"Writing out {scan.split!r}", total=len(loader)):
         for index, result in results:
             try:
                 if isinstance(result, UserError):
                     raise result
-                check_end(result, survey.facts[index].size.id, ends)
+                check_same_end(result, scan.facts[index].size.id, ends)
             except DataError as error:
-                survey.refuse(index, error)
+                scan.refuse(index, error)
     manifest.write(sizes)
 
 
-class _Trial:
-    """Writes samples out, in a worker process; of each, it returns the token that ends its answer, or the error."""
+class _CheckSamples:
+    """Encodes samples in a worker process.
+
+    Of each sample it returns the token that ends its answer, or the error.
+    """
 
     def __init__(self, samples: Sequence[Sample], collator: Collator) -> None:
         self._samples, self._collator = samples, collator
 
     def __call__(self, indices: Sequence[int]) -> list[tuple[int, int | UserError]]:
-        return [(index, self._outcome(index)) for index in indices]
+        return [(index, self._check_one(index)) for index in indices]
 
-    def _outcome(self, index: int) -> int | UserError:
+    def _check_one(self, index: int) -> int | UserError:
         try:
-            return self._collator.check(fetch(self._samples, index))
+            return self._collator.check(fetch_sample(self._samples, index))
         except UserError as error:
             return error

@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LeftOut:
-    """Counts.
+    """Counts what does not fit.
 
     Attributes:
-        samples: Samples that are left out whole.
-        conversations: Samples of which the first exchanges are.
-        exchanges: Those exchanges.
-        answers: Samples whose last answer is cut at its end.
+        samples: How many samples are left out as a whole.
+        conversations: How many samples lose their first exchanges.
+        exchanges: How many exchanges these samples lose together.
+        answers: How many samples have the end of their last answer cut off.
     """
 
     samples: int = 0
@@ -47,11 +47,12 @@ class LeftOut:
         }
 
     def warn(self, split: Split, total: int, max_length: int) -> None:
-        """Say what is left out of a split that has `total` samples; nothing where all fits."""
+        """Log what is left out of a split of `total` samples; nothing where all fits."""
         if self.metrics(split):
             logger.warning(
-                "Not all of the %r split fits into max_length %d: of %d samples %d are left out, %d lose their first "
-                "exchanges (%d in all), and %d have the end of their answer cut off. Raise max_length to keep more.",
+                "Not all of the %r split fits into max_length %d: of %d samples %d are left out, "
+                "%d lose their first exchanges (%d in all), and %d have the end of their answer "
+                "cut off. Raise max_length to keep more.",
                 split,
                 max_length,
                 total,

@@ -1,4 +1,4 @@
-"""What `lightning data check --all` has found, kept so that later starts need not write anything out again."""
+"""What `lightning data check --all` has found, kept so that later starts need not encode again."""
 
 from __future__ import annotations
 
@@ -11,60 +11,63 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.images.files import Size
+from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.left_out import LeftOut
-from lightning_mllm.data.loading.survey import Survey
+from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 
-_LIBRARIES = ("lightning-mllm", "transformers", "tokenizers", "pillow", "numpy")  # that decide what comes out
+# libraries that decide what comes out
+_LIBRARIES = ("lightning-mllm", "transformers", "tokenizers", "pillow", "numpy")
 
 
 class Manifest:
-    """The outcome of writing out all samples of a split with one checkpoint.
+    """The outcome of encoding all samples of a split for one checkpoint.
 
-    It is found by a digest of all that decides it: the samples, the files' paths, sizes and times, the processor, the
-    prompt and the versions of the libraries. So it is never out of date: anything changed is another digest.
+    It is found by a digest of all that decides it: the samples, the files' paths, sizes and times,
+    the processor, the prompt and the versions of the libraries. So it is never out of date:
+    whatever changes makes another digest.
 
     Args:
-        survey: Of the split.
+        scan: What is known of the split.
     """
 
-    def __init__(self, survey: Survey) -> None:
-        self._survey = survey
-        self._paths = sorted(survey.paths)
-        self.path = manifest_folder() / f"{self._digest()}.json" if _can_be_named(survey) else None
+    def __init__(self, scan: SplitScan) -> None:
+        self._scan = scan
+        self._paths = sorted(scan.paths)
+        self.path = manifest_folder() / f"{self._digest()}.json" if _can_be_named(scan) else None
 
     def take_over(self) -> dict[Path, Size] | None:
-        """Leave out the samples that were found not to fit or to be bad, and return the files' sizes.
+        """Leave out the samples that were found not to fit or to be bad.
 
-        None is returned if there is no manifest.
+        Returns:
+            Image file -> size of its picture; None if there is no manifest.
         """
         if self.path is None or not self.path.is_file():
             return None
         content = json.loads(self.path.read_text(encoding="utf-8"))
         for index, kind, problem in content["refused"]:
-            self._survey.refuse(index, DataError(problem, kind))
+            self._scan.refuse(index, DataError(problem, kind))
         for index in content["too_long"]:
-            self._survey.leave_out(index)
-        self._survey.left_out = LeftOut(**content["left_out"])
+            self._scan.leave_out(index)
+        self._scan.left_out = LeftOut(**content["left_out"])
         sizes = zip(self._paths, content["sizes"], strict=True)
         return {path: (size[0], size[1]) for path, size in sizes if size is not None}
 
     def write(self, sizes: dict[Path, Size]) -> None:
-        """Write the outcome, in one step; nothing where samples can't be told apart from outside.
+        """Write the outcome in one step; nothing where no text stands for the samples' content.
 
         Args:
-            sizes: Of the sound files.
+            sizes: Image file -> size of its picture, for sound files.
         """
         if self.path is None:
             return
-        survey = self._survey
+        scan = self._scan
         content = {
             "sizes": [sizes.get(path) for path in self._paths],
-            "refused": [(index, error.kind, str(error)) for index, error in survey.refused.items()],
-            "too_long": survey.too_long,
-            "left_out": asdict(survey.left_out),
+            "refused": [(index, error.kind, str(error)) for index, error in scan.refused.items()],
+            "too_long": scan.too_long,
+            "left_out": asdict(scan.left_out),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
@@ -78,38 +81,48 @@ class Manifest:
         return digest.hexdigest()
 
     def _parts(self) -> Iterator[str]:
-        survey, collator = self._survey, self._survey.collator
+        scan, collator = self._scan, self._scan.collator
         yield from (f"{name} {version(name)}" for name in _LIBRARIES)
-        yield from (survey.split, repr(collator.prompt), repr(collator.label_names), str(collator.geometry))
+        yield from (scan.split, repr(collator.prompt), repr(collator.label_names))
+        yield str(collator.geometry)
         yield str((collator.max_length, collator.long_answers, collator.split_special_tokens))
         yield from _processor_parts(collator.processor)
-        yield from (f"{index} {survey.samples[index]!r}" for index in survey.facts)
+        yield from (f"{index} {scan.samples[index]!r}" for index in scan.facts)
         for path in self._paths:
             status = path.stat() if path.exists() else None
             yield f"{path} {status and (status.st_size, status.st_mtime_ns)}"
 
 
 def manifest_folder() -> Path:
-    """Return where manifests lie: in the user's cache, since datasets may be read-only."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_mllm" / "data_check"
+    """Return where manifests are: in the user's cache, since datasets may be read-only."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "lightning_mllm" / "data_check"
 
 
-def _can_be_named(survey: Survey) -> bool:
+def _can_be_named(scan: SplitScan) -> bool:
     """Return whether prompt and pictures have a text that stands for their content.
 
-    Samples that are made as they are asked for are not made once more for it.
+    Samples that are made when they are asked for are not made again for it.
     """
-    if isinstance(survey.samples, LazySamples):
+    if isinstance(scan.samples, LazySamples):
         return False
-    in_memory = any(not isinstance(image, Path) for facts in survey.facts.values() for image in facts.images)
-    return not in_memory and " object at 0x" not in repr(survey.collator.prompt)
+    for facts in scan.facts.values():
+        if not all(isinstance(image, Path) for image in facts.images):
+            return False
+    return " object at 0x" not in repr(scan.collator.prompt)
 
 
 def _processor_parts(processor: Any) -> Iterator[str]:
     yield type(processor).__name__
     yield json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
     yield str(processor.chat_template)
-    for name in ("image_token", "patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+    for name in (
+        "image_token",
+        "patch_size",
+        "vision_feature_select_strategy",
+        "num_additional_image_tokens",
+    ):
         yield str(getattr(processor, name, None))
-    yield processor.tokenizer.backend_tokenizer.to_str()
-    yield str((processor.tokenizer.bos_token, processor.tokenizer.eos_token, processor.tokenizer.pad_token))
+    tokenizer = processor.tokenizer
+    yield tokenizer.backend_tokenizer.to_str()
+    yield str((tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token))

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from lightning_mllm.errors import ConfigError, DataError
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,11 @@ def check_splits(wanted: Sequence[Split], present: Sequence[Split], dataset: str
     Raises:
         DataError: There is one among the wanted.
     """
-    if absent := [split for split in wanted if split not in present]:
+    absent = [split for split in wanted if split not in present]
+    if absent:
         raise DataError(
-            f"{dataset} has no {absent[0]!r} split, only {', '.join(map(repr, present))}. Use it to test or analyse a "
-            "model that is trained on another dataset."
+            f"{dataset} has no {absent[0]!r} split, only {', '.join(map(repr, present))}. Use it "
+            "to test or analyse a model that is trained on another dataset."
         )
 
 
@@ -33,9 +35,13 @@ def warn_of_another_seed(trained: int, seed: int, dataset: str) -> None:
     """Warn where a model was trained with another seed than the dataset at hand has."""
     if trained != seed:
         logger.warning(
-            "The checkpoint was trained with seed %d of %s, which now has seed %d: where the seed decides the "
-            "split, it has learnt some of the samples at hand. Give --data.init_args.seed %d.",
-            *(trained, dataset, seed, trained),
+            "The checkpoint was trained with seed %d of %s, which now has seed %d: where the seed "
+            "decides the split, the model has learnt some of these samples. Give "
+            "--data.init_args.seed %d.",
+            trained,
+            dataset,
+            seed,
+            trained,
         )
 
 
@@ -47,18 +53,19 @@ def check_fractions(val: float, test: float = 0.0) -> None:
     """
     if min(val, test) < 0 or val + test >= 1:
         raise ConfigError(
-            f"val_fraction is {val} and test_fraction {test}; both must be at least 0 and their sum below 1."
+            f"val_fraction is {val} and test_fraction {test}; both must be at least 0 and their "
+            "sum below 1."
         )
 
 
 def stratified_split(
     strata: Mapping[str, Sequence[Sequence[Item]]], val: float, test: float, seed: int
 ) -> dict[Split, list[Item]]:
-    """Split each stratum (class) by the same fractions, and no group of items that belong together.
+    """Split each stratum (class) by the same fractions; groups of items stay together.
 
-    Groups are taken as far as they fit into a fraction of the stratum's items. Each stratum gives at least one group,
-    then its smallest, to each split with a fraction above 0 before training gets its second; the outcome depends on
-    nothing but the arguments.
+    Groups are taken as long as they fit into a fraction of the stratum's items. Before training
+    gets a second group, each split with a fraction above 0 gets at least one: the smallest, if
+    none fits. The outcome depends on nothing but the arguments.
 
     Args:
         strata: Class -> groups of items, in a fixed order.
@@ -72,18 +79,18 @@ def stratified_split(
         rest = list(groups)
         random.Random(f"{seed}/{name}").shuffle(rest)
         total = sum(map(len, rest))
-        chosen, rest = _take(rest, test, total)
+        chosen, rest = _take_groups(rest, test, total)
         splits["test"] += chain(*chosen)
-        chosen, rest = _take(rest, val, total)
+        chosen, rest = _take_groups(rest, val, total)
         splits["val"] += chain(*chosen)
         splits["train"] += chain(*rest)
     return splits
 
 
-def _take(
+def _take_groups(
     groups: list[Sequence[Item]], fraction: float, total: int
 ) -> tuple[list[Sequence[Item]], list[Sequence[Item]]]:
-    """Return groups that fill a fraction of all items, and the rest, which is at least one group."""
+    """Return groups that fill a fraction of all items, and the rest, which is at least one."""
     room = max(1, round(fraction * total)) if fraction else 0
     taken: set[int] = set()
     for index, group in enumerate(groups):
@@ -92,4 +99,8 @@ def _take(
             room -= len(group)
     if room and not taken and len(groups) > 1:
         taken = {min(range(len(groups)), key=lambda index: len(groups[index]))}
-    return [groups[index] for index in sorted(taken)], [g for index, g in enumerate(groups) if index not in taken]
+    chosen: list[Sequence[Item]] = []
+    rest: list[Sequence[Item]] = []
+    for index, group in enumerate(groups):
+        (chosen if index in taken else rest).append(group)
+    return chosen, rest

@@ -2,271 +2,298 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue
-from lightning_mllm.data.text.rendering import Place, RenderedText, Renderer
-from lightning_mllm.data.text.special_tokens import special_ids, special_pattern, tokenise_quotes, wants_bos
-from lightning_mllm.data.text.token_bound import TokenBound
+from lightning_mllm.data.text.rendering import RenderedText, Renderer, TextSpan
+from lightning_mllm.data.text.special_tokens import (
+    build_special_pattern,
+    find_special_ids,
+    needs_bos,
+    tokenise_quotes,
+)
+from lightning_mllm.data.text.token_bound import TokenBound, decode_all, is_same_text
 from lightning_mllm.errors import CheckpointError, DataError
 from lightning_mllm.types import Options, Segment
 
 _OPTIONS = (Segment.TRUE_OPTION, Segment.FALSE_OPTION)
 
-
-@dataclass(frozen=True)
-class EncodedSample:
-    """One sample's tokens.
-
-    Attributes:
-        id: The sample's.
-        input_ids: (length,).
-        masks: Segment -> bool mask of shape (length,).
-        end_id: The token that ends its (last) answer.
-    """
-
-    id: str
-    input_ids: Tensor
-    masks: Mapping[Segment, Tensor]
-    end_id: int
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def answer_ids(self) -> tuple[int, ...]:
-        """The tokens behind the (last) prompt, end-of-turn token included."""
-        last = int(self.masks[Segment.LAST].nonzero())
-        return tuple(self.input_ids[last + 1 :].tolist())
-
-    def take(self, source: Tensor) -> EncodedSample:
-        """Return the tokens at the positions `source`, which may repeat."""
-        masks = {name: mask[source] for name, mask in self.masks.items()}
-        return EncodedSample(self.id, self.input_ids[source], masks, self.end_id)
-
-    def expand_images(
-        self, image_token_id: int, replacements: Sequence[Sequence[int]], regions: Mapping[Segment, Tensor]
-    ) -> EncodedSample:
-        """Put the k-th of `replacements` in the place of the k-th image token.
-
-        Args:
-            image_token_id: The token that stands for an image.
-            replacements: Tokens of each image.
-            regions: Segment -> mask over the image tokens of all `replacements`.
-        """
-        is_image = self.input_ids == image_token_id
-        counts = torch.ones_like(self.input_ids)
-        counts[is_image] = torch.tensor([len(ids) for ids in replacements], dtype=counts.dtype)
-        source = torch.arange(len(self)).repeat_interleave(counts)
-        expanded = self.take(source)
-        inserted = [token for ids in replacements for token in ids]
-        expanded.input_ids[is_image[source]] = torch.tensor(inserted, dtype=torch.long)
-        last = torch.zeros_like(is_image[source])
-        last[expanded.masks[Segment.LAST].nonzero()[-1]] = True  # without a question it is the last image token
-        shown = expanded.input_ids == image_token_id
-        changed = {Segment.IMAGE: shown, Segment.LAST: last}
-        changed |= {segment: torch.zeros_like(shown).masked_scatter(shown, mask) for segment, mask in regions.items()}
-        return replace(expanded, masks={**expanded.masks, **changed})
-
-    def truncate(self, length: int) -> EncodedSample:
-        """Return the first tokens, the end of the answer among those that are lost."""
-        return self.take(torch.arange(length))
+Masks = dict[Segment, Tensor]  # segment -> bool mask of shape (length,)
 
 
 class Encoder:
     """Tokenises conversations for one checkpoint.
 
     Args:
-        processor: The checkpoint's.
-        split_special_tokens: Whether a text may quote special tokens ("<s>"), which are then read as text.
+        processor: The processor of the checkpoint.
+        split_special_tokens: Whether a text may quote special tokens ("<s>"), which are then read
+            as text.
 
     Attributes:
         image_token_id: The token that stands for an image.
-        renderer: Writes conversations out.
+        renderer: Writes conversations as text.
 
     Raises:
-        CheckpointError: The tokenizer appends special tokens, which would part the answer from its end.
+        CheckpointError: The tokenizer appends special tokens, which would separate an answer from
+            its end.
     """
 
     def __init__(self, processor: ProcessorMixin, *, split_special_tokens: bool = False) -> None:
-        self._split = split_special_tokens
+        self._may_quote = split_special_tokens
         self._tokenizer = processor.tokenizer
         self.renderer = Renderer(processor)
-        self.image_token_id: int = self._tokenizer.convert_tokens_to_ids(self.renderer.image_token)
-        self._special_ids = torch.tensor(sorted(special_ids(self._tokenizer) | {self.image_token_id}))
-        self._special_pattern = special_pattern(self._tokenizer, self.renderer.image_token)
-        with_special, bare = (self._tokenizer.encode("a", add_special_tokens=flag) for flag in (True, False))
-        if with_special[-1] != bare[-1]:
+        image_token = self.renderer.image_token
+        self.image_token_id: int = self._tokenizer.convert_tokens_to_ids(image_token)
+        special = find_special_ids(self._tokenizer) | {self.image_token_id}
+        self._special_ids = torch.tensor(sorted(special))
+        self._special_pattern = build_special_pattern(self._tokenizer, image_token)
+        with_special = self._tokenizer.encode("a", add_special_tokens=True)
+        without = self._tokenizer.encode("a", add_special_tokens=False)
+        if with_special[-1] != without[-1]:
             raise CheckpointError(
-                f"The tokenizer ({type(self._tokenizer).__name__}) appends token {with_special[-1]} to every text, but "
-                "the end of an answer is written with the answer. Switch it off (add_eos_token: false)."
+                f"The tokenizer ({type(self._tokenizer).__name__}) appends token "
+                f"{with_special[-1]} to every text, but the end of an answer is written with the "
+                "answer. Switch it off (add_eos_token: false)."
             )
 
-    def encode(self, dialogue: Dialogue, sample_id: str, images: int, options: Options | None = None) -> EncodedSample:
-        """Tokenise a conversation; each image is still one token, and its regions are not told apart.
+    def encode(
+        self, dialogue: Dialogue, sample_id: str, images: int, options: Options | None = None
+    ) -> EncodedSample:
+        """Tokenise a conversation; each image is still one token, without its regions.
+
+        Args:
+            dialogue: The conversation to tokenise.
+            sample_id: What errors call it.
+            images: How many images it has.
+            options: The options that the last question names, if any.
 
         Raises:
-            CheckpointError: An answer does not end with a special token, so generation would not know where to stop.
-            DataError: A text contains a special token, a segment's tokens do not decode to its text, the last question
-                does not name the options, or the tokens of the prompt change with the answer behind it.
+            CheckpointError: An answer does not end with a special token, so generation would not
+                know where to stop.
+            DataError: A text contains a special token, a segment's tokens do not decode to its
+                text, the last question does not name the options, or the tokens of the prompt
+                change with the answer after it.
         """
         rendered = self.renderer.render(dialogue)
         input_ids, offsets = self._tokenise(rendered)
         masks = {segment: torch.zeros_like(input_ids, dtype=torch.bool) for segment in Segment}
-        free = torch.ones_like(input_ids, dtype=torch.bool)
-        slots = [*rendered.slots, *_option_places(rendered, options, sample_id)]
-        for place in slots:
-            within = free if place.segment not in _OPTIONS else masks[Segment.QUESTION]
-            covered = _covered(offsets, place) & within  # a token on the border of two texts belongs to the first
-            free &= ~covered
-            self._check_slot(rendered.text[place.start : place.end], input_ids[covered], place.segment, sample_id)
-            if place.segment is not Segment.ANSWER:
-                masks[place.segment] |= covered
-            if place.segment is Segment.QUESTION:
-                masks[Segment.SUFFIX] = torch.arange(len(input_ids)) > covered.nonzero()[-1]
-        for place in rendered.answers:
-            covered = _covered(offsets, place)
+        self._mark_texts(masks, rendered, (input_ids, offsets), sample_id)
+        self._mark_options(masks, rendered, (input_ids, offsets), options, sample_id)
+        for span in rendered.answers:
+            covered = _cover(offsets, span)
             masks[Segment.ANSWER] |= covered
             if not dialogue.plain:
-                self._check_end(rendered.text[place.start : place.end], input_ids[covered])
-        masks[Segment.IMAGE] = input_ids == self.image_token_id
-        masks[Segment.SUFFIX] &= ~masks[Segment.IMAGE]  # of an image that stands behind the question
-        masks[Segment.TEXT] = ~masks[Segment.IMAGE]
-        last = self._prompt_length(rendered, input_ids, sample_id) - 1
-        masks[Segment.LAST][last] = True
-        masks[Segment.SUFFIX][last:] = False
-        masks[Segment.QUESTION_REST] = masks[Segment.QUESTION] & ~torch.stack([masks[name] for name in _OPTIONS]).any(0)
-        if (found := int(masks[Segment.IMAGE].sum())) != images:
+                self._check_end(rendered.text[span.start : span.end], input_ids[covered])
+        self._mark_images_and_last(masks, rendered, input_ids, sample_id)
+        found = int(masks[Segment.IMAGE].sum())
+        if found != images:
             raise DataError(
-                f"Sample {sample_id!r} has {images} images, but its conversation has {found} image tokens once it is "
-                "written out. There must be one per image; use a checkpoint whose chat template writes them."
+                f"Sample {sample_id!r} has {images} images, but its conversation has {found} image "
+                "tokens once it is written as text. There must be one per image; use a checkpoint "
+                "whose chat template writes them."
             )
         return EncodedSample(sample_id, input_ids, masks, int(input_ids[-1]))
 
     def bound(self, dialogue: Dialogue) -> int | None:
-        """Return the most tokens that a conversation can have, images aside; None if that is not known."""
+        """Return an upper bound of a conversation's tokens without its images; None if unknown."""
         rendered = self.renderer.render(dialogue)
-        return None if self._quotes(rendered, len(rendered.text)) else self._bound(rendered.text)
+        if self._quotes_special(rendered, len(rendered.text)):
+            return None
+        return self._token_bound.bound(rendered.text)
 
-    @cached_property
-    def _bound(self) -> TokenBound:
-        return TokenBound(self._tokenizer)
-
-    def answer_ids(self, dialogue: Dialogue, sample_id: str) -> tuple[int, ...]:
-        """Return the tokens behind the (last) prompt, end-of-turn token included; nothing else is looked at.
+    def encode_answer(self, dialogue: Dialogue, sample_id: str) -> tuple[int, ...]:
+        """Return the tokens after the (last) prompt, end-of-turn token included, unchecked.
 
         Raises:
-            DataError: The tokens of the prompt change with the answer behind it.
+            DataError: The tokens of the prompt change with the answer after it.
         """
         rendered = self.renderer.render(dialogue)
         input_ids, _ = self._tokenise(rendered)
-        return tuple(input_ids[self._prompt_length(rendered, input_ids, sample_id) :].tolist())
+        length = self._measure_prompt(rendered, input_ids, sample_id)
+        return tuple(input_ids[length:].tolist())
+
+    def check_text(self, text: str, sample_id: str) -> None:
+        """Refuse a text with a special token in it, unless it may quote them.
+
+        Raises:
+            DataError: The text has a special token in it.
+        """
+        if self._may_quote:
+            return
+        found = self._special_pattern.search(text)
+        if found:
+            problem = _describe_special(f"A text of sample {sample_id!r}", found.group(), text)
+            raise DataError(problem, "special token")
+
+    @cached_property
+    def _token_bound(self) -> TokenBound:
+        return TokenBound(self._tokenizer)
+
+    def _mark_texts(
+        self,
+        masks: Masks,
+        rendered: RenderedText,
+        tokens: tuple[Tensor, Tensor],
+        sample_id: str,
+    ) -> None:
+        """Mark the tokens of system text, questions and instructions, and check all texts.
+
+        A token on the border of two texts belongs to the first.
+        """
+        input_ids, offsets = tokens
+        free = torch.ones_like(input_ids, dtype=torch.bool)
+        for span in rendered.slots:
+            covered = _cover(offsets, span) & free
+            free &= ~covered
+            self._check_slot(rendered, span, input_ids[covered], sample_id)
+            if span.segment is not Segment.ANSWER:
+                masks[span.segment] |= covered
+            if span.segment is Segment.QUESTION:
+                masks[Segment.SUFFIX] = torch.arange(len(input_ids)) > covered.nonzero()[-1]
+
+    def _mark_options(
+        self,
+        masks: Masks,
+        rendered: RenderedText,
+        tokens: tuple[Tensor, Tensor],
+        options: Options | None,
+        sample_id: str,
+    ) -> None:
+        """Mark the tokens of the options in the last question, and those of the rest of it."""
+        input_ids, offsets = tokens
+        rest = masks[Segment.QUESTION].clone()
+        for span in _find_option_spans(rendered, options, sample_id):
+            covered = _cover(offsets, span) & masks[Segment.QUESTION]
+            self._check_slot(rendered, span, input_ids[covered], sample_id)
+            masks[span.segment] |= covered
+            rest &= ~covered
+        masks[Segment.QUESTION_REST] = rest
+
+    def _mark_images_and_last(
+        self, masks: Masks, rendered: RenderedText, input_ids: Tensor, sample_id: str
+    ) -> None:
+        """Mark images, all other tokens as text, and the position that predicts the last answer."""
+        masks[Segment.IMAGE] = input_ids == self.image_token_id
+        masks[Segment.TEXT] = ~masks[Segment.IMAGE]
+        last = self._measure_prompt(rendered, input_ids, sample_id) - 1
+        masks[Segment.LAST][last] = True
+        masks[Segment.SUFFIX] &= masks[Segment.TEXT]  # an image may follow the question
+        masks[Segment.SUFFIX][last:] = False
 
     def _tokenise(self, rendered: RenderedText) -> tuple[Tensor, Tensor]:
         """Return token ids (n,) and their character ranges (n, 2)."""
         text = rendered.text
-        if self._quotes(rendered, len(text)):
+        if self._quotes_special(rendered, len(text)):
             return self._tokenise_quotes(rendered, len(text))
         encoding = self._tokenizer(
-            text, add_special_tokens=wants_bos(self._tokenizer, text), return_offsets_mapping=True, verbose=False
+            text,
+            add_special_tokens=needs_bos(self._tokenizer, text),
+            return_offsets_mapping=True,
+            verbose=False,
         )
         return torch.tensor(encoding["input_ids"]), torch.tensor(encoding["offset_mapping"])
 
-    def _quotes(self, rendered: RenderedText, end: int) -> bool:
-        """Return whether a text before `end` quotes a special token."""
-        return self._split and any(
-            self._special_pattern.search(rendered.text, slot.start, slot.end)
-            for slot in rendered.slots
-            if slot.end <= end
-        )
+    def _quotes_special(self, rendered: RenderedText, end: int) -> bool:
+        """Return whether a text that ends by `end` quotes a special token."""
+        if not self._may_quote:
+            return False
+        for span in rendered.slots:
+            within = span.end <= end
+            if within and self._special_pattern.search(rendered.text, span.start, span.end):
+                return True
+        return False
 
     def _tokenise_quotes(self, rendered: RenderedText, end: int) -> tuple[Tensor, Tensor]:
-        texts = [(slot.start, slot.end) for slot in rendered.slots if slot.end <= end]
-        return tokenise_quotes(self._tokenizer, self._special_pattern, rendered.text[:end], texts)
+        """Do as `_tokenise` up to `end`, with the special tokens that texts quote read as text."""
+        texts = [(span.start, span.end) for span in rendered.slots if span.end <= end]
+        text = rendered.text[:end]
+        return tokenise_quotes(self._tokenizer, self._special_pattern, text, texts)
 
-    def _prompt_length(self, rendered: RenderedText, input_ids: Tensor, sample_id: str) -> int:
+    def _measure_prompt(self, rendered: RenderedText, input_ids: Tensor, sample_id: str) -> int:
+        """Return how many tokens the (last) prompt has, and check that its answer changes none."""
         start = rendered.answers[-1].start
         prompt = rendered.text[:start]
-        if self._quotes(rendered, start):
+        if self._quotes_special(rendered, start):
             alone = self._tokenise_quotes(rendered, start)[0].tolist()
         else:
-            bos = wants_bos(self._tokenizer, prompt)
-            alone = self._tokenizer(prompt, add_special_tokens=bos, verbose=False)["input_ids"]
+            bos = needs_bos(self._tokenizer, prompt)
+            encoding = self._tokenizer(prompt, add_special_tokens=bos, verbose=False)
+            alone = encoding["input_ids"]
         if not alone or input_ids[: len(alone)].tolist() != alone:
             raise DataError(
-                f"The prompt of sample {sample_id!r} has other tokens alone than with its answer behind it, so that "
-                f"generation would not continue what was trained. Its end is {prompt[-40:]!r}, its answer begins "
-                f"{rendered.text[len(prompt) :][:40]!r}. Use a prompt that ends otherwise.",
+                f"The prompt of sample {sample_id!r} has other tokens alone than with its answer "
+                "after it, so generation would not continue what was trained. Its end is "
+                f"{prompt[-40:]!r}, its answer begins {rendered.text[start:][:40]!r}. Use a prompt "
+                "with another end.",
                 "answer's start",
             )
         return len(alone)
 
-    def check_text(self, text: str, sample_id: str) -> None:
-        """Refuse a text with a special token in it, unless it may quote them, without tokenising it.
-
-        Raises:
-            DataError: There is one.
-        """
-        if not self._split and (found := self._special_pattern.search(text)):
-            problem = _special_in_text(f"A text of sample {sample_id!r}", found.group(), text)
-            raise DataError(problem, "special token")
-
     def _check_end(self, text: str, input_ids: Tensor) -> None:
+        """Refuse an answer that does not end with a special token."""
         if not torch.isin(input_ids[-1], self._special_ids):
             token = self._tokenizer.convert_ids_to_tokens(int(input_ids[-1]))
             raise CheckpointError(
-                f"The tokenizer ({type(self._tokenizer).__name__}) reads the end of the answer {text[-40:]!r} as text "
-                f"(its last token is {token!r}), so generation would not know where to stop. Make its end-of-sequence "
-                "token a special one (special: true, normalized: false in tokenizer.json)."
+                f"The tokenizer ({type(self._tokenizer).__name__}) reads the end of the answer "
+                f"{text[-40:]!r} as text (its last token is {token!r}), so generation would not "
+                "know where to stop. Make its end-of-sequence token a special one (special: true, "
+                "normalized: false in tokenizer.json)."
             )
 
-    def _check_slot(self, text: str, input_ids: Tensor, segment: Segment, sample_id: str) -> None:
+    def _check_slot(
+        self, rendered: RenderedText, span: TextSpan, input_ids: Tensor, sample_id: str
+    ) -> None:
+        """Refuse tokens that are special, or do not decode to the text of their span."""
+        text = rendered.text[span.start : span.end]
         special = input_ids[torch.isin(input_ids, self._special_ids)]
         if len(special):
             token = self._tokenizer.convert_ids_to_tokens(int(special[0]))
-            raise DataError(_special_in_text(f"The {segment} of sample {sample_id!r}", str(token), text))
-        decoded = self._tokenizer.decode(input_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if _plain(decoded) != _plain(text):
+            what = f"The {span.segment} of sample {sample_id!r}"
+            raise DataError(_describe_special(what, str(token), text))
+        decoded = decode_all(self._tokenizer, input_ids)
+        if not is_same_text(decoded, text):
             raise DataError(
-                f"The tokens of the {segment} of sample {sample_id!r} decode to {decoded!r}, not to {text!r}. "
-                "Check the text for unusual characters; otherwise this tokenizer's offsets can't be relied on.",
+                f"The tokens of the {span.segment} of sample {sample_id!r} decode to {decoded!r}, "
+                f"not to {text!r}. Check the text for unusual characters; if there are none, this "
+                "tokenizer's offsets can't be relied on.",
                 "unusual characters",
             )
 
 
-def _special_in_text(what: str, token: str, text: str) -> str:
+def _describe_special(what: str, token: str, text: str) -> str:
     return (
-        f"{what} contains {token!r}, which the model reads as a special token, not as text: {text[:80]!r}. "
-        "Remove or rewrite it, or set `split_special_tokens: true` if the text quotes it; images are placed by the "
-        "sample's images."
+        f"{what} contains {token!r}, which the model reads as a special token, not as text: "
+        f"{text[:80]!r}. Remove or rewrite it, or set `split_special_tokens: true` if the text "
+        "quotes it; images are placed by the sample's images."
     )
 
 
-def _option_places(rendered: RenderedText, options: Options | None, sample_id: str) -> list[Place]:
-    """Return the places of the options in the last question; none where nothing is asked."""
-    questions = [place for place in rendered.slots if place.segment is Segment.QUESTION]
+def _find_option_spans(
+    rendered: RenderedText, options: Options | None, sample_id: str
+) -> list[TextSpan]:
+    """Return where the last question names its options; empty where nothing is asked."""
+    questions = [span for span in rendered.slots if span.segment is Segment.QUESTION]
     if options is None or not questions:
         return []
-    end = questions[-1].end
-    earlier = max((place.end for place in rendered.answers if place.end <= questions[-1].start), default=0)
-    start = min(place.start for place in questions if place.start >= earlier)  # images may part a question
-    found = find_options(rendered.text[start:end], options, sample_id)
-    return [Place(name, start + first, start + last) for name, (first, last) in zip(_OPTIONS, found, strict=True)]
+    last = questions[-1]
+    answered = [span.end for span in rendered.answers if span.end <= last.start]
+    earlier = max(answered, default=0)
+    # images may cut the last question into several texts
+    start = min(span.start for span in questions if span.start >= earlier)
+    ranges = find_options(rendered.text[start : last.end], options, sample_id)
+    spans = []
+    for segment, (first, end) in zip(_OPTIONS, ranges, strict=True):
+        spans.append(TextSpan(segment, start + first, start + end))
+    return spans
 
 
-def _covered(offsets: Tensor, place: Place) -> Tensor:
-    """Return which tokens touch a place; tokens without characters (BOS) touch none."""
+def _cover(offsets: Tensor, span: TextSpan) -> Tensor:
+    """Return which tokens touch a span; tokens without characters (BOS) touch none."""
     starts, ends = offsets.unbind(dim=1)
-    return (ends > starts) & (starts < place.end) & (ends > place.start)
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text).strip()
+    return (ends > starts) & (starts < span.end) & (ends > span.start)

@@ -1,14 +1,14 @@
-"""What of a conversation fits into the context: whole exchanges from its end, or nothing."""
+"""How much of a conversation fits into the context: its last exchanges, or nothing."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from lightning_mllm.data.loading.bad_rows import TOO_LONG
-from lightning_mllm.data.text.encoding import EncodedSample, Encoder
+from lightning_mllm.data.text.encoded_sample import EncodedSample
+from lightning_mllm.data.text.encoding import Encoder
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample, Segment
@@ -21,11 +21,11 @@ class Fitted:
     """What is left of a sample.
 
     Attributes:
-        dialogue: Its last exchanges.
-        tokens: Theirs; each image is still one token.
+        dialogue: The last exchanges of the conversation.
+        tokens: The tokens of these exchanges; each image is still one token.
         exchanges: How many exchanges before them are left out.
         images: How many images are left out with them.
-        excess: How many tokens too long the last answer still is, and is to be cut at its end.
+        excess: How many tokens the last answer is still too long; it is to be cut at its end.
     """
 
     dialogue: Dialogue
@@ -36,75 +36,95 @@ class Fitted:
 
 
 class Fitter:
-    """Makes conversations fit.
+    """Makes conversations fit into the context.
 
     Args:
-        encoder: Of the checkpoint.
+        encoder: Tokenises for the checkpoint.
         max_length: Most tokens of a sample, those of its images included.
-        long_answers: What happens to a sample whose last answer, with images and instruction, does not fit even without
-            its question: an error, or the sample is left out, or the answer is cut at its end and so has no end token.
-        classes: How many classes the answers are; of such samples nothing is left out.
+        long_answers: What happens to a sample whose last answer, with images and instruction, does
+            not fit even without its question: it is an error, the sample is left out, or the
+            answer is cut at its end and so has no end token.
+        classes: How many classes the answers are; nothing of such samples is left out.
     """
 
-    def __init__(self, encoder: Encoder, max_length: int, long_answers: LongAnswers, classes: int) -> None:
+    def __init__(
+        self, encoder: Encoder, max_length: int, long_answers: LongAnswers, classes: int
+    ) -> None:
         if long_answers not in ("raise", "leave_out", "truncate"):
-            raise ConfigError(f"long_answers is {long_answers!r}; it can be 'raise', 'leave_out' or 'truncate'.")
+            raise ConfigError(
+                f"long_answers is {long_answers!r}; it can be 'raise', 'leave_out' or 'truncate'."
+            )
         self._encoder, self._max_length = encoder, max_length
         self._long_answers, self._classes = long_answers, classes
 
     def fit(self, dialogue: Dialogue, sample: Sample, image_tokens: Sequence[int]) -> Fitted | None:
-        """Return as many of the last exchanges as fit, or None where the sample is to be left out.
+        """Return as many of the last exchanges as fit, or None where the sample is left out.
 
-        It is where the question of the last exchange is too long, or where no image would be left of some: what is said
-        of an image can't be learnt without it.
+        A sample is left out where the question of its last exchange is too long, or where none of
+        its images would be left: what is said of an image can't be learnt without it.
 
         Args:
-            dialogue: The sample's.
-            sample: The sample.
+            dialogue: The conversation that the prompt made of it.
+            sample: The sample, for its id and options.
             image_tokens: How many tokens each image takes.
 
         Raises:
-            DataError: The last answer does not fit and `long_answers` is `raise`, or it is to be cut but has a kind; or
-                the answers are classes.
+            DataError: The last answer does not fit and `long_answers` is `raise`, or it is to be
+                cut but has a kind; or the answers are classes.
         """
         exchanges = len(dialogue.turns) // 2
+        fitted = self._skip_exchanges(0, dialogue, sample, image_tokens)
+        if fitted.excess > 0 and exchanges > 1:
+            # the fewest exchanges to leave out, by bisection
+            low, high = 1, exchanges - 1
+            while low < high:
+                middle = (low + high) // 2
+                if self._skip_exchanges(middle, dialogue, sample, image_tokens).excess <= 0:
+                    high = middle
+                else:
+                    low = middle + 1
+            fitted = self._skip_exchanges(low, dialogue, sample, image_tokens)
+        if fitted.excess > 0:
+            return self._resolve_excess(fitted, sample)
+        if image_tokens and fitted.images == len(image_tokens):
+            return None
+        return replace(fitted, excess=0)
 
-        def suffix(first: int) -> tuple[Fitted, int]:
-            turns = dialogue.turns
-            gone = sum(turn.images for turn in turns[: 2 * first])
-            rest = replace(dialogue, turns=turns[2 * first :])
-            tokens = self._encoder.encode(rest, sample.id, len(image_tokens) - gone, sample.options)
-            excess = len(tokens) + sum(count - 1 for count in image_tokens[gone:]) - self._max_length
-            return Fitted(rest, tokens, first, gone), excess
+    def _skip_exchanges(
+        self, first: int, dialogue: Dialogue, sample: Sample, image_tokens: Sequence[int]
+    ) -> Fitted:
+        """Return a conversation from an exchange on; its excess is negative where there is room."""
+        images = sum(turn.images for turn in dialogue.turns[: 2 * first])
+        rest = replace(dialogue, turns=dialogue.turns[2 * first :])
+        left = image_tokens[images:]
+        tokens = self._encoder.encode(rest, sample.id, len(left), sample.options)
+        excess = len(tokens) + sum(left) - len(left) - self._max_length
+        return Fitted(rest, tokens, first, images, excess)
 
-        fitted, excess = suffix(0)
-        if excess > 0 and exchanges > 1:
-            first = bisect_left(range(1, exchanges - 1), True, key=lambda number: suffix(number)[1] <= 0) + 1
-            fitted, excess = suffix(first)
-        if excess > 0:
-            return self._without_room(fitted, sample, excess)
-        return None if fitted.images == len(image_tokens) > 0 else fitted
-
-    def _without_room(self, fitted: Fitted, sample: Sample, excess: int) -> Fitted | None:
-        """Return what becomes of a last exchange that is too long."""
-        question, answer = (int(fitted.tokens.masks[name].sum()) for name in (Segment.QUESTION, Segment.ANSWER))
+    def _resolve_excess(self, fitted: Fitted, sample: Sample) -> Fitted | None:
+        """Return what becomes of a last exchange that is too long: None, or it with an excess."""
+        excess, masks = fitted.excess, fitted.tokens.masks
+        question = int(masks[Segment.QUESTION].sum())
+        answer = int(masks[Segment.ANSWER].sum())
         if self._classes:
             raise DataError(
-                f"The question of sample {sample.id!r}, which lists {self._classes} classes, does not fit into "
-                f"max_length {self._max_length} with its images and answer: they have {self._max_length + excess} "
-                "tokens. Raise max_length, use shorter class names, or a checkpoint with a longer context.",
+                f"The question of sample {sample.id!r}, which lists {self._classes} classes, does "
+                f"not fit into max_length {self._max_length} with its images and answer: they have "
+                f"{self._max_length + excess} tokens. Raise max_length, use shorter class names, "
+                "or a checkpoint with a longer context.",
                 TOO_LONG,
             )
         if question >= excess or self._long_answers == "leave_out":
             return None
         can_truncate = sample.kind is None and answer > excess
         if self._long_answers == "truncate" and can_truncate:
-            return None if fitted.images and fitted.images == len(sample.images) else replace(fitted, excess=excess)
+            has_lost_all_images = 0 < fitted.images == len(sample.images)
+            return None if has_lost_all_images else fitted
         options = "leave_out or truncate" if can_truncate else "leave_out"
         raise DataError(
-            f"Sample {sample.id!r} has {self._max_length + excess} tokens ({question} of its last question, {answer} "
-            f"of its last answer, the rest of images, instruction and system text), but max_length is "
-            f"{self._max_length}, and its last answer does not fit. Raise max_length, shorten the answer, or set "
-            f"`long_answers` to {options}.",
+            f"Sample {sample.id!r} has {self._max_length + excess} tokens ({question} of its last "
+            f"question, {answer} of its last answer, the rest of images, instruction and system "
+            f"text), but max_length is {self._max_length}, and its last answer does not fit. "
+            f"Raise max_length, shorten the answer, or set `long_answers` to {options}.",
             TOO_LONG,
         )

@@ -11,36 +11,38 @@ _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 
 
 def normalise_label(name: str) -> str:
-    """Turn underscores into spaces, so that words stay words: `Bell_pepper leaf` -> `Bell pepper leaf`.
+    """Turn underscores into spaces, so that words stay words.
 
-    Letters with marks are composed (NFC), as folder names from some file systems are not.
+    `Bell_pepper leaf` becomes `Bell pepper leaf`. Letters with marks are composed (NFC), as folder
+    names from some file systems are not.
     """
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
 
 
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the sorted class names behind raw labels.
+def collect_class_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the sorted class names of raw labels.
 
     Raises:
         DataError: A name is empty, or two can't be told apart in an answer.
     """
     seen: dict[str, str] = {}
     for label in sorted(set(labels)):
-        name = as_answered(normalise_label(label))
+        name = fold_answer(normalise_label(label))
         if not name:
             raise DataError(
-                f"The class name {label!r} is empty once underscores, quotes, full stops and blanks are removed. "
-                "Rename it."
+                f"The class name {label!r} is empty once underscores, quotes, full stops and "
+                "blanks are removed. Rename it."
             )
         other = seen.setdefault(name, label)
         if other != label:
             raise DataError(
-                f"The class names {other!r} and {label!r} are the same but for case, underscores and blanks, quotes "
-                "around them or a full stop behind them, so answers could not be told apart. Merge them or rename one."
+                f"The class names {other!r} and {label!r} are the same but for case, underscores "
+                "and blanks, quotes around them or a full stop after them, so answers could not "
+                "be told apart. Merge them or rename one."
             )
     return tuple(sorted(normalise_label(label) for label in seen.values()))
 
 
-def as_answered(name: str) -> str:
-    """Fold away what an answer is not held to: the same as evaluation's answer parser does."""
+def fold_answer(name: str) -> str:
+    """Remove what an answer's score does not depend on, as evaluation's answer parser does."""
     return name.casefold().lstrip(_QUOTES + " ").rstrip(_QUOTES + " .")

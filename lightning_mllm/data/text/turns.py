@@ -8,22 +8,22 @@ from itertools import pairwise
 from lightning_mllm.types import Turn
 
 
-def question(pieces: list[str]) -> Turn:
-    """Return the user's turn whose text has an image between each two of `pieces`, outer blanks stripped."""
+def join_around_images(pieces: list[str]) -> Turn:
+    """Return the user's turn with an image between each two pieces, outer blanks stripped."""
     text, places = pieces[0], []
     for piece in pieces[1:]:
         places.append(len(text))
         text += piece
-    return strip(Turn("user", text, images=len(places), places=tuple(places)))
+    return strip_blanks(Turn("user", text, images=len(places), places=tuple(places)))
 
 
-def pieces(turn: Turn) -> list[str]:
-    """Return the text of a turn, cut where its images stand: one piece more than there are images."""
+def cut_at_images(turn: Turn) -> list[str]:
+    """Return the text of a turn, cut where its images stand: one piece more than images."""
     cuts = [0, *(turn.places or (0,) * turn.images), len(turn.text)]
     return [turn.text[start:end] for start, end in pairwise(cuts)]
 
 
-def strip(turn: Turn) -> Turn:
+def strip_blanks(turn: Turn) -> Turn:
     """Return a turn without blanks around its text; those between text and a later image stay."""
     text = turn.text.lstrip()
     places = tuple(max(place - len(turn.text) + len(text), 0) for place in turn.places)
@@ -32,17 +32,17 @@ def strip(turn: Turn) -> Turn:
     return replace(turn, text=text, places=places if any(places) else ())
 
 
-def images_first(turn: Turn) -> Turn:
-    """Return a turn with its images before its text; a blank or line break stands where they parted it."""
+def put_images_first(turn: Turn) -> Turn:
+    """Return a turn with its images before its text, and a blank or line break in their place."""
     text = ""
-    for piece in pieces(turn):
-        before, behind = text.rstrip(), piece.lstrip()
-        blanks = text[len(before) :] + piece[: len(piece) - len(behind)]
+    for piece in cut_at_images(turn):
+        before, after = text.rstrip(), piece.lstrip()
+        blanks = text[len(before) :] + piece[: len(piece) - len(after)]
         joint = "\n" if "\n" in blanks else " "
-        text = f"{before}{joint}{behind}"
+        text = f"{before}{joint}{after}"
     return replace(turn, text=text.strip(), places=())
 
 
 def has_image_within(turn: Turn) -> bool:
-    """Return whether an image stands within the text, words on both sides."""
+    """Return whether an image stands within the text, with words on both sides."""
     return any(turn.text[:place].strip() and turn.text[place:].strip() for place in turn.places)

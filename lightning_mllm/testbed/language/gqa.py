@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.gqa.rows import ABSENT, COLUMNS, boxes, objects_of, write_rows
+from lightning_mllm.data.datasets.gqa.rows import ABSENT, COLUMNS, box_columns, objects_of, write_rows
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed.language.captions import caption
 from lightning_mllm.testbed.language.questions import Question, QuestionType
@@ -149,7 +149,7 @@ def _objects(question: Question, scene: Scene) -> dict[str, str]:
         x, y, width, height = thing.box if thing else (ABSENT,) * 4
         values[f"{name} name"] = reference.text
         values[f"{name} id"] = thing.id if thing else ABSENT
-        values |= dict(zip(boxes([name]), map(str, (width, height, x, y)), strict=True))
+        values |= dict(zip(box_columns([name]), map(str, (width, height, x, y)), strict=True))
     return values
 
 

@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_mllm.data import DermNet, Split
 from lightning_mllm.errors import DataError
 from tests.support.command_line import write_image_folder
+from tests.support.datamodule_contract import DataModuleContract
 from tests.support.published_datasets import DERMNET, write_dermnet
 
 CLEAN = {"Acne and Rosacea", "Poison Ivy and other Contact Dermatitis", "Urticaria Hives"}
@@ -15,7 +17,12 @@ def labels(root: Path, split: Split = "train", **options: str) -> set[str | None
     return {sample.label for sample in module.load(split)}
 
 
-# splits, loaders and checks are those of PlantDoc, whose tests have the contract
+class TestDermNet(DataModuleContract):
+    def write(self, folder: Path) -> None:
+        write_dermnet(folder)
+
+    def make(self, checkpoint: str, **options: Any) -> DermNet:
+        return DermNet(root=str(self.folder), checkpoint=checkpoint, **options)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -32,7 +39,9 @@ def test_two_folders_do_not_become_one_class_in_silence(tmp_path: Path) -> None:
         tmp_path / "dermnet", {"train/Eczema": 2, "train/Eczema Photos": 2, "test/Eczema Photos": 2}
     )
 
-    with pytest.raises(DataError, match=r"'Eczema' and 'Eczema Photos' of .* are both 'Eczema' without ' Photos'"):
+    with pytest.raises(
+        DataError, match=r"'Eczema' and 'Eczema Photos' of .* are both 'Eczema' without ' Photos'"
+    ):
         labels(root)
 
 

@@ -12,7 +12,9 @@ from tests.support.datamodule_contract import DataModuleContract
 
 class TestDigits(DataModuleContract):
     def make(self, checkpoint: str, **options: Any) -> Digits:
-        return Digits(checkpoint=checkpoint, **{**options, "batch_size": 256, "eval_batch_size": 256})
+        return Digits(
+            checkpoint=checkpoint, **{**options, "batch_size": 256, "eval_batch_size": 256}
+        )
 
 
 def test_all_scans_are_split_seventy_ten_twenty() -> None:
@@ -25,7 +27,10 @@ def test_all_scans_are_split_seventy_ten_twenty() -> None:
 
 def test_no_scan_is_in_two_splits() -> None:
     module = Digits(checkpoint="unused")
-    pixels = [{sample.images[0].tobytes() for sample in module.load(split)} for split in ("train", "val", "test")]  # type: ignore[union-attr]
+    pixels = [
+        {sample.images[0].tobytes() for sample in module.load(split)}
+        for split in ("train", "val", "test")
+    ]  # type: ignore[union-attr]
 
     assert not (pixels[0] & pixels[1] | pixels[0] & pixels[2] | pixels[1] & pixels[2])
 

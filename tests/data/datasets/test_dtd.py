@@ -15,16 +15,17 @@ def root(tmp_path: Path) -> Path:
 
 
 def ids(root: Path, split: Split = "train", number: int = 1) -> list[str]:
-    return [sample.id for sample in DTD(root=str(root), checkpoint="unused", split=number).load(split)]
+    return [
+        sample.id for sample in DTD(root=str(root), checkpoint="unused", split=number).load(split)
+    ]
 
 
 class TestDTD(DataModuleContract):
-    @pytest.fixture(autouse=True)
-    def _folder(self, root: Path) -> None:
-        self.root = root
+    def write(self, folder: Path) -> None:
+        write_dtd(folder / "dtd")
 
     def make(self, checkpoint: str, **options: Any) -> DTD:
-        return DTD(root=str(self.root), checkpoint=checkpoint, **options)
+        return DTD(root=str(self.folder / "dtd"), checkpoint=checkpoint, **options)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -44,7 +45,10 @@ BAD_ROWS = {
     "missing image": ("banded/banded_0999.jpg", "the image .*banded_0999.jpg does not exist"),
     "unknown class": ("woolly/woolly_0001.jpg", "there is no class folder .*woolly"),
     "no class": ("banded_0002.jpg", "'banded_0002.jpg' is not of the form <class>/<file>"),
-    "too deep": ("images/banded/banded_0002.jpg", "'images/banded/banded_0002.jpg' is not of the form"),
+    "too deep": (
+        "images/banded/banded_0002.jpg",
+        "'images/banded/banded_0002.jpg' is not of the form",
+    ),
     "repeated": ("banded/banded_0002.jpg", "'banded/banded_0002.jpg' is in row 1 already"),
     "out of the root": ("../secret.jpg", "the image '../secret.jpg' leads out of"),
 }
@@ -72,7 +76,11 @@ def test_an_image_that_is_a_link_out_of_the_root(root: Path, tmp_path: Path) -> 
 
 def test_a_split_file_that_is_missing_empty_or_no_text(root: Path) -> None:
     file = root / "labels" / "val1.txt"
-    for content, message in ((b"\n", "is empty"), (b"\xff\xfe", "is not UTF-8 text"), (None, "does not exist")):
+    for content, message in (
+        (b"\n", "is empty"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (None, "does not exist"),
+    ):
         if content is None:
             file.unlink()
         else:
@@ -85,11 +93,15 @@ def test_a_split_file_that_is_missing_empty_or_no_text(root: Path) -> None:
 def test_a_root_that_is_another_folder(root: Path, folder: str) -> None:
     (root / folder).rename(root.parent / folder)
 
-    with pytest.raises(DataError, match=f"has no folder '{folder}'. Set `root` to the folder 'dtd'"):
+    with pytest.raises(
+        DataError, match=f"has no folder '{folder}'. Set `root` to the folder 'dtd'"
+    ):
         ids(root)
 
 
 @pytest.mark.parametrize("number", [0, 11])
 def test_there_are_ten_splits(root: Path, number: int) -> None:
-    with pytest.raises(ConfigError, match=f"split is {number}; DTD has the official splits 1 to 10"):
+    with pytest.raises(
+        ConfigError, match=f"split is {number}; DTD has the official splits 1 to 10"
+    ):
         DTD(root=str(root), checkpoint="unused", split=number)

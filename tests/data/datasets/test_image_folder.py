@@ -27,38 +27,35 @@ def load(root: Path, split: str = "train", **options: Any) -> list[str]:
 
 
 class TestSplitByFractions(DataModuleContract):
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
-        self.root = fill(tmp_path / "images")
+    def write(self, folder: Path) -> None:
+        fill(folder)
 
     def make(self, checkpoint: str, **options: Any) -> ImageFolder:
-        return ImageFolder(root=str(self.root), checkpoint=checkpoint, **options)
+        return ImageFolder(root=str(self.folder), checkpoint=checkpoint, **options)
 
 
 class TestSplitFolders(TestSplitByFractions):
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
-        self.root = tmp_path / "images"
+    def write(self, folder: Path) -> None:
         for split in ("train", "val", "test"):
-            fill(self.root / split, count=3)
+            fill(folder / split, count=3)
 
     def test_folders_are_the_splits(self) -> None:
         for split in ("train", "val", "test"):
-            assert {name.split("/")[0] for name in load(self.root, split)} == {split}
+            assert {name.split("/")[0] for name in load(self.folder, split)} == {split}
 
 
 class TestSplitFoldersWithoutVal(TestSplitByFractions):
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
-        self.root = tmp_path / "images"
-        fill(self.root / "train")
-        fill(self.root / "test")
+    def write(self, folder: Path) -> None:
+        fill(folder / "train")
+        fill(folder / "test")
 
     def test_val_is_a_part_of_each_class_of_train(self) -> None:
-        val = load(self.root, "val", val_fraction=0.3)
+        val = load(self.folder, "val", val_fraction=0.3)
 
-        assert [name.split("/")[:2] for name in val] == [["train", name] for name in CLASSES for _ in range(2)]
-        assert not set(val) & set(load(self.root, "train", val_fraction=0.3))
+        assert [name.split("/")[:2] for name in val] == [
+            ["train", name] for name in CLASSES for _ in range(2)
+        ]
+        assert not set(val) & set(load(self.folder, "train", val_fraction=0.3))
 
 
 def test_labels_keep_their_words(tmp_path: Path, tiny_llava: str) -> None:
@@ -70,7 +67,9 @@ def test_labels_keep_their_words(tmp_path: Path, tiny_llava: str) -> None:
     assert {sample.label for sample in module.samples["train"]} == set(module.label_set.names)
 
 
-def test_files_that_are_no_images_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_no_images_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = fill(tmp_path / "images")
     (root / "apple" / ".DS_Store").touch()
     (root / "apple" / "notes.txt").touch()
@@ -142,7 +141,9 @@ class TestErrors:
         root = fill(tmp_path / "images")
         for name in ("0.png", "1.png", "2.png", "3.png", "4.png", "5.png"):
             (root / "apple" / name).write_bytes(b"")
-        with pytest.raises(DataError, match=r"(?s)image files can't be used:.*apple.*has zero bytes"):
+        with pytest.raises(
+            DataError, match=r"(?s)image files can't be used:.*apple.*has zero bytes"
+        ):
             ImageFolder(root=str(root), checkpoint=tiny_llava).setup("fit")
 
     def test_classes_that_cannot_be_told_apart(self, tmp_path: Path, tiny_llava: str) -> None:

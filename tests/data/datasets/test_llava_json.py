@@ -22,13 +22,17 @@ def row(name: str = "a", image: Any = "a.png", *values: str) -> Row:
     return {"id": name, "conversations": turns, **({} if image is None else {"image": image})}
 
 
+def write_images(folder: Path) -> Path:
+    images = folder / "images"
+    (images / "sub").mkdir(parents=True)
+    picture(30, 30).save(images / "a.png")
+    picture(60, 20).save(images / "sub" / "b.png")
+    return images
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    (folder / "sub").mkdir(parents=True)
-    picture(30, 30).save(folder / "a.png")
-    picture(60, 20).save(folder / "sub" / "b.png")
-    return folder
+    return write_images(tmp_path)
 
 
 def write(path: Path, rows: object) -> str:
@@ -43,8 +47,7 @@ def load(images: Path, rows: object, name: str = "train.json") -> list[Any]:
 
 
 class TestLlavaJson(DataModuleContract):
-    @pytest.fixture(autouse=True)
-    def _files(self, images: Path) -> None:
+    def write(self, folder: Path) -> None:
         kinds: list[Callable[[str], Row]] = [
             row,
             lambda name: (
@@ -53,15 +56,17 @@ class TestLlavaJson(DataModuleContract):
             ),
             lambda name: row(name, None, "Is there any text?", "no"),
         ]
-        rows = [kinds[k % 3](f"row-{k}") for k in range(24)]
-        test_rows = [kinds[k % 3](f"test-{k}") for k in range(5)]
-        self.images = images
-        self.train = write(images.parent / "train.json", rows)
-        self.test = write(images.parent / "test.json", test_rows)
+        write_images(folder)
+        write(folder / "train.json", [kinds[k % 3](f"row-{k}") for k in range(24)])
+        write(folder / "test.json", [kinds[k % 3](f"test-{k}") for k in range(5)])
 
     def make(self, checkpoint: str, **options: Any) -> LlavaJson:
         return LlavaJson(
-            train=self.train, test=self.test, image_root=str(self.images), checkpoint=checkpoint, **options
+            train=str(self.folder / "train.json"),
+            test=str(self.folder / "test.json"),
+            image_root=str(self.folder / "images"),
+            checkpoint=checkpoint,
+            **options,
         )
 
     def test_images_and_text_alone_share_batches_only_at_the_end(self, tiny_llava: str) -> None:
@@ -74,7 +79,12 @@ class TestLlavaJson(DataModuleContract):
 
 def test_rows_about_the_same_images_are_about_one_picture(images: Path) -> None:
     both = ["a.png", "sub/b.png"]
-    rows = [row("a"), row("b", ["a.png"]), row("c", both, "<image><image>?", "x"), row("d", None, "x", "y")]
+    rows = [
+        row("a"),
+        row("b", ["a.png"]),
+        row("c", both, "<image><image>?", "x"),
+        row("d", None, "x", "y"),
+    ]
 
     pictures = [sample.picture for sample in load(images, [*rows, row("e", [], "x", "y")])]
 
@@ -88,7 +98,9 @@ def test_one_row_per_line_is_read_too(images: Path) -> None:
         load(images, json.dumps(row()) + '\n{"id": ', "train.jsonl")
 
 
-def test_rows_without_an_id_of_their_own_are_named_by_number(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_without_an_id_of_their_own_are_named_by_number(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     nameless = {"conversations": row()["conversations"], "image": "a.png"}
     rows = [row("a"), row("a"), {**nameless}, {**nameless, "id": ""}, row("3"), row("b")]
 
@@ -100,7 +112,9 @@ def test_rows_without_an_id_of_their_own_are_named_by_number(images: Path, caplo
     assert "4 rows of" in caplog.text
 
 
-def test_a_file_is_parsed_once_for_training_and_validation(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_parsed_once_for_training_and_validation(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [row(str(k), None, "Is there any?", "no") for k in range(5)]
     module = LlavaJson(train=write(images.parent / "train.json", rows), checkpoint="unused")
     module.image_root = str(images)
@@ -119,7 +133,12 @@ def test_an_error_late_in_a_large_file_is_located(images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [('[{"id": 1}, {"id": 2},\n {"id" 3}]', 3), ('[{"id": 1}', 2), ("not json", 1), ('[{"id": "x}]', 1)],
+    [
+        ('[{"id": 1}, {"id": 2},\n {"id" 3}]', 3),
+        ('[{"id": 1}', 2),
+        ("not json", 1),
+        ('[{"id": "x}]', 1),
+    ],
 )
 def test_malformed_json_is_located(images: Path, text: str, number: int) -> None:
     with pytest.raises(DataError, match=rf"train\.json, row {number}: malformed JSON"):
@@ -139,7 +158,9 @@ def test_missing_files_and_splits_are_named(images: Path, tmp_path: Path) -> Non
         module.load("test")
     file = write(tmp_path / "train.json", [row()])
     with pytest.raises(DataError, match=r"nowhere is not a folder\. Set `image_root`"):
-        LlavaJson(train=file, image_root=str(tmp_path / "nowhere"), checkpoint="unused").load("train")
+        LlavaJson(train=file, image_root=str(tmp_path / "nowhere"), checkpoint="unused").load(
+            "train"
+        )
 
 
 def test_an_empty_file_is_an_empty_split(images: Path, tiny_llava: str) -> None:
@@ -154,7 +175,10 @@ def test_rows_that_share_a_picture_share_a_split(images: Path, seed: int) -> Non
         picture(20 + k, 20).save(images / f"{k}.png")
     (images / "copy.png").write_bytes((images / "2.png").read_bytes())
     linked = [row(f"{k}{turn}", f"{k}.png") for k in range(14) for turn in "abc"]
-    linked += [row(f"both{k}", [f"{k}.png", f"./{k + 1}.png"], "<image><image>?", "a") for k in range(14, 19)]
+    linked += [
+        row(f"both{k}", [f"{k}.png", f"./{k + 1}.png"], "<image><image>?", "a")
+        for k in range(14, 19)
+    ]
     linked += [row("copy", "copy.png")]
     rows = [*linked, *(row(f"text{k}", None, "Is there any?", "no") for k in range(4))]
     module = LlavaJson(
@@ -167,21 +191,28 @@ def test_rows_that_share_a_picture_share_a_split(images: Path, seed: int) -> Non
 
     parts = [module.load("train"), module.load("val")]
 
-    train, val = ({path.read_bytes() for sample in part for path in sample.images} for part in parts)  # type: ignore[union-attr]
+    train, val = (
+        {path.read_bytes() for sample in part for path in sample.images} for part in parts
+    )  # type: ignore[union-attr]
     assert len(val) > 1
     assert not train & val
     assert [len(part) for part in parts] == [42, 10]
-    assert sorted(sample.id for part in parts for sample in part) == sorted(str(each["id"]) for each in rows)
+    assert sorted(sample.id for part in parts for sample in part) == sorted(
+        str(each["id"]) for each in rows
+    )
 
 
 def test_rows_of_one_picture_can_not_be_split(images: Path) -> None:
     module = LlavaJson(
-        train=write(images / "train.json", [row(str(k)) for k in range(4)]), image_root=str(images), checkpoint=""
+        train=write(images / "train.json", [row(str(k)) for k in range(4)]),
+        image_root=str(images),
+        checkpoint="",
     )
 
     assert len(module.load("train")) == 4  # of which a test makes no use
     with pytest.raises(
-        DataError, match=r"All 4 rows of .*train\.json are linked by the pictures.* Give a file as `val`"
+        DataError,
+        match=r"All 4 rows of .*train\.json are linked by the pictures.* Give a file as `val`",
     ):
         module.load("val")
 
@@ -190,8 +221,14 @@ def test_files_of_one_name_in_two_folders_are_two_pictures(tmp_path: Path) -> No
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         picture().save(tmp_path / split / "1.png")
-    files = {split: write(tmp_path / split / "rows.json", [row("a", "1.png")]) for split in ("train", "val")}
+    files = {
+        split: write(tmp_path / split / "rows.json", [row("a", "1.png")])
+        for split in ("train", "val")
+    }
 
     module = LlavaJson(**files, checkpoint="")  # type: ignore[arg-type]
 
-    assert [module.load(split)[0].picture for split in ("train", "val")] == ["train/1.png", "val/1.png"]
+    assert [module.load(split)[0].picture for split in ("train", "val")] == [
+        "train/1.png",
+        "val/1.png",
+    ]

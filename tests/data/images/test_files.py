@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from lightning_mllm.data.images import files as images
-from lightning_mllm.data.images.files import check_images, open_image
+from lightning_mllm.data.images.files import look_at_images, open_image
+from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.errors import DataError
 from tests.data.conftest import picture
 
@@ -27,11 +30,25 @@ def truncated(folder: Path, name: str) -> Path:
     return path
 
 
+def check_images(paths: Iterable[Path]) -> dict[Path, Size]:
+    """Do what set-up does with image files: refuse the bad ones in one message."""
+    sizes, problems = look_at_images(paths)
+    bad = BadRows()
+    bad.count_image_files(len(sizes) + len(problems))
+    for problem in problems.values():
+        bad.add(DataError(problem, IMAGE_FILE))
+    bad.settle()
+    return sizes
+
+
 class TestOpening:
     @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "PA"])
     def test_every_mode_becomes_rgb(self, mode: str) -> None:
         opened = open_image(
-            Image.new("L", (6, 4), 255).convert("RGB").convert(mode if mode not in {"LA", "PA"} else "L").convert(mode)
+            Image.new("L", (6, 4), 255)
+            .convert("RGB")
+            .convert(mode if mode not in {"LA", "PA"} else "L")
+            .convert(mode)
         )
 
         assert opened.mode == "RGB"
@@ -95,7 +112,9 @@ def bad_files(folder: Path) -> dict[str, Path]:
         "truncated": truncated(folder, "cut.jpg"),
         "cut.png": truncated(folder, "cut.png"),
         "is 1 x 1 pixels": saved(folder, "dot.png", Image.new("RGB", (1, 1))),
-        r"is too large \(30000 x 10 pixels\)": saved(folder, "wide.png", Image.new("L", (30_000, 10))),
+        r"is too large \(30000 x 10 pixels\)": saved(
+            folder, "wide.png", Image.new("L", (30_000, 10))
+        ),
         "does not exist": folder / "gone.png",
         "is a folder": folder,
     }
@@ -125,7 +144,9 @@ class TestBadFiles:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = saved(tmp_path, "a.png", picture(60, 60))
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # what Pillow itself refuses beyond twice
+        monkeypatch.setattr(
+            Image, "MAX_IMAGE_PIXELS", 1000
+        )  # what Pillow itself refuses beyond twice
 
         with pytest.raises(DataError, match=r"a\.png: is too large"):
             open_image(path)
@@ -150,7 +171,9 @@ class TestChecking:
         check_images([path])
 
     @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp"])
-    def test_sound_files_are_not_decoded(self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_sound_files_are_not_decoded(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = saved(tmp_path, name)
         monkeypatch.setattr(ImageFile.ImageFile, "load", None)
         check_images([path])
@@ -165,17 +188,23 @@ class TestChecking:
 
     def test_no_other_program_is_started_for_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "a.png"
-        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
+        path.write_bytes(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n"
+        )
 
         for use in (open_image, lambda path: check_images([path])):
-            with pytest.raises(DataError, match=r"a\.png: is a picture in the format EPS, which is not read"):
+            with pytest.raises(
+                DataError, match=r"a\.png: is a picture in the format EPS, which is not read"
+            ):
                 use(path)
 
     def test_pixels_of_unknown_scale_show_at_set_up(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"a\.tif: has pixels of mode 'F'"):
             check_images([saved(tmp_path, "a.tif", Image.new("F", (8, 8)))])
 
-    def test_animations_are_reported(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_animations_are_reported(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
         path = saved(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
 
@@ -196,7 +225,9 @@ class TestDamage:
         content[int(offset * len(content))] ^= 0xFF
         path.write_bytes(content)
 
-        with pytest.raises(DataError, match=r"a\.png: is damaged, the checksum of its part 'IDAT' is wrong"):
+        with pytest.raises(
+            DataError, match=r"a\.png: is damaged, the checksum of its part 'IDAT' is wrong"
+        ):
             check_images([path])
 
     def test_in_a_gif_shows_when_it_is_decoded(self, tmp_path: Path) -> None:

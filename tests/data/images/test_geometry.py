@@ -5,7 +5,12 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, ProcessorMixin
 
-from lightning_mllm.data.images.geometry import Geometry, apply_geometry, default_geometry, fill_colour
+from lightning_mllm.data.images.geometry import (
+    Geometry,
+    apply_geometry,
+    default_geometry,
+    fill_colour,
+)
 from tests.data.conftest import picture
 
 FILL = (122, 116, 104)
@@ -66,9 +71,9 @@ def test_cropping_is_the_processors_own() -> None:
 def test_squashing_resamples_once(processor: Any) -> None:
     image = picture(101, 60)
 
-    pixels = processor([apply_geometry(image, Geometry.SQUASH, processor)], do_normalize=False, do_rescale=False)[
-        "pixel_values"
-    ]
+    pixels = processor(
+        [apply_geometry(image, Geometry.SQUASH, processor)], do_normalize=False, do_rescale=False
+    )["pixel_values"]
 
     expected = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert np.array_equal(pixels[0], expected)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mllm.data.images.processor import context_length, load_processor
+from lightning_mllm.data.images.processor import limit_length, load_processor
 from lightning_mllm.errors import CheckpointError
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
@@ -25,22 +25,26 @@ def test_pixels_come_from_the_pil_backend(tiny_llava_next: str) -> None:
 def test_the_context_is_the_lesser_of_tokenizer_and_model(tiny_llava: str) -> None:
     processor = load_processor(tiny_llava)
 
-    assert context_length(processor, tiny_llava) == 1024
+    assert limit_length(None, processor, tiny_llava) == 1024
     processor.tokenizer.model_max_length = 100
-    assert context_length(processor, tiny_llava) == 100
+    assert limit_length(None, processor, tiny_llava) == 100
     processor.tokenizer.model_max_length = int(1e30)
-    assert context_length(processor, tiny_llava) == 1024
+    assert limit_length(None, processor, tiny_llava) == 1024
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"No multimodal checkpoint can be read from .*Give a hub id"):
+    with pytest.raises(
+        CheckpointError, match=r"No multimodal checkpoint can be read from .*Give a hub id"
+    ):
         load_processor(str(tmp_path))
 
 
 def test_a_text_only_checkpoint_is_refused(tiny_llava: str, tmp_path: Path) -> None:
     path = copy(tiny_llava, tmp_path / "text", *PROCESSOR_FILES)
     config = json.loads((tmp_path / "text" / "config.json").read_text())["text_config"]
-    (tmp_path / "text" / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    (tmp_path / "text" / "config.json").write_text(
+        json.dumps({**config, "architectures": ["LlamaForCausalLM"]})
+    )
 
     with pytest.raises(CheckpointError, match=r"is a text-only checkpoint \(model type 'llama'\)"):
         load_processor(path)
@@ -67,5 +71,7 @@ def test_token_ids_beyond_the_embedding_are_refused(tiny_llava: str, tmp_path: P
     tokenizer.add_tokens(["<tool>"])
     tokenizer.save_pretrained(path)
 
-    with pytest.raises(CheckpointError, match=r"has token '<tool>' with id 512, .* embeds only 512 tokens"):
+    with pytest.raises(
+        CheckpointError, match=r"has token '<tool>' with id 512, .* embeds only 512 tokens"
+    ):
         load_processor(path)

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, Proc
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.geometry import Geometry, GeometryName
 from lightning_mllm.data.images.regions import Regions, check_boxes
-from lightning_mllm.data.loading.collator import PaddingSide
+from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Segment
 from tests.conftest import TinyBuilder
@@ -24,7 +24,10 @@ from tests.support.boxes import boxes_in, of_image, sample_of
 def test_two_boxes_are_one_object(processor: ProcessorMixin) -> None:
     first, second = Box(0, 0, 9, 9), Box(40, 20, 9, 9)
     both, one, other = (
-        of_image(collate(Collator(processor, ConversationPrompt()), sample_of((56, 40), *boxes)), Segment.IMAGE_OBJECT)
+        of_image(
+            collate(Collator(processor, ConversationPrompt()), sample_of((56, 40), *boxes)),
+            Segment.IMAGE_OBJECT,
+        )
         for boxes in ((first, second), (first,), (second,))
     )
 
@@ -40,10 +43,12 @@ def test_regions_part_the_image(processor: ProcessorMixin, side: PaddingSide) ->
     batch = collate(collator, chat_sample(images=3), sample, TEXT_ONLY)
 
     image, thing, other, newline = (
-        batch.spans[Segment(name)] for name in ("image", "image object", "image other", "image newline")
+        batch.spans[Segment(name)]
+        for name in ("image", "image object", "image other", "image newline")
     )
     base, tiles, padding, drawn = (
-        batch.spans[Segment(name)] for name in ("image base", "image tiles", "image padding", "image random")
+        batch.spans[Segment(name)]
+        for name in ("image base", "image tiles", "image padding", "image random")
     )
     assert torch.equal((thing.int() + other.int() + newline.int())[1], image[1].int())
     assert torch.equal(base ^ tiles, image)
@@ -54,14 +59,19 @@ def test_regions_part_the_image(processor: ProcessorMixin, side: PaddingSide) ->
     assert not (thing | other | drawn)[[0, 2]].any()  # without boxes
     alone = collate(collator, sample)
     for segment in Segment:
-        assert torch.equal(batch.spans[segment][1][batch.attention_mask[1].bool()], alone.spans[segment][0])
+        assert torch.equal(
+            batch.spans[segment][1][batch.attention_mask[1].bool()], alone.spans[segment][0]
+        )
 
 
 def test_a_separator_stands_behind_each_row_of_the_tiles(tiny_llava_next: str) -> None:
     collator = Collator(load_processor(tiny_llava_next), ConversationPrompt())
     for size in ((56, 42), (42, 56), (64, 64), (90, 30)):
         batch = collate(collator, sample_of(size))
-        newline, tiles = of_image(batch, Segment.IMAGE_NEWLINE), of_image(batch, Segment.IMAGE_TILES)
+        newline, tiles = (
+            of_image(batch, Segment.IMAGE_NEWLINE),
+            of_image(batch, Segment.IMAGE_TILES),
+        )
         (places,) = newline.nonzero(as_tuple=True)
         (width,) = places.diff().unique().tolist()
 
@@ -79,7 +89,9 @@ def test_bars_beside_a_picture_are_padding(vicuna: ProcessorMixin) -> None:
     assert padding((56, 28), "pad") == [bar, picture_, picture_, bar]
     assert padding((28, 56), "pad") == [[1, 0, 0, 1]] * 4
     assert padding((56, 30), "pad") == none  # one pixel of it is in the outer rows
-    assert padding((56, 28), "crop") == padding((56, 28), "squash") == padding((28, 28), "pad") == none
+    assert (
+        padding((56, 28), "crop") == padding((56, 28), "squash") == padding((28, 28), "pad") == none
+    )
 
 
 def test_random_patches_depend_on_the_samples_id_alone(vicuna: ProcessorMixin) -> None:
@@ -115,7 +127,11 @@ def test_in_each_view_as_many_others_are_drawn_as_the_object_has(processor: Proc
     ("size", "box", "expected"),
     [
         ((28, 28), Box(0, 0, 13, 13), (4, 0, 0)),
-        ((56, 28), Box(0, 0, 41, 27), (2, 4, 0)),  # eight patches, six of them the object's, and two bars of four
+        (
+            (56, 28),
+            Box(0, 0, 41, 27),
+            (2, 4, 0),
+        ),  # eight patches, six of them the object's, and two bars of four
         ((56, 28), Box(0, 0, 55, 27), (0, 8, 0)),
         ((56, 29), Box(0, 0, 55, 28), (0, 4, 8)),  # one bar
         ((28, 28), Box(0, 0, 20, 27), (4, 0, 8)),
@@ -125,29 +141,42 @@ def test_in_each_view_as_many_others_are_drawn_as_the_object_has(processor: Proc
 def test_where_others_are_too_few_padding_and_then_the_object_fill_up(
     vicuna: ProcessorMixin, size: tuple[int, int], box: Box, expected: tuple[int, int, int]
 ) -> None:
-    masks = Regions(vicuna, Geometry.PAD).masks(sample_of((2, 2), box), [size], [16])
-    thing, drawn, padding = (masks[Segment(f"image {name}")] for name in ("object", "random", "padding"))
+    masks = Regions(vicuna, Geometry.PAD).find_masks(sample_of((2, 2), box), [size], [16])
+    thing, drawn, padding = (
+        masks[Segment(f"image {name}")] for name in ("object", "random", "padding")
+    )
 
-    assert tuple(int((drawn & part).sum()) for part in (~(thing | padding), padding, thing)) == expected
+    assert (
+        tuple(int((drawn & part).sum()) for part in (~(thing | padding), padding, thing))
+        == expected
+    )
 
 
 def real(tiles: bool, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
     """A processor with pictures and patches as large as those of the published checkpoints."""
     processor = load_processor(tiny_checkpoint("llava_next" if tiles else "llava", "vicuna"))
-    options: dict[str, Any] = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
-    processor.image_processor = LlavaNextImageProcessorPil(**options) if tiles else CLIPImageProcessorPil(**options)
+    options: dict[str, Any] = {
+        "size": {"shortest_edge": 336},
+        "crop_size": {"height": 336, "width": 336},
+    }
+    processor.image_processor = (
+        LlavaNextImageProcessorPil(**options) if tiles else CLIPImageProcessorPil(**options)
+    )
     processor.patch_size = 14  # type: ignore[attr-defined]  # of each family's own class
     return processor
 
 
 @pytest.mark.parametrize(
-    ("size", "count", "rows"), [((375, 500), 2352, 48), ((500, 375), 2340, 36), ((500, 333), 1464, 24)]
+    ("size", "count", "rows"),
+    [((375, 500), 2352, 48), ((500, 375), 2340, 36), ((500, 333), 1464, 24)],
 )
 def test_tiles_are_counted_as_in_the_study(
     tiny_checkpoint: TinyBuilder, size: tuple[int, int], count: int, rows: int
 ) -> None:
     processor = real(True, tiny_checkpoint)
-    masks = Regions(processor, Geometry.TILES).masks(sample_of(size, Box(0, 0, 9, 9)), [size], [count])
+    masks = Regions(processor, Geometry.TILES).find_masks(
+        sample_of(size, Box(0, 0, 9, 9)), [size], [count]
+    )
 
     assert masks[Segment.IMAGE_BASE].sum() == 576
     assert masks[Segment.IMAGE_NEWLINE].sum() == rows
@@ -169,7 +198,7 @@ def test_padding_maps_boxes_by_the_formula_of_the_study(tiny_checkpoint: TinyBui
                 )
             )
             expected[top:bottom, left:right] = True
-            masks = regions.masks(sample_of((2, 2), box), [(width, height)], [576])
+            masks = regions.find_masks(sample_of((2, 2), box), [(width, height)], [576])
             assert torch.equal(masks[Segment.IMAGE_OBJECT], expected.flatten())
 
 
@@ -177,16 +206,21 @@ def test_a_box_is_cut_at_the_edge_of_the_picture(vicuna: ProcessorMixin) -> None
     regions = Regions(vicuna, Geometry.PAD)
 
     def shown(*boxes: Box) -> list[int]:
-        masks = regions.masks(sample_of((2, 2), *boxes), [(56, 28)], [16])
+        masks = regions.find_masks(sample_of((2, 2), *boxes), [(56, 28)], [16])
         return masks[Segment.IMAGE_OBJECT].nonzero().flatten().tolist()
 
-    assert shown(Box(-5, -5, 10, 10)) == shown(Box(0, 0, 0, 0)) == shown(Box(0.5, 0.2, 0.1, 3)) == [4]
+    assert (
+        shown(Box(-5, -5, 10, 10)) == shown(Box(0, 0, 0, 0)) == shown(Box(0.5, 0.2, 0.1, 3)) == [4]
+    )
     assert shown(Box(50, 20, 99, 99)) == [11]  # not in the bar below
     assert shown(Box(56, 3, 10, 10)) == shown(Box(3, -9, 4, 4)) == []
 
 
 def test_what_is_cropped_away_has_no_patch(vicuna: ProcessorMixin) -> None:
-    batch = collate(Collator(vicuna, ConversationPrompt(), geometry="crop"), sample_of((56, 28), Box(0, 0, 12, 12)))
+    batch = collate(
+        Collator(vicuna, ConversationPrompt(), geometry="crop"),
+        sample_of((56, 28), Box(0, 0, 12, 12)),
+    )
 
     assert not batch.spans[Segment.IMAGE_OBJECT].any()
     assert not batch.spans[Segment.IMAGE_RANDOM].any()
@@ -216,14 +250,18 @@ def test_a_class_token_is_no_patch(vicuna: ProcessorMixin) -> None:
 )
 def test_a_box_that_is_none_is_refused(vicuna: ProcessorMixin, box: Box, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Regions(vicuna, Geometry.PAD).masks(replace(sample_of((2, 2)), boxes=[box]), [(2, 2)], [16])
+        Regions(vicuna, Geometry.PAD).find_masks(
+            replace(sample_of((2, 2)), boxes=[box]), [(2, 2)], [16]
+        )
 
 
 @pytest.mark.parametrize("images", [0, 2])
 def test_boxes_need_one_image(processor: ProcessorMixin, images: int) -> None:
     sample = replace(chat_sample(images=images), boxes=[Box(0, 0, 1, 1)])
 
-    with pytest.raises(DataError, match=rf"'chat' has boxes and {images} images, .* Give it one image, or no boxes"):
+    with pytest.raises(
+        DataError, match=rf"'chat' has boxes and {images} images, .* Give it one image, or no boxes"
+    ):
         collate(Collator(processor, ConversationPrompt()), sample)
 
 
@@ -233,11 +271,15 @@ def test_patches_that_can_not_be_told_are_not_guessed(vicuna: ProcessorMixin) ->
         vicuna.patch_size = patch_size  # type: ignore[attr-defined]  # of each family's own class
         regions = Regions(vicuna, Geometry.PAD)
 
-        masks = regions.masks(sample_of((28, 28)), [(28, 28)], [count])
+        masks = regions.find_masks(sample_of((28, 28)), [(28, 28)], [count])
         assert masks[Segment.IMAGE_BASE].all() and len(masks[Segment.IMAGE_BASE]) == count
-        assert not any(masks[Segment(f"image {name}")].any() for name in ("tiles", "padding", "newline"))
-        with pytest.raises(DataError, match=r"'a' has boxes, but .* not for LlavaProcessor. Leave the boxes out"):
-            regions.masks(boxed, [(28, 28)], [count])
+        assert not any(
+            masks[Segment(f"image {name}")].any() for name in ("tiles", "padding", "newline")
+        )
+        with pytest.raises(
+            DataError, match=r"'a' has boxes, but .* not for LlavaProcessor. Leave the boxes out"
+        ):
+            regions.find_masks(boxed, [(28, 28)], [count])
 
 
 def test_distractors_are_as_many_other_things_as_the_question_is_about_and_none_of_its_patches(
@@ -247,9 +289,12 @@ def test_distractors_are_as_many_other_things_as_the_question_is_about_and_none_
     collator, blank = Collator(vicuna, ConversationPrompt()), Box(7, 0, 13, 13)
 
     def shown(*boxes: Box, distractors: Sequence[Box], name: str = "a") -> list[list[int]]:
-        batch = collate(collator, replace(sample_of((28, 28), *boxes, name=name), distractors=distractors))
+        batch = collate(
+            collator, replace(sample_of((28, 28), *boxes, name=name), distractors=distractors)
+        )
         return [
-            of_image(batch, Segment(f"image {each}")).nonzero().flatten().tolist() for each in ("object", "distractor")
+            of_image(batch, Segment(f"image {each}")).nonzero().flatten().tolist()
+            for each in ("object", "distractor")
         ]
 
     assert shown(corners[0], distractors=[corners[3]]) == [[0, 1, 4, 5], [10, 11, 14, 15]]
@@ -257,7 +302,10 @@ def test_distractors_are_as_many_other_things_as_the_question_is_about_and_none_
     assert shown(corners[0], corners[1], distractors=corners[2:])[1] == [2, 3, 6, 7, 10, 11, 14, 15]
     assert shown(corners[0], corners[1], distractors=[corners[3]])[1] == [10, 11, 14, 15]
     assert shown(corners[0], distractors=[])[1] == shown(distractors=corners)[1] == []
-    drawn = {tuple(shown(corners[0], distractors=corners[1:], name=str(number))[1]) for number in range(20)}
+    drawn = {
+        tuple(shown(corners[0], distractors=corners[1:], name=str(number))[1])
+        for number in range(20)
+    }
     assert len(drawn) == 3  # one of the three at a time, by the sample's id
 
 

@@ -7,7 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import max_pool2d
-from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, LlavaImageProcessorPil, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
+    ProcessorMixin,
+)
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.geometry import Geometry, GeometryName
@@ -16,17 +21,28 @@ from tests.data.conftest import collate
 from tests.support.boxes import boxes_in, of_image, sample_of
 
 SIDE, PATCH = 28, 7  # of the tiny checkpoints
-OPTIONS: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+OPTIONS: dict[str, Any] = {
+    "size": {"shortest_edge": SIDE},
+    "crop_size": {"height": SIDE, "width": SIDE},
+}
 PROCESSORS = {
     "clip": CLIPImageProcessorPil(**OPTIONS),
     "siglip": CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False),
     "llava": LlavaImageProcessorPil(**OPTIONS, do_pad=True),
 }
 SQUARE: tuple[GeometryName, ...] = ("pad", "crop", "squash")
-WHOLE = ((56, 28), (28, 84), (112, 56), (56, 112), (56, 56))  # resized to a whole fraction, whatever the geometry
+WHOLE = (
+    (56, 28),
+    (28, 84),
+    (112, 56),
+    (56, 112),
+    (56, 56),
+)  # resized to a whole fraction, whatever the geometry
 WHOLE_TILES = ((56, 28), (112, 56), (56, 112), (56, 56), (112, 84))
 UNEVEN = ((41, 30), (30, 41), (100, 37), (333, 500), (20, 13))
-GREEN = 0.01  # of a patch that shows anything of a box: single pixels are averaged with up to 15 others
+GREEN = (
+    0.01  # of a patch that shows anything of a box: single pixels are averaged with up to 15 others
+)
 
 every_processor = pytest.mark.parametrize("name", PROCESSORS)
 
@@ -34,7 +50,11 @@ every_processor = pytest.mark.parametrize("name", PROCESSORS)
 def raw(processor: ProcessorMixin, resample: Image.Resampling) -> ProcessorMixin:
     """Let pixels keep their values from 0 to 255."""
     image_processor = processor.image_processor
-    image_processor.resample, image_processor.do_rescale, image_processor.do_normalize = resample, False, False
+    image_processor.resample, image_processor.do_rescale, image_processor.do_normalize = (
+        resample,
+        False,
+        False,
+    )
     return processor
 
 
@@ -45,9 +65,11 @@ def greenness(batch: MultimodalBatch) -> Tensor:
 
 
 def packed(model: Any, batch: MultimodalBatch, values: Tensor) -> Tensor:
-    """Put values of patches in the order in which LLaVA-NeXT itself packs features, with -1 at its separators."""
+    """Put values of patches in LLaVA-NeXT's own order of features, with -1 at its separators."""
     features, separator = [values.flatten(1)[..., None]], torch.tensor([-1.0])
-    (row,), _ = model.model.pack_image_features(features, batch.vision["image_sizes"], "default", separator)
+    (row,), _ = model.model.pack_image_features(
+        features, batch.vision["image_sizes"], "default", separator
+    )
     return torch.as_tensor(row[:, 0])
 
 
@@ -66,13 +88,20 @@ def test_where_pixels_are_averaged_a_box_covers_the_patches_that_show_it(
     for size in WHOLE:
         for box in boxes_in(size, 6):
             batch = collate(collator, sample_of(size, box))
-            assert torch.equal(of_image(batch, Segment.IMAGE_OBJECT), (greenness(batch) > GREEN).flatten()), (size, box)
+            assert torch.equal(
+                of_image(batch, Segment.IMAGE_OBJECT), (greenness(batch) > GREEN).flatten()
+            ), (size, box)
 
 
 @pytest.mark.parametrize("geometry", Geometry)
 def test_in_tiles_too(tiny_llava_next: str, geometry: GeometryName) -> None:
-    processor, model = load_processor(tiny_llava_next), AutoModelForImageTextToText.from_pretrained(tiny_llava_next)
-    collator = Collator(raw(processor, Image.Resampling.BOX), ConversationPrompt(), geometry=geometry)
+    processor, model = (
+        load_processor(tiny_llava_next),
+        AutoModelForImageTextToText.from_pretrained(tiny_llava_next),
+    )
+    collator = Collator(
+        raw(processor, Image.Resampling.BOX), ConversationPrompt(), geometry=geometry
+    )
     for size in WHOLE_TILES if geometry == "tiles" else WHOLE:
         for box in boxes_in(size, 4):
             batch = collate(collator, sample_of(size, box))
@@ -86,20 +115,28 @@ def test_in_tiles_too(tiny_llava_next: str, geometry: GeometryName) -> None:
 def test_with_the_resampling_of_the_family_only_borders_blur(
     vicuna: ProcessorMixin, name: str, geometry: GeometryName
 ) -> None:
-    """A pixel of more than half a box's colour is in the box; and a patch of the box is next to such a pixel."""
+    """A pixel of mostly a box's colour is in it; a patch of the box is next to such a pixel."""
     vicuna.image_processor = PROCESSORS[name]
-    collator = Collator(raw(vicuna, Image.Resampling.BICUBIC), ConversationPrompt(), geometry=geometry)
+    collator = Collator(
+        raw(vicuna, Image.Resampling.BICUBIC), ConversationPrompt(), geometry=geometry
+    )
     for size in UNEVEN:
         for box in boxes_in(size, 4, least=max(size) // 8):
             batch = collate(collator, sample_of(size, box))
             clearly = greenness(batch) > 0.55
             shown = of_image(batch, Segment.IMAGE_OBJECT)
             assert not (clearly.flatten() & ~shown).any(), (size, box)
-            assert not (shown & (grown(clearly).flatten() == 0)).any() or not clearly.any(), (size, box)
+            assert not (shown & (grown(clearly).flatten() == 0)).any() or not clearly.any(), (
+                size,
+                box,
+            )
 
 
 def test_with_the_resampling_of_tiles_only_borders_blur(tiny_llava_next: str) -> None:
-    processor, model = load_processor(tiny_llava_next), AutoModelForImageTextToText.from_pretrained(tiny_llava_next)
+    processor, model = (
+        load_processor(tiny_llava_next),
+        AutoModelForImageTextToText.from_pretrained(tiny_llava_next),
+    )
     collator = Collator(raw(processor, Image.Resampling.BICUBIC), ConversationPrompt())
     for size in UNEVEN:
         for box in boxes_in(size, 4, least=max(size) // 8):

@@ -34,7 +34,11 @@ def edit(path: str, change: dict[str, Any], part: str | None = None) -> None:
         {"num_additional_image_tokens": None},
         {"vision_feature_select_strategy": None},
         {"patch_size": None},
-        {"patch_size": None, "vision_feature_select_strategy": None, "num_additional_image_tokens": None},
+        {
+            "patch_size": None,
+            "vision_feature_select_strategy": None,
+            "num_additional_image_tokens": None,
+        },
         {"patch_size": 14},
     ],
     ids="-".join,
@@ -53,12 +57,23 @@ def test_a_processor_counts_as_its_model_does(
     with caplog.at_level(logging.WARNING):
         processor = load_processor(path)
 
-    assert len([record for record in caplog.records if "taken from the model's config" in record.message]) == 1
+    assert (
+        len(
+            [
+                record
+                for record in caplog.records
+                if "taken from the model's config" in record.message
+            ]
+        )
+        == 1
+    )
     assert all(key in caplog.text for key in change)
     batch = collate(Collator(processor, ConversationPrompt()), chat_sample())
     with torch.no_grad():
         model = AutoModelForImageTextToText.from_pretrained(original)
-        assert model(**batch.model_inputs()).logits.isfinite().all()  # transformers compares the counts
+        assert (
+            model(**batch.model_inputs()).logits.isfinite().all()
+        )  # transformers compares the counts
 
 
 def test_tiles_are_cut_where_the_model_expects_them(
@@ -74,7 +89,9 @@ def test_tiles_are_cut_where_the_model_expects_them(
     assert "image_grid_pinpoints [[56, 56]] ->" in caplog.text
 
 
-def test_a_sound_processor_is_left_as_it_is(tiny_llava_next: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sound_processor_is_left_as_it_is(
+    tiny_llava_next: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         load_processor(tiny_llava_next)
     assert not caplog.records
@@ -84,5 +101,8 @@ def test_pictures_of_another_size_are_refused(tiny_llava: str, tmp_path: Path) -
     path = copy(tiny_llava, tmp_path / "other")
     edit(path, {"crop_size": {"height": 56, "width": 56}}, "image_processor")
 
-    with pytest.raises(CheckpointError, match=r"of crop_size {'height': 56, 'width': 56}, but .* takes 28 x 28 pixels"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"of crop_size {'height': 56, 'width': 56}, but .* takes 28 x 28 pixels",
+    ):
         load_processor(path)

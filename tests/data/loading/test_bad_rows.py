@@ -13,7 +13,16 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from lightning_mllm.data import DTD, CrisisMMD, DermNet, GQATasks, ImageFolder, LlavaJson, MLLMDataModule, PlantDoc
+from lightning_mllm.data import (
+    DTD,
+    CrisisMMD,
+    DermNet,
+    GQATasks,
+    ImageFolder,
+    LlavaJson,
+    MLLMDataModule,
+    PlantDoc,
+)
 from lightning_mllm.data.datasets.inventory import take_inventory
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.full_check import write_out_all
@@ -34,12 +43,17 @@ from tests.support.published_datasets import (
     write_plantdoc,
 )
 
-TALK = [Sample(id=str(k), conversation=[Turn("user", "Which?"), Turn("assistant", "two")]) for k in range(6)]
+TALK = [
+    Sample(id=str(k), conversation=[Turn("user", "Which?"), Turn("assistant", "two")])
+    for k in range(6)
+]
 LONE = "half a \ud83d"
 
 
 def said(name: str, question: str = "Which?", answer: str = "two", **fields: Any) -> Sample:
-    return Sample(id=name, conversation=[Turn("user", question), Turn("assistant", answer)], **fields)
+    return Sample(
+        id=name, conversation=[Turn("user", question), Turn("assistant", answer)], **fields
+    )
 
 
 def refused(module: MLLMDataModule, stage: str = "fit") -> str:
@@ -49,7 +63,9 @@ def refused(module: MLLMDataModule, stage: str = "fit") -> str:
 
 
 class TestOneMessage:
-    def test_every_check_of_labelled_samples_adds_to_it(self, tiny_llava: str, tmp_path: Path) -> None:
+    def test_every_check_of_labelled_samples_adds_to_it(
+        self, tiny_llava: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "empty.jpg").touch()
         train = [
             *TRAIN,
@@ -61,14 +77,28 @@ class TestOneMessage:
             replace(OTHER[0], id="text", images=["a.jpg"]),  # type: ignore[list-item]
             "no sample",
         ]
-        other = [*OTHER, replace(OTHER[0], id="other", label="seven"), replace(OTHER[0], id="kind", kind="colour")]
+        other = [
+            *OTHER,
+            replace(OTHER[0], id="other", label="seven"),
+            replace(OTHER[0], id="kind", kind="colour"),
+        ]
 
         message = refused(Memory(train, other, checkpoint=tiny_llava))  # type: ignore[arg-type]
 
         assert message.startswith(
-            "9 rows can't be used (label: 2, sample: 2, text: 1, id: 1, boxes: 1, kind: 1, image file: 1):"
+            "9 rows can't be used (label: 2, sample: 2, text: 1, id: 1, boxes: 1, kind: 1, "
+            "image file: 1):"
         )
-        for part in ("'none'", "'train-3'", "'boxed'", "empty.jpg", r"ud83d", "'a.jpg'", "a str where", "seven"):
+        for part in (
+            "'none'",
+            "'train-3'",
+            "'boxed'",
+            "empty.jpg",
+            r"ud83d",
+            "'a.jpg'",
+            "a str where",
+            "seven",
+        ):
             assert part in message
 
     def test_every_check_of_conversations_adds_to_it(self, tiny_llava: str) -> None:
@@ -82,10 +112,13 @@ class TestOneMessage:
             said("kinds", kind=" "),
         ]
 
-        message = refused(Memory([*TALK, *bad[:-1]], [*TALK, bad[-1]], checkpoint=tiny_llava, max_length=300))
+        message = refused(
+            Memory([*TALK, *bad[:-1]], [*TALK, bad[-1]], checkpoint=tiny_llava, max_length=300)
+        )
 
         assert message.startswith(
-            "7 rows can't be used (turns: 2, special token: 1, text: 1, options: 1, kind: 1, too long: 1):"
+            "7 rows can't be used (turns: 2, special token: 1, text: 1, options: 1, kind: 1, "
+            "too long: 1):"
         )
 
     def test_of_many_the_first_twenty_are_shown_and_all_are_counted(self, tiny_llava: str) -> None:
@@ -106,7 +139,9 @@ class TestOneMessage:
         assert "Sample number 3 (from 0) can't be made: ZeroDivisionError: " in message
         assert message.startswith("2 rows" if "'0'" not in message else "5 rows")
 
-    def test_an_attempt_on_a_mended_dataset_knows_nothing_of_the_last(self, tiny_llava: str) -> None:
+    def test_an_attempt_on_a_mended_dataset_knows_nothing_of_the_last(
+        self, tiny_llava: str
+    ) -> None:
         module = Memory([*TALK, said("bad", "<s>")], TALK, checkpoint=tiny_llava)
         refused(module)
         module.train = TALK
@@ -123,8 +158,13 @@ def llava_json(folder: Path) -> MLLMDataModule:
 
 
 def llava_lines(folder: Path) -> MLLMDataModule:
-    lines = [json.dumps(conversation(name, images=0), ensure_ascii=False) for name in ("a\u2028b", "b", "c")]
-    (folder / "rows.jsonl").write_text("\n".join([lines[0], lines[1][:-9], *lines[1:], "[]"]), encoding="utf-8")
+    lines = [
+        json.dumps(conversation(name, images=0), ensure_ascii=False)
+        for name in ("a\u2028b", "b", "c")
+    ]
+    (folder / "rows.jsonl").write_text(
+        "\n".join([lines[0], lines[1][:-9], *lines[1:], "[]"]), encoding="utf-8"
+    )
     return LlavaJson(train=str(folder / "rows.jsonl"), checkpoint="unused")
 
 
@@ -139,8 +179,14 @@ def crisismmd(folder: Path) -> MLLMDataModule:
 
 def gqa(folder: Path) -> MLLMDataModule:
     Image.new("RGB", (60, 80)).save(folder / "2390560.jpg")
-    rows = [JAR, {**JAR, "question_id": "1", "image_h": "81"}, {**JAR, "question_id": "2", "answer": ""}]
-    return GQATasks(files=[write(folder, "ChooseAttr", *rows)], image_root=str(folder), checkpoint="unused")
+    rows = [
+        JAR,
+        {**JAR, "question_id": "1", "image_h": "81"},
+        {**JAR, "question_id": "2", "answer": ""},
+    ]
+    return GQATasks(
+        files=[write(folder, "ChooseAttr", *rows)], image_root=str(folder), checkpoint="unused"
+    )
 
 
 def dtd(folder: Path) -> MLLMDataModule:
@@ -176,9 +222,18 @@ READERS: dict[Callable[[Path], MLLMDataModule], tuple[Sequence[str], int]] = {
     crisismmd: (["row 3: the image", "row 6: 1 cells"], 0),
     gqa: (["row 3: the picture", "row 4: the column 'answer' is empty"], 1),
     dtd: (["is in row 1 already", "gone.jpg does not exist"], 12),
-    image_folder: (["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"], 0),
-    dermnet: (["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"], 0),
-    plantdoc: (["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"], 0),
+    image_folder: (
+        ["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"],
+        0,
+    ),
+    dermnet: (
+        ["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"],
+        0,
+    ),
+    plantdoc: (
+        ["a.tga: is a picture in the format TGA", "b.heic: is a picture in the format HEIC"],
+        0,
+    ),
 }
 
 
@@ -203,7 +258,9 @@ def test_each_reader_names_all_bad_rows_at_once(
     assert caplog.text.count("Left out") == 1
 
 
-def test_a_reader_that_keeps_what_it_read_does_not_let_a_bad_row_pass_the_second_time(tmp_path: Path) -> None:
+def test_a_reader_that_keeps_what_it_read_does_not_let_a_bad_row_pass_the_second_time(
+    tmp_path: Path,
+) -> None:
     module = crisismmd(tmp_path)
 
     for _ in range(2):
@@ -213,19 +270,29 @@ def test_a_reader_that_keeps_what_it_read_does_not_let_a_bad_row_pass_the_second
 
 class TestLeavingOut:
     def test_the_others_are_all_there_and_in_order(self, tiny_llava: str) -> None:
-        train = [said("bad", "<s>"), *TALK[:3], said("1"), *TALK[3:], said("long", answer="word " * 400)]
+        train = [
+            said("bad", "<s>"),
+            *TALK[:3],
+            said("1"),
+            *TALK[3:],
+            said("long", answer="word " * 400),
+        ]
         module = Memory(train, TALK, checkpoint=tiny_llava, on_bad_row="skip", max_length=300)
 
         module.setup("fit")
 
         assert [sample.id for sample in module.samples["train"]] == [sample.id for sample in TALK]
         batches = list(module.train_dataloader())
-        assert sorted(name for batch in batches for name in batch.sample_ids) == [sample.id for sample in TALK]
+        assert sorted(name for batch in batches for name in batch.sample_ids) == [
+            sample.id for sample in TALK
+        ]
 
     def test_a_split_of_which_nothing_is_left_is_refused(self, tiny_llava: str) -> None:
         module = Memory(TALK, [said("bad", "<s>")], checkpoint=tiny_llava, on_bad_row="skip")
 
-        assert "No row of the 'val' split can be used. A text of sample 'val-bad'" in refused(module)
+        assert "No row of the 'val' split can be used. A text of sample 'val-bad'" in refused(
+            module
+        )
 
     def test_the_whole_list_is_a_file(self, tmp_path: Path) -> None:
         bad = BadRows("skip")
@@ -236,36 +303,56 @@ class TestLeavingOut:
         with bad.write(tmp_path).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
 
-        assert rows[29] == {"split": "train", "kind": "text", "problem": "row 29 has half a \\ud83d"}
+        assert rows[29] == {
+            "split": "train",
+            "kind": "text",
+            "problem": "row 29 has half a \\ud83d",
+        }
         assert len(rows) == 30
 
     def test_the_list_makes_its_folder(self, tmp_path: Path) -> None:
         assert BadRows("skip").write(tmp_path / "new").is_file()
 
-    def test_each_row_of_a_bad_picture_is_counted_in_its_split(self, tiny_llava: str, tmp_path: Path) -> None:
+    def test_each_row_of_a_bad_picture_is_counted_in_its_split(
+        self, tiny_llava: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "bad.png").touch()
         asked = [said(f"bad-{k}", "What?", images=[tmp_path / "bad.png"]) for k in range(5)]
-        bad = [replace(each, conversation=[Turn("user", "What?", images=1), each.conversation[1]]) for each in asked]
+        bad = [
+            replace(each, conversation=[Turn("user", "What?", images=1), each.conversation[1]])
+            for each in asked
+        ]
         twice = said("twice", "<s>", options=Options("green", "blue"), boxes=[Box(0, 0, -1, 1)])
-        module = Memory([*TALK, *bad, twice], [*TALK, *bad[:2]], checkpoint=tiny_llava, on_bad_row="skip")
+        module = Memory(
+            [*TALK, *bad, twice], [*TALK, *bad[:2]], checkpoint=tiny_llava, on_bad_row="skip"
+        )
 
         module.setup("fit")
 
-        assert module.left_out_metrics("train", "val") == {"bad_rows/train": 6.0, "bad_rows/val": 2.0}
+        assert module.left_out_metrics("train", "val") == {
+            "bad_rows/train": 6.0,
+            "bad_rows/val": 2.0,
+        }
 
     def test_a_check_counts_rows_and_not_what_is_wrong_with_them(self, tmp_path: Path) -> None:
         picture().save(tmp_path / "good.png")
         (tmp_path / "bad.png").touch()
-        rows: list[Any] = [{**conversation(str(k)), "image": "bad.png" if k < 5 else "good.png"} for k in range(8)]
+        rows: list[Any] = [
+            {**conversation(str(k)), "image": "bad.png" if k < 5 else "good.png"} for k in range(8)
+        ]
         train = tmp_path / "rows.json"
         train.write_text(json.dumps([*rows, {}, rows[0] | {"id": "again"}]))
         module = LlavaJson(train=str(train), checkpoint="unused", on_bad_row="skip", val=str(train))
 
         assert take_inventory(module, ["train"]).left_out == 7
 
-    def test_the_list_is_written_once(self, tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_list_is_written_once(
+        self, tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         module = Memory([*TALK, said("bad", "<s>")], TALK, checkpoint=tiny_llava, on_bad_row="skip")
-        module.trainer = Trainer(default_root_dir=tmp_path, logger=CSVLogger(tmp_path), accelerator="cpu")
+        module.trainer = Trainer(
+            default_root_dir=tmp_path, logger=CSVLogger(tmp_path), accelerator="cpu"
+        )
 
         with caplog.at_level(logging.WARNING):
             module.setup("fit")
@@ -275,10 +362,14 @@ class TestLeavingOut:
         assert caplog.text.count("All of them are in") == 1
 
     def test_what_is_wrong_besides_is_said(self, tiny_llava: str, tmp_path: Path) -> None:
-        rows = [conversation(name, images=0) for name in "abc"] + [{**conversation("d", images=0), "tools": ["x"]}]
+        rows = [conversation(name, images=0) for name in "abc"] + [
+            {**conversation("d", images=0), "tools": ["x"]}
+        ]
         train = str(write_llava_json(tmp_path, rows))
         for policy in ("skip", "raise"):
-            module = LlavaJson(train=train, val=f"{tmp_path}/no.json", checkpoint=tiny_llava, on_bad_row=policy)
+            module = LlavaJson(
+                train=train, val=f"{tmp_path}/no.json", checkpoint=tiny_llava, on_bad_row=policy
+            )
 
             problem = refused(module)
 
@@ -290,7 +381,9 @@ class TestLeavingOut:
             Memory(checkpoint=tiny_llava, on_bad_row="drop")
 
 
-def test_bad_rows_are_refused_at_each_attempt_until_they_are_mended(tiny_llava: str, tmp_path: Path) -> None:
+def test_bad_rows_are_refused_at_each_attempt_until_they_are_mended(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     file = tmp_path / "talk.json"
     turns = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "two"}]
     rows: list[dict[str, object]] = [{"id": str(k), "conversations": turns} for k in range(8)]
@@ -304,7 +397,9 @@ def test_bad_rows_are_refused_at_each_attempt_until_they_are_mended(tiny_llava: 
     assert sum(map(len, module.samples.values())) == len(rows)
 
 
-def test_what_was_refused_besides_another_error_is_forgotten_once_it_is_mended(tiny_llava: str, tmp_path: Path) -> None:
+def test_what_was_refused_besides_another_error_is_forgotten_once_it_is_mended(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     rows = [conversation(str(k), images=0) for k in range(4)]
     train, val = tmp_path / "train.json", tmp_path / "val.json"
     train.write_text(json.dumps([*rows, {}]))
@@ -318,7 +413,9 @@ def test_what_was_refused_besides_another_error_is_forgotten_once_it_is_mended(t
     assert len(module.samples["train"]) == 4
 
 
-def test_a_check_of_all_samples_refuses_bad_rows_at_each_attempt(tiny_llava: str, tmp_path: Path) -> None:
+def test_a_check_of_all_samples_refuses_bad_rows_at_each_attempt(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     rows = [*(conversation(str(k), images=0) for k in range(4)), {}]
     module = LlavaJson(train=str(write_llava_json(tmp_path, rows)), checkpoint=tiny_llava)
 
@@ -332,7 +429,10 @@ def test_a_picture_in_two_splits_is_looked_for_among_what_is_kept(
 ) -> None:
     one = [replace(sample, picture="shared") for sample in TALK[:2]]
     module = Memory(
-        [*TALK, replace(said("bad", "<s>"), picture="shared")], one, checkpoint=tiny_llava, on_bad_row="skip"
+        [*TALK, replace(said("bad", "<s>"), picture="shared")],
+        one,
+        checkpoint=tiny_llava,
+        on_bad_row="skip",
     )
 
     with caplog.at_level(logging.WARNING):
@@ -342,7 +442,10 @@ def test_a_picture_in_two_splits_is_looked_for_among_what_is_kept(
     module = Memory([said("bad", "<s>"), *one], one, checkpoint=tiny_llava, on_bad_row="skip")
     with caplog.at_level(logging.WARNING):
         module.setup("fit")
-    assert "2 of the 2 samples of the 'val' split have a picture that the 'train' split has" in caplog.text
+    assert (
+        "2 of the 2 samples of the 'val' split have a picture that the 'train' split has"
+        in caplog.text
+    )
 
 
 def test_a_system_text_is_looked_at_as_any_other(tiny_llava: str) -> None:
@@ -357,6 +460,6 @@ def test_a_lazy_picture_that_cannot_be_drawn_names_its_sample(tiny_llava: str) -
 
     train = [replace(TRAIN[0], id="drawn", images=[LazyImage((9, 9), draw)]), *TRAIN]
 
-    assert "Sample 'drawn' can't be written out for the model: KeyError: 'no such scene'." in refused(
+    assert "Sample 'drawn' can't be prepared for the model: KeyError: 'no such scene'." in refused(
         Memory(train, checkpoint=tiny_llava)
     )

@@ -8,10 +8,10 @@ import pytest
 from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_processor
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.checks import check_labels
+from lightning_mllm.data.loading.dry_run import dry_run_suspects
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.manifest import manifest_folder
-from lightning_mllm.data.loading.survey import Survey
-from lightning_mllm.data.loading.trials import try_suspects
+from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.data.conftest import collate, picture, tokens
@@ -23,11 +23,20 @@ def conversation(name: str, question: str = "Which?", answer: str = "two") -> Sa
 
 
 @pytest.mark.parametrize(
-    "bad", [conversation("bad", "What is <s> in HTML?"), conversation("bad", answer="See <image>")], ids=["user", "gpt"]
+    "bad",
+    [conversation("bad", "What is <s> in HTML?"), conversation("bad", answer="See <image>")],
+    ids=["user", "gpt"],
 )
 def test_special_tokens_in_any_text_are_found(tiny_llava: str, bad: Sample) -> None:
-    samples = [conversation("long", "word " * 50), bad, *(conversation(str(k), "word " * 40) for k in range(5))]
-    with pytest.raises(DataError, match=r"of sample 'bad' contains '<.*>', which the model reads as a special token"):
+    samples = [
+        conversation("long", "word " * 50),
+        bad,
+        *(conversation(str(k), "word " * 40) for k in range(5)),
+    ]
+    with pytest.raises(
+        DataError,
+        match=r"of sample 'bad' contains '<.*>', which the model reads as a special token",
+    ):
         Memory(samples, samples[:1], checkpoint=tiny_llava).setup("fit")
 
 
@@ -39,12 +48,16 @@ def test_turns_that_do_not_alternate_are_found(tiny_llava: str) -> None:
 
 
 @pytest.mark.parametrize("as_files", [False, True])
-def test_the_picture_of_most_tiles_is_tried(tiny_llava_next: str, tmp_path: Path, as_files: bool) -> None:
+def test_the_picture_of_most_tiles_is_tried(
+    tiny_llava_next: str, tmp_path: Path, as_files: bool
+) -> None:
     pictures = {"square": picture(28, 28), "many tiles": picture(200, 210)}
     samples = []
     for name, image in pictures.items():
         image.save(tmp_path / f"{name}.png")
-        samples.append(Sample(id=name, images=[tmp_path / f"{name}.png" if as_files else image], label="two"))
+        samples.append(
+            Sample(id=name, images=[tmp_path / f"{name}.png" if as_files else image], label="two")
+        )
     samples += [replace(samples[0], id=str(k)) for k in range(5)]
     collator = Collator(load_processor(tiny_llava_next), ClassificationPrompt(), ("two",))
     limit = len(tokens(collate(collator, samples[0]), 0))
@@ -55,7 +68,9 @@ def test_the_picture_of_most_tiles_is_tried(tiny_llava_next: str, tmp_path: Path
 
 def test_image_tokens_are_counted_before_a_picture_is_opened(tiny_llava_next: str) -> None:
     for geometry in Geometry:
-        collator = Collator(load_processor(tiny_llava_next), ClassificationPrompt(), ("two",), geometry=geometry)
+        collator = Collator(
+            load_processor(tiny_llava_next), ClassificationPrompt(), ("two",), geometry=geometry
+        )
         for size in [(28, 28), (90, 30), (30, 200), (200, 210)]:
             batch = collate(collator, Sample(id="a", images=[picture(*size)], label="two"))
             assert collator.count_image_tokens(size) == batch.spans[Segment.IMAGE].sum()
@@ -80,11 +95,11 @@ def test_a_sound_split_passes(tiny_llava: str) -> None:
 
     samples = check_labels(TRAIN, "train", collator.label_names, TRAIN)
     bad = BadRows()
-    survey = Survey(samples, "train", collator, bad, labelled=True)
-    try_suspects(survey, {}, {})
+    scan = SplitScan(samples, "train", collator, bad, labelled=True)
+    dry_run_suspects(scan, {}, {})
 
     assert not len(bad)
-    assert survey.kept()[0] is samples
+    assert scan.select_kept()[0] is samples
     assert [sample.label for sample in samples[:2]] == ["two", "red one"]
     assert check_labels(OTHER, "val", collator.label_names, TRAIN) == OTHER
 
@@ -104,7 +119,9 @@ def test_each_sample_is_made_once_for_all_checks(
     module.setup("fit")
     module.train_dataloader()
 
-    assert len(made) < 40 + 10  # and some to see what kind of data it is, and to write out the longest
+    assert (
+        len(made) < 40 + 10
+    )  # and some to see what kind of data it is, and to write out the longest
 
 
 def test_a_label_among_samples_without_is_found(tiny_llava: str) -> None:

@@ -19,18 +19,32 @@ from lightning_mllm.data import (
 )
 from lightning_mllm.data.images import pictures as pictures_module
 from lightning_mllm.data.images.geometry import Geometry, apply_geometry
-from lightning_mllm.data.loading.collator import PaddingSide
+from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import IGNORE_INDEX, Sample, Segment, Turn
 from tests.conftest import TinyBuilder
-from tests.data.conftest import CHECKPOINTS, NAMES, TEXT_ONLY, chat_sample, collate, decode, labelled, picture, tokens
+from tests.data.conftest import (
+    CHECKPOINTS,
+    NAMES,
+    TEXT_ONLY,
+    chat_sample,
+    collate,
+    decode,
+    labelled,
+    picture,
+    tokens,
+)
 
 
 class TestLoss:
     @pytest.mark.parametrize("side", ["left", "right"])
-    def test_loss_is_on_answers_and_their_end_alone(self, processor: ProcessorMixin, side: PaddingSide) -> None:
-        batch = collate(Collator(processor, ConversationPrompt(), padding_side=side), chat_sample(), TEXT_ONLY)
+    def test_loss_is_on_answers_and_their_end_alone(
+        self, processor: ProcessorMixin, side: PaddingSide
+    ) -> None:
+        batch = collate(
+            Collator(processor, ConversationPrompt(), padding_side=side), chat_sample(), TEXT_ONLY
+        )
 
         carrying = batch.labels != IGNORE_INDEX
         assert torch.equal(carrying, batch.spans[Segment.ANSWER])
@@ -56,8 +70,13 @@ class TestLoss:
 
 
 class TestSequence:
-    def test_a_sample_has_the_same_tokens_on_either_side_and_in_any_company(self, processor: ProcessorMixin) -> None:
-        right, left = (Collator(processor, ConversationPrompt(), padding_side=side) for side in ("right", "left"))
+    def test_a_sample_has_the_same_tokens_on_either_side_and_in_any_company(
+        self, processor: ProcessorMixin
+    ) -> None:
+        right, left = (
+            Collator(processor, ConversationPrompt(), padding_side=side)
+            for side in ("right", "left")
+        )
         sample = chat_sample()
 
         alone = collate(right, sample)
@@ -79,7 +98,9 @@ class TestSequence:
             {"type": "text", "text": "What is it?"}
         ]
 
-        batch = collate(Collator(processor, ConversationPrompt(), geometry=geometry), sample).prompts()
+        batch = collate(
+            Collator(processor, ConversationPrompt(), geometry=geometry), sample
+        ).prompts()
 
         messages: list[Any] = [{"role": "user", "content": content}]
         theirs: Any = processor.apply_chat_template(
@@ -94,12 +115,16 @@ class TestSequence:
             assert torch.equal(value, theirs[name]), name
 
     def test_there_is_one_bos(self, processor: ProcessorMixin) -> None:
-        batch = collate(Collator(processor, ConversationPrompt(system="Be brief.")), chat_sample(), TEXT_ONLY)
+        batch = collate(
+            Collator(processor, ConversationPrompt(system="Be brief.")), chat_sample(), TEXT_ONLY
+        )
 
         assert (batch.input_ids == processor.tokenizer.bos_token_id).sum(dim=1).tolist() == [1, 1]
 
     @pytest.mark.parametrize(("family", "chat"), CHECKPOINTS)
-    def test_the_model_takes_mixed_batches(self, tiny_checkpoint: TinyBuilder, family: str, chat: str) -> None:
+    def test_the_model_takes_mixed_batches(
+        self, tiny_checkpoint: TinyBuilder, family: str, chat: str
+    ) -> None:
         path = tiny_checkpoint(family, chat)  # type: ignore[arg-type]
         collator = Collator(load_processor(path), ConversationPrompt(), padding_side="left")
         model = AutoModelForImageTextToText.from_pretrained(path)
@@ -129,7 +154,9 @@ class TestSequence:
     ) -> None:
         processor = load_processor(tiny_checkpoint(family, "vicuna"))  # type: ignore[arg-type]
         sizes = [(28, 56), (200, 210), (90, 30), (28, 28)]
-        samples = [Sample(id=str(k), images=[picture(*size)], label="two") for k, size in enumerate(sizes)]
+        samples = [
+            Sample(id=str(k), images=[picture(*size)], label="two") for k, size in enumerate(sizes)
+        ]
         geometry = Geometry.TILES if family == "llava_next" else Geometry.CROP
 
         batch = collate(Collator(processor, PlainPrompt(), NAMES, geometry=geometry), *samples)
@@ -139,11 +166,15 @@ class TestSequence:
         for name, value in batch.vision.items():
             assert torch.equal(value, theirs[name]), name
 
-    def test_one_picture_is_open_at_a_time(self, vicuna: ProcessorMixin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_picture_is_open_at_a_time(
+        self, vicuna: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         opened: list[weakref.ref[Image.Image]] = []
 
         def watched(*_: object) -> Image.Image:
-            assert sum(image() is not None for image in opened) <= 1  # the one before is let go with the next
+            assert (
+                sum(image() is not None for image in opened) <= 1
+            )  # the one before is let go with the next
             image = picture(40, 40)
             opened.append(weakref.ref(image))
             return image
@@ -156,7 +187,9 @@ class TestSequence:
 class TestGeometry:
     def test_padding_reaches_the_model(self, vicuna: ProcessorMixin) -> None:
         image = picture(60, 20)
-        batch = collate(Collator(vicuna, PlainPrompt(), NAMES), Sample(id="a", images=[image], label="two"))
+        batch = collate(
+            Collator(vicuna, PlainPrompt(), NAMES), Sample(id="a", images=[image], label="two")
+        )
 
         padded = apply_geometry(image, Geometry.PAD, vicuna.image_processor)
         expected = vicuna.image_processor([padded], return_tensors="pt")["pixel_values"]
@@ -166,8 +199,12 @@ class TestGeometry:
         with pytest.raises(ConfigError, match="'tiles' needs a processor that cuts tiles"):
             Collator(vicuna, PlainPrompt(), geometry=Geometry.TILES)
 
-    def test_a_square_geometry_with_llava_next_makes_the_picture_square_first(self, tiny_llava_next: str) -> None:
-        collator = Collator(load_processor(tiny_llava_next), PlainPrompt(), NAMES, geometry=Geometry.PAD)
+    def test_a_square_geometry_with_llava_next_makes_the_picture_square_first(
+        self, tiny_llava_next: str
+    ) -> None:
+        collator = Collator(
+            load_processor(tiny_llava_next), PlainPrompt(), NAMES, geometry=Geometry.PAD
+        )
 
         batch = collate(collator, Sample(id="a", images=[picture(90, 30)], label="two"))
 
@@ -175,16 +212,22 @@ class TestGeometry:
 
 
 class TestLength:
-    def test_of_a_question_that_lists_classes_nothing_is_left_out(self, processor: ProcessorMixin) -> None:
+    def test_of_a_question_that_lists_classes_nothing_is_left_out(
+        self, processor: ProcessorMixin
+    ) -> None:
         collator = Collator(processor, ClassificationPrompt(), NAMES, max_length=40)
 
-        with pytest.raises(DataError, match=r"'a', which lists 3 classes, does not fit into max_length 40"):
+        with pytest.raises(
+            DataError, match=r"'a', which lists 3 classes, does not fit into max_length 40"
+        ):
             collate(collator, labelled())
 
     def test_a_class_name_longer_than_the_context_is_refused(self, vicuna: ProcessorMixin) -> None:
         collator = Collator(vicuna, PlainPrompt(), ("leaf " * 300, "two"), max_length=200)
 
-        with pytest.raises(DataError, match=r"class name 'leaf leaf .* tokens, but the context ends at 200"):
+        with pytest.raises(
+            DataError, match=r"class name 'leaf leaf .* tokens, but the context ends at 200"
+        ):
             collator.label_set(labelled())
 
     def test_max_length_and_padding_side_are_checked(self, vicuna: ProcessorMixin) -> None:
@@ -195,7 +238,9 @@ class TestLength:
 
 
 class TestLabels:
-    @pytest.mark.parametrize("prompt", [ClassificationPrompt(), PlainPrompt()], ids=["classification", "plain"])
+    @pytest.mark.parametrize(
+        "prompt", [ClassificationPrompt(), PlainPrompt()], ids=["classification", "plain"]
+    )
     def test_label_tokens_are_those_behind_the_prompt(
         self, processor: ProcessorMixin, prompt: ClassificationPrompt | PlainPrompt
     ) -> None:
@@ -210,7 +255,9 @@ class TestLabels:
             assert ids[-1] == batch.end_id
             assert batch.targets.tolist() == [NAMES.index(name)]
 
-    def test_label_tokens_take_one_question_with_one_name_each(self, vicuna: ProcessorMixin) -> None:
+    def test_label_tokens_take_one_question_with_one_name_each(
+        self, vicuna: ProcessorMixin
+    ) -> None:
         listed = []
 
         class Counting(ClassificationPrompt):
@@ -223,7 +270,9 @@ class TestLabels:
         assert listed == [(name,) for name in NAMES]  # all names in each question would take C x C
 
     def test_without_labels_there_are_no_targets(self, vicuna: ProcessorMixin) -> None:
-        assert collate(Collator(vicuna, ConversationPrompt()), chat_sample()).targets.tolist() == [-1]
+        assert collate(Collator(vicuna, ConversationPrompt()), chat_sample()).targets.tolist() == [
+            -1
+        ]
 
     def test_an_unknown_label_is_refused(self, vicuna: ProcessorMixin) -> None:
         with pytest.raises(DataError, match="'seven' of sample 'a' is none of the 3 classes"):
@@ -240,7 +289,9 @@ class TestRefusals:
         ],
         ids=["question", "instruction", "answer"],
     )
-    def test_special_tokens_in_texts_are_refused(self, vicuna: ProcessorMixin, turns: Sequence[Turn]) -> None:
+    def test_special_tokens_in_texts_are_refused(
+        self, vicuna: ProcessorMixin, turns: Sequence[Turn]
+    ) -> None:
         sample = Sample(id="odd", images=[picture()], conversation=turns)
 
         with pytest.raises(DataError, match=r"of sample 'odd' contains .* special token"):
@@ -249,13 +300,17 @@ class TestRefusals:
     def test_images_and_placeholders_must_match(self, vicuna: ProcessorMixin) -> None:
         sample = replace(chat_sample(), images=[picture()])
 
-        with pytest.raises(DataError, match="have 2 image placeholders, but the sample has 1 images"):
+        with pytest.raises(
+            DataError, match="have 2 image placeholders, but the sample has 1 images"
+        ):
             collate(Collator(vicuna, ConversationPrompt()), sample)
 
     def test_answers_must_end_alike(self, vicuna: ProcessorMixin) -> None:
         class Mixed(ConversationPrompt):
             def dialogue(self, sample: Sample, label_names: Sequence[str], epoch: int) -> Dialogue:
-                return replace(super().dialogue(sample, label_names, epoch), plain=sample.id == "plain")
+                return replace(
+                    super().dialogue(sample, label_names, epoch), plain=sample.id == "plain"
+                )
 
         with pytest.raises(DataError, match="'text' and 'plain' end with different tokens"):
             collate(Collator(vicuna, Mixed()), TEXT_ONLY, replace(TEXT_ONLY, id="plain"))

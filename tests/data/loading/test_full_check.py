@@ -124,7 +124,10 @@ def test_a_picture_that_only_decoding_shows_to_be_damaged_is_known_from_then_on(
 
 
 def test_without_a_checkpoint_it_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refusal(capsys, ["data", "check", "--all", "--data", "ImageFolder", "--data.init_args.root", str(root)])
+    message = refusal(
+        capsys,
+        ["data", "check", "--all", "--data", "ImageFolder", "--data.init_args.root", str(root)],
+    )
 
     assert "no checkpoint is named. Give its config before the data's, or --checkpoint" in message
 
@@ -134,7 +137,8 @@ def test_the_checkpoint_of_a_fits_config_will_do(
 ) -> None:
     config = tmp_path / "fit.yaml"
     config.write_text(
-        f"model: {{checkpoint: {tiny_llava}}}\ndata: {{class_path: ImageFolder, init_args: {{root: {root}}}}}\n"
+        f"model: {{checkpoint: {tiny_llava}}}\n"
+        f"data: {{class_path: ImageFolder, init_args: {{root: {root}}}}}\n"
     )
 
     main(["data", "check", "--all", "--config", str(config), "--splits", "[train]"])
@@ -145,7 +149,9 @@ def test_the_checkpoint_of_a_fits_config_will_do(
 def test_what_does_not_fit_is_known_from_then_on(tiny_llava: str) -> None:
     train = [said("long", "word " * 90), *(said(str(k)) for k in range(3))]
     write_out_all(Memory(train, train[1:], checkpoint=tiny_llava, max_length=90), ["train"])
-    found = write_out_all(again := Memory(train, train[1:], checkpoint=tiny_llava, max_length=90), ["train"])
+    found = write_out_all(
+        again := Memory(train, train[1:], checkpoint=tiny_llava, max_length=90), ["train"]
+    )
     again.setup("fit")
 
     assert (found.samples, found.known) == (3, 1)
@@ -154,7 +160,9 @@ def test_what_does_not_fit_is_known_from_then_on(tiny_llava: str) -> None:
 
 
 @pytest.mark.parametrize("option", [{"long_answers": "truncate"}, {"split_special_tokens": True}])
-def test_what_changes_the_texts_of_samples_makes_it_unknown(tiny_llava: str, option: dict[str, Any]) -> None:
+def test_what_changes_the_texts_of_samples_makes_it_unknown(
+    tiny_llava: str, option: dict[str, Any]
+) -> None:
     train = [said(str(k)) for k in range(3)]
     write_out_all(Memory(train, checkpoint=tiny_llava), ["train"])
 

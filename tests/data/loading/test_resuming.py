@@ -32,7 +32,9 @@ class Recorder(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.schedules:
-            assert self.trainer.estimated_stepping_batches == 10  # Lightning makes the training loader for this
+            assert (
+                self.trainer.estimated_stepping_batches == 10
+            )  # Lightning makes the training loader for this
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
@@ -90,11 +92,19 @@ def test_training_resumes_from_any_checkpoint_with_the_next_batch(
         assert resumed.seen == whole.seen[seen:], path.name
 
 
-def test_evaluating_a_checkpoint_leaves_later_training_whole(tiny_llava: str, tmp_path: Path) -> None:
+def test_evaluating_a_checkpoint_leaves_later_training_whole(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     saver, module, module_data = SaveAlways(tmp_path), Recorder(False), data(tiny_llava)
     trainer(saver).fit(module, datamodule=data(tiny_llava))
 
-    trainer().validate(module, datamodule=module_data, ckpt_path=saver.saved[1][0], weights_only=True, verbose=False)
+    trainer().validate(
+        module,
+        datamodule=module_data,
+        ckpt_path=saver.saved[1][0],
+        weights_only=True,
+        verbose=False,
+    )
     module.seen.clear()
     trainer().fit(module, datamodule=module_data)
 

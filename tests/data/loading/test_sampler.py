@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lightning_mllm.data.loading.lazy import LazySamples
-from lightning_mllm.data.loading.sampler import BatchLoader, GlobalBatchSampler, ResumableLoader, SampleSize
+from lightning_mllm.data.loading.loaders import BatchLoader, ResumableLoader
+from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample
 
@@ -24,7 +25,9 @@ def ids(items: Sequence[tuple[int, Sample]]) -> Any:
     return [f"{epoch}:{sample.id}" for epoch, sample in items]
 
 
-def loader(batch_sampler: GlobalBatchSampler | None = None, num_workers: int = 0) -> ResumableLoader:
+def loader(
+    batch_sampler: GlobalBatchSampler | None = None, num_workers: int = 0
+) -> ResumableLoader:
     return ResumableLoader(SAMPLES, ids, batch_sampler or sampler(), num_workers)
 
 
@@ -49,11 +52,15 @@ class TestBatches:
 
     def test_groups_part_images_from_text_and_sort_by_length(self) -> None:
         batches = sampler(group_by_length=True, batch_size=2).global_batches(0)
-        full = [batch for batch in batches if len({SIZES[index].images > 0 for index in batch}) == 1]
+        full = [
+            batch for batch in batches if len({SIZES[index].images > 0 for index in batch}) == 1
+        ]
 
         assert len(full) >= len(batches) - 1
         spread = [max(SIZES[i].images for i in b) - min(SIZES[i].images for i in b) for b in full]
-        assert sum(spread) <= 1  # image counts differ within a batch only where the sorted list passes from 2 to 1
+        assert (
+            sum(spread) <= 1
+        )  # image counts differ within a batch only where the sorted list passes from 2 to 1
 
     def test_evaluation_keeps_the_order(self) -> None:
         evaluation = sampler(training=False)
@@ -81,22 +88,28 @@ class TestProcesses:
         assert {len(part) for part in parts} == {6}
         assert all(batch for part in parts for batch in part)
         last = [index for part in parts for _, index in part[-1]]
-        assert set(last) == set(sampler().global_batches(0)[-1])  # two samples, repeated for four ranks
+        assert set(last) == set(
+            sampler().global_batches(0)[-1]
+        )  # two samples, repeated for four ranks
         assert len(last) == 4
 
     def test_in_evaluation_each_sample_is_counted_once(self) -> None:
         parts = [list(sampler(False, rank=rank, world_size=4)) for rank in range(4)]
 
-        assert sorted(index for part in parts for batch in part for _, index in batch) == list(range(N))
+        assert sorted(index for part in parts for batch in part for _, index in batch) == list(
+            range(N)
+        )
 
     def test_the_batch_size_must_be_shared_evenly(self) -> None:
-        with pytest.raises(ConfigError, match="batch size 5 is shared by 2 processes"):
+        with pytest.raises(ConfigError, match="batch_size is 5, shared by 2 processes"):
             sampler(batch_size=5, world_size=2)
 
 
 class TestResuming:
     @pytest.mark.parametrize(("done", "num_workers"), [(0, 0), (1, 0), (5, 0), (6, 0), (2, 1)])
-    def test_the_remaining_batches_follow_and_then_whole_epochs(self, done: int, num_workers: int) -> None:
+    def test_the_remaining_batches_follow_and_then_whole_epochs(
+        self, done: int, num_workers: int
+    ) -> None:
         first = loader()
         first.batch_sampler.set_epoch(2)
         batches = iter(first)
@@ -135,11 +148,15 @@ class TestResuming:
             ),
             (
                 "samples = ",
-                ResumableLoader(SAMPLES, ids, GlobalBatchSampler([*SIZES[1:], SIZES[0]], 4, training=True)),
+                ResumableLoader(
+                    SAMPLES, ids, GlobalBatchSampler([*SIZES[1:], SIZES[0]], 4, training=True)
+                ),
             ),
         ],
     )
-    def test_a_place_among_other_batches_is_refused(self, name: str, other: ResumableLoader) -> None:
+    def test_a_place_among_other_batches_is_refused(
+        self, name: str, other: ResumableLoader
+    ) -> None:
         with pytest.raises(ConfigError, match=f"written with {name}"):
             other.load_state_dict(loader().state_dict())
 
@@ -175,4 +192,6 @@ class TestErrors:
         batches = BatchLoader(LazySamples(N, make), ids, sampler(), num_workers)
         with pytest.raises(DataError) as caught:
             list(batches)
-        assert str(caught.value).startswith("Sample number 5 (from 0) can't be made: IndexError: list index")
+        assert str(caught.value).startswith(
+            "Sample number 5 (from 0) can't be made: IndexError: list index"
+        )

@@ -5,7 +5,12 @@ from lightning_mllm.errors import ConfigError
 
 STRATA = {
     name: [[item] for item in items]
-    for name, items in {"a": range(100), "b": range(100, 120), "c": range(200, 203), "d": range(300, 301)}.items()
+    for name, items in {
+        "a": range(100),
+        "b": range(100, 120),
+        "c": range(200, 203),
+        "d": range(300, 301),
+    }.items()
 }
 
 
@@ -20,7 +25,8 @@ def test_each_class_is_split_by_the_fractions_and_stays_in_train() -> None:
     splits = stratified_split(STRATA, 0.1, 0.2, seed=0)
 
     counts = {
-        name: [sum([item] in groups for item in items) for items in splits.values()] for name, groups in STRATA.items()
+        name: [sum([item] in groups for item in items) for items in splits.values()]
+        for name, groups in STRATA.items()
     }
     assert counts == {"a": [70, 10, 20], "b": [14, 2, 4], "c": [1, 1, 1], "d": [1, 0, 0]}
 
@@ -53,5 +59,11 @@ def test_a_group_too_large_for_a_fraction_stays_in_train(seed: int) -> None:
     splits = stratified_split({"": [range(80), range(80, 90), range(90, 100)]}, 0.1, 0, seed)
 
     assert len(splits["val"]) == 10
-    assert stratified_split({"": [range(80), range(80, 100)]}, 0.1, 0, seed)["val"] == [*range(80, 100)]
-    assert stratified_split({"": [range(80)]}, 0.1, 0.1, seed) == {"train": [*range(80)], "val": [], "test": []}
+    assert stratified_split({"": [range(80), range(80, 100)]}, 0.1, 0, seed)["val"] == [
+        *range(80, 100)
+    ]
+    assert stratified_split({"": [range(80)]}, 0.1, 0.1, seed) == {
+        "train": [*range(80)],
+        "val": [],
+        "test": [],
+    }

@@ -4,7 +4,13 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-from lightning_mllm.data import VICUNA_SYSTEM, ClassificationPrompt, Collator, ConversationPrompt, load_processor
+from lightning_mllm.data import (
+    VICUNA_SYSTEM,
+    ClassificationPrompt,
+    Collator,
+    ConversationPrompt,
+    load_processor,
+)
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.types import IGNORE_INDEX, Segment, Turn
@@ -16,31 +22,51 @@ _IMAGES = "{% for content in message['content'] | selectattr('type', 'equalto', 
 _TEXTS = "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
 
 LLAVA_15 = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ message['role'].upper() + ': '}}{% endif %}"
     "{# Render all images first #}" + _IMAGES + "{{ '<image>\n' }}{% endfor %}"
-    "{# Render all text next #}{% if message['role'] != 'assistant' %}" + _TEXTS + "{{ content['text'] + ' '}}"
-    "{% endfor %}{% else %}" + _TEXTS + "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}"
+    "{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    + _TEXTS
+    + "{{ content['text'] + ' '}}"
+    "{% endfor %}{% else %}"
+    + _TEXTS
+    + "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 LLAVA_16_VICUNA = (  # writes a system text twice
-    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'][0]['text'] }}{% else %}"
-    "{{ message['role'].upper() + ': '}}{% endif %}" + _IMAGES + "{{ '<image>\n' }}{% endfor %}" + _TEXTS + ""
-    "{{ content['text'] + ' '}}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ message['content'][0]['text'] }}{% else %}"
+    "{{ message['role'].upper() + ': '}}{% endif %}"
+    + _IMAGES
+    + "{{ '<image>\n' }}{% endfor %}"
+    + _TEXTS
+    + ""
+    "{{ content['text'] + ' '}}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 LLAVA_16_MISTRAL = (  # its end of turn is a slip of the pen
     "{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{{ '<<SYS>>\n' + message['content'][0]['text'] + '\n<</SYS>>\n\n' }}{% elif message['role'] == 'user' %}"
-    "{{ '[INST] ' }}" + _IMAGES + "{{ '<image>\n' }}{% endfor %}" + _TEXTS + "{{ content['text'] }}{% endfor %}"
-    "{{' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'][0]['text'] + '<\\\\s> '}}"
-    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+    "{{ '<<SYS>>\n' + message['content'][0]['text'] + '\n<</SYS>>\n\n' }}"
+    "{% elif message['role'] == 'user' %}"
+    "{{ '[INST] ' }}"
+    + _IMAGES
+    + "{{ '<image>\n' }}{% endfor %}"
+    + _TEXTS
+    + "{{ content['text'] }}{% endfor %}"
+    "{{' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'][0]['text'] + '<\\\\s> '}}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}"
+    "{% endif %}{% endfor %}"
 )
 LLAVA_NEXT_LLAMA3 = (
-    "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'}}"
+    "{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'}}"
     + _IMAGES
     + "{{ '<image>' }}{% endfor %}"
     + _TEXTS
     + "{{ '\n' + content['text'] + '<|eot_id|>' }}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 TEMPLATES = {
     "llava-1.5": LLAVA_15,
@@ -58,7 +84,8 @@ LLAMA3_SPECIAL = [
     "<pad>",
 ]
 LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
 
@@ -79,9 +106,13 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=LLAMA3_SPECIAL,
     )
-    tokenizer.train_from_iterator(["a\n\nb\n\n\nc three two user assistant Output:\n\n Bell pepper leaf"] * 20, trainer)
+    tokenizer.train_from_iterator(
+        ["a\n\nb\n\n\nc three two user assistant Output:\n\n Bell pepper leaf"] * 20, trainer
+    )
     bos = LLAMA3_SPECIAL[0]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, 0)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
@@ -93,8 +124,10 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def hub_processor(template: str, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
-    """Make a processor with a template of the hub and a tokenizer like the one that it comes with."""
-    processor = load_processor(tiny_checkpoint("llava" if template == "llava-1.5" else "llava_next", "vicuna"))
+    """Make a processor with a template of the hub and a tokenizer like its own."""
+    processor = load_processor(
+        tiny_checkpoint("llava" if template == "llava-1.5" else "llava_next", "vicuna")
+    )
     processor.tokenizer = llama3_tokenizer() if template == "llama-3" else llama_tokenizer()
     processor.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")  # type: ignore[attr-defined]
     processor.chat_template = TEMPLATES[template]
@@ -118,7 +151,10 @@ def test_a_question_and_its_spans(hub: ProcessorMixin, system: str | None) -> No
 
     batch, labels = collate(collator, sample), collator.label_set(sample)
 
-    assert decode(hub, batch, Segment.QUESTION).strip() == prompt.dialogue(sample, NAMES, 0).turns[0].text
+    assert (
+        decode(hub, batch, Segment.QUESTION).strip()
+        == prompt.dialogue(sample, NAMES, 0).turns[0].text
+    )
     assert decode(hub, batch, Segment.INSTRUCTION).strip() == prompt.instruction
     assert decode(hub, batch, Segment.SYSTEM).strip() == (system or "")
     assert batch.end_id == hub.tokenizer.eos_token_id
@@ -130,7 +166,9 @@ def test_a_question_and_its_spans(hub: ProcessorMixin, system: str | None) -> No
 
 
 def test_a_conversation_and_its_spans(hub: ProcessorMixin) -> None:
-    batch = collate(Collator(hub, ConversationPrompt(), padding_side="left"), chat_sample(images=3), TEXT_ONLY)
+    batch = collate(
+        Collator(hub, ConversationPrompt(), padding_side="left"), chat_sample(images=3), TEXT_ONLY
+    )
 
     answers = hub.tokenizer.decode(batch.labels[0][batch.labels[0] != IGNORE_INDEX])
     end = hub.tokenizer.eos_token
@@ -141,7 +179,12 @@ def test_a_conversation_and_its_spans(hub: ProcessorMixin) -> None:
 
 @pytest.mark.parametrize("hub", ["llama-3"], indirect=True)
 def test_llama_3_answers_begin_behind_the_prompts_line_breaks(hub: ProcessorMixin) -> None:
-    turns = (Turn("user", "One?"), Turn("assistant", "two"), Turn("user", "And?"), Turn("assistant", "three"))
+    turns = (
+        Turn("user", "One?"),
+        Turn("assistant", "two"),
+        Turn("user", "And?"),
+        Turn("assistant", "three"),
+    )
 
     rendered = Renderer(hub).render(Dialogue(turns))
 
@@ -158,5 +201,9 @@ def test_llama_3_answers_begin_behind_the_prompts_line_breaks(hub: ProcessorMixi
 
 @pytest.mark.parametrize("hub", ["v1.6-vicuna"], indirect=True)
 def test_a_system_text_that_the_template_writes_twice_stands_once(hub: ProcessorMixin) -> None:
-    dialogue = Dialogue((Turn("user", "What?", images=1), Turn("assistant", "two")), system="Be brief.")
-    assert Renderer(hub).render(dialogue).text == "Be brief. USER: <image>\nWhat? ASSISTANT: two</s>"
+    dialogue = Dialogue(
+        (Turn("user", "What?", images=1), Turn("assistant", "two")), system="Be brief."
+    )
+    assert (
+        Renderer(hub).render(dialogue).text == "Be brief. USER: <image>\nWhat? ASSISTANT: two</s>"
+    )

@@ -23,7 +23,11 @@ def marked(question: str, true: str, false: str) -> str:
         ("hat", "cap", "What is it that he wears, a [hat] or a {cap}?"),
         ("healthy", "unhealthy", "Is the food {unhealthy} or [healthy]?"),
         ("black and white", "colorful", "Is the glove {colorful} or is it [black and white]?"),
-        ("long sleeved", "short sleeved", "How does it look, {short sleeved} or maybe [long sleeved]?"),
+        (
+            "long sleeved",
+            "short sleeved",
+            "How does it look, {short sleeved} or maybe [long sleeved]?",
+        ),
         ("right", "left", "Is the surfer to the {left} or to the [right] of the surfboard?"),
         ("front", "behind", "Is the man in [front] of or {behind} the car?"),
         ("red", "blue", "[Red] or {blue}?"),
@@ -43,10 +47,16 @@ def test_options_are_whole_words(true: str, false: str, expected: str) -> None:
         ("taxi", "truck", "Which type of vehicle is not old, the {truck} or the truck [taxi]?"),
         ("laptop", "screen", "What device is black, the [laptop] or the laptop {screen}?"),
         ("left", "right", "Is the left hand to the [left] or to the {right} of the right cup?"),
-        ("right", "left", "Is the right or middle cup to the {left} or the [right] of the left one?"),
+        (
+            "right",
+            "left",
+            "Is the right or middle cup to the {left} or the [right] of the left one?",
+        ),
     ],
 )
-def test_of_words_that_are_repeated_those_around_the_or_are_meant(true: str, false: str, expected: str) -> None:
+def test_of_words_that_are_repeated_those_around_the_or_are_meant(
+    true: str, false: str, expected: str
+) -> None:
     question = expected.translate(str.maketrans("", "", "[]{}"))
     assert marked(question, true, false) == expected
 
@@ -59,7 +69,9 @@ def test_of_words_that_are_repeated_those_around_the_or_are_meant(true: str, fal
         ("giraffes", "elephant", "Which animals are that, [giraffes] or {elephants}?"),
     ],
 )
-def test_a_longer_form_of_the_word_counts_next_to_the_or(true: str, false: str, expected: str) -> None:
+def test_a_longer_form_of_the_word_counts_next_to_the_or(
+    true: str, false: str, expected: str
+) -> None:
     question = expected.translate(str.maketrans("", "", "[]{}"))
     assert marked(question, true, false) == expected
 
@@ -74,7 +86,9 @@ def test_a_longer_form_of_the_word_counts_next_to_the_or(true: str, false: str, 
 )
 def test_an_option_that_is_not_there_is_refused(question: str, name: str, option: str) -> None:
     options = Options("hat", option) if name == "false" else Options(option, "cap")
-    with pytest.raises(DataError, match=rf"sample 'q-7' does not name its {name} option '{option}'.* Correct the"):
+    with pytest.raises(
+        DataError, match=rf"sample 'q-7' does not name its {name} option '{option}'.* Correct the"
+    ):
         find_options(question, options, "q-7")
 
 
@@ -86,6 +100,7 @@ def test_an_option_that_is_not_there_is_refused(question: str, name: str, option
 def test_options_that_stand_in_several_places_are_refused(question: str) -> None:
     options = Options("red", "blue") if "cups" in question else Options("red", "red")
     with pytest.raises(
-        DataError, match=r"sample 'q' has the options 'red' and .* places, .*Name them once, with an 'or'"
+        DataError,
+        match=r"sample 'q' has the options 'red' and .* places, .*Name them once, with an 'or'",
     ):
         find_options(question, options, "q")

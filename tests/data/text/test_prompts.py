@@ -87,7 +87,10 @@ def test_a_sample_without_a_label_cannot_be_asked_for_one() -> None:
 
 def test_the_system_text_is_vicunas_if_asked_for() -> None:
     assert ClassificationPrompt().dialogue(SAMPLE, NAMES, 0).system == ""
-    assert ClassificationPrompt(system=VICUNA_SYSTEM).dialogue(SAMPLE, NAMES, 0).system == VICUNA_SYSTEM
+    assert (
+        ClassificationPrompt(system=VICUNA_SYSTEM).dialogue(SAMPLE, NAMES, 0).system
+        == VICUNA_SYSTEM
+    )
 
 
 def test_plain_keeps_image_and_answer_alone() -> None:
@@ -105,7 +108,10 @@ def test_plain_keeps_image_and_answer_alone() -> None:
         ([Turn("assistant", "a"), Turn("user", "b")], "beginning with the user"),
         ([Turn("user", "a"), Turn("assistant", " ")], "Turn 2 of sample 'c' is empty"),
         ([Turn("user", ""), Turn("assistant", "b")], "Turn 1 of sample 'c' is empty"),
-        ([Turn("user", "a", images=1), Turn("assistant", "b")], "1 image placeholders, but the sample has 0 images"),
+        (
+            [Turn("user", "a", images=1), Turn("assistant", "b")],
+            "1 image placeholders, but the sample has 0 images",
+        ),
     ],
 )
 def test_a_malformed_conversation_is_refused(turns: list[Turn], message: str) -> None:

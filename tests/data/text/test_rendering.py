@@ -11,7 +11,9 @@ from lightning_mllm.types import Segment, Turn
 from tests.data.text.test_hub_templates import LLAVA_15
 
 EXCHANGE = (Turn("user", "What is it?", "Say a word.", images=2), Turn("assistant", "two"))
-DIALOGUE = Dialogue((*EXCHANGE, Turn("user", "ASSISTANT: two"), Turn("assistant", "two")), system="Be brief.")
+DIALOGUE = Dialogue(
+    (*EXCHANGE, Turn("user", "ASSISTANT: two"), Turn("assistant", "two")), system="Be brief."
+)
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{% for c in m['content'] %}"
@@ -21,7 +23,9 @@ CHATML = (
 
 
 def texts(rendered: RenderedText, segment: Segment) -> list[str]:
-    return [rendered.text[slot.start : slot.end] for slot in rendered.slots if slot.segment is segment]
+    return [
+        rendered.text[slot.start : slot.end] for slot in rendered.slots if slot.segment is segment
+    ]
 
 
 def answers(rendered: RenderedText) -> list[str]:
@@ -66,8 +70,13 @@ def test_the_hub_template_becomes_vicunas_format(vicuna: ProcessorMixin) -> None
     assert answers(rendered) == [" two</s>", " two</s>"]
 
 
-def test_an_end_that_the_template_writes_is_not_written_twice(tiny_llava_llama3: str, vicuna: ProcessorMixin) -> None:
-    assert answers(Renderer(load_processor(tiny_llava_llama3)).render(DIALOGUE)) == ["two<|eot_id|>"] * 2
+def test_an_end_that_the_template_writes_is_not_written_twice(
+    tiny_llava_llama3: str, vicuna: ProcessorMixin
+) -> None:
+    assert (
+        answers(Renderer(load_processor(tiny_llava_llama3)).render(DIALOGUE))
+        == ["two<|eot_id|>"] * 2
+    )
     vicuna.chat_template = CHATML
     rendered = Renderer(vicuna).render(DIALOGUE)
     assert answers(rendered) == ["two</s>"] * 2
@@ -75,7 +84,9 @@ def test_an_end_that_the_template_writes_is_not_written_twice(tiny_llava_llama3:
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    vicuna.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    )
 
     with pytest.raises(CheckpointError, match="rewrites earlier turns"):
         Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b"))))
@@ -83,22 +94,35 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(vicuna: ProcessorMixi
 
 def test_a_template_that_drops_the_system_text_is_refused(vicuna: ProcessorMixin) -> None:
     vicuna.chat_template = (
-        "{% for m in messages if m['role'] != 'system' %}{{ m['content'][-1]['text'] }}</s>{% endfor %}"
+        "{% for m in messages if m['role'] != 'system' %}"
+        "{{ m['content'][-1]['text'] }}</s>{% endfor %}"
     )
 
-    with pytest.raises(CheckpointError, match=r"system text exactly once, .* Set `prompt.system: null`"):
-        Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b")), system="Be brief."))
+    with pytest.raises(
+        CheckpointError, match=r"system text exactly once, .* Set `prompt.system: null`"
+    ):
+        Renderer(vicuna).render(
+            Dialogue((Turn("user", "a"), Turn("assistant", "b")), system="Be brief.")
+        )
 
 
-def test_a_template_of_turns_in_tokens_that_drops_the_system_text_is_refused(vicuna: ProcessorMixin) -> None:
+def test_a_template_of_turns_in_tokens_that_drops_the_system_text_is_refused(
+    vicuna: ProcessorMixin,
+) -> None:
     vicuna.chat_template = CHATML.replace("messages %}", "messages if m['role'] != 'system' %}", 1)
 
-    with pytest.raises(CheckpointError, match=r"turns open with '<s>user.*Set `prompt.system: null`"):
+    with pytest.raises(
+        CheckpointError, match=r"turns open with '<s>user.*Set `prompt.system: null`"
+    ):
         Renderer(vicuna).render(DIALOGUE)
 
 
-def test_a_dropped_system_text_is_put_before_turns_that_open_with_words(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = LLAVA_15.replace("in messages %}", "in messages if message['role'] != 'system' %}", 1)
+def test_a_dropped_system_text_is_put_before_turns_that_open_with_words(
+    vicuna: ProcessorMixin,
+) -> None:
+    vicuna.chat_template = LLAVA_15.replace(
+        "in messages %}", "in messages if message['role'] != 'system' %}", 1
+    )
     for bos in ("", "{{ bos_token }}"):
         vicuna.chat_template = bos + vicuna.chat_template
         rendered = Renderer(vicuna).render(DIALOGUE)
@@ -115,8 +139,12 @@ def test_an_answer_may_end_with_a_special_token_without_a_role(tiny_llava_llama3
 def test_a_template_that_refuses_the_system_text_is_reported(vicuna: ProcessorMixin) -> None:
     vicuna.chat_template = "{{ raise_exception('no system role') }}"
 
-    with pytest.raises(ConfigError, match=r"of \['system', 'user'\]: no system role. Set `prompt.system: null`"):
-        Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b")), system="Be brief."))
+    with pytest.raises(
+        ConfigError, match=r"of \['system', 'user'\]: no system role. Set `prompt.system: null`"
+    ):
+        Renderer(vicuna).render(
+            Dialogue((Turn("user", "a"), Turn("assistant", "b")), system="Be brief.")
+        )
 
 
 def test_a_template_that_ends_an_answer_with_mere_text_is_refused(vicuna: ProcessorMixin) -> None:
@@ -127,7 +155,9 @@ def test_a_template_that_ends_an_answer_with_mere_text_is_refused(vicuna: Proces
 
 
 def test_a_turn_may_be_an_image_alone(processor: ProcessorMixin) -> None:
-    rendered = Renderer(processor).render(Dialogue((Turn("user", "", images=1), Turn("assistant", "two"))))
+    rendered = Renderer(processor).render(
+        Dialogue((Turn("user", "", images=1), Turn("assistant", "two")))
+    )
 
     assert rendered.text.count("<image>") == 1
     assert texts(rendered, Segment.QUESTION) == []

@@ -10,7 +10,7 @@ from lightning_mllm.data import (
     PlainPrompt,
     load_processor,
 )
-from lightning_mllm.data.loading.collator import PaddingSide
+from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.evaluation import Generation, Likelihood
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import Segment
@@ -21,7 +21,9 @@ from tests.data.conftest import NAMES, TEXT_ONLY, chat_sample, collate, decode, 
 class TestSpans:
     @pytest.mark.parametrize("side", ["left", "right"])
     @pytest.mark.parametrize("images", [0, 1, 3])
-    def test_every_span_decodes_to_its_text(self, processor: ProcessorMixin, side: PaddingSide, images: int) -> None:
+    def test_every_span_decodes_to_its_text(
+        self, processor: ProcessorMixin, side: PaddingSide, images: int
+    ) -> None:
         prompt = ClassificationPrompt(task="plant leaf diseases", system=VICUNA_SYSTEM)
         collator = Collator(processor, prompt, NAMES, padding_side=side)
         sample, other = labelled(images=images, label="Bell pepper leaf"), labelled("b", images=4)
@@ -42,7 +44,11 @@ class TestSpans:
     def test_in_a_conversation_each_span_has_the_texts_of_all_turns(
         self, processor: ProcessorMixin, side: PaddingSide
     ) -> None:
-        batch = collate(Collator(processor, ConversationPrompt(), padding_side=side), chat_sample(images=3), TEXT_ONLY)
+        batch = collate(
+            Collator(processor, ConversationPrompt(), padding_side=side),
+            chat_sample(images=3),
+            TEXT_ONLY,
+        )
 
         question = decode(processor, batch, Segment.QUESTION)
         assert question.startswith("Which colour? Rot, grün — oder 赤?")
@@ -55,7 +61,13 @@ class TestSpans:
         prompt = ClassificationPrompt(system="Be brief.")
         batch = collate(Collator(processor, prompt, NAMES), labelled())
 
-        whole = ("system", "image", "question", "instruction", "answer")  # the others are parts of these, or lie across
+        whole = (
+            "system",
+            "image",
+            "question",
+            "instruction",
+            "answer",
+        )  # the others are parts of these, or lie across
         parts = [batch.spans[Segment(name)] for name in whole]
         assert torch.stack(parts).sum(dim=0).max() == 1
 
@@ -73,7 +85,9 @@ class TestSpans:
         self, processor: ProcessorMixin, side: PaddingSide
     ) -> None:
         batch = collate(
-            Collator(processor, PlainPrompt(), NAMES, padding_side=side), labelled(), labelled("b", images=3)
+            Collator(processor, PlainPrompt(), NAMES, padding_side=side),
+            labelled(),
+            labelled("b", images=3),
         )
 
         assert batch.spans[Segment.LAST].sum(dim=1).tolist() == [1, 1]
@@ -85,18 +99,27 @@ class TestSpans:
             assert prompts.spans[Segment.IMAGE][row].sum() == batch.spans[Segment.IMAGE][row].sum()
 
     @pytest.mark.parametrize("family", ["llava", "llava_next"])
-    def test_both_scorers_answer_without_a_question(self, tiny_checkpoint: TinyBuilder, family: TinyFamily) -> None:
+    def test_both_scorers_answer_without_a_question(
+        self, tiny_checkpoint: TinyBuilder, family: TinyFamily
+    ) -> None:
         path = tiny_checkpoint(family, "vicuna")
         processor = load_processor(path)
         collator = Collator(processor, PlainPrompt(), NAMES)
         model = AutoModelForImageTextToText.from_pretrained(path).eval()
-        batch, labels = collate(collator, labelled(), labelled("b", images=2)), collator.label_set(labelled())
+        batch, labels = (
+            collate(collator, labelled(), labelled("b", images=2)),
+            collator.label_set(labelled()),
+        )
 
         for scorer in (Generation(), Likelihood()):
             prediction = scorer.predict(model, processor.tokenizer, batch, labels)
             assert prediction.predicted.shape == (2,)
 
-    def test_the_prompts_of_a_batch_end_where_generation_starts(self, processor: ProcessorMixin) -> None:
-        batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY).prompts()
+    def test_the_prompts_of_a_batch_end_where_generation_starts(
+        self, processor: ProcessorMixin
+    ) -> None:
+        batch = collate(
+            Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY
+        ).prompts()
 
         assert batch.spans[Segment.LAST][:, -1].all()

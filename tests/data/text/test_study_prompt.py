@@ -1,4 +1,4 @@
-"""The prompts of the information-flow study: what the model reads, and where the question and its options are in it."""
+"""The prompts of the information-flow study, and where question and options are in them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +8,15 @@ import torch
 import yaml
 from transformers import ProcessorMixin
 
-from lightning_mllm.data import LLAMA3_SYSTEM, SHORT_ANSWER, VICUNA_SYSTEM, Collator, ConversationPrompt, PlainPrompt
-from lightning_mllm.data.loading.collator import PaddingSide
+from lightning_mllm.data import (
+    LLAMA3_SYSTEM,
+    SHORT_ANSWER,
+    VICUNA_SYSTEM,
+    Collator,
+    ConversationPrompt,
+    PlainPrompt,
+)
+from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import AnswerForms, Forms, MultimodalBatch, Options, Sample, Segment, Turn
@@ -29,7 +36,13 @@ every_checkpoint = pytest.mark.parametrize("name", HUB)
 
 def jar(question: str = QUESTION, answer: str = "empty", wrong: str = "full") -> Sample:
     turns = [Turn("user", question, images=1), Turn("assistant", answer)]
-    return Sample(id="jar", images=[picture()], conversation=turns, kind="ChooseAttr", options=Options(answer, wrong))
+    return Sample(
+        id="jar",
+        images=[picture()],
+        conversation=turns,
+        kind="ChooseAttr",
+        options=Options(answer, wrong),
+    )
 
 
 def rendered(processor: ProcessorMixin, prompt: ConversationPrompt) -> str:
@@ -37,7 +50,9 @@ def rendered(processor: ProcessorMixin, prompt: ConversationPrompt) -> str:
 
 
 @pytest.mark.parametrize("name", ["llava-1.5", "v1.6-vicuna"])
-def test_on_vicuna_the_model_reads_what_it_reads_in_the_study(tiny_checkpoint: TinyBuilder, name: str) -> None:
+def test_on_vicuna_the_model_reads_what_it_reads_in_the_study(
+    tiny_checkpoint: TinyBuilder, name: str
+) -> None:
     processor = hub_processor(name, tiny_checkpoint)
 
     assert rendered(processor, VICUNA) == f"{VICUNA_SYSTEM} USER: {USER} ASSISTANT: empty</s>"
@@ -84,7 +99,9 @@ def words(processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment) -
 
 
 @every_checkpoint
-def test_between_question_and_last_there_is_the_suffix_alone(tiny_checkpoint: TinyBuilder, name: str) -> None:
+def test_between_question_and_last_there_is_the_suffix_alone(
+    tiny_checkpoint: TinyBuilder, name: str
+) -> None:
     processor = hub_processor(name, tiny_checkpoint)
     batch = collate(Collator(processor, HUB[name]), jar(), chat_sample(images=3))
 
@@ -99,13 +116,20 @@ def test_between_question_and_last_there_is_the_suffix_alone(tiny_checkpoint: Ti
 def test_without_a_question_there_is_no_suffix_and_no_option(processor: ProcessorMixin) -> None:
     batch = collate(Collator(processor, PlainPrompt()), jar())
 
-    for segment in (Segment.SUFFIX, Segment.TRUE_OPTION, Segment.FALSE_OPTION, Segment.QUESTION_REST):
+    for segment in (
+        Segment.SUFFIX,
+        Segment.TRUE_OPTION,
+        Segment.FALSE_OPTION,
+        Segment.QUESTION_REST,
+    ):
         assert not batch.spans[segment].any()
 
 
 def test_options_are_looked_for_in_the_last_question(processor: ProcessorMixin) -> None:
     first = [Turn("user", "Is it red or blue?", images=1), Turn("assistant", "red")]
-    sample = replace(jar(), conversation=[*first, Turn("user", "Blue or red?"), Turn("assistant", "red")])
+    sample = replace(
+        jar(), conversation=[*first, Turn("user", "Blue or red?"), Turn("assistant", "red")]
+    )
     batch = collate(Collator(processor, VICUNA), replace(sample, options=Options("red", "blue")))
 
     assert decode(processor, batch, Segment.FALSE_OPTION).strip() == "Blue"
@@ -116,11 +140,15 @@ def test_options_are_looked_for_in_the_last_question(processor: ProcessorMixin) 
 
 
 @every_checkpoint
-def test_answer_forms_are_the_tokens_that_stand_behind_the_prompt(tiny_checkpoint: TinyBuilder, name: str) -> None:
+def test_answer_forms_are_the_tokens_that_stand_behind_the_prompt(
+    tiny_checkpoint: TinyBuilder, name: str
+) -> None:
     processor = hub_processor(name, tiny_checkpoint)
     collator = Collator(processor, HUB[name])
 
-    (forms,) = collate(collator, jar(answer="black and white", question="Full or black and white?")).answers
+    (forms,) = collate(
+        collator, jar(answer="black and white", question="Full or black and white?")
+    ).answers
 
     assert forms is not None and forms.false is not None
     written = {"black and white": forms.true.lower, "Black and white": forms.true.capitalised}
@@ -128,7 +156,11 @@ def test_answer_forms_are_the_tokens_that_stand_behind_the_prompt(tiny_checkpoin
     for word, ids in written.items():
         batch = collate(
             collator,
-            replace(jar(), options=None, conversation=[Turn("user", "What?", images=1), Turn("assistant", word)]),
+            replace(
+                jar(),
+                options=None,
+                conversation=[Turn("user", "What?", images=1), Turn("assistant", word)],
+            ),
         )
         (behind,) = batch.input_ids[batch.spans[Segment.ANSWER]][None].tolist()
         assert tuple(behind[:-1]) == ids
@@ -157,6 +189,8 @@ def test_an_instruction_of_its_own_stays() -> None:
 
 @pytest.mark.parametrize(("files", "prompt"), [(["gqa"], VICUNA), (["gqa", "gqa_llama3"], LLAMA3)])
 def test_the_configs_say_so(files: list[str], prompt: ConversationPrompt) -> None:
-    options = yaml.safe_load(Path(CONFIGS / "data" / f"{files[-1]}.yaml").read_text())["data"]["init_args"]["prompt"]
+    options = yaml.safe_load(Path(CONFIGS / "data" / f"{files[-1]}.yaml").read_text())["data"][
+        "init_args"
+    ]["prompt"]
 
     assert ConversationPrompt(**options["init_args"]) == prompt

@@ -12,7 +12,13 @@ from transformers import ProcessorMixin
 from lightning_mllm.data import Collator, ConversationPrompt, Geometry
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.rendering import Renderer
-from lightning_mllm.data.text.turns import has_image_within, images_first, pieces, question, strip
+from lightning_mllm.data.text.turns import (
+    cut_at_images,
+    has_image_within,
+    join_around_images,
+    put_images_first,
+    strip_blanks,
+)
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Options, Sample, Segment, Turn
 from tests.data.conftest import collate, decode, picture
@@ -35,20 +41,25 @@ PARTED = [
 
 
 def sample_of(parts: list[str], instruction: str = "") -> Sample:
-    turn = replace(question(parts), instruction=instruction)
+    turn = replace(join_around_images(parts), instruction=instruction)
     images = [picture(30 + 30 * k, 40) for k in range(turn.images)]
     return Sample(id="a", images=images, conversation=[turn, Turn("assistant", "two")])
 
 
-def content_of(parts: list[str], images: list[Image.Image], behind: str = "") -> list[dict[str, Any]]:
+def content_of(
+    parts: list[str], images: list[Image.Image], behind: str = ""
+) -> list[dict[str, Any]]:
     """Write what a user of transformers would give, outer blanks stripped."""
-    texts = [part.lstrip() if not any(map(str.strip, parts[:k])) else part for k, part in enumerate(parts)]
+    texts = [
+        part.lstrip() if not any(map(str.strip, parts[:k])) else part
+        for k, part in enumerate(parts)
+    ]
     texts[-1] = texts[-1].rstrip() + behind
     content: list[dict[str, Any]] = []
     for k, text in enumerate(texts):
-        content += [{"type": "image", "image": images[k - 1]}] * (k > 0) + [{"type": "text", "text": text}] * (
-            text != ""
-        )
+        content += [{"type": "image", "image": images[k - 1]}] * (k > 0) + [
+            {"type": "text", "text": text}
+        ] * (text != "")
     return content
 
 
@@ -61,10 +72,17 @@ def test_ids_and_pixels_equal_those_of_the_familys_own_processor(
     vicuna.chat_template = template
     sample = sample_of(parts, instruction)
     messages: list[Any] = [
-        {"role": "user", "content": content_of(parts, list(sample.images), f"\n{instruction}" if instruction else "")}  # type: ignore[arg-type]
+        {
+            "role": "user",
+            "content": content_of(
+                parts, list(sample.images), f"\n{instruction}" if instruction else ""
+            ),
+        }  # type: ignore[arg-type]
     ]
 
-    batch = collate(Collator(vicuna, ConversationPrompt(), geometry=Geometry.CROP), sample).prompts()
+    batch = collate(
+        Collator(vicuna, ConversationPrompt(), geometry=Geometry.CROP), sample
+    ).prompts()
 
     theirs: Any = vicuna.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -76,7 +94,8 @@ def test_ids_and_pixels_equal_those_of_the_familys_own_processor(
 def test_the_text_around_images_is_the_question(vicuna: ProcessorMixin) -> None:
     vicuna.chat_template = IN_ORDER
     sample = replace(
-        sample_of(["Is it ", " or rather red or blue as in ", "?"], "Say a word."), options=Options("red", "blue")
+        sample_of(["Is it ", " or rather red or blue as in ", "?"], "Say a word."),
+        options=Options("red", "blue"),
     )
 
     batch = collate(Collator(vicuna, ConversationPrompt()), sample)
@@ -90,7 +109,9 @@ def test_the_text_around_images_is_the_question(vicuna: ProcessorMixin) -> None:
 
 def test_images_behind_a_question_are_no_part_of_its_suffix(vicuna: ProcessorMixin) -> None:
     vicuna.chat_template = IN_ORDER
-    batch = collate(Collator(vicuna, ConversationPrompt()), sample_of(["What is it? ", ""], "Say a word."))
+    batch = collate(
+        Collator(vicuna, ConversationPrompt()), sample_of(["What is it? ", ""], "Say a word.")
+    )
 
     assert not (batch.spans[Segment.SUFFIX] & batch.spans[Segment.IMAGE]).any()
     assert batch.spans[Segment.SUFFIX].any()
@@ -110,7 +131,7 @@ def test_a_template_that_puts_images_first_gets_words_that_are_not_glued(
     vicuna: ProcessorMixin, parts: list[str], text: str
 ) -> None:
     vicuna.chat_template = LLAVA_15
-    turn = question(parts)
+    turn = join_around_images(parts)
 
     rendered = Renderer(vicuna).render(Dialogue((turn, Turn("assistant", "two"))))
 
@@ -121,7 +142,11 @@ def test_a_template_that_puts_images_first_gets_words_that_are_not_glued(
 def test_images_that_lose_their_place_are_counted_and_said(
     tiny_llava: str, caplog: pytest.LogCaptureFixture, keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples = [sample_of(["x", "y"]), replace(sample_of(["", "Which?"]), id="b"), replace(sample_of(["a", ""]), id="c")]
+    samples = [
+        sample_of(["x", "y"]),
+        replace(sample_of(["", "Which?"]), id="b"),
+        replace(sample_of(["a", ""]), id="c"),
+    ]
     module = Memory(samples, samples[1:2], checkpoint=tiny_llava)
     if keeps:
         monkeypatch.setattr(Renderer, "keeps_places", True)
@@ -129,17 +154,20 @@ def test_images_that_lose_their_place_are_counted_and_said(
     with caplog.at_level(logging.WARNING):
         module.setup("fit")
 
-    assert ("In 1 turns of the 'train' split (the first is in sample 'a') images stand within" in caplog.text) != keeps
+    assert (
+        "In 1 turns of the 'train' split (the first is in sample 'a') images stand within"
+        in caplog.text
+    ) != keeps
 
 
 def test_a_turn_is_cut_at_its_images_and_stripped() -> None:
     turn = Turn("user", "  a b ", images=2, places=(3, 6))
 
-    assert pieces(turn) == ["  a", " b ", ""]
-    assert strip(turn) == Turn("user", "a b ", images=2, places=(1, 4))
-    assert strip(Turn("user", " a ", images=1, places=(0,))) == Turn("user", "a", images=1)
-    assert pieces(Turn("user", "a", images=2)) == ["", "", "a"]
-    assert images_first(turn).text == "a b"
+    assert cut_at_images(turn) == ["  a", " b ", ""]
+    assert strip_blanks(turn) == Turn("user", "a b ", images=2, places=(1, 4))
+    assert strip_blanks(Turn("user", " a ", images=1, places=(0,))) == Turn("user", "a", images=1)
+    assert cut_at_images(Turn("user", "a", images=2)) == ["", "", "a"]
+    assert put_images_first(turn).text == "a b"
     assert has_image_within(turn)
     assert not has_image_within(Turn("user", "a", images=1, places=(1,)))
 
@@ -150,6 +178,7 @@ def test_places_that_a_text_has_not_are_refused(places: tuple[int, ...]) -> None
     sample = Sample(id="a", images=[picture(), picture()], conversation=turns)
 
     with pytest.raises(
-        DataError, match=r"turn 1 of sample 'a' are .* one per image, in order, within its 3 characters"
+        DataError,
+        match=r"turn 1 of sample 'a' are .* one per image, in order, within its 3 characters",
     ):
         ConversationPrompt().dialogue(sample, (), 0)

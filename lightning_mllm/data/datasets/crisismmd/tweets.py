@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.crisismmd.rows import Entry, read_entries
+from lightning_mllm.data.datasets.crisismmd.rows import AnnotatedImage, Columns, read_annotations
 from lightning_mllm.data.datasets.published import Published, PublishedDataset
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
@@ -33,22 +33,26 @@ logger = logging.getLogger(__name__)
 class CrisisMMD(PublishedDataset, MLLMDataModule):
     """CrisisMMD v2.0 (Alam et al., ICWSM 2018) with the split files of its task "humanitarian".
 
-    Files and the paths in them are relative to `root`. Which column has the label, and what becomes of each label, are
-    options, as the projection study does not say what is in its 4 classes. `FOUR_CLASSES` is our choice: the four that
-    its figure shows, people who are injured, dead, missing or found counted as affected.
+    Files and the paths in them are relative to `root`. Which column has the label, and what becomes
+    of each label, are options, as the projection study does not say what is in its 4 classes.
+    `FOUR_CLASSES` is our choice: the four that its figure shows, where people who are injured,
+    dead, missing or found count as affected.
 
     Args:
         root: Folder of `data_image` and of the split files.
         train: TSV file of the training split.
         val: TSV file of the validation split.
         test: TSV file of the test split.
-        label_column: Column of the label; `label_image` was given to the picture, `label_text` to the tweet's text.
+        label_column: Column of the label; `label_image` was given to the picture, `label_text` to
+            the tweet's text.
         image_column: Column of the image's path.
-        classes: Label -> class name, or None to drop its rows; a label that is not named is an error.
+        classes: Label -> class name, or None to drop its rows; by default `FOUR_CLASSES`. A label
+            that is not named is an error.
         agrees_with: Column that must have the same label; rows in which it differs are dropped.
-        confidence_column: Column of the annotators' agreement from 0 to 1, which the files in `annotations` have.
-        min_confidence: Rows below it are dropped.
-        **kwargs: Options of `MLLMDataModule`.
+        confidence_column: Column of the annotators' agreement from 0 to 1, which the files in
+            `annotations` have.
+        min_confidence: Rows with a confidence below this are dropped.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     published = Published(
@@ -75,69 +79,84 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
         super().__init__(**kwargs)
         if min_confidence > 0 and confidence_column is None:
             raise ConfigError(
-                f"min_confidence is {min_confidence}, but there is no confidence_column. Name the column, e.g. "
-                "image_human_conf of the files in `annotations`, or leave min_confidence out."
+                f"min_confidence is {min_confidence}, but there is no confidence_column. Name the "
+                "column, e.g. image_human_conf of the files in `annotations`, or leave "
+                "min_confidence out."
             )
         self.root = Path(root)
         self.files: dict[Split, str] = {"train": train, "val": val, "test": test}
-        self.label_column, self.image_column = label_column, image_column
+        self.columns = Columns(label_column, image_column, agrees_with, confidence_column)
         self.classes = FOUR_CLASSES if classes is None else classes
-        self.agrees_with = agrees_with
-        self.confidence_column, self.min_confidence = confidence_column, min_confidence
-        self._entries: dict[str, list[Entry]] = {}  # train is read again to look for its tweets in other splits
+        self.min_confidence = min_confidence
+        # train is read again to look for its tweets in other splits
+        self._images: dict[str, list[AnnotatedImage]] = {}
 
     def load(self, split: Split) -> Sequence[Sample]:
-        """Return the samples of a split in the order of its file; ids are image ids. What is dropped is logged.
+        """Return the samples of a split in the order of its file; ids are image ids.
+
+        What is dropped is logged.
 
         Raises:
-            DataError: A file is missing, a row is malformed or contradicts another, or a label is not in `classes`.
+            DataError: A file is missing, a row is malformed or contradicts another, or a label is
+                not in `classes`.
         """
-        entries = self._read(split)
+        images = self._read(split)
         if split != "train":
-            self._warn_of_shared_tweets(split, entries)
-        unknown = Counter(entry.label for entry in entries if entry.label not in self.classes)
+            self._warn_of_shared_tweets(split, images)
+        unknown = Counter(image.label for image in images if image.label not in self.classes)
         if unknown:
             found = ", ".join(f"{label!r} ({count:,})" for label, count in unknown.most_common())
             raise DataError(
-                f"{self.root / self.files[split]}, column {self.label_column!r}: labels that `classes` does not name: "
-                f"{found}. Give each a class, or null to drop its rows."
+                f"{self.root / self.files[split]}, column {self.columns.label!r}: labels that "
+                f"`classes` does not name: {found}. Give each a class, or null to drop its rows."
             )
-        kept = [entry for entry in entries if self.classes[entry.label] is not None]
-        chosen = [entry for entry in kept if entry.agrees and entry.confidence >= self.min_confidence]
-        if len(chosen) < len(entries):
+        kept = [image for image in images if self.classes[image.label] is not None]
+        samples = []
+        for image in kept:
+            if image.agrees and image.confidence >= self.min_confidence:
+                label = self.classes[image.label]
+                samples.append(Sample(id=image.id, images=[image.image], label=label))
+        if len(samples) < len(images):
             logger.warning(
-                "%s: %d of %d images are used; %d are dropped by their label, %d for disagreement or low confidence",
-                *(self.files[split], len(chosen), len(entries), len(entries) - len(kept), len(kept) - len(chosen)),
+                "%s: %d of %d images are used; %d are dropped by their label, %d for disagreement "
+                "or low confidence",
+                self.files[split],
+                len(samples),
+                len(images),
+                len(images) - len(kept),
+                len(kept) - len(samples),
             )
-        return [Sample(id=entry.id, images=[entry.image], label=self.classes[entry.label]) for entry in chosen]
+        return samples
 
     def count_as_published(self, split: Split, samples: Sequence[Sample]) -> Counter[str]:
         """Return the labels as they are in the file."""
-        return Counter(entry.label for entry in self._read(split))
+        return Counter(image.label for image in self._read(split))
 
-    def _read(self, split: Split) -> list[Entry]:
+    def _read(self, split: Split) -> list[AnnotatedImage]:
+        """Return the images of a split's file, which is read once unless rows are refused."""
         file = self.files[split]
-        if file not in self._entries:
+        if file not in self._images:
             if not self.root.is_dir():
-                raise DataError(f"The folder {self.root} does not exist; set `root` to that of CrisisMMD_v2.0.")
-            entries = read_entries(
-                self.root / file,
-                self.root.resolve(),
-                self.bad_rows,
-                label=self.label_column,
-                image=self.image_column,
-                agrees_with=self.agrees_with,
-                confidence=self.confidence_column,
+                raise DataError(
+                    f"The folder {self.root} does not exist; set `root` to that of CrisisMMD_v2.0."
+                )
+            images = read_annotations(
+                self.root / file, self.root.resolve(), self.columns, self.bad_rows
             )
             if self.bad_rows.will_raise:
-                return entries
-            self._entries[file] = entries
-        return self._entries[file]
+                return images
+            self._images[file] = images
+        return self._images[file]
 
-    def _warn_of_shared_tweets(self, split: Split, entries: Sequence[Entry]) -> None:
-        shared = {entry.tweet for entry in self._read("train")} & {entry.tweet for entry in entries}
+    def _warn_of_shared_tweets(self, split: Split, images: Sequence[AnnotatedImage]) -> None:
+        """Warn of tweets with images in the training split and in another."""
+        trained = {image.tweet for image in self._read("train")}
+        shared = trained & {image.tweet for image in images}
         if shared:
             logger.warning(
                 "%d tweets have images in both %s and %s (e.g. %s): the splits are not independent",
-                *(len(shared), self.files["train"], self.files[split], min(shared)),
+                len(shared),
+                self.files["train"],
+                self.files[split],
+                min(shared),
             )

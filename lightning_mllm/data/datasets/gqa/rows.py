@@ -1,7 +1,7 @@
 """The six tasks of the information-flow study as CSV files: their columns, and reading them.
 
-The columns are those that "Cross-modal Information Flow in Multimodal Large Language Models" (Zhang, Yadav, Han and
-Shutova, CVPR 2025) released, in their order.
+The columns are those that "Cross-modal Information Flow in Multimodal Large Language Models"
+(Zhang, Yadav, Han and Shutova, CVPR 2025) released, in their order.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 
-from lightning_mllm.data.datasets.image_lists import Row
+from lightning_mllm.data.datasets.rows import FileRow, open_text
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Options
@@ -27,28 +28,43 @@ _TYPES = ("type_detailed", "type_semantic", "type_structural", "operations")
 _PICTURE = ("captions", "image_w", "image_h")
 
 
-def named(names: Sequence[str]) -> list[str]:
+def name_columns(names: Sequence[str]) -> list[str]:
     """Return the columns of objects' names and ids."""
-    return [f"{name} {field}" for name in names for field in ("name", "id")]
+    return list(chain(*((f"{name} name", f"{name} id") for name in names)))
 
 
-def boxes(names: Sequence[str]) -> list[str]:
-    """Return the columns of objects' boxes."""
-    return [f"{name} {field}" for name in names for field in "whxy"]
+def box_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns of objects' boxes: width, height, left, top."""
+    return list(chain(*((f"{name} w", f"{name} h", f"{name} x", f"{name} y") for name in names)))
 
 
-_COMPARED = (*START, *named(TWO), "question word", *_TYPES, *_PICTURE, *boxes(TWO))
+_TWO_NAMES, _TWO_BOXES = name_columns(TWO), box_columns(TWO)
+_NAME, _BOX = name_columns(CENTRAL), box_columns(CENTRAL)
+_ATTRIBUTES = (
+    "central object attributes",
+    "central object question attribute",
+    "all objects",
+    "all objects attributes",
+)
+_STEPS = ("operation_1", "operation_2")
+_COMPARED = (*START, *_TWO_NAMES, "question word", *_TYPES, *_PICTURE, *_TWO_BOXES)
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "ChooseAttr": (
-        *(*START, *OPTIONS, *named(CENTRAL)),
-        *("central object attributes", "central object question attribute", "all objects", "all objects attributes"),
-        *(*_TYPES, "operation_1", "operation_2", *_PICTURE, *boxes(CENTRAL), "full answer"),
+        *START,
+        *OPTIONS,
+        *_NAME,
+        *_ATTRIBUTES,
+        *_TYPES,
+        *_STEPS,
+        *_PICTURE,
+        *_BOX,
+        "full answer",
     ),
-    "ChooseCat": (*START, *OPTIONS, *named(CENTRAL), *_TYPES, *_PICTURE, *boxes(CENTRAL)),
-    "ChooseRel": (*START, *OPTIONS, *named(TWO), *_TYPES, *_PICTURE, *boxes(TWO)),
+    "ChooseCat": (*START, *OPTIONS, *_NAME, *_TYPES, *_PICTURE, *_BOX),
+    "ChooseRel": (*START, *OPTIONS, *_TWO_NAMES, *_TYPES, *_PICTURE, *_TWO_BOXES),
     "CompareAttr": _COMPARED,
     "LogicalObj": _COMPARED,
-    "QueryAttr": (*START, *named(CENTRAL), "question word", *_TYPES, *_PICTURE, *boxes(CENTRAL)),
+    "QueryAttr": (*START, *_NAME, "question word", *_TYPES, *_PICTURE, *_BOX),
 }
 """The header of each task's file."""
 
@@ -72,17 +88,17 @@ class TaskRow:
     """A question of a task.
 
     Attributes:
-        at: Where it is.
-        question_id: Text: ids have leading zeros.
-        image_id: Its picture's file name without its end.
-        question: What is asked.
+        at: The row of the file, for messages.
+        question_id: The id of the question; text, as ids have leading zeros.
+        image_id: The file name of its picture without the suffix.
+        question: The text of the question.
         answer: The answer, in lower case.
-        options: What the question lets choose between, in the three tasks that do.
-        size: (width, height) of the picture.
-        boxes: Of the objects that are in the picture.
+        options: What the question lets the model choose between; None in three of the tasks.
+        size: Width and height of the picture.
+        boxes: The boxes of the objects that are in the picture.
     """
 
-    at: Row
+    at: FileRow
     question_id: str
     image_id: str
     question: str
@@ -92,8 +108,10 @@ class TaskRow:
     boxes: tuple[Box, ...]
 
 
-def task_of(file: Path) -> str:
-    """Return the task that a file's name ends with, as in "GQA_val_correct_question_with_choose_ChooseAttr.csv".
+def find_task(file: Path) -> str:
+    """Return the task that a file's name ends with.
+
+    An example is "GQA_val_correct_question_with_choose_ChooseAttr.csv".
 
     Raises:
         DataError: It is none of the six.
@@ -101,8 +119,8 @@ def task_of(file: Path) -> str:
     task = file.stem.split("_")[-1]
     if task not in COLUMNS:
         raise DataError(
-            f"The file {file} must be called after its task, as in ..._ChooseAttr.csv, but {task!r} is none of "
-            f"{', '.join(COLUMNS)}. Rename it."
+            f"The file {file} must be named after its task, as in ..._ChooseAttr.csv, but {task!r} "
+            f"is none of {', '.join(COLUMNS)}. Rename it."
         )
     return task
 
@@ -111,26 +129,24 @@ def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
     """Return the questions of a task's file.
 
     Args:
-        file: The file.
-        bad_rows: Gathers what is wrong with rows, for the caller to settle; without it, they are an error.
+        file: CSV file, named after its task.
+        bad_rows: Collects what is wrong with rows, which the caller settles; without it, a bad row
+            is an error.
 
     Raises:
-        DataError: The file is missing, empty or no UTF-8 text, a column is missing, or a row is malformed; the message
-            names file, row and column.
+        DataError: The file is missing, empty or not UTF-8 text, a column is missing, or a row is
+            malformed; the message names file, row and column.
     """
-    task = task_of(file)
-    if not file.is_file():
-        raise DataError(f"The task file {file} does not exist. Correct the path.")
+    task = find_task(file)
     bad = BadRows() if bad_rows is None else bad_rows
     rows = []
     try:
-        for row, cells in _cells(task, file, bad):
+        for row, cells in _read_cells(task, file, bad):
             with bad.catch():
-                rows.append(_parsed(task, row, cells))
+                rows.append(_parse_row(task, row, cells))
     except csv.Error as error:
-        raise DataError(f"{file} is no CSV that can be read ({error}). Fetch it again.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
+        problem = f"{file} is not a CSV file that can be read ({error}). Fetch it again."
+        raise DataError(problem) from error
     if bad_rows is None or not rows:
         bad.settle()
     if not rows:
@@ -138,19 +154,18 @@ def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
     return rows
 
 
-def _cells(task: str, file: Path, bad: BadRows) -> Iterator[tuple[Row, dict[str, str]]]:
-    with file.open(newline="", encoding="utf-8-sig") as lines:
+def _read_cells(task: str, file: Path, bad: BadRows) -> Iterator[tuple[FileRow, dict[str, str]]]:
+    """Yield each row with its cells by column."""
+    needed = [*START, "image_w", "image_h", *box_columns(objects_of(task))]
+    if _has_options(task):
+        needed += OPTIONS
+    with open_text(file, newline="") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
-        names = objects_of(task)
-        needed = [*START, *(OPTIONS if OPTIONS[0] in COLUMNS[task] else ()), "image_w", "image_h", *boxes(names)]
-        if absent := [name for name in needed if name not in header]:
-            raise Row(file, 1, "").error(
-                f"there is no column {absent[0]!r}, which {task} needs; the columns are {', '.join(header) or 'none'}. "
-                "Name it so, or rename the file to its task"
-            )
+        way_out = f"{task} needs it: name it so, or rename the file to its task"
+        FileRow(file, 1).check_columns(header, needed, way_out)
         for cells in reader:
-            row = Row(file, reader.line_num, "")
+            row = FileRow(file, reader.line_num)
             if cells and len(cells) != len(header):
                 found = f"{len(cells)} cells, but the header has {len(header)}"
                 bad.add(row.error(f"{found}. Look for a comma or a quote", "cells"))
@@ -158,13 +173,23 @@ def _cells(task: str, file: Path, bad: BadRows) -> Iterator[tuple[Row, dict[str,
                 yield row, dict(zip(header, map(str.strip, cells), strict=True))
 
 
-def _parsed(task: str, row: Row, cells: Mapping[str, str]) -> TaskRow:
-    if empty := [name for name in START if not cells[name]]:
+def _parse_row(task: str, row: FileRow, cells: Mapping[str, str]) -> TaskRow:
+    """Return the question of a row, and refuse empty cells and wrong options."""
+    empty = [name for name in START if not cells[name]]
+    if empty:
         raise row.error(f"the column {empty[0]!r} is empty. Fill it in")
-    options = Options(cells[OPTIONS[0]], cells[OPTIONS[1]]) if OPTIONS[0] in COLUMNS[task] else None
-    if options and options.true != cells["answer"]:
-        raise row.error(f"the true option {options.true!r} is not the answer {cells['answer']!r}. Correct one of them")
-    width, height = (int(_number(row, name, cells[name])) for name in ("image_w", "image_h"))
+    options = None
+    if _has_options(task):
+        options = Options(cells[OPTIONS[0]], cells[OPTIONS[1]])
+        if options.true != cells["answer"]:
+            problem = f"the true option {options.true!r} is not the answer {cells['answer']!r}"
+            raise row.error(f"{problem}. Correct one of them")
+    width = int(_parse_number(row, "image_w", cells))
+    height = int(_parse_number(row, "image_h", cells))
+    boxes = []
+    for name in objects_of(task):
+        if any(cells[column] != ABSENT for column in box_columns([name])):
+            boxes.append(_parse_box(row, name, cells))
     return TaskRow(
         at=row,
         question_id=cells["question_id"],
@@ -173,26 +198,28 @@ def _parsed(task: str, row: Row, cells: Mapping[str, str]) -> TaskRow:
         answer=cells["answer"],
         options=options,
         size=(width, height),
-        boxes=tuple(_box(row, name, cells) for name in objects_of(task) if not _is_absent(name, cells)),
+        boxes=tuple(boxes),
     )
 
 
-def _is_absent(name: str, cells: Mapping[str, str]) -> bool:
-    return all(cells[column] == ABSENT for column in boxes([name]))
+def _has_options(task: str) -> bool:
+    return OPTIONS[0] in COLUMNS[task]
 
 
-def _box(row: Row, name: str, cells: Mapping[str, str]) -> Box:
-    width, height, left, top = (_number(row, column, cells[column]) for column in boxes([name]))
+def _parse_box(row: FileRow, name: str, cells: Mapping[str, str]) -> Box:
+    numbers = [_parse_number(row, column, cells) for column in box_columns([name])]
+    width, height, left, top = numbers
     if min(width, height) < 0:
         raise row.error(f"the box of {name!r} is {width:g} x {height:g} pixels. Correct it")
     return Box(left, top, width, height)
 
 
-def _number(row: Row, column: str, text: str) -> float:
+def _parse_number(row: FileRow, column: str, cells: Mapping[str, str]) -> float:
     try:
-        number = float(text)
+        number = float(cells[column])
     except ValueError:
         number = float("nan")
     if not isfinite(number):
-        raise row.error(f"{text!r} in the column {column!r} is no number. Correct it")
+        problem = f"{cells[column]!r} in the column {column!r} is not a number. Correct it"
+        raise row.error(problem)
     return number

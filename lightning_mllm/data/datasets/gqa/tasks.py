@@ -1,13 +1,15 @@
-"""The tasks of the information-flow study: questions about GQA's pictures, with options and boxes."""
+"""The tasks of the information-flow study: questions about GQA's pictures, with boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning_mllm.data.datasets.gqa.rows import TaskRow, read_task, task_of
-from lightning_mllm.data.images.files import Size, look_at_images
+from lightning_mllm.data.datasets.gqa.rows import TaskRow, find_task, read_task
+from lightning_mllm.data.images.files import look_at_images
+from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
@@ -18,19 +20,21 @@ _ABSENT = "missing picture"
 
 
 class GQATasks(MLLMDataModule):
-    """Task files as the study "Cross-modal Information Flow in Multimodal Large Language Models" released them.
+    """Task files as released by "Cross-modal Information Flow in Multimodal Large Language Models".
 
-    Each file is one task, after which its name ends ("..._ChooseAttr.csv") and which is the kind of its questions.
-    Questions are free-form; those of the Choose tasks name their options, and each has the boxes of what it is about.
-    The study's prompt is in configs/data/gqa.yaml. There is a test split only: the questions were chosen from those of
-    GQA's validation split to look into models that answer them, not to train any.
+    Each file is one task, after which its name ends ("..._ChooseAttr.csv") and which is the kind of
+    its questions. Questions are free-form; those of the Choose tasks name their options, and each
+    has the boxes of what it is about. The study's prompt is in configs/data/gqa.yaml. There is a
+    test split only: the questions were chosen from GQA's validation split to look into models that
+    answer them, not to train any.
 
-    Files made from GQA's own by `extract_tasks`, or from the test-bed's by `write_task`, are read too.
+    Files made from GQA's own by `extract_tasks`, or from the test-bed's by `write_task`, are read
+    too.
 
     Args:
         files: CSV files, one or more tasks.
-        image_root: Folder of GQA's pictures, called by their ids: `<img_id>.jpg`.
-        **kwargs: Options of `MLLMDataModule`.
+        image_root: Folder of GQA's pictures, which are named after their ids: `<img_id>.jpg`.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
     splits: ClassVar[tuple[Split, ...]] = ("test",)
@@ -43,51 +47,62 @@ class GQATasks(MLLMDataModule):
         """Return the questions, in the order of the files.
 
         Raises:
-            DataError: A file is missing or malformed, pictures are missing, or one is not of the size that a row says;
-                the message names file and row.
+            DataError: A file is missing or malformed, pictures are missing, or a picture is not of
+                the size that its row says; the message names file and row.
         """
         root = Path(self.image_root).resolve()
         if not root.is_dir():
-            raise DataError(f"The image root {root} is not a folder. Set `image_root` to the folder of the pictures.")
+            raise DataError(
+                f"The image root {root} is not a folder. Set `image_root` to the folder of the "
+                "pictures."
+            )
         tasks = {file: read_task(Path(file), self.bad_rows) for file in self.files}
-        images = {row.image_id: (root / f"{row.image_id}.jpg").resolve() for rows in tasks.values() for row in rows}
-        sizes, problems = look_at_images(
-            image for image in images.values() if image.is_relative_to(root) and image.is_file()
-        )
+        images: dict[str, Path] = {}
+        for row in chain(*tasks.values()):
+            images[row.image_id] = (root / f"{row.image_id}.jpg").resolve()
+        inside = [image for image in images.values() if image.is_relative_to(root)]
+        sizes, problems = look_at_images(image for image in inside if image.is_file())
         self.bad_rows.titles[_ABSENT] = (
-            f"of {len(images):,} pictures are not there. Fetch GQA's images, or correct `image_root`"
+            f"of {len(images):,} pictures are not there. Fetch GQA's images, or correct "
+            "`image_root`"
         )
         samples = []
         for file, rows in tasks.items():
             for row in rows:
+                image = images[row.image_id]
                 with self.bad_rows.catch():
-                    _check_picture(row, images[row.image_id], root, sizes, problems)
-                    samples.append(_sample(row, task_of(Path(file)), images[row.image_id]))
+                    _check_picture(row, image, root, sizes, problems)
+                    samples.append(_make_sample(row, find_task(Path(file)), image))
         self.bad_rows.settle()
         return samples
 
 
 def _check_picture(
-    row: TaskRow, image: Path, root: Path, sizes: Mapping[Path, Size], problems: Mapping[Path, str]
+    row: TaskRow,
+    image: Path,
+    root: Path,
+    sizes: Mapping[Path, Size],
+    problems: Mapping[Path, str],
 ) -> None:
-    """Refuse a row whose picture is not there, can't be read, or is not of the size that the row says."""
+    """Refuse a row whose picture is not there, can't be read, or has another size than it says."""
     if not image.is_relative_to(root):
-        problem = f"the image id {row.image_id!r} leads out of {root}. Give a file's name without .jpg"
-        raise row.at.error(problem, IMAGE_PATH)
+        problem = f"the image id {row.image_id!r} leads out of {root}. Give a file's name without"
+        raise row.at.error(f"{problem} .jpg", IMAGE_PATH)
     if image in problems:
         raise DataError(problems[image], IMAGE_FILE)
     if image not in sizes:
         raise DataError(str(image), _ABSENT)
     if sizes[image] != row.size:
-        (width, height), (said, high) = sizes[image], row.size
+        found = "{} x {}".format(*sizes[image])
+        stated = "{} x {}".format(*row.size)
         raise row.at.error(
-            f"the picture {image} has {width} x {height} pixels, but the row says {said} x {high}, so that its boxes "
+            f"the picture {image} has {found} pixels, but the row says {stated}, so that its boxes "
             "would be elsewhere. Use the pictures of GQA as they were published",
             "picture's size",
         )
 
 
-def _sample(row: TaskRow, task: str, image: Path) -> Sample:
+def _make_sample(row: TaskRow, task: str, image: Path) -> Sample:
     return Sample(
         id=row.question_id,
         images=[image],

@@ -25,15 +25,16 @@ def load(root: Path, split: Split = "train", **options: Any) -> list[Sample]:
 
 
 class TestCrisisMMD(DataModuleContract):
-    @pytest.fixture(autouse=True)
-    def _folder(self, root: Path) -> None:
-        self.root = root
+    def write(self, folder: Path) -> None:
+        write_crisismmd(folder)
 
     def make(self, checkpoint: str, **options: Any) -> CrisisMMD:
-        return CrisisMMD(root=str(self.root), checkpoint=checkpoint, **options)
+        return CrisisMMD(root=str(self.folder), checkpoint=checkpoint, **options)
 
 
-def test_four_classes_by_default_and_what_is_dropped_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_four_classes_by_default_and_what_is_dropped_is_said(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         samples = load(root)
 
@@ -43,7 +44,10 @@ def test_four_classes_by_default_and_what_is_dropped_is_said(root: Path, caplog:
         "rescue volunteering or donation effort": 4,
         "vehicle damage": 4,
     }
-    assert "train.tsv: 16 of 20 images are used; 4 are dropped by their label, 0 for disagreement" in caplog.text
+    assert (
+        "train.tsv: 16 of 20 images are used; 4 are dropped by their label, 0 for disagreement"
+        in caplog.text
+    )
 
 
 def test_every_label_of_version_2_has_its_place() -> None:
@@ -59,7 +63,10 @@ def test_ids_are_image_ids_and_images_lie_below_the_root(root: Path) -> None:
 
 
 def test_column_and_classes_are_options(root: Path) -> None:
-    rows = [entry("1", "vehicle_damage", label_text="not_humanitarian"), entry("2", "vehicle_damage")]
+    rows = [
+        entry("1", "vehicle_damage", label_text="not_humanitarian"),
+        entry("2", "vehicle_damage"),
+    ]
     write_tsv(root, "train", rows)
 
     def labels(**options: Any) -> list[str | None]:
@@ -75,10 +82,18 @@ def test_the_annotation_files_serve_too_with_their_confidence(root: Path) -> Non
     rows = [
         {
             **dict.fromkeys(ANNOTATION, ""),
-            **{"tweet_id": tweet, "image_id": f"{tweet}_0", "image_path": f"data_image/a/{tweet}_0.jpg"},
+            **{
+                "tweet_id": tweet,
+                "image_id": f"{tweet}_0",
+                "image_path": f"data_image/a/{tweet}_0.jpg",
+            },
             **{"image_human": label, "image_human_conf": confidence},
         }
-        for tweet, label, confidence in [("1", "vehicle_damage", "1.0"), ("2", "vehicle_damage", "0.6"), ("3", "", "")]
+        for tweet, label, confidence in [
+            ("1", "vehicle_damage", "1.0"),
+            ("2", "vehicle_damage", "0.6"),
+            ("3", "", ""),
+        ]
     ]
     file = write_tsv(root, "train", rows, ANNOTATION, image="image_path")
     options: dict[str, Any] = {
@@ -96,14 +111,21 @@ def test_the_annotation_files_serve_too_with_their_confidence(root: Path) -> Non
 
 
 def test_a_confidence_needs_its_column(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"min_confidence is 0\.7, but there is no confidence_column"):
+    with pytest.raises(
+        ConfigError, match=r"min_confidence is 0\.7, but there is no confidence_column"
+    ):
         load(root, min_confidence=0.7)
 
 
 def test_labels_without_a_class_are_counted_not_dropped(root: Path) -> None:
-    write_tsv(root, "train", [entry(str(k), label) for k, label in enumerate(["flood", "flood", "fire"])])
+    write_tsv(
+        root, "train", [entry(str(k), label) for k, label in enumerate(["flood", "flood", "fire"])]
+    )
 
-    with pytest.raises(DataError, match=r"train.tsv, column 'label_image': .* 'flood' \(2\), 'fire' \(1\)\. Give each"):
+    with pytest.raises(
+        DataError,
+        match=r"train.tsv, column 'label_image': .* 'flood' \(2\), 'fire' \(1\)\. Give each",
+    ):
         load(root)
 
 
@@ -113,8 +135,12 @@ def test_several_images_of_a_tweet_are_several_samples(root: Path) -> None:
     assert [sample.id for sample in load(root)] == ["7_0", "7_1", "7_2"]
 
 
-def test_rows_that_repeat_an_image_are_merged_and_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_tsv(root, "train", [entry("7", "vehicle_damage"), entry("7", "vehicle_damage", tweet_text="RT")])
+def test_rows_that_repeat_an_image_are_merged_and_counted(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tsv(
+        root, "train", [entry("7", "vehicle_damage"), entry("7", "vehicle_damage", tweet_text="RT")]
+    )
 
     with caplog.at_level(logging.WARNING):
         assert len(load(root)) == 1
@@ -154,7 +180,9 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
 def test_an_error_names_file_and_row(root: Path, case: str) -> None:
     changes, message = BAD_ROWS[case]
     (root.parent / "secret.jpg").touch()
-    write_tsv(root, "train", [entry("7", "vehicle_damage"), entry("8", "not_humanitarian", **changes)])
+    write_tsv(
+        root, "train", [entry("7", "vehicle_damage"), entry("8", "not_humanitarian", **changes)]
+    )
 
     with pytest.raises(DataError, match=rf"train\.tsv, row 3: {message}"):
         load(root)
@@ -163,16 +191,25 @@ def test_an_error_names_file_and_row(root: Path, case: str) -> None:
 def test_a_confidence_that_is_no_number(root: Path) -> None:
     write_tsv(root, "train", [entry("7", "vehicle_damage")])
 
-    with pytest.raises(DataError, match=r"row 2: 'Positive' in the column 'label_text_image' is no number"):
+    with pytest.raises(
+        DataError, match=r"row 2: 'Positive' in the column 'label_text_image' is not a number"
+    ):
         load(root, confidence_column="label_text_image")
 
 
-@pytest.mark.parametrize("option", ["label_column", "image_column", "agrees_with", "confidence_column"])
+@pytest.mark.parametrize(
+    "option", ["label_column", "image_column", "agrees_with", "confidence_column"]
+)
 def test_a_column_that_is_not_there(root: Path, option: str) -> None:
-    with pytest.raises(DataError, match=r"row 1: there is no column 'lable'; the columns are event_name, tweet_id, "):
+    with pytest.raises(
+        DataError,
+        match=r"row 1: there is no column 'lable'; the columns are event_name, tweet_id, ",
+    ):
         CrisisMMD(root=str(root), checkpoint="unused", **{option: "lable"}).load("train")  # type: ignore[arg-type]
 
 
 def test_a_root_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone does not exist; set `root` to that of CrisisMMD_v2\.0"):
+    with pytest.raises(
+        DataError, match=r"gone does not exist; set `root` to that of CrisisMMD_v2\.0"
+    ):
         load(tmp_path / "gone")

@@ -23,8 +23,21 @@ def test_a_model_is_tested_once_the_files_are_known(
 
     cli = CLI(
         [
-            *("test", "--model.checkpoint", tiny_llava, *configs, *TRIAL, "--data.init_args.num_workers", "0"),
-            *("--data.init_args.files", f"[{file}]", "--data.init_args.image_root", str(file.parent / IMAGES)),
+            *(
+                "test",
+                "--model.checkpoint",
+                tiny_llava,
+                *configs,
+                *TRIAL,
+                "--data.init_args.num_workers",
+                "0",
+            ),
+            *(
+                "--data.init_args.files",
+                f"[{file}]",
+                "--data.init_args.image_root",
+                str(file.parent / IMAGES),
+            ),
         ]
     )
 

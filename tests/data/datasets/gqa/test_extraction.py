@@ -1,4 +1,4 @@
-"""Taking the six tasks from questions and scene graphs: the test-bed's and the released ones, put into GQA's form."""
+"""The six tasks from questions and scene graphs: of the test-bed and released, in GQA's form."""
 
 import ast
 import csv
@@ -11,20 +11,25 @@ from typing import Any
 import pytest
 
 from lightning_mllm.data.datasets.gqa.extraction import RULES, extract_tasks, write_tasks
-from lightning_mllm.data.datasets.gqa.rows import COLUMNS, boxes, objects_of, read_task
+from lightning_mllm.data.datasets.gqa.rows import COLUMNS, box_columns, objects_of, read_task
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed import ExamQuestion, QuestionType, examination
 from lightning_mllm.testbed.language.gqa import as_gqa, row
 from tests.data.datasets.gqa.test_tasks import RELEASED, released
 
-NOT_SAID = ("captions", "full answer")  # captions are another data set's; the world's questions have no full answer
+NOT_SAID = (
+    "captions",
+    "full answer",
+)  # captions are another data set's; the world's questions have no full answer
 
 every_task = pytest.mark.parametrize("task", RULES)
 
 
 def asked(task: str, count: int = 24) -> list[ExamQuestion]:
-    """Questions of a task as GQA would put them: those of its detailed types about at least one object."""
-    questions = [each for each in examination("seen", count) if each.question and each.question.type == task]
+    """Return questions of a task as GQA would ask them: of its detailed types, about an object."""
+    questions = [
+        each for each in examination("seen", count) if each.question and each.question.type == task
+    ]
     return [
         each
         for each in questions
@@ -45,7 +50,9 @@ def test_what_the_world_asks_comes_back(task: str) -> None:
     for extracted, written in zip(found[task], map(row, questions), strict=True):
         assert tuple(extracted) == COLUMNS[task]
         unlike = {column for column in COLUMNS[task] if extracted[column] != written[column]}
-        if task == QuestionType.LOGICAL_OBJ:  # whose names have the attribute too, in the world's rows
+        if (
+            task == QuestionType.LOGICAL_OBJ
+        ):  # whose names have the attribute too, in the world's rows
             unlike -= {"object1 name", "object2 name"}
             assert written["object1 name"].endswith(extracted["object1 name"])
         assert unlike <= {*NOT_SAID}
@@ -61,12 +68,17 @@ def test_what_the_study_released_comes_back(task: str) -> None:
 
     found = extract_tasks(
         {each["question_id"]: question for each, question in zip(rows, questions, strict=True)},
-        {each["img_id"] + each["question_id"]: scene for each, scene in zip(rows, scenes, strict=True)},
+        {
+            each["img_id"] + each["question_id"]: scene
+            for each, scene in zip(rows, scenes, strict=True)
+        },
     )[task]
 
     unsaid = {"captions", "img_id", "all objects", "all objects attributes"}
     said = [column for column in COLUMNS[task] if column not in unsaid]
-    assert [[each[column] for column in said] for each in found] == [[each[column] for column in said] for each in rows]
+    assert [[each[column] for column in said] for each in found] == [
+        [each[column] for column in said] for each in rows
+    ]
 
 
 def in_gqas_form(cells: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -75,8 +87,12 @@ def in_gqas_form(cells: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]
     attributes = cells.get("central object attributes", "").split(", ")
     things = {}
     for name in names:
-        box = {column[-1]: int(cells[column]) for column in boxes([name])}
-        things[cells[f"{name} id"]] = {"name": cells[f"{name} name"], "attributes": attributes, **box}
+        box = {column[-1]: int(cells[column]) for column in box_columns([name])}
+        things[cells[f"{name} id"]] = {
+            "name": cells[f"{name} name"],
+            "attributes": attributes,
+            **box,
+        }
     question = {
         "imageId": cells["img_id"] + cells["question_id"],
         "question": cells["question"],
@@ -85,7 +101,11 @@ def in_gqas_form(cells: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]
         "types": {name: cells[f"type_{name}"] for name in ("detailed", "semantic", "structural")},
         "semantic": ast.literal_eval(cells["operations"]),
     }
-    return question, {"width": int(cells["image_w"]), "height": int(cells["image_h"]), "objects": things}
+    return question, {
+        "width": int(cells["image_w"]),
+        "height": int(cells["image_h"]),
+        "objects": things,
+    }
 
 
 SURFER: dict[str, Any] = {
@@ -95,7 +115,11 @@ SURFER: dict[str, Any] = {
     "types": {"detailed": "relChooser", "semantic": "rel", "structural": "choose"},
     "semantic": [
         {"operation": "select", "dependencies": [], "argument": "surfboard (1)"},
-        {"operation": "choose rel", "dependencies": [0], "argument": "surfer,behind|in front of,s (2)"},
+        {
+            "operation": "choose rel",
+            "dependencies": [0],
+            "argument": "surfer,behind|in front of,s (2)",
+        },
     ],
 }
 BOX = {"x": 0, "y": 1, "w": 2, "h": 3, "name": "thing", "attributes": []}
@@ -139,7 +163,9 @@ def test_what_can_not_be_told_is_left_out_and_counted(
         found = extract_tasks({"7": changed(path, value), "8": SURFER}, {"5": SEA})
 
     assert [each["question_id"] for each in found["ChooseRel"]] == ["8"]
-    assert caplog.messages == ["ChooseRel: 1 questions have objects or options that can't be told, and are left out"]
+    assert caplog.messages == [
+        "ChooseRel: 1 questions have objects or options that can't be found, and are left out"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -173,12 +199,20 @@ def test_files_are_written_that_the_reader_reads(tmp_path: Path) -> None:
     [
         ("{", r"questions.json can't be read as JSON: .* Correct the path, or fetch"),
         ("[]", r"questions.json holds a list, but GQA's files hold an object with ids as its keys"),
-        ("{}", r"None of 0 questions belongs to a task. Give GQA's question files, and their scenes"),
-        ('{"7": {"imageId": "5"}}', r"The question '7', or .* is not in GQA's format: KeyError\('types'\)"),
+        (
+            "{}",
+            r"None of 0 questions belongs to a task. Give GQA's question files, and their scenes",
+        ),
+        (
+            '{"7": {"imageId": "5"}}',
+            r"The question '7', or .* is not in GQA's format: KeyError\('types'\)",
+        ),
         (None, r"questions.json can't be read as JSON: .*No such file"),
     ],
 )
-def test_files_that_are_none_of_gqas_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_files_that_are_none_of_gqas_are_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     questions, scenes = tmp_path / "questions.json", tmp_path / "scenes.json"
     scenes.write_text(json.dumps({"5": SEA}))
     if content is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.data import ImageFolder
-from lightning_mllm.data.loading.copies import link_samples, same_content
+from lightning_mllm.data.loading.duplicates import find_equal_files, link_samples
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.types import LazyImage, Sample
 from tests.data.conftest import picture
@@ -21,9 +21,11 @@ def files(folder: Path, *contents: bytes) -> list[Path]:
 
 def test_files_are_copies_if_all_their_bytes_are_equal(tmp_path: Path) -> None:
     end = bytes(2000)
-    found = files(tmp_path, b"a" + end, b"b" + end, b"a" + end, b"ab" + end, b"", b"", b"b" + end, b"x", b"y")
+    found = files(
+        tmp_path, b"a" + end, b"b" + end, b"a" + end, b"ab" + end, b"", b"", b"b" + end, b"x", b"y"
+    )
 
-    groups = same_content([*found, tmp_path / "absent.jpg", found[0]])
+    groups = find_equal_files([*found, tmp_path / "absent.jpg", found[0]])
 
     assert [[int(path.stem) for path in group] for group in groups] == [[0, 2], [1, 6], [4, 5]]
 
@@ -32,7 +34,10 @@ def test_samples_are_linked_by_files_and_by_the_name_of_their_picture() -> None:
     a, b, c, d = map(Path, "abcd")
     shown = [[a], [], [b], [c], [], [a, d], [b, c], [], [d]]
     named = [None, "x", None, None, None, None, None, "x", None]
-    samples = [Sample(id="", images=images, picture=name) for images, name in zip(shown, named, strict=True)]
+    samples = [
+        Sample(id="", images=images, picture=name)
+        for images, name in zip(shown, named, strict=True)
+    ]
 
     assert link_samples(samples) == [[0, 5, 8], [1, 7], [2, 3, 6], [4]]
     assert link_samples([]) == []
@@ -90,7 +95,9 @@ class TestWarnings:
         drawn = LazyImage((20, 20), picture)
         train = [Sample(id=name, images=[drawn], label="two", picture=name) for name in ("a", "b")]
         module = Memory(
-            train, [replace(train[1], id="c"), replace(train[1], id="d", picture="d")], checkpoint=tiny_llava
+            train,
+            [replace(train[1], id="c"), replace(train[1], id="d", picture="d")],
+            checkpoint=tiny_llava,
         )
 
         module.setup("test")

@@ -1,4 +1,4 @@
-"""What the conversations of a split ask of the checkpoint's chat template, and whether it does that."""
+"""Whether the checkpoint's chat template writes the conversations of a split as they are."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ _MARKS: dict[str, Callable[[str], bool]] = {  # what a template can't alter wher
 }
 
 
-class TemplateUse:
+class TemplateCheck:
     """Looks at each conversation once, and runs the template on the texts of some.
 
-    Those are the one of most turns, that of the longest text of each role, and for each word that the template itself
-    quotes ("</think>", at which it may cut a text), for capitals, line breaks and the like the first in which a text
-    has it.
+    These are: the conversation of most turns; the longest text of each role; the first text with
+    each word that the template itself quotes ("</think>", at which it may cut a text); and the
+    first text with capitals, line breaks and the like, per role.
+
+    Args:
+        collator: Makes the batches of the split.
     """
 
     def __init__(self, collator: Collator) -> None:
         self._collator = collator
-        self._quoting: dict[str, int] = {}
-        self._most_turns = (0, 0)  # number and index
-        self._longest: dict[str, tuple[int, int]] = {}  # role -> characters and index
+        self._quoting: dict[str, int] = {}  # word -> index
+        self._most_turns = (0, 0)  # number and negative index
+        self._longest: dict[str, tuple[int, int]] = {}  # role -> characters and negative index
         self._marked: dict[tuple[str, str], int] = {}  # role and mark -> index
         self._moved = 0  # turns whose images stand within the text
-        self._moved_in = ""
+        self._moved_in = ""  # the first sample with such a turn
 
     def look_at(self, index: int, sample: Sample, turns: Sequence[Turn]) -> None:
-        """Note what the turns of a sample need."""
+        """Note what the turns of a sample need from the template."""
         self._most_turns = max(self._most_turns, (len(turns), -index))
         for turn in turns:
             length = len(turn.text), -index
@@ -47,7 +50,7 @@ class TemplateUse:
             for mark, occurs in _MARKS.items():
                 if (turn.role, mark) not in self._marked and occurs(turn.text):
                     self._marked[turn.role, mark] = index
-            for word in self._collator.renderer.quoted.findall(turn.text):
+            for word in self._collator.renderer.template.quoted.findall(turn.text):
                 self._quoting.setdefault(word, index)
             if turn.places and has_image_within(turn):
                 self._moved += 1
@@ -59,14 +62,18 @@ class TemplateUse:
         Raises:
             CheckpointError: The template alters a text.
         """
-        most = [self._most_turns, *self._longest.values()] if self._most_turns[0] else []
-        for index in sorted({*(-index for _, index in most), *self._quoting.values(), *self._marked.values()}):
+        chosen = {*self._quoting.values(), *self._marked.values()}
+        if self._most_turns[0]:
+            most = [self._most_turns, *self._longest.values()]
+            chosen |= {-negative for _, negative in most}
+        for index in sorted(chosen):
             self._collator.check_template(samples[index])
         if self._moved and not self._collator.renderer.keeps_places:
             logger.warning(
-                "In %d turns of the %r split (the first is in sample %r) images stand within the text, but the "
-                "checkpoint's chat template writes all images of a turn before its text, and so are they given to the "
-                "model. Use a template that keeps the order of a turn's parts if their places matter.",
+                "In %d turns of the %r split (the first is in sample %r) images stand within the "
+                "text, but the checkpoint's chat template writes all images of a turn before its "
+                "text, and the model gets them in this order. Use a template that keeps the order "
+                "of a turn's parts if their places matter.",
                 self._moved,
                 split,
                 self._moved_in,

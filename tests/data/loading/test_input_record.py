@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
-from lightning_mllm.data import VICUNA_SYSTEM, ClassificationPrompt, ConversationPrompt, PlainPrompt, Prompt
+from lightning_mllm.data import (
+    VICUNA_SYSTEM,
+    ClassificationPrompt,
+    ConversationPrompt,
+    PlainPrompt,
+    Prompt,
+)
 from lightning_mllm.data.images.geometry import GeometryName
-from lightning_mllm.data.images.portable import trained_geometry
+from lightning_mllm.data.loading.input_record import trained_geometry
 from lightning_mllm.models.tiny import Chat
 from lightning_mllm.types import Sample
 from tests.conftest import TinyBuilder
@@ -19,7 +25,9 @@ from tests.data.loading.test_datamodule import Memory
 from tests.data.text.test_hub_templates import LLAVA_16_VICUNA
 
 
-def _described(checkpoint: str, sample: Sample, template: str | None = None, **options: Any) -> dict[str, Any]:
+def _described(
+    checkpoint: str, sample: Sample, template: str | None = None, **options: Any
+) -> dict[str, Any]:
     data = Memory([sample], [sample], checkpoint=checkpoint, **options)
     data.setup("fit")
     if template is not None:
@@ -42,7 +50,9 @@ def test_what_is_asked_is_what_the_chat_template_writes(
 ) -> None:
     inputs = _described(tiny_checkpoint("llava", chat), sample, prompt=prompt)
 
-    if sample.conversation and chat == "vicuna":  # its template leaves out the end of earlier answers
+    if (
+        sample.conversation and chat == "vicuna"
+    ):  # its template leaves out the end of earlier answers
         inputs["asked"] = inputs["asked"].replace("</s>", " ")
     assert inputs["asked"] == inputs["template"]
 
@@ -50,7 +60,13 @@ def test_what_is_asked_is_what_the_chat_template_writes(
 @pytest.mark.parametrize(
     "case",
     [
-        (chat_sample(images=1), ConversationPrompt(cue=" It is"), None, "ASSISTANT: It is", "ASSISTANT:"),
+        (
+            chat_sample(images=1),
+            ConversationPrompt(cue=" It is"),
+            None,
+            "ASSISTANT: It is",
+            "ASSISTANT:",
+        ),
         (labelled(), PlainPrompt(), None, "<image>", "USER: <image>\n ASSISTANT:"),
         (
             labelled(),
@@ -62,7 +78,9 @@ def test_what_is_asked_is_what_the_chat_template_writes(
     ],
     ids=["cue", "plain", "system twice"],
 )
-def test_what_the_chat_template_writes_otherwise_is_told_apart(tiny_llava: str, case: tuple[Any, ...]) -> None:
+def test_what_the_chat_template_writes_otherwise_is_told_apart(
+    tiny_llava: str, case: tuple[Any, ...]
+) -> None:
     sample, prompt, template, asked, written = case
     inputs = _described(tiny_llava, sample, template, prompt=prompt)
 
@@ -72,12 +90,18 @@ def test_what_the_chat_template_writes_otherwise_is_told_apart(tiny_llava: str, 
 
 
 @pytest.mark.parametrize(("geometry", "expected"), [(None, "pad"), ("crop", "crop")])
-def test_the_geometry_is_that_of_validation(tiny_llava: str, geometry: GeometryName | None, expected: str) -> None:
+def test_the_geometry_is_that_of_validation(
+    tiny_llava: str, geometry: GeometryName | None, expected: str
+) -> None:
     options = {"geometry": geometry, "train_geometry": "squash"}
     assert _described(tiny_llava, labelled(), **options)["geometry"] == expected
 
 
-ASKED = {"geometry": "pad", "asked": "USER: Which? ASSISTANT:", "template": "USER: Which? ASSISTANT:"}
+ASKED = {
+    "geometry": "pad",
+    "asked": "USER: Which? ASSISTANT:",
+    "template": "USER: Which? ASSISTANT:",
+}
 
 
 @pytest.mark.parametrize(
@@ -87,15 +111,30 @@ ASKED = {"geometry": "pad", "asked": "USER: Which? ASSISTANT:", "template": "USE
         ({}, "crop", "crop", ""),
         ({"inputs": ASKED}, None, "pad", ""),
         ({"inputs": ASKED}, "pad", "pad", ""),
-        ({"inputs": ASKED}, "squash", "squash", "validated with geometry 'pad'; 'squash' is exported"),
-        ({"inputs": ASKED, "edited": True}, None, "pad", "changed the model's computations in training"),
+        (
+            {"inputs": ASKED},
+            "squash",
+            "squash",
+            "validated with geometry 'pad'; 'squash' is exported",
+        ),
+        (
+            {"inputs": ASKED, "edited": True},
+            None,
+            "pad",
+            "changed the model's computations in training",
+        ),
         (
             {"inputs": {**ASKED, "asked": f"{'Be brief. ' * 30}USER: Which? ASSISTANT:"}},
             None,
             "pad",
             "It was asked 'Be brief. .*template makes 'USER: Which. ASSISTANT:' of this",
         ),
-        ({"inputs": {**ASKED, "template": "USER: Which?"}}, None, "pad", "It was asked '.* ASSISTANT:', the template"),
+        (
+            {"inputs": {**ASKED, "template": "USER: Which?"}},
+            None,
+            "pad",
+            "It was asked '.* ASSISTANT:', the template",
+        ),
     ],
 )
 def test_what_an_export_cannot_carry_is_said(

@@ -24,13 +24,17 @@ ALTERED = {
     "behind a word": "part['text'].split('</think>')[-1]",
     "replaced": "part['text'] | replace('\n', ' ')",
     "only the answer": "part['text'] | lower if message['role'] == 'assistant' else part['text']",
-    "if it says so": "part['text'].replace('red', 'blue') if 'red' in part['text'] else part['text']",
+    "if it says so": (
+        "part['text'].replace('red', 'blue') if 'red' in part['text'] else part['text']"
+    ),
 }
 
 
 def says(name: str, *texts: str) -> Sample:
     roles = ("user", "assistant") * len(texts)
-    return Sample(id=name, conversation=[Turn(role, text) for role, text in zip(roles, texts, strict=False)])  # type: ignore[arg-type]
+    return Sample(
+        id=name, conversation=[Turn(role, text) for role, text in zip(roles, texts, strict=False)]
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -56,18 +60,38 @@ def test_a_template_that_alters_a_text_is_refused_wherever_that_text_is(
     set_up: Callable[..., Memory], case: str
 ) -> None:
     long = [says(str(k), "word " * 60, "two words more") for k in range(6)]
-    odd = says("odd", "Is it\nred?</think> What else?", "Yes.", "And that thing?", "A thing that is NOT so.")
+    odd = says(
+        "odd",
+        "Is it\nred?</think> What else?",
+        "Yes.",
+        "And that thing?",
+        "A thing that is NOT so.",
+    )
 
-    with pytest.raises(CheckpointError, match=r"alters the texts of sample '\w+': it writes '.*' where '.*' was expe"):
-        set_up(VICUNA.replace("part['text']", ALTERED[case]), *long, odd, *(says(f"a{k}", "x?", "y") for k in range(9)))
+    with pytest.raises(
+        CheckpointError,
+        match=r"alters the texts of sample '\w+': it writes '.*' where '.*' was expe",
+    ):
+        set_up(
+            VICUNA.replace("part['text']", ALTERED[case]),
+            *long,
+            odd,
+            *(says(f"a{k}", "x?", "y") for k in range(9)),
+        )
 
 
 @pytest.mark.parametrize("case", ["upper", "first characters", "replaced", "only the answer"])
-def test_it_is_refused_where_other_samples_have_as_many_turns(set_up: Callable[..., Memory], case: str) -> None:
+def test_it_is_refused_where_other_samples_have_as_many_turns(
+    set_up: Callable[..., Memory], case: str
+) -> None:
     short = [says(str(k), "42?", "7") for k in range(3)]
 
     with pytest.raises(CheckpointError, match="alters the texts of sample 'odd'"):
-        set_up(VICUNA.replace("part['text']", ALTERED[case]), *short, says("odd", "Is it\nred or so?", "A long one."))
+        set_up(
+            VICUNA.replace("part['text']", ALTERED[case]),
+            *short,
+            says("odd", "Is it\nred or so?", "A long one."),
+        )
 
 
 def test_a_text_that_is_not_altered_passes(set_up: Callable[..., Memory]) -> None:
@@ -81,16 +105,23 @@ def test_a_labelled_sample_is_tried_too(set_up: Callable[..., Memory]) -> None:
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_the_templates_of_the_hub_alter_nothing(tiny_checkpoint: TinyBuilder, template: str) -> None:
+def test_the_templates_of_the_hub_alter_nothing(
+    tiny_checkpoint: TinyBuilder, template: str
+) -> None:
     processor = hub_processor(template, tiny_checkpoint)
 
-    Collator(processor, ConversationPrompt(system="Be brief.")).check_template(chat_sample(images=3))
+    Collator(processor, ConversationPrompt(system="Be brief.")).check_template(
+        chat_sample(images=3)
+    )
     Collator(processor, ClassificationPrompt(), NAMES).check_template(labelled())
 
 
 @pytest.mark.parametrize(
     "when",
-    ["{{ strftime_now('%d %b %Y') }}", "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%Y') }}{% endif %}"],
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%Y') }}{% endif %}",
+    ],
 )
 def test_a_template_with_todays_date_warns(
     set_up: Callable[..., Memory], caplog: pytest.LogCaptureFixture, when: str
@@ -98,10 +129,14 @@ def test_a_template_with_todays_date_warns(
     with caplog.at_level(logging.WARNING):
         set_up(f"Today is {when}. {VICUNA}", says("a", "Is it?", "yes"))
 
-    assert caplog.text.count("writes today's date, so that losses and scores change with the day") == 1
+    assert (
+        caplog.text.count("writes today's date, so that losses and scores change with the day") == 1
+    )
 
 
-@pytest.mark.parametrize("template", [VICUNA, "{% if false %}{{ strftime_now('%Y') }}{% endif %}26 Jul 2024 " + VICUNA])
+@pytest.mark.parametrize(
+    "template", [VICUNA, "{% if false %}{{ strftime_now('%Y') }}{% endif %}26 Jul 2024 " + VICUNA]
+)
 def test_a_template_without_todays_date_does_not(
     vicuna: ProcessorMixin, caplog: pytest.LogCaptureFixture, template: str
 ) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
+from lightning_mllm.data.images.files import list_image_files
 from lightning_mllm.errors import DataError, UserError
 from lightning_mllm.types import Sample
 
 
 @contextmanager
-def naming(sample: Sample) -> Iterator[None]:
+def name_errors(sample: Sample) -> Iterator[None]:
     """Turn what a library raises on a sample into an error that names the sample and its files.
 
     Raises:
@@ -21,17 +21,17 @@ def naming(sample: Sample) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # of processors, templates, tokenizers and the user's own classes: all kinds
-        files = ", ".join(str(image) for image in sample.images if isinstance(image, Path))
+    except Exception as error:  # of processors, templates, tokenizers and users' own classes
+        files = ", ".join(map(str, list_image_files(sample)))
         raise DataError(
-            f"Sample {sample.id!r}{f' ({files})' if files else ''} can't be written out for the model: "
-            f"{_said(error)}. Correct it, or remove it from the dataset.",
+            f"Sample {sample.id!r}{f' ({files})' if files else ''} can't be prepared for the "
+            f"model: {_describe(error)}. Correct it, or remove it from the dataset.",
             "written out",
         ) from error
 
 
-def fetch(samples: Sequence[Sample], index: int) -> Sample:
-    """Return a sample that may be made only now.
+def fetch_sample(samples: Sequence[Sample], index: int) -> Sample:
+    """Return a sample, which may be made only now.
 
     Raises:
         DataError: It can't be made.
@@ -42,10 +42,17 @@ def fetch(samples: Sequence[Sample], index: int) -> Sample:
         raise
     except Exception as error:
         raise DataError(
-            f"Sample number {index} (from 0) can't be made: {_said(error)}. Correct the dataset's `load`.", "sample"
+            f"Sample number {index} (from 0) can't be made: {_describe(error)}. Correct the "
+            "dataset's `load`.",
+            "sample",
         ) from error
 
 
-def _said(error: Exception) -> str:
+def join_first(names: Sequence[str], shown: int) -> str:
+    """Return the first names with commas between them, and "..." if there are more."""
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def _describe(error: Exception) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

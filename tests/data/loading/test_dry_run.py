@@ -9,10 +9,16 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, PlainPrompt, load_processor
+from lightning_mllm.data import (
+    ClassificationPrompt,
+    Collator,
+    ConversationPrompt,
+    PlainPrompt,
+    load_processor,
+)
 from lightning_mllm.data.loading.bad_rows import BadRows
-from lightning_mllm.data.loading.survey import Survey
-from lightning_mllm.data.loading.trials import try_suspects
+from lightning_mllm.data.loading.dry_run import dry_run_suspects
+from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage, Sample
 from tests.data.conftest import collate, picture
@@ -25,7 +31,7 @@ THIN = [(900, 6), (6, 900), (1000, 2), (2, 1000), (2, 2), (3, 997)]
 
 def problems(collator: Collator, *samples: Sample) -> list[str]:
     bad = BadRows()
-    try_suspects(Survey(samples, "train", collator, bad, labelled=False), {}, {})
+    dry_run_suspects(SplitScan(samples, "train", collator, bad, labelled=False), {}, {})
     return [row.problem for row in bad]
 
 
@@ -38,7 +44,9 @@ def drawn(size: tuple[int, int], log: list[tuple[int, int]]) -> LazyImage:
 
 
 def test_an_answer_of_few_bytes_and_many_tokens_is_found_among_longer_ones(tiny_llava: str) -> None:
-    long = [said(str(k), answer="one two three four five " * 12) for k in range(20)]  # words that are one token each
+    long = [
+        said(str(k), answer="one two three four five " * 12) for k in range(20)
+    ]  # words that are one token each
     bad = said("bad", answer="ÿ" * 120)
 
     with pytest.raises(DataError, match=r"Sample 'bad' has 2\d\d tokens"):
@@ -51,7 +59,9 @@ def test_a_character_that_the_tokenizer_reads_otherwise_is_found_anywhere(tiny_l
     processor.image_token_id = 3  # type: ignore[attr-defined]
     longer = [said(str(k), "Which one is it, and which is none? " * 4) for k in range(9)]
 
-    (problem,) = problems(Collator(processor, ConversationPrompt()), *longer, said("blank", "Fill in \u2581."))
+    (problem,) = problems(
+        Collator(processor, ConversationPrompt()), *longer, said("blank", "Fill in \u2581.")
+    )
 
     assert "of the question of sample 'blank' decode to" in problem
 
@@ -73,14 +83,18 @@ def test_texts_of_all_kinds_pass_or_are_refused_as_in_an_epoch(tiny_llava: str) 
         "://",
         "\n.",
     ]
-    samples = [said(f"{k}\n{side}", **{side: text}) for k, text in enumerate(texts) for side in ("question", "answer")]
+    samples = [
+        said(f"{k}\n{side}", **{side: text})
+        for k, text in enumerate(texts)
+        for side in ("question", "answer")
+    ]
 
-    survey = Survey(samples, "train", collator, BadRows(), labelled=False)
-    try_suspects(survey, {}, {})
+    scan = SplitScan(samples, "train", collator, BadRows(), labelled=False)
+    dry_run_suspects(scan, {}, {})
 
-    assert survey.too_long == [samples.index(said("4\nquestion", "x" * 500))]
+    assert scan.too_long == [samples.index(said("4\nquestion", "x" * 500))]
     for index, sample in enumerate(samples):
-        if index in survey.facts:
+        if index in scan.facts:
             collate(collator, sample)
         else:
             with pytest.raises(DataError):
@@ -99,7 +113,9 @@ def test_an_answer_whose_end_is_another_token_is_found(tiny_llava: str) -> None:
 
 
 @pytest.mark.parametrize("size", THIN)
-def test_a_strip_has_as_many_tokens_as_the_model_makes_features(tiny_llava_next: str, size: tuple[int, int]) -> None:
+def test_a_strip_has_as_many_tokens_as_the_model_makes_features(
+    tiny_llava_next: str, size: tuple[int, int]
+) -> None:
     model = AutoModelForImageTextToText.from_pretrained(tiny_llava_next)
     collator = Collator(load_processor(tiny_llava_next), ClassificationPrompt(), ("two",))
 
@@ -108,22 +124,42 @@ def test_a_strip_has_as_many_tokens_as_the_model_makes_features(tiny_llava_next:
     assert model(**batch.model_inputs()).logits.isfinite().all()
 
 
-def test_one_picture_of_each_number_of_views_is_opened_and_the_extremes(tiny_llava_next: str) -> None:
+def test_one_picture_of_each_number_of_views_is_opened_and_the_extremes(
+    tiny_llava_next: str,
+) -> None:
     log: list[tuple[int, int]] = []
-    sizes = [(28, 28), (56, 56), (84, 28), (40, 30), (41, 30), (42, 31), (43, 31), (44, 32), (300, 3), (3, 300), (9, 9)]
-    samples = [replace(TRAIN[0], id=str(k), images=[drawn(size, log)]) for k, size in enumerate(sizes)]
+    sizes = [
+        (28, 28),
+        (56, 56),
+        (84, 28),
+        (40, 30),
+        (41, 30),
+        (42, 31),
+        (43, 31),
+        (44, 32),
+        (300, 3),
+        (3, 300),
+        (9, 9),
+    ]
+    samples = [
+        replace(TRAIN[0], id=str(k), images=[drawn(size, log)]) for k, size in enumerate(sizes)
+    ]
     collator = Collator(load_processor(tiny_llava_next), ClassificationPrompt(), ("two",))
     bad = BadRows()
 
-    try_suspects(Survey(samples, "train", collator, bad, labelled=True), {}, {})
+    dry_run_suspects(SplitScan(samples, "train", collator, bad, labelled=True), {}, {})
 
     assert not len(bad)
     assert {(300, 3), (3, 300), (9, 9)} <= set(log)
-    assert {collator.count_views(size) for size in log} == {collator.count_views(size) for size in sizes}
+    assert {collator.count_views(size) for size in log} == {
+        collator.count_views(size) for size in sizes
+    }
     assert len(log) < len(sizes)
 
 
-def test_texts_that_surely_fit_are_not_tokenised(tiny_llava: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_surely_fit_are_not_tokenised(
+    tiny_llava: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried: list[str] = []
     fit = Collator.fit
 
@@ -154,7 +190,9 @@ def test_each_sample_of_a_bad_file_is_refused(tiny_llava: str, three_files: list
 
     module.setup("fit")
 
-    assert [sample.id for sample in module.samples["train"]] == [f"train-{k}" for k in range(9) if k % 3 != 1]
+    assert [sample.id for sample in module.samples["train"]] == [
+        f"train-{k}" for k in range(9) if k % 3 != 1
+    ]
 
 
 def test_a_context_too_short_for_any_sample_is_said_once_even_beside_bad_rows(

@@ -1,4 +1,4 @@
-"""What a file is that is called a picture and can't be read as one."""
+"""What a file is that has the name of a picture and can't be read as one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,23 @@ _BEGINNINGS = {
     b"pk\x03\x04": "a ZIP archive",
     b"\x1f\x8b": "a gzip archive",
 }
-_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF", b"avis": "AVIF"}  # behind "ftyp"
-_ERRORS = (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_BRANDS = {  # they follow "ftyp"
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"mif1": "HEIF",
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+}
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_ERRORS = (OSError, SyntaxError, ValueError, TypeError, *_BOMB)
 
 
-def describe_foreign(path: Path) -> str | None:
-    """Return what a file is that none of the formats that are read takes, to stand behind "is"; None if unknown."""
+def describe_unreadable(path: Path) -> str | None:
+    """Return what an unreadable file is, in words to follow "is"; None if that is unknown."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
-        return _other(_BRANDS[head[8:12]])
+        return _describe_format(_BRANDS[head[8:12]])
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for beginning, what in _BEGINNINGS.items():
         if text.startswith(beginning):
@@ -34,11 +41,11 @@ def describe_foreign(path: Path) -> str | None:
     if b"<svg" in text or b"<html" in text:
         return f"not an image but {_BEGINNINGS[b'<svg' if b'<svg' in text else b'<html']}"
     try:
-        with Image.open(path) as image:  # reads the header alone, so that nothing of a hostile file is run
-            return _other(str(image.format))
+        with Image.open(path) as image:  # reads the header alone: a hostile file runs nothing
+            return _describe_format(str(image.format))
     except _ERRORS:
         return None
 
 
-def _other(name: str) -> str:
+def _describe_format(name: str) -> str:
     return f"a picture in the format {name}, which is not read"

@@ -1,0 +1,102 @@
+"""Rows of text files that list images or annotations, and what can be wrong with a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from lightning_mllm.data.loading.bad_rows import IMAGE_PATH
+from lightning_mllm.errors import DataError
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One row of a file; rows count from 1, a header included, as editors show them.
+
+    Attributes:
+        file: The file that the row is from.
+        number: The number of the row.
+        text: The text of the row, without the line break.
+    """
+
+    file: Path
+    number: int
+    text: str = ""
+
+    def error(self, problem: str, kind: str = "row", field: str = "") -> DataError:
+        """Return the error that names file, row and field; `kind` is what it is counted by."""
+        where = f", field {field!r}" if field else ""
+        return DataError(f"{self.file}, row {self.number}{where}: {problem}.", kind)
+
+    def find_image(self, root: Path, path: str, kind: str = IMAGE_PATH, field: str = "") -> Path:
+        """Return the image file at a path below a folder.
+
+        Args:
+            root: The folder, as a resolved path.
+            path: The path relative to it.
+            kind: The kind of the errors.
+            field: The field of the row that has the path.
+
+        Raises:
+            DataError: The path leads out of the folder, or there is no such file.
+        """
+        image = (root / path).resolve()
+        if not image.is_relative_to(root):
+            problem = f"the image {path!r} leads out of {root}. Give a path inside"
+            raise self.error(problem, kind, field)
+        if not image.is_file():
+            problem = f"the image {image} does not exist. Correct the row, or fetch the file again"
+            raise self.error(problem, kind, field)
+        return image
+
+    def check_columns(self, columns: Sequence[str], needed: Sequence[str], way_out: str) -> None:
+        """Refuse a header without a column that is needed.
+
+        Args:
+            columns: The columns that the header has.
+            needed: The columns that it must have.
+            way_out: What to do if one is missing.
+
+        Raises:
+            DataError: One is missing.
+        """
+        for name in needed:
+            if name not in columns:
+                found = ", ".join(columns) or "none"
+                raise self.error(f"there is no column {name!r}; the columns are {found}. {way_out}")
+
+
+@contextmanager
+def open_text(file: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a UTF-8 text file for reading.
+
+    Raises:
+        DataError: The file is missing, or what is read of it is not UTF-8 text.
+    """
+    if not file.is_file():
+        raise DataError(f"The file {file} does not exist. Correct the path.")
+    try:
+        with file.open(newline=newline, encoding="utf-8-sig") as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
+
+
+def read_rows(file: Path) -> list[FileRow]:
+    """Return the rows of a UTF-8 text file that are not blank.
+
+    Raises:
+        DataError: The file is missing, empty or not UTF-8 text.
+    """
+    with open_text(file) as text:
+        lines = text.read().split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            rows.append(FileRow(file, number, line))
+    if not rows:
+        raise DataError(f"{file} is empty. Fetch it again.")
+    return rows

@@ -1,0 +1,288 @@
+"""One look at each sample of a split: what `setup` checks, and what the loaders need to know."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.images.regions import check_boxes
+from lightning_mllm.data.loading.bad_rows import TOO_LONG, BadRows
+from lightning_mllm.data.loading.checks import check_sample
+from lightning_mllm.data.loading.collator import Collator
+from lightning_mllm.data.loading.lazy import LazySamples, SampleSubset
+from lightning_mllm.data.loading.left_out import LeftOut
+from lightning_mllm.data.loading.sample_errors import fetch_sample, join_first
+from lightning_mllm.data.loading.sampler import SampleSize
+from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.loading.template_check import TemplateCheck
+from lightning_mllm.data.text.labels import fold_answer
+from lightning_mllm.data.text.prompts import ClassificationPrompt, PlainPrompt
+from lightning_mllm.data.text.turns import cut_at_images, put_images_first
+from lightning_mllm.errors import DataError
+from lightning_mllm.types import Sample, Turn
+
+_SHOWN = 20  # ids that one message lists
+# prompts whose text depends on the label and the number of images alone
+_LABEL_ALONE = (ClassificationPrompt, PlainPrompt)
+
+Trait = tuple[object, ...]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFacts:
+    """What is known of a sample without opening its pictures.
+
+    Attributes:
+        size: What the loaders need to know.
+        images: Image files, and the sizes of other pictures.
+        kind: The kind of its question, if it has one.
+        bound: Most tokens that its text can have; None if that is not known.
+        trait: Samples with equal traits have texts of as many tokens, but for the order of class
+            names.
+        odd: Whether one of its texts begins or ends as none before: a token could span that border.
+    """
+
+    size: SampleSize
+    images: tuple[Path | Size, ...]
+    kind: str | None
+    bound: int | None
+    trait: Trait
+    odd: bool
+
+
+class SplitScan:
+    """What is found by looking at each sample of a split once.
+
+    Samples may be made when they are asked for, which takes time: hence one look for all checks.
+
+    Args:
+        samples: The samples of the split, labels normalised.
+        split: The name of the split.
+        collator: Makes the batches of the split.
+        bad_rows: Collects samples that can't be used: an id occurs twice, a text has a special
+            token in it, the prompt does not take the turns, or a sample has a kind, label, options
+            or boxes that it can't have.
+        labelled: Whether the first training sample has a label.
+
+    Attributes:
+        samples: The samples, as given.
+        split: The name, as given.
+        collator: The collator, as given.
+        facts: Index -> what is known of a sample; samples that can't be used, or do not fit, are
+            not in it.
+        refused: Index -> what is wrong with a sample that was refused after the scan.
+        too_long: Indices of samples that do not fit, which are not bad rows.
+        left_out: Counts of what does not fit.
+        paths: The image files of all samples.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        split: Split,
+        collator: Collator,
+        bad_rows: BadRows,
+        *,
+        labelled: bool,
+    ) -> None:
+        self.samples, self.split = samples, split
+        self.collator = collator
+        self.facts: dict[int, SampleFacts] = {}
+        self.refused: dict[int, DataError] = {}
+        self.too_long: list[int] = []
+        self.left_out, self._template_check = LeftOut(), TemplateCheck(collator)
+        self.paths: set[Path] = set()
+        self._bad, self._labelled = bad_rows, labelled
+        prompt_takes_label = isinstance(collator.prompt, _LABEL_ALONE)
+        self._by_label = bool(collator.label_names) and prompt_takes_label
+        self._boxed: list[int] = []
+        self._bounds: dict[Trait, int | None] = {}
+        self._seen: set[str] = set()
+        self._borders: set[Trait] = set()
+        self._bad.split = split
+        for index in range(len(samples)):
+            self._look_at(index)
+        self._seen.clear()
+
+    def refuse(self, index: int, error: DataError) -> None:
+        """Note that a sample can't be used, which the scan could not see."""
+        self._bad.split = self.split
+        self._bad.add(error)
+        self.facts.pop(index, None)
+        self.refused[index] = error
+
+    def leave_out(self, index: int) -> None:
+        """Leave out a sample that does not fit."""
+        del self.facts[index]
+        self.too_long.append(index)
+
+    def warn(self) -> None:
+        """Warn of what does not fit, and of what the chat template does to these samples.
+
+        Raises:
+            CheckpointError: The template alters a text.
+        """
+        self.left_out.warn(self.split, len(self.samples), self.collator.max_length)
+        self._template_check.check(self.samples, self.split)
+
+    def explain_empty(self) -> DataError:
+        """Return the error to raise where no sample is left."""
+        if not self.too_long:
+            problem = f"No row of the {self.split!r} split can be used. {self._bad.text()}"
+            return DataError(problem)
+        return DataError(
+            f"No sample of the {self.split!r} split fits into max_length "
+            f"{self.collator.max_length}. Raise it, or shorten the texts.",
+            TOO_LONG,
+        )
+
+    @property
+    def kinds(self) -> set[str]:
+        """Kinds of questions; empty for the training split, which is not scored."""
+        if self.split == "train":
+            return set()
+        return {facts.kind for facts in self.facts.values() if facts.kind}
+
+    def select_kept(self) -> tuple[Sequence[Sample], list[SampleSize]]:
+        """Return the samples that can be used and fit, and their sizes."""
+        sizes = [facts.size for facts in self.facts.values()]
+        if len(sizes) == len(self.samples):
+            return self.samples, sizes
+        kept = SampleSubset(self.samples, list(self.facts))
+        return kept if isinstance(self.samples, LazySamples) else list(kept), sizes
+
+    def warn_of_unseen_boxes(self, sizes: Mapping[Path, Size]) -> None:
+        """Warn of samples of whose boxes no patch shows anything; an analysis leaves them out.
+
+        Args:
+            sizes: Image file -> size of its picture.
+
+        Raises:
+            DataError: It is not known which patches show what for this family.
+        """
+        unseen = []
+        boxed = [index for index in self._boxed if index in self.facts]
+        for index in boxed:
+            (image,) = self.facts[index].images
+            sample = self.samples[index]
+            size = sizes[image] if isinstance(image, Path) else image
+            if not self.collator.shows_a_box(sample, size):
+                unseen.append(sample.id)
+        if unseen:
+            logger.warning(
+                "No patch shows the boxes of %d of the %d samples with boxes in the %r split: %s. "
+                "They are outside the picture, or where it is cropped away.",
+                len(unseen),
+                len(boxed),
+                self.split,
+                join_first(unseen, _SHOWN),
+            )
+
+    def _look_at(self, index: int) -> None:
+        """Check a sample, and note what is known of it if nothing is wrong."""
+        known = self._bad.noted
+        with self._bad.catch():
+            sample = fetch_sample(self.samples, index)
+            check_sample(sample, self.split)
+            for check in (self._check_id, self._check_label, self._check_kind, check_boxes):
+                with self._bad.catch():
+                    check(sample)
+            bound, trait, odd = self._look_at_text(index, sample)
+            if self._bad.noted == known:
+                images = tuple(
+                    image if isinstance(image, Path) else image.size for image in sample.images
+                )
+                characters = 0 if sample.label is not None else _count_characters(sample)
+                size = SampleSize(sample.id, len(images), characters)
+                self.facts[index] = SampleFacts(size, images, sample.kind, bound, trait, odd)
+                self.paths.update(image for image in images if isinstance(image, Path))
+                if sample.boxes:
+                    self._boxed.append(index)
+        self._bad.count_once(known)
+
+    def _check_id(self, sample: Sample) -> None:
+        if sample.id in self._seen:
+            raise DataError(
+                f"The id {sample.id!r} occurs twice in the {self.split!r} split; ids must be "
+                "unique.",
+                "id",
+            )
+        self._seen.add(sample.id)
+
+    def _check_label(self, sample: Sample) -> None:
+        if sample.label is not None and not self._labelled:
+            raise DataError(
+                f"Sample {sample.id!r} of the {self.split!r} split has a label, but the first "
+                "training sample has none. Give every sample a label, or none.",
+                "label",
+            )
+
+    def _check_kind(self, sample: Sample) -> None:
+        """Refuse a kind that can't be scored by exact match."""
+        if self.split == "train" or sample.kind is None:
+            return
+        where = f"Sample {sample.id!r} of the {self.split!r} split has the kind {sample.kind!r}"
+        if self.collator.label_names:
+            raise DataError(
+                f"{where}, but is scored by its label; kinds are for free-form answers. Give it no "
+                "kind, or evaluate with a prompt that does not ask for the label.",
+                "kind",
+            )
+        if not sample.kind.strip():
+            raise DataError(
+                f"{where}, which is not a name. Give it one, or None if its answer is not to be "
+                "scored.",
+                "kind",
+            )
+        if not sample.conversation or not fold_answer(sample.conversation[-1].text):
+            raise DataError(
+                f"{where}, so its last answer is scored by exact match, but nothing is left of it "
+                "once quotes, full stops and blanks are removed. Correct the answer, or give the "
+                "sample no kind.",
+                "kind",
+            )
+
+    def _look_at_text(self, index: int, sample: Sample) -> tuple[int | None, Trait, bool]:
+        """Check a sample's texts, and return their bound, their trait and whether they are odd."""
+        if self._by_label:  # class names were checked once
+            trait: Trait = (sample.label, len(sample.images))
+            odd = trait not in self._bounds
+            if odd:
+                self._bounds[trait] = self.collator.bound_text(sample)
+            return self._bounds[trait], trait, odd
+        turns = self.collator.check_turns(sample)
+        self._template_check.look_at(index, sample, turns)
+        new = set(_list_borders(turns, sample.system or "")) - self._borders
+        self._borders |= new
+        return self.collator.bound_text(sample), (sample.id,), bool(new)
+
+
+def _list_borders(turns: Sequence[Turn], system: str) -> Iterator[Trait]:
+    """Yield how texts begin and end.
+
+    That is the outer two characters, or what kind of letter or digit they are.
+    """
+    texts = [("system", system), *((turn.role, turn.instruction) for turn in turns)]
+    for turn in turns:
+        written = [turn.text]
+        if turn.places:
+            written = [*cut_at_images(turn), put_images_first(turn).text]
+        texts += [(turn.role, text) for text in written]
+    for role, text in texts:
+        yield role, "first", *map(_classify, text[:2])
+        yield role, "last", *map(_classify, text[:-3:-1])
+
+
+def _classify(character: str) -> str:
+    """Return the Unicode category of a letter or digit, and any other character itself."""
+    return unicodedata.category(character) if character.isalnum() else character
+
+
+def _count_characters(sample: Sample) -> int:
+    return sum(len(turn.text) + len(turn.instruction) for turn in sample.conversation)
