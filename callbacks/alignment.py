@@ -38,7 +38,7 @@ class AlignmentMonitor(RunAnalysis):
         scores: Names of the scores.
         mode: How the scores compare tokens.
         tokens: Which tokens the scores count.
-        every_n_epochs: Epochs between measurements.
+        every_n_epochs: Number of epochs between measurements; the last validation always counts.
         before_training: Whether the untrained model is measured too.
 
     Raises:

@@ -18,7 +18,8 @@ class FeatureCallback(L.Callback, ABC):
 
     Args:
         points: Where features are read.
-        every_n_epochs: Epochs between validations that are used; the last one always is.
+        every_n_epochs: Number of epochs between the validations that are used; the last validation
+            of a fit always is.
         before_training: Whether the untrained model is used too.
         cache: Stores the features of a frozen vision tower.
 
@@ -48,8 +49,8 @@ class FeatureCallback(L.Callback, ABC):
         """Extract features with the current weights, and use them.
 
         Args:
-            trainer: The Trainer.
-            pl_module: The MLLMModule.
+            trainer: The Trainer, with its data.
+            pl_module: The MLLMModule that is trained or tested.
             split: "val" during a fit, "test" after a test.
         """
 

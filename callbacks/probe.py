@@ -51,7 +51,8 @@ class ProbeEachEpoch(FeatureCallback):
         halves: Number of random halves of the training samples on which each probe is trained once
             more for a test. Their predictions show how much a score depends on the choice of
             training samples (`Probe.fit_score`). Studies use them for intervals; 20 are enough.
-        every_n_epochs: Epochs between probings; the last validation of a fit is always probed.
+        every_n_epochs: Number of epochs between probings; the last validation of a fit is always
+            probed.
         before_training: Whether the untrained model is probed too.
         cache: Stores the features of a frozen vision tower.
     """

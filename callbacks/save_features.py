@@ -22,7 +22,8 @@ class SaveFeatures(FeatureCallback):
 
     Args:
         points: Where features are read; by default after the projection, averaged over the tokens.
-        every_n_epochs: Epochs between files; the last validation of a fit is always saved.
+        every_n_epochs: Number of epochs between files; the last validation of a fit is always
+            saved.
         cache: Stores the features of a frozen vision tower.
     """
 

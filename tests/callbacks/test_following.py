@@ -1,4 +1,4 @@
-"""Options of the callbacks that follow the features, in fits of a few steps, and what they refuse at the start."""
+"""Options of the feature callbacks in fits of a few steps, and what they refuse at the start."""
 
 from __future__ import annotations
 
