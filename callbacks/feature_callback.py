@@ -10,7 +10,7 @@ import lightning as L
 from lightning_mllm.callbacks import features, trainer_state
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.probing import FeatureCache, Point
+from lightning_mllm.probing import FeatureCache, FeatureSet, Point
 
 
 class FeatureCallback(L.Callback, ABC):
@@ -76,6 +76,6 @@ class FeatureCallback(L.Callback, ABC):
 
     def extract(
         self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split
-    ) -> dict[str, features.FeatureSet]:
+    ) -> dict[str, FeatureSet]:
         """Return the features of a split, by the names of the points."""
         return features.extract_features(trainer, pl_module, split, self.points, self.cache)

@@ -58,8 +58,8 @@ def frozen_checksums(module: nn.Module) -> dict[str, int]:
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return name -> checksum of tensors on one device.
 
-    It is the sum of the raw bits, read as integers and weighted by place, modulo 2**64: any single change alters it,
-    and so do values that change places.
+    A checksum is the sum of the raw values, read as integers and weighted by index, modulo 2**64.
+    Any single change alters it, and so does swapping two different values.
     """
     if not tensors:
         return {}
