@@ -1,17 +1,21 @@
-"""Decide when science happens during training. Imported as `lightning_mllm.callbacks`."""
+"""Decide when measurements are made during a run. Imported as `lightning_mllm.callbacks`."""
 
 if __name__ != "lightning_mllm.callbacks":
-    raise ImportError(f"Import these callbacks as lightning_mllm.callbacks, not as {__name__}: one file, one class.")
+    raise ImportError(
+        f"Import these callbacks as lightning_mllm.callbacks, not as {__name__}: under two names "
+        "each class would exist twice."
+    )
 
 from lightning_mllm.callbacks.alignment import AlignmentMonitor
+from lightning_mllm.callbacks.chair import ChairReport
 from lightning_mllm.callbacks.clip import ClipZeroShot
 from lightning_mllm.callbacks.drift import RepresentationDrift
 from lightning_mllm.callbacks.evaluation_report import EvaluationReport
 from lightning_mllm.callbacks.freeze_audit import FreezeAudit
-from lightning_mllm.callbacks.hallucination import ChairReport, PopeReport
 from lightning_mllm.callbacks.learning_audit import LearningAudit
 from lightning_mllm.callbacks.learning_curve import LearningCurve
 from lightning_mllm.callbacks.learning_rate_log import LearningRateLog
+from lightning_mllm.callbacks.pope import PopeReport
 from lightning_mllm.callbacks.predictions import PredictionTable
 from lightning_mllm.callbacks.probe import ProbeEachEpoch
 from lightning_mllm.callbacks.run_analysis import RunAnalysis

@@ -1,4 +1,4 @@
-"""Follows how well visual and textual tokens are aligned while the model is trained."""
+"""Measures during training how well visual and textual tokens are aligned."""
 
 from __future__ import annotations
 
@@ -26,21 +26,24 @@ COLUMNS = ("epoch", "step", "split", "score", "value", "low_95", "high_95", "n")
 
 
 class AlignmentMonitor(RunAnalysis):
-    """Follows the implicit alignment score: before training, at validations of a fit, and after a test.
+    """Measures the implicit alignment score before training, at validations and after a test.
 
-    In the run's folder, `alignment.csv` has a row per score and moment and `alignment.png` the curves of the validation
-    split; the layers are in the files of the analysis, as `RunAnalysis` writes them.
+    In the run's folder, `alignment.csv` has a row per score and measurement, and `alignment.png`
+    shows the curves of the validation split. The values per layer are in the files of the
+    analysis, as `RunAnalysis` writes them.
 
     Args:
-        analysis: How alignment is measured; by default no more than the scores need.
-        scores: Which are followed: readings of the score.
-        mode: How they compare tokens.
-        tokens: Which tokens they count.
-        every_n_epochs: Epochs between measurements.
+        analysis: The analysis that measures alignment; by default one that measures only what the
+            scores need.
+        scores: Names of the scores.
+        mode: How the scores compare tokens.
+        tokens: Which tokens the scores count.
+        every_n_epochs: Number of epochs between measurements; the last validation always counts.
         before_training: Whether the untrained model is measured too.
 
     Raises:
-        ConfigError: There is no score, or the analysis does not measure them in this mode or of these tokens.
+        ConfigError: There is no score, or the analysis does not measure the scores in this mode or
+            over these tokens.
     """
 
     def __init__(
@@ -56,56 +59,77 @@ class AlignmentMonitor(RunAnalysis):
         measured = analysis or Alignment(gaps=(), pair_budget=0, sets=TokenSets(sink_ratio=None))
         super().__init__(measured, every_n_epochs=every_n_epochs, before_training=before_training)
         if not scores or len({*scores}) < len(scores):
-            raise ConfigError(f"AlignmentMonitor.scores is {list(scores)}. Name one or more of them, each once.")
+            raise ConfigError(
+                f"AlignmentMonitor.scores is {list(scores)}. Name one or more of them, each once."
+            )
         modes = MODES if measured.pair_budget else VECTOR_MODES
         if mode not in modes:
             raise ConfigError(
-                f"AlignmentMonitor.mode is {mode!r}, but its analysis compares tokens by {', '.join(modes)}. Choose "
-                "one of them; median, max, min and max_mean need an analysis with a pair_budget."
+                f"AlignmentMonitor.mode is {mode!r}, but its analysis compares tokens by "
+                f"{', '.join(modes)}. Choose one of them; median, max, min and max_mean need an "
+                "analysis with a pair_budget."
             )
         if tokens not in measured.sets.variants:
             raise ConfigError(
-                f"AlignmentMonitor.tokens is {tokens!r}, but its analysis counts {', '.join(measured.sets.variants)}. "
-                "Choose one of them; 'without sinks' needs an analysis whose sets have a sink_ratio."
+                f"AlignmentMonitor.tokens is {tokens!r}, but its analysis counts "
+                f"{', '.join(measured.sets.variants)}. Choose one of them; 'without sinks' needs "
+                "an analysis whose sets have a sink_ratio."
             )
         self.scores, self.mode, self.tokens = tuple(scores), mode, tokens
         self._rows: list[list[Any]] = []
-        self._run_dir: Path | None = None  # of the rows
+        self._run_dir: Path | None = None  # folder of the run that the rows belong to
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the scores of another run, and measure the untrained model."""
-        if not trainer_state.mllm(pl_module).trained_steps and self._run_dir != trainer_state.run_dir(trainer):
+        is_other_run = self._run_dir != trainer_state.run_dir(trainer)
+        if is_other_run and not trainer_state.mllm(pl_module).trained_steps:
             self._rows = []
         super().on_fit_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scores so far, so that a resumed run has them too."""
+        """Return the rows so far, so that a resumed run has them too."""
         return {"rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the scores of the run that is resumed, unless this is a test, with a checkpoint, of what was fitted."""
+        """Take over the rows of the resumed run; keep the own rows when testing a checkpoint."""
         self._rows = self._rows or list(state_dict["rows"])
 
-    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> list[AnalysisResult]:
+    def _run(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> list[AnalysisResult]:
         results = super()._run(trainer, pl_module, stage)
-        if results and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(trainer, trainer_state.mllm(pl_module), self.splits[stage], results[0])
+        if results and not trainer_state.is_trial(trainer):
+            module = trainer_state.mllm(pl_module)
+            self._write(trainer, module, self.splits[stage], results[0])
         return results
 
-    def _write(self, trainer: L.Trainer, module: MLLMModule, split: Split, result: AnalysisResult) -> None:
-        when = trainer_state.epoch_of(trainer, module), module.trained_steps, split
+    def _write(
+        self, trainer: L.Trainer, module: MLLMModule, split: Split, result: AnalysisResult
+    ) -> None:
+        epoch, step = trainer_state.epoch_of(trainer, module), module.trained_steps
         logged = {}
         for name in self.scores:
             score = alignment_score(result, name, mode=self.mode, tokens=self.tokens)
-            self._rows.append([*when, name, score.value, score.low_95, score.high_95, score.n])
+            interval = (score.low_95, score.high_95)
+            self._rows.append([epoch, step, split, name, score.value, *interval, score.n])
             logged[f"alignment/{split}/{name}"] = score.value
-        folder = self._run_dir = trainer_state.run_dir(trainer)
-        write_rows(folder / "alignment.csv", COLUMNS, self._rows)
-        log_metrics(trainer.loggers, logged, module.trained_steps)
-        curves: dict[str, dict[int, float]] = {}
-        for _, step, _, name, value, *_ in (row for row in self._rows if row[2] == "val"):
-            curves.setdefault(name, {})[step] = value
+        self._run_dir = trainer_state.run_dir(trainer)
+        write_rows(self._run_dir / "alignment.csv", COLUMNS, self._rows)
+        log_metrics(trainer.loggers, logged, step)
+        curves = self._validation_curves()
         if curves:
-            axes = {"xlabel": "Optimiser step (0: before training)", "ylabel": f"Alignment score ({self.mode})"}
-            picture = epoch_plot({"Validation split": curves}, folder / "alignment.png", **axes)
-            log_image(trainer.loggers, "alignment", picture, module.trained_steps)
+            picture = epoch_plot(
+                {"Validation split": curves},
+                self._run_dir / "alignment.png",
+                xlabel="Optimiser step (0: before training)",
+                ylabel=f"Alignment score ({self.mode})",
+            )
+            log_image(trainer.loggers, "alignment", picture, step)
+
+    def _validation_curves(self) -> dict[str, dict[int, float]]:
+        """Return score -> step -> value on the validation split."""
+        curves: dict[str, dict[int, float]] = {}
+        for _, step, split, name, value, *_ in self._rows:
+            if split == "val":
+                curves.setdefault(name, {})[step] = value
+        return curves

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lightning_mllm.callbacks import trainer_state
-from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Interval
+from lightning_mllm.callbacks.scores import kinds_table, per_class, per_kind, scores_table
+from lightning_mllm.evaluation import AnswerResult, ClassificationResult
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_json, write_rows
 from lightning_mllm.tracking.figures.run import confusion_matrix
@@ -21,9 +19,10 @@ from lightning_mllm.tracking.loggers import log_image, log_table
 class EvaluationReport(L.Callback):
     """Writes the scores of each evaluation into its folder, `evaluation/<stage>-step<k>/`.
 
-    They are `scores.json`, which also says in which dtype and batches they came about, and, per scorer,
-    `<scorer>-per-class.csv` and `<scorer>-confusion.csv`; of open answers `exact-match-per-kind.csv`. A test also draws
-    the confusion matrix, `<scorer>-confusion.png`, and shows its scores in the terminal.
+    The scores are in `scores.json`, with the dtype and the batch size of the evaluation. Each
+    scorer has `<scorer>-per-class.csv` and `<scorer>-confusion.csv`; open answers have
+    `exact-match-per-kind.csv`. A test also draws the confusion matrix, `<scorer>-confusion.png`,
+    and shows its scores in the terminal.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -32,19 +31,21 @@ class EvaluationReport(L.Callback):
         scored = module.results or module.exact_match
         if trainer.sanity_checking or not trainer.is_global_zero or not scored:
             return
-        folder, key = trainer_state.evaluation_dir(trainer, module), f"evaluation/{module.stage_name}"
-        scores: dict[str, Any] = {"stage": module.stage_name, "step": module.trained_steps}
-        scores["dtype"] = str(module.adapted.dtype).removeprefix("torch.")  # in 16 bit the two decide in close cases
-        scores["batch_size"] = trainer.datamodule.eval_batch_size  # type: ignore[attr-defined]
+        scores: dict[str, Any] = {
+            "stage": module.stage_name,
+            "step": module.trained_steps,
+            # in 16 bit, dtype and batch size decide cases that are nearly a tie
+            "dtype": str(module.adapted.dtype).removeprefix("torch."),
+            "batch_size": trainer_state.datamodule(trainer).eval_batch_size,
+        }
         if module.results:
-            scores["scorers"] = {scorer: result.summary() for scorer, result in module.results.items()}
+            scores["scorers"] = {name: result.summary() for name, result in module.results.items()}
             for scorer, result in module.results.items():
-                _report_scorer(trainer, module, key, scorer, result)
+                _report_scorer(trainer, module, scorer, result)
         if module.exact_match is not None:
             scores["exact_match"] = module.exact_match.summary()
-            columns, rows = per_kind(module.exact_match)
-            write_rows(folder / "exact-match-per-kind.csv", columns, rows)
-            log_table(trainer.loggers, f"{key}/exact_match/per_kind", columns, rows, module.trained_steps)
+            _report_answers(trainer, module, module.exact_match)
+        folder = trainer_state.evaluation_dir(trainer, module)
         write_json(folder / "scores.json", scores)
         if trainer.testing and module.results:
             Console().print(scores_table(folder.name, module.results))
@@ -54,63 +55,31 @@ class EvaluationReport(L.Callback):
     on_test_end = on_validation_end
 
 
-def per_class(result: ClassificationResult) -> tuple[list[str], list[list[str | int | float]]]:
-    """Return the header and one row per class: how often it is true, predicted and both, and its F1."""
-    counts = result.confusion
-    rows: list[list[str | int | float]] = [
-        [name, int(counts[i].sum()), int(counts[:, i].sum()), int(counts[i, i]), result.per_class_f1[i]]
-        for i, name in enumerate(result.names)
-    ]
-    return ["class", "true", "predicted", "correct", "f1"], rows
-
-
-def per_kind(result: AnswerResult) -> tuple[list[str], list[list[str | int | float]]]:
-    """Return the header and one row per kind of question: its number of answers, and the share that is right."""
-    rows: list[list[str | int | float]] = [
-        [kind, score.n, score.correct, score.accuracy, *score.interval] for kind, score in result.per_kind.items()
-    ]
-    return ["kind", "n", "correct", "accuracy", "low_95", "high_95"], rows
-
-
-def scores_table(title: str, results: Mapping[str, ClassificationResult]) -> Table:
-    """Return the scores as a table for people."""
-    table = Table("scorer", title=title, title_justify="left", caption="brackets: 95 % intervals")
-    for column in ("N", "accuracy", "macro-F1", "invalid"):
-        table.add_column(column, justify="right")
-    for scorer, result in results.items():
-        accuracy = _with_interval(result.accuracy, result.accuracy_interval)
-        macro_f1 = _with_interval(result.macro_f1, result.macro_f1_interval)
-        table.add_row(scorer, str(result.n), accuracy, macro_f1, f"{result.invalid_rate:.1%}")
-    return table
-
-
-def kinds_table(title: str, result: AnswerResult) -> Table:
-    """Return the accuracy of open answers, per kind of question and over all, as a table for people."""
-    caption = "exact match; brackets: 95 % intervals over pictures"
-    table = Table("kind", title=title, title_justify="left", caption=caption)
-    for column in ("N", "accuracy"):
-        table.add_column(column, justify="right")
-    for kind, score in result.per_kind.items():
-        table.add_row(Text(kind), str(score.n), _with_interval(score.accuracy, score.interval))
-    table.add_section()
-    overall = result.overall
-    table.add_row("all answers", str(overall.n), _with_interval(overall.accuracy, overall.interval))
-    table.add_row("mean over kinds", "", f"{result.mean_over_kinds:.3f}")
-    return table
-
-
-def _with_interval(value: float, interval: Interval) -> str:
-    return "{:.3f} [{:.3f}, {:.3f}]".format(value, *interval)
-
-
-def _report_scorer(trainer: L.Trainer, module: MLLMModule, key: str, scorer: str, result: ClassificationResult) -> None:
+def _report_scorer(
+    trainer: L.Trainer, module: MLLMModule, scorer: str, result: ClassificationResult
+) -> None:
+    """Write and log the classification by one scorer."""
     folder = trainer_state.evaluation_dir(trainer, module)
-    names = [[name, *counts] for name, counts in zip(result.names, result.confusion.tolist(), strict=True)]
-    write_rows(folder / f"{scorer}-confusion.csv", ["true \\ predicted", *result.names, "(invalid)"], names)
+    key, step = f"evaluation/{module.stage_name}/{scorer}", module.trained_steps
+    named_counts = zip(result.names, result.confusion.tolist(), strict=True)
+    write_rows(
+        folder / f"{scorer}-confusion.csv",
+        ["true \\ predicted", *result.names, "(invalid)"],
+        ([name, *counts] for name, counts in named_counts),
+    )
     columns, rows = per_class(result)
     write_rows(folder / f"{scorer}-per-class.csv", columns, rows)
-    log_table(trainer.loggers, f"{key}/{scorer}/per_class", columns, rows, module.trained_steps)
+    log_table(trainer.loggers, f"{key}/per_class", columns, rows, step)
     if trainer.testing:
         path = folder / f"{scorer}-confusion.png"
         picture = confusion_matrix(result, path, title=f"{folder.name}, {scorer}")
-        log_image(trainer.loggers, f"{key}/{scorer}/confusion", picture, module.trained_steps)
+        log_image(trainer.loggers, f"{key}/confusion", picture, step)
+
+
+def _report_answers(trainer: L.Trainer, module: MLLMModule, result: AnswerResult) -> None:
+    """Write and log the accuracy of open answers per kind of question."""
+    columns, rows = per_kind(result)
+    folder = trainer_state.evaluation_dir(trainer, module)
+    write_rows(folder / "exact-match-per-kind.csv", columns, rows)
+    key = f"evaluation/{module.stage_name}/exact_match/per_kind"
+    log_table(trainer.loggers, key, columns, rows, module.trained_steps)

@@ -1,4 +1,4 @@
-"""What callbacks that follow features share: which samples, batches and features of a split."""
+"""Samples, batches, pictures and features of a split, for callbacks that use the model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from lightning_mllm.callbacks.trainer_state import class_names, mllm
+from lightning_mllm.callbacks.trainer_state import class_names, datamodule, is_trial, mllm
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.sampler import limit_samples
 from lightning_mllm.data.loading.splits import Split
@@ -26,101 +25,129 @@ from lightning_mllm.probing.features.tapping import Tapper
 from lightning_mllm.types import MultimodalBatch, Sample
 
 
-def tapped_samples(trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None) -> Sequence[Sample]:
-    """Return the samples of a split that features are extracted from, in order.
+def tapped_samples(
+    trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None
+) -> Sequence[Sample]:
+    """Return the samples of a split that a callback goes through, in order.
 
-    Of the validation and the test split they are those that the model itself is evaluated on, as `limit_val_batches`
-    and `limit_test_batches` say, so that a probe's N is the model's. The training split is taken whole: a limit on its
-    batches is one per epoch, with other samples in each, and the first samples may well be of one class. Only a trial
-    with `fast_dev_run` takes as many batches of it as of the others. So it is with `data` that are not the Trainer's.
+    From the validation and the test split these are the samples that the model itself is evaluated
+    on, as limited by `limit_val_batches` and `limit_test_batches`: a probe has the same N as the
+    model. The training split is used as a whole. A limit on its batches holds per epoch, with
+    other samples in each epoch, and its first samples may all be of one class. Only a trial run
+    with `fast_dev_run` limits it too. Other `data` than the Trainer's are limited in the same way
+    as the training split.
     """
-    own: Any = trainer.datamodule if data is None else data  # type: ignore[attr-defined]
     limits: dict[Split, int | float] = {
-        "train": trainer.limit_train_batches if trainer.fast_dev_run else 1.0,  # type: ignore[attr-defined]
+        "train": trainer.limit_train_batches if is_trial(trainer) else 1.0,
         "val": trainer.limit_val_batches,
         "test": trainer.limit_test_batches,
     }
-    return limit_samples(own.samples[split], limits[split if data is None else "train"], own.eval_batch_size)
+    limit = limits[split if data is None else "train"]
+    own = datamodule(trainer) if data is None else data
+    return limit_samples(own.samples[split], limit, own.eval_batch_size)
 
 
-def tapped_batches(trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None) -> Iterator[MultimodalBatch]:
-    """Return the batches of `tapped_samples`; of several processes each has its share."""
-    own: Any = trainer.datamodule if data is None else data  # type: ignore[attr-defined]
-    loader: Iterable[MultimodalBatch] = own.plain_dataloader(split)  # sets the split up
-    return islice(loader, math.ceil(len(tapped_samples(trainer, split, data)) / own.eval_batch_size))
+def tapped_batches(
+    trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None
+) -> Iterator[MultimodalBatch]:
+    """Return the batches of `tapped_samples`; each of several processes gets its share."""
+    own = datamodule(trainer) if data is None else data
+    loader: Iterable[MultimodalBatch] = own.plain_dataloader(split)  # sets up the split first
+    samples = tapped_samples(trainer, split, data)
+    return islice(loader, math.ceil(len(samples) / own.eval_batch_size))
 
 
-def features(
+def open_pictures(
+    trainer: L.Trainer, split: Split
+) -> Iterator[tuple[tuple[str, ...], list[Image.Image]]]:
+    """Open the pictures of `tapped_samples` for another model, in the model's own batches.
+
+    Args:
+        trainer: The Trainer. Its data have the pictures, and open `num_workers` of them at a time.
+        split: Split whose pictures are opened.
+
+    Yields:
+        Sample ids and first pictures of a batch; each of several processes gets its share.
+
+    Raises:
+        DataError: A picture can't be read, or a sample has none.
+    """
+    data, samples = datamodule(trainer), tapped_samples(trainer, split)
+    batches = math.ceil(len(samples) / data.eval_batch_size)
+    shares = islice(data.plain_dataloader(split).batch_sampler, batches)
+    with ThreadPoolExecutor(max(1, data.num_workers)) as pool:  # Pillow releases the GIL
+        for share in shares:
+            batch = [samples[index] for _, index in share]
+            for sample in batch:
+                if not sample.images:
+                    raise DataError(
+                        f"Sample {sample.id!r} has no image to classify. Give it one, or remove "
+                        "the sample."
+                    )
+            yield tuple(sample.id for sample in batch), list(pool.map(data.picture, batch))
+
+
+def picture_thumbnail(trainer: L.Trainer, sample: Sample, longer_side: int) -> Image.Image:
+    """Return a small copy of a sample's first picture, as the model sees it."""
+    small = datamodule(trainer).picture(sample).copy()
+    small.thumbnail((longer_side, longer_side))
+    return small
+
+
+def set_up_beside(
+    trainer: L.Trainer, module: MLLMModule, data: MLLMDataModule, split: Split
+) -> None:
+    """Set up a split of other data than the Trainer's, as the Trainer would.
+
+    Raises:
+        ConfigError: The data are prepared for another checkpoint than the model's.
+        DataError: Something is wrong with the data.
+    """
+    source = module.source
+    if (data.checkpoint, data.revision) != (source.checkpoint, source.revision):
+        raise ConfigError(
+            f"{type(data).__name__} is prepared for {data.checkpoint!r}, revision {data.revision}, "
+            f"but the model is {source.checkpoint!r}, revision {source.revision}. Give these data "
+            "the model's checkpoint."
+        )
+    data.trainer, data.predict_split = trainer, split
+    data.setup("predict")
+
+
+def extract_features(
     trainer: L.Trainer,
     pl_module: L.LightningModule,
     split: Split,
     points: Sequence[Point],
     cache: FeatureCache | None = None,
 ) -> dict[str, FeatureSet]:
-    """Extract the features of a split's `tapped_samples` with the weights at hand; each process gets all of them.
+    """Extract the features of `tapped_samples` with the current weights; every process gets all.
 
     Returns:
-        Point's name -> features.
+        Name of the point -> features.
 
     Raises:
-        ConfigError: The data has no labels, or a point does not exist in this model.
+        ConfigError: The data has no labels, or the model has no such point.
     """
     module, names = mllm(pl_module), class_names(trainer)
     batches = tapped_batches(trainer, split)
-    rank_zero_info("Extracting the features of %d %s samples.", len(tapped_samples(trainer, split)), split)
+    count = len(tapped_samples(trainer, split))
+    rank_zero_info("Extracting the features of %d %s samples.", count, split)
     with module.adapted.autocast(module.device.type):
         return extract(module.backbone, batches, points, names, cache=cache)
 
 
-def pictures(trainer: L.Trainer, split: Split) -> Iterator[tuple[tuple[str, ...], list[Image.Image]]]:
-    """Open the pictures of a split's `tapped_samples` for another model, in the batches that the model itself gets.
-
-    Args:
-        trainer: Its data have the pictures, and say how many are opened side by side (`num_workers`).
-        split: The split.
-
-    Yields:
-        Sample ids and first pictures of a batch; of several processes each has its share.
-
-    Raises:
-        DataError: A picture can't be read, or a sample has none.
-    """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    samples = tapped_samples(trainer, split)
-    shares = islice(data.plain_dataloader(split).batch_sampler, math.ceil(len(samples) / data.eval_batch_size))
-    with ThreadPoolExecutor(max(1, data.num_workers)) as pool:  # Pillow lets go of the interpreter
-        for share in shares:
-            batch = [samples[index] for _, index in share]
-            for sample in batch:
-                if not sample.images:
-                    raise DataError(f"Sample {sample.id!r} has no image to be classified. Give it one or leave it out.")
-            yield tuple(sample.id for sample in batch), list(pool.map(data.picture, batch))
-
-
-def set_up_beside(trainer: L.Trainer, module: MLLMModule, data: MLLMDataModule, split: Split) -> None:
-    """Set up a split of data that are not the Trainer's as if they were.
-
-    Raises:
-        ConfigError: They are written out for another checkpoint than the model's.
-        DataError: Something is wrong with them.
-    """
-    if (data.checkpoint, data.revision) != (module.source.checkpoint, module.source.revision):
-        raise ConfigError(
-            f"{type(data).__name__} is written out for {data.checkpoint!r}, revision {data.revision}, but the model is "
-            f"{module.source.checkpoint!r}, revision {module.source.revision}. Give these data the model's checkpoint."
-        )
-    data.trainer, data.predict_split = trainer, split
-    data.setup("predict")
-
-
 def check_features(
-    trainer: L.Trainer, pl_module: L.LightningModule, points: Sequence[Point], cache: FeatureCache | None
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    points: Sequence[Point],
+    cache: FeatureCache | None,
 ) -> None:
-    """Refuse at the start what `features` would refuse when it is first called, an epoch later.
+    """Refuse at the start what `extract_features` would refuse an epoch later.
 
     Raises:
-        ConfigError: The data has no labels, a point does not exist in this model, or there is a cache although the
-            vision tower is trained.
+        ConfigError: The data has no labels, the model has no such point, or there is a cache
+            although the vision tower is trained.
     """
     class_names(trainer)
     Tapper(mllm(pl_module).backbone, points, cache)

@@ -1,4 +1,4 @@
-"""Says what is frozen before training, and proves after it that it was."""
+"""Shows before training what is frozen, and proves after it that it stayed so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class FreezeAudit(L.Callback):
-    """Shows and logs the freeze report, and fails a fit in which a frozen parameter changed by a single bit."""
+    """Logs the freeze report, and fails a fit that changed a single bit of a frozen parameter."""
 
     def __init__(self) -> None:
         self._before: dict[str, int] = {}
@@ -31,31 +31,35 @@ class FreezeAudit(L.Callback):
         self._before = frozen_checksums(pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare.
+        """Compare the frozen parameters with those at the start.
 
         Raises:
-            RuntimeError: A parameter that was frozen at the start is another now, or is not frozen any more.
+            RuntimeError: A parameter frozen at the start has changed, or is not frozen now.
         """
         after = frozen_checksums(pl_module)
-        changed = [name for name, checksum in self._before.items() if after.get(name) != checksum]
+        before = self._before.items()
+        changed = [name for name, checksum in before if after.get(name) != checksum]
         if changed:
             raise RuntimeError(
-                f"{len(changed)} parameters that the freeze policy froze were changed or unfrozen during the fit, the "
-                f"first is {changed[0]!r}. The trained model is not what its policy says; look for code that writes "
-                "weights, sets requires_grad or builds its own optimizer."
+                f"{len(changed)} parameters that the freeze policy froze were changed or unfrozen "
+                f"during the fit; the first is {changed[0]!r}. The trained model is not what its "
+                "policy says. Look for code that writes weights, sets requires_grad or builds its "
+                "own optimizer."
             )
 
 
 def frozen_checksums(module: nn.Module) -> dict[str, int]:
     """Return name -> checksum of every parameter without requires_grad."""
-    return checksums({name: each for name, each in module.named_parameters() if not each.requires_grad})
+    return checksums(
+        {name: each for name, each in module.named_parameters() if not each.requires_grad}
+    )
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return name -> checksum of tensors on one device.
 
-    It is the sum of the raw bits, read as integers and weighted by place, modulo 2**64: any single change alters it,
-    and so do values that change places.
+    A checksum is the sum of the raw values, read as integers and weighted by index, modulo 2**64.
+    Any single change alters it, and so does swapping two different values.
     """
     if not tensors:
         return {}
@@ -66,8 +70,12 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _checksum(tensor: Tensor) -> Tensor:
     bits = tensor.flatten().view(_INTEGERS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for start in range(0, len(bits), _CHUNK):  # an embedding in one piece would take gigabytes as int64
+    for start in range(
+        0, len(bits), _CHUNK
+    ):  # an embedding in one piece would take gigabytes as int64
         chunk = bits[start : start + _CHUNK].long()
-        weights = torch.arange(start, start + len(chunk), device=tensor.device) * 2 + 1  # odd, so that none is lost
+        weights = (
+            torch.arange(start, start + len(chunk), device=tensor.device) * 2 + 1
+        )  # odd, so that none is lost
         total += (chunk * weights).sum()
     return total

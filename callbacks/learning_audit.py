@@ -1,4 +1,4 @@
-"""Says at the end of a fit what was to learn and did not."""
+"""Warns at the end of a fit of trained weights that never changed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lightning_mllm.callbacks.freeze_audit import checksums
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_rows
 
-_NAMED = 3  # tensors, in the warning
+logger = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
+_NAMED = 3  # tensors named in the warning
 
 
 class LearningAudit(L.Callback):
-    """Warns of trained tensors that a fit has not moved by a single bit, and names them in `never_moved.csv`.
+    """Warns of trained tensors that a fit has not changed, and lists them in `never_moved.csv`.
 
-    They got no gradient, or one that their learning rate makes too small for float32. In a fit of a few steps that can
-    be as it must: the A of an adapter moves once its B has.
+    They got no gradient, or one that their learning rate makes too small for float32. In a fit of
+    a few steps this can be normal: matrix A of an adapter moves only after its B has moved.
     """
 
     def __init__(self) -> None:
@@ -28,28 +28,37 @@ class LearningAudit(L.Callback):
         self._first_step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the trained weights, those of the checkpoint if the fit goes on from one."""
+        """Remember the trained weights; in a resumed fit, those of its checkpoint."""
         if trainer.is_global_zero:
             module = trainer_state.mllm(pl_module)
             self._before, self._first_step = _trained_checksums(module), module.trained_steps
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare; the step of a trial with `fast_dev_run` is the first of a warm-up, at rate 0."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Compare; in a trial run the only step is the first of the warm-up, at rate 0."""
+        if not trainer_state.writes_results(trainer):
             return
-        backbone, after = trainer_state.mllm(pl_module).backbone, _trained_checksums(trainer_state.mllm(pl_module))
+        module = trainer_state.mllm(pl_module)
+        backbone, after = module.backbone, _trained_checksums(module)
         still = [name for name, checksum in self._before.items() if after.get(name) == checksum]
         if not still:
             return
         sizes = {name: parameter.numel() for name, parameter in backbone.parameters()}
-        rows = [[name, backbone.part_of(name).value, sizes[name]] for name in still]
-        path = write_rows(trainer_state.run_dir(trainer) / "never_moved.csv", ["tensor", "part", "parameters"], rows)
-        log.warning(
+        path = write_rows(
+            trainer_state.run_dir(trainer) / "never_moved.csv",
+            ["tensor", "part", "parameters"],
+            ([name, backbone.part_of(name).value, sizes[name]] for name in still),
+        )
+        logger.warning(
             "In the %d steps of this fit %d of %d trained tensors never moved: %s%s (%s).",
-            *(trainer.global_step - self._first_step, len(still), len(self._before)),
-            *(", ".join(still[:_NAMED]), ", ..." if len(still) > _NAMED else "", path),
+            trainer.global_step - self._first_step,
+            len(still),
+            len(self._before),
+            ", ".join(still[:_NAMED]),
+            ", ..." if len(still) > _NAMED else "",
+            path,
         )
 
 
 def _trained_checksums(module: MLLMModule) -> dict[str, int]:
-    return checksums({name: each for name, each in module.backbone.parameters() if each.requires_grad})
+    parameters = module.backbone.parameters()
+    return checksums({name: each for name, each in parameters if each.requires_grad})

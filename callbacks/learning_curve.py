@@ -1,4 +1,4 @@
-"""Draws how the run went."""
+"""Draws loss and scores over the steps of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FILE = "learning_curve.png"
 
 
 class LearningCurve(L.Callback):
-    """Draws `learning_curve.png` from `metrics.csv` when training ends, and again when a test adds its points."""
+    """Draws `learning_curve.png` from `metrics.csv` after a fit, and again after a test."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves."""
@@ -20,7 +20,7 @@ class LearningCurve(L.Callback):
             self._draw(trainer, pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the curves again, if there are any."""
+        """Draw the curves again with the points of the test, if there are any curves."""
         if trainer.is_global_zero and (trainer_state.run_dir(trainer) / _FILE).is_file():
             self._draw(trainer, pl_module)
 
@@ -31,6 +31,7 @@ class LearningCurve(L.Callback):
         if not (folder / "metrics.csv").is_file():
             return
         labels = trainer_state.label_set(trainer)
-        classes = len(labels) if labels is not None else None
+        classes = None if labels is None else len(labels)
         picture = learning_curve(folder / "metrics.csv", folder / _FILE, classes=classes)
-        log_image(trainer.loggers, "learning_curve", picture, trainer_state.mllm(pl_module).trained_steps)
+        step = trainer_state.mllm(pl_module).trained_steps
+        log_image(trainer.loggers, "learning_curve", picture, step)

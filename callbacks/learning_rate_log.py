@@ -1,4 +1,4 @@
-"""Logs at which learning rate each step is taken."""
+"""Logs the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_mllm.tracking.loggers import log_metrics
 
 
 class LearningRateLog(LearningRateMonitor):
-    """Lightning's monitor, but a rate stands at the step that is taken at it, where the loss of that step stands."""
+    """Lightning's monitor, but a rate is logged at the step that uses it, as the loss is."""
 
     def __init__(self) -> None:
         super().__init__("step")
@@ -19,4 +19,5 @@ class LearningRateLog(LearningRateMonitor):
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Log the rates, as often as the loss."""
         if trainer._logger_connector.should_update_logs:
-            log_metrics(trainer.loggers, self._extract_stats(trainer, "step"), trainer.global_step + 1)
+            rates = self._extract_stats(trainer, "step")
+            log_metrics(trainer.loggers, rates, trainer.global_step + 1)

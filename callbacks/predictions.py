@@ -1,19 +1,21 @@
-"""Keeps what the model answered, sample by sample."""
+"""Writes down what the model answered, sample by sample."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 
-from lightning_mllm.callbacks import processes, trainer_state
+from lightning_mllm.callbacks import features, processes, trainer_state
 from lightning_mllm.evaluation import Predictions
+from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_rows
 from lightning_mllm.tracking.figures.run import Caption, Verdict, prediction_sheet
 from lightning_mllm.tracking.loggers import log_image, log_table
-from lightning_mllm.types import LabelSet, MultimodalBatch
+from lightning_mllm.types import LabelSet, MultimodalBatch, Sample
 
 _SHEET_PIXELS = 336  # longer side of a picture in table and sheet
 
@@ -24,14 +26,20 @@ class _Row:
     prompt: str
     target: str
     verdicts: tuple[Verdict, ...]
-    kind: str | None = None  # of an open answer
+    kind: str | None = None  # kind of question; None if a class is predicted
 
-    def named_cells(self) -> dict[str, Any]:
+    def cells_by_column(self) -> dict[str, Any]:
         """Return column -> cell."""
         if self.kind is not None:
             (verdict,) = self.verdicts
-            question = {"sample_id": self.sample_id, "kind": self.kind, "prompt": self.prompt}
-            return {**question, "reference": self.target, "answer": verdict.answer, "correct": verdict.correct}
+            return {
+                "sample_id": self.sample_id,
+                "kind": self.kind,
+                "prompt": self.prompt,
+                "reference": self.target,
+                "answer": verdict.answer,
+                "correct": verdict.correct,
+            }
         cells: dict[str, Any] = {"sample_id": self.sample_id, "target": self.target}
         for verdict in self.verdicts:
             cells[f"{verdict.scorer}/answer"] = verdict.answer
@@ -43,10 +51,11 @@ class _Row:
 class PredictionTable(L.Callback):
     """Writes every answer of an evaluation to `evaluation/<stage>-step<k>/predictions.csv`.
 
-    On free-form data they are those that are scored: of the samples with a kind.
+    On free-form data only samples with a kind are scored, and only those are written.
 
     Args:
-        images: How many samples go, with image and prompt, to W&B and, of a test, into `predictions.png`.
+        images: Number of samples shown with image and prompt in W&B and, for a test, in
+            `predictions.png`.
     """
 
     def __init__(self, images: int = 16) -> None:
@@ -69,55 +78,76 @@ class PredictionTable(L.Callback):
         texts = trainer_state.mllm(pl_module).tokenizer.batch_decode(
             batch.prompts().input_ids, skip_special_tokens=True
         )
-        prompts = {sample_id: text.strip() for sample_id, text in zip(batch.sample_ids, texts, strict=True)}
+        prompts: dict[str, str] = {}
+        for sample_id, text in zip(batch.sample_ids, texts, strict=True):
+            prompts[sample_id] = text.strip()
         if labels is not None:
-            self._rows += _labelled_rows(prompts, batch.targets.tolist(), labels, outputs["predictions"])
+            targets = batch.targets.tolist()
+            self._rows += _labelled_rows(prompts, targets, labels, outputs["predictions"])
         for answer in outputs["answers"]:
             verdict = Verdict("exact_match", answer.answer, "", answer.correct)
             prompt = prompts[answer.sample_id]
-            self._rows.append(_Row(answer.sample_id, prompt, answer.reference, (verdict,), answer.kind))
+            row = _Row(answer.sample_id, prompt, answer.reference, (verdict,), answer.kind)
+            self._rows.append(row)
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the table and the pictures."""
-        rows, self._rows = processes.of_all_processes(self._rows), []
+        rows, self._rows = processes.gather_rows(self._rows), []
         if not rows or not trainer.is_global_zero:
             return
-        samples = {sample.id: sample for sample in trainer_state.samples(trainer)}
+        samples = {sample.id: sample for sample in trainer_state.evaluated_split(trainer)}
         by_id = {row.sample_id: row for row in rows}
         ordered = [by_id[sample_id] for sample_id in samples if sample_id in by_id]
-        columns = list(rows[0].named_cells())
         module = trainer_state.mllm(pl_module)
         path = trainer_state.evaluation_dir(trainer, module) / "predictions.csv"
-        write_rows(path, columns, [row.named_cells().values() for row in ordered])
-
+        columns = list(rows[0].cells_by_column())
+        write_rows(path, columns, (row.cells_by_column().values() for row in ordered))
         shown = [row for row in ordered if samples[row.sample_id].images][: self.images]
-        if not shown:
-            return
-        pictures = [trainer_state.picture(trainer, samples[row.sample_id], _SHEET_PIXELS) for row in shown]
-        table = [
-            {"image": picture, "prompt": row.prompt, **row.named_cells()}
-            for picture, row in zip(pictures, shown, strict=True)
-        ]
-        key = f"predictions/{module.stage_name}"
-        log_table(trainer.loggers, key, list(table[0]), [list(cells.values()) for cells in table], module.trained_steps)
-        if not trainer.testing:
-            return
-        captions = [Caption(row.prompt, row.target, row.verdicts) for row in shown]
-        sheet = prediction_sheet(pictures, captions, path.with_suffix(".png"), title=path.parent.name)
-        log_image(trainer.loggers, f"{key}/sheet", sheet, module.trained_steps)
+        if shown:
+            _show(trainer, module, shown, samples, path)
 
     on_test_end = on_validation_end
 
 
+def _show(
+    trainer: L.Trainer,
+    module: MLLMModule,
+    rows: Sequence[_Row],
+    samples: Mapping[str, Sample],
+    path: Path,
+) -> None:
+    """Log rows with their pictures; draw them beside the CSV file, `path`, if this is a test."""
+    pictures, table = [], []
+    for row in rows:
+        sample = samples[row.sample_id]
+        picture = features.picture_thumbnail(trainer, sample, _SHEET_PIXELS)
+        pictures.append(picture)
+        table.append({"image": picture, "prompt": row.prompt, **row.cells_by_column()})
+    key, step = f"predictions/{module.stage_name}", module.trained_steps
+    cells = [list(named.values()) for named in table]
+    log_table(trainer.loggers, key, list(table[0]), cells, step)
+    if trainer.testing:
+        captions = [Caption(row.prompt, row.target, row.verdicts) for row in rows]
+        output = path.with_suffix(".png")
+        sheet = prediction_sheet(pictures, captions, output, title=path.parent.name)
+        log_image(trainer.loggers, f"{key}/sheet", sheet, step)
+
+
 def _labelled_rows(
-    prompts: Mapping[str, str], targets: Sequence[int], labels: LabelSet, predictions: Mapping[str, Predictions]
+    prompts: Mapping[str, str],
+    targets: Sequence[int],
+    labels: LabelSet,
+    predictions: Mapping[str, Predictions],
 ) -> Iterator[_Row]:
-    for index, ((sample_id, prompt), target) in enumerate(zip(prompts.items(), targets, strict=True)):
+    """Yield a row per sample with the class that each scorer predicts."""
+    for index, (sample_id, prompt) in enumerate(prompts.items()):
+        target = targets[index]
         verdicts = []
-        for scorer, said in predictions.items():
-            predicted = int(said.predicted[index])
+        for scorer, found in predictions.items():
+            predicted = int(found.predicted[index])
             name = labels.names[predicted] if predicted >= 0 else ""
-            verdicts.append(Verdict(scorer, said.answers[index], name, correct=predicted == target))
+            correct = predicted == target
+            verdicts.append(Verdict(scorer, found.answers[index], name, correct=correct))
         yield _Row(sample_id, prompt, labels.names[target], tuple(verdicts))

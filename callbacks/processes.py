@@ -1,4 +1,4 @@
-"""Rows of all processes."""
+"""Collects what the processes of a distributed run found."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch.distributed as dist
 Row = TypeVar("Row")
 
 
-def of_all_processes(rows: list[Row]) -> list[Row]:
-    """Return the rows of this process, then those of the next one, and so on; each process gets all."""
+def gather_rows(rows: list[Row]) -> list[Row]:
+    """Return the rows of all processes, in the order of their ranks; each process gets all."""
     if not (dist.is_available() and dist.is_initialized()):
         return rows
-    gathered: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, rows)
-    return [row for part in gathered for row in part]
+    parts: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, rows)
+    gathered: list[Row] = []
+    for part in parts:
+        gathered += part
+    return gathered

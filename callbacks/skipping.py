@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 class SkipComputations(L.Callback):
-    """Lets the model skip computations in each training step and, unless it is said otherwise, each evaluation.
+    """Lets the model skip computations in each training step and, by default, each evaluation.
 
-    What is trained learns to do without what is skipped, as in "Skipping Computations in Multimodal LLMs" (Shukor and
-    Cord, 2024, arXiv 2410.09454). Of a sample the same tokens are skipped in each epoch, in whatever micro-batch it
-    is. Analyses and probes see the whole model. Weights that no token comes by get no gradient: DDP has to be told,
-    with `trainer.strategy: ddp_find_unused_parameters_true`.
+    The trained weights learn to do without the skipped computations, as in "Skipping Computations
+    in Multimodal LLMs" (Shukor and Cord, 2024, arXiv 2410.09454). A sample skips the same tokens
+    in each epoch and in any micro-batch. Analyses and probes use the whole model. Weights that no
+    token passes get no gradient; DDP needs `trainer.strategy: ddp_find_unused_parameters_true`.
 
     ```yaml
     trainer:
@@ -34,45 +34,49 @@ class SkipComputations(L.Callback):
     ```
 
     Args:
-        skip: What is skipped.
-        in_evaluation: Whether validation and test skip it too.
+        skip: Which computations are skipped, and for which tokens.
+        in_evaluation: Whether validation and test skip them too.
 
     Raises:
-        ConfigError: At the start of a run: the model can't skip it, see `skipping`.
+        ConfigError: The model can't skip this, see `skipping`. Raised at the start of a run.
     """
 
     def __init__(self, skip: Skip, *, in_evaluation: bool = True) -> None:
         self.skip, self.in_evaluation = skip, in_evaluation
-        self._batches, self._acts = 0, False  # that should skip, and whether a token of any did
+        self._batches = 0  # that should skip
+        self._has_skipped = False  # a token of any of them
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let training skip, and its validations."""
-        self._put_in(trainer, pl_module)
+        self._install(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a validation skip."""
-        self._put_in(trainer, pl_module)
+        self._install(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a test skip."""
-        self._put_in(trainer, pl_module)
+        self._install(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the module as it was; say so if nothing was skipped."""
-        if self._batches and not self._acts:
+        """Leave the module as it was; warn if nothing was skipped."""
+        if self._batches and not self._has_skipped:
             logger.warning(
-                "SkipComputations skipped nothing in any of %d batches: a share of %s of their %s tokens is less than "
-                "one token.",
-                *(self._batches, self.skip.share, self.skip.tokens),
+                "SkipComputations skipped nothing in any of %d batches: a share of %s of their %s "
+                "tokens is less than one token.",
+                self._batches,
+                self.skip.share,
+                self.skip.tokens,
             )
-        self._batches, self._acts = 0, False
+        self._batches, self._has_skipped = 0, False
         trainer_state.mllm(pl_module).adapted.edit = None
 
-    def _put_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _install(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the module enter the skip for every batch."""
         if not self.in_evaluation and trainer.state.fn != TrainerFn.FITTING:
             return
         adapted = trainer_state.mllm(pl_module).adapted
-        with adapted.autocast(pl_module.device.type):  # weights of several precisions go together there only
+        with adapted.autocast(pl_module.device.type):  # mixed precisions need autocast
             check_skip(adapted.backbone, self.skip)
 
         def edit(backbone: Backbone, batch: MultimodalBatch) -> AbstractContextManager[None]:
@@ -80,7 +84,7 @@ class SkipComputations(L.Callback):
                 return nullcontext()
             tokens = SampleTokens.of(batch)
             self._batches += 1
-            self._acts = self._acts or not skips_nothing(tokens, self.skip)
+            self._has_skipped = self._has_skipped or not skips_nothing(tokens, self.skip)
             return skipped(backbone, tokens, self.skip)
 
         adapted.edit = edit

@@ -1,4 +1,4 @@
-"""Says how fast the training is and how much memory it takes."""
+"""Logs how fast the training is and how much memory it takes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MEBIBYTE = 2**20
 
 
 class Throughput(L.Callback):
-    """Logs samples/s, tokens/s (real tokens, over all processes) and peak memory in MiB.
+    """Logs samples/s, tokens/s (without padding, over all processes) and peak memory in MiB.
 
-    The clock stands still during validation. On a GPU the numbers are right without a wait at each step: a wait at the
-    end of the window, for the token count, is enough.
+    Time spent in validation does not count. On a GPU the numbers are right without waiting for the
+    device at each step: reading the token count at the end of the window waits once.
 
     Args:
         every_n_steps: Length of the window, in batches, over which the rates are averaged.
@@ -35,7 +35,11 @@ class Throughput(L.Callback):
         self._tokens = torch.zeros((), dtype=torch.int64)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: MultimodalBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: MultimodalBatch,
+        batch_idx: int,
     ) -> None:
         """Start a window, unless one is open."""
         if self._started is None:
@@ -43,7 +47,12 @@ class Throughput(L.Callback):
             self._started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MultimodalBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: MultimodalBatch,
+        batch_idx: int,
     ) -> None:
         """Count the batch, and log at the end of the window."""
         self._batches += 1
@@ -59,19 +68,23 @@ class Throughput(L.Callback):
             ("throughput/peak_mib", "peak MiB", peak_memory(pl_module.device), "max"),
         )
         for key, short, value, over_processes in measured:
-            options: dict[str, Any] = {"batch_size": len(batch), "sync_dist": True, "reduce_fx": over_processes}
+            options: dict[str, Any] = {
+                "batch_size": len(batch),
+                "sync_dist": True,
+                "reduce_fx": over_processes,
+            }
             pl_module.log(key, value, **options)
             pl_module.log(short, value, prog_bar=True, logger=False, **options)
         self._restart()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop the open window: its clock would count the validation."""
+        """Drop the open window, which would include the validation."""
         self._restart()
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the most memory, in MiB, that was in use so far: on the GPU, or resident in this process."""
+    """Return the peak memory so far in MiB: allocated on a GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MEBIBYTE
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / _MEBIBYTE if sys.platform == "darwin" else peak / 1024  # bytes there, KiB on Linux
+    return peak / _MEBIBYTE if sys.platform == "darwin" else peak / 1024  # bytes or KiB

@@ -1,6 +1,6 @@
-"""The test-bed: a small visual world with exact truth, and a small LLaVA that was trained in it.
+"""The test-bed: a small visual world with exact truth, and a small LLaVA trained in it.
 
-Nothing here needs Lightning but the DataModules (`datamodules.py`, `domains/datamodule.py`).
+Only the DataModules need Lightning (`datamodules.py`, `domains/datamodule.py`).
 """
 
 from __future__ import annotations

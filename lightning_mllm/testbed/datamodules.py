@@ -1,4 +1,4 @@
-"""The world as DataModules: the training material of each stage."""
+"""The world as DataModules: conversations to train on, and questions to test with."""
 
 from __future__ import annotations
 
@@ -11,38 +11,41 @@ from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.testbed.language import conversations as talk
-from lightning_mllm.testbed.language.gqa import referred
+from lightning_mllm.testbed.language import conversations
+from lightning_mllm.testbed.language.conversations import Exchange
+from lightning_mllm.testbed.language.gqa import find_referred
 from lightning_mllm.testbed.training.exams import PARTS, ExamQuestion, Part, examination
 from lightning_mllm.testbed.world.canvas import draw_image
 from lightning_mllm.testbed.world.draws import Draw
-from lightning_mllm.testbed.world.scenes import SIDE, Scene, draw_scene
+from lightning_mllm.testbed.world.scenes import SIDE, Scene, SceneObject, draw_scene
 from lightning_mllm.types import Box, LazyImage, Options, Sample
 
 Material = Literal["text", "pictures"]
 
 
-def picture(scene: Scene, *, blind: bool = False) -> LazyImage:
-    """Return a scene's picture, or only its ground and noise."""
-    return LazyImage((SIDE, SIDE), partial(draw_image, replace(scene, objects=()) if blind else scene))
+def make_picture(scene: Scene, *, blind: bool = False) -> LazyImage:
+    """Return a scene's picture, drawn when needed; if `blind`, only its ground and noise."""
+    drawn = replace(scene, objects=()) if blind else scene
+    return LazyImage((SIDE, SIDE), partial(draw_image, drawn))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationMaker:
-    """Makes the conversations of a split: plain data, so that worker processes can take it along.
+    """Makes the conversations of a split; it is plain data, so that worker processes can copy it.
 
     Attributes:
-        split: The split.
-        material: What stands in front: a scene's picture, or the scene's facts in words.
-        objects: Least and most objects in a scene.
+        split: Split of the conversations.
+        material: Whether a conversation begins with the scene's picture or its facts in words.
+        objects: Least and greatest number of objects in a scene.
         captioned: Share of the conversations that have a caption.
-        lookups: Requests per conversation for all that is known of one object.
-        questions: Questions per conversation.
-        emphasis: Turns of the hard types of questions for one of the others.
-        mixed: Whether anything can come first; else a caption comes first, then the requests, then the questions.
+        lookups: Number of requests per conversation for all facts about one object.
+        questions: Number of questions per conversation.
+        emphasis: How many times as often a hard type of question is asked as another.
+        mixed: Whether the order is random; else a caption comes first, then the requests, then the
+            questions.
         repeated: Share of the text conversations that only repeat words.
-        foreign: Share of the conversations with words to repeat that the world does not need: names of digits and of
-            the domains' classes, so that they can be said.
+        foreign: Share of the conversations that repeat words that the world does not need, so that
+            the model can say them: names of digits and of the domains' classes.
         world_seed: Seed of the scenes.
     """
 
@@ -59,51 +62,57 @@ class ConversationMaker:
     world_seed: int
 
     def __call__(self, index: int) -> Sample:
-        """Make the sample of an index."""
+        """Make the sample with this index."""
         key = f"{self.world_seed}/{self.split}/{self.material}/{index}"
         draw = Draw("conversation", key)
         scene = draw_scene(key, objects=self.objects)
         if self.material == "text":
             if draw.happens(self.repeated):
-                return Sample(id=key, conversation=talk.turns(talk.repetition(draw)))
-            exchanges = talk.with_notes(scene, self._exchanges(scene, draw), draw)
-            return Sample(id=key, conversation=talk.turns(exchanges))
-        exchanges = self._exchanges(scene, draw)
-        return Sample(id=key, images=[picture(scene)], conversation=talk.turns(exchanges, images=1))
+                exchanges = conversations.repeat_words(draw)
+            else:
+                asked = self._make_exchanges(scene, draw)
+                exchanges = conversations.add_notes(scene, asked, draw)
+            return Sample(id=key, conversation=conversations.write_turns(exchanges))
+        turns = conversations.write_turns(self._make_exchanges(scene, draw), images=1)
+        return Sample(id=key, images=[make_picture(scene)], conversation=turns)
 
-    def _exchanges(self, scene: Scene, draw: Draw) -> list[talk.Exchange]:
-        exchanges = talk.description(scene) if draw.happens(self.captioned) else []
-        exchanges += talk.lookups(scene, draw, self.lookups)
-        exchanges += talk.questions(scene, draw, self.questions, emphasis=self.emphasis)
+    def _make_exchanges(self, scene: Scene, draw: Draw) -> list[Exchange]:
+        exchanges = conversations.ask_caption(scene) if draw.happens(self.captioned) else []
+        exchanges += conversations.ask_lookups(scene, draw, self.lookups)
+        exchanges += conversations.ask_questions(
+            scene, draw, self.questions, emphasis=self.emphasis
+        )
         if self.foreign and draw.happens(self.foreign):
-            exchanges += talk.foreign_words(draw)
+            exchanges += conversations.repeat_foreign_words(draw)
         if self.mixed:
             exchanges = draw.shuffled(exchanges)
-        return exchanges or talk.description(scene)
+        return exchanges or conversations.ask_caption(scene)
 
 
 class WorldConversations(MLLMDataModule):
-    """Conversations about scenes, made up as they are needed: what the stages of the model are trained on.
+    """Conversations about scenes, made when needed: the training data of the model's stages.
 
     Args:
-        material: What stands in front: a scene's picture, or the scene's facts in words.
+        material: Whether a conversation begins with the scene's picture ("pictures") or its facts
+            in words ("text").
         scenes: Number of training scenes.
         val_scenes: Number of validation scenes.
         test_scenes: Number of test scenes.
-        objects: Least and most objects in a scene.
+        objects: Least and greatest number of objects in a scene.
         captioned: Share of the conversations that have a caption.
-        lookups: Requests per conversation for all that is known of one object.
-        questions: Questions per conversation.
-        emphasis: Turns of the hard types of questions for one of the others.
-        mixed: Whether anything can come first; else a caption comes first, then the requests, then the questions.
+        lookups: Number of requests per conversation for all facts about one object.
+        questions: Number of questions per conversation.
+        emphasis: How many times as often a hard type of question is asked as another.
+        mixed: Whether the order is random; else a caption comes first, then the requests, then the
+            questions.
         repeated: Share of the text conversations that only repeat words.
-        foreign: Share of the conversations with words to repeat that the world does not need: names of digits and of
-            the domains' classes, so that they can be said.
+        foreign: Share of the conversations that repeat words that the world does not need, so that
+            the model can say them: names of digits and of the domains' classes.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
 
     Raises:
-        ConfigError: An option has a value that it can't have.
+        ConfigError: An option has an invalid value.
     """
 
     def __init__(
@@ -126,15 +135,25 @@ class WorldConversations(MLLMDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if material not in get_args(Material):
-            raise ConfigError(f"material is {material!r}; it can be {' or '.join(map(repr, get_args(Material)))}.")
-        for option, share in {"captioned": captioned, "repeated": repeated, "foreign": foreign}.items():
+            choices = " or ".join(map(repr, get_args(Material)))
+            raise ConfigError(f"material is {material!r}; it can be {choices}.")
+        shares = {"captioned": captioned, "repeated": repeated, "foreign": foreign}
+        for option, share in shares.items():
             if not 0 <= share <= 1:
-                raise ConfigError(f"{option} is a share of the conversations, from 0 to 1, not {share}.")
-        for option, count, least in (("lookups", lookups, 0), ("questions", questions, 0), ("emphasis", emphasis, 1)):
-            if count < least:
-                raise ConfigError(f"{option} must be at least {least}, not {count}.")
-        self.counts: dict[Split, int] = {"train": scenes, "val": val_scenes, "test": test_scenes}
-        check_counts(self.counts, {"train": "scenes", "val": "val_scenes", "test": "test_scenes"})
+                raise ConfigError(
+                    f"{option} is a share of the conversations, from 0 to 1, not {share}."
+                )
+        numbers = (("lookups", lookups, 0), ("questions", questions, 0), ("emphasis", emphasis, 1))
+        for option, number, least in numbers:
+            if number < least:
+                raise ConfigError(f"{option} must be at least {least}, not {number}.")
+        self.counts = check_counts(
+            {
+                "train": ("scenes", scenes),
+                "val": ("val_scenes", val_scenes),
+                "test": ("test_scenes", test_scenes),
+            }
+        )
         self._makers = {
             split: ConversationMaker(
                 split=split,
@@ -157,32 +176,37 @@ class WorldConversations(MLLMDataModule):
         return LazySamples(self.counts[split], self._makers[split])
 
 
-def check_counts(counts: Mapping[Split, int], options: Mapping[Split, str]) -> None:
-    """Refuse splits without samples.
+def check_counts(options: Mapping[Split, tuple[str, int]]) -> dict[Split, int]:
+    """Return the number of samples of each split; refuse splits without samples.
+
+    Args:
+        options: Split -> name and value of the option that sets its number of samples.
 
     Raises:
-        ConfigError: There is one; the message names its option.
+        ConfigError: A split has no samples; the message names its option.
     """
-    for split, count in counts.items():
+    for option, count in options.values():
         if count < 1:
             raise ConfigError(
-                f"{options[split]} is {count}: each split needs a sample. Set it to 1 or more; to leave a split out of "
-                "a run, limit its batches, e.g. --trainer.limit_val_batches 0."
+                f"{option} is {count}: each split needs a sample. Set it to 1 or more; to leave a "
+                "split out of a run, limit its batches, e.g. --trainer.limit_val_batches 0."
             )
+    return {split: count for split, (_, count) in options.items()}
 
 
 class WorldQuestions(MLLMDataModule):
-    """Single questions about scenes, scored by exact match per kind: how the test-bed's models are judged.
+    """Single questions about scenes, scored by exact match per kind, to test the models.
 
-    Kinds are part, type and wording, e.g. "seen/ChooseAttr/0", or "presence/popular". Questions of the six types have
-    the boxes and options that they would have in a task file (`gqa.py`), and the scene's other objects as distractors;
-    boxes only where the picture shows the scene.
+    A kind is part, type and wording, e.g. "seen/ChooseAttr/0", or "presence/popular". Questions of
+    the six types have the boxes and options of a task file (`gqa.py`), and the scene's other
+    objects as distractors. They have boxes only where the picture shows the scene.
 
     Args:
-        parts: What is asked, see `examination`.
-        per_kind: Test questions of each kind; a multiple of 12 balances all answers.
-        val_per_kind: Validation questions of each kind.
-        train_per_kind: Training questions of each kind; the test-bed's models are trained on `WorldConversations`.
+        parts: Parts of the examination, see `examination`.
+        per_kind: Number of test questions per kind; a multiple of 12 balances all answers.
+        val_per_kind: Number of validation questions per kind.
+        train_per_kind: Number of training questions per kind. The test-bed's own models are trained
+            on `WorldConversations`.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
 
@@ -201,38 +225,57 @@ class WorldQuestions(MLLMDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if unknown := set(parts) - set(PARTS):
+        unknown = set(parts) - set(PARTS)
+        if unknown:
             raise ConfigError(f"parts has {sorted(unknown)}; there are {', '.join(PARTS)}.")
         self.parts = tuple(parts)
-        self.counts: dict[Split, int] = {"train": train_per_kind, "val": val_per_kind, "test": per_kind}
-        check_counts(self.counts, {"train": "train_per_kind", "val": "val_per_kind", "test": "per_kind"})
+        self.counts = check_counts(
+            {
+                "train": ("train_per_kind", train_per_kind),
+                "val": ("val_per_kind", val_per_kind),
+                "test": ("per_kind", per_kind),
+            }
+        )
         self.world_seed = world_seed
 
     def load(self, split: Split) -> Sequence[Sample]:
-        """Return the questions of a split, the kinds taking turns: the first batches have some of each."""
+        """Return the questions of a split, the kinds in turn: the first batches have all kinds."""
         per_kind = self.counts[split]
-        samples = [
-            _question_sample(question, part)
-            for part in self.parts
-            for question in examination(part, per_kind, seed=self.world_seed, split=split)
-        ]
-        return [sample for turn in range(per_kind) for sample in samples[turn::per_kind]]
+        samples: list[Sample] = []
+        for part in self.parts:
+            for question in examination(part, per_kind, seed=self.world_seed, split=split):
+                samples.append(_make_sample(question, part))
+        in_turn: list[Sample] = []
+        for first in range(per_kind):
+            in_turn += samples[first::per_kind]
+        return in_turn
 
 
-def _question_sample(question: ExamQuestion, part: Part) -> Sample:
-    exchanges, asked = [(question.text, question.answer)], question.question
-    options = Options(question.answer, asked.other_option) if asked and asked.other_option else None
+def _make_sample(question: ExamQuestion, part: Part) -> Sample:
+    """Return an exam question as a sample of the data."""
+    asked, scene = question.question, question.scene
+    options = None
+    if asked and asked.other_option:
+        options = Options(question.answer, asked.other_option)
+    exchanges = [(question.text, question.answer)]
     if part == "text":
-        exchanges = talk.with_notes(question.scene, exchanges, Draw("notes", question.id))
-        return Sample(id=question.id, kind=question.kind, conversation=talk.turns(exchanges), options=options)
-    shown = asked if part != "blind" else None
-    things = [thing for _, thing in referred(shown, question.scene) if thing] if shown else []
-    others = [thing for thing in question.scene.objects if thing not in things] if shown else []
+        exchanges = conversations.add_notes(scene, exchanges, Draw("notes", question.id))
+        return Sample(
+            id=question.id,
+            kind=question.kind,
+            conversation=conversations.write_turns(exchanges),
+            options=options,
+        )
+    things: list[SceneObject] = []
+    others: list[SceneObject] = []
+    if asked and part != "blind":
+        things = [thing for _, thing in find_referred(asked, scene) if thing]
+        others = [thing for thing in scene.objects if thing not in things]
     return Sample(
         id=question.id,
         kind=question.kind,
-        images=[picture(question.scene, blind=part == "blind")],
-        conversation=talk.turns(exchanges, images=1),
+        images=[make_picture(scene, blind=part == "blind")],
+        conversation=conversations.write_turns(exchanges, images=1),
         boxes=[Box(*thing.box) for thing in things],
         distractors=[Box(*thing.box) for thing in others],
         options=options,

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from lightning_mllm.callbacks.evaluation_report import kinds_table, per_class, per_kind, scores_table
+from lightning_mllm.callbacks.scores import kinds_table, per_class, per_kind, scores_table
 from lightning_mllm.evaluation import AnswerResult, AnswerScore, ClassificationResult
 from tests.callbacks.conftest import EVALUATED, Study
 

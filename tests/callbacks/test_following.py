@@ -1,4 +1,4 @@
-"""Options of the callbacks that follow the features, in fits of a few steps, and what they refuse at the start."""
+"""Options of the feature callbacks in fits of a few steps, and what they refuse at the start."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_full_disk_ends_the_run_with_the_name_of_the_file(
 def test_options_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="points, each once; found post-mean, post-mean"):
         ProbeEachEpoch(points=[Point("post"), Point("post")])
-    with pytest.raises(ConfigError, match=r"probes, each once; found mlp, mlp\. A probe's label"):
+    with pytest.raises(ConfigError, match=r"probes, each once; found mlp, mlp\. Give two probes of one kind different"):
         ProbeEachEpoch(probes=[MLPProbe(), MLPProbe(control=True)])
     with pytest.raises(ConfigError, match="seeds, each once; found none"):
         ProbeEachEpoch(seeds=[])
@@ -147,7 +147,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
         ProbeEachEpoch(seeds=[1, 0, 1])
     with pytest.raises(ConfigError, match="every_n_epochs must be at least 1, not 0"):
         ProbeEachEpoch(every_n_epochs=0)
-    with pytest.raises(ConfigError, match="halves 0 or more, not -1"):
+    with pytest.raises(ConfigError, match="halves must be at least 0, not -1"):
         ProbeEachEpoch(halves=-1)
     with pytest.raises(ConfigError, match="one point or more"):
         SaveFeatures(points=[])

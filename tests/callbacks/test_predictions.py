@@ -65,7 +65,7 @@ def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
     row = predictions._Row("a", "What?", "zero", (Verdict("likelihood", "zero", "zero", True),))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        assert processes.of_all_processes([row]) == [row]
+        assert processes.gather_rows([row]) == [row]
     finally:
         dist.destroy_process_group()
-    assert processes.of_all_processes([row]) == [row]
+    assert processes.gather_rows([row]) == [row]

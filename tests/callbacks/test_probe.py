@@ -1,4 +1,4 @@
-"""The callbacks that follow the features, in short real fits; one has W&B offline and its run file is read back."""
+"""The feature callbacks in short real fits; one has W&B offline and its run file is read."""
 
 from __future__ import annotations
 

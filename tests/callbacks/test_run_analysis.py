@@ -136,7 +136,7 @@ def test_data_for_another_checkpoint_are_refused_at_set_up(
 ) -> None:
     callback = RunAnalysis(lens(), data=Questions(checkpoint=tiny_llava_next))
 
-    with pytest.raises(ConfigError, match=r"Questions is written out for .* Give these data the model's checkpoint"):
+    with pytest.raises(ConfigError, match=r"Questions is prepared for .* Give these data the model's checkpoint"):
         make_run(tiny_llava, tmp_path, [callback]).fit()
 
 

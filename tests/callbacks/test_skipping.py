@@ -98,8 +98,8 @@ def test_weights_that_no_token_comes_by_stay(tiny_llava: str) -> None:
 def test_a_fit_that_skips_no_token_is_told(tiny_llava: str, caplog: pytest.LogCaptureFixture) -> None:
     after_a_step(tiny_llava, Skip(share=0.001))
 
-    message = "SkipComputations skipped nothing in any of 1 batches: a share of 0.001 of their perceptual tokens"
-    assert message in caplog.text
+    assert "SkipComputations skipped nothing in any of 1 batches" in caplog.text
+    assert "a share of 0.001 of their perceptual tokens" in caplog.text
 
 
 @pytest.mark.parametrize("in_evaluation", [False, True])

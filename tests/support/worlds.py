@@ -27,7 +27,7 @@ def scenes(count: int, pairs: Pairs = "seen", objects: tuple[int, int] = (1, 5))
 
 
 def questions(count: int, pairs: Pairs = "seen") -> Iterator[tuple[Scene, Question]]:
-    """Ask each wording of each type about `count` scenes; not all of them have something to ask about."""
+    """Ask each wording of each type about `count` scenes, where there is something to ask."""
     for type in QuestionType:
         for wording in range(len(WORDINGS[type])):
             for scene in scenes(count, pairs):
@@ -41,8 +41,8 @@ def fingerprint() -> str:
     digest = hashlib.sha256()
     for scene in scenes(8) + scenes(8, "held_out"):
         draw = Draw("fingerprint", scene.id)
-        exchanges = [*talk.questions(scene, draw, 8), *talk.lookups(scene, draw, 4), *talk.repetition(draw)]
-        said = talk.with_notes(scene, exchanges, draw)
+        exchanges = [*talk.ask_questions(scene, draw, 8), *talk.ask_lookups(scene, draw, 4), *talk.repeat_words(draw)]
+        said = talk.add_notes(scene, exchanges, draw)
         digest.update(repr((scene, scene.graph(), caption(scene), said)).encode())
         digest.update(draw_image(scene).tobytes())
     parts: tuple[Part, ...] = ("seen", "held_out", "presence")

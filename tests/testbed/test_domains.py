@@ -17,18 +17,19 @@ from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
-from lightning_mllm.testbed.domains.brushes import coverage, smooth, stroke
 from lightning_mllm.testbed.domains.datamodule import Domain, DomainName
+from lightning_mllm.testbed.domains.fields import mark_stroke, smooth_noise
+from lightning_mllm.testbed.domains.painting import measure_coverage
 from lightning_mllm.testbed.world.canvas import SHAPE_MASKS, TEXTURE_MASKS
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.types import LazyImage
 from tests.support.datamodule_contract import DataModuleContract
 
 DOMAINS = {
-    "glyphs": (glyphs.CLASSES, glyphs.draw),
-    "textures": (textures.CLASSES, textures.draw),
-    "leaves": (leaves.CLASSES, leaves.draw),
-    "lesions": (lesions.CLASSES, lesions.draw),
+    "glyphs": (glyphs.CLASSES, glyphs.draw_glyph),
+    "textures": (textures.CLASSES, textures.draw_texture),
+    "leaves": (leaves.CLASSES, leaves.draw_leaf),
+    "lesions": (lesions.CLASSES, lesions.draw_lesion),
 }
 SHA256 = {  # over the pixels of one picture of each class, in order
     "glyphs": "f9ffeed752839958a87ddb345eb700629507f98b21b3c84a6a1098519985d4ef",
@@ -149,9 +150,9 @@ def test_pictures_need_no_lightning() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-class TestBrushes:
+class TestFields:
     def test_smooth_noise_stays_within_one_and_has_no_steps(self) -> None:
-        noise = smooth(Draw("noise"), 4, 8, fields=3, side=64)
+        noise = smooth_noise(Draw("noise"), 4, 8, fields=3, side=64)
 
         assert noise.shape == (3, 64, 64)
         assert abs(noise).max() <= 1
@@ -161,19 +162,19 @@ class TestBrushes:
     def test_a_stroke_covers_its_length_and_width(self) -> None:
         mask = np.zeros((256, 256), dtype=np.bool_)
 
-        stroke(mask, [(-10.0, 5.0), (10.0, 5.0)], 4.0, samples=4)
+        mark_stroke(mask, [(-10.0, 5.0), (10.0, 5.0)], 4.0, samples=4)
 
-        area = coverage(mask).sum() / 256
+        area = measure_coverage(mask).sum() / 256
         assert area == pytest.approx(20 * 4 + 3.14 * 4, rel=0.02)  # with round ends
-        assert coverage(mask)[:34].sum() == 0
+        assert measure_coverage(mask)[:34].sum() == 0
 
     def test_a_stroke_may_leave_the_picture(self) -> None:
         mask = np.zeros((128, 128), dtype=np.bool_)
 
-        stroke(mask, [(-90.0, 0.0), (-40.0, 0.0)], 2.0)
+        mark_stroke(mask, [(-90.0, 0.0), (-40.0, 0.0)], 2.0)
         assert not mask.any()
 
-        stroke(mask, [(0.0, 0.0), (90.0, 90.0)], 2.0)
+        mark_stroke(mask, [(0.0, 0.0), (90.0, 90.0)], 2.0)
         assert mask[-1, -1]
 
 
@@ -210,7 +211,10 @@ def histogram(images: NDArray[Any]) -> NDArray[Any]:
 
 
 def spectrum(images: NDArray[Any]) -> NDArray[Any]:
-    """Mean and spread of the amplitudes of each wavelength, of brightness and of red against blue: it has no place."""
+    """Mean and spread of the amplitudes of each wavelength, which tell nothing about places.
+
+    They are those of brightness, and of red minus blue.
+    """
     waves = np.fft.fftfreq(64) * 64
     length = np.hypot(waves[:, None], waves[None, :]).astype(int)
     found = []

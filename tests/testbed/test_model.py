@@ -65,7 +65,7 @@ def test_the_instructed_model_answers_each_wording(types: tuple[str, ...], least
         assert accuracy >= least or not kind.startswith(types), kind
 
 
-def test_the_instructed_model_carries_over_to_held_out_pairs_but_where_the_card_says_that_it_does_not() -> None:
+def test_the_instructed_model_carries_over_to_held_out_pairs_except_where_the_card_says() -> None:
     held_out = accuracies("instructed", "held_out")
     lost = {kind: accuracy - held_out[kind] for kind, accuracy in accuracies("instructed", "seen").items()}
 

@@ -1,1 +1,4 @@
-"""Procedural picture sets that stand in for the domains of a study: what they show, no scene of the world does."""
+"""Procedural picture sets that stand in for the domains of a study.
+
+They show nothing that a scene of the world shows.
+"""

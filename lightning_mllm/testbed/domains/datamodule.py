@@ -19,23 +19,25 @@ from lightning_mllm.types import LazyImage, Sample
 DomainName = Literal["glyphs", "textures", "leaves", "lesions"]
 
 _DOMAINS = {
-    "glyphs": (glyphs.CLASSES, glyphs.draw),
-    "textures": (textures.CLASSES, textures.draw),
-    "leaves": (leaves.CLASSES, leaves.draw),
-    "lesions": (lesions.CLASSES, lesions.draw),
+    "glyphs": (glyphs.CLASSES, glyphs.draw_glyph),
+    "textures": (textures.CLASSES, textures.draw_texture),
+    "leaves": (leaves.CLASSES, leaves.draw_leaf),
+    "lesions": (lesions.CLASSES, lesions.draw_lesion),
 }
-_KEPT = 4096  # pictures, of 12 kB: each is looked at in every epoch by the model, and by whatever follows its features
+_KEPT = 4096  # pictures of 12 kB in memory: each epoch uses them, and so does each probing callback
 
 
 class Domain(MLLMDataModule):
-    """Pictures of one domain with their classes, drawn when first needed; every split has all classes alike.
+    """Pictures of one domain with their classes, drawn when first needed.
+
+    Every split has equally many pictures of each class.
 
     Args:
-        name: Which domain; from easy to hard: "glyphs", "textures", "leaves", "lesions".
-        per_class: Training pictures of each class.
-        val_per_class: Validation pictures of each class.
-        test_per_class: Test pictures of each class.
-        domain_seed: Seed of the pictures; another one gives other pictures of the same classes.
+        name: Name of the domain; from easy to hard: "glyphs", "textures", "leaves", "lesions".
+        per_class: Number of training pictures per class.
+        val_per_class: Number of validation pictures per class.
+        test_per_class: Number of test pictures per class.
+        domain_seed: Seed of the pictures; another seed gives other pictures of the same classes.
         **kwargs: Options of `MLLMDataModule`.
 
     Raises:
@@ -56,23 +58,28 @@ class Domain(MLLMDataModule):
         if name not in _DOMAINS:
             raise ConfigError(f"There is no domain {name!r}. Choose one of {', '.join(_DOMAINS)}.")
         self.name: DomainName = name
-        self.counts: dict[Split, int] = {"train": per_class, "val": val_per_class, "test": test_per_class}
-        check_counts(self.counts, {"train": "per_class", "val": "val_per_class", "test": "test_per_class"})
+        self.counts = check_counts(
+            {
+                "train": ("per_class", per_class),
+                "val": ("val_per_class", val_per_class),
+                "test": ("test_per_class", test_per_class),
+            }
+        )
         self.domain_seed = domain_seed
 
     def load(self, split: Split) -> Sequence[Sample]:
-        """Return the pictures of a split, class after class within each round."""
+        """Return the pictures of a split: one of each class, then the next one of each class."""
         classes, _ = _DOMAINS[self.name]
         samples = []
         for index in range(self.counts[split]):
             key = f"{self.domain_seed}/{split}/{index}"
             for label in classes:
-                image = LazyImage((SIDE, SIDE), partial(_picture, self.name, label, key))
+                image = LazyImage((SIDE, SIDE), partial(_draw_picture, self.name, label, key))
                 samples.append(Sample(id=f"{self.name}/{key}/{label}", images=[image], label=label))
         return samples
 
 
 @lru_cache(maxsize=_KEPT)
-def _picture(name: DomainName, label: str, key: str) -> Image.Image:
+def _draw_picture(name: DomainName, label: str, key: str) -> Image.Image:
     _, draw = _DOMAINS[name]
     return draw(label, key)

@@ -1,36 +1,40 @@
 """Leaves of five plants, healthy or with one of four diseases: between easy and hard.
 
-A class is a plant (outline and margin) and a condition (what is on the blade). Place, size, turn, bend, veins and all
-colours are random, and say nothing about the class; the names only lend a plant's or a disease's looks.
+A class is a plant (outline and margin) and a condition (what is on the blade). Place, size, turn,
+bend, veins and all colours are random, and tell nothing about the class. The pictures only resemble
+the plants and diseases that the classes are named after.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from PIL import Image
 
-from lightning_mllm.testbed.domains.brushes import (
+from lightning_mllm.testbed.domains.fields import (
     SAMPLES,
-    Color,
     Field,
     Mask,
-    coverage,
-    finish,
-    fraction,
-    ground,
-    hour,
-    luma,
-    paint,
-    smooth,
-    specks,
-    stroke,
-    turn,
-    turned,
-    two_colors,
-    wave,
+    clock_point,
+    fractional_part,
+    mark_stroke,
+    parabola_wave,
+    random_turn,
+    scatter_specks,
+    smooth_noise,
+    turned_grid,
+)
+from lightning_mllm.testbed.domains.painting import (
+    Color,
+    add_noise,
+    contrasting_colors,
+    draw_ground,
+    measure_brightness,
+    measure_coverage,
+    paint_over,
 )
 from lightning_mllm.testbed.world.draws import Draw
 
@@ -40,11 +44,11 @@ class Plant:
     """What the blade of a plant looks like.
 
     Attributes:
-        width: Half of it, as a share of half the length.
-        slant: How far the blade is drawn back on both sides: 0.5 makes it a triangle, nearly.
-        teeth: Of one side.
-        depth: Of a cut between two teeth, as a share of the half width.
-        round: Whether the teeth are lobes.
+        width: Half of the width, as a share of half of the length.
+        slant: How far both sides of the blade are drawn back: with 0.5 it is nearly a triangle.
+        teeth: Number of teeth on one side.
+        depth: Depth of a cut between two teeth, as a share of half of the width.
+        round: Whether the teeth are round lobes.
     """
 
     width: float
@@ -56,16 +60,16 @@ class Plant:
 
 @dataclass(frozen=True)
 class Blade:
-    """A leaf on the canvas; fields are of samples, (n, n).
+    """A leaf on the canvas; fields have one value per sample, (n, n).
 
     Attributes:
-        u: Along the leaf, -1 at the stalk and 1 at the tip.
-        v: Across it, in the same unit.
-        inside: Where the blade is.
-        plant: Whose leaf it is.
-        length: Half of the leaf's, in pixels.
-        center: In pixels from the picture's centre.
-        angle: Cosine and sine of its turn.
+        u: Coordinate along the leaf, -1 at the stalk and 1 at the tip.
+        v: Coordinate across the leaf, in the same unit.
+        inside: Which samples are on the blade.
+        plant: Plant of the leaf.
+        length: Half of the leaf's length, in pixels.
+        center: Centre of the leaf, in pixels from the picture's centre.
+        angle: Cosine and sine of the angle by which the leaf is turned.
     """
 
     u: Field
@@ -86,54 +90,61 @@ PLANTS = {
 }
 
 
-def _blight(chance: Draw, blade: Blade) -> Mask:
-    """Dead from the tip or from one side on."""
-    reach = chance.between(-5, 30) / 100
-    edge = 0.35 * smooth(chance, 7, 7)[0]
-    aside = chance.happens(0.4)
-    place = blade.v * (chance.one((-1, 1)) / blade.plant.width) if aside else blade.u - 0.5 * reach
+def _draw_blight(draw: Draw, blade: Blade) -> Mask:
+    """Return a dead area that begins at the tip or at one side."""
+    reach = draw.between(-5, 30) / 100
+    edge = 0.35 * smooth_noise(draw, 7, 7)[0]
+    aside = draw.happens(0.4)
+    place = blade.v * (draw.one((-1, 1)) / blade.plant.width) if aside else blade.u - 0.5 * reach
     dead: Mask = place + edge > 0.5 * reach
     return dead
 
 
-def _mines(chance: Draw, blade: Blade) -> Mask:
-    """Trails that wind through the blade."""
+def _draw_mines(draw: Draw, blade: Blade) -> Mask:
+    """Return trails that wind through the blade."""
     mask = np.zeros(blade.u.shape, dtype=np.bool_)
     cosine, sine = blade.angle
+    left, top = blade.center
     for start in (-0.4, 0.35):
-        points, heading = [(start, 0.0)], chance.below(12)
-        bend = chance.one((-1, 1))
-        for _ in range(chance.between(7, 10)):
-            x, y = hour(heading)
-            points.append((points[-1][0] + 0.17 * x, points[-1][1] + 0.17 * y * min(1.0, 2 * blade.plant.width)))
-            bend = -bend if chance.happens(0.35) else bend
-            heading = (heading + bend * chance.between(1, 2)) % 12
-        placed = [
-            (
-                blade.center[0] + blade.length * (cosine * u - sine * v),
-                blade.center[1] + blade.length * (sine * u + cosine * v),
-            )
-            for u, v in points
-        ]
-        stroke(mask, placed, chance.between(16, 24) / 10)
+        trail = []
+        for u, v in _wind_trail(draw, start, min(1.0, 2 * blade.plant.width)):
+            x = left + blade.length * (cosine * u - sine * v)
+            y = top + blade.length * (sine * u + cosine * v)
+            trail.append((x, y))
+        mark_stroke(mask, trail, draw.between(16, 24) / 10)
     return mask
 
 
-def _rust(chance: Draw, blade: Blade) -> Field:
-    """Many tiny specks."""
-    cell = chance.between(32, 42) / 10 / blade.length
-    u, v = (field[::SAMPLES, ::SAMPLES] / cell for field in (blade.u, blade.v))  # their edges are soft enough
-    return specks(chance, u, v, (0.26, 0.34), 65)
+def _wind_trail(draw: Draw, start: float, narrow: float) -> list[tuple[float, float]]:
+    """Return the corners of a winding trail, in coordinates along and across the leaf."""
+    u, v = start, 0.0
+    points, heading = [(u, v)], draw.below(12)
+    bend = draw.one((-1, 1))
+    for _ in range(draw.between(7, 10)):
+        x, y = clock_point(heading)
+        u, v = u + 0.17 * x, v + 0.17 * y * narrow
+        points.append((u, v))
+        bend = -bend if draw.happens(0.35) else bend
+        heading = (heading + bend * draw.between(1, 2)) % 12
+    return points
 
 
-def _scab(chance: Draw, blade: Blade) -> Mask:
-    """A few ragged blotches."""
-    ragged = 0.7 * smooth(chance, 14, 14)[0]
+def _draw_rust(draw: Draw, blade: Blade) -> Field:
+    """Return many tiny specks."""
+    cell = draw.between(32, 42) / 10 / blade.length
+    u = blade.u[::SAMPLES, ::SAMPLES] / cell  # one sample per pixel: the specks have soft edges
+    v = blade.v[::SAMPLES, ::SAMPLES] / cell
+    return scatter_specks(draw, u, v, (0.26, 0.34), 65)
+
+
+def _draw_scab(draw: Draw, blade: Blade) -> Mask:
+    """Return a few ragged blotches."""
+    ragged = 0.7 * smooth_noise(draw, 14, 14)[0]
     mask = np.zeros(blade.u.shape, dtype=np.bool_)
-    for _ in range(chance.between(4, 6)):
-        radius = chance.between(32, 48) / 10 / blade.length
-        u = chance.between(-70, 60) / 100
-        v = blade.plant.width * (1 - u * u) * chance.between(-60, 60) / 100
+    for _ in range(draw.between(4, 6)):
+        radius = draw.between(32, 48) / 10 / blade.length
+        u = draw.between(-70, 60) / 100
+        v = blade.plant.width * (1 - u * u) * draw.between(-60, 60) / 100
         across, along = (blade.v - v) / radius, (blade.u - u) / radius
         mask |= across * across + along * along < 1 + ragged
     return mask
@@ -141,53 +152,57 @@ def _scab(chance: Draw, blade: Blade) -> Mask:
 
 CONDITIONS: dict[str, Callable[[Draw, Blade], Field | Mask] | None] = {
     "healthy": None,
-    "blight": _blight,
-    "mines": _mines,
-    "rust": _rust,
-    "scab": _scab,
+    "blight": _draw_blight,
+    "mines": _draw_mines,
+    "rust": _draw_rust,
+    "scab": _draw_scab,
 }
-_PARTS = {
-    f"healthy {plant}" if condition == "healthy" else f"{plant} {condition}": (plant, condition)
-    for plant in PLANTS
-    for condition in CONDITIONS
-}
+
+
+def _name_class(plant: str, condition: str) -> str:
+    return f"healthy {plant}" if condition == "healthy" else f"{plant} {condition}"
+
+
+_PARTS = {_name_class(*parts): parts for parts in product(PLANTS, CONDITIONS)}
 CLASSES: tuple[str, ...] = tuple(_PARTS)
 
 
-def draw(name: str, key: str) -> Image.Image:
+def draw_leaf(name: str, key: str) -> Image.Image:
     """Draw a leaf.
 
     Args:
-        name: One of `CLASSES`.
-        key: Seeds all that is random.
+        name: Class of the leaf, one of `CLASSES`.
+        key: Seed of all random choices.
     """
     plant, condition = _PARTS[name]
-    chance = Draw("leaves", name, key)
-    blade = _blade(chance, PLANTS[plant])
-    below, green = two_colors(chance, 55)
-    green = _leafy(chance, luma(green))
-    canvas = ground(chance, below, chance.between(10, 40), cells=5)
-    leaf = ground(chance, green, chance.between(5, 20))
-    vein = _shifted(chance, green, 28)
-    leaf = paint(leaf, vein, coverage(_veins(chance, blade)) * 3 // 4)
-    mark = CONDITIONS[condition]
-    if mark is not None:
-        leaf = paint(leaf, _shifted(chance, green, 60), coverage(mark(chance, blade)))
+    draw = Draw("leaves", name, key)
+    blade = _shape_blade(draw, PLANTS[plant])
+    soil, green = contrasting_colors(draw, 55)
+    green = _choose_leaf_color(draw, measure_brightness(green))
+    canvas = draw_ground(draw, soil, draw.between(10, 40), cells=5)
+    leaf = draw_ground(draw, green, draw.between(5, 20))
+    vein = _shift_brightness(draw, green, 28)
+    leaf = paint_over(leaf, vein, measure_coverage(_draw_veins(draw, blade)) * 3 // 4)
+    draw_marks = CONDITIONS[condition]
+    if draw_marks is not None:
+        color = _shift_brightness(draw, green, 60)
+        leaf = paint_over(leaf, color, measure_coverage(draw_marks(draw, blade)))
     stalk = (abs(blade.v) < 0.035) & (blade.u > -1.35) & (blade.u < 0)
-    canvas = paint(canvas, vein, coverage(stalk))
-    return finish(chance, paint(canvas, leaf, coverage(blade.inside)))
+    canvas = paint_over(canvas, vein, measure_coverage(stalk))
+    return add_noise(draw, paint_over(canvas, leaf, measure_coverage(blade.inside)))
 
 
-def _blade(chance: Draw, plant: Plant) -> Blade:
-    length = chance.between(225, 290) / 10
-    angle = turn(chance, 1.0)
-    angle = angle if chance.happens(0.5) else (-angle[0], -angle[1])
-    center = (chance.between(-50, 50) / 10, chance.between(-50, 50) / 10)
-    u, v = turned(angle, center, length)
-    v = v + chance.between(-14, 14) / 100 * (u * u - 0.3)
-    width = plant.width * chance.between(90, 110) / 100
-    place = plant.teeth * (u - 0.35 * abs(v)) + chance.below(100) / 100
-    cut = 0.5 + 0.5 * wave(place) if plant.round else fraction(place)
+def _shape_blade(draw: Draw, plant: Plant) -> Blade:
+    """Return a leaf of a plant at a random place, with a random turn and bend."""
+    length = draw.between(225, 290) / 10
+    angle = random_turn(draw, 1.0)
+    angle = angle if draw.happens(0.5) else (-angle[0], -angle[1])
+    center = (draw.between(-50, 50) / 10, draw.between(-50, 50) / 10)
+    u, v = turned_grid(angle, center, length)
+    v = v + draw.between(-14, 14) / 100 * (u * u - 0.3)
+    width = plant.width * draw.between(90, 110) / 100
+    place = plant.teeth * (u - 0.35 * abs(v)) + draw.below(100) / 100
+    cut = 0.5 + 0.5 * parabola_wave(place) if plant.round else fractional_part(place)
     across = v / (width * (1 - plant.depth * cut))
     along = u + plant.slant * abs(v)
     taper = 1 - 0.25 * u  # narrower towards the tip
@@ -195,21 +210,27 @@ def _blade(chance: Draw, plant: Plant) -> Blade:
     return Blade(u, v, along * along + across * across < 1, plant, length, center, angle)
 
 
-def _veins(chance: Draw, blade: Blade) -> Mask:
-    pairs = chance.between(28, 40) / 10
-    side = fraction(pairs * (blade.u - 0.8 * abs(blade.v))) < 0.16
+def _draw_veins(draw: Draw, blade: Blade) -> Mask:
+    pairs = draw.between(28, 40) / 10
+    side = fractional_part(pairs * (blade.u - 0.8 * abs(blade.v))) < 0.16
     return side | (abs(blade.v) < 0.03)
 
 
-def _leafy(chance: Draw, brightness: int) -> Color:
-    """Return a colour between green and autumn yellow of about a brightness."""
+def _choose_leaf_color(draw: Draw, brightness: int) -> Color:
+    """Return a colour between green and autumn yellow, of about this brightness."""
     bright = min(max(brightness, 60), 190)
-    red = bright * chance.between(50, 115) // 100
-    return red, bright * 118 // 100, bright * chance.between(25, 60) // 100
+    red = bright * draw.between(50, 115) // 100
+    return red, bright * 118 // 100, bright * draw.between(25, 60) // 100
 
 
-def _shifted(chance: Draw, shade: Color, step: int) -> Color:
+def _shift_brightness(draw: Draw, color: Color, step: int) -> Color:
     """Return a colour that is clearly darker or brighter."""
-    sign = -1 if luma(shade) > 150 else 1 if luma(shade) < 80 else chance.one((-1, 1))
-    red, green, blue = (channel + sign * step + chance.between(-15, 15) for channel in shade)
+    brightness = measure_brightness(color)
+    if brightness > 150:
+        sign = -1
+    elif brightness < 80:
+        sign = 1
+    else:
+        sign = draw.one((-1, 1))
+    red, green, blue = (channel + sign * step + draw.between(-15, 15) for channel in color)
     return red, green, blue

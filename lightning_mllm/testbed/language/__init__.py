@@ -1,1 +1,1 @@
-"""What is said about scenes: questions, answers, captions and conversations."""
+"""The texts about scenes: questions, answers, captions and conversations."""

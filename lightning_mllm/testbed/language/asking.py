@@ -1,7 +1,7 @@
 """Asks questions of the six types about a scene, with exact answers.
 
-Nothing in a question tells its answer: the wrong option is, where it can be, an attribute of another object of the
-scene, and what is said not to be there is made of what is.
+Nothing in a question tells its answer. The wrong option is an attribute of another object of the
+scene where possible, and absent things have the attributes of things that are there.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.language.candidates import (
-    fitting_pair,
-    named_pairs,
-    of_any_value,
-    side_of,
-    subjects,
-    wrong_value,
+    choose_object,
+    choose_pair,
+    choose_wrong_value,
+    find_side,
+    group_named_pairs,
+    list_subjects,
 )
 from lightning_mllm.testbed.language.questions import (
     CHOOSE_ATTR,
@@ -28,7 +28,7 @@ from lightning_mllm.testbed.language.questions import (
     Question,
     QuestionType,
 )
-from lightning_mllm.testbed.language.references import Reference, article, refer
+from lightning_mllm.testbed.language.references import Reference, add_article, refer
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.testbed.world.scenes import (
     Attribute,
@@ -38,27 +38,31 @@ from lightning_mllm.testbed.world.scenes import (
     relations,
 )
 
-_BOTH = 2  # the wording of LOGICAL_OBJ that asks for both
+_BOTH = 2  # index of the wording of LOGICAL_OBJ that asks for both things
 _SIDES = {"left": ("to the left of", "to the right of"), "above": ("above", "below")}
 _SHORT = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
-_TRIES = 8
+_TRIES = 8  # attempts to ask about a scene
 
 
 def ask(
-    type: QuestionType, scene: Scene, draw: Draw, pairs: Pairs = "seen", wording: int | None = None
+    type: QuestionType,
+    scene: Scene,
+    draw: Draw,
+    pairs: Pairs = "seen",
+    wording: int | None = None,
 ) -> Question | None:
     """Ask a question of a type about a scene.
 
     Args:
-        type: The task.
-        scene: What it is about.
-        draw: Chooses objects, wording and options.
-        pairs: With "seen", no pair of colour and shape in `HELD_OUT` is mentioned, even as a wrong option; with
-            "held_out", the question is about an object of such a pair.
-        wording: Which wording; by default any.
+        type: Type of the question.
+        scene: Scene that the question is about.
+        draw: Random choices of objects, wording and options.
+        pairs: With "seen", no pair of colour and shape in `HELD_OUT` is mentioned, not even as a
+            wrong option. With "held_out", the question is about an object with such a pair.
+        wording: Index of the wording; by default a random one.
 
     Returns:
-        The question; None if the scene has nothing to ask it about.
+        The question; None if the scene has nothing that this type can ask about.
 
     Raises:
         ConfigError: There is no such wording.
@@ -68,13 +72,14 @@ def ask(
         QuestionType.CHOOSE_CAT: _choose_category,
         QuestionType.CHOOSE_REL: _choose_relation,
         QuestionType.COMPARE_ATTR: _compare_attributes,
-        QuestionType.LOGICAL_OBJ: _logical,
+        QuestionType.LOGICAL_OBJ: _combine_objects,
         QuestionType.QUERY_ATTR: _query_attribute,
     }
-    if wording is not None and not 0 <= wording < len(WORDINGS[type]):
-        raise ConfigError(f"{type} has no wording {wording}; there are 0 to {len(WORDINGS[type]) - 1}.")
+    count = len(WORDINGS[type])
+    if wording is not None and not 0 <= wording < count:
+        raise ConfigError(f"{type} has no wording {wording}; there are 0 to {count - 1}.")
     for _ in range(_TRIES):
-        chosen = draw.below(len(WORDINGS[type])) if wording is None else wording
+        chosen = draw.below(count) if wording is None else wording
         question = makers[type](scene, draw, pairs, chosen)
         if question is not None:
             return question
@@ -86,35 +91,42 @@ _Maker = Callable[[Scene, Draw, Pairs, int], Question | None]
 
 def _choose_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
     attribute: Attribute = draw.one(("color", "size", "texture"))
-    thing = of_any_value(scene, attribute, draw, pairs)
+    thing = choose_object(scene, attribute, draw, pairs)
     if thing is None:
         return None
     reference = refer(scene, thing, draw, hidden=[attribute])
     if reference is None:
         return None
-    answer, wrong = thing.value(attribute), wrong_value(scene, thing, attribute, draw, pairs)
-    options = _either([answer, wrong], draw)
+    answer = thing.value(attribute)
+    wrong = choose_wrong_value(scene, thing, attribute, draw, pairs)
+    options = _join_options([answer, wrong], draw)
     return Question(
         type=QuestionType.CHOOSE_ATTR,
         wording=wording,
         detailed="chooseAttr",
-        text=CHOOSE_ATTR[wording].format(thing=reference.text, attribute=attribute, options=options),
+        text=CHOOSE_ATTR[wording].format(
+            thing=reference.text, attribute=attribute, options=options
+        ),
         answer=answer,
         other_option=wrong,
         references=(reference,),
-        operations=(_select(reference), (f"choose {attribute}", (0,), f"{answer}|{wrong}")),
+        operations=(
+            _select_object(reference),
+            (f"choose {attribute}", (0,), f"{answer}|{wrong}"),
+        ),
     )
 
 
 def _choose_category(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
-    thing = of_any_value(scene, "shape", draw, pairs)
+    thing = choose_object(scene, "shape", draw, pairs)
     if thing is None:
         return None
     reference = refer(scene, thing, draw, hidden=["shape"])
     if reference is None:
         return None
-    answer, wrong = thing.shape, wrong_value(scene, thing, "shape", draw, pairs)
-    options = _either([f"a {answer}", f"a {wrong}"], draw)
+    answer = thing.shape
+    wrong = choose_wrong_value(scene, thing, "shape", draw, pairs)
+    options = _join_options([f"a {answer}", f"a {wrong}"], draw)
     return Question(
         type=QuestionType.CHOOSE_CAT,
         wording=wording,
@@ -123,14 +135,18 @@ def _choose_category(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
         answer=answer,
         other_option=wrong,
         references=(reference,),
-        operations=(_select(reference), ("choose name", (0,), f"{answer}|{wrong}")),
+        operations=(_select_object(reference), ("choose name", (0,), f"{answer}|{wrong}")),
     )
 
 
 def _choose_relation(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
     axis = _SIDES[draw.one(list(_SIDES))]
     relation = draw.one(axis)
-    pair = fitting_pair(scene, draw, pairs, lambda thing, anchor: relation in relations(thing, anchor))
+
+    def is_related(thing: SceneObject, anchor: SceneObject) -> bool:
+        return relation in relations(thing, anchor)
+
+    pair = choose_pair(scene, draw, pairs, is_related)
     if pair is None:
         return None
     thing, anchor = pair
@@ -145,8 +161,8 @@ def _choose_relation(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
         other_option=_SHORT[wrong],
         references=(anchor, thing),
         operations=(
-            _select(anchor),
-            ("choose rel", (0,), f"{thing.text},{relation}|{wrong},s ({_id(thing)})"),
+            _select_object(anchor),
+            ("choose rel", (0,), f"{thing.text},{relation}|{wrong},s ({_id_of(thing)})"),
         ),
     )
 
@@ -158,7 +174,7 @@ def _compare_attributes(scene: Scene, draw: Draw, pairs: Pairs, wording: int) ->
     def shares_only_that(thing: SceneObject, other: SceneObject) -> bool:
         return [name for name in compared if thing.value(name) == other.value(name)] == [answer]
 
-    pair = fitting_pair(scene, draw, pairs, shares_only_that, hidden=compared)
+    pair = choose_pair(scene, draw, pairs, shares_only_that, hidden=compared)
     if pair is None:
         return None
     thing, other = pair
@@ -169,13 +185,13 @@ def _compare_attributes(scene: Scene, draw: Draw, pairs: Pairs, wording: int) ->
         text=COMPARE_ATTR[wording].format(thing=thing.text, other=other.text),
         answer=answer,
         references=pair,
-        operations=(_select(thing), _select(other), ("common", (0, 1), "")),
+        operations=(_select_object(thing), _select_object(other), ("common", (0, 1), "")),
     )
 
 
-def _logical(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
+def _combine_objects(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
     both, holds = wording == _BOTH, draw.happens(0.5)
-    fitting = named_pairs(scene, pairs, both)
+    fitting = group_named_pairs(scene, pairs, both)
     forms = [form for form in fitting[True] if form in fitting[False]]
     if not forms:  # the words alone would tell the answer
         return None
@@ -183,10 +199,10 @@ def _logical(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question |
     steps: list[tuple[str, tuple[int, ...], str]] = []
     for start, reference in zip((0, 3), named, strict=True):
         modifier, noun = reference.text.split()
-        steps.append(("select", (), f"{noun} ({_id(reference)})"))
+        steps.append(("select", (), f"{noun} ({_id_of(reference)})"))
         steps += [("filter", (start,), modifier), ("exist", (start + 1,), "?")]
     steps.append(("and" if both else "or", (2, 5), ""))
-    words = [_plural(each.text) if wording == 1 else article(each.text) for each in named]
+    words = [_pluralise(each.text) if wording == 1 else add_article(each.text) for each in named]
     return Question(
         type=QuestionType.LOGICAL_OBJ,
         wording=wording,
@@ -202,10 +218,10 @@ def _query_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
     attribute: Attribute = draw.one(("color", "texture"))
     side = draw.one(("left", "right"))
     if wording == 0:
-        fitting = [each for each in subjects(scene, pairs) if side_of(each) == side]
+        fitting = [each for each in list_subjects(scene, pairs) if find_side(each) == side]
         thing = draw.one(fitting) if fitting else None
     else:
-        thing = of_any_value(scene, attribute, draw, pairs)
+        thing = choose_object(scene, attribute, draw, pairs)
     if thing is None:
         return None
     reference = refer(scene, thing, draw, hidden=[attribute] if wording else [])
@@ -218,21 +234,25 @@ def _query_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
         text=QUERY_ATTR[wording].format(thing=reference.text, attribute=attribute),
         answer=thing.value(attribute) if wording else side,
         references=(reference,),
-        operations=(_select(reference), ("query", (0,), attribute if wording else "hposition")),
+        operations=(
+            _select_object(reference),
+            ("query", (0,), attribute if wording else "hposition"),
+        ),
     )
 
 
-def _plural(noun: str) -> str:
+def _pluralise(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 
 
-def _either(options: list[str], draw: Draw) -> str:
+def _join_options(options: list[str], draw: Draw) -> str:
     return " or ".join(draw.shuffled(options))
 
 
-def _select(reference: Reference) -> tuple[str, tuple[int, ...], str]:
-    return "select", (), f"{reference.text} ({_id(reference)})"
+def _select_object(reference: Reference) -> tuple[str, tuple[int, ...], str]:
+    """Return GQA's step that finds an object."""
+    return "select", (), f"{reference.text} ({_id_of(reference)})"
 
 
-def _id(reference: Reference) -> str:
+def _id_of(reference: Reference) -> str:
     return reference.thing.id if reference.thing else "-"

@@ -1,4 +1,7 @@
-"""What questions can be about: objects, values and words, chosen so that nothing tells the answer but the scene."""
+"""Objects, values and words that a question can be about.
+
+They are chosen so that only the scene tells the answer.
+"""
 
 from __future__ import annotations
 
@@ -7,104 +10,143 @@ from itertools import combinations, product
 
 from lightning_mllm.testbed.language.references import Reference, refer
 from lightning_mllm.testbed.world.draws import Draw
-from lightning_mllm.testbed.world.scenes import ATTRIBUTES, COLORS, HELD_OUT, SIDE, Attribute, Pairs, Scene, SceneObject
+from lightning_mllm.testbed.world.scenes import (
+    ATTRIBUTES,
+    COLORS,
+    HELD_OUT,
+    SIDE,
+    Attribute,
+    Pairs,
+    Scene,
+    SceneObject,
+)
 
-Form = tuple[int, bool, bool, int]  # how many colours are named, same modifier, same shape, how many held-out pairs
+# number of colours named, equal modifiers, equal shapes, number of held-out pairs
+Form = tuple[int, bool, bool, int]
 NamedPair = tuple[Reference, Reference]
 
-_MIDDLE = 4  # pixels around the middle, in which an object is on neither side
+_MIDDLE = 4  # an object this near to the middle, in pixels, is on neither side
 _MODIFIERS: tuple[Attribute, ...] = ("color", "texture")
 
 
-def subjects(scene: Scene, pairs: Pairs) -> list[SceneObject]:
+def list_subjects(scene: Scene, pairs: Pairs) -> list[SceneObject]:
     """Return the objects that a question can be about."""
     if pairs != "held_out":
         return list(scene.objects)
     return [thing for thing in scene.objects if (thing.color, thing.shape) in HELD_OUT]
 
 
-def of_any_value(scene: Scene, attribute: Attribute, draw: Draw, pairs: Pairs) -> SceneObject | None:
-    """Return an object to ask an attribute of: each value of the scene is as likely, however many objects have it.
+def choose_object(
+    scene: Scene, attribute: Attribute, draw: Draw, pairs: Pairs
+) -> SceneObject | None:
+    """Return an object to ask an attribute of.
 
-    None if all objects have one value, so that whatever is seen of the scene would tell it.
+    Each value in the scene is equally likely, however many objects have it. None if all objects
+    have the same value: then any object that is seen would tell the answer.
     """
     values = {thing.value(attribute): None for thing in scene.objects}
     if len(values) == 1 < len(scene.objects):
         return None
     value = draw.one(list(values))
-    fitting = [thing for thing in subjects(scene, pairs) if thing.value(attribute) == value]
+    subjects = list_subjects(scene, pairs)
+    fitting = [thing for thing in subjects if thing.value(attribute) == value]
     return draw.one(fitting) if fitting else None
 
 
-def fitting_pair(
+def choose_pair(
     scene: Scene,
     draw: Draw,
     pairs: Pairs,
     fits: Callable[[SceneObject, SceneObject], bool],
     hidden: tuple[Attribute, ...] = (),
-) -> tuple[Reference, Reference] | None:
-    """Return two objects of which the first is a subject, and which fit together."""
-    candidates = [
-        (thing, other)
-        for thing in subjects(scene, pairs)
-        for other in scene.objects
-        if other is not thing and fits(thing, other)
-    ]
+) -> NamedPair | None:
+    """Return two objects that fit together; the first of them is one that questions are about."""
+    candidates = []
+    for thing in list_subjects(scene, pairs):
+        for other in scene.objects:
+            if other is not thing and fits(thing, other):
+                candidates.append((thing, other))
     for thing, other in draw.shuffled(candidates):
-        first, second = refer(scene, thing, draw, hidden=hidden), refer(scene, other, draw, hidden=hidden)
+        first = refer(scene, thing, draw, hidden=hidden)
+        second = refer(scene, other, draw, hidden=hidden)
         if first and second:
             return first, second
     return None
 
 
-def wrong_value(scene: Scene, thing: SceneObject, attribute: Attribute, draw: Draw, pairs: Pairs) -> str:
-    """Return a value that an object does not have: of another object of the scene, if it can be."""
+def choose_wrong_value(
+    scene: Scene, thing: SceneObject, attribute: Attribute, draw: Draw, pairs: Pairs
+) -> str:
+    """Return a value that an object does not have, of another object of the scene if possible."""
     values = [value for value in ATTRIBUTES[attribute] if value != thing.value(attribute)]
-    if attribute in ("color", "shape") and pairs == "seen":
-        values = [
-            value
-            for value in values
-            if ((value, thing.shape) if attribute == "color" else (thing.color, value)) not in HELD_OUT
-        ]
-    near = [value for value in values if any(other.value(attribute) == value for other in scene.objects)]
-    return draw.one(near or values)
+    if pairs == "seen":
+        values = [value for value in values if not _makes_held_out(thing, attribute, value)]
+    near = {other.value(attribute) for other in scene.objects}
+    return draw.one([value for value in values if value in near] or values)
 
 
-def _there(things: Sequence[SceneObject]) -> list[Reference]:
-    """Return all words, of colour or texture and shape, for what is there."""
-    return [Reference(thing, f"{thing.value(modifier)} {thing.shape}") for thing in things for modifier in _MODIFIERS]
+def _makes_held_out(thing: SceneObject, attribute: Attribute, value: str) -> bool:
+    """Return whether an object with another value would have a held-out pair."""
+    if attribute == "color":
+        return (value, thing.shape) in HELD_OUT
+    return attribute == "shape" and (thing.color, value) in HELD_OUT
 
 
-def _absent(scene: Scene, pairs: Pairs) -> list[Reference]:
-    """Return words for what is not there, made of what is: an object's shape with another one's colour or texture."""
-    found = []
+def _name_present(things: Sequence[SceneObject]) -> list[Reference]:
+    """Return all names of objects that are there: a colour or a texture, and a shape."""
+    named = []
+    for thing in things:
+        for modifier in _MODIFIERS:
+            named.append(Reference(thing, f"{thing.value(modifier)} {thing.shape}"))
+    return named
+
+
+def _name_absent(scene: Scene, pairs: Pairs) -> list[Reference]:
+    """Return names of absent objects: the shape of one object and the modifier of another.
+
+    A modifier is a colour or a texture.
+    """
+    shapes = dict.fromkeys(thing.shape for thing in scene.objects)
+    named = []
     for modifier in _MODIFIERS:
-        there = {(thing.value(modifier), thing.shape) for thing in scene.objects}
+        excluded = {(thing.value(modifier), thing.shape) for thing in scene.objects}
         if modifier == "color" and pairs == "seen":
-            there |= HELD_OUT
-        values, shapes = ({thing.value(name): None for thing in scene.objects} for name in (modifier, "shape"))
-        found += [f"{value} {shape}" for value in values for shape in shapes if (value, shape) not in there]
-    return [Reference(None, words) for words in found]
+            excluded |= HELD_OUT
+        values = dict.fromkeys(thing.value(modifier) for thing in scene.objects)
+        for value, shape in product(values, shapes):
+            if (value, shape) not in excluded:
+                named.append(Reference(None, f"{value} {shape}"))
+    return named
 
 
-def named_pairs(scene: Scene, pairs: Pairs, both: bool) -> dict[bool, dict[Form, list[NamedPair]]]:
-    """Return which two things a question can name so that the answer is yes (True) or no (False), by their form."""
-    there, absent = _there(subjects(scene, pairs)), _absent(scene, pairs)
-    mixed = list(product(there, absent))
+def group_named_pairs(
+    scene: Scene, pairs: Pairs, both: bool
+) -> dict[bool, dict[Form, list[NamedPair]]]:
+    """Return pairs of things that a question can name, by answer (yes: True) and by form.
+
+    Args:
+        scene: Scene that the question is about.
+        pairs: Which pairs of colour and shape may be named.
+        both: Whether the question asks for both things, not for one or the other.
+    """
+    present, absent = _name_present(list_subjects(scene, pairs)), _name_absent(scene, pairs)
+    mixed = list(product(present, absent))
     if both:
-        present = product(there, _there(scene.objects))
-        fitting = {True: [pair for pair in present if pair[0].thing is not pair[1].thing], False: mixed}
+        all_present = product(present, _name_present(scene.objects))
+        yes = [pair for pair in all_present if pair[0].thing is not pair[1].thing]
+        no = mixed
     else:
-        fitting = {True: mixed, False: list(combinations(absent, 2))}
-    return {answer: _by_form(candidates, pairs) for answer, candidates in fitting.items()}
+        yes, no = mixed, list(combinations(absent, 2))
+    return {True: _group_by_form(yes, pairs), False: _group_by_form(no, pairs)}
 
 
-def _by_form(candidates: Sequence[NamedPair], pairs: Pairs) -> dict[Form, list[NamedPair]]:
-    """Group pairs by all that their words alone tell: sorts of modifiers, what they share, held-out pairs."""
+def _group_by_form(candidates: Sequence[NamedPair], pairs: Pairs) -> dict[Form, list[NamedPair]]:
+    """Group pairs by everything that their words alone tell; see `Form`."""
     groups: dict[Form, list[NamedPair]] = {}
     for pair in candidates:
-        (modifier, shape), (other_modifier, other_shape) = (each.text.split() for each in pair)
-        held_out = sum(tuple(each.text.split()) in HELD_OUT for each in pair)
+        modifier, shape = pair[0].text.split()
+        other_modifier, other_shape = pair[1].text.split()
+        held_out = ((modifier, shape) in HELD_OUT) + ((other_modifier, other_shape) in HELD_OUT)
         if pair[0].text == pair[1].text or (pairs == "held_out" and not held_out):
             continue
         colors = (modifier in COLORS) + (other_modifier in COLORS)
@@ -113,7 +155,12 @@ def _by_form(candidates: Sequence[NamedPair], pairs: Pairs) -> dict[Form, list[N
     return groups
 
 
-def side_of(thing: SceneObject) -> str | None:
-    """Return the side of the picture that an object is on; None near the middle."""
+def find_side(thing: SceneObject) -> str | None:
+    """Return the side of the picture, "left" or "right", that an object is on.
+
+    None near the middle.
+    """
     offset = thing.x - SIDE // 2
-    return None if abs(offset) < _MIDDLE else "left" if offset < 0 else "right"
+    if abs(offset) < _MIDDLE:
+        return None
+    return "left" if offset < 0 else "right"

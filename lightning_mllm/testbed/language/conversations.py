@@ -1,4 +1,4 @@
-"""What is said about a scene in training: conversations of each stage."""
+"""The conversations about a scene that the stages of the model are trained on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from functools import partial
 
 from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
 from lightning_mllm.testbed.language.asking import ask
-from lightning_mllm.testbed.language.captions import CAPTION_REQUEST, caption, notes, phrase, place
-from lightning_mllm.testbed.language.presence import ask_presence
+from lightning_mllm.testbed.language.captions import (
+    CAPTION_REQUEST,
+    caption,
+    describe_object,
+    describe_place,
+    write_notes,
+)
+from lightning_mllm.testbed.language.presence import Sampling, ask_presence
 from lightning_mllm.testbed.language.questions import QuestionType
 from lightning_mllm.testbed.language.references import refer
 from lightning_mllm.testbed.world.draws import Draw
@@ -18,32 +24,41 @@ from lightning_mllm.types import Turn
 Exchange = tuple[str, str]  # what the user says, and the answer
 Maker = Callable[[Scene, Draw, Pairs], Exchange | None]
 
-_HARD = (QuestionType.CHOOSE_REL, QuestionType.COMPARE_ATTR, QuestionType.LOGICAL_OBJ)  # they are about two objects
-FOREIGN = (
+# types of questions that are about two objects
+_HARD = (QuestionType.CHOOSE_REL, QuestionType.COMPARE_ATTR, QuestionType.LOGICAL_OBJ)
+FOREIGN_WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     *map(str, range(10)),
-    *(name for domain in (glyphs, textures, leaves, lesions) for name in domain.CLASSES),
+    *glyphs.CLASSES,
+    *textures.CLASSES,
+    *leaves.CLASSES,
+    *lesions.CLASSES,
 )
-_ROUNDS = 20  # in each of which every kind of exchange is tried once; a scene of one object has few
+_ROUNDS = 20  # times that every kind of exchange is tried; a scene of one object has few
 
 
-def questions(scene: Scene, draw: Draw, count: int, pairs: Pairs = "seen", emphasis: int = 1) -> list[Exchange]:
+def ask_questions(
+    scene: Scene, draw: Draw, count: int, pairs: Pairs = "seen", emphasis: int = 1
+) -> list[Exchange]:
     """Return `count` short questions: of the six types and of presence, in turn.
 
-    Questions about two objects, and those of presence, take longest to learn: each of their types gets `emphasis` turns
-    for one of the others.
+    Questions about two objects, and questions of presence, take longest to learn: each of their
+    types comes `emphasis` times as often as another.
     """
-    makers: list[Maker] = [*(partial(_ask, type) for type in QuestionType), _presence]
-    hard: list[Maker] = [*(partial(_ask, type) for type in _HARD), _presence]
+    makers: list[Maker] = [*(partial(_ask, type) for type in QuestionType), _ask_presence]
+    hard: list[Maker] = [*(partial(_ask, type) for type in _HARD), _ask_presence]
     return _collect([*makers, *hard * (emphasis - 1)], scene, draw, count, pairs)
 
 
-def lookups(scene: Scene, draw: Draw, count: int) -> list[Exchange]:
-    """Return `count` requests for all that is known of an object, named by a description or by its place."""
+def ask_lookups(scene: Scene, draw: Draw, count: int) -> list[Exchange]:
+    """Return `count` requests for all facts about an object, named by a description or a place."""
     return _collect([_describe, _locate, _identify], scene, draw, count, "seen")
 
 
-def _collect(makers: Sequence[Maker], scene: Scene, draw: Draw, count: int, pairs: Pairs) -> list[Exchange]:
+def _collect(
+    makers: Sequence[Maker], scene: Scene, draw: Draw, count: int, pairs: Pairs
+) -> list[Exchange]:
+    """Return `count` different exchanges; fewer if the scene has fewer."""
     asked: list[Exchange] = []
     for _ in range(_ROUNDS):
         for maker in draw.shuffled(makers):
@@ -55,26 +70,31 @@ def _collect(makers: Sequence[Maker], scene: Scene, draw: Draw, count: int, pair
     return asked[:count]
 
 
-def description(scene: Scene) -> list[Exchange]:
+def ask_caption(scene: Scene) -> list[Exchange]:
     """Return the request for a caption, and the caption."""
     return [(CAPTION_REQUEST, caption(scene))]
 
 
-def repetition(draw: Draw) -> list[Exchange]:
-    """Return words in random order, to be said again: copying is learnt from it before it is of use."""
-    absent = {draw.one(sorted(pair)) for pair in sorted(HELD_OUT)}  # of each held-out pair one word
-    words = [word for values in ATTRIBUTES.values() for word in values if word not in absent]
+def repeat_words(draw: Draw) -> list[Exchange]:
+    """Return words of the world in random order, to be repeated: this teaches copying.
+
+    Of each held-out pair, one word is left out.
+    """
+    absent = {draw.one(sorted(pair)) for pair in sorted(HELD_OUT)}
+    words: list[str] = []
+    for values in ATTRIBUTES.values():
+        words += [word for word in values if word not in absent]
     words += [str(cell + 1) for cell in range(CELLS)]
     return _repeat(words, draw, 6, 24)
 
 
-def foreign_words(draw: Draw) -> list[Exchange]:
-    """Return class names of the domains, digits and numerals, to be said again.
+def repeat_foreign_words(draw: Draw) -> list[Exchange]:
+    """Return class names of the domains, digits and numerals, to be repeated.
 
-    No picture of the world needs them. But training lowers the logit of a word that is never an answer, and a frozen
-    LLM keeps it low.
+    No picture of the world needs them. But training lowers the logit of a word that is never an
+    answer, and a frozen LLM keeps it low.
     """
-    return _repeat(FOREIGN, draw, 4, 8)
+    return _repeat(FOREIGN_WORDS, draw, 4, 8)
 
 
 def _repeat(words: Sequence[str], draw: Draw, least: int, most: int) -> list[Exchange]:
@@ -82,17 +102,20 @@ def _repeat(words: Sequence[str], draw: Draw, least: int, most: int) -> list[Exc
     return [(f"Repeat: {chosen}", chosen)]
 
 
-def with_notes(scene: Scene, exchanges: Sequence[Exchange], draw: Draw) -> list[Exchange]:
-    """Put the scene's facts, as text, where its picture would stand."""
+def add_notes(scene: Scene, exchanges: Sequence[Exchange], draw: Draw) -> list[Exchange]:
+    """Put the facts about the scene, as text, where its picture would be."""
     (first, answer), *others = exchanges
-    return [(f"{notes(scene, draw)}\n{first}", answer), *others]
+    return [(f"{write_notes(scene, draw)}\n{first}", answer), *others]
 
 
-def turns(exchanges: Sequence[Exchange], images: int = 0) -> list[Turn]:
-    """Write exchanges as turns; the images stand before the first."""
+def write_turns(exchanges: Sequence[Exchange], images: int = 0) -> list[Turn]:
+    """Write exchanges as turns; the images come before the first."""
     written: list[Turn] = []
     for user, answer in exchanges:
-        written += [Turn("user", user, images=0 if written else images), Turn("assistant", answer)]
+        written += [
+            Turn("user", user, images=0 if written else images),
+            Turn("assistant", answer),
+        ]
     return written
 
 
@@ -101,27 +124,30 @@ def _ask(type: QuestionType, scene: Scene, draw: Draw, pairs: Pairs) -> Exchange
     return None if question is None else (question.text, question.answer)
 
 
-def _presence(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
-    question = ask_presence(
-        scene, draw, sampling=draw.one(("random", "adversarial")), present=draw.happens(0.5), pairs=pairs
-    )
+def _ask_presence(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
+    sampling: Sampling = draw.one(("random", "adversarial"))
+    present = draw.happens(0.5)
+    question = ask_presence(scene, draw, sampling=sampling, present=present, pairs=pairs)
     return None if question is None else (question.text, question.answer)
 
 
 def _describe(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
     thing = draw.one(scene.objects)
     reference = refer(scene, thing, draw)
-    return None if reference is None else (f"Describe the {reference.text}.", f"{phrase(thing)} at {place(thing)}")
+    if reference is None:
+        return None
+    facts = f"{describe_object(thing)} at {describe_place(thing)}"
+    return f"Describe the {reference.text}.", facts
 
 
 def _locate(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
     thing = draw.one(scene.objects)
     reference = refer(scene, thing, draw)
-    return None if reference is None else (f"Where is the {reference.text}?", place(thing))
+    return None if reference is None else (f"Where is the {reference.text}?", describe_place(thing))
 
 
 def _identify(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
     thing = draw.one(scene.objects)
     if any(other is not thing and other.cell == thing.cell for other in scene.objects):
         return None
-    return f"What is at {place(thing)}?", phrase(thing)
+    return f"What is at {describe_place(thing)}?", describe_object(thing)

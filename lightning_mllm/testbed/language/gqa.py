@@ -1,7 +1,7 @@
-"""Exam questions as task files of the information-flow study, so that what reads GQA's also reads the world's.
+"""Exam questions as task files of the information-flow study, for the code that reads GQA's files.
 
-A task is a CSV file and a folder of JPEG files. The columns are those that "Cross-modal Information Flow in Multimodal
-Large Language Models" (CVPR 2025) released, in their order.
+A task is a CSV file and a folder of JPEG files. The columns are those that "Cross-modal Information
+Flow in Multimodal Large Language Models" (CVPR 2025) released, in the same order.
 """
 
 from __future__ import annotations
@@ -32,37 +32,47 @@ _SEMANTIC_STRUCTURAL = {
 
 
 def write_task(
-    questions: Iterable[ExamQuestion], folder: Path, *, name: str = "Testbed", jpeg_quality: int = 100
+    questions: Iterable[ExamQuestion],
+    folder: Path,
+    *,
+    name: str = "Testbed",
+    jpeg_quality: int = 100,
 ) -> Path:
-    """Write the questions of one task into `<name>_<Task>.csv`, and their pictures into `images/<img_id>.jpg`.
+    """Write questions to `<name>_<Task>.csv`, and their pictures to `images/<img_id>.jpg`.
 
-    GQA's readers add ".jpg" to the id, and JPEG changes pixels. With the highest quality and no subsampling of colours
-    it is by a few of 255 levels, less than the picture's own noise; `draw_image` gives the exact pixels. The pictures
-    show the scene whatever the part: a file of "blind" questions is like one of "seen" ones.
+    GQA's readers add ".jpg" to the id, and JPEG changes pixels. With the highest quality and
+    without chroma subsampling, they change by a few of 255 levels, less than the picture's own
+    noise; `draw_image` gives the exact pixels. The pictures show the scene in every part: a file of
+    "blind" questions is like one of "seen" questions.
 
     Args:
-        questions: All of one type, e.g. those of an examination's kinds "seen/ChooseAttr/0" to "seen/ChooseAttr/2".
-        folder: Where the file and the folder of pictures go; made if need be.
-        name: What stands before the task in the file's name, e.g. "Testbed_held_out".
-        jpeg_quality: Pillow's, from 1 to 100.
+        questions: Questions of one type, e.g. an examination's kinds "seen/ChooseAttr/0" to
+            "seen/ChooseAttr/2".
+        folder: Folder of the file and of the folder of pictures; created if needed.
+        name: Beginning of the file's name, e.g. "Testbed_held_out".
+        jpeg_quality: Quality of the JPEG files, from 1 to 100, as in Pillow.
 
     Returns:
         The CSV file.
 
     Raises:
-        DataError: There are no questions, they are of several types or of presence, or two have the same id.
+        DataError: There are no questions, they are of several types or of presence, or two have
+            the same id.
     """
     asked = list(questions)
-    types = sorted({_question(each).type for each in asked})
+    types = sorted({_typed_question(each).type for each in asked})
     if len(types) != 1:
         found = f"those of {', '.join(types)}" if types else "none"
-        raise DataError(f"A task file holds questions of one type; here are {found}. Write one file per type.")
+        raise DataError(
+            f"A task file holds questions of one type; here are {found}. Write one file per type."
+        )
     rows = [row(each) for each in asked]
     ids = [each["img_id"] for each in rows]
     if len(set(ids)) != len(ids):
         twice = next(each for each in ids if ids.count(each) > 1)
         raise DataError(
-            f"Two questions of a task file are called {twice!r}. Write examinations into files of their own."
+            f"Two questions of a task file have the id {twice!r}. Write each examination into a "
+            "file of its own."
         )
     images = folder / IMAGES
     images.mkdir(parents=True, exist_ok=True)
@@ -73,22 +83,26 @@ def write_task(
 
 
 def as_gqa(questions: Iterable[ExamQuestion]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return questions and scene graphs as GQA's own JSON files have them, so that what extracts tasks can be tried.
+    """Return questions and scene graphs as in GQA's own JSON files, to try the extraction of tasks.
 
     Raises:
-        DataError: One is a question of presence, which has no steps.
+        DataError: There is a question of presence, which has no steps.
     """
     asked, scenes = {}, {}
     for each in questions:
-        written, question = row(each), _question(each)
+        written, question = row(each), _typed_question(each)
         scenes[written["img_id"]] = each.scene.graph()
         asked[each.id] = {
             "imageId": written["img_id"],
             "question": each.text,
             "answer": each.answer,
             "fullAnswer": written.get("full answer", each.answer),
-            "types": {name: written[f"type_{name}"] for name in ("detailed", "semantic", "structural")},
-            "semantic": _steps(question),
+            "types": {
+                "detailed": written["type_detailed"],
+                "semantic": written["type_semantic"],
+                "structural": written["type_structural"],
+            },
+            "semantic": _list_steps(question),
         }
     return asked, scenes
 
@@ -96,14 +110,15 @@ def as_gqa(questions: Iterable[ExamQuestion]) -> tuple[dict[str, Any], dict[str,
 def row(question: ExamQuestion) -> dict[str, str]:
     """Return a question as the row of its task, in the order of `COLUMNS`.
 
-    An object's name is what the question calls it. Of LogicalObj's two objects, one that is there comes first, and the
-    other, if it is absent, has "-" for its id and box. If both are absent, the first takes id and box of the object
-    that its words come nearest to: GQA, too, gives the grass for "grass that is not brown".
+    The name of an object is what the question calls it. LogicalObj has two objects: one that is
+    there comes first; the other, if it is absent, has "-" for its id and box. If both are absent,
+    the first takes id and box of the object that its words fit best: GQA, too, gives the grass for
+    "grass that is not brown".
 
     Raises:
-        DataError: It is a question of presence, which is none of the six tasks.
+        DataError: It is a question of presence, which is not one of the six tasks.
     """
-    asked, scene = _question(question), question.scene
+    asked, scene = _typed_question(question), question.scene
     semantic, structural = _SEMANTIC_STRUCTURAL[asked.type]
     values = {
         "question_id": question.id,
@@ -116,36 +131,39 @@ def row(question: ExamQuestion) -> dict[str, str]:
         "type_detailed": asked.detailed,
         "type_semantic": semantic,
         "type_structural": structural,
-        "operations": str(_steps(asked)),
+        "operations": str(_list_steps(asked)),
         "captions": caption(scene),
         "image_w": str(SIDE),
         "image_h": str(SIDE),
-        **_objects(asked, scene),
+        **_object_columns(asked, scene),
     }
     if asked.type is QuestionType.CHOOSE_ATTR:
-        values |= _details(asked, scene)
+        values |= _choose_attr_columns(asked, scene)
     return {column: values[column] for column in COLUMNS[asked.type]}
 
 
-def _steps(question: Question) -> list[dict[str, Any]]:
+def _list_steps(question: Question) -> list[dict[str, Any]]:
     return [
         {"operation": operation, "dependencies": list(dependencies), "argument": argument}
         for operation, dependencies, argument in question.operations
     ]
 
 
-def _question(question: ExamQuestion) -> Question:
+def _typed_question(question: ExamQuestion) -> Question:
+    """Return the question with its structure."""
     if question.question is None:
         raise DataError(
-            f"{question.id} ({question.kind}) is none of the six tasks. Leave questions of presence out of task files."
+            f"{question.id} ({question.kind}) is not one of the six tasks. Leave questions of "
+            "presence out of task files."
         )
     return question.question
 
 
-def _objects(question: Question, scene: Scene) -> dict[str, str]:
+def _object_columns(question: Question, scene: Scene) -> dict[str, str]:
     """Return names, ids and boxes of one object or two."""
     values = {}
-    for name, (reference, thing) in zip(objects_of(question.type), referred(question, scene), strict=True):
+    found = find_referred(question, scene)
+    for name, (reference, thing) in zip(objects_of(question.type), found, strict=True):
         x, y, width, height = thing.box if thing else (ABSENT,) * 4
         values[f"{name} name"] = reference.text
         values[f"{name} id"] = thing.id if thing else ABSENT
@@ -153,40 +171,47 @@ def _objects(question: Question, scene: Scene) -> dict[str, str]:
     return values
 
 
-def referred(question: Question, scene: Scene) -> list[tuple[Reference, SceneObject | None]]:
-    """Return what a question is about, in the order of the columns, each with its object.
+def find_referred(question: Question, scene: Scene) -> list[tuple[Reference, SceneObject | None]]:
+    """Return the references of a question, in the order of the columns, each with its object.
 
-    One that is there comes first. If none is, the first takes the object that its words come nearest to.
+    A reference whose object is there comes first. If none is there, the first reference takes the
+    object that its words fit best.
     """
     first, *others = sorted(question.references, key=lambda reference: reference.thing is None)
-    return [(first, first.thing or _nearest(first, scene)), *((other, other.thing) for other in others)]
+    nearest = first.thing or _find_nearest(first, scene)
+    return [(first, nearest), *((other, other.thing) for other in others)]
 
 
-def _nearest(reference: Reference, scene: Scene) -> SceneObject:
-    """Return an object of the shape that an absent one would have; if there is none, one that shares its other word."""
-    words = reference.text.split()
-    return max(
-        scene.objects, key=lambda thing: (thing.shape in words, {thing.color, thing.texture} & {*words} != set())
-    )
+def _find_nearest(reference: Reference, scene: Scene) -> SceneObject:
+    """Return an object with the shape of an absent one; if there is none, with its other word."""
+    words = {*reference.text.split()}
+
+    def rate_fit(thing: SceneObject) -> tuple[bool, bool]:
+        return thing.shape in words, bool({thing.color, thing.texture} & words)
+
+    return max(scene.objects, key=rate_fit)
 
 
-def _details(question: Question, scene: Scene) -> dict[str, str]:
+def _choose_attr_columns(question: Question, scene: Scene) -> dict[str, str]:
     """Return the columns that only ChooseAttr has."""
     graph = scene.graph()["objects"]
     (reference,) = question.references
     assert reference.thing is not None
     first, second = question.operations
+    attributes: list[str] = []
+    for node in graph.values():
+        attributes += node["attributes"]
     return {
         "central object attributes": ", ".join(graph[reference.thing.id]["attributes"]),
         "central object question attribute": question.answer,
-        "all objects": _listed(node["name"] for node in graph.values()),
-        "all objects attributes": _listed(word for node in graph.values() for word in node["attributes"]),
+        "all objects": _join_unique(node["name"] for node in graph.values()),
+        "all objects attributes": _join_unique(attributes),
         "operation_1": str([first[0], first[2]]),
         "operation_2": str([second[0], second[2]]),
         "full answer": f"The {reference.text} is {question.answer}.",
     }
 
 
-def _listed(words: Iterable[str]) -> str:
-    """Return each word once."""
+def _join_unique(words: Iterable[str]) -> str:
+    """Return the words, each once, with commas between them."""
     return ", ".join(dict.fromkeys(words))

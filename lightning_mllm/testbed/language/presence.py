@@ -1,11 +1,12 @@
-"""Questions of presence in the manner of POPE (Li et al., 2023): of objects that are there, and that might be."""
+"""Questions of presence as in POPE (Li et al., 2023): about objects that are there or might be."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
-from lightning_mllm.testbed.language.references import article
+from lightning_mllm.testbed.language.references import add_article
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.testbed.world.scenes import COLORS, HELD_OUT, SHAPES, Pairs, Scene
 
@@ -20,10 +21,10 @@ class PresenceQuestion:
     """A question of presence.
 
     Attributes:
-        text: The question.
-        answer: "yes" or "no".
-        pair: Colour and shape of what is asked for.
-        sampling: How what is absent was chosen.
+        text: Text of the question.
+        answer: The right answer, "yes" or "no".
+        pair: Colour and shape that the question asks for.
+        sampling: How absent pairs are chosen.
     """
 
     text: str
@@ -41,33 +42,39 @@ def ask_presence(
     pairs: Pairs = "seen",
     popular: tuple[Pair, ...] = (),
 ) -> PresenceQuestion | None:
-    """Ask whether a scene has an object of a colour and shape.
+    """Ask whether a scene has an object of a colour and a shape.
 
     Args:
-        scene: What it is about.
-        draw: Chooses the object.
-        sampling: How to choose what is asked for: any pair; one of the `popular` pairs, there or not; or, if absent
-            and "adversarial", a colour and a shape that are both there, but not in one object.
+        scene: Scene that the question is about.
+        draw: Random choices, here of the pair.
+        sampling: How to choose the pair. "random": any pair; "popular": one of the `popular`
+            pairs; "adversarial": if it is absent, a colour and a shape that are both there, but
+            not in one object.
         present: Whether to ask for something that is there.
         pairs: With "seen", no pair in `HELD_OUT` is asked for.
-        popular: The most frequent pairs of a data set.
+        popular: Most frequent pairs of a data set.
 
     Returns:
-        The question; None if the scene does not serve both answers: else it would tell which one is the likelier.
+        The question. None if the scene does not allow both answers: then the scenes with a
+        question would tell which answer is more likely.
     """
+    candidates = _list_candidates(scene, sampling, popular)
     objects = {(thing.color, thing.shape): None for thing in scene.objects}
-    asked: dict[Sampling, list[Pair]] = {
-        "random": [(color, shape) for color in COLORS for shape in SHAPES],
-        "popular": list(popular),
-        "adversarial": [(one.color, other.shape) for one in scene.objects for other in scene.objects],
-    }
-    there = [pair for pair in objects if pair in asked[sampling]]
+    there = [pair for pair in objects if pair in candidates]
     excluded = {*objects, *(HELD_OUT if pairs == "seen" else ())}
-    absent = [pair for pair in asked[sampling] if pair not in excluded]
+    absent = [pair for pair in candidates if pair not in excluded]
     if not there or not absent:
         return None
-    fitting = there if present else absent
-    color, shape = pair = draw.one(fitting)
-    return PresenceQuestion(
-        QUESTION.format(pair=article(f"{color} {shape}")), "yes" if present else "no", pair, sampling
-    )
+    pair = draw.one(there if present else absent)
+    text = QUESTION.format(pair=add_article(" ".join(pair)))
+    return PresenceQuestion(text, "yes" if present else "no", pair, sampling)
+
+
+def _list_candidates(scene: Scene, sampling: Sampling, popular: tuple[Pair, ...]) -> list[Pair]:
+    """Return the pairs among which to choose; some are there, others not."""
+    if sampling == "random":
+        return list(product(COLORS, SHAPES))
+    if sampling == "popular":
+        return list(popular)
+    colors = [thing.color for thing in scene.objects]
+    return list(product(colors, [thing.shape for thing in scene.objects]))

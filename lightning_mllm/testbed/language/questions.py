@@ -1,7 +1,7 @@
 """The six question types of the information-flow study and their wordings.
 
-The types are those of GQA (Hudson and Manning, 2019) that "Cross-modal Information Flow in Multimodal Large Language
-Models" (CVPR 2025) selects.
+They are the types of GQA (Hudson and Manning, 2019) that "Cross-modal Information Flow in
+Multimodal Large Language Models" (CVPR 2025) uses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lightning_mllm.testbed.language.references import Reference
 
 
 class QuestionType(StrEnum):
-    """The tasks of the information-flow study."""
+    """Type of a question: the tasks of the information-flow study."""
 
     CHOOSE_ATTR = "ChooseAttr"
     CHOOSE_CAT = "ChooseCat"
@@ -28,13 +28,14 @@ class Question:
     """A question about a scene.
 
     Attributes:
-        type: Its task.
-        wording: Which wording of its type, from 0.
-        detailed: GQA's detailed type.
-        text: The question.
+        type: Type of the question.
+        wording: Index of the wording of its type, from 0.
+        detailed: GQA's detailed name of the type.
+        text: Text of the question.
         answer: The one right answer, in lower case.
         other_option: The wrong option that the question names; empty if it names none.
-        references: The objects that it is about, in the order of GQA's columns: the anchor of a relation is first.
+        references: The objects that the question is about, in the order of GQA's columns: the
+            anchor of a relation comes first.
         operations: GQA's steps, as (operation, indices of the steps it needs, argument).
     """
 
@@ -49,7 +50,7 @@ class Question:
 
     @property
     def kind(self) -> str:
-        """Type and wording, e.g. "ChooseAttr/0": what accuracies are reported by."""
+        """Type and wording, e.g. "ChooseAttr/0"; accuracy is reported per kind."""
         return f"{self.type}/{self.wording}"
 
 

@@ -9,50 +9,61 @@ from itertools import combinations
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.testbed.world.scenes import ATTRIBUTES, Attribute, Scene, SceneObject
 
-_LONGEST = 2  # attributes that a reference names
+_LONGEST = 2  # greatest number of attributes that a reference names
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An object and what it is called.
+    """An object and the words for it.
 
     Attributes:
-        thing: The object; None where the scene has none that the words fit.
-        text: E.g. "small circle", without an article.
+        thing: The object; None if the words fit no object of the scene.
+        text: The words without an article, e.g. "small circle".
     """
 
     thing: SceneObject | None
     text: str
 
 
-def describe(thing: SceneObject, attributes: Collection[Attribute]) -> str:
-    """Name some attributes of an object, in the order of `ATTRIBUTES`; without its shape it is an "object"."""
+def name_object(thing: SceneObject, attributes: Collection[Attribute]) -> str:
+    """Name an object by some of its attributes, in the order of `ATTRIBUTES`.
+
+    If the shape is not among them, the name ends with "object".
+    """
     words = [thing.value(attribute) for attribute in ATTRIBUTES if attribute in attributes]
     return " ".join(words if "shape" in attributes else [*words, "object"])
 
 
-def refer(scene: Scene, thing: SceneObject, draw: Draw, *, hidden: Collection[Attribute] = ()) -> Reference | None:
-    """Return a reference to an object that fits no other; None if there is none of at most two attributes.
+def refer(
+    scene: Scene, thing: SceneObject, draw: Draw, *, hidden: Collection[Attribute] = ()
+) -> Reference | None:
+    """Return a reference that fits one object only; None if two attributes are not enough.
 
     Args:
-        scene: The object's scene.
-        thing: The object.
-        draw: Chooses among the references.
+        scene: Scene of the object.
+        thing: Object to refer to.
+        draw: Random choices, here among the references.
         hidden: Attributes that must not be named.
     """
     usable = [attribute for attribute in ATTRIBUTES if attribute not in hidden]
-    names = [
-        attributes
-        for count in range(1, _LONGEST + 1)
-        for attributes in combinations(usable, count)
-        if not any(
-            other is not thing and all(other.value(name) == thing.value(name) for name in attributes)
-            for other in scene.objects
-        )
-    ]
-    return Reference(thing, describe(thing, draw.one(names))) if names else None
+    fitting: list[tuple[Attribute, ...]] = []
+    for count in range(1, _LONGEST + 1):
+        for attributes in combinations(usable, count):
+            if _tells_apart(scene, thing, attributes):
+                fitting.append(attributes)
+    return Reference(thing, name_object(thing, draw.one(fitting))) if fitting else None
 
 
-def article(noun: str) -> str:
+def _tells_apart(scene: Scene, thing: SceneObject, attributes: Collection[Attribute]) -> bool:
+    """Return whether no other object has all these attributes of an object."""
+    for other in scene.objects:
+        if other is not thing and all(
+            other.value(name) == thing.value(name) for name in attributes
+        ):
+            return False
+    return True
+
+
+def add_article(noun: str) -> str:
     """Put the indefinite article before a noun."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

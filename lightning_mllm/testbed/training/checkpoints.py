@@ -1,7 +1,7 @@
-"""The test-bed's models, as Hugging Face folders: put together from trained parts, and found where they are installed.
+"""The test-bed's models as Hugging Face folders: combined from trained parts, and found.
 
-Models that share a part share its file: the index of each folder points to it, as that of any sharded checkpoint does.
-`AutoModelForImageTextToText.from_pretrained` opens them like a checkpoint of the hub.
+Models that share a part share its file: the index of each folder points to it, as in any sharded
+checkpoint. `AutoModelForImageTextToText.from_pretrained` opens them like a checkpoint of the hub.
 """
 
 from __future__ import annotations
@@ -36,29 +36,32 @@ _PREFIXES = {
 
 
 def checkpoint(stage: str = "instructed") -> str:
-    """Return the folder of a stage of the test-bed's model, for `from_pretrained` and `--model.checkpoint`.
+    """Return the folder of a stage of the model, for `from_pretrained` and `--model.checkpoint`.
 
     Args:
-        stage: "before": tower and LLM, each trained for itself, and an untrained projection between them; "aligned":
-            the same with the projection trained, the LLM still frozen; "instructed": projection and LLM trained on
-            instructions.
+        stage: Stage of the training. "before": tower and LLM, trained separately, and an untrained
+            projection between them; "aligned": the same with the projection trained, while the LLM
+            was frozen; "instructed": projection and LLM trained on instructions.
 
     Raises:
         ConfigError: There is no such stage.
-        CheckpointError: The models are not there.
+        CheckpointError: The models are not installed.
     """
     if stage not in STAGES:
-        raise ConfigError(f"The test-bed has no stage {stage!r}. Choose one of {', '.join(STAGES)}.")
+        raise ConfigError(
+            f"The test-bed has no stage {stage!r}. Choose one of {', '.join(STAGES)}."
+        )
     if not (ROOT / stage).is_dir():
         raise CheckpointError(
-            f"The test-bed's models are not in {ROOT}. `make testbed` trains them, into checkpoints/testbed/weights; "
-            f"copy that folder there, or name its folder {stage!r} as the checkpoint."
+            f"The test-bed's models are not in {ROOT}. `make testbed` trains them, into "
+            f"checkpoints/testbed/weights. Copy that folder there, or use its folder {stage!r} as "
+            "the checkpoint."
         )
     return str(ROOT / stage)
 
 
 def part_of(name: str) -> str:
-    """Return which part of a LLaVA a weight of a saved checkpoint belongs to: "vision", "projector" or "llm"."""
+    """Return the part of a LLaVA that a saved weight belongs to: "vision", "projector" or "llm"."""
     for part, prefixes in _PREFIXES.items():
         if name.startswith(prefixes):
             return part
@@ -66,21 +69,28 @@ def part_of(name: str) -> str:
 
 
 def graft(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
-    """Put a checkpoint together from parts of others of the same shape; config and processor are the LLM's.
+    """Combine parts of checkpoints of the same shape; config and processor are the LLM's.
 
     Args:
-        output: Folder to make.
-        llm: Checkpoint whose LLM is taken.
-        vision: Checkpoint whose vision tower is taken.
-        projector: Checkpoint whose projection is taken.
+        output: Folder of the new checkpoint.
+        llm: Checkpoint whose LLM is used.
+        vision: Checkpoint whose vision tower is used.
+        projector: Checkpoint whose projection is used.
 
     Raises:
         CheckpointError: The checkpoints are not of the same shape.
     """
-    sources = {"llm": read_weights(llm), "vision": read_weights(vision), "projector": read_weights(projector)}
-    shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in sources.values()]
-    if shapes[0] != shapes[1] or shapes[0] != shapes[2]:
-        raise CheckpointError(f"{llm}, {vision} and {projector} are not checkpoints of one shape.")
+    sources = {
+        "llm": read_weights(llm),
+        "vision": read_weights(vision),
+        "projector": read_weights(projector),
+    }
+    first, *others = map(_shapes_of, sources.values())
+    if any(shapes != first for shapes in others):
+        raise CheckpointError(
+            f"{llm}, {vision} and {projector} are not checkpoints of one shape. Train all of them "
+            "from the same checkpoint."
+        )
     dtype = next(iter(sources["llm"].values())).dtype
     weights = {name: sources[part_of(name)][name].to(dtype) for name in sources["llm"]}
     with _all_or_nothing(output) as folder:
@@ -89,14 +99,15 @@ def graft(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
 
 
 def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write checkpoints beside each other, with one file for each part that several of them have.
+    """Write checkpoints into one folder; a part that several of them have is one file.
 
-    Their configs say float32 throughout, whatever the dtype of the files: so `from_pretrained` opens them for the CPU.
+    Their configs say float32, whatever the dtype of the files, so that `from_pretrained` opens them
+    for the CPU.
 
     Args:
-        root: Folder to make; `root/<stage>` are the checkpoints, `root/parts` the weights.
-        stages: Name -> Hugging Face folder.
-        dtype: Of the weights in the files.
+        root: Folder to create; `root/<stage>` are the checkpoints, `root/parts` the weights.
+        stages: Name of the stage -> Hugging Face folder.
+        dtype: Dtype of the weights in the files.
     """
     with _all_or_nothing(root) as folder:
         (folder / _SHARED).mkdir()
@@ -112,7 +123,7 @@ def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bflo
 
 
 def _open_as_float32(path: Path) -> None:
-    """Let a config and its sub-configs, of tower and LLM, say that the weights are opened as float32."""
+    """Set the dtype of a config and its sub-configs, of tower and LLM, to float32."""
     config = json.loads(path.read_text())
     for part in (config, config["text_config"], config["vision_config"]):
         part["dtype"] = "float32"
@@ -122,11 +133,16 @@ def _open_as_float32(path: Path) -> None:
 def _write_parts(
     folder: Path, stage: str, weights: Mapping[str, Tensor], written: dict[str, dict[str, Tensor]]
 ) -> dict[str, str]:
-    """Write those parts of a checkpoint that no file has yet; return the file of each weight, seen from the stage."""
+    """Write the parts of a checkpoint that no file has yet.
+
+    Returns:
+        Name of a weight -> its file, relative to the folder of the stage.
+    """
     files = {}
     for part in ("vision", "projector", "llm"):
         own = {name: tensor for name, tensor in weights.items() if part_of(name) == part}
-        file = next((file for file, others in written.items() if _equal(own, others)), f"{part}-{stage}.safetensors")
+        equal = (file for file, others in written.items() if _is_equal(own, others))
+        file = next(equal, f"{part}-{stage}.safetensors")
         if file not in written:
             save_file(own, folder / file, metadata={"format": "pt"})
             written[file] = own
@@ -146,24 +162,30 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint of one file.
+    """Return the weights of a checkpoint that is one file.
 
     Raises:
         CheckpointError: There is no such file.
     """
     path = folder / _WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"There is no {path}. Expected a checkpoint that `lightning export` wrote.")
+        raise CheckpointError(
+            f"There is no {path}. Expected a checkpoint that `lightning export` wrote."
+        )
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 
-def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+def _shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def _is_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _copy_small_files(source: Path, target: Path) -> None:
-    """Copy config, tokenizer and processor, but no weights."""
+    """Copy config, tokenizer and processor, but not the weights."""
     target.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix != ".safetensors":

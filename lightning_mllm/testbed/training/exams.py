@@ -1,4 +1,4 @@
-"""The questions by which a model of the world is judged: balanced, on scenes that no training saw."""
+"""Balanced questions that test a model of the world, on scenes that are not in its training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Part = Literal["seen", "held_out", "presence", "blind", "text"]
 PARTS: tuple[Part, ...] = get_args(Part)
 SAMPLINGS: tuple[Sampling, ...] = ("random", "popular", "adversarial")
 
-_BALANCED = {  # types with few answers: each is the right one equally often
+_BALANCED = {  # type with few answers -> their number: each is right equally often
     QuestionType.CHOOSE_REL: 4,
     QuestionType.COMPARE_ATTR: 3,
     QuestionType.LOGICAL_OBJ: 2,
 }
-_POPULAR = 15  # most frequent pairs, of the 56 that training shows
-_COUNTED = 2000  # scenes that they are counted in
+_POPULAR = 15  # number of popular pairs, of the 56 that training shows
+_COUNTED = 2000  # number of scenes in which pairs are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class ExamQuestion:
     """A question with its scene.
 
     Attributes:
-        id: Unique in its examination.
-        kind: What its answer counts towards, e.g. "seen/ChooseAttr/0" or "presence/random".
-        scene: What it is about.
-        text: The question.
-        answer: The right answer.
-        question: The question with its structure; None for presence.
+        id: Name of the question, unique in its examination.
+        kind: Kind by which accuracy is reported, e.g. "seen/ChooseAttr/0" or "presence/random".
+        scene: Scene that the question is about.
+        text: Text of the question.
+        answer: The one right answer.
+        question: The question with its structure; None for a question of presence.
     """
 
     id: str
@@ -50,16 +50,22 @@ class ExamQuestion:
     question: Question | None = None
 
 
-def examination(part: Part, count: int, *, seed: int = 0, split: str = "test") -> Iterator[ExamQuestion]:
-    """Yield `count` questions of each kind of a part, each about a scene of its own with 2 to 5 objects.
+def examination(
+    part: Part, count: int, *, seed: int = 0, split: str = "test"
+) -> Iterator[ExamQuestion]:
+    """Yield `count` questions of each kind of a part.
+
+    Each question has its own scene, with 2 to 5 objects.
 
     Args:
-        part: "seen": the six types, on pairs of colour and shape that training shows; "held_out": on those it does
-            not; "presence": questions of presence, half of them about something that is there; "blind" and "text":
-            like "seen", to be asked without the picture, or with the scene's facts in its place.
-        count: Questions per kind; answers are balanced if it is a multiple of 12.
+        part: Part of the examination. "seen": the six types, on pairs of colour and shape that
+            training shows; "held_out": the six types, on pairs that it does not show; "presence":
+            questions of presence, half of them about something that is there; "blind": like
+            "seen", to be asked without the picture; "text": like "seen", to be asked with the
+            scene's facts instead of the picture.
+        count: Number of questions per kind; answers are balanced if it is a multiple of 12.
         seed: Seed of the scenes.
-        split: Scenes of different splits are different.
+        split: Name of the split; different splits have different scenes.
 
     Raises:
         ConfigError: There is no such part, or `count` is less than 1.
@@ -67,48 +73,61 @@ def examination(part: Part, count: int, *, seed: int = 0, split: str = "test") -
     if part not in PARTS:
         raise ConfigError(f"An examination has no part {part!r}. Choose among {', '.join(PARTS)}.")
     if count < 1:
-        raise ConfigError(f"An examination cannot have {count} questions of each kind. Ask for 1 or more.")
+        raise ConfigError(
+            f"An examination cannot have {count} questions of each kind. Ask for 1 or more."
+        )
     if part == "presence":
         for sampling in SAMPLINGS:
-            yield from _presence(sampling, count, f"{seed}/{split}")
+            yield from _ask_presence(sampling, count, f"{seed}/{split}")
         return
     for type in QuestionType:
         for wording in range(len(WORDINGS[type])):
-            yield from _questions(part, type, wording, count, f"{seed}/{split}")
+            yield from _ask_type(part, type, wording, count, f"{seed}/{split}")
 
 
-def _questions(part: Part, type: QuestionType, wording: int, count: int, key: str) -> Iterator[ExamQuestion]:
+def _ask_type(
+    part: Part, type: QuestionType, wording: int, count: int, key: str
+) -> Iterator[ExamQuestion]:
+    """Yield questions of one wording; if there are few answers, each is right equally often."""
     kind = f"{part}/{type}/{wording}"
     pairs: Pairs = "held_out" if part == "held_out" else "seen"
     answers = 2 if (type, wording) == (QuestionType.QUERY_ATTR, 0) else _BALANCED.get(type, 1)
     quota = -(-count // answers) if answers > 1 else count
     given: Counter[str] = Counter()
-    for scene, draw in _scenes(f"{key}/{kind}", pairs):
+    for scene, draw in _draw_scenes(f"{key}/{kind}", pairs):
         question = ask(type, scene, draw, pairs, wording)
         if question is None or given[question.answer] >= quota:
             continue
         given[question.answer] += 1
         yield ExamQuestion(
-            id=scene.id, kind=kind, scene=scene, text=question.text, answer=question.answer, question=question
+            id=scene.id,
+            kind=kind,
+            scene=scene,
+            text=question.text,
+            answer=question.answer,
+            question=question,
         )
         if given.total() == count:
             return
 
 
-def _presence(sampling: Sampling, count: int, key: str) -> Iterator[ExamQuestion]:
+def _ask_presence(sampling: Sampling, count: int, key: str) -> Iterator[ExamQuestion]:
     kind, given = f"presence/{sampling}", 0
-    for scene, draw in _scenes(f"{key}/{kind}", "seen"):
-        present = given % 2 == 0
-        asked = ask_presence(scene, draw, sampling=sampling, present=present, popular=_popular_pairs())
+    for scene, draw in _draw_scenes(f"{key}/{kind}", "seen"):
+        asked = ask_presence(
+            scene, draw, sampling=sampling, present=given % 2 == 0, popular=_popular_pairs()
+        )
         if asked is None:
             continue
         given += 1
-        yield ExamQuestion(id=scene.id, kind=kind, scene=scene, text=asked.text, answer=asked.answer)
+        yield ExamQuestion(
+            id=scene.id, kind=kind, scene=scene, text=asked.text, answer=asked.answer
+        )
         if given == count:
             return
 
 
-def _scenes(key: str, pairs: Pairs) -> Iterator[tuple[Scene, Draw]]:
+def _draw_scenes(key: str, pairs: Pairs) -> Iterator[tuple[Scene, Draw]]:
     for number in numbers():
         name = f"{key}/{number}"
         yield draw_scene(name, objects=(2, 5), pairs=pairs), Draw("question", name)
@@ -116,7 +135,9 @@ def _scenes(key: str, pairs: Pairs) -> Iterator[tuple[Scene, Draw]]:
 
 @cache
 def _popular_pairs() -> tuple[Pair, ...]:
-    """Return the pairs that most scenes have: counted, as POPE counts objects of a data set."""
-    scenes = (draw_scene(f"popular/{number}") for number in range(_COUNTED))
-    counts = Counter((thing.color, thing.shape) for scene in scenes for thing in scene.objects)
+    """Return the most frequent pairs of some scenes, as POPE counts objects in a data set."""
+    counts: Counter[Pair] = Counter()
+    for number in range(_COUNTED):
+        scene = draw_scene(f"popular/{number}")
+        counts.update((thing.color, thing.shape) for thing in scene.objects)
     return tuple(pair for pair, _ in counts.most_common(_POPULAR))

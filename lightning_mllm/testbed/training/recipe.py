@@ -1,7 +1,7 @@
-"""Trains the test-bed's models from nothing: `python -m lightning_mllm.testbed.training.recipe`.
+"""Trains the test-bed's models from scratch: `python -m lightning_mllm.testbed.training.recipe`.
 
-Each step is a `lightning fit` and a `lightning export`. What is finished is not done again, what was interrupted goes
-on from its last checkpoint.
+Each step is a `lightning fit` and a `lightning export`. Finished steps are not done again; an
+interrupted step continues from its last training checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lightning_mllm.testbed.training.checkpoints import STAGES, graft, pack
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Step:
     """One training.
 
     Attributes:
-        name: Its config, run and export are called so.
-        start: The checkpoint it starts from.
+        name: Name of its config, run and export.
+        start: Name of the checkpoint that it starts from.
     """
 
     name: str
@@ -40,8 +40,8 @@ VISION = (Step("shapes", "words"), Step("vision", "shapes"))
 TOGETHER = (Step("aligned", "before"), Step("instructed", "aligned"))
 
 
-def in_a_process(arguments: Sequence[str]) -> None:
-    """Run `lightning` with arguments; with one thread, since two processes share two cores better than two threads."""
+def run_lightning(arguments: Sequence[str]) -> None:
+    """Run `lightning` in a process with one thread: two processes use two cores best."""
     subprocess.run(
         [sys.executable, "-m", "lightning_mllm", *arguments],
         check=True,
@@ -50,14 +50,14 @@ def in_a_process(arguments: Sequence[str]) -> None:
 
 
 class Recipe:
-    """The recipe in a folder.
+    """Trains all steps in a folder.
 
     Args:
-        folder: Where checkpoints and runs go.
-        configs: Where the steps' configs are.
+        folder: Folder for checkpoints and runs.
+        configs: Folder of the steps' configs.
         options: Further options for every `lightning fit`.
-        lightning: Runs the command line.
-        side_by_side: Whether what does not need each other runs at the same time.
+        lightning: Function that runs the command line.
+        side_by_side: Whether independent steps run at the same time.
     """
 
     def __init__(
@@ -66,51 +66,55 @@ class Recipe:
         configs: Path,
         options: Sequence[str] = (),
         *,
-        lightning: Callable[[Sequence[str]], None] = in_a_process,
+        lightning: Callable[[Sequence[str]], None] = run_lightning,
         side_by_side: bool = True,
     ) -> None:
         self.folder, self.configs, self.options = folder, configs, tuple(options)
         self.lightning, self.side_by_side = lightning, side_by_side
 
     def run(self) -> None:
-        """Do all that is not done."""
-        if not self._of("start").exists():
-            self._lightning("tiny", str(self._of("start")), "--config", str(self.configs / "start.yaml"))
+        """Do everything that is not done yet."""
+        start = self._folder_of("start")
+        if not start.exists():
+            self._lightning("tiny", str(start), "--config", str(self.configs / "start.yaml"))
         self._train(WORDS)
         if self.side_by_side:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(self._train_all, (LANGUAGE, VISION)))
         else:
             self._train_all((*LANGUAGE, *VISION))
-        if not self._of("before").exists():
+        before, weights = self._folder_of("before"), self._folder_of("weights")
+        if not before.exists():
             graft(
-                self._of("before"),
-                llm=self._of("language"),
-                vision=self._of("vision"),
-                projector=self._of("start"),
+                before,
+                llm=self._folder_of("language"),
+                vision=self._folder_of("vision"),
+                projector=start,
             )
         self._train_all(TOGETHER)
-        if not self._of("weights").exists():
-            pack(self._of("weights"), {stage: self._of(stage) for stage in STAGES})
+        if not weights.exists():
+            pack(weights, {stage: self._folder_of(stage) for stage in STAGES})
 
     def _train_all(self, steps: Sequence[Step]) -> None:
         for step in steps:
             try:
                 self._train(step)
             except subprocess.CalledProcessError:
-                log.error("%s failed; what runs beside it is finished first", step.name)  # the error itself comes then
+                # the exception is raised when the steps at the same time have finished
+                logger.error("%s failed; steps that run at the same time go on", step.name)
                 raise
 
     def _train(self, step: Step) -> None:
-        if self._of(step.name).exists():
-            log.info("%s is there", self._of(step.name))
+        exported = self._folder_of(step.name)
+        if exported.exists():
+            logger.info("%s exists already", exported)
             return
         checkpoint = self._last_checkpoint(step)
         resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
         self._lightning(
             "fit",
             *("--config", str(self.configs / f"{step.name}.yaml")),
-            *("--model.checkpoint", str(self._of(step.start))),
+            *("--model.checkpoint", str(self._folder_of(step.start))),
             *("--trainer.run.root", str(self.folder / "runs")),
             *("--trainer.run.name", step.name),
             *self.options,
@@ -122,11 +126,11 @@ class Recipe:
             "export",
             *("--config", str(trained.parents[1] / "config.yaml")),
             *("--ckpt_path", str(trained)),
-            *("--output", str(self._of(step.name))),
+            *("--output", str(exported)),
         )
 
-    def _of(self, name: str) -> Path:
-        """Return where a checkpoint goes."""
+    def _folder_of(self, name: str) -> Path:
+        """Return the folder of a checkpoint."""
         return self.folder / name
 
     def _last_checkpoint(self, step: Step) -> Path | None:
@@ -135,14 +139,14 @@ class Recipe:
         return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
     def _lightning(self, *arguments: str) -> None:
-        log.info("lightning %s", " ".join(arguments))
+        logger.info("lightning %s", " ".join(arguments))
         self.lightning(arguments)
 
 
 def main() -> None:
     """Run the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="where checkpoints and runs go")
+    parser.add_argument("folder", type=Path, help="folder for checkpoints and runs")
     parser.add_argument("--configs", type=Path, default=Path("configs/testbed"))
     arguments, options = parser.parse_known_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -1,1 +1,1 @@
-"""Scenes, what is true of them, and how they are drawn."""
+"""Scenes, the facts about them, and how they are drawn."""

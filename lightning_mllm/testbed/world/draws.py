@@ -1,4 +1,4 @@
-"""Random choices that are the same in every process, on every platform and under every version of the libraries."""
+"""Random choices that are equal in every process, on every platform, with any library version."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ T = TypeVar("T")
 class Draw:
     """A stream of random choices, seeded by words and numbers.
 
-    Python guarantees the sequence of `random.random` for a seed, but not how `shuffle` or `choice` use it; so they are
-    written out here. A text seeds through SHA-512, not through the process's own `hash`.
+    Python guarantees the sequence of `random.random` for a seed, but not how `shuffle` or `choice`
+    use it, so these are written out here. A text seed goes through SHA-512, not through `hash`,
+    which differs between processes.
 
     Args:
-        key: What the stream belongs to, e.g. ("scene", seed, split, index).
+        key: Words and numbers that name the stream, e.g. ("scene", seed, split, index).
     """
 
     def __init__(self, *key: str | int) -> None:
@@ -34,7 +35,7 @@ class Draw:
         return low + self.below(high - low + 1)
 
     def happens(self, probability: float) -> bool:
-        """Return True with a probability."""
+        """Return True with this probability."""
         return self._random() < probability
 
     def one(self, options: Sequence[T]) -> T:
@@ -49,14 +50,10 @@ class Draw:
             shuffled[end], shuffled[other] = shuffled[other], shuffled[end]
         return shuffled
 
-    def some(self, options: Sequence[T], count: int) -> list[T]:
-        """Return `count` different options in random order; all of them if there are fewer."""
-        return self.shuffled(options)[:count]
-
     def noise(self, height: int, width: int, amplitude: int) -> NDArray[np.int64]:
         """Return (height, width, 3) integers from -`amplitude` to `amplitude`.
 
-        NumPy has frozen the streams of `RandomState` for good.
+        NumPy guarantees that the streams of `RandomState` never change.
         """
-        state = np.random.RandomState(self.below(2**31))  # the one generator whose stream never changes
+        state = np.random.RandomState(self.below(2**31))
         return state.randint(-amplitude, amplitude + 1, (height, width, 3))

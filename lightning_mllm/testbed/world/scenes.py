@@ -1,37 +1,48 @@
-"""The world: objects on a canvas, and everything that is true of them.
+"""The world: objects on a canvas, and all facts about them.
 
-A scene is data, made from a seed; `canvas.py` draws it, `questions.py` and `captions.py` speak about it.
+A scene is data made from a seed. `canvas.py` draws it; `language/` asks questions about it and
+describes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.world.draws import Draw
 
-SIDE = 64  # of the canvas, in pixels
-MOST = 5  # objects: more do not fit on the canvas
-CELLS = 8  # columns and rows in which captions give places
+SIDE = 64  # side of the canvas, in pixels
+MAX_OBJECTS = 5  # greatest number of objects: more do not fit on the canvas
+CELLS = 8  # columns, and rows, of the grid in which captions give places
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "moon")
 COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "cyan", "white")
 SIZES = ("small", "large")
 TEXTURES = ("solid", "striped", "dotted", "checkered")
 Attribute = Literal["size", "color", "texture", "shape"]
-ATTRIBUTES: dict[Attribute, tuple[str, ...]] = {"size": SIZES, "color": COLORS, "texture": TEXTURES, "shape": SHAPES}
+ATTRIBUTES: dict[Attribute, tuple[str, ...]] = {
+    "size": SIZES,
+    "color": COLORS,
+    "texture": TEXTURES,
+    "shape": SHAPES,
+}
 RADII = {"small": (6, 7), "large": (10, 11)}  # in pixels, both included
 
-HELD_OUT = frozenset((color, SHAPES[(index + 3) % len(SHAPES)]) for index, color in enumerate(COLORS))
-"""Pairs of colour and shape that training never shows or mentions; each colour and each shape is in one of them."""
+HELD_OUT = frozenset(
+    (color, SHAPES[(index + 3) % len(SHAPES)]) for index, color in enumerate(COLORS)
+)
+"""Pairs of colour and shape that training never shows or mentions.
+
+Each colour and each shape is in one of them.
+"""
 
 Pairs = Literal["seen", "held_out", "all"]
 
-_ECHO = 0.5  # chance that an object takes its colour, or its texture, from one that is there: else few would share any
-_GAP = 2  # least pixels between two objects
-_TRIES = 60
+_ECHO = 0.5  # probability that an object copies its colour, or texture, from an earlier object
+_GAP = 2  # smallest distance between two objects, in pixels
+_TRIES = 60  # places tried for an object
 
 
 @dataclass(frozen=True)
@@ -39,14 +50,14 @@ class SceneObject:
     """An object of a scene.
 
     Attributes:
-        id: Unique in its scene.
-        shape: One of `SHAPES`.
-        color: One of `COLORS`.
-        size: One of `SIZES`.
-        texture: One of `TEXTURES`.
+        id: Name of the object, unique in its scene.
+        shape: Shape of the object, one of `SHAPES`.
+        color: Colour of the object, one of `COLORS`.
+        size: Size of the object, one of `SIZES`.
+        texture: Texture of the object, one of `TEXTURES`.
         x: Column of its centre, in pixels from the left.
         y: Row of its centre, in pixels from the top.
-        radius: Half its side, in pixels.
+        radius: Half the side of its box, in pixels.
     """
 
     id: str
@@ -60,7 +71,7 @@ class SceneObject:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """(x, y, width, height) in pixels; x and y are those of the top left corner, as in GQA."""
+        """(x, y, width, height) in pixels; (x, y) is the top left corner, as in GQA."""
         return self.x - self.radius, self.y - self.radius, 2 * self.radius, 2 * self.radius
 
     @property
@@ -76,40 +87,36 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects, in the order in which they were placed, and the seed of what is not an object: ground and noise.
+    """Objects on a canvas.
 
     Attributes:
-        id: Unique within a world: seed, split and number.
-        objects: 1 to 5 of them; no two touch.
+        id: Seed, split and number, unique within a world; it also seeds ground and noise.
+        objects: From 1 to 5 objects, no two of which touch.
     """
 
     id: str
     objects: tuple[SceneObject, ...]
 
     def graph(self) -> dict[str, Any]:
-        """Return the scene graph in the form of GQA's: boxes, attributes and the relations between objects."""
+        """Return the scene graph in GQA's form: boxes, attributes and relations of the objects."""
+        nodes = {thing.id: self._graph_node(thing) for thing in self.objects}
+        return {"width": SIDE, "height": SIDE, "objects": nodes}
+
+    def _graph_node(self, thing: SceneObject) -> dict[str, Any]:
+        found = []
+        for other in self.objects:
+            if other is not thing:
+                found += [{"name": name, "object": other.id} for name in relations(thing, other)]
         return {
-            "width": SIDE,
-            "height": SIDE,
-            "objects": {
-                thing.id: {
-                    "name": thing.shape,
-                    **dict(zip("xywh", thing.box, strict=True)),
-                    "attributes": [thing.size, thing.color, thing.texture],
-                    "relations": [
-                        {"name": name, "object": other.id}
-                        for other in self.objects
-                        if other is not thing
-                        for name in relations(thing, other)
-                    ],
-                }
-                for thing in self.objects
-            },
+            "name": thing.shape,
+            **dict(zip("xywh", thing.box, strict=True)),
+            "attributes": [thing.size, thing.color, thing.texture],
+            "relations": found,
         }
 
 
 def relations(thing: SceneObject, other: SceneObject, least: int = 8) -> list[str]:
-    """Return where an object is, seen from another: by at least `least` pixels, else it is on no side of it."""
+    """Return the relations of an object to another, e.g. "above", by at least `least` pixels."""
     found = []
     if abs(thing.x - other.x) >= least:
         found.append("to the left of" if thing.x < other.x else "to the right of")
@@ -122,55 +129,59 @@ def draw_scene(key: str, *, objects: tuple[int, int] = (1, 5), pairs: Pairs = "s
     """Make a scene.
 
     Args:
-        key: Seeds the scene and is its id.
-        objects: Least and most objects.
-        pairs: Which pairs of colour and shape there may be; with "held_out" at least the first object is of such a
-            pair.
+        key: Seed of the scene, and its id.
+        objects: Least and greatest number of objects.
+        pairs: Which pairs of colour and shape may occur. With "held_out", at least the first
+            object has a held-out pair.
 
     Raises:
-        ConfigError: The numbers of objects are none from 1 to 5.
+        ConfigError: The numbers of objects are not from 1 to 5.
     """
     least, most = objects
-    if not 1 <= least <= most <= MOST:
-        raise ConfigError(f"A scene has 1 to {MOST} objects, not {least} to {most}.")
+    if not 1 <= least <= most <= MAX_OBJECTS:
+        raise ConfigError(f"A scene has 1 to {MAX_OBJECTS} objects, not {least} to {most}.")
     draw = Draw("scene", key)
     count = draw.between(least, most)
-    while True:  # rarely a second time: the objects did not fit
-        placed: list[SceneObject] = []
-        for number in range(count):
-            first = number == 0
-            allowed = _allowed("held_out" if pairs == "held_out" and first else "seen" if pairs == "seen" else "all")
-            thing = _place(draw, placed, allowed)
-            if thing is None:
-                break
-            placed.append(thing)
-        if len(placed) == count:
-            return Scene(key, tuple(draw.shuffled(placed)))
+    placed = None
+    while placed is None:  # rarely a second time: the objects did not fit
+        placed = _place_objects(draw, count, pairs)
+    return Scene(key, tuple(draw.shuffled(placed)))
 
 
-def _allowed(pairs: Pairs) -> Callable[[str, str], bool]:
-    tests: dict[Pairs, Callable[[str, str], bool]] = {
-        "seen": lambda color, shape: (color, shape) not in HELD_OUT,
-        "held_out": lambda color, shape: (color, shape) in HELD_OUT,
-        "all": lambda color, shape: True,
-    }
-    return tests[pairs]
+def _place_objects(draw: Draw, count: int, pairs: Pairs) -> list[SceneObject] | None:
+    """Return objects that do not touch; None if one of them found no room."""
+    placed: list[SceneObject] = []
+    for _ in range(count):
+        allowed: Pairs = "all" if pairs == "held_out" and placed else pairs
+        thing = _place_object(draw, placed, allowed)
+        if thing is None:
+            return None
+        placed.append(thing)
+    return placed
 
 
-def _place(draw: Draw, placed: Sequence[SceneObject], allowed: Callable[[str, str], bool]) -> SceneObject | None:
+def _allowed_shapes(color: str, pairs: Pairs) -> list[str]:
+    """Return the shapes that an object of a colour may have."""
+    if pairs == "all":
+        return list(SHAPES)
+    return [shape for shape in SHAPES if ((color, shape) in HELD_OUT) == (pairs == "held_out")]
+
+
+def _place_object(draw: Draw, placed: Sequence[SceneObject], pairs: Pairs) -> SceneObject | None:
     """Return an object that touches none of those placed; None if there is no room."""
     color = draw.one(placed).color if placed and draw.happens(_ECHO) else draw.one(COLORS)
     texture = draw.one(placed).texture if placed and draw.happens(_ECHO) else draw.one(TEXTURES)
-    shape = draw.one([shape for shape in SHAPES if allowed(color, shape)])
+    shape = draw.one(_allowed_shapes(color, pairs))
     size = draw.one(SIZES)
     radius = draw.between(*RADII[size])
     for _ in range(_TRIES):
-        x, y = (draw.between(radius + 1, SIDE - radius - 1) for _ in "xy")
-        if all(_apart(x, y, radius, other) for other in placed):
+        x = draw.between(radius + 1, SIDE - radius - 1)
+        y = draw.between(radius + 1, SIDE - radius - 1)
+        if all(_is_apart(x, y, radius, other) for other in placed):
             return SceneObject(str(len(placed) + 1), shape, color, size, texture, x, y, radius)
     return None
 
 
-def _apart(x: int, y: int, radius: int, other: SceneObject) -> bool:
+def _is_apart(x: int, y: int, radius: int, other: SceneObject) -> bool:
     """Return whether two bounding boxes leave a gap, so that no patch-sized detail is hidden."""
     return max(abs(x - other.x), abs(y - other.y)) >= radius + other.radius + _GAP

@@ -164,8 +164,8 @@ def test_pictures_lose_less_than_their_noise(tmp_path: Path) -> None:
             [*asked(QuestionType.CHOOSE_CAT, count=1), *asked(QuestionType.QUERY_ATTR, count=1)],
             "here are those of ChooseCat, QueryAttr",
         ),
-        ([*examination("presence", 1)], r"presence/random\) is none of the six tasks"),
-        (asked(QuestionType.CHOOSE_CAT, count=1) * 2, "Two questions .* are called '0-test-seen-ChooseCat-0-"),
+        ([*examination("presence", 1)], r"presence/random\) is not one of the six tasks"),
+        (asked(QuestionType.CHOOSE_CAT, count=1) * 2, "Two questions .* have the id '0-test-seen-ChooseCat-0-"),
     ],
     ids=["none", "mixed", "presence", "twice"],
 )

@@ -174,7 +174,7 @@ def _features(text: str) -> dict[str, int]:
 
 
 def _guessed(questions: Sequence[ExamQuestion], labels: Sequence[str]) -> float:
-    """Accuracy, on the second half, of a naive Bayes classifier of words and their places that knows the first."""
+    """Accuracy on the second half of naive Bayes on words and places, fitted to the first half."""
     features: Any = DictVectorizer().fit_transform([_features(question.text) for question in questions])
     half = len(questions) // 2
     model: Any = BernoulliNB().fit(features[:half], labels[:half])

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 from lightning_mllm.cli.main import CLI, main
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.testbed.training.checkpoints import STAGES
-from lightning_mllm.testbed.training.recipe import Recipe, in_a_process
+from lightning_mllm.testbed.training.recipe import Recipe, run_lightning
 from tests.support.command_line import CONFIGS, TRIAL, isolate
 
 START = "testbed/start.yaml"
@@ -113,4 +113,4 @@ def test_the_recipe_makes_the_stages_once_and_mends_what_is_missing(
 
 def test_a_command_that_fails_ends_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        in_a_process(["fit", "--config", str(tmp_path / "missing.yaml")])
+        run_lightning(["fit", "--config", str(tmp_path / "missing.yaml")])

@@ -11,7 +11,8 @@ from lightning_mllm.testbed.world.canvas import RGB, SHAPE_MASKS, TEXTURE_MASKS
 from lightning_mllm.testbed.world.scenes import COLORS, SHAPES, SIDE, TEXTURES
 from tests.support.worlds import scenes
 
-SHA256 = "88289f656bfc3c0b0ef6a4fb2a6ee1143266a8a59f9401508b84072ed23a5113"  # over the pixels of 20 scenes
+# over the pixels of 20 scenes
+SHA256 = "88289f656bfc3c0b0ef6a4fb2a6ee1143266a8a59f9401508b84072ed23a5113"
 
 
 def pixels(scene: Scene) -> NDArray[np.int64]:

@@ -59,13 +59,6 @@ def test_shuffling_leaves_the_options_as_they_are() -> None:
     assert options == [3, 1, 2]
 
 
-def test_some_are_different_options() -> None:
-    draw = Draw("some")
-
-    assert all(len({*draw.some(range(5), 3)}) == 3 for _ in range(50))
-    assert sorted(draw.some(range(3), 9)) == [0, 1, 2]
-
-
 def test_noise_fills_its_range_evenly() -> None:
     noise = Draw("noise").noise(64, 48, 3)
 

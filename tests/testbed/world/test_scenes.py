@@ -18,8 +18,8 @@ FRESH = """
 import importlib, pkgutil, sys
 sys.modules["lightning"] = None
 import lightning_mllm.testbed as testbed
-for module in pkgutil.iter_modules(testbed.__path__, testbed.__name__ + "."):
-    if not module.ispkg and not module.name.endswith((".datamodules", ".gqa")):  # they give data
+for module in pkgutil.walk_packages(testbed.__path__, testbed.__name__ + "."):
+    if not module.name.endswith((".datamodules", ".datamodule", ".gqa")):  # they give data
         importlib.import_module(module.name)
 from tests.support.worlds import fingerprint
 print(fingerprint())
