@@ -19,7 +19,7 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_rows
-from lightning_mllm.tracking.figures.study import epoch_plot
+from lightning_mllm.tracking.figures.study import line_plot
 from lightning_mllm.tracking.loggers import log_image, log_metrics
 
 COLUMNS = ("epoch", "step", "split", "score", "value", "low_95", "high_95", "n")
@@ -107,5 +107,5 @@ class AlignmentMonitor(RunAnalysis):
             curves.setdefault(name, {})[step] = value
         if curves:
             axes = {"xlabel": "Optimiser step (0: before training)", "ylabel": f"Alignment score ({self.mode})"}
-            picture = epoch_plot({"Validation split": curves}, folder / "alignment.png", **axes)
+            picture = line_plot({"Validation split": curves}, folder / "alignment.png", **axes)
             log_image(trainer.loggers, "alignment", picture, module.trained_steps)

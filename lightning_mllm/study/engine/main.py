@@ -8,10 +8,16 @@ from functools import partial
 from rich.console import Console
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study.engine.cell_folder import AnyFolder, Folder, State, refuse_changed
-from lightning_mllm.study.engine.executor import Failure, Lightning, Runner, in_a_process, share_of_threads
+from lightning_mllm.study.engine.cell_folder import AnyFolder, CellState, Folder, refuse_changed
+from lightning_mllm.study.engine.executor import (
+    Failure,
+    Lightning,
+    Runner,
+    in_a_process,
+    threads_per_job,
+)
 from lightning_mllm.study.engine.locks import locked
-from lightning_mllm.study.engine.plan import plan, share_of
+from lightning_mllm.study.engine.plan import cells_of_machine, plan
 from lightning_mllm.study.engine.runnable import RunnableStudy
 from lightning_mllm.study.engine.wandb_summary import log_summary
 
@@ -21,14 +27,15 @@ def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[
 
     Args:
         study: The study.
-        lightning: Runs the command line of a cell; by default in a process of its own.
+        lightning: What runs the command line of a cell; by default a new process of `lightning`.
 
     Returns:
-        The cells that failed; the others are done, unless a failure concerns all, or another process has them.
+        The cells that failed. The others are done, unless a failure concerns all cells, or another
+        process is running them.
 
     Raises:
-        ConfigError: The study cannot work, or finished cells were made otherwise; nothing has run then. Or its folder
-            has no locks.
+        ConfigError: The study cannot work, or finished cells were created with different settings;
+            then nothing has run. Or files in its folder can't be locked.
         DataError: A file of a finished cell is missing, or can't be read.
     """
     study.check()
@@ -36,37 +43,45 @@ def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[
         raise ConfigError(f"--jobs is {study.jobs}; at least one cell runs at a time.")
     cells = study.all_cells()
     folders = {cell.id: Folder(cell, study.folder / "cells" / cell.id) for cell in cells}
-    mine = [folders[cell.id] for cell in share_of(cells, study.cells)]
+    mine = [folders[cell.id] for cell in cells_of_machine(cells, study.cells)]
     refuse_changed(list(folders.values()))
     console = Console()
     console.print(plan(mine, list(folders.values()), jobs=study.jobs))
     if study.dry_run:
         return []
-    to_run = [folder for folder in mine if folder.state is not State.DONE]
-    lightning = lightning or partial(in_a_process, threads=share_of_threads(study.jobs))
+    to_run = [folder for folder in mine if folder.state is not CellState.DONE]
+    lightning = lightning or partial(in_a_process, threads=threads_per_job(study.jobs))
     failures = Runner(study, lightning).run(to_run, study.jobs)
-    _tell(console, to_run, failures)  # first: the report may be refused
+    _print_failures(console, to_run, failures)  # first: the report may be refused
     with locked(study.folder / "report.lock", wait=True):  # several machines end at about the same time
         report = study.write_report(list(folders.values()))
-        if all(folder.state is State.DONE for folder in folders.values()):
+        if all(folder.state is CellState.DONE for folder in folders.values()):
             log_summary(study, study.tables)
     if report is not None:
         console.print(f"Results are in {report}", highlight=False)
     return failures
 
 
-def _tell(console: Console, to_run: Sequence[AnyFolder], failures: Sequence[Failure]) -> None:
-    """Say which cells failed and why, and which others are left."""
+def _print_failures(
+    console: Console, to_run: Sequence[AnyFolder], failures: Sequence[Failure]
+) -> None:
+    """Print which cells failed and why, and how many others are left."""
     for failure in failures:
-        console.print(f"{failure.folder.cell.id} failed: {failure.reason}", style="red", markup=False)
+        console.print(
+            f"{failure.folder.cell.id} failed: {failure.reason}", style="red", markup=False
+        )
         console.print(f"  Its log is {failure.folder.log}", markup=False, highlight=False)
     if failures:
         console.print(
             f"{len(failures)} of {len(to_run)} cells failed. Run the same command again to try them once more."
         )
     failed = {failure.folder for failure in failures}
-    left = [folder for folder in to_run if folder not in failed and folder.state is not State.DONE]
+    left = [
+        folder for folder in to_run if folder not in failed and folder.state is not CellState.DONE
+    ]
     if left and any(failure.concerns_all for failure in failures):
-        console.print(f"{len(left)} others were not started, since the same would become of them.")
+        console.print(
+            f"{len(left)} others were not started, since they would fail in the same way."
+        )
     elif left:
         console.print(f"{len(left)} cells are being run by other processes.")

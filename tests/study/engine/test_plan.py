@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mllm.study.engine.cell_folder import State
+from lightning_mllm.study.engine.cell_folder import CellState
 from lightning_mllm.study.engine.main import run_study
 from lightning_mllm.study.engine.plan import duration, plan
 from tests.study.conftest import Change, FakeLightning, folders_of
@@ -35,7 +35,7 @@ def test_the_time_of_a_cell_is_that_of_the_finished_ones_that_are_the_most_alike
     for name, seconds in {"zero_shot": 60, "paper.ft_proj": 600, "paper.ft_e2e": 1200}.items():
         path = folders[f"tiny.leaves.{name}.seed0"].done_file
         path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": seconds}))
-    new = [folder for folder in folders.values() if folder.state is State.NEW]
+    new = [folder for folder in folders.values() if folder.state is CellState.NEW]
 
     table = plan(new, list(folders.values()), jobs=2)
 

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 from lightning_mllm.errors import DataError
 from lightning_mllm.study import RateSweep, Richness, StudyCommand
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.projection.tables import rounded
+from lightning_mllm.study.projection.tables import round_percent
 from tests.study.conftest import Change, FakeLightning, folders_of, write
 
 Rows = list[dict[str, str]]
@@ -259,4 +259,4 @@ def test_a_file_that_went_missing_is_named(study: Change, fake: FakeLightning) -
 def test_numbers_are_rounded_half_to_even_as_written() -> None:
     numbers = {-27.486: "-27.49", -6.227: "-6.23", 0.125: "0.12", 0.135: "0.14", 1.005: "1.00", 2.675: "2.68"}
 
-    assert {number: str(rounded(number)) for number in numbers} == numbers
+    assert {number: str(round_percent(number)) for number in numbers} == numbers

@@ -25,6 +25,7 @@ from tests.study.conftest import Change, FakeLightning
         ({"common": ["gone.yaml"]}, "common names the config file"),
         ({"sweep": RateSweep(preset="matched", rates=[1e-3, 1e-4])}, "Presets with it: paper"),
         ({"sweep": RateSweep(preset="paper", rates=[1e-3])}, "two or more different rates"),
+        ({"sweep": RateSweep(preset="paper", rates=[1e-3, 1e-4], also=["own"])}, r"sweep\.also has 'own'"),
         ({"resamples": 100}, "need 2000 or more"),
         ({"jobs": 0}, "at least one cell"),
         ({"cells": "9/8"}, "counted from 1"),
