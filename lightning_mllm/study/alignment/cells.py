@@ -61,7 +61,7 @@ MeasureFolder = Folder[MeasureCell]
 
 
 def cells_of(study: AlignmentStudy) -> list[MeasureCell]:
-    """Return all cells, checkpoint by checkpoint, so that a study that is stopped early has some whole.
+    """Return all cells, checkpoint by checkpoint: a study that is stopped early has some whole.
 
     Raises:
         ConfigError: A training has no checkpoints.

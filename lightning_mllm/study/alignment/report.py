@@ -22,7 +22,7 @@ from lightning_mllm.study.alignment.tables import (
     verdicts_as_markdown,
 )
 from lightning_mllm.study.alignment.verdict import TEST, not_independent, too_few, verdicts
-from lightning_mllm.study.engine.cell_folder import CellState
+from lightning_mllm.study.engine.cell_folder import finished
 from lightning_mllm.study.engine.markdown import pictures_as_markdown, unfinished_as_markdown
 
 _CAVEAT = (
@@ -46,7 +46,7 @@ def write_report(study: AlignmentStudy, folders: Sequence[MeasureFolder]) -> Pat
     Raises:
         DataError: A file of a finished cell is missing, or can't be read.
     """
-    done = [folder for folder in folders if folder.state is CellState.DONE]
+    done = finished(folders)
     if not done:
         return None
     scores = collect(study, done)

@@ -27,8 +27,8 @@ class Checkpoint:
         training: Training checkpoints that began from `source`, as a pattern such as
             `runs/aligned/checkpoints/*step=*.ckpt`. Each of them is a checkpoint of the study,
             `<name>-<file>`. Only the file's name may have wildcards. The pattern must not match
-            `last.ckpt` besides others, since that may be one of them once more. The source itself
-            is measured only if it is an entry, too.
+            `last.ckpt` together with others, since it may be a copy of one of them. The source
+            itself is measured only if it is an entry, too.
         configs: Config files of its cells, after `common`: the policy that it was trained under, a
             prompt of its own.
     """
@@ -45,7 +45,7 @@ class Weights:
     Attributes:
         name: Name of the checkpoint.
         origin: Name of the entry of `checkpoints` that it comes from.
-        checkpoint: The entry itself.
+        checkpoint: That entry: the source and its config files.
         training: The training checkpoint, if it is one.
     """
 
@@ -57,13 +57,13 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentStudy(RunnableStudy):
-    """The alignment score of checkpoints, beside how well they answer and how much they hallucinate.
+    """The alignment score of checkpoints, beside their accuracy and how much they hallucinate.
 
     A cell is one measurement of one checkpoint, a normal run. Its config files are, in this order,
     `common`, those of the checkpoint, and those of the measurement.
 
     Attributes:
-        kind: Kind of study.
+        kind: Which kind of study it is; `alignment` for this one.
         checkpoints: Name -> hub id or folder, or a `Checkpoint`.
         tasks: Name -> config files of a `lightning test`, whose accuracy counts.
         presence: Config files of a `lightning test` with the callback `PopeReport`.
@@ -186,9 +186,9 @@ def _training_checkpoints(name: str, pattern: str) -> list[Path]:
     last = [file for file in files if _LAST.fullmatch(file.name)]
     if last and len(files) > 1:
         raise ConfigError(
-            f"checkpoints.{name}.training matches {last[0]} besides others, of which it may be one "
-            "once more. Match the others alone, for example by *step=*.ckpt; if it is of a later "
-            "step than they are, give it an entry of its own."
+            f"checkpoints.{name}.training matches {last[0]} together with others, and it may be a "
+            "copy of one of them. Match the others alone, for example by *step=*.ckpt; if it is "
+            "from a later step than they are, give it its own entry."
         )
     if not files:
         raise ConfigError(

@@ -38,7 +38,7 @@ class AlignmentVerdict:
 
     Attributes:
         reading: Which alignment score it is about.
-        claim: The claim.
+        claim: The claim, as a sentence.
         part: The measure that the part is about; empty for the whole.
         decision: Whether it holds, does not, or is undecided.
         checkpoints: Number of checkpoints, the least of the parts.

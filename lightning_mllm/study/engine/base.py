@@ -29,7 +29,10 @@ class BaseCell(ABC):
     @property
     @abstractmethod
     def time_keys(self) -> TimeKeys:
-        """Two keys: cells that share the first take about the same time, those that share the second may."""
+        """Two keys, by which the plan estimates times.
+
+        Cells that share the first take about the same time; those that share the second may.
+        """
 
     @property
     @abstractmethod
@@ -38,7 +41,7 @@ class BaseCell(ABC):
 
     @property
     def note(self) -> str:
-        """What the plan says beside the id."""
+        """What the plan says after the id."""
         return ""
 
     @property
@@ -48,12 +51,12 @@ class BaseCell(ABC):
 
     @property
     def analyzes(self) -> bool:
-        """Whether it is a `lightning analyze`, which resumes from a run's folder and not from a checkpoint."""
+        """Whether it is a `lightning analyze`, which resumes from a run's folder."""
         return False
 
     @abstractmethod
     def arguments(self) -> list[str]:
-        """Return the command line that decides the cell's results, without the place where they go."""
+        """Return the command line that decides the cell's results, but not where they go."""
 
     def config_arguments(self) -> list[str]:
         """Return the part of the command line that names the config files."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -38,8 +38,8 @@ class Folder(Generic[CellT]):
     """The files of a cell.
 
     Attributes:
-        cell: The cell.
-        path: Its folder.
+        cell: The cell whose files they are.
+        path: The folder of the cell.
     """
 
     cell: CellT
@@ -47,12 +47,12 @@ class Folder(Generic[CellT]):
 
     @property
     def done_file(self) -> Path:
-        """Written last."""
+        """The file that is written when all is there."""
         return self.path / "cell.json"
 
     @property
     def started_file(self) -> Path:
-        """Written before each run."""
+        """The file that is written before each run."""
         return self.path / "started.json"
 
     @property
@@ -62,7 +62,7 @@ class Folder(Generic[CellT]):
 
     @property
     def state(self) -> CellState:
-        """How far the cell is; one that left nothing to go on from is new."""
+        """How far the cell is; one that left nothing to resume from is new."""
         if self.done_file.is_file():
             return CellState.DONE
         return CellState.BEGUN if self.continuation() else CellState.NEW
@@ -104,7 +104,7 @@ class Folder(Generic[CellT]):
         return [] if changed else ["--resume", str(furthest)]
 
     def begin(self, making: Making) -> None:
-        """Note how the cell is made, and, if it is not resumed, that its earlier runs don't count."""
+        """Note how the cell is made, and which earlier runs don't count: all, if it is not resumed."""
         kept = self.runs() if self.continuation() else []
         ignored = [run.name for run in self._all_runs() if run not in kept]
         write_json(self.started_file, {**making, "ignored": ignored})
@@ -120,7 +120,9 @@ class Folder(Generic[CellT]):
 
     def seconds(self) -> float | None:
         """Return how long the cell took, as far as that is known."""
-        seconds: float | None = read_json(self.done_file).get("seconds") if self.done_file.is_file() else None
+        if not self.done_file.is_file():
+            return None
+        seconds: float | None = read_json(self.done_file).get("seconds")
         return seconds
 
     def changes(self) -> list[str]:
@@ -141,6 +143,16 @@ class Folder(Generic[CellT]):
 
 
 AnyFolder = Folder[Any]
+
+
+def finished(folders: Iterable[Folder[CellT]]) -> list[Folder[CellT]]:
+    """Return the folders of the cells that are done."""
+    return [folder for folder in folders if folder.state is CellState.DONE]
+
+
+def unfinished(folders: Iterable[Folder[CellT]]) -> list[Folder[CellT]]:
+    """Return the folders of the cells that are not done."""
+    return [folder for folder in folders if folder.state is not CellState.DONE]
 
 
 def making_of(cell: BaseCell) -> Making:

@@ -1,4 +1,4 @@
-"""Runs the cells of a study: each at most once, each in its own process, the rest even if one fails."""
+"""Runs the cells of a study, each at most once and in its own process, even if others fail."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Failure:
 
     Attributes:
         folder: The folder of the cell.
-        reason: Why it failed.
-        concerns_all: Whether the other cells would fail in the same way, so that no more are started.
+        reason: Why the cell failed, as a sentence.
+        concerns_all: Whether the other cells would fail in the same way: no more are started.
     """
 
     folder: AnyFolder
@@ -53,7 +53,7 @@ def in_a_process(
     """Run `lightning`.
 
     Args:
-        arguments: Its arguments.
+        arguments: Arguments of `lightning`.
         log_file: The file to which its output is appended.
         lock: File descriptor that it inherits, so that it keeps the cell if this process is killed.
         threads: Number of CPU threads; by default as many as torch takes.

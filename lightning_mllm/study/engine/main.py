@@ -8,7 +8,8 @@ from functools import partial
 from rich.console import Console
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study.engine.cell_folder import AnyFolder, CellState, Folder, refuse_changed
+from lightning_mllm.study.engine.base import BaseCell
+from lightning_mllm.study.engine.cell_folder import AnyFolder, Folder, refuse_changed, unfinished
 from lightning_mllm.study.engine.executor import (
     Failure,
     Lightning,
@@ -42,44 +43,49 @@ def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[
     if study.jobs < 1:
         raise ConfigError(f"--jobs is {study.jobs}; at least one cell runs at a time.")
     cells = study.all_cells()
-    folders = {cell.id: Folder(cell, study.folder / "cells" / cell.id) for cell in cells}
-    mine = [folders[cell.id] for cell in cells_of_machine(cells, study.cells)]
-    refuse_changed(list(folders.values()))
+    folders = _folders_of(study, cells)
+    mine = _folders_of(study, cells_of_machine(cells, study.cells))
+    refuse_changed(folders)
     console = Console()
-    console.print(plan(mine, list(folders.values()), jobs=study.jobs))
+    console.print(plan(mine, folders, jobs=study.jobs))
     if study.dry_run:
         return []
-    to_run = [folder for folder in mine if folder.state is not CellState.DONE]
+    to_run = unfinished(mine)
     lightning = lightning or partial(in_a_process, threads=threads_per_job(study.jobs))
     failures = Runner(study, lightning).run(to_run, study.jobs)
     _print_failures(console, to_run, failures)  # first: the report may be refused
-    with locked(study.folder / "report.lock", wait=True):  # several machines end at about the same time
-        report = study.write_report(list(folders.values()))
-        if all(folder.state is CellState.DONE for folder in folders.values()):
+    # several machines end at about the same time
+    with locked(study.folder / "report.lock", wait=True):
+        report = study.write_report(folders)
+        if not unfinished(folders):
             log_summary(study, study.tables)
     if report is not None:
         console.print(f"Results are in {report}", highlight=False)
     return failures
 
 
+def _folders_of(study: RunnableStudy, cells: Sequence[BaseCell]) -> list[AnyFolder]:
+    return [Folder(cell, study.folder / "cells" / cell.id) for cell in cells]
+
+
 def _print_failures(
     console: Console, to_run: Sequence[AnyFolder], failures: Sequence[Failure]
 ) -> None:
     """Print which cells failed and why, and how many others are left."""
+    failed, concern_all = set(), False
     for failure in failures:
-        console.print(
-            f"{failure.folder.cell.id} failed: {failure.reason}", style="red", markup=False
-        )
+        failed.add(failure.folder)
+        concern_all = concern_all or failure.concerns_all
+        reason = f"{failure.folder.cell.id} failed: {failure.reason}"
+        console.print(reason, style="red", markup=False)
         console.print(f"  Its log is {failure.folder.log}", markup=False, highlight=False)
     if failures:
         console.print(
-            f"{len(failures)} of {len(to_run)} cells failed. Run the same command again to try them once more."
+            f"{len(failures)} of {len(to_run)} cells failed. Run the same command again to try "
+            "them once more."
         )
-    failed = {failure.folder for failure in failures}
-    left = [
-        folder for folder in to_run if folder not in failed and folder.state is not CellState.DONE
-    ]
-    if left and any(failure.concerns_all for failure in failures):
+    left = [folder for folder in unfinished(to_run) if folder not in failed]
+    if left and concern_all:
         console.print(
             f"{len(left)} others were not started, since they would fail in the same way."
         )

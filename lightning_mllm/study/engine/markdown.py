@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lightning_mllm.study.engine.cell_folder import AnyFolder, CellState
+from lightning_mllm.study.engine.cell_folder import AnyFolder, unfinished
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -26,8 +26,5 @@ def pictures_as_markdown(pictures: Iterable[Path], folder: Path) -> list[str]:
 
 def unfinished_as_markdown(folders: Iterable[AnyFolder]) -> list[str]:
     """Return the section about the cells that are not finished; empty where all are."""
-    lines = ["## Cells that are not finished\n"]
-    for folder in folders:
-        if folder.state is not CellState.DONE:
-            lines.append(f"- {folder.cell.id}: {folder.state}")
-    return ["\n".join(lines)] if len(lines) > 1 else []
+    lines = [f"- {folder.cell.id}: {folder.state}" for folder in unfinished(folders)]
+    return ["\n".join(["## Cells that are not finished\n", *lines])] if lines else []

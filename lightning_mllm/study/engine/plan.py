@@ -81,7 +81,7 @@ def _time_left(known: Sequence[float], left: int, jobs: int) -> str:
 def cells_of_machine(cells: Sequence[CellT], part: str) -> list[CellT]:
     """Return the cells of one machine, e.g. of "3/8", the third of eight.
 
-    Cells are dealt like cards, sorted by their `order`, so that each machine gets some of each kind.
+    Cells are dealt like cards, sorted by their `order`: each machine gets some of each kind.
 
     Raises:
         ConfigError: It is not a part of a whole.

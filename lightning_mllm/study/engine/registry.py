@@ -22,7 +22,7 @@ def choose_study(arguments: Sequence[str], kinds: Kinds) -> type[RunnableStudy]:
 
     Args:
         arguments: The command line after `lightning study`.
-        kinds: Name -> class.
+        kinds: Name of a kind -> its class. The first one is the default.
 
     Raises:
         ConfigError: There is no such kind, it lacks an option of a config file, or a config file is

@@ -1,4 +1,4 @@
-"""What a kind of study gives to `lightning study`: its cells, what each must write, and a report."""
+"""What a kind of study gives to `lightning study`: cells, what each must write, and a report."""
 
 from __future__ import annotations
 

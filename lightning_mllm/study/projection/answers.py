@@ -28,11 +28,15 @@ def write_answers(study: Study, done: Iterable[CellFolder], path: Path) -> Path:
         DataError: A file of a finished cell is missing.
     """
     found: list[tuple[str, Kind, Answers]] = []
+    repetitions = halves = 0
     for folder in done:
-        by_kind = {who.kind: each for who, each in answers_of_cell(study, folder).items()}
-        found += [(folder.cell.id, kind, answers) for kind, answers in by_kind.items()]
-    repetitions = max((len(answers.predicted) for *_, answers in found), default=0)
-    halves = max((len(answers.halves) for *_, answers in found), default=0)
+        by_kind: dict[Kind, Answers] = {}  # they are the same under all presets of the cell
+        for answerer, answers in answers_of_cell(study, folder).items():
+            by_kind[answerer.kind] = answers
+        for kind, answers in by_kind.items():
+            found.append((folder.cell.id, kind, answers))
+            repetitions = max(repetitions, len(answers.predicted))
+            halves = max(halves, len(answers.halves))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     columns = [f"answer{number}" for number in range(repetitions)]

@@ -72,7 +72,10 @@ def answers_of(folder: CellFolder, scorer: str) -> Answers:
 
 
 def clip_answers_of(folder: CellFolder) -> Answers | None:
-    """Return what CLIP itself answered on the same split; None without the callback `ClipZeroShot`."""
+    """Return what CLIP itself answered on the same split.
+
+    It is None where the callback `ClipZeroShot` was not in the cell's configs.
+    """
     path = evaluation_of(folder) / _CLIP
     if not path.is_file():
         return None
@@ -178,10 +181,10 @@ def _columns(rows: Sequence[Row], names: Sequence[str]) -> tuple[dict[str, str],
 def _read_all_runs(folder: CellFolder, name: str, key: Sequence[str]) -> list[Row]:
     """Read a table of every run of a cell; rows with the same key are one, the last."""
     found: dict[tuple[str, ...], Row] = {}
-    paths = [path for path in (run / name for run in folder.runs()) if path.is_file()]
-    if not paths:
+    paths = [run / name for run in folder.runs()]
+    if not any(path.is_file() for path in paths):
         raise DataError(f"{last_run(folder) / name} is missing.{way_out(folder)}")
     for path in paths:
-        for row in read_table(path, folder):
+        for row in read_table(path, folder) if path.is_file() else ():
             found[tuple(row[column] for column in key)] = row
     return list(found.values())

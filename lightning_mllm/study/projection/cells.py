@@ -88,7 +88,7 @@ CellFolder = Folder[Cell]
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """Return all cells, seed by seed, so that a study that is stopped early has some of everything."""
+    """Return all cells, seed by seed: a study that is stopped early has some of everything."""
     cells = []
     trainings = _trainings_of(study)
     for seed in study.seeds:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from lightning_mllm.statistics.seeds_and_samples import Measure
-from lightning_mllm.study.projection.comparison import Kind
+from lightning_mllm.study.projection.comparison import Answerer, Kind
 from lightning_mllm.study.projection.study import FT_E2E, FT_PROJ, ZERO_SHOT, Study
 
 _POLICIES = {ZERO_SHOT: "zero-shot", FT_PROJ: "FT-Proj", FT_E2E: "FT-E2E"}
@@ -15,47 +15,35 @@ _MEASURES: dict[Measure, str] = {"macro_f1": "macro-F1", "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two numbers that a part of a claim compares.
-
-    Attributes:
-        kind: Whether it is a number of the MLLM, a probe, or CLIP.
-        policy: Which parts of the MLLM were trained.
-    """
-
-    kind: Kind
-    policy: str = ZERO_SHOT
-
-    def __str__(self) -> str:
-        return _BASELINES.get(self.kind) or _POLICIES[self.policy]
-
-
-@dataclass(frozen=True)
 class ClaimPart:
     """One number is higher than another.
 
     Attributes:
-        lower: The side that is claimed to be lower.
-        higher: The side that is claimed to be higher.
+        lower: The model or probe whose score is claimed to be lower, under any preset.
+        higher: The model or probe whose score is claimed to be higher, under any preset.
         measure: The score that is compared.
     """
 
-    lower: Side
-    higher: Side
+    lower: Answerer
+    higher: Answerer
     measure: Measure
 
     def __str__(self) -> str:
         """Return e.g. "zero-shot < FT-Proj in macro-F1"."""
         name = "richness" if self.higher.kind == "richness" else _MEASURES[self.measure]
-        return f"{self.lower} < {self.higher} in {name}"
+        return f"{_name_of(self.lower)} < {_name_of(self.higher)} in {name}"
+
+
+def _name_of(answerer: Answerer) -> str:
+    return _BASELINES.get(answerer.kind) or _POLICIES[answerer.policy]
 
 
 def _model_rises(lower: str, higher: str, measure: Measure = "macro_f1") -> ClaimPart:
-    return ClaimPart(Side("model", lower), Side("model", higher), measure)
+    return ClaimPart(Answerer("model", lower), Answerer("model", higher), measure)
 
 
 def _richness_rises(lower: str, higher: str) -> ClaimPart:
-    return ClaimPart(Side("richness", lower), Side("richness", higher), "macro_f1")
+    return ClaimPart(Answerer("richness", lower), Answerer("richness", higher), "macro_f1")
 
 
 def _richness_falls_while_model_rises(policy: str) -> tuple[ClaimPart, ...]:
@@ -83,10 +71,10 @@ CLAIMS: dict[str, tuple[ClaimPart, ...]] = {
     ),
     # the paper's Table 3; there it is not so in the humanitarian domain
     "a probe of the vision tower beats FT-E2E": (
-        ClaimPart(Side("model", FT_E2E), Side("image-only"), "macro_f1"),
+        ClaimPart(Answerer("model", FT_E2E), Answerer("image-only"), "macro_f1"),
     ),
     # there it is not so in the humanitarian domain either
-    "CLIP beats the MLLM zero-shot": (ClaimPart(Side("model"), Side("clip"), "macro_f1"),),
+    "CLIP beats the MLLM zero-shot": (ClaimPart(Answerer("model"), Answerer("clip"), "macro_f1"),),
 }
 
 
@@ -106,9 +94,9 @@ def claims_about(
         there.add("richness")
     found = {}
     for claim, parts in CLAIMS.items():
-        sides = [part.lower for part in parts] + [part.higher for part in parts]
-        trains = {side.policy for side in sides} != {ZERO_SHOT}
-        able = all(side.policy in policies and side.kind in there for side in sides)
+        compared = [part.lower for part in parts] + [part.higher for part in parts]
+        trains = {each.policy for each in compared} != {ZERO_SHOT}
+        able = all(each.policy in policies and each.kind in there for each in compared)
         if able and trains == bool(preset):
             found[claim] = parts
     return found

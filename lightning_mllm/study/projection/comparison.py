@@ -131,7 +131,7 @@ def _compare_domain(
 def _answers_of_domain(
     study: Study, folders: Sequence[CellFolder]
 ) -> tuple[dict[Answerer, list[Answers]], list[int]]:
-    """Return the answers of each model, one entry per seed that all models have, and these seeds."""
+    """Return the answers of each model, one per seed that all models have, and these seeds."""
     found: dict[Answerer, dict[int, Answers]] = {}
     for folder in folders:
         for answerer, answers in answers_of_cell(study, folder).items():

@@ -1,9 +1,11 @@
-"""What the paper reports: Verma et al., "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual
-Attributes to Textual Space", ACL 2024, Tables 1 to 3; LLaVA-1.5-7B.
+"""What the paper reports of LLaVA-1.5-7B, in Tables 1 to 3.
 
-Most of the reported changes of richness are truncated after two decimals (-6.227 is -6.22 there), not rounded; the
-tables of a study round.
-"""  # noqa: D205 - the title is long
+Verma et al., "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to
+Textual Space", ACL 2024.
+
+Most of the reported changes of richness are truncated after two decimals (-6.227 is -6.22 there),
+not rounded; the tables of a study round.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ class F1Accuracy(NamedTuple):
 
 
 class PublishedRichness(NamedTuple):
-    """A row of Table 2: macro-F1 of the probe on projected features, and the change that the paper reports, in %."""
+    """A row of Table 2: macro-F1 of the probe on projected features, and its change in %."""
 
     macro_f1: float
     change: float | None

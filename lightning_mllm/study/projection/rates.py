@@ -13,7 +13,7 @@ RATE = ".".join(_KEYS)
 
 
 def projector_rate(files: Iterable[str]) -> float | None:
-    """Return the projection's learning rate in config files, of which the last counts, or None.
+    """Return the projection's learning rate in the last config file that has one, or None.
 
     Raises:
         ConfigError: It is not a number, or a file is not valid YAML.

@@ -1,4 +1,4 @@
-"""Writes what the study found: `results.csv`, answers, tables, verdicts, figures and `report.md`."""
+"""Writes what the study found: results, answers, tables, verdicts, figures and `report.md`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lightning_mllm.store.files import write_rows, write_text
-from lightning_mllm.study.engine.cell_folder import CellState
+from lightning_mllm.study.engine.cell_folder import finished
 from lightning_mllm.study.engine.markdown import pictures_as_markdown, unfinished_as_markdown
 from lightning_mllm.study.projection.answers import write_answers
 from lightning_mllm.study.projection.cells import CellFolder
@@ -42,7 +42,7 @@ def write_report(study: Study, folders: Sequence[CellFolder]) -> Path | None:
     Raises:
         DataError: A file of a finished cell is missing, or can't be read.
     """
-    done = [folder for folder in folders if folder.state is CellState.DONE]
+    done = finished(folders)
     if not done:
         return None
     results = collect(study, done)

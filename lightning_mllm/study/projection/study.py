@@ -56,7 +56,7 @@ class Study(RunnableStudy):
     those of the policy. Policies of two presets with the same config files are run once.
 
     Attributes:
-        kind: Kind of study.
+        kind: Which kind of study it is; `projection` for this one.
         checkpoints: Name -> hub id or folder.
         domains: Name -> config files.
         presets: Name -> policy -> config files. The claims are about the policies `ft_proj` and

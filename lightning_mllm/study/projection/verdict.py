@@ -40,7 +40,7 @@ class Verdict:
     Attributes:
         checkpoint: Name of the checkpoint.
         preset: Preset under which the policies were trained; empty where none was.
-        claim: The claim.
+        claim: The claim, as a sentence.
         part: A part of the claim; empty for the whole.
         domain: The domain, or "all".
         decision: Whether it holds, does not, or is undecided.

@@ -110,10 +110,10 @@ def line_plot(
     ylabel: str,
     xlabel: str = "Epoch (-1: before training)",
 ) -> Path:
-    """Draw a number over the epochs, -1 for before training, or over something else that is counted.
+    """Draw a number over the epochs, or over something else that is counted.
 
     Args:
-        curves: Panel -> label of the line -> epoch -> value.
+        curves: Panel -> label of the line -> epoch, -1 for before training -> value.
         output: The PNG to write.
         ylabel: Label of the y-axis: what the number is.
         xlabel: Label of the x-axis: what the number is drawn over.

@@ -17,7 +17,9 @@ def test_a_dry_run_shows_the_plan_and_nothing_else(
     run_study(study(dry_run=True), fake)
     assert not fake.calls
     assert not Path("studies").exists()
-    assert "12 to do. Time: unknown until the first are done" in " ".join(capsys.readouterr().out.split())
+    assert "12 to do. Time: unknown until the first are done" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
     fake.breaks = {"tiny.plantdoc.paper.ft_e2e.seed1": "in training"}
     run_study(study(), fake)
@@ -40,8 +42,15 @@ def test_the_time_of_a_cell_is_that_of_the_finished_ones_that_are_the_most_alike
     table = plan(new, list(folders.values()), jobs=2)
 
     # another seed of leaves and two of plantdoc, which has none of its own
-    assert table.caption == f"9 to do. Time: about {duration(3 * 1860 / 2)}, going by finished cells"
+    assert (
+        table.caption == f"9 to do. Time: about {duration(3 * 1860 / 2)}, going by finished cells"
+    )
 
 
 def test_durations_read_like_durations() -> None:
-    assert [duration(s) for s in (12.4, 90, 3599, 7500)] == ["12 s", "2 min", "1 h 00 min", "2 h 05 min"]
+    assert [duration(s) for s in (12.4, 90, 3599, 7500)] == [
+        "12 s",
+        "2 min",
+        "1 h 00 min",
+        "2 h 05 min",
+    ]

@@ -12,7 +12,9 @@ from lightning_mllm.study.projection.cells import cells_of
 from tests.study.conftest import Change, option
 
 
-def test_the_grid_is_the_product_with_one_zero_shot_per_checkpoint_domain_and_seed(study: Change) -> None:
+def test_the_grid_is_the_product_with_one_zero_shot_per_checkpoint_domain_and_seed(
+    study: Change,
+) -> None:
     cells = cells_of(study(checkpoints={"a": "x", "b": "y"}))
 
     assert len({cell.id for cell in cells}) == len(cells) == 2 * 2 * 2 * (1 + 2)
@@ -25,7 +27,9 @@ def test_the_shares_of_all_machines_are_the_grid(study: Change, parts: int) -> N
 
     shares = [cells_of_machine(cells, f"{k}/{parts}") for k in range(1, parts + 1)]
 
-    assert sorted(cell.id for share in shares for cell in share) == sorted(cell.id for cell in cells)
+    assert sorted(cell.id for share in shares for cell in share) == sorted(
+        cell.id for cell in cells
+    )
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -45,7 +49,15 @@ def test_a_fit_and_a_zero_shot_are_commands_of_our_own_line(study: Change) -> No
     assert zero_shot.arguments()[0] == "test"
     arguments = projector.arguments()
     assert projector.id == "tiny.leaves.paper.ft_proj.seed0"
-    assert arguments[:7] == ["fit", "--config", "common.yaml", "--config", "leaves.yaml", "--config", "proj.yaml"]
+    assert arguments[:7] == [
+        "fit",
+        "--config",
+        "common.yaml",
+        "--config",
+        "leaves.yaml",
+        "--config",
+        "proj.yaml",
+    ]
     assert option(arguments, "--model.checkpoint") == "checkpoints/tiny"
     assert option(arguments, "--test_after") == "true"
 
@@ -53,7 +65,9 @@ def test_a_fit_and_a_zero_shot_are_commands_of_our_own_line(study: Change) -> No
 def test_a_seed_is_that_of_training_data_order_and_class_lists(study: Change) -> None:
     arguments = cells_of(study(seeds=[7]))[1].arguments()
 
-    assert {argument: arguments[k + 1] for k, argument in enumerate(arguments) if "seed" in argument} == {
+    assert {
+        argument: arguments[k + 1] for k, argument in enumerate(arguments) if "seed" in argument
+    } == {
         "--seed_everything": "7",
         "--data.init_args.seed": "7",
         "--data.init_args.prompt.init_args.seed": "7",
@@ -64,7 +78,9 @@ def test_the_sweep_adds_only_the_rates_that_the_preset_does_not_have(study: Chan
     swept = study(sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3, 3e-3]))
 
     assert swept.rates_of_sweep() == {"paper": 1e-3, "paper-0.0001": 1e-4, "paper-0.003": 3e-3}
-    added = {cell.id: cell for cell in cells_of(swept)}.keys() - {cell.id for cell in cells_of(study())}
+    added = {cell.id: cell for cell in cells_of(swept)}.keys() - {
+        cell.id for cell in cells_of(study())
+    }
     assert added == {
         f"tiny.{domain}.paper-{rate}.ft_proj.seed{seed}"
         for domain in ("leaves", "plantdoc")
