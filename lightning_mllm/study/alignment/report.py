@@ -28,8 +28,8 @@ from lightning_mllm.study.engine.markdown import pictures_as_markdown, unfinishe
 _CAVEAT = (
     "Brackets at scores: 95 % intervals over samples. Brackets at correlations: 95 % intervals of "
     "a bootstrap over checkpoints; they and the p-values take the checkpoints as independent "
-    "draws. Those of one training, or of one base model, are not, and then both are too sure of "
-    "themselves."
+    "draws. Checkpoints of one training, or of one base model, are not independent; then intervals "
+    "and p-values are too small."
 )
 
 

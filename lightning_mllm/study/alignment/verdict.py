@@ -138,9 +138,9 @@ def not_independent(study: AlignmentStudy, scores: Sequence[CheckpointScore]) ->
     plural = "s" if len(counts) > 1 else ""
     return (
         f"{sum(trainings.values())} of the {len(checkpoints)} checkpoints share a training, or "
-        f"what it began from, with others ({listed}), so that they are no independent draws: "
+        f"what it began from, with others ({listed}), so that they are not independent draws: "
         f"{len(checkpoints)} checkpoints are of {len(counts)} origin{plural}. The p-values and "
-        "intervals of the correlations below count checkpoints, and are too sure of themselves: "
-        "what grows along a training goes with whatever else does. Verdicts are about the means of "
-        "each origin: they need as many origins as they would need independent checkpoints."
+        "intervals of the correlations below count checkpoints, and are too small: whatever grows "
+        "during a training correlates with everything else that does. Verdicts are about the means "
+        "of each origin: they need as many origins as they would need independent checkpoints."
     )

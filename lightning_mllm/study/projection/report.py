@@ -75,10 +75,10 @@ def _introduction(
         yield f"Richness is the test macro-F1 of the probe `{probe}` at `{point}`."
     files = ", ".join(f"`{file}`" for file in study.zero_shot)
     yield (
-        "Zero-shot has one cell per domain and seed, which all presets are compared with, whatever "
-        f"their own way of asking: it is that of {files}.\n"
+        "Zero-shot has one cell per domain and seed. All presets are compared with it, whatever "
+        f"their own prompt is; its config files are {files}.\n"
     )
-    yield "Seeds that are compared, being finished for every model that has a finished cell:\n"
+    yield "Seeds that are compared, those finished for every model that has a finished cell:\n"
     compared = {(each.checkpoint, each.domain): each.seeds for each in comparisons}
     for checkpoint in study.checkpoints:
         for domain in study.domains:
@@ -95,7 +95,7 @@ def _shared_cells(folders: Sequence[CellFolder]) -> Iterator[str]:
         if cell.also:
             lines[f"- {cell.policy} of {cell.preset} is that of {' and '.join(cell.also)}"] = None
     if lines:
-        yield "\nThe same runs under several presets, since their configs say the same:\n"
+        yield "\nRuns that count under several presets, since these train in the same way:\n"
         yield from lines
 
 
@@ -142,10 +142,10 @@ def _write_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> st
     write_rows(study.folder / "verdict.csv", VERDICT_COLUMNS, rows)
     about = f"Tests: {DIFFERENCE}" + (f"; of the sweep: {TREND}." if study.sweep else ".")
     if len(study.seeds) < 2:
-        about += " With a single seed nothing is known of other seeds: all is undecided."
+        about += " With a single seed nothing is known about other seeds: all is undecided."
     elif len(study.seeds) < 5:
         about += (
-            f" With {len(study.seeds)} seeds only differences hold that are large beside those "
-            "between the seeds."
+            f" With {len(study.seeds)} seeds, only differences that are large compared with those "
+            "between seeds can hold."
         )
     return f"## Verdicts\n\n{about}\n\n{verdicts_as_markdown(found)}"

@@ -220,7 +220,7 @@ def test_a_study_that_is_not_finished_compares_the_seeds_that_all_have_and_says_
     report = Path("studies/small/report.md").read_text()
     assert "- tiny, leaves: 1, 2\n- tiny, plantdoc: 0, 1, 2" in report
     assert "## Cells that are not finished\n\n- tiny.leaves.paper.ft_proj.seed0: to do\n" in report
-    assert "it is that of `zero.yaml`" in report
+    assert "its config files are `zero.yaml`" in report
 
 
 def test_nothing_holds_over_all_domains_while_one_is_missing(study: Change) -> None:

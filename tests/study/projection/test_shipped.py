@@ -89,6 +89,24 @@ def test_the_cells_of_a_shipped_study_get_what_its_interpolations_stand_for(name
     ]
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_presets_that_share_the_rates_of_a_sweep_differ_in_the_rate_alone(name: str) -> None:
+    study = yaml.safe_load((CONFIGS / name).read_text())
+    sweep, presets = study["sweep"], study["presets"]
+
+    contents = []
+    for preset in (sweep["preset"], *sweep.get("also", ())):
+        own = [
+            yaml.safe_load((CONFIGS.parent / file).read_text())
+            for file in presets[preset]["ft_proj"]
+        ]
+        for content in own:
+            content["model"].get("learning_rates", {}).pop("projector", None)
+        contents.append(own)
+
+    assert all(own == contents[0] for own in contents)
+
+
 def test_the_cells_of_the_test_bed_start_from_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {cell.source for cell in shipped("study/testbed.yaml")} == {str(ROOT / "instructed")}
     monkeypatch.chdir(CONFIGS.parent)
