@@ -13,7 +13,7 @@ from tests.study.conftest import option
 READINGS = ("ima_input avg", "ima_same_layer avg")
 
 
-class Measuring:
+class FakeMeasurements:
     """Writes what a run would: with k, the alignment k / 100 and the accuracy rise, CHAIR falls."""
 
     def __init__(self, without: str = "", flat: bool = False) -> None:

@@ -17,7 +17,7 @@ from lightning_mllm.study import AlignmentCommand, Checkpoint, run_study
 from lightning_mllm.study.alignment.claims import AGAINST_HALLUCINATION, WITH_ACCURACY
 from lightning_mllm.study.engine.cell_folder import CellState, Folder
 from tests.study.conftest import option
-from tests.support.alignment_cells import READINGS, Measuring
+from tests.support.alignment_cells import READINGS, FakeMeasurements
 
 Change = Callable[..., AlignmentCommand]
 
@@ -56,7 +56,7 @@ def test_every_checkpoint_is_measured_once_with_the_configs_of_the_measure(study
         checkpoints={"c1": "hub/c1", "c2": Checkpoint(source="hub/c2", configs=["vqa.yaml"])}
     )
 
-    runs, again = Measuring(), Measuring()
+    runs, again = FakeMeasurements(), FakeMeasurements()
 
     failures = [*run_study(made, runs), *run_study(made, again)]
 
@@ -76,7 +76,7 @@ def test_every_checkpoint_is_measured_once_with_the_configs_of_the_measure(study
 
 
 def test_numbers_correlations_and_verdicts_are_written(study: Change) -> None:
-    assert not run_study(study(readings=[*READINGS]), Measuring())
+    assert not run_study(study(readings=[*READINGS]), FakeMeasurements())
 
     scores = {(row["checkpoint"], row["measure"]): row for row in rows_of("scores.csv")}
     assert scores["c3", "task/vqa/accuracy"]["value"] == "0.36"
@@ -117,7 +117,7 @@ def test_numbers_correlations_and_verdicts_are_written(study: Change) -> None:
 def test_too_few_checkpoints_are_said_to_be_too_few_and_from_how_many_on_it_is_enough(
     study: Change,
 ) -> None:
-    run_study(study(checkpoints={f"c{k}": f"hub/c{k}" for k in (1, 2, 3)}), Measuring())
+    run_study(study(checkpoints={f"c{k}": f"hub/c{k}" for k in (1, 2, 3)}), FakeMeasurements())
 
     assert "**N = 3 checkpoints are too few to say anything:" in report()
     assert "the p-value would be 0.33 (2 of N! orders)" in report()
@@ -127,7 +127,7 @@ def test_too_few_checkpoints_are_said_to_be_too_few_and_from_how_many_on_it_is_e
 
 
 def test_measures_that_do_not_vary_decide_nothing(study: Change) -> None:
-    run_study(study(), Measuring(flat=True))
+    run_study(study(), FakeMeasurements(flat=True))
 
     assert {row["spearman_value"] for row in rows_of("correlations.csv")} == {""}
 
@@ -135,7 +135,7 @@ def test_measures_that_do_not_vary_decide_nothing(study: Change) -> None:
 def test_the_other_sign_refutes_a_claim(study: Change) -> None:
     upside_down = {f"c{k}": f"hub/c{k}" for k in range(1, 8)}
 
-    class Contrary(Measuring):
+    class Contrary(FakeMeasurements):
         def _write_alignment(self, folder: Path, level: int) -> None:
             super()._write_alignment(folder, 10 - level)
 
@@ -147,7 +147,7 @@ def test_the_other_sign_refutes_a_claim(study: Change) -> None:
 def test_only_what_is_measured_is_judged(study: Change) -> None:
     made = study(presence=[], captions=[], tasks={"vqa": ["vqa.yaml"], "classes": ["vqa.yaml"]})
 
-    assert not run_study(made, Measuring())
+    assert not run_study(made, FakeMeasurements())
 
     assert {(row["claim"], row["part"]) for row in rows_of("verdict.csv")} == {
         (WITH_ACCURACY, part) for part in ("", "task/vqa/accuracy", "task/classes/accuracy")
@@ -155,7 +155,7 @@ def test_only_what_is_measured_is_judged(study: Change) -> None:
 
 
 def test_what_is_not_measured_yet_is_undecided_and_counts_as_tested(study: Change) -> None:
-    class Stopped(Measuring):
+    class Stopped(FakeMeasurements):
         def __call__(self, arguments: Sequence[str], log: Path, lock: int) -> None:
             if ".captions" in str(option(arguments, "--trainer.run.name")):
                 raise subprocess.CalledProcessError(1, "lightning")
@@ -180,7 +180,7 @@ def test_an_analysis_that_was_stopped_goes_on_from_its_rows_unless_it_would_be_a
     *others, analysis = (Folder(cell, made.folder / "cells" / cell.id) for cell in made.all_cells())
     runs = [str(analysis.path / f"{analysis.cell.id}{number}") for number in ("", "-3")]
 
-    class Killed(Measuring):
+    class Killed(FakeMeasurements):
         def _write_alignment(self, folder: Path, level: int) -> None:
             folder.mkdir(parents=True)
             (folder / "making.json").write_text("{}")
@@ -206,7 +206,8 @@ def test_steps_of_one_training_decide_nothing_however_well_they_are_ordered(stud
         (folder / f"step={step}.ckpt").write_bytes(b"weights" * step)
 
     assert not run_study(
-        study(checkpoints={"fit": Checkpoint(source="a", training=f"{folder}/*.ckpt")}), Measuring()
+        study(checkpoints={"fit": Checkpoint(source="a", training=f"{folder}/*.ckpt")}),
+        FakeMeasurements(),
     )
 
     assert {(row["verdict"], row["checkpoints"]) for row in rows_of("verdict.csv")} == {
@@ -229,7 +230,7 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
 
     names = list(dict.fromkeys(cell.checkpoint for cell in made.all_cells()))
     assert names == ["c1", "fit-epoch0-step9", "fit-epoch0-step50", "fit-epoch0-step100"]
-    runs = Measuring()
+    runs = FakeMeasurements()
     assert not run_study(made, runs)
     copied = (
         folder.parent.rename("runs/elsewhere") / "checkpoints"
@@ -237,7 +238,9 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
     with pytest.raises(ConfigError, match=r"last\.ckpt together with others.*\*step=\*\.ckpt"):
         study(checkpoints={"fit": replace(training, training=f"{copied}/*.ckpt")}).all_cells()
     moved = replace(training, training=f"{copied}/*step=*.ckpt")
-    assert not run_study(study(checkpoints={"c1": "hub/c1", "fit": moved}), again := Measuring())
+    assert not run_study(
+        study(checkpoints={"c1": "hub/c1", "fit": moved}), again := FakeMeasurements()
+    )
     assert not again.calls
     copied.parent.rename(folder.parent)
     assert (
@@ -259,7 +262,7 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
     with pytest.raises(
         ConfigError, match=r"4 of 16 cells .* fit-epoch0-step50\.task\.vqa.*the checkpoint"
     ):
-        run_study(made, Measuring())
+        run_study(made, FakeMeasurements())
 
 
 @pytest.mark.parametrize(
@@ -273,7 +276,7 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
 def test_a_cell_without_what_the_study_reads_is_not_done(
     study: Change, file: str, message: str
 ) -> None:
-    (failure,) = run_study(study(), Measuring(without=file))
+    (failure,) = run_study(study(), FakeMeasurements(without=file))
 
     assert message in failure.reason
     assert failure.concerns_all
@@ -286,7 +289,7 @@ def test_a_cell_without_what_the_study_reads_is_not_done(
 def test_a_reading_that_was_not_measured_costs_one_cell(
     study: Change, changes: dict[str, Any]
 ) -> None:
-    (failure,) = run_study(study(**changes), Measuring())
+    (failure,) = run_study(study(**changes), FakeMeasurements())
 
     assert "Set the study's options readings and tokens" in failure.reason
 
@@ -322,6 +325,6 @@ def test_what_can_not_work_is_refused_before_anything_runs(
     study: Change, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run_study(study(**changes), runs := Measuring())
+        run_study(study(**changes), runs := FakeMeasurements())
 
     assert not runs.calls
