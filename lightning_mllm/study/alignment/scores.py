@@ -96,8 +96,8 @@ def scores_of(study: AlignmentStudy, folder: MeasureFolder) -> Iterator[Checkpoi
         scores = read_json(_find_report(folder, "chair.json", "the callback ChairReport"))
         yield from _named_scores(folder, CAPTIONS, scores, _CHAIR)
     else:
-        scores = _task_scores(study, folder)
-        yield from _named_scores(folder, measure.replace(".", "/"), scores, ("accuracy",))
+        accuracies = _task_scores(study, folder)
+        yield from _named_scores(folder, measure.replace(".", "/"), accuracies, ("accuracy",))
 
 
 def curves_of(study: AlignmentStudy, folder: MeasureFolder) -> dict[str, Curve]:
