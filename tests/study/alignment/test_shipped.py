@@ -1,4 +1,4 @@
-"""The shipped studies of alignment, and a small one through the real command line."""
+"""The shipped studies of alignment, and a small one on the test-bed through the real command line."""
 
 from __future__ import annotations
 
@@ -79,9 +79,7 @@ def shipped_checkpoints(name: str) -> dict[str, str]:
     return {cell.checkpoint: cell.source for cell in cells_of(name)}
 
 
-def test_the_series_adds_the_steps_of_a_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_series_adds_the_steps_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(CONFIGS)
     folder = Path("runs/alignment-steps/checkpoints")
@@ -96,9 +94,7 @@ def test_the_series_adds_the_steps_of_a_training(
     assert list(cells) == ["before", "instructed", "steps-epoch0-step50", "steps-epoch0-step100"]
     last = cells["steps-epoch0-step100"]
     assert last.weights == (str(ROOT / "before"), str(folder / "epoch=0-step=100.ckpt"))
-    assert last.configs.index("configs/policy/ft_proj.yaml") > last.configs.index(
-        "configs/policy/zero_shot.yaml"
-    )
+    assert last.configs.index("configs/policy/ft_proj.yaml") > last.configs.index("configs/policy/zero_shot.yaml")
 
 
 def test_the_training_of_the_series_keeps_its_steps_where_the_study_looks(
@@ -106,24 +102,13 @@ def test_the_training_of_the_series_keeps_its_steps_where_the_study_looks(
 ) -> None:
     isolate(monkeypatch, CONFIGS.parent)
     config = printed(
-        [
-            "fit",
-            "--config",
-            "configs/testbed/aligned.yaml",
-            "--config",
-            f"configs/{ALIGNMENT_STEPS}",
-        ],
-        capsys,
+        ["fit", "--config", "configs/testbed/aligned.yaml", "--config", f"configs/{ALIGNMENT_STEPS}"], capsys
     )
 
     assert config["checkpointing"]["save_top_k"] == -1
     steps = -(-config["data"]["init_args"]["scenes"] // config["data"]["init_args"]["batch_size"])
-    assert (
-        steps // config["checkpointing"]["every_n_train_steps"] == 15
-    )  # as the study's comment says
-    pattern = yaml.safe_load((CONFIGS / ALIGNMENT_SERIES).read_text())["checkpoints"]["steps"][
-        "training"
-    ]
+    assert steps // config["checkpointing"]["every_n_train_steps"] == 15  # as the study's comment says
+    pattern = yaml.safe_load((CONFIGS / ALIGNMENT_SERIES).read_text())["checkpoints"]["steps"]["training"]
     assert pattern == f"runs/{config['trainer']['run']['name']}/checkpoints/*step=*.ckpt"
     assert config["model"]["checkpoint"] == str(ROOT / "before")
 
@@ -138,9 +123,7 @@ def test_the_command_lines_of_a_shipped_study_parse(
     for measure, cell in cells.items():
         config = printed([*cell.arguments(), "--model.checkpoint", tiny_llava], capsys)
         assert config["model"]["policy"]["class_path"].endswith("ZeroShot")
-        callbacks = [
-            each["class_path"].rpartition(".")[2] for each in config["trainer"]["callbacks"] or ()
-        ]
+        callbacks = [each["class_path"].rpartition(".")[2] for each in config["trainer"]["callbacks"] or ()]
         assert ("PopeReport" in callbacks) == (measure == "presence")
         assert measure != "captions" or "ChairReport" in callbacks
         assert ("analysis" in config) == (measure == "alignment")
@@ -177,11 +160,7 @@ def test_a_study_of_two_stages_of_the_test_bed_runs_through_the_command_line_and
         scores = {(row["checkpoint"], row["measure"]): row for row in csv.DictReader(file)}
     assert float(scores["instructed", "presence/accuracy"]["value"]) == 1
     assert float(scores["before", "presence/accuracy"]["value"]) < 1
-    assert (
-        scores["instructed", "captions/chair_s"]["n"]
-        == scores["instructed", "alignment/ima_input avg"]["n"]
-        == "8"
-    )
+    assert scores["instructed", "captions/chair_s"]["n"] == scores["instructed", "alignment/ima_input avg"]["n"] == "8"
     report = (folder / "report.md").read_text()
     assert "8 of 8 cells are finished" in report
     assert "N = 2 checkpoints are too few to say anything" in report

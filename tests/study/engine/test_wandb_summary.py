@@ -26,9 +26,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return tables
 
 
-def test_the_summary_of_a_finished_study_is_logged_once(
-    study: Change, fake: FakeLightning, logged: list[str]
-) -> None:
+def test_the_summary_of_a_finished_study_is_logged_once(study: Change, fake: FakeLightning, logged: list[str]) -> None:
     fake.breaks = {"tiny.leaves.paper.ft_proj.seed0": "at once"}
     run_study(study(), fake)
     assert not logged
@@ -53,9 +51,7 @@ def test_a_summary_that_was_missed_is_logged_by_the_next_call(
     assert logged == ["table1", "table2", "verdict"]
 
 
-def test_the_summary_of_other_results_is_another(
-    study: Change, fake: FakeLightning, logged: list[str]
-) -> None:
+def test_the_summary_of_other_results_is_another(study: Change, fake: FakeLightning, logged: list[str]) -> None:
     run_study(study(), fake)
 
     run_study(study(resamples=2500), FakeLightning())

