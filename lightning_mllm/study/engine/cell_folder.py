@@ -1,7 +1,7 @@
-"""Whether a cell is done, begun or new, and whether what there is of it was made as it would be made now.
+"""Whether a cell is done, begun or new, and whether its files were created with the settings of now.
 
-A cell's folder holds `started.json`, written before each run, the runs themselves, `log.txt`, `lock`, and `cell.json`,
-written when all is there. Both JSON files say how the cell was made.
+A cell's folder holds `started.json`, written before each run, the runs themselves, `log.txt`,
+`lock`, and `cell.json`, written when all is there. Both JSON files say how the cell was made.
 """
 
 from __future__ import annotations
@@ -156,10 +156,10 @@ def unfinished(folders: Iterable[Folder[CellT]]) -> list[Folder[CellT]]:
 
 
 def making_of(cell: BaseCell) -> Making:
-    """Return what decides a cell's results: its command line, and the contents of its config files and checkpoint.
+    """Return what decides a cell's results: command line, config files' contents, and checkpoint.
 
-    Comments, the order of keys, and the place of a local checkpoint don't count; the version is noted, but a new one
-    makes no finished cell invalid.
+    Comments, the order of keys, and the place of a local checkpoint don't count. The version is
+    noted, but finished cells stay valid with a new one.
     """
     places = {*cell.weights}
     return {

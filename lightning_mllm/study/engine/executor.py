@@ -169,8 +169,8 @@ def _refuse_edited(folder: AnyFolder, making: Making) -> None:
     """
     if changed := differences(making, making_of(folder.cell)):
         raise ConfigError(
-            f"{', '.join(changed)} changed while the study ran, so that its cells would differ in it. If "
-            f"{folder.path} has a run, delete it; then run the study again."
+            f"{', '.join(changed)} changed while the study ran, so that its cells would differ in "
+            f"it. If {folder.path} has a run, delete it; then run the study again."
         )
 
 
