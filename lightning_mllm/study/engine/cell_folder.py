@@ -1,4 +1,4 @@
-"""Whether a cell is done, begun or new, and whether its files were created with the settings of now.
+"""Whether a cell is done, begun or new, and whether its files have the settings of now.
 
 A cell's folder holds `started.json`, written before each run, the runs themselves, `log.txt`,
 `lock`, and `cell.json`, written when all is there. Both JSON files say how the cell was made.
@@ -104,7 +104,7 @@ class Folder(Generic[CellT]):
         return [] if changed else ["--resume", str(furthest)]
 
     def begin(self, making: Making) -> None:
-        """Note how the cell is made, and which earlier runs don't count: all, if it is not resumed."""
+        """Note how the cell is made, and that earlier runs don't count unless it is resumed."""
         kept = self.runs() if self.continuation() else []
         ignored = [run.name for run in self._all_runs() if run not in kept]
         write_json(self.started_file, {**making, "ignored": ignored})
