@@ -77,7 +77,9 @@ def _check_option(kind: str, kinds: Kinds, file: str, name: str) -> None:
     way_out = f"Did you mean {nearest[0]!r}?" if nearest else f"It has {', '.join(options)}."
     for other, study in kinds.items():
         if name in _options_of(study):
-            way_out = f"One of kind {other!r} has: set kind: {other}, or leave the option out."
+            way_out = (
+                f"A study of kind {other!r} has it: set kind: {other}, or leave the option out."
+            )
             break
     raise ConfigError(f"{file}: a study of kind {kind!r} has no option {name!r}. {way_out}")
 

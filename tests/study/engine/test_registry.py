@@ -15,11 +15,11 @@ from lightning_mllm.study import AlignmentCommand, StudyCommand, study_class
     [
         (
             "tasks: {a: [b]}\n",
-            r"kind 'projection' has no option 'tasks'\. One of kind 'alignment' has: set kind",
+            r"kind 'projection' has no option 'tasks'\. A study of kind 'alignment' has it: set kind",
         ),
         (
             "kind: alignment\ndomains: {}\n",
-            r"kind 'alignment' has no option 'domains'\. One of kind 'projection' has",
+            r"kind 'alignment' has no option 'domains'\. A study of kind 'projection' has it",
         ),
         (
             "kind: alignment\nreadngs: [a]\n",
