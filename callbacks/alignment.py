@@ -19,7 +19,7 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_rows
-from lightning_mllm.tracking.figures.study import epoch_plot
+from lightning_mllm.tracking.figures.study import line_plot
 from lightning_mllm.tracking.loggers import log_image, log_metrics
 
 COLUMNS = ("epoch", "step", "split", "score", "value", "low_95", "high_95", "n")
@@ -118,7 +118,7 @@ class AlignmentMonitor(RunAnalysis):
         log_metrics(trainer.loggers, logged, step)
         curves = self._validation_curves()
         if curves:
-            picture = epoch_plot(
+            picture = line_plot(
                 {"Validation split": curves},
                 self._run_dir / "alignment.png",
                 xlabel="Optimiser step (0: before training)",

@@ -68,31 +68,75 @@ class FakeLightning:
         test = run / "evaluation" / "test-step8"
         test.mkdir(parents=True)
         summary = {
-            **{"n": self.samples, "accuracy": 0.5, "macro_f1": 0.4, "invalid_rate": 0.1, "classes": 3},
+            **{
+                "n": self.samples,
+                "accuracy": 0.5,
+                "macro_f1": 0.4,
+                "invalid_rate": 0.1,
+                "classes": 3,
+            },
             **{"accuracy_interval_95": [0.4, 0.6], "macro_f1_interval_95": [0.3, 0.5]},
         }
         (test / "scores.json").write_text(json.dumps({"scorers": {"generation": summary}}))
         rows = [[sample, truth[sample], f"It is {name}.", name] for sample, name in said.items()]
-        write(test / "predictions.csv", ["sample_id", "target", "generation/answer", "generation/prediction"], rows)
+        write(
+            test / "predictions.csv",
+            ["sample_id", "target", "generation/answer", "generation/prediction"],
+            rows,
+        )
         probed = [
-            [s, t, *(answer(t, RICHNESS[policy]) for _ in range(4)), *(answer(t, 0.9) for _ in range(4))]
+            [
+                s,
+                t,
+                *(answer(t, RICHNESS[policy]) for _ in range(4)),
+                *(answer(t, 0.9) for _ in range(4)),
+            ]
             for s, t in truth.items()
         ]
         parts = ("seed0", "seed1", "half0", "half1")
         columns = [f"{point}/mlp/{part}" for point in ("post-mean", "pre-mean") for part in parts]
         write(test / "probe-predictions.csv", ["sample_id", "target", *columns], probed)
         header = ["epoch", "step", "stage", "point", "probe", "seed", "accuracy", "macro_f1"]
-        header += ["control_accuracy", "n_train", "n_test", "epochs_trained", "best_epoch", "converged"]
+        header += [
+            "control_accuracy",
+            "n_train",
+            "n_test",
+            "epochs_trained",
+            "best_epoch",
+            "converged",
+        ]
         epochs = [(-1, "val")] if policy == "zero_shot" else [(-1, "val"), (0, "val"), (0, "test")]
         probes = [
-            [e, e + 1, stage, "post-mean", "mlp", seed, 0.5 + seed / 10, 0.4, "", 90, 30, 12, 9, True]
+            [
+                e,
+                e + 1,
+                stage,
+                "post-mean",
+                "mlp",
+                seed,
+                0.5 + seed / 10,
+                0.4,
+                "",
+                90,
+                30,
+                12,
+                9,
+                True,
+            ]
             for e, stage in epochs
             for seed in (0, 1)
         ]
         write(run / "probes.csv", header, probes)
         if policy != "zero_shot":
-            drift = [[epoch, epoch + 1, "post-mean", 1 - 0.1 * (epoch + 1), 0.9, 0.01] for epoch in (-1, 0)]
-            write(run / "drift.csv", ["epoch", "step", "point", "cka", "cosine", "weight_change"], drift)
+            drift = [
+                [epoch, epoch + 1, "post-mean", 1 - 0.1 * (epoch + 1), 0.9, 0.01]
+                for epoch in (-1, 0)
+            ]
+            write(
+                run / "drift.csv",
+                ["epoch", "step", "point", "cka", "cosine", "weight_change"],
+                drift,
+            )
 
 
 def write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -111,7 +155,11 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in ("common", "leaves", "plantdoc", "proj", "e2e", "zero"):
-        content = "model:\n  learning_rates:\n    projector: 1.0e-3\n" if name == "proj" else f"# {name}\nx: 1\n"
+        content = (
+            "model:\n  learning_rates:\n    projector: 1.0e-3\n"
+            if name == "proj"
+            else f"# {name}\nx: 1\n"
+        )
         Path(f"{name}.yaml").write_text(content)
     made = StudyCommand(
         name="small",

@@ -13,8 +13,8 @@ from tests.study.conftest import option
 READINGS = ("ima_input avg", "ima_same_layer avg")
 
 
-class Measuring:
-    """Leaves behind what a run would. Of the k-th checkpoint the alignment is k / 100; accuracy rises, CHAIR falls."""
+class FakeMeasurements:
+    """Writes what a run would: with k, the alignment k / 100 and the accuracy rise, CHAIR falls."""
 
     def __init__(self, without: str = "", flat: bool = False) -> None:
         self.calls: list[list[str]] = []
@@ -47,10 +47,19 @@ class Measuring:
 
     def _write_alignment(self, folder: Path, level: int) -> None:
         folder.mkdir(parents=True)
-        number = {"value": level / 100, "low_95": level / 100 - 0.01, "high_95": level / 100 + 0.01, "n": 32}
+        number = {
+            "value": level / 100,
+            "low_95": level / 100 - 0.01,
+            "high_95": level / 100 + 0.01,
+            "n": 32,
+        }
         scores = {"all": dict.fromkeys(READINGS, number)}
-        (folder / "settings.json").write_text(json.dumps({"name": "alignment", "found": {"scores": scores}}))
-        rows = [["residual", "all", name, layer, level / 100] for name in READINGS for layer in range(3)]
+        (folder / "settings.json").write_text(
+            json.dumps({"name": "alignment", "found": {"scores": scores}})
+        )
+        rows = [
+            ["residual", "all", name, layer, level / 100] for name in READINGS for layer in range(3)
+        ]
         rows.append(["LN1", "all", READINGS[0], 0, 0.5])
         with (folder / "summary.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["state", "tokens", "measure", "layer", "value"], *rows])

@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from lightning_mllm.study.alignment.cells import MeasureCell, MeasureFolder, cells_of
 from lightning_mllm.study.alignment.report import write_report
-from lightning_mllm.study.alignment.scores import curves_of_cell, scores_of_cell
-from lightning_mllm.study.alignment.study import ALIGNMENT, AlignmentStudy, MeasureFolder
-from lightning_mllm.study.engine.runnable import RunnableStudy
+from lightning_mllm.study.alignment.scores import check_complete
+from lightning_mllm.study.alignment.study import AlignmentStudy
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignmentCommand(AlignmentStudy, RunnableStudy):
-    """The alignment study, and what of it is done now."""
+class AlignmentCommand(AlignmentStudy):
+    """The alignment study, and which part of it runs now."""
 
     tables: ClassVar[tuple[str, ...]] = ("scores", "correlations", "verdict")
 
+    def all_cells(self) -> list[MeasureCell]:
+        """Return all measurements of all checkpoints."""
+        return cells_of(self)
+
     def check_cell(self, folder: MeasureFolder) -> None:
         """Refuse a cell that lacks what the study reads."""
-        scores_of_cell(self, folder)
-        if folder.cell.measure == ALIGNMENT:
-            curves_of_cell(self, folder)
+        check_complete(self, folder)
 
     def write_report(self, folders: Sequence[MeasureFolder]) -> Path | None:
         """Write scores, correlations, verdicts, figures and the report."""

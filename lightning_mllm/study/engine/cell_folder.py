@@ -1,7 +1,7 @@
-"""Whether a cell is done, begun or new, and whether what there is of it was made as it would be made now.
+"""Whether a cell is done, begun or new, and whether its files have the settings of now.
 
-A cell's folder holds `started.json`, written before each run, the runs themselves, `log.txt`, `lock`, and `cell.json`,
-written when all is there. Both JSON files say how the cell was made.
+A cell's folder holds `started.json`, written before each run, the runs themselves, `log.txt`,
+`lock`, and `cell.json`, written when all is there. Both JSON files say how the cell was made.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Generic
 
 from lightning_mllm import __version__
-from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.store.files import read_json, write_json
 from lightning_mllm.study.engine.base import BaseCell, CellT
 from lightning_mllm.study.engine.config_files import config_of
@@ -25,7 +25,7 @@ from lightning_mllm.study.engine.fingerprint import fingerprint
 Making = Mapping[str, Any]  # what decides a cell's results
 
 
-class State(StrEnum):
+class CellState(StrEnum):
     """How far a cell is."""
 
     DONE = "done"
@@ -38,8 +38,8 @@ class Folder(Generic[CellT]):
     """The files of a cell.
 
     Attributes:
-        cell: The cell.
-        path: Its folder.
+        cell: The cell whose files they are.
+        path: The folder of the cell.
     """
 
     cell: CellT
@@ -47,12 +47,12 @@ class Folder(Generic[CellT]):
 
     @property
     def done_file(self) -> Path:
-        """Written last."""
+        """The file that is written when all is there."""
         return self.path / "cell.json"
 
     @property
     def started_file(self) -> Path:
-        """Written before each run."""
+        """The file that is written before each run."""
         return self.path / "started.json"
 
     @property
@@ -61,39 +61,50 @@ class Folder(Generic[CellT]):
         return self.path / "log.txt"
 
     @property
-    def state(self) -> State:
-        """How far the cell is; one that left nothing to go on from is new."""
+    def state(self) -> CellState:
+        """How far the cell is; one that left nothing to resume from is new."""
         if self.done_file.is_file():
-            return State.DONE
-        return State.BEGUN if self.continuation() else State.NEW
+            return CellState.DONE
+        return CellState.BEGUN if self.continuation() else CellState.NEW
 
     def runs(self) -> list[Path]:
-        """Return the folders of the runs that count, the first one first: `<id>`, `<id>-2`, ...
+        """Return the folders of the runs that count, in their order: `<id>`, `<id>-2`, ...
 
-        Those from before the cell was last begun anew don't.
+        Runs from before the cell was last started from scratch don't count.
         """
-        ignored = read_json(self.started_file).get("ignored", []) if self.started_file.is_file() else []
+        if not self.started_file.is_file():
+            return self._all_runs()
+        ignored = read_json(self.started_file).get("ignored", [])
         return [run for run in self._all_runs() if run.name not in ignored]
 
     def continuation(self) -> list[str]:
-        """Return the options of a run that goes on from what there is, none where there is nothing.
+        """Return the options with which a run resumes from what there is; empty without anything.
 
-        A fit goes on from its last checkpoint; an analysis from the rows of a run that was stopped, if they were made
-        as they would be now.
+        A fit resumes from its last checkpoint. An analysis resumes from the rows of a run that was
+        stopped, if those rows were created with the settings of now.
         """
-        runs = self.runs()[::-1]
-        if not self.cell.analyzes:
-            found = (run / "checkpoints" / "last.ckpt" for run in runs)
-            return next((["--ckpt_path", str(path)] for path in found if path.is_file()), [])
-        begun = {run: len([*run.glob("analysis/*/*/making.json")]) for run in runs}  # one each of several analyses
-        stopped = [run for run in sorted(runs, key=begun.__getitem__, reverse=True) if begun[run]]
-        if not stopped or not self.started_file.is_file():
+        newest_first = self.runs()[::-1]
+        if self.cell.analyzes:
+            return self._continuation_of_analysis(newest_first)
+        for run in newest_first:
+            checkpoint = run / "checkpoints" / "last.ckpt"
+            if checkpoint.is_file():
+                return ["--ckpt_path", str(checkpoint)]
+        return []
+
+    def _continuation_of_analysis(self, newest_first: Sequence[Path]) -> list[str]:
+        most, furthest = 0, None  # the run that has begun the most of several analyses
+        for run in newest_first:
+            begun = len([*run.glob("analysis/*/*/making.json")])
+            if begun > most:
+                most, furthest = begun, run
+        if furthest is None or not self.started_file.is_file():
             return []
         changed = differences(read_json(self.started_file), making_of(self.cell))
-        return [] if changed else ["--resume", str(stopped[0])]
+        return [] if changed else ["--resume", str(furthest)]
 
     def begin(self, making: Making) -> None:
-        """Note how the cell is made, and, if it is not resumed, that its earlier runs don't count."""
+        """Note how the cell is made, and that earlier runs don't count unless it is resumed."""
         kept = self.runs() if self.continuation() else []
         ignored = [run.name for run in self._all_runs() if run not in kept]
         write_json(self.started_file, {**making, "ignored": ignored})
@@ -109,21 +120,24 @@ class Folder(Generic[CellT]):
 
     def seconds(self) -> float | None:
         """Return how long the cell took, as far as that is known."""
-        seconds: float | None = read_json(self.done_file).get("seconds") if self.done_file.is_file() else None
+        if not self.done_file.is_file():
+            return None
+        seconds: float | None = read_json(self.done_file).get("seconds")
         return seconds
 
     def changes(self) -> list[str]:
         """Return in what the cell would be made otherwise now than what there is of it, empty if in nothing."""
         state = self.state
-        if state is State.NEW:
+        if state is CellState.NEW:
             return []
-        path = self.done_file if state is State.DONE else self.started_file
+        path = self.done_file if state is CellState.DONE else self.started_file
         return differences(read_json(path), making_of(self.cell)) if path.is_file() else []
 
     def _all_runs(self) -> list[Path]:
         numbers = {}
         for path in self.path.glob(f"{self.cell.id}*/"):
-            if match := re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(self.cell.id)):
+            match = re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(self.cell.id))
+            if match:
                 numbers[path] = int(match[1] or 1)
         return sorted(numbers, key=lambda path: numbers[path])
 
@@ -131,11 +145,21 @@ class Folder(Generic[CellT]):
 AnyFolder = Folder[Any]
 
 
-def making_of(cell: BaseCell) -> Making:
-    """Return what decides a cell's results: its command line, and the contents of its config files and checkpoint.
+def finished(folders: Iterable[Folder[CellT]]) -> list[Folder[CellT]]:
+    """Return the folders of the cells that are done."""
+    return [folder for folder in folders if folder.state is CellState.DONE]
 
-    Comments, the order of keys, and the place of a local checkpoint don't count; the version is noted, but a new one
-    makes no finished cell invalid.
+
+def unfinished(folders: Iterable[Folder[CellT]]) -> list[Folder[CellT]]:
+    """Return the folders of the cells that are not done."""
+    return [folder for folder in folders if folder.state is not CellState.DONE]
+
+
+def making_of(cell: BaseCell) -> Making:
+    """Return what decides a cell's results: command line, config files' contents, and checkpoint.
+
+    Comments, the order of keys, and the place of a local checkpoint don't count. The version is
+    noted, but finished cells stay valid with a new one.
     """
     places = {*cell.weights}
     return {
@@ -176,25 +200,3 @@ def refuse_changed(folders: Sequence[AnyFolder]) -> None:
 def _digest(file: str) -> str:
     content = json.dumps(config_of(file), sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def evaluation_of(folder: AnyFolder) -> Path:
-    """Return the folder of the cell's test, in its last run.
-
-    Raises:
-        DataError: There is none with scores.
-    """
-    runs = folder.runs()
-    found = list(runs[-1].glob("evaluation/test-step*/scores.json")) if runs else []
-    if not found:
-        where = runs[-1] if runs else folder.path
-        raise DataError(f"{where}/evaluation/test-step*/scores.json is missing.{way_out(folder)}")
-    return max((path.parent for path in found), key=lambda path: int(path.name.rpartition("step")[2]))
-
-
-def way_out(folder: AnyFolder) -> str:
-    """Return how to go on where a cell lacks a file."""
-    return (
-        f" The study needs it of each cell: leave the callback that writes it in the study's config files, or, if it "
-        f"was removed by hand, delete {folder.path} and run the study again."
-    )

@@ -1,4 +1,4 @@
-"""Runs the cells of a study: each at most once, each in a process of its own, all others even if one fails."""
+"""Runs the cells of a study, each at most once and in its own process, even if others fail."""
 
 from __future__ import annotations
 
@@ -14,24 +14,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.study.engine.cell_folder import AnyFolder, Making, State, differences, making_of, refuse_changed
+from lightning_mllm.study.engine.cell_folder import (
+    AnyFolder,
+    CellState,
+    Making,
+    differences,
+    making_of,
+    refuse_changed,
+)
 from lightning_mllm.study.engine.locks import locked
 from lightning_mllm.study.engine.runnable import RunnableStudy
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-# Runs the command line of a cell, adds what it prints to a file, and lets it inherit the file descriptor of the lock.
+# Runs the command line of a cell, appends what it prints to a file, and lets it inherit the file
+# descriptor of the lock.
 Lightning = Callable[[Sequence[str], Path, int], None]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that did not come to its end, and why.
+    """A cell that failed.
 
     Attributes:
-        folder: Of the cell.
-        reason: Why.
-        concerns_all: Whether it would be the same for the other cells, so that none of them is started any more.
+        folder: The folder of the cell.
+        reason: Why the cell failed, as a sentence.
+        concerns_all: Whether the other cells would fail in the same way: no more are started.
     """
 
     folder: AnyFolder
@@ -39,14 +47,16 @@ class Failure:
     concerns_all: bool = False
 
 
-def in_a_process(arguments: Sequence[str], log_file: Path, lock: int, *, threads: int | None = None) -> None:
+def in_a_process(
+    arguments: Sequence[str], log_file: Path, lock: int, *, threads: int | None = None
+) -> None:
     """Run `lightning`.
 
     Args:
-        arguments: Its arguments.
-        log_file: Gets what it prints.
-        lock: File descriptor that it inherits: the cell stays its own if this process is killed.
-        threads: CPU threads; by default as many as torch takes.
+        arguments: Arguments of `lightning`.
+        log_file: The file to which its output is appended.
+        lock: File descriptor that it inherits, so that it keeps the cell if this process is killed.
+        threads: Number of CPU threads; by default as many as torch takes.
 
     Raises:
         CalledProcessError: It failed.
@@ -64,21 +74,26 @@ def in_a_process(arguments: Sequence[str], log_file: Path, lock: int, *, threads
         )
 
 
-def share_of_threads(jobs: int) -> int | None:
-    """Return how many CPU threads each of several jobs gets of those that the study may use; None for a single job."""
+def threads_per_job(jobs: int) -> int | None:
+    """Return how many of the CPU threads that the study may use each job gets; None for one job."""
     if jobs == 1:
         return None
     allowed = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, (int(allowed) if allowed.isdecimal() else cores) // jobs)
+    if allowed.isdecimal():
+        threads = int(allowed)
+    elif hasattr(os, "sched_getaffinity"):
+        threads = len(os.sched_getaffinity(0))
+    else:
+        threads = os.cpu_count() or 1
+    return max(1, threads // jobs)
 
 
 class Runner:
-    """Runs those of the cells that are not done.
+    """Runs the cells that are not done.
 
     Args:
-        study: The study.
-        lightning: Runs a command line.
+        study: The study that the cells are of.
+        lightning: What runs the command line of a cell.
     """
 
     def __init__(self, study: RunnableStudy, lightning: Lightning) -> None:
@@ -86,7 +101,7 @@ class Runner:
         self._stop = threading.Event()  # set when no further cell is to be started
 
     def run(self, folders: Sequence[AnyFolder], jobs: int) -> list[Failure]:
-        """Run cells, `jobs` of them side by side, and return those that failed.
+        """Run cells, `jobs` of them at the same time, and return those that failed.
 
         Raises:
             ConfigError: Their folder has no locks.
@@ -94,46 +109,48 @@ class Runner:
         planned = [(folder, making_of(folder.cell)) for folder in folders]
         with ThreadPoolExecutor(jobs) as pool:
             try:
-                results = [pool.submit(self._run, folder, making) for folder, making in planned]
-                return [failure for result in results if (failure := result.result())]
+                futures = [pool.submit(self._run_cell, *each) for each in planned]
+                results = [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # interrupted: start no further cell
                 raise
+        return [failure for failure in results if failure is not None]
 
-    def _run(self, folder: AnyFolder, making: Making) -> Failure | None:
+    def _run_cell(self, folder: AnyFolder, making: Making) -> Failure | None:
         if self._stop.is_set():
             return None
         with locked(folder.path / "lock", wait=False) as lock:
             if lock is None:
-                log.info("%s is being run by another process", folder.cell.id)
+                logger.info("%s is being run by another process", folder.cell.id)
                 return None
-            if folder.state is State.DONE:
+            if folder.state is CellState.DONE:
                 return None
-            failure = self._make(folder, making, lock)
+            failure = self._run_and_check(folder, making, lock)
             if failure is not None:
-                log.error("%s failed", folder.cell.id)
+                logger.error("%s failed", folder.cell.id)
                 if failure.concerns_all:
                     self._stop.set()
             else:
                 self._study.tidy(folder)
         return failure
 
-    def _make(self, folder: AnyFolder, making: Making, lock: int) -> Failure | None:
+    def _run_and_check(self, folder: AnyFolder, making: Making, lock: int) -> Failure | None:
         began = time.monotonic()
         continuation: list[str] = []
         try:
             refuse_changed([folder])  # another process may have begun it since
             _refuse_edited(folder, making)
             continuation = folder.continuation()
-            log.info("%s %s", "Resuming" if continuation else "Running", folder.cell.id)
+            logger.info("%s %s", "Resuming" if continuation else "Running", folder.cell.id)
             folder.begin(making)
             self._lightning([*_arguments(self._study, folder), *continuation], folder.log, lock)
             _refuse_edited(folder, making)
         except subprocess.CalledProcessError as error:
-            said = f"exit code {error.returncode}; its log ends with: {_end_of(folder.log)}"
+            reason = f"exit code {error.returncode}; its log ends with: {_end_of(folder.log)}"
             if continuation:
-                said += f" If it can't go on from {continuation[1]}, delete {folder.path} to begin anew."
-            return Failure(folder, said)
+                reason += f" If it can't resume from {continuation[1]}, delete {folder.path}"
+                reason += " to start the cell again."
+            return Failure(folder, reason)
         except (ConfigError, DataError, OSError) as error:
             return Failure(folder, str(error))
         try:
@@ -152,13 +169,13 @@ def _refuse_edited(folder: AnyFolder, making: Making) -> None:
     """
     if changed := differences(making, making_of(folder.cell)):
         raise ConfigError(
-            f"{', '.join(changed)} changed while the study ran, so that its cells would differ in it. If "
-            f"{folder.path} has a run, delete it; then run the study again."
+            f"{', '.join(changed)} changed while the study ran, so that its cells would differ in "
+            f"it. If {folder.path} has a run, delete it; then run the study again."
         )
 
 
 def _arguments(study: RunnableStudy, folder: AnyFolder) -> list[str]:
-    """Return the whole command line of a cell that is new."""
+    """Return the whole command line of a cell, but for what it resumes from."""
     return [
         *folder.cell.arguments(),
         *("--trainer.run.root", str(folder.path)),

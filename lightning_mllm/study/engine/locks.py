@@ -1,4 +1,7 @@
-"""Locks between the processes and machines that share the folder of a study; one that dies gives its locks up."""
+"""Locks between the processes and machines that share the folder of a study.
+
+A process that dies loses its locks.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,15 @@ def locked(path: Path, *, wait: bool) -> Iterator[int | None]:
     """Hold a lock.
 
     Args:
-        path: The file to lock; made if it is missing.
-        wait: Whether to wait for another process that has it.
+        path: The file to lock; it is created if it is missing.
+        wait: Whether to wait while another process has the lock.
 
     Yields:
-        The file descriptor that holds it; a child that inherits it holds it, too. None if another process has the lock.
+        The file descriptor that holds it; a child process that inherits it holds it, too. None if
+        another process has the lock.
 
     Raises:
-        ConfigError: The folder, or the system, has no locks.
+        ConfigError: The file system, or the operating system, has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -36,9 +40,11 @@ def locked(path: Path, *, wait: bool) -> Iterator[int | None]:
 
 def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
     try:
-        import fcntl  # noqa: PLC0415  # Windows has none, and needs the package for more than studies
+        import fcntl  # noqa: PLC0415  # Windows has none, but can use the rest of the package
     except ImportError:
-        raise ConfigError("`lightning study` locks its files, which needs Linux or macOS.") from None
+        raise ConfigError(
+            "`lightning study` locks its files, which needs Linux or macOS."
+        ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -47,7 +53,8 @@ def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         raise ConfigError(
-            f"Files can't be locked in {path.parent} ({error.strerror}), so that two processes would run the same "
-            "cell. Set the study's option root to a folder on a file system with locks."
+            f"Files can't be locked in {path.parent} ({error.strerror}), so that two processes "
+            "could run the same cell. Set the study's option root to a folder on a file system "
+            "with locks."
         ) from error
     return True

@@ -8,10 +8,17 @@ from functools import partial
 from rich.console import Console
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study.engine.cell_folder import AnyFolder, Folder, State, refuse_changed
-from lightning_mllm.study.engine.executor import Failure, Lightning, Runner, in_a_process, share_of_threads
+from lightning_mllm.study.engine.base import BaseCell
+from lightning_mllm.study.engine.cell_folder import AnyFolder, Folder, refuse_changed, unfinished
+from lightning_mllm.study.engine.executor import (
+    Failure,
+    Lightning,
+    Runner,
+    in_a_process,
+    threads_per_job,
+)
 from lightning_mllm.study.engine.locks import locked
-from lightning_mllm.study.engine.plan import plan, share_of
+from lightning_mllm.study.engine.plan import cells_of_machine, plan
 from lightning_mllm.study.engine.runnable import RunnableStudy
 from lightning_mllm.study.engine.wandb_summary import log_summary
 
@@ -21,52 +28,66 @@ def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[
 
     Args:
         study: The study.
-        lightning: Runs the command line of a cell; by default in a process of its own.
+        lightning: What runs the command line of a cell; by default a new process of `lightning`.
 
     Returns:
-        The cells that failed; the others are done, unless a failure concerns all, or another process has them.
+        The cells that failed. The others are done, unless a failure concerns all cells, or another
+        process is running them.
 
     Raises:
-        ConfigError: The study cannot work, or finished cells were made otherwise; nothing has run then. Or its folder
-            has no locks.
+        ConfigError: The study cannot work, or finished cells were created with different settings;
+            then nothing has run. Or files in its folder can't be locked.
         DataError: A file of a finished cell is missing, or can't be read.
     """
     study.check()
     if study.jobs < 1:
         raise ConfigError(f"--jobs is {study.jobs}; at least one cell runs at a time.")
     cells = study.all_cells()
-    folders = {cell.id: Folder(cell, study.folder / "cells" / cell.id) for cell in cells}
-    mine = [folders[cell.id] for cell in share_of(cells, study.cells)]
-    refuse_changed(list(folders.values()))
+    folders = _folders_of(study, cells)
+    mine = _folders_of(study, cells_of_machine(cells, study.cells))
+    refuse_changed(folders)
     console = Console()
-    console.print(plan(mine, list(folders.values()), jobs=study.jobs))
+    console.print(plan(mine, folders, jobs=study.jobs))
     if study.dry_run:
         return []
-    to_run = [folder for folder in mine if folder.state is not State.DONE]
-    lightning = lightning or partial(in_a_process, threads=share_of_threads(study.jobs))
+    to_run = unfinished(mine)
+    lightning = lightning or partial(in_a_process, threads=threads_per_job(study.jobs))
     failures = Runner(study, lightning).run(to_run, study.jobs)
-    _tell(console, to_run, failures)  # first: the report may be refused
-    with locked(study.folder / "report.lock", wait=True):  # several machines end at about the same time
-        report = study.write_report(list(folders.values()))
-        if all(folder.state is State.DONE for folder in folders.values()):
+    _print_failures(console, to_run, failures)  # first: the report may be refused
+    # several machines end at about the same time
+    with locked(study.folder / "report.lock", wait=True):
+        report = study.write_report(folders)
+        if not unfinished(folders):
             log_summary(study, study.tables)
     if report is not None:
         console.print(f"Results are in {report}", highlight=False)
     return failures
 
 
-def _tell(console: Console, to_run: Sequence[AnyFolder], failures: Sequence[Failure]) -> None:
-    """Say which cells failed and why, and which others are left."""
+def _folders_of(study: RunnableStudy, cells: Sequence[BaseCell]) -> list[AnyFolder]:
+    return [Folder(cell, study.folder / "cells" / cell.id) for cell in cells]
+
+
+def _print_failures(
+    console: Console, to_run: Sequence[AnyFolder], failures: Sequence[Failure]
+) -> None:
+    """Print which cells failed and why, and how many others are left."""
+    failed, concern_all = set(), False
     for failure in failures:
-        console.print(f"{failure.folder.cell.id} failed: {failure.reason}", style="red", markup=False)
+        failed.add(failure.folder)
+        concern_all = concern_all or failure.concerns_all
+        reason = f"{failure.folder.cell.id} failed: {failure.reason}"
+        console.print(reason, style="red", markup=False)
         console.print(f"  Its log is {failure.folder.log}", markup=False, highlight=False)
     if failures:
         console.print(
-            f"{len(failures)} of {len(to_run)} cells failed. Run the same command again to try them once more."
+            f"{len(failures)} of {len(to_run)} cells failed. Run the same command again to try "
+            "them once more."
         )
-    failed = {failure.folder for failure in failures}
-    left = [folder for folder in to_run if folder not in failed and folder.state is not State.DONE]
-    if left and any(failure.concerns_all for failure in failures):
-        console.print(f"{len(left)} others were not started, since the same would become of them.")
+    left = [folder for folder in unfinished(to_run) if folder not in failed]
+    if left and concern_all:
+        console.print(
+            f"{len(left)} others were not started, since they would fail in the same way."
+        )
     elif left:
         console.print(f"{len(left)} cells are being run by other processes.")

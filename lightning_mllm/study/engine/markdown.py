@@ -1,19 +1,30 @@
-"""Tables as Markdown."""
+"""The Markdown that the reports of all studies are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lightning_mllm.study.engine.cell_folder import AnyFolder, unfinished
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of Markdown."""
-    return "\n".join([*_header(columns), *map(_line, rows)])
-
-
-def _header(names: Iterable[str]) -> list[str]:
-    names = list(names)
-    return [_line(names), _line(["---"] * len(names))]
+    """Return a table."""
+    lines = [_line(columns), _line(["---"] * len(columns))]
+    lines += [_line(row) for row in rows]
+    return "\n".join(lines)
 
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def pictures_as_markdown(pictures: Iterable[Path], folder: Path) -> list[str]:
+    """Return the link to each picture, from a file in a folder."""
+    return [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in pictures]
+
+
+def unfinished_as_markdown(folders: Iterable[AnyFolder]) -> list[str]:
+    """Return the section about the cells that are not finished; empty where all are."""
+    lines = [f"- {folder.cell.id}: {folder.state}" for folder in unfinished(folders)]
+    return ["\n".join(["## Cells that are not finished\n", *lines])] if lines else []

@@ -10,33 +10,38 @@ from rich.table import Table
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study.engine.base import BaseCell, CellT
-from lightning_mllm.study.engine.cell_folder import AnyFolder, State
+from lightning_mllm.study.engine.cell_folder import AnyFolder, CellState
+
+Times = Sequence[tuple[BaseCell, float]]  # finished cells, with their seconds
 
 
 def plan(mine: Sequence[AnyFolder], all_cells: Sequence[AnyFolder], *, jobs: int) -> Table:
-    """Return the cells with their state and how long they will take, going by finished cells that are alike.
+    """Return a table of cells with their state and the time that they will take.
 
     Args:
         mine: The cells of this part.
-        all_cells: All cells.
-        jobs: How many run side by side.
+        all_cells: All cells; the times of finished ones are what the estimates rest on.
+        jobs: How many run at the same time.
     """
-    times = [(folder.cell, seconds) for folder in all_cells if (seconds := folder.seconds()) is not None]
-    states = [folder.state for folder in mine]
+    times = _times_of(all_cells)
     table = Table("cell", "state", title="Plan", title_justify="left")
     table.add_column("about", justify="right")
-    known: list[float] = []
-    for folder, state in zip(mine, states, strict=True):
-        about = ""
-        if state is not State.DONE:
+    states, known = [], []
+    for folder in mine:
+        state, about = folder.state, ""
+        states.append(state)
+        if state is not CellState.DONE:
             seconds = _estimate(folder.cell, times)
-            known += [] if seconds is None else [seconds]
             about = "?" if seconds is None else duration(seconds)
-        name = f"{folder.cell.id} ({folder.cell.note})" if folder.cell.note else folder.cell.id
-        table.add_row(name, str(state), about)
-    left = len(states) - states.count(State.DONE)
-    counts = ", ".join(f"{states.count(state)} {state}" for state in State if state in states)
-    table.caption = counts + (f". Time: {_time_left(known, left, jobs)}" if left else "")
+            if seconds is not None:
+                known.append(seconds)
+        note = f" ({folder.cell.note})" if folder.cell.note else ""
+        table.add_row(f"{folder.cell.id}{note}", str(state), about)
+    counts = [f"{states.count(state)} {state}" for state in CellState if state in states]
+    table.caption = ", ".join(counts)
+    left = len(states) - states.count(CellState.DONE)
+    if left:
+        table.caption += f". Time: {_time_left(known, left, jobs)}"
     return table
 
 
@@ -48,10 +53,20 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
-def _estimate(cell: BaseCell, times: Sequence[tuple[BaseCell, float]]) -> float | None:
-    """Return the mean time of the finished cells that are the most alike."""
-    for rank, likeness in enumerate(cell.likeness):
-        if found := [seconds for other, seconds in times if other.likeness[rank] == likeness]:
+def _times_of(folders: Sequence[AnyFolder]) -> Times:
+    times = []
+    for folder in folders:
+        seconds = folder.seconds()
+        if seconds is not None:
+            times.append((folder.cell, seconds))
+    return times
+
+
+def _estimate(cell: BaseCell, times: Times) -> float | None:
+    """Return the mean time of the finished cells that share the first key, else the second."""
+    for key in (0, 1):
+        found = [seconds for other, seconds in times if other.time_keys[key] == cell.time_keys[key]]
+        if found:
             return fmean(found)
     return None
 
@@ -63,18 +78,21 @@ def _time_left(known: Sequence[float], left: int, jobs: int) -> str:
     return f"about {duration(sum(known) / jobs)}, going by finished cells{unknown}"
 
 
-def share_of(cells: Sequence[CellT], share: str) -> list[CellT]:
-    """Return the share of one machine, e.g. "3/8": the third of eight. Each share has cells of each kind.
+def cells_of_machine(cells: Sequence[CellT], part: str) -> list[CellT]:
+    """Return the cells of one machine, e.g. of "3/8", the third of eight.
+
+    Cells are dealt like cards, sorted by their `order`: each machine gets some of each kind.
 
     Raises:
-        ConfigError: It is no such share.
+        ConfigError: It is not a part of a whole.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", share)
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(
-            f"--cells is {share!r}; it says which part of how many, e.g. 3/8 for the third of eight, counted from 1. "
-            "In a SLURM array that starts at 1 (--array=1-8): --cells $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT."
+            f"--cells is {part!r}; it says which part of how many, e.g. 3/8 for the third of "
+            "eight, counted from 1. In a SLURM array that starts at 1 (--array=1-8): "
+            "--cells $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT."
         )
-    by_kind = sorted(cells, key=lambda cell: cell.order)
-    mine = {cell.id for cell in by_kind[int(match[1]) - 1 :: int(match[2])]}  # dealt like cards
+    dealt = sorted(cells, key=lambda cell: cell.order)[int(match[1]) - 1 :: int(match[2])]
+    mine = {cell.id for cell in dealt}
     return [cell for cell in cells if cell.id in mine]

@@ -2,53 +2,87 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study.engine.config_files import config_of
 from lightning_mllm.study.engine.runnable import RunnableStudy
 
+Kinds = Mapping[str, type[RunnableStudy]]
 
-def choose_study(arguments: Sequence[str], kinds: Mapping[str, type[RunnableStudy]]) -> type[RunnableStudy]:
+
+def choose_study(arguments: Sequence[str], kinds: Kinds) -> type[RunnableStudy]:
     """Return the class of the study that a command line describes.
 
-    Its option `kind` says which, or that of the last of its config files that has one; else it is the first kind.
+    The option `kind` says which, or the last config file that has one; else it is the first kind.
 
     Args:
-        arguments: The command line.
-        kinds: Name -> class.
+        arguments: The command line after `lightning study`.
+        kinds: Name of a kind -> its class. The first one is the default.
 
     Raises:
-        ConfigError: There is no such kind, it lacks an option of a config file, or a config file is no YAML.
+        ConfigError: There is no such kind, it lacks an option of a config file, or a config file is
+            not valid YAML.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", default=[], nargs="?")
-    parser.add_argument("--kind", nargs="?")
-    options, _ = parser.parse_known_args(arguments)
-    files = [file for file in options.config if file is not None and Path(file).is_file()]
-    contents = {file: content for file in files if isinstance(content := config_of(file), Mapping)}
-    named = [content["kind"] for content in contents.values() if "kind" in content]
-    kind = options.kind or (str(named[-1]) if named else next(iter(kinds)))
+    configs = _read_configs(_values_of("--config", arguments))
+    kind = next(iter(kinds))
+    for config in configs.values():
+        kind = str(config.get("kind", kind))
+    for value in _values_of("--kind", arguments):
+        kind = value
     if kind not in kinds:
-        raise ConfigError(f"There is no kind {kind!r} of study, only {' and '.join(kinds)}. Set the option kind.")
-    for file, content in contents.items():
-        _check_options(kind, kinds, file, content)
+        known = " and ".join(kinds)
+        raise ConfigError(f"There is no kind {kind!r} of study, only {known}. Set the option kind.")
+    for file, config in configs.items():
+        for option in config:
+            _check_option(kind, kinds, file, str(option).partition(".")[0])
     return kinds[kind]
 
 
-def _check_options(kind: str, kinds: Mapping[str, type[RunnableStudy]], file: str, names: Iterable[object]) -> None:
-    """Refuse the options of a config file that no study of this kind has: the parser knows no other kind."""
-    options = {each: [field.name for field in fields(study)] for each, study in kinds.items()}
-    for name in (str(name).partition(".")[0] for name in names):
-        if name in options[kind]:
-            continue
-        others = [each for each, known in options.items() if name in known]
-        nearest = difflib.get_close_matches(name, options[kind], n=1)
-        way_out = f"Did you mean {nearest[0]!r}?" if nearest else f"It has {', '.join(options[kind])}."
-        if others:
-            way_out = f"One of kind {others[0]!r} has: set kind: {others[0]}, or leave the option out."
-        raise ConfigError(f"{file}: a study of kind {kind!r} has no option {name!r}. {way_out}")
+def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """Return the values of an option, written as `--option value` or `--option=value`."""
+    values: list[str] = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == option and equals:
+            values.append(value)
+        elif name == option:
+            values += arguments[position + 1 : position + 2]
+    return values
+
+
+def _read_configs(files: Sequence[str]) -> dict[str, Mapping[Any, Any]]:
+    """Read the config files that exist; the command line's parser complains about the others."""
+    configs = {}
+    for file in files:
+        content = config_of(file) if Path(file).is_file() else None
+        if isinstance(content, Mapping):
+            configs[file] = content
+    return configs
+
+
+def _check_option(kind: str, kinds: Kinds, file: str, name: str) -> None:
+    """Refuse an option that no study of this kind has, and name the kind or the option meant.
+
+    The command line's parser knows the options of one kind only.
+    """
+    options = _options_of(kinds[kind])
+    if name in options:
+        return
+    nearest = difflib.get_close_matches(name, options, n=1)
+    way_out = f"Did you mean {nearest[0]!r}?" if nearest else f"It has {', '.join(options)}."
+    for other, study in kinds.items():
+        if name in _options_of(study):
+            way_out = (
+                f"A study of kind {other!r} has it: set kind: {other}, or leave the option out."
+            )
+            break
+    raise ConfigError(f"{file}: a study of kind {kind!r} has no option {name!r}. {way_out}")
+
+
+def _options_of(study: type[RunnableStudy]) -> list[str]:
+    return [field.name for field in fields(study)]

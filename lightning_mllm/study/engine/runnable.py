@@ -1,4 +1,4 @@
-"""What a kind of study gives to `lightning study`: which cells there are, what each must leave behind, and a report."""
+"""What a kind of study gives to `lightning study`: cells, what each must write, and a report."""
 
 from __future__ import annotations
 
@@ -8,26 +8,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_mllm.study.engine.base import BaseCell, BaseStudy
+from lightning_mllm.study.engine.base import BaseCell
 from lightning_mllm.study.engine.cell_folder import AnyFolder
+from lightning_mllm.tracking.loggers import WandbMode
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnableStudy(BaseStudy, ABC):
-    """A study, and what of it is done now.
+class RunnableStudy(ABC):
+    """A study: a folder with cells, and how many of them run now.
 
     Attributes:
-        cells: Which part of how many, e.g. 3/8 on the third of eight machines. In a SLURM array from 1 on:
-            `--cells $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`.
-        jobs: How many cells run side by side, in a process each, with an equal share of the CPU cores.
-        dry_run: Only show the plan.
-        tables: Names of the CSV files that the summary of the finished study shows.
+        name: Name of the study, of its folder and of its W&B group.
+        root: Folder that holds all studies.
+        wandb: W&B mode of the cells and of the summary.
+        project: W&B project of the cells and of the summary.
+        cells: Which part of the cells runs here, e.g. 3/8 on the third of eight machines. In a
+            SLURM array from 1 on: `--cells $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`.
+        jobs: How many cells run at the same time, each in a process with an equal share of the CPU
+            cores.
+        dry_run: Show the plan and run nothing.
+        tables: Names of the CSV files that the W&B summary of the finished study shows.
     """
 
+    name: str
+    root: str = "studies"
+    wandb: WandbMode = "auto"
+    project: str = "lightning-mllm"
     cells: str = "1/1"
     jobs: int = 1
     dry_run: bool = False
     tables: ClassVar[tuple[str, ...]]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this study goes."""
+        return Path(self.root) / self.name
 
     @abstractmethod
     def check(self) -> None:
@@ -51,14 +66,14 @@ class RunnableStudy(BaseStudy, ABC):
 
     @abstractmethod
     def write_report(self, folders: Sequence[AnyFolder]) -> Path | None:
-        """Write the results of the finished cells, and return the report; None while none is finished.
+        """Write the results of the finished cells, and return the report, or None without any.
 
         Args:
-            folders: All cells.
+            folders: The folders of all cells.
 
         Raises:
             DataError: A file of a finished cell is missing, or can't be read.
         """
 
-    def tidy(self, folder: AnyFolder) -> None:
-        """Remove what is not to stay of a finished cell."""
+    def tidy(self, folder: AnyFolder) -> None:  # noqa: B027 - most studies remove nothing
+        """Remove what a finished cell does not keep."""

@@ -7,16 +7,16 @@ import hashlib
 from collections.abc import Sequence
 
 from lightning_mllm.store.files import read_json, write_json
-from lightning_mllm.study.engine.base import BaseStudy
+from lightning_mllm.study.engine.runnable import RunnableStudy
 from lightning_mllm.tracking.loggers import finish, log_image, log_table, make_loggers
 
 
-def log_summary(study: BaseStudy, tables: Sequence[str]) -> None:
-    """Log the summary, unless that is done: `summary.json` says of which tables, and in which mode.
+def log_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
+    """Log the summary, unless `summary.json` says that these tables are logged in this mode.
 
     Args:
         study: The study.
-        tables: Names of its CSV files.
+        tables: Names of the CSV files to log.
     """
     marker = study.folder / "summary.json"
     now = {"wandb": study.wandb, "tables": _digest(study, tables)}
@@ -39,6 +39,6 @@ def log_summary(study: BaseStudy, tables: Sequence[str]) -> None:
     write_json(marker, now)
 
 
-def _digest(study: BaseStudy, tables: Sequence[str]) -> str:
+def _digest(study: RunnableStudy, tables: Sequence[str]) -> str:
     content = b"".join((study.folder / f"{name}.csv").read_bytes() for name in tables)
     return hashlib.sha256(content).hexdigest()[:16]

@@ -1,11 +1,11 @@
-"""All answers of all finished cells in one file: what tables and verdicts are made of."""
+"""All answers of all finished cells in one file, from which tables and verdicts can be computed."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightning_mllm.store.files import write_bytes
@@ -18,30 +18,34 @@ _COLUMNS = ("cell", "kind", "sample_id", "target")
 
 
 def write_answers(study: Study, done: Iterable[CellFolder], path: Path) -> Path:
-    """Write a gzipped CSV file: a row per cell, kind of who answered, and test sample.
+    """Write a gzipped CSV file: a row per cell, kind of model, and test sample.
 
-    Behind cell, kind, sample and its class there is an answer per repetition (one of the model, one per seed of a
-    probe) and one per half of a probe's training samples; an invalid answer is empty.
+    After cell, kind, sample and its class, a row has an answer per repetition (one of the model,
+    one per seed of a probe) and one per half of a probe's training samples. Invalid answers are
+    empty.
 
     Raises:
         DataError: A file of a finished cell is missing.
     """
-    found = [(folder.cell.id, kind, answers) for folder in done for kind, answers in _kinds(study, folder)]
-    repetitions, halves = (
-        max((len(getattr(answers, name)) for *_, answers in found), default=0) for name in ("predicted", "halves")
-    )
+    found: list[tuple[str, Kind, Answers]] = []
+    repetitions = halves = 0
+    for folder in done:
+        by_kind: dict[Kind, Answers] = {}  # they are the same under all presets of the cell
+        for answerer, answers in answers_of_cell(study, folder).items():
+            by_kind[answerer.kind] = answers
+        for kind, answers in by_kind.items():
+            found.append((folder.cell.id, kind, answers))
+            repetitions = max(repetitions, len(answers.predicted))
+            halves = max(halves, len(answers.halves))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    columns = [*(f"answer{number}" for number in range(repetitions)), *(f"half{number}" for number in range(halves))]
+    columns = [f"answer{number}" for number in range(repetitions)]
+    columns += [f"half{number}" for number in range(halves)]
     writer.writerow([*_COLUMNS, *columns])
     for cell, kind, answers in found:
         gap = [""] * (repetitions - len(answers.predicted))
         for sample, target in answers.targets.items():
-            said, of_halves = ([each[sample] for each in part] for part in (answers.predicted, answers.halves))
+            said = [each[sample] for each in answers.predicted]
+            of_halves = [each[sample] for each in answers.halves]
             writer.writerow([cell, kind, sample, target, *said, *gap, *of_halves])
     return write_bytes(path, gzip.compress(text.getvalue().encode(), mtime=0))
-
-
-def _kinds(study: Study, folder: CellFolder) -> Iterator[tuple[Kind, Answers]]:
-    """Give who answered in a cell, each once, whatever its presets."""
-    yield from {who.kind: answers for who, answers in answers_of_cell(study, folder).items()}.items()

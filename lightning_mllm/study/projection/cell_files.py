@@ -1,20 +1,16 @@
-"""Reads what the runs of a finished cell wrote."""
+"""Reads what the runs of a finished cell of the projection study wrote."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import read_json
-from lightning_mllm.study.engine.cell_folder import evaluation_of, way_out
+from lightning_mllm.study.engine.outputs import Row, evaluation_of, last_run, read_table, way_out
 from lightning_mllm.study.projection.cells import CellFolder
-from lightning_mllm.study.projection.study import Richness
-
-Row = Mapping[str, str]
+from lightning_mllm.study.projection.study import Study
 
 _PROBED = "probe-predictions.csv"
 _CLIP, _CLIP_SCORES = "clip-predictions.csv", "clip.json"
@@ -24,12 +20,14 @@ _DRIFT_KEY = ("epoch", "point")
 
 @dataclass(frozen=True)
 class Answers:
-    """Who was taken for what on the test split.
+    """Which class was answered for each sample of the test split.
 
     Attributes:
         targets: Sample id -> true class.
-        predicted: Per repetition (one for the model, one per seed of a probe): sample id -> class, empty: invalid.
-        halves: Likewise, of probes that were trained on halves of the training samples.
+        predicted: Per repetition (one for the model, one per seed of a probe): sample id -> class,
+            empty for an invalid answer.
+        halves: Answers, in the same form, of probes that were trained on halves of the training
+            samples.
     """
 
     targets: Mapping[str, str]
@@ -47,8 +45,8 @@ def scores_of(folder: CellFolder) -> dict[str, dict[str, Any]]:
     scorers: dict[str, dict[str, Any]] | None = read_json(path).get("scorers")
     if not scorers:
         raise DataError(
-            f"{path} has no scorers. The study is about classification: give its domains labels, and leave "
-            "model.scorers in."
+            f"{path} has no scorers. The study is about classification: give its domains labels, "
+            "and keep model.scorers."
         )
     return scorers
 
@@ -60,24 +58,29 @@ def answers_of(folder: CellFolder, scorer: str) -> Answers:
         DataError: The file is missing, or the scorer is not in it.
     """
     path = evaluation_of(folder) / "predictions.csv"
-    rows = _read(path, folder)
+    rows = read_table(path, folder)
     column = f"{scorer}/prediction"
-    if rows and column not in rows[0]:
-        there = [name.removesuffix("/prediction") for name in rows[0] if name.endswith("/prediction")]
-        raise DataError(f"{path} has no scorer {scorer!r}, only {', '.join(there)}. Set the study's option scorer.")
-    targets = {row["sample_id"]: row["target"] for row in rows}
-    return Answers(targets, ({row["sample_id"]: row[column] for row in rows},))
+    names = _column_names(rows)
+    if rows and column not in names:
+        there = [name for name in names if name.endswith("/prediction")]
+        scorers = [name.removesuffix("/prediction") for name in there]
+        raise DataError(
+            f"{path} has no scorer {scorer!r}, only {', '.join(scorers)}. Set the study's option "
+            "scorer."
+        )
+    return Answers(_column(rows, "target"), (_column(rows, column),))
 
 
 def clip_answers_of(folder: CellFolder) -> Answers | None:
-    """Return what CLIP itself answered on the same split, or None where `ClipZeroShot` was not among the callbacks."""
+    """Return what CLIP itself answered on the same split.
+
+    It is None where the callback `ClipZeroShot` was not in the cell's configs.
+    """
     path = evaluation_of(folder) / _CLIP
     if not path.is_file():
         return None
-    rows = _read(path, folder)
-    return Answers(
-        {row["sample_id"]: row["target"] for row in rows}, ({row["sample_id"]: row["prediction"] for row in rows},)
-    )
+    rows = read_table(path, folder)
+    return Answers(_column(rows, "target"), (_column(rows, "prediction"),))
 
 
 def clip_scores_of(folder: CellFolder) -> dict[str, Any] | None:
@@ -89,7 +92,9 @@ def clip_scores_of(folder: CellFolder) -> dict[str, Any] | None:
 def has_probe(folder: CellFolder, point: str, probe: str) -> bool:
     """Return whether a kind of probe was trained at a point."""
     path = evaluation_of(folder) / _PROBED
-    return path.is_file() and bool(_columns_of_probe(_read(path, folder), point, probe))
+    if not path.is_file():
+        return False
+    return bool(_columns_of_probe(read_table(path, folder), f"{point}/{probe}/seed"))
 
 
 def probed_answers_of(folder: CellFolder, point: str, probe: str) -> Answers:
@@ -99,29 +104,27 @@ def probed_answers_of(folder: CellFolder, point: str, probe: str) -> Answers:
         DataError: The file is missing, or the probe or its halves are not in it.
     """
     path = evaluation_of(folder) / _PROBED
-    rows = _read(path, folder)
-    columns = _columns_of_probe(rows, point, probe)
-    if not columns:
-        there = sorted({name.rpartition("/")[0] for name in (rows[0] if rows else ()) if "/seed" in name})
+    rows = read_table(path, folder)
+    seeds = _columns_of_probe(rows, f"{point}/{probe}/seed")
+    halves = _columns_of_probe(rows, f"{point}/{probe}/half")
+    if not seeds:
+        names = [name for name in _column_names(rows) if "/seed" in name]
+        probes = ", ".join(sorted({name.rpartition("/")[0] for name in names}))
         raise DataError(
-            f"{path} has no columns {point}/{probe}/seed*, only of {', '.join(there) or 'no probe'}. Set the study's "
-            "option richness."
+            f"{path} has no columns {point}/{probe}/seed*, only of {probes or 'no probe'}. Set the "
+            "study's option richness."
         )
-    halves = _columns_of_probe(rows, point, probe, "half")
     if len(halves) < 2:
         raise DataError(
-            f"{path} has {len(halves)} columns {point}/{probe}/half*: without them nothing is known of how much a "
-            "richness owes to which training samples there are. Give ProbeEachEpoch halves: 20."
+            f"{path} has {len(halves)} columns {point}/{probe}/half*. Without them it is not known "
+            "how much a richness depends on the choice of training samples. Give ProbeEachEpoch "
+            "halves: 20."
         )
-    targets = {row["sample_id"]: row["target"] for row in rows}
-    seeds, parts = (
-        tuple({row["sample_id"]: row[column] for row in rows} for column in names) for names in (columns, halves)
-    )
-    return Answers(targets, seeds, parts)
+    return Answers(_column(rows, "target"), _columns(rows, seeds), _columns(rows, halves))
 
 
 def probes_of(folder: CellFolder) -> list[Row]:
-    """Return the rows of `probes.csv`; where a resumed run has rows again, the later ones.
+    """Return the rows of `probes.csv`; where a resumed run wrote a row again, the later one.
 
     Raises:
         DataError: The file is missing.
@@ -130,7 +133,7 @@ def probes_of(folder: CellFolder) -> list[Row]:
 
 
 def drift_of(folder: CellFolder) -> list[Row]:
-    """Return the rows of `drift.csv`; where a resumed run has rows again, the later ones.
+    """Return the rows of `drift.csv`; where a resumed run wrote a row again, the later one.
 
     Raises:
         DataError: The file is missing.
@@ -138,40 +141,50 @@ def drift_of(folder: CellFolder) -> list[Row]:
     return _read_all_runs(folder, "drift.csv", _DRIFT_KEY)
 
 
-def check_complete(folder: CellFolder, *, scorer: str, richness: Richness | None, drift: bool) -> None:
+def check_complete(study: Study, folder: CellFolder) -> None:
     """Refuse a cell that lacks what the study reads.
 
     Raises:
         DataError: A file is missing, or the scorer or the probe is not in it.
     """
-    if scorer not in (scorers := scores_of(folder)):
-        raise DataError(f"{folder.cell.id} has no scorer {scorer!r}, only {', '.join(scorers)}. Set the option scorer.")
-    answers_of(folder, scorer)
-    if richness is not None:
+    scorers = scores_of(folder)
+    if study.scorer not in scorers:
+        raise DataError(
+            f"{folder.cell.id} has no scorer {study.scorer!r}, only {', '.join(scorers)}. Set the "
+            "option scorer."
+        )
+    answers_of(folder, study.scorer)
+    if study.richness is not None:
         probes_of(folder)
-        probed_answers_of(folder, richness.point, richness.probe)
-    if drift and folder.cell.trains:
+        probed_answers_of(folder, study.richness.point, study.richness.probe)
+    if study.drift and folder.cell.trains:
         drift_of(folder)
 
 
-def _columns_of_probe(rows: Sequence[Row], point: str, probe: str, of: str = "seed") -> list[str]:
-    return [name for name in (rows[0] if rows else ()) if name.startswith(f"{point}/{probe}/{of}")]
+def _column_names(rows: Sequence[Row]) -> list[str]:
+    return list(rows[0]) if rows else []
 
 
-def _read_all_runs(folder: CellFolder, name: str, key: Iterable[str]) -> list[Row]:
-    key = tuple(key)
-    paths = [path for run in folder.runs() if (path := run / name).is_file()]
-    if not paths:
-        raise DataError(f"{folder.runs()[-1] / name} is missing.{way_out(folder)}")
-    return list({tuple(row[part] for part in key): row for path in paths for row in _rows(path)}.values())
+def _columns_of_probe(rows: Sequence[Row], prefix: str) -> list[str]:
+    return [name for name in _column_names(rows) if name.startswith(prefix)]
 
 
-def _read(path: Path, folder: CellFolder) -> list[Row]:
-    if not path.is_file():
-        raise DataError(f"{path} is missing.{way_out(folder)}")
-    return list(_rows(path))
+def _column(rows: Sequence[Row], name: str) -> dict[str, str]:
+    """Return sample id -> what a column says of it."""
+    return {row["sample_id"]: row[name] for row in rows}
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        yield from csv.DictReader(file)
+def _columns(rows: Sequence[Row], names: Sequence[str]) -> tuple[dict[str, str], ...]:
+    return tuple(_column(rows, name) for name in names)
+
+
+def _read_all_runs(folder: CellFolder, name: str, key: Sequence[str]) -> list[Row]:
+    """Read a table of every run of a cell; rows with the same key are one, the last."""
+    found: dict[tuple[str, ...], Row] = {}
+    paths = [run / name for run in folder.runs()]
+    if not any(path.is_file() for path in paths):
+        raise DataError(f"{last_run(folder) / name} is missing.{way_out(folder)}")
+    for path in paths:
+        for row in read_table(path, folder) if path.is_file() else ():
+            found[tuple(row[column] for column in key)] = row
+    return list(found.values())

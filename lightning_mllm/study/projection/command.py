@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_mllm.study.engine.runnable import RunnableStudy
 from lightning_mllm.study.projection.cell_files import check_complete
 from lightning_mllm.study.projection.cells import Cell, CellFolder, cells_of
 from lightning_mllm.study.projection.report import write_report
@@ -16,8 +15,8 @@ from lightning_mllm.study.projection.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyCommand(Study, RunnableStudy):
-    """The projection study, and what of it is done now."""
+class StudyCommand(Study):
+    """The projection study, and which part of it runs now."""
 
     tables: ClassVar[tuple[str, ...]] = ("table1", "table2", "verdict")
 
@@ -27,14 +26,14 @@ class StudyCommand(Study, RunnableStudy):
 
     def check_cell(self, folder: CellFolder) -> None:
         """Refuse a cell that lacks what the study reads."""
-        check_complete(folder, scorer=self.scorer, richness=self.richness, drift=self.drift)
+        check_complete(self, folder)
 
     def write_report(self, folders: Sequence[CellFolder]) -> Path | None:
         """Write tables, verdicts, figures and the report."""
         return write_report(self, folders)
 
     def tidy(self, folder: CellFolder) -> None:
-        """Remove the checkpoints, if they are not to stay."""
+        """Remove the checkpoints, unless they stay."""
         if not self.keep_checkpoints:
             for run in folder.runs():
                 shutil.rmtree(run / "checkpoints", ignore_errors=True)

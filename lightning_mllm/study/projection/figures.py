@@ -1,4 +1,4 @@
-"""Chooses the numbers that a study's figures show; each figure has them beside it, as CSV."""
+"""Chooses the numbers that the study's figures show; each figure has them beside it, as CSV."""
 
 from __future__ import annotations
 
@@ -8,73 +8,113 @@ from statistics import fmean
 
 from lightning_mllm.statistics.seeds_and_samples import Measure
 from lightning_mllm.store.files import write_rows
-from lightning_mllm.study.projection.comparison import Comparison
+from lightning_mllm.study.projection.comparison import DomainComparison
 from lightning_mllm.study.projection.scores import Result
 from lightning_mllm.study.projection.study import ZERO_SHOT, Study
-from lightning_mllm.tracking.figures.study import Slope, epoch_plot, slope_plot
+from lightning_mllm.tracking.figures.study import Slope, line_plot, slope_plot
 
 _RICHNESS_LABEL = "Richness: macro-F1 of the probe"
-_SCORES: dict[str, tuple[Measure, str]] = {  # name of the slope plot -> its upright axis
+_SLOPE_PLOTS: dict[str, tuple[Measure, str]] = {  # name -> the measure and label of the y-axis
     "slopes": ("macro_f1", "MLLM macro-F1"),
     "slopes-accuracy": ("accuracy", "MLLM accuracy"),
 }
-_SLOPE_COLUMNS = ("panel", "domain", "policy", "richness_before", "score_before", "richness_after", "score_after")
+_SLOPE_COLUMNS = (
+    *("panel", "domain", "policy"),
+    *("richness_before", "score_before", "richness_after", "score_after"),
+)
+_CURVE_COLUMNS = ("panel", "line", "epoch", "mean", "seeds")
 
 
-def draw(study: Study, comparisons: Sequence[Comparison], results: Sequence[Result]) -> list[Path]:
+def draw(
+    study: Study, comparisons: Sequence[DomainComparison], results: Sequence[Result]
+) -> list[Path]:
     """Draw the figures that there are numbers for."""
     folder = study.folder / "figures"
-    pictures = []
-    for name, (measure, ylabel) in _SCORES.items():
-        if slopes := list(_slopes(comparisons, measure)):
-            rows = [[s.panel, s.group, s.kind, *s.before, *s.after] for s in slopes]
-            write_rows(folder / f"{name}.csv", _SLOPE_COLUMNS, rows)
-            pictures.append(slope_plot(slopes, folder / f"{name}.png", xlabel=_RICHNESS_LABEL, ylabel=ylabel))
-    if (richness := study.richness) is not None:
-        probe = f"val/probe/{richness.point}/{richness.probe}/macro_f1"
-        pictures += _curves(results, probe, folder / "richness.png", f"{_RICHNESS_LABEL} (validation)")
+    pictures = _draw_slopes(comparisons, folder)
+    if study.richness is not None:
+        measure = f"val/probe/{study.richness.point}/{study.richness.probe}/macro_f1"
+        label = f"{_RICHNESS_LABEL} (validation)"
+        pictures += _draw_curves(results, measure, folder / "richness.png", label)
     for stale in folder.glob("drift*"):  # perhaps of points that are not drawn any more
         stale.unlink()
-    drifts = {result.measure.split("/")[1] for result in results if result.measure.startswith("drift/")}
-    for point in sorted(drifts):
+    drifts = [result.measure for result in results if result.measure.startswith("drift/")]
+    points = sorted({measure.split("/")[1] for measure in drifts})
+    for point in points:
         label = f"Linear CKA with before training ({point})"
-        name = "drift" if len(drifts) == 1 else f"drift-{point}"
-        pictures += _curves(results, f"drift/{point}/cka", folder / f"{name}.png", label)
+        name = "drift" if len(points) == 1 else f"drift-{point}"
+        pictures += _draw_curves(results, f"drift/{point}/cka", folder / f"{name}.png", label)
     return pictures
 
 
-def _slopes(comparisons: Sequence[Comparison], measure: Measure) -> Iterator[Slope]:
+def _draw_slopes(comparisons: Sequence[DomainComparison], folder: Path) -> list[Path]:
+    pictures = []
+    for name, (measure, ylabel) in _SLOPE_PLOTS.items():
+        slopes = list(_slopes(comparisons, measure))
+        if slopes:
+            rows = [[s.panel, s.group, s.kind, *s.before, *s.after] for s in slopes]
+            write_rows(folder / f"{name}.csv", _SLOPE_COLUMNS, rows)
+            output = folder / f"{name}.png"
+            pictures.append(slope_plot(slopes, output, xlabel=_RICHNESS_LABEL, ylabel=ylabel))
+    return pictures
+
+
+def _slopes(comparisons: Sequence[DomainComparison], measure: Measure) -> Iterator[Slope]:
+    """Yield a line for each trained model that has both a richness and a score."""
     for each in comparisons:
-        for who in each.scores:
-            if who.kind != "richness" or who.policy == ZERO_SHOT:
+        for answerer in each.scores:
+            if answerer.kind != "richness" or answerer.policy == ZERO_SHOT:
                 continue
-            points = []
-            for policy in (ZERO_SHOT, who.policy):
-                richness = each.get("richness", policy, who.preset, "macro_f1")
-                score = each.get("model", policy, who.preset, measure)
-                if richness is not None and score is not None:
-                    points.append((richness.mean, score.mean))
-            if len(points) == 2:
-                yield Slope(f"{each.checkpoint}, {who.preset}", each.domain, who.policy, points[0], points[1])
+            before = _point(each, ZERO_SHOT, answerer.preset, measure)
+            after = _point(each, answerer.policy, answerer.preset, measure)
+            if before is not None and after is not None:
+                panel = f"{each.checkpoint}, {answerer.preset}"
+                yield Slope(panel, each.domain, answerer.policy, before, after)
 
 
-def _curves(results: Sequence[Result], measure: str, output: Path, ylabel: str) -> list[Path]:
-    """Draw a measure over the epochs, averaged over the seeds; a run under several presets is one line."""
-    found = [each for each in results if each.measure == measure and each.value is not None and each.preset]
-    presets: dict[str, dict[str, None]] = {}  # of each cell, in order
-    for result in found:
-        presets.setdefault(result.cell, {})[result.preset] = None
-    values: dict[tuple[str, str, int], list[float]] = {}
-    for result in found:
-        first, *_ = same = list(presets[result.cell])
-        if result.epoch is not None and result.value is not None and result.preset == first:
-            line = (f"{result.checkpoint}, {result.domain}", f"{' = '.join(same)}, {result.policy}", result.epoch)
-            values.setdefault(line, []).append(result.value)
+def _point(
+    comparison: DomainComparison, policy: str, preset: str, measure: Measure
+) -> tuple[float, float] | None:
+    """Return richness and score of a policy, if it has both."""
+    richness = comparison.get("richness", policy, preset, "macro_f1")
+    score = comparison.get("model", policy, preset, measure)
+    if richness is None or score is None:
+        return None
+    return richness.mean, score.mean
+
+
+def _draw_curves(results: Sequence[Result], measure: str, output: Path, ylabel: str) -> list[Path]:
+    """Draw a measure over the epochs, averaged over the seeds."""
+    values = _values_of_lines(results, measure)
     if not values:
         return []
+    rows = []
     curves: dict[str, dict[str, dict[int, float]]] = {}
     for (panel, label, epoch), of_seeds in values.items():
-        curves.setdefault(panel, {}).setdefault(label, {})[epoch] = fmean(of_seeds)
-    rows = [[*line, fmean(of_seeds), len(of_seeds)] for line, of_seeds in values.items()]
-    write_rows(output.with_suffix(".csv"), ["panel", "line", "epoch", "mean", "seeds"], rows)
-    return [epoch_plot(curves, output, ylabel=ylabel)]
+        mean = fmean(of_seeds)
+        rows.append([panel, label, epoch, mean, len(of_seeds)])
+        curves.setdefault(panel, {}).setdefault(label, {})[epoch] = mean
+    write_rows(output.with_suffix(".csv"), _CURVE_COLUMNS, rows)
+    return [line_plot(curves, output, ylabel=ylabel)]
+
+
+def _values_of_lines(
+    results: Sequence[Result], measure: str
+) -> dict[tuple[str, str, int], list[float]]:
+    """Return panel, line and epoch -> the values of the seeds.
+
+    A run under several presets is one line, named after all of them.
+    """
+    presets: dict[str, dict[str, None]] = {}  # of each cell, in order
+    found = []
+    for result in results:
+        if result.measure == measure and result.value is not None and result.preset:
+            found.append(result)
+            presets.setdefault(result.cell, {})[result.preset] = None
+    values: dict[tuple[str, str, int], list[float]] = {}
+    for result in found:
+        same = list(presets[result.cell])
+        if result.epoch is not None and result.value is not None and result.preset == same[0]:
+            panel, label = f"{result.checkpoint}, {result.domain}", " = ".join(same)
+            line = (panel, f"{label}, {result.policy}", result.epoch)
+            values.setdefault(line, []).append(result.value)
+    return values

@@ -1,9 +1,11 @@
-"""What the paper reports: Verma et al., "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual
-Attributes to Textual Space", ACL 2024, Tables 1 to 3; LLaVA-1.5-7B.
+"""What the paper reports of LLaVA-1.5-7B, in Tables 1 to 3.
 
-Most of the reported changes of richness are truncated after two decimals (-6.227 is -6.22 there), not rounded; the
-tables of a study round.
-"""  # noqa: D205 - the title is long
+Verma et al., "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to
+Textual Space", ACL 2024.
+
+Most of the reported changes of richness are truncated after two decimals (-6.227 is -6.22 there),
+not rounded; the tables of a study round.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class F1Accuracy(NamedTuple):
     accuracy: float
 
 
-class Richness(NamedTuple):
-    """A row of Table 2: macro-F1 of the probe on projected features, and the change that the paper reports, in %."""
+class PublishedRichness(NamedTuple):
+    """A row of Table 2: macro-F1 of the probe on projected features, and its change in %."""
 
     macro_f1: float
     change: float | None
@@ -66,30 +68,40 @@ TABLE_1: dict[str, dict[str, F1Accuracy]] = {
     },
 }
 # Table 2, without its column that repeats Table 1
-TABLE_2: dict[str, dict[str, Richness]] = {
+TABLE_2: dict[str, dict[str, PublishedRichness]] = {
     "zero_shot": {
-        "Agriculture": Richness(0.5701, None),
-        "Textures": Richness(0.6401, None),
-        "Dermatology": Richness(0.3105, None),
-        "Humanitarian": Richness(0.7498, None),
+        "Agriculture": PublishedRichness(0.5701, None),
+        "Textures": PublishedRichness(0.6401, None),
+        "Dermatology": PublishedRichness(0.3105, None),
+        "Humanitarian": PublishedRichness(0.7498, None),
     },
     "ft_proj": {
-        "Agriculture": Richness(0.4134, -27.49),
-        "Textures": Richness(0.4736, -26.01),
-        "Dermatology": Richness(0.2182, -29.72),
-        "Humanitarian": Richness(0.6025, -19.64),
+        "Agriculture": PublishedRichness(0.4134, -27.49),
+        "Textures": PublishedRichness(0.4736, -26.01),
+        "Dermatology": PublishedRichness(0.2182, -29.72),
+        "Humanitarian": PublishedRichness(0.6025, -19.64),
     },
     "ft_e2e": {
-        "Agriculture": Richness(0.5346, -6.22),
-        "Textures": Richness(0.6212, -2.95),
-        "Dermatology": Richness(0.2525, -18.67),
-        "Humanitarian": Richness(0.7238, -3.46),
+        "Agriculture": PublishedRichness(0.5346, -6.22),
+        "Textures": PublishedRichness(0.6212, -2.95),
+        "Dermatology": PublishedRichness(0.2525, -18.67),
+        "Humanitarian": PublishedRichness(0.7238, -3.46),
     },
 }
 # Table 2, changes of the MLLM's macro-F1 in %
 TABLE_2_MLLM_CHANGES: dict[str, dict[str, float]] = {
-    "ft_proj": {"Agriculture": 108.74, "Textures": 139.37, "Dermatology": 345.59, "Humanitarian": 20.47},
-    "ft_e2e": {"Agriculture": 462.41, "Textures": 295.64, "Dermatology": 651.82, "Humanitarian": 53.80},
+    "ft_proj": {
+        "Agriculture": 108.74,
+        "Textures": 139.37,
+        "Dermatology": 345.59,
+        "Humanitarian": 20.47,
+    },
+    "ft_e2e": {
+        "Agriculture": 462.41,
+        "Textures": 295.64,
+        "Dermatology": 651.82,
+        "Humanitarian": 53.80,
+    },
 }
 # Table 3: an MLP on CLIP's image features
 TABLE_3: dict[str, F1Accuracy] = {

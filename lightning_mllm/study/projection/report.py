@@ -1,4 +1,4 @@
-"""Writes what a study found: `results.csv`, `answers.csv.gz`, tables, verdicts and figures, and `report.md`."""
+"""Writes what the study found: results, answers, tables, verdicts, figures and `report.md`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lightning_mllm.store.files import write_rows, write_text
-from lightning_mllm.study.engine.cell_folder import State
+from lightning_mllm.study.engine.cell_folder import finished
+from lightning_mllm.study.engine.markdown import pictures_as_markdown, unfinished_as_markdown
 from lightning_mllm.study.projection.answers import write_answers
 from lightning_mllm.study.projection.cells import CellFolder
-from lightning_mllm.study.projection.comparison import Comparison, compare
+from lightning_mllm.study.projection.comparison import DomainComparison, compare
 from lightning_mllm.study.projection.figures import draw
 from lightning_mllm.study.projection.scores import COLUMNS, collect
 from lightning_mllm.study.projection.study import Study
 from lightning_mllm.study.projection.tables import (
     TABLE_COLUMNS,
     VERDICT_COLUMNS,
-    Entry,
-    as_markdown,
+    TableEntry,
+    entries_as_markdown,
     table_1,
     table_2,
     verdict_row,
@@ -25,13 +26,15 @@ from lightning_mllm.study.projection.tables import (
 )
 from lightning_mllm.study.projection.verdict import DIFFERENCE, TREND, verdicts
 
+TableMaker = Callable[[DomainComparison, str, Sequence[str]], list[TableEntry]]
+
 
 def write_report(study: Study, folders: Sequence[CellFolder]) -> Path | None:
     """Write the results of the finished cells.
 
     Args:
         study: The study.
-        folders: All cells of the grid.
+        folders: The folders of all cells of the grid.
 
     Returns:
         `report.md`; None while no cell is finished.
@@ -39,91 +42,110 @@ def write_report(study: Study, folders: Sequence[CellFolder]) -> Path | None:
     Raises:
         DataError: A file of a finished cell is missing, or can't be read.
     """
-    done = [folder for folder in folders if folder.state is State.DONE]
+    done = finished(folders)
     if not done:
         return None
     results = collect(study, done)
-    write_rows(study.folder / "results.csv", COLUMNS, (result.cells() for result in results))
+    write_rows(study.folder / "results.csv", COLUMNS, [result.row() for result in results])
     write_answers(study, done, study.folder / "answers.csv.gz")
     comparisons = compare(study, done)
-    sections = [_introduction(study, folders, done, comparisons)]
-    for number, table in enumerate((table_1, table_2), 1):
-        sections += _tables(study, done, comparisons, number, table)
-    found = verdicts(study, comparisons)
-    write_rows(study.folder / "verdict.csv", VERDICT_COLUMNS, (verdict_row(verdict) for verdict in found))
-    sections.append(f"## Verdicts\n\n{_about_verdicts(study)}\n\n{verdicts_as_markdown(found)}")
-    pictures = draw(study, comparisons, results)
-    sections += [f"![{path.stem}]({path.relative_to(study.folder).as_posix()})" for path in pictures]
-    missing = [f"- {folder.cell.id}: {folder.state}" for folder in folders if folder.state is not State.DONE]
-    if missing:
-        sections.append("\n".join(["## Cells that are not finished\n", *missing]))
+    sections = [
+        f"# {study.name}\n\n{len(done)} of {len(folders)} cells are finished.\n"
+        + "\n".join(_introduction(study, comparisons, folders)),
+        *_write_table(study, done, comparisons, 1, table_1),
+        *_write_table(study, done, comparisons, 2, table_2),
+        _write_verdicts(study, comparisons),
+        *pictures_as_markdown(draw(study, comparisons, results), study.folder),
+        *unfinished_as_markdown(folders),
+    ]
     return write_text(study.folder / "report.md", "\n\n".join(sections) + "\n")
 
 
 def _introduction(
-    study: Study, folders: Sequence[CellFolder], done: Sequence[CellFolder], comparisons: Sequence[Comparison]
-) -> str:
-    """Return how much is finished, what is compared, and what is the same run under several names."""
-    lines = [f"# {study.name}\n", f"{len(done)} of {len(folders)} cells are finished."]
-    lines.append(
-        "Brackets: 95 % intervals over seeds, test samples and, of probes, training samples, from a t distribution "
-        "with the variance of a bootstrap."
+    study: Study, comparisons: Sequence[DomainComparison], folders: Sequence[CellFolder]
+) -> Iterator[str]:
+    """Yield what the numbers mean, which seeds are compared, and which cells have several names."""
+    yield (
+        "Brackets: 95 % intervals over seeds, test samples and, of probes, training samples, from "
+        "a t distribution with the variance of a bootstrap."
     )
-    lines.append(f"Answers are those of the scorer `{study.scorer}`.")
-    if (richness := study.richness) is not None:
-        lines.append(f"Richness is the test macro-F1 of the probe `{richness.probe}` at `{richness.point}`.")
-    lines.append(
-        f"Zero-shot has one cell per domain and seed, which all presets are compared with, whatever their own way of "
-        f"asking: it is that of {', '.join(f'`{file}`' for file in study.zero_shot)}.\n"
+    yield f"Answers are those of the scorer `{study.scorer}`."
+    if study.richness is not None:
+        probe, point = study.richness.probe, study.richness.point
+        yield f"Richness is the test macro-F1 of the probe `{probe}` at `{point}`."
+    files = ", ".join(f"`{file}`" for file in study.zero_shot)
+    yield (
+        "Zero-shot has one cell per domain and seed. All presets are compared with it, whatever "
+        f"their own prompt is; its config files are {files}.\n"
     )
-    lines += ["Seeds that are compared, being finished for every model that has a finished cell:\n"]
-    seeds = {(each.checkpoint, each.domain): each.seeds for each in comparisons}
+    yield "Seeds that are compared, those finished for every model that has a finished cell:\n"
+    compared = {(each.checkpoint, each.domain): each.seeds for each in comparisons}
     for checkpoint in study.checkpoints:
         for domain in study.domains:
-            those = ", ".join(map(str, seeds.get((checkpoint, domain), ()))) or "none"
-            lines.append(f"- {checkpoint}, {domain}: {those}")
-    same = dict.fromkeys((cell.preset, cell.policy, cell.also) for cell in (f.cell for f in folders) if cell.also)
-    if same:
-        lines.append("\nThe same runs under several presets, since their configs say the same:\n")
-    for preset, policy, also in same:
-        lines.append(f"- {policy} of {preset} is that of {' and '.join(also)}")
-    return "\n".join(lines)
+            seeds = ", ".join(map(str, compared.get((checkpoint, domain), ())))
+            yield f"- {checkpoint}, {domain}: {seeds or 'none'}"
+    yield from _shared_cells(folders)
 
 
-def _tables(
+def _shared_cells(folders: Sequence[CellFolder]) -> Iterator[str]:
+    """Yield which policies are the same run under several presets, if there are such."""
+    lines: dict[str, None] = {}  # each once, in order
+    for folder in folders:
+        cell = folder.cell
+        if cell.also:
+            lines[f"- {cell.policy} of {cell.preset} is that of {' and '.join(cell.also)}"] = None
+    if lines:
+        yield "\nRuns that count under several presets, since these train in the same way:\n"
+        yield from lines
+
+
+def _write_table(
     study: Study,
     done: Sequence[CellFolder],
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[DomainComparison],
     number: int,
-    table: Callable[[Comparison, str, Sequence[str]], list[Entry]],
+    make_table: TableMaker,
 ) -> list[str]:
-    """Write a table of all presets as CSV, and return it preset by preset."""
+    """Write a table of all presets as CSV, and return its sections, one per preset."""
     sections: list[str] = []
-    entries: list[Entry] = []
-    for checkpoint, preset, policies in _models(study, done):
-        those = [each for each in comparisons if each.checkpoint == checkpoint]
-        of_preset = [entry for each in those for entry in table(each, preset, policies)]
-        sections.append(f"## Table {number}: {checkpoint}, {preset}\n\n{as_markdown(of_preset)}")
-        entries += of_preset
-    write_rows(study.folder / f"table{number}.csv", TABLE_COLUMNS, (entry.cells() for entry in entries))
+    rows = []
+    for checkpoint, preset, policies in _trained_presets(study, done):
+        entries: list[TableEntry] = []
+        for comparison in comparisons:
+            if comparison.checkpoint == checkpoint:
+                entries += make_table(comparison, preset, policies)
+        title = f"## Table {number}: {checkpoint}, {preset}"
+        sections.append(f"{title}\n\n{entries_as_markdown(entries)}")
+        rows += [entry.row() for entry in entries]
+    write_rows(study.folder / f"table{number}.csv", TABLE_COLUMNS, rows)
     return sections
 
 
-def _models(study: Study, done: Sequence[CellFolder]) -> Iterator[tuple[str, str, list[str]]]:
-    """Give checkpoint, preset and policies of each table."""
+def _trained_presets(
+    study: Study, done: Sequence[CellFolder]
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield checkpoint, preset and policies of each table."""
     for checkpoint in study.checkpoints:
-        cells = [folder.cell for folder in done if folder.cell.checkpoint == checkpoint and folder.cell.trains]
-        for preset in dict.fromkeys(preset for cell in cells for preset in cell.presets):
-            yield checkpoint, preset, list(dict.fromkeys(cell.policy for cell in cells if preset in cell.presets))
+        policies: dict[str, dict[str, None]] = {}  # of each preset, in order
+        for folder in done:
+            if folder.cell.checkpoint == checkpoint and folder.cell.trains:
+                for preset in folder.cell.presets:
+                    policies.setdefault(preset, {})[folder.cell.policy] = None
+        for preset, trained in policies.items():
+            yield checkpoint, preset, list(trained)
 
 
-def _about_verdicts(study: Study) -> str:
-    """Say what the verdicts rest on."""
-    lines = [f"Tests: {DIFFERENCE}" + (f"; of the sweep: {TREND}." if study.sweep is not None else ".")]
+def _write_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> str:
+    """Write the verdicts as CSV, and return their section."""
+    found = verdicts(study, comparisons)
+    rows = [verdict_row(verdict) for verdict in found]
+    write_rows(study.folder / "verdict.csv", VERDICT_COLUMNS, rows)
+    about = f"Tests: {DIFFERENCE}" + (f"; of the sweep: {TREND}." if study.sweep else ".")
     if len(study.seeds) < 2:
-        lines.append("With a single seed nothing is known of other seeds: all is undecided.")
+        about += " With a single seed nothing is known about other seeds: all is undecided."
     elif len(study.seeds) < 5:
-        lines.append(
-            f"With {len(study.seeds)} seeds only differences hold that are large beside those between the seeds."
+        about += (
+            f" With {len(study.seeds)} seeds, only differences that are large compared with those "
+            "between seeds can hold."
         )
-    return " ".join(lines)
+    return f"## Verdicts\n\n{about}\n\n{verdicts_as_markdown(found)}"

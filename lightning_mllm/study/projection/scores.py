@@ -1,12 +1,18 @@
-"""All numbers of all finished cells in one tidy table: a row per number and preset."""
+"""All numbers of all finished cells of the projection study: a row per number and preset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from statistics import fmean
 
-from lightning_mllm.study.projection.cell_files import clip_scores_of, drift_of, probes_of, scores_of
+from lightning_mllm.study.engine.outputs import Row
+from lightning_mllm.study.projection.cell_files import (
+    clip_scores_of,
+    drift_of,
+    probes_of,
+    scores_of,
+)
 from lightning_mllm.study.projection.cells import CellFolder
 from lightning_mllm.study.projection.study import Study
 
@@ -17,24 +23,25 @@ _DRIFT = ("cka", "cosine", "weight_change")
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A number.
+    """A number of a cell.
 
     Attributes:
         study: Name of the study.
-        cell: Id of the cell; one that is of several presets has its numbers under each.
+        cell: Id of the cell; a cell of several presets has its numbers under each.
         checkpoint: Name of the checkpoint.
         domain: Name of the domain.
-        policy: What was trained.
-        preset: How; empty for zero-shot.
-        seed: Of the cell.
-        epoch: After which epoch, -1 before training; None for the model's test, which is after the last.
-        measure: `test/<scorer>/<score>` (of CLIP's own answers `test/clip/<score>`),
-            `<stage>/probe/<point>/<probe>/<score>` (the mean over the seeds of the probe), or
+        policy: Which parts were trained.
+        preset: How they were trained; empty for zero-shot.
+        seed: Seed of the cell.
+        epoch: Epoch after which it was measured, -1 for before training; None for the model's test,
+            which is after the last epoch.
+        measure: `test/<scorer>/<score>`, for CLIP's own answers `test/clip/<score>`;
+            `<stage>/probe/<point>/<probe>/<score>`, the mean over the seeds of the probe; or
             `drift/<point>/<measure>`.
         value: The number; None where it is not defined.
-        n: Number of samples behind it.
-        low_95: Of its interval, over samples only.
-        high_95: Likewise.
+        n: Number of samples that it is computed from.
+        low_95: Lower end of its 95 % interval, over samples only.
+        high_95: Upper end of its 95 % interval, over samples only.
     """
 
     study: str
@@ -44,14 +51,14 @@ class Result:
     policy: str
     preset: str
     seed: int
-    epoch: int | None
-    measure: str
-    value: float | None
+    epoch: int | None = None
+    measure: str = ""
+    value: float | None = None
     n: int | None = None
     low_95: float | None = None
     high_95: float | None = None
 
-    def cells(self) -> tuple[object, ...]:
+    def row(self) -> tuple[object, ...]:
         """Return the row of the CSV file."""
         return astuple(self)
 
@@ -74,48 +81,8 @@ def collect(study: Study, done: Iterable[CellFolder]) -> list[Result]:
 
 
 def _results_of(study: Study, folder: CellFolder) -> Iterator[Result]:
-    scorers = scores_of(folder)
-    if (clip := clip_scores_of(folder)) is not None:
-        scorers["clip"] = clip
-    for scorer, scores in scorers.items():
-        for name in _SCORES:
-            low, high = scores.get(f"{name}_interval_95", (None, None))
-            yield _result(
-                study, folder, None, f"test/{scorer}/{name}", scores[name], n=scores["n"], low_95=low, high_95=high
-            )
-    if study.richness is not None:
-        yield from _probe_results(study, folder)
-    if study.drift and folder.cell.trains:
-        for row in drift_of(folder):
-            for name in _DRIFT:
-                yield _result(study, folder, _epoch(row), f"drift/{row['point']}/{name}", _number(row, name))
-
-
-def _probe_results(study: Study, folder: CellFolder) -> Iterator[Result]:
-    """Average over the seeds of a probe, which differ in nothing else."""
-    groups: dict[tuple[int | None, str], list[Mapping[str, str]]] = {}
-    for row in probes_of(folder):
-        name = "/".join([row["stage"], "probe", row["point"], row["probe"]])
-        groups.setdefault((_epoch(row), name), []).append(row)
-    for (epoch, name), rows in groups.items():
-        for score in _PROBE_SCORES:
-            values = [value for row in rows if (value := _number(row, score)) is not None]
-            mean = fmean(values) if values else None
-            yield _result(study, folder, epoch, f"{name}/{score}", mean, n=int(rows[0]["n_test"]))
-
-
-def _result(  # noqa: PLR0917 - what, where, when, and the number
-    study: Study,
-    folder: CellFolder,
-    epoch: int | None,
-    measure: str,
-    value: float | None,
-    n: int | None = None,
-    low_95: float | None = None,
-    high_95: float | None = None,
-) -> Result:
     cell = folder.cell
-    return Result(
+    blank = Result(
         study=study.name,
         cell=cell.id,
         checkpoint=cell.checkpoint,
@@ -123,18 +90,61 @@ def _result(  # noqa: PLR0917 - what, where, when, and the number
         policy=cell.policy,
         preset=cell.preset,
         seed=cell.seed,
-        epoch=epoch,
-        measure=measure,
-        value=value,
-        n=n,
-        low_95=low_95,
-        high_95=high_95,
     )
+    yield from _test_results(folder, blank)
+    if study.richness is not None:
+        yield from _probe_results(folder, blank)
+    if study.drift and cell.trains:
+        for row in drift_of(folder):
+            for name in _DRIFT:
+                measure, value = f"drift/{row['point']}/{name}", _number(row, name)
+                yield replace(blank, epoch=_epoch(row), measure=measure, value=value)
 
 
-def _epoch(row: Mapping[str, str]) -> int | None:
+def _test_results(folder: CellFolder, blank: Result) -> Iterator[Result]:
+    """Yield the scores of the model's answers, and of CLIP's."""
+    scorers = scores_of(folder)
+    clip = clip_scores_of(folder)
+    if clip is not None:
+        scorers["clip"] = clip
+    for scorer, scores in scorers.items():
+        for name in _SCORES:
+            low, high = scores.get(f"{name}_interval_95", (None, None))
+            yield replace(
+                blank,
+                measure=f"test/{scorer}/{name}",
+                value=scores[name],
+                n=scores["n"],
+                low_95=low,
+                high_95=high,
+            )
+
+
+def _probe_results(folder: CellFolder, blank: Result) -> Iterator[Result]:
+    """Yield the scores of probes, averaged over their seeds."""
+    groups: dict[tuple[int | None, str], list[Row]] = {}
+    for row in probes_of(folder):
+        name = "/".join([row["stage"], "probe", row["point"], row["probe"]])
+        groups.setdefault((_epoch(row), name), []).append(row)
+    for (epoch, name), rows in groups.items():
+        for score in _PROBE_SCORES:
+            yield replace(
+                blank,
+                epoch=epoch,
+                measure=f"{name}/{score}",
+                value=_mean(rows, score),
+                n=int(rows[0]["n_test"]),
+            )
+
+
+def _mean(rows: Iterable[Row], name: str) -> float | None:
+    values = [float(row[name]) for row in rows if row.get(name)]
+    return fmean(values) if values else None
+
+
+def _epoch(row: Row) -> int | None:
     return int(row["epoch"]) if row["epoch"] else None
 
 
-def _number(row: Mapping[str, str], name: str) -> float | None:
+def _number(row: Row, name: str) -> float | None:
     return float(row[name]) if row.get(name) else None

@@ -1,14 +1,14 @@
-"""What a study is made of, checked before anything runs."""
+"""What the projection study is made of, checked before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study.engine.base import BaseStudy, check_files, check_names
-from lightning_mllm.study.engine.config_files import config_of, projector_rate
+from lightning_mllm.study.engine.checks import check_files, check_names, check_resamples
+from lightning_mllm.study.engine.runnable import RunnableStudy
+from lightning_mllm.study.projection.rates import projector_rate
 
 ZERO_SHOT, FT_PROJ, FT_E2E = "zero_shot", "ft_proj", "ft_e2e"
 
@@ -17,14 +17,14 @@ ZERO_SHOT, FT_PROJ, FT_E2E = "zero_shot", "ft_proj", "ft_e2e"
 class Richness:
     """Which probe's test score is called the richness of the projected features.
 
-    Each cell has to train it on halves of the training samples, too (`ProbeEachEpoch.halves`): they tell how much of a
-    richness is chance in the training samples.
+    Each cell must also train it on halves of the training samples (`ProbeEachEpoch.halves`). They
+    show how much of a richness is due to the choice of training samples.
 
     Attributes:
         point: Where the features are tapped and how they are pooled, as `probes.csv` names it.
-        probe: Which probe reads them.
-        image_point: Where the tower's own features are tapped: if the cells have this point too, the same probe on it
-            is the baseline "image-only" of Table 1.
+        probe: Which probe reads the features, as `probes.csv` names it.
+        image_point: Where the tower's own features are tapped. If the cells have this point too,
+            the same probe on it is the baseline "image-only" of Table 1.
     """
 
     point: str = "post-mean"
@@ -34,38 +34,44 @@ class Richness:
 
 @dataclass(frozen=True, kw_only=True)
 class RateSweep:
-    """One preset's FT-Proj at several learning rates of the projection.
+    """FT-Proj of one preset at several learning rates of the projection.
 
     Attributes:
-        preset: Whose FT-Proj it is; a rate that it, or another preset's FT-Proj of the same configs, has already is not
-            run twice.
-        rates: The learning rates.
+        preset: Preset whose FT-Proj is repeated; the rate that it has itself is not run again.
+        rates: Learning rates of the projection.
+        also: Presets whose FT-Proj differs from that of `preset` in the rate alone. A rate that one
+            of them has is not run again.
     """
 
     preset: str
     rates: list[float]
+    also: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(BaseStudy):
+class Study(RunnableStudy):
     """The grid (checkpoint x domain x policy x preset x seed), and how its results are read.
 
-    A cell is a normal run; its config files are, in this order, `common`, those of the domain, those of the policy.
+    A cell is a normal run. Its config files are, in this order, `common`, those of the domain, and
+    those of the policy. Policies of two presets with the same config files are run once.
 
     Attributes:
-        kind: Of study.
+        kind: Which kind of study it is; `projection` for this one.
         checkpoints: Name -> hub id or folder.
         domains: Name -> config files.
-        presets: Name -> policy -> config files. The claims are about the policies `ft_proj` and `ft_e2e`.
-        seeds: Each is the seed of everything: training, the order of the data, class lists, splits that are drawn.
+        presets: Name -> policy -> config files. The claims are about the policies `ft_proj` and
+            `ft_e2e`.
+        seeds: Seeds of the runs. Each is used for everything: training, the order of the data,
+            class lists, splits that are drawn.
         common: Config files of every cell.
         zero_shot: Config files of the cells without training; they ask as the presets do.
-        sweep: Learning rates of FT-Proj.
+        sweep: Learning rates at which FT-Proj is repeated.
         scorer: How answers become the predictions that tables and claims are about.
-        richness: Which probe measures richness; None in a study without probes.
+        richness: Which probe measures richness; null in a study without probes.
         drift: Whether the cells that train write `drift.csv`.
-        resamples: Of every bootstrap.
-        keep_checkpoints: Whether the checkpoints of a finished cell stay; an FT-E2E of 7 billion weights takes 80 GB.
+        resamples: Number of resamples of every bootstrap.
+        keep_checkpoints: Whether the checkpoints of a finished cell stay. FT-E2E of 7 billion
+            weights takes 80 GB.
     """
 
     kind: Literal["projection"] = "projection"
@@ -86,55 +92,67 @@ class Study(BaseStudy):
         """Return, by preset, the projection's learning rate of each FT-Proj of the sweep."""
         if self.sweep is None:
             return {}
-        preset = self.sweep.preset
-        own = projector_rate(config_of(file) for file in [*self.common, *self.presets[preset][FT_PROJ]])
-        presets = {} if own is None else {preset: own}
-        return presets | {f"{preset}-{rate:g}": rate for rate in self.sweep.rates if rate != own}
+        rates = {}
+        own = self.rate_of(self.sweep.preset)
+        if own is not None:
+            rates[self.sweep.preset] = own
+        for rate in self.sweep.rates:
+            if rate != own:
+                rates[f"{self.sweep.preset}-{rate:g}"] = rate
+        return rates
+
+    def rate_of(self, preset: str) -> float | None:
+        """Return the projection's learning rate in the config files of a preset's FT-Proj."""
+        return projector_rate([*self.common, *self.presets[preset][FT_PROJ]])
 
     def check(self) -> None:
         """Refuse what cannot work.
 
         Raises:
-            ConfigError: A name is no plain one, a part of the grid is empty or there twice, or a file is missing.
+            ConfigError: A name has other characters than a cell's id, a part of the grid is empty
+                or there twice, or a file is missing.
         """
-        for option, names in self._names():
-            check_names(option, names)
+        check_names("name", [self.name])
+        check_names("checkpoints", self.checkpoints)
+        check_names("domains", self.domains)
+        check_names("presets", self.presets)
+        for preset, policies in self.presets.items():
+            check_names(f"presets.{preset}", policies)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ConfigError(f"seeds are {self.seeds}: give one or more, each once, and none below 0.")
-        if self.resamples < 2000:
-            raise ConfigError(f"resamples is {self.resamples}; intervals at 95 % need 2000 or more.")
+            raise ConfigError(
+                f"seeds are {self.seeds}: give one or more, each once, and none below 0."
+            )
+        check_resamples(self.resamples)
         for preset, policies in self.presets.items():
             if ZERO_SHOT in policies:
                 raise ConfigError(
-                    f"presets.{preset} has {ZERO_SHOT!r}, which every study has anyway: its config files are the "
-                    "option zero_shot."
+                    f"presets.{preset} has {ZERO_SHOT!r}, which every study has anyway: its config "
+                    "files are the option zero_shot."
                 )
         if self.sweep is not None:
             self._check_sweep(self.sweep)
-        for option, files in self._files():
-            check_files(option, files)
-
-    def _names(self) -> Iterator[tuple[str, Iterable[str]]]:
-        yield "name", [self.name]
-        yield "checkpoints", self.checkpoints
-        yield "domains", self.domains
-        yield "presets", self.presets
-        for preset, policies in self.presets.items():
-            yield f"presets.{preset}", policies
-
-    def _files(self) -> Iterator[tuple[str, list[str]]]:
-        yield "common", self.common
-        yield "zero_shot", self.zero_shot
-        yield from ((f"domains.{name}", files) for name, files in self.domains.items())
-        for preset, policies in self.presets.items():
-            yield from ((f"presets.{preset}.{policy}", files) for policy, files in policies.items())
+        self._check_files()
 
     def _check_sweep(self, sweep: RateSweep) -> None:
-        if FT_PROJ not in self.presets.get(sweep.preset, {}):
-            able = [preset for preset, policies in self.presets.items() if FT_PROJ in policies]
+        able = [preset for preset, policies in self.presets.items() if FT_PROJ in policies]
+        for option, presets in (("preset", [sweep.preset]), ("also", sweep.also)):
+            for preset in presets:
+                if preset not in able:
+                    raise ConfigError(
+                        f"sweep.{option} has {preset!r}, which is not a preset with the policy "
+                        f"{FT_PROJ}. Presets with it: {', '.join(able) or 'none'}."
+                    )
+        different = set(sweep.rates)
+        if len(different) < max(len(sweep.rates), 2) or min(different) <= 0:
             raise ConfigError(
-                f"sweep.preset is {sweep.preset!r}, which is no preset with the policy {FT_PROJ}. "
-                f"Presets with it: {', '.join(able) or 'none'}."
+                f"sweep.rates are {sweep.rates}: give two or more different rates above 0."
             )
-        if len(set(sweep.rates)) < max(len(sweep.rates), 2) or any(rate <= 0 for rate in sweep.rates):
-            raise ConfigError(f"sweep.rates are {sweep.rates}: give two or more different rates above 0.")
+
+    def _check_files(self) -> None:
+        check_files("common", self.common)
+        check_files("zero_shot", self.zero_shot)
+        for name, files in self.domains.items():
+            check_files(f"domains.{name}", files)
+        for preset, policies in self.presets.items():
+            for policy, files in policies.items():
+                check_files(f"presets.{preset}.{policy}", files)

@@ -13,7 +13,7 @@ import yaml
 from lightning_mllm.cli.main import CLI, main
 from lightning_mllm.statistics.correlation import smallest_n
 from lightning_mllm.study import AlignmentCommand, run_study
-from lightning_mllm.study.alignment.study import MeasureCell
+from lightning_mllm.study.alignment.cells import MeasureCell
 from lightning_mllm.testbed.training.checkpoints import ROOT
 from tests.study.projection.test_shipped import (
     ALIGNMENT_PARTS,

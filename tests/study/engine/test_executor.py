@@ -12,8 +12,8 @@ import pytest
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.study import Richness
-from lightning_mllm.study.engine.cell_folder import State
-from lightning_mllm.study.engine.executor import in_a_process, share_of_threads
+from lightning_mllm.study.engine.cell_folder import CellState
+from lightning_mllm.study.engine.executor import in_a_process, threads_per_job
 from lightning_mllm.study.engine.main import run_study
 from lightning_mllm.study.projection.cell_files import probes_of
 from tests.study.conftest import Change, FakeLightning, folders_of, option
@@ -35,7 +35,7 @@ def test_shares_add_up_to_the_study(study: Change, fake: FakeLightning) -> None:
         run_study(study(cells=f"{part}/3"), fake)
 
     assert sorted(fake.cells) == sorted(folders_of(study()))
-    assert all(folder.state is State.DONE for folder in folders_of(study()).values())
+    assert all(folder.state is CellState.DONE for folder in folders_of(study()).values())
 
 
 def test_a_failed_cell_is_reported_and_the_others_are_done(
@@ -48,8 +48,8 @@ def test_a_failed_cell_is_reported_and_the_others_are_done(
     assert {failure.folder.cell.id for failure in failures} == {PROJ, E2E}
     assert f"exit code 3; its log ends with: the log of {PROJ}" in {failure.reason for failure in failures}
     states = {name: folder.state for name, folder in folders_of(study()).items()}
-    assert (states.pop(PROJ), states.pop(E2E)) == (State.NEW, State.BEGUN)
-    assert set(states.values()) == {State.DONE}
+    assert (states.pop(PROJ), states.pop(E2E)) == (CellState.NEW, CellState.BEGUN)
+    assert set(states.values()) == {CellState.DONE}
     assert "2 of 12 cells failed" in capsys.readouterr().out
 
 
@@ -202,7 +202,7 @@ def test_a_cell_has_its_lock_to_hand_on(study: Change, fake: FakeLightning) -> N
 def test_jobs_share_the_threads_that_the_study_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
 
-    assert [share_of_threads(jobs) for jobs in (1, 2, 4, 9)] == [None, 3, 1, 1]
+    assert [threads_per_job(jobs) for jobs in (1, 2, 4, 9)] == [None, 3, 1, 1]
 
 
 @pytest.mark.slow

@@ -15,11 +15,20 @@ from lightning_mllm.study import AlignmentCommand, StudyCommand, study_class
     [
         (
             "tasks: {a: [b]}\n",
-            r"kind 'projection' has no option 'tasks'\. One of kind 'alignment' has: set kind",
+            r"kind 'projection' has no option 'tasks'\. A study of kind 'alignment' has it: set kind",
         ),
-        ("kind: alignment\ndomains: {}\n", r"kind 'alignment' has no option 'domains'\. One of kind 'projection' has"),
-        ("kind: alignment\nreadngs: [a]\n", r"kind 'alignment' has no option 'readngs'\. Did you mean 'readings'\?"),
-        ("kind: alignment\nqqqqqq: 1\n", r"kind 'alignment' has no option 'qqqqqq'\. It has name, root, .*checkpoints"),
+        (
+            "kind: alignment\ndomains: {}\n",
+            r"kind 'alignment' has no option 'domains'\. A study of kind 'projection' has it",
+        ),
+        (
+            "kind: alignment\nreadngs: [a]\n",
+            r"kind 'alignment' has no option 'readngs'\. Did you mean 'readings'\?",
+        ),
+        (
+            "kind: alignment\nqqqqqq: 1\n",
+            r"kind 'alignment' has no option 'qqqqqq'\. It has name, root, .*checkpoints",
+        ),
     ],
 )
 def test_an_option_of_no_study_or_of_the_other_kind_is_refused_by_name(
@@ -32,7 +41,12 @@ def test_an_option_of_no_study_or_of_the_other_kind_is_refused_by_name(
 
 
 def test_the_kind_of_a_study_is_that_of_its_last_config_file_or_its_option(tmp_path: Path) -> None:
-    files = {"a": "kind: alignment\n", "p": "kind: projection\n", "none": "name: x\n", "odd": "kind: oddity\n"}
+    files = {
+        "a": "kind: alignment\n",
+        "p": "kind: projection\n",
+        "none": "name: x\n",
+        "odd": "kind: oddity\n",
+    }
     paths = {}
     for name, content in files.items():
         paths[name] = tmp_path / f"{name}.yaml"
@@ -41,8 +55,15 @@ def test_the_kind_of_a_study_is_that_of_its_last_config_file_or_its_option(tmp_p
     assert study_class([]) is StudyCommand
     assert study_class(["--config"]) is StudyCommand  # the parser says that a file is missing
     assert study_class(["--config", str(paths["none"])]) is StudyCommand
-    assert study_class(["--config", str(paths["p"]), f"--config={paths['a']}", "--jobs", "2"]) is AlignmentCommand
+    assert (
+        study_class(["--config", str(paths["p"]), f"--config={paths['a']}", "--jobs", "2"])
+        is AlignmentCommand
+    )
     assert study_class(["--config", str(paths["a"]), "--kind", "projection"]) is StudyCommand
-    assert study_class(["--config", str(tmp_path / "missing.yaml")]) is StudyCommand  # the parser says what is missing
-    with pytest.raises(ConfigError, match=r"no kind 'oddity' of study, only projection and alignment"):
+    assert (
+        study_class(["--config", str(tmp_path / "missing.yaml")]) is StudyCommand
+    )  # the parser says what is missing
+    with pytest.raises(
+        ConfigError, match=r"no kind 'oddity' of study, only projection and alignment"
+    ):
         study_class(["--config", str(paths["odd"])])

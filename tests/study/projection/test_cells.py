@@ -7,12 +7,14 @@ import pytest
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study import RateSweep
-from lightning_mllm.study.engine.plan import share_of
+from lightning_mllm.study.engine.plan import cells_of_machine
 from lightning_mllm.study.projection.cells import cells_of
 from tests.study.conftest import Change, option
 
 
-def test_the_grid_is_the_product_with_one_zero_shot_per_checkpoint_domain_and_seed(study: Change) -> None:
+def test_the_grid_is_the_product_with_one_zero_shot_per_checkpoint_domain_and_seed(
+    study: Change,
+) -> None:
     cells = cells_of(study(checkpoints={"a": "x", "b": "y"}))
 
     assert len({cell.id for cell in cells}) == len(cells) == 2 * 2 * 2 * (1 + 2)
@@ -23,9 +25,11 @@ def test_the_grid_is_the_product_with_one_zero_shot_per_checkpoint_domain_and_se
 def test_the_shares_of_all_machines_are_the_grid(study: Change, parts: int) -> None:
     cells = cells_of(study())
 
-    shares = [share_of(cells, f"{k}/{parts}") for k in range(1, parts + 1)]
+    shares = [cells_of_machine(cells, f"{k}/{parts}") for k in range(1, parts + 1)]
 
-    assert sorted(cell.id for share in shares for cell in share) == sorted(cell.id for cell in cells)
+    assert sorted(cell.id for share in shares for cell in share) == sorted(
+        cell.id for cell in cells
+    )
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -33,7 +37,7 @@ def test_each_share_has_its_part_of_every_policy(study: Change) -> None:
     cells = cells_of(study(seeds=[0, 1, 2]))  # 3 kinds of cells: every third is of one
 
     for k in (1, 2, 3):
-        assert Counter(cell.policy for cell in share_of(cells, f"{k}/3")) == dict.fromkeys(
+        assert Counter(cell.policy for cell in cells_of_machine(cells, f"{k}/3")) == dict.fromkeys(
             ("zero_shot", "ft_proj", "ft_e2e"), 2
         )
 
@@ -45,7 +49,15 @@ def test_a_fit_and_a_zero_shot_are_commands_of_our_own_line(study: Change) -> No
     assert zero_shot.arguments()[0] == "test"
     arguments = projector.arguments()
     assert projector.id == "tiny.leaves.paper.ft_proj.seed0"
-    assert arguments[:7] == ["fit", "--config", "common.yaml", "--config", "leaves.yaml", "--config", "proj.yaml"]
+    assert arguments[:7] == [
+        "fit",
+        "--config",
+        "common.yaml",
+        "--config",
+        "leaves.yaml",
+        "--config",
+        "proj.yaml",
+    ]
     assert option(arguments, "--model.checkpoint") == "checkpoints/tiny"
     assert option(arguments, "--test_after") == "true"
 
@@ -53,7 +65,9 @@ def test_a_fit_and_a_zero_shot_are_commands_of_our_own_line(study: Change) -> No
 def test_a_seed_is_that_of_training_data_order_and_class_lists(study: Change) -> None:
     arguments = cells_of(study(seeds=[7]))[1].arguments()
 
-    assert {argument: arguments[k + 1] for k, argument in enumerate(arguments) if "seed" in argument} == {
+    assert {
+        argument: arguments[k + 1] for k, argument in enumerate(arguments) if "seed" in argument
+    } == {
         "--seed_everything": "7",
         "--data.init_args.seed": "7",
         "--data.init_args.prompt.init_args.seed": "7",
@@ -64,7 +78,9 @@ def test_the_sweep_adds_only_the_rates_that_the_preset_does_not_have(study: Chan
     swept = study(sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3, 3e-3]))
 
     assert swept.rates_of_sweep() == {"paper": 1e-3, "paper-0.0001": 1e-4, "paper-0.003": 3e-3}
-    added = {cell.id: cell for cell in cells_of(swept)}.keys() - {cell.id for cell in cells_of(study())}
+    added = {cell.id: cell for cell in cells_of(swept)}.keys() - {
+        cell.id for cell in cells_of(study())
+    }
     assert added == {
         f"tiny.{domain}.paper-{rate}.ft_proj.seed{seed}"
         for domain in ("leaves", "plantdoc")
@@ -77,10 +93,10 @@ def test_the_sweep_adds_only_the_rates_that_the_preset_does_not_have(study: Chan
 
 def test_cells_that_are_made_in_the_same_way_are_one(study: Change) -> None:
     paper = study().presets["paper"]
-    Path("copy.yaml").write_text("# e2e by another name\nx:  1\n")
     Path("slow.yaml").write_text("model:\n  learning_rates:\n    projector: 1.0e-4\n")
-    matched = {"ft_proj": ["slow.yaml"], "ft_e2e": ["copy.yaml"]}
-    made = study(presets={"paper": paper, "matched": matched}, sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3]))
+    matched = {"ft_proj": ["slow.yaml"], "ft_e2e": paper["ft_e2e"]}
+    sweep = RateSweep(preset="paper", rates=[1e-4, 1e-3], also=["matched"])
+    made = study(presets={"paper": paper, "matched": matched}, sweep=sweep)
 
     cells = [cell for cell in cells_of(made) if (cell.domain, cell.seed) == ("leaves", 0)]
 
@@ -96,4 +112,4 @@ def test_a_rate_that_is_no_number_is_named(study: Change) -> None:
     Path("proj.yaml").write_text("model: {learning_rates: {projector: fast}}")
 
     with pytest.raises(ConfigError, match="projector is 'fast' in a config file"):
-        cells_of(study())
+        cells_of(study(sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3])))

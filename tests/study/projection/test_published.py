@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 import pytest
 
-from lightning_mllm.study.projection.published import DOMAINS, TABLE_1, TABLE_2, TABLE_2_MLLM_CHANGES, TABLE_3
+from lightning_mllm.study.projection.published import (
+    DOMAINS,
+    TABLE_1,
+    TABLE_2,
+    TABLE_2_MLLM_CHANGES,
+    TABLE_3,
+)
 
 STATES = ("zero_shot", "ft_proj", "ft_e2e")
 CELLS = [(state, domain) for state in STATES[1:] for domain in DOMAINS.values()]
@@ -22,7 +28,12 @@ def test_the_reported_changes_follow_from_the_reported_scores(state: str, domain
 
 
 def test_every_domain_is_in_every_row() -> None:
-    rows: list[Iterable[str]] = [*TABLE_1.values(), *TABLE_2.values(), *TABLE_2_MLLM_CHANGES.values(), TABLE_3]
+    rows: list[Iterable[str]] = [
+        *TABLE_1.values(),
+        *TABLE_2.values(),
+        *TABLE_2_MLLM_CHANGES.values(),
+        TABLE_3,
+    ]
     assert {tuple(row) for row in rows} == {tuple(DOMAINS.values())}
     assert all(row.change is None for row in TABLE_2["zero_shot"].values())
 
@@ -37,7 +48,9 @@ def test_every_domain_is_in_every_row() -> None:
         ("ft_e2e", 2.6327, 2.8039),
     ],
 )
-def test_the_rows_of_table_1_have_the_sums_of_the_papers(state: str, macro_f1: float, accuracy: float) -> None:
+def test_the_rows_of_table_1_have_the_sums_of_the_papers(
+    state: str, macro_f1: float, accuracy: float
+) -> None:
     assert sum(scores.macro_f1 for scores in TABLE_1[state].values()) == pytest.approx(macro_f1)
     assert sum(scores.accuracy for scores in TABLE_1[state].values()) == pytest.approx(accuracy)
 
@@ -76,5 +89,8 @@ def test_the_reported_tables_say_what_the_paper_claims() -> None:
             assert scores == sorted(scores)
         richness = {state: TABLE_2[state][domain].macro_f1 for state in STATES}
         assert richness["ft_proj"] < richness["ft_e2e"] < richness["zero_shot"]
-        for better, worse in ((TABLE_3, TABLE_1["ft_e2e"]), (TABLE_1["CLIP zero-shot"], TABLE_1["zero_shot"])):
+        for better, worse in (
+            (TABLE_3, TABLE_1["ft_e2e"]),
+            (TABLE_1["CLIP zero-shot"], TABLE_1["zero_shot"]),
+        ):
             assert (better[domain].macro_f1 > worse[domain].macro_f1) == (domain != HUMANITARIAN)

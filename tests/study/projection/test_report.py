@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 from lightning_mllm.errors import DataError
 from lightning_mllm.study import RateSweep, Richness, StudyCommand
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.projection.tables import rounded
+from lightning_mllm.study.projection.tables import round_percent
 from tests.study.conftest import Change, FakeLightning, folders_of, write
 
 Rows = list[dict[str, str]]
@@ -40,28 +40,51 @@ def test_a_finished_study_has_results_tables_verdicts_and_figures(finished: Stud
     results = rows_of("results.csv")
     assert len({row["cell"] for row in results}) == 3 * 2 * (1 + 2 + 2)
     first = next(row for row in results if row["cell"] == "tiny.leaves.paper.ft_proj.seed0")
-    assert (first["measure"], first["value"], first["n"]) == ("test/generation/accuracy", "0.5", "600")
+    assert (first["measure"], first["value"], first["n"]) == (
+        "test/generation/accuracy",
+        "0.5",
+        "600",
+    )
     assert (first["low_95"], first["high_95"], first["epoch"]) == ("0.4", "0.6", "")
     probes = {row["measure"]: row["value"] for row in results if row["epoch"] == "0"}
-    assert float(probes["test/probe/post-mean/mlp/accuracy"]) == pytest.approx(0.55)  # mean over the probe's seeds
+    assert float(probes["test/probe/post-mean/mlp/accuracy"]) == pytest.approx(
+        0.55
+    )  # mean over the probe's seeds
     assert probes["drift/post-mean/cka"] == "0.9"
 
     table = rows_of("table1.csv")
-    assert {row["state"] for row in table} == {"random uniform", "image-only", "zero_shot", "ft_proj", "ft_e2e"}
-    chance = [row for row in table if (row["state"], row["measure"]) == ("random uniform", "accuracy")]
+    assert {row["state"] for row in table} == {
+        "random uniform",
+        "image-only",
+        "zero_shot",
+        "ft_proj",
+        "ft_e2e",
+    }
+    chance = [
+        row for row in table if (row["state"], row["measure"]) == ("random uniform", "accuracy")
+    ]
     assert all(0.31 < float(row["value"]) < 0.36 for row in chance)
-    published = {row["published"] for row in table if row["domain"] == "plantdoc" and row["state"] == "ft_e2e"}
+    published = {
+        row["published"]
+        for row in table
+        if row["domain"] == "plantdoc" and row["state"] == "ft_e2e"
+    }
     assert published == {"0.5984", "0.6525"}
 
     report = Path("studies/small/report.md").read_text()
     assert "published (LLaVA-1.5-7B)" in report
     assert "30 of 30 cells are finished" in report
     assert {path.name for path in Path("studies/small/figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("slopes", "slopes-accuracy", "richness", "drift") for kind in ("png", "csv")
+        f"{name}.{kind}"
+        for name in ("slopes", "slopes-accuracy", "richness", "drift")
+        for kind in ("png", "csv")
     }
 
     decided = {(row["claim"], row["part"], row["domain"]): row for row in rows_of("verdict.csv")}
-    for claim in ("the MLLM's macro-F1: zero-shot < FT-Proj < FT-E2E", "richness: FT-Proj < FT-E2E < original"):
+    for claim in (
+        "the MLLM's macro-F1: zero-shot < FT-Proj < FT-E2E",
+        "richness: FT-Proj < FT-E2E < original",
+    ):
         for domain in ("leaves", "plantdoc", "all"):
             assert decided[claim, "", domain]["verdict"] == "holds"
     whole = decided[claim, "", "all"]
@@ -78,7 +101,9 @@ def test_a_run_under_several_presets_is_one_line(study: Change) -> None:
 
     run_study(study(drift=True, presets=same), FakeLightning())
 
-    assert {(row["line"], row["seeds"]) for row in rows_of("figures/drift.csv")} == {("paper = matched, ft_proj", "2")}
+    assert {(row["line"], row["seeds"]) for row in rows_of("figures/drift.csv")} == {
+        ("paper = matched, ft_proj", "2")
+    }
 
 
 def test_the_picture_of_a_drift_that_is_not_measured_any_more_goes(finished: StudyCommand) -> None:
@@ -91,7 +116,9 @@ def test_the_picture_of_a_drift_that_is_not_measured_any_more_goes(finished: Stu
     assert stale.with_name("drift.png").exists()
 
 
-def test_the_answers_that_are_shipped_give_the_numbers_of_the_tables(finished: StudyCommand) -> None:
+def test_the_answers_that_are_shipped_give_the_numbers_of_the_tables(
+    finished: StudyCommand,
+) -> None:
     with gzip.open("studies/small/answers.csv.gz", "rt", newline="") as file:
         answers = list(csv.DictReader(file))
     assert {row["kind"] for row in answers} == {"model", "richness", "image-only"}
@@ -99,14 +126,21 @@ def test_the_answers_that_are_shipped_give_the_numbers_of_the_tables(finished: S
     for kind, measure in (("model", "MLLM macro-F1"), ("richness", "richness (macro-F1)")):
         scores = []
         for seed in finished.seeds:
-            own = [r for r in answers if (r["cell"], r["kind"]) == (f"tiny.leaves.paper.ft_proj.seed{seed}", kind)]
+            own = [
+                r
+                for r in answers
+                if (r["cell"], r["kind"]) == (f"tiny.leaves.paper.ft_proj.seed{seed}", kind)
+            ]
             names = [name for name in own[0] if name.startswith("answer") and own[0][name]]
             truth = [row["target"] for row in own]
-            scores += [f1_score(truth, [row[name] for row in own], average="macro") for name in names]
+            scores += [
+                f1_score(truth, [row[name] for row in own], average="macro") for name in names
+            ]
         (shown,) = (
             row
             for row in rows_of("table2.csv")
-            if (row["domain"], row["preset"], row["state"], row["measure"]) == ("leaves", "paper", "ft_proj", measure)
+            if (row["domain"], row["preset"], row["state"], row["measure"])
+            == ("leaves", "paper", "ft_proj", measure)
         )
         assert float(shown["value"]) == pytest.approx(sum(scores) / len(scores))
     halves = [row["half1"] for row in answers if row["kind"] == "richness"]
@@ -117,11 +151,15 @@ def test_the_answers_that_are_shipped_give_the_numbers_of_the_tables(finished: S
 def test_a_richness_without_halves_of_the_training_samples_has_no_interval_and_is_refused(
     finished: StudyCommand,
 ) -> None:
-    path = next(Path("studies/small/cells/tiny.leaves.paper.ft_e2e.seed1").rglob("probe-predictions.csv"))
+    path = next(
+        Path("studies/small/cells/tiny.leaves.paper.ft_e2e.seed1").rglob("probe-predictions.csv")
+    )
     header, rest = path.read_text().split("\n", 1)
     path.write_text(header.replace("post-mean/mlp/half", "post-mean/mlp/part") + "\n" + rest)
 
-    with pytest.raises(DataError, match=r"has 0 columns post-mean/mlp/half\*.*Give ProbeEachEpoch halves: 20"):
+    with pytest.raises(
+        DataError, match=r"has 0 columns post-mean/mlp/half\*.*Give ProbeEachEpoch halves: 20"
+    ):
         run_study(finished, FakeLightning())
 
 
@@ -129,7 +167,8 @@ def test_changes_are_against_the_original_and_rounded(finished: StudyCommand) ->
     table = {
         row["state"]: row
         for row in rows_of("table2.csv")
-        if (row["domain"], row["measure"], row["preset"]) == ("plantdoc", "richness (macro-F1)", "paper")
+        if (row["domain"], row["measure"], row["preset"])
+        == ("plantdoc", "richness (macro-F1)", "paper")
     }
 
     assert table["zero_shot"]["change_percent"] == ""
@@ -162,7 +201,9 @@ def test_a_resumed_run_has_each_epoch_once(study: Change, fake: FakeLightning) -
 
     measure = "val/probe/post-mean/mlp/macro_f1"
     epochs = [
-        row["epoch"] for row in rows_of("results.csv") if (row["cell"], row["measure"]) == (folder.cell.id, measure)
+        row["epoch"]
+        for row in rows_of("results.csv")
+        if (row["cell"], row["measure"]) == (folder.cell.id, measure)
     ]
     assert epochs == ["-1", "0"]
 
@@ -179,18 +220,25 @@ def test_a_study_that_is_not_finished_compares_the_seeds_that_all_have_and_says_
     report = Path("studies/small/report.md").read_text()
     assert "- tiny, leaves: 1, 2\n- tiny, plantdoc: 0, 1, 2" in report
     assert "## Cells that are not finished\n\n- tiny.leaves.paper.ft_proj.seed0: to do\n" in report
-    assert "it is that of `zero.yaml`" in report
+    assert "its config files are `zero.yaml`" in report
 
 
 def test_nothing_holds_over_all_domains_while_one_is_missing(study: Change) -> None:
     fake = FakeLightning(samples=600)
     for seed in range(3):
-        fake.breaks |= {f"tiny.plantdoc.paper.{policy}.seed{seed}": "at once" for policy in ("ft_proj", "ft_e2e")}
+        fake.breaks |= {
+            f"tiny.plantdoc.paper.{policy}.seed{seed}": "at once"
+            for policy in ("ft_proj", "ft_e2e")
+        }
 
     run_study(study(seeds=[0, 1, 2]), fake)
 
     claim = "the MLLM's macro-F1: zero-shot < FT-Proj < FT-E2E"
-    decided = {row["domain"]: row for row in rows_of("verdict.csv") if (row["claim"], row["part"]) == (claim, "")}
+    decided = {
+        row["domain"]: row
+        for row in rows_of("verdict.csv")
+        if (row["claim"], row["part"]) == (claim, "")
+    }
     assert {domain: row["verdict"] for domain, row in decided.items()} == {
         "leaves": "holds",
         "plantdoc": "undecided",
@@ -201,7 +249,10 @@ def test_nothing_holds_over_all_domains_while_one_is_missing(study: Change) -> N
 
 def test_a_cell_of_several_presets_counts_under_each(study: Change, fake: FakeLightning) -> None:
     paper = study().presets["paper"]
-    made = study(presets={"paper": paper, "matched": {**paper, "ft_proj": ["common.yaml"]}}, richness=Richness())
+    made = study(
+        presets={"paper": paper, "matched": {**paper, "ft_proj": ["common.yaml"]}},
+        richness=Richness(),
+    )
     run_study(made, fake)
 
     assert not [cell for cell in fake.cells if ".matched.ft_e2e." in cell]
@@ -211,7 +262,11 @@ def test_a_cell_of_several_presets_counts_under_each(study: Change, fake: FakeLi
         if (row["domain"], row["state"], row["measure"]) == ("leaves", "ft_e2e", "accuracy")
     }
     assert values["paper"] == values["matched"]
-    of_cell = [row["preset"] for row in rows_of("results.csv") if row["cell"] == "tiny.leaves.paper.ft_e2e.seed0"]
+    of_cell = [
+        row["preset"]
+        for row in rows_of("results.csv")
+        if row["cell"] == "tiny.leaves.paper.ft_e2e.seed0"
+    ]
     assert set(of_cell) == {"paper", "matched"}
     assert "- ft_e2e of paper is that of matched" in Path("studies/small/report.md").read_text()
 
@@ -224,8 +279,12 @@ def test_clip_is_compared_with_zero_shot_where_a_cell_has_it(study: Change) -> N
         if arguments[0] == "test":
             test = next(log.parent.rglob("predictions.csv"))
             with test.open(newline="") as file:
-                rows = [[row["sample_id"], row["target"], row["target"]] for row in csv.DictReader(file)]
-            write(test.with_name("clip-predictions.csv"), ["sample_id", "target", "prediction"], rows)
+                rows = [
+                    [row["sample_id"], row["target"], row["target"]] for row in csv.DictReader(file)
+                ]
+            write(
+                test.with_name("clip-predictions.csv"), ["sample_id", "target", "prediction"], rows
+            )
             scores = {
                 "n": 600,
                 "accuracy": 1.0,
@@ -239,7 +298,9 @@ def test_clip_is_compared_with_zero_shot_where_a_cell_has_it(study: Change) -> N
 
     clip = {row["value"] for row in rows_of("table1.csv") if row["state"] == "CLIP zero-shot"}
     assert clip == {"1.0"}
-    decided = {row["claim"]: row["verdict"] for row in rows_of("verdict.csv") if row["domain"] == "all"}
+    decided = {
+        row["claim"]: row["verdict"] for row in rows_of("verdict.csv") if row["domain"] == "all"
+    }
     assert decided["CLIP beats the MLLM zero-shot"] == "holds"
     own = [row for row in rows_of("results.csv") if row["measure"] == "test/clip/accuracy"]
     assert {(row["policy"], row["value"], row["n"], row["low_95"]) for row in own} == {
@@ -252,11 +313,20 @@ def test_a_file_that_went_missing_is_named(study: Change, fake: FakeLightning) -
     run_study(study(), fake)
     next(iter(sorted(Path().rglob("predictions.csv")))).unlink()
 
-    with pytest.raises(DataError, match=r"predictions\.csv is missing.* delete studies/small/cells/tiny\.leaves"):
+    with pytest.raises(
+        DataError, match=r"predictions\.csv is missing.* delete studies/small/cells/tiny\.leaves"
+    ):
         run_study(study(), fake)
 
 
 def test_numbers_are_rounded_half_to_even_as_written() -> None:
-    numbers = {-27.486: "-27.49", -6.227: "-6.23", 0.125: "0.12", 0.135: "0.14", 1.005: "1.00", 2.675: "2.68"}
+    numbers = {
+        -27.486: "-27.49",
+        -6.227: "-6.23",
+        0.125: "0.12",
+        0.135: "0.14",
+        1.005: "1.00",
+        2.675: "2.68",
+    }
 
-    assert {number: str(rounded(number)) for number in numbers} == numbers
+    assert {number: str(round_percent(number)) for number in numbers} == numbers

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study import RateSweep
 from lightning_mllm.study.engine.main import run_study
 from tests.study.conftest import Change, FakeLightning
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.mark.parametrize(
@@ -21,10 +24,17 @@ from tests.study.conftest import Change, FakeLightning
         ({"presets": {"paper": {"zero_shot": []}}}, "which every study has anyway"),
         ({"domains": {"a.b": []}}, "use letters, digits, _ and - only"),
         ({"domains": {"Leaves": [], "leaves": []}}, "has 'Leaves' twice"),
-        ({"domains": {"leaves": ["missing.yaml"]}}, r"domains\.leaves names the config file missing\.yaml"),
+        (
+            {"domains": {"leaves": ["missing.yaml"]}},
+            r"domains\.leaves names the config file missing\.yaml",
+        ),
         ({"common": ["gone.yaml"]}, "common names the config file"),
         ({"sweep": RateSweep(preset="matched", rates=[1e-3, 1e-4])}, "Presets with it: paper"),
         ({"sweep": RateSweep(preset="paper", rates=[1e-3])}, "two or more different rates"),
+        (
+            {"sweep": RateSweep(preset="paper", rates=[1e-3, 1e-4], also=["own"])},
+            r"sweep\.also has 'own'",
+        ),
         ({"resamples": 100}, "need 2000 or more"),
         ({"jobs": 0}, "at least one cell"),
         ({"cells": "9/8"}, "counted from 1"),
@@ -46,3 +56,22 @@ def test_a_config_that_is_no_yaml_is_named(study: Change, fake: FakeLightning) -
 
     with pytest.raises(ConfigError, match=r"config file proj\.yaml can't be read"):
         run_study(study(), fake)
+
+
+def test_presets_of_shipped_studies_that_share_a_sweep_s_rates_differ_in_the_rate_alone() -> None:
+    compared = 0
+    for path in CONFIGS.rglob("*.yaml"):
+        study = yaml.safe_load(path.read_text())
+        sweep = study.get("sweep") or {}
+        for preset in sweep.get("also", ()):
+            ours, theirs = (study["presets"][name]["ft_proj"] for name in (sweep["preset"], preset))
+            assert list(map(without_rate, theirs)) == list(map(without_rate, ours))
+            compared += 1
+
+    assert compared
+
+
+def without_rate(file: str) -> Any:
+    content = yaml.safe_load((CONFIGS.parent / file).read_text())
+    content["model"].get("learning_rates", {}).pop("projector", None)
+    return content

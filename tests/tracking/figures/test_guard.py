@@ -11,7 +11,7 @@ from PIL import Image
 
 from lightning_mllm.store.files import write_rows
 from lightning_mllm.tracking.figures.run import learning_curve, probe_curve
-from lightning_mllm.tracking.figures.study import dot_plot, epoch_plot
+from lightning_mllm.tracking.figures.study import dot_plot, line_plot
 
 PROBE = {"point": "post", "probe": "mlp", "stage": "val", "step": 0, "macro_f1": 0.5}
 
@@ -33,7 +33,7 @@ def test_a_curve_with_a_number_that_is_none_is_drawn_without_it(
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda path: epoch_plot({}, path, ylabel="Loss"),
+        lambda path: line_plot({}, path, ylabel="Loss"),
         lambda path: dot_plot([], path, xlabel="Score"),
         lambda path: probe_curve([{**PROBE, "accuracy": None}], path),
         lambda path: learning_curve(path.with_name("no metrics.csv"), output=path),
