@@ -1,19 +1,60 @@
-"""The LLM's layers, and what kind of attention and masks they take."""
+"""The LLM's layers: where they are, how to run them under hooks, which attention masks they take."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.types import MultimodalBatch
 
 
 def decoder_layers(backbone: Backbone) -> list[nn.Module]:
     """Return the LLM's layers, in order."""
     layers: Any = backbone.decoder.layers
     return list(layers)
+
+
+def layers_and_norm(backbone: Backbone) -> list[nn.Module]:
+    """Return the modules that the residual stream enters, in order: every layer, then the final norm.
+
+    What enters number k is the state after k layers; what enters number 0 are the embeddings.
+    """
+    norm: Any = backbone.decoder.norm
+    return [*decoder_layers(backbone), norm]
+
+
+def run_uncompiled(backbone: Backbone, batch: MultimodalBatch, images: Sequence[Tensor] = ()) -> Any:
+    """Run the model without its head, and without what torch.compile made of it.
+
+    A compiled model would go on without the hooks that were put on after its compilation.
+
+    Args:
+        backbone: The model.
+        batch: The inputs; without pixels where `images` are given.
+        images: What the LLM gets for each image, (tokens, width), if it is already known.
+
+    Returns:
+        The output of the Hugging Face model, with `last_hidden_state`, (batch, sequence, width).
+    """
+    forward: Any = backbone.model.base_model.forward
+    return forward(**batch.model_inputs(), **image_inputs(images), use_cache=False)
+
+
+def image_inputs(images: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the arguments of the model's forward that replace pixels by what the LLM gets for each image.
+
+    Args:
+        images: (tokens, width) each; if there are none, nothing is replaced.
+    """
+    if not images:
+        return {}
+    features: Any = list(images)  # a list, as the model's own `get_image_features` returns it
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 
 
 def attention_of(backbone: Backbone) -> str:

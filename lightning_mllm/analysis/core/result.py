@@ -105,5 +105,7 @@ class AnalysisResult:
         for index in np.ndindex(*self.values.shape[:-1]):
             where = [self.coords[axis][k] for axis, k in zip(axes, index, strict=True)]
             cells = dict(zip(names, self.values[index].tolist(), strict=True))
-            rows.append([*where, *(int(cell) if name == "n" else cell for name, cell in cells.items())])
+            rows.append(
+                [*where, *(int(cell) if name == "n" else cell for name, cell in cells.items())]
+            )
         return [*axes, *names], rows

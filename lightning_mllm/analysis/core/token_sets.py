@@ -39,7 +39,9 @@ class TokenSets:
 
     def __post_init__(self) -> None:
         if self.sink_ratio is not None and self.sink_ratio <= 1:
-            raise ConfigError(f"sink_ratio is {self.sink_ratio}; it must be above 1, or null for no sinks.")
+            raise ConfigError(
+                f"sink_ratio is {self.sink_ratio}; it must be above 1, or null for no sinks."
+            )
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -69,4 +71,7 @@ class TokenSets:
         if self.sink_ratio is None:
             return masks[:, None]
         across = norms[:, None].expand(masks.shape)
-        return torch.stack([masks, masks & (across <= self.sink_ratio * masked_median(across, masks)[..., None])], 1)
+        return torch.stack(
+            [masks, masks & (across <= self.sink_ratio * masked_median(across, masks)[..., None])],
+            1,
+        )

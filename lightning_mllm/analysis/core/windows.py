@@ -54,10 +54,19 @@ class Windows:
             windows = [_range(start, stop, depth) for start, stop in self.layers]
         else:
             width = _width(self.width, depth)
-            centres = range(depth) if self.centres is None else [_centre(each, depth) for each in self.centres]
-            windows = [Window(at, max(0, at - width // 2), min(depth, at + (width + 1) // 2)) for at in centres]
+            centres = (
+                range(depth)
+                if self.centres is None
+                else [_centre(each, depth) for each in self.centres]
+            )
+            windows = [
+                Window(at, max(0, at - width // 2), min(depth, at + (width + 1) // 2))
+                for at in centres
+            ]
         if not windows:
-            raise ConfigError("There is no window to block. Leave centres and layers out for one around each layer.")
+            raise ConfigError(
+                "There is no window to block. Leave centres and layers out for one around each layer."
+            )
         return windows
 
 

@@ -83,7 +83,10 @@ class Pieces:
             self._patience *= 2
             torch.cuda.empty_cache()
             _LOG.warning(
-                "Out of memory with %d %s at a time; going on with %d.", len(piece), self.name, len(piece) // 2
+                "Out of memory with %d %s at a time; going on with %d.",
+                len(piece),
+                self.name,
+                len(piece) // 2,
             )
         return results
 
@@ -108,6 +111,8 @@ def _free_in_groups() -> Iterator[int]:
         return
     for group in (_GROUPS / own, *(_GROUPS / own).parents):
         try:
-            yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+            yield int((group / "memory.max").read_text()) - int(
+                (group / "memory.current").read_text()
+            )
         except (OSError, ValueError):  # there is none, or it is "max"
             continue

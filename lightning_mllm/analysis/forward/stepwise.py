@@ -1,27 +1,26 @@
-"""A batch on its way through the decoder: caught before the first layer, and taken through one layer at a time."""
+"""A batch in the decoder: caught before the first layer, and run through one layer at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_layers
-from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.models.layers import decoder_layers, run_uncompiled
 from lightning_mllm.types import MultimodalBatch
 
 
 @dataclass
 class Stream:
-    """A batch on its way through the decoder.
+    """A batch between two layers of the decoder.
 
     Attributes:
         hidden: (batch, sequence, width), what enters the next layer.
-        arguments: Of each layer.
-        counted: (batch, sequence) bool.
+        arguments: What each layer is called with, besides.
+        counted: (batch, sequence) bool, which tokens count.
     """
 
     hidden: Tensor
@@ -40,7 +39,7 @@ class Stream:
             arguments.append(others)
 
         with before_layers(dict(enumerate(decoder_layers(backbone))), catch):
-            forward(backbone, batch)
+            run_uncompiled(backbone, batch)
         return cls(states[0], arguments, counted)
 
     def through(self, index: int, layer: nn.Module) -> Tensor:
@@ -48,10 +47,3 @@ class Stream:
         # not called: a call would run what torch.compile made of the layer, without our hooks
         out: Tensor = layer.forward(self.hidden, **self.arguments[index])
         return out
-
-
-def forward(backbone: Backbone, batch: MultimodalBatch) -> None:
-    """Run a batch through the model, for what its hooks see."""
-    # not called: a call would run what torch.compile made of the model, without our hooks
-    run: Callable[..., Any] = backbone.model.model.forward
-    run(**batch.model_inputs(), use_cache=False)

@@ -9,7 +9,9 @@ from difflib import get_close_matches
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.types import Segment
 
-_FORM = re.compile(r"\s*(?P<source>[^>\[\]]+?)\s*->\s*(?P<target>[^>\[\]]+?)\s*(?:\[(?P<heads>[\d,\s]+)\])?\s*")
+_FORM = re.compile(
+    r"\s*(?P<source>[^>\[\]]+?)\s*->\s*(?P<target>[^>\[\]]+?)\s*(?:\[(?P<heads>[\d,\s]+)\])?\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,12 @@ class Block:
                 f"The block {text!r} can't be read. Write source->target, as in 'image->question', and behind it "
                 "the heads if not all are meant: 'image->question[0,5]'."
             )
-        heads = match["heads"] and tuple(sorted({int(head) for head in re.findall(r"\d+", match["heads"])}))
-        return cls(_positions(match["source"], text), _positions(match["target"], text), heads or None)
+        heads = match["heads"] and tuple(
+            sorted({int(head) for head in re.findall(r"\d+", match["heads"])})
+        )
+        return cls(
+            _positions(match["source"], text), _positions(match["target"], text), heads or None
+        )
 
     def __str__(self) -> str:
         heads = "" if self.heads is None else f"[{','.join(map(str, self.heads))}]"
@@ -71,7 +77,9 @@ class Block:
 
 
 def _positions(side: str, text: str) -> Positions:
-    terms = (frozenset(_segment(name, text) for name in term.split("&")) for term in side.split("+"))
+    terms = (
+        frozenset(_segment(name, text) for name in term.split("&")) for term in side.split("+")
+    )
     return Positions(frozenset(terms))
 
 

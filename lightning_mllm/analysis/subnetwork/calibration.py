@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.stepwise import Stream, forward
+from lightning_mllm.analysis.forward.stepwise import Stream
 from lightning_mllm.analysis.subnetwork.mask import SubNetwork, masked
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
@@ -32,7 +32,7 @@ from lightning_mllm.analysis.subnetwork.tensor_files import digest, read_tensors
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone, fingerprint
 from lightning_mllm.models.hooks import inputs_of
-from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.models.layers import decoder_layers, run_uncompiled
 from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Segment
 
 Tokens = Literal["perceptual", "textual", "both"]
@@ -219,7 +219,7 @@ def calibrate(
             streams.append(Stream.of(backbone, shown, counted))
         else:
             with inputs_of(linear, partial(sums.add, counted)):
-                forward(backbone, shown)
+                run_uncompiled(backbone, shown)
     if not tokens:
         raise DataError(f"None of the {len(ids)} samples of {task!r} has {reading.tokens} tokens. Choose other tokens.")
     if reading.sequential:

@@ -63,8 +63,12 @@ class CleanRun:
             logits, cache = prompts.forward(backbone, use_cache=True)
         length = prompts.batch.input_ids.shape[1]
         _check_arguments(arguments, length)
-        keys, values = zip(*(_of_all_positions(cache, index, length) for index in range(len(layers))), strict=True)
-        return cls(logits, prompts.batch.attention_mask.bool(), keys, values, tail, residuals, arguments)
+        keys, values = zip(
+            *(_of_all_positions(cache, index, length) for index in range(len(layers))), strict=True
+        )
+        return cls(
+            logits, prompts.batch.attention_mask.bool(), keys, values, tail, residuals, arguments
+        )
 
     def arguments_at(self, layer: int, columns: Tensor) -> Arguments:
         """Return what a layer is called with for rows that stand at these positions, its mask and cache left out."""
@@ -85,9 +89,13 @@ class CleanPrefix:
     clean: CleanRun
     length: int
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """Return the keys and values that the rows attend to; nothing is kept."""
-        before_keys, before_values = (kept[layer][:, :, : self.length] for kept in (self.clean.keys, self.clean.values))
+        before_keys, before_values = (
+            kept[layer][:, :, : self.length] for kept in (self.clean.keys, self.clean.values)
+        )
         return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
 
     def get_seq_length(self, layer: int = 0) -> int:
@@ -100,8 +108,12 @@ def _check_arguments(arguments: Sequence[Arguments], length: int) -> None:
         for name, value in each.items():
             parts = value if isinstance(value, (tuple, list)) else [value]
             tensors = [part for part in parts if isinstance(part, Tensor)]
-            if name in _PER_POSITION and not all(part.ndim >= 2 and part.shape[1] == length for part in tensors):
-                raise UnfitError(f"its layers get {name} of another shape than (batch, sequence, ...)")
+            if name in _PER_POSITION and not all(
+                part.ndim >= 2 and part.shape[1] == length for part in tensors
+            ):
+                raise UnfitError(
+                    f"its layers get {name} of another shape than (batch, sequence, ...)"
+                )
             if name not in _REPLACED and (tensors or (isinstance(value, dict) and value)):
                 raise UnfitError(
                     f"its layers also get {name!r}, of which it is not known what it means for single rows"
@@ -111,6 +123,11 @@ def _check_arguments(arguments: Sequence[Arguments], length: int) -> None:
 def _of_all_positions(cache: Any, layer: int, length: int) -> tuple[Tensor, Tensor]:
     kept = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
     keys, values = getattr(kept, "keys", None), getattr(kept, "values", None)
-    if keys is None or values is None or getattr(kept, "is_sliding", False) or keys.shape[2] != length:
+    if (
+        keys is None
+        or values is None
+        or getattr(kept, "is_sliding", False)
+        or keys.shape[2] != length
+    ):
         raise UnfitError(f"its layer {layer} does not keep the keys and values of all positions")
     return keys, values
