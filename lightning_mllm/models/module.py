@@ -90,7 +90,6 @@ class MLLMModule(L.LightningModule):
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.evaluator = Evaluator([scorers] if isinstance(scorers, Scorer) else scorers)
         self.test_prefix = "test"
-        self.updates: tuple[Callable[[Backbone, MultimodalBatch], None], ...] = ()
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self._loaded_steps: int | None = None
         self._resumed_schedule: dict[str, Any] | None = None
@@ -249,10 +248,7 @@ class MLLMModule(L.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: MultimodalBatch, batch_idx: int) -> int:
-        """Hand a batch to `updates`, which `Trainer.analyze` sets, and return its size."""
-        with self.adapted.autocast(self.device.type):
-            for update in self.updates:
-                update(self.backbone, batch)
+        """Return the size of a batch; `Trainer.analyze` has a callback that analyses it."""
         return len(batch)
 
     @property
