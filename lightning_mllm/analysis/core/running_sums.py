@@ -97,7 +97,8 @@ class Found:
         try:
             with safe_open(path, framework="pt") as file:
                 more = {name: json.loads(text) for name, text in file.metadata().items()}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
             kept = dict(zip(more["kept"], tensors.pop("kept", ()), strict=True))
             sums = {name.removeprefix("sum/"): total for name, total in tensors.items()}
             return cls(sums, kept, set(more["done"]), set(more["left_out"]))

@@ -1,7 +1,7 @@
 """The output head in float32, where two logits differ that half precision would round to one.
 
-In half precision logits stand on a grid: in bfloat16, between 16 and 32, its step is 0.125, which is
-13 % of a probability. So the product of a plain linear head is computed in float32 here, under
+In half precision logits stand on a grid: in bfloat16, between 16 and 32, its step is 0.125, which
+is 13 % of a probability. So the product of a plain linear head is computed in float32 here, under
 autocast too. Another head, such as one with an adapter, is used as it is.
 """
 
@@ -54,7 +54,7 @@ def head_logits(head: nn.Module, normed: Tensor) -> Tensor:
 
 @contextmanager
 def head_in_float32(head: nn.Module) -> Iterator[None]:
-    """Let a plain linear head return the same to the model that calls it, which may go on with it."""
+    """Let a plain linear head return these logits to the model that calls it."""
     if type(head) is not nn.Linear:
         yield
         return

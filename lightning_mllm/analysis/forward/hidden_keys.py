@@ -1,4 +1,4 @@
-"""Keys that some queries cannot attend to, as positions of a batch: what a block is to the model."""
+"""Keys that some queries cannot attend to, as positions of a batch: what a block does."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Shows the states of a batch as they come out of the LLM, layer by layer; none is kept.
 
-Index 0 of the residual stream is what enters the first layer, index l what leaves layer l, un-normed.
-This holds for the last layer too, of which `output_hidden_states` gives the normed state only. Inside
-layer l, counted from 1, are the states that are not in the residual stream yet (Shukor and Cord,
-arXiv 2405.16700, section 3):
+Index 0 of the residual stream is what enters the first layer, index l what leaves layer l,
+un-normed. This holds for the last layer too, of which `output_hidden_states` gives the normed state
+only. Inside layer l, counted from 1, are the states that are not in the residual stream yet (Shukor
+and Cord, arXiv 2405.16700, section 3):
 
     X' = X + SA(LN1(X));  next X = X' + FC2(FC1(LN2(X')))
 """
@@ -131,9 +131,10 @@ def _modules(
             parts = {name for name, _ in layer.named_children()}
             if parts != _PARTS:
                 raise ConfigError(
-                    f"States inside layers are known where a layer has {', '.join(sorted(_PARTS))}, "
-                    f"as those of Llama, Mistral and Qwen2; a {type(layer).__name__} has "
-                    f"{', '.join(sorted(parts))}. Ask for {LayerState.RESIDUAL!s} states only."
+                    "States inside layers are known where a layer has "
+                    f"{', '.join(sorted(_PARTS))}, as those of Llama, Mistral and Qwen2; a "
+                    f"{type(layer).__name__} has {', '.join(sorted(parts))}. Ask for "
+                    f"{LayerState.RESIDUAL!s} states only."
                 )
             modules[state, number] = layer.get_submodule(_MODULES[state])
     return modules

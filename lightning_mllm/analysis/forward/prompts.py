@@ -1,4 +1,4 @@
-"""The prompts of a batch through the model, images encoded once; logits of the last position only."""
+"""The prompts of a batch through the model, images encoded once; logits of LAST only."""
 
 from __future__ import annotations
 

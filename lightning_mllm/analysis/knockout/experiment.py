@@ -14,8 +14,8 @@ the change of log p are reported beside it, and the rate of questions whose firs
 How much hiding the picture can do at all is measured by each question's ceiling: there it is hidden
 from all text in all layers, and still a model guesses some answers right. Effects are also reported
 in percent of the ceiling's. The ceiling is not a bound: what is left of a picture can mislead more
-than no picture. And a model without a picture may always say the same answer, which then can't flip;
-so right answers have numbers of their own.
+than no picture. And a model without a picture may always say the same answer, which then can't
+flip; so right answers have numbers of their own.
 """
 
 from __future__ import annotations

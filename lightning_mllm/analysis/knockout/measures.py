@@ -97,7 +97,7 @@ def _contrast(fair: Cells, first: int, second: int, draws: Draws) -> Floats:
 
 
 def _statistics(cells: Cells) -> list[tuple[Statistic, Floats]]:
-    """Return the statistic of each measure and its values, without flips and those of the ceiling."""
+    """Return statistic and values of each measure, but of flips and those of the ceiling."""
     change, before, after = cells["relative_change_percent"], cells["p_before"], cells["p_after"]
     margin = cells["margin_after"] - cells["margin_before"]
     ratio = ratio_of_means(after, before)

@@ -1,9 +1,9 @@
 """What is kept of a question, a block and a window.
 
 The margin is between the two options that a question names: the log-probability that the answer
-begins as the right one, in lower case or capitalised, minus that for the wrong one. Tokens with which
-both begin tell nothing and are left out. Where nothing is left, or there are no options, there is no
-margin.
+begins as the right one, in lower case or capitalised, minus that for the wrong one. Tokens with
+which both begin tell nothing and are left out. Where nothing is left, or there are no options,
+there is no margin.
 """
 
 from __future__ import annotations

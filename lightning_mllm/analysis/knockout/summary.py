@@ -1,4 +1,4 @@
-"""From rows of the information flow to numbers per kind of question, block and window, and figures."""
+"""From rows of the information flow to numbers per kind, block and window, and to figures."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """The answer word, layer by layer: what LAST would say if the layers after did nothing.
 
-The residual stream at the last position (LAST), from index 0 (the embedding) to L (the output of the
-last layer), goes through the final norm and the head (nostalgebraist's "logit lens"). This shows how
-the answer comes about in Zhang et al. (arXiv 2411.18620, section 6): a word becomes likely in lower
-case first, then capitalised.
+The residual stream at the last position (LAST), from index 0 (the embedding) to L (the output of
+the last layer), goes through the final norm and the head (nostalgebraist's "logit lens"). This
+shows how the answer comes about in Zhang et al. (arXiv 2411.18620, section 6): a word becomes
+likely in lower case first, then capitalised.
 
 A word is read by its first token after the prompt, as in the paper: that is what LAST predicts. For
 an answer of several tokens this is only the beginning. So the joint log-probability of the whole
-reference, as the data writes it, stands beside it. Each of its tokens is read by the same lens at the
-position before it, where the model is given the reference's earlier tokens. The end of the turn is
-not counted.
+reference, as the data writes it, stands beside it. Each of its tokens is read by the same lens at
+the position before it, where the model is given the reference's earlier tokens. The end of the turn
+is not counted.
 
 `norm="none"` is the paper's variant: raw states of index 0 to L - 1, and the normed one at L, as
 transformers returns them. Its curves depend on the length of the residual stream, and jump at L,

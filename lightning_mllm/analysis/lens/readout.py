@@ -1,7 +1,7 @@
 """The residual stream at some positions of a batch, through the head: what it says at each layer.
 
-Nothing of the vocabulary's size is kept. States go through the head some at a time. What stays is the
-logits of the tokens asked for, their ranks, the normaliser and the likeliest tokens.
+Nothing of the vocabulary's size is kept. States go through the head some at a time. What stays is
+the logits of the tokens asked for, their ranks, the normaliser and the likeliest tokens.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class Vocabulary(StreamedAnalysis):
     def _top_words(
         self, found: Found, layers: Sequence[int]
     ) -> dict[str, dict[str, list[list[Any]]]]:
-        """Return set -> layer -> words, and the percentage of all tokens that have one as likeliest."""
+        """Return set -> layer -> words, each with the percentage of tokens that it counts for."""
         words: dict[str, dict[str, list[list[Any]]]] = {}
         for each in SETS:
             counts = found.sums[f"words {each}"]

@@ -44,7 +44,7 @@ class Plan:
         return cls(memory, length, kept + states + scores, row, key=(2 * heads + 4) * _SCORE)
 
     def prompts(self, count: int) -> int:
-        """Return how many of `count` prompts to run at a time: clean runs take half of the memory."""
+        """Return how many prompts to run at a time: clean runs take half of the memory."""
         return max(1, min(count, self.memory // 2 // self.prompt))
 
     def side_by_side(self, start: int, prompts: int) -> int:

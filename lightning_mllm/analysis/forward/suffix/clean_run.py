@@ -1,4 +1,4 @@
-"""One pass without a block, and what of it the suffix engine goes on from."""
+"""One pass with nothing hidden, and what single rows need of it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _REPLACED = ("attention_mask", "past_key_values", "use_cache", *_PER_POSITION)
 
 
 class UnfitError(Exception):
-    """The suffix engine can't go on from this model's clean run; the message says why."""
+    """Single rows can't be run after this model's clean run; the message says why."""
 
 
 @dataclass(frozen=True)
 class CleanRun:
-    """What a pass without a block computed, layer by layer.
+    """What a pass with nothing hidden has computed, layer by layer.
 
     Attributes:
         logits: (batch, vocabulary), at the last position.
         real: (batch, sequence) bool, False at padding.
-        keys: Per layer (batch, key heads, sequence, head width).
-        values: The same.
-        tail: The first position of which `residuals` are kept.
+        keys: Per layer, the keys: (batch, key heads, sequence, head width).
+        values: Per layer, the values: (batch, key heads, sequence, head width).
+        tail: The first position for which `residuals` are kept.
         residuals: Per layer, what enters it: (batch, sequence - tail, width).
         arguments: Per layer, what else it was called with.
     """
@@ -49,7 +49,8 @@ class CleanRun:
         """Run the prompts.
 
         Raises:
-            UnfitError: A layer does not keep the keys and values of all positions, or gets what is not understood.
+            UnfitError: A layer does not keep the keys and values of all positions, or gets
+                arguments that are not understood.
         """
         residuals: list[Tensor] = []
         arguments: list[Arguments] = []
@@ -63,15 +64,16 @@ class CleanRun:
             logits, cache = prompts.forward(backbone, use_cache=True)
         length = prompts.batch.input_ids.shape[1]
         _check_arguments(arguments, length)
-        keys, values = zip(
-            *(_of_all_positions(cache, index, length) for index in range(len(layers))), strict=True
-        )
-        return cls(
-            logits, prompts.batch.attention_mask.bool(), keys, values, tail, residuals, arguments
-        )
+        keys, values = [], []
+        for index in range(len(layers)):
+            of_layer = _keys_and_values(cache, index, length)
+            keys.append(of_layer[0])
+            values.append(of_layer[1])
+        real = prompts.batch.attention_mask.bool()
+        return cls(logits, real, keys, values, tail, residuals, arguments)
 
     def arguments_at(self, layer: int, columns: Tensor) -> Arguments:
-        """Return what a layer is called with for rows that stand at these positions, its mask and cache left out."""
+        """Return a layer's arguments for rows at these positions, besides mask and cache."""
         changed = dict(self.arguments[layer])
         for name in _PER_POSITION:
             value = changed.get(name)
@@ -84,7 +86,7 @@ class CleanRun:
 
 @dataclass(frozen=True)
 class CleanPrefix:
-    """Stands in for a layer's cache: behind the clean keys and values of `length` positions come the new rows'."""
+    """A layer's cache: clean keys and values of `length` positions, and after them the rows'."""
 
     clean: CleanRun
     length: int
@@ -93,10 +95,9 @@ class CleanPrefix:
         self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the keys and values that the rows attend to; nothing is kept."""
-        before_keys, before_values = (
-            kept[layer][:, :, : self.length] for kept in (self.clean.keys, self.clean.values)
-        )
-        return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
+        clean_keys = self.clean.keys[layer][:, :, : self.length]
+        clean_values = self.clean.values[layer][:, :, : self.length]
+        return torch.cat([clean_keys, keys], dim=2), torch.cat([clean_values, values], dim=2)
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Return the number of clean positions."""
@@ -116,11 +117,12 @@ def _check_arguments(arguments: Sequence[Arguments], length: int) -> None:
                 )
             if name not in _REPLACED and (tensors or (isinstance(value, dict) and value)):
                 raise UnfitError(
-                    f"its layers also get {name!r}, of which it is not known what it means for single rows"
+                    f"its layers also get {name!r}, and what that means for single rows is not "
+                    "known"
                 )
 
 
-def _of_all_positions(cache: Any, layer: int, length: int) -> tuple[Tensor, Tensor]:
+def _keys_and_values(cache: Any, layer: int, length: int) -> tuple[Tensor, Tensor]:
     kept = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
     keys, values = getattr(kept, "keys", None), getattr(kept, "values", None)
     if (

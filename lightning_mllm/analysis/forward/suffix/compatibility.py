@@ -90,5 +90,5 @@ def _check_masks(backbone: Backbone, clean: CleanRun) -> None:
 
 
 def _logprobs(backbone: Backbone, hidden: Tensor) -> Tensor:
-    """Return the log-probabilities after what leaves the last layer, (batch, variants, vocabulary)."""
+    """Return what the model says after these states, (batch, variants, vocabulary)."""
     return log_probabilities(next_token_logits(backbone, hidden))

@@ -1,15 +1,15 @@
-"""Only the rows that an edit can change, in the layers where it can, after the clean keys and values.
+"""Only the rows that an edit can change, in the layers where it can; all else is the clean run's.
 
 All variants of a prompt stand in one row, each after the clean prefix, and none attends to another.
 In front of them are the same rows with nothing hidden, of which each variant is a copy until its
-window begins:
+window begins. In the layers of its window, a variant has fewer visible keys than drawn here:
 
 ```
              clean prefix   unblocked   variant 1   variant 2
  unblocked | ■ ■ ■ ■ ■ ■    ■ . .       . . .       . . .
            | ■ ■ ■ ■ ■ ■    ■ ■ .       . . .       . . .
            | ■ ■ ■ ■ ■ ■    ■ ■ ■       . . .       . . .
- variant 1 | ■ ■ ■ ■ ■ ■    . . .       ■ . .       . . .     in a window's layers some are hidden
+ variant 1 | ■ ■ ■ ■ ■ ■    . . .       ■ . .       . . .
            | ■ ■ ■ ■ ■ ■    . . .       ■ ■ .       . . .
 ```
 
@@ -92,7 +92,7 @@ class _Masks:
         self._last: tuple[tuple[bool, ...], Tensor] | None = None
 
     def at(self, layer: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Return the mask for the first `count` variants, (batch, 1 or heads, rows, prefix + rows)."""
+        """Return the first `count` variants' mask, (batch, 1 or heads, rows, prefix + rows)."""
         on = tuple(layer in window for window in self._windows[:count])
         if self._last is None or self._last[0] != on:
             visible = self._visible(on)
