@@ -1,4 +1,4 @@
-"""Dissects the model while it is trained."""
+"""Analyses the model while it is trained."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
 
 
 class RunAnalysis(L.Callback):
-    """Runs analyses before training, at validations of a fit, the last one always, and after a test.
+    """Runs analyses before training, at validations of a fit, and after a test.
 
-    They go through the samples that the model itself is evaluated on (`features.tapped_samples`): the validation split,
-    after a test the test split. Their files are in the run's folder, `analysis/<split>-step<k>/<analysis>/`.
+    The last validation of a fit always counts.
 
-    With `data` they go through a split of these instead, whole: the questions of GQA, say, while the model is trained
-    on something else. Nothing is run after a test then, whose weights are those of the last validation. The files are
-    in `analysis/<class of the data>-<split>-step<k>/<analysis>/`.
+    They go through the samples that the model itself is evaluated on (`features.tapped_samples`):
+    the validation split, after a test the test split. Their files are in the run's folder,
+    `analysis/<split>-step<k>/<analysis>/`.
+
+    With `data` they go through a whole split of that data instead, for example the questions of GQA
+    while the model is trained on something else. Nothing is run after a test then, since its
+    weights are those of the last validation. The files are in
+    `analysis/<class of the data>-<split>-step<k>/<analysis>/`.
 
     Args:
-        analysis: What is done, once through the data for all.
-        data: Other data than the Trainer's, of the model's checkpoint.
+        analysis: The analyses; one pass through the data serves all of them.
+        data: Data to analyse instead of the Trainer's; it must be made for the model's checkpoint.
         split: The split of `data`, by default the test split.
-        every_n_epochs: Epochs between runs of it.
-        before_training: Whether the untrained model is dissected too.
+        every_n_epochs: How many epochs lie between two runs of the analyses.
+        before_training: Whether the untrained model is analysed too.
 
     Raises:
         ConfigError: Two analyses have one name, or an option has a value that it can't have.
@@ -49,26 +53,33 @@ class RunAnalysis(L.Callback):
         self.analyses = [analysis] if isinstance(analysis, Analysis) else list(analysis)
         check_names(self.analyses)
         if every_n_epochs < 1:
-            raise ConfigError(f"RunAnalysis.every_n_epochs must be at least 1, not {every_n_epochs}.")
+            raise ConfigError(
+                f"RunAnalysis.every_n_epochs must be at least 1, not {every_n_epochs}."
+            )
         if data is None and split is not None:
-            raise ConfigError(f"RunAnalysis.split is {split!r} of data of its own, and there are none. Give it `data`.")
-        self.data, self.every_n_epochs, self.before_training = data, every_n_epochs, before_training
-        self.place = "" if data is None else f"{type(data).__name__}-"  # begins the names of folders
-        self.splits: dict[str, Split] = {"fit": "val", "test": "test"}  # stage -> what is gone through
+            raise ConfigError(
+                f"RunAnalysis.split is {split!r}, which is a split of `data`, and there is no "
+                "data. Give it `data`."
+            )
+        self.data = data
+        self.every_n_epochs, self.before_training = every_n_epochs, before_training
+        self.prefix = "" if data is None else f"{type(data).__name__}-"  # of the folders' names
+        self.splits: dict[str, Split] = {"fit": "val", "test": "test"}  # stage -> split
         if data is not None:
             self.splits = {"fit": split or "test"}
-        self._running: AnalysisRun | None = None  # while it is under way
+        self._running: AnalysisRun | None = None  # while it goes on
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Set up data of their own; refuse at the start what would be refused in the middle of a run.
+        """Set up `data`; refuse at the start what would be refused in the middle of a run.
 
         Raises:
-            ConfigError: The fit has no validation, and so no moment for this; or as said by the data and the analyses.
+            ConfigError: The fit has no validation, at which this could run; or what the data and
+                the analyses refuse.
         """
         if stage not in self.splits:
             return
-        AnalysisRun.of(self.analyses, trainer, "analysis")  # not on several processes without a folder
-        check_names([analysis for each in self._beside(trainer) for analysis in each.analyses])
+        AnalysisRun.of(self.analyses, trainer, "analysis")  # refuses processes without a folder
+        check_names(self._written_together(trainer))
         if stage == "fit":
             trainer_state.check_validation(trainer, "RunAnalysis")
         split = self.splits[stage]
@@ -78,51 +89,57 @@ class RunAnalysis(L.Callback):
             analysis.check(features.tapped_samples(trainer, split, self.data))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Dissect the untrained model."""
-        if self.before_training and trainer_state.starts_untrained(trainer, trainer_state.mllm(pl_module)):
+        """Analyse the untrained model."""
+        module = trainer_state.mllm(pl_module)
+        if self.before_training and trainer_state.starts_untrained(trainer, module):
             self._run(trainer, pl_module, "fit")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Dissect the model as it is."""
+        """Analyse the model as it is."""
         if trainer_state.is_due(trainer, self.every_n_epochs):
             self._run(trainer, pl_module, "fit")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Dissect the model on the test split."""
+        """Analyse the model on the test split."""
         self._run(trainer, pl_module, "test")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Tell the other processes not to wait for this one."""
         if self._running is not None:
             self._running.fail()
             self._running = None
 
-    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> list[AnalysisResult]:
-        """Go through the split of a stage once; return what was found, on the first process only."""
+    def _run(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> list[AnalysisResult]:
+        """Go through the split of a stage once; return results, on the first process only."""
         if stage not in self.splits:
             return []
         module, split = trainer_state.mllm(pl_module), self.splits[stage]
         batches = features.tapped_batches(trainer, split, self.data)
-        data: Any = trainer.datamodule if self.data is None else self.data  # type: ignore[attr-defined]
-        where = f"analysis/{self.place}{split}"
-        run = self._running = AnalysisRun.of(self.analyses, trainer, f"{where}-step{module.trained_steps}")
+        trained_on: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = trained_on if self.data is None else self.data
+        where, step = f"analysis/{self.prefix}{split}", module.trained_steps
+        run = self._running = AnalysisRun.of(self.analyses, trainer, f"{where}-step{step}")
         run.begin(module.tokenizer, provenance(module, data, split))
         was_training = module.training
         module.eval()
         try:
-            with module.adapted.autocast(module.device.type):
-                for batch in batches:
-                    moved = batch.to(module.device)
-                    for analysis in self.analyses:
-                        analysis.update(module.backbone, moved)
+            for batch in batches:
+                run.update(module, batch.to(module.device))
         finally:
             module.train(was_training)
-        results = run.finish(trainer.loggers, where, module.trained_steps)
+        results = run.finish(trainer.loggers, where, step)
         self._running = None
         return results
 
-    def _beside(self, trainer: L.Trainer) -> list[RunAnalysis]:
-        """Return the callbacks that write where this one does, itself among them."""
+    def _written_together(self, trainer: L.Trainer) -> list[Analysis]:
+        """Return the analyses of all callbacks that write where this one does, its own included."""
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        others = [each for each in callbacks if isinstance(each, RunAnalysis)]
-        return [each for each in others if (each.place, each.splits) == (self.place, self.splits)]
+        own, analyses = (self.prefix, self.splits), []
+        for each in callbacks:
+            if isinstance(each, RunAnalysis) and (each.prefix, each.splits) == own:
+                analyses += each.analyses
+        return analyses

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with a folder per run, loggers, atomic checkpoints, evaluation around `fit`, and `export`."""
+"""Lightning's Trainer with a folder per run, loggers, atomic checkpoints, `analyze`, `export`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lightning_mllm.models.provenance import provenance
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
 from lightning_mllm.tracking.loggers import WandbMode, make_loggers
 from lightning_mllm.trainer_options import as_list, check_options, check_strategy
-from lightning_mllm.types import Sample
+from lightning_mllm.types import MultimodalBatch, Sample
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,13 @@ class Run:
     """Where a run's files go and how it is called.
 
     Attributes:
-        name: Its name, and that of its folder; a folder that exists is never touched: the next run is `<name>-2`.
-        root: Folder of all runs.
-        group: W&B group.
-        tags: W&B tags.
-        project: W&B project.
-        wandb: `auto` is online where a key is set up, else offline.
+        name: Name of the run and of its folder. A folder that exists is never touched: the next run
+            is `<name>-2`.
+        root: The folder in which all runs have theirs.
+        group: The W&B group that the run belongs to.
+        tags: The tags of the run in W&B.
+        project: The W&B project that the run belongs to.
+        wandb: Where W&B logs to: `auto` is online where a key is set up, else offline.
     """
 
     name: str = "run"
@@ -58,48 +59,55 @@ class Run:
     wandb: WandbMode = "auto"
 
     def make_folder(self) -> Path:
-        """Make the run's folder and return it; the other processes make none, and learn later which it is.
+        """Make the run's folder and return it.
+
+        Only the first process makes one; the others learn later which it is.
 
         Raises:
-            ConfigError: The name is no plain folder name, or the root can't be written.
+            ConfigError: The name is not a plain folder name, or the root can't be written.
         """
         if self.name in ("", "..") or self.name != Path(self.name).name:
-            raise ConfigError(f"trainer.run.name must be a plain name without slashes, not {self.name!r}.")
+            raise ConfigError(
+                f"trainer.run.name must be a plain name without slashes, not {self.name!r}."
+            )
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # set by lightning
             return Path(self.root, self.name)
         number = 1
         while True:
-            folder = Path(self.root) / (self.name if number == 1 else f"{self.name}-{number}")
+            name = self.name if number == 1 else f"{self.name}-{number}"
+            folder = Path(self.root, name)
             try:
                 folder.mkdir(parents=True)
             except FileExistsError:
                 number += 1
             except OSError as error:
-                raise ConfigError(f"The run's folder {folder} can't be made: {error}. Set trainer.run.root.") from error
+                raise ConfigError(
+                    f"The run's folder {folder} can't be made: {error}. Set trainer.run.root."
+                ) from error
             else:
                 return folder
 
 
 class _OneFolder(L.Callback):
-    """Tells all processes which folder the first one has made, before anything asks for it."""
+    """Tells all processes which folder the first one has made, before it is used."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take over the first process' folder."""
+        """Use the first process' folder."""
         folder: str = trainer.strategy.broadcast(trainer.default_root_dir)
         trainer._default_root_dir = folder  # type: ignore[attr-defined]  # of Lightning's Trainer
 
 
 class _Analyzing(L.Callback):
-    """Runs analyses in the predict loop: the weights are there when it starts, all processes when it ends."""
+    """Runs analyses in the predict loop, which loads the weights and starts all processes."""
 
     def __init__(self, analyses: Sequence[Analysis], split: Split, earlier: Path | None) -> None:
         self.analyses, self.split, self.earlier = analyses, split, earlier
         self.results: list[AnalysisResult] = []
-        self._run: AnalysisRun | None = None  # while it is under way
+        self._run: AnalysisRun | None = None  # while it goes on
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what can't be analysed, before the model is loaded."""
-        AnalysisRun.of(self.analyses, trainer, "analysis")  # not on several processes without a folder
+        AnalysisRun.of(self.analyses, trainer, "analysis")  # refuses processes without a folder
         for analysis in self.analyses:
             analysis.check(_predicted_samples(trainer, self.split))
 
@@ -109,28 +117,48 @@ class _Analyzing(L.Callback):
         where = f"analysis/{self.split}-step{pl_module.trained_steps}"
         run = self._run = AnalysisRun.of(self.analyses, trainer, where)
         source = provenance(pl_module, trainer.datamodule, self.split)  # type: ignore[attr-defined]
-        run.begin(pl_module.tokenizer, source, None if self.earlier is None else self.earlier / where)
+        earlier = None if self.earlier is None else self.earlier / where
+        run.begin(pl_module.tokenizer, source, earlier)
+
+    def on_predict_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: MultimodalBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take in a batch, which is on the device already."""
+        assert self._run is not None  # `on_predict_start` has it so
+        self._run.update(pl_module, batch)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put together and write down what was found."""
-        assert self._run is not None and isinstance(pl_module, MLLMModule)  # `on_predict_start` has it so
-        self.results = self._run.finish(trainer.loggers, f"analysis/{self.split}", pl_module.trained_steps)
+        assert self._run is not None and isinstance(pl_module, MLLMModule)  # as above
+        key, step = f"analysis/{self.split}", pl_module.trained_steps
+        self.results = self._run.finish(trainer.loggers, key, step)
         self._run = None
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Tell the other processes not to wait for this one."""
         if self._run is not None:
             self._run.fail()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; reads data only, never code."""
+    """Writes a checkpoint to a file beside its own and renames it; reads data only, never code."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         """Write a checkpoint atomically."""
         checkpoints.atomic_write(Path(path), lambda part: torch.save(checkpoint, part))
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read a checkpoint onto the CPU."""
         return checkpoints.load_training_checkpoint(Path(path))
 
@@ -141,38 +169,51 @@ class Trainer(L.Trainer):
     Args:
         run: Name, folder and tracking of the run.
         logger: Lightning loggers instead of `metrics.csv` and W&B; False for none.
-        kwargs: Lightning's own options.
+        kwargs: The options of Lightning's own Trainer.
     """
 
     def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
         check_options(kwargs)
-        if all(kwargs.get(end) is None for end in ("max_epochs", "max_time")) and kwargs.get("max_steps", -1) == -1:
+        endless = kwargs.get("max_epochs") is None and kwargs.get("max_time") is None
+        if endless and kwargs.get("max_steps", -1) == -1:
             kwargs["max_epochs"] = 1  # as in the study; Lightning's own default is 1,000
         if kwargs.get("fast_dev_run"):
             logger = False
         if kwargs.get("default_root_dir") is not None and logger is None:
-            raise ConfigError("trainer.default_root_dir is the run's own folder; set trainer.run.root and run.name.")
+            raise ConfigError(
+                "trainer.default_root_dir is the run's own folder; set trainer.run.root and "
+                "run.name."
+            )
         if logger is None:
             folder = run.make_folder()
             kwargs["default_root_dir"] = folder
             logger = make_loggers(
-                folder, name=folder.name, group=run.group, tags=run.tags, mode=run.wandb, project=run.project
+                folder,
+                name=folder.name,
+                group=run.group,
+                tags=run.tags,
+                mode=run.wandb,
+                project=run.project,
             )
         plugins = [*as_list(kwargs.pop("plugins", None)), AtomicCheckpointIO()]
         kwargs.pop("enable_model_summary", None)  # the freeze report says all of it and more
         if kwargs.get("enable_checkpointing") is False:  # the command line always has one
-            kwargs["callbacks"] = [
-                each for each in as_list(kwargs.get("callbacks")) if not isinstance(each, Checkpoint)
-            ]
-        kwargs.pop("use_distributed_sampler", None)  # our DataModules share each batch: nothing is counted twice
+            callbacks = as_list(kwargs.get("callbacks"))
+            kwargs["callbacks"] = [each for each in callbacks if not isinstance(each, Checkpoint)]
+        # our DataModules divide each batch among the processes: nothing is counted twice
+        kwargs.pop("use_distributed_sampler", None)
         try:
             super().__init__(
-                logger=logger, use_distributed_sampler=False, enable_model_summary=False, plugins=plugins, **kwargs
+                logger=logger,
+                use_distributed_sampler=False,
+                enable_model_summary=False,
+                plugins=plugins,
+                **kwargs,
             )
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigError(f"Lightning refuses these options of its Trainer: {error}") from error
         check_strategy(self.strategy)  # in a notebook `auto` can be another than on a command line
-        self.callbacks.insert(0, _OneFolder())  # type: ignore[attr-defined]  # of Lightning's Trainer
+        self.callbacks.insert(0, _OneFolder())  # type: ignore[attr-defined]  # of Lightning's
 
     def fit(  # type: ignore[override]  # a superset, by keyword
         self,
@@ -192,20 +233,23 @@ class Trainer(L.Trainer):
             train_dataloaders: As in Lightning.
             val_dataloaders: As in Lightning.
             datamodule: The data.
-            ckpt_path: Checkpoint to go on from; without it training starts anew.
-            test_before: First evaluate the untouched model: validation split (step 0), test split (`zero_shot/...`).
-            test_after: Evaluate the trained model on the test split.
+            ckpt_path: Checkpoint to continue from; without it training starts from the model as it
+                is.
+            test_before: Whether to evaluate the untouched model first, on the validation split
+                (step 0) and on the test split (`zero_shot/...`).
+            test_after: Whether to evaluate the trained model on the test split.
         """
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise CheckpointError(
-                f"There is no checkpoint file {ckpt_path}. A run never takes over another's folder, so name the file "
-                "to go on from, e.g. runs/<name>/checkpoints/last.ckpt."
+                f"There is no checkpoint file {ckpt_path}. A run never uses the folder of another, "
+                "so name the file to continue from, e.g. runs/<name>/checkpoints/last.ckpt."
             )
         if test_before and ckpt_path is None:
             model.trainer = self
             model.configure_model()
             check_trainable(model.adapted, model.learning_rates)
-            self.validate(model, dataloaders=val_dataloaders, datamodule=datamodule, verbose=False)
+            own: dict[str, Any] = {"dataloaders": val_dataloaders, "datamodule": datamodule}
+            self.validate(model, **own, verbose=False)
             model.test_prefix = "zero_shot"
             try:
                 self.test(model, datamodule=datamodule, verbose=False)
@@ -225,37 +269,40 @@ class Trainer(L.Trainer):
         split: Split = "test",
         resume: str | None = None,
     ) -> list[AnalysisResult]:
-        """Dissect a model: go through a split and write down what analyses find.
+        """Dissect a model: run a split through analyses and write down what they find.
 
-        The run's folder gets `analysis/<split>-step<k>/<analysis>/`, with a row per sample and case in `rows.csv`.
+        The run's folder gets `analysis/<split>-step<k>/<analysis>/`, with a row per sample and case
+        in `rows.csv`.
 
         Args:
             model: The module.
             datamodule: The data, which must be given.
-            ckpt_path: Training checkpoint; without it the model is looked at as it is.
-            analysis: What is done, once through the data for all.
-            split: What is gone through.
-            resume: Folder of a run of the same that was stopped: what it has finished is copied, and not done again.
+            ckpt_path: Training checkpoint; without it the model is analysed as it is.
+            analysis: The analyses; one pass through the data serves all of them.
+            split: Which split of the data is analysed.
+            resume: Folder of a run of the same analyses that was stopped. What it has finished is
+                copied, and not done again.
 
         Returns:
-            What was found, on the first process only.
+            The results, on the first process only.
 
         Raises:
             ConfigError: There is no data, there are no analyses, or two have one name.
         """
         if datamodule is None:
-            raise ConfigError("Trainer.analyze goes through the samples of a DataModule; name it: datamodule=...")
+            raise ConfigError(
+                "Trainer.analyze goes through the samples of a DataModule; name it: datamodule=..."
+            )
         analyses = as_list(analysis)
         check_names(analyses)
         analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))
         datamodule.predict_split = split
-        model.updates = tuple(each.update for each in analyses)
         self.callbacks.append(analyzing)  # type: ignore[attr-defined]  # of Lightning's Trainer
+        options: dict[str, Any] = {"ckpt_path": ckpt_path, "return_predictions": False}
         try:
-            self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
+            self.predict(model, datamodule=datamodule, **options)
         finally:
             self.callbacks.remove(analyzing)  # type: ignore[attr-defined]
-            model.updates = ()
         return analyzing.results
 
     def export(
@@ -268,15 +315,21 @@ class Trainer(L.Trainer):
         dtype: DType = "auto",
         subnetwork: StoredSubNetwork | None = None,
     ) -> list[Path]:
-        """Write a Hugging Face folder, with projector and PEFT adapter beside it; return what was written.
+        """Write a Hugging Face folder, with projector and PEFT adapter beside it.
 
         Args:
             model: The module, as it was trained.
-            datamodule: Its `geometry`, if it has one, goes before that of the last validation.
+            datamodule: Data whose `geometry`, if it has one, is used instead of that of the last
+                validation.
             ckpt_path: Training checkpoint; without it the model is exported as it is.
-            output: Folder to make.
-            dtype: In which the weights are written; `auto` is that of the checkpoint that training started from.
-            subnetwork: What is kept of the LLM's weights, the others are written as 0; by default all are kept.
+            output: The folder to make.
+            dtype: Data type in which the weights are written; `auto` is that of the checkpoint from
+                which training started.
+            subnetwork: Which of the LLM's weights are kept, the others are written as 0; by default
+                all are kept.
+
+        Returns:
+            The files that were written.
         """
         model.configure_model()
         record = {"inputs": model.inputs}
@@ -285,8 +338,10 @@ class Trainer(L.Trainer):
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
             record = content[checkpoints.KEY]
-        processor = portable_processor(*astuple(model.source), geometry=trained_geometry(record, datamodule))
-        options: Any = {"processor": processor, "dtype": None if dtype == "auto" else resolve_dtype(dtype, "cpu")}
+        geometry = trained_geometry(record, datamodule)
+        processor = portable_processor(*astuple(model.source), geometry=geometry)
+        own_dtype = None if dtype == "auto" else resolve_dtype(dtype, "cpu")
+        options: Any = {"processor": processor, "dtype": own_dtype}
         with pruned_to(model.backbone, subnetwork):
             written = export(model.backbone, Path(output), source=model.source, **options)
         log.info("Exported %s", ", ".join(map(str, written)))
@@ -294,6 +349,7 @@ class Trainer(L.Trainer):
 
 
 def _predicted_samples(trainer: L.Trainer, split: Split) -> Sequence[Sample]:
-    """Return the samples of a split that the predict loop goes through, as `limit_predict_batches` says."""
+    """Return the samples that the predict loop goes through, as `limit_predict_batches` says."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return limit_samples(data.samples[split], trainer.limit_predict_batches, data.eval_batch_size * trainer.world_size)
+    size = data.eval_batch_size * trainer.world_size
+    return limit_samples(data.samples[split], trainer.limit_predict_batches, size)

@@ -7,10 +7,9 @@ from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.knockout.block import Block
-from lightning_mllm.analysis.knockout.engine.choice import EngineName, choose_engine
 from lightning_mllm.analysis.knockout.engine.interface import Case, KnockoutEngine, Readings
 from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
-from lightning_mllm.analysis.knockout.engine.suffix import SuffixEngine
+from lightning_mllm.analysis.knockout.engine.suffix import EngineName, SuffixEngine, choose_engine
 from lightning_mllm.analysis.knockout.experiment import InformationFlow
 from lightning_mllm.analysis.knockout.mask import knockout
 from lightning_mllm.analysis.knockout.summary import compare_flows
@@ -24,7 +23,14 @@ from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.analysis.subnetwork.accuracy import PrunedAccuracy
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.subnetwork.calibration import Calibration, Reading, calibrate
-from lightning_mllm.analysis.subnetwork.mask import SubNetwork, chance_iou, intersection, iou, pruned, same_size
+from lightning_mllm.analysis.subnetwork.mask import (
+    SubNetwork,
+    chance_iou,
+    intersection,
+    iou,
+    pruned,
+    same_size,
+)
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 

@@ -101,7 +101,6 @@ class MLLMModule(EvaluatingModule):
         self.dtype_option: DType = dtype
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
-        self.updates: tuple[Callable[[Backbone, MultimodalBatch], None], ...] = ()
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self._resumed_schedule: dict[str, Any] | None = None
         self._pending: PendingLoss | None = None
@@ -236,10 +235,7 @@ class MLLMModule(EvaluatingModule):
         }
 
     def predict_step(self, batch: MultimodalBatch, batch_idx: int) -> int:
-        """Hand a batch to `updates`, which `Trainer.analyze` sets, and return its size."""
-        with self.adapted.autocast(self.device.type):
-            for update in self.updates:
-                update(self.backbone, batch)
+        """Return the size of a batch; `Trainer.analyze` has a callback that analyses it."""
         return len(batch)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -20,6 +20,7 @@ from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.store.files import write_json, write_rows
 from lightning_mllm.tracking.figures.analysis import draw_plots
 from lightning_mllm.tracking.loggers import log_image, log_table
+from lightning_mllm.types import MultimodalBatch
 
 _End = Literal["done", "failed"]  # how a process left
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnalysisRun:
-    """What all processes of a run do together: `begin`, then `update` of each analysis per batch, then `finish`.
+    """What all processes of a run do together: `begin`, then `update` with each batch, then `finish`.
 
     Attributes:
         analyses: What is done.
@@ -99,6 +100,12 @@ class AnalysisRun:
         for analysis in self.analyses:
             folder = None if self.folder is None else self.folder / analysis.name
             analysis.prepare(tokenizer, folder, source, self.share, answers)
+
+    def update(self, module: Any, batch: MultimodalBatch) -> None:
+        """Take a batch, which is on the device of the module, into each analysis."""
+        with module.adapted.autocast(module.device.type):
+            for analysis in self.analyses:
+                analysis.update(module.backbone, batch)
 
     def finish(self, loggers: Sequence[Any], key: str, step: int) -> list[AnalysisResult]:
         """Put together what all processes have found; the first one writes it down and returns it.

@@ -80,7 +80,7 @@ def test_epochs_can_be_left_out_but_for_the_last(tiny_llava: str, tmp_path: Path
         ([], {}, r"An analysis is needed.*found none"),
         ([lens(), lens()], {}, r"each with a name of its own; found answer_lens, answer_lens"),
         ([lens()], {"every_n_epochs": 0}, r"every_n_epochs must be at least 1, not 0"),
-        ([lens()], {"split": "val"}, r"split is 'val' of data of its own, and there are none"),
+        ([lens()], {"split": "val"}, r"split is 'val', which is a split of `data`, and there is no data"),
     ],
 )
 def test_what_can_not_be_is_refused(analyses: list[Any], options: dict[str, Any], message: str) -> None:

@@ -166,7 +166,7 @@ def test_a_model_that_can_not_skip_is_refused_before_the_first_batch(
 ) -> None:
     monkeypatch.delattr(AdaptedModel, "loss")
 
-    with pytest.raises(ConfigError, match=r"is no range of layers"):
+    with pytest.raises(ConfigError, match=r"is not a range of layers"):
         after_a_step(tiny_llava, Skip(start=7))
 
 

@@ -300,7 +300,7 @@ def test_table_and_pictures_are_in_the_wandb_run(asked: list[str], monkeypatch: 
         (("--analysis", "AnswerLnes"), 'Did you mean "AnswerLens"?'),
         ((*LENS, "--analysis.norn", "none"), 'Did you mean "norm"?'),
         ((*LENS, "--split", "tset"), "split"),
-        (("--analysis", "InformationFlow", "--analysis.blocks", "[imge->last]"), "Did you mean 'image'?"),
+        (("--analysis", "InformationFlow", "--analysis.blocks", "[imge->last]"), 'Did you mean "image"?'),
     ],
 )
 def test_what_is_misspelt_is_refused_with_the_nearest_right_name(
@@ -323,7 +323,7 @@ def test_a_config_of_an_analysis_serves_data_check(asked: list[str], tmp_path: P
 def test_a_subcommand_of_lightning_goes_on_as_it_did(asked: list[str]) -> None:
     cli = CLI(["predict", *asked, *TRIAL])
 
-    assert cli.model.updates == ()
+    assert not any("Analys" in type(callback).__name__ for callback in cli.trainer.callbacks)
 
 
 def test_an_analysis_without_data_says_what_it_needs(tiny_llava: str, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ class StreamedContract:
 
         analysis.reset()
 
-        with pytest.raises(DataError, match="no sample with an image and text behind it; 0 were left out"):
+        with pytest.raises(DataError, match="no sample with an image and text after it; 0 were left out"):
             analysis.compute()
 
     def test_the_model_is_left_as_it_was(self, backbone: Backbone, tiny_llava: str) -> None:

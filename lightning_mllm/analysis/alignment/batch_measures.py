@@ -21,7 +21,7 @@ from lightning_mllm.analysis.alignment.similarity import (
     unit,
 )
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
-from lightning_mllm.analysis.forward.observe import State
+from lightning_mllm.analysis.forward.observe import LayerState as State
 from lightning_mllm.statistics.masked import masked_max, masked_median, masked_min
 
 PAIRED, PAIRED_INPUT = "paired", "paired input"

@@ -23,7 +23,8 @@ from lightning_mllm.analysis.alignment.summary import summarise_alignment
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import State, StateName, states_of, stream_states
+from lightning_mllm.analysis.forward.observe import LayerState as State
+from lightning_mllm.analysis.forward.observe import StateName, states_of, stream_states
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers

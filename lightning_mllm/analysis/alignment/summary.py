@@ -19,7 +19,7 @@ from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.core.running_sums import Found
 from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, SETS
-from lightning_mllm.analysis.forward.observe import State
+from lightning_mllm.analysis.forward.observe import LayerState as State
 from lightning_mllm.errors import DataError
 from lightning_mllm.statistics.jackknife import GROUPS, Floats
 from lightning_mllm.statistics.picture_bootstrap import no_numbers

@@ -1,1 +1,1 @@
-"""What all experiments share: the base of analyses, their result, windows of layers, sets of tokens."""
+"""What all experiments share: the base of analyses, results, windows of layers, sets of tokens."""

@@ -1,6 +1,6 @@
 """What all analyses have in common: batches in, one labelled result out.
 
-The rhythm is that of torchmetrics, and needs no Trainer:
+They are called as torchmetrics' metrics are, and need no Trainer:
 
     analysis = InformationFlow(blocks=["question->last"])
     analysis.prepare(tokenizer, folder=Path("flow"))  # without a folder the rows stay in memory
@@ -8,7 +8,7 @@ The rhythm is that of torchmetrics, and needs no Trainer:
         analysis.update(backbone, batch)
     result = analysis.compute()
 
-Called again with the same folder after a kill, the same lines go on where they were.
+Called again with the same folder after a kill, the same lines continue where they were.
 """
 
 from __future__ import annotations
@@ -16,32 +16,70 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.core.result import AnalysisResult
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Sample
 
-STATISTICS = ("value", "low_95", "high_95", "n")  # coordinates of the last axis of a result that has intervals
+# coordinates of the last axis of a result that has intervals
+STATISTICS = ("value", "low_95", "high_95", "n")
 
 
 class Analysis(ABC):
-    """An experiment on a model: batch by batch, then a result."""
+    """An experiment on a model: batch by batch, then a result.
 
+    Args:
+        label: Name of the analysis, by default its class's.
+
+    Raises:
+        ConfigError: The label can't be the name of a folder.
+    """
+
+    default_name: ClassVar[str]
     name: str
     """Names the files; two analyses of one run have different ones."""
+
+    def __init__(self, *, label: str = "") -> None:
+        self.name = label or self.default_name
+        if self.name != Path(self.name).name:
+            raise ConfigError(
+                f"The label of an analysis names a folder, so it can't be {label!r}. Leave slashes "
+                "out."
+            )
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._source: Mapping[str, Any] = {}
 
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """The options that decide the result, as plain data."""
 
+    @property
+    def making(self) -> dict[str, Any]:
+        """What decides the result: settings and source."""
+        return {"analysis": dict(self.settings), "source": dict(self._source)}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer.
+
+        Raises:
+            ConfigError: There is none, since the analysis was not prepared.
+        """
+        if self._tokenizer is None:
+            raise ConfigError(
+                f"{self.name} needs the tokenizer: call prepare(tokenizer) before the first batch."
+            )
+        return self._tokenizer
+
     @abstractmethod
     def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse samples that can't be looked into, at set-up.
+        """Refuse samples that can't be analysed, at set-up.
 
         Raises:
             ConfigError: There is one.
@@ -56,17 +94,20 @@ class Analysis(ABC):
         share: int = 0,
         answers: KnownAnswers | None = None,
     ) -> None:
-        """Get ready for the first batch, or, where the folder has results of samples, for the one behind them.
+        """Get ready for the first batch, or for the one after those whose results the folder has.
 
         Args:
             tokenizer: The model's.
-            folder: For the results of single samples, of all processes; without it they stay in memory.
-            source: Which model and data these are: plain data, and part of the result's settings.
+            folder: Where the results of single samples are written, by all processes; without it
+                they stay in memory.
+            source: Which model and data these are, as plain data. It becomes part of the result's
+                settings.
             share: Number of this process.
-            answers: Of the model, which analyses of one run have in common; without it each asks for itself.
+            answers: What the model answers, known to all analyses of one run; without it each asks
+                for itself.
 
         Raises:
-            ConfigError: What is in the folder was made otherwise.
+            ConfigError: What is in the folder was created with different settings.
         """
 
     @abstractmethod
@@ -74,7 +115,7 @@ class Analysis(ABC):
         """Take in a batch."""
 
     def settle(self) -> None:  # noqa: B027 - most write as they go
-        """Write down what is not yet: each process, behind its last batch."""
+        """Write down what is not written yet: called in each process, after its last batch."""
 
     @abstractmethod
     def merge(self) -> None:

@@ -1,4 +1,4 @@
-"""Analyses that look into one question after the other: rows per question, written as they come."""
+"""Analyses that look at one question after the other: rows per question, written as they come."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lightning_mllm.analysis.forward.out_of_memory import Pieces
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, KnownAnswers, Match
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 from lightning_mllm.store.rows import Rows
 from lightning_mllm.types import MultimodalBatch, Sample, Table
 
@@ -24,15 +25,16 @@ RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question that is looked into.
+class AskedQuestion:
+    """A question, and how the model answers it.
 
     Attributes:
-        sample_id: The sample's.
-        kind: Its kind; empty without one.
-        picture: Which picture it is about.
+        sample_id: Id of the sample.
+        kind: Kind of the question; empty without one.
+        picture: Name of the picture that it is about.
         correct: Whether the model answers it right; False where that is not known.
-        first_token: Id of the token with which the model's answer begins; None where it is not asked.
+        first_token: Id of the token with which the model's answer begins; None where it is not
+            asked.
         reference: The right answer; empty where it is not asked.
     """
 
@@ -43,13 +45,30 @@ class Question:
     first_token: int | None
     reference: str = ""
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns with which each of its rows begins."""
+        return {
+            "sample_id": self.sample_id,
+            "kind": self.kind,
+            "picture": self.picture,
+            "correct": self.correct,
+        }
+
 
 class QuestionAnalysis(Analysis, Generic[RowT]):
     """An analysis of one question after the other.
 
+    These are the options that such analyses share; each lists those that it has in its own
+    signature, from where the command line takes them.
+
     Args:
-        correct_only: Whether questions are left out that the model answers wrongly; they keep a row that says so.
+        correct_only: Whether questions are left out that the model answers wrongly. They keep a row
+            that says so.
         match: When an answer is right, see `ExactMatch`.
+        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
+            all.
+        bootstrap: How intervals are drawn.
         label: Name of the analysis, by default its class's.
 
     Raises:
@@ -57,27 +76,31 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
     """
 
     row_type: ClassVar[type]
-    default_name: ClassVar[str]
     rows: Rows[RowT]
 
-    def __init__(self, *, correct_only: bool, match: Match, label: str) -> None:
+    def __init__(
+        self,
+        *,
+        correct_only: bool,
+        match: Match,
+        kind_depth: int | None = None,
+        bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
+        label: str = "",
+    ) -> None:
+        super().__init__(label=label)
         self.correct_only, self.match = correct_only, match
-        self.name = label or self.default_name
-        if self.name != Path(self.name).name:
-            raise ConfigError(f"The label of an analysis names a folder, so it can't be {label!r}. Leave slashes out.")
+        self.kind_depth, self.bootstrap = kind_depth, bootstrap
         self._judge = ExactMatch(match=match)
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._source: Mapping[str, Any] = {}
-        QuestionAnalysis.reset(self)  # what a subclass forgets with it is not there yet
+        QuestionAnalysis.reset(self)  # what a subclass forgets besides is not there yet
 
     @abstractmethod
     def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
     ) -> Iterable[Sequence[RowT]]:
         """Yield the rows of each sample of a batch, in order."""
 
     @abstractmethod
-    def left_out(self, question: Question) -> RowT:
+    def left_out(self, question: AskedQuestion) -> RowT:
         """Return the one row of a question that is left out."""
 
     @abstractmethod
@@ -85,9 +108,9 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         """Return the result of rows."""
 
     @property
-    def making(self) -> dict[str, Any]:
-        """What decides the rows: settings and source."""
-        return {"analysis": dict(self.settings), "source": dict(self._source)}
+    def shared_settings(self) -> dict[str, Any]:
+        """Which questions count, as a part of the settings."""
+        return {"correct_only": self.correct_only, "match": self.match}
 
     def check(self, samples: Iterable[Sample]) -> None:
         """Refuse samples without a kind where only those count that are answered right."""
@@ -109,8 +132,14 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
 
     @torch.no_grad()
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
-        """Measure the questions of a batch that have no rows yet; out of memory, fewer of them at a time."""
-        new = [row for row, sample_id in enumerate(batch.sample_ids) if sample_id not in self.rows.done]
+        """Measure the questions of a batch that have no rows yet.
+
+        Out of memory, fewer of them are measured at a time.
+        """
+        new = []
+        for row, sample_id in enumerate(batch.sample_ids):
+            if sample_id not in self.rows.done:
+                new.append(row)
         self._pieces.run(new, len(new), lambda rows: self._take_in(backbone, batch.take(rows)))
 
     def merge(self) -> None:
@@ -128,33 +157,46 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         self._pieces = Pieces("questions")
 
     def _take_in(self, backbone: Backbone, batch: MultimodalBatch) -> None:
-        """Measure the questions of a batch; none of them gets its rows before all have been measured."""
+        """Measure the questions of a batch; rows are written when all have been measured."""
         questions = self._ask(backbone, batch)
-        kept = [row for row, question in enumerate(questions) if question.correct or not self.correct_only]
-        found: dict[int, Sequence[RowT]] = {row: [self.left_out(question)] for row, question in enumerate(questions)}
+        found: dict[int, Sequence[RowT]] = {}
+        kept = []
+        for row, question in enumerate(questions):
+            if question.correct or not self.correct_only:
+                kept.append(row)
+            else:
+                found[row] = [self.left_out(question)]
         if kept:
             measured = self.measure(backbone, batch.take(kept), [questions[row] for row in kept])
             found.update(zip(kept, measured, strict=True))
         for row, question in enumerate(questions):
             self.rows.append(question.sample_id, found[row])
 
-    def _ask(self, backbone: Backbone, batch: MultimodalBatch) -> list[Question]:
+    def _ask(self, backbone: Backbone, batch: MultimodalBatch) -> list[AskedQuestion]:
         """Return the questions of a batch, answered and judged."""
+        columns = zip(batch.sample_ids, batch.kinds, batch.pictures, strict=True)
         self._check_kinds(zip(batch.sample_ids, batch.kinds, strict=True))
-        if self._tokenizer is None:
-            raise ConfigError(f"{self.name} needs the tokenizer: call prepare(tokenizer) before the first batch.")
-        answers = self._answers.of(self._judge, backbone.model, self._tokenizer, batch)
+        answers = self._answers.of(self._judge, backbone.model, self.tokenizer, batch)
         questions = []
-        for sample_id, kind, picture in zip(batch.sample_ids, batch.kinds, batch.pictures, strict=True):
+        for sample_id, kind, picture in columns:
             answer = answers.get(sample_id)
-            said = (answer.correct, answer.first_token, answer.reference) if answer else (False, None, "")
-            questions.append(Question(sample_id, kind or "", picture, *said))
+            questions.append(
+                AskedQuestion(
+                    sample_id,
+                    kind or "",
+                    picture,
+                    correct=answer.correct if answer else False,
+                    first_token=answer.first_token if answer else None,
+                    reference=answer.reference if answer else "",
+                )
+            )
         return questions
 
     def _check_kinds(self, kinds: Iterable[tuple[str, str | None]]) -> None:
         nameless = (sample_id for sample_id, kind in kinds if kind is None)
         if self.correct_only and (sample_id := next(nameless, None)) is not None:
             raise ConfigError(
-                f"{self.name} leaves out what the model answers wrongly, but sample {sample_id!r} has no kind, so its "
-                "answer is not scored. Set correct_only: false, or use data whose samples have a kind."
+                f"{self.name} leaves out what the model answers wrongly, but sample {sample_id!r} "
+                "has no kind, so its answer is not scored. Set correct_only: false, or use data "
+                "whose samples have a kind."
             )

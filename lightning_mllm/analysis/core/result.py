@@ -19,18 +19,19 @@ class Plot:
     """How a result is drawn: a panel for each coordinate of its first axis.
 
     Attributes:
-        name: Of the file.
-        style: `lines`, with their intervals as bands; `heat map`; or `points` on a plane, for results whose last axis
-            is x and y, with a grey line between those that have `x` in common.
-        x: Axis that runs to the right; of points the axis of which each coordinate is one.
+        name: Name of the file.
+        style: `lines`, with their intervals as bands; `heat map`; or `points` on a plane, for
+            results whose last axis is x and y, with a grey line between points that have `x` in
+            common.
+        x: Axis that runs to the right; for points, the axis along which they are counted.
         y: Axis with a line, a row, or a colour per coordinate.
         shown: Coordinates of `y` that are drawn, and how they are called.
         fixed: Axis -> coordinate, for each of the other axes but the last.
-        xlabel: Of the axis that runs to the right.
+        xlabel: Label of the axis that runs to the right.
         label: What the values are.
-        title: Stands above.
-        over: What the intervals are over.
-        panels: Coordinates of the first axis that have one; None for all.
+        title: Title of the figure.
+        over: What the intervals are taken over.
+        panels: Coordinates of the first axis that have a panel; None for all.
     """
 
     name: str
@@ -48,14 +49,14 @@ class Plot:
 
 @dataclass(frozen=True, eq=False)
 class AnalysisResult:
-    """Numbers and what they are of.
+    """Numbers and what they belong to.
 
     Attributes:
-        name: Of the analysis.
+        name: Name of the analysis.
         values: One dimension per axis, float64; NaN where a number is not defined.
         axes: Names of the dimensions; the last is `statistic` where there are intervals.
         coords: Axis -> its coordinates, in order.
-        n_samples: Samples behind the numbers.
+        n_samples: How many samples the numbers come from.
         settings: What decided them, as plain data.
         plots: How they are drawn.
 
@@ -76,8 +77,9 @@ class AnalysisResult:
         if set(self.coords) != set(self.axes) or self.values.shape != expected:
             sizes = ", ".join(f"{axis} {len(coords)}" for axis, coords in self.coords.items())
             raise DataError(
-                f"Result {self.name!r} has values of shape {self.values.shape} on the axes {', '.join(self.axes)}, but "
-                f"coordinates for {sizes}. Give each axis as many coordinates as the values have there."
+                f"Result {self.name!r} has values of shape {self.values.shape} on the axes "
+                f"{', '.join(self.axes)}, but coordinates for {sizes}. Give each axis as many "
+                "coordinates as the values have there."
             )
 
     def at(self, **chosen: Any) -> Floats:
@@ -91,19 +93,25 @@ class AnalysisResult:
             if axis not in self.axes or coordinate not in self.coords[axis]:
                 known = self.coords.get(axis, self.axes)
                 raise DataError(
-                    f"Result {self.name!r} has no {axis} {coordinate!r}; there is {', '.join(map(str, known))}."
+                    f"Result {self.name!r} has no {axis} {coordinate!r}; there is "
+                    f"{', '.join(map(str, known))}."
                 )
             index[self.axes.index(axis)] = self.coords[axis].index(coordinate)
         chosen_values: Floats = self.values[tuple(index)]
         return chosen_values
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Return the header and the rows of a table: a row per coordinate of each axis but the last."""
+        """Return the header and the rows of a table.
+
+        There is a row for each combination of coordinates of all axes but the last.
+        """
         *axes, last = self.axes
         names = [str(coordinate) for coordinate in self.coords[last]]
         rows: list[list[Any]] = []
         for index in np.ndindex(*self.values.shape[:-1]):
             where = [self.coords[axis][k] for axis, k in zip(axes, index, strict=True)]
             cells = dict(zip(names, self.values[index].tolist(), strict=True))
-            rows.append([*where, *(int(cell) if name == "n" else cell for name, cell in cells.items())])
+            rows.append(
+                [*where, *(int(cell) if name == "n" else cell for name, cell in cells.items())]
+            )
         return [*axes, *names], rows

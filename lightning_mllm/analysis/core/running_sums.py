@@ -1,8 +1,9 @@
 """Analyses of many samples that keep sums, not samples: memory and files do not grow with the data.
 
-Each process writes what it has so far to a file of its own, `sums-<process>.safetensors`, every few batches: the sums,
-and the ids of the samples that are in them. What is killed goes on from there; samples behind the last file are read
-again, and none counts twice. `merge` makes one `sums.safetensors` of all. `making.json` says how they were made.
+Each process writes what it has so far to a file of its own, `sums-<process>.safetensors`, every few
+batches: the sums, and the ids of the samples that are in them. What is killed continues from there;
+samples that came after the last file are run again, and none counts twice. `merge` makes one
+`sums.safetensors` of all. `making.json` says with which settings they were made.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,10 +39,10 @@ class Found:
     """What is found so far.
 
     Attributes:
-        sums: Over samples, float64; those per group of samples are (groups, ...).
-        kept: Of single samples or pairs of them, by name; all of one shape.
-        done: Ids of the samples that were looked at, those that were left out among them.
-        left_out: Ids of those.
+        sums: Sums over samples, float64; those per group of samples are (groups, ...).
+        kept: Values of single samples or pairs of them, by name; all of one shape.
+        done: Ids of the samples that were run, or left out.
+        left_out: Ids of the samples that were left out.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -52,9 +53,10 @@ class Found:
     def add(self, name: str, summand: Tensor) -> None:
         """Add to a sum."""
         total = self.sums.get(name)
-        self.sums[name] = (
-            summand.to(torch.float64, copy=True) if total is None else total.to(summand.device).add_(summand)
-        )
+        if total is None:
+            self.sums[name] = summand.to(torch.float64, copy=True)
+        else:
+            self.sums[name] = total.to(summand.device).add_(summand)
 
     def add_to_groups(self, name: str, values: Tensor, groups: Tensor, number: int) -> None:
         """Add (samples, ...) values to the sums of their groups, (samples,) of `number`."""
@@ -76,7 +78,11 @@ class Found:
         tensors = {f"sum/{name}": total.cpu().contiguous() for name, total in self.sums.items()}
         if self.kept:
             tensors["kept"] = torch.stack([each.cpu() for each in self.kept.values()])
-        more = {"kept": list(self.kept), "done": sorted(self.done), "left_out": sorted(self.left_out)}
+        more = {
+            "kept": list(self.kept),
+            "done": sorted(self.done),
+            "left_out": sorted(self.left_out),
+        }
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         save_file(tensors, part, metadata={name: json.dumps(each) for name, each in more.items()})
         os.replace(part, path)
@@ -86,17 +92,20 @@ class Found:
         """Read such a file.
 
         Raises:
-            DataError: It is none.
+            DataError: It is not such a file.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 more = {name: json.loads(text) for name, text in file.metadata().items()}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
             kept = dict(zip(more["kept"], tensors.pop("kept", ()), strict=True))
             sums = {name.removeprefix("sum/"): total for name, total in tensors.items()}
             return cls(sums, kept, set(more["done"]), set(more["left_out"]))
         except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
-            raise DataError(f"{path} holds no sums of an analysis ({error}). Begin anew in another folder.") from error
+            raise DataError(
+                f"{path} holds no sums of an analysis ({error}). Start again in another folder."
+            ) from error
 
 
 class StreamedAnalysis(Analysis):
@@ -107,35 +116,35 @@ class StreamedAnalysis(Analysis):
     Args:
         sets: Which tokens count.
         groups: Into how many groups samples are put, for intervals.
-        seed: Of that, and of everything else that is drawn.
-        snapshot_every: Batches between two files of what is found so far.
+        seed: Seed of the groups, and of everything else that is drawn.
+        snapshot_every: Number of batches between two files of what is found so far.
         label: Name of the analysis, by default its class's.
     """
 
-    default_name: ClassVar[str]
     found: Found
-    _done: set[str]  # samples of all processes that are not looked at again
+    _done: set[str]  # samples of all processes that are not run again
     _again: set[str]  # but for these
     _unwritten: int  # batches
 
-    def __init__(self, *, sets: TokenSets, groups: int, seed: int, snapshot_every: int, label: str) -> None:
-        self.name = label or self.default_name
-        if self.name != Path(self.name).name:
-            raise ConfigError(f"The label of an analysis names a folder, so it can't be {label!r}. Leave slashes out.")
+    def __init__(
+        self, *, sets: TokenSets, groups: int, seed: int, snapshot_every: int, label: str
+    ) -> None:
+        super().__init__(label=label)
         if groups < 2 or snapshot_every < 1:
             raise ConfigError(
-                f"{self.name} needs two groups or more and a snapshot every batch or less often, not groups={groups} "
-                f"and snapshot_every={snapshot_every}."
+                f"{self.name} needs two groups or more and a snapshot every batch or less often, "
+                f"not groups={groups} and snapshot_every={snapshot_every}."
             )
-        self.sets, self.groups, self.seed, self.snapshot_every = sets, groups, seed, snapshot_every
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._source: Mapping[str, Any] = {}
+        self.sets, self.groups = sets, groups
+        self.seed, self.snapshot_every = seed, snapshot_every
         self._folder: Path | None = None
         self._share = 0
         self.reset()
 
     @abstractmethod
-    def measure(self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor) -> Mapping[str, Tensor]:
+    def measure(
+        self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor
+    ) -> Mapping[str, Tensor]:
         """Return what has sums, (batch, ...) each.
 
         Args:
@@ -152,13 +161,9 @@ class StreamedAnalysis(Analysis):
         """Refuse data without images; single samples without one are left out, and counted."""
         if not any(sample.images for sample in samples):
             raise ConfigError(
-                f"{self.name} compares images with text, but no sample has an image. Use data with images."
+                f"{self.name} compares images with text, but no sample has an image. Use data "
+                "with images."
             )
-
-    @property
-    def making(self) -> dict[str, Any]:
-        """What decides the sums: settings and source."""
-        return {"analysis": dict(self.settings), "source": dict(self._source)}
 
     def prepare(
         self,
@@ -170,31 +175,45 @@ class StreamedAnalysis(Analysis):
     ) -> None:
         """Get ready; see `Analysis.prepare`."""
         self.reset()
-        self._tokenizer, self._folder, self._source, self._share = tokenizer, folder, source or {}, share
+        self._tokenizer, self._source = tokenizer, source or {}
+        self._folder, self._share = folder, share
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             check_making(folder, self.making)
             files = _read(folder)
             self.found = files.get(folder / self._own_file, self.found)
-            self._done = {sample_id for found in files.values() for sample_id in found.done}
-            self._again = {sample_id for found in files.values() for sample_id in self.read_again(found)}
+            for found in files.values():
+                self._done |= found.done
+                self._again |= self.read_again(found)
 
     @torch.no_grad()
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Take in the samples of a batch that are not in yet."""
         ids = batch.sample_ids
-        new = [row for row, sample_id in enumerate(ids) if sample_id not in self._done and sample_id not in ids[:row]]
         masks = self.sets.of(batch)
-        whole = masks.any(-1).all(-1).tolist()
-        counted = [row for row in new if whole[row]]
-        again = [row for row, sample_id in enumerate(ids) if sample_id in self._again]
+        has_both = masks.any(-1).all(-1).tolist()
+        new: set[str] = set()
+        left_out: set[str] = set()
+        counted, again = [], []  # rows
+        for row, sample_id in enumerate(ids):
+            if sample_id in self._again:
+                again.append(row)
+            if sample_id in self._done or sample_id in new:
+                continue
+            new.add(sample_id)
+            if has_both[row]:
+                counted.append(row)
+            else:
+                left_out.add(sample_id)
         if rows := [*counted, *again]:
-            measured = self.measure(backbone, batch if rows == [*range(len(batch))] else batch.take(rows), masks[rows])
-            self.add({name: values[: len(counted)] for name, values in measured.items()}, batch.take(counted))
-        self._again -= {ids[row] for row in again}
-        self._done |= {ids[row] for row in new}
-        self.found.done |= {ids[row] for row in new}
-        self.found.left_out |= {ids[row] for row in new if not whole[row]}
+            some = batch if rows == [*range(len(batch))] else batch.take(rows)
+            measured = self.measure(backbone, some, masks[rows])
+            added = {name: values[: len(counted)] for name, values in measured.items()}
+            self.add(added, batch.take(counted))
+        self._again -= set(ids)
+        self._done |= new
+        self.found.done |= new
+        self.found.left_out |= left_out
         self._unwritten += bool(new or again)
         if self._unwritten >= self.snapshot_every:
             self._write()
@@ -213,11 +232,11 @@ class StreamedAnalysis(Analysis):
             self.found.add_to_groups(name, values, at, self.groups)
 
     def read_again(self, found: Found) -> set[str]:
-        """Return which samples a process that goes on has to read again, though they are in the sums."""
+        """Return which samples to run again after a restart, though they are in the sums."""
         return set()
 
     def settle(self) -> None:
-        """Write down what is not yet: each process, behind its last batch."""
+        """Write down what is not written yet: called in each process, after its last batch."""
         if self._unwritten:
             self._write()
 
@@ -240,8 +259,9 @@ class StreamedAnalysis(Analysis):
         found = self._all()
         if "n" not in found.sums:
             raise DataError(
-                f"{self.name} has no sample with an image and text behind it; {len(found.left_out)} were left out. Use "
-                "data with images, or sets.before_image: true where the text stands before them."
+                f"{self.name} has no sample with an image and text after it; {len(found.left_out)} "
+                "were left out. Use data with images, or sets.before_image: true where the text "
+                "stands before them."
             )
         return self.summarise(found, self.making)
 
@@ -272,9 +292,17 @@ class StreamedAnalysis(Analysis):
 
 
 def _read(folder: Path) -> dict[Path, Found]:
-    """Return what is in the files of a folder; a file that is left of those that were merged does not count twice."""
-    merged = folder / _MERGED
-    files = {merged: Found.read(merged)} if merged.is_file() else {}
-    in_it = files[merged].done if files else set()
-    shares = {path: Found.read(path) for path in sorted(folder.glob(_SHARES))}
-    return files | {path: found for path, found in shares.items() if not found.done <= in_it}
+    """Return what is in the files of a folder.
+
+    A file that is left over from those that were merged does not count twice.
+    """
+    files: dict[Path, Found] = {}
+    merged: set[str] = set()  # samples
+    if (folder / _MERGED).is_file():
+        files[folder / _MERGED] = Found.read(folder / _MERGED)
+        merged = files[folder / _MERGED].done
+    for path in sorted(folder.glob(_SHARES)):
+        found = Found.read(path)
+        if not found.done <= merged:
+            files[path] = found
+    return files

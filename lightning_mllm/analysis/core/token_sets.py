@@ -1,11 +1,13 @@
 """Which tokens are perceptual and which textual; padding is neither.
 
-Perceptual are the tokens of images, textual those behind the first image. What stands before it (the begin token, the
-system text) is left out, as in Shukor and Cord's multitask set-up, unless it is asked for.
+Perceptual are the tokens of images, textual those after the first image. What stands before it (the
+begin token, the system text) is left out, as in Shukor and Cord's multitask set-up, unless it is
+asked for.
 
-A few tokens have states that are many times larger than all others (Sun et al., "Massive Activations in LLMs", 2024):
-attention sinks, often the first token. One of them decides a mean of tokens and a maximum. So each measure can be taken
-without them too: a token is a sink at a layer where its norm is many times the median of the tokens of its set.
+A few tokens have states that are many times larger than all others: attention sinks, often the
+first token (Sun et al., "Massive Activations in LLMs", 2024). A single one decides a mean over
+tokens, and a maximum. So each measure can be taken without them too: a token is a sink at a layer
+where its norm is many times the median over the tokens of its set.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ class TokenSets:
 
     Attributes:
         before_image: Whether text before the first image is textual too.
-        answers: Whether answers are textual, such as the captions of images; without them the prompt is.
-        sink_ratio: From how many times the median norm a token is an attention sink; with None none is.
+        answers: Whether answers, such as the captions of images, are textual too; the prompt always
+            is.
+        sink_ratio: From how many times the median norm on a token is an attention sink; with null
+            no token is.
     """
 
     before_image: bool = False
@@ -39,7 +43,9 @@ class TokenSets:
 
     def __post_init__(self) -> None:
         if self.sink_ratio is not None and self.sink_ratio <= 1:
-            raise ConfigError(f"sink_ratio is {self.sink_ratio}; it must be above 1, or null for no sinks.")
+            raise ConfigError(
+                f"sink_ratio is {self.sink_ratio}; it must be above 1, or null for no sinks."
+            )
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -69,4 +75,7 @@ class TokenSets:
         if self.sink_ratio is None:
             return masks[:, None]
         across = norms[:, None].expand(masks.shape)
-        return torch.stack([masks, masks & (across <= self.sink_ratio * masked_median(across, masks)[..., None])], 1)
+        return torch.stack(
+            [masks, masks & (across <= self.sink_ratio * masked_median(across, masks)[..., None])],
+            1,
+        )

@@ -1,8 +1,8 @@
-"""The output head in float32, so that what half precision rounds away between two logits can still be read.
+"""The output head in float32, where two logits differ that half precision would round to one.
 
-In half precision logits stand on a grid: in bfloat16, between 16 and 32, of 0.125, which is 13 % of a probability. So
-of a plain linear head the product itself is computed in float32 here, under autocast too. What another head returns,
-such as one with an adapter, is as it is.
+In half precision logits stand on a grid: in bfloat16, between 16 and 32, its step is 0.125, which
+is 13 % of a probability. So the product of a plain linear head is computed in float32 here, under
+autocast too. Another head, such as one with an adapter, is used as it is.
 """
 
 from __future__ import annotations
@@ -14,9 +14,28 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import output_of
 
+LOGITS = 1 << 23  # that exist at once, where states go through the head some at a time
 _WORDS = 8192  # rows of the head that are in float32 at once
+
+
+def vocabulary_size(head: nn.Module) -> int:
+    """Return for how many tokens a head has logits."""
+    weight: Tensor = head.weight  # type: ignore[assignment]  # of a linear layer
+    return len(weight)
+
+
+def states_at_once(head: nn.Module) -> int:
+    """Return how many states to send through a head at a time."""
+    return max(1, LOGITS // vocabulary_size(head))
+
+
+def next_token_logits(backbone: Backbone, states: Tensor) -> Tensor:
+    """Return the logits of what leaves a layer, (..., width): after the final norm and the head."""
+    norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]  # a module
+    return head_logits(backbone.lm_head, norm(states))
 
 
 def head_logits(head: nn.Module, normed: Tensor) -> Tensor:
@@ -35,7 +54,7 @@ def head_logits(head: nn.Module, normed: Tensor) -> Tensor:
 
 @contextmanager
 def head_in_float32(head: nn.Module) -> Iterator[None]:
-    """Let a plain linear head return the same to the model that calls it, which may go on with it."""
+    """Let a plain linear head return these logits to the model that calls it."""
     if type(head) is not nn.Linear:
         yield
         return
@@ -47,5 +66,7 @@ def _product(head: nn.Linear, normed: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(normed.dtype, head.weight.dtype), torch.float32)
     with torch.autocast(normed.device.type, enabled=False):
         states = normed.to(dtype)
-        logits = torch.cat([states @ words.to(dtype).T for words in head.weight.split(_WORDS)], dim=-1)
+        logits = torch.cat(
+            [states @ words.to(dtype).T for words in head.weight.split(_WORDS)], dim=-1
+        )
         return logits if head.bias is None else logits + head.bias.to(dtype)

@@ -1,8 +1,9 @@
-"""The states of a batch as they come out of the LLM, layer by layer, to whoever observes them; none is kept.
+"""Shows the states of a batch as they come out of the LLM, layer by layer; none is kept.
 
-Index 0 of the residual stream is what enters the first block, index l what leaves block l, un-normed: also the last
-one, of which `output_hidden_states` gives the normed state only. Inside block l, counted from 1, are the states that
-are not in the residual stream yet (Shukor and Cord, arXiv 2405.16700, section 3):
+Index 0 of the residual stream is what enters the first layer, index l what leaves layer l,
+un-normed. This holds for the last layer too, of which `output_hidden_states` gives the normed state
+only. Inside layer l, counted from 1, are the states that are not in the residual stream yet (Shukor
+and Cord, arXiv 2405.16700, section 3):
 
     X' = X + SA(LN1(X));  next X = X' + FC2(FC1(LN2(X')))
 """
@@ -24,8 +25,8 @@ from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_un
 from lightning_mllm.types import MultimodalBatch
 
 
-class State(StrEnum):
-    """Where in the LLM a state is."""
+class LayerState(StrEnum):
+    """Where in a layer of the LLM a state is."""
 
     RESIDUAL = "residual"
     LN1 = "LN1"  # the normed stream, as attention gets it
@@ -36,90 +37,104 @@ class State(StrEnum):
 
 
 StateName = Literal["residual", "LN1", "SA", "LN2", "FC1", "FC2"]
-Observe = Callable[[State, int, Tensor], None]
+Observe = Callable[[LayerState, int, Tensor], None]
 
 _MODULES = {
-    State.LN1: "input_layernorm",
-    State.SA: "self_attn",
-    State.LN2: "post_attention_layernorm",
-    State.FC1: "mlp.down_proj",  # what enters it
-    State.FC2: "mlp",
+    LayerState.LN1: "input_layernorm",
+    LayerState.SA: "self_attn",
+    LayerState.LN2: "post_attention_layernorm",
+    LayerState.FC1: "mlp.down_proj",  # what enters it
+    LayerState.FC2: "mlp",
 }
-_ADDED = (State.SA, State.FC2)
+_ADDED = (LayerState.SA, LayerState.FC2)
 _PARTS = {name.partition(".")[0] for name in _MODULES.values()}
 
 
-def states_of(names: Sequence[str]) -> tuple[State, ...]:
+def states_of(names: Sequence[str]) -> tuple[LayerState, ...]:
     """Return the states of these names.
 
     Raises:
-        ConfigError: There is none of such a name, or one comes twice.
+        ConfigError: A name is unknown, or comes twice.
     """
-    known = set(State)
+    known = set(LayerState)
     if len(set(names)) < len(names) or not known.issuperset(names):
-        raise ConfigError(f"States are {', '.join(names)}; each can be one of {', '.join(State)}, once.")
-    return tuple(map(State, names))
+        raise ConfigError(
+            f"States are {', '.join(names)}; each can be one of {', '.join(LayerState)}, once."
+        )
+    return tuple(map(LayerState, names))
 
 
 @torch.no_grad()
 def stream_states(
     backbone: Backbone,
     batch: MultimodalBatch,
-    states: Sequence[State],
+    states: Sequence[LayerState],
     observe: Observe,
     enter: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Run the LLM once over a batch, and show its states; blocks come in order.
+    """Run the LLM once over a batch, and show its states; layers come in order.
 
     Args:
         backbone: The model.
-        batch: What it reads.
+        batch: What it is run on.
         states: Which are shown.
-        observe: Gets the state, its layer and its values, (batch, sequence, width); autocast is off in it.
-        enter: Makes what enters the first block of what would, (batch, sequence, width) each.
+        observe: Gets the state, its layer and its values, (batch, sequence, width). Autocast is off
+            while it runs.
+        enter: Makes what enters the first layer of what would enter it without `enter`,
+            (batch, sequence, width) each.
 
     Raises:
-        ConfigError: States inside blocks are asked for, and the blocks are built otherwise.
+        ConfigError: States inside layers are asked for, and the layers have other modules.
         DataError: States of a sample are not finite.
     """
-    blocks = decoder_layers(backbone)
+    layers = decoder_layers(backbone)
 
-    def check(_: int, leaving: Tensor, __: Any) -> None:  # what is not finite stays so from block to block
+    def check(_: int, leaving: Tensor, __: Any) -> None:  # what is not finite stays so
         broken = (~leaving.isfinite().all(-1) & batch.attention_mask.bool()).any(1)
         if rows := broken.nonzero()[:, 0].tolist():
             raise DataError(
-                f"The LLM's states of sample {batch.sample_ids[rows[0]]!r} are not finite. Load the model in bfloat16 "
-                "or float32."
+                f"The LLM's states of sample {batch.sample_ids[rows[0]]!r} are not finite. Load "
+                "the model in bfloat16 or float32."
             )
 
-    def show(place: tuple[State, int], values: Tensor) -> None:
-        if place[0] in _ADDED:
-            values = values * getattr(blocks[place[1] - 1], "residual_multiplier", 1.0)  # Granite scales what it adds
+    def show(key: tuple[LayerState, int], values: Tensor) -> None:
+        state, layer = key
+        if state in _ADDED:  # Granite scales what it adds
+            values = values * getattr(layers[layer - 1], "residual_multiplier", 1.0)
         with torch.autocast(values.device.type, enabled=False):
-            observe(*place, values)
+            observe(state, layer, values)
 
     def show_stream(layer: int, values: Tensor, _: Any) -> None:
-        show((State.RESIDUAL, layer), values)
+        show((LayerState.RESIDUAL, layer), values)
 
     with ExitStack() as hooks:
         if enter is not None:
-            hooks.enter_context(stream_into(blocks[0], enter))
-        hooks.enter_context(before_layers({len(blocks): backbone.decoder.norm}, check))  # type: ignore[dict-item]  # a module
-        if State.RESIDUAL in states:
-            hooks.enter_context(before_layers(dict(enumerate(layers_and_norm(backbone))), show_stream))
-        inside = [state for state in _MODULES if state in states]
-        hooks.enter_context(inputs_of(_modules(blocks, [s for s in inside if s is State.FC1]), show))
-        hooks.enter_context(outputs_of(_modules(blocks, [s for s in inside if s is not State.FC1]), show))
+            hooks.enter_context(stream_into(layers[0], enter))
+        entered = dict(enumerate(layers_and_norm(backbone)))
+        hooks.enter_context(before_layers({len(layers): entered[len(layers)]}, check))
+        if LayerState.RESIDUAL in states:
+            hooks.enter_context(before_layers(entered, show_stream))
+        inputs = [state for state in states if state is LayerState.FC1]
+        outputs = [state for state in _MODULES if state in states and state is not LayerState.FC1]
+        hooks.enter_context(inputs_of(_modules(layers, inputs), show))
+        hooks.enter_context(outputs_of(_modules(layers, outputs), show))
         run_uncompiled(backbone, batch)
 
 
-def _modules(blocks: Sequence[nn.Module], states: Sequence[State]) -> dict[tuple[State, int], nn.Module]:
-    """Return (state, number of the block) -> module."""
-    for block in blocks if states else ():
-        if (parts := {name for name, _ in block.named_children()}) != _PARTS:
-            raise ConfigError(
-                f"States inside blocks are known where a block has {', '.join(sorted(_PARTS))}, as those of Llama, "
-                f"Mistral and Qwen2; a {type(block).__name__} has {', '.join(sorted(parts))}. Ask for "
-                f"{State.RESIDUAL!s} states only."
-            )
-    return {(s, number): block.get_submodule(_MODULES[s]) for number, block in enumerate(blocks, 1) for s in states}
+def _modules(
+    layers: Sequence[nn.Module], states: Sequence[LayerState]
+) -> dict[tuple[LayerState, int], nn.Module]:
+    """Return (state, number of the layer) -> module."""
+    modules: dict[tuple[LayerState, int], nn.Module] = {}
+    for state in states:
+        for number, layer in enumerate(layers, 1):
+            parts = {name for name, _ in layer.named_children()}
+            if parts != _PARTS:
+                raise ConfigError(
+                    "States inside layers are known where a layer has "
+                    f"{', '.join(sorted(_PARTS))}, as those of Llama, Mistral and Qwen2; a "
+                    f"{type(layer).__name__} has {', '.join(sorted(parts))}. Ask for "
+                    f"{LayerState.RESIDUAL!s} states only."
+                )
+            modules[state, number] = layer.get_submodule(_MODULES[state])
+    return modules

@@ -1,4 +1,4 @@
-"""How much memory there is, and going on with less at a time when it runs out."""
+"""How much memory there is, and how to continue with less at a time when it runs out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import torch
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
 _UNKNOWN = 4 * 2**30  # where the system does not say what is free
 _LEAST = 2**30  # what the system caches counts as used, though it gives it back
 _PATIENCE = 16  # pieces that fit before more at a time is tried again
@@ -22,8 +23,8 @@ _Thing = TypeVar("_Thing")
 def free_bytes(device: torch.device) -> int:
     """Return about how much this process can still allocate.
 
-    On the CPU that is its share of what the system has, and a job scheduler or container allows, if it runs beside
-    other processes of one training; at least a GiB is assumed.
+    On the CPU this is what the system has free and a job scheduler or container allows, divided
+    among the processes of one training. At least a GiB is assumed.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -33,7 +34,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 class Pieces:
-    """Runs things some at a time; out of memory, it goes on with half as many, and after a while tries more again.
+    """Runs things some at a time; out of memory, it continues with half as many.
+
+    After a while it tries more again.
 
     Attributes:
         name: What the things are called in the log.
@@ -57,10 +60,12 @@ class Pieces:
 
         Args:
             things: What is run.
-            size: How many at a time, if memory allows.
+            size: How many are run at a time, if memory allows.
             function: Runs a piece.
-            weight: How much of what fits each thing takes; things of another call may take more or less.
-            halve: Whether a piece that does not fit is run in halves, or the error left to the caller.
+            weight: How much memory a thing takes, in any unit; things of another call may take more
+                or less.
+            halve: Whether a piece that does not fit is run in halves; otherwise the error goes to
+                the caller.
 
         Raises:
             torch.OutOfMemoryError: One thing alone does not fit, or `halve` is False.
@@ -82,8 +87,11 @@ class Pieces:
             self._limit, self._fitted = len(piece) // 2 * weight, 0
             self._patience *= 2
             torch.cuda.empty_cache()
-            _LOG.warning(
-                "Out of memory with %d %s at a time; going on with %d.", len(piece), self.name, len(piece) // 2
+            log.warning(
+                "Out of memory with %d %s at a time; going on with %d.",
+                len(piece),
+                self.name,
+                len(piece) // 2,
             )
         return results
 
@@ -101,13 +109,15 @@ def _free_pages() -> int:
 
 
 def _free_in_groups() -> Iterator[int]:
-    """Yield what each of the process's control groups (version 2) leaves it, of those that have a limit."""
+    """Yield what is left in each of the process's control groups (version 2) that has a limit."""
     try:
         own = _OWN_GROUP.read_text(encoding="utf-8").rpartition("::")[2].strip().lstrip("/")
     except OSError:  # not on Linux
         return
     for group in (_GROUPS / own, *(_GROUPS / own).parents):
         try:
-            yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+            yield int((group / "memory.max").read_text()) - int(
+                (group / "memory.current").read_text()
+            )
         except (OSError, ValueError):  # there is none, or it is "max"
             continue

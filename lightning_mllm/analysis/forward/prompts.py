@@ -1,4 +1,4 @@
-"""The prompts of a batch through the model, their images encoded once; only the last position's logits."""
+"""The prompts of a batch through the model, images encoded once; logits of LAST only."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Prompts:
     """Prompts, padded on the left, so that LAST is the last column of each.
 
     Attributes:
-        batch: Cut behind LAST, on the model's device, without its pixels.
-        images: Per image, what the LLM gets for it: (tokens, width).
+        batch: Ends with LAST; on the model's device, without its pixels.
+        images: What the LLM gets for each image, (tokens, width).
     """
 
     batch: MultimodalBatch
@@ -31,9 +31,10 @@ class Prompts:
     @classmethod
     def of(cls, backbone: Backbone, batch: MultimodalBatch) -> Prompts:
         """Cut the prompts out of a batch and encode its images."""
-        vision = {name: value.to(backbone.model.device) for name, value in batch.vision.items()}
+        device = backbone.model.device
+        vision = {name: value.to(device) for name, value in batch.vision.items()}
         images = backbone.encode_images(vision, "post") if vision else []
-        return cls(replace(batch, vision={}).to(backbone.model.device).prompts(), images)
+        return cls(replace(batch, vision={}).to(device).prompts(), images)
 
     def __len__(self) -> int:
         """Return the number of prompts."""
@@ -54,5 +55,5 @@ class Prompts:
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Log-softmax in float32, or in float64 if the logits are."""
+    """Return the log-softmax in float32, or in float64 if the logits are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

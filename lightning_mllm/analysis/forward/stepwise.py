@@ -1,4 +1,4 @@
-"""A batch on its way through the decoder: caught before the first layer, and taken through one layer at a time."""
+"""A batch in the decoder: caught before the first layer, and run through one layer at a time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_mllm.types import MultimodalBatch
 
 @dataclass
 class Stream:
-    """A batch on its way through the decoder.
+    """A batch between two layers of the decoder.
 
     Attributes:
         hidden: (batch, sequence, width), what enters the next layer.
-        arguments: Of each layer.
-        counted: (batch, sequence) bool.
+        arguments: What each layer is called with, besides.
+        counted: (batch, sequence) bool, which tokens count.
     """
 
     hidden: Tensor

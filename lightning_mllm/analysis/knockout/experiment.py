@@ -1,19 +1,21 @@
-"""Cross-modal information flow: what blocking attention does to the answer, block by block and window by window.
+"""Cross-modal information flow: what blocking attention does to the answer.
 
-The study of Zhang et al., "Cross-modal Information Flow in Multimodal Large Language Models" (CVPR 2025, arXiv
-2411.18620), with the knockout of Geva et al. (2023): in a window of layers the target's positions lose sight of the
-source's, and the probability p of the token that the model would say first is read again. What is found is the effect
-of blocking, which is not where information is: it can take other ways, as the instruction's and the roles' tokens.
+The study of Zhang et al., "Cross-modal Information Flow in Multimodal Large Language Models" (CVPR
+2025, arXiv 2411.18620), with the knockout of Geva et al. (2023). In a window of layers the target's
+positions cannot attend to the source's, and the probability p of the token that the model would say
+first is read again. What is found is the effect of blocking. This is not where information is: it
+can take other ways, such as the tokens of the instruction and of the roles.
 
-Per question, block and window there is a row (`FlowRow`). Its change of probability, 100 (p_after - p_before) /
-p_before, is the paper's; averaged over questions it is the mean of ratios, which has no upper bound and is large where
-p_before is small. So the ratio of means, the median and the change of log p stand beside it, and the share of questions
-whose first token flips.
+Per question, block and window there is a row (`FlowRow`). Its change of probability,
+100 (p_after - p_before) / p_before, is the paper's. Averaged over questions it is a mean of ratios,
+which has no upper bound and is large where p_before is small. So the ratio of means, the median and
+the change of log p are reported beside it, and the rate of questions whose first token flips.
 
-How much hiding the picture can do at all, each question's ceiling says: there it is hidden from all text in all layers,
-and yet a model guesses some answers right. Effects are also told as a share of this, which is no bound: what is left of
-a picture can mislead more than none. And as a model without a picture may always say the same, which then can't flip,
-right answers have numbers of their own.
+How much hiding the picture can do at all is measured by each question's ceiling: there it is hidden
+from all text in all layers, and still a model guesses some answers right. Effects are also reported
+in percent of the ceiling's. The ceiling is not a bound: what is left of a picture can mislead more
+than no picture. And a model without a picture may always say the same answer, which then can't
+flip; so right answers have numbers of their own.
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any, ClassVar
 
-from lightning_mllm.analysis.core.per_question import Question, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.knockout.block import Block
-from lightning_mllm.analysis.knockout.engine.choice import EngineName, choose_engine
 from lightning_mllm.analysis.knockout.engine.interface import Case, KnockoutEngine
+from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
 from lightning_mllm.analysis.knockout.rows import FlowRow, OptionIds, flow_rows, row_of
 from lightning_mllm.analysis.knockout.summary import CEILING, summarise_flow
 from lightning_mllm.errors import ConfigError
@@ -38,7 +41,7 @@ from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 from lightning_mllm.types import MultimodalBatch, Sample, Segment, Table
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BLOCKS = (  # the paper's six, and the control for the fifth: as many of the other patches
     "question->last",
@@ -49,7 +52,7 @@ BLOCKS = (  # the paper's six, and the control for the fifth: as many of the oth
     "image other->question",
     "image random->question",
 )
-_TAKES = {  # what a sample must have for a segment to be anywhere
+_NEEDED = {  # what a sample must have for a segment to be anywhere
     "boxes": {Segment.IMAGE_OBJECT, Segment.IMAGE_OTHER, Segment.IMAGE_RANDOM},
     "distractors": {Segment.IMAGE_DISTRACTOR},
     "options": {Segment.TRUE_OPTION, Segment.FALSE_OPTION},
@@ -62,19 +65,23 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
 
     Args:
         blocks: What is blocked, as "image->question"; by default the paper's six and a control.
-        windows: In which layers; a window that is there twice counts once.
-        engine: `suffix` computes only what can change, `reference` runs the whole model for each case; `auto` is the
-            first where it is exact.
-        memory_gib: What the engine may use besides the weights; by default half of what is free.
+        windows: In which layers it is blocked; a window that is listed twice counts once.
+        engine: `suffix` computes only what can change, `reference` runs the whole model for each
+            case. `auto` takes `suffix` where it is exact, else `reference`.
+        memory_gib: How many GiB the engine may use besides the weights; by default half of what is
+            free.
         correct_only: Whether, as in the paper, only questions count that the model answers right.
-        match: When an answer is right: `normalised` folds case, quotes, full stops and blanks away, `paper` lets only
-            case and the blanks around it differ, as the study does.
-        contrasts: Pairs of blocks whose difference is reported with its interval, the same questions for both;
-            questions whose random patches could not avoid the object are left out of those with such patches.
-        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
-        least_per_answer: With how many questions a right answer has numbers of its own, beside those of its kind.
+        match: When an answer is right. `normalised` ignores case, quotes, full stops and blanks.
+            `paper`, as in the study, ignores only case and the blanks around the answer.
+        contrasts: Pairs of blocks whose difference is reported with its interval, on the same
+            questions for both. Questions whose random patches could not avoid the object are left
+            out of contrasts with such patches.
+        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
+            all.
+        least_per_answer: How many questions a right answer needs to have numbers of its own, beside
+            those of its kind.
         bootstrap: How intervals are drawn.
-        label: A name of your own.
+        label: A name of your own for this analysis and its folder.
 
     Raises:
         ConfigError: A block can't be read, is there twice, or is in a contrast and nowhere else.
@@ -98,17 +105,28 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
         label: str = "",
     ) -> None:
-        super().__init__(correct_only=correct_only, match=match, label=label)
+        super().__init__(
+            correct_only=correct_only,
+            match=match,
+            kind_depth=kind_depth,
+            bootstrap=bootstrap,
+            label=label,
+        )
         self.blocks = tuple(Block.parse(block) for block in blocks)
         names = [str(block) for block in self.blocks]
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"InformationFlow needs blocks, each once; found {', '.join(names) or 'none'}.")
-        wanted = [pair for pair in CONTRASTS if {*pair} <= {*names}] if contrasts is None else contrasts
-        self.contrasts = tuple((str(Block.parse(ours)), str(Block.parse(theirs))) for ours, theirs in wanted)
-        if lacking := sorted({block for pair in self.contrasts for block in pair} - {*names}):
-            raise ConfigError(f"A contrast names {lacking[0]!r}, which is not among the blocks. Add it to them.")
+            raise ConfigError(
+                f"InformationFlow needs blocks, each once; found {', '.join(names) or 'none'}."
+            )
+        if contrasts is None:
+            contrasts = [pair for pair in CONTRASTS if {*pair} <= {*names}]
+        self.contrasts = [(_normalise(ours), _normalise(theirs)) for ours, theirs in contrasts]
+        if lacking := sorted({*chain.from_iterable(self.contrasts)} - {*names}):
+            raise ConfigError(
+                f"A contrast names {lacking[0]!r}, which is not among the blocks. Add it to them."
+            )
         self.windows, self.engine, self.memory_gib = windows, engine, memory_gib
-        self.kind_depth, self.least_per_answer, self.bootstrap = kind_depth, least_per_answer, bootstrap
+        self.least_per_answer = least_per_answer
         self._engine: KnockoutEngine | None = None
 
     @property
@@ -118,46 +136,54 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
             "blocks": [str(block) for block in self.blocks],
             "windows": asdict(self.windows),
             "engine": self.engine,
-            "correct_only": self.correct_only,
-            "match": self.match,
+            **self.shared_settings,
         }
 
     def reset(self) -> None:
-        """Forget all rows; and the engine, which will check again whether it is exact for the model."""
+        """Forget all rows; and the engine, so that it is checked again with the model."""
         super().reset()
         self._engine = None
 
     def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse samples without a kind where it matters; warn of blocks that no sample has the positions of."""
+        """Refuse samples without a kind where it matters.
+
+        Blocks whose positions no sample has are reported by a warning.
+        """
         samples = [*samples]
         super().check(samples)
-        lacking: dict[Segment, str] = {}
-        for field, segments in _TAKES.items():
+        lacking: dict[Segment, str] = {}  # segment -> the field of samples that it needs
+        for field, segments in _NEEDED.items():
             if not any(getattr(sample, field) for sample in samples):
                 lacking |= dict.fromkeys(segments, field)
         for block in self.blocks:
             for side in (block.source, block.target):
                 if all(term & lacking.keys() for term in side.terms):
-                    needed = sorted({lacking[segment] for segment in side.segments if segment in lacking})
-                    logger.warning(
-                        "%s: %s will block nothing: none of the %d samples has %r, which takes %s.",
+                    needed = sorted({lacking[each] for each in side.segments & lacking.keys()})
+                    log.warning(
+                        "%s: %s will block nothing: none of the %d samples has %r, which needs %s.",
                         *(self.name, block, len(samples), str(side), " and ".join(needed)),
                     )
 
-    def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> list[list[FlowRow]]:
+    def measure(
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
+    ) -> list[list[FlowRow]]:
         """Run all blocks in all windows, and the ceiling."""
         depth = len(decoder_layers(backbone))
         windows = dict.fromkeys(self.windows.of(depth))
-        cases = [Case(block, window) for block in self.blocks for window in windows]
+        cases = []
+        for block in self.blocks:
+            cases += [Case(block, window) for window in windows]
         cases.append(Case(CEILING, Window(depth // 2, 0, depth)))
         options = OptionIds.of(batch.answers)
         if self._engine is None:
-            self._engine = choose_engine(self.engine, None if self.memory_gib is None else int(self.memory_gib * 2**30))
-        found = self._engine.run(backbone, batch, cases, options.ids.to(batch.input_ids.device))
-        rows = flow_rows(questions, batch, cases, found, options)
+            memory = None if self.memory_gib is None else int(self.memory_gib * 2**30)
+            self._engine = choose_engine(self.engine, memory)
+        ids = options.ids.to(batch.input_ids.device)
+        readings = self._engine.run(backbone, batch, cases, ids)
+        rows = flow_rows(questions, batch, cases, readings, options)
         return [[*swept, replace(ceiling, ceiling=True)] for *swept, ceiling in rows]
 
-    def left_out(self, question: Question) -> FlowRow:
+    def left_out(self, question: AskedQuestion) -> FlowRow:
         """Return the row of a question that the model answers wrongly."""
         return row_of(question, measured=False)
 
@@ -172,3 +198,8 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
             bootstrap=self.bootstrap,
             settings=settings,
         )
+
+
+def _normalise(block: str) -> str:
+    """Return the one way to write a block."""
+    return str(Block.parse(block))

@@ -1,4 +1,4 @@
-"""The numbers of blocks: mean changes, flips, margins, and all this as a share of what the ceiling has."""
+"""The numbers of blocks: mean changes, flips, margins, and each as a part of the ceiling's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEASURES = (
     "logprob_change",
     "flip_rate",
     "margin_change",
-    "change_of_ceiling_percent",  # of the first measure, as a share of what the ceiling has
+    "change_of_ceiling_percent",  # the first measure, in percent of that of the ceiling
     "flips_of_ceiling_percent",
 )
 COLUMNS = (
@@ -40,45 +40,64 @@ COLUMNS = (
     "margin_before",
     "margin_after",
 )
+_FLIPS = MEASURES.index("flip_rate")
+_ENDS = slice(STATISTICS.index("low_95"), STATISTICS.index("high_95") + 1)
 
 Cells = Mapping[str, Floats]  # column -> (questions, blocks, windows)
 
 
-def flow_numbers(cells: Cells, fair: Cells, ceiling: Cells, pairs: Sequence[tuple[int, int]], draws: Draws) -> Floats:
-    """Return (blocks, ceiling and contrasts, windows, measures, statistics) of (questions, blocks, windows) cells.
+def flow_numbers(
+    cells: Cells, fair: Cells, ceiling: Cells, pairs: Sequence[tuple[int, int]], draws: Draws
+) -> Floats:
+    """Return the numbers of all blocks, of the ceiling and of contrasts between blocks.
 
     Args:
-        cells: Column -> numbers.
-        fair: The same, without those that count in no contrast.
-        ceiling: Of the ceiling, with one block.
+        cells: Column -> numbers, (questions, blocks, windows).
+        fair: The same cells, NaN where a question counts in no contrast.
+        ceiling: Cells of the ceiling, which are one block.
         pairs: Blocks that are contrasted.
-        draws: Of the bootstrap.
+        draws: Resamples of the questions.
+
+    Returns:
+        (blocks, ceiling and contrasts, windows, measures, statistics).
     """
-    with_ceiling = {column: np.concatenate([each, ceiling[column]], axis=1) for column, each in cells.items()}
+    with_ceiling = {}
+    for column, own in cells.items():
+        with_ceiling[column] = np.concatenate([own, ceiling[column]], axis=1)
     questions, blocks, windows = with_ceiling["p_before"].shape
-    flat = {column: each.reshape(questions, -1) for column, each in with_ceiling.items()}
-    above = {column: np.tile(each[:, 0], blocks) for column, each in ceiling.items()}
-    own = [estimate(statistic, values, draws) for statistic, values in _statistics(flat)]
-    own.insert(MEASURES.index("flip_rate"), share(flat["flipped"], draws.pictures))
-    own += _of_ceiling(flat, above, draws)
-    parts = [np.stack(own, axis=1).reshape(blocks, windows, len(MEASURES), len(STATISTICS))]
-    parts[0][-1, :, -1, 1:3] = parts[0][-1, :, -1, :1]  # flips of the ceiling itself
-    for pair in pairs:
-        ours, theirs = ({column: each[:, block] for column, each in fair.items()} for block in pair)
-        for column in COLUMNS:
-            neither = np.isnan(ours[column]) | np.isnan(theirs[column])
-            ours[column], theirs[column] = (np.where(neither, np.nan, each[column]) for each in (ours, theirs))
-        both = zip(_statistics(ours), _statistics(theirs), strict=True)
-        found = [difference(a, b, values, draws) for (a, values), (b, _) in both]
-        flips = share_difference(ours["flipped"], theirs["flipped"], draws.pictures)
-        found.insert(MEASURES.index("flip_rate"), flips)
-        found += [np.where([True, True, True, False], np.nan, np.zeros_like(flips))] * (len(MEASURES) - len(found))
-        parts.append(np.stack(found, axis=1)[None])
-    return np.concatenate(parts)
+    flat = {column: own.reshape(questions, -1) for column, own in with_ceiling.items()}
+    above = {column: np.tile(own[:, 0], blocks) for column, own in ceiling.items()}
+    numbers = [estimate(statistic, values, draws) for statistic, values in _statistics(flat)]
+    numbers.insert(_FLIPS, share(flat["flipped"], draws.pictures))
+    numbers += _relative_to_ceiling(flat, above, draws)
+    stacked = np.stack(numbers, axis=1).reshape(blocks, windows, len(MEASURES), len(STATISTICS))
+    stacked[-1, :, -1, _ENDS] = stacked[-1, :, -1, :1]  # the ceiling's flips relative to itself
+    contrasts = [_contrast(fair, *pair, draws)[None] for pair in pairs]
+    return np.concatenate([stacked, *contrasts])
+
+
+def _contrast(fair: Cells, first: int, second: int, draws: Draws) -> Floats:
+    """Return the differences between two blocks, (windows, measures, statistics)."""
+    ours: dict[str, Floats] = {}
+    theirs: dict[str, Floats] = {}
+    for column in COLUMNS:
+        one, two = fair[column][:, first], fair[column][:, second]
+        lacking = np.isnan(one) | np.isnan(two)
+        ours[column] = np.where(lacking, np.nan, one)
+        theirs[column] = np.where(lacking, np.nan, two)
+    numbers = []
+    for (one, values), (two, _) in zip(_statistics(ours), _statistics(theirs), strict=True):
+        numbers.append(difference(one, two, values, draws))
+    flips = share_difference(ours["flipped"], theirs["flipped"], draws.pictures)
+    numbers.insert(_FLIPS, flips)
+    undefined = np.full_like(flips, np.nan)  # relative to the ceiling
+    undefined[:, STATISTICS.index("n")] = 0
+    numbers += [undefined] * (len(MEASURES) - len(numbers))
+    return np.stack(numbers, axis=1)
 
 
 def _statistics(cells: Cells) -> list[tuple[Statistic, Floats]]:
-    """Return the statistic of each measure that is neither a share nor a part of the ceiling, and its values."""
+    """Return statistic and values of each measure, but of flips and those of the ceiling."""
     change, before, after = cells["relative_change_percent"], cells["p_before"], cells["p_after"]
     margin = cells["margin_after"] - cells["margin_before"]
     ratio = ratio_of_means(after, before)
@@ -91,13 +110,15 @@ def _statistics(cells: Cells) -> list[tuple[Statistic, Floats]]:
     ]
 
 
-def _of_ceiling(cells: Cells, ceiling: Cells, draws: Draws) -> list[Floats]:
+def _relative_to_ceiling(cells: Cells, ceiling: Cells, draws: Draws) -> list[Floats]:
     """Return change and flips in percent of those of the ceiling, of (questions, numbers) cells.
 
     The change has no interval where the ceiling's own holds 0: no interval would be bounded.
     """
-    change, above = (each["relative_change_percent"] for each in (cells, ceiling))
-    found = estimate(ratio_of_means(100 * change, above), change + above, draws)
+    change, above = cells["relative_change_percent"], ceiling["relative_change_percent"]
+    relative = estimate(ratio_of_means(100 * change, above), change + above, draws)
     _, low, high, _ = estimate(mean(above), change + above, draws).T
-    found[:, 1:3] = np.where(((low > 0) | (high < 0))[:, None], found[:, 1:3], np.nan)
-    return [found, share_ratio(cells["flipped"], ceiling["flipped"], draws.pictures, 100)]
+    bounded = (low > 0) | (high < 0)
+    relative[:, _ENDS] = np.where(bounded[:, None], relative[:, _ENDS], np.nan)
+    flips = share_ratio(cells["flipped"], ceiling["flipped"], draws.pictures, 100)
+    return [relative, flips]

@@ -1,16 +1,19 @@
-"""The answer word, layer by layer: what the last position would say if the layers behind did nothing.
+"""The answer word, layer by layer: what LAST would say if the layers after did nothing.
 
-The residual stream at LAST, of index 0 (the embedding) to L (the output of the last layer), goes through the final norm
-and the head (nostalgebraist's "logit lens"). With it comes the way to the answer in Zhang et al. (arXiv 2411.18620,
-section 6): a word rises in lower case, then capitalised.
+The residual stream at the last position (LAST), from index 0 (the embedding) to L (the output of
+the last layer), goes through the final norm and the head (nostalgebraist's "logit lens"). This
+shows how the answer comes about in Zhang et al. (arXiv 2411.18620, section 6): a word becomes
+likely in lower case first, then capitalised.
 
-Words are their first tokens behind the prompt, as in the paper: that is what LAST predicts. Of an answer of several
-tokens this is the beginning. So the joint log-probability of the whole reference, as the data writes it, stands beside
-it: each token is read by the same lens at the position before it, with the reference's earlier tokens there. The end of
-the turn is no part of it.
+A word is read by its first token after the prompt, as in the paper: that is what LAST predicts. For
+an answer of several tokens this is only the beginning. So the joint log-probability of the whole
+reference, as the data writes it, stands beside it. Each of its tokens is read by the same lens at
+the position before it, where the model is given the reference's earlier tokens. The end of the turn
+is not counted.
 
-`norm="none"` is the paper's: raw states of index 0 to L - 1, and the normed one at L, as transformers hands them out.
-Its curves depend on the length of the residual stream, and jump at L, where both are the model's own distribution.
+`norm="none"` is the paper's variant: raw states of index 0 to L - 1, and the normed one at L, as
+transformers returns them. Its curves depend on the length of the residual stream, and jump at L,
+where both variants are the model's own distribution.
 """
 
 from __future__ import annotations
@@ -26,14 +29,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.core.analysis import STATISTICS
-from lightning_mllm.analysis.core.per_question import Question, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
-from lightning_mllm.analysis.lens.readout import WORDS, Norm, Places, Vocabulary, look, residual_states
+from lightning_mllm.analysis.lens.readout import (
+    WORDS,
+    LensPositions,
+    Norm,
+    TokensOf,
+    look,
+    residual_states,
+)
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.picture_bootstrap import (
     Bootstrap,
+    Floats,
     Kept,
     count_questions,
     estimate,
@@ -47,11 +58,6 @@ from lightning_mllm.types import MultimodalBatch, Table
 CURVES = dict(zip(WORDS, ("answer", "Answer", "false option", "False option"), strict=True))
 MEASURES = ("probability_percent", "median_rank")
 JOINT = "whole reference"
-_MEASURED = (  # columns of a row, in the order in which `AnswerLens.measure` fills them
-    *(f"p_{word}" for word in WORDS),
-    *(f"rank_{word}" for word in WORDS),
-    *("reference_logprob", "reference_tokens", "top_words", "top_probabilities"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +65,24 @@ class LensRow:
     """A question and a layer; a question that is left out has one row, without a layer.
 
     Attributes:
-        sample_id: The question's.
-        kind: Its kind.
-        picture: What it is about.
+        sample_id: Id of the question's sample.
+        kind: Kind of the question.
+        picture: Name of the picture that it is about.
         correct: Whether the model answers it right.
-        measured: Whether it is looked into.
-        layer: 0 for the embedding, then the number of layers behind.
+        measured: Whether the lens is put on it.
+        layer: Number of layers that the state has gone through; 0 for the embedding.
         p_lower: Probability of the first token of the answer in lower case.
-        p_capitalised: Capitalised.
-        p_false_lower: Of the wrong option.
-        p_false_capitalised: Capitalised.
-        rank_lower: How many tokens are likelier.
-        rank_capitalised: Likewise.
-        rank_false_lower: Likewise.
-        rank_false_capitalised: Likewise.
+        p_capitalised: Probability of the first token of the capitalised answer.
+        p_false_lower: Probability of the first token of the wrong option in lower case.
+        p_false_capitalised: Probability of the first token of the capitalised wrong option.
+        rank_lower: How many tokens are likelier than that of `p_lower`.
+        rank_capitalised: How many tokens are likelier than that of `p_capitalised`.
+        rank_false_lower: How many tokens are likelier than that of `p_false_lower`.
+        rank_false_capitalised: How many tokens are likelier than that of `p_false_capitalised`.
         reference_logprob: Joint log-probability of the reference's tokens.
-        reference_tokens: Their number.
+        reference_tokens: Number of the reference's tokens.
         top_words: The likeliest tokens, the likeliest first, as a JSON list.
-        top_probabilities: Their probabilities, likewise.
+        top_probabilities: Probabilities of `top_words`, as a JSON list.
     """
 
     sample_id: str
@@ -104,15 +110,17 @@ class AnswerLens(QuestionAnalysis[LensRow]):
 
     Args:
         norm: `final` for the final norm at each layer, `none` for the paper's raw states.
-        vocabulary: Over which tokens probabilities and ranks are: `head` for all that the model can say, `tokenizer`
-            without those behind the tokenizer's last, with which some checkpoints are padded.
+        vocabulary: Over which tokens probabilities and ranks are computed. `head`: all that the
+            model can say. `tokenizer`: only those that the tokenizer knows; some checkpoints have
+            more of them, as padding.
         top: How many of the likeliest words are kept per layer.
         correct_only: Whether, as in the paper, only questions count that the model answers right.
-        match: When an answer is right: `normalised` folds case, quotes, full stops and blanks away, `paper` lets only
-            case and the blanks around it differ, as the study does.
-        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
+        match: When an answer is right. `normalised` ignores case, quotes, full stops and blanks.
+            `paper`, as in the study, ignores only case and the blanks around the answer.
+        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
+            all.
         bootstrap: How intervals are drawn.
-        label: A name of your own.
+        label: A name of your own for this analysis and its folder.
     """
 
     row_type = LensRow
@@ -122,7 +130,7 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         self,
         *,
         norm: Norm = "final",
-        vocabulary: Vocabulary = "head",
+        vocabulary: TokensOf = "head",
         top: int = 5,
         correct_only: bool = True,
         match: Match = "normalised",
@@ -130,51 +138,60 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
         label: str = "",
     ) -> None:
-        super().__init__(correct_only=correct_only, match=match, label=label)
+        super().__init__(
+            correct_only=correct_only,
+            match=match,
+            kind_depth=kind_depth,
+            bootstrap=bootstrap,
+            label=label,
+        )
         if norm not in ("final", "none"):
             raise ConfigError(f"AnswerLens.norm is {norm!r}; it can be 'final' or 'none'.")
         if vocabulary not in ("head", "tokenizer"):
-            raise ConfigError(f"AnswerLens.vocabulary is {vocabulary!r}; it can be 'head' or 'tokenizer'.")
+            raise ConfigError(
+                f"AnswerLens.vocabulary is {vocabulary!r}; it can be 'head' or 'tokenizer'."
+            )
         if top < 0:
             raise ConfigError(f"AnswerLens.top must be at least 0, not {top}.")
         self.norm, self.vocabulary, self.top = norm, vocabulary, top
-        self.kind_depth, self.bootstrap = kind_depth, bootstrap
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What decides the rows."""
-        return {
-            "norm": self.norm,
-            "vocabulary": self.vocabulary,
-            "top": self.top,
-            "correct_only": self.correct_only,
-            "match": self.match,
-        }
+        own = {"norm": self.norm, "vocabulary": self.vocabulary, "top": self.top}
+        return {**own, **self.shared_settings}
 
-    def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> list[list[LensRow]]:
-        """Read all layers."""
-        assert self._tokenizer is not None  # `update` has seen to it
-        places = Places.of(batch)
-        vocabulary = len(self._tokenizer) if self.vocabulary == "tokenizer" else None
+    def measure(
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
+    ) -> list[list[LensRow]]:
+        """Put the lens on all layers."""
+        positions = LensPositions.of(batch)
+        vocabulary = len(self.tokenizer) if self.vocabulary == "tokenizer" else None
+        states = residual_states(backbone, batch, positions.seen, self.norm)
+        lengths = positions.lengths.tolist()
         rows: list[list[LensRow]] = [[] for _ in questions]
-        for layer, states in enumerate(residual_states(backbone, batch, places.read, self.norm)):
-            seen = look(backbone.lm_head, states, places.ids, self.top, vocabulary)
-            joint = places.joint(seen.logprobs[:, -1])
-            columns = [
-                *seen.logprobs[places.at_last, : len(WORDS)].double().exp().T.tolist(),
-                *seen.ranks[places.at_last, : len(WORDS)].double().T.tolist(),
-                joint.tolist(),
-                places.lengths.tolist(),
-                [_decoded(self._tokenizer, ids) for ids in seen.top[places.at_last].tolist()],
-                [json.dumps(each) for each in _rounded(seen.top_logprobs[places.at_last])],
-            ]
-            for own, question, cells in zip(rows, questions, zip(*columns, strict=True), strict=True):
-                own.append(_row_of(question, layer=layer, **dict(zip(_MEASURED, cells, strict=True))))
+        for layer, hidden in enumerate(states):
+            seen = look(backbone.lm_head, hidden, positions.ids, self.top, vocabulary)
+            last, words = positions.at_last, slice(len(WORDS))
+            probabilities = seen.logprobs[last, words].double().exp().tolist()
+            ranks = seen.ranks[last, words].double().tolist()
+            joint = positions.joint(seen.logprobs[:, -1]).tolist()
+            top, top_logprobs = seen.top[last].tolist(), seen.top_logprobs[last].double()
+            for number, question in enumerate(questions):
+                cells = {
+                    **{f"p_{w}": p for w, p in zip(WORDS, probabilities[number], strict=True)},
+                    **{f"rank_{w}": rank for w, rank in zip(WORDS, ranks[number], strict=True)},
+                    "reference_logprob": joint[number],
+                    "reference_tokens": lengths[number],
+                    "top_words": _write_words(self.tokenizer, top[number]),
+                    "top_probabilities": _write_probabilities(top_logprobs[number]),
+                }
+                rows[number].append(LensRow(**question.columns, layer=layer, **cells))
         return rows
 
-    def left_out(self, question: Question) -> LensRow:
+    def left_out(self, question: AskedQuestion) -> LensRow:
         """Return the row of a question that the model answers wrongly."""
-        return _row_of(question, measured=False)
+        return LensRow(**question.columns, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per kind, word and layer."""
@@ -187,47 +204,51 @@ class AnswerLens(QuestionAnalysis[LensRow]):
             "measure": MEASURES,
             "statistic": STATISTICS,
         }
-        cells = {
-            column: pivot(table, column, {"layer": layers}, kept.ids, table["measured"])
-            for column in (*_MEASURED[: 2 * len(WORDS)], "reference_logprob")
-        }
-        shares = [*(cells[f"p_{word}"] for word in WORDS), np.exp(cells["reference_logprob"])]
+
+        def per_layer(column: str) -> Floats:  # (questions, layers)
+            return pivot(table, column, {"layer": layers}, kept.ids, table["measured"])
+
+        probabilities = [per_layer(f"p_{word}") for word in WORDS]
+        probabilities.append(np.exp(per_layer("reference_logprob")))
+        ranks = [per_layer(f"rank_{word}") for word in WORDS]
         values = no_numbers(coords)
         for index, (kind, rows) in enumerate(kept.groups.items() if layers else ()):
             own = values[index]  # (words, layers, measures, statistics)
             draws = self.bootstrap.draw(kept.pictures[rows], kind)
-            for word, share in enumerate(shares):
-                own[word, :, 0] = estimate(mean(100 * share[rows]), share[rows], draws)
-            for word, name in enumerate(WORDS):
-                ranks = cells[f"rank_{name}"][rows]
-                own[word, :, 1] = estimate(median(ranks), ranks, draws)
-        more = {
-            "kind_depth": self.kind_depth,
-            "bootstrap": asdict(self.bootstrap),
-            "found": {
-                "questions": count_questions(table, self.kind_depth),
-                "pictures": kept.count_pictures(),
-            },
+            for word, each in enumerate(probabilities):
+                own[word, :, 0] = estimate(mean(100 * each[rows]), each[rows], draws)
+            for word, each in enumerate(ranks):
+                own[word, :, 1] = estimate(median(each[rows]), each[rows], draws)
+        found = {
+            "questions": count_questions(table, self.kind_depth),
+            "pictures": kept.count_pictures(),
         }
-        plots = (_plot(self.norm),) if layers else ()
-        return AnalysisResult(self.name, values, tuple(coords), coords, len(kept.ids), {**settings, **more}, plots)
+        return AnalysisResult(
+            self.name,
+            values,
+            tuple(coords),
+            coords,
+            len(kept.ids),
+            {
+                **settings,
+                "kind_depth": self.kind_depth,
+                "bootstrap": asdict(self.bootstrap),
+                "found": found,
+            },
+            (_plot(self.norm),) if layers else (),
+        )
 
 
-def _row_of(question: Question, **cells: Any) -> LensRow:
-    return LensRow(
-        sample_id=question.sample_id, kind=question.kind, picture=question.picture, correct=question.correct, **cells
-    )
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def _write_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return json.dumps([tokenizer.decode([token]) for token in ids], ensure_ascii=False)
 
 
-def _rounded(logprobs: Tensor) -> list[list[float]]:
-    return [[float(f"{p:.4g}") for p in row] for row in logprobs.double().exp().tolist()]
+def _write_probabilities(logprobs: Tensor) -> str:
+    return json.dumps([float(f"{p:.4g}") for p in logprobs.exp().tolist()])
 
 
 def _plot(norm: Norm) -> Plot:
+    without = ", without the final norm" if norm == "none" else ""
     return Plot(
         name="lens",
         style="lines",
@@ -235,7 +256,7 @@ def _plot(norm: Norm) -> Plot:
         y="word",
         shown={name: name for name in (*CURVES.values(), JOINT)},
         fixed={"measure": MEASURES[0]},
-        xlabel="Layers behind (0: embedding)",
+        xlabel="Layers before the lens (0: embedding)",
         label="Probability (%)",
-        title="What LAST would say after each layer" + (", without the final norm" if norm == "none" else ""),
+        title=f"What LAST would say after each layer{without}",
     )

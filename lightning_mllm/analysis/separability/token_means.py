@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import State, stream_states
+from lightning_mllm.analysis.forward.observe import LayerState as State
+from lightning_mllm.analysis.forward.observe import stream_states
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers

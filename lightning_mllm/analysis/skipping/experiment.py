@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_mllm.analysis.core.analysis import STATISTICS
-from lightning_mllm.analysis.core.per_question import Question, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import AskedQuestion as Question
+from lightning_mllm.analysis.core.per_question import QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
 from lightning_mllm.analysis.skipping.context import skipped
 from lightning_mllm.analysis.skipping.costs import DecoderPass, warn_of_nothing_skipped

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.analysis.forward.caches import cached_positions
 from lightning_mllm.analysis.skipping.choice import SampleTokens, chosen_behind_prompts, chosen_in_prompts, lowest
 from lightning_mllm.analysis.skipping.layer import Attending, Split, run_beside, run_in_parallel, run_layer
 from lightning_mllm.analysis.skipping.spec import Skip
@@ -160,7 +160,7 @@ def _places(arguments: Arguments, before: Tensor) -> tuple[Tensor, int]:
     embedded = arguments.get("inputs_embeds")
     entering: Tensor = arguments["input_ids"] if embedded is None else embedded
     batch, count = entering.shape[:2]
-    past, mask = _past(arguments.get("past_key_values")), arguments.get("attention_mask")
+    past, mask = cached_positions(arguments.get("past_key_values")), arguments.get("attention_mask")
     if mask is None:
         return torch.arange(past + count, device=entering.device).expand(batch, -1), past
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == past + count:
@@ -173,15 +173,3 @@ def _places(arguments: Arguments, before: Tensor) -> tuple[Tensor, int]:
             "and 1."
         )
     return torch.cat([before[:, :past], numbers.expand(batch, -1)], dim=1), past
-
-
-def _past(cache: Any) -> int:
-    """Return how many positions are cached."""
-    if cache is None:
-        return 0
-    if cache.is_compileable or any(cache.is_sliding):
-        raise ConfigError(
-            f"Tokens are found by their place among the keys, which a {type(cache).__name__} does not keep. Generate "
-            "with a dynamic cache (cache_implementation=None) and full attention, or with use_cache=False."
-        )
-    return int(cache.get_seq_length())

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from lightning_mllm.analysis.core.analysis import STATISTICS
-from lightning_mllm.analysis.core.per_question import Question, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import AskedQuestion as Question
+from lightning_mllm.analysis.core.per_question import QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration, Tokens
 from lightning_mllm.analysis.subnetwork.calibration_files import load_calibrations

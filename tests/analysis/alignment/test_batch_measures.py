@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lightning_mllm.analysis.alignment.similarity import MODES
-from lightning_mllm.analysis.forward.observe import State, stream_states
+from lightning_mllm.analysis.forward.observe import LayerState as State
+from lightning_mllm.analysis.forward.observe import stream_states
 from lightning_mllm.models.backbone import Backbone
 from tests.support.alignment_by_hand import Sample, align, curve, over_pairs, places, samples_by_hand, similarity
 from tests.support.decoders import LAYERS, make_backbone

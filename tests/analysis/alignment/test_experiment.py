@@ -16,7 +16,7 @@ from lightning_mllm.analysis.alignment.experiment import Alignment, _Noise
 from lightning_mllm.analysis.alignment.similarity import MODES, TOKEN_MODES, VECTOR_MODES
 from lightning_mllm.analysis.alignment.summary import Score, alignment_score
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import State
+from lightning_mllm.analysis.forward.observe import LayerState as State
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.jackknife import group_of

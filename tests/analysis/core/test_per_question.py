@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from lightning_mllm.analysis.core.per_question import Question, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.evaluation import KnownAnswers, OpenAnswer
 from lightning_mllm.models.backbone import Backbone
@@ -33,13 +33,15 @@ class Parts(QuestionAnalysis[Row]):
     def __init__(self, room: int = 99) -> None:
         super().__init__(correct_only=True, match="normalised", label="")
         self.room = room
-        self.seen: list[Question] = []
+        self.seen: list[AskedQuestion] = []
 
     @property
     def settings(self) -> Mapping[str, Any]:
         return {}
 
-    def measure(self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]) -> Iterator[list[Row]]:
+    def measure(
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
+    ) -> Iterator[list[Row]]:
         assert [question.sample_id for question in questions] == list(batch.sample_ids)
         assert [question.picture for question in questions] == list(batch.pictures)
         for number, question in enumerate(questions):
@@ -48,7 +50,7 @@ class Parts(QuestionAnalysis[Row]):
             self.seen.append(question)
             yield [Row(question.sample_id, part) for part in range(2)]
 
-    def left_out(self, question: Question) -> Row:
+    def left_out(self, question: AskedQuestion) -> Row:
         return Row(question.sample_id, -1)
 
     def summarise(self, table: Table, settings: Any) -> AnalysisResult:

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.forward.observe import State, states_of, stream_states
+from lightning_mllm.analysis.forward.observe import LayerState, states_of, stream_states
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch
 from tests.support.alignment_by_hand import residuals
 from tests.support.decoders import LAYERS, count_hooks, make_backbone, make_batch
 
-Seen = dict[tuple[State, int], Tensor]
+Seen = dict[tuple[LayerState, int], Tensor]
 
 
-def stream(backbone: Backbone, batch: MultimodalBatch, *states: State, **options: Any) -> Seen:
+def stream(backbone: Backbone, batch: MultimodalBatch, *states: LayerState, **options: Any) -> Seen:
     seen: Seen = {}
     stream_states(backbone, batch, states, lambda s, k, values: seen.__setitem__((s, k), values.clone()), **options)
     return seen
@@ -28,17 +28,17 @@ def stream(backbone: Backbone, batch: MultimodalBatch, *states: State, **options
 def test_block_outputs_are_un_normed_from_the_embedding_to_the_last(tiny_llava: str, attention: str) -> None:
     backbone, batch = make_backbone(tiny_llava, attention), make_batch(tiny_llava)
 
-    seen = stream(backbone, batch, State.RESIDUAL)
+    seen = stream(backbone, batch, LayerState.RESIDUAL)
 
     expected = residuals(backbone, batch)
-    assert list(seen) == [(State.RESIDUAL, layer) for layer in range(LAYERS + 1)]
+    assert list(seen) == [(LayerState.RESIDUAL, layer) for layer in range(LAYERS + 1)]
     real = batch.attention_mask.bool()
     for layer in range(LAYERS + 1):
-        assert torch.equal(seen[State.RESIDUAL, layer][real], expected[layer][real])
+        assert torch.equal(seen[LayerState.RESIDUAL, layer][real], expected[layer][real])
     norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]
     with torch.no_grad():
         logits = backbone.model(**batch.model_inputs()).logits
-        assert torch.equal(backbone.lm_head(norm(seen[State.RESIDUAL, LAYERS]))[real], logits[real])
+        assert torch.equal(backbone.lm_head(norm(seen[LayerState.RESIDUAL, LAYERS]))[real], logits[real])
 
 
 @pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2", "granite"])
@@ -47,40 +47,40 @@ def test_states_inside_a_block_make_up_the_next_one(tiny_llava: str, decoder: An
     scales: dict[str, Any] = {"residual_multiplier": 0.5} if decoder == "granite" else {}
     backbone, batch = make_backbone(tiny_llava, decoder=decoder, **scales), make_batch(tiny_llava)
 
-    seen = stream(backbone, batch, *State)
+    seen = stream(backbone, batch, *LayerState)
 
     layers: Any = backbone.decoder.layers
     assert len(seen) == LAYERS + 1 + 5 * LAYERS
     for number, layer in enumerate(layers, 1):
-        before, after = seen[State.RESIDUAL, number - 1], seen[State.RESIDUAL, number]
-        middle = before + seen[State.SA, number]
-        torch.testing.assert_close(middle + seen[State.FC2, number], after, rtol=1e-12, atol=1e-12)
+        before, after = seen[LayerState.RESIDUAL, number - 1], seen[LayerState.RESIDUAL, number]
+        middle = before + seen[LayerState.SA, number]
+        torch.testing.assert_close(middle + seen[LayerState.FC2, number], after, rtol=1e-12, atol=1e-12)
         with torch.no_grad():
-            torch.testing.assert_close(seen[State.LN1, number], layer.input_layernorm(before))
-            torch.testing.assert_close(seen[State.LN2, number], layer.post_attention_layernorm(middle))
-            added = layer.mlp.down_proj(seen[State.FC1, number]) * scales.get("residual_multiplier", 1.0)
-            torch.testing.assert_close(added, seen[State.FC2, number])
+            torch.testing.assert_close(seen[LayerState.LN1, number], layer.input_layernorm(before))
+            torch.testing.assert_close(seen[LayerState.LN2, number], layer.post_attention_layernorm(middle))
+            added = layer.mlp.down_proj(seen[LayerState.FC1, number]) * scales.get("residual_multiplier", 1.0)
+            torch.testing.assert_close(added, seen[LayerState.FC2, number])
 
 
 def test_what_enters_can_be_exchanged_and_is_what_is_seen(tiny_llava: str) -> None:
     backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava)
 
-    seen = stream(backbone, batch, State.RESIDUAL, enter=torch.zeros_like)
+    seen = stream(backbone, batch, LayerState.RESIDUAL, enter=torch.zeros_like)
 
-    assert not seen[State.RESIDUAL, 0].any()
-    assert seen[State.RESIDUAL, 0].shape == residuals(backbone, batch)[0].shape
+    assert not seen[LayerState.RESIDUAL, 0].any()
+    assert seen[LayerState.RESIDUAL, 0].shape == residuals(backbone, batch)[0].shape
 
 
 def test_no_hook_is_left_also_after_an_exception(tiny_llava: str) -> None:
     backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava)
-    stream(backbone, batch, State.RESIDUAL)
+    stream(backbone, batch, LayerState.RESIDUAL)
     before = count_hooks(backbone)  # transformers has some of its own
 
     def fail(*_: Any) -> None:
         raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):
-        stream_states(backbone, batch, tuple(State), fail)
+        stream_states(backbone, batch, tuple(LayerState), fail)
 
     assert count_hooks(backbone) == before
 
@@ -101,7 +101,7 @@ def test_a_sample_whose_states_are_not_finite_is_named(tiny_llava: str, value: f
         layers[-1].register_forward_hook(overflow),
         pytest.raises(DataError, match=r"states of sample 's1' are not finite\. Load the model in bfloat16"),
     ):
-        stream(backbone, batch, State.RESIDUAL)
+        stream(backbone, batch, LayerState.RESIDUAL)
 
 
 def test_statistics_are_out_of_autocast(tiny_llava: str) -> None:
@@ -109,7 +109,7 @@ def test_statistics_are_out_of_autocast(tiny_llava: str) -> None:
     products: list[torch.dtype] = []
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        stream_states(backbone, batch, (State.RESIDUAL,), lambda _, __, x: products.append((x[0] @ x[0].T).dtype))
+        stream_states(backbone, batch, (LayerState.RESIDUAL,), lambda _, __, x: products.append((x[0] @ x[0].T).dtype))
 
     assert set(products) == {torch.float32}
 
@@ -120,9 +120,9 @@ def test_blocks_that_are_built_otherwise_are_refused(tiny_llava: str) -> None:
     layers[1].pre_feedforward_layernorm = nn.Identity()
 
     with pytest.raises(ConfigError, match=r"a LlamaDecoderLayer has .*pre_feedforward_layernorm.*residual states only"):
-        stream(backbone, batch, State.FC1)
+        stream(backbone, batch, LayerState.FC1)
 
-    assert len(stream(backbone, batch, State.RESIDUAL)) == LAYERS + 1
+    assert len(stream(backbone, batch, LayerState.RESIDUAL)) == LAYERS + 1
 
 
 @pytest.mark.parametrize("names", [("residual", "residual"), ("FFN",)])

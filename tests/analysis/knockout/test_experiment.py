@@ -21,7 +21,7 @@ from lightning_mllm.analysis import (
     compare_flows,
     knockout,
 )
-from lightning_mllm.analysis.knockout.engine.choice import EngineName, choose_engine
+from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
 from lightning_mllm.analysis.knockout.experiment import BLOCKS
 from lightning_mllm.analysis.knockout.measures import MEASURES
 from lightning_mllm.errors import ConfigError
@@ -133,8 +133,8 @@ class TestInformationFlow(AnalysisContract):
 
         assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             "information_flow: image object->question blocks nothing in any of 5 questions: none has 'image object'.",
-            "information_flow: last->image blocks nothing in any of 5 questions: 'last' is behind 'image' or in other "
-            "samples, so it is not seen anyway.",
+            "information_flow: last->image blocks nothing in any of 5 questions: 'last' comes after 'image' or is "
+            "in other samples, so it is not attended to anyway.",
         ]
         assert result.at(kind="all", measure=MEASURES[0], statistic="n")[:, 0].tolist() == [5, 0, 0, 5]
         assert np.isnan(result.at(kind="all", measure=MEASURES[0], statistic="value")[1:3]).all()
@@ -149,9 +149,9 @@ class TestInformationFlow(AnalysisContract):
 
         assert [record.getMessage() for record in caplog.records] == [
             "information_flow: image object->question will block nothing: none of the 6 samples has 'image object', "
-            "which takes boxes.",
+            "which needs boxes.",
             "information_flow: true option->last will block nothing: none of the 6 samples has 'true option', which "
-            "takes options.",
+            "needs options.",
         ]
 
     def test_the_control_is_as_large_as_the_object(self, table: Any) -> None:

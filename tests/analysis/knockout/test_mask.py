@@ -81,7 +81,7 @@ def test_blocking_nothing_changes_nothing(setting: Setting) -> None:
         ("image object->question", "none has 'image object'"),
         ("question->true option", "none has 'true option'"),
         ("image object->true option", "none has 'image object' or 'true option'"),
-        ("last->image", "'last' is behind 'image' or in other samples, so it is not seen anyway"),
+        ("last->image", "'last' comes after 'image' or is in other samples, so it is not attended to anyway"),
     ],
 )
 def test_a_block_that_hides_nothing_is_told(

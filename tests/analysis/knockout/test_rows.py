@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis import Block, Case, Readings, Windows
-from lightning_mllm.analysis.core.per_question import Question
+from lightning_mllm.analysis.core.per_question import AskedQuestion
 from lightning_mllm.analysis.knockout.rows import FlowRow, OptionIds, flow_rows
 from lightning_mllm.analysis.knockout.summary import summarise_flow
 from lightning_mllm.store.rows import Rows
@@ -23,7 +23,7 @@ CASES = [Case(Block.parse("image->last"), window) for window in Windows(width=1)
 def rows_of(checkpoint: str, name: str, first_token: int | None = None) -> list[FlowRow]:
     """The rows of a question in two cases, of which the first blocks something."""
     batch = batches(checkpoint, 6)[0].take([0])
-    question = Question(sample_id=name, kind="", picture=name, correct=True, first_token=first_token)
+    question = AskedQuestion(sample_id=name, kind="", picture=name, correct=True, first_token=first_token)
     sizes = torch.ones(1, 2, dtype=torch.long)
     ids, top = torch.tensor([[TOKEN, 0, 0, 0, 0]]), torch.tensor([[TOKEN, 8]])
     found = Readings(ids, read(0.5, 0.4), top, read(0.25, 0.4), top, sizes, sizes, sizes > 0, "engine")

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis import AnswerLens, Bootstrap
+from lightning_mllm.analysis.forward import float32_head
 from lightning_mllm.analysis.forward.float32_head import head_logits
 from lightning_mllm.analysis.lens import readout as lens
-from lightning_mllm.analysis.lens.readout import Norm, Places, look, residual_states
+from lightning_mllm.analysis.lens.readout import LensPositions, Norm, look, residual_states
 from lightning_mllm.errors import ConfigError, NotFiniteError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Segment
@@ -206,7 +207,7 @@ def test_the_vocabulary_is_met_by_few_states_at_a_time(monkeypatch: pytest.Monke
         return head_logits(head, some)
 
     monkeypatch.setattr(lens, "head_logits", count)
-    monkeypatch.setattr(lens, "_LOGITS", 250)
+    monkeypatch.setattr(float32_head, "LOGITS", 250)
     parts = look(head, states, ids, top=2)
 
     assert met == [5, 5, 5, 5, 3]
@@ -219,10 +220,10 @@ def test_an_answer_without_tokens_has_no_joint_probability(tiny_llava: str) -> N
     (batch,) = batches(tiny_llava, 6)
     prompts = batch.prompts()
 
-    places = Places.of(prompts)
+    positions = LensPositions.of(prompts)
 
-    assert places.lengths.tolist() == [0] * 6
-    assert places.joint(torch.zeros(6)).isnan().all()
+    assert positions.lengths.tolist() == [0] * 6
+    assert positions.joint(torch.zeros(6)).isnan().all()
 
 
 @pytest.mark.parametrize(

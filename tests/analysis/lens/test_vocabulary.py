@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.lens import batch_measures as word_reading
+from lightning_mllm.analysis.forward import float32_head
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -191,7 +191,7 @@ def test_the_vocabulary_is_met_by_few_tokens_at_a_time(
     whole = read(backbone, tiny_llava, batches(tiny_llava, 6))
     met: list[int] = []
     size: int = backbone.lm_head.weight.shape[0]  # type: ignore[assignment,index]  # of a Linear
-    monkeypatch.setattr(word_reading, "LOGITS", 5 * size)
+    monkeypatch.setattr(float32_head, "LOGITS", 5 * size)
     own = torch.Tensor.log_softmax
 
     def counted(logits: Tensor, dim: int) -> Tensor:

@@ -109,7 +109,7 @@ def _compile(backbone: Backbone) -> None:
         (_compile, Skip(), r"The model is compiled"),
         (lambda backbone: backbone.model.set_attn_implementation({"text_config": "exact"}),
          Skip(computation="block"), r"which 'exact' may ignore or reject"),
-        (lambda backbone: None, Skip(start=9), r"no range of layers"),
+        (lambda backbone: None, Skip(start=9), r"not a range of layers"),
         (lambda backbone: None, Skip(choice="lowest_change"), r"layer 0 has none"),
     ],
 )  # fmt: skip

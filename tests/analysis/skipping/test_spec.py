@@ -70,7 +70,7 @@ def test_what_can_not_be_is_refused(options: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": 4}, r"is no range of layers"),
+        ({"start": 4}, r"is not a range of layers"),
         ({"choice": "lowest_change"}, r"layer 0 has none\. Start at 1"),
         ({**PAIRS, "interval": 2, "start": 3}, r"no pair of blocks from layer 3 to 3"),
     ],

@@ -1,1 +1,1 @@
-"""Only the rows that an edit can change, with the keys and values of the clean run for all others."""
+"""Only the rows that an edit can change; all others keep the clean run's keys and values."""

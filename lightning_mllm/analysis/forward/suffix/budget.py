@@ -1,4 +1,4 @@
-"""How much of the suffix engine's work fits into memory at a time."""
+"""How much work for single rows fits into memory at a time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class Plan:
     Attributes:
         memory: Bytes in all.
         length: Positions of a prompt.
-        prompt: Bytes that the clean run of a prompt takes, whose keys, values and residuals are kept.
-        row: Bytes per row, keys aside.
+        prompt: Bytes that the clean run of a prompt takes, whose keys, values and residuals are
+            kept.
+        row: Bytes per row, without those of its keys.
         key: Bytes per pair of row and key.
     """
 
@@ -35,20 +36,27 @@ class Plan:
         width, heads = config.hidden_size, config.num_attention_heads
         head_width = getattr(config, "head_dim", None) or width // heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
-        kept = config.num_hidden_layers * length * (2 * key_heads * head_width + width) * dtype.itemsize
-        passing = length * (4 * width + 3 * config.intermediate_size) * dtype.itemsize + heads * length**2 * _SCORE
+        per_position = config.num_hidden_layers * (2 * key_heads * head_width + width)
+        kept = length * per_position * dtype.itemsize
+        states = length * (4 * width + 3 * config.intermediate_size) * dtype.itemsize
+        scores = heads * length**2 * _SCORE
         row = (8 * width + 3 * config.intermediate_size) * dtype.itemsize
-        return cls(memory, length, kept + passing, row, key=(2 * heads + 4) * _SCORE)
+        return cls(memory, length, kept + states + scores, row, key=(2 * heads + 4) * _SCORE)
 
     def prompts(self, count: int) -> int:
-        """Return how many of `count` prompts to run at a time: their clean runs take half of the memory or less."""
+        """Return how many prompts to run at a time: clean runs take half of the memory."""
         return max(1, min(count, self.memory // 2 // self.prompt))
 
     def side_by_side(self, start: int, prompts: int) -> int:
-        """Return how many cases to run at a time on these many prompts, of which each has the rows from `start` on.
+        """Return how many cases to run at a time, each with the rows from `start` on.
 
-        The same rows with nothing hidden come on top. Rows of different cases do not see each other, but their pairs
-        are computed and thrown away: so there are never more rows than half the keys before them, unless one case has.
+        The same rows with nothing hidden are added to them. Rows of different cases do not attend
+        to each other, but their pairs are computed and thrown away. So there are never more rows
+        than half the keys before them, unless one case has.
+
+        Args:
+            start: The first position whose row is computed.
+            prompts: How many prompts are run at a time.
         """
         rows = self.length - start
         most = max(_MIN_ROWS, start // 2)

@@ -1,4 +1,4 @@
-"""One pass without a block, and what of it the suffix engine goes on from."""
+"""One pass with nothing hidden, and what single rows need of it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _REPLACED = ("attention_mask", "past_key_values", "use_cache", *_PER_POSITION)
 
 
 class UnfitError(Exception):
-    """The suffix engine can't go on from this model's clean run; the message says why."""
+    """Single rows can't be run after this model's clean run; the message says why."""
 
 
 @dataclass(frozen=True)
 class CleanRun:
-    """What a pass without a block computed, layer by layer.
+    """What a pass with nothing hidden has computed, layer by layer.
 
     Attributes:
         logits: (batch, vocabulary), at the last position.
         real: (batch, sequence) bool, False at padding.
-        keys: Per layer (batch, key heads, sequence, head width).
-        values: The same.
-        tail: The first position of which `residuals` are kept.
+        keys: Per layer, the keys: (batch, key heads, sequence, head width).
+        values: Per layer, the values: (batch, key heads, sequence, head width).
+        tail: The first position for which `residuals` are kept.
         residuals: Per layer, what enters it: (batch, sequence - tail, width).
         arguments: Per layer, what else it was called with.
     """
@@ -49,7 +49,8 @@ class CleanRun:
         """Run the prompts.
 
         Raises:
-            UnfitError: A layer does not keep the keys and values of all positions, or gets what is not understood.
+            UnfitError: A layer does not keep the keys and values of all positions, or gets
+                arguments that are not understood.
         """
         residuals: list[Tensor] = []
         arguments: list[Arguments] = []
@@ -63,11 +64,16 @@ class CleanRun:
             logits, cache = prompts.forward(backbone, use_cache=True)
         length = prompts.batch.input_ids.shape[1]
         _check_arguments(arguments, length)
-        keys, values = zip(*(_of_all_positions(cache, index, length) for index in range(len(layers))), strict=True)
-        return cls(logits, prompts.batch.attention_mask.bool(), keys, values, tail, residuals, arguments)
+        keys, values = [], []
+        for index in range(len(layers)):
+            of_layer = _keys_and_values(cache, index, length)
+            keys.append(of_layer[0])
+            values.append(of_layer[1])
+        real = prompts.batch.attention_mask.bool()
+        return cls(logits, real, keys, values, tail, residuals, arguments)
 
     def arguments_at(self, layer: int, columns: Tensor) -> Arguments:
-        """Return what a layer is called with for rows that stand at these positions, its mask and cache left out."""
+        """Return a layer's arguments for rows at these positions, besides mask and cache."""
         changed = dict(self.arguments[layer])
         for name in _PER_POSITION:
             value = changed.get(name)
@@ -80,15 +86,18 @@ class CleanRun:
 
 @dataclass(frozen=True)
 class CleanPrefix:
-    """Stands in for a layer's cache: behind the clean keys and values of `length` positions come the new rows'."""
+    """A layer's cache: clean keys and values of `length` positions, and after them the rows'."""
 
     clean: CleanRun
     length: int
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """Return the keys and values that the rows attend to; nothing is kept."""
-        before_keys, before_values = (kept[layer][:, :, : self.length] for kept in (self.clean.keys, self.clean.values))
-        return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
+        clean_keys = self.clean.keys[layer][:, :, : self.length]
+        clean_values = self.clean.values[layer][:, :, : self.length]
+        return torch.cat([clean_keys, keys], dim=2), torch.cat([clean_values, values], dim=2)
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Return the number of clean positions."""
@@ -100,17 +109,27 @@ def _check_arguments(arguments: Sequence[Arguments], length: int) -> None:
         for name, value in each.items():
             parts = value if isinstance(value, (tuple, list)) else [value]
             tensors = [part for part in parts if isinstance(part, Tensor)]
-            if name in _PER_POSITION and not all(part.ndim >= 2 and part.shape[1] == length for part in tensors):
-                raise UnfitError(f"its layers get {name} of another shape than (batch, sequence, ...)")
+            if name in _PER_POSITION and not all(
+                part.ndim >= 2 and part.shape[1] == length for part in tensors
+            ):
+                raise UnfitError(
+                    f"its layers get {name} of another shape than (batch, sequence, ...)"
+                )
             if name not in _REPLACED and (tensors or (isinstance(value, dict) and value)):
                 raise UnfitError(
-                    f"its layers also get {name!r}, of which it is not known what it means for single rows"
+                    f"its layers also get {name!r}, and what that means for single rows is not "
+                    "known"
                 )
 
 
-def _of_all_positions(cache: Any, layer: int, length: int) -> tuple[Tensor, Tensor]:
+def _keys_and_values(cache: Any, layer: int, length: int) -> tuple[Tensor, Tensor]:
     kept = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
     keys, values = getattr(kept, "keys", None), getattr(kept, "values", None)
-    if keys is None or values is None or getattr(kept, "is_sliding", False) or keys.shape[2] != length:
+    if (
+        keys is None
+        or values is None
+        or getattr(kept, "is_sliding", False)
+        or keys.shape[2] != length
+    ):
         raise UnfitError(f"its layer {layer} does not keep the keys and values of all positions")
     return keys, values

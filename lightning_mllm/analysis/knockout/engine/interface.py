@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.windows import Window
+from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
 from lightning_mllm.analysis.forward.out_of_memory import Pieces
 from lightning_mllm.analysis.forward.prompts import Prompts
+from lightning_mllm.analysis.forward.suffix.budget import Plan
+from lightning_mllm.analysis.forward.suffix.rows import Variant
 from lightning_mllm.analysis.knockout.block import Block
-from lightning_mllm.analysis.knockout.mask import check_attention, check_window, head_mask, positions, reached
+from lightning_mllm.analysis.knockout.mask import check_attention, check_window, hidden_keys
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone
@@ -35,21 +38,22 @@ class Case:
 class Readings:
     """What the model says at the LAST position, without any block and in each case.
 
-    Log-probabilities are over the whole output vocabulary, in float32, or in float64 for a model in float64. What is
-    read without a block went the same way through the model as the case beside it, so that in half precision the
-    two differ by the block, and not by how each is rounded. Where nothing that LAST says can change, as with an empty
-    source or target, both are those of the clean run, exactly.
+    Log-probabilities are over the whole output vocabulary, in float32, or in float64 for a model in
+    float64. What is read without a block went the same way through the model as the case beside it.
+    So in half precision the two differ by the block, and not by how each is rounded. Where nothing
+    that LAST says can change, as with an empty source or target, both are those of the clean run,
+    exactly.
 
     Attributes:
-        ids: (batch, k) the vocabulary ids that are read: first what the clean run would say, its argmax, then those
-            asked for.
+        ids: (batch, k) the vocabulary ids that are read: first what the clean run would say, its
+            argmax, then those asked for.
         clean_logprobs: (batch, cases, k) log-probabilities of the ids without a block.
         clean_top: (batch, cases) the argmax without a block.
         logprobs: (batch, cases, k) log-probabilities of the ids.
         top: (batch, cases) the argmax.
         source_size: (batch, cases) number of positions in the case's source.
         target_size: (batch, cases) number of positions in its target.
-        acts: (batch, cases) whether the case hides anything that is seen without it.
+        acts: (batch, cases) whether the case hides anything that could be attended to without it.
         engine: Name of the engine that computed them.
     """
 
@@ -63,35 +67,79 @@ class Readings:
     acts: Tensor
     engine: str
 
+    @classmethod
+    def unchanged(
+        cls, clean: Tensor, ids: Tensor, variants: Sequence[Variant], engine: str
+    ) -> Readings:
+        """Return readings in which every case says what the clean run does.
 
-@dataclass(frozen=True)
-class Parts:
-    """What an engine finds out about some prompts; for the fields see `Readings`."""
+        Args:
+            clean: (batch, vocabulary) log-probabilities of the clean run.
+            ids: (batch, k - 1) the ids asked for.
+            variants: The cases, on these prompts.
+            engine: Name of the engine.
+        """
+        top = clean.argmax(1, keepdim=True)
+        ids = torch.cat([top, ids], dim=1)
+        logprobs = clean.gather(1, ids)[:, None].repeat(1, len(variants), 1)
+        tops = top.repeat(1, len(variants))
+        hidden = [variant.hidden for variant in variants]
+        return cls(
+            ids,
+            logprobs,
+            tops,
+            logprobs.clone(),
+            tops.clone(),
+            source_size=torch.stack([keys.source.sum(1) for keys in hidden], dim=1),
+            target_size=torch.stack([keys.target.sum(1) for keys in hidden], dim=1),
+            acts=torch.stack([keys.acts for keys in hidden], dim=1),
+            engine=engine,
+        )
 
-    ids: Tensor
-    clean_logprobs: Tensor
-    clean_top: Tensor
-    logprobs: Tensor
-    top: Tensor
-    engine: str
+    def put(self, cases: Sequence[int], changes: Tensor, **read: Tensor) -> None:
+        """Fill in what was read in some cases, where it can differ from the clean run.
+
+        Args:
+            cases: Numbers of the cases.
+            changes: (batch, these cases) bool, where they can differ.
+            read: Name of the field -> what was read.
+        """
+        for name, values in read.items():
+            own: Tensor = getattr(self, name)
+            where = changes[..., None] if own.ndim == 3 else changes
+            own[:, cases] = values.where(where, own[:, cases])
+
+    @classmethod
+    def join(cls, pieces: Sequence[Readings]) -> Readings:
+        """Put the readings of consecutive prompts together."""
+        tensors = {}
+        for field in fields(cls):
+            if field.name != "engine":
+                tensors[field.name] = torch.cat([getattr(piece, field.name) for piece in pieces])
+        return cls(**tensors, engine=pieces[0].engine)
 
 
 class KnockoutEngine(ABC):
     """Reads what a model says while attention is blocked, in many cases at once.
 
-    Before an engine's first result for a model it is seen to that the model heeds masks, and whatever else the engine
-    rests on. When memory runs out, half as many prompts are run at a time.
+    Before an engine's first result for a model, it checks that attention masks take effect in this
+    model, and whatever else the engine relies on. When memory runs out, half as many prompts are
+    run at a time.
     """
 
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        self._checked: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # model -> its kind of attention
+        self._checked: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # -> its attention
         self._pieces = Pieces("prompts")
 
     @torch.no_grad()
     def run(
-        self, backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case], ids: Tensor | None = None
+        self,
+        backbone: Backbone,
+        batch: MultimodalBatch,
+        cases: Sequence[Case],
+        ids: Tensor | None = None,
     ) -> Readings:
         """Run all cases on the batch's prompts.
 
@@ -102,109 +150,85 @@ class KnockoutEngine(ABC):
             ids: (batch, k) vocabulary ids to read besides the clean run's argmax.
 
         Raises:
-            ConfigError: The model is in train mode, or its attention takes no dense mask or ignores it; a case hides
-                everything that a position can see, or names a layer or head that does not exist; there is no case.
+            ConfigError: The model is in train mode, or its attention takes no dense mask or ignores
+                it; a case hides everything that a position can attend to, or names a layer or head
+                that does not exist; there is no case.
             DataError: The batch lacks the positions of a segment.
-            NotFiniteError: The model gives no numbers.
+            NotFiniteError: The model's log-probabilities are not finite.
         """
         _check(backbone, cases)
         prompts = Prompts.of(backbone, batch)
-        sets = {block: BlockSets.of(block, prompts.batch) for block in dict.fromkeys(case.block for case in cases)}
+        hidden: dict[Block, HiddenKeys] = {}
+        for block in dict.fromkeys(case.block for case in cases):
+            hidden[block] = hidden_keys(block, prompts.batch.spans, backbone)
+            _check_something_is_left(hidden[block], prompts.batch)
         wanted = torch.empty(len(batch), 0, dtype=torch.long) if ids is None else ids
         wanted = wanted.to(prompts.batch.input_ids.device)
+        self._check_once(backbone, prompts)
+        plan = self.plan(backbone, prompts)
+
+        def read(rows: Sequence[int]) -> Readings:
+            some = {block: keys.take(rows) for block, keys in hidden.items()}
+            variants = [Variant(some[case.block], case.window) for case in cases]
+            chosen = wanted[rows[0] : rows[-1] + 1]
+            return self.read(backbone, prompts.take(rows), variants, chosen, plan)
+
+        size = len(prompts) if plan is None else plan.prompts(len(prompts))
+        found = Readings.join(self._pieces.run(range(len(prompts)), size, read))
+        for logprobs in (found.clean_logprobs, found.logprobs):
+            check_finite(logprobs, batch.sample_ids, "The model's log-probabilities")
+        return found
+
+    def _check_once(self, backbone: Backbone, prompts: Prompts) -> None:
+        """Check the model on the first prompt, unless it was checked with this attention before."""
         attention = attention_of(backbone)
         if self._checked.get(backbone.model) != attention:
             self.check(backbone, prompts.take(range(1)))
             self._checked[backbone.model] = attention
-        parts = self._pieces.run(
-            range(len(prompts)),
-            self.plan(backbone, prompts, cases),
-            lambda rows: self.read(backbone, prompts.take(rows), cases, wanted[rows[0] : rows[-1] + 1]),
-        )
-        found = _collect(parts, [sets[case.block] for case in cases])
-        for read in (found.clean_logprobs, found.logprobs):
-            check_finite(read, batch.sample_ids, "The model's log-probabilities")
-        return found
 
     @abstractmethod
-    def read(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case], ids: Tensor) -> Parts:
+    def read(
+        self,
+        backbone: Backbone,
+        prompts: Prompts,
+        variants: Sequence[Variant],
+        ids: Tensor,
+        plan: Plan | None,
+    ) -> Readings:
         """Run all cases on these prompts at once."""
 
-    def plan(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case]) -> int:
-        """Return how many of the prompts to run at a time."""
-        return len(prompts)
+    def plan(self, backbone: Backbone, prompts: Prompts) -> Plan | None:
+        """Return how much to run at a time; None for all prompts at once."""
+        return None
 
     @abstractmethod
     def check(self, backbone: Backbone, prompts: Prompts) -> None:
-        """Find out, once for each model and on one prompt, whether what the engine rests on holds for it.
+        """Check, once for each model and on one prompt, what the engine relies on.
 
         Raises:
-            ConfigError: It does not.
+            ConfigError: The model is not as it has to be.
         """
-
-
-@dataclass(frozen=True)
-class BlockSets:
-    """A block's positions in some prompts.
-
-    Attributes:
-        source: (batch, sequence).
-        target: (batch, sequence).
-        reached: (batch, sequence), the targets that see a source position.
-    """
-
-    source: Tensor
-    target: Tensor
-    reached: Tensor
-
-    @property
-    def acts(self) -> Tensor:
-        """(batch,) whether there is any."""
-        return self.reached.any(1)
-
-    @classmethod
-    def of(cls, block: Block, batch: MultimodalBatch) -> BlockSets:
-        """Find them, in prompts that are padded on the left.
-
-        Raises:
-            ConfigError: The block hides everything that one of its rows can see.
-            DataError: The batch lacks the positions of a segment.
-        """
-        source, target = positions(batch.spans, block.source), positions(batch.spans, block.target)
-        visible = batch.attention_mask.bool() & ~source
-        blind = (target & (visible.cumsum(1) == 0)).any(1)
-        if blind.any():
-            raise ConfigError(
-                f"{block} hides everything that one of its rows can see, in sample "
-                f"{batch.sample_ids[int(blind.int().argmax())]!r}, and attention to nothing is not defined. Choose a "
-                "smaller source, or a target that starts later."
-            )
-        return cls(source, target, reached(source, target))
 
 
 def _check(backbone: Backbone, cases: Sequence[Case]) -> None:
     if not cases:
         raise ConfigError("There is nothing to block. Give at least one case.")
     if backbone.decoder.training:
-        raise ConfigError("The LLM is in train mode, so its answers could be random. Call model.eval() first.")
+        raise ConfigError(
+            "The LLM is in train mode, so its answers could be random. Call model.eval() first."
+        )
     check_attention(backbone)
-    for case in cases:
-        check_window(case.window, backbone)
-        head_mask(case.block, backbone)
+    for window in {case.window for case in cases}:
+        check_window(window, backbone)
 
 
-def _collect(parts: Sequence[Parts], sets: Sequence[BlockSets]) -> Readings:
-    """Put the pieces together; where nothing is blocked, the readings are the clean ones to the bit."""
-    acting = torch.stack([each.acts for each in sets], dim=1)  # (batch, cases)
-    clean, clean_top = (torch.cat([getattr(part, name) for part in parts]) for name in ("clean_logprobs", "clean_top"))
-    return Readings(
-        ids=torch.cat([part.ids for part in parts]),
-        clean_logprobs=clean,
-        clean_top=clean_top,
-        logprobs=torch.cat([part.logprobs for part in parts]).where(acting[..., None], clean),
-        top=torch.cat([part.top for part in parts]).where(acting, clean_top),
-        source_size=torch.stack([each.source.sum(1) for each in sets], dim=1),
-        target_size=torch.stack([each.target.sum(1) for each in sets], dim=1),
-        acts=acting,
-        engine=parts[0].engine,
-    )
+def _check_something_is_left(keys: HiddenKeys, batch: MultimodalBatch) -> None:
+    """Refuse to hide everything from a row, in prompts that are padded on the left."""
+    visible = batch.attention_mask.bool() & ~keys.source
+    blind = (keys.target & (visible.cumsum(1) == 0)).any(1)
+    if blind.any():
+        raise ConfigError(
+            f"{keys.name} hides everything that one of its rows can attend to, in sample "
+            f"{batch.sample_ids[int(blind.int().argmax())]!r}, and attention to nothing is not "
+            "defined. Choose a smaller source, or a target that starts later."
+        )

@@ -1,52 +1,66 @@
-"""The definition, computed where it can make a difference, and nowhere else.
+"""The definition, computed only where a block can make a difference.
 
-In a causal decoder a block changes no row before its first target position, in no layer; and before the window's first
-layer it changes nothing. So after one clean pass there remain, per case, the rows from the first target on, from the
-window's first layer on: behind keys and values of the clean run. All cases go through the layers side by side, and
-with them, for what is read without a block, the same rows with nothing hidden.
+In a causal decoder a block changes no row before its first target position, in no layer; and before
+the window's first layer it changes nothing. So one clean pass is followed, per case, by the rows
+from the first target on, from the window's first layer on, which attend to keys and values of the
+clean run. All cases go through the layers side by side. With them go the same rows with nothing
+hidden, for what is read without a block.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.forward.float32_head import head_logits
+from lightning_mllm.analysis.forward.float32_head import next_token_logits, states_at_once
 from lightning_mllm.analysis.forward.out_of_memory import Pieces, free_bytes
 from lightning_mllm.analysis.forward.prompts import Prompts, log_probabilities
 from lightning_mllm.analysis.forward.suffix.budget import Plan
 from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, UnfitError
 from lightning_mllm.analysis.forward.suffix.compatibility import check_rows
 from lightning_mllm.analysis.forward.suffix.rows import Variant, run_rows
-from lightning_mllm.analysis.knockout.engine.interface import BlockSets, Case, KnockoutEngine, Parts
+from lightning_mllm.analysis.knockout.engine.interface import KnockoutEngine, Readings
 from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
-from lightning_mllm.analysis.knockout.mask import head_mask
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 
-_LOG = logging.getLogger(__name__)
-_HEAD_ROWS = 256
+EngineName = Literal["auto", "suffix", "reference"]
+
+log = logging.getLogger(__name__)
+
+
+def choose_engine(name: EngineName = "auto", memory: int | None = None) -> KnockoutEngine:
+    """Make an engine.
+
+    Args:
+        name: `reference` runs the whole model for each case. `suffix` computes only what can
+            change; a model that does not allow this is refused. `auto` does the same, but leaves
+            such a model to the reference engine, and logs a warning.
+        memory: Bytes that the suffix engine may use besides the weights; by default half of what is
+            free.
+    """
+    if name == "reference":
+        return ReferenceEngine()
+    return SuffixEngine(memory, strict=name == "suffix")
 
 
 class SuffixEngine(KnockoutEngine):
     """One clean pass, then only the rows that can change.
 
-    A model must be causal, keep keys and values of all positions, heed masks, and call its layers in a way that is
-    understood; `suffix_trust` sees to it.
+    The model must be causal, keep keys and values of all positions, respect masks, and call its
+    layers in a way that is understood. This is checked before the first result
+    (`forward.suffix.compatibility`).
 
     Attributes:
         memory: Bytes that may be used besides the weights; None for half of what is free.
-        strict: Whether a model that does not allow all this is refused. Otherwise the reference engine does the work,
-            and a warning says so.
+        strict: Whether a model that does not allow all this is refused. Otherwise the reference
+            engine does the work, and a warning says so.
     """
 
     name: ClassVar[str] = "suffix"
@@ -54,145 +68,142 @@ class SuffixEngine(KnockoutEngine):
     def __init__(self, memory: int | None = None, strict: bool = False) -> None:
         super().__init__()
         if memory is not None and memory <= 0:
-            raise ConfigError(f"A memory budget of {memory} bytes can't be kept. Give more, or None for what is free.")
+            raise ConfigError(
+                f"A memory budget of {memory} bytes can't be kept. Give more, or None for what is "
+                "free."
+            )
         self.memory, self.strict = memory, strict
         self._reference = ReferenceEngine()
         self._unfit: WeakSet[nn.Module] = WeakSet()
-        self._side_by_side = Pieces("knockouts")  # of one prompt; of several, there are first fewer prompts at a time
+        # of one prompt; of several, fewer prompts at a time are tried first
+        self._side_by_side = Pieces("knockouts")
 
     def check(self, backbone: Backbone, prompts: Prompts) -> None:
         """Try the rows' code on the prompts.
 
         Raises:
-            ConfigError: The model does not allow it, and `strict` does not allow the reference engine.
+            ConfigError: The model does not allow it, and `strict` does not allow the reference
+                engine.
         """
         self._unfit.discard(backbone.model)
         try:
             check_rows(backbone, prompts)
         except UnfitError as error:
+            name = type(backbone.model).__name__
             if self.strict:
                 raise ConfigError(
-                    f"The suffix engine can't be used with this {type(backbone.model).__name__}: {error}. Use "
-                    "engine=auto or engine=reference."
+                    f"The suffix engine can't be used with this {name}: {error}. Use engine=auto "
+                    "or engine=reference."
                 ) from error
-            _LOG.warning(
-                "The suffix engine can't be used with this %s: %s. The reference engine, which is slower, does the "
-                "work instead.",
-                type(backbone.model).__name__,
-                error,
+            log.warning(
+                "The suffix engine can't be used with this %s: %s. The reference engine, which is "
+                "slower, does the work instead.",
+                *(name, error),
             )
             self._reference.check(backbone, prompts)
             self._unfit.add(backbone.model)
 
-    def plan(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case]) -> int:
-        """Return how many prompts' keys and values fit."""
-        return self._plan(backbone, prompts).prompts(len(prompts))
-
-    def read(self, backbone: Backbone, prompts: Prompts, cases: Sequence[Case], ids: Tensor) -> Parts:
-        """Run all cases on these prompts: the clean pass, then the rows."""
-        if backbone.model in self._unfit:
-            return self._reference.read(backbone, prompts, cases, ids)
-        plan, groups = self._plan(backbone, prompts), _Groups.of(backbone, prompts, cases)
-        clean = CleanRun.of(backbone, prompts, groups.tail)
-        clean_logprobs = log_probabilities(clean.logits)
-        ids = torch.cat([clean_logprobs.argmax(1, keepdim=True), ids], dim=1)
-        found = _Found.unchanged(clean_logprobs.gather(1, ids), ids[:, 0], len(cases))
-        for start, numbers in groups:
-            parts = self._side_by_side.run(
-                [groups.variants[each] for each in numbers],
-                plan.side_by_side(start, len(prompts)),
-                partial(_read, backbone, clean, start, ids),
-                weight=clean.real.shape[1] - start,
-                halve=len(prompts) == 1,
-            )
-            found.put(numbers, parts, groups.reached[:, numbers])
-        return Parts(ids, *found, self.name)
-
-    def _plan(self, backbone: Backbone, prompts: Prompts) -> Plan:
+    def plan(self, backbone: Backbone, prompts: Prompts) -> Plan:
+        """Return what fits into the memory."""
         memory = self.memory or free_bytes(backbone.model.device) // 2
         length = prompts.batch.input_ids.shape[1]
         return Plan.of(backbone.decoder.config, length, backbone.model.dtype, memory)
 
-
-@dataclass(frozen=True)
-class _Groups:
-    """The cases that can change anything, those that start at the same position together.
-
-    Attributes:
-        variants: Per case.
-        starts: Per case, its first target position that sees a source.
-        reached: (batch, cases) whether LAST can change: it can't where nothing is hidden, nor when the window holds
-            but the last layer and LAST itself is not in the target.
-    """
-
-    variants: Sequence[Variant]
-    starts: Sequence[int]
-    reached: Tensor
-
-    @classmethod
-    def of(cls, backbone: Backbone, prompts: Prompts, cases: Sequence[Case]) -> _Groups:
-        last = len(decoder_layers(backbone)) - 1
-        blocks = dict.fromkeys(case.block for case in cases)
-        sets = {block: BlockSets.of(block, prompts.batch) for block in blocks}
-        heads = {block: head_mask(block, backbone) for block in blocks}
-        first = {block: int(each.reached.any(0).int().argmax()) for block, each in sets.items()}
-        variants, reached = [], []
-        for case in cases:
-            found = sets[case.block]
-            variants.append(Variant(found.source, found.target, heads[case.block], case.window))
-            reached.append(found.acts & (found.target[:, -1] | (case.window.start < last)))
-        return cls(variants, [first[case.block] for case in cases], torch.stack(reached, dim=1))
-
-    @property
-    def tail(self) -> int:
-        """The first position from which rows are needed."""
-        return min((start for start, _ in self), default=self.variants[0].source.shape[1])
-
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield a position and the numbers of the cases that start there, by their windows' first layers."""
-
-        def together(number: int) -> tuple[int, bool]:
-            return self.starts[number], self.variants[number].heads is not None
-
-        some = self.reached.any(0).tolist()
-        order = sorted(
-            (number for number, any_reached in enumerate(some) if any_reached),
-            key=lambda number: (together(number), self.variants[number].window.start),
+    def read(
+        self,
+        backbone: Backbone,
+        prompts: Prompts,
+        variants: Sequence[Variant],
+        ids: Tensor,
+        plan: Plan | None,
+    ) -> Readings:
+        """Run all cases on these prompts: the clean pass, then the rows."""
+        if backbone.model in self._unfit:
+            return self._reference.read(backbone, prompts, variants, ids)
+        assert plan is not None  # of this engine
+        changes = _can_change(variants, len(decoder_layers(backbone)))
+        groups = _group_by_start(variants, changes.any(0).tolist())
+        length = prompts.batch.input_ids.shape[1]
+        clean = CleanRun.of(
+            backbone, prompts, tail=min((start for start, _ in groups), default=length)
         )
-        for (start, _), numbers in groupby(order, key=together):
-            yield start, list(numbers)
+        readings = Readings.unchanged(log_probabilities(clean.logits), ids, variants, self.name)
+        for start, group in groups:
+
+            def read_some(cases: Sequence[int], start: int = start) -> None:
+                some = [variants[case] for case in cases]
+                read = _read_rows(backbone, clean, start, readings.ids, some)
+                readings.put(cases, changes[:, cases], **read)
+
+            self._side_by_side.run(
+                group,
+                plan.side_by_side(start, len(prompts)),
+                read_some,
+                weight=length - start,
+                halve=len(prompts) == 1,
+            )
+        return readings
 
 
-class _Found(NamedTuple):
-    """What is read without a block and with it: log-probabilities, (batch, cases, k), and argmax, (batch, cases)."""
+def _can_change(variants: Sequence[Variant], depth: int) -> Tensor:
+    """Return whether a case can change what LAST says, (batch, cases).
 
-    before: Tensor
-    before_top: Tensor
-    after: Tensor
-    after_top: Tensor
-
-    @classmethod
-    def unchanged(cls, logprobs: Tensor, top: Tensor, cases: int) -> _Found:
-        """Take the clean run's, (batch, k) and (batch,), for all cases."""
-        before, before_top = logprobs[:, None].repeat(1, cases, 1), top[:, None].repeat(1, cases)
-        return cls(before, before_top, before.clone(), before_top.clone())
-
-    def put(self, numbers: list[int], parts: Sequence[_Found], reached: Tensor) -> None:
-        """Put in what was found of some cases, where they can change anything, (batch, some cases)."""
-        for own, new in zip(self, zip(*parts, strict=True), strict=True):
-            mask = reached[..., None] if own.ndim == 3 else reached
-            own[:, numbers] = torch.cat(new, dim=1).where(mask, own[:, numbers])
+    It can't where nothing is hidden, nor when the window holds only the last layer and LAST itself
+    is not in the target.
+    """
+    columns = []
+    for variant in variants:
+        hidden = variant.hidden
+        reaches_last = hidden.target[:, -1] | (variant.window.start < depth - 1)
+        columns.append(hidden.acts & reaches_last)
+    return torch.stack(columns, dim=1)
 
 
-def _read(backbone: Backbone, clean: CleanRun, start: int, ids: Tensor, variants: Sequence[Variant]) -> _Found:
-    """Run variants, and read the ids, (batch, k), and the argmax behind what leaves the last layer."""
+def _group_by_start(
+    variants: Sequence[Variant], changing: Sequence[bool]
+) -> list[tuple[int, list[int]]]:
+    """Put the cases together whose rows start at the same position; all heads apart from some.
+
+    Args:
+        variants: The cases.
+        changing: Whether a case can change anything; the others are in no group.
+
+    Returns:
+        Positions, in order, and the numbers of the cases, by their windows' first layers.
+    """
+    together: dict[tuple[int, bool], list[int]] = {}
+    for case, variant in enumerate(variants):
+        if changing[case]:
+            key = (variant.hidden.first_reached, variant.hidden.heads is not None)
+            together.setdefault(key, []).append(case)
+    groups = []
+    for (start, _), cases in sorted(together.items()):
+        groups.append((start, sorted(cases, key=lambda case: variants[case].window.start)))
+    return groups
+
+
+def _read_rows(
+    backbone: Backbone, clean: CleanRun, start: int, ids: Tensor, variants: Sequence[Variant]
+) -> dict[str, Tensor]:
+    """Run variants, and read the ids, (batch, k), and the argmax after what leaves the last layer.
+
+    Returns:
+        Field of `Readings` -> (batch, variants) or (batch, variants, k).
+    """
     hidden = run_rows(decoder_layers(backbone), clean, start, variants)
     batch, count, _ = hidden.shape
     wanted = ids[:, None].expand(-1, count, -1).flatten(0, 1)
+    size = states_at_once(backbone.lm_head)
     logprobs, tops = [], []
-    for rows, chosen in zip(hidden.flatten(0, 1).split(_HEAD_ROWS), wanted.split(_HEAD_ROWS), strict=True):
-        all_ids = log_probabilities(head_logits(backbone.lm_head, backbone.decoder.norm(rows)))  # type: ignore[operator]
-        logprobs.append(all_ids.gather(1, chosen))
-        tops.append(all_ids.argmax(1))
-    read, said = torch.cat(logprobs).view(batch, count, -1), torch.cat(tops).view(batch, count)
-    return _Found(read[:, :1].expand_as(read[:, 1:]), said[:, :1].expand_as(said[:, 1:]), read[:, 1:], said[:, 1:])
+    for rows, chosen in zip(hidden.flatten(0, 1).split(size), wanted.split(size), strict=True):
+        every = log_probabilities(next_token_logits(backbone, rows))
+        logprobs.append(every.gather(1, chosen))
+        tops.append(every.argmax(1))
+    read = torch.cat(logprobs).view(batch, count, -1)
+    top = torch.cat(tops).view(batch, count)
+    return {
+        "clean_logprobs": read[:, :1].expand_as(read[:, 1:]),
+        "clean_top": top[:, :1].expand_as(top[:, 1:]),
+        "logprobs": read[:, 1:],
+        "top": top[:, 1:],
+    }
