@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_mllm.analysis.alignment.group_sums import Curve, Groups, inner, over
 from lightning_mllm.analysis.alignment.similarity import VECTOR_MODES, names
 from lightning_mllm.analysis.core.token_sets import SETS
-from lightning_mllm.statistics.picture_bootstrap import kind_of
+from lightning_mllm.statistics.question_table import kind_of
 
 
 def rows_of_kinds(kinds: Sequence[str | None], depth: int | None) -> dict[str, list[int]]:

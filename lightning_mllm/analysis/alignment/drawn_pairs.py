@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lightning_mllm.analysis.alignment.similarity import token_similarities, unit
 from lightning_mllm.analysis.core.token_sets import SETS
-from lightning_mllm.statistics.jackknife import Floats, lowest
+from lightning_mllm.statistics.jackknife import lowest
+from lightning_mllm.statistics.missing import Floats
 
 COMPARISONS = ("ima_same_layer", "ima_input", *SETS)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_mllm.statistics.jackknife import Floats, jackknife
+from lightning_mllm.statistics.jackknife import jackknife
+from lightning_mllm.statistics.missing import Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,14 +15,14 @@ from lightning_mllm.analysis.alignment.between_kinds import curves_of_kinds, kin
 from lightning_mllm.analysis.alignment.drawn_pairs import COMPARISONS, mean_of_pairs
 from lightning_mllm.analysis.alignment.group_sums import Curve, Groups, inner, over
 from lightning_mllm.analysis.alignment.similarity import TOKEN_MODES, VECTOR_MODES, names
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.core.running_sums import Found
 from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, SETS
 from lightning_mllm.analysis.forward.observe import State
 from lightning_mllm.errors import DataError
-from lightning_mllm.statistics.jackknife import GROUPS, Floats
-from lightning_mllm.statistics.picture_bootstrap import no_numbers
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.jackknife import GROUPS
+from lightning_mllm.statistics.missing import Floats
 
 Reading = Literal["ima_input", "ima_same_layer"]
 READINGS: tuple[Reading, ...] = ("ima_input", "ima_same_layer")

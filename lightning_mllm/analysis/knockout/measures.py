@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
+from lightning_mllm.statistics.interval import STATISTICS
+from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
     Draws,
-    Floats,
     Statistic,
     difference,
     estimate,

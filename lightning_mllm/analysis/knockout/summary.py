@@ -13,22 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.mask import why_nothing
 from lightning_mllm.analysis.knockout.measures import COLUMNS, MEASURES, Cells, flow_numbers
 from lightning_mllm.analysis.knockout.rows import FlowRow
-from lightning_mllm.statistics.picture_bootstrap import (
-    ALL,
-    Bootstrap,
-    Floats,
-    Kept,
-    common_questions,
-    count_questions,
-    no_numbers,
-    pivot,
-)
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.missing import Floats
+from lightning_mllm.statistics.picture_bootstrap import Bootstrap
+from lightning_mllm.statistics.question_table import ALL, Kept, common_questions, count_questions, pivot
 from lightning_mllm.store.rows import read_rows
 from lightning_mllm.types import Segment, Table
 

@@ -25,23 +25,15 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.per_question import Question, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.lens.readout import WORDS, Norm, Places, Vocabulary, look, residual_states
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.picture_bootstrap import (
-    Bootstrap,
-    Kept,
-    count_questions,
-    estimate,
-    mean,
-    median,
-    no_numbers,
-    pivot,
-)
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.picture_bootstrap import Bootstrap, estimate, mean, median
+from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
 from lightning_mllm.types import MultimodalBatch, Table
 
 CURVES = dict(zip(WORDS, ("answer", "Answer", "false option", "False option"), strict=True))

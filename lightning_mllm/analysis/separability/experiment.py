@@ -19,15 +19,16 @@ from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from torch import Tensor
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.core.running_sums import Found
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.separability.token_means import TokenMeans, name_of
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing import FeatureSet, LinearProbe, linear_cka
-from lightning_mllm.statistics.jackknife import GROUPS, Floats, group_of, jackknife
-from lightning_mllm.statistics.picture_bootstrap import no_numbers, share
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.jackknife import GROUPS, group_of, jackknife
+from lightning_mllm.statistics.missing import Floats
+from lightning_mllm.statistics.picture_bootstrap import share
 from lightning_mllm.types import Sample
 
 Method = Literal["tsne", "pca"]

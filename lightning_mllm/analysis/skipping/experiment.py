@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.per_question import Question, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
 from lightning_mllm.analysis.skipping.context import skipped
@@ -27,19 +26,17 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
 from lightning_mllm.statistics.picture_bootstrap import (
     Bootstrap,
     Draws,
-    Kept,
-    count_questions,
     estimate,
     mean,
-    no_numbers,
-    pivot,
     ratio_of_means,
     share,
     share_difference,
 )
+from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
 from lightning_mllm.types import MultimodalBatch, Table
 
 MEASURES = (

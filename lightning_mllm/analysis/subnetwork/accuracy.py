@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.per_question import Question, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration, Tokens
@@ -31,16 +30,10 @@ from lightning_mllm.analysis.subnetwork.mask import SubNetwork, intersection, pr
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.picture_bootstrap import (
-    Integers,
-    Kept,
-    count_questions,
-    no_numbers,
-    pivot,
-    share,
-    share_difference,
-    share_ratio,
-)
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.missing import Integers
+from lightning_mllm.statistics.picture_bootstrap import share, share_difference, share_ratio
+from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
 from lightning_mllm.types import MultimodalBatch, Sample, Table
 
 _LOG = logging.getLogger(__name__)

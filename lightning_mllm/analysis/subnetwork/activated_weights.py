@@ -31,7 +31,7 @@ from lightning_mllm.analysis.subnetwork.overlap import Key, overlaps, plots
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.picture_bootstrap import ALL, kind_of
+from lightning_mllm.statistics.question_table import ALL, kind_of
 from lightning_mllm.store.rows import Rows
 from lightning_mllm.types import MultimodalBatch, Sample
 

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.stats import t as student  # type: ignore[import-untyped]
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import Floats, Plot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.mask import chance_iou, iou
 from lightning_mllm.analysis.subnetwork.matrices import matrices
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.statistics.interval import STATISTICS
 
 MEAN = "mean"  # over the matrices of a layer, each of which counts as much
 CHANCE = "chance"

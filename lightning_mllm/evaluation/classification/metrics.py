@@ -15,7 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.statistics.shares import Interval, Share
+from lightning_mllm.statistics.interval import Interval, quantile_interval
+from lightning_mllm.statistics.shares import Share
 
 _RESAMPLES = 1000
 
@@ -33,7 +34,7 @@ class ClassificationResult:
         per_class_f1: F1 of each class; NaN where the class is neither true nor predicted anywhere.
         classes_scored: Number of classes that the split has samples of.
         invalid_rate: Share of samples whose answer names no class.
-        accuracy_interval: Of 95 %, see `evaluation.shares`.
+        accuracy_interval: Of 95 %, see `statistics.shares`.
         macro_f1_interval: Bootstrap percentiles, over samples resampled within their classes. Where all answers are
             right, or all wrong, resamples are alike: then that of the accuracy.
         invalid_interval: Of 95 %, as that of the accuracy.
@@ -183,5 +184,4 @@ def _bootstrap(confusion: NDArray[np.int64], generator: np.random.Generator) -> 
         hits[:, index] = row[:, index]
         predicted += row[:, :-1]
     f1 = 2 * hits[:, scored] / (support + predicted)[:, scored]
-    low, high = np.quantile(f1.mean(axis=1), [0.025, 0.975])
-    return Interval(float(low), float(high))
+    return quantile_interval(f1.mean(axis=1))

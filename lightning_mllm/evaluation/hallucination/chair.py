@@ -6,7 +6,7 @@
 Beside them stands recall, the share of the objects that are there which a caption names: a caption that names nothing
 is never wrong. The paper writes CHAIR_i with sets of objects, its released code counts every mention; `unique` chooses.
 
-Intervals are over captions, each of which makes several mentions; see `evaluation.shares`.
+Intervals are over captions, each of which makes several mentions; see `statistics.shares`.
 """
 
 from __future__ import annotations

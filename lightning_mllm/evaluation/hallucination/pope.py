@@ -25,7 +25,8 @@ from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
 from lightning_mllm.evaluation.tally import Tally, number_of
-from lightning_mllm.statistics.shares import Interval, Share
+from lightning_mllm.statistics.interval import Interval
+from lightning_mllm.statistics.shares import Share
 
 Sampling = Literal["random", "popular", "adversarial"]
 Reading = Literal["named", "released"]
@@ -94,7 +95,7 @@ class PopeScore:
         return _f1(share) if name == "f1" else share
 
     def interval(self, name: str) -> Interval:
-        """Return its 95 % interval, of F1 that of J; see `evaluation.shares`."""
+        """Return its 95 % interval, of F1 that of J; see `statistics.shares`."""
         interval = (self.over_pictures.get(name) or Share.alone(*self.shares()[name])).interval
         return Interval(*map(_f1, interval)) if name == "f1" else interval
 

@@ -117,7 +117,7 @@ def _verdicts_table(found: Iterable[AlignmentVerdict]) -> str:
 def _association_row(each: Association) -> list[Any]:
     return [
         *(each.reading, each.measure, each.origins),
-        *(number for c in (each.pearson, each.spearman) for number in (c.value, c.low, c.high, c.p, c.n)),
+        *(number for c in (each.pearson, each.spearman) for number in (c.value, *c.interval, c.p, c.n)),
     ]
 
 
@@ -178,7 +178,7 @@ def _n(checkpoints: int, origins: int) -> str:
 
 
 def _text(each: Correlation) -> str:
-    return f"{_number(each.value)}{_interval(each.low, each.high)}, {_p(each.p)}"
+    return f"{_number(each.value)}{_interval(*each.interval)}, {_p(each.p)}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_mllm.statistics.correlation import Correlation, correlate, group_means, smallest_n, smallest_p
-from lightning_mllm.statistics.decisions import ALPHA, Decision, all_of, decide, holm
-from lightning_mllm.statistics.seeds_and_samples import Floats
+from lightning_mllm.statistics.decisions import Decision, all_of, decide, holm
+from lightning_mllm.statistics.interval import ALPHA, NO_INTERVAL
+from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.study.alignment.scores import Score
 from lightning_mllm.study.alignment.study import ALIGNMENT, CAPTIONS, PRESENCE, TASK, AlignmentStudy
 
@@ -30,7 +31,7 @@ AGAINST_HALLUCINATION = "the alignment score falls with hallucination"
 NOT_CLAIMED = (f"{PRESENCE}/yes_rate", f"{CAPTIONS}/recall")  # shown beside the claims
 
 _OF_DRAWING = ("accuracy", "f1", "yes_rate")
-_NOTHING = Correlation(math.nan, math.nan, math.nan, math.nan, 0)
+_NOTHING = Correlation(math.nan, NO_INTERVAL, math.nan, 0)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def as_markdown(entries: Sequence[Entry]) -> str:
 def verdict_row(verdict: Verdict) -> list[Any]:
     """Return the row of the CSV file."""
     outcome = verdict.outcome
-    numbers = (None,) * 4 if outcome is None else (outcome.value, outcome.low, outcome.high, outcome.p)
+    numbers = (None,) * 4 if outcome is None else (outcome.value, *outcome.interval, outcome.p)
     return [
         *(verdict.checkpoint, verdict.preset, verdict.claim, verdict.part, verdict.domain, str(verdict.decision)),
         *(*numbers, verdict.adjusted_p, verdict.seeds, verdict.samples, verdict.test),
