@@ -26,8 +26,11 @@ ALL = "all"  # the kind that holds all kinds, where there are several
 class Kept:
     """The questions that count.
 
-    Attributes: ids: (questions,), sorted. pictures: (questions,), what each is about. groups: Kind
-        -> its questions, sorted by kind, and all of them where there are several kinds.
+    Attributes:
+        ids: (questions,), sorted.
+        pictures: (questions,), what each is about.
+        groups: Kind -> its questions, sorted by kind, and all of them where there are several
+            kinds.
     """
 
     ids: NDArray[Any]
@@ -38,8 +41,10 @@ class Kept:
     def of(cls, table: Table, depth: int | None = None) -> Kept:
         """Find them in rows.
 
-        Args: table: Rows. depth: How many parts of a kind's name, between slashes, tell kinds
-            apart; by default all.
+        Args:
+            table: Rows.
+            depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
+                all.
         """
         measured = table["measured"]
         ids, first = np.unique(table["sample_id"][measured], return_index=True)

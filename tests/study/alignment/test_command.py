@@ -164,7 +164,7 @@ def test_what_is_not_measured_yet_is_undecided_and_counts_as_tested(study: Chang
 
 
 def test_readings_and_tokens_are_those_of_the_analysis() -> None:
-    assert (alignment_config.READINGS, alignment_config.MODES) == (alignment_summary.READINGS, similarity.MODES)
+    assert (alignment_config.READINGS, alignment_config.MODES) == (alignment_summary.SCORE_NAMES, similarity.MODES)
     assert TokenSets().variants == alignment_config.TOKENS
 
 
