@@ -1,10 +1,9 @@
 """Similarities of the tokens of samples of two kinds, over all pairs of one sample of each.
 
 Shukor and Cord (arXiv 2405.16700) compare perceptual tokens of one data set, or modality, with
-those of another, and textual tokens likewise; here the kinds of samples are the data sets. As over
-all samples, a mean over pairs of inner products is the inner product of the means, so that sums per
-kind are all that is kept. Where samples of two kinds are about one picture, such pairs count as
-well.
+those of another, and do the same with textual tokens. Here the kinds of samples take the place of
+the data sets. As over all samples, a mean over pairs of inner products is the inner product of the
+means, so only sums per kind are kept. Pairs of samples that are about the same picture count too.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class PairSample:
 def mean_of_pairs(pairs: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
     """Return the mean over pairs of samples, and the same without each sample in turn.
 
-    A mean over pairs is a U-statistic, of which the jackknife over samples gives the variance
+    A mean over pairs is a U-statistic; the jackknife over samples gives its variance
     (Arvesen, Annals of Mathematical Statistics 40, 1969).
 
     Args:

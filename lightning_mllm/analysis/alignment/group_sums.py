@@ -47,7 +47,7 @@ class Groups:
         self.half = torch.arange(len(self.sizes)) < len(self.sizes) // 2
 
     def total(self, name: str, kept: Tensor) -> Tensor:
-        """Return a sum over some groups, of which there is a (groups,) bool."""
+        """Return a sum over some groups, which a (groups,) bool names."""
         total: Tensor = torch.tensordot(kept.double(), self._sums[name], dims=1)
         return total
 

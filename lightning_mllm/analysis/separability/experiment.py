@@ -9,7 +9,6 @@ other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, ClassVar, Literal
@@ -58,10 +57,15 @@ class Distinguishability(TokenMeans):
 
     def check(self, samples: Iterable[Sample]) -> None:
         """Refuse data without images, and too few samples to train and score the classifier."""
-        with_images = [sample for sample in samples if sample.images]
+        with_images: list[Sample] = []
+        pictures: dict[str, str] = {}  # by the names under which vectors are kept
+        for sample in samples:
+            if sample.images:
+                with_images.append(sample)
+                picture = sample.picture or sample.id
+                pictures[name_of(picture, sample.id)] = picture
         super().check(with_images)
-        names = self.drawn({name_of(each.picture or each.id, each.id) for each in with_images})
-        self._held_out([json.loads(name)[0] for name in names])
+        self._held_out([pictures[name] for name in self.drawn({*pictures})])
 
     def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return both numbers with their intervals."""
@@ -183,7 +187,9 @@ class TokenMap(TokenMeans):
             "sample": tuple(names),
             "coordinate": ("x", "y"),
         }
-        points = [self._plane(layer.flatten(0, 1).numpy()) for layer in means.permute(1, 2, 0, 3)]
+        points = []
+        for layer in means.permute(1, 2, 0, 3):
+            points.append(self._plane(layer.flatten(0, 1).numpy()))
         values = np.stack(points).reshape(*map(len, coords.values()))
         plot = Plot(
             "map",

@@ -20,7 +20,7 @@ from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.interval import STATISTICS, mean_of_independent, stack_statistics
 from lightning_mllm.statistics.missing import mean_where
 
-MEAN = "mean"  # over the matrices of a layer, each of which counts as much
+MEAN = "mean"  # over the matrices of a layer, which all count as much
 CHANCE = "chance"
 
 Key = tuple[str, str]  # of a set: task, tokens
@@ -137,7 +137,7 @@ def _group_pairs(pairs: Sequence[Pair]) -> dict[str, list[int]]:
 def _count_samples(
     sets: Folds, pairs: Sequence[Pair], groups: Mapping[str, Sequence[int]]
 ) -> list[int]:
-    """Return the samples of the smallest fold behind each number: of groups, chance and pairs."""
+    """Return the samples of the smallest fold of each number: of groups, chance and pairs."""
     smallest: dict[Key, int] = {}
     for key, folds in sets.items():
         smallest[key] = min(len(calibration.sample_ids) for calibration in folds)
