@@ -180,7 +180,7 @@ def test_samples_in_another_order_are_refused(backbone: Backbone, tiny_llava: st
 def test_other_samples_than_those_of_the_batch_are_refused(backbone: Backbone, tiny_llava: str) -> None:
     batch = make_batch(tiny_llava, numbers=(0, 1, 2))
 
-    with skipping(backbone, batch, Skip()), pytest.raises(ConfigError, match=r"given 3 samples .* is run on 2 sequences"):
+    with skipping(backbone, batch, Skip()), pytest.raises(ConfigError, match=r"given 3 samples .* is run on 2 seq"):
         logits(backbone, batch.take([0, 1]))
 
 
