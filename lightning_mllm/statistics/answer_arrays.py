@@ -46,7 +46,7 @@ def to_arrays(models: Mapping[Any, Sequence[OfSeed]]) -> tuple[Integers, dict[An
 def _common_targets(models: Mapping[Any, Sequence[OfSeed]]) -> dict[str, str]:
     """Return the true class of each sample of all seeds; refuse models that differ in them."""
     targets: dict[str, str] = {}
-    reference = next(iter(models.values()), ())
+    reference: Sequence[OfSeed] = next(iter(models.values()), ())
     for name, seeds in models.items():
         for index, (truth, _) in enumerate(seeds):
             first = reference[index][0]

@@ -191,8 +191,8 @@ def _deviations(state: State, groups: Groups) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for prefix, (mean, second) in pairs.items():
         deviation = (second - mean.square()).clamp(min=0).sqrt()
-        for name, values in name_measures(prefix, deviation, VECTOR_MODES).items():
-            found[f"{name} deviation"] = values
+        for measure, values in name_measures(prefix, deviation, VECTOR_MODES).items():
+            found[f"{measure} deviation"] = values
     return found
 
 
