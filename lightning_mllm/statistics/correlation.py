@@ -41,10 +41,10 @@ class Correlation:
 
     Attributes:
         value: From -1 to 1; NaN where one of the numbers is the same for all points.
-        interval: Its ends are NaN where N is too small, or the points are all in the same or the
-            opposite order.
+        interval: The 95 % interval; its ends are NaN where N is too small, or the points are all in
+            the same or the opposite order.
         p: Two-sided p-value; NaN without a value.
-        n: Number of points.
+        n: Number of points that have both numbers.
     """
 
     value: float

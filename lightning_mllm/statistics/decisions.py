@@ -25,10 +25,10 @@ class Outcome:
     """The result of a test of "this number is above 0".
 
     Attributes:
-        value: The number.
+        value: The number that is tested.
         interval: The number's 95 % interval.
-        p: Two-sided p-value.
-        seeds: Number of seeds.
+        p: Two-sided p-value of "the number is 0".
+        seeds: Number of seeds of each model.
         samples: Number of test samples.
     """
 

@@ -42,7 +42,7 @@ class Kept:
         """Find them in rows.
 
         Args:
-            table: Rows.
+            table: The rows of the questions.
             depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
                 all.
         """
@@ -100,10 +100,10 @@ def pivot(
     """Return the numbers of a column as (questions, *axes); NaN where there is none.
 
     Args:
-        table: Rows.
+        table: The rows of the questions.
         column: Which column has the numbers.
         axes: Column -> its values, in order.
-        questions: Sample ids, sorted.
+        questions: Sample ids of the questions, sorted.
         where: (rows,) which rows count.
     """
     values = np.full((len(questions), *map(len, axes.values())), np.nan)

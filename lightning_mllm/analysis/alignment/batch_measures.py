@@ -47,7 +47,7 @@ class _Layer:
 
     Attributes:
         states: (batch, sequence, width), in the model's dtype.
-        norms: (batch, sequence).
+        norms: (batch, sequence), the lengths of the states.
         kept: (batch, variants, sets, sequence) bool.
         vectors: (batch, variants, vector modes, sets, width).
     """
@@ -62,7 +62,7 @@ class AlignmentMeasures:
     """Observes the states of a batch; see `stream_states`.
 
     Args:
-        sets: Which tokens count.
+        sets: Which tokens count as perceptual and as textual.
         masks: (batch, sets, sequence) bool, from `sets.of`; none is empty.
         depth: Number of layers of the LLM.
         gaps: Distances, in layers, at which each token is compared with itself.

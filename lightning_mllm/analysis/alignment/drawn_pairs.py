@@ -30,7 +30,7 @@ class Member:
     """The tokens of a drawn sample, layer by layer.
 
     Args:
-        mask: (sets, sequence) bool.
+        mask: (sets, sequence) bool, which tokens are in each set.
     """
 
     def __init__(self, mask: Tensor) -> None:

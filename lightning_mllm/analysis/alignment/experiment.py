@@ -43,7 +43,7 @@ class Alignment(StreamedAnalysis):
 
     Args:
         states: Which states are compared: `residual`, or states inside layers, such as `SA`.
-        sets: Which tokens count.
+        sets: Which tokens count as perceptual and as textual.
         gaps: Distances, in layers, at which each token is compared with itself; inside layers only
             the distance 1 is used.
         pair_budget: About how many pairs of samples each process compares token by token, for

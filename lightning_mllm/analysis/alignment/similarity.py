@@ -42,7 +42,7 @@ def make_set_vectors(units: Tensor, lengths: Tensor, kept: Tensor) -> Tensor:
 
     Args:
         units: (batch, sequence, width), from `normalise`.
-        lengths: (batch, sequence).
+        lengths: (batch, sequence), from `normalise`.
         kept: (batch, variants, sets, sequence) bool, the tokens of the sets; none is empty.
 
     Returns:
@@ -95,7 +95,7 @@ def compact_positions(mask: Tensor) -> Tensor:
     """Return the positions that a mask keeps, (batch, most of a sample), and others after them.
 
     Args:
-        mask: (batch, sequence) bool.
+        mask: (batch, sequence) bool, which positions are kept.
     """
     return mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
 

@@ -51,7 +51,7 @@ def skipping(
     Args:
         backbone: The model; its layers must be of Llama's kind.
         batch: The samples that the model will be run on, all of them and in this order.
-        skip: What is skipped.
+        skip: What is skipped, and for which tokens.
 
     Raises:
         ConfigError: At once: the layers are of another kind, do not exist or skip something

@@ -39,7 +39,7 @@ class DecoderPass:
         embeddings: (batch, sequence, width), what enters the first layer.
         attention_mask: (batch, sequence), 1 at real tokens.
         position_ids: (batch, sequence).
-        tokens: The samples.
+        tokens: The prompts of the samples.
     """
 
     embeddings: Tensor

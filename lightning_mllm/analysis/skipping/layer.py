@@ -67,7 +67,7 @@ class Attending:
     """Which rows go through attention, and which keys they can attend to.
 
     Attributes:
-        split: The rows.
+        split: The rows of the forward.
         unseen: (batch, keys) bool, the keys that skip attention in this layer, cached ones too;
             None if the rows can attend to all keys.
     """
@@ -185,7 +185,7 @@ class _Cache:
     Args:
         layer: The decoder layer.
         others: What the layer is called with, the real cache included.
-        attending: The rows.
+        attending: The rows, and the keys that they can attend to.
         hidden: (batch, rows, width), the residual stream of all rows.
     """
 

@@ -47,7 +47,7 @@ class SkipRun:
     """Decides what the layers compute instead; `begin` must be called before each decoder pass.
 
     Args:
-        skip: What is skipped.
+        skip: What is skipped, and for which tokens.
         layers: The layers that skip; of parallel blocks the first of each pair.
         tokens: The samples that the model is run on.
     """

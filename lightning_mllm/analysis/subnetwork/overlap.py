@@ -37,7 +37,7 @@ def overlaps(backbone: Backbone, sets: Folds) -> tuple[Floats, dict[str, tuple[A
 
     Args:
         backbone: The model that was calibrated.
-        sets: The calibrations.
+        sets: Task and tokens -> the calibrations of its folds.
 
     Raises:
         CheckpointError: The model has other weights.
