@@ -10,7 +10,7 @@ import lightning as L
 
 from lightning_mllm.analysis.alignment.experiment import Alignment
 from lightning_mllm.analysis.alignment.similarity import MODES, VECTOR_MODES
-from lightning_mllm.analysis.alignment.summary import READINGS, Reading, alignment_score
+from lightning_mllm.analysis.alignment.summary import SCORE_NAMES, ScoreName, alignment_score
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, TokenSets
 from lightning_mllm.callbacks import trainer_state
@@ -50,7 +50,7 @@ class AlignmentMonitor(RunAnalysis):
         self,
         analysis: Alignment | None = None,
         *,
-        scores: Sequence[Reading] = READINGS,
+        scores: Sequence[ScoreName] = SCORE_NAMES,
         mode: str = "avg",
         tokens: str = ALL_TOKENS,
         every_n_epochs: int = 1,

@@ -1,7 +1,7 @@
 """Dissecting a model: what blocking attention, or reading its layers, says about how it answers."""
 
 from lightning_mllm.analysis.alignment.experiment import Alignment
-from lightning_mllm.analysis.alignment.summary import Score, alignment_score
+from lightning_mllm.analysis.alignment.summary import AlignmentScore, alignment_score
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
@@ -22,27 +22,25 @@ from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.analysis.subnetwork.accuracy import PrunedAccuracy
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
-from lightning_mllm.analysis.subnetwork.calibration import Calibration, Reading, calibrate
-from lightning_mllm.analysis.subnetwork.mask import (
-    SubNetwork,
-    chance_iou,
-    intersection,
-    iou,
-    pruned,
-    same_size,
-)
+from lightning_mllm.analysis.subnetwork.calibration import Calibration, calibrate
+from lightning_mllm.analysis.subnetwork.calibration_options import CalibrationOptions
+from lightning_mllm.analysis.subnetwork.context import pruned
+from lightning_mllm.analysis.subnetwork.mask import SubNetwork, intersection, same_size
+from lightning_mllm.analysis.subnetwork.overlap import chance_iou, iou
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 
 __all__ = [
     "ActivatedWeights",
     "Alignment",
+    "AlignmentScore",
     "Analysis",
     "AnalysisResult",
     "AnswerLens",
     "Block",
     "Bootstrap",
     "Calibration",
+    "CalibrationOptions",
     "Case",
     "ComputationSkipping",
     "Distinguishability",
@@ -51,11 +49,9 @@ __all__ = [
     "KnockoutEngine",
     "PrunedAccuracy",
     "Pruning",
-    "Reading",
     "Readings",
     "ReferenceEngine",
     "SampleTokens",
-    "Score",
     "Skip",
     "SubNetwork",
     "SuffixEngine",

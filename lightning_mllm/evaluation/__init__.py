@@ -16,7 +16,8 @@ from lightning_mllm.evaluation.hallucination.pope import PopeMetrics, PopeResult
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, Match, OpenAnswer
 from lightning_mllm.evaluation.open_answers.known_answers import KnownAnswers
 from lightning_mllm.evaluation.open_answers.metrics import AnswerMetrics, AnswerResult, AnswerScore
-from lightning_mllm.statistics.shares import Interval, Share
+from lightning_mllm.statistics.interval import Interval
+from lightning_mllm.statistics.shares import Share
 
 __all__ = [
     "INVALID",

@@ -1,12 +1,18 @@
-"""Uncertainty and decisions, apart from what they are about.
+"""Uncertainty and decisions, independent of what they are about.
 
-| module | for |
+Every interval is a 95 % interval, and every test that decides is done at 5 % (`interval.ALPHA`).
+
+| module | what it is for |
 |---|---|
-| `picture_bootstrap` | numbers per question: paired bootstrap over pictures |
-| `seeds_and_samples` | scores of models that were trained with several seeds and tested on the same samples |
-| `shares` | shares (right answers, flips, hallucinations): Wilson, over pictures; differences and ratios of shares |
+| `interval` | the type `Interval`; t intervals of a few independent numbers, such as folds |
+| `shares` | shares (right answers, flips) and their differences and ratios: scores over pictures |
+| `picture_bootstrap` | means, medians, ratios of numbers per question: bootstrap over pictures |
 | `jackknife` | what is made of sums over samples, where the samples are not kept |
-| `correlation` | whether two numbers of few things go together: permutation tests |
+| `seeds_and_samples` | scores of models trained with several seeds: bootstrap over both |
+| `correlation` | whether two numbers of a few points go together: permutation test, bootstrap |
 | `decisions` | whether a claim holds, does not, or is undecided; Holm's correction |
-| `masked` | means, medians and extremes of what a mask keeps |
+| `question_table` | rows per question as arrays: kinds, pictures, numbers |
+| `answer_arrays` | answers by sample as arrays, for `seeds_and_samples` |
+| `masked` | means, medians and extremes of what a mask keeps, of tensors |
+| `missing` | means and ratios where some numbers are missing, of arrays |
 """

@@ -1,4 +1,4 @@
-"""When a claim about an order *holds*, *does not*, or is *undecided*: pure functions of estimates."""
+"""When a claim about an order *holds*, *does not*, or is *undecided*, given estimates."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from lightning_mllm.statistics.interval import ALPHA, Interval
 from lightning_mllm.statistics.seeds_and_samples import Estimate
-
-ALPHA = 0.05
 
 
 class Decision(StrEnum):
@@ -23,20 +22,18 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a test of "this number is above 0" found.
+    """The result of a test of "this number is above 0".
 
     Attributes:
-        value: The number.
-        low: Of its 95 % interval.
-        high: Likewise.
-        p: Two-sided p-value.
-        seeds: Number of seeds.
+        value: The number that is tested.
+        interval: The number's 95 % interval.
+        p: Two-sided p-value of "the number is 0".
+        seeds: Number of seeds of each model.
         samples: Number of test samples.
     """
 
     value: float
-    low: float
-    high: float
+    interval: Interval
     p: float
     seeds: int
     samples: int
@@ -45,10 +42,10 @@ class Outcome:
 def t_test(estimate: Estimate, seeds: int, samples: int) -> Outcome:
     """Test whether a number is above 0, by its t statistic.
 
-    With a single seed nothing is known of other seeds, and p is 1.
+    A single seed says nothing about other seeds, and p is 1.
 
     Args:
-        estimate: Of the number: a difference of scores, or a slope.
+        estimate: The number: a difference of scores, or a slope.
         seeds: Number of seeds.
         samples: Number of test samples.
     """
@@ -56,9 +53,9 @@ def t_test(estimate: Estimate, seeds: int, samples: int) -> Outcome:
         p = 1.0
     elif estimate.variance:
         p = estimate.p
-    else:  # neither seeds nor samples differ: as unlikely as so many coins that all fall alike
+    else:  # zero variance: the sign test's probability that all samples agree
         p = 2.0 ** (1 - samples)
-    return Outcome(estimate.value, *estimate.interval, p, seeds, samples)
+    return Outcome(estimate.value, estimate.interval, p, seeds, samples)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -77,7 +74,10 @@ def decide(value: float, adjusted_p: float) -> Decision:
 
 
 def all_of(decisions: Sequence[Decision]) -> Decision:
-    """Decide whether all claims hold: not if one does not; undecided if one is, or if there is none."""
+    """Decide whether all claims hold.
+
+    They do not if one does not. That is undecided if one is undecided, or if there is no claim.
+    """
     if Decision.DOES_NOT in decisions:
         return Decision.DOES_NOT
     holds = bool(decisions) and all(decision is Decision.HOLDS for decision in decisions)

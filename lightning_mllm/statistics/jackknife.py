@@ -1,12 +1,14 @@
 """Intervals of what is made of sums over samples, where the samples themselves are not kept.
 
-Each sample belongs to one of a few groups, and sums are kept per group. A statistic of the sums, such as an inner
-product of two means, is then taken again without each group in turn: the delete-a-group jackknife (Kott, Journal of
-Official Statistics 17, 2001), here for groups of unequal sizes (Busing, Meijer and van der Leeden, Statistics and
-Computing 9, 1999). It is sound for smooth statistics of means, and for means over pairs of samples, which a bootstrap
-of the pairs is not: pairs that share a sample are not independent. Intervals are of 95 %, with the t distribution.
+Each sample belongs to one of a few groups, and sums are kept per group. A statistic of the sums,
+such as an inner product of two means, is computed again without each group in turn: the
+delete-a-group jackknife (Kott, Journal of Official Statistics 17, 2001), here for groups of unequal
+sizes (Busing, Meijer and van der Leeden, Statistics and Computing 9, 1999). It is sound for smooth
+statistics of means, and for means over pairs of samples. A bootstrap of the pairs is not sound,
+because pairs that share a sample are not independent. The intervals use the t distribution.
 
-Which group a sample is in depends on a seed and its picture's name: what is found of one picture is not independent.
+The group of a sample depends on a seed and on its picture's name, because samples of one picture
+are not independent.
 """
 
 from __future__ import annotations
@@ -15,21 +17,23 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import t as student  # type: ignore[import-untyped]
 
-Floats = NDArray[np.float64]
+from lightning_mllm.statistics.interval import stack_statistics, t_quantile
+from lightning_mllm.statistics.missing import Floats, divide
 
 GROUPS = "groups of pictures"  # what the intervals are over
 
 
 def rank_of(name: str, seed: int) -> int:
-    """Return a number that looks random, of 64 bits, but depends on nothing but name and seed."""
+    """Return a number of 64 bits that looks random, but depends on nothing but name and seed."""
     return int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=8).digest())
 
 
 def lowest(names: Iterable[str], size: int, seed: int) -> set[str]:
-    """Draw some of the names: those with the lowest numbers, so that adding names only ever takes others' places."""
+    """Draw some of the names: those with the lowest ranks.
+
+    A name that is drawn from many is also drawn from fewer, so that names can come one by one.
+    """
     return set(sorted(names, key=lambda name: rank_of(name, seed))[:size])
 
 
@@ -39,28 +43,28 @@ def group_of(name: str, seed: int, groups: int) -> int:
 
 
 def jackknife(value: Floats, without: Floats, sizes: Floats) -> Floats:
-    """Return value, ends of the 95 % interval and N, (..., 4); NaN at the ends where there is one group.
+    """Return the statistics, (..., 4); the ends are NaN where there is only one group.
 
     Args:
-        value: (...), the statistic of all samples.
-        without: (groups, ...), the same without each group.
+        value: (...), computed from all samples.
+        without: (groups, ...), computed without each group.
         sizes: (groups,), samples in each group, none of them 0.
     """
     n, number = sizes.sum(), len(sizes)
     ends = np.full((2, *value.shape), np.nan)
     if number > 1:
-        shares = (n / sizes).reshape(-1, *(1,) * value.ndim)
+        shares = _align(n / sizes, value)
         pseudo = shares * value - (shares - 1) * without
         estimate = number * value - ((1 - 1 / shares) * without).sum(0)
         variance = ((pseudo - estimate) ** 2 / (shares - 1)).mean(0)
-        half = student.ppf(0.975, number - 1) * np.sqrt(variance)
+        half = t_quantile(number - 1) * np.sqrt(variance)
         ends = np.stack([value - half, value + half])
     counted = np.where(np.isnan(value), 0.0, n)
-    return np.stack([value, *ends, counted], axis=-1)
+    return stack_statistics(value, ends, counted)
 
 
 def jackknife_of_means(sums: Floats, sizes: Floats) -> Floats:
-    """Return value, interval and N of the mean over samples of what each has, (..., 4).
+    """Return the statistics of means over samples, (..., 4).
 
     Args:
         sums: (groups, ...), over the samples of each group.
@@ -68,6 +72,10 @@ def jackknife_of_means(sums: Floats, sizes: Floats) -> Floats:
     """
     sums, sizes = sums[sizes > 0], sizes[sizes > 0]
     total, n = sums.sum(0), sizes.sum()
-    left = (n - sizes).reshape(-1, *(1,) * total.ndim)
-    without = np.divide(total - sums, left, out=np.full_like(sums, np.nan), where=left > 0)
+    without = divide(total - sums, _align(n - sizes, total))
     return jackknife(total / n, without, sizes)
+
+
+def _align(numbers: Floats, values: Floats) -> Floats:
+    """Return (groups,) numbers as (groups, 1, ...), so that they broadcast with (groups, ...)."""
+    return numbers.reshape(-1, *(1,) * values.ndim)

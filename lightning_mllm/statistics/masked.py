@@ -7,26 +7,27 @@ from torch import Tensor
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of (..., n) values where (..., n) mask, (...)."""
+    """Return the mean of (..., n) values where a (..., n) mask is True, (...)."""
     return values.where(mask, 0.0).sum(-1) / mask.sum(-1)
 
 
 def masked_median(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the median, of an even number the mean of the middle two."""
+    """Return the median; of an even number of values the mean of the middle two."""
     kept = values.where(mask, torch.nan)
-    lower, upper = kept.nanmedian(-1).values, -(-kept).nanmedian(-1).values  # torch takes the lower of two
+    lower = kept.nanmedian(-1).values  # of the middle two torch takes the lower
+    upper = -(-kept).nanmedian(-1).values
     return (lower + upper) / 2
 
 
 def masked_max(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the largest."""
-    return _unless_empty(values.where(mask, -torch.inf).amax(-1), mask)
+    """Return the largest value."""
+    return _nan_where_empty(values.where(mask, -torch.inf).amax(-1), mask)
 
 
 def masked_min(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the smallest."""
-    return _unless_empty(values.where(mask, torch.inf).amin(-1), mask)
+    """Return the smallest value."""
+    return _nan_where_empty(values.where(mask, torch.inf).amin(-1), mask)
 
 
-def _unless_empty(values: Tensor, mask: Tensor) -> Tensor:
+def _nan_where_empty(values: Tensor, mask: Tensor) -> Tensor:
     return values.where(mask.any(-1), torch.nan)

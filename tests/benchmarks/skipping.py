@@ -24,7 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_mllm.analysis.skipping.choice import SampleTokens, chosen_in_prompts
+from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_in_prompts
 from lightning_mllm.analysis.skipping.context import skipping
 from lightning_mllm.analysis.skipping.costs import DecoderPass
 from lightning_mllm.analysis.skipping.spec import Skip
@@ -43,7 +43,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 @contextmanager
 def left_out(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> Iterator[None]:
     """Compute every FFN, and drop what it makes of the chosen tokens; the batch is padded on the left."""
-    table = chosen_in_prompts(SampleTokens.of(batch), skip, 0)
+    table = choose_in_prompts(SampleTokens.of(batch), skip, 0)
     chosen = table.gather(1, batch.position_ids.clamp(max=table.shape[1] - 1)) & batch.attention_mask.bool()
     chosen &= batch.position_ids < table.shape[1]
 

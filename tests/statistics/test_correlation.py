@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr  # type: ignore[import-untyped]
 
 from lightning_mllm.statistics.correlation import Method, correlate, group_means, smallest_n, smallest_p
-from lightning_mllm.statistics.seeds_and_samples import Floats
+from lightning_mllm.statistics.missing import Floats
 
 METHODS: tuple[Method, ...] = ("pearson", "spearman")
 
@@ -70,14 +70,14 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(method: Method)
         first, other = rng.normal(size=(2, 40))
         found = correlate(first, 0.6 * first + 0.8 * other, method, resamples=400)
         truth = 0.6 if method == "pearson" else 6 / math.pi * math.asin(0.3)
-        covered += found.low <= truth <= found.high
+        covered += found.interval.low <= truth <= found.interval.high
 
     assert 0.87 <= covered / 150 <= 0.99
 
 
 def test_too_few_points_have_no_interval() -> None:
-    assert math.isnan(correlate(*draw(0, 4), "pearson").low)
-    assert correlate(*draw(0, 5), "pearson").low < correlate(*draw(0, 5), "pearson").high
+    assert math.isnan(correlate(*draw(0, 4), "pearson").interval.low)
+    assert correlate(*draw(0, 5), "pearson").interval.low < correlate(*draw(0, 5), "pearson").interval.high
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -87,9 +87,12 @@ def test_points_in_one_order_have_no_interval_since_every_draw_of_them_is_in_it(
     for method, second in (("spearman", sign * first**3), ("pearson", sign * first / 3)):
         found = correlate(first, second, method)  # type: ignore[arg-type]
         assert found.value == pytest.approx(sign)
-        assert math.isnan(found.low)
-        assert math.isnan(found.high)
-    assert correlate(first, sign * first**3, "pearson").low < correlate(first, sign * first**3, "pearson").high
+        assert math.isnan(found.interval.low)
+        assert math.isnan(found.interval.high)
+    assert (
+        correlate(first, sign * first**3, "pearson").interval.low
+        < correlate(first, sign * first**3, "pearson").interval.high
+    )
 
 
 def test_p_of_drawn_orders_counts_the_observed_one() -> None:

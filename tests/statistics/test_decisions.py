@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lightning_mllm.statistics.answer_arrays import INVALID
 from lightning_mllm.statistics.decisions import (
     Decision,
     all_of,
@@ -10,15 +11,8 @@ from lightning_mllm.statistics.decisions import (
     holm,
     t_test,
 )
-from lightning_mllm.statistics.seeds_and_samples import (
-    INVALID,
-    Estimate,
-    Integers,
-    Resampler,
-    Scores,
-    difference,
-    slope,
-)
+from lightning_mllm.statistics.missing import Integers
+from lightning_mllm.statistics.seeds_and_samples import Estimate, Resampler, Scores, difference, slope
 
 TARGETS = np.arange(120) % 4
 

@@ -15,7 +15,8 @@ import pytest
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 from lightning_mllm.statistics.correlation import correlate, group_means
-from lightning_mllm.statistics.decisions import ALPHA, Decision, decide, t_test
+from lightning_mllm.statistics.decisions import Decision, decide, t_test
+from lightning_mllm.statistics.interval import ALPHA
 from lightning_mllm.statistics.seeds_and_samples import Estimate, Resampler, Scores, difference, slope
 
 STUDIES = 2000

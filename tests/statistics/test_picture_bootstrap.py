@@ -12,23 +12,18 @@ from numpy.typing import NDArray
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.statistics.picture_bootstrap import (
-    ALL,
     Bootstrap,
     Draws,
-    Kept,
-    common_questions,
-    count_questions,
     difference,
     estimate,
     mean,
     median,
-    members,
-    pivot,
     ratio_of_means,
     share,
     share_difference,
     share_ratio,
 )
+from lightning_mllm.statistics.question_table import ALL, Kept, common_questions, count_questions, group_by_kind, pivot
 from lightning_mllm.statistics.shares import wilson
 
 Floats = NDArray[np.float64]
@@ -189,10 +184,10 @@ def test_a_bootstrap_without_resamples_is_refused() -> None:
 def test_kinds_are_told_apart_as_deep_as_is_asked() -> None:
     kinds = np.array(["seen/a/0", "held/a/0", "seen/a/1", "seen/b/0"])
 
-    found = {kind: rows.tolist() for kind, rows in members(kinds, 2).items()}
+    found = {kind: rows.tolist() for kind, rows in group_by_kind(kinds, 2).items()}
 
     assert found == {ALL: [0, 1, 2, 3], "held/a": [1], "seen/a": [0, 2], "seen/b": [3]}
-    assert set(members(kinds[:1])) == {"seen/a/0"}  # of one kind, all would be the same again
+    assert set(group_by_kind(kinds[:1])) == {"seen/a/0"}  # of one kind, all would be the same again
 
 
 def test_a_kind_that_is_called_all_is_not_taken_for_all_kinds() -> None:
@@ -202,7 +197,7 @@ def test_a_kind_that_is_called_all_is_not_taken_for_all_kinds() -> None:
         "measured": np.array([True, True, False]),
     }
 
-    assert {kind: rows.tolist() for kind, rows in members(table["kind"], 1).items()} == {
+    assert {kind: rows.tolist() for kind, rows in group_by_kind(table["kind"], 1).items()} == {
         ALL: [0, 1, 2],
         "'all'": [0, 2],
         "some": [1],

@@ -5,16 +5,9 @@ import pytest
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation.classification.metrics import ClassificationResult
-from lightning_mllm.statistics.seeds_and_samples import (
-    ABSENT,
-    INVALID,
-    Integers,
-    Resampler,
-    difference,
-    estimate,
-    relative_change,
-    to_arrays,
-)
+from lightning_mllm.statistics.answer_arrays import ABSENT, INVALID, to_arrays
+from lightning_mllm.statistics.missing import Integers
+from lightning_mllm.statistics.seeds_and_samples import Resampler, difference, estimate, relative_change
 
 
 def answers(rng: np.random.Generator, targets: Integers, skills: list[float], classes: int = 4) -> Integers:

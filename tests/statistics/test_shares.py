@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.shares import (
-    Floats,
     Share,
     share_difference_interval,
     share_interval,

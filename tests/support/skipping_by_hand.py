@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.skipping.choice import SampleTokens, chosen_behind_prompts, chosen_in_prompts
+from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_after_prompts, choose_in_prompts
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Segment
@@ -18,8 +18,8 @@ from lightning_mllm.types import MultimodalBatch, Segment
 def chosen_columns(batch: MultimodalBatch, skip: Skip, layer: int) -> Tensor:
     """Which positions of a batch are chosen, found sample by sample: (batch, sequence) bool."""
     tokens = SampleTokens.of(batch)
-    drawn = chosen_in_prompts(tokens, skip, layer)
-    behind = chosen_behind_prompts(tokens, skip, layer, batch.input_ids.shape[1])
+    drawn = choose_in_prompts(tokens, skip, layer)
+    behind = choose_after_prompts(tokens, skip, layer, batch.input_ids.shape[1])
     found = torch.zeros_like(batch.attention_mask, dtype=torch.bool)
     for row in range(len(batch)):
         columns = batch.attention_mask[row].nonzero()[:, 0].tolist()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
-from lightning_mllm.analysis.subnetwork.calibration import Reading
+from lightning_mllm.analysis.subnetwork.calibration_options import CalibrationOptions
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Segment, TokenSpans
@@ -25,12 +25,12 @@ SEVEN = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 @torch.no_grad()
 def by_hand(
-    backbone: Backbone, batch: MultimodalBatch, reading: Reading, sparsity: float
+    backbone: Backbone, batch: MultimodalBatch, options: CalibrationOptions, sparsity: float
 ) -> tuple[dict[Matrix, Tensor], dict[Matrix, Tensor]]:
     """Return sums of squares and kept weights: each sample alone, without padding, again for each matrix."""
     model = Backbone(copy.deepcopy(backbone.model))
     decoder: Any = model.decoder
-    sequences = [_sequence(model, batch, row, reading) for row in range(len(batch))]
+    sequences = [_sequence(model, batch, row, options) for row in range(len(batch))]
     squares: dict[Matrix, Tensor] = {}
     kept: dict[Matrix, Tensor] = {}
     for index, layer in enumerate(decoder.layers):
@@ -41,7 +41,7 @@ def by_hand(
         for name in SEVEN:
             matrix, module = Matrix(index, name), layer.get_submodule(name)
             kept[matrix] = prune_by_hand(module.weight, squares[matrix], sparsity)
-            if reading.sequential:
+            if options.sequential:
                 module.weight *= kept[matrix]
     return squares, kept
 
@@ -82,7 +82,9 @@ def widen(batch: MultimodalBatch, left: int, right: int) -> MultimodalBatch:
     )
 
 
-def _sequence(backbone: Backbone, batch: MultimodalBatch, row: int, reading: Reading) -> tuple[Tensor, Tensor]:
+def _sequence(
+    backbone: Backbone, batch: MultimodalBatch, row: int, options: CalibrationOptions
+) -> tuple[Tensor, Tensor]:
     """Return what the decoder gets of a sample, (1, length, width), and which of it counts, (length,)."""
     alone = batch.take([row])
     real, image = alone.attention_mask[0].bool(), alone.spans[Segment.IMAGE][0]
@@ -91,14 +93,14 @@ def _sequence(backbone: Backbone, batch: MultimodalBatch, row: int, reading: Rea
     if alone.vision:
         embedded[image] = torch.cat(backbone.encode_images(alone.vision, "post")).to(embedded.dtype)
     text = [not image[place] for place in range(len(image))]
-    if not reading.before_image:
+    if not options.before_image:
         text = [own and bool(image[:place].any()) for place, own in enumerate(text)]
-    if not reading.answers:
+    if not options.answers:
         text = [own and not alone.spans[Segment.ANSWER][0, place] for place, own in enumerate(text)]
     textual = real & torch.tensor(text)
-    counted = {"perceptual": image, "textual": textual, "both": image | textual}[reading.tokens]
+    counted = {"perceptual": image, "textual": textual, "both": image | textual}[options.tokens]
     fed = real.clone()
-    if reading.context == "own":
+    if options.context == "own":
         fed = counted.clone()
         fed[int(real.nonzero()[0])] = True
     return embedded[fed][None], counted[fed]

@@ -1,9 +1,10 @@
-"""What the states of one batch come to, sample by sample, collected while they stream by."""
+"""The measures of the samples of one batch, computed while the states of its layers stream by."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,13 +13,14 @@ from lightning_mllm.analysis.alignment.drawn_pairs import Member
 from lightning_mllm.analysis.alignment.similarity import (
     SAME_POSITION_MODES,
     TINY,
-    compact,
-    names,
-    same_position,
-    set_vectors,
-    take,
-    token_similarities,
-    unit,
+    compact_positions,
+    compare_same_positions,
+    compare_tokens,
+    gather_tokens,
+    make_set_vectors,
+    measure_names,
+    name_measures,
+    normalise,
 )
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState as State
@@ -30,23 +32,22 @@ NORMS = {"median": masked_median, "max": masked_max, "min": masked_min}
 
 def number_names(gaps: Sequence[int]) -> tuple[str, ...]:
     """Return the names of the numbers that each sample has of itself, per state and layer."""
-    return (
-        *names(PAIRED),
-        *names(PAIRED_INPUT),
-        *(name for gap in gaps for each in SETS for name in _consecutive(gap, each)),
-        *(f"norm {each} {statistic}" for each in SETS for statistic in NORMS),
-        *(f"update ratio {each}" for each in SETS),
-        *(f"sinks {each}" for each in SETS),
-    )
+    found = [*measure_names(PAIRED), *measure_names(PAIRED_INPUT)]
+    for gap, each in product(gaps, SETS):
+        found += _consecutive_names(gap, each)
+    found += [f"norm {each} {statistic}" for each, statistic in product(SETS, NORMS)]
+    found += [f"update ratio {each}" for each in SETS]
+    found += [f"sinks {each}" for each in SETS]
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """What is known of a layer.
+    """The states of a layer, and what the measures need of them.
 
     Attributes:
         states: (batch, sequence, width), in the model's dtype.
-        norms: (batch, sequence).
+        norms: (batch, sequence), the lengths of the states.
         kept: (batch, variants, sets, sequence) bool.
         vectors: (batch, variants, vector modes, sets, width).
     """
@@ -57,36 +58,43 @@ class _Layer:
     vectors: Tensor
 
 
-class AlignmentReading:
+class AlignmentMeasures:
     """Observes the states of a batch; see `stream_states`.
 
     Args:
-        sets: Which tokens count.
+        sets: Which tokens count as perceptual and as textual.
         masks: (batch, sets, sequence) bool, from `sets.of`; none is empty.
-        depth: Number of blocks.
-        gaps: How many layers are between two at which the same token is compared.
+        depth: Number of layers of the LLM.
+        gaps: Distances, in layers, at which each token is compared with itself.
         members: Rows of the samples whose tokens are kept.
     """
 
     def __init__(
-        self, sets: TokenSets, masks: Tensor, depth: int, gaps: Sequence[int], members: Sequence[int] = ()
+        self,
+        sets: TokenSets,
+        masks: Tensor,
+        depth: int,
+        gaps: Sequence[int],
+        members: Sequence[int] = (),
     ) -> None:
         self.members = {row: Member(masks[row]) for row in members}
         self._sets, self._masks, self._depth, self._gaps = sets, masks, depth, gaps
         self._counted = masks.any(1)[..., None]
-        self._at = [compact(masks[:, k]) for k in range(len(SETS))]
+        self._at = [compact_positions(masks[:, k]) for k in range(len(SETS))]
         self._columns = {name: column for column, name in enumerate(number_names(gaps))}
         self._numbers: dict[State, Tensor] = {}  # (batch, variants, layers, numbers)
-        self._vectors: dict[State, Tensor] = {}  # (batch, variants, layers, vector modes, sets, width)
+        # (batch, variants, layers, vector modes, sets, width)
+        self._vectors: dict[State, Tensor] = {}
         self._earlier: dict[tuple[State, int], _Layer] = {}
-        self._input: list[Tensor] = []  # the perceptual tokens that enter the LLM, and which of them are kept
+        # the perceptual tokens that enter the LLM, and which of them are kept
+        self._input: list[Tensor] = []
 
     def observe(self, state: State, layer: int, states: Tensor) -> None:
         """Take in the states of a layer, (batch, sequence, width)."""
-        states = states.masked_fill(~self._counted, 0)  # whatever stands in padding
-        units, norms = unit(states)
+        states = states.masked_fill(~self._counted, 0)  # whatever the states of padding are
+        units, norms = normalise(states)
         kept = self._sets.kept(self._masks, norms)
-        here = _Layer(states, norms, kept, set_vectors(units, norms, kept))
+        here = _Layer(states, norms, kept, make_set_vectors(units, norms, kept))
         self._put_vectors(state, layer, here.vectors)
         self._compare_sets(state, layer, units, here)
         self._compare_layers(state, layer, here)
@@ -98,26 +106,37 @@ class AlignmentReading:
         self._earlier.pop((state, layer - max(self._gaps_of(state), default=1)), None)
 
     def measured(self) -> dict[str, Tensor]:
-        """Return what has sums, (batch, variants, layers, ...) each; NaN at layers that a state does not have."""
+        """Return what is summed over samples, (batch, variants, layers, ...) each.
+
+        It is NaN at layers that a state does not have.
+        """
         found = {f"{state} numbers": numbers for state, numbers in self._numbers.items()}
         for state, vectors in self._vectors.items():
             found |= {f"{state} vectors": vectors, f"{state} squares": vectors.square().sum(-1)}
         return found
 
     def _compare_sets(self, state: State, layer: int, units: Tensor, here: _Layer) -> None:
-        """Compare the sample's perceptual tokens, and those that enter the LLM, with its textual ones."""
-        perceptual, textual = (take(units, at) for at in self._at)
-        kept = [take(here.kept[:, :, k].mT, at).mT for k, at in enumerate(self._at)]
-        self._put_similarity(PAIRED, state, layer, here.vectors, token_similarities(perceptual, textual, *kept))
+        """Compare a sample's perceptual tokens with its textual ones.
+
+        The perceptual tokens are those of the layer, and those that enter the LLM.
+        """
+        perceptual, textual = (gather_tokens(units, at) for at in self._at)
+        kept = [gather_tokens(here.kept[:, :, k].mT, at).mT for k, at in enumerate(self._at)]
+        found = compare_tokens(perceptual, textual, *kept)
+        self._put_similarity(PAIRED, state, layer, here.vectors, found)
         if state is State.RESIDUAL:
             self._input = self._input or [perceptual, kept[0]]  # layer 0 comes first
-            units_0, kept_0 = self._input
-            vectors = torch.cat([self._vectors[state][:, :, 0, :, :1], here.vectors[..., 1:, :]], dim=-2)
-            found = token_similarities(units_0, textual, kept_0, kept[1])
+            entering, entering_kept = self._input
+            of_input = self._vectors[state][:, :, 0, :, :1]
+            vectors = torch.cat([of_input, here.vectors[..., 1:, :]], dim=-2)
+            found = compare_tokens(entering, textual, entering_kept, kept[1])
             self._put_similarity(PAIRED_INPUT, state, layer, vectors, found)
 
     def _compare_layers(self, state: State, layer: int, here: _Layer) -> None:
-        """Compare each token with itself some layers before; the numbers are the earlier layer's."""
+        """Compare each token with itself some layers before.
+
+        The numbers are stored at the earlier layer.
+        """
         for gap in self._gaps_of(state):
             before = self._earlier.get((state, layer - gap))
             if before is None:
@@ -127,27 +146,37 @@ class AlignmentReading:
             for k, name in enumerate(SETS):
                 kept = here.kept[:, :, k] & before.kept[:, :, k]
                 of_means = (here.vectors[:, :, 0, k] * before.vectors[:, :, 0, k]).sum(-1)
-                found = [*same_position(cosines, kept), of_means]
-                self._put(state, layer - gap, dict(zip(_consecutive(gap, name), found, strict=True)))
+                values = [*compare_same_positions(cosines, kept), of_means]
+                found = zip(_consecutive_names(gap, name), values, strict=True)
+                self._put(state, layer - gap, dict(found))
 
     def _measure_sizes(self, state: State, layer: int, here: _Layer) -> None:
-        """Note the tokens' norms, their ratios to what they are added to, and the share of attention sinks."""
-        stream = self._added_to(state, layer)
+        """Store the tokens' norms, update ratios, and the share of attention sinks.
+
+        The update ratio is the norm of an update, over that of the stream that it is added to.
+        """
+        stream = self._norms_before(state, layer)
         found: dict[str, Tensor] = {}
         for k, name in enumerate(SETS):
             kept = here.kept[:, :, k]
-            for statistic, of in NORMS.items():
-                found[f"norm {name} {statistic}"] = of(here.norms[:, None], kept)
+            for statistic, compute in NORMS.items():
+                found[f"norm {name} {statistic}"] = compute(here.norms[:, None], kept)
             if stream is not None:
-                found[f"update ratio {name}"] = masked_median((here.norms / stream.clamp(min=TINY))[:, None], kept)
+                ratios = (here.norms / stream.clamp(min=TINY))[:, None]
+                found[f"update ratio {name}"] = masked_median(ratios, kept)
             if self._sets.sink_ratio is not None:
-                share = 1 - kept[:, -1].sum(-1) / kept[:, 0].sum(-1)  # of all tokens, left out of the last variant
+                # the first variant has all tokens, the last one those that are not sinks
+                share = 1 - kept[:, -1].sum(-1) / kept[:, 0].sum(-1)
                 found[f"sinks {name}"] = share[:, None].expand(-1, kept.shape[1])
         self._put(state, layer, found)
 
-    def _added_to(self, state: State, layer: int) -> Tensor | None:
-        """Return the norms of the residual stream that an update is added to, (batch, sequence), where it is one."""
-        stream, attention = self._earlier.get((State.RESIDUAL, layer - 1)), self._earlier.get((State.SA, layer))
+    def _norms_before(self, state: State, layer: int) -> Tensor | None:
+        """Return the norms of the stream that an update is added to, (batch, sequence).
+
+        The result is None where the state is not an update, or the stream is not observed.
+        """
+        stream = self._earlier.get((State.RESIDUAL, layer - 1))
+        attention = self._earlier.get((State.SA, layer))
         if stream is not None and state is State.SA:
             return stream.norms
         if stream is not None and attention is not None and state is State.FC2:
@@ -156,27 +185,33 @@ class AlignmentReading:
         return None
 
     def _gaps_of(self, state: State) -> list[int]:
-        """Return the gaps that a state is compared across: inside blocks, from one block to the next only."""
+        """Return the gaps across which a state is compared; inside layers it is 1 only."""
         return [gap for gap in self._gaps if state is State.RESIDUAL or gap == 1]
 
-    def _put_similarity(self, prefix: str, state: State, layer: int, vectors: Tensor, tokens: Tensor) -> None:
-        products = (vectors[..., 0, :] * vectors[..., 1, :]).sum(-1)  # (batch, variants, vector modes)
+    def _put_similarity(
+        self, prefix: str, state: State, layer: int, vectors: Tensor, tokens: Tensor
+    ) -> None:
+        # (batch, variants, vector modes)
+        products = (vectors[..., 0, :] * vectors[..., 1, :]).sum(-1)
         found = torch.cat([products, tokens], dim=-1)
-        self._put(state, layer, dict(zip(names(prefix), found.unbind(-1), strict=True)))
+        self._put(state, layer, name_measures(prefix, found))
 
     def _put(self, state: State, layer: int, found: Mapping[str, Tensor]) -> None:
         if state not in self._numbers:
-            shape = (len(self._masks), len(self._sets.variants), self._depth + 1, len(self._columns))
-            self._numbers[state] = torch.full(shape, torch.nan, dtype=torch.float64, device=self._masks.device)
+            samples, variants = len(self._masks), len(self._sets.variants)
+            shape = (samples, variants, self._depth + 1, len(self._columns))
+            empty = torch.full(shape, torch.nan, dtype=torch.float64, device=self._masks.device)
+            self._numbers[state] = empty
         for name, values in found.items():
             self._numbers[state][:, :, layer, self._columns[name]] = values
 
     def _put_vectors(self, state: State, layer: int, vectors: Tensor) -> None:
         if state not in self._vectors:
             batch, variants, *rest = vectors.shape
-            self._vectors[state] = vectors.new_full((batch, variants, self._depth + 1, *rest), torch.nan)
+            shape = (batch, variants, self._depth + 1, *rest)
+            self._vectors[state] = vectors.new_full(shape, torch.nan)
         self._vectors[state][:, :, layer] = vectors
 
 
-def _consecutive(gap: int, tokens: str) -> tuple[str, ...]:
-    return names(f"consecutive {gap} {tokens}", (*SAME_POSITION_MODES, "avg"))
+def _consecutive_names(gap: int, tokens: str) -> tuple[str, ...]:
+    return measure_names(f"consecutive {gap} {tokens}", (*SAME_POSITION_MODES, "avg"))

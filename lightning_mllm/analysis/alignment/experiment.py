@@ -1,9 +1,10 @@
-"""Implicit alignment: how similar perceptual and textual tokens are inside the LLM, layer by layer.
+"""Implicit alignment: how similar perceptual and textual tokens are inside the LLM, per layer.
 
-Measures of Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to Multimodal Inputs"
-(NeurIPS 2024, arXiv 2405.16700), over all pairs of samples, though samples go by one after the other: a mean over all
-pairs of inner products is the inner product of the means, and the mean of their squares the trace of a product of two
-second moments. Only what needs two samples' tokens at once is taken over the pairs of a drawn few.
+Measures of Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
+Multimodal Inputs" (NeurIPS 2024, arXiv 2405.16700), over all pairs of samples, though samples go by
+one after the other: a mean over all pairs of inner products is the inner product of the means, and
+the mean of their squares the trace of a product of two second moments. Only what needs two samples'
+tokens at once is taken over the pairs of a drawn few.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.alignment.batch_measures import AlignmentReading
+from lightning_mllm.analysis.alignment.batch_measures import AlignmentMeasures
 from lightning_mllm.analysis.alignment.between_kinds import rows_of_kinds, sums_of_kind
 from lightning_mllm.analysis.alignment.drawn_pairs import PairSample
 from lightning_mllm.analysis.alignment.summary import summarise_alignment
@@ -35,28 +36,33 @@ from lightning_mllm.types import MultimodalBatch, Sample
 class Alignment(StreamedAnalysis):
     """Compares perceptual with textual tokens, and each layer with later ones.
 
-    Per layer: similarity of the two sets, of one sample and of all pairs of samples, at the same layer and with the
-    perceptual tokens as they enter the LLM; within each set; of tokens with themselves some layers later; norms, and
-    inside blocks the size of updates beside the residual stream; the share of attention sinks. The scores, which are
-    means over layers, stand in the result's settings; see `alignment_score`.
+    The measures of each layer are: the similarity of the two sets, of one sample and of all pairs
+    of samples, at the same layer and with the perceptual tokens as they enter the LLM; the
+    similarity within each set; that of tokens with themselves some layers later; norms, and inside
+    layers the size of updates beside the residual stream; the share of attention sinks. The scores,
+    which are means over layers, are in the result's settings; see `alignment_score`.
 
     Args:
-        states: Where; `residual` or inside blocks, such as `SA`. All but norms is taken for each.
-        sets: Which tokens count.
-        gaps: Layers between two that are compared; inside blocks only 1 is.
-        pair_budget: About how many pairs of samples each process compares token by token, for median, maximum and
-            minimum.
-        deviation: Whether the standard deviation over all pairs is found too, exactly: it takes two matrices of
-            width x width per layer, state and mode (`avg`, `mean`), with sinks and without: 1 GB per layer and state
-            of a 7B model, and half of that where `sink_ratio` is null.
-        between_kinds: Whether samples of each kind are also compared with one another and with those of each other
-            kind; the sums take 140 MB per kind of a 7B model.
-        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
-        noise: Whether the model also runs on noise, uniform between 0 and 1, in place of the perceptual tokens.
-        groups: Into how many groups samples are put, for intervals.
-        seed: Of groups, pairs and noise.
-        snapshot_every: Batches between two files of what is found so far.
-        label: A name of your own.
+        states: Which states are compared: `residual`, or states inside layers, such as `SA`.
+        sets: Which tokens count as perceptual and as textual.
+        gaps: Distances, in layers, at which each token is compared with itself; inside layers only
+            the distance 1 is used.
+        pair_budget: About how many pairs of samples each process compares token by token, for
+            median, maximum and minimum.
+        deviation: Whether the exact standard deviation over all pairs is computed too. It takes two
+            matrices of width x width per layer, state and mode (`avg`, `mean`), with sinks and
+            without: 1 GB per layer and state of a 7B model, and half of that where `sink_ratio` is
+            null.
+        between_kinds: Whether samples of each kind are also compared with one another and with
+            those of each other kind; the sums take 140 MB per kind of a 7B model.
+        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
+            all.
+        noise: Whether the model also runs on noise, uniform between 0 and 1, in place of the
+            perceptual tokens.
+        groups: Number of groups that samples are put into, for intervals.
+        seed: Seed of groups, pairs and noise.
+        snapshot_every: Number of batches between two files of what is found so far.
+        label: Name of the analysis and its folder, where one run has several of its class.
     """
 
     default_name: ClassVar[str] = "alignment"
@@ -81,13 +87,17 @@ class Alignment(StreamedAnalysis):
         self.pair_budget, self.deviation, self.noise = pair_budget, deviation, noise
         self.between_kinds, self.kind_depth = between_kinds, kind_depth
         if State.RESIDUAL not in self.states:
-            raise ConfigError(f"Alignment.states needs {State.RESIDUAL!s}, of which the scores are made.")
+            raise ConfigError(
+                f"Alignment.states needs {State.RESIDUAL!s}: the scores are made of it. Add it."
+            )
         if min(self.gaps, default=1) < 1 or pair_budget < 0:
             raise ConfigError(
-                f"Alignment's gaps must be 1 or more and pair_budget 0 or more, not gaps={list(gaps)} and "
-                f"pair_budget={pair_budget}."
+                "Alignment's gaps must be 1 or more and pair_budget 0 or more, not "
+                f"gaps={list(gaps)} and pair_budget={pair_budget}."
             )
-        super().__init__(sets=sets, groups=groups, seed=seed, snapshot_every=snapshot_every, label=label)
+        super().__init__(
+            sets=sets, groups=groups, seed=seed, snapshot_every=snapshot_every, label=label
+        )
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -112,46 +122,52 @@ class Alignment(StreamedAnalysis):
         kinds = rows_of_kinds([sample.kind for sample in samples if sample.images], self.kind_depth)
         if self.between_kinds and len(kinds) < 2:
             raise ConfigError(
-                f"{self.name}.between_kinds compares samples of different kinds, but those with images are of "
-                f"{', '.join(kinds) or 'no kind'}. Use data with two kinds or more, a higher kind_depth, or set it to "
-                "false."
+                f"{self.name}.between_kinds compares samples of different kinds, but those with "
+                f"images are of {', '.join(kinds) or 'no kind'}. Use data with two kinds or more, "
+                "a higher kind_depth, or set it to false."
             )
 
-    def measure(self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor) -> dict[str, Tensor]:
+    def measure(
+        self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor
+    ) -> dict[str, Tensor]:
         """Compare the states of a batch."""
         depth = len(decoder_layers(backbone))
         members = self.pairs.wanted(batch.sample_ids)
-        reading = AlignmentReading(self.sets, masks, depth, self.gaps, members)
-        stream_states(backbone, batch, self.states, reading.observe)
-        measured = reading.measured()
+        measures = AlignmentMeasures(self.sets, masks, depth, self.gaps, members)
+        stream_states(backbone, batch, self.states, measures.observe)
+        measured = measures.measured()
         if self.noise:
-            blind = AlignmentReading(self.sets, masks, depth, ())
-            enter = _Noise(batch.sample_ids, masks[:, 0], self.seed).instead
+            blind = AlignmentMeasures(self.sets, masks, depth, ())
+            enter = _Noise(batch.sample_ids, masks[:, 0], self.seed).replace_tokens
             stream_states(backbone, batch, (State.RESIDUAL,), blind.observe, enter)
             measured["noise vectors"] = blind.measured()[f"{State.RESIDUAL} vectors"][..., :1, :]
         self.pairs.device = masks.device
-        self.pairs.add({batch.sample_ids[row]: member for row, member in reading.members.items()})
+        self.pairs.add({batch.sample_ids[row]: member for row, member in measures.members.items()})
         return measured
 
     def add(self, measured: Mapping[str, Tensor], batch: MultimodalBatch) -> None:
-        """Add to the sums, those of kinds among them, and to the second moments of all samples."""
+        """Add to the sums, including those of kinds, and to the second moments of all samples."""
         super().add(measured, batch)
         if self.between_kinds:
-            vectors, squares = (measured[f"{State.RESIDUAL} {each}"] for each in ("vectors", "squares"))
+            vectors = measured[f"{State.RESIDUAL} vectors"]
+            squares = measured[f"{State.RESIDUAL} squares"]
             for kind, rows in rows_of_kinds(batch.kinds, self.kind_depth).items():
-                self.add_to_groups(sums_of_kind(kind, vectors[rows], squares[rows]), batch.take(rows))
+                sums = sums_of_kind(kind, vectors[rows], squares[rows])
+                self.add_to_groups(sums, batch.take(rows))
         if self.deviation and len(batch):
             for state in self.states:
-                vectors = measured[f"{state} vectors"].movedim(0, -2)  # (variants, layers, modes, sets, batch, width)
+                # (variants, layers, modes, sets, batch, width)
+                vectors = measured[f"{state} vectors"].movedim(0, -2)
                 self.found.add(f"{state} moments", vectors.mT @ vectors)
-                self.found.add(f"{state} fourth moments", measured[f"{state} squares"].square().sum(0))
+                fourth = measured[f"{state} squares"].square().sum(0)
+                self.found.add(f"{state} fourth moments", fourth)
 
     def read_again(self, found: Found) -> set[str]:
-        """Return the samples whose tokens were kept: they are in no file."""
+        """Return the samples whose tokens were kept: no file has them."""
         return self.pairs.lowest(found.done - found.left_out)
 
     def settle(self) -> None:
-        """Compare the pairs, and write down what is not yet."""
+        """Compare the pairs, and write down what is not written yet."""
         if self.pairs.changed:
             self.found.kept = self.pairs.compare()
             self._unwritten += 1
@@ -160,7 +176,12 @@ class Alignment(StreamedAnalysis):
     def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return curves with their intervals."""
         return summarise_alignment(
-            self.name, found, settings, states=self.states, variants=self.sets.variants, gaps=self.gaps
+            self.name,
+            found,
+            settings,
+            states=self.states,
+            variants=self.sets.variants,
+            gaps=self.gaps,
         )
 
     def reset(self) -> None:
@@ -171,19 +192,21 @@ class Alignment(StreamedAnalysis):
 
 
 class _Noise:
-    """Noise in place of a batch's perceptual tokens; that of a sample depends on its id and the seed alone.
+    """Noise in place of a batch's perceptual tokens.
+
+    The noise of a sample depends on its id and the seed alone.
 
     Args:
-        sample_ids: Per sample.
+        sample_ids: Id of each sample.
         mask: (batch, sequence) bool, the perceptual tokens.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     def __init__(self, sample_ids: Sequence[str], mask: Tensor, seed: int) -> None:
         self._sample_ids, self._mask, self._seed = sample_ids, mask, seed
 
-    def instead(self, entering: Tensor) -> Tensor:
-        """Return (batch, sequence, width) with other values where the mask is."""
+    def replace_tokens(self, entering: Tensor) -> Tensor:
+        """Return (batch, sequence, width) with noise where the mask is."""
         changed = entering.clone()
         for row, sample_id in enumerate(self._sample_ids):
             drawn = torch.Generator().manual_seed(rank_of(f"noise/{sample_id}", self._seed) >> 1)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_mllm.statistics.jackknife import Floats, jackknife
+from lightning_mllm.statistics.jackknife import jackknife
+from lightning_mllm.statistics.missing import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +27,11 @@ class Curve:
     sizes: Floats
 
     def estimate(self) -> Floats:
-        """Return value, interval and N, (variants, layers, 4)."""
+        """Return the statistics, (variants, layers, 4)."""
         return jackknife(self.value, self.without, self.sizes)
 
     def score(self) -> Curve:
-        """Return its mean over all layers but the last."""
+        """Return the mean over all layers but the last."""
         return Curve(self.value[:, :-1].mean(-1), self.without[..., :-1].mean(-1), self.sizes)
 
 
@@ -39,12 +40,14 @@ class Groups:
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
         there = sums["n"] > 0
-        self._sums = {name: total if name.endswith("moments") else total[there] for name, total in sums.items()}
+        self._sums: dict[str, Tensor] = {}
+        for name, total in sums.items():
+            self._sums[name] = total if name.endswith("moments") else total[there]
         self.sizes: Floats = self._sums["n"].numpy()
         self.half = torch.arange(len(self.sizes)) < len(self.sizes) // 2
 
     def total(self, name: str, kept: Tensor) -> Tensor:
-        """Return a sum over some groups, of which there is a (groups,) bool."""
+        """Return a sum over some groups, which a (groups,) bool names."""
         total: Tensor = torch.tensordot(kept.double(), self._sums[name], dims=1)
         return total
 
@@ -53,7 +56,7 @@ class Groups:
         return tuple(self._sums)
 
     def per_group(self, name: str) -> Tensor:
-        """Return the sum of each group, or what is no sum per group."""
+        """Return the sum of each group; moments are sums of all groups together."""
         return self._sums[name]
 
     def choices(self) -> list[Tensor]:
@@ -62,11 +65,11 @@ class Groups:
         return [every, *(~torch.eye(len(self.sizes), dtype=torch.bool))]
 
 
-def inner(one: Tensor, other: Tensor) -> Tensor:
+def inner_product(one: Tensor, other: Tensor) -> Tensor:
     """Return the inner products along the last dimension."""
     return (one * other).sum(-1)
 
 
-def over(values: Tensor, number: float) -> Tensor:
+def divide_by(values: Tensor, number: float) -> Tensor:
     """Return values / number; NaN where the number is 0."""
     return values / number if number else torch.full_like(values, torch.nan)

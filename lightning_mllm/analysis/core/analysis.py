@@ -26,9 +26,6 @@ from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Sample
 
-# coordinates of the last axis of a result that has intervals
-STATISTICS = ("value", "low_95", "high_95", "n")
-
 
 class Analysis(ABC):
     """An experiment on a model: batch by batch, then a result.

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
+from lightning_mllm.statistics.interval import STATISTICS
+from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
     Draws,
-    Floats,
     Statistic,
     difference,
     estimate,
@@ -81,10 +81,10 @@ def _contrast(fair: Cells, first: int, second: int, draws: Draws) -> Floats:
     ours: dict[str, Floats] = {}
     theirs: dict[str, Floats] = {}
     for column in COLUMNS:
-        one, two = fair[column][:, first], fair[column][:, second]
-        lacking = np.isnan(one) | np.isnan(two)
-        ours[column] = np.where(lacking, np.nan, one)
-        theirs[column] = np.where(lacking, np.nan, two)
+        left, right = fair[column][:, first], fair[column][:, second]
+        lacking = np.isnan(left) | np.isnan(right)
+        ours[column] = np.where(lacking, np.nan, left)
+        theirs[column] = np.where(lacking, np.nan, right)
     numbers = []
     for (one, values), (two, _) in zip(_statistics(ours), _statistics(theirs), strict=True):
         numbers.append(difference(one, two, values, draws))

@@ -13,21 +13,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.mask import why_nothing
 from lightning_mllm.analysis.knockout.measures import MEASURES, flow_numbers
 from lightning_mllm.analysis.knockout.rows import FlowRow
 from lightning_mllm.analysis.knockout.sweep import Sweep, split_ceiling
-from lightning_mllm.statistics.picture_bootstrap import (
-    ALL,
-    Bootstrap,
-    Kept,
-    common_questions,
-    count_questions,
-    no_numbers,
-)
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.picture_bootstrap import Bootstrap
+from lightning_mllm.statistics.question_table import ALL, Kept, common_questions, count_questions
 from lightning_mllm.store.rows import read_rows
 from lightning_mllm.types import Segment, Table
 

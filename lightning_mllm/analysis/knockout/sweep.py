@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.measures import COLUMNS, Cells
-from lightning_mllm.statistics.picture_bootstrap import Floats, pivot
+from lightning_mllm.statistics.missing import Floats
+from lightning_mllm.statistics.question_table import pivot
 from lightning_mllm.types import Segment, Table
 
 

@@ -28,7 +28,6 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.lens.readout import (
@@ -42,17 +41,10 @@ from lightning_mllm.analysis.lens.readout import (
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.picture_bootstrap import (
-    Bootstrap,
-    Floats,
-    Kept,
-    count_questions,
-    estimate,
-    mean,
-    median,
-    no_numbers,
-    pivot,
-)
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.missing import Floats
+from lightning_mllm.statistics.picture_bootstrap import Bootstrap, estimate, mean, median
+from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
 from lightning_mllm.types import MultimodalBatch, Table
 
 CURVES = dict(zip(WORDS, ("answer", "Answer", "false option", "False option"), strict=True))

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, NO_SINKS, SETS, TokenSets
@@ -31,8 +30,8 @@ from lightning_mllm.analysis.lens.batch_measures import Keep, Lens, WordMeasures
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.statistics.interval import STATISTICS, no_numbers
 from lightning_mllm.statistics.jackknife import GROUPS, jackknife_of_means
-from lightning_mllm.statistics.picture_bootstrap import no_numbers
 from lightning_mllm.types import MultimodalBatch
 
 

@@ -1,15 +1,16 @@
-"""Can perceptual and textual tokens be told apart inside the LLM? Numbers per layer, and maps.
+"""Can perceptual and textual tokens be told apart inside the LLM? Numbers and maps, per layer.
 
-Section 3 of Shukor and Cord (arXiv 2405.16700) shows maps of token means. A map shows what it shows; so there are two
-numbers beside it: how well a linear classifier tells the two means of samples apart that it has not been trained on,
-and the linear centred kernel alignment of the two (Kornblith et al., ICML 2019), which says whether samples that are
-alike in one are alike in the other.
+Section 3 of Shukor and Cord (arXiv 2405.16700) shows maps of token means. A map shows what it
+shows; so there are two numbers beside it: how well a linear classifier tells the two means of
+samples apart that it has not been trained on, and the linear centred kernel alignment of the two
+(Kornblith et al., ICML 2019), which says whether samples that are alike in one are alike in the
+other.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,15 +20,16 @@ from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from torch import Tensor
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.core.running_sums import Found
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.separability.token_means import TokenMeans, name_of
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing import FeatureSet, LinearProbe, linear_cka
-from lightning_mllm.statistics.jackknife import GROUPS, Floats, group_of, jackknife
-from lightning_mllm.statistics.picture_bootstrap import no_numbers, share
+from lightning_mllm.statistics.interval import STATISTICS, N, no_numbers
+from lightning_mllm.statistics.jackknife import GROUPS, group_of, jackknife
+from lightning_mllm.statistics.missing import Floats
+from lightning_mllm.statistics.picture_bootstrap import share
 from lightning_mllm.types import Sample
 
 Method = Literal["tsne", "pca"]
@@ -36,50 +38,34 @@ MEASURES = ("classifier accuracy", "linear CKA")
 
 
 class Distinguishability(TokenMeans):
-    """Tells the token means of samples apart, by layer: classifier accuracy, which is 0.5 by chance, and linear CKA.
+    """Tells perceptual from textual token means, by layer: classifier accuracy and linear CKA.
 
-    The classifier, `LinearProbe`, learns from the first half of the groups of samples, and is scored on the others; its
-    interval is that of the scored samples.
+    The accuracy is 0.5 by chance. The classifier, `LinearProbe`, is trained on the samples of half
+    of the groups, and scored on the others; its interval is that of the scored samples.
 
     Args:
-        layers: At which; by default at all, 0 to L.
-        samples: How many are drawn; their vectors are kept.
-        sets: Which tokens count; attention sinks do not, where `sink_ratio` says what one is.
-        groups: Into how many groups samples are put, for intervals.
-        seed: Of groups, drawing and training.
-        snapshot_every: Batches between two files of what is found so far.
-        label: A name of your own.
+        layers: The layers at which tokens are averaged; by default all, 0 to L.
+        samples: Number of samples that are drawn; their vectors are kept.
+        sets: Which tokens count. Attention sinks do not, where `sink_ratio` defines them.
+        groups: Number of groups that samples are put into, for intervals.
+        seed: Seed of groups, drawing and training.
+        snapshot_every: Number of batches between two files of what is found so far.
+        label: Name of the analysis and its folder, where one run has several of its class.
     """
 
     default_name: ClassVar[str] = "distinguishability"
 
-    def __init__(
-        self,
-        *,
-        layers: Sequence[int] | None = None,
-        samples: int = 200,
-        sets: TokenSets = TokenSets(sink_ratio=None),  # noqa: B008 - frozen
-        groups: int = 16,
-        seed: int = 0,
-        snapshot_every: int = 50,
-        label: str = "",
-    ) -> None:
-        super().__init__(
-            layers=layers,
-            samples=samples,
-            sets=sets,
-            groups=groups,
-            seed=seed,
-            snapshot_every=snapshot_every,
-            label=label,
-        )
-
     def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse data without images, and so few samples that none is left to score the classifier on."""
-        seen = [sample for sample in samples if sample.images]
-        super().check(seen)
-        names = self.drawn({name_of(sample.picture or sample.id, sample.id) for sample in seen})
-        self._held_out([json.loads(name)[0] for name in names])
+        """Refuse data without images, and too few samples to train and score the classifier."""
+        with_images: list[Sample] = []
+        pictures: dict[str, str] = {}  # by the names under which vectors are kept
+        for sample in samples:
+            if sample.images:
+                with_images.append(sample)
+                picture = sample.picture or sample.id
+                pictures[name_of(picture, sample.id)] = picture
+        super().check(with_images)
+        self._held_out([pictures[name] for name in self.drawn({*pictures})])
 
     def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return both numbers with their intervals."""
@@ -93,7 +79,7 @@ class Distinguishability(TokenMeans):
         }
         values = no_numbers(coords)
         values[0, 0] = self._accuracy(names, means, np.array(pictures), held_out)
-        values[0, 1] = _cka(means, groups)
+        values[0, 1] = _estimate_cka(means, groups)
         plot = Plot(
             "distinguishability",
             "lines",
@@ -101,57 +87,64 @@ class Distinguishability(TokenMeans):
             y="measure",
             shown={measure: measure for measure in MEASURES},
             fixed={},
-            xlabel="Layers behind (0: embedding)",
+            xlabel="After layer (0: embedding)",
             label="Accuracy, CKA",
             title="Token means of perceptual and textual tokens",
             over=GROUPS,
         )
-        more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}
-        return AnalysisResult(
-            self.name, values, tuple(coords), coords, len(names), {**settings, "found": more}, (plot,)
-        )
+        return self.make_result(values, coords, settings, found=found, n=len(names), plot=plot)
 
     def _held_out(self, pictures: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the groups of samples with these pictures, and which are scored.
 
         Raises:
-            DataError: None is, or there are too few others to learn from.
+            DataError: No sample is scored, or there are too few others to learn from.
         """
         groups = np.array([group_of(picture, self.seed, self.groups) for picture in pictures])
         held_out = groups >= self.groups // 2
         scored, learnt = int(held_out.sum()), int((~held_out).sum())
         if learnt < _LEARNT or not scored:
             raise DataError(
-                f"{self.name} learns from {_LEARNT} samples or more, those of half of its groups, and is scored on the "
-                f"others; of {len(pictures)} samples it has {learnt} to learn from and {scored} to score. Use more "
-                "samples, or another seed."
+                f"{self.name} learns from {_LEARNT} samples or more, those of half of its groups, "
+                f"and is scored on the others; of {len(pictures)} samples it has {learnt} to "
+                f"learn from and {scored} to score. Use more samples, or another seed."
             )
         return groups, held_out
 
     def _accuracy(
-        self, names: Sequence[str], means: Tensor, pictures: NDArray[Any], held_out: NDArray[np.bool_]
+        self,
+        names: Sequence[str],
+        means: Tensor,
+        pictures: NDArray[Any],
+        held_out: NDArray[np.bool_],
     ) -> Floats:
-        """Return the accuracy on held-out samples, with the interval of a share over pictures, (layers, 4)."""
-        train, test = (_features(names, means, half) for half in (~held_out, held_out))
-        scores = LinearProbe().fit_score(train, test, seeds=[self.seed])
-        right = np.stack([(score.predictions[0] == score.targets).double().numpy() for score in scores.values()], 1)
+        """Return the statistics of the accuracy on held-out samples, (layers, 4)."""
+        train = _make_features(names, means, ~held_out)
+        test = _make_features(names, means, held_out)
+        right = []
+        for score in LinearProbe().fit_score(train, test, seeds=[self.seed]).values():
+            right.append((score.predictions[0] == score.targets).double().numpy())
         _, numbers = np.unique(pictures[held_out], return_inverse=True)
-        accuracy = share(right, np.tile(numbers, len(SETS)))  # a sample has a mean for each set of tokens
-        accuracy[:, 3] = held_out.sum()
+        of_means = np.tile(numbers, len(SETS))  # a sample has a mean for each set of tokens
+        accuracy = share(np.stack(right, 1), of_means)
+        accuracy[:, N] = held_out.sum()
         return accuracy
 
 
 class TokenMap(TokenMeans):
-    """Draws the token means of samples on a plane, by layer; a sample has a point for each set of tokens.
+    """Draws the token means of samples on a plane, by layer.
+
+    A sample has a point for each set of tokens.
 
     Args:
-        method: `tsne` (perplexity 30, or as much as so few points allow) or `pca`.
-        layers: At which; by default at all, 0 to L.
-        samples: How many are drawn.
-        sets: Which tokens count; attention sinks do not, where `sink_ratio` says what one is.
-        seed: Of drawing and t-SNE.
-        snapshot_every: Batches between two files of what is found so far.
-        label: A name of your own.
+        method: How points are put on the plane: `tsne` (perplexity 30, or less where there are few
+            points) or `pca`.
+        layers: The layers at which tokens are averaged; by default all, 0 to L.
+        samples: Number of samples that are drawn.
+        sets: Which tokens count. Attention sinks do not, where `sink_ratio` defines them.
+        seed: Seed of drawing and t-SNE.
+        snapshot_every: Number of batches between two files of what is found so far.
+        label: Name of the analysis and its folder, where one run has several of its class.
     """
 
     default_name: ClassVar[str] = "token_map"
@@ -194,9 +187,10 @@ class TokenMap(TokenMeans):
             "sample": tuple(names),
             "coordinate": ("x", "y"),
         }
-        points = [self._plane(layer.flatten(0, 1).numpy()) for layer in means.permute(1, 2, 0, 3)]
+        points = []
+        for layer in means.permute(1, 2, 0, 3):
+            points.append(self._plane(layer.flatten(0, 1).numpy()))
         values = np.stack(points).reshape(*map(len, coords.values()))
-        more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}
         plot = Plot(
             "map",
             "points",
@@ -208,9 +202,7 @@ class TokenMap(TokenMeans):
             label="",
             title=f"Token means on a plane ({self.method}); lines join the tokens of a sample",
         )
-        return AnalysisResult(
-            self.name, values, tuple(coords), coords, len(names), {**settings, "found": more}, (plot,)
-        )
+        return self.make_result(values, coords, settings, found=found, n=len(names), plot=plot)
 
     def _plane(self, points: NDArray[np.float32]) -> Floats:
         """Return (points, width) on a plane, (points, 2)."""
@@ -224,31 +216,42 @@ class TokenMap(TokenMeans):
         return plane
 
 
-def _features(names: Sequence[str], means: Tensor, rows: NDArray[np.bool_]) -> dict[str, FeatureSet]:
-    """Return, per layer, what tells the sets of some samples apart: those of one set, then those of the other."""
+def _make_features(
+    names: Sequence[str], means: Tensor, rows: NDArray[np.bool_]
+) -> dict[str, FeatureSet]:
+    """Return, per layer, the means of some samples, with their sets of tokens as targets.
+
+    The means of all samples' first set come first, then those of the second.
+    """
     own = means[torch.from_numpy(rows)]
-    ids = tuple(f"{name}/{each}" for each in SETS for name, row in zip(names, rows, strict=True) if row)
+    own_names = [names[row] for row in np.flatnonzero(rows).tolist()]
+    ids = tuple(f"{name}/{each}" for each, name in product(SETS, own_names))
     targets = torch.arange(len(SETS)).repeat_interleave(len(own))
-    return {
-        str(place): FeatureSet(
-            features=own[:, place].transpose(0, 1).flatten(0, 1), targets=targets, names=SETS, sample_ids=ids
+    found: dict[str, FeatureSet] = {}
+    for place in range(means.shape[1]):
+        features = own[:, place].transpose(0, 1).flatten(0, 1)
+        found[str(place)] = FeatureSet(
+            features=features, targets=targets, names=SETS, sample_ids=ids
         )
-        for place in range(means.shape[1])
-    }
+    return found
 
 
-def _cka(means: Tensor, groups: NDArray[np.int64]) -> Floats:
-    """Return the alignment of the sets' means, (layers, 4); NaN where one of them is the same for all samples."""
+def _estimate_cka(means: Tensor, groups: NDArray[np.int64]) -> Floats:
+    """Return the statistics of the CKA of the sets' means, (layers, 4).
+
+    They are NaN where the means of a set are the same for all samples.
+    """
     present, sizes = np.unique(groups, return_counts=True)
-    value = _cka_of(means)
-    without = np.stack([_cka_of(means[torch.from_numpy(groups != group)]) for group in present])
-    return jackknife(value, without, sizes.astype(np.float64))
+    value = _compute_cka(means)
+    without = [_compute_cka(means[torch.from_numpy(groups != group)]) for group in present]
+    return jackknife(value, np.stack(without), sizes.astype(np.float64))
 
 
-def _cka_of(means: Tensor) -> Floats:
-    """Return the alignment at each layer of (samples, layers, sets, width)."""
+def _compute_cka(means: Tensor) -> Floats:
+    """Return the CKA at each layer, of (samples, layers, sets, width) means."""
     found = np.full(means.shape[1], np.nan)
     for place, (perceptual, textual) in enumerate(means.permute(1, 2, 0, 3)):
-        if all(bool((each != each[:1]).any()) for each in (perceptual, textual)):
+        varied = bool((perceptual != perceptual[:1]).any() and (textual != textual[:1]).any())
+        if varied:
             found[place] = linear_cka(perceptual, textual)
     return found

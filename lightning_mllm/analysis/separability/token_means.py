@@ -1,7 +1,7 @@
-"""Analyses of the mean of a sample's perceptual tokens and that of its textual ones, layer by layer.
+"""Analyses of the mean of a sample's perceptual tokens and that of its textual ones, per layer.
 
-They need the samples side by side, so that of each some vectors are kept, and of many samples only as many as are
-drawn: those with the lowest numbers of `rank_of`, which depend on a seed and their names alone.
+They need the samples side by side, so a few vectors of each sample are kept. Of many samples only
+some are drawn: those with the lowest `rank_of`, which depends on a seed and their names alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
 from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState as State
@@ -29,32 +30,34 @@ class TokenMeans(StreamedAnalysis):
     """Keeps the token means of drawn samples.
 
     Args:
-        layers: At which; by default at all, 0 to L.
-        samples: How many are drawn.
-        sets: Which tokens count; attention sinks do not, where `sink_ratio` says what one is.
-        groups: Into how many groups samples are put.
-        seed: Of groups and drawing.
-        snapshot_every: Batches between two files of what is found so far.
-        label: A name of your own.
+        layers: The layers at which tokens are averaged; by default all, 0 to L.
+        samples: Number of samples that are drawn; their vectors are kept.
+        sets: Which tokens count. Attention sinks do not, where `sink_ratio` defines them.
+        groups: Number of groups that samples are put into, for intervals.
+        seed: Seed of everything that is drawn or trained.
+        snapshot_every: Number of batches between two files of what is found so far.
+        label: Name of the analysis and its folder, where one run has several of its class.
     """
 
     def __init__(
         self,
         *,
-        layers: Sequence[int] | None,
-        samples: int,
-        sets: TokenSets,
-        groups: int,
-        seed: int,
-        snapshot_every: int,
-        label: str,
+        layers: Sequence[int] | None = None,
+        samples: int = 200,
+        sets: TokenSets = TokenSets(sink_ratio=None),  # noqa: B008 - frozen
+        groups: int = 16,
+        seed: int = 0,
+        snapshot_every: int = 50,
+        label: str = "",
     ) -> None:
         self.layers, self.samples = None if layers is None else tuple(layers), samples
-        super().__init__(sets=sets, groups=groups, seed=seed, snapshot_every=snapshot_every, label=label)
+        super().__init__(
+            sets=sets, groups=groups, seed=seed, snapshot_every=snapshot_every, label=label
+        )
         if samples < 2 or (layers is not None and (not layers or len(set(layers)) < len(layers))):
             raise ConfigError(
-                f"{self.name} needs two samples or more, and layers, each once, or null for all; found "
-                f"samples={samples} and layers={layers}."
+                f"{self.name} needs two samples or more, and layers, each once, or null for all; "
+                f"found samples={samples} and layers={layers}."
             )
 
     @property
@@ -68,19 +71,28 @@ class TokenMeans(StreamedAnalysis):
             "seed": self.seed,
         }
 
-    def measure(self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor) -> dict[str, Tensor]:
-        """Return the token means of the samples that are drawn, NaN for others; the model does not see those."""
+    def measure(
+        self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the token means of the samples that are drawn, and NaN for others.
+
+        The model is not run on the others.
+        """
         depth = len(decoder_layers(backbone))
         layers = tuple(range(depth + 1)) if self.layers is None else self.layers
-        if unknown := [layer for layer in layers if not 0 <= layer <= depth]:
-            raise ConfigError(f"{self.name}.layers has {unknown[0]}; the model has states 0 to {depth}.")
+        for layer in layers:
+            if not 0 <= layer <= depth:
+                raise ConfigError(
+                    f"{self.name}.layers has {layer}; the model has states 0 to {depth}."
+                )
         drawn = self.drawn({*self.found.kept, *_names(batch)})
         rows = [row for row, name in enumerate(_names(batch)) if name in drawn]
         found: dict[int, Tensor] = {}
 
         def observe(_: State, layer: int, states: Tensor) -> None:
             if layer in layers:
-                exact = states.double().masked_fill(~masks[rows].any(1)[..., None], 0)  # whatever stands in padding
+                counted = masks[rows].any(1)[..., None]
+                exact = states.double().masked_fill(~counted, 0)  # whatever padding has
                 kept = self.sets.kept(masks[rows], exact.norm(dim=-1))[:, -1].double()
                 found[layer] = (kept / kept.sum(-1, keepdim=True)) @ exact
 
@@ -95,15 +107,34 @@ class TokenMeans(StreamedAnalysis):
     def add(self, measured: Mapping[str, Tensor], batch: MultimodalBatch) -> None:
         """Keep the vectors of samples that are drawn."""
         super().add({}, batch)
-        new = {name: own.clone() for name, own in zip(_names(batch), measured.get("means", ()), strict=False)}
-        kept = self.found.kept | new
+        kept = dict(self.found.kept)
+        for name, own in zip(_names(batch), measured.get("means", ()), strict=False):
+            kept[name] = own.clone()
         self.found.kept = {name: kept[name] for name in self.drawn({*kept})}
 
     def means(self, found: Found) -> tuple[Tensor, list[str], list[str]]:
-        """Return the token means of the drawn samples, (samples, layers, sets, width), their ids and pictures."""
+        """Return the token means of the drawn samples, their ids and their pictures.
+
+        The token means are (samples, layers, sets, width).
+        """
         names = sorted(self.drawn({*found.kept}))
         pictures, ids = zip(*map(json.loads, names), strict=True)
         return torch.stack([found.kept[name] for name in names]), list(ids), list(pictures)
+
+    def make_result(
+        self,
+        values: Floats,
+        coords: Mapping[str, tuple[Any, ...]],
+        settings: Mapping[str, Any],
+        *,
+        found: Found,
+        n: int,
+        plot: Plot,
+    ) -> AnalysisResult:
+        """Return a result with the numbers of samples that were left out and seen."""
+        more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}
+        settings = {**settings, "found": more}
+        return AnalysisResult(self.name, values, tuple(coords), coords, n, settings, (plot,))
 
     def layers_of(self, means: Tensor) -> tuple[int, ...]:
         """Return the layers of token means."""
@@ -116,7 +147,7 @@ class TokenMeans(StreamedAnalysis):
 
 def _names(batch: MultimodalBatch) -> list[str]:
     """Return the names under which vectors are kept: picture and id."""
-    return [name_of(*pair) for pair in zip(batch.pictures, batch.sample_ids, strict=True)]
+    return list(map(name_of, batch.pictures, batch.sample_ids))
 
 
 def name_of(picture: str, sample_id: str) -> str:

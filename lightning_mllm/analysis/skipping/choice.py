@@ -1,7 +1,7 @@
-"""Which tokens of a sample skip something, said in the sample's own numbering: 0 is its first token that is real.
+"""Which tokens skip something, in each sample's own numbering: 0 is its first real token.
 
-So neither the side of the padding nor the other samples of a batch matter, nor whether a sample goes through the model
-at once or token by token.
+So the result depends neither on the side of the padding, nor on the other samples of a batch, nor
+on whether a sample goes through the model at once or token by token.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class SampleTokens:
     """The prompts of some samples, in their own numbering.
 
     Attributes:
-        sample_ids: Theirs.
-        perceptual: (batch, prompt) bool; prompt is the longest one's length.
-        lengths: (batch,) tokens of each prompt, LAST included.
+        sample_ids: Ids of the samples.
+        perceptual: (batch, prompt) bool, the tokens of images, as long as the longest prompt.
+        lengths: (batch,), the number of tokens of each prompt, LAST included.
     """
 
     sample_ids: tuple[str, ...]
@@ -37,10 +37,10 @@ class SampleTokens:
 
     @classmethod
     def of(cls, batch: MultimodalBatch) -> SampleTokens:
-        """Find them in a batch, with or without answers, padded on either side."""
-        real = batch.attention_mask.bool()
-        behind = batch.spans[Segment.LAST].cumsum(1) - batch.spans[Segment.LAST].long()  # 1 behind LAST
-        lengths = (real & (behind == 0)).sum(1)
+        """Find the prompts in a batch, with or without answers, padded on either side."""
+        real, last = batch.attention_mask.bool(), batch.spans[Segment.LAST]
+        after = last.cumsum(1) - last.long()  # 1 after LAST
+        lengths = (real & (after == 0)).sum(1)
         places = torch.arange(int(lengths.max()), device=real.device)
         columns = real.int().argmax(1, keepdim=True) + places  # of each token in the batch
         perceptual = batch.spans[Segment.IMAGE].gather(1, columns.clamp(max=real.shape[1] - 1))
@@ -52,8 +52,9 @@ class SampleTokens:
 
     @property
     def prompt(self) -> Tensor:
-        """(batch, prompt) bool: where there is a token at all."""
-        return torch.arange(self.perceptual.shape[1], device=self.lengths.device) < self.lengths[:, None]
+        """(batch, prompt) bool: where the prompt has a token."""
+        places = torch.arange(self.perceptual.shape[1], device=self.lengths.device)
+        return places < self.lengths[:, None]
 
     def to(self, device: torch.device) -> SampleTokens:
         """Move all tensors."""
@@ -65,7 +66,7 @@ class SampleTokens:
         return SampleTokens(ids, self.perceptual[list(rows)], self.lengths[list(rows)])
 
     def qualified(self, skip: Skip) -> Tensor:
-        """Return which tokens of the prompts a skip is about, (batch, prompt) bool."""
+        """Return among which tokens of the prompts a skip chooses, (batch, prompt) bool."""
         if skip.phase == "decode":
             return torch.zeros_like(self.perceptual)
         if skip.tokens == "all":
@@ -73,27 +74,29 @@ class SampleTokens:
         return self.perceptual if skip.tokens == "perceptual" else self.prompt & ~self.perceptual
 
 
-def chosen_in_prompts(tokens: SampleTokens, skip: Skip, layer: int) -> Tensor:
-    """Return which tokens of the prompts are chosen at random or evenly spaced, (batch, prompt) bool."""
+def choose_in_prompts(tokens: SampleTokens, skip: Skip, layer: int) -> Tensor:
+    """Return which tokens of the prompts are chosen, at random or evenly, (batch, prompt) bool."""
     qualified = tokens.qualified(skip)
     if skip.choice == "strided":
-        return qualified & _strided(qualified.cumsum(1) - 1, skip.share)
-    device, width = qualified.device, qualified.shape[1]
-    draws = [_draws(skip, sample_id, layer, width, "prompt") for sample_id in tokens.sample_ids]
-    return lowest(torch.from_numpy(np.stack(draws)).to(device), qualified, skip.share)
+        return qualified & _choose_evenly(qualified.cumsum(1) - 1, skip.share)
+    draws = _draw_all(tokens, skip, layer, qualified.shape[1], "prompt")
+    return choose_lowest(draws.to(qualified.device), qualified, skip.share)
 
 
-def chosen_behind_prompts(tokens: SampleTokens, skip: Skip, layer: int, count: int) -> Tensor:
-    """Return which of the first tokens behind the prompts are chosen, (batch, count) bool."""
+def choose_after_prompts(tokens: SampleTokens, skip: Skip, layer: int, count: int) -> Tensor:
+    """Return which of the first tokens after the prompts are chosen, (batch, count) bool."""
     device = tokens.lengths.device
     if skip.choice == "strided":
-        return _strided(torch.arange(count, device=device), skip.share).expand(len(tokens), -1)
-    draws = [_draws(skip, sample_id, layer, count, "behind") for sample_id in tokens.sample_ids]
-    return torch.from_numpy(np.stack(draws)).to(device) < skip.share
+        evenly = _choose_evenly(torch.arange(count, device=device), skip.share)
+        return evenly.expand(len(tokens), -1)
+    return _draw_all(tokens, skip, layer, count, "behind").to(device) < skip.share
 
 
-def lowest(values: Tensor, qualified: Tensor, share: float) -> Tensor:
-    """Return which are the lowest of those that qualify, floor(share * n) of n in each row, (rows, numbers) bool."""
+def choose_lowest(values: Tensor, qualified: Tensor, share: float) -> Tensor:
+    """Return which values are the lowest of those that qualify, (rows, numbers) bool.
+
+    Of n values of a row that qualify floor(share * n) are chosen.
+    """
     counts = (qualified.sum(1, keepdim=True).double() * share + _ROUNDING).floor()
     ordered = values.double().masked_fill(~qualified, torch.inf).argsort(dim=1, stable=True)
     return qualified & (ordered.argsort(dim=1) < counts)
@@ -101,18 +104,33 @@ def lowest(values: Tensor, qualified: Tensor, share: float) -> Tensor:
 
 def skips_nothing(tokens: SampleTokens, skip: Skip) -> bool:
     """Return whether no token of any sample will be skipped, though a share of them should be."""
-    if not skip.share or (skip.phase != "prefill" and skip.tokens != "perceptual"):  # behind the prompt some may be
+    some_after_prompts = skip.phase != "prefill" and skip.tokens != "perceptual"
+    if not skip.share or some_after_prompts:
         return False
-    return not bool((tokens.qualified(skip).sum(1).double() * skip.share + _ROUNDING >= 1).any())
+    due = tokens.qualified(skip).sum(1).double() * skip.share + _ROUNDING
+    return not bool((due >= 1).any())
 
 
-def _strided(index: Tensor, share: float) -> Tensor:
-    """Return whether each of these, counted from 0, is skipped: of the first n floor(share * n), evenly spaced."""
-    before, behind = ((each.double() * share + _ROUNDING).floor() for each in (index, index + 1))
-    return behind > before
+def _choose_evenly(index: Tensor, share: float) -> Tensor:
+    """Return whether each of these, counted from 0, is skipped.
+
+    Of the first n floor(share * n) are skipped, evenly spaced.
+    """
+    up_to_before = (index.double() * share + _ROUNDING).floor()
+    up_to_here = ((index + 1).double() * share + _ROUNDING).floor()
+    return up_to_here > up_to_before
 
 
-def _draws(skip: Skip, sample_id: str, layer: int, count: int, part: str) -> NDArray[np.float64]:
-    """Return numbers between 0 and 1 that belong to a sample; more of them begin with the same ones."""
+def _draw_all(tokens: SampleTokens, skip: Skip, layer: int, count: int, part: str) -> Tensor:
+    """Return numbers between 0 and 1, (batch, count), for a part of each sample."""
+    draws = [_draw(skip, sample_id, layer, count, part) for sample_id in tokens.sample_ids]
+    return torch.from_numpy(np.stack(draws))
+
+
+def _draw(skip: Skip, sample_id: str, layer: int, count: int, part: str) -> NDArray[np.float64]:
+    """Return numbers between 0 and 1 that belong to a sample.
+
+    A longer draw begins with the numbers of a shorter one.
+    """
     key = f"{sample_id}/{part}/{layer if skip.per_layer else ''}"
     return np.random.default_rng([skip.seed, crc32(key.encode())]).random(count)

@@ -1,8 +1,9 @@
 """Skipping computations: while the `with` block lasts, some tokens go around a part of some layers.
 
-What is skipped is not computed: the rows of the other tokens are gathered, computed and put back, so that time and
-operations are really saved, in evaluation and in training. Keys and values keep their places in the cache, so that
-generating token by token is the same as running the whole sequence. See `Skip` for what can be skipped.
+What is skipped is not computed: the rows of the other tokens are gathered, computed and put back,
+so that time and operations are really saved, in evaluation and in training. Keys and values keep
+their places in the cache, so that generating token by token is the same as running the whole
+sequence. See `Skip` for what can be skipped.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -32,33 +32,37 @@ logger = logging.getLogger(__name__)
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _DENSE_MASK_ATTENTION = ("sdpa", "eager")
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_checked: WeakSet[nn.Module] = WeakSet()  # layers that were seen to compute what `run_layer` does
-_checked_keys: WeakSet[nn.Module] = WeakSet()  # layers that were seen to make keys as `keys_and_values` does
+# layers that are known to compute what `run_layer` does, and keys as `keys_and_values` does
+_checked: WeakSet[nn.Module] = WeakSet()
+_checked_keys: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def skipping(backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Skip) -> Iterator[None]:
-    """Skip computations around anything that runs the model on this batch: forward, backward, `generate`, scorers.
+def skipping(
+    backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Skip
+) -> Iterator[None]:
+    """Skip computations in whatever runs the model on this batch: forward, backward, `generate`.
 
-    The batch may be run whole or as its `prompts()`, in one go or token by token, each sequence once or repeated
-    (beams): tokens are found by their number in their sample. If the backward pass comes behind the `with` block, its
-    gradients are those of what was computed all the same. Knockouts may stand around it or in it. Where no token of
-    the batch will be skipped, a warning says so.
+    The batch may be run whole or as its `prompts()`, in one go or token by token, each sequence
+    once or repeated (beams): tokens are found by their number in their sample. The backward pass
+    may come after the `with` block: its gradients are those of what was computed within. Knockouts
+    may be around it or in it. If no token of the batch will be skipped, a warning says so.
 
     Args:
-        backbone: The model; its layers are of Llama's kind.
-        batch: The samples that it will be run on, all of them and in this order.
-        skip: What is skipped.
+        backbone: The model; its layers must be of Llama's kind.
+        batch: The samples that the model will be run on, all of them and in this order.
+        skip: What is skipped, and for which tokens.
 
     Raises:
-        ConfigError: At once: the layers are of another kind, do not exist or skip something already; the model is
-            compiled; rows can't be left out of its kind of attention. In the model's forward: it is run on other
-            samples, or its cache is static or slides.
+        ConfigError: At once: the layers are of another kind, do not exist or skip something
+            already; the model is compiled; rows can't be left out of its kind of attention. In the
+            model's forward: it is run on other samples, or its cache is static or slides.
     """
     tokens = batch if isinstance(batch, SampleTokens) else SampleTokens.of(batch)
     if skips_nothing(tokens, skip):
         logger.warning(
-            "Nothing is skipped in any of the %d samples: a share of %s of their %s tokens is less than one token.",
+            "Nothing is skipped in any of the %d samples: a share of %s of their %s tokens is "
+            "less than one token.",
             *(len(tokens), skip.share, skip.tokens),
         )
     with skipped(backbone, tokens, skip):
@@ -66,8 +70,13 @@ def skipping(backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Sk
 
 
 @contextmanager
-def skipped(backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Skip) -> Iterator[None]:
-    """Do the same without a word about a batch of which no token is skipped, such as one without images."""
+def skipped(
+    backbone: Backbone, batch: MultimodalBatch | SampleTokens, skip: Skip
+) -> Iterator[None]:
+    """Skip computations as `skipping` does, but without its warning.
+
+    A batch of which no token is skipped, such as one without images, may be meant.
+    """
     tokens = batch if isinstance(batch, SampleTokens) else SampleTokens.of(batch)
     layers = decoder_layers(backbone)
     check_skip(backbone, skip)
@@ -81,8 +90,8 @@ def check_skip(backbone: Backbone, skip: Skip) -> None:
     """Refuse what `skipping` refuses at once, before there are samples.
 
     Raises:
-        ConfigError: The layers are of another kind, do not exist or skip something already; the model is compiled; rows
-            can't be left out of its kind of attention.
+        ConfigError: The layers are of another kind, do not exist or skip something already; the
+            model is compiled; rows can't be left out of its kind of attention.
     """
     layers = decoder_layers(backbone)
     replaced = {index: layers[index] for index in sorted(skip.touched(len(layers)))}
@@ -95,62 +104,66 @@ def check_skip(backbone: Backbone, skip: Skip) -> None:
 def _check_model(backbone: Backbone, skip: Skip) -> None:
     if any(module._compiled_call_impl is not None for module in backbone.model.modules()):
         raise ConfigError(
-            "The model is compiled, and what was compiled before would run on and skip nothing. Use one that is not."
+            "The model is compiled, and the compiled code would run without skipping anything. Use "
+            "a model that is not compiled."
         )
     attention = attention_of(backbone)
     if skip.computation in ("block", "attention") and attention not in _DENSE_MASK_ATTENTION:
         raise ConfigError(
-            f"Rows are left out of attention with a dense mask, which {attention!r} may ignore or reject. Load the "
-            "model with attention=sdpa or attention=eager."
+            f"Tokens are left out of attention with a dense mask, which {attention!r} may ignore "
+            "or reject. Load the model with attention=sdpa or attention=eager."
         )
 
 
 def _check_layers(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
-    """Refuse layers that skip something already, or compute something else than `run_layer` does."""
+    """Refuse layers that skip something already, or compute something else than `run_layer`."""
     for index, layer in layers.items():
         found = {name for name, _ in layer.named_children()}
         if found != _PARTS:
             raise ConfigError(
-                f"Layer {index} is a {type(layer).__name__} of {', '.join(sorted(found))}. Computations are skipped in "
-                f"layers of Llama's kind only, as in Mistral and Qwen2, of {', '.join(sorted(_PARTS))}."
+                f"Layer {index} is a {type(layer).__name__} of {', '.join(sorted(found))}. "
+                "Computations are skipped in layers of Llama's kind only, as in Mistral and "
+                f"Qwen2, of {', '.join(sorted(_PARTS))}."
             )
         if "forward" in layer.__dict__:
             raise ConfigError(
-                f"Layer {index} skips something already, and what two `skipping` blocks make of one layer is not "
-                "defined. Let them have different layers."
+                f"Layer {index} skips something already, and the effect of two `skipping` blocks "
+                "on one layer is not defined. Give them different layers."
             )
     first = next(iter(layers.values()))
     if first not in _checked and not _computes_as_here(backbone, first):
         raise ConfigError(
-            f"A {type(first).__name__} has the parts of a layer of Llama's kind, but makes something else of them, so "
-            "that skipping would not mean what it says. Use a model with Llama, Mistral or Qwen2 inside."
+            f"A {type(first).__name__} has the parts of a layer of Llama's kind, but computes "
+            "something else with them, so that skipping would not mean what its documentation "
+            "says. Use a model with Llama, Mistral or Qwen2 inside."
         )
     _checked.add(first)
 
 
 def _check_keys(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
-    """Refuse layers whose keys and values are made otherwise than `keys_and_values` does, at tokens that are seen."""
+    """Refuse layers that make keys and values in another way than `keys_and_values`."""
     for index, layer in layers.items():
         if layer not in _checked_keys and not _keys_as_here(backbone, layer):
             raise ConfigError(
-                f"Skip.visible needs keys and values of tokens that skip attention, which layer {index}, a "
-                f"{type(layer).__name__}, makes otherwise than Llama, e.g. with a norm of its own. Set visible: false, "
-                "or use a model with Llama, Mistral or Qwen2 inside."
+                "Skip.visible needs keys and values of tokens that skip attention, which layer "
+                f"{index}, a {type(layer).__name__}, makes in another way than Llama, e.g. with a "
+                "norm of its own. Set visible: false, or use a model with Llama, Mistral or Qwen2 "
+                "inside."
             )
         _checked_keys.add(layer)
 
 
 @torch.no_grad()
 def _keys_as_here(backbone: Backbone, layer: Any) -> bool:
-    """Return whether a layer makes its keys and values, of three made-up tokens, as `keys_and_values` does."""
+    """Return whether a layer makes keys and values, of three tokens, as `keys_and_values` does."""
     attention = layer.self_attn
-    hidden, embeddings = _made_up(backbone, layer)
+    hidden, embeddings = _make_tokens(backbone, layer)
     named = {name for name, _ in attention.named_children()} == _PROJECTIONS
     if not named or embeddings[0].shape[-1] != attention.head_dim:
         return False
     projected: dict[str, Tensor] = {}
     modules = {name: getattr(attention, name) for name in ("k_proj", "v_proj")}
-    made = _Seen()
+    made = _RecordingCache()
     with outputs_of(modules, projected.__setitem__), _same_draws(hidden.device):
         normed = layer.input_layernorm(hidden)
         attention(normed, position_embeddings=embeddings, attention_mask=None, past_key_values=made)
@@ -158,8 +171,8 @@ def _keys_as_here(backbone: Backbone, layer: Any) -> bool:
     return all(map(torch.equal, made.given, expected))
 
 
-class _Seen:
-    """Stands in for a cache, and keeps what it is given."""
+class _RecordingCache:
+    """Takes the place of a cache, and keeps what it is given."""
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.given = (keys, values)
@@ -168,28 +181,29 @@ class _Seen:
 
 @torch.no_grad()
 def _computes_as_here(backbone: Backbone, layer: nn.Module) -> bool:
-    """Return whether a layer makes, of three made-up tokens, what `run_layer` does, to the bit."""
-    hidden, embeddings = _made_up(backbone, layer)
+    """Return whether a layer computes, of three tokens, what `run_layer` does, to the bit."""
+    hidden, embeddings = _make_tokens(backbone, layer)
     others: Arguments = {"attention_mask": None, "position_embeddings": embeddings}
-    outputs = []
-    for compute in (partial(layer.forward, **others), partial(run_layer, layer, others, None, None)):
-        with _same_draws(hidden.device):
-            outputs.append(compute(hidden))
-    return torch.equal(*outputs)
+    with _same_draws(hidden.device):
+        own = layer.forward(hidden, **others)
+    with _same_draws(hidden.device):
+        ours = run_layer(layer, others, None, None, hidden)
+    return torch.equal(own, ours)
 
 
-def _made_up(backbone: Backbone, layer: nn.Module) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _make_tokens(backbone: Backbone, layer: nn.Module) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return three tokens, (1, 3, width), and the cosines and sines of their places."""
     weight = next(layer.parameters())
     width: int = backbone.model.get_decoder().config.hidden_size
-    hidden = torch.linspace(-1, 1, 3 * width, device=weight.device, dtype=weight.dtype).view(1, 3, width)
+    values = torch.linspace(-1, 1, 3 * width, device=weight.device, dtype=weight.dtype)
+    hidden = values.view(1, 3, width)
     rotary: Any = backbone.decoder.rotary_emb
     return hidden, rotary(hidden, torch.arange(3, device=weight.device)[None])
 
 
 @contextmanager
 def _same_draws(device: torch.device) -> Iterator[None]:
-    """Let dropout, if there is any, draw the same each time, and leave no trace of it."""
+    """Let dropout, if there is any, draw the same each time; the generators are restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield

@@ -1,8 +1,9 @@
-"""What skipping saves: operations that are counted and time that is measured, of the LLM's pass over whole samples.
+"""What skipping saves in the LLM's pass over whole samples: operations and time.
 
-Prompt and reference answer go through the decoder at once, so that both of a skip's phases are in it; vision tower,
-projector and output head are left out. Operations are multiplications and additions of all matrix products, those of
-attention among them, as `torch.utils.flop_counter` counts them while they are done.
+Prompt and reference answer go through the decoder at once, so that both phases of a skip are in the
+pass. Vision tower, projector and output head are left out. Operations are multiplications and
+additions of all matrix products, including those of attention, as `torch.utils.flop_counter` counts
+them while they are done.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_call
 from lightning_mllm.types import MultimodalBatch, Table
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DecoderPass:
-    """The decoder's part of a pass, which can be done again; images are encoded.
+    """The decoder's part of a pass, which can be repeated; the images are already encoded.
 
     Attributes:
         embeddings: (batch, sequence, width), what enters the first layer.
         attention_mask: (batch, sequence), 1 at real tokens.
         position_ids: (batch, sequence).
-        tokens: The samples.
+        tokens: The prompts of the samples.
     """
 
     embeddings: Tensor
@@ -48,23 +49,30 @@ class DecoderPass:
 
     @classmethod
     def of(cls, backbone: Backbone, batch: MultimodalBatch) -> DecoderPass:
-        """Take it from a pass of the model over a batch."""
+        """Record the decoder's part of a pass of the model over a batch."""
         seen: list[Arguments] = []
         with torch.no_grad(), before_call(backbone.decoder, seen.append):
             backbone.model.model(**batch.model_inputs(), use_cache=False)
-        return cls(seen[0]["inputs_embeds"], batch.attention_mask, batch.position_ids, SampleTokens.of(batch))
+        return cls(
+            seen[0]["inputs_embeds"],
+            batch.attention_mask,
+            batch.position_ids,
+            SampleTokens.of(batch),
+        )
 
     def alone(self, row: int) -> DecoderPass:
-        """Return that of one sample, without padding."""
+        """Return the pass of one sample, without padding."""
         real = self.attention_mask[row].bool()
-        embeddings, mask, places = (
-            each[row : row + 1, real] for each in (self.embeddings, self.attention_mask, self.position_ids)
+        return DecoderPass(
+            self.embeddings[row : row + 1, real],
+            self.attention_mask[row : row + 1, real],
+            self.position_ids[row : row + 1, real],
+            self.tokens.take([row]),
         )
-        return DecoderPass(embeddings, mask, places, self.tokens.take([row]))
 
     @torch.no_grad()
     def run(self, backbone: Backbone) -> None:
-        """Do it."""
+        """Run the decoder once more."""
         backbone.decoder(
             inputs_embeds=self.embeddings,
             attention_mask=self.attention_mask,
@@ -73,14 +81,19 @@ class DecoderPass:
         )
 
     def flops(self, backbone: Backbone, skip: Skip | None = None) -> int:
-        """Return the floating-point operations, all that are skipped left out."""
+        """Return the floating-point operations, without those that are skipped."""
         counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
         with self._skipped(backbone, skip), counter:
             self.run(backbone)
         return int(counter.get_total_flops())
 
-    def seconds(self, backbone: Backbone, skips: Sequence[Skip | None], repetitions: int) -> list[float]:
-        """Return the median time of each, with the accelerator's work done, in turn and after one round to warm up."""
+    def seconds(
+        self, backbone: Backbone, skips: Sequence[Skip | None], repetitions: int
+    ) -> list[float]:
+        """Return the median time of a pass with each skip.
+
+        The skips take turns, after one round to warm up. An accelerator's work is waited for.
+        """
         times: list[list[float]] = [[] for _ in skips]
         for repetition in range(1 + repetitions):
             for own, skip in zip(times, skips, strict=True):
@@ -98,34 +111,43 @@ class DecoderPass:
 
 
 def warn_of_nothing_skipped(name: str, skip: Skip, table: Table) -> None:
-    """Warn of cases that should skip tokens of prompts, and cost as much as nothing skipped in all samples.
+    """Warn of cases that should skip tokens of prompts, but skip none in any sample.
+
+    They are found by their costs, which are those with nothing skipped.
 
     Args:
-        name: Of the analysis.
+        name: Name of the analysis.
         skip: What its cases have in common.
-        table: Their rows, see `SkippingRow`.
+        table: Rows of the cases, see `SkippingRow`.
     """
-    if skip.phase == "decode":  # costs are those of the reference answer, which is not the one that is generated
+    if skip.phase == "decode":  # costs are of the reference answer, not of the generated one
         return
-    due = table["measured"] & (table["percent"] > 0) & ~np.char.startswith(table["computation"], "parallel")
-    columns = ("computation", "start", "percent")
-    cases = list(zip(*(table[column].tolist() for column in columns), strict=True))
-    for case in dict.fromkeys(each for each, counts in zip(cases, due, strict=True) if counts):
-        own = due & np.array([each == case for each in cases])
+    due = (
+        table["measured"]
+        & (table["percent"] > 0)
+        & ~np.char.startswith(table["computation"], "parallel")
+    )
+    rows: dict[tuple[str, int, float], list[int]] = {}
+    for row in np.flatnonzero(due).tolist():
+        case = (table["computation"][row], table["start"][row], table["percent"][row])
+        rows.setdefault(case, []).append(row)
+    for (computation, start, percent), own in rows.items():
         if (table["flops"][own] == table["flops_clean"][own]).all():
-            log.warning(
-                "%s: %s from layer %d on is skipped for none of the %s tokens of %d samples: %g %% of them is less "
-                "than one token.",
-                *(name, case[0], case[1], skip.tokens, int(own.sum()), case[2]),
+            logger.warning(
+                "%s: %s from layer %d on is skipped for none of the %s tokens of %d samples: %g "
+                "%% of them is less than one token.",
+                *(name, computation, start, skip.tokens, len(own), percent),
             )
 
 
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+) -> int:
     flops: int = sdpa_flop_count(query, key, value)
     return flops
 
 
-# the CPU's kernel of attention, which torch 2.13 leaves out
+# the CPU's kernel of attention, which torch 2.13 does not count
 _UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 

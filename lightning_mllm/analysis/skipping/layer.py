@@ -1,7 +1,8 @@
-"""A decoder layer of which some rows skip something: what they skip is not computed, and then dropped, but left out.
+"""A decoder layer in which some tokens skip a computation.
 
-The rows that go through are gathered, computed and put back; the others keep their residual stream to the bit. In a
-layer of Llama's kind, as in Mistral and Qwen2:
+Skipped work is never done, rather than done and discarded: the rows of the other tokens are
+gathered, computed and put back; the skipped ones keep their residual stream to the bit. In a layer
+of Llama's kind, as in Mistral and Qwen2:
 
     X' = X + SA(LN1(X))        input_layernorm, self_attn
     X' + FFN(LN2(X'))          post_attention_layernorm, mlp
@@ -24,38 +25,38 @@ from lightning_mllm.models.layers import hidden_value, mask_dtype
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of a forward, those that go through and those that do not.
+    """The rows of a forward: those that are computed, and those that are skipped.
 
     Attributes:
-        skipped: (batch, rows) bool.
+        skipped: (batch, rows) bool, which rows are skipped.
     """
 
     skipped: Tensor
 
     @cached_property
     def kept(self) -> Tensor:
-        """(kept,) numbers, in the flattened (batch * rows), of the rows that go through."""
+        """(kept,) places, in the flattened (batch * rows), of the rows that are computed."""
         return (~self.skipped).flatten().nonzero().squeeze(1)
 
     @cached_property
     def columns(self) -> Tensor:
-        """(batch, most) where the kept rows of each sequence stand, in order; behind them any others."""
+        """(batch, most) where the kept rows of each sequence are, in order, then any others."""
         most = int((~self.skipped).sum(1).max())
         return self.skipped.int().argsort(dim=1, stable=True)[:, :most]
 
     @cached_property
     def filled(self) -> Tensor:
-        """(kept,) numbers, in the flattened (batch * most) of `columns`, of those that are kept rows."""
+        """(kept,) places, in the flattened (batch * most) of `columns`, of the kept rows."""
         return (~self.skipped.gather(1, self.columns)).flatten().nonzero().squeeze(1)
 
-    def take(self, values: Tensor) -> Tensor:
-        """Return (batch, most, width) of (batch or 1, rows, width) values."""
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """Return the kept rows, (batch, most, width), of (batch or 1, rows, width) values."""
         index = self.columns[..., None].expand(-1, -1, values.shape[-1])
         return values.expand(len(index), -1, -1).gather(1, index)
 
-    def spread(self, values: Tensor, over: Tensor) -> Tensor:
-        """Put (batch, heads, most, width) of the kept rows into (batch, heads, rows, width) of all."""
-        dump = over.shape[2]  # one row more, for what stands in no kept row's column
+    def scatter_rows(self, values: Tensor, over: Tensor) -> Tensor:
+        """Put the kept rows, (batch, heads, most, width), into all, (batch, heads, rows, width)."""
+        dump = over.shape[2]  # an extra row, for columns that are not those of a kept row
         target = self.columns.masked_fill(self.skipped.gather(1, self.columns), dump)
         index = target[:, None, :, None].expand_as(values)
         return nn.functional.pad(over, (0, 0, 0, 1)).scatter(2, index, values)[:, :, :dump]
@@ -63,11 +64,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Attending:
-    """How the rows that go through attention see the others.
+    """Which rows go through attention, and which keys they can attend to.
 
     Attributes:
-        split: The rows.
-        unseen: (batch, keys) bool, the keys that skip attention in this layer, cached ones too; None if all are seen.
+        split: The rows of the forward.
+        unseen: (batch, keys) bool, the keys that skip attention in this layer, cached ones too;
+            None if the rows can attend to all keys.
     """
 
     split: Split
@@ -75,13 +77,17 @@ class Attending:
 
 
 def run_layer(
-    layer: Any, others: Arguments, attending: Attending | None, feeding: Split | None, hidden: Tensor
+    layer: Any,
+    others: Arguments,
+    attending: Attending | None,
+    feeding: Split | None,
+    hidden: Tensor,
 ) -> Tensor:
     """Return what leaves a layer.
 
     Args:
         layer: The decoder layer.
-        others: What it is called with besides the residual stream.
+        others: What the layer is called with besides the residual stream.
         attending: The rows that go through attention; None for all.
         feeding: The rows that go through the FFN; None for all.
         hidden: (batch, rows, width), the residual stream.
@@ -100,7 +106,7 @@ def run_layer(
 
 
 def run_in_parallel(layer: Any, others: Arguments, split: Split, hidden: Tensor) -> Tensor:
-    """Return X + SA(LN1(X)) + FFN(LN1(X)) at the rows that do not wait for attention, the layer's own at the others."""
+    """Return X + SA(LN1(X)) + FFN(LN1(X)) at skipped rows, and the layer's own output at others."""
     normed = layer.input_layernorm(hidden)
     attended = hidden + _attention(layer, normed, others)
     fed = torch.where(split.skipped[..., None], normed, layer.post_attention_layernorm(attended))
@@ -109,29 +115,34 @@ def run_in_parallel(layer: Any, others: Arguments, split: Split, hidden: Tensor)
 
 
 def run_beside(layer: Any, others: Arguments, entering: Tensor, first: Tensor) -> Tensor:
-    """Return the mean of what two blocks make of the same residual stream.
+    """Return the mean of the outputs of two layers that get the same residual stream.
 
     Args:
-        layer: The second of them.
-        others: What it is called with.
-        entering: What entered the first.
-        first: What left it.
+        layer: The second layer.
+        others: What the second layer is called with besides the residual stream.
+        entering: What entered the first layer.
+        first: What left the first layer.
     """
     return (first + run_layer(layer, others, None, None, entering)) / 2
 
 
-def keys_and_values(attention: Any, keys: Tensor, values: Tensor, rotary: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return keys and values as attention hands them to its cache, (batch, key heads, rows, head width).
+def keys_and_values(
+    attention: Any, keys: Tensor, values: Tensor, rotary: Iterable[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return keys and values as attention gives them to its cache.
+
+    Both are (batch, key heads, rows, head width).
 
     Args:
-        attention: The attention.
+        attention: The layer's attention module.
         keys: (batch, rows, width), what leaves `k_proj`.
         values: (batch, rows, width), what leaves `v_proj`.
         rotary: Cosines and sines of the rows, each (batch or 1, rows, head width).
     """
-    keys, values = (each.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for each in (keys, values))
-    _, turned = apply_rotary_pos_emb(keys, keys, *rotary)
-    return turned, values
+    keys = keys.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    values = values.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    _, rotated = apply_rotary_pos_emb(keys, keys, *rotary)
+    return rotated, values
 
 
 def _attention(layer: Any, normed: Tensor, others: Arguments) -> Tensor:
@@ -140,41 +151,42 @@ def _attention(layer: Any, normed: Tensor, others: Arguments) -> Tensor:
 
 
 def _attend(layer: Any, others: Arguments, attending: Attending, hidden: Tensor) -> Tensor:
-    """Return the residual stream behind attention, at skipped rows as it was."""
+    """Return the residual stream after attention; at skipped rows it is as it was."""
     split = attending.split
     cache = _Cache(layer, others, attending, hidden)
     if not split.columns.shape[1]:
         cache.fill()
         return hidden
-    rows = split.take(hidden)
+    rows = split.gather_rows(hidden)
     past = cache.keys - hidden.shape[1]
     changed = {
         **others,
         "attention_mask": _mask(others.get("attention_mask"), attending, hidden, past),
-        "position_embeddings": tuple(split.take(each) for each in others["position_embeddings"]),
+        "position_embeddings": tuple(map(split.gather_rows, others["position_embeddings"])),
         "past_key_values": cache,
     }
     if others.get("position_ids") is not None:
-        changed["position_ids"] = split.take(others["position_ids"][..., None])[..., 0]
+        changed["position_ids"] = split.gather_rows(others["position_ids"][..., None]).squeeze(-1)
     rows = rows + _attention(layer, layer.input_layernorm(rows), changed)
     return _put_back(hidden, split.kept, rows.flatten(0, 1).index_select(0, split.filled))
 
 
 def _put_back(stream: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
-    """Return the stream, (batch, rows, width), with other kept rows, (kept, width)."""
+    """Return the stream, (batch, rows, width), its kept rows replaced by (kept, width) ones."""
     return stream.flatten(0, 1).index_copy(0, kept, rows.to(stream.dtype)).view_as(stream)
 
 
 class _Cache:
-    """Stands in for a layer's cache: the keys and values of gathered rows go where all rows' belong.
+    """Takes the place of a layer's cache; puts keys and values of gathered rows where they belong.
 
-    Those of skipped rows are computed if they are seen, and else zeros, which the mask hides.
+    Those of skipped rows are computed if others can attend to them; else they are zeros, which the
+    mask hides.
 
     Args:
         layer: The decoder layer.
-        others: What it is called with, the real cache among it.
-        attending: The rows.
-        hidden: (batch, rows, width), all of them.
+        others: What the layer is called with, the real cache included.
+        attending: The rows, and the keys that they can attend to.
+        hidden: (batch, rows, width), the residual stream of all rows.
     """
 
     def __init__(self, layer: Any, others: Arguments, attending: Attending, hidden: Tensor) -> None:
@@ -182,37 +194,55 @@ class _Cache:
         self._others, self._split, self._hidden = others, attending.split, hidden
         self._seen = attending.unseen is None
         self._real: Any = others.get("past_key_values")
-        past = 0 if self._real is None else int(self._real.get_seq_length(self._attention.layer_idx))
+        past = 0
+        if self._real is not None:
+            past = int(self._real.get_seq_length(self._attention.layer_idx))
         self.keys = past + hidden.shape[1]
 
-    def update(self, keys: Tensor, values: Tensor, index: int, *positional: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, index: int, *positional: Any, **named: Any
+    ) -> tuple[Tensor, Tensor]:
         """Return the keys and values that the gathered rows attend to."""
-        rest = self._of_skipped(keys.dtype, values.dtype)
-        all_keys, all_values = map(self._split.spread, (keys, values), rest)
+        other_keys, other_values = self._make_skipped(keys.dtype, values.dtype)
+        all_keys = self._split.scatter_rows(keys, other_keys)
+        all_values = self._split.scatter_rows(values, other_values)
         if self._real is None:
             return all_keys, all_values
-        updated: tuple[Tensor, Tensor] = self._real.update(all_keys, all_values, index, *positional, **named)
+        updated: tuple[Tensor, Tensor] = self._real.update(
+            all_keys, all_values, index, *positional, **named
+        )
         return updated
 
     def fill(self) -> None:
-        """Put the keys and values of rows into the cache that all skip attention: the positions stay in step."""
+        """Put keys and values into the cache where all rows skip attention.
+
+        So the cache has as many positions as without skipping.
+        """
         if self._real is not None:
             dtype = mask_dtype(self._hidden)
-            self._real.update(*self._of_skipped(dtype, dtype), self._attention.layer_idx)
+            self._real.update(*self._make_skipped(dtype, dtype), self._attention.layer_idx)
 
-    def _of_skipped(self, *dtypes: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return keys and values, right at skipped rows: (batch, key heads, rows, head width)."""
+    def _make_skipped(
+        self, key_dtype: torch.dtype, value_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values of skipped rows, (batch, key heads, rows, head width).
+
+        They are 0 at other rows, and everywhere if no row can attend to them.
+        """
         batch, count = self._split.skipped.shape
         heads, width = self._attention.config.num_key_value_heads, self._attention.head_dim
-        keys, values = (self._hidden.new_zeros(batch, heads, count, width, dtype=dtype) for dtype in dtypes)
+        size = (batch, heads, count, width)
+        keys = self._hidden.new_zeros(size, dtype=key_dtype)
+        values = self._hidden.new_zeros(size, dtype=value_dtype)
         if not self._seen:
             return keys, values
         rest = Split(~self._split.skipped)
-        normed = self._layer.input_layernorm(rest.take(self._hidden))
+        normed = self._layer.input_layernorm(rest.gather_rows(self._hidden))
         projected = (self._attention.k_proj(normed), self._attention.v_proj(normed))
-        rotary = map(rest.take, self._others["position_embeddings"])
+        rotary = map(rest.gather_rows, self._others["position_embeddings"])
         own_keys, own_values = keys_and_values(self._attention, *projected, rotary)
-        return rest.spread(own_keys.to(keys.dtype), keys), rest.spread(own_values.to(values.dtype), values)
+        keys = rest.scatter_rows(own_keys.to(key_dtype), keys)
+        return keys, rest.scatter_rows(own_values.to(value_dtype), values)
 
 
 def _mask(given: Tensor | None, attending: Attending, hidden: Tensor, past: int) -> Tensor:
@@ -220,9 +250,11 @@ def _mask(given: Tensor | None, attending: Attending, hidden: Tensor, past: int)
     split, dtype = attending.split, mask_dtype(hidden)
     batch, count = split.skipped.shape
     if given is None:
-        given = torch.ones(count, past + count, dtype=torch.bool, device=hidden.device).tril(past)[None, None]
+        causal = torch.ones(count, past + count, dtype=torch.bool, device=hidden.device)
+        given = causal.tril(past)[None, None]
     if given.dtype == torch.bool:
-        given = torch.zeros(given.shape, dtype=dtype, device=hidden.device).masked_fill_(~given, hidden_value(dtype))
+        additive = torch.zeros(given.shape, dtype=dtype, device=hidden.device)
+        given = additive.masked_fill_(~given, hidden_value(dtype))
     index = split.columns[:, None, :, None].expand(-1, given.shape[1], -1, given.shape[3])
     mask = given.expand(batch, -1, -1, -1).gather(2, index)
     if attending.unseen is not None:

@@ -1,19 +1,20 @@
 """What is skipped: which computation, in which layers, for which tokens.
 
-The computations of Shukor and Cord, "Skipping Computations in Multimodal LLMs" (2024, arXiv 2410.09454), and the share
-of tokens of "Implicit Multimodal Alignment" (NeurIPS 2024, arXiv 2405.16700, figure 11). With X the residual stream
-that enters a layer, X' = X + SA(LN1(X)), and X' + FFN(LN2(X')) what leaves it:
+The computations are those of Shukor and Cord, "Skipping Computations in Multimodal LLMs" (2024,
+arXiv 2410.09454), the share of tokens is that of "Implicit Multimodal Alignment" (NeurIPS 2024,
+arXiv 2405.16700, figure 11). X is the residual stream that enters a layer. Nothing skipped,
+X' = X + SA(LN1(X)), and X' + FFN(LN2(X')) leaves it:
 
-| computation       | what leaves the layer instead, at a token that is chosen                                      |
-|-------------------|-----------------------------------------------------------------------------------------------|
-| `block`           | X                                                                                             |
-| `ffn`             | X'                                                                                            |
-| `attention`       | X + FFN(LN2(X))                                                                               |
-| `parallel`        | X + SA(LN1(X)) + FFN(LN1(X)): as many operations, but the two need not wait for each other     |
-| `parallel_blocks` | two layers see the same X, and the mean of what they make of it leaves the second              |
+| computation       | what leaves the layer instead, at a token that is chosen                    |
+|-------------------|-----------------------------------------------------------------------------|
+| `block`           | X                                                                           |
+| `ffn`             | X'                                                                          |
+| `attention`       | X + FFN(LN2(X))                                                             |
+| `parallel`        | X + SA(LN1(X)) + FFN(LN1(X)): as many operations, but side by side          |
+| `parallel_blocks` | two layers get the same X, and the mean of their outputs leaves the second  |
 
-The papers leave open which tokens of a share are skipped, whether each layer skips others, and whether a token without
-attention can still be seen: these are options.
+The papers leave open which tokens of a share are skipped, whether each layer skips other tokens,
+and whether others can attend to a token that skips attention. These are options.
 """
 
 from __future__ import annotations
@@ -35,21 +36,29 @@ class Skip:
     """What is skipped.
 
     Attributes:
-        computation: See the table above.
-        share: Of each sample's tokens that qualify, 0 to 1; of n of them floor(share * n) are skipped.
-        tokens: `perceptual` are the image's, `textual` all others; padding never counts.
-        phase: `prefill` is the prompt, up to the position that predicts the answer; `decode` all behind it, whether
-            it is generated or given, as in training.
-        choice: Which ones: `random`, drawn from the seed and the sample's id; `strided`, evenly spaced;
-            `lowest_change`, those whose residual stream the layer before has changed least, ||dX|| / ||X||. Behind
-            the prompt, where tokens come one by one, each is drawn for itself, with the share as its probability.
-        start: The first layer, from 0; a number with a decimal point is a fraction of the depth.
-        stop: Behind the last layer; likewise.
-        interval: 1 for each layer, 2 for each second one, and so on; of parallel blocks, from pair to pair.
-        per_layer: Whether each layer chooses anew; otherwise tokens are chosen once for all.
-        visible: Whether the others see a token, in a layer in which it skips attention: its keys and values are then
-            computed. Otherwise nothing of it is; who skips attention in all layers from one on is removed there.
-        seed: Of the random choice.
+        computation: Which computation is skipped: `ffn` (the feed-forward network), `attention`,
+            `block` (both, the whole layer), or run side by side: `parallel`, `parallel_blocks`.
+        share: Share of each sample's tokens that skip it, from 0 to 1; of n tokens that qualify
+            floor(share * n) do.
+        tokens: Which tokens qualify: `perceptual`, those of images, `textual`, all others, or
+            `all`. Padding never counts.
+        phase: Which positions qualify: `prefill`, the prompt, up to the position that predicts the
+            answer; `decode`, all after it, whether generated or given, as in training; or `both`.
+        choice: How tokens are chosen: `random`, by the seed and the sample's id; `strided`, evenly
+            spaced; `lowest_change`, those whose residual stream the layer before has changed least,
+            ||dX|| / ||X||. After the prompt, where tokens come one by one, each is drawn for
+            itself, with the share as its probability.
+        start: First layer, from 0; a number with a decimal point is a fraction of the depth.
+        stop: First layer that skips nothing again; a number with a decimal point is a fraction of
+            the depth.
+        interval: Distance between two layers that skip: 1 for each layer, 2 for each second one;
+            of parallel blocks, from pair to pair.
+        per_layer: Whether each layer chooses its own tokens; otherwise they are chosen once for all
+            layers.
+        visible: Whether other tokens can attend to a token that skips attention. Its keys and
+            values are then computed; otherwise nothing is, and a token that skips attention in all
+            layers from one on is removed from there on.
+        seed: Seed of the random choice.
 
     Raises:
         ConfigError: An option has no such value, or two of them do not go together.
@@ -68,10 +77,17 @@ class Skip:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {"computation": Computation, "tokens": Modality, "phase": Phase, "choice": Choice}
+        kinds: dict[str, Any] = {
+            "computation": Computation,
+            "tokens": Modality,
+            "phase": Phase,
+            "choice": Choice,
+        }
         for option, kind in kinds.items():
             if (value := getattr(self, option)) not in get_args(kind):
-                raise ConfigError(f"Skip.{option} is {value!r}; it can be {', '.join(get_args(kind))}.")
+                raise ConfigError(
+                    f"Skip.{option} is {value!r}; it can be {', '.join(get_args(kind))}."
+                )
         if not 0 <= self.share <= 1:
             raise ConfigError(f"Skip.share must lie between 0 and 1, not {self.share}.")
         if self.interval < 1:
@@ -79,20 +95,23 @@ class Skip:
         if self.seed < 0:
             raise ConfigError(f"Skip.seed must be at least 0, not {self.seed}.")
         if self.tokens == "perceptual" and self.phase == "decode":
-            raise ConfigError("Skip: no perceptual token is decoded. Set tokens: textual, or phase: prefill.")
+            raise ConfigError(
+                "Skip: no perceptual token is decoded. Set tokens: textual, or phase: prefill."
+            )
         if self.choice == "lowest_change" and self.phase != "prefill":
             raise ConfigError(
-                "Skip.choice lowest_change ranks the tokens of a prompt, and behind it they come one by one. Set "
-                "phase: prefill, or choice: random or strided."
+                "Skip.choice lowest_change ranks the tokens of a prompt, but after it they come "
+                "one by one. Set phase: prefill, or choice: random or strided."
             )
         if self.computation == "parallel_blocks":
             self._check_pairs()
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Return the layers in which something is skipped; of parallel blocks the first one of each pair.
+        """Return the layers that skip something; of parallel blocks the first of each pair.
 
         Raises:
-            ConfigError: A decoder of this depth has no such layers, or `lowest_change` has no layer before the first.
+            ConfigError: A decoder of this depth has no such layers, or `lowest_change` has no layer
+                before the first.
         """
         (window,) = Windows(layers=[(self.start, self.stop)]).of(depth)
         found = range(window.start, window.stop, self.interval)
@@ -100,18 +119,21 @@ class Skip:
             found = range(window.start, window.stop - 1, self.interval)
         if not found:
             raise ConfigError(
-                f"There is no pair of blocks from layer {window.start} to {window.stop - 1}. Let start and stop lie "
-                "two layers or more apart."
+                f"There is no pair of blocks from layer {window.start} to {window.stop - 1}. Let "
+                "start and stop lie two layers or more apart."
             )
         if self.choice == "lowest_change" and not window.start:
-            raise ConfigError("Skip.choice lowest_change looks at the layer before, and layer 0 has none. Start at 1.")
+            raise ConfigError(
+                "Skip.choice lowest_change looks at the layer before, but layer 0 has none. Start "
+                "at 1."
+            )
         return tuple(found)
 
     def touched(self, depth: int) -> frozenset[int]:
-        """Return the layers that skip something, and those whose residual stream is looked at for it.
+        """Return the layers that skip something, and those that the choice looks at.
 
         Raises:
-            ConfigError: As in `layers`.
+            ConfigError: A decoder of this depth has no such layers, see `layers`.
         """
         layers = self.layers(depth)
         if self.computation == "parallel_blocks":
@@ -123,9 +145,11 @@ class Skip:
 
     def _check_pairs(self) -> None:
         if self.interval < 2:
-            raise ConfigError(f"Skip.interval is {self.interval}, but a pair of parallel blocks takes two layers.")
+            raise ConfigError(
+                f"Skip.interval is {self.interval}, but a pair of parallel blocks takes two layers."
+            )
         if (self.share, self.tokens, self.phase) != (1.0, "all", "both"):
             raise ConfigError(
-                "Parallel blocks are for all tokens, since they change what all see. Set share: 1.0, tokens: all and "
-                "phase: both."
+                "Parallel blocks are for all tokens, since they change the inputs of all. Set "
+                "share: 1.0, tokens: all and phase: both."
             )

@@ -1,12 +1,14 @@
-"""Accuracy of sub-networks: the same questions, by the usual exact match, answered by the whole LLM and by parts of it.
+"""Accuracy of sub-networks: the same questions, answered by the whole LLM and by parts of it.
 
-From the calibrations of several tasks come their sub-networks and the alpha-SubNet, what all of them keep (Shukor and
-Cord, arXiv 2405.16700). It is sparser than they are, and how sparse stands with the numbers. To it are compared random
-weights and those of largest magnitude, as many of each row. Tasks are kinds of questions, so the table of sub-networks
-against kinds says how far one task's weights serve another.
+The calibrations of several tasks give their sub-networks and the alpha-SubNet, which is what all of
+them keep (Shukor and Cord, arXiv 2405.16700). It is sparser than they are; the result says how
+sparse. It is compared with random weights and with those of largest magnitude, as many of each row.
+Tasks are kinds of questions, so the table of sub-networks against kinds says how well one task's
+weights serve another.
 
-What is lost against the whole LLM, on the same questions, is told in points, and as the share that is retained. All
-intervals are those of `evaluation.shares`. Samples that were calibrated on should not be asked.
+The loss against the whole LLM, on the same questions, is given in points, and as the share of the
+accuracy that is retained. All intervals are those of `statistics.shares`. Answers are scored by the
+usual exact match. Do not ask samples that were calibrated on.
 """
 
 from __future__ import annotations
@@ -20,36 +22,22 @@ from math import nan
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
-
-from lightning_mllm.analysis.core.analysis import STATISTICS
-from lightning_mllm.analysis.core.per_question import AskedQuestion as Question
-from lightning_mllm.analysis.core.per_question import QuestionAnalysis
-from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
-from lightning_mllm.analysis.subnetwork.calibration import Calibration, Tokens
+from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
+from lightning_mllm.analysis.core.result import AnalysisResult
+from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.calibration_files import load_calibrations
-from lightning_mllm.analysis.subnetwork.mask import SubNetwork, intersection, pruned, same_size
+from lightning_mllm.analysis.subnetwork.calibration_options import Tokens
+from lightning_mllm.analysis.subnetwork.context import pruned
+from lightning_mllm.analysis.subnetwork.mask import SubNetwork, intersection, same_size
+from lightning_mllm.analysis.subnetwork.summary import ALPHA, WHOLE, summarise_accuracy
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.picture_bootstrap import (
-    Integers,
-    Kept,
-    count_questions,
-    no_numbers,
-    pivot,
-    share,
-    share_difference,
-    share_ratio,
-)
 from lightning_mllm.types import MultimodalBatch, Sample, Table
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Comparison = Literal["tasks", "random", "magnitude"]
-
-WHOLE, ALPHA = "whole", "alpha"
-MEASURES = ("accuracy_percent", "change_points", "retained_percent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +45,15 @@ class PrunedRow:
     """A question and a sub-network; a question that is left out has one row, without one.
 
     Attributes:
-        sample_id: The question's.
-        kind: Its kind.
-        picture: Which picture it is about.
-        correct: Whether the whole LLM answers it right.
-        measured: Whether it is put to sub-networks.
+        sample_id: Id of the question.
+        kind: Kind of the question.
+        picture: Name of the picture that the question is about.
+        correct: Whether the whole LLM answers right.
+        measured: Whether sub-networks are asked.
         subnetwork: Name of the sub-network; `whole` for the LLM as it is.
-        sparsity: Share of the weights that it prunes.
-        right: Whether it answers right.
-        answer: What it says, as a JSON string; that of the whole LLM is not kept.
+        sparsity: Share of the weights that the sub-network prunes.
+        right: Whether the sub-network answers right.
+        answer: Answer of the sub-network, as a JSON string; the whole LLM's is not kept.
     """
 
     sample_id: str
@@ -80,18 +68,21 @@ class PrunedRow:
 
 
 class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
-    """Puts questions to sub-networks.
+    """Asks sub-networks questions.
 
     Args:
-        calibrations: Folder that an `ActivatedWeights` of this model has left behind; several, of other sparsities,
-            for a curve. Sub-networks are called `alpha 0.5`, `alpha 0.5 random` and `of <task> 0.5`.
-        tokens: Which of its calibrations: those on images' tokens, on text, or on both.
-        compare: With what the alpha-SubNet is compared, besides the whole LLM.
-        seed: Of the random weights.
+        calibrations: Folder of an `ActivatedWeights` of this model, or several folders of different
+            sparsities, for a curve. Sub-networks are called `alpha 0.5`, `alpha 0.5 random` and
+            `of <task> 0.5`.
+        tokens: Which of the folder's calibrations are used: those on the tokens of images, of text,
+            or of both.
+        compare: What the alpha-SubNet is compared with, besides the whole LLM.
+        seed: Seed of the random weights.
         correct_only: Whether only questions count that the whole LLM answers right.
         match: When an answer is right, see `ExactMatch`.
-        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
-        label: A name of your own.
+        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
+            all.
+        label: Name of the analysis and its folder, where one run has several of its class.
     """
 
     row_type = PrunedRow
@@ -111,9 +102,14 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
     ) -> None:
         super().__init__(correct_only=correct_only, match=match, label=label)
         if not calibrations:
-            raise ConfigError("PrunedAccuracy.calibrations names no folder. Name that of an ActivatedWeights.")
+            raise ConfigError(
+                "PrunedAccuracy.calibrations names no folder. Name that of an ActivatedWeights."
+            )
         if unknown := set(compare) - set(get_args(Comparison)):
-            raise ConfigError(f"PrunedAccuracy.compare has {sorted(unknown)}; it can have tasks, random and magnitude.")
+            raise ConfigError(
+                f"PrunedAccuracy.compare has {sorted(unknown)}; it can have tasks, random and "
+                "magnitude."
+            )
         self.folders = [calibrations] if isinstance(calibrations, str) else list(calibrations)
         self.tokens, self.compare, self.seed = tokens, tuple(compare), seed
         self.kind_depth = kind_depth
@@ -121,17 +117,17 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides the rows; the calibrations are told by their contents.
+        """What decides the rows; calibrations are identified by their contents.
 
         Raises:
-            CheckpointError: One of a task is missing or damaged.
+            CheckpointError: The calibration of a task is missing or damaged.
         """
+        digests: dict[str, dict[str, str]] = {}
+        for sparsity, tasks in self._calibrations.items():
+            digests[sparsity] = {task: each.digest for task, each in tasks.items()}
         return {
             "tokens": self.tokens,
-            "calibrations": {
-                sparsity: {task: calibration.digest for task, calibration in tasks.items()}
-                for sparsity, tasks in self._calibrations.items()
-            },
+            "calibrations": digests,
             "compare": list(self.compare),
             "seed": self.seed,
             "correct_only": self.correct_only,
@@ -139,14 +135,21 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         }
 
     def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse samples without a kind and calibrations that can't be read; say how many were calibrated on."""
+        """Refuse samples without a kind, and calibrations that can't be read.
+
+        A warning says how many of the samples were calibrated on.
+        """
         named = {sample.id: sample.kind for sample in samples}
         self._check_kinds(named.items())
-        calibrated = [each for tasks in self._calibrations.values() for each in tasks.values()]
-        if known := sorted(named.keys() & {sample_id for each in calibrated for sample_id in each.sample_ids}):
-            _LOG.warning(
-                "%s: %d of %d samples have ids of samples that were calibrated on (%s is one). If these are the same, "
-                "ask another split.",
+        calibrated: set[str] = set()
+        for tasks in self._calibrations.values():
+            for calibration in tasks.values():
+                calibrated.update(calibration.sample_ids)
+        known = sorted(named.keys() & calibrated)
+        if known:
+            logger.warning(
+                "%s: %d of %d samples have ids of samples that were calibrated on (%s is one). If "
+                "these are the same, ask another split.",
                 self.name,
                 len(known),
                 len(named),
@@ -154,53 +157,30 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
             )
 
     def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[Question]
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
     ) -> list[list[PrunedRow]]:
         """Let all sub-networks answer."""
-        assert self._tokenizer is not None  # `update` has seen to it
+        assert self._tokenizer is not None  # `update` has checked that
         rows = [[_row(question, WHOLE, 0.0, question.correct, "")] for question in questions]
         for name, subnetwork in self._subnetworks(backbone).items():
             with pruned(backbone, subnetwork):
-                answers = ExactMatch(match=self.match).evaluate(backbone.model, self._tokenizer, batch)
+                answers = ExactMatch(match=self.match).evaluate(
+                    backbone.model, self._tokenizer, batch
+                )
             for own, question, said in zip(rows, questions, answers, strict=True):
                 own.append(_row(question, name, subnetwork.sparsity, said.correct, said.answer))
         return rows
 
-    def left_out(self, question: Question) -> PrunedRow:
+    def left_out(self, question: AskedQuestion) -> PrunedRow:
         """Return the row of a question that the whole LLM answers wrongly."""
         return PrunedRow(**_named(question), measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per sub-network and kind."""
-        measured = table["measured"]
-        kept = Kept.of(table, self.kind_depth)
-        names = sorted(set(table["subnetwork"][measured].tolist()), key=_place)
-        coords: dict[str, tuple[Any, ...]] = {
-            "measure": MEASURES,
-            "subnetwork": tuple(names),
-            "kind": tuple(kept.groups),
-            "statistic": STATISTICS,
-        }
-        values = no_numbers(coords)
-        right = pivot(table, "right", {"subnetwork": names}, kept.ids, measured)
-        for g, rows in enumerate(kept.groups.values() if len(kept.ids) else ()):
-            _, pictures = np.unique(kept.pictures[rows], return_inverse=True)
-            values[:, :, g] = _numbers(right[rows], names.index(WHOLE), pictures)
-        sparsities = {name: float(table["sparsity"][table["subnetwork"] == name][0]) for name in names}
-        more = {
-            "kind_depth": self.kind_depth,
-            "found": {
-                "questions": count_questions(table, self.kind_depth),
-                "pictures": kept.count_pictures(),
-                "sparsity": sparsities,
-            },
-        }
-        return AnalysisResult(
-            self.name, values, tuple(coords), coords, len(kept.ids), {**settings, **more}, _plots(names)
-        )
+        return summarise_accuracy(self.name, table, settings, self.kind_depth)
 
     def reset(self) -> None:
-        """Forget all rows, those in a folder stay there, and the sub-networks."""
+        """Forget the sub-networks and all rows; rows in a folder stay there."""
         super().reset()
         self._made = {}
 
@@ -213,28 +193,32 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
             sparsity = str(next(iter(tasks.values())).pruning.sparsity)
             if sparsity in found:
                 raise ConfigError(
-                    f"PrunedAccuracy.calibrations names two folders of sparsity {sparsity}; {folder} is the second. "
-                    "Give each an analysis of its own, with a label."
+                    f"PrunedAccuracy.calibrations names two folders of sparsity {sparsity}; "
+                    f"{folder} is the second. Give each an analysis of its own, with a label."
                 )
             found[sparsity] = tasks
         return found
 
     def _check_kinds(self, kinds: Iterable[tuple[str, str | None]]) -> None:
-        if (nameless := next((sample_id for sample_id, kind in kinds if not kind), None)) is not None:
-            raise ConfigError(
-                f"Sample {nameless!r} has no kind, so its answer is not scored. Use data whose samples have a kind; "
-                "for classification, evaluate as always inside `with pruned(backbone, subnetwork)`."
-            )
+        for sample_id, kind in kinds:
+            if not kind:
+                raise ConfigError(
+                    f"Sample {sample_id!r} has no kind, so its answer is not scored. Use data "
+                    "whose samples have a kind; for classification, evaluate as always inside "
+                    "`with pruned(backbone, subnetwork)`."
+                )
 
     def _subnetworks(self, backbone: Backbone) -> dict[str, SubNetwork]:
-        """Return what is asked, made once."""
+        """Return the sub-networks that answer; they are made once."""
         if not self._made:
             self._made = dict(self._make(backbone))
         return self._made
 
     def _make(self, backbone: Backbone) -> Iterator[tuple[str, SubNetwork]]:
         for sparsity, calibrations in self._calibrations.items():
-            tasks = {task: calibration.subnetwork(backbone) for task, calibration in calibrations.items()}
+            tasks: dict[str, SubNetwork] = {}
+            for task, calibration in calibrations.items():
+                tasks[task] = calibration.subnetwork(backbone)
             name = f"{ALPHA} {sparsity}"
             alpha = intersection(list(tasks.values()), name)
             yield name, alpha
@@ -242,19 +226,13 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
                 if score in self.compare:
                     yield f"{name} {score}", same_size(alpha, backbone, score, self.seed)
             if "tasks" in self.compare:
-                yield from ((f"of {task} {sparsity}", subnetwork) for task, subnetwork in tasks.items())
+                for task, subnetwork in tasks.items():
+                    yield f"of {task} {sparsity}", subnetwork
 
 
-def _numbers(right: Floats, whole: int, pictures: Integers) -> Floats:
-    """Return the statistics of (questions, sub-networks) answers, (measures, sub-networks, statistics)."""
-    dense = np.repeat(right[:, whole : whole + 1], right.shape[1], axis=1)
-    change, retained = (compare(right, dense, pictures, 100) for compare in (share_difference, share_ratio))
-    for own in (change, retained):
-        own[whole, 1:3] = own[whole, 0]  # against itself
-    return np.stack([share(right, pictures, 100), change, retained])
-
-
-def _row(question: Question, subnetwork: str, sparsity: float, right: bool, answer: str) -> PrunedRow:
+def _row(
+    question: AskedQuestion, subnetwork: str, sparsity: float, right: bool, answer: str
+) -> PrunedRow:
     return PrunedRow(
         **_named(question),
         subnetwork=subnetwork,
@@ -264,28 +242,5 @@ def _row(question: Question, subnetwork: str, sparsity: float, right: bool, answ
     )
 
 
-def _named(question: Question) -> dict[str, Any]:
+def _named(question: AskedQuestion) -> dict[str, Any]:
     return {name: getattr(question, name) for name in ("sample_id", "kind", "picture", "correct")}
-
-
-def _place(name: str) -> tuple[bool, bool, str]:
-    """The whole LLM first, what is compared with it, then the tasks."""
-    return name != WHOLE, not name.startswith(ALPHA), name
-
-
-def _plots(names: Sequence[str]) -> tuple[Plot, ...]:
-    if not names:
-        return ()
-    return (
-        Plot(
-            "transfer",
-            "heat map",
-            x="kind",
-            y="subnetwork",
-            shown={name: name for name in names},
-            fixed={},
-            xlabel="Kind of question",
-            label="Percent or points",
-            title="What parts of the LLM answer",
-        ),
-    )

@@ -1,14 +1,17 @@
-"""Activated weights: which weights of the LLM each task and modality uses, and how many of them are the same.
+"""Activated weights: which weights of the LLM each task and modality uses, and how many they share.
 
-Per task, a kind of question, the first samples are a calibration set, once for each kind of tokens (`calibration.py`).
-What of two sub-networks is the same is told by the IoU of their kept weights, per matrix and layer (Shukor and Cord,
-arXiv 2405.16700): intersection over union, beside that of random masks of the same sparsity, (1 - s) / (1 + s).
+The first samples of each task, a kind of question, are its calibration set. The model is calibrated
+on it once for each kind of tokens (`calibration.py`). Two sub-networks are compared by the IoU of
+their kept weights, per matrix and layer (Shukor and Cord, arXiv 2405.16700): intersection over
+union, beside that of random masks of the same sparsity, (1 - s) / (1 + s).
 
-How alike two sub-networks of one task are is the other end of the scale: with several `folds` each task has as many
-sets of other samples. The IoU of two tasks is then the mean over folds, the first set of one task with the first of the
-other and so on, with the 95 % t interval of independent sets; that of a task with itself is of sets 0 and 1, 2 and 3.
+The other end of the scale is how alike two sub-networks of one task are: with several `folds` each
+task has as many sets, of different samples. The IoU of two tasks is then the mean over folds, the
+first set of one task with the first of the other and so on, with the t interval of independent
+sets. The IoU of a task with itself compares sets 0 and 1, 2 and 3, and so on.
 
-The calibrations stay in the folder, `<task>.<tokens>.<fold>.safetensors`: `PrunedAccuracy` makes sub-networks of them.
+The calibrations stay in the folder, `<task>.<tokens>.<fold>.safetensors`: `PrunedAccuracy` makes
+sub-networks of them.
 """
 
 from __future__ import annotations
@@ -24,18 +27,23 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.subnetwork.calibration import Calibration, Context, Reading, Tokens, calibrate
+from lightning_mllm.analysis.subnetwork.calibration import Calibration, calibrate
 from lightning_mllm.analysis.subnetwork.calibration_files import CalibrationRow, file_name
+from lightning_mllm.analysis.subnetwork.calibration_options import (
+    CalibrationOptions,
+    Context,
+    Tokens,
+)
 from lightning_mllm.analysis.subnetwork.matrices import matrices
-from lightning_mllm.analysis.subnetwork.overlap import Key, overlaps, plots
+from lightning_mllm.analysis.subnetwork.overlap import Key, make_plots, overlaps
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.picture_bootstrap import ALL, kind_of
+from lightning_mllm.statistics.question_table import ALL, kind_of
 from lightning_mllm.store.rows import Rows
 from lightning_mllm.types import MultimodalBatch, Sample
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ActivatedWeights(Analysis):
@@ -44,15 +52,17 @@ class ActivatedWeights(Analysis):
     Args:
         pruning: How weights are scored, and how many are kept.
         tokens: Which tokens are counted; several are compared with each other.
-        context: What they see: each other only, as in the paper, or the whole sequence (see `Reading`).
-        sequential: Whether each block is pruned before the next one is calibrated.
+        context: What these tokens attend to: each other only (`own`), as in the paper, or the whole
+            sequence (`full`).
+        sequential: Whether each layer is pruned before the next one is calibrated.
         before_image: Whether text before the first image, such as the system's, counts as text.
-        answers: Whether answers do.
-        samples: How many of a set; a task that has fewer is calibrated on what it has, with a warning.
-        folds: How many sets a task has.
-        kind_depth: How many parts of a kind's name, between slashes, tell tasks apart; by default all. Samples without
-            a kind are one task.
-        label: A name of your own.
+        answers: Whether the tokens of answers count as text.
+        samples: Number of samples of a set. A task that has fewer is calibrated on what it has,
+            with a warning.
+        folds: Number of sets of each task.
+        kind_depth: How many parts of a kind's name, between slashes, tell tasks apart; by default
+            all. Samples without a kind are one task.
+        label: Name of the analysis and its folder, where one run has several of its class.
     """
 
     default_name: ClassVar[str] = "activated_weights"
@@ -73,23 +83,36 @@ class ActivatedWeights(Analysis):
     ) -> None:
         self.name = label or self.default_name
         if self.name != Path(self.name).name:
-            raise ConfigError(f"The label of an analysis names a folder, so it can't be {label!r}. Leave slashes out.")
+            raise ConfigError(
+                f"The label of an analysis names a folder, so it can't be {label!r}. Leave "
+                "slashes out."
+            )
         if min(samples, folds) < 1:
-            raise ConfigError(f"ActivatedWeights needs a sample and a fold or more, not {samples} and {folds}.")
+            raise ConfigError(
+                f"ActivatedWeights needs a sample and a fold or more, not {samples} and {folds}."
+            )
         if not tokens or len(set(tokens)) < len(tokens):
-            raise ConfigError(f"ActivatedWeights.tokens needs one or more, each once; found {', '.join(tokens)}.")
+            raise ConfigError(
+                f"ActivatedWeights.tokens needs one or more, each once; found {', '.join(tokens)}."
+            )
         if not pruning.needs_calibration:
             raise ConfigError(
-                f"ActivatedWeights.pruning has the score {pruning.score!r}, which looks at no activations. Use 'wanda' "
-                "or 'activation'; PrunedAccuracy compares with the others."
+                f"ActivatedWeights.pruning has the score {pruning.score!r}, which looks at no "
+                "activations. Use 'wanda' or 'activation'; PrunedAccuracy compares with the "
+                "others."
             )
-        self.readings = {each: Reading(each, context, sequential, before_image, answers) for each in tokens}
-        self.pruning, self.samples, self.folds, self.kind_depth = pruning, samples, folds, kind_depth
+        self.options: dict[Tokens, CalibrationOptions] = {}
+        for each in tokens:
+            self.options[each] = CalibrationOptions(
+                each, context, sequential, before_image, answers
+            )
+        self.pruning, self.kind_depth = pruning, kind_depth
+        self.samples, self.folds = samples, folds
         self._folder: Path | None = None
         self._source: Mapping[str, Any] = {}
         self._rows = Rows(CalibrationRow)
         self._sets: dict[Key, list[Calibration]] = {}  # one of each fold
-        self._waiting: dict[str, list[MultimodalBatch]] = {}  # by task, the set that is not yet full
+        self._waiting: dict[str, list[MultimodalBatch]] = {}  # by task, the set that is not full
         self._seen: set[str] = set()
         self._backbone: Backbone | None = None
         self._autocast: torch.autocast | None = None
@@ -99,31 +122,33 @@ class ActivatedWeights(Analysis):
         """What decides the calibrations."""
         return {
             "pruning": asdict(self.pruning),
-            "readings": [asdict(reading) for reading in self.readings.values()],
+            "readings": [asdict(options) for options in self.options.values()],
             "samples": self.samples,
             "folds": self.folds,
             "kind_depth": self.kind_depth,
         }
 
     def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse a set in which no token would be counted: none of its samples has an image.
+        """Refuse a set without images, if tokens are counted that need them.
 
         Raises:
-            ConfigError: There is one.
+            ConfigError: None of the samples of a set has an image.
         """
-        needing = [reading.tokens for reading in self.readings.values() if reading.needs_images]
-        seeing: dict[str, list[bool]] = {}
+        needing = [each.tokens for each in self.options.values() if each.needs_images]
+        with_images: dict[str, list[bool]] = {}
         for sample in samples if needing else ():
-            found = seeing.setdefault(self._task(sample.kind), [])
+            found = with_images.setdefault(self._task_of(sample.kind), [])
             if len(found) < self.samples * self.folds:
                 found.append(bool(sample.images))
-        for task, found in seeing.items():
-            for fold in range(0, len(found), self.samples):
-                if not any(found[fold : fold + self.samples]):
+        for task, found in with_images.items():
+            for start in range(0, len(found), self.samples):
+                of_set = found[start : start + self.samples]
+                if not any(of_set):
                     raise ConfigError(
-                        f"{self.name}: none of the {len(found[fold : fold + self.samples])} samples of set "
-                        f"{fold // self.samples} of task {task!r} has an image, so there are no {needing[0]} tokens to "
-                        "count. Leave these samples out, or count others: tokens: [textual] with before_image: true."
+                        f"{self.name}: none of the {len(of_set)} samples of set "
+                        f"{start // self.samples} of task {task!r} has an image, so there are no "
+                        f"{needing[0]} tokens to count. Leave these samples out, or count others: "
+                        "tokens: [textual] with before_image: true."
                     )
 
     def prepare(
@@ -137,13 +162,14 @@ class ActivatedWeights(Analysis):
         """Get ready, and read the calibrations that the folder has; see `Analysis.prepare`.
 
         Raises:
-            ConfigError: What is in the folder was made otherwise, or there are several processes.
+            ConfigError: What is in the folder was created with different settings, or there are
+                several processes.
             CheckpointError: A calibration that was finished is missing or damaged.
         """
         if share > 0:
             raise ConfigError(
-                f"{self.name} has all samples of a task at once, in one process. Set trainer.devices: 1; evaluations "
-                "can have as many as you like."
+                f"{self.name} needs all samples of a task in one process. Set trainer.devices: 1; "
+                "evaluations can have as many as you like."
             )
         self.reset()
         self._folder, self._source = folder, source or {}
@@ -152,33 +178,41 @@ class ActivatedWeights(Analysis):
         finished = zip(table["task"].tolist(), table["fold"].tolist(), strict=True)
         for task, fold in sorted(set(finished)):
             assert folder is not None  # there are rows of an earlier run
-            files = {tokens: folder / file_name(task, tokens, fold) for tokens in self.readings}
-            self._take_in(task, {tokens: Calibration.load(path) for tokens, path in files.items()})
+            found: dict[Tokens, Calibration] = {}
+            for tokens in self.options:
+                found[tokens] = Calibration.load(folder / file_name(task, tokens, fold))
+            self._add(task, found)
 
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Keep the samples that a set still lacks, and calibrate on those that are full.
 
         Raises:
-            ConfigError: The model can't be pruned, or not like this.
+            ConfigError: The model can't be pruned, or not to this pattern.
         """
         if self._backbone is None:
-            self.pruning.check_fits({matrix: module.weight for matrix, module in matrices(backbone).items()})
-        self._backbone, device = backbone, backbone.model.device.type
+            weights = {matrix: module.weight for matrix, module in matrices(backbone).items()}
+            self.pruning.check_fits(weights)
+        self._backbone = backbone
+        device = backbone.model.device.type
         self._autocast = torch.autocast(
-            device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
         )
         tasks: dict[str, list[int]] = {}
         for row, (sample_id, kind) in enumerate(zip(batch.sample_ids, batch.kinds, strict=True)):
             if sample_id not in self._seen:
-                tasks.setdefault(self._task(kind), []).append(row)
+                tasks.setdefault(self._task_of(kind), []).append(row)
         for task, rows in tasks.items():
             self._put(task, batch, rows)
 
     def settle(self) -> None:
-        """Calibrate on sets that have stayed smaller than they were to be."""
+        """Calibrate on sets that are not full, and warn of them."""
         for task in list(self._waiting):
             found = sum(map(len, self._waiting[task]))
-            _LOG.warning("%s: a set of task %r has %d samples, not %d.", self.name, task, found, self.samples)
+            logger.warning(
+                "%s: a set of task %r has %d samples, not %d.", self.name, task, found, self.samples
+            )
             self._calibrate(task)
 
     def merge(self) -> None:
@@ -194,17 +228,15 @@ class ActivatedWeights(Analysis):
         """
         self.merge()
         if self._backbone is None or not self._sets:
-            raise DataError(f"{self.name} has seen no sample. Check that the split is not empty.")
+            raise DataError(f"{self.name} got no sample. Check that the split is not empty.")
         sets = dict(sorted(self._sets.items()))
         values, coords = overlaps(self._backbone, sets)
-        counted = {
-            f"{task} ({tokens})": [{"samples": len(each.sample_ids), "tokens": each.tokens} for each in folds]
-            for (task, tokens), folds in sets.items()
-        }
+        counted: dict[str, list[dict[str, int]]] = {}
+        for (task, tokens), folds in sets.items():
+            counted[f"{task} ({tokens})"] = [each.counts() for each in folds]
         settings = {**self._making, "found": {"calibrations": counted}}
-        return AnalysisResult(
-            self.name, values, tuple(coords), coords, len(self._rows.done), settings, plots(coords["pair"])
-        )
+        n, plots = len(self._rows.done), make_plots(coords["pair"])
+        return AnalysisResult(self.name, values, tuple(coords), coords, n, settings, plots)
 
     def reset(self) -> None:
         """Forget all samples; what is in a folder stays there."""
@@ -216,12 +248,12 @@ class ActivatedWeights(Analysis):
     def _making(self) -> dict[str, Any]:
         return {"analysis": dict(self.settings), "source": dict(self._source)}
 
-    def _task(self, kind: str | None) -> str:
+    def _task_of(self, kind: str | None) -> str:
         return kind_of(kind or "", self.kind_depth) or ALL
 
     def _fold(self, task: str) -> int:
         """Return the number of the task's next set."""
-        return len(self._sets.get((task, next(iter(self.readings))), ()))
+        return len(self._sets.get((task, next(iter(self.options))), ()))
 
     def _put(self, task: str, batch: MultimodalBatch, rows: list[int]) -> None:
         """Put samples into the task's sets, as long as one is open."""
@@ -240,19 +272,21 @@ class ActivatedWeights(Analysis):
         assert self._autocast is not None
         batches, fold = self._waiting.pop(task), self._fold(task)
         found: dict[Tokens, Calibration] = {}
-        for tokens, reading in self.readings.items():
+        for tokens, options in self.options.items():
             with self._autocast:
-                found[tokens] = calibrate(self._backbone, batches, self.pruning, reading, task)
+                found[tokens] = calibrate(self._backbone, batches, self.pruning, options, task)
             if self._folder is not None:
                 found[tokens].save(self._folder / file_name(task, tokens, fold))
-        self._take_in(task, found)
+        self._add(task, found)
 
-    def _take_in(self, task: str, found: Mapping[Tokens, Calibration]) -> None:
-        """Count a set, whose files are there."""
+    def _add(self, task: str, found: Mapping[Tokens, Calibration]) -> None:
+        """Add a set whose files are written."""
         fold, ids = self._fold(task), next(iter(found.values())).sample_ids
         for tokens, calibration in found.items():
             self._sets.setdefault((task, tokens), []).append(calibration)
         self._seen.update(ids)
         for sample_id in ids:
             if sample_id not in self._rows.done:
-                self._rows.append(sample_id, [CalibrationRow(sample_id=sample_id, task=task, fold=fold)])
+                self._rows.append(
+                    sample_id, [CalibrationRow(sample_id=sample_id, task=task, fold=fold)]
+                )

@@ -1,11 +1,13 @@
 """Sub-networks: which weights of the LLM's matrices are kept, and the LLM with nothing but these.
 
-The "activated" sub-network of a task is what is left when the weights are pruned that matter least on the task's
-tokens; what those of several tasks share is the alpha-SubNet (Shukor and Cord, arXiv 2405.16700).
+The "activated" sub-network of a task is what is left when the weights are pruned that matter least
+on the task's tokens; what those of several tasks share is the alpha-SubNet (Shukor and Cord, arXiv
+2405.16700).
 
-    calibration = calibrate(backbone, batches, Pruning("wanda", 0.5), Reading("perceptual"))
+    options = CalibrationOptions(tokens="perceptual")
+    calibration = calibrate(backbone, batches, Pruning("wanda", 0.5), options)
     captions = calibration.subnetwork(backbone)
-    alpha = intersection([captions, questions])  # sparser than either: alpha.sparsity says how sparse
+    alpha = intersection([captions, questions])  # sparser than either, see alpha.sparsity
     with pruned(backbone, alpha):
         ...  # any scorer, generation, `Trainer.test`
     with pruned(backbone, alpha):  # an ordinary Hugging Face folder
@@ -13,17 +15,17 @@ tokens; what those of several tasks share is the alpha-SubNet (Shukor and Cord, 
 
 On the command line `lightning export --subnetwork.path` does the last step.
 
-Whether a weight is kept is one bit, in memory and in files: 0.8 GB for a model of 7 billion weights. A calibration's
-file is a hundredth of that, and says the same for the weights that it was made with.
+One bit says whether a weight is kept, in memory and in files: 0.8 GB for a model of 7 billion
+weights. A calibration's file is a hundredth of that, and says the same, but only together with the
+weights that it was made with.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from math import prod
 from operator import and_
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +40,6 @@ from lightning_mllm.analysis.subnetwork.tensor_files import digest, read_tensors
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 
-logger = logging.getLogger(__name__)
-
 _BITS = torch.tensor([1 << place for place in range(8)], dtype=torch.uint8)
 
 
@@ -48,8 +48,9 @@ class SubNetwork:
     """The kept weights of each matrix.
 
     Attributes:
-        name: Says how it came about.
-        bits: Matrix -> (bytes,) uint8 on the CPU, 1 for a weight that is kept; row by row, lowest bit first.
+        name: Name that says how the sub-network was made.
+        bits: Matrix -> (bytes,) uint8 on the CPU, 1 for a weight that is kept; row by row, lowest
+            bit first.
         shapes: Matrix -> (out, in).
     """
 
@@ -59,7 +60,10 @@ class SubNetwork:
 
     @classmethod
     def of(cls, name: str, kept: Iterable[tuple[Matrix, Tensor]]) -> SubNetwork:
-        """Make one of bool tensors, (out, in), on any device; of an iterator they need not exist at once."""
+        """Make a sub-network of bool tensors, (out, in), on any device.
+
+        The tensors of an iterator need not exist at the same time.
+        """
         bits, shapes = {}, {}
         for matrix, mask in kept:
             bits[matrix], shapes[matrix] = _pack(mask), (mask.shape[0], mask.shape[1])
@@ -67,14 +71,18 @@ class SubNetwork:
 
     @classmethod
     def by_score(
-        cls, name: str, backbone: Backbone, pruning: Pruning, squares: Mapping[Matrix, Tensor] | None = None
+        cls,
+        name: str,
+        backbone: Backbone,
+        pruning: Pruning,
+        squares: Mapping[Matrix, Tensor] | None = None,
     ) -> SubNetwork:
         """Prune each matrix of a model by its scores; the model is left as it is.
 
         Args:
-            name: Of the sub-network.
+            name: Name of the sub-network.
             backbone: The model.
-            pruning: How.
+            pruning: How weights are scored, and how many are kept.
             squares: Matrix -> (in,), sums of squares of its inputs; `calibrate` has them.
 
         Raises:
@@ -82,12 +90,16 @@ class SubNetwork:
         """
         if pruning.needs_calibration and squares is None:
             raise ConfigError(
-                f"The score {pruning.score!r} needs activations: use calibrate(...).subnetwork(backbone), or "
-                "'magnitude' or 'random'."
+                f"The score {pruning.score!r} needs activations: use "
+                "calibrate(...).subnetwork(backbone), or 'magnitude' or 'random'."
             )
-        linear = matrices(backbone).items()
-        kept = ((m, pruning.kept(m, module.weight, squares[m] if squares else None)) for m, module in linear)
-        return cls.of(name, kept)
+
+        def prune() -> Iterator[tuple[Matrix, Tensor]]:
+            for matrix, module in matrices(backbone).items():
+                own = squares[matrix] if squares else None
+                yield matrix, pruning.kept(matrix, module.weight, own)
+
+        return cls.of(name, prune())
 
     def kept(self, matrix: Matrix, device: torch.device | str = "cpu") -> Tensor:
         """Return which weights of a matrix are kept, (out, in) bool."""
@@ -98,7 +110,10 @@ class SubNetwork:
     @cached_property
     def counts(self) -> dict[Matrix, int]:
         """Matrix -> number of its kept weights."""
-        return {matrix: int(np.bitwise_count(bits.numpy()).sum()) for matrix, bits in self.bits.items()}
+        counts: dict[Matrix, int] = {}
+        for matrix, bits in self.bits.items():
+            counts[matrix] = int(np.bitwise_count(bits.numpy()).sum())
+        return counts
 
     def sparsity_of(self, matrix: Matrix) -> float:
         """Return the share of a matrix' weights that are pruned."""
@@ -107,8 +122,8 @@ class SubNetwork:
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights of all matrices that are pruned, as it has come about."""
-        return 1 - sum(self.counts.values()) / sum(rows * columns for rows, columns in self.shapes.values())
+        """Share of the weights of all matrices that are pruned, counted."""
+        return 1 - sum(self.counts.values()) / sum(map(prod, self.shapes.values()))
 
     @property
     def digest(self) -> str:
@@ -120,7 +135,7 @@ class SubNetwork:
         return self._combined("&", other, torch.bitwise_and)
 
     def __or__(self, other: SubNetwork) -> SubNetwork:
-        """What one of the two keeps."""
+        """What at least one of the two keeps."""
         return self._combined("|", other, torch.bitwise_or)
 
     def __sub__(self, other: SubNetwork) -> SubNetwork:
@@ -133,7 +148,10 @@ class SubNetwork:
         Raises:
             CheckpointError: The disk is full or can't be written.
         """
-        about = {"name": self.name, "shapes": {str(matrix): shape for matrix, shape in self.shapes.items()}}
+        about = {
+            "name": self.name,
+            "shapes": {str(matrix): shape for matrix, shape in self.shapes.items()},
+        }
         write_tensors(path, self.bits, "sub-network", about)
 
     @classmethod
@@ -145,7 +163,11 @@ class SubNetwork:
         """
 
         def make(bits: dict[Matrix, Tensor], about: dict[str, Any]) -> SubNetwork:
-            return cls(about["name"], bits, {matrix: tuple(about["shapes"][str(matrix)]) for matrix in bits})
+            return cls(
+                about["name"],
+                bits,
+                {matrix: tuple(about["shapes"][str(matrix)]) for matrix in bits},
+            )
 
         return read_tensors(path, "sub-network", make)
 
@@ -155,29 +177,40 @@ class SubNetwork:
         Raises:
             ConfigError: Names or shapes differ.
         """
-        own, its = dict(self.shapes), {matrix: tuple(module.weight.shape) for matrix, module in linear.items()}
-        if own != its:
-            other = next(matrix for matrix in sorted({*own, *its}) if own.get(matrix) != its.get(matrix))
+        shapes = {matrix: tuple(module.weight.shape) for matrix, module in linear.items()}
+        for matrix in sorted({*self.shapes, *shapes}):
+            own, its = self.shapes.get(matrix), shapes.get(matrix)
+            if own == its:
+                continue
             raise ConfigError(
-                f"Sub-network {self.name!r} does not fit the model: {other} has shape {own.get(other)} in the one and "
-                f"{its.get(other)} in the other. Use one that was made for a model of this size."
+                f"Sub-network {self.name!r} does not fit the model: {matrix} has shape {own} in "
+                f"the one and {its} in the other. Use one that was made for a model of this size."
             )
 
-    def _combined(self, sign: str, other: SubNetwork, function: Callable[[Tensor, Tensor], Tensor]) -> SubNetwork:
+    def _combined(
+        self, sign: str, other: SubNetwork, function: Callable[[Tensor, Tensor], Tensor]
+    ) -> SubNetwork:
         if dict(self.shapes) != dict(other.shapes):
-            raise ConfigError(f"Sub-networks {self.name!r} and {other.name!r} are of models of different sizes.")
+            raise ConfigError(
+                f"Sub-networks {self.name!r} and {other.name!r} are of models of different sizes."
+            )
         bits = {matrix: function(own, other.bits[matrix]) for matrix, own in self.bits.items()}
         return SubNetwork(f"({self.name} {sign} {other.name})", bits, self.shapes)
 
 
 def intersection(subnetworks: Sequence[SubNetwork], name: str = "alpha") -> SubNetwork:
-    """Return what all keep: the alpha-SubNet, where each is a task's. It prunes at least what one of them prunes.
+    """Return what all keep: the alpha-SubNet, where each is the sub-network of a task.
+
+    It prunes whatever one of them prunes.
 
     Raises:
         ConfigError: There is none.
     """
     if not subnetworks:
-        raise ConfigError("An alpha-SubNet is what several sub-networks share, and there is none. Name one or more.")
+        raise ConfigError(
+            "An alpha-SubNet is what several sub-networks share, and there is none. Name one or "
+            "more."
+        )
     shared = reduce(and_, subnetworks)
     return SubNetwork(name, shared.bits, shared.shapes)
 
@@ -190,72 +223,23 @@ def same_size(
     Args:
         subnetwork: What it is compared with.
         backbone: The model.
-        score: Noise, or |W|.
-        seed: Of the noise.
+        score: What decides which weights are kept: noise, or |W|.
+        seed: Seed of the noise.
 
     Raises:
         ConfigError: The sub-network does not fit the model.
     """
-    linear, pruning = matrices(backbone), Pruning(score, seed=seed)
-    subnetwork.check_fits(linear)
-
-    def kept(matrix: Matrix, weight: Tensor) -> Tensor:
-        counts = subnetwork.kept(matrix, weight.device).sum(1, keepdim=True)
-        return keep_highest(pruning.scores(matrix, weight), counts)
-
-    name = f"{subnetwork.name} {score}"
-    return SubNetwork.of(name, ((matrix, kept(matrix, module.weight)) for matrix, module in linear.items()))
-
-
-def iou(one: Tensor, two: Tensor) -> float:
-    """Return the intersection over union of kept weights, two bool tensors of one shape; NaN if none is kept."""
-    union = int((one | two).sum())
-    return int((one & two).sum()) / union if union else float("nan")
-
-
-def chance_iou(one: float, two: float) -> float:
-    """Return the IoU of two random masks, of their sparsities; (1 - s) / (1 + s) if both are s."""
-    both = (1 - one) * (1 - two)
-    union = 2 - one - two - both
-    return both / union if union else float("nan")
-
-
-@contextmanager
-def pruned(backbone: Backbone, subnetwork: SubNetwork) -> Iterator[None]:
-    """Let a model have nothing but a sub-network while the `with` block lasts.
-
-    The weights themselves are not touched: the model gets pruned copies, and gets its own back at the end, also after
-    an exception. What is trained inside the block in these matrices is lost with the copies; the rest may be trained.
-    Blocks can be nested, and a matrix that several layers share keeps what all of their masks keep. A sub-network that
-    is the whole model is told by a warning.
-
-    Raises:
-        ConfigError: The sub-network is that of a model of another size, or the model can't be pruned.
-    """
     linear = matrices(backbone)
+    pruning = Pruning(score, seed=seed)
     subnetwork.check_fits(linear)
-    if not subnetwork.sparsity:
-        logger.warning("Sub-network %r prunes nothing: each weight of the model is kept.", subnetwork.name)
-    with masked((module, subnetwork.kept(matrix, module.weight.device)) for matrix, module in linear.items()):
-        yield
 
+    def prune() -> Iterator[tuple[Matrix, Tensor]]:
+        for matrix, module in linear.items():
+            weight = module.weight
+            counts = subnetwork.kept(matrix, weight.device).sum(1, keepdim=True)
+            yield matrix, keep_highest(pruning.scores(matrix, weight), counts)
 
-@contextmanager
-def masked(layers: Iterable[tuple[nn.Linear, Tensor]]) -> Iterator[None]:
-    """Do the same to some linear layers, each with the (out, in) bool tensor of the weights that it keeps."""
-    own: dict[Tensor, Tensor] = {}
-    try:
-        for linear, kept in layers:
-            weight: Tensor = linear.weight
-            own.setdefault(weight, weight.data)
-            with torch.inference_mode(False):  # such tensors could not be used in training
-                weight.data = weight.data.masked_fill(~kept, 0)
-        torch.clear_autocast_cache()  # autocast keeps 16-bit copies of weights that are trained, and would use those
-        yield
-    finally:
-        for weight, data in own.items():
-            weight.data = data.to(weight.device, weight.dtype)  # the same tensor, unless the model was moved inside
-        torch.clear_autocast_cache()
+    return SubNetwork.of(f"{subnetwork.name} {score}", prune())
 
 
 def _pack(mask: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The matrices of the decoder's blocks: what is pruned. Embeddings, norms, the head and all of vision are not."""
+"""The matrices of the decoder's layers, which are what is pruned.
+
+Embeddings, norms, the head, the projector and the vision tower are never pruned.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from lightning_mllm.models.layers import decoder_layers
 
 
 class Matrix(NamedTuple):
-    """Names a linear layer.
+    """The name of a linear layer.
 
     Attributes:
-        layer: Of which decoder layer it is a part.
-        name: Within that layer, e.g. `self_attn.q_proj`.
+        layer: Number of the decoder layer that it is a part of.
+        name: Name within that decoder layer, e.g. `self_attn.q_proj`.
     """
 
     layer: int
@@ -27,7 +30,7 @@ class Matrix(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Matrix:
-        """Return the matrix of which this is the text."""
+        """Return the matrix of a text like `3.self_attn.q_proj`."""
         layer, _, name = text.partition(".")
         return cls(int(layer), name)
 
@@ -40,22 +43,27 @@ def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
     """
     if adapter := next(backbone.parameters(Part.LLM_LORA), None):
         raise ConfigError(
-            f"The LLM carries LoRA adapters ({adapter[0]} is one), whose update would fill pruned weights again. Merge "
-            "them first: `lightning export` writes the merged model, which can be pruned."
+            f"The LLM carries LoRA adapters ({adapter[0]} is one), whose update would fill pruned "
+            "weights again. Merge them first: `lightning export` writes the merged model, which "
+            "can be pruned."
         )
     found: dict[Matrix, nn.Linear] = {}
     for index, layer in enumerate(decoder_layers(backbone)):
-        linear = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
-        for name, module in linear.items():
+        before = len(found)
+        for name, module in layer.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
             if not module.weight.is_floating_point():
                 raise ConfigError(
-                    f"{name} of decoder layer {index} has weights of {module.weight.dtype}: they are quantised, and "
-                    "which of them are kept is not defined. Load the model in float32, bfloat16 or float16."
+                    f"{name} of decoder layer {index} has weights of {module.weight.dtype}: they "
+                    "are quantised, and which of them are kept is not defined. Load the model in "
+                    "float32, bfloat16 or float16."
                 )
-        if not linear:
+            found[Matrix(index, name)] = module
+        if len(found) == before:
             raise ConfigError(
-                f"Decoder layer {index}, a {type(layer).__name__}, has no nn.Linear, so nothing of it can be pruned. "
-                "Load the model without quantisation."
+                f"Decoder layer {index}, a {type(layer).__name__}, has no nn.Linear, so nothing "
+                "of it can be pruned. Load the model without quantisation."
             )
-        found |= {Matrix(index, name): module for name, module in linear.items()}
+
     return found

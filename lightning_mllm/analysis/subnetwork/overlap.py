@@ -1,7 +1,7 @@
 """How much of what sub-networks keep is the same: IoU per pair, matrix and layer, beside chance.
 
-Pairs are put together by what they have in common: tokens of one kind or of two, one task or two. Masks are rebuilt
-from calibrations, those of one matrix at a time.
+Pairs are grouped by what they have in common: the kind of tokens, and whether they are of one task.
+Masks are rebuilt from calibrations, one matrix at a time.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from itertools import combinations_with_replacement
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.stats import t as student  # type: ignore[import-untyped]
+from torch import Tensor, nn
 
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import Floats, Plot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
-from lightning_mllm.analysis.subnetwork.mask import chance_iou, iou
-from lightning_mllm.analysis.subnetwork.matrices import matrices
+from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.statistics.interval import STATISTICS, mean_of_independent, stack_statistics
+from lightning_mllm.statistics.missing import mean_where
 
-MEAN = "mean"  # over the matrices of a layer, each of which counts as much
+MEAN = "mean"  # over the matrices of a layer, which all count as much
 CHANCE = "chance"
 
 Key = tuple[str, str]  # of a set: task, tokens
@@ -32,33 +32,51 @@ _T = TypeVar("_T")
 def overlaps(backbone: Backbone, sets: Folds) -> tuple[Floats, dict[str, tuple[Any, ...]]]:
     """Return the IoU of all pairs of sets, (matrix, pair, layer, statistic), and its coordinates.
 
-    First of the pairs stand the means over those of a group, then chance, then each for itself. `n` counts samples:
-    those of one fold of the smallest set.
+    The first pairs are the means over groups of pairs, then comes chance, then each pair for
+    itself. `n` counts samples: those of one fold of the smallest set.
 
     Args:
         backbone: The model that was calibrated.
-        sets: The calibrations.
+        sets: Task and tokens -> the calibrations of its folds.
 
     Raises:
-        CheckpointError: Its weights are others.
+        CheckpointError: The model has other weights.
     """
+    for folds in sets.values():
+        for calibration in folds:
+            calibration.check_fits(backbone)
+    linear = matrices(backbone)
+    names = list(dict.fromkeys(matrix.name for matrix in linear))
+    layers = list(dict.fromkeys(matrix.layer for matrix in linear))
     pairs = pairs_of(sets)
-    groups = {name: [pair for pair in pairs if group_of(pair) == name] for name in sorted(set(map(group_of, pairs)))}
-    found, chance, names, layers = _measure(backbone, sets, pairs)
-    means = [_mean(found[:, [pairs.index(pair) for pair in own]], 1) for own in groups.values()]
-    found = np.concatenate([*(each[:, None] for each in means), chance[:, None], found], axis=1)
-    found = np.concatenate([_mean(found, 0)[None], found])
-    samples = {pair: min(len(each.sample_ids) for key in pair for each in sets[key]) for pair in pairs}
-    every = min(len(each.sample_ids) for folds in sets.values() for each in folds)
-    counts = [*(min(samples[pair] for pair in own) for own in groups.values()), every, *samples.values()]
+    groups = _group_pairs(pairs)
+    of_pairs, of_chance = _measure(linear, sets, pairs, names, layers)
+    rows = [_present_mean(of_pairs[:, own], 1)[:, None] for own in groups.values()]
+    found = np.concatenate([*rows, of_chance[:, None], of_pairs], axis=1)
+    found = np.concatenate([_present_mean(found, 0)[None], found])
+    mean, ends = mean_of_independent(found)
+    counts = _count_samples(sets, pairs, groups)
+    n = np.broadcast_to(np.array(counts, dtype=np.float64)[None, :, None], mean.shape)
     coords = {
         "matrix": (MEAN, *names),
-        "pair": (*groups, CHANCE, *(name_of(pair) for pair in pairs)),
+        "pair": (*groups, CHANCE, *map(name_pair, pairs)),
         "layer": tuple(layers),
         "statistic": STATISTICS,
     }
-    n = np.broadcast_to(np.array(counts, dtype=np.float64)[None, :, None], found.shape[:3])
-    return np.stack([*_with_interval(found), n], axis=-1), coords
+    return stack_statistics(mean, ends, n), coords
+
+
+def iou(one: Tensor, two: Tensor) -> float:
+    """Return the intersection over union of two bool tensors; NaN if neither keeps a weight."""
+    union = int((one | two).sum())
+    return int((one & two).sum()) / union if union else float("nan")
+
+
+def chance_iou(one: float, two: float) -> float:
+    """Return the IoU of two random masks of these sparsities; (1 - s) / (1 + s) if both are s."""
+    both = (1 - one) * (1 - two)
+    union = 2 - one - two - both
+    return both / union if union else float("nan")
 
 
 def pairs_of(sets: Mapping[Key, Sequence[Any]]) -> list[Pair]:
@@ -67,26 +85,30 @@ def pairs_of(sets: Mapping[Key, Sequence[Any]]) -> list[Pair]:
     return [(one, two) for one, two in pairs if one != two or len(sets[one]) > 1]
 
 
-def matched(folds: Mapping[Key, Sequence[_T]], pair: Pair) -> list[tuple[_T, _T]]:
-    """Return which folds of a pair are compared: none twice, so that the comparisons are independent."""
+def match_folds(folds: Mapping[Key, Sequence[_T]], pair: Pair) -> list[tuple[_T, _T]]:
+    """Return which folds of a pair are compared.
+
+    No fold is compared twice, so that the comparisons are independent.
+    """
     one, two = folds[pair[0]], folds[pair[1]]
     if pair[0] != pair[1]:
         return list(zip(one, two, strict=False))
     return list(zip(one[0::2], one[1::2], strict=False))
 
 
-def name_of(pair: Pair) -> str:
-    """Return what a pair is called."""
+def name_pair(pair: Pair) -> str:
+    """Return the name of a pair."""
     return " / ".join(f"{task} ({tokens})" for task, tokens in pair)
 
 
-def group_of(pair: Pair) -> str:
-    """Return what a pair has in common."""
-    (one, its), (two, other) = pair
-    return f"{' / '.join(sorted({its, other}))}, {'one task' if one == two else 'two tasks'}"
+def describe_pair(pair: Pair) -> str:
+    """Return what the two sets of a pair have in common."""
+    (first_task, first_tokens), (second_task, second_tokens) = pair
+    tokens = " / ".join(sorted({first_tokens, second_tokens}))
+    return f"{tokens}, {'one task' if first_task == second_task else 'two tasks'}"
 
 
-def plots(pairs: Sequence[str]) -> tuple[Plot, ...]:
+def make_plots(pairs: Sequence[str]) -> tuple[Plot, ...]:
     """Return how overlaps are drawn: the groups of pairs, and chance."""
     return (
         Plot(
@@ -104,42 +126,53 @@ def plots(pairs: Sequence[str]) -> tuple[Plot, ...]:
     )
 
 
-def _measure(backbone: Backbone, sets: Folds, pairs: Sequence[Pair]) -> tuple[Floats, Floats, list[str], list[int]]:
-    """Return the IoU of pairs, (matrix, pair, layer, fold), that of chance, (matrix, layer, fold), names and layers."""
-    for folds in sets.values():
-        for calibration in folds:
-            calibration.check_fits(backbone)
-    linear = matrices(backbone)
-    names, layers = list(dict.fromkeys(m.name for m in linear)), list(dict.fromkeys(m.layer for m in linear))
-    found = np.full((len(names), len(pairs), len(layers), max(map(len, sets.values()))), np.nan)
-    chance = np.full((found.shape[0], *found.shape[2:]), np.nan)
+def _group_pairs(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+    """Return what pairs have in common -> their places, sorted by name."""
+    groups: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        groups.setdefault(describe_pair(pair), []).append(place)
+    return dict(sorted(groups.items()))
+
+
+def _count_samples(
+    sets: Folds, pairs: Sequence[Pair], groups: Mapping[str, Sequence[int]]
+) -> list[int]:
+    """Return the samples of the smallest fold of each number: of groups, chance and pairs."""
+    smallest: dict[Key, int] = {}
+    for key, folds in sets.items():
+        smallest[key] = min(len(calibration.sample_ids) for calibration in folds)
+    of_pairs = [min(smallest[one], smallest[two]) for one, two in pairs]
+    of_groups = []
+    for places in groups.values():
+        of_groups.append(min(of_pairs[place] for place in places))
+    return [*of_groups, min(smallest.values()), *of_pairs]
+
+
+def _measure(
+    linear: Mapping[Matrix, nn.Linear],
+    sets: Folds,
+    pairs: Sequence[Pair],
+    names: Sequence[str],
+    layers: Sequence[int],
+) -> tuple[Floats, Floats]:
+    """Return the IoU of pairs, (names, pairs, layers, folds), and of chance, without pairs."""
+    folds = max(map(len, sets.values()))
+    of_pairs = np.full((len(names), len(pairs), len(layers), folds), np.nan)
+    of_chance = np.full((len(names), len(layers), folds), np.nan)
     for matrix, module in linear.items():
-        kept = {
-            key: [each.pruning.kept(matrix, module.weight, each.squares[matrix]) for each in folds]
-            for key, folds in sets.items()
-        }
         name, layer = names.index(matrix.name), layers.index(matrix.layer)
-        for p, pair in enumerate(pairs):
-            for fold, (one, two) in enumerate(matched(kept, pair)):
-                found[name, p, layer, fold] = iou(one, two)
-        sparsity = 1 - float(next(iter(kept.values()))[0].double().mean())  # one pruning: that of all
-        chance[name, layer, 0] = chance_iou(sparsity, sparsity)
-    return found, chance, names, layers
+        kept = {}
+        for key, calibrations in sets.items():
+            kept[key] = [each.kept(matrix, module.weight) for each in calibrations]
+        for place, pair in enumerate(pairs):
+            for fold, (one, two) in enumerate(match_folds(kept, pair)):
+                of_pairs[name, place, layer, fold] = iou(one, two)
+        first = next(iter(kept.values()))[0]  # all are pruned alike
+        sparsity = 1 - float(first.double().mean())
+        of_chance[name, layer, 0] = chance_iou(sparsity, sparsity)
+    return of_pairs, of_chance
 
 
-def _with_interval(values: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return the mean over the last axis and the ends of its 95 % t interval, NaN of fewer than two numbers."""
-    mean, count = _mean(values, -1), (~np.isnan(values)).sum(axis=-1)
-    squares = _mean((values - mean[..., None]) ** 2, -1)
-    several = count > 1
-    free = np.where(several, count - 1, 1)
-    reach = np.where(several, student.ppf(0.975, free) * np.sqrt(squares / free), np.nan)
-    return mean, mean - reach, mean + reach
-
-
-def _mean(values: Floats, axis: int) -> Floats:
-    """Return the mean of the numbers that there are; NaN of none."""
-    there = ~np.isnan(values)
-    total, count = np.where(there, values, 0.0).sum(axis=axis), there.sum(axis=axis)
-    means: Floats = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    return means
+def _present_mean(values: Floats, axis: int) -> Floats:
+    """Return the mean of the numbers that are there; NaN of none."""
+    return mean_where(values, ~np.isnan(values), axis)

@@ -1,8 +1,11 @@
-"""Which weights of a matrix are kept: those of the highest scores in each row, in the whole matrix, or n of each m.
+"""Which weights of a matrix are kept: those with the highest scores.
 
-The score of Wanda (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv 2306.11695)
-is S_rc = |W_rc| a_c, in which a_c is the norm of the matrix' input c over all tokens of a calibration. Beside it stand
-its two factors alone, a_c (`activation`) and |W_rc| (`magnitude`), and noise (`random`). Everything in float64.
+They are the highest of each row, of the whole matrix, or n of each m neighbours.
+
+The score of Wanda (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
+arXiv 2306.11695) is S_rc = |W_rc| a_c, in which a_c is the norm of the matrix' input c over all
+tokens of a calibration. The other scores are its two factors alone, a_c (`activation`) and |W_rc|
+(`magnitude`), and noise (`random`). All scores are in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
 from lightning_mllm.errors import ConfigError
 
-Score = Literal["wanda", "activation", "magnitude", "random"]
+WeightScore = Literal["wanda", "activation", "magnitude", "random"]
 Scope = Literal["row", "matrix"]
 
 _CALIBRATED = ("wanda", "activation")
@@ -31,29 +34,34 @@ class Pruning:
     """How a matrix is pruned.
 
     Attributes:
-        score: Weights with low scores are pruned; of equal ones first that further to the left.
-        sparsity: Share s of weights that are pruned: of n weights floor(s n). Or "n:m", in quotes: of each m weights
-            that follow each other in a row, n are kept.
+        score: What decides which weights are pruned: those with low scores are. Of equal ones the
+            leftmost is pruned first.
+        sparsity: Share s of weights that are pruned: of n weights floor(s n). Or "n:m", in quotes:
+            of each m weights that follow each other in a row, n are kept.
         per: Whether the weights of a row compete, as in the paper, or those of the whole matrix.
-        seed: Of `random`.
+        seed: Seed of the score `random`.
     """
 
-    score: Score = "wanda"
+    score: WeightScore = "wanda"
     sparsity: float | str = 0.5
     per: Scope = "row"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (("score", self.score, get_args(Score)), ("per", self.per, get_args(Scope))):
+        for name, choice in (("score", WeightScore), ("per", Scope)):
+            value, known = getattr(self, name), get_args(choice)
             if value not in known:
                 raise ConfigError(f"Pruning.{name} is {value!r}; it can be {', '.join(known)}.")
         if isinstance(self.sparsity, str):
             self._parse()
             if self.per != "row":
-                raise ConfigError(f"Pruning to {self.sparsity} is done within rows; leave per: {self.per} out.")
+                raise ConfigError(
+                    f"Pruning to {self.sparsity} is done within rows; leave per: {self.per} out."
+                )
         elif not 0 <= self.sparsity < 1:
             raise ConfigError(
-                f"Pruning.sparsity must be at least 0 and less than 1, or like '2:4', in quotes; not {self.sparsity}."
+                "Pruning.sparsity must be at least 0 and less than 1, or like '2:4', in quotes; "
+                f"not {self.sparsity}."
             )
 
     @property
@@ -63,7 +71,7 @@ class Pruning:
 
     @property
     def share(self) -> float:
-        """Share of weights that are pruned, but for rounding."""
+        """Share of weights that are pruned, before rounding."""
         if isinstance(self.sparsity, str):
             kept, group = self._parse()
             return 1 - kept / group
@@ -73,22 +81,22 @@ class Pruning:
         """Refuse matrices, (out, in), whose rows can't be cut into groups of m.
 
         Raises:
-            ConfigError: There is one.
+            ConfigError: A row can't be cut into groups of m.
         """
         group = self._parse()[1] if isinstance(self.sparsity, str) else 1
         for matrix, weight in weights.items():
             if weight.shape[1] % group:
                 raise ConfigError(
-                    f"{matrix} has rows of {weight.shape[1]} weights, which can't be cut into groups of {group}. "
-                    f"Choose another pattern than {self.sparsity!r}."
+                    f"{matrix} has rows of {weight.shape[1]} weights, which can't be cut into "
+                    f"groups of {group}. Choose another pattern than {self.sparsity!r}."
                 )
 
     def kept(self, matrix: Matrix, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """Return which weights are kept, (out, in) bool.
 
         Args:
-            matrix: Its name, on which `random` depends.
-            weight: (out, in).
+            matrix: Name of the matrix, on which the score `random` depends.
+            weight: (out, in), the weights.
             squares: (in,) float64, sums of squares of the inputs; for scores of activations.
 
         Raises:
@@ -106,8 +114,12 @@ class Pruning:
     def scores(self, matrix: Matrix, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """Return the scores, (out, in) float64; for the arguments see `kept`."""
         if self.score == "random":
-            generator = torch.Generator().manual_seed(random.Random(f"{self.seed}/{matrix}").getrandbits(63))
-            return torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
+            generator = torch.Generator().manual_seed(
+                random.Random(f"{self.seed}/{matrix}").getrandbits(63)
+            )
+            return torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(
+                weight.device
+            )
         size = weight.detach().double().abs()
         if self.score == "magnitude":
             return size
@@ -117,13 +129,16 @@ class Pruning:
 
     def _count(self, weights: int) -> int:
         """Return how many of so many weights are kept."""
-        share = Fraction(str(self.share))  # 0.29 * 100 is 28.999999999999996, and 29 weights are meant
+        share = Fraction(str(self.share))  # 0.29 * 100 is 28.999999999999996, but 29 are meant
         return weights - math.floor(share * weights)
 
     def _parse(self) -> tuple[int, int]:
         kept, _, group = str(self.sparsity).partition(":")
         if not (kept.isdecimal() and group.isdecimal() and 0 < int(kept) <= int(group)):
-            raise ConfigError(f"Pruning.sparsity is {self.sparsity!r}; expected a number or 'n:m' with 0 < n <= m.")
+            raise ConfigError(
+                f"Pruning.sparsity is {self.sparsity!r}; expected a number, or 'n:m' with "
+                "0 < n <= m."
+            )
         return int(kept), int(group)
 
 

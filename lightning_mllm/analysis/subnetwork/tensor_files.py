@@ -59,7 +59,10 @@ def read_tensors(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], d
         CheckpointError: The file is missing or damaged, or holds something else.
     """
     if not path.is_file():
-        raise CheckpointError(f"There is no {holds} file {path}. None is left out in silence; make it, or name others.")
+        raise CheckpointError(
+            f"There is no {holds} file {path}. Every listed file is required: create it, or name "
+            "others."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
@@ -69,9 +72,9 @@ def read_tensors(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], d
                 )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"The {holds} file {path} can't be read ({type(error).__name__}: {error}). Make it anew."
+            f"The {holds} file {path} can't be read ({type(error).__name__}: {error}). Create it again."
         ) from error
-    raise CheckpointError(f"{path} is no {holds} file of this package.")
+    raise CheckpointError(f"{path} is not a {holds} file of this package.")
 
 
 def digest(tensors: Mapping[Matrix, Tensor], about: Mapping[str, Any]) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.statistics.shares import Interval, Share
+from lightning_mllm.statistics.interval import Interval, quantile_interval
+from lightning_mllm.statistics.shares import Share
 
 _RESAMPLES = 1000
 
@@ -198,5 +199,4 @@ def _bootstrap(confusion: NDArray[np.int64], generator: np.random.Generator) -> 
         hits[:, index] = row[:, index]
         predicted += row[:, :-1]
     f1 = 2 * hits[:, scored] / (support + predicted)[:, scored]
-    low, high = np.quantile(f1.mean(axis=1), [0.025, 0.975])
-    return Interval(float(low), float(high))
+    return quantile_interval(f1.mean(axis=1))

@@ -26,7 +26,8 @@ from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
 from lightning_mllm.evaluation.tally import Tally, number_of
-from lightning_mllm.statistics.shares import Interval, Share
+from lightning_mllm.statistics.interval import Interval
+from lightning_mllm.statistics.shares import Share
 
 Sampling = Literal["random", "popular", "adversarial"]
 Reading = Literal["named", "released"]

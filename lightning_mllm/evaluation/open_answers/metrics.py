@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
 from lightning_mllm.evaluation.tally import Tally, number_of
-from lightning_mllm.statistics.shares import Interval, Share
+from lightning_mllm.statistics.interval import Interval
+from lightning_mllm.statistics.shares import Share
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_mllm.statistics.correlation import Correlation, correlate, group_means
-from lightning_mllm.statistics.seeds_and_samples import Floats
+from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.study.alignment.claims import measures_by_sampling, measures_of
 from lightning_mllm.study.alignment.scores import CheckpointScore
 from lightning_mllm.study.alignment.study import ALIGNMENT, AlignmentStudy

@@ -42,7 +42,7 @@ def verdict_row(each: AlignmentVerdict) -> list[Any]:
 
 
 def _correlation_cells(each: Correlation) -> tuple[float, ...]:
-    return each.value, each.low, each.high, each.p, each.n
+    return each.value, *each.interval, each.p, each.n
 
 
 def scores_as_markdown(scores: Sequence[CheckpointScore], measures: Sequence[str]) -> str:
@@ -87,7 +87,7 @@ def _size_text(checkpoints: int, origins: int) -> str:
 
 
 def _correlation_text(each: Correlation) -> str:
-    return f"{_number_text(each.value)}{_interval_text(each.low, each.high)}, {_p_text(each.p)}"
+    return f"{_number_text(each.value)}{_interval_text(*each.interval)}, {_p_text(each.p)}"
 
 
 def _interval_text(low: float | None, high: float | None) -> str:

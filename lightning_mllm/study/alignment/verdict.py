@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_mllm.statistics.correlation import Correlation, smallest_n, smallest_p
-from lightning_mllm.statistics.decisions import ALPHA, Decision, all_of, decide, holm
+from lightning_mllm.statistics.decisions import Decision, all_of, decide, holm
+from lightning_mllm.statistics.interval import ALPHA, NO_INTERVAL
 from lightning_mllm.study.alignment.claims import Claims, claims_of, tested_measures
 from lightning_mllm.study.alignment.correlations import Association
 from lightning_mllm.study.alignment.scores import CheckpointScore
@@ -29,7 +30,7 @@ TEST = (
     "all claims"
 )
 
-_NOTHING = Correlation(math.nan, math.nan, math.nan, math.nan, 0)
+_NOTHING = Correlation(math.nan, NO_INTERVAL, math.nan, 0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_mllm.statistics.seeds_and_samples import Measure, Resampler, Scores, to_arrays
+from lightning_mllm.statistics.answer_arrays import to_arrays
+from lightning_mllm.statistics.seeds_and_samples import Measure, Resampler, Scores
 from lightning_mllm.study.projection.cell_files import (
     Answers,
     answers_of,

@@ -200,7 +200,7 @@ def verdict_row(verdict: Verdict) -> list[Any]:
     numbers: tuple[float | None, ...] = (None, None, None, None)
     if verdict.outcome is not None:
         outcome = verdict.outcome
-        numbers = (outcome.value, outcome.low, outcome.high, outcome.p)
+        numbers = (outcome.value, *outcome.interval, outcome.p)
     return [
         *(verdict.checkpoint, verdict.preset, verdict.claim, verdict.part, verdict.domain),
         *(str(verdict.decision), *numbers, verdict.adjusted_p),

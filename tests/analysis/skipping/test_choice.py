@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.skipping.choice import SampleTokens, chosen_behind_prompts, chosen_in_prompts, lowest
+from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_after_prompts, choose_in_prompts, choose_lowest
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.types import Segment
 from tests.support.decoders import make_batch
@@ -46,7 +46,7 @@ def test_prompts_are_found_on_either_side(tiny_llava: str, side: Any) -> None:
 def test_of_n_tokens_the_share_s_floor_is_chosen_and_no_other(tokens: SampleTokens, choice: Any, kind: Any) -> None:
     for share in SHARES:
         skip = Skip(share=share, tokens=kind, choice=choice)
-        chosen, qualified = chosen_in_prompts(tokens, skip, 0), tokens.qualified(skip)
+        chosen, qualified = choose_in_prompts(tokens, skip, 0), tokens.qualified(skip)
 
         assert not (chosen & ~qualified).any()
         assert chosen.sum(1).tolist() == [int(share * n + 1e-9) for n in qualified.sum(1).tolist()]
@@ -64,35 +64,35 @@ def test_strided_tokens_are_evenly_spaced(tokens: SampleTokens) -> None:
     skip = Skip(share=0.25, choice="strided")
 
     (image,) = {int(count) for count in tokens.perceptual.sum(1)}
-    chosen = chosen_in_prompts(tokens, skip, 0)[tokens.perceptual].view(len(tokens), image)
+    chosen = choose_in_prompts(tokens, skip, 0)[tokens.perceptual].view(len(tokens), image)
 
     assert chosen.nonzero()[:, 1].view(len(tokens), -1).tolist() == [list(range(3, image, 4))] * len(tokens)
-    behind = chosen_behind_prompts(tokens, Skip(share=0.25, choice="strided", tokens="all", phase="both"), 0, 9)
+    behind = choose_after_prompts(tokens, Skip(share=0.25, choice="strided", tokens="all", phase="both"), 0, 9)
     assert behind.nonzero()[:, 1].view(len(tokens), -1).tolist() == [[3, 7]] * len(tokens)
 
 
 def test_a_random_choice_belongs_to_seed_and_sample(tiny_llava: str, tokens: SampleTokens) -> None:
     skip = Skip(share=0.5, tokens="all")
-    chosen = chosen_in_prompts(tokens, skip, 0)
+    chosen = choose_in_prompts(tokens, skip, 0)
 
     alone = SampleTokens.of(make_batch(tiny_llava, "right", numbers=(1,)))
-    assert own(chosen_in_prompts(alone, skip, 0), alone, 0) == own(chosen, tokens, 1)
-    image = chosen_in_prompts(tokens, Skip(share=0.5), 0)[tokens.perceptual].view(3, -1)
+    assert own(choose_in_prompts(alone, skip, 0), alone, 0) == own(chosen, tokens, 1)
+    image = choose_in_prompts(tokens, Skip(share=0.5), 0)[tokens.perceptual].view(3, -1)
     assert not torch.equal(image[0], image[1])
-    assert not torch.equal(chosen, chosen_in_prompts(tokens, Skip(share=0.5, tokens="all", seed=1), 0))
+    assert not torch.equal(chosen, choose_in_prompts(tokens, Skip(share=0.5, tokens="all", seed=1), 0))
 
 
 def test_layers_choose_anew_if_it_is_said(tokens: SampleTokens) -> None:
     once, anew = Skip(share=0.5), Skip(share=0.5, per_layer=True)
 
-    assert torch.equal(chosen_in_prompts(tokens, once, 1), chosen_in_prompts(tokens, once, 2))
-    assert not torch.equal(chosen_in_prompts(tokens, anew, 1), chosen_in_prompts(tokens, anew, 2))
+    assert torch.equal(choose_in_prompts(tokens, once, 1), choose_in_prompts(tokens, once, 2))
+    assert not torch.equal(choose_in_prompts(tokens, anew, 1), choose_in_prompts(tokens, anew, 2))
 
 
 def test_behind_the_prompt_more_tokens_begin_with_the_same_choice(tokens: SampleTokens) -> None:
     skip = Skip(share=0.3, tokens="textual", phase="decode")
 
-    few, many = (chosen_behind_prompts(tokens, skip, 0, count) for count in (7, 4000))
+    few, many = (choose_after_prompts(tokens, skip, 0, count) for count in (7, 4000))
 
     assert torch.equal(few, many[:, :7])
     assert many.double().mean(1).tolist() == pytest.approx([0.3] * len(tokens), abs=0.03)
@@ -107,13 +107,13 @@ def test_the_lowest_of_those_that_qualify_are_taken() -> None:
     values = torch.tensor([[5.0, 1.0, 2.0, 0.0, 3.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
     qualified = torch.tensor([[True, True, True, False, True], [False, True, True, True, False]])
 
-    found = lowest(values, qualified, 0.5)
+    found = choose_lowest(values, qualified, 0.5)
 
     assert found.tolist() == [[False, True, True, False, False], [False, True, False, False, False]]
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.29, 29), (0.57, 57), (0.295, 29)])
 def test_a_share_of_a_hundred_is_not_one_less_for_rounding(share: float, count: int) -> None:
-    found = lowest(torch.arange(100.0)[None], torch.ones(1, 100, dtype=torch.bool), share)
+    found = choose_lowest(torch.arange(100.0)[None], torch.ones(1, 100, dtype=torch.bool), share)
 
     assert found.sum() == count

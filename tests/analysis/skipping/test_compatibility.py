@@ -135,7 +135,7 @@ def with_text_model(checkpoint: str, kind: str, **options: Any) -> Backbone:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("granite", {"residual_multiplier": 0.5}, r"parts of a layer of Llama's kind, but makes something else"),
+        ("granite", {"residual_multiplier": 0.5}, r"parts of a layer of Llama's kind, but computes something else"),
         ("gemma2", {"head_dim": 16}, r"is a Gemma2DecoderLayer of .*pre_feedforward_layernorm.*Mistral and Qwen2"),
     ],
 )
@@ -160,7 +160,7 @@ def test_keys_that_are_made_otherwise_are_not_seen_where_attention_is_skipped(
 ) -> None:
     backbone, batch = with_text_model(tiny_llava, kind, **options), make_batch(tiny_llava)
     skip = Skip(computation=computation, share=0.5, visible=True, start=1)
-    message = rf"layer {layer}, a \w+, makes otherwise than Llama.*Set visible: false"
+    message = rf"layer {layer}, a \w+, makes in another way than Llama.*Set visible: false"
 
     with pytest.raises(ConfigError, match=message), skipping(backbone, batch, skip):
         raise AssertionError
@@ -180,7 +180,7 @@ def test_samples_in_another_order_are_refused(backbone: Backbone, tiny_llava: st
 def test_other_samples_than_those_of_the_batch_are_refused(backbone: Backbone, tiny_llava: str) -> None:
     batch = make_batch(tiny_llava, numbers=(0, 1, 2))
 
-    with skipping(backbone, batch, Skip()), pytest.raises(ConfigError, match=r"for 3 samples .* is run on 2 sequences"):
+    with skipping(backbone, batch, Skip()), pytest.raises(ConfigError, match=r"given 3 samples .* is run on 2 seq"):
         logits(backbone, batch.take([0, 1]))
 
 

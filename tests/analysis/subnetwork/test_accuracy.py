@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from lightning_mllm.analysis.subnetwork import accuracy as pruned_accuracy
-from lightning_mllm.analysis.subnetwork.accuracy import MEASURES, PrunedAccuracy
+from lightning_mllm.analysis.subnetwork.accuracy import PrunedAccuracy
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.subnetwork.calibration_files import load_calibrations
 from lightning_mllm.analysis.subnetwork.mask import intersection, same_size
 from lightning_mllm.analysis.subnetwork.matrices import matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
+from lightning_mllm.analysis.subnetwork.summary import MEASURES
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation import AnswerScore
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer

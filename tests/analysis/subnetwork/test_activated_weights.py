@@ -15,9 +15,10 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 
 from lightning_mllm.analysis import AnalysisResult
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
-from lightning_mllm.analysis.subnetwork.calibration import Calibration, Reading, calibrate
-from lightning_mllm.analysis.subnetwork.mask import iou
+from lightning_mllm.analysis.subnetwork.calibration import Calibration, calibrate
+from lightning_mllm.analysis.subnetwork.calibration_options import CalibrationOptions
 from lightning_mllm.analysis.subnetwork.matrices import matrices
+from lightning_mllm.analysis.subnetwork.overlap import iou
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
@@ -44,9 +45,11 @@ def backbone(tiny_llava: str) -> Backbone:
     return make_backbone(tiny_llava, layers=DEPTH)
 
 
-def by_hand(backbone: Backbone, checkpoint: str, ids: list[str], reading: Reading, pruning: Pruning) -> Calibration:
+def by_hand(
+    backbone: Backbone, checkpoint: str, ids: list[str], options: CalibrationOptions, pruning: Pruning
+) -> Calibration:
     (whole,) = batches(checkpoint, 6)
-    return calibrate(backbone, [whole.take([whole.sample_ids.index(each) for each in ids])], pruning, reading)
+    return calibrate(backbone, [whole.take([whole.sample_ids.index(each) for each in ids])], pruning, options)
 
 
 def test_numbers_are_ious_of_the_tasks_own_calibrations(backbone: Backbone, tiny_llava: str) -> None:
@@ -55,7 +58,7 @@ def test_numbers_are_ious_of_the_tasks_own_calibrations(backbone: Backbone, tiny
     result = run(backbone, tiny_llava, pruning=pruning).compute()
 
     sets = {
-        f"{task} ({tokens})": by_hand(backbone, tiny_llava, ids, Reading(tokens), pruning)
+        f"{task} ({tokens})": by_hand(backbone, tiny_llava, ids, CalibrationOptions(tokens), pruning)
         for task, ids in {CHOOSE: ["test-0", "test-1"], LOGICAL: ["test-2", "test-5"]}.items()
         for tokens in ("perceptual", "textual")
     }
@@ -105,13 +108,13 @@ def test_pairs_of_a_kind_are_put_together(backbone: Backbone, tiny_llava: str) -
 
 
 def test_folds_are_sets_of_other_samples_and_give_an_interval(backbone: Backbone, tiny_llava: str) -> None:
-    pruning, reading = Pruning(), Reading("perceptual")
+    pruning, options = Pruning(), CalibrationOptions("perceptual")
     analysis = run(backbone, tiny_llava, tokens=["perceptual"], samples=1, folds=2)
 
     result = analysis.compute()
 
     one, two, three, four = (
-        by_hand(backbone, tiny_llava, [name], reading, pruning).subnetwork(backbone)
+        by_hand(backbone, tiny_llava, [name], options, pruning).subnetwork(backbone)
         for name in ("test-0", "test-1", "test-2", "test-5")
     )
     matrix = next(m for m in matrices(backbone) if m.layer == 1)
@@ -238,7 +241,7 @@ def test_without_a_sample_there_is_no_result(backbone: Backbone, tiny_llava: str
     analysis = run(backbone, tiny_llava)
     analysis.reset()
 
-    with pytest.raises(DataError, match="has seen no sample"):
+    with pytest.raises(DataError, match="got no sample"):
         analysis.compute()
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from lightning_mllm.analysis.subnetwork.overlap import group_of, matched, name_of, pairs_of
+from lightning_mllm.analysis.subnetwork.overlap import describe_pair, match_folds, name_pair, pairs_of
 
 A, B = ("a", "perceptual"), ("b", "textual")
 
@@ -9,8 +9,8 @@ def test_comparisons_of_folds_are_independent() -> None:
     folds = {A: [1, 2, 3, 4, 5], B: [6, 7, 8]}
 
     assert pairs_of(folds) == [(A, A), (A, B), (B, B)]
-    assert matched(folds, (A, A)) == [(1, 2), (3, 4)]
-    assert matched(folds, (A, B)) == [(1, 6), (2, 7), (3, 8)]
+    assert match_folds(folds, (A, A)) == [(1, 2), (3, 4)]
+    assert match_folds(folds, (A, B)) == [(1, 6), (2, 7), (3, 8)]
 
 
 def test_a_set_is_compared_with_itself_only_where_it_has_several_folds() -> None:
@@ -18,6 +18,6 @@ def test_a_set_is_compared_with_itself_only_where_it_has_several_folds() -> None
 
 
 def test_names_say_tasks_and_tokens_and_groups_what_a_pair_has_in_common() -> None:
-    assert name_of((A, B)) == "a (perceptual) / b (textual)"
-    assert group_of((A, B)) == group_of((B, A)) == "perceptual / textual, two tasks"
-    assert group_of((A, A)) == "perceptual, one task"
+    assert name_pair((A, B)) == "a (perceptual) / b (textual)"
+    assert describe_pair((A, B)) == describe_pair((B, A)) == "perceptual / textual, two tasks"
+    assert describe_pair((A, A)) == "perceptual, one task"

@@ -57,7 +57,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_file_that_says_something_else_of_itself_is_refused(tmp_path: Path, entry: str) -> None:
     save_file({str(ONE): torch.zeros(2, dtype=torch.uint8)}, tmp_path / "odd", metadata={"lightning_mllm": entry})
 
-    with pytest.raises(CheckpointError, match=r"odd (can't be read|is no sub-network file)"):
+    with pytest.raises(CheckpointError, match=r"odd (can't be read|is not a sub-network file)"):
         SubNetwork.load(tmp_path / "odd")
 
 
@@ -72,9 +72,9 @@ def test_another_kind_of_file_is_refused(tiny_llava: str, tmp_path: Path) -> Non
     (weights,) = Path(tiny_llava).glob("*.safetensors")
     small().save(tmp_path / "bits")
 
-    with pytest.raises(CheckpointError, match="is no sub-network file of this package"):
+    with pytest.raises(CheckpointError, match="is not a sub-network file of this package"):
         SubNetwork.load(weights)
-    with pytest.raises(CheckpointError, match="is no calibration file of this package"):
+    with pytest.raises(CheckpointError, match="is not a calibration file of this package"):
         Calibration.load(tmp_path / "bits")
 
 

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from lightning_mllm.analysis import AnalysisResult
-from lightning_mllm.analysis.core.analysis import STATISTICS
 from lightning_mllm.analysis.core.result import Plot
+from lightning_mllm.statistics.interval import STATISTICS
 from lightning_mllm.tracking.figures import analysis as analysis_figures
 from lightning_mllm.tracking.figures.analysis import draw_plots
 from lightning_mllm.tracking.figures.run import save_figure

@@ -1,0 +1,100 @@
+"""From rows of questions and sub-networks to accuracies with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.statistics.interval import HIGH, LOW, STATISTICS, VALUE, no_numbers
+from lightning_mllm.statistics.missing import Floats, Integers
+from lightning_mllm.statistics.picture_bootstrap import share, share_difference, share_ratio
+from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
+from lightning_mllm.types import Table
+
+WHOLE = "whole"  # the name of the whole LLM among the sub-networks
+ALPHA = "alpha"  # how the names of the alpha-SubNet and of what it is compared with begin
+MEASURES = ("accuracy_percent", "change_points", "retained_percent")
+
+
+def summarise_accuracy(
+    name: str, table: Table, settings: Mapping[str, Any], kind_depth: int | None
+) -> AnalysisResult:
+    """Return the numbers per sub-network and kind.
+
+    Args:
+        name: Name of the analysis.
+        table: Rows, see `PrunedRow`.
+        settings: What decided the rows.
+        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; None for
+            all.
+    """
+    measured = table["measured"]
+    kept = Kept.of(table, kind_depth)
+    names = sorted(set(table["subnetwork"][measured].tolist()), key=_sort_key)
+    coords: dict[str, tuple[Any, ...]] = {
+        "measure": MEASURES,
+        "subnetwork": tuple(names),
+        "kind": tuple(kept.groups),
+        "statistic": STATISTICS,
+    }
+    values = no_numbers(coords)
+    right = pivot(table, "right", {"subnetwork": names}, kept.ids, measured)
+    for kind, rows in enumerate(kept.groups.values() if len(kept.ids) else ()):
+        _, pictures = np.unique(kept.pictures[rows], return_inverse=True)
+        values[:, :, kind] = _compare_with_whole(right[rows], names.index(WHOLE), pictures)
+    sparsities: dict[str, float] = {}
+    for each in names:
+        sparsities[each] = float(table["sparsity"][table["subnetwork"] == each][0])
+    more = {
+        "kind_depth": kind_depth,
+        "found": {
+            "questions": count_questions(table, kind_depth),
+            "pictures": kept.count_pictures(),
+            "sparsity": sparsities,
+        },
+    }
+    settings = {**settings, **more}
+    axes, plots = tuple(coords), _make_plots(names)
+    return AnalysisResult(name, values, axes, coords, len(kept.ids), settings, plots)
+
+
+def _compare_with_whole(right: Floats, whole: int, pictures: Integers) -> Floats:
+    """Return the statistics of answers, (measures, sub-networks, statistics).
+
+    Args:
+        right: (questions, sub-networks), 1 where an answer is right, else 0.
+        whole: Which of the sub-networks is the whole LLM.
+        pictures: (questions,), the number of the picture that each is about.
+    """
+    dense = np.repeat(right[:, whole : whole + 1], right.shape[1], axis=1)
+    change = share_difference(right, dense, pictures, 100)
+    retained = share_ratio(right, dense, pictures, 100)
+    for own in (change, retained):  # against itself
+        own[whole, LOW] = own[whole, HIGH] = own[whole, VALUE]
+    return np.stack([share(right, pictures, 100), change, retained])
+
+
+def _sort_key(name: str) -> tuple[bool, bool, str]:
+    """Put the whole LLM first, then the alpha-SubNet and its comparisons, then the tasks."""
+    return name != WHOLE, not name.startswith(ALPHA), name
+
+
+def _make_plots(names: Sequence[str]) -> tuple[Plot, ...]:
+    if not names:
+        return ()
+    return (
+        Plot(
+            "transfer",
+            "heat map",
+            x="kind",
+            y="subnetwork",
+            shown={name: name for name in names},
+            fixed={},
+            xlabel="Kind of question",
+            label="Percent or points",
+            title="What parts of the LLM answer",
+        ),
+    )
