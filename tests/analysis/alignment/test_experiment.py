@@ -167,7 +167,7 @@ def noise_by_hand(backbone: Backbone, batch: MultimodalBatch) -> list[list[Token
     image = batch.spans[Segment.IMAGE]
 
     def exchange(_: Any, arguments: Any) -> Any:
-        return (_Noise(batch.sample_ids, image, seed=0).instead(arguments[0]), *arguments[1:])
+        return (_Noise(batch.sample_ids, image, seed=0).replace_tokens(arguments[0]), *arguments[1:])
 
     with layers[0].register_forward_pre_hook(exchange):
         first: list[torch.Tensor] = []

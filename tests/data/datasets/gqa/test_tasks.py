@@ -240,7 +240,7 @@ def released_rows() -> dict[str, list[TaskRow]]:
 def sample_of(row: TaskRow, task: str) -> Sample:
     from lightning_mllm.data.datasets.gqa import tasks as gqa
 
-    return gqa._sample(row, task, Path("unused.jpg"))
+    return gqa._make_sample(row, task, Path("unused.jpg"))
 
 
 @released
