@@ -70,12 +70,10 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _checksum(tensor: Tensor) -> Tensor:
     bits = tensor.flatten().view(_INTEGERS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for start in range(
-        0, len(bits), _CHUNK
-    ):  # an embedding in one piece would take gigabytes as int64
+    # in chunks, since an embedding would take gigabytes as int64
+    for start in range(0, len(bits), _CHUNK):
         chunk = bits[start : start + _CHUNK].long()
-        weights = (
-            torch.arange(start, start + len(chunk), device=tensor.device) * 2 + 1
-        )  # odd, so that none is lost
+        places = torch.arange(start, start + len(chunk), device=tensor.device)
+        weights = places * 2 + 1  # odd: an even weight would lose the highest bit
         total += (chunk * weights).sum()
     return total

@@ -66,7 +66,8 @@ class Renderer:
 
     def __init__(self, processor: ProcessorMixin) -> None:
         self.template = ChatTemplate(processor)
-        self.image_token: str = processor.image_token  # type: ignore[attr-defined]  # of each family's own class
+        # of each family's own class
+        self.image_token: str = processor.image_token  # type: ignore[attr-defined]
         self._layouts: dict[ChatMessages, tuple[Exchange, ...]] = {}
         self._checked_shapes: set[tuple[object, ...]] = set()
 
