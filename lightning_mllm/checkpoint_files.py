@@ -38,7 +38,11 @@ def check_available(checkpoint: str, revision: str | None) -> None:
         validate_repo_id(checkpoint)
     except ValueError:
         return  # a path
-    if Path(checkpoint).is_dir() or _find(checkpoint, revision, "config.json") or constants.HF_HUB_OFFLINE:
+    if (
+        Path(checkpoint).is_dir()
+        or _find(checkpoint, revision, "config.json")
+        or constants.HF_HUB_OFFLINE
+    ):
         return
     if not is_reachable(constants.ENDPOINT):
         raise CheckpointError(
@@ -59,7 +63,11 @@ def reason(checkpoint: str, revision: str | None, error: Exception) -> str:
     if damage := find_damage(checkpoint, revision):
         return damage
     said = shorten(" ".join(str(error).split()) or type(error).__name__, _LONGEST).rstrip(".: ")
-    return said if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {said}"
+    return (
+        said
+        if isinstance(error, OSError | ValueError | ImportError)
+        else f"{type(error).__name__}: {said}"
+    )
 
 
 def find_damage(checkpoint: str, revision: str | None) -> str | None:
@@ -99,7 +107,14 @@ def check_config(config: PretrainedConfig, checkpoint: str) -> None:
 
 def parts_of(config: PretrainedConfig) -> list[PretrainedConfig]:
     """Return a config and those of the tower and the LLM in it."""
-    return [config, *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None)]
+    return [
+        config,
+        *(
+            getattr(config, name)
+            for name in config.sub_configs
+            if getattr(config, name, None) is not None
+        ),
+    ]
 
 
 def check_tokens(processor: Any, config: PretrainedConfig, checkpoint: str) -> None:
@@ -110,7 +125,10 @@ def check_tokens(processor: Any, config: PretrainedConfig, checkpoint: str) -> N
             picture.
     """
     known = processor.tokenizer.get_vocab()
-    last, embedded = max(known, key=lambda token: int(known[token])), config.get_text_config().vocab_size
+    last, embedded = (
+        max(known, key=lambda token: int(known[token])),
+        config.get_text_config().vocab_size,
+    )
     if known[last] >= embedded:
         raise CheckpointError(
             f"The tokenizer of {checkpoint!r} has token {last!r} with id {known[last]}, but the model embeds only "

@@ -20,13 +20,17 @@ def is_reachable(url: str, seconds: float = 4) -> bool:
         seconds: How long it is waited for, the look-up of its name included.
     """
     parts, proxies = urlsplit(url), urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme, proxies.get("all"))  # the standard library does not know ALL_PROXY
+    proxy = proxies.get(
+        parts.scheme, proxies.get("all")
+    )  # the standard library does not know ALL_PROXY
     if proxy and urllib.request.proxy_bypass(parts.netloc):
         proxy = None
     if proxy and urlsplit(proxy).scheme.startswith("socks"):
         return True
     answers: list[bool] = []
-    asking = threading.Thread(target=lambda: answers.append(_answers(url, proxy, seconds)), daemon=True)
+    asking = threading.Thread(
+        target=lambda: answers.append(_answers(url, proxy, seconds)), daemon=True
+    )
     asking.start()
     asking.join(seconds)
     return answers == [True]
@@ -40,7 +44,9 @@ def _answers(url: str, proxy: str | None, seconds: float) -> bool:
     except (urllib.error.HTTPError, http.client.HTTPException):
         return True
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # somebody is there; whom to trust, the client knows better
+        return isinstance(
+            error.reason, ssl.SSLError
+        )  # somebody is there; whom to trust, the client knows better
     except OSError:
         return False
     return True

@@ -39,7 +39,7 @@ BORDERS: dict[str, set[str]] = {
     **{f"analysis/{experiment}": SCIENCE for experiment in EXPERIMENTS},
     "tracking": SHARED | {"network", "store", "evaluation", "probing", "analysis/core"},
     "callbacks": SHARED | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"},
-    "testbed": SHARED | {"data", "models"},
+    "testbed": SHARED | {"store", "data", "models"},
     "study/__init__": {"study"},
     "study/engine": {"__version__", "errors", "store", "tracking"},
     **{f"study/{study}": {"errors", "store", "statistics", "tracking", "study/engine"} for study in STUDIES},

@@ -63,11 +63,17 @@ class Rows(Generic[RowT]):
     """
 
     def __init__(
-        self, row_type: type[RowT], folder: Path | None = None, making: Mapping[str, Any] | None = None, share: int = 0
+        self,
+        row_type: type[RowT],
+        folder: Path | None = None,
+        making: Mapping[str, Any] | None = None,
+        share: int = 0,
     ) -> None:
         self._row_type, self._folder, self._share = row_type, folder, share
         self._columns = tuple(columns_of(row_type))
-        self._kept: dict[str, str] = {}  # without a folder: sample id -> its rows as they would be in the file
+        self._kept: dict[
+            str, str
+        ] = {}  # without a folder: sample id -> its rows as they would be in the file
         self.done: set[str] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,14 +88,22 @@ class Rows(Generic[RowT]):
             DataError: A cell has a line break, or the sample has no row.
         """
         if not rows:
-            raise DataError(f"Sample {sample_id!r} has no row, so nothing would say that it was measured.")
+            raise DataError(
+                f"Sample {sample_id!r} has no row, so nothing would say that it was measured."
+            )
         text = self._text(rows)
         if "\r" in text or text.count("\n") != len(rows):
-            raise DataError(f"The rows of sample {sample_id!r} have a line break within a cell. Take it out of its id.")
+            raise DataError(
+                f"The rows of sample {sample_id!r} have a line break within a cell. Take it out of its id."
+            )
         if self._folder is None:
             self._kept[sample_id] = text
         else:
-            _append(self._folder / self._own_file, text.encode() + _END, header=_line(self._columns).encode())
+            _append(
+                self._folder / self._own_file,
+                text.encode() + _END,
+                header=_line(self._columns).encode(),
+            )
         self.done.add(sample_id)
 
     def table(self) -> Table:
@@ -140,7 +154,9 @@ def read_rows(path: Path, row_type: type) -> Table:
     with path.open(encoding="utf-8", newline="") as file:
         header = next(csv.reader([next(file, "")]), [])
         if header != list(columns_of(row_type)):
-            raise DataError(f"{path} has the columns {', '.join(header)}, not those of a {row_type.__name__}.")
+            raise DataError(
+                f"{path} has the columns {', '.join(header)}, not those of a {row_type.__name__}."
+            )
         return _table(row_type, (line for line in file if line.strip()))
 
 
@@ -149,7 +165,9 @@ def _table(row_type: type, lines: Iterable[str]) -> Table:
     columns, reader = columns_of(row_type), csv.reader(lines)
     parts: list[list[NDArray[Any]]] = [[_array((), kind)] for kind in columns.values()]
     while chunk := list(islice(reader, _CHUNK)):
-        for part, cells, kind in zip(parts, zip(*chunk, strict=True), columns.values(), strict=True):
+        for part, cells, kind in zip(
+            parts, zip(*chunk, strict=True), columns.values(), strict=True
+        ):
             part.append(_array(cells, kind))
     return {name: np.concatenate(parts.pop(0)) for name in columns}  # no column twice
 
@@ -219,7 +237,10 @@ def _id_of(line: bytes) -> str:
 def _texts(places: Mapping[str, _Place]) -> Iterator[str]:
     """Yield the rows of one sample after the other, by id."""
     with ExitStack() as opened:
-        files = {path: opened.enter_context(path.open("rb")) for path in {place.path for place in places.values()}}
+        files = {
+            path: opened.enter_context(path.open("rb"))
+            for path in {place.path for place in places.values()}
+        }
         for _, place in sorted(places.items(), key=itemgetter(0)):
             files[place.path].seek(place.start)
             yield files[place.path].read(place.size).decode()

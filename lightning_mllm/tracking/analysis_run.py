@@ -78,7 +78,12 @@ class AnalysisRun:
             parent=os.getppid() if trainer.local_rank else None,
         )
 
-    def begin(self, tokenizer: PreTrainedTokenizerBase, source: Mapping[str, Any], earlier: Path | None = None) -> None:
+    def begin(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        source: Mapping[str, Any],
+        earlier: Path | None = None,
+    ) -> None:
         """Get ready for the first batch.
 
         Args:
@@ -136,17 +141,27 @@ class AnalysisRun:
             return
         self._leave_marker("done")
         level, due = logging.INFO, time.monotonic()
-        while missing := [share for share in range(self.shares) if not self._marker(share, "done").exists()]:
+        while missing := [
+            share for share in range(self.shares) if not self._marker(share, "done").exists()
+        ]:
             if failed := self._failed():
                 raise RuntimeError(
                     f"Of {self.shares} processes number {failed[0]} has left with an error, which its own output "
                     f"shows, so number {self.share} waits no longer; what it has found is in its rows."
                 )
             if self.parent not in (None, os.getppid()):
-                raise RuntimeError("The process that started this one has ended; what it has found is in its rows.")
+                raise RuntimeError(
+                    "The process that started this one has ended; what it has found is in its rows."
+                )
             if time.monotonic() >= due:
                 numbers = ", ".join(map(str, missing))
-                log.log(level, "Process %d is done and waits for number %s of %d", self.share, numbers, self.shares)
+                log.log(
+                    level,
+                    "Process %d is done and waits for number %s of %d",
+                    self.share,
+                    numbers,
+                    self.shares,
+                )
                 level, due = logging.WARNING, due + _PATIENCE
             time.sleep(_PAUSE)
 
@@ -157,7 +172,13 @@ class AnalysisRun:
             analysis.merge()
             results.append(analysis.compute())
             if self.folder is not None:
-                _report(results[-1], self.folder / analysis.name, loggers, f"{key}/{analysis.name}", step)
+                _report(
+                    results[-1],
+                    self.folder / analysis.name,
+                    loggers,
+                    f"{key}/{analysis.name}",
+                    step,
+                )
         return results
 
     def _marker(self, share: int, end: _End) -> Path:
@@ -205,11 +226,16 @@ def _copy(earlier: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def _report(result: AnalysisResult, folder: Path, loggers: Sequence[Any], key: str, step: int) -> None:
+def _report(
+    result: AnalysisResult, folder: Path, loggers: Sequence[Any], key: str, step: int
+) -> None:
     """Write `summary.csv`, `settings.json` and a PNG per plot beside the rows, and log table and pictures."""
     columns, rows = result.table()
     write_rows(folder / "summary.csv", columns, rows)
-    write_json(folder / "settings.json", {"name": result.name, "n_samples": result.n_samples, **result.settings})
+    write_json(
+        folder / "settings.json",
+        {"name": result.name, "n_samples": result.n_samples, **result.settings},
+    )
     log_table(loggers, f"{key}/summary", columns, rows, step)
     for path in draw_plots(result, folder):
         log_image(loggers, f"{key}/{path.stem}", path, step)

@@ -128,7 +128,10 @@ def log_table(
     for logger in _wandb(loggers):
         import wandb  # noqa: PLC0415  # the library must import without it
 
-        data = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows]
+        data = [
+            [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row]
+            for row in rows
+        ]
         with _staged_under(Path(logger.save_dir or ".") / "wandb"):
             logger.log_table(key, columns=list(columns), data=data, step=step)
 
@@ -168,7 +171,9 @@ def _say_how_to_sync(run_dir: Path) -> None:
     )
 
 
-def _wandb_logger(run_dir: Path, mode: WandbMode, *, may_be_offline: bool, **options: Any) -> WandbLogger:
+def _wandb_logger(
+    run_dir: Path, mode: WandbMode, *, may_be_offline: bool, **options: Any
+) -> WandbLogger:
     if mode == "offline":
         _say_how_to_sync(run_dir)
     import wandb  # noqa: PLC0415  # the library must import without it
@@ -196,20 +201,26 @@ def _wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:
 
 def _resolve(mode: WandbMode) -> WandbMode:
     """Return the mode that `auto` stands for, and check what was asked for."""
-    asked = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), mode) if mode == "auto" else mode
+    asked = (
+        _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), mode) if mode == "auto" else mode
+    )
     if asked == "disabled":
         return asked
     if find_spec("wandb") is None:
         if mode == "auto":
             rank_zero_info("wandb is not installed: metrics go to metrics.csv only.")
             return "disabled"
-        raise ConfigError(f"W&B mode {mode!r} needs the package wandb: pip install wandb, or use mode disabled.")
+        raise ConfigError(
+            f"W&B mode {mode!r} needs the package wandb: pip install wandb, or use mode disabled."
+        )
     if asked == "offline":
         return asked
     if not _has_key():
         if asked == "auto":
             return "offline"
-        raise ConfigError("W&B is asked to be online, but no key is set up. Run `wandb login`, or use mode offline.")
+        raise ConfigError(
+            "W&B is asked to be online, but no key is set up. Run `wandb login`, or use mode offline."
+        )
     import wandb  # noqa: PLC0415  # the library must import without it
 
     server = wandb.setup().settings.base_url
@@ -218,7 +229,9 @@ def _resolve(mode: WandbMode) -> WandbMode:
     if asked == "auto":
         rank_zero_info(f"The W&B server {server} can't be reached.")
         return "offline"
-    raise ConfigError(f"W&B is asked to be online, but {server} can't be reached. See to the network, or use offline.")
+    raise ConfigError(
+        f"W&B is asked to be online, but {server} can't be reached. See to the network, or use offline."
+    )
 
 
 def _has_key() -> bool:
@@ -226,7 +239,11 @@ def _has_key() -> bool:
     import wandb  # noqa: PLC0415  # the library must import without it
 
     settings = wandb.setup().settings
-    if os.environ.get("WANDB_API_KEY") or settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    if (
+        os.environ.get("WANDB_API_KEY")
+        or settings.api_key
+        or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    ):
         return True
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     hosts = [urlsplit(settings.base_url).hostname or ""]

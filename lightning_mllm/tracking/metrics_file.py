@@ -52,14 +52,21 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Add a row."""
-        values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
-        values.update({key: int(values[key]) for key in ("epoch",) if key in values})  # Lightning makes it a float
+        values = {
+            key: value.item() if isinstance(value, Tensor) else value
+            for key, value in metrics.items()
+        }
+        values.update(
+            {key: int(values[key]) for key in ("epoch",) if key in values}
+        )  # Lightning makes it a float
         self._rows.append({"step": step, **values})
         if len(self._rows) >= self._rows_per_write:
             self.save()
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Do nothing: the resolved config of the run is a file of its own."""
 
     @rank_zero_only
@@ -92,4 +99,8 @@ class MetricsFile(Logger):
         if self.path.is_file():
             with self.path.open(newline="") as file:
                 earlier = list(csv.DictReader(file))
-        write_rows(self.path, columns, [[row.get(key) for key in columns] for row in [*earlier, *self._rows]])
+        write_rows(
+            self.path,
+            columns,
+            [[row.get(key) for key in columns] for row in [*earlier, *self._rows]],
+        )

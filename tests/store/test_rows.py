@@ -26,7 +26,8 @@ class Row:
 
 SAMPLES = {
     name: [
-        Row(name, layer, value=0.1 * layer + 1e-17, right=layer > 0, text='a, "b" \u2028 \u00e9') for layer in range(2)
+        Row(name, layer, value=0.1 * layer + 1e-17, right=layer > 0, text='a, "b" \u2028 \u00e9')
+        for layer in range(2)
     ]
     for name in ("b/2", "a,1", "c")
 }
@@ -72,7 +73,9 @@ def test_a_file_is_good_csv_at_any_time(tmp_path: Path) -> None:
     assert [row["sample_id"] for row in found] == ["b/2", "b/2", "c", "c"]
 
 
-def test_wherever_a_kill_cuts_the_file_the_resumed_rows_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
+def test_wherever_a_kill_cuts_the_file_the_resumed_rows_are_those_of_an_uninterrupted_run(
+    tmp_path: Path,
+) -> None:
     expected = whole(tmp_path / "whole")
     fill(Rows(Row, tmp_path / "killed"))
     content = (tmp_path / "killed" / "rows-0.csv").read_bytes()
@@ -88,7 +91,9 @@ def test_wherever_a_kill_cuts_the_file_the_resumed_rows_are_those_of_an_uninterr
         assert (folder / "rows.csv").read_bytes() == expected
 
 
-def test_several_processes_make_the_file_of_one_and_another_number_can_go_on(tmp_path: Path) -> None:
+def test_several_processes_make_the_file_of_one_and_another_number_can_go_on(
+    tmp_path: Path,
+) -> None:
     expected = whole(tmp_path / "one")
     folder = tmp_path / "many"
     shares = [Rows(Row, folder, share=share) for share in range(2)]
@@ -154,7 +159,10 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
     Rows(Row, tmp_path, {"analysis": {"width": 9, "same": 1}, "source": {"step": 3}})
 
     Rows(Row, tmp_path, {"analysis": {"width": 9, "same": 1}, "source": {"step": 3}})
-    with pytest.raises(ConfigError, match=r"made otherwise.*analysis\.width was 9, is 7.*begin anew in another folder"):
+    with pytest.raises(
+        ConfigError,
+        match=r"made otherwise.*analysis\.width was 9, is 7.*begin anew in another folder",
+    ):
         Rows(Row, tmp_path, {"analysis": {"width": 7, "same": 1}, "source": {"step": 3}})
 
 

@@ -29,7 +29,10 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_runs(
-    folder: Path | None, analysis: Analysis, shares: int = 2, barrier: Callable[[], Any] | None = None
+    folder: Path | None,
+    analysis: Analysis,
+    shares: int = 2,
+    barrier: Callable[[], Any] | None = None,
 ) -> list[AnalysisRun]:
     together = barrier or Barrier(shares, timeout=TIMEOUT).wait
     return [AnalysisRun([analysis], folder, share, shares, together) for share in range(shares)]
@@ -46,7 +49,9 @@ def finish(run: AnalysisRun) -> list[Any]:
 
 
 def test_several_processes_without_a_folder_would_each_have_only_a_part() -> None:
-    with pytest.raises(ConfigError, match=r"2 processes put what they find together .* use one device"):
+    with pytest.raises(
+        ConfigError, match=r"2 processes put what they find together .* use one device"
+    ):
         AnalysisRun((), None, share=0, shares=2, barrier=lambda: None)
 
 
@@ -101,7 +106,9 @@ def test_what_goes_wrong_on_the_first_process_leaves_nobody_waiting(tmp_path: Pa
 
 
 def test_a_process_whose_run_has_ended_does_not_wait_for_it(tmp_path: Path) -> None:
-    run = AnalysisRun((), tmp_path, share=1, shares=2, barrier=lambda: None, parent=os.getpid())  # not its own
+    run = AnalysisRun(
+        (), tmp_path, share=1, shares=2, barrier=lambda: None, parent=os.getpid()
+    )  # not its own
 
     with pytest.raises(RuntimeError, match="process that started this one has ended"):
         finish(run)
@@ -113,14 +120,18 @@ def test_a_process_that_fails_is_not_waited_for_and_named(tmp_path: Path) -> Non
     second.fail()
 
     for run in (first, third):
-        with pytest.raises(RuntimeError, match=rf"Of 3 processes number 1 .* so number {run.share} waits no longer"):
+        with pytest.raises(
+            RuntimeError, match=rf"Of 3 processes number 1 .* so number {run.share} waits no longer"
+        ):
             finish(run)
         run.fail()  # as what ends it is an exception too
     assert sorted(path.name for path in tmp_path.glob("*.failed")) == ["process-1.failed"]
 
 
 @pytest.mark.parametrize("shares", [1, 2])
-def test_only_a_process_with_others_and_a_folder_says_that_it_fails(shares: int, tmp_path: Path) -> None:
+def test_only_a_process_with_others_and_a_folder_says_that_it_fails(
+    shares: int, tmp_path: Path
+) -> None:
     AnalysisRun((), None, share=0, shares=1, barrier=lambda: None).fail()
     AnalysisRun((), tmp_path / "new", share=0, shares=shares, barrier=lambda: None).fail()
 
@@ -143,14 +154,18 @@ def test_which_processes_are_waited_for_is_said_at_once_and_again(
         with pytest.raises(RuntimeError, match="number 3"):
             waits.result(TIMEOUT)
 
-    assert {record.getMessage() for record in caplog.records} == {"Process 0 is done and waits for number 2, 3 of 4"}
+    assert {record.getMessage() for record in caplog.records} == {
+        "Process 0 is done and waits for number 2, 3 of 4"
+    }
     assert [record.levelname for record in caplog.records[:3]] == ["INFO", "WARNING", "WARNING"]
     apart = caplog.records[2].created - caplog.records[0].created
     assert apart > 0.1
 
 
 @pytest.mark.parametrize(("local_rank", "parent"), [(0, None), (1, os.getppid())])
-def test_only_what_a_process_has_started_watches_it(local_rank: int, parent: int | None, tmp_path: Path) -> None:
+def test_only_what_a_process_has_started_watches_it(
+    local_rank: int, parent: int | None, tmp_path: Path
+) -> None:
     trainer = SimpleNamespace(
         default_root_dir=str(tmp_path),
         loggers=[object()],

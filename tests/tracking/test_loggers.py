@@ -62,7 +62,9 @@ def test_without_a_key_auto_is_offline_and_says_once_how_to_sync(
     assert f"wandb sync {tmp_path / 'run' / 'wandb'}/offline-run-*" in message
 
 
-def test_with_a_key_in_the_environment_auto_is_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_key_in_the_environment_auto_is_online(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
 
     assert modes(tmp_path) == ["online"]
@@ -83,7 +85,9 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_server")
-def test_without_a_server_auto_is_offline_at_once_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_auto_is_offline_at_once_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr("lightning_mllm.tracking.loggers.rank_zero_info", said.append)
 
@@ -107,7 +111,9 @@ def test_a_key_that_the_server_refuses_is_said_in_one_sentence_or_goes_offline(
     with serving(401) as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
         online = make_loggers(tmp_path / "online", name="run", mode="online")
-        with pytest.raises(ConfigError, match=r"W&B refuses to be online: .*401.*wandb login --relogin"):
+        with pytest.raises(
+            ConfigError, match=r"W&B refuses to be online: .*401.*wandb login --relogin"
+        ):
             log_config(online, {"a": 1})
 
         auto = make_loggers(tmp_path / "auto", name="run", mode="auto")
@@ -141,7 +147,9 @@ def test_disabled_leaves_the_csv_file(tmp_path: Path) -> None:
     assert isinstance(logger, MetricsFile)
 
 
-def test_without_wandb_installed_auto_is_csv_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_wandb_installed_auto_is_csv_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lightning_mllm.tracking.loggers.find_spec", lambda name: None)
 
     assert modes(tmp_path) == []
@@ -160,13 +168,22 @@ def offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run_dir = tmp_path / "run"
     picture = tmp_path / "picture.png"
     Image.new("RGB", (8, 8), "red").save(picture)
-    loggers = make_loggers(run_dir, name="digits", group="group", tags=["tag"], mode="offline", project="project")
-    settings = {"lr": 0.1, "hf_token": "secret", "url": f"https://{SENTINEL}@host", "max_new_tokens": 8}
+    loggers = make_loggers(
+        run_dir, name="digits", group="group", tags=["tag"], mode="offline", project="project"
+    )
+    settings = {
+        "lr": 0.1,
+        "hf_token": "secret",
+        "url": f"https://{SENTINEL}@host",
+        "max_new_tokens": 8,
+    }
     log_config(loggers, {"model": settings})
     for logger in loggers:
         logger.log_metrics({"val/accuracy": 0.25}, step=0)
         logger.log_metrics({"val/accuracy": 0.75}, step=10)
-    log_table(loggers, "predictions", ["image", "answer"], [[Image.new("RGB", (8, 8)), "zero"]], step=10)
+    log_table(
+        loggers, "predictions", ["image", "answer"], [[Image.new("RGB", (8, 8)), "zero"]], step=10
+    )
     log_image(loggers, "curve", picture, step=10)
     finish(loggers)
     wandb.teardown()  # waits until the background process has written everything
@@ -176,11 +193,18 @@ def offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_offline_run_holds_what_was_logged(offline_run: Path) -> None:
     logged = history(offline_run)
-    accuracies = [(row["trainer/global_step"], row["val/accuracy"]) for row in logged if "val/accuracy" in row]
+    accuracies = [
+        (row["trainer/global_step"], row["val/accuracy"]) for row in logged if "val/accuracy" in row
+    ]
     run = run_record(offline_run)
 
     assert accuracies == [(0, 0.25), (10, 0.75)]
-    assert (run.project, run.display_name, run.run_group, list(run.tags)) == ("project", "digits", "group", ["tag"])
+    assert (run.project, run.display_name, run.run_group, list(run.tags)) == (
+        "project",
+        "digits",
+        "group",
+        ["tag"],
+    )
     assert any("predictions" in key for row in logged for key in row)
     assert any("curve" in key for row in logged for key in row)
     assert list(offline_run.rglob("media/images/*.png"))
@@ -192,7 +216,9 @@ def test_the_csv_file_holds_the_same_scalars(offline_run: Path) -> None:
 
 
 def test_everything_lies_in_the_folder_of_the_run(offline_run: Path) -> None:
-    assert list(offline_run.glob("wandb/artifacts/staging/*")), "images of tables must travel with the run"
+    assert list(offline_run.glob("wandb/artifacts/staging/*")), (
+        "images of tables must travel with the run"
+    )
 
 
 def test_no_secret_is_in_any_file(offline_run: Path) -> None:
@@ -213,7 +239,9 @@ def test_the_environment_is_as_before(tmp_path: Path) -> None:
     finish(loggers)
 
     ours = {"WANDB_MODE", "WANDB_DATA_DIR"}
-    assert {name: os.environ.get(name) for name in ours} == {name: before.get(name) for name in ours}
+    assert {name: os.environ.get(name) for name in ours} == {
+        name: before.get(name) for name in ours
+    }
 
 
 def test_two_runs_in_one_process_stay_apart(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ again, and none counts twice. `merge` makes one `sums.safetensors` of all. `maki
 from __future__ import annotations
 
 import json
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +25,7 @@ from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.jackknife import group_of
+from lightning_mllm.store.files import write_tensors
 from lightning_mllm.store.rows import check_making
 from lightning_mllm.types import MultimodalBatch, Sample
 
@@ -73,13 +72,11 @@ class Found:
 
     def write(self, path: Path) -> None:
         """Write a file, whole or not at all."""
-        tensors = {f"sum/{name}": total.cpu().contiguous() for name, total in self.sums.items()}
+        tensors = {f"sum/{name}": total.cpu() for name, total in self.sums.items()}
         if self.kept:
             tensors["kept"] = torch.stack([each.cpu() for each in self.kept.values()])
         more = {"kept": list(self.kept), "done": sorted(self.done), "left_out": sorted(self.left_out)}
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file(tensors, part, metadata={name: json.dumps(each) for name, each in more.items()})
-        os.replace(part, path)
+        write_tensors(path, tensors, {name: json.dumps(each) for name, each in more.items()})
 
     @classmethod
     def read(cls, path: Path) -> Found:

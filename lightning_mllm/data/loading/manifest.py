@@ -16,6 +16,7 @@ from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.survey import Survey
 from lightning_mllm.errors import DataError
+from lightning_mllm.store.files import write_text
 
 _LIBRARIES = ("lightning-mllm", "transformers", "tokenizers", "pillow", "numpy")  # that decide what comes out
 
@@ -66,10 +67,7 @@ class Manifest:
             "too_long": survey.too_long,
             "left_out": asdict(survey.left_out),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.replace(self.path)
+        write_text(self.path, json.dumps(content))
 
     def _digest(self) -> str:
         digest = hashlib.sha256()

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.store.files import PARTIAL, write_bytes
 
 HalfName = Literal["float16", "bfloat16"]
 
@@ -112,8 +111,7 @@ class FeatureCache:
             if not self._has_room(len(content)):
                 self._stop(f"has reached its limit of {self._limit / 1e9:g} GB; raise max_gigabytes or remove it")
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, content)
+            write_bytes(path, content, durable=True)
         except OSError as error:
             self._stop(f"can't be written to ({error}); make room, or choose another folder")
 
@@ -142,26 +140,13 @@ def _read(path: Path, dtype: torch.dtype) -> tuple[Tensor, torch.dtype] | None:
     return (features, computed) if features.dtype == dtype else None
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either whole and on the disk, or not there under its name."""
-    partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")  # hosts that share the folder share process ids
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _measure(root: Path) -> int:
     """Return the bytes that all files take, after removing the partial ones of processes that are gone."""
     used = 0
     for path in root.glob("??/*"):
         try:
             state = path.stat()
-            if path.suffix == ".partial" and time.time() - state.st_mtime > _ABANDONED:
+            if path.suffix == PARTIAL and time.time() - state.st_mtime > _ABANDONED:
                 path.unlink()
             else:
                 used += state.st_size

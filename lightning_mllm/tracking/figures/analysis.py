@@ -46,7 +46,11 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
         `output`.
     """
     panels = result.axes[0]
-    drawn = [place for place, each in enumerate(result.coords[panels]) if plot.panels is None or each in plot.panels]
+    drawn = [
+        place
+        for place, each in enumerate(result.coords[panels])
+        if plot.panels is None or each in plot.panels
+    ]
     names = [result.coords[panels][place] for place in drawn]
     titles = [str(name) if isinstance(name, str) else f"{panels} {name}" for name in names]
     values = _chosen(result, plot)[drawn]  # (panels, lines, places, statistics)
@@ -62,7 +66,9 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
         elif plot.style == "lines":
             _draw_lines(axis, plot, result.coords[plot.x], own, n)
         else:
-            images.append(_draw_map(axis, plot, result.coords[plot.x], own[..., 0], _extent(values[..., 0])))
+            images.append(
+                _draw_map(axis, plot, result.coords[plot.x], own[..., 0], _extent(values[..., 0]))
+            )
     if images:
         figure.colorbar(images[0], ax=axes, label=plot.label, shrink=0.8)
     bands = f"; bands: 95 % intervals over {plot.over}" if plot.style == "lines" else ""
@@ -82,12 +88,24 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
     named = isinstance(places[0], str)
     at = range(len(places)) if named else places
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
-        colour, dashes = PALETTE[index % len(PALETTE)], _DASHES[index // len(PALETTE) % len(_DASHES)]
+        colour, dashes = (
+            PALETTE[index % len(PALETTE)],
+            _DASHES[index // len(PALETTE) % len(_DASHES)],
+        )
         counted = int(own[:, 3].max(initial=0))
         if n and not counted:
             continue  # not measured in this panel
         shown = label if counted == n else f"{label} (N = {counted})"
-        axis.plot(at, own[:, 0], dashes, marker="o", markersize=3, linewidth=1.8, color=colour, label=shown)
+        axis.plot(
+            at,
+            own[:, 0],
+            dashes,
+            marker="o",
+            markersize=3,
+            linewidth=1.8,
+            color=colour,
+            label=shown,
+        )
         axis.fill_between(at, own[:, 1], own[:, 2], color=colour, alpha=0.2, linewidth=0)
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.set_ylabel(plot.label)
@@ -97,14 +115,23 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
         axis.set_xticks(at, places, rotation=45, ha="right", parse_math=False)
 
 
-def _draw_map(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, extent: float) -> AxesImage:
+def _draw_map(
+    axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, extent: float
+) -> AxesImage:
     colours = colormaps["RdBu"].with_extremes(bad="#DDDDDD")  # where there is no number
     image = axis.imshow(
-        np.ma.masked_invalid(values), cmap=colours, vmin=-extent, vmax=extent, aspect="auto", interpolation="nearest"
+        np.ma.masked_invalid(values),
+        cmap=colours,
+        vmin=-extent,
+        vmax=extent,
+        aspect="auto",
+        interpolation="nearest",
     )
     ticks = range(0, len(places), max(1, len(places) // 12))
     names = [str(places[tick]) for tick in ticks]
-    axis.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > _SHORT else 0, parse_math=False)
+    axis.set_xticks(
+        ticks, names, rotation=90 if max(map(len, names)) > _SHORT else 0, parse_math=False
+    )
     axis.set_yticks(range(len(plot.shown)), list(plot.shown.values()), fontsize=8, parse_math=False)
     return image
 
@@ -112,7 +139,9 @@ def _draw_map(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, ext
 def _draw_points(axis: Axes, plot: Plot, values: Floats) -> None:
     axis.plot(*values.transpose(2, 0, 1), color=GREY, linewidth=0.5, alpha=0.4)  # of one sample
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
-        axis.scatter(own[:, 0], own[:, 1], s=12, color=PALETTE[index % len(PALETTE)], label=label, zorder=2)
+        axis.scatter(
+            own[:, 0], own[:, 1], s=12, color=PALETTE[index % len(PALETTE)], label=label, zorder=2
+        )
     axis.set_ylabel(plot.label)
     finish_axis(axis)
 

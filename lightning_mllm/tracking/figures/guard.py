@@ -30,7 +30,11 @@ def spares_the_run(draw: Callable[Arguments, Path]) -> Callable[Arguments, Path]
             output: Path = signature.bind(*args, **kwargs).arguments["output"]
             output.unlink(missing_ok=True)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            log.warning("The figure %s can't be drawn (%s); its numbers are in the CSV files.", output, reason)
+            log.warning(
+                "The figure %s can't be drawn (%s); its numbers are in the CSV files.",
+                output,
+                reason,
+            )
             return output
 
     return attempt

@@ -70,19 +70,38 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
         `output`.
     """
     curves = _read_curves(metrics_csv)
-    scorers = sorted({key.split("/")[1] for key in curves if key.endswith(tuple(f"/{name}" for name in _METRICS))})
-    titles = {metric: title for metric, title in _METRICS.items() if any(key.endswith(f"/{metric}") for key in curves)}
+    scorers = sorted(
+        {
+            key.split("/")[1]
+            for key in curves
+            if key.endswith(tuple(f"/{name}" for name in _METRICS))
+        }
+    )
+    titles = {
+        metric: title
+        for metric, title in _METRICS.items()
+        if any(key.endswith(f"/{metric}") for key in curves)
+    }
     figure = Figure(figsize=(5 * (1 + len(titles)) if scorers else 6, 4.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(titles), squeeze=False)[0]
     _draw_loss(axes[0], curves)
     for axis, (metric, title) in zip(axes[1:], titles.items(), strict=True):
         for scorer, colour in zip(scorers, PALETTE * len(scorers), strict=False):
-            _draw_line(axis, curves.get(f"val/{scorer}/{metric}", {}), f"{scorer}, validation", colour)
+            _draw_line(
+                axis, curves.get(f"val/{scorer}/{metric}", {}), f"{scorer}, validation", colour
+            )
             for stage, label in _TEST_STAGES.items():
                 points = curves.get(f"{stage}/{scorer}/{metric}", {})
                 filled = {"markerfacecolor": "white" if stage == "zero_shot" else colour}
                 if points:
-                    axis.plot(*_xy(points), "D", color=colour, label=f"{scorer}, {label}", clip_on=False, **filled)
+                    axis.plot(
+                        *_xy(points),
+                        "D",
+                        color=colour,
+                        label=f"{scorer}, {label}",
+                        clip_on=False,
+                        **filled,
+                    )
         if classes and metric == "accuracy":
             axis.axhline(1 / classes, color=GREY, linestyle="--", label=f"chance (1/{classes})")
         axis.set(title=title, xlabel="Optimiser step", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
@@ -106,14 +125,23 @@ def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
     """
     figure = Figure(figsize=(5 * len(_METRICS), 4.2), layout="constrained")
     series = dict.fromkeys((row["point"], row["probe"]) for row in rows)
-    for axis, (metric, title) in zip(figure.subplots(1, len(_METRICS)), _METRICS.items(), strict=True):
+    for axis, (metric, title) in zip(
+        figure.subplots(1, len(_METRICS)), _METRICS.items(), strict=True
+    ):
         for (point, probe), colour in zip(series, PALETTE * len(series), strict=False):
             own = [row for row in rows if (row["point"], row["probe"]) == (point, probe)]
             watched = _by_step([row for row in own if row["stage"] == "val"], metric)
-            _draw_line(axis, {step: fmean(values) for step, values in watched.items()}, f"{point}, {probe}", colour)
+            _draw_line(
+                axis,
+                {step: fmean(values) for step, values in watched.items()},
+                f"{point}, {probe}",
+                colour,
+            )
             low, high = ([pick(values) for values in watched.values()] for pick in (min, max))
             axis.fill_between(list(watched), low, high, color=colour, alpha=0.2, linewidth=0)
-            for step, values in _by_step([row for row in own if row["stage"] != "val"], metric).items():
+            for step, values in _by_step(
+                [row for row in own if row["stage"] != "val"], metric
+            ).items():
                 axis.plot([step], [fmean(values)], "D", color=colour, clip_on=False)
         axis.set(title=f"Probes: {title}", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
         axis.set_xlabel("Optimiser step (0: before training)")
@@ -129,7 +157,9 @@ def _by_step(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[int, list[f
 
 
 @spares_the_run
-def confusion_matrix(result: ClassificationResult, output: Path, title: str = "Confusion matrix") -> Path:
+def confusion_matrix(
+    result: ClassificationResult, output: Path, title: str = "Confusion matrix"
+) -> Path:
     """Draw who was taken for whom: colour is the share of the true class, the text the number of samples.
 
     Args:
@@ -160,13 +190,16 @@ def confusion_matrix(result: ClassificationResult, output: Path, title: str = "C
                 axis.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)
     axis.set(xlabel="Predicted class", ylabel="True class")
     axis.set_title(
-        f"{title}\nN = {result.n}, accuracy {result.accuracy:.3f}, macro-F1 {result.macro_f1:.3f}", fontsize=11
+        f"{title}\nN = {result.n}, accuracy {result.accuracy:.3f}, macro-F1 {result.macro_f1:.3f}",
+        fontsize=11,
     )
     return save_figure(figure, output)
 
 
 @spares_the_run
-def prediction_sheet(images: Sequence[Image.Image], captions: Sequence[Caption], output: Path, title: str = "") -> Path:
+def prediction_sheet(
+    images: Sequence[Image.Image], captions: Sequence[Caption], output: Path, title: str = ""
+) -> Path:
     """Draw a grid of images, each with its prompt, its true class and what every scorer answers.
 
     Args:

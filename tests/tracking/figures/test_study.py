@@ -9,7 +9,9 @@ from lightning_mllm.tracking.figures import study as study_figures
 from lightning_mllm.tracking.figures.study import Slope, slope_plot
 
 
-def test_the_panels_of_a_slope_plot_have_one_upright_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panels_of_a_slope_plot_have_one_upright_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures: list[Figure] = []
 
     def keep(figure: Figure, output: Path) -> Path:
