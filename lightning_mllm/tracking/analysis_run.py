@@ -18,12 +18,13 @@ from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.store.files import write_json, write_rows
+from lightning_mllm.store.manifest import MANIFEST
 from lightning_mllm.tracking.figures.analysis import draw_plots
 from lightning_mllm.tracking.loggers import log_image, log_table
 
 _End = Literal["done", "failed"]  # how a process left
 
-_RESUMED = ("rows*.csv", "*.safetensors", "making.json")
+_RESUMED = ("rows*.csv", "*.safetensors", MANIFEST)
 _PAUSE = 1.0  # seconds between looks at how far the other processes are
 _PATIENCE = 600.0  # seconds between messages about which of them are waited for
 
@@ -215,7 +216,7 @@ def check_names(analyses: Sequence[Analysis]) -> None:
 
 
 def _copy(earlier: Path, folder: Path) -> None:
-    if not (earlier / "making.json").is_file():
+    if not (earlier / MANIFEST).is_file():
         raise ConfigError(
             f"There is nothing to go on from: {earlier} holds no rows of an analysis. Name the folder of the run that "
             "was stopped, of the same analysis, split and training checkpoint."

@@ -211,7 +211,7 @@ def test_a_run_that_was_stopped_is_resumed_into_a_new_folder_and_ends_as_an_unin
     for name in ("rows.csv", "summary.csv", "settings.json"):
         assert (resumed / "answer_lens" / name).read_text() == (whole / "answer_lens" / name).read_text()
     assert files_below(Path("runs/stopped")) == left  # another's folder is never touched
-    assert "analysis/test-step0/answer_lens/rows-0.csv" in left
+    assert "analysis/test-step0/answer_lens/rows-0-000000.csv" in left
 
 
 def test_what_was_made_otherwise_is_not_gone_on_with(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +220,7 @@ def test_what_was_made_otherwise_is_not_gone_on_with(asked: list[str], capsys: p
     message = refusal(capsys, ["analyze", *asked, *LENS, "--analysis.norm", "none", "--resume", "runs/first"])
 
     assert "analysis.norm was 'final', is 'none'" in message
-    assert "begin anew in another folder" in message
+    assert "start again in another folder" in message
 
 
 def test_a_folder_with_nothing_to_go_on_from_is_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:

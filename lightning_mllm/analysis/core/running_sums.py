@@ -26,7 +26,7 @@ from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.jackknife import group_of
 from lightning_mllm.store.files import write_tensors
-from lightning_mllm.store.rows import check_making
+from lightning_mllm.store.manifest import claim_folder
 from lightning_mllm.types import MultimodalBatch, Sample
 
 _MERGED, _SHARES = "sums.safetensors", "sums-*.safetensors"
@@ -170,7 +170,7 @@ class StreamedAnalysis(Analysis):
         self._tokenizer, self._folder, self._source, self._share = tokenizer, folder, source or {}, share
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            check_making(folder, self.making)
+            claim_folder(folder, self.making)
             files = _read(folder)
             self.found = files.get(folder / self._own_file, self.found)
             self._done = {sample_id for found in files.values() for sample_id in found.done}

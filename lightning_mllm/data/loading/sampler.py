@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_mllm.data.loading.naming import fetch
 from lightning_mllm.errors import ConfigError, UserError
+from lightning_mllm.store.manifest import describe_changes, digest, find_changes
 from lightning_mllm.types import MultimodalBatch, Sample
 
 MEGA_BATCH = 50  # global batches within which samples are sorted by length; more saves padding, less is more random
@@ -90,7 +90,7 @@ class GlobalBatchSampler:
         self._rank, self._world_size = rank, world_size
         self.epoch = self.start = 0
         lines = (f"{size.id}\t{size.images}\t{size.characters}" for size in sizes)
-        self._digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        self._digest = digest(["\n".join(lines)])
 
     @property
     def sampler(self) -> GlobalBatchSampler:
@@ -265,15 +265,15 @@ class ResumableLoader(BatchLoader):
         """Continue behind the batches that were handed out, if the next iteration is of the same epoch.
 
         Raises:
-            ConfigError: The batches are made otherwise than those, so that samples would be repeated or left out.
+            ConfigError: The batches have different settings, so that samples would be repeated or left out.
         """
-        for name, now in self.batch_sampler.options.items():
-            if state[name] != now:
-                raise ConfigError(
-                    f"The checkpoint was written with {name} = {state[name]!r}, but now it is {now!r}, so training "
-                    "would repeat some samples of the epoch and leave out others. Resume with the same data and "
-                    "options, or start a new run from the checkpoint's weights."
-                )
+        now = self.batch_sampler.options
+        if changes := find_changes({name: state[name] for name in now}, now):
+            raise ConfigError(
+                f"The checkpoint's batches were created with different settings: {describe_changes(changes)}. "
+                "Training would repeat some samples of the epoch and leave out others. Resume with the same data "
+                "and options, or start a new run from the checkpoint's weights."
+            )
         self._epoch, self._handed_out, self._resumes = state["epoch"], state["batches"], True
 
 

@@ -6,7 +6,6 @@ written when all is there. Both JSON files say how the cell was made.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Generic
 from lightning_mllm import __version__
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.store.files import read_json, write_json
+from lightning_mllm.store.manifest import MANIFEST, digest, find_changes
 from lightning_mllm.study.engine.base import BaseCell, CellT
 from lightning_mllm.study.engine.config_files import config_of
 from lightning_mllm.study.engine.fingerprint import fingerprint
@@ -85,7 +85,7 @@ class Folder(Generic[CellT]):
         if not self.cell.analyzes:
             found = (run / "checkpoints" / "last.ckpt" for run in runs)
             return next((["--ckpt_path", str(path)] for path in found if path.is_file()), [])
-        begun = {run: len([*run.glob("analysis/*/*/making.json")]) for run in runs}  # one each of several analyses
+        begun = {run: len([*run.glob(f"analysis/*/*/{MANIFEST}")]) for run in runs}  # one each of several analyses
         stopped = [run for run in sorted(runs, key=begun.__getitem__, reverse=True) if begun[run]]
         if not stopped or not self.started_file.is_file():
             return []
@@ -113,7 +113,7 @@ class Folder(Generic[CellT]):
         return seconds
 
     def changes(self) -> list[str]:
-        """Return in what the cell would be made otherwise now than what there is of it, empty if in nothing."""
+        """Return what has changed since the files of the cell were created; empty if nothing has."""
         state = self.state
         if state is State.NEW:
             return []
@@ -148,18 +148,19 @@ def making_of(cell: BaseCell) -> Making:
 
 
 def differences(then: Making, now: Making) -> list[str]:
-    """Return in what two makings of a cell differ."""
-    parts = {"the checkpoint": "checkpoint", "the arguments": "arguments"}
-    changed = [name for name, key in parts.items() if then.get(key) != now[key]]
-    configs = then.get("configs", {})
-    return changed + [file for file, digest in now["configs"].items() if configs.get(file, digest) != digest]
+    """Return the names of what differs between two makings of a cell; the version does not count."""
+    before, after = (
+        {"the checkpoint": each.get("checkpoint"), "the arguments": each.get("arguments"), **each.get("configs", {})}
+        for each in (then, now)
+    )
+    return list(find_changes(before, after))
 
 
 def refuse_changed(folders: Sequence[AnyFolder]) -> None:
     """Refuse to go on with a study that is no longer what it was.
 
     Raises:
-        ConfigError: A cell that is done or begun would be made otherwise now.
+        ConfigError: A cell that is done or begun was created with different settings.
         DataError: The file that says how a cell was made can't be read.
     """
     changed = {folder: changes for folder in folders if (changes := folder.changes())}
@@ -167,15 +168,14 @@ def refuse_changed(folders: Sequence[AnyFolder]) -> None:
         return
     first, what = next(iter(changed.items()))
     raise ConfigError(
-        f"{len(changed)} of {len(folders)} cells were made otherwise than the study says now. The first is "
-        f"{first.cell.id}, where this has changed: {', '.join(what)}. Give the study another name, undo the change, "
-        f"or delete the folders of the cells that are to be made anew, e.g. {first.path}."
+        f"{len(changed)} of {len(folders)} cells were created with different settings. The first is {first.cell.id}, "
+        f"where this has changed: {', '.join(what)}. Give the study another name, undo the change, or delete the "
+        f"folders of the cells that are to run again, e.g. {first.path}."
     )
 
 
 def _digest(file: str) -> str:
-    content = json.dumps(config_of(file), sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return digest([json.dumps(config_of(file), sort_keys=True, default=str)])
 
 
 def evaluation_of(folder: AnyFolder) -> Path:

@@ -20,7 +20,7 @@ from lightning_mllm.store.rows import Rows
 def summarised(blocks: Sequence[str], windows: Sequence[Window]) -> AnalysisResult:
     """The result of one question, whose change is ten times a window's centre and its start."""
     rows = Rows(FlowRow)
-    rows.append("a", [row(block, window) for block in blocks for window in windows])
+    rows.append({"a": [row(block, window) for block in blocks for window in windows]})
     return summarise_flow(rows.table())
 
 
@@ -124,7 +124,7 @@ def studied(changes: Sequence[tuple[float, float]], references: Sequence[str], p
         )
         blocked = replace(own, relative_change_percent=change, flipped=change < -50)
         above = replace(own, relative_change_percent=ceiling, flipped=ceiling < -50, block="image->text", ceiling=True)
-        rows.append(own.sample_id, [blocked, above])
+        rows.append({own.sample_id: [blocked, above]})
     return summarise_flow(rows.table(), least_per_answer=20)
 
 
