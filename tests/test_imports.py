@@ -28,7 +28,7 @@ BORDERS: dict[str, set[str]] = {
     "network": set(),
     "checkpoint_files": {"errors", "network"},
     "store": SHARED,
-    "statistics": SHARED,
+    "statistics": SHARED | {"store/seeds"},
     "data": SHARED | {"checkpoint_files", "store", "statistics"},
     "evaluation": SHARED | {"checkpoint_files", "store", "statistics"},
     "models": SHARED | {"checkpoint_files", "store", "evaluation"},

@@ -23,6 +23,7 @@ from lightning_mllm.checkpoint_files import check_available, check_config, find_
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation.decoding import check_ends, describe_decoding
 from lightning_mllm.models.vision import Stage, VisionPath
+from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -152,11 +153,8 @@ class Backbone:
         return self._hash_projector() == self._base_projector
 
     def _hash_projector(self) -> str:
-        digest = hashlib.sha256()
-        for _, parameter in self.parameters(Part.PROJECTOR):
-            if parameter.device.type != "meta":
-                digest.update(parameter.detach().to("cpu", torch.float32).numpy().data)
-        return digest.hexdigest()
+        own = self.parameters(Part.PROJECTOR)
+        return fingerprint_tensors((name, each.float()) for name, each in own if each.device.type != "meta")
 
     @property
     def vision_path(self) -> VisionPath:

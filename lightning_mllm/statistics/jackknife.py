@@ -12,20 +12,16 @@ Which group a sample is in depends on a seed and its picture's name: what is fou
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student  # type: ignore[import-untyped]
 
+from lightning_mllm.store.seeds import rank_of
+
 Floats = NDArray[np.float64]
 
 GROUPS = "groups of pictures"  # what the intervals are over
-
-
-def rank_of(name: str, seed: int) -> int:
-    """Return a number that looks random, of 64 bits, but depends on nothing but name and seed."""
-    return int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=8).digest())
 
 
 def lowest(names: Iterable[str], size: int, seed: int) -> set[str]:

@@ -21,13 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.statistics import shares
+from lightning_mllm.store.seeds import numpy_generator
 from lightning_mllm.types import Table
 
 Floats = NDArray[np.float64]
@@ -75,7 +75,7 @@ class Bootstrap:
         """
         _, first, which = np.unique(pictures, return_index=True, return_inverse=True)
         numbers = first.argsort().argsort()[which]  # in the order of the questions, whatever the pictures are called
-        generator = np.random.default_rng([self.seed, crc32(key.encode())])
+        generator = numpy_generator(self.seed, key)
         drawn = generator.multinomial(len(first), np.full(len(first), 1 / len(first)), size=self.resamples)
         return Draws(drawn[:, numbers].astype(np.float64), numbers)
 

@@ -8,7 +8,6 @@ its two factors alone, a_c (`activation`) and |W_rc| (`magnitude`), and noise (`
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.store.seeds import torch_generator
 
 Score = Literal["wanda", "activation", "magnitude", "random"]
 Scope = Literal["row", "matrix"]
@@ -106,7 +106,7 @@ class Pruning:
     def scores(self, matrix: Matrix, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """Return the scores, (out, in) float64; for the arguments see `kept`."""
         if self.score == "random":
-            generator = torch.Generator().manual_seed(random.Random(f"{self.seed}/{matrix}").getrandbits(63))
+            generator = torch_generator(self.seed, matrix)
             return torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
         size = weight.detach().double().abs()
         if self.score == "magnitude":

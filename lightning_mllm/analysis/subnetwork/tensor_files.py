@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.store.files import write_tensors
+from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 _T = TypeVar("_T")
 _KEY = "lightning_mllm"  # our entry in a file's metadata
@@ -69,8 +69,5 @@ def read_matrices(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], 
 
 def digest(tensors: Mapping[Matrix, Tensor], about: Mapping[str, Any]) -> str:
     """Return a short hash of tensors and what they are."""
-    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for matrix, tensor in sorted(tensors.items()):
-        found.update(str(matrix).encode())
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()[:16]
+    named = ((str(matrix), tensor) for matrix, tensor in sorted(tensors.items()))
+    return fingerprint_tensors(named, json.dumps(about, sort_keys=True))[:16]

@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 from lightning_mllm.data.images.geometry import Geometry
 from lightning_mllm.data.images.views import View, views
 from lightning_mllm.errors import DataError
+from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Box, Sample, Segment
 
 Size = tuple[int, int]  # width and height
@@ -112,9 +113,9 @@ class Regions:
         if sample.boxes:
             shown = self.shown(sample, sizes[0], counts[0])
             found[Segment.IMAGE_OBJECT], found[Segment.IMAGE_OTHER] = shown, ~(shown | found[Segment.IMAGE_NEWLINE])
-            draw = random.Random(f"random patches/{sample.id}")  # a str seeds through SHA-512
+            draw = python_random("random patches", sample.id)
             found[Segment.IMAGE_RANDOM] = layouts[0].control(shown, draw)
-            draw = random.Random(f"distractors/{sample.id}")
+            draw = python_random("distractors", sample.id)
             chosen = draw.sample(sample.distractors, min(len(sample.boxes), len(sample.distractors)))
             found[Segment.IMAGE_DISTRACTOR] = layouts[0].shows(chosen, sizes[0]) & ~shown
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_mllm.data.loading.naming import fetch
 from lightning_mllm.errors import ConfigError, UserError
 from lightning_mllm.store.manifest import describe_changes, digest, find_changes
+from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import MultimodalBatch, Sample
 
 MEGA_BATCH = 50  # global batches within which samples are sorted by length; more saves padding, less is more random
@@ -127,7 +127,7 @@ class GlobalBatchSampler:
         order = list(range(len(self._sizes)))
         if not self._training:
             return _chop(order, self._batch_size)
-        generator = random.Random(f"{self._seed}/{epoch}")
+        generator = python_random(self._seed, epoch)
         generator.shuffle(order)
         if not self._group_by_length:
             return _chop(order, self._batch_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -15,6 +14,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.decoding import continue_prompts
+from lightning_mllm.store.seeds import seed_of
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
 _LIMIT = 32
@@ -53,7 +53,7 @@ class Generation(Scorer):
         limit = self.max_new_tokens or max(_LIMIT, *map(len, labels.token_ids))
         with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=self.temperature > 0):
             if self.temperature > 0:
-                torch.manual_seed(random.Random(f"{self.seed}/{batch.sample_ids}").getrandbits(63))
+                torch.manual_seed(seed_of(self.seed, batch.sample_ids))
             new_tokens = continue_prompts(model, prompts, limit, self.temperature)
         answers = tuple(text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True))
         parser = _parser(labels.names)

@@ -24,8 +24,9 @@ from torch import Tensor
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
-from lightning_mllm.evaluation.tally import Tally, number_of
+from lightning_mllm.evaluation.tally import Tally
 from lightning_mllm.statistics.shares import Interval, Share
+from lightning_mllm.store.seeds import number_of
 
 Sampling = Literal["random", "popular", "adversarial"]
 Reading = Literal["named", "released"]
@@ -174,7 +175,8 @@ class PopeMetrics(Tally):
                     "question of presence is answered by yes or no. Correct the answer, or rename the kind."
                 )
             said = _named(answer.answer) if self.reading == "named" else _released(answer.answer)
-            rows.append((SAMPLINGS.index(sampling), truth, said, number_of(answer.picture or answer.sample_id)))
+            picture = number_of(answer.picture or answer.sample_id, signed=True)
+            rows.append((SAMPLINGS.index(sampling), truth, said, picture))
         self.add(rows)
 
     def result(self) -> PopeResult | None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
-from lightning_mllm.evaluation.tally import Tally, number_of
+from lightning_mllm.evaluation.tally import Tally
 from lightning_mllm.statistics.shares import Interval, Share
+from lightning_mllm.store.seeds import number_of
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class AnswerMetrics(Tally):
     def update(self, answers: Iterable[OpenAnswer]) -> None:
         """Count the answers of a batch, of which there may be none."""
         asked = ((each, self._numbers[each.kind], each.picture or each.sample_id) for each in answers)
-        self.add([(kind, number_of(picture), answer.correct) for answer, kind, picture in asked])
+        self.add([(kind, number_of(picture, signed=True), answer.correct) for answer, kind, picture in asked])
 
     def result(self) -> AnswerResult | None:
         """Return the scores over all processes; None if there was no answer."""

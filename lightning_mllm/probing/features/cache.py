@@ -8,7 +8,6 @@ disk: a run that is killed leaves a partial file, which is never read and is rem
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.store.files import PARTIAL, write_bytes
+from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 HalfName = Literal["float16", "bfloat16"]
 
@@ -86,12 +86,7 @@ class FeatureCache:
         return features, computed.dtype
 
     def _path(self, source: str, image: Mapping[str, Tensor]) -> Path:
-        digest = hashlib.sha256(f"{source} {self._dtype}".encode())
-        for name, tensor in sorted(image.items()):
-            values = tensor.detach().cpu().contiguous()
-            digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy().data)
-        key = digest.hexdigest()[:40]
+        key = fingerprint_tensors(sorted(image.items()), f"{source} {self._dtype}")[:40]
         return self.root / key[:2] / f"{key}.safetensors"
 
     def _round(self, features: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing.probes.logistic import TOLERANCE, Axes, Solution, on_axes, solve
 from lightning_mllm.probing.probes.probe import Fit, Task
-from lightning_mllm.probing.probes.seeds import hold_out, seeded
+from lightning_mllm.probing.probes.seeds import hold_out
 from lightning_mllm.probing.probes.stacked_data import moments
 from lightning_mllm.probing.probes.trained import BatchedProbe
+from lightning_mllm.store.seeds import torch_generator
 
 _HELD_OUT = 0.1  # of each class, to choose the penalty
 _ROUGH = 1e-4  # length of the gradient at which a penalty is judged by, in float32
@@ -161,7 +162,7 @@ def _held_out(task: Task) -> Tensor:
     Raises:
         DataError: There is none.
     """
-    _, rows = hold_out(task.labels, _HELD_OUT, seeded(task.seed, "slice"))
+    _, rows = hold_out(task.labels, _HELD_OUT, torch_generator(task.seed, "slice"))
     if not len(rows):
         raise DataError(
             f"Features {task.name!r}: each class has a single training sample, so that none can be held out to choose "

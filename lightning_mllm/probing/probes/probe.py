@@ -19,7 +19,8 @@ from torch import Tensor
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.probes.scores import ProbeScore, score
-from lightning_mllm.probing.probes.seeds import hold_out, seeded
+from lightning_mllm.probing.probes.seeds import hold_out
+from lightning_mllm.store.seeds import torch_generator
 
 _log = logging.getLogger(__name__)
 
@@ -195,12 +196,12 @@ class Probe(ABC):
 def _task(name: str, train: FeatureSet, test: FeatureSet, seed: int, control: bool) -> Task:
     labels = train.targets
     if control:
-        labels = labels[torch.randperm(len(labels), generator=seeded(seed, "control"))]
+        labels = labels[torch.randperm(len(labels), generator=torch_generator(seed, "control"))]
     return Task(name=name, train=train, labels=labels, test=test.features, seed=seed)
 
 
 def _task_of_half(name: str, train: FeatureSet, test: FeatureSet, half: int) -> Task:
-    rows, _ = hold_out(train.targets, 0.5, seeded(half, "half"))
+    rows, _ = hold_out(train.targets, 0.5, torch_generator(half, "half"))
     part = replace(
         train,
         features=train.features[rows],

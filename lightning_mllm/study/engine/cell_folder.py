@@ -17,10 +17,10 @@ from typing import Any, Generic
 from lightning_mllm import __version__
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.store.files import read_json, write_json
+from lightning_mllm.store.fingerprint import fingerprint_files
 from lightning_mllm.store.manifest import MANIFEST, digest, find_changes
 from lightning_mllm.study.engine.base import BaseCell, CellT
 from lightning_mllm.study.engine.config_files import config_of
-from lightning_mllm.study.engine.fingerprint import fingerprint
 
 Making = Mapping[str, Any]  # what decides a cell's results
 
@@ -141,7 +141,7 @@ def making_of(cell: BaseCell) -> Making:
     return {
         "cell": cell.id,
         "version": __version__,
-        "checkpoint": " ".join(map(fingerprint, cell.weights)),
+        "checkpoint": " ".join(map(fingerprint_files, cell.weights)),
         "arguments": ["" if argument in places else argument for argument in cell.arguments()],
         "configs": {file: _digest(file) for file in cell.configs},
     }
