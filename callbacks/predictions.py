@@ -11,7 +11,7 @@ import lightning as L
 from lightning_mllm.callbacks import processes, trainer_state
 from lightning_mllm.evaluation import Predictions
 from lightning_mllm.store.files import write_rows
-from lightning_mllm.tracking.figures.run import Caption, Verdict, prediction_sheet
+from lightning_mllm.tracking.figures.predictions import Caption, ScoredAnswer, prediction_sheet
 from lightning_mllm.tracking.loggers import log_image, log_table
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
@@ -23,7 +23,7 @@ class _Row:
     sample_id: str
     prompt: str
     target: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[ScoredAnswer, ...]
     kind: str | None = None  # of an open answer
 
     def named_cells(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class PredictionTable(L.Callback):
         if labels is not None:
             self._rows += _labelled_rows(prompts, batch.targets.tolist(), labels, outputs["predictions"])
         for answer in outputs["answers"]:
-            verdict = Verdict("exact_match", answer.answer, "", answer.correct)
+            verdict = ScoredAnswer("exact_match", answer.answer, "", answer.correct)
             prompt = prompts[answer.sample_id]
             self._rows.append(_Row(answer.sample_id, prompt, answer.reference, (verdict,), answer.kind))
 
@@ -119,5 +119,5 @@ def _labelled_rows(
         for scorer, said in predictions.items():
             predicted = int(said.predicted[index])
             name = labels.names[predicted] if predicted >= 0 else ""
-            verdicts.append(Verdict(scorer, said.answers[index], name, correct=predicted == target))
+            verdicts.append(ScoredAnswer(scorer, said.answers[index], name, correct=predicted == target))
         yield _Row(sample_id, prompt, labels.names[target], tuple(verdicts))

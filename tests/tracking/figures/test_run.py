@@ -12,11 +12,8 @@ from lightning_mllm.evaluation import ClassificationResult
 from lightning_mllm.store.files import write_rows
 from lightning_mllm.tracking.figures import run as figures
 from lightning_mllm.tracking.figures.run import (
-    Caption,
-    Verdict,
     confusion_matrix,
     learning_curve,
-    prediction_sheet,
 )
 
 
@@ -81,22 +78,6 @@ def test_the_confusion_matrix_is_drawn_whatever_the_number_of_classes(
     result = ClassificationResult.from_confusion(names, confusion)
 
     assert colours(confusion_matrix(result, tmp_path / "confusion.png")) > 10
-
-
-@pytest.mark.parametrize("count", [1, 3, 5, 16])
-def test_the_sheet_shows_right_in_green_and_wrong_in_red(tmp_path: Path, count: int) -> None:
-    pictures = [Image.new("L", (20 + index, 30), 128) for index in range(count)]
-    verdicts = [
-        Verdict("generation", "$broken_{math$ \x1a \u4e2d", "", False),
-        Verdict("likelihood", "zero", "zero", True),
-    ]
-    path = prediction_sheet(
-        pictures, [Caption("What?", "zero", verdicts)] * count, tmp_path / "sheet.png", "test"
-    )
-
-    with Image.open(path) as sheet:
-        seen = {colour for _, colour in sheet.convert("RGB").getcolors(maxcolors=10**6) or []}
-    assert {(0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00)} <= seen
 
 
 def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path) -> None:
