@@ -1,4 +1,4 @@
-"""A checkpoint that something is wrong with is refused in one sentence, whatever library would stumble over it."""
+"""A damaged checkpoint is refused in one sentence, whichever library would raise first."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_each_json_file_that_is_damaged_is_named(checkpoint: Path, text: str) ->
         file.write_text(text)
 
         with pytest.raises(
-            CheckpointError, match=f"its {file.name} (is no valid JSON|holds a list)"
+            CheckpointError, match=f"its {file.name} (is not valid JSON|holds a list)"
         ):
             open_it(checkpoint)
 
@@ -210,7 +210,7 @@ def test_what_a_forward_returns_is_not_for_the_checkpoint_to_say(
     assert {**changed, "_name_or_path": tiny_llava} == untouched
 
 
-# ---- the hub ---------------------------------------------------------------------------------------------------------
+# ---- the hub -------------------------------------------------------------------------------------
 
 
 def test_a_hub_that_is_not_there_is_said_in_seconds_and_not_tried_again(
@@ -224,7 +224,7 @@ def test_a_hub_that_is_not_there_is_said_in_seconds_and_not_tried_again(
     for open_one in (load_processor, Backbone.from_pretrained):
         with pytest.raises(
             CheckpointError,
-            match=r"'llava-hf/none' is no folder .* and http://127\.0\.0\.1:9 can't be",
+            match=r"'llava-hf/none' is not a folder .* and http://127\.0\.0\.1:9 can't be",
         ):
             open_one("llava-hf/none")
 

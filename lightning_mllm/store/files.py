@@ -1,7 +1,7 @@
 """Writes files and folders whole or not at all.
 
-At every moment a file is absent, old or complete, whoever else writes the same one. A process that is killed while it
-writes leaves at most a file that ends in `.part`, which nothing reads.
+At every moment a file is absent, old or complete, even if several processes write it. A process
+that is killed while it writes leaves at most a file that ends in `.part`, which nothing reads.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Args:
         path: The file to replace; its folder is made.
-        durable: Whether the content must be on the disk before it takes the name, so that not even a power cut leaves
-            half a file. It costs the time of an fsync.
+        durable: Whether the content must be on the disk before it takes the name, so that not even
+            a power cut leaves half a file. It costs the time of an fsync.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # machines that share the folder may share process ids, too

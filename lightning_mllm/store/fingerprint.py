@@ -1,4 +1,4 @@
-"""Which weights these are: of tensors in memory by all of their values, of files without reading them whole."""
+"""Which weights these are: tensors by all of their values, files without reading them whole."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ def fingerprint_tensors(named: Iterable[tuple[str, Tensor]], about: str = "") ->
 def fingerprint_files(source: str) -> str:
     """Return what identifies a checkpoint: of a folder or a file a hash, of anything else its name.
 
-    The hash of a folder is of the names and sizes of the files, of small files as a whole, and of safetensors the
-    header and the beginning of every tensor: training changes those, while names, sizes and headers stay. Files that
-    the index of a sharded checkpoint names count wherever they are.
+    The hash of a folder covers the names and sizes of its files, small files as a whole, and of
+    safetensors the header and the beginning of every tensor: training changes those, while names,
+    sizes and headers stay. Files that the index of a sharded checkpoint names count wherever they
+    are.
     """
     path = Path(source)
     if path.is_file():  # a training checkpoint

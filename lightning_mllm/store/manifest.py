@@ -1,4 +1,4 @@
-"""Which settings made a folder's files, so that files made with different settings are refused, not mixed in."""
+"""Which settings made a folder's files, so that files of different settings are never mixed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def digest(parts: Iterable[str]) -> str:
     """Return a short hash of texts, joined without a separator."""
     found = hashlib.sha256()
     for part in parts:
-        found.update(part.encode())
+        found.update(part.encode("utf-8", "surrogatepass"))
     return found.hexdigest()[:16]
 
 
 def find_changes(then: Any, now: Any, name: str = "") -> dict[str, Change]:
-    """Return the settings that differ, by their dotted names; what only one side has counts as None on the other."""
+    """Return the settings that differ, by their dotted names; a missing setting counts as None."""
     if not (isinstance(then, Mapping) and isinstance(now, Mapping)):
         return {} if then == now else {name: (then, now)}
     changes: dict[str, Change] = {}
@@ -40,11 +40,12 @@ def describe_changes(changes: Mapping[str, Change]) -> str:
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Note in `making.json` which settings make a folder's files, or check that they are those noted there.
+    """Note in `making.json` which settings make a folder's files, or check them against that note.
 
     Args:
         folder: The folder; it must exist.
-        settings: All that decides the content of the files; what JSON does not know counts as its text.
+        settings: All settings that decide the content of the files. A value that JSON has no type
+            for counts as its text.
 
     Raises:
         ConfigError: The files in the folder were created with different settings.

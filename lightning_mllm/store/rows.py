@@ -1,8 +1,9 @@
-"""Rows of single samples as CSV files, written batch by batch, so that a killed analysis continues where it stopped.
+"""Rows of single samples as CSV files, written batch by batch: a killed analysis can be continued.
 
-Each batch is a file of its own, `rows-<process>-<number>.csv`, which is whole or not there. `merge` makes one
-`rows.csv` of them, ordered by sample id: it is the same however many processes there were, and however often they were
-killed. `making.json` says which settings made the rows, and rows made with different settings are never added to them.
+Each batch is a file of its own, `rows-<process>-<number>.csv`, which is whole or not there. `merge`
+makes one `rows.csv` of them, ordered by sample id. It is the same file however many processes there
+were, and however often they were killed. `making.json` says which settings made the rows; rows made
+with different settings are never added.
 
 At most the rows of one batch are in memory as text.
 """
@@ -41,10 +42,11 @@ class Rows(Generic[RowT]):
     """The rows of an analysis so far; without a folder they are kept in memory.
 
     Args:
-        row_type: Dataclass of a row: its first field is `sample_id`, all fields are str, int, float or bool.
-        folder: Where the rows are written, beside those that are there; all processes see it.
+        row_type: Dataclass of a row. Its first field is `sample_id`; all fields are str, int, float
+            or bool.
+        folder: Folder of the rows; rows that it has are kept, and all processes see it.
         making: The settings that decide the rows, as plain data.
-        share: Number of the process.
+        rank: Number of the process.
 
     Attributes:
         done: Ids of the samples that have their rows.
@@ -58,9 +60,9 @@ class Rows(Generic[RowT]):
         row_type: type[RowT],
         folder: Path | None = None,
         making: Mapping[str, Any] | None = None,
-        share: int = 0,
+        rank: int = 0,
     ) -> None:
-        self._row_type, self._folder, self._share = row_type, folder, share
+        self._row_type, self._folder, self._rank = row_type, folder, rank
         self._columns = tuple(columns_of(row_type))
         self._kept: dict[str, Lines] = {}  # without a folder: sample id -> rows
         self._next_part = 0
@@ -70,7 +72,7 @@ class Rows(Generic[RowT]):
             claim_folder(folder, {**(making or {}), "columns": self._columns})
             self.done.update(sample_id for sample_id, _ in _read_samples(folder / _MERGED))
             self.done.update(_find_parts(folder))
-            self._next_part = _count_parts(folder, share)
+            self._next_part = _count_parts(folder, rank)
 
     def append(self, samples: Mapping[str, Sequence[RowT]]) -> None:
         """Write all rows of the samples of a batch, at once.
@@ -85,7 +87,7 @@ class Rows(Generic[RowT]):
         if self._folder is None:
             self._kept |= lines
         elif lines:
-            path = self._folder / f"rows-{self._share}-{self._next_part:06}.csv"
+            path = self._folder / f"rows-{self._rank}-{self._next_part:06}.csv"
             write_text(path, _format_line(self._columns) + "".join(map("".join, lines.values())))
             self._next_part += 1
         self.done.update(lines)
@@ -95,7 +97,7 @@ class Rows(Generic[RowT]):
         return _parse(self._row_type, self._lines())
 
     def merge(self) -> Path | None:
-        """Make `rows.csv` of what all processes have written; one of them does, when all have finished."""
+        """Make `rows.csv` of the rows of all processes; one does it when all have finished."""
         if self._folder is None:
             return None
         path = self._folder / _MERGED
@@ -127,7 +129,8 @@ class Rows(Generic[RowT]):
             lines.append(_format_line(_format_cell(getattr(row, name)) for name in self._columns))
             if "\r" in lines[-1] or "\n" in lines[-1][:-1]:
                 raise DataError(
-                    f"The rows of sample {sample_id!r} have a line break within a cell. Take it out of its id."
+                    f"The rows of sample {sample_id!r} have a line break within a cell. Take it "
+                    "out of its id."
                 )
         return lines
 
@@ -155,7 +158,10 @@ def read_rows(path: Path, row_type: type) -> Table:
 
 
 def _parse(row_type: type, lines: Iterable[str]) -> Table:
-    """Return the columns of CSV lines; chunk by chunk, since text takes many times the memory of numbers."""
+    """Return the columns of CSV lines.
+
+    They are parsed in chunks, since text takes many times the memory of numbers.
+    """
     columns, reader = columns_of(row_type), csv.reader(lines)
     chunks: list[list[NDArray[Any]]] = [[_to_array((), kind)] for kind in columns.values()]
     while rows := list(islice(reader, _CHUNK)):
@@ -184,9 +190,9 @@ def _format_line(cells: Iterable[Any]) -> str:
     return line.getvalue()
 
 
-def _count_parts(folder: Path, share: int) -> int:
+def _count_parts(folder: Path, rank: int) -> int:
     """Return a number that no part of a process has yet, nor any later one."""
-    numbers = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"rows-{share}-*.csv")]
+    numbers = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"rows-{rank}-*.csv")]
     return max(numbers, default=-1) + 1
 
 
@@ -209,7 +215,10 @@ def _read_in_order(folder: Path) -> Iterator[tuple[str, Lines]]:
 
 
 def _read_parts(parts: Mapping[str, Path]) -> Iterator[tuple[str, Lines]]:
-    """Yield sample id and rows, by id; samples of one batch often follow each other, so its file stays in memory."""
+    """Yield sample id and rows, by id.
+
+    Samples of one batch often follow each other, so the file read last stays in memory.
+    """
     opened: Path | None = None
     samples: dict[str, Lines] = {}
     for sample_id, path in sorted(parts.items()):

@@ -1,7 +1,8 @@
-"""Random numbers seeded by name: each choice has a stream of its own, so that no choice shifts the numbers of another.
+"""Random numbers seeded by name: each choice has its own stream and shifts no other's numbers.
 
-A name is words and numbers, such as ("scene", seed, split, index). The same name gives the same numbers in every
-process and on every platform. Files hold what was drawn, so no number here may ever change.
+A name is words and numbers, such as ("scene", seed, split, index). The same name gives the same
+numbers in every process and on every platform. Files hold what was drawn, so no number here may
+ever change.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 
 def python_random(*name: object) -> random.Random:
-    """Return Python's generator; text seeds it through SHA-512, not through the process's own `hash`."""
+    """Return a generator of Python, which text seeds through SHA-512, not through `hash`."""
     return random.Random("/".join(map(str, name)))
 
 
@@ -40,5 +41,5 @@ def number_of(name: str, *, signed: bool = False) -> int:
 
 
 def rank_of(name: str, seed: int) -> int:
-    """Return a number of 64 bits that looks random, but depends on nothing but name and seed: sorting by it draws."""
+    """Return a number of 64 bits that depends on name and seed alone; sorting by it is a draw."""
     return number_of(f"{seed}/{name}")

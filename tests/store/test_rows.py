@@ -132,11 +132,11 @@ def test_several_processes_make_the_file_of_one_and_another_number_can_go_on(
 ) -> None:
     expected = whole(tmp_path / "one")
     folder = tmp_path / "many"
-    shares = [Rows(Row, folder, share=share) for share in range(2)]
-    fill(shares[1], "b/2")
-    fill(shares[0], "c")
+    both = [Rows(Row, folder, rank=rank) for rank in range(2)]
+    fill(both[1], "b/2")
+    fill(both[0], "c")
 
-    alone = Rows(Row, folder, share=0)
+    alone = Rows(Row, folder, rank=0)
 
     assert alone.done == {"b/2", "c"}
     fill(alone).merge()
@@ -166,7 +166,7 @@ def test_what_is_merged_can_be_gone_on_from(tmp_path: Path) -> None:
 
 
 def test_of_a_sample_that_two_processes_have_the_first_counts(tmp_path: Path) -> None:
-    first, second = Rows(Row, tmp_path, share=0), Rows(Row, tmp_path, share=1)
+    first, second = Rows(Row, tmp_path, rank=0), Rows(Row, tmp_path, rank=1)
     first.append({"a": [Row("a", 1), Row("a", 2)]})
     second.append({"b": [Row("b", 3)]})
     second.append({"a": [Row("a", 4)]})
@@ -200,7 +200,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
     Rows(Row, tmp_path, {"analysis": {"width": 9, "same": 1}, "source": {"step": 3}})
     with pytest.raises(
         ConfigError,
-        match=r"created with different settings: analysis\.width was 9, is 7.*start again in another folder",
+        match=r"different settings: analysis\.width was 9, is 7.*start again in another folder",
     ):
         Rows(Row, tmp_path, {"analysis": {"width": 7, "same": 1}, "source": {"step": 3}})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.survey import Survey
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import write_text
+from lightning_mllm.store.manifest import digest
 
 _LIBRARIES = ("lightning-mllm", "transformers", "tokenizers", "pillow", "numpy")  # that decide what comes out
 
@@ -70,10 +70,7 @@ class Manifest:
         write_text(self.path, json.dumps(content))
 
     def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for text in self._parts():
-            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        return digest.hexdigest()
+        return digest(f"{part}\0" for part in self._parts())
 
     def _parts(self) -> Iterator[str]:
         survey, collator = self._survey, self._survey.collator
