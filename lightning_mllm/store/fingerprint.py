@@ -54,7 +54,9 @@ def fingerprint_files(source: str) -> str:
         return _hash_files(str(path.parent), ((path.name, *_read_state(path)),))
     if not path.is_dir():
         return source
-    states = [(os.path.relpath(file, path), *_read_state(file)) for file in _list_files(path)]
+    states = []
+    for file in _list_files(path):
+        states.append((os.path.relpath(file, path), *_read_state(file)))
     return _hash_files(source, tuple(states))
 
 
@@ -76,9 +78,8 @@ def _add_file(digest: Any, file: BinaryIO, size: int, *, is_safetensors: bool) -
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length)
         digest.update(header)
-        tensors = {
-            name: each for name, each in json.loads(header).items() if name != "__metadata__"
-        }
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
         for first, end in sorted(each["data_offsets"] for each in tensors.values()):
             file.seek(8 + length + first)
             digest.update(file.read(min(end - first, _SAMPLE)))
@@ -92,7 +93,7 @@ def _list_files(folder: Path) -> list[Path]:
     files = {path for path in folder.iterdir() if path.is_file() and path.suffix in _SUFFIXES}
     for index in folder.glob("*.index.json"):
         shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        files |= {folder / shard for shard in shards if (folder / shard).is_file()}
+        files |= set(filter(Path.is_file, map(folder.joinpath, shards)))
     return sorted(files)
 
 

@@ -70,8 +70,9 @@ class Rows(Generic[RowT]):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             claim_folder(folder, {**(making or {}), "columns": self._columns})
-            self.done.update(sample_id for sample_id, _ in _read_samples(folder / _MERGED))
             self.done.update(_find_parts(folder))
+            for sample_id, _ in _read_samples(folder / _MERGED):
+                self.done.add(sample_id)
             self._next_part = _count_parts(folder, rank)
 
     def append(self, samples: Mapping[str, Sequence[RowT]]) -> None:
@@ -163,13 +164,11 @@ def _parse(row_type: type, lines: Iterable[str]) -> Table:
     They are parsed in chunks, since text takes many times the memory of numbers.
     """
     columns, reader = columns_of(row_type), csv.reader(lines)
-    chunks: list[list[NDArray[Any]]] = [[_to_array((), kind)] for kind in columns.values()]
+    chunks = {name: [_to_array((), kind)] for name, kind in columns.items()}
     while rows := list(islice(reader, _CHUNK)):
-        for arrays, cells, kind in zip(
-            chunks, zip(*rows, strict=True), columns.values(), strict=True
-        ):
-            arrays.append(_to_array(cells, kind))
-    return {name: np.concatenate(chunks.pop(0)) for name in columns}  # frees each column's chunks
+        for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
+            chunks[name].append(_to_array(cells, columns[name]))
+    return {name: np.concatenate(chunks.pop(name)) for name in columns}  # frees its chunks
 
 
 def _to_array(cells: Sequence[str], kind: type) -> NDArray[Any]:

@@ -88,10 +88,10 @@ class MetricsFile(Logger):
 
     def _replace(self, columns: list[str]) -> None:
         """Replace the file by one with more columns and the new rows."""
-        earlier: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         if self._columns:
             with self.path.open(newline="") as file:
-                earlier = list(csv.DictReader(file))
-        every = [*earlier, *self._rows]
-        write_rows(self.path, columns, ([row.get(key) for key in columns] for row in every))
+                rows += csv.DictReader(file)
+        cells = (map(row.get, columns) for row in [*rows, *self._rows])
+        write_rows(self.path, columns, cells)
         self._columns = columns

@@ -26,6 +26,7 @@ from lightning_mllm.tracking.figures.guard import spares_the_run
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 GREY = "#6B6B6B"
 _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
+_OF_SCORERS = tuple(f"/{name}" for name in _METRICS)  # ends of metrics' names
 _TEST_STAGES = {"zero_shot": "test, before training", "test": "test"}
 _OF_FEATURES = ("probe/", "drift/")  # metrics that have figures of their own
 _MOST_CELL_LABELS = 20  # classes up to which a confusion cell shows its count
@@ -50,9 +51,10 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
         `output`.
     """
     curves = _read_curves(metrics_csv)
-    scored = [key for key in curves if key.endswith(tuple(f"/{name}" for name in _METRICS))]
-    scorers = sorted({key.split("/")[1] for key in scored})
-    metrics = [name for name in _METRICS if any(key.endswith(f"/{name}") for key in scored)]
+    scored = [key.split("/") for key in curves if key.endswith(_OF_SCORERS)]
+    scorers = sorted({parts[1] for parts in scored})
+    found = {parts[-1] for parts in scored}
+    metrics = [metric for metric in _METRICS if metric in found]
     size = (5 * (1 + len(metrics)) if scorers else 6, 4.2)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
