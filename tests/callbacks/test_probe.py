@@ -1,4 +1,4 @@
-"""The callbacks that follow the features, in short real fits; one has W&B offline and its run file is read back."""
+"""The callbacks that follow the features, in short real fits; one logs to a fake W&B run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_mllm.callbacks import RepresentationDrift
 from lightning_mllm.errors import ConfigError
@@ -35,8 +36,10 @@ def followed(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Run:
 
 @pytest.fixture
 def wandb_run(followed: Run) -> FakeRun:
-    found: FakeRun = followed.trainer.loggers[1].experiment
-    return found
+    (logger,) = (each for each in followed.trainer.loggers if isinstance(each, WandbLogger))
+    run = logger.experiment
+    assert isinstance(run, FakeRun)
+    return run
 
 
 @pytest.fixture(scope="module")

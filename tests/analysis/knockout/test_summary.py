@@ -59,19 +59,17 @@ def test_a_contrast_with_random_patches_leaves_out_questions_whose_patches_are_o
     others = {"question->last": {"a": -10.0, "b": -30.0}}
     rows, window = Rows(FlowRow), Window(0, 0, 1)
     for name in ("a", "b"):
-        rows.append(
-            name,
-            [
-                replace(
-                    row(block, window),
-                    sample_id=name,
-                    picture=name,
-                    relative_change_percent=changes[name],
-                    control_overlap=5 * (name == "b"),
-                )
-                for block, changes in (both | others).items()
-            ],
-        )
+        own = [
+            replace(
+                row(block, window),
+                sample_id=name,
+                picture=name,
+                relative_change_percent=changes[name],
+                control_overlap=5 * (name == "b"),
+            )
+            for block, changes in (both | others).items()
+        ]
+        rows.append({name: own})
     pairs = [("image object->question", "image random->question"), ("question->last", "image object->question")]
 
     result = summarise_flow(rows.table(), contrasts=pairs)
