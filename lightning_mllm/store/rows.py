@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.store.files import replacing, write_text
+from lightning_mllm.store.files import PARTIAL, replacing, write_text
 from lightning_mllm.store.manifest import claim_folder
 from lightning_mllm.types import Table
 
@@ -108,8 +108,9 @@ class Rows(Generic[RowT]):
         ):
             file.write(_format_line(self._columns))
             file.writelines(self._lines())
-        for part in self._folder.glob(_PARTS):
-            part.unlink()
+        for pattern in (_PARTS, f"{_PARTS}.*{PARTIAL}"):  # those that a kill has left, too
+            for part in self._folder.glob(pattern):
+                part.unlink()
         return path
 
     def _lines(self) -> Iterator[str]:

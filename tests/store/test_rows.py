@@ -107,6 +107,7 @@ def test_wherever_a_kill_cuts_a_file_the_resumed_rows_are_those_of_an_uninterrup
         assert len(resumed.done) == finished  # what is whole is not measured again
         fill(resumed).merge()
         assert (folder / "rows.csv").read_bytes() == expected
+        assert {path.name for path in folder.iterdir()} == {"rows.csv", "making.json"}
 
 
 def test_a_kill_while_a_batch_is_written_leaves_none_of_it(
