@@ -136,7 +136,7 @@ def _draw_points(axis: Axes, plot: Plot, values: Floats) -> None:
     axis.plot(*values.transpose(2, 0, 1), color=GREY, linewidth=0.5, alpha=0.4)  # of one sample
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
         colour = PALETTE[index % len(PALETTE)]
-        axis.scatter(*own.T, s=12, color=colour, label=label, zorder=2)
+        axis.scatter(own[:, 0], own[:, 1], s=12, color=colour, label=label, zorder=2)
     axis.set_ylabel(plot.label)
     finish_axis(axis)
 
