@@ -13,7 +13,7 @@ from lightning_mllm.callbacks import features, processes, trainer_state
 from lightning_mllm.evaluation import Predictions
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_rows
-from lightning_mllm.tracking.figures.run import Caption, Verdict, prediction_sheet
+from lightning_mllm.tracking.figures.predictions import Caption, ScoredAnswer, prediction_sheet
 from lightning_mllm.tracking.loggers import log_image, log_table
 from lightning_mllm.types import LabelSet, MultimodalBatch, Sample
 
@@ -25,7 +25,7 @@ class _Row:
     sample_id: str
     prompt: str
     target: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[ScoredAnswer, ...]
     kind: str | None = None  # kind of question; None if a class is predicted
 
     def cells_by_column(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class PredictionTable(L.Callback):
             targets = batch.targets.tolist()
             self._rows += _labelled_rows(prompts, targets, labels, outputs["predictions"])
         for answer in outputs["answers"]:
-            verdict = Verdict("exact_match", answer.answer, "", answer.correct)
+            verdict = ScoredAnswer("exact_match", answer.answer, "", answer.correct)
             prompt = prompts[answer.sample_id]
             row = _Row(answer.sample_id, prompt, answer.reference, (verdict,), answer.kind)
             self._rows.append(row)
@@ -149,5 +149,5 @@ def _labelled_rows(
             predicted = int(found.predicted[index])
             name = labels.names[predicted] if predicted >= 0 else ""
             correct = predicted == target
-            verdicts.append(Verdict(scorer, found.answers[index], name, correct=correct))
+            verdicts.append(ScoredAnswer(scorer, found.answers[index], name, correct=correct))
         yield _Row(sample_id, prompt, labels.names[target], tuple(verdicts))

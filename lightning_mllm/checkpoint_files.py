@@ -1,6 +1,7 @@
-"""What can be wrong with a checkpoint before its weights are looked at, in one sentence that names the file or key.
+"""What can be wrong with a checkpoint's files, in one sentence that names the file or key.
 
-Model and data open the same checkpoint, each its own files of it, and either may be the first.
+All of it is found out before any weights are read. Model and data open the same checkpoint, each
+its own files, and either may be the first.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from transformers import PretrainedConfig
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.network import is_reachable
 
-# Vision towers that were tried: each picture is of one size, and a hidden state is a vector per patch.
+# Vision towers that were tried: all images have one size, and a hidden state is a vector per patch.
 TOWERS = ("clip_vision_model", "siglip_vision_model")
-_LONGEST = 300  # characters of what a library says: some list all models that they know
+_LONGEST = 300  # characters of a library's message: some list all models that they know
 _JSON_FILES = (
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
     *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
@@ -29,68 +30,77 @@ _JSON_FILES = (
 
 
 def check_available(checkpoint: str, revision: str | None) -> None:
-    """Refuse a checkpoint that is neither here nor to be had, in seconds.
+    """Refuse, within seconds, a checkpoint that is neither on this machine nor in reach.
 
     Raises:
-        CheckpointError: It is no folder and not in the cache, and the hub can't be reached.
+        CheckpointError: It is not a folder and not in the cache, and the hub can't be reached.
     """
     try:
         validate_repo_id(checkpoint)
     except ValueError:
         return  # a path
-    if Path(checkpoint).is_dir() or _find(checkpoint, revision, "config.json") or constants.HF_HUB_OFFLINE:
+    if (
+        Path(checkpoint).is_dir()
+        or _find(checkpoint, revision, "config.json")
+        or constants.HF_HUB_OFFLINE
+    ):
         return
     if not is_reachable(constants.ENDPOINT):
         raise CheckpointError(
-            f"Checkpoint {checkpoint!r} is no folder on this machine and not in the cache of the Hugging Face hub, and "
-            f"{constants.ENDPOINT} can't be reached. Check the spelling of a folder; to use a model of the hub, fetch "
-            f"it where there is a network (`hf download {checkpoint}`), or see to the network or its proxy."
+            f"Checkpoint {checkpoint!r} is not a folder on this machine, not in the cache of the "
+            f"Hugging Face hub, and {constants.ENDPOINT} can't be reached. Check the spelling of a "
+            "folder; to use a model of the hub, fetch it where there is a network (`hf download "
+            f"{checkpoint}`), or check the network and its proxy."
         )
 
 
 def reason(checkpoint: str, revision: str | None, error: Exception) -> str:
-    """Return why a checkpoint can't be opened, without a full stop: its first damaged file, else what a library says.
+    """Return why a checkpoint can't be opened, without a full stop.
+
+    The reason is its first damaged file; if there is none, the message of the library.
 
     Args:
         checkpoint: Hub id or folder.
         revision: Branch, tag or commit of a hub id.
-        error: What the library raised.
+        error: The error that the library raised.
     """
     if damage := find_damage(checkpoint, revision):
         return damage
     said = shorten(" ".join(str(error).split()) or type(error).__name__, _LONGEST).rstrip(".: ")
-    return said if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {said}"
+    if isinstance(error, OSError | ValueError | ImportError):
+        return said
+    return f"{type(error).__name__}: {said}"
 
 
 def find_damage(checkpoint: str, revision: str | None) -> str | None:
-    """Return what is wrong with the first JSON file that is none, without a full stop."""
+    """Return what is wrong with the first damaged JSON file, without a full stop."""
     for name in _JSON_FILES:
         if (path := _find(checkpoint, revision, name)) is None:
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # no JSON, or no text
-            return f"its {name} is no valid JSON ({error})"
+        except ValueError as error:  # neither JSON nor text
+            return f"its {name} is not valid JSON ({error})"
         if not isinstance(content, dict):
             return f"its {name} holds a {type(content).__name__} instead of an object"
     return None
 
 
 def check_config(config: PretrainedConfig, checkpoint: str) -> None:
-    """Refuse what a LLaVA's config must not say.
+    """Refuse a LLaVA whose config can't be right, or is not supported.
 
     Raises:
-        CheckpointError: The weights are quantised, the vision tower is another than those that were tried, or a layer
-            or a token is named that there is not.
+        CheckpointError: The weights are quantised, the vision tower is not one of those that were
+            tried, or the config names a layer or a token that does not exist.
     """
     for part in parts_of(config):
         if (quantised := getattr(part, "quantization_config", None)) is None:
             continue
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise CheckpointError(
-            f"Checkpoint {checkpoint!r} is quantised (quant_method {str(method)!r} in its config.json), which can "
-            "be neither trained nor measured here: weights must be floating-point numbers. Use the checkpoint that it "
-            "was made from."
+            f"Checkpoint {checkpoint!r} is quantised (quant_method {str(method)!r} in its "
+            "config.json), which can be neither trained nor measured here: weights must be "
+            "floating-point numbers. Use the checkpoint that it was made from."
         )
     if hasattr(config, "vision_config") and hasattr(config, "vision_feature_layer"):
         _check_tower(config, checkpoint)
@@ -98,31 +108,34 @@ def check_config(config: PretrainedConfig, checkpoint: str) -> None:
 
 
 def parts_of(config: PretrainedConfig) -> list[PretrainedConfig]:
-    """Return a config and those of the tower and the LLM in it."""
-    return [config, *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None)]
+    """Return a config and the configs of the tower and the LLM in it."""
+    parts = (getattr(config, name, None) for name in config.sub_configs)
+    return [config, *(part for part in parts if part is not None)]
 
 
 def check_tokens(processor: Any, config: PretrainedConfig, checkpoint: str) -> None:
     """Refuse a tokenizer whose tokens are not those of the model.
 
     Raises:
-        CheckpointError: A token's id lies beyond the model's embedding, or another one than the model's stands for a
-            picture.
+        CheckpointError: A token's id is too high for the model's embedding, or the processor and
+            the model have different image tokens.
     """
     known = processor.tokenizer.get_vocab()
-    last, embedded = max(known, key=lambda token: int(known[token])), config.get_text_config().vocab_size
+    last = max(known, key=lambda token: int(known[token]))
+    embedded = config.get_text_config().vocab_size
     if known[last] >= embedded:
         raise CheckpointError(
-            f"The tokenizer of {checkpoint!r} has token {last!r} with id {known[last]}, but the model embeds only "
-            f"{embedded} tokens (vocab_size in config.json). Use the tokenizer that the checkpoint was trained with, "
-            "or enlarge the model's embedding (resize_token_embeddings of transformers) and save it."
+            f"The tokenizer of {checkpoint!r} has token {last!r} with id {known[last]}, but the "
+            f"model embeds only {embedded} tokens (vocab_size in config.json). Use the tokenizer "
+            "that the checkpoint was trained with, or enlarge the model's embedding "
+            "(resize_token_embeddings of transformers) and save it."
         )
     found, expected = known.get(processor.image_token), getattr(config, "image_token_id", None)
     if expected is not None and found != expected:
         raise CheckpointError(
-            f"The processor of {checkpoint!r} puts {processor.image_token!r} where a picture goes, with id {found}, "
-            f"but its model expects the id {expected} there (image_token_index in config.json). Correct the one or the "
-            "other; they must be the same token."
+            f"The processor of {checkpoint!r} puts {processor.image_token!r} where a picture goes, "
+            f"with id {found}, but its model expects the id {expected} there (image_token_index in "
+            "config.json). Correct one of them; they must be the same token."
         )
 
 
@@ -130,22 +143,23 @@ def _check_tower(config: PretrainedConfig, checkpoint: str) -> None:
     tower = config.vision_config.model_type
     if tower not in TOWERS:
         raise CheckpointError(
-            f"The vision tower of checkpoint {checkpoint!r} is a {tower!r}, which is not supported: how many tokens "
-            f"stand for a picture and what each shows was tried for {' and '.join(TOWERS)} only. Choose a checkpoint "
-            "with one of these."
+            f"The vision tower of checkpoint {checkpoint!r} is a {tower!r}, which is not "
+            "supported: how many tokens a picture has, and what each of them shows, was tried for "
+            f"{' and '.join(TOWERS)} only. Choose a checkpoint with one of these."
         )
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     if patch < 1 or side < patch:
         raise CheckpointError(
-            f"The config of checkpoint {checkpoint!r} has image_size {side} and patch_size {patch}; a picture must "
-            "have at least one patch. Correct its config.json."
+            f"The config of checkpoint {checkpoint!r} has image_size {side} and patch_size "
+            f"{patch}; a picture must have at least one patch. Correct its config.json."
         )
     depth, tapped = config.vision_config.num_hidden_layers, config.vision_feature_layer
     taps = tapped if isinstance(tapped, list | tuple) else [tapped]
     if not taps or any(type(tap) is not int or not -depth - 1 <= tap <= depth for tap in taps):
         raise CheckpointError(
-            f"vision_feature_layer is {tapped!r} in the config of checkpoint {checkpoint!r}, but its vision tower has "
-            f"{depth} layers: expected {-depth - 1} to {depth}, or a list of such numbers. Correct its config.json."
+            f"vision_feature_layer is {tapped!r} in the config of checkpoint {checkpoint!r}, but "
+            f"its vision tower has {depth} layers: expected {-depth - 1} to {depth}, or a list of "
+            "such numbers. Correct its config.json."
         )
 
 
@@ -153,8 +167,8 @@ def _check_image_token(config: PretrainedConfig, checkpoint: str) -> None:
     token, embedded = getattr(config, "image_token_id", None), config.get_text_config().vocab_size
     if type(token) is not int or not 0 <= token < embedded:
         raise CheckpointError(
-            f"image_token_index is {token!r} in the config of checkpoint {checkpoint!r}; expected the id of the token "
-            f"that stands for a picture, from 0 to {embedded - 1}. Correct its config.json."
+            f"image_token_index is {token!r} in the config of checkpoint {checkpoint!r}; expected "
+            f"the id of the image token, from 0 to {embedded - 1}. Correct its config.json."
         )
 
 

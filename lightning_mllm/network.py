@@ -1,4 +1,4 @@
-"""Whether a server can be reached, found out in seconds: the clients of services try on for minutes."""
+"""Whether a server can be reached, found out in seconds: services' own clients try for minutes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,30 @@ from urllib.parse import urlsplit
 
 
 def is_reachable(url: str, seconds: float = 4) -> bool:
-    """Return whether a server answers within some seconds, through the proxy of the environment, be it with an error.
+    """Return whether a server answers within some seconds, even if with an error.
 
-    Behind a SOCKS proxy, which clients of services can use and the standard library can't, it is taken to.
+    The proxy of the environment is used. The standard library knows no SOCKS proxies, but the
+    clients of services do; with a SOCKS proxy the server is taken to be reachable.
 
     Args:
-        url: Of the server.
-        seconds: How long it is waited for, the look-up of its name included.
+        url: Address of the server.
+        seconds: How long to wait for an answer, including the look-up of the server's name.
     """
     parts, proxies = urlsplit(url), urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme, proxies.get("all"))  # the standard library does not know ALL_PROXY
+    # the standard library does not know ALL_PROXY
+    proxy = proxies.get(parts.scheme, proxies.get("all"))
     if proxy and urllib.request.proxy_bypass(parts.netloc):
         proxy = None
     if proxy and urlsplit(proxy).scheme.startswith("socks"):
         return True
     answers: list[bool] = []
-    asking = threading.Thread(target=lambda: answers.append(_answers(url, proxy, seconds)), daemon=True)
-    asking.start()
-    asking.join(seconds)
+
+    def ask() -> None:
+        answers.append(_answers(url, proxy, seconds))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
     return answers == [True]
 
 
@@ -40,7 +46,8 @@ def _answers(url: str, proxy: str | None, seconds: float) -> bool:
     except (urllib.error.HTTPError, http.client.HTTPException):
         return True
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # somebody is there; whom to trust, the client knows better
+        # then a server is there; the client decides whether to trust it
+        return isinstance(error.reason, ssl.SSLError)
     except OSError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""A checkpoint that something is wrong with is refused in one sentence, whatever library would stumble over it."""
+"""A damaged checkpoint is refused in one sentence, whichever library would raise first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from lightning_mllm.models.backbone import Backbone
 from tests.support.servers import serving
 
 LONGEST = 700  # characters of a sentence
-PIXTRAL = {"model_type": "pixtral", "hidden_size": 32, "num_hidden_layers": 3, "image_size": 28, "patch_size": 7}
+PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "image_size": 28,
+    "patch_size": 7,
+}
 
 
 @pytest.fixture
@@ -68,37 +74,91 @@ def without_a_shard(checkpoint: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
-    "quantised": (config(quantization_config={"quant_method": "bitsandbytes"}), "is quantised .*'bitsandbytes'"),
-    "quantised LLM": (config(text_config__quantization_config={"quant_method": "gptq"}), "is quantised .*'gptq'"),
-    "Pixtral": (config(vision_config=PIXTRAL), "vision tower .* is a 'pixtral'.* siglip_vision_model only"),
-    "SigLIP 2": (config(vision_config={"model_type": "siglip2_vision_model"}), "is a 'siglip2_vision_model'"),
+    "quantised": (
+        config(quantization_config={"quant_method": "bitsandbytes"}),
+        "is quantised .*'bitsandbytes'",
+    ),
+    "quantised LLM": (
+        config(text_config__quantization_config={"quant_method": "gptq"}),
+        "is quantised .*'gptq'",
+    ),
+    "Pixtral": (
+        config(vision_config=PIXTRAL),
+        "vision tower .* is a 'pixtral'.* siglip_vision_model only",
+    ),
+    "SigLIP 2": (
+        config(vision_config={"model_type": "siglip2_vision_model"}),
+        "is a 'siglip2_vision_model'",
+    ),
     "DINO": (config(vision_config={"model_type": "dinov2"}), "is a 'dinov2'"),
     "a tower of their own": (config(vision_config={"model_type": "my_tower"}), "my_tower"),
-    "a layer beyond the tower": (config(vision_feature_layer=4), "vision_feature_layer is 4.* has 3 layers.* -4 to 3"),
-    "one of several layers": (config(vision_feature_layer=[-2, -5]), r"vision_feature_layer is \[-2, -5\]"),
+    "a layer beyond the tower": (
+        config(vision_feature_layer=4),
+        "vision_feature_layer is 4.* has 3 layers.* -4 to 3",
+    ),
+    "one of several layers": (
+        config(vision_feature_layer=[-2, -5]),
+        r"vision_feature_layer is \[-2, -5\]",
+    ),
     "no layer": (config(vision_feature_layer=[]), r"vision_feature_layer is \[\]"),
-    "a word for a layer": (config(vision_feature_layer="last"), "'vision_feature_layer' with value 'last'"),
-    "a strategy that is none": (config(vision_feature_select_strategy="cls"), "vision_feature_select_strategy.*cls"),
+    "a word for a layer": (
+        config(vision_feature_layer="last"),
+        "'vision_feature_layer' with value 'last'",
+    ),
+    "a strategy that is none": (
+        config(vision_feature_select_strategy="cls"),
+        "vision_feature_select_strategy.*cls",
+    ),
     "no patch": (config(vision_config__patch_size=0), "patch_size 0; .* at least one patch"),
-    "image token beyond": (config(image_token_index=512), "image_token_index is 512 .* from 0 to 511"),
-    "image token of another": (config(image_token_index=5), "'<image>' .* id 3, but its model expects the id 5"),
-    "image token that is a word": (config(image_token_index="<image>"), "'image_token_index' expected int, got str"),
-    "small vocabulary": (config(text_config__vocab_size=400), "token .* with id 511, but the model embeds only 400"),
+    "image token beyond": (
+        config(image_token_index=512),
+        "image_token_index is 512 .* from 0 to 511",
+    ),
+    "image token of another": (
+        config(image_token_index=5),
+        "'<image>' .* id 3, but its model expects the id 5",
+    ),
+    "image token that is a word": (
+        config(image_token_index="<image>"),
+        "'image_token_index' expected int, got str",
+    ),
+    "small vocabulary": (
+        config(text_config__vocab_size=400),
+        "token .* with id 511, but the model embeds only 400",
+    ),
     "large vocabulary": (
         config(text_config__vocab_size=600),
         r"another shape; the first is .*\[512, 64\].*\[600, 64\]",
     ),
-    "more tokens than vectors": (more_tokens, "token '<a new one>' with id 512, but the model embeds only 512"),
-    "fewer layers": (config(text_config__num_hidden_layers=1), "9 weights of layers that its config.json does not"),
-    "fewer layers of the tower": (config(vision_config__num_hidden_layers=2), "16 weights of layers"),
-    "heads that don't divide": (config(text_config__num_attention_heads=3), "validate_architecture"),
+    "more tokens than vectors": (
+        more_tokens,
+        "token '<a new one>' with id 512, but the model embeds only 512",
+    ),
+    "fewer layers": (
+        config(text_config__num_hidden_layers=1),
+        "9 weights of layers that its config.json does not",
+    ),
+    "fewer layers of the tower": (
+        config(vision_config__num_hidden_layers=2),
+        "16 weights of layers",
+    ),
+    "heads that don't divide": (
+        config(text_config__num_attention_heads=3),
+        "validate_architecture",
+    ),
     "a missing shard": (without_a_shard, r"can't be loaded: .*model-00002-of-00004\.safetensors"),
     "end that is a word": (
         generation(eos_token_id="</s>"),
         "eos_token_id '</s>', but '</s>' is not an id of .* 512 tokens",
     ),
-    "end beyond the vocabulary": (generation(eos_token_id=[2, 512]), r"eos_token_id \[2, 512\], but 512 is no id"),
-    "generation that is none": (generation(cache_implementation="x"), r"generation_config\.json is refused .*\(x\)"),
+    "end beyond the vocabulary": (
+        generation(eos_token_id=[2, 512]),
+        r"eos_token_id \[2, 512\], but 512 is no id",
+    ),
+    "generation that is none": (
+        generation(cache_implementation="x"),
+        r"generation_config\.json is refused .*\(x\)",
+    ),
     "no mean": (
         lambda path: edit(path, "processor_config.json", image_processor__image_mean=[0.5]),
         "mean must have 3",
@@ -127,41 +187,55 @@ def test_each_json_file_that_is_damaged_is_named(checkpoint: Path, text: str) ->
         sound = file.read_text()
         file.write_text(text)
 
-        with pytest.raises(CheckpointError, match=f"its {file.name} (is no valid JSON|holds a list)"):
+        with pytest.raises(
+            CheckpointError, match=f"its {file.name} (is not valid JSON|holds a list)"
+        ):
             open_it(checkpoint)
 
         file.write_text(sound)
 
 
-def test_what_a_forward_returns_is_not_for_the_checkpoint_to_say(checkpoint: Path, tiny_llava: str) -> None:
+def test_what_a_forward_returns_is_not_for_the_checkpoint_to_say(
+    checkpoint: Path, tiny_llava: str
+) -> None:
     for part in ("", "text_config__", "vision_config__"):
         options: dict[str, Any] = {f"{part}return_dict": False, f"{part}output_attentions": True}
         edit(checkpoint, "config.json", **options)
 
     changed, untouched = (
-        Backbone.from_pretrained(path).model.config.to_dict() for path in (str(checkpoint), tiny_llava)
+        Backbone.from_pretrained(path).model.config.to_dict()
+        for path in (str(checkpoint), tiny_llava)
     )
 
     assert {**changed, "_name_or_path": tiny_llava} == untouched
 
 
-# ---- the hub ---------------------------------------------------------------------------------------------------------
+# ---- the hub -------------------------------------------------------------------------------------
 
 
-def test_a_hub_that_is_not_there_is_said_in_seconds_and_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_not_there_is_said_in_seconds_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(
+        huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9"
+    )  # nobody listens there
 
     for open_one in (load_processor, Backbone.from_pretrained):
         with pytest.raises(
-            CheckpointError, match=r"'llava-hf/none' is no folder .* and http://127\.0\.0\.1:9 can't be"
+            CheckpointError,
+            match=r"'llava-hf/none' is not a folder .* and http://127\.0\.0\.1:9 can't be",
         ):
             open_one("llava-hf/none")
 
 
-def test_what_is_in_the_cache_needs_no_hub(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+def test_what_is_in_the_cache_needs_no_hub(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(checkpoint_files, "is_reachable", lambda url: pytest.fail("The hub was asked."))
+    monkeypatch.setattr(
+        checkpoint_files, "is_reachable", lambda url: pytest.fail("The hub was asked.")
+    )
     cached = str(checkpoint / "config.json")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: cached)
 
@@ -172,7 +246,11 @@ def test_what_is_in_the_cache_needs_no_hub(monkeypatch: pytest.MonkeyPatch, chec
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (401, "RepoNotFound", "'some/model': some/model is not .* a valid model identifier.* right spelling"),
+        (
+            401,
+            "RepoNotFound",
+            "'some/model': some/model is not .* a valid model identifier.* right spelling",
+        ),
         (403, "GatedRepo", "gated repo.* accept its licence and set HF_TOKEN"),
         (404, "RevisionNotFound", "v9 is not a valid git identifier.* revision"),
     ],

@@ -103,7 +103,7 @@ def test_an_analysis_that_fails_tells_the_other_processes(tmp_path: Path) -> Non
     trainer: Any = None
     analyzing = _Analyzing([AnswerLens()], "test", None)
     analyzing.on_exception(trainer, MLLMModule("none"), ValueError())  # before it has begun
-    analyzing._run = AnalysisRun([AnswerLens()], tmp_path, share=1, shares=2, barrier=lambda: None)
+    analyzing._run = AnalysisRun([AnswerLens()], tmp_path, rank=1, world_size=2, barrier=lambda: None)
 
     analyzing.on_exception(trainer, MLLMModule("none"), ValueError())
 

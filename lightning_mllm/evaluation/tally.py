@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -42,8 +41,3 @@ class Tally(Metric):
     def compute(self) -> Tensor:
         """Return the rows of all processes, (samples, columns) int64."""
         return dim_zero_cat(self.rows)  # of several processes they come as one table
-
-
-def number_of(picture: str) -> int:
-    """Return a number that stands for a picture in all processes."""
-    return int.from_bytes(blake2b(picture.encode(), digest_size=8).digest(), signed=True)

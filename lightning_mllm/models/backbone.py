@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lightning_mllm.models.families import family_of
 from lightning_mllm.models.loading import AttentionImplementation, load_model
 from lightning_mllm.models.vision import Stage, VisionPath
+from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 
 class Part(StrEnum):
@@ -94,11 +95,8 @@ class Backbone:
         return self._hash_projector() == self._base_projector
 
     def _hash_projector(self) -> str:
-        digest = hashlib.sha256()
-        for _, parameter in self.parameters(Part.PROJECTOR):
-            if parameter.device.type != "meta":
-                digest.update(parameter.detach().to("cpu", torch.float32).numpy().data)
-        return digest.hexdigest()
+        own = self.parameters(Part.PROJECTOR)
+        return fingerprint_tensors((name, each.float()) for name, each in own if each.device.type != "meta")
 
     @property
     def vision_path(self) -> VisionPath:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone, Part, fingerprint
 from lightning_mllm.models.freeze import FreezeReport
+from lightning_mllm.store.files import replacing, write_tensors
 
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
 
@@ -73,21 +72,16 @@ def check_fits(
         )
 
 
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` on a temporary sibling and rename it to `path`: at every moment path is absent, old or complete.
+def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a training checkpoint, whole or not at all.
 
     Raises:
         CheckpointError: The disk is full or can't be written; what was at `path` is untouched.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
-        part.unlink(missing_ok=True)
+        with replacing(path, durable=True) as temporary:
+            torch.save(checkpoint, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise CheckpointError(
@@ -119,13 +113,14 @@ def load_training_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_projector(backbone: Backbone, path: Path, dtype: torch.dtype) -> None:
-    """Write the projection (for LLaVA-NeXT with `image_newline`) as a safetensors file."""
-    tensors = {
-        name: parameter.detach().to("cpu", dtype).contiguous()
-        for name, parameter in backbone.parameters(Part.PROJECTOR)
-    }
+    """Write the projection (for LLaVA-NeXT with `image_newline`) as a safetensors file.
+
+    Raises:
+        OSError: The disk is full or can't be written.
+    """
+    tensors = {name: parameter.detach().to("cpu", dtype) for name, parameter in backbone.parameters(Part.PROJECTOR)}
     metadata = {"format": "pt", "base": backbone.fingerprint}
-    atomic_write(path, lambda part: save_file(tensors, part, metadata=metadata))
+    write_tensors(path, tensors, metadata, durable=True)
 
 
 @torch.no_grad()

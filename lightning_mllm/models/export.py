@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.checkpoint import save_projector
 from lightning_mllm.models.loading import load_config
 from lightning_mllm.models.lora import has_lora, merge_lora, save_adapter
+from lightning_mllm.store.files import replacing_folder
 
 
 def export(
@@ -54,16 +54,10 @@ def export(
         )
     dtype = dtype or _base_dtype(source)
     _check_finite(backbone.model, dtype)
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
-            folder = Path(scratch) / "model"
-            folder.mkdir()
+        with replacing_folder(output) as folder:
             _write(backbone, folder, source, dtype)
             processor.save_pretrained(folder)
-            if output.exists():
-                output.rmdir()
-            folder.replace(output)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The export to {output} could not be written: {error}. Nothing was left behind. Free "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 from lightning_mllm.models.backbone import fingerprint
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.store.manifest import digest
 from lightning_mllm.types import Sample
 
 
@@ -28,17 +27,14 @@ def provenance(module: MLLMModule, data: Any, split: str) -> dict[str, Any]:
         "data": type(data).__name__,
         "split": split,
         "samples": len(data.samples[split]),
-        "contents": _digest(data.samples[split]),
+        "contents": digest(map(_describe, data.samples[split])),
         "prompt": repr(data.eval_collator.prompt),
         "geometry": str(data.eval_collator.geometry),
         "max_length": data.eval_collator.max_length,
     }
 
 
-def _digest(samples: Iterable[Sample]) -> str:
-    """Return a hash of all that samples say; images count by their number alone, for files can be elsewhere."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        said = (sample.id, sample.label, tuple(sample.conversation), sample.system, sample.kind, len(sample.images))
-        digest.update(repr((*said, tuple(sample.boxes), sample.options, sample.picture)).encode())
-    return digest.hexdigest()[:16]
+def _describe(sample: Sample) -> str:
+    """Return all that a sample says; of its images only their number, since files can be elsewhere."""
+    said = (sample.id, sample.label, tuple(sample.conversation), sample.system, sample.kind, len(sample.images))
+    return repr((*said, tuple(sample.boxes), sample.options, sample.picture))

@@ -6,7 +6,6 @@ the folder as they open `llava-hf/llava-1.5-7b-hf`.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.store.files import replacing_folder
 
 TinyFamily = Literal["llava", "llava_next"]
 Chat = Literal["vicuna", "llama3"]
@@ -151,14 +151,9 @@ def build_tiny_checkpoint(
         model = _model(family, size, tokenizer)
         _initialise(model, size, to_train)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tiny-") as scratch:
-        folder = Path(scratch) / "checkpoint"
+    with replacing_folder(output) as folder:
         model.save_pretrained(folder)
         _processor(family, size, tokenizer, CHAT_TEMPLATES[chat]).save_pretrained(folder)
-        if output.exists():
-            output.rmdir()
-        folder.replace(output)
     return output
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 Stage = Literal["pre", "post"]
 
@@ -119,11 +120,8 @@ class VisionPath:
         """
         config = self.model.config
         settings = (config.vision_feature_layer, config.vision_config._attn_implementation)
-        digest = hashlib.sha256(f"{settings}{config.vision_config.to_json_string()}".encode())
-        for name, tensor in (*self.tower.named_parameters(), *self.tower.named_buffers()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:32]
+        tensors = (*self.tower.named_parameters(), *self.tower.named_buffers())
+        return fingerprint_tensors(tensors, f"{settings}{config.vision_config.to_json_string()}")[:32]
 
     def _count_views(self, image: Mapping[str, Tensor]) -> int:
         config = self.model.config

@@ -14,19 +14,14 @@ are not independent.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
 
 import numpy as np
 
 from lightning_mllm.statistics.interval import stack_statistics, t_quantile
 from lightning_mllm.statistics.missing import Floats, divide
+from lightning_mllm.store.seeds import rank_of
 
 GROUPS = "groups of pictures"  # what the intervals are over
-
-
-def rank_of(name: str, seed: int) -> int:
-    """Return a number of 64 bits that looks random, but depends on nothing but name and seed."""
-    return int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=8).digest())
 
 
 def lowest(names: Iterable[str], size: int, seed: int) -> set[str]:

@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.statistics import shares
 from lightning_mllm.statistics.interval import QUANTILES, stack_statistics
 from lightning_mllm.statistics.missing import Floats, Integers, divide
+from lightning_mllm.store.seeds import numpy_generator
 
 Statistic = Callable[[Floats], Floats]  # (resamples, questions) weights -> (resamples, numbers)
 
@@ -73,7 +73,7 @@ class Bootstrap:
         """
         _, first, which = np.unique(pictures, return_index=True, return_inverse=True)
         numbers = first.argsort().argsort()[which]  # in the questions' order, whatever their names
-        generator = np.random.default_rng([self.seed, crc32(key.encode())])
+        generator = numpy_generator(self.seed, key)
         even = np.full(len(first), 1 / len(first))
         drawn = generator.multinomial(len(first), even, size=self.resamples)
         return Draws(drawn[:, numbers].astype(np.float64), numbers)

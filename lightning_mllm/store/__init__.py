@@ -1,1 +1,1 @@
-"""The one layer that writes files: whole or not at all, and tidy rows that grow as they come."""
+"""Files written whole, the settings and weights that made them, and seeds by name."""

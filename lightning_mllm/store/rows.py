@@ -1,23 +1,21 @@
-"""Tidy rows of single samples, written as they come: what is killed goes on where it was.
+"""Rows of single samples as CSV files, written batch by batch: a killed analysis can be continued.
 
-While an analysis runs, each process appends to a file of its own, `rows-<process>.csv`. Behind the rows of a sample
-there is an empty line, which readers of CSV skip; a sample without it was cut off, and is measured anew. `merge` makes
-`rows.csv` of them, by sample id: it is the same however many processes there were, and however often they were killed.
-`making.json` says how the rows were made, and nothing that was made otherwise is added to them.
+Each batch is a file of its own, `rows-<process>-<number>.csv`, which is whole or not there. `merge`
+makes one `rows.csv` of them, ordered by sample id. It is the same file however many processes there
+were, and however often they were killed. `making.json` says which settings made the rows; rows made
+with different settings are never added.
 
-Files are gone through, never read whole: what is kept of a sample is where its rows are, not what they say.
+At most the rows of one batch are in memory as text.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import heapq
 import io
-import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -26,103 +24,117 @@ from typing import Any, Generic, TypeVar, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.errors import DataError
+from lightning_mllm.store.files import PARTIAL, replacing, write_text
+from lightning_mllm.store.manifest import claim_folder
 from lightning_mllm.types import Table
 
 RowT = TypeVar("RowT")
+Lines = list[str]  # the rows of a sample as lines of a CSV file
 
 _MERGED = "rows.csv"
-_END = b"\n"  # behind a sample
-_CHUNK = 10_000  # rows that are kept as text at once
+_PARTS = "rows-*-*.csv"
+_CHUNK = 10_000  # rows that are parsed at once
 _DTYPES: dict[type, Any] = {str: np.str_, int: np.int64, float: np.float64, bool: np.bool_}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the rows of a sample are: bytes of a file."""
-
-    path: Path
-    start: int
-    size: int
-
-
 class Rows(Generic[RowT]):
-    """The rows of an analysis so far; without a folder in memory.
+    """The rows of an analysis so far; without a folder they are kept in memory.
 
     Args:
-        row_type: Dataclass of a row: its first field is `sample_id`, all are str, int, float or bool.
-        folder: Where the rows are written, beside those that are there; all processes see it.
-        making: What decides the rows: plain data.
-        share: Number of the process.
+        row_type: Dataclass of a row. Its first field is `sample_id`; all fields are str, int, float
+            or bool.
+        folder: Folder of the rows; rows that it has are kept, and all processes see it.
+        making: The settings that decide the rows, as plain data.
+        rank: Number of the process.
 
     Attributes:
         done: Ids of the samples that have their rows.
 
     Raises:
-        ConfigError: The rows in the folder were made otherwise.
+        ConfigError: The rows in the folder were created with different settings.
     """
 
     def __init__(
-        self, row_type: type[RowT], folder: Path | None = None, making: Mapping[str, Any] | None = None, share: int = 0
+        self,
+        row_type: type[RowT],
+        folder: Path | None = None,
+        making: Mapping[str, Any] | None = None,
+        rank: int = 0,
     ) -> None:
-        self._row_type, self._folder, self._share = row_type, folder, share
+        self._row_type, self._folder, self._rank = row_type, folder, rank
         self._columns = tuple(columns_of(row_type))
-        self._kept: dict[str, str] = {}  # without a folder: sample id -> its rows as they would be in the file
+        self._kept: dict[str, Lines] = {}  # without a folder: sample id -> rows
+        self._next_part = 0
         self.done: set[str] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            check_making(folder, {**(making or {}), "columns": self._columns})
-            self.done.update(_places(folder))
-            _cut(folder / self._own_file)
+            claim_folder(folder, {**(making or {}), "columns": self._columns})
+            self.done.update(_find_parts(folder))
+            for sample_id, _ in _read_samples(folder / _MERGED):
+                self.done.add(sample_id)
+            self._next_part = _count_parts(folder, rank)
 
-    def append(self, sample_id: str, rows: Sequence[RowT]) -> None:
-        """Write all rows of a sample, at once.
+    def append(self, samples: Mapping[str, Sequence[RowT]]) -> None:
+        """Write all rows of the samples of a batch, at once.
+
+        Args:
+            samples: Sample id -> its rows.
 
         Raises:
-            DataError: A cell has a line break, or the sample has no row.
+            DataError: A cell has a line break, or a sample has no row.
         """
-        if not rows:
-            raise DataError(f"Sample {sample_id!r} has no row, so nothing would say that it was measured.")
-        text = self._text(rows)
-        if "\r" in text or text.count("\n") != len(rows):
-            raise DataError(f"The rows of sample {sample_id!r} have a line break within a cell. Take it out of its id.")
+        lines = {sample_id: self._format(sample_id, rows) for sample_id, rows in samples.items()}
         if self._folder is None:
-            self._kept[sample_id] = text
-        else:
-            _append(self._folder / self._own_file, text.encode() + _END, header=_line(self._columns).encode())
-        self.done.add(sample_id)
+            self._kept |= lines
+        elif lines:
+            path = self._folder / f"rows-{self._rank}-{self._next_part:06}.csv"
+            write_text(path, _format_line(self._columns) + "".join(map("".join, lines.values())))
+            self._next_part += 1
+        self.done.update(lines)
 
     def table(self) -> Table:
         """Return all rows, of all processes that see the folder, ordered by sample id."""
-        return _table(self._row_type, self._lines())
+        return _parse(self._row_type, self._lines())
 
     def merge(self) -> Path | None:
-        """Make `rows.csv` of what all processes have written; one of them does, when all have finished."""
+        """Make `rows.csv` of the rows of all processes; one does it when all have finished."""
         if self._folder is None:
             return None
-        path, part = self._folder / _MERGED, self._folder / f"{_MERGED}.part"
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(_line(self._columns))
+        path = self._folder / _MERGED
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            file.write(_format_line(self._columns))
             file.writelines(self._lines())
-        os.replace(part, path)
-        for shard in _shards(self._folder):
-            shard.unlink()
+        for pattern in (_PARTS, f"{_PARTS}.*{PARTIAL}"):  # those that a kill has left, too
+            for part in self._folder.glob(pattern):
+                part.unlink()
         return path
 
-    @property
-    def _own_file(self) -> str:
-        return f"rows-{self._share}.csv"
-
     def _lines(self) -> Iterator[str]:
-        texts: Iterator[str]
         if self._folder is None:
-            texts = (self._kept[sample_id] for sample_id in sorted(self._kept))
+            samples: Iterable[tuple[str, Lines]] = sorted(self._kept.items())
         else:
-            texts = _texts(_places(self._folder))
-        return (line for text in texts for line in _split(text))
+            samples = _read_in_order(self._folder)
+        for _, lines in samples:
+            yield from lines
 
-    def _text(self, rows: Sequence[RowT]) -> str:
-        return "".join(_line([_cell(getattr(row, name)) for name in self._columns]) for row in rows)
+    def _format(self, sample_id: str, rows: Sequence[RowT]) -> Lines:
+        if not rows:
+            raise DataError(
+                f"Sample {sample_id!r} has no row, so nothing would say that it was measured."
+            )
+        lines = []
+        for row in rows:
+            lines.append(_format_line(_format_cell(getattr(row, name)) for name in self._columns))
+            if "\r" in lines[-1] or "\n" in lines[-1][:-1]:
+                raise DataError(
+                    f"The rows of sample {sample_id!r} have a line break within a cell. Take it "
+                    "out of its id."
+                )
+        return lines
 
 
 def columns_of(row_type: type) -> dict[str, type]:
@@ -140,21 +152,27 @@ def read_rows(path: Path, row_type: type) -> Table:
     with path.open(encoding="utf-8", newline="") as file:
         header = next(csv.reader([next(file, "")]), [])
         if header != list(columns_of(row_type)):
-            raise DataError(f"{path} has the columns {', '.join(header)}, not those of a {row_type.__name__}.")
-        return _table(row_type, (line for line in file if line.strip()))
+            raise DataError(
+                f"{path} has the columns {', '.join(header)}, not those of {row_type.__name__}. "
+                "Name the rows.csv of such an analysis, or run it again."
+            )
+        return _parse(row_type, (line for line in file if line.strip()))
 
 
-def _table(row_type: type, lines: Iterable[str]) -> Table:
-    """Parse rows; chunk by chunk, since text takes many times the room of numbers."""
+def _parse(row_type: type, lines: Iterable[str]) -> Table:
+    """Return the columns of CSV lines.
+
+    They are parsed in chunks, since text takes many times the memory of numbers.
+    """
     columns, reader = columns_of(row_type), csv.reader(lines)
-    parts: list[list[NDArray[Any]]] = [[_array((), kind)] for kind in columns.values()]
-    while chunk := list(islice(reader, _CHUNK)):
-        for part, cells, kind in zip(parts, zip(*chunk, strict=True), columns.values(), strict=True):
-            part.append(_array(cells, kind))
-    return {name: np.concatenate(parts.pop(0)) for name in columns}  # no column twice
+    chunks = {name: [_to_array((), kind)] for name, kind in columns.items()}
+    while rows := list(islice(reader, _CHUNK)):
+        for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
+            chunks[name].append(_to_array(cells, columns[name]))
+    return {name: np.concatenate(chunks.pop(name)) for name in columns}  # frees its chunks
 
 
-def _array(cells: Sequence[str], kind: type) -> NDArray[Any]:
+def _to_array(cells: Sequence[str], kind: type) -> NDArray[Any]:
     if kind is float:
         return np.array([float(cell) if cell else math.nan for cell in cells], dtype=np.float64)
     if kind is bool:
@@ -162,105 +180,61 @@ def _array(cells: Sequence[str], kind: type) -> NDArray[Any]:
     return np.array([kind(cell) for cell in cells], dtype=_DTYPES[kind])
 
 
-def _cell(value: Any) -> Any:
+def _format_cell(value: Any) -> Any:
     return "" if isinstance(value, float) and math.isnan(value) else value
 
 
-def _line(cells: Iterable[Any]) -> str:
+def _format_line(cells: Iterable[Any]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("rows-*.csv"))
+def _count_parts(folder: Path, rank: int) -> int:
+    """Return a number that no part of a process has yet, nor any later one."""
+    numbers = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"rows-{rank}-*.csv")]
+    return max(numbers, default=-1) + 1
 
 
-def _places(folder: Path) -> dict[str, _Place]:
-    """Return sample id -> where its rows are, of samples that are whole; of one that is there twice the first."""
-    places: dict[str, _Place] = {}
-    for path in (folder / _MERGED, *_shards(folder)):
-        for sample_id, place in _places_in(path):
-            places.setdefault(sample_id, place)
-    return places
+def _find_parts(folder: Path) -> dict[str, Path]:
+    """Return the part that each sample is in; of a sample that is in two the first."""
+    parts: dict[str, Path] = {}
+    for path in sorted(folder.glob(_PARTS)):
+        for sample_id, _ in _read_samples(path):
+            parts.setdefault(sample_id, path)
+    return parts
 
 
-def _places_in(path: Path) -> Iterator[tuple[str, _Place]]:
-    """Yield the samples of a file, if it is there, and where they are; neither its header nor what was cut off."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        start = len(file.readline())
-        for sample_id, size in _merged(file) if path.name == _MERGED else _appended(file):
-            yield sample_id, _Place(path, start, size)
-            start += size
+def _read_in_order(folder: Path) -> Iterator[tuple[str, Lines]]:
+    """Yield sample id and rows, by id: those that are merged together with those that are not."""
+    every = heapq.merge(
+        _read_samples(folder / _MERGED), _read_parts(_find_parts(folder)), key=itemgetter(0)
+    )
+    for _, same in groupby(every, key=itemgetter(0)):
+        yield next(same)  # what is merged comes before a part that was not removed
 
 
-def _merged(lines: Iterable[bytes]) -> Iterator[tuple[str, int]]:
-    """Yield sample id and bytes of lines that have the same id."""
-    for sample_id, own in groupby(lines, key=_id_of):
-        yield sample_id, sum(map(len, own))
+def _read_parts(parts: Mapping[str, Path]) -> Iterator[tuple[str, Lines]]:
+    """Yield sample id and rows, by id.
+
+    Samples of one batch often follow each other, so the file read last stays in memory.
+    """
+    opened: Path | None = None
+    samples: dict[str, Lines] = {}
+    for sample_id, path in sorted(parts.items()):
+        if path != opened:
+            opened, samples = path, dict(_read_samples(path))
+        yield sample_id, samples[sample_id]
 
 
-def _appended(lines: Iterable[bytes]) -> Iterator[tuple[str, int]]:
-    """Yield sample id and bytes of lines that an empty line ends."""
-    first, size = b"", 0
-    for line in lines:
-        first, size = first or line, size + len(line)
-        if line == _END:
-            yield _id_of(first), size
-            first, size = b"", 0
-
-
-def _id_of(line: bytes) -> str:
-    return next(csv.reader([line.decode()]))[0]
-
-
-def _texts(places: Mapping[str, _Place]) -> Iterator[str]:
-    """Yield the rows of one sample after the other, by id."""
-    with ExitStack() as opened:
-        files = {path: opened.enter_context(path.open("rb")) for path in {place.path for place in places.values()}}
-        for _, place in sorted(places.items(), key=itemgetter(0)):
-            files[place.path].seek(place.start)
-            yield files[place.path].read(place.size).decode()
-
-
-def _split(text: str) -> list[str]:
-    """Return the rows, with their ends; `str.splitlines` also splits at characters that a cell may have."""
-    return [line + "\n" for line in text.split("\n") if line]
-
-
-def _cut(path: Path) -> None:
-    """Take what was cut off from the end of a file."""
+def _read_samples(path: Path) -> Iterator[tuple[str, Lines]]:
+    """Yield sample id and rows of each sample of a file; nothing if there is no such file."""
     if path.is_file():
-        whole = max((place.start + place.size for _, place in _places_in(path)), default=0)
-        os.truncate(path, whole)
+        with path.open(encoding="utf-8", newline="\n") as file:
+            next(file, None)  # the header
+            for sample_id, lines in groupby(file, key=_read_id):
+                yield sample_id, list(lines)
 
 
-def _append(path: Path, content: bytes, header: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(content if file.tell() else header + content)
-
-
-def check_making(folder: Path, making: Mapping[str, Any]) -> None:
-    """Refuse rows that were made otherwise; note how those to come are made."""
-    path, now = folder / "making.json", json.loads(json.dumps(making, default=str))
-    if path.is_file():
-        then = json.loads(path.read_text(encoding="utf-8"))
-        if changed := list(_differences(then, now)):
-            raise ConfigError(
-                f"The rows in {folder} were made otherwise than now: {'; '.join(changed)}. Go on with the settings and "
-                "the weights that they were made with, or begin anew in another folder."
-            )
-        return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-def _differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in {**then, **now}:
-            yield from _differences(then.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    elif then != now:
-        yield f"{name} was {then!r}, is {now!r}"
+def _read_id(line: str) -> str:
+    return next(csv.reader([line]))[0]

@@ -1,4 +1,8 @@
-"""Where a run's numbers go: `metrics.csv` always, Weights & Biases when it is wanted. The only importer of wandb."""
+"""The loggers of a run, and what they can log: numbers, the configuration, tables and pictures.
+
+`metrics.csv` is always written; Weights & Biases runs beside it where it is wanted. No other module
+imports wandb.
+"""
 
 from __future__ import annotations
 
@@ -41,22 +45,23 @@ def make_loggers(
     mode: WandbMode = "auto",
     project: str = "lightning-mllm",
 ) -> list[Logger]:
-    """Make the loggers of a run: `<run_dir>/metrics.csv`, and W&B with its files under `<run_dir>/wandb`.
+    """Make the loggers of a run: `metrics.csv`, and W&B with its files in the folder `wandb`.
 
     Args:
         run_dir: Folder of the run; made if it is missing.
         name: Name of the W&B run.
         group: W&B group.
         tags: W&B tags.
-        mode: `auto` does what WANDB_MODE says, else is online where a W&B key is set up and the server can be reached,
-            and offline elsewhere.
+        mode: With `auto` the environment variable WANDB_MODE decides; without it, W&B is online
+            where a key is set up and the server can be reached, and offline elsewhere.
         project: W&B project.
 
     Returns:
         The CSV logger, then the W&B logger unless it is disabled.
 
     Raises:
-        ConfigError: W&B is asked for but not installed, or asked to be online without a key or a server.
+        ConfigError: W&B is requested, but it is not installed; or it is requested to be online, and
+            there is no key or no server.
     """
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by lightning
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -69,11 +74,11 @@ def make_loggers(
 
 
 class _WandbRun(WandbLogger):
-    """Says in one sentence why a run can't be online, or goes offline where that is as good.
+    """Lightning's W&B logger that goes offline, or says why in one sentence, if the server refuses.
 
     Args:
-        may_be_offline: Whether it is.
-        options: As Lightning's own.
+        may_be_offline: Whether it may go offline.
+        options: Options of Lightning's W&B logger.
     """
 
     def __init__(self, may_be_offline: bool, **options: Any) -> None:
@@ -83,7 +88,7 @@ class _WandbRun(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run, which begins when it is first asked for."""
+        """The W&B run, which begins when it is first used."""
         import wandb  # noqa: PLC0415  # the library must import without it
 
         try:
@@ -92,8 +97,8 @@ class _WandbRun(WandbLogger):
             reason = " ".join(str(error).split())
             if not self._may_be_offline:
                 raise ConfigError(
-                    f"W&B refuses to be online: {reason}. Check the key (`wandb login --relogin`) and the project, or "
-                    "use --trainer.run.wandb offline."
+                    f"W&B refuses to be online: {reason}. Check the key (`wandb login --relogin`) "
+                    "and the project, or use --trainer.run.wandb offline."
                 ) from error
         rank_zero_info(f"W&B refuses to be online: {reason}.")
         _say_how_to_sync(Path(self.save_dir or "."))
@@ -104,13 +109,13 @@ class _WandbRun(WandbLogger):
 @rank_zero_only
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
     """Log the resolved configuration, secrets masked."""
-    for logger in _wandb(loggers):
+    for logger in _only_wandb(loggers):
         logger.experiment.config.update(mask_secrets(config), allow_val_change=True)
 
 
 @rank_zero_only
 def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float], step: int) -> None:
-    """Log numbers from where a module can't: before the first step, or after an evaluation."""
+    """Log numbers where a module can't: before the first step, or after an evaluation."""
     for logger in loggers:
         logger.log_metrics(dict(metrics), step=step)
 
@@ -124,20 +129,19 @@ def log_table(
     step: int | None = None,
 ) -> None:
     """Log a table; a cell may be a PIL image."""
-    rows = [list(row) for row in rows]
-    for logger in _wandb(loggers):
-        import wandb  # noqa: PLC0415  # the library must import without it
-
-        data = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows]
-        with _staged_under(Path(logger.save_dir or ".") / "wandb"):
+    rows = list(rows)
+    for logger in _only_wandb(loggers):
+        data = [_with_wandb_images(row) for row in rows]
+        with _staging_in(Path(logger.save_dir or ".") / "wandb"):
             logger.log_table(key, columns=list(columns), data=data, step=step)
 
 
 @rank_zero_only
 def log_image(loggers: Iterable[Logger], key: str, path: Path, step: int | None = None) -> None:
-    """Log an image file, if there is one: a figure that can't be drawn is missing."""
-    for logger in _wandb(loggers) if path.is_file() else ():
-        logger.log_image(key, [str(path)], step=step)
+    """Log an image file; without the file, of a figure that could not be drawn, do nothing."""
+    if path.is_file():
+        for logger in _only_wandb(loggers):
+            logger.log_image(key, [str(path)], step=step)
 
 
 @rank_zero_only
@@ -149,9 +153,18 @@ def finish(loggers: Iterable[Logger]) -> None:
             logger.experiment.finish()
 
 
+def _with_wandb_images(row: Sequence[Any]) -> list[Any]:
+    import wandb  # noqa: PLC0415  # the library must import without it
+
+    return [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row]
+
+
 @contextmanager
-def _staged_under(folder: Path) -> Iterator[None]:
-    """Let wandb keep the images of an offline table beside the run, not in the home folder, so that a copy is whole."""
+def _staging_in(folder: Path) -> Iterator[None]:
+    """Let wandb keep the images of offline tables beside the run, not in the home folder.
+
+    So a copy of the run's folder is complete.
+    """
     earlier = os.environ.get("WANDB_DATA_DIR")
     os.environ["WANDB_DATA_DIR"] = earlier or str(folder)
     try:
@@ -163,12 +176,15 @@ def _staged_under(folder: Path) -> Iterator[None]:
 
 def _say_how_to_sync(run_dir: Path) -> None:
     rank_zero_info(
-        f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-* (before the folder is "
-        "moved, or with a link left in its place: W&B knows the pictures of tables by their full path)"
+        f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-* "
+        "(before the folder is moved, or with a link left in its place: W&B finds the pictures of "
+        "tables by their full path)"
     )
 
 
-def _wandb_logger(run_dir: Path, mode: WandbMode, *, may_be_offline: bool, **options: Any) -> WandbLogger:
+def _wandb_logger(
+    run_dir: Path, mode: WandbMode, *, may_be_offline: bool, **options: Any
+) -> WandbLogger:
     if mode == "offline":
         _say_how_to_sync(run_dir)
     import wandb  # noqa: PLC0415  # the library must import without it
@@ -177,12 +193,12 @@ def _wandb_logger(run_dir: Path, mode: WandbMode, *, may_be_offline: bool, **opt
         may_be_offline,
         save_dir=run_dir.resolve(),  # the process of wandb may work in another folder
         mode=mode,  # WandbLogger's own `offline` would change the environment of the process
-        reinit="create_new",  # several runs in one process don't end up in each other
+        reinit="create_new",  # several runs in one process stay apart
         settings=wandb.Settings(
             console="off",
             save_code=False,
             silent=mode == "offline",
-            x_disable_meta=True,  # the command line, which may hold a secret; the masked config says all the rest
+            x_disable_meta=True,  # the command line may hold a secret; the config is logged masked
         ),
         **options,
     )
@@ -190,26 +206,33 @@ def _wandb_logger(run_dir: Path, mode: WandbMode, *, may_be_offline: bool, **opt
     return logger
 
 
-def _wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:
+def _only_wandb(loggers: Iterable[Logger]) -> Iterable[WandbLogger]:
     return (logger for logger in loggers if isinstance(logger, WandbLogger))
 
 
 def _resolve(mode: WandbMode) -> WandbMode:
-    """Return the mode that `auto` stands for, and check what was asked for."""
-    asked = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), mode) if mode == "auto" else mode
+    """Return the mode that `auto` stands for, and check that a mode is possible."""
+    asked = mode
+    if mode == "auto":
+        asked = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), mode)
     if asked == "disabled":
         return asked
     if find_spec("wandb") is None:
         if mode == "auto":
             rank_zero_info("wandb is not installed: metrics go to metrics.csv only.")
             return "disabled"
-        raise ConfigError(f"W&B mode {mode!r} needs the package wandb: pip install wandb, or use mode disabled.")
+        raise ConfigError(
+            f"W&B mode {mode!r} needs the package wandb: pip install wandb, or use mode disabled."
+        )
     if asked == "offline":
         return asked
     if not _has_key():
         if asked == "auto":
             return "offline"
-        raise ConfigError("W&B is asked to be online, but no key is set up. Run `wandb login`, or use mode offline.")
+        raise ConfigError(
+            "W&B is requested to be online, but no key is set up. Run `wandb login`, or use mode "
+            "offline."
+        )
     import wandb  # noqa: PLC0415  # the library must import without it
 
     server = wandb.setup().settings.base_url
@@ -218,7 +241,10 @@ def _resolve(mode: WandbMode) -> WandbMode:
     if asked == "auto":
         rank_zero_info(f"The W&B server {server} can't be reached.")
         return "offline"
-    raise ConfigError(f"W&B is asked to be online, but {server} can't be reached. See to the network, or use offline.")
+    raise ConfigError(
+        f"W&B is requested to be online, but {server} can't be reached. Check the network, or use "
+        "mode offline."
+    )
 
 
 def _has_key() -> bool:
@@ -226,7 +252,8 @@ def _has_key() -> bool:
     import wandb  # noqa: PLC0415  # the library must import without it
 
     settings = wandb.setup().settings
-    if os.environ.get("WANDB_API_KEY") or settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    variables = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    if settings.api_key or any(os.environ.get(name) for name in variables):
         return True
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     hosts = [urlsplit(settings.base_url).hostname or ""]

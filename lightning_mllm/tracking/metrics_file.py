@@ -16,23 +16,22 @@ from lightning_mllm.store.files import write_rows
 
 
 class MetricsFile(Logger):
-    """Writes `metrics.csv`: one row per `log_metrics`, one column per metric, empty where a row has no value.
+    """Writes `metrics.csv`: a row per `log_metrics`, a column per metric.
 
-    Its `step` is the number of optimiser steps taken, as in all files of a run.
-
-    A run that is resumed goes on at the end of the file. Steps between its checkpoint and the end of the earlier
-    process are then there twice; the later row counts.
+    A cell is empty where its row has no value. The column `step` is the number of optimiser steps
+    taken, as in all files of a run. Each logger begins a new file.
 
     Args:
         run_dir: Folder of the run.
-        rows_per_write: Rows are kept in memory until there are so many, or until `save`.
+        rows_per_write: Rows are kept in memory until there are this many, or until `save`.
     """
 
     def __init__(self, run_dir: Path, rows_per_write: int = 20) -> None:
         super().__init__()
         self.path = Path(run_dir) / "metrics.csv"
         self._rows_per_write = rows_per_write
-        self._rows: list[dict[str, Any]] = []
+        self._columns: list[str] = []  # of the file
+        self._rows: list[dict[str, Any]] = []  # that are not in the file yet
 
     @property
     def name(self) -> str:
@@ -52,28 +51,34 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Add a row."""
-        values = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
-        values.update({key: int(values[key]) for key in ("epoch",) if key in values})  # Lightning makes it a float
-        self._rows.append({"step": step, **values})
+        row: dict[str, Any] = {"step": step}
+        for key, value in metrics.items():
+            row[key] = value.item() if isinstance(value, Tensor) else value
+        if "epoch" in row:
+            row["epoch"] = int(row["epoch"])  # Lightning makes it a float
+        self._rows.append(row)
         if len(self._rows) >= self._rows_per_write:
             self.save()
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Do nothing: the resolved config of the run is a file of its own."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows that are not in the file yet; a file with too few columns is replaced in one step."""
+        """Write the rows that are not in the file yet."""
         if not self._rows:
             return
-        columns = self._columns()
-        wanted = list(dict.fromkeys([*columns, *(key for row in self._rows for key in row)]))
-        if wanted == columns:
+        columns = dict.fromkeys(self._columns)
+        for row in self._rows:
+            columns |= dict.fromkeys(row)
+        if list(columns) == self._columns:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, columns).writerows(self._rows)
+                csv.DictWriter(file, self._columns).writerows(self._rows)
         else:
-            self._replace(wanted)
+            self._replace(list(columns))
         self._rows.clear()
 
     @rank_zero_only
@@ -81,15 +86,12 @@ class MetricsFile(Logger):
         """Write what is left."""
         self.save()
 
-    def _columns(self) -> list[str]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return next(csv.reader(file), [])
-
     def _replace(self, columns: list[str]) -> None:
-        earlier: list[dict[str, Any]] = []
-        if self.path.is_file():
+        """Replace the file by one with more columns and the new rows."""
+        rows: list[dict[str, Any]] = []
+        if self._columns:
             with self.path.open(newline="") as file:
-                earlier = list(csv.DictReader(file))
-        write_rows(self.path, columns, [[row.get(key) for key in columns] for row in [*earlier, *self._rows]])
+                rows += csv.DictReader(file)
+        cells = (map(row.get, columns) for row in [*rows, *self._rows])
+        write_rows(self.path, columns, cells)
+        self._columns = columns

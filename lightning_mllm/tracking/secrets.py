@@ -9,25 +9,34 @@ from pathlib import Path
 from typing import Any
 
 _MASK = "********"
-_SECRET_KEY = re.compile(r"token(?!i[sz])|secret|passw|api_?key|credential", re.IGNORECASE)  # not: tokenizer
+_SECRET_KEY = re.compile(  # not: tokenizer
+    r"token(?!i[sz])|secret|passw|api_?key|credential", re.IGNORECASE
+)
 _SHORTEST_SECRET = 8  # a shorter value of a secret environment variable would mask innocent text
 
 
 def mask_secrets(config: Any) -> Any:
     """Return a copy of nested dicts and lists in which no secret is left.
 
-    Masked are text under a key that names a secret (`hf_token`, `api_key`, ...) and, wherever it stands, the value of
-    an environment variable with such a name. Numbers stay: `max_new_tokens: 8` is no secret.
+    Masked are texts under a key that names a secret (`hf_token`, `api_key`, ...), and all texts
+    with the value of an environment variable of such a name. Numbers stay: `max_new_tokens: 8` is
+    not a secret.
     """
-    values = [v for key, v in os.environ.items() if _SECRET_KEY.search(key) and len(v) >= _SHORTEST_SECRET]
-    return _masked(config, secret=False, values=values)
+    secrets = []
+    for name, value in os.environ.items():
+        if _SECRET_KEY.search(name) and len(value) >= _SHORTEST_SECRET:
+            secrets.append(value)
+    return _mask(config, secret=False, values=secrets)
 
 
-def _masked(node: Any, secret: bool, values: list[str]) -> Any:
+def _mask(node: Any, secret: bool, values: list[str]) -> Any:
     if isinstance(node, Mapping):
-        return {k: _masked(v, secret or bool(_SECRET_KEY.search(str(k))), values) for k, v in node.items()}
+        masked = {}
+        for key, value in node.items():
+            masked[key] = _mask(value, secret or bool(_SECRET_KEY.search(str(key))), values)
+        return masked
     if isinstance(node, list | tuple):
-        return [_masked(item, secret, values) for item in node]
+        return [_mask(item, secret, values) for item in node]
     if isinstance(node, str | Path):
         text = str(node)
         return _MASK if secret or any(value in text for value in values) else node

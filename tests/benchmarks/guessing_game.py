@@ -2,8 +2,8 @@
 
 Draws 40 public names (classes and functions without an underscore) with a seed made of the last commit's hash:
 
-    python tests/benchmarks/guessing_game.py draw > names.txt       # the tree, and the names to place
-    python tests/benchmarks/guessing_game.py score answers.txt      # lines of "Name path/of/file.py"
+    python -m tests.benchmarks.guessing_game draw > names.txt       # the tree, and the names to place
+    python -m tests.benchmarks.guessing_game score answers.txt      # lines of "Name path/of/file.py"
 
 The answers are written down before the second command shows the key.
 """
@@ -16,7 +16,7 @@ import random
 import subprocess
 from pathlib import Path
 
-from code_size import FUNCTIONS, HERE, library_files
+from tests.benchmarks.code_size import HERE, library_files
 
 DRAWN = 40
 
@@ -26,7 +26,7 @@ def public_names() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for file in library_files(HERE, ""):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.ClassDef, *FUNCTIONS)) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
                 found.setdefault(node.name, set()).add(str(file.relative_to(HERE)))
     return found
 

@@ -15,7 +15,7 @@ from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.freeze import Lora, ProjectorAndVision
 from lightning_mllm.probing import FeatureCache, MLPProbe, Point
-from lightning_mllm.probing.features import files as feature_files
+from lightning_mllm.store import files
 from lightning_mllm.types import MultimodalBatch, Sample, Turn
 from tests.support.command_line import picture
 from tests.support.feature_callbacks import all_callbacks, make_run, moments, quick_probes
@@ -129,7 +129,7 @@ def test_a_full_disk_ends_the_run_with_the_name_of_the_file(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_files, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
 
     with pytest.raises(DataError, match=r"features/train-step0\.safetensors: .*No space left on device"):
         make_run(tiny_llava, tmp_path, [SaveFeatures()]).fit()

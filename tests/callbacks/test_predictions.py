@@ -9,7 +9,7 @@ from PIL import Image
 
 from lightning_mllm.callbacks import predictions, processes
 from lightning_mllm.evaluation import AnswerParser
-from lightning_mllm.tracking.figures.run import Verdict
+from lightning_mllm.tracking.figures.predictions import ScoredAnswer
 from tests.callbacks.conftest import EVALUATED, Study
 
 STAGES = ("val-step0", "zero_shot-step0", "val-step2", "val-step4", "test-step4")
@@ -62,7 +62,7 @@ def test_the_sheet_is_a_picture(study: Study) -> None:
 
 
 def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
-    row = predictions._Row("a", "What?", "zero", (Verdict("likelihood", "zero", "zero", True),))
+    row = predictions._Row("a", "What?", "zero", (ScoredAnswer("likelihood", "zero", "zero", True),))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         assert processes.gather_rows([row]) == [row]

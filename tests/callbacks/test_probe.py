@@ -1,4 +1,4 @@
-"""The feature callbacks in short real fits; one has W&B offline and its run file is read."""
+"""The feature callbacks in short real fits; one logs to a fake W&B run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from statistics import fmean
 
 import pytest
 import torch
-import wandb
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_mllm.callbacks import RepresentationDrift
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.probing import Point, linear_cka, load_features, mean_cosine
 from lightning_mllm.tracking.figures import run as figures
 from lightning_mllm.tracking.loggers import finish, make_loggers
+from tests.support.fake_wandb import FakeRun, fake_wandb
 from tests.support.feature_callbacks import HALVES, POINTS, PROBES, SEEDS, Run, all_callbacks, make_run, moments
-from tests.support.wandb_run_file import history
 
 SCORED = [f"{point.name}/{probe.name}" for probe in PROBES for point in POINTS]
 
@@ -25,12 +25,20 @@ SCORED = [f"{point.name}/{probe.name}" for probe in PROBES for point in POINTS]
 def followed(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Run:
     folder = tmp_path_factory.mktemp("followed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("WANDB_MODE", raising=False)
+        runs = fake_wandb(patch)
         run = make_run(tiny_llava, folder, all_callbacks(folder))
         run.trainer.loggers = make_loggers(folder, name="run", mode="offline")
         run.fit().test()
         finish(run.trainer.loggers)
-        wandb.teardown()  # waits until the background process has written everything
+        assert runs[0].finished
+    return run
+
+
+@pytest.fixture
+def wandb_run(followed: Run) -> FakeRun:
+    (logger,) = (each for each in followed.trainer.loggers if isinstance(each, WandbLogger))
+    run = logger.experiment
+    assert isinstance(run, FakeRun)
     return run
 
 
@@ -51,11 +59,9 @@ def test_probes_are_scored_before_training_each_epoch_and_after_the_test(followe
     assert all(1 <= int(row["best_epoch"]) <= int(row["epochs_trained"]) for row in found if row["probe"] == "mlp")
 
 
-def test_steps_are_the_same_in_the_wandb_run(followed: Run) -> None:
-    logged = history(followed.folder)
-
+def test_steps_are_the_same_in_the_wandb_run(wandb_run: FakeRun) -> None:
     def steps(key: str) -> list[int]:
-        return [row["trainer/global_step"] for row in logged if key in row]
+        return [row["trainer/global_step"] for row in wandb_run.history if key in row]
 
     assert steps("val/loss") == steps("drift/post-mean/cka") == [2, 4]
     assert steps("probe/val/post-mean/mlp/accuracy") == [0, 2, 4]
@@ -70,16 +76,14 @@ def test_what_enters_a_projection_that_is_trained_stays_and_what_leaves_it_moves
     assert not torch.equal(before["post-mean"].features, after["post-mean"].features)
 
 
-def test_the_metrics_of_the_probes_are_in_the_csv_and_in_the_wandb_run(followed: Run) -> None:
+def test_the_metrics_of_the_probes_are_in_the_csv_and_in_the_wandb_run(followed: Run, wandb_run: FakeRun) -> None:
     measures = ("accuracy", "accuracy_sd", "macro_f1", "macro_f1_sd", "selectivity")
     keys = {f"probe/{stage}/post-mean/mlp/{measure}" for stage in ("val", "test") for measure in measures}
     keys |= {"probe/val/pre-mean/nearest-centroid/accuracy", "drift/post-mean/cka", "drift/projector_weights"}
 
-    logged = history(followed.folder)
-    assert keys <= {key for row in logged for key in row}
-    assert any(key.startswith("probes/") for row in logged for key in row)  # the picture
+    assert keys | {"probes"} <= wandb_run.keys  # the picture among them
     assert keys <= set(followed.rows("metrics.csv")[0])
-    first = next(row for row in logged if "probe/val/post-mean/mlp/accuracy" in row)
+    first = next(row for row in wandb_run.history if "probe/val/post-mean/mlp/accuracy" in row)
     own = [row for row in followed.rows("probes.csv") if (row["point"], row["probe"]) == ("post-mean", "mlp")]
     mean = fmean(float(row["accuracy"]) for row in own[: len(SEEDS)])
     assert first["probe/val/post-mean/mlp/accuracy"] == pytest.approx(mean)
@@ -88,7 +92,7 @@ def test_the_metrics_of_the_probes_are_in_the_csv_and_in_the_wandb_run(followed:
 def test_the_picture_is_over_steps_and_those_of_the_model_leave_the_probes_out(followed: Run) -> None:
     rows = [{"step": step, "epoch": 0, "accuracy": value} for step, value in ((5, 0.9), (2, 0.4), (2, 0.6))]
 
-    assert figures._by_step(rows, "accuracy") == {2: [0.4, 0.6], 5: [0.9]}  # two validations of one epoch
+    assert figures._group_by_step(rows, "accuracy") == {2: [0.4, 0.6], 5: [0.9]}  # two validations of one epoch
     assert (followed.folder / "probes.png").stat().st_size > 10_000
     curves = figures._read_curves(followed.folder / "metrics.csv")
     assert "val/loss" in curves

@@ -77,7 +77,7 @@ def test_epochs_can_be_left_out_but_for_the_last(tiny_llava: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("analyses", "options", "message"),
     [
-        ([], {}, r"An analysis is needed.*found none"),
+        ([], {}, r"Expected one analysis or more.*found none"),
         ([lens(), lens()], {}, r"each with a name of its own; found answer_lens, answer_lens"),
         ([lens()], {"every_n_epochs": 0}, r"every_n_epochs must be at least 1, not 0"),
         ([lens()], {"split": "val"}, r"split is 'val', which is a split of `data`, and there is no data"),
@@ -176,7 +176,7 @@ def test_several_processes_without_a_folder_are_refused_before_the_model_is_load
     trainer.logger = None
     monkeypatch.setattr(type(trainer), "world_size", 2)
 
-    with pytest.raises(ConfigError, match="2 processes put what they find together"):
+    with pytest.raises(ConfigError, match="2 processes collect what they find"):
         callback.setup(trainer, MLLMModule(tiny_llava), "fit")
 
 

@@ -158,7 +158,7 @@ def test_two_processes_follow_the_features_and_ask_clip_as_one_does(
     one, two = tmp_path / "one", tmp_path / "two"
     written = [{name for name in files_below(run) if any(part in name for part in FOLLOWED)} for run in (one, two)]
     assert written[0] == written[1] >= {"probes.csv", "drift.csv", "features/val-step6.safetensors"}
-    assert not [name for name in files_below(two) if name.endswith((".part", ".partial"))]
+    assert not [name for name in files_below(two) if name.endswith(".part")]
     assert counts(two / "probes.csv") == counts(one / "probes.csv")  # a row of each, and the same N
     assert counts(two / "drift.csv") == counts(one / "drift.csv")
     answers = [next(run.rglob("clip-predictions.csv")).read_text() for run in (one, two)]

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.store.files import read_json, write_json, write_rows
+from lightning_mllm.store.files import read_json, replacing_folder, write_json, write_rows
 
 
 def test_rows_are_written_with_header_and_empty_cells_for_nothing(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "new" / "table.csv", ["a", "b"], [["x, y", None], ["z", float("nan")]])
+    path = write_rows(
+        tmp_path / "new" / "table.csv", ["a", "b"], [["x, y", None], ["z", float("nan")]]
+    )
 
     assert path.read_text().splitlines() == ["a,b", '"x, y",', "z,"]
 
@@ -55,3 +57,17 @@ def test_a_file_that_holds_no_json_object_is_named(tmp_path: Path, content: str)
 
     with pytest.raises(DataError, match=r"scores\.json"):
         read_json(path)
+
+
+def test_a_folder_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder"
+    with pytest.raises(KeyError), replacing_folder(target) as folder:
+        (folder / "half").write_text("")
+        raise KeyError("broken")
+    assert not list((tmp_path / "new").iterdir())
+
+    with replacing_folder(target) as folder:
+        (folder / "whole").write_text("")
+
+    assert [path.name for path in target.iterdir()] == ["whole"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]

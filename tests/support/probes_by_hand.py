@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_mllm.probing import FeatureSet, Training
-from lightning_mllm.probing.probes.seeds import hold_out, seeded
+from lightning_mllm.probing.probes.seeds import hold_out
+from lightning_mllm.store.seeds import torch_generator
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ def train_by_hand(
     """Train one network and classify the test features, (samples, width)."""
     network = _network(sizes, seed, train.features.dtype).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
-    kept, held = hold_out(train.targets, training.val_fraction, seeded(seed, "slice"))
+    kept, held = hold_out(train.targets, training.val_fraction, torch_generator(seed, "slice"))
     features, targets = train.features.to(device), train.targets.to(device)
-    order = seeded(seed, "order")
+    order = torch_generator(seed, "order")
     lowest, best, best_epoch, epoch = math.inf, copy.deepcopy(network.state_dict()), 0, 0
     for epoch in range(1, training.max_epochs + 1):
         for rows in (
@@ -70,7 +71,7 @@ def train_by_hand(
 
 def _network(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):  # torch.nn.Linear draws from the global generator
-        torch.set_rng_state(seeded(seed, "weights").get_state())
+        torch.set_rng_state(torch_generator(seed, "weights").get_state())
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs, dtype=dtype), nn.ReLU()]

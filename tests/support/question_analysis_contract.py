@@ -94,8 +94,7 @@ class AnalysisContract:
         parts = batches(tiny_llava, 2)
         self.run(backbone, tiny_llava, parts, tmp_path / "whole").merge()
         stopped = self.run(backbone, tiny_llava, parts[:2], tmp_path / "stopped")
-        with (tmp_path / "stopped" / "rows-0.csv").open("a") as file:
-            file.write("test-5,half a ro")
+        (tmp_path / "stopped" / "rows-0-000002.csv.part").write_text("sample_id\ntest-5,half a ro")
 
         resumed = self.make()
         resumed.prepare(tokenizer(tiny_llava), tmp_path / "stopped")

@@ -29,10 +29,15 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_runs(
-    folder: Path | None, analysis: Analysis, shares: int = 2, barrier: Callable[[], Any] | None = None
+    folder: Path | None,
+    analysis: Analysis,
+    world_size: int = 2,
+    barrier: Callable[[], Any] | None = None,
 ) -> list[AnalysisRun]:
-    together = barrier or Barrier(shares, timeout=TIMEOUT).wait
-    return [AnalysisRun([analysis], folder, share, shares, together) for share in range(shares)]
+    together = barrier or Barrier(world_size, timeout=TIMEOUT).wait
+    return [
+        AnalysisRun([analysis], folder, rank, world_size, together) for rank in range(world_size)
+    ]
 
 
 def an_analysis(**methods: Any) -> Any:
@@ -46,12 +51,12 @@ def finish(run: AnalysisRun) -> list[Any]:
 
 
 def test_several_processes_without_a_folder_would_each_have_only_a_part() -> None:
-    with pytest.raises(ConfigError, match=r"2 processes put what they find together .* use one device"):
-        AnalysisRun((), None, share=0, shares=2, barrier=lambda: None)
+    with pytest.raises(ConfigError, match=r"2 processes collect what they find .* use one device"):
+        AnalysisRun((), None, rank=0, world_size=2, barrier=lambda: None)
 
 
 def test_one_process_needs_no_folder() -> None:
-    run = AnalysisRun((), None, share=0, shares=1, barrier=lambda: None)
+    run = AnalysisRun((), None, rank=0, world_size=1, barrier=lambda: None)
 
     assert finish(run) == []
 
@@ -78,9 +83,9 @@ def test_nobody_waits_at_the_barrier_for_one_that_is_not_done(tmp_path: Path) ->
 
 
 def test_markers_of_a_run_that_was_killed_are_nobodys(tmp_path: Path) -> None:
-    for share in range(3):
-        (tmp_path / f"process-{share}.done").touch()
-        (tmp_path / f"process-{share}.failed").touch()
+    for rank in range(3):
+        (tmp_path / f"process-{rank}.done").touch()
+        (tmp_path / f"process-{rank}.failed").touch()
     runs = make_runs(tmp_path, an_analysis())
 
     with ThreadPoolExecutor(2) as pool:
@@ -101,37 +106,43 @@ def test_what_goes_wrong_on_the_first_process_leaves_nobody_waiting(tmp_path: Pa
 
 
 def test_a_process_whose_run_has_ended_does_not_wait_for_it(tmp_path: Path) -> None:
-    run = AnalysisRun((), tmp_path, share=1, shares=2, barrier=lambda: None, parent=os.getpid())  # not its own
+    run = AnalysisRun(
+        (), tmp_path, rank=1, world_size=2, barrier=lambda: None, parent=os.getpid()
+    )  # not its own
 
     with pytest.raises(RuntimeError, match="process that started this one has ended"):
         finish(run)
 
 
 def test_a_process_that_fails_is_not_waited_for_and_named(tmp_path: Path) -> None:
-    first, second, third = make_runs(tmp_path, an_analysis(), shares=3)
+    first, second, third = make_runs(tmp_path, an_analysis(), world_size=3)
 
     second.fail()
 
     for run in (first, third):
-        with pytest.raises(RuntimeError, match=rf"Of 3 processes number 1 .* so number {run.share} waits no longer"):
+        with pytest.raises(
+            RuntimeError, match=rf"Process 1 of 3 .* so process {run.rank} waits no longer"
+        ):
             finish(run)
         run.fail()  # as what ends it is an exception too
     assert sorted(path.name for path in tmp_path.glob("*.failed")) == ["process-1.failed"]
 
 
-@pytest.mark.parametrize("shares", [1, 2])
-def test_only_a_process_with_others_and_a_folder_says_that_it_fails(shares: int, tmp_path: Path) -> None:
-    AnalysisRun((), None, share=0, shares=1, barrier=lambda: None).fail()
-    AnalysisRun((), tmp_path / "new", share=0, shares=shares, barrier=lambda: None).fail()
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_only_a_process_with_others_and_a_folder_says_that_it_fails(
+    world_size: int, tmp_path: Path
+) -> None:
+    AnalysisRun((), None, rank=0, world_size=1, barrier=lambda: None).fail()
+    AnalysisRun((), tmp_path / "new", rank=0, world_size=world_size, barrier=lambda: None).fail()
 
-    assert len(list(tmp_path.glob("new/process-0.failed"))) == shares - 1
+    assert len(list(tmp_path.glob("new/process-0.failed"))) == world_size - 1
 
 
 def test_which_processes_are_waited_for_is_said_at_once_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(analysis_run, "_PATIENCE", 0.1)
-    run, *_, last = make_runs(tmp_path, an_analysis(), shares=4)
+    run, *_, last = make_runs(tmp_path, an_analysis(), world_size=4)
     (tmp_path / "process-1.done").touch()
 
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(1) as pool:
@@ -140,17 +151,21 @@ def test_which_processes_are_waited_for_is_said_at_once_and_again(
             pass
         last.fail()
 
-        with pytest.raises(RuntimeError, match="number 3"):
+        with pytest.raises(RuntimeError, match="Process 3 of 4"):
             waits.result(TIMEOUT)
 
-    assert {record.getMessage() for record in caplog.records} == {"Process 0 is done and waits for number 2, 3 of 4"}
+    assert {record.getMessage() for record in caplog.records} == {
+        "Process 0 of 4 is done and waits for 2, 3"
+    }
     assert [record.levelname for record in caplog.records[:3]] == ["INFO", "WARNING", "WARNING"]
     apart = caplog.records[2].created - caplog.records[0].created
     assert apart > 0.1
 
 
 @pytest.mark.parametrize(("local_rank", "parent"), [(0, None), (1, os.getppid())])
-def test_only_what_a_process_has_started_watches_it(local_rank: int, parent: int | None, tmp_path: Path) -> None:
+def test_only_what_a_process_has_started_watches_it(
+    local_rank: int, parent: int | None, tmp_path: Path
+) -> None:
     trainer = SimpleNamespace(
         default_root_dir=str(tmp_path),
         loggers=[object()],

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import wandb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
 
 from lightning_mllm.errors import ConfigError
@@ -15,12 +16,13 @@ from lightning_mllm.tracking.loggers import (
     finish,
     log_config,
     log_image,
+    log_metrics,
     log_table,
     make_loggers,
 )
 from lightning_mllm.tracking.metrics_file import MetricsFile
+from tests.support.fake_wandb import fake_wandb
 from tests.support.servers import serving
-from tests.support.wandb_run_file import config, history, run_record
 
 SENTINEL = "0123456789abcdef0123456789abcdef01234567"
 
@@ -48,7 +50,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# ---- which loggers --------------------------------------------------------------------------------------------------
+# ---- which loggers -------------------------------------------------------------------------------
 
 
 def test_without_a_key_auto_is_offline_and_says_once_how_to_sync(
@@ -62,7 +64,9 @@ def test_without_a_key_auto_is_offline_and_says_once_how_to_sync(
     assert f"wandb sync {tmp_path / 'run' / 'wandb'}/offline-run-*" in message
 
 
-def test_with_a_key_in_the_environment_auto_is_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_key_in_the_environment_auto_is_online(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
 
     assert modes(tmp_path) == ["online"]
@@ -83,7 +87,9 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_server")
-def test_without_a_server_auto_is_offline_at_once_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_auto_is_offline_at_once_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr("lightning_mllm.tracking.loggers.rank_zero_info", said.append)
 
@@ -107,15 +113,19 @@ def test_a_key_that_the_server_refuses_is_said_in_one_sentence_or_goes_offline(
     with serving(401) as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
         online = make_loggers(tmp_path / "online", name="run", mode="online")
-        with pytest.raises(ConfigError, match=r"W&B refuses to be online: .*401.*wandb login --relogin"):
+        with pytest.raises(
+            ConfigError, match=r"W&B refuses to be online: .*401.*wandb login --relogin"
+        ):
             log_config(online, {"a": 1})
 
         auto = make_loggers(tmp_path / "auto", name="run", mode="auto")
         log_config(auto, {"a": 1})
+        (run,) = (logger.experiment for logger in auto if isinstance(logger, WandbLogger))
+        assert dict(run.config)["a"] == 1
         finish(auto)
 
     wandb.teardown()
-    assert config(tmp_path / "auto")["a"] == 1
+    assert list((tmp_path / "auto").glob("wandb/offline-run-*/run-*.wandb"))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +151,9 @@ def test_disabled_leaves_the_csv_file(tmp_path: Path) -> None:
     assert isinstance(logger, MetricsFile)
 
 
-def test_without_wandb_installed_auto_is_csv_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_wandb_installed_auto_is_csv_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lightning_mllm.tracking.loggers.find_spec", lambda name: None)
 
     assert modes(tmp_path) == []
@@ -149,81 +161,116 @@ def test_without_wandb_installed_auto_is_csv_only(tmp_path: Path, monkeypatch: p
         make_loggers(tmp_path, name="run", mode="offline")
 
 
-# ---- an offline run, read back from its file -------------------------------------------------------------------------
+# ---- what is in a run ----------------------------------------------------------------------------
+
+SETTINGS = {
+    "lr": 0.1,
+    "hf_token": "secret",
+    "url": f"https://{SENTINEL}@host",
+    "max_new_tokens": 8,
+}
+
+
+def log_everything(run_dir: Path, picture: Path) -> list[Logger]:
+    """Begin an offline run, log one thing of each kind, and finish it."""
+    loggers = make_loggers(
+        run_dir, name="digits", group="group", tags=["tag"], mode="offline", project="project"
+    )
+    log_config(loggers, {"model": SETTINGS})
+    log_metrics(loggers, {"val/accuracy": 0.25}, step=0)
+    log_metrics(loggers, {"val/accuracy": 0.75}, step=10)
+    table = [[Image.new("RGB", (8, 8)), "zero"]]
+    log_table(loggers, "predictions", ["image", "answer"], table, step=10)
+    log_image(loggers, "curve", picture, step=10)
+    finish(loggers)
+    return loggers
 
 
 @pytest.fixture
-def offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a finished offline run in an environment with secrets."""
+def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A picture, in an environment with secrets."""
     monkeypatch.setenv("WANDB_API_KEY", SENTINEL)
     monkeypatch.setenv("HF_TOKEN", "hf_" + SENTINEL)
-    run_dir = tmp_path / "run"
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (8, 8), "red").save(picture)
-    loggers = make_loggers(run_dir, name="digits", group="group", tags=["tag"], mode="offline", project="project")
-    settings = {"lr": 0.1, "hf_token": "secret", "url": f"https://{SENTINEL}@host", "max_new_tokens": 8}
-    log_config(loggers, {"model": settings})
-    for logger in loggers:
-        logger.log_metrics({"val/accuracy": 0.25}, step=0)
-        logger.log_metrics({"val/accuracy": 0.75}, step=10)
-    log_table(loggers, "predictions", ["image", "answer"], [[Image.new("RGB", (8, 8)), "zero"]], step=10)
-    log_image(loggers, "curve", picture, step=10)
-    finish(loggers)
-    wandb.teardown()  # waits until the background process has written everything
-    assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
-    return run_dir
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    return path
 
 
-def test_an_offline_run_holds_what_was_logged(offline_run: Path) -> None:
-    logged = history(offline_run)
-    accuracies = [(row["trainer/global_step"], row["val/accuracy"]) for row in logged if "val/accuracy" in row]
-    run = run_record(offline_run)
+def test_a_run_holds_what_was_logged(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = fake_wandb(monkeypatch)
+    log_everything(tmp_path / "run", picture)
+    (run,) = runs
+    accuracies = [
+        (row["trainer/global_step"], row["val/accuracy"])
+        for row in run.history
+        if "val/accuracy" in row
+    ]
+    named = {key: run.options[key] for key in ("project", "name", "group", "tags", "mode")}
 
     assert accuracies == [(0, 0.25), (10, 0.75)]
-    assert (run.project, run.display_name, run.run_group, list(run.tags)) == ("project", "digits", "group", ["tag"])
-    assert any("predictions" in key for row in logged for key in row)
-    assert any("curve" in key for row in logged for key in row)
-    assert list(offline_run.rglob("media/images/*.png"))
-    assert config(offline_run)["model"]["lr"] == 0.1
+    assert named == {
+        "project": "project",
+        "name": "digits",
+        "group": "group",
+        "tags": ["tag"],
+        "mode": "offline",
+    }
+    assert run.keys >= {"predictions", "curve"}
+    assert run.finished
 
 
-def test_the_csv_file_holds_the_same_scalars(offline_run: Path) -> None:
-    assert [row["val/accuracy"] for row in rows(offline_run / "metrics.csv")] == ["0.25", "0.75"]
+def test_the_csv_file_holds_the_same_scalars(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_wandb(monkeypatch)
+    log_everything(tmp_path / "run", picture)
+
+    assert [row["val/accuracy"] for row in rows(tmp_path / "run/metrics.csv")] == ["0.25", "0.75"]
 
 
-def test_everything_lies_in_the_folder_of_the_run(offline_run: Path) -> None:
-    assert list(offline_run.glob("wandb/artifacts/staging/*")), "images of tables must travel with the run"
+def test_secrets_are_masked_in_the_config(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = fake_wandb(monkeypatch)
+    log_everything(tmp_path / "run", picture)
+    (run,) = runs
+
+    assert run.config["model"] == {
+        "lr": 0.1,
+        "hf_token": "********",
+        "url": "********",
+        "max_new_tokens": 8,
+    }
 
 
-def test_no_secret_is_in_any_file(offline_run: Path) -> None:
-    logged = config(offline_run)["model"]
-    files = [path for path in offline_run.rglob("*") if path.is_file()]
-
-    assert logged == {"lr": 0.1, "hf_token": "********", "url": "********", "max_new_tokens": 8}
-    assert len(files) > 5
-    assert not [path for path in files if SENTINEL.encode() in path.read_bytes()]
-
-
-def test_the_environment_is_as_before(tmp_path: Path) -> None:
-    import os
-
+def test_the_environment_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_wandb(monkeypatch)
     before = dict(os.environ)
-    loggers = make_loggers(tmp_path, name="run", mode="offline")
-    log_table(loggers, "table", ["a"], [[1]])
-    finish(loggers)
 
-    ours = {"WANDB_MODE", "WANDB_DATA_DIR"}
-    assert {name: os.environ.get(name) for name in ours} == {name: before.get(name) for name in ours}
+    log_table(make_loggers(tmp_path, name="run", mode="offline"), "table", ["a"], [[1]])
+
+    assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**before, "PYTEST_CURRENT_TEST": ""}
 
 
-def test_two_runs_in_one_process_stay_apart(tmp_path: Path) -> None:
-    first = make_loggers(tmp_path / "a", name="a", mode="offline")
-    second = make_loggers(tmp_path / "b", name="b", mode="offline")
-    for loggers, value in ((first, 1.0), (second, 2.0)):
-        for logger in loggers:
-            logger.log_metrics({"x": value}, step=0)
-    finish([*first, *second])
+def test_real_offline_runs_stay_apart_lie_in_their_folders_and_hold_no_secret(
+    tmp_path: Path, picture: Path
+) -> None:
+    """W&B itself: that it takes what we hand over, and what it writes by itself."""
+    run_dir = tmp_path / "run"
+    other = make_loggers(tmp_path / "other", name="other", mode="offline")
+    log_metrics(other, {"val/accuracy": 0.5}, step=0)
+    loggers = log_everything(run_dir, picture)  # while the other one is open
+    finish(other)
     wandb.teardown()  # waits until the background process has written everything
 
-    assert [row["x"] for row in history(tmp_path / "a")] == [1.0]
-    assert [row["x"] for row in history(tmp_path / "b")] == [2.0]
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert loggers[1].version != other[1].version  # two runs in one process are two
+    for folder in (run_dir, tmp_path / "other"):
+        assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    assert list(run_dir.rglob("media/images/*.png"))
+    staged = list(run_dir.glob("wandb/artifacts/staging/*"))
+    assert staged, "images of tables must travel with the run"
+    assert len(files) > 5
+    assert not [path for path in files if SENTINEL.encode() in path.read_bytes()]

@@ -25,16 +25,17 @@ def test_metrics_go_to_one_row_per_call(tmp_path: Path) -> None:
     ]
 
 
-def test_a_resumed_run_goes_on_at_the_end_of_the_file(tmp_path: Path) -> None:
-    first = MetricsFile(tmp_path)
-    first.log_metrics({"loss": 1.0}, step=1)
-    first.save()
-    second = MetricsFile(tmp_path)
-    second.log_metrics({"loss": 2.0}, step=2)
-    second.log_metrics({"new": 3.0}, step=3)
-    second.save()
+def test_a_new_metric_gets_a_column_and_earlier_rows_stay(tmp_path: Path) -> None:
+    logger = MetricsFile(tmp_path, rows_per_write=1)
+    logger.log_metrics({"loss": 1.0, "epoch": 0.0}, step=1)
+    logger.log_metrics({"loss": 2.0}, step=2)
+    logger.log_metrics({"new": 3.0}, step=3)
 
-    assert [row["loss"] for row in rows(tmp_path / "metrics.csv")] == ["1.0", "2.0", ""]
+    assert rows(tmp_path / "metrics.csv") == [
+        {"step": "1", "loss": "1.0", "epoch": "0", "new": ""},
+        {"step": "2", "loss": "2.0", "epoch": "", "new": ""},
+        {"step": "3", "loss": "", "epoch": "", "new": "3.0"},
+    ]
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -28,11 +28,16 @@ def test_text_under_a_secret_key_is_masked(config: Any, expected: Any) -> None:
     assert mask_secrets(config) == expected
 
 
-def test_the_value_of_a_secret_variable_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_secret_variable_is_masked_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MY_API_KEY", "0123456789")
     monkeypatch.setenv("EMPTY_TOKEN", "")
 
-    assert mask_secrets({"url": "https://u:0123456789@host", "x": "012"}) == {"url": MASK, "x": "012"}
+    assert mask_secrets({"url": "https://u:0123456789@host", "x": "012"}) == {
+        "url": MASK,
+        "x": "012",
+    }
 
 
 def test_the_config_itself_is_left_as_it_is() -> None:

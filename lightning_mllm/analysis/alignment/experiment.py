@@ -29,7 +29,7 @@ from lightning_mllm.analysis.forward.observe import StateName, states_of, stream
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.statistics.jackknife import rank_of
+from lightning_mllm.store.seeds import rank_of
 from lightning_mllm.types import MultimodalBatch, Sample
 
 

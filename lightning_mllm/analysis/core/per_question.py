@@ -169,8 +169,7 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         if kept:
             measured = self.measure(backbone, batch.take(kept), [questions[row] for row in kept])
             found.update(zip(kept, measured, strict=True))
-        for row, question in enumerate(questions):
-            self.rows.append(question.sample_id, found[row])
+        self.rows.append({question.sample_id: found[row] for row, question in enumerate(questions)})
 
     def _ask(self, backbone: Backbone, batch: MultimodalBatch) -> list[AskedQuestion]:
         """Return the questions of a batch, answered and judged."""

@@ -9,7 +9,6 @@ samples that came after the last file are run again, and none counts twice. `mer
 from __future__ import annotations
 
 import json
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -28,7 +26,8 @@ from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.jackknife import group_of
-from lightning_mllm.store.rows import check_making
+from lightning_mllm.store.files import write_tensors
+from lightning_mllm.store.manifest import claim_folder
 from lightning_mllm.types import MultimodalBatch, Sample
 
 _MERGED, _SHARES = "sums.safetensors", "sums-*.safetensors"
@@ -75,7 +74,7 @@ class Found:
 
     def write(self, path: Path) -> None:
         """Write a file, whole or not at all."""
-        tensors = {f"sum/{name}": total.cpu().contiguous() for name, total in self.sums.items()}
+        tensors = {f"sum/{name}": total.cpu() for name, total in self.sums.items()}
         if self.kept:
             tensors["kept"] = torch.stack([each.cpu() for each in self.kept.values()])
         more = {
@@ -83,9 +82,7 @@ class Found:
             "done": sorted(self.done),
             "left_out": sorted(self.left_out),
         }
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file(tensors, part, metadata={name: json.dumps(each) for name, each in more.items()})
-        os.replace(part, path)
+        write_tensors(path, tensors, {name: json.dumps(each) for name, each in more.items()})
 
     @classmethod
     def read(cls, path: Path) -> Found:
@@ -179,7 +176,7 @@ class StreamedAnalysis(Analysis):
         self._folder, self._share = folder, share
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            check_making(folder, self.making)
+            claim_folder(folder, self.making)
             files = _read(folder)
             self.found = files.get(folder / self._own_file, self.found)
             for found in files.values():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.store.seeds import numpy_generator
 from lightning_mllm.types import MultimodalBatch, Segment
 
 _ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996
@@ -133,4 +133,4 @@ def _draw(skip: Skip, sample_id: str, layer: int, count: int, part: str) -> NDAr
     A longer draw begins with the numbers of a shorter one.
     """
     key = f"{sample_id}/{part}/{layer if skip.per_layer else ''}"
-    return np.random.default_rng([skip.seed, crc32(key.encode())]).random(count)
+    return numpy_generator(skip.seed, key).random(count)

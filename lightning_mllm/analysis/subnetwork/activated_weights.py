@@ -285,8 +285,8 @@ class ActivatedWeights(Analysis):
         for tokens, calibration in found.items():
             self._sets.setdefault((task, tokens), []).append(calibration)
         self._seen.update(ids)
+        new = {}
         for sample_id in ids:
             if sample_id not in self._rows.done:
-                self._rows.append(
-                    sample_id, [CalibrationRow(sample_id=sample_id, task=task, fold=fold)]
-                )
+                new[sample_id] = [CalibrationRow(sample_id=sample_id, task=task, fold=fold)]
+        self._rows.append(new)

@@ -32,7 +32,7 @@ from lightning_mllm.analysis.subnetwork.context import masked
 from lightning_mllm.analysis.subnetwork.mask import SubNetwork
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
-from lightning_mllm.analysis.subnetwork.tensor_files import digest, read_tensors, write_tensors
+from lightning_mllm.analysis.subnetwork.tensor_files import digest, read_matrices, write_matrices
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone, fingerprint
 from lightning_mllm.models.hooks import inputs_of
@@ -106,7 +106,7 @@ class Calibration:
         Raises:
             CheckpointError: The disk is full or can't be written.
         """
-        write_tensors(path, self.squares, "calibration", self._about())
+        write_matrices(path, self.squares, "calibration", self._about())
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -122,7 +122,7 @@ class Calibration:
             ids = tuple(about.pop("sample_ids"))
             return cls(pruning=pruning, options=options, squares=squares, sample_ids=ids, **about)
 
-        return read_tensors(path, "calibration", make)
+        return read_matrices(path, "calibration", make)
 
     @property
     def digest(self) -> str:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning, keep_highest
-from lightning_mllm.analysis.subnetwork.tensor_files import digest, read_tensors, write_tensors
+from lightning_mllm.analysis.subnetwork.tensor_files import digest, read_matrices, write_matrices
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 
@@ -152,7 +152,7 @@ class SubNetwork:
             "name": self.name,
             "shapes": {str(matrix): shape for matrix, shape in self.shapes.items()},
         }
-        write_tensors(path, self.bits, "sub-network", about)
+        write_matrices(path, self.bits, "sub-network", about)
 
     @classmethod
     def load(cls, path: Path) -> SubNetwork:
@@ -169,7 +169,7 @@ class SubNetwork:
                 {matrix: tuple(about["shapes"][str(matrix)]) for matrix in bits},
             )
 
-        return read_tensors(path, "sub-network", make)
+        return read_matrices(path, "sub-network", make)
 
     def check_fits(self, linear: Mapping[Matrix, nn.Linear]) -> None:
         """Refuse a model with other matrices.

@@ -11,7 +11,6 @@ tokens of a calibration. The other scores are its two factors alone, a_c (`activ
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.store.seeds import torch_generator
 
 WeightScore = Literal["wanda", "activation", "magnitude", "random"]
 Scope = Literal["row", "matrix"]
@@ -114,12 +114,9 @@ class Pruning:
     def scores(self, matrix: Matrix, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """Return the scores, (out, in) float64; for the arguments see `kept`."""
         if self.score == "random":
-            generator = torch.Generator().manual_seed(
-                random.Random(f"{self.seed}/{matrix}").getrandbits(63)
-            )
-            return torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(
-                weight.device
-            )
+            generator = torch_generator(self.seed, matrix)
+            drawn = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
+            return drawn.to(weight.device)
         size = weight.detach().double().abs()
         if self.score == "magnitude":
             return size

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
 from lightning_mllm.errors import CheckpointError
+from lightning_mllm.store.files import write_tensors
+from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 _T = TypeVar("_T")
 _KEY = "lightning_mllm"  # our entry in a file's metadata
 
 
-def write_tensors(path: Path, tensors: Mapping[Matrix, Tensor], holds: str, about: Mapping[str, Any]) -> None:
+def write_matrices(path: Path, tensors: Mapping[Matrix, Tensor], holds: str, about: Mapping[str, Any]) -> None:
     """Write a file; at every moment it is absent, old or complete.
 
     Args:
@@ -33,21 +31,16 @@ def write_tensors(path: Path, tensors: Mapping[Matrix, Tensor], holds: str, abou
     Raises:
         CheckpointError: The disk is full or can't be written.
     """
-    part = path.with_name(f"{path.name}.part")
     metadata = {"format": "pt", _KEY: json.dumps({"holds": holds, **about})}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({str(matrix): tensor.contiguous() for matrix, tensor in tensors.items()}, part, metadata=metadata)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            part.unlink()
+        write_tensors(path, {str(matrix): tensor for matrix, tensor in tensors.items()}, metadata)
+    except OSError as error:
         raise CheckpointError(
             f"{path} could not be written: {error}. Free some space, or choose another disk."
         ) from error
 
 
-def read_tensors(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], dict[str, Any]], _T]) -> _T:
+def read_matrices(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], dict[str, Any]], _T]) -> _T:
     """Return what a file holds.
 
     Args:
@@ -79,8 +72,5 @@ def read_tensors(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], d
 
 def digest(tensors: Mapping[Matrix, Tensor], about: Mapping[str, Any]) -> str:
     """Return a short hash of tensors and what they are."""
-    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for matrix, tensor in sorted(tensors.items()):
-        found.update(str(matrix).encode())
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()[:16]
+    named = ((str(matrix), tensor) for matrix, tensor in sorted(tensors.items()))
+    return fingerprint_tensors(named, json.dumps(about, sort_keys=True))[:16]

@@ -16,6 +16,7 @@ from transformers import ProcessorMixin
 from lightning_mllm.data.images.geometry import Geometry, Size
 from lightning_mllm.data.images.views import View, find_views
 from lightning_mllm.errors import DataError
+from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Box, Sample, Segment
 
 _KEPT = 1024  # sizes of pictures whose layout is kept
@@ -142,9 +143,9 @@ class Regions:
         """Return the masks that depend on boxes, for the sample's one picture."""
         layout = self._find_layout(size, count)
         shown = self.find_shown(sample, size, count)
-        random_draw = random.Random(f"random patches/{sample.id}")  # a str seeds through SHA-512
+        random_draw = python_random("random patches", sample.id)
         control = layout.draw_control(shown, random_draw)
-        distractor_draw = random.Random(f"distractors/{sample.id}")
+        distractor_draw = python_random("distractors", sample.id)
         number = min(len(sample.boxes), len(sample.distractors))
         chosen = distractor_draw.sample(sample.distractors, number)
         return {

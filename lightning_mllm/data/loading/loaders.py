@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.sampler import GlobalBatchSampler, Key
 from lightning_mllm.errors import ConfigError, UserError
+from lightning_mllm.store.manifest import describe_changes, find_changes
 from lightning_mllm.types import MultimodalBatch, Sample
 
 Collate = Callable[[Sequence[tuple[int, Sample]]], MultimodalBatch]
@@ -132,13 +133,14 @@ class ResumableLoader(BatchLoader):
             ConfigError: The batches are made with different settings, so that samples would be
                 repeated or left out.
         """
-        for name, now in self.batch_sampler.options.items():
-            if state[name] != now:
-                raise ConfigError(
-                    f"The checkpoint was written with {name} = {state[name]!r}, but now it is "
-                    f"{now!r}, so training would repeat some samples of the epoch and leave out "
-                    "others. Resume with the same data and options, or start a new run from the "
-                    "checkpoint's weights."
-                )
+        now = self.batch_sampler.options
+        changes = find_changes({name: state[name] for name in now}, now)
+        if changes:
+            raise ConfigError(
+                "The checkpoint's batches were created with different settings: "
+                f"{describe_changes(changes)}. Training would repeat some samples of the epoch and "
+                "leave out others. Resume with the same data and options, or start a new run from "
+                "the checkpoint's weights."
+            )
         self._epoch, self._handed_out = state["epoch"], state["batches"]
         self._resumes = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
+from lightning_mllm.store.files import write_text
+from lightning_mllm.store.manifest import digest
 
 # libraries that decide what comes out
 _LIBRARIES = ("lightning-mllm", "transformers", "tokenizers", "pillow", "numpy")
@@ -69,16 +70,10 @@ class Manifest:
             "too_long": scan.too_long,
             "left_out": asdict(scan.left_out),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.replace(self.path)
+        write_text(self.path, json.dumps(content))
 
     def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for text in self._parts():
-            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        return digest.hexdigest()
+        return digest(f"{part}\0" for part in self._parts())
 
     def _parts(self) -> Iterator[str]:
         scan, collator = self._scan, self._scan.collator

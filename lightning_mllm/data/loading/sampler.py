@@ -5,14 +5,14 @@ Training resumes at the batch where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.store.manifest import digest
+from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Sample
 
 # global batches within which samples are sorted by length: more saves padding, less is more random
@@ -96,7 +96,7 @@ class GlobalBatchSampler:
         self._rank, self._world_size = rank, world_size
         self.epoch = self.start = 0
         lines = (f"{size.id}\t{size.images}\t{size.characters}" for size in sizes)
-        self._digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        self._digest = digest(["\n".join(lines)])
 
     @property
     def sampler(self) -> GlobalBatchSampler:
@@ -135,7 +135,7 @@ class GlobalBatchSampler:
         order = list(range(len(self._sizes)))
         if not self._training:
             return _cut(order, self._batch_size)
-        generator = random.Random(f"{self._seed}/{epoch}")
+        generator = python_random(self._seed, epoch)
         generator.shuffle(order)
         if not self._group_by_length:
             return _cut(order, self._batch_size)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Literal, TypeVar
 
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.store.seeds import python_random
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -77,7 +77,7 @@ def stratified_split(
     splits: dict[Split, list[Item]] = {"train": [], "val": [], "test": []}
     for name, groups in strata.items():
         rest = list(groups)
-        random.Random(f"{seed}/{name}").shuffle(rest)
+        python_random(seed, name).shuffle(rest)
         total = sum(map(len, rest))
         chosen, rest = _take_groups(rest, test, total)
         splits["test"] += chain(*chosen)

@@ -6,7 +6,6 @@ written for a model (`rendering.py`).
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import ClassVar
 
 from lightning_mllm.data.text.turns import strip_blanks
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Sample, Turn
 
 VICUNA_SYSTEM = (
@@ -138,8 +138,7 @@ class ClassificationPrompt(Prompt):
         """Return the class names in the order in which a sample's question lists them."""
         names = list(label_names)
         if self.shuffle:
-            key = f"{self.seed or 0}/{epoch}/{sample.id}"
-            random.Random(key).shuffle(names)  # a str seeds through SHA-512, not hash()
+            python_random(self.seed or 0, epoch, sample.id).shuffle(names)
         return names
 
 

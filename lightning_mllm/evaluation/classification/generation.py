@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -15,6 +14,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.decoding import continue_prompts
+from lightning_mllm.store.seeds import seed_of
 from lightning_mllm.types import LabelSet, MultimodalBatch
 
 _LIMIT = 32  # tokens of an answer
@@ -67,7 +67,7 @@ class Generation(Scorer):
             [device] if device.type == "cuda" else [], enabled=self.temperature > 0
         ):
             if self.temperature > 0:
-                torch.manual_seed(random.Random(f"{self.seed}/{batch.sample_ids}").getrandbits(63))
+                torch.manual_seed(seed_of(self.seed, batch.sample_ids))
             new_tokens = continue_prompts(model, prompts, limit, self.temperature)
         texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         answers = tuple(text.strip() for text in texts)

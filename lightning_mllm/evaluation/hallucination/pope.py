@@ -25,9 +25,10 @@ from torch import Tensor
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
-from lightning_mllm.evaluation.tally import Tally, number_of
+from lightning_mllm.evaluation.tally import Tally
 from lightning_mllm.statistics.interval import Interval
 from lightning_mllm.statistics.shares import Share
+from lightning_mllm.store.seeds import number_of
 
 Sampling = Literal["random", "popular", "adversarial"]
 Reading = Literal["named", "released"]
@@ -205,7 +206,7 @@ class PopeMetrics(Tally):
                     "Correct the answer, or rename the kind."
                 )
             read = _read_named if self.reading == "named" else _read_released
-            picture = number_of(answer.picture or answer.sample_id)
+            picture = number_of(answer.picture or answer.sample_id, signed=True)
             rows.append((SAMPLINGS.index(sampling), truth, read(answer.answer), picture))
         self.add(rows)
 

@@ -9,14 +9,11 @@ file, which is never read and is removed later.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.store.files import PARTIAL, write_bytes
+from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 HalfName = Literal["float16", "bfloat16"]
 
@@ -101,12 +100,7 @@ class FeatureCache:
         return features, computed.dtype
 
     def _path(self, source: str, image: Mapping[str, Tensor]) -> Path:
-        digest = hashlib.sha256(f"{source} {self._dtype}".encode())
-        for name, tensor in sorted(image.items()):
-            values = tensor.detach().cpu().contiguous()
-            digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy().data)
-        key = digest.hexdigest()[:40]
+        key = fingerprint_tensors(sorted(image.items()), f"{source} {self._dtype}")[:40]
         return self.root / key[:2] / f"{key}.safetensors"
 
     def _round(self, features: Tensor) -> Tensor:
@@ -130,8 +124,7 @@ class FeatureCache:
                     "remove it"
                 )
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, content)
+            write_bytes(path, content, durable=True)
         except OSError as error:
             self._stop(f"can't be written to ({error}); make room, or choose another folder")
 
@@ -163,26 +156,13 @@ def _read(path: Path, dtype: torch.dtype) -> tuple[Tensor, torch.dtype] | None:
     return (features, computed) if features.dtype == dtype else None
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either whole and on the disk, or not there under its name."""
-    partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")  # hosts that share the folder share process ids
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _measure(root: Path) -> int:
     """Return the bytes of all files, after removing partial ones of processes that are gone."""
     used = 0
     for path in root.glob("??/*"):
         try:
             state = path.stat()
-            if path.suffix == ".partial" and time.time() - state.st_mtime > _ABANDONED:
+            if path.suffix == PARTIAL and time.time() - state.st_mtime > _ABANDONED:
                 path.unlink()
             else:
                 used += state.st_size

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.probing.features.feature_set import FeatureSet
+from lightning_mllm.store.files import write_tensors
 
 
 def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[str, Any]) -> None:
@@ -30,16 +29,11 @@ def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[
     first = next(iter(sets.values()))
     if any(other.sample_ids != first.sample_ids for other in sets.values()):
         raise DataError(f"{path} can't hold features of different samples; save each split in a file of its own.")
-    tensors: dict[str, Tensor] = {point: each.features.contiguous() for point, each in sets.items()}
+    tensors = {point: each.features for point, each in sets.items()} | {"targets": first.targets}
     about = {"names": first.names, "sample_ids": first.sample_ids, "settings": dict(settings)}
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({**tensors, "targets": first.targets}, part, metadata={"about": json.dumps(about)})
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            part.unlink()
+        write_tensors(path, tensors, {"about": json.dumps(about)})
+    except OSError as error:
         raise DataError(
             f"The features can't be written to {path}: {error}. Make room there, put the run into "
             "another folder, or save less: fewer points, or a larger every_n_epochs."

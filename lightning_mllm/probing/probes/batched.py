@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from lightning_mllm.errors import DataError
 from lightning_mllm.probing.probes.networks import initial_weights, logits
 from lightning_mllm.probing.probes.probe import Task
-from lightning_mllm.probing.probes.seeds import hold_out, seeded
+from lightning_mllm.probing.probes.seeds import hold_out
 from lightning_mllm.probing.probes.stacked_data import StackedData
 from lightning_mllm.probing.probes.training import Training
+from lightning_mllm.store.seeds import torch_generator
 
 _EVALUATED_AT_ONCE = 1024  # samples per network
 
@@ -56,7 +57,7 @@ def train_together(
         DataError: Early stopping was asked for, but no class has a sample to hold out; or a network
             diverged.
     """
-    parts = [hold_out(task.labels, training.val_fraction, seeded(task.seed, "slice")) for task in tasks]
+    parts = [hold_out(task.labels, training.val_fraction, torch_generator(task.seed, "slice")) for task in tasks]
     kept, held = (torch.stack(part) for part in zip(*parts, strict=True))
     if training.val_fraction and not held.numel():
         raise DataError(
@@ -99,8 +100,8 @@ class _Run:
         self, tasks: Sequence[Task], data: StackedData, sizes: Sequence[int], training: Training
     ) -> None:
         self._data, self._training = data, training
-        self._orders = [seeded(task.seed, "order") for task in tasks]
-        weights = initial_weights(sizes, [seeded(task.seed, "weights") for task in tasks], data.dtype)
+        self._orders = [torch_generator(task.seed, "order") for task in tasks]
+        weights = initial_weights(sizes, [torch_generator(task.seed, "weights") for task in tasks], data.dtype)
         self._weights = [weight.to(data.device).requires_grad_() for weight in weights]
         self._optimizer = self._make_adam()
         self.models = torch.arange(len(tasks), device=data.device)

@@ -14,8 +14,9 @@ from torch import Tensor
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing.probes.logistic import TOLERANCE, Axes, Solution, on_axes, solve
 from lightning_mllm.probing.probes.probe import BatchedProbe, Fit, Task, cut
-from lightning_mllm.probing.probes.seeds import hold_out, seeded
+from lightning_mllm.probing.probes.seeds import hold_out
 from lightning_mllm.probing.probes.stacked_data import moments
+from lightning_mllm.store.seeds import torch_generator
 
 _HELD_OUT = 0.1  # share of each class on which the penalty is chosen
 _ROUGH_TOLERANCE = 1e-4  # length of the gradient up to which penalties are compared, in float32
@@ -193,7 +194,7 @@ def _held_out(task: Task) -> Tensor:
     Raises:
         DataError: No sample can be held out.
     """
-    _, rows = hold_out(task.labels, _HELD_OUT, seeded(task.seed, "slice"))
+    _, rows = hold_out(task.labels, _HELD_OUT, torch_generator(task.seed, "slice"))
     if not len(rows):
         raise DataError(
             f"Features {task.name!r}: each class has a single training sample, so that none can be "

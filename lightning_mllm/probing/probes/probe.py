@@ -22,7 +22,8 @@ from lightning_mllm.evaluation.classification.metrics import ClassificationResul
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.probes.checks import check_splits, list_some
 from lightning_mllm.probing.probes.scores import ProbeScore, score
-from lightning_mllm.probing.probes.seeds import hold_out, seeded
+from lightning_mllm.probing.probes.seeds import hold_out
+from lightning_mllm.store.seeds import torch_generator
 
 ItemT = TypeVar("ItemT")
 
@@ -273,12 +274,12 @@ def _score_all(fits: Sequence[Fit], test: FeatureSet) -> tuple[ClassificationRes
 def _task(name: str, train: FeatureSet, test: FeatureSet, seed: int, control: bool) -> Task:
     labels = train.targets
     if control:
-        labels = labels[torch.randperm(len(labels), generator=seeded(seed, "control"))]
+        labels = labels[torch.randperm(len(labels), generator=torch_generator(seed, "control"))]
     return Task(name=name, train=train, labels=labels, test=test.features, seed=seed)
 
 
 def _task_of_half(name: str, train: FeatureSet, test: FeatureSet, half: int) -> Task:
-    rows, _ = hold_out(train.targets, 0.5, seeded(half, "half"))
+    rows, _ = hold_out(train.targets, 0.5, torch_generator(half, "half"))
     part = replace(
         train,
         features=train.features[rows],

@@ -1,16 +1,9 @@
-"""What a probe's seed decides: the held-out slice, the order of the samples, the shuffled labels."""
+"""The samples that a probe holds out, drawn class by class."""
 
 from __future__ import annotations
 
-import random
-
 import torch
 from torch import Tensor
-
-
-def seeded(seed: int, purpose: str) -> torch.Generator:
-    """Return a generator for one purpose, so that none shifts the numbers of another."""
-    return torch.Generator().manual_seed(random.Random(f"{seed}/{purpose}").getrandbits(63))
 
 
 def hold_out(targets: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

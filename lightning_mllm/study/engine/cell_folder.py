@@ -6,7 +6,6 @@ A cell's folder holds `started.json`, written before each run, the runs themselv
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +17,10 @@ from typing import Any, Generic
 from lightning_mllm import __version__
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.store.files import read_json, write_json
+from lightning_mllm.store.fingerprint import fingerprint_files
+from lightning_mllm.store.manifest import MANIFEST, digest, find_changes
 from lightning_mllm.study.engine.base import BaseCell, CellT
 from lightning_mllm.study.engine.config_files import config_of
-from lightning_mllm.study.engine.fingerprint import fingerprint
 
 Making = Mapping[str, Any]  # what decides a cell's results
 
@@ -95,7 +95,7 @@ class Folder(Generic[CellT]):
     def _continuation_of_analysis(self, newest_first: Sequence[Path]) -> list[str]:
         most, furthest = 0, None  # the run that has begun the most of several analyses
         for run in newest_first:
-            begun = len([*run.glob("analysis/*/*/making.json")])
+            begun = len([*run.glob(f"analysis/*/*/{MANIFEST}")])
             if begun > most:
                 most, furthest = begun, run
         if furthest is None or not self.started_file.is_file():
@@ -126,7 +126,7 @@ class Folder(Generic[CellT]):
         return seconds
 
     def changes(self) -> list[str]:
-        """Return in what the cell would be made otherwise now than what there is of it, empty if in nothing."""
+        """Return what has changed since the files of the cell were created; empty if nothing has."""
         state = self.state
         if state is CellState.NEW:
             return []
@@ -165,25 +165,26 @@ def making_of(cell: BaseCell) -> Making:
     return {
         "cell": cell.id,
         "version": __version__,
-        "checkpoint": " ".join(map(fingerprint, cell.weights)),
+        "checkpoint": " ".join(map(fingerprint_files, cell.weights)),
         "arguments": ["" if argument in places else argument for argument in cell.arguments()],
         "configs": {file: _digest(file) for file in cell.configs},
     }
 
 
 def differences(then: Making, now: Making) -> list[str]:
-    """Return in what two makings of a cell differ."""
-    parts = {"the checkpoint": "checkpoint", "the arguments": "arguments"}
-    changed = [name for name, key in parts.items() if then.get(key) != now[key]]
-    configs = then.get("configs", {})
-    return changed + [file for file, digest in now["configs"].items() if configs.get(file, digest) != digest]
+    """Return the names of what differs between two makings of a cell; the version does not count."""
+    before, after = (
+        {"the checkpoint": each.get("checkpoint"), "the arguments": each.get("arguments"), **each.get("configs", {})}
+        for each in (then, now)
+    )
+    return list(find_changes(before, after))
 
 
 def refuse_changed(folders: Sequence[AnyFolder]) -> None:
     """Refuse to go on with a study that is no longer what it was.
 
     Raises:
-        ConfigError: A cell that is done or begun would be made otherwise now.
+        ConfigError: A cell that is done or begun was created with different settings.
         DataError: The file that says how a cell was made can't be read.
     """
     changed = {folder: changes for folder in folders if (changes := folder.changes())}
@@ -191,12 +192,11 @@ def refuse_changed(folders: Sequence[AnyFolder]) -> None:
         return
     first, what = next(iter(changed.items()))
     raise ConfigError(
-        f"{len(changed)} of {len(folders)} cells were made otherwise than the study says now. The first is "
-        f"{first.cell.id}, where this has changed: {', '.join(what)}. Give the study another name, undo the change, "
-        f"or delete the folders of the cells that are to be made anew, e.g. {first.path}."
+        f"{len(changed)} of {len(folders)} cells were created with different settings. The first is {first.cell.id}, "
+        f"where this has changed: {', '.join(what)}. Give the study another name, undo the change, or delete the "
+        f"folders of the cells that are to run again, e.g. {first.path}."
     )
 
 
 def _digest(file: str) -> str:
-    content = json.dumps(config_of(file), sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return digest([json.dumps(config_of(file), sort_keys=True, default=str)])

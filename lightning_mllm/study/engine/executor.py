@@ -162,7 +162,7 @@ class Runner:
 
 
 def _refuse_edited(folder: AnyFolder, making: Making) -> None:
-    """Refuse a cell that would be made otherwise now than when the study was started.
+    """Refuse a cell whose settings have changed since the study was started.
 
     Raises:
         ConfigError: Something has changed.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Sequence
 
 from lightning_mllm.store.files import read_json, write_json
+from lightning_mllm.store.manifest import digest
 from lightning_mllm.study.engine.runnable import RunnableStudy
 from lightning_mllm.tracking.loggers import finish, log_image, log_table, make_loggers
 
@@ -19,7 +19,8 @@ def log_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
         tables: Names of the CSV files to log.
     """
     marker = study.folder / "summary.json"
-    now = {"wandb": study.wandb, "tables": _digest(study, tables)}
+    contents = [(study.folder / f"{name}.csv").read_bytes().decode() for name in tables]
+    now = {"wandb": study.wandb, "tables": digest(contents)}
     if marker.is_file() and read_json(marker) == now:
         return
     loggers = make_loggers(
@@ -37,8 +38,3 @@ def log_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
         log_image(loggers, f"figures/{path.stem}", path)
     finish(loggers)
     write_json(marker, now)
-
-
-def _digest(study: RunnableStudy, tables: Sequence[str]) -> str:
-    content = b"".join((study.folder / f"{name}.csv").read_bytes() for name in tables)
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.store.files import replacing_folder
 
 Stage = Literal["before", "aligned", "instructed"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -93,7 +92,7 @@ def graft(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
         )
     dtype = next(iter(sources["llm"].values())).dtype
     weights = {name: sources[part_of(name)][name].to(dtype) for name in sources["llm"]}
-    with _all_or_nothing(output) as folder:
+    with replacing_folder(output) as folder:
         _copy_small_files(llm, folder)
         save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
 
@@ -109,7 +108,7 @@ def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bflo
         stages: Name of the stage -> Hugging Face folder.
         dtype: Dtype of the weights in the files.
     """
-    with _all_or_nothing(root) as folder:
+    with replacing_folder(root) as folder:
         (folder / _SHARED).mkdir()
         written: dict[str, dict[str, Tensor]] = {}
         for stage, source in stages.items():
@@ -148,17 +147,6 @@ def _write_parts(
             written[file] = own
         files.update({name: f"../{_SHARED}/{file}" for name in own})
     return files
-
-
-@contextmanager
-def _all_or_nothing(target: Path) -> Iterator[Path]:
-    """Give a folder that takes the target's place when it is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
-        folder = Path(scratch) / "folder"
-        folder.mkdir()
-        yield folder
-        folder.rename(target)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_mllm.store.seeds import python_random
 
 T = TypeVar("T")
 
@@ -16,15 +17,14 @@ class Draw:
     """A stream of random choices, seeded by words and numbers.
 
     Python guarantees the sequence of `random.random` for a seed, but not how `shuffle` or `choice`
-    use it, so these are written out here. A text seed goes through SHA-512, not through `hash`,
-    which differs between processes.
+    use it, so these are written out here.
 
     Args:
         key: Words and numbers that name the stream, e.g. ("scene", seed, split, index).
     """
 
     def __init__(self, *key: str | int) -> None:
-        self._random = random.Random("/".join(map(str, key))).random
+        self._random = python_random(*key).random
 
     def below(self, count: int) -> int:
         """Return an integer from 0 to `count` - 1."""

@@ -1,1 +1,1 @@
-"""Pictures of results as PNG files. The only importers of matplotlib: figures of their own, no global state."""
+"""Pictures of results as PNG files: nothing else imports matplotlib, whose global state stays."""

@@ -1,4 +1,4 @@
-"""Pictures of what analyses find, as PNG files: curves with their intervals, heat maps, and points on a plane."""
+"""Pictures of analysis results as PNG files: curves with intervals, heat maps, points."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from lightning_mllm.tracking.figures.run import GREY, PALETTE, finish_axis, save
 from lightning_mllm.tracking.figures.study import make_panels
 
 _DASHES = ("-", "--", ":")
-_SHORT = 4  # a longer name of a column stands upright
+_SHORT = 4  # characters; a longer name of a column is written upright
+_VALUE, _LOW, _HIGH, _N = range(4)  # of the last axis of a result
 
 
 def draw_plots(result: AnalysisResult, folder: Path) -> list[Path]:
-    """Draw what a result says is to be drawn, `<plot>.png` each.
+    """Draw all plots of a result, each as `<plot>.png`.
 
     Args:
         result: The numbers.
-        folder: Where the files go.
+        folder: Folder of the files.
 
     Returns:
         The files.
@@ -38,31 +39,35 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     """Draw a panel per coordinate of the result's first axis, with its N.
 
     Args:
-        result: The numbers; their last axis is value, low_95, high_95 and n, or that of points x and y.
-        plot: What is drawn.
+        result: The numbers; their last axis is value, low_95, high_95 and n, or x and y of points.
+        plot: How to draw them.
         output: The PNG to write.
 
     Returns:
         `output`.
     """
-    panels = result.axes[0]
-    drawn = [place for place, each in enumerate(result.coords[panels]) if plot.panels is None or each in plot.panels]
-    names = [result.coords[panels][place] for place in drawn]
-    titles = [str(name) if isinstance(name, str) else f"{panels} {name}" for name in names]
-    values = _chosen(result, plot)[drawn]  # (panels, lines, places, statistics)
+    titles: list[str] = []
+    drawn: list[int] = []
+    for index, name in enumerate(result.coords[result.axes[0]]):
+        if plot.panels is None or name in plot.panels:
+            titles.append(name if isinstance(name, str) else f"{result.axes[0]} {name}")
+            drawn.append(index)
+    values = _select(result, plot)[drawn]  # (panels, lines, places, statistics)
+    places = result.coords[plot.x]
     points = plot.style == "points"
     figure, axes = make_panels(titles, same_height=not points)
     images = []
     for axis, title, own in zip(axes, titles, values, strict=True):
-        n = own.shape[1] if points else int(own[..., 3].max(initial=0))
+        n = own.shape[1] if points else int(own[..., _N].max(initial=0))
         axis.set_title(f"{title} (N = {n})", parse_math=False)
         axis.set_xlabel(plot.xlabel)
         if points:
             _draw_points(axis, plot, own)
         elif plot.style == "lines":
-            _draw_lines(axis, plot, result.coords[plot.x], own, n)
+            _draw_lines(axis, plot, places, own, n)
         else:
-            images.append(_draw_map(axis, plot, result.coords[plot.x], own[..., 0], _extent(values[..., 0])))
+            extent = _find_extent(values[..., _VALUE])
+            images.append(_draw_map(axis, plot, places, own[..., _VALUE], extent))
     if images:
         figure.colorbar(images[0], ax=axes, label=plot.label, shrink=0.8)
     bands = f"; bands: 95 % intervals over {plot.over}" if plot.style == "lines" else ""
@@ -70,8 +75,8 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     return save_figure(figure, output)
 
 
-def _chosen(result: AnalysisResult, plot: Plot) -> Floats:
-    """Return (panels, lines, places, statistics)."""
+def _select(result: AnalysisResult, plot: Plot) -> Floats:
+    """Return the values of a plot, (panels, lines, places, statistics)."""
     values = result.at(**plot.fixed)
     axes = [axis for axis in result.axes if axis not in plot.fixed]
     values = np.moveaxis(values, [axes.index(plot.y), axes.index(plot.x)], [1, 2])
@@ -82,13 +87,23 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
     named = isinstance(places[0], str)
     at = range(len(places)) if named else places
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
-        colour, dashes = PALETTE[index % len(PALETTE)], _DASHES[index // len(PALETTE) % len(_DASHES)]
-        counted = int(own[:, 3].max(initial=0))
+        colour = PALETTE[index % len(PALETTE)]
+        dashes = _DASHES[index // len(PALETTE) % len(_DASHES)]
+        counted = int(own[:, _N].max(initial=0))
         if n and not counted:
             continue  # not measured in this panel
         shown = label if counted == n else f"{label} (N = {counted})"
-        axis.plot(at, own[:, 0], dashes, marker="o", markersize=3, linewidth=1.8, color=colour, label=shown)
-        axis.fill_between(at, own[:, 1], own[:, 2], color=colour, alpha=0.2, linewidth=0)
+        axis.plot(
+            at,
+            own[:, _VALUE],
+            dashes,
+            marker="o",
+            markersize=3,
+            linewidth=1.8,
+            color=colour,
+            label=shown,
+        )
+        axis.fill_between(at, own[:, _LOW], own[:, _HIGH], color=colour, alpha=0.2, linewidth=0)
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.set_ylabel(plot.label)
     finish_axis(axis)
@@ -97,14 +112,22 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
         axis.set_xticks(at, places, rotation=45, ha="right", parse_math=False)
 
 
-def _draw_map(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, extent: float) -> AxesImage:
+def _draw_map(
+    axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, extent: float
+) -> AxesImage:
     colours = colormaps["RdBu"].with_extremes(bad="#DDDDDD")  # where there is no number
     image = axis.imshow(
-        np.ma.masked_invalid(values), cmap=colours, vmin=-extent, vmax=extent, aspect="auto", interpolation="nearest"
+        np.ma.masked_invalid(values),
+        cmap=colours,
+        vmin=-extent,
+        vmax=extent,
+        aspect="auto",
+        interpolation="nearest",
     )
     ticks = range(0, len(places), max(1, len(places) // 12))
     names = [str(places[tick]) for tick in ticks]
-    axis.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > _SHORT else 0, parse_math=False)
+    rotation = 90 if max(map(len, names)) > _SHORT else 0
+    axis.set_xticks(ticks, names, rotation=rotation, parse_math=False)
     axis.set_yticks(range(len(plot.shown)), list(plot.shown.values()), fontsize=8, parse_math=False)
     return image
 
@@ -112,11 +135,12 @@ def _draw_map(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, ext
 def _draw_points(axis: Axes, plot: Plot, values: Floats) -> None:
     axis.plot(*values.transpose(2, 0, 1), color=GREY, linewidth=0.5, alpha=0.4)  # of one sample
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
-        axis.scatter(own[:, 0], own[:, 1], s=12, color=PALETTE[index % len(PALETTE)], label=label, zorder=2)
+        colour = PALETTE[index % len(PALETTE)]
+        axis.scatter(own[:, 0], own[:, 1], s=12, color=colour, label=label, zorder=2)
     axis.set_ylabel(plot.label)
     finish_axis(axis)
 
 
-def _extent(values: Floats) -> float:
-    """Return the largest number, whatever its sign; 1 if there is none."""
+def _find_extent(values: Floats) -> float:
+    """Return the largest absolute value; 1 if there is none."""
     return float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0

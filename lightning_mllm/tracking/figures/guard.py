@@ -1,4 +1,4 @@
-"""Lets no figure end a run."""
+"""A figure that can't be drawn ends no run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import ParamSpec
 
 Arguments = ParamSpec("Arguments")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def spares_the_run(draw: Callable[Arguments, Path]) -> Callable[Arguments, Path]:
-    """Let a figure that can't be drawn be a line of warning: its numbers are in CSV files, and a run is worth more.
+    """Make a function that draws a figure log a warning instead of raising an error.
+
+    The numbers of a figure are in CSV files anyway, and a run is worth more than a picture.
 
     Args:
-        draw: Writes the file `output` and returns it; if it can't, there is none.
+        draw: Writes the file `output` and returns its path. If it raises, there is no such file.
     """
     signature = inspect.signature(draw)
 
@@ -26,11 +28,15 @@ def spares_the_run(draw: Callable[Arguments, Path]) -> Callable[Arguments, Path]
     def attempt(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Path:
         try:
             return draw(*args, **kwargs)
-        except Exception as error:  # whatever comes of NaN, of infinity, or of nothing at all
+        except Exception as error:  # NaN, infinity and missing numbers raise all kinds of errors
             output: Path = signature.bind(*args, **kwargs).arguments["output"]
             output.unlink(missing_ok=True)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            log.warning("The figure %s can't be drawn (%s); its numbers are in the CSV files.", output, reason)
+            logger.warning(
+                "The figure %s can't be drawn (%s); its numbers are in the CSV files.",
+                output,
+                reason,
+            )
             return output
 
     return attempt

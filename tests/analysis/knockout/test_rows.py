@@ -47,7 +47,7 @@ def test_a_change_is_against_what_is_read_without_the_block_beside_the_case(tiny
 def test_an_answer_that_begins_with_another_token_is_told(tiny_llava: str) -> None:
     rows = Rows(FlowRow)
     for name, first_token in (("same", TOKEN), ("other", TOKEN + 1), ("unasked", None)):
-        rows.append(name, rows_of(tiny_llava, name, first_token))
+        rows.append({name: rows_of(tiny_llava, name, first_token)})
 
     table = rows.table()
     assert set(table["sample_id"][table["token_differs"]]) == {"other"}

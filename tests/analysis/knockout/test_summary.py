@@ -20,7 +20,7 @@ from lightning_mllm.store.rows import Rows
 def summarised(blocks: Sequence[str], windows: Sequence[Window]) -> AnalysisResult:
     """The result of one question, whose change is ten times a window's centre and its start."""
     rows = Rows(FlowRow)
-    rows.append("a", [row(block, window) for block in blocks for window in windows])
+    rows.append({"a": [row(block, window) for block in blocks for window in windows]})
     return summarise_flow(rows.table())
 
 
@@ -59,19 +59,17 @@ def test_a_contrast_with_random_patches_leaves_out_questions_whose_patches_are_o
     others = {"question->last": {"a": -10.0, "b": -30.0}}
     rows, window = Rows(FlowRow), Window(0, 0, 1)
     for name in ("a", "b"):
-        rows.append(
-            name,
-            [
-                replace(
-                    row(block, window),
-                    sample_id=name,
-                    picture=name,
-                    relative_change_percent=changes[name],
-                    control_overlap=5 * (name == "b"),
-                )
-                for block, changes in (both | others).items()
-            ],
-        )
+        own = [
+            replace(
+                row(block, window),
+                sample_id=name,
+                picture=name,
+                relative_change_percent=changes[name],
+                control_overlap=5 * (name == "b"),
+            )
+            for block, changes in (both | others).items()
+        ]
+        rows.append({name: own})
     pairs = [("image object->question", "image random->question"), ("question->last", "image object->question")]
 
     result = summarise_flow(rows.table(), contrasts=pairs)
@@ -124,7 +122,7 @@ def studied(changes: Sequence[tuple[float, float]], references: Sequence[str], p
         )
         blocked = replace(own, relative_change_percent=change, flipped=change < -50)
         above = replace(own, relative_change_percent=ceiling, flipped=ceiling < -50, block="image->text", ceiling=True)
-        rows.append(own.sample_id, [blocked, above])
+        rows.append({own.sample_id: [blocked, above]})
     return summarise_flow(rows.table(), least_per_answer=20)
 
 

@@ -165,15 +165,16 @@ def test_what_was_stopped_goes_on_with_the_sets_that_it_lacks(
     assert sorted(tasks) == [CHOOSE] * 2 + [LOGICAL] * 4  # of two kinds of tokens each
 
 
+@pytest.mark.parametrize("finished", [0, 2])
 def test_a_set_whose_rows_were_cut_off_is_counted_once(
-    backbone: Backbone, tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int
 ) -> None:
     whole, append = run(backbone, tiny_llava, tmp_path / "whole").compute(), Rows.append
 
-    def stop(rows: Any, sample_id: str, found: Any) -> None:
-        if rows.done:
-            raise KeyboardInterrupt
-        append(rows, sample_id, found)
+    def stop(rows: Any, samples: Any) -> None:
+        if len(rows.done) == finished:
+            raise KeyboardInterrupt  # the calibrations of the set are written
+        append(rows, samples)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Rows, "append", stop)

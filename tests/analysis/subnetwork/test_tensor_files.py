@@ -13,7 +13,7 @@ from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.mask import SubNetwork
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
-from lightning_mllm.analysis.subnetwork.tensor_files import write_tensors
+from lightning_mllm.analysis.subnetwork.tensor_files import write_matrices
 from lightning_mllm.errors import CheckpointError
 from tests.support.questions import load
 
@@ -62,7 +62,7 @@ def test_a_file_that_says_something_else_of_itself_is_refused(tmp_path: Path, en
 
 
 def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "old", {ONE: torch.zeros(2)}, "calibration", {"task": "x", "pruning": {"share": 0.5}})
+    write_matrices(tmp_path / "old", {ONE: torch.zeros(2)}, "calibration", {"task": "x", "pruning": {"share": 0.5}})
 
     with pytest.raises(CheckpointError, match=r"calibration file .*old can't be read"):
         Calibration.load(tmp_path / "old")

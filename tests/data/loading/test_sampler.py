@@ -139,15 +139,15 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("name", "other"),
         [
-            ("batch_size = 4, but now it is 2", loader(sampler(batch_size=2))),
-            ("seed = 0, but now it is 1", loader(sampler(seed=1))),
-            ("group_by_length = False, but now it is True", loader(sampler(group_by_length=True))),
+            ("batch_size was 4, is 2", loader(sampler(batch_size=2))),
+            ("seed was 0, is 1", loader(sampler(seed=1))),
+            ("group_by_length was False, is True", loader(sampler(group_by_length=True))),
             (
-                "number_of_samples = 22",
+                "number_of_samples was 22, is 9",
                 ResumableLoader(SAMPLES[:9], ids, GlobalBatchSampler(SIZES[:9], 4, training=True)),
             ),
             (
-                "samples = ",
+                "samples was ",
                 ResumableLoader(
                     SAMPLES, ids, GlobalBatchSampler([*SIZES[1:], SIZES[0]], 4, training=True)
                 ),
@@ -157,7 +157,7 @@ class TestResuming:
     def test_a_place_among_other_batches_is_refused(
         self, name: str, other: ResumableLoader
     ) -> None:
-        with pytest.raises(ConfigError, match=f"written with {name}"):
+        with pytest.raises(ConfigError, match=f"created with different settings: {name}"):
             other.load_state_dict(loader().state_dict())
 
     def test_an_iterator_made_before_the_epoch_is_set_is_of_that_epoch(self) -> None:

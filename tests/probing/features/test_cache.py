@@ -117,7 +117,7 @@ def test_a_killed_writer_loses_nothing_but_its_entry(tmp_path: Path) -> None:
     process.join()
 
     assert process.exitcode == -signal.SIGKILL
-    assert [path.suffix for path in files(tmp_path)].count(".partial") == 1
+    assert [path.suffix for path in files(tmp_path)].count(".part") == 1
     cache = FeatureCache(tmp_path)
     for number in range(5):
         assert torch.equal(stored(cache, number), features(number).half())
@@ -131,7 +131,7 @@ def test_a_partial_file_is_never_read_and_goes_once_it_is_old(tmp_path: Path) ->
     cache = FeatureCache(tmp_path)
     fetch(cache, 1)
     whole = cache._path("tower", image(1))
-    fresh, old = whole.with_suffix(".1.partial"), whole.with_suffix(".2.partial")
+    fresh, old = whole.with_suffix(".1.part"), whole.with_suffix(".2.part")
     whole.rename(old)
     fresh.write_bytes(old.read_bytes())
     os.utime(old, (time.time() - 7200,) * 2)

@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing import FeatureSet, LinearProbe, MLPProbe, NearestCentroid, Probe, Training
-from lightning_mllm.probing.probes.seeds import hold_out, seeded
+from lightning_mllm.probing.probes.seeds import hold_out
+from lightning_mllm.store.seeds import torch_generator
 from tests.support.clusters import clusters
 
 QUICK = Training(learning_rate=1e-2, max_epochs=40, patience=10, batch_size=16)
@@ -107,7 +108,7 @@ def test_sets_of_different_widths_sizes_and_classes_score_as_they_do_alone(probe
 @each_probe
 def test_a_half_of_the_training_samples_gives_what_it_gives_alone_and_changes_no_score(probe: Probe) -> None:
     train, test = clusters("train", noise=3, dtype=torch.float64), clusters("test", noise=3, dtype=torch.float64)
-    rows, others = hold_out(train.targets, 0.5, seeded(1, "half"))
+    rows, others = hold_out(train.targets, 0.5, torch_generator(1, "half"))
     half = replace(
         train,
         features=train.features[rows],

@@ -61,7 +61,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def test_lines_are_the_values_with_their_n_and_reach_over_all_layers(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_lines_are_the_values_with_their_n_and_reach_over_all_layers(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     (path,) = draw_plots(result(numbers(), "lines"), tmp_path)
 
     assert path == tmp_path / "flow.png"
@@ -75,7 +77,9 @@ def test_lines_are_the_values_with_their_n_and_reach_over_all_layers(tmp_path: P
     assert axes[0].get_xlim() == (-0.5, 2.5)
 
 
-def test_a_heat_map_has_a_row_per_block_and_0_in_the_middle_of_its_colours(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_heat_map_has_a_row_per_block_and_0_in_the_middle_of_its_colours(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     draw_plots(result(numbers(), "heat map"), tmp_path)
 
     image = drawn[0].axes[0].images[0]
@@ -84,7 +88,9 @@ def test_a_heat_map_has_a_row_per_block_and_0_in_the_middle_of_its_colours(tmp_p
     assert -low == high == np.nanmax(np.abs(numbers()[:, :, :, 0, 0]))
 
 
-def test_where_there_is_no_interval_there_is_a_line_without_a_band(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_where_there_is_no_interval_there_is_a_line_without_a_band(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     values = numbers()
     values[:, 0, :, :, 1:3] = np.nan  # everywhere
     values[:, 1, 0, :, 1:3] = np.nan  # at one place
@@ -93,7 +99,9 @@ def test_where_there_is_no_interval_there_is_a_line_without_a_band(tmp_path: Pat
 
     lines = {str(line.get_label()): line for line in drawn[0].axes[0].lines}
     np.testing.assert_array_equal(lines["image->last!"].get_ydata(), values[0, 0, :, 0, 0])
-    bands = [[path for path in band.get_paths() if len(path)] for band in drawn[0].axes[0].collections]
+    bands = [
+        [path for path in band.get_paths() if len(path)] for band in drawn[0].axes[0].collections
+    ]
     everywhere, (at_one_place,) = bands[:2]
     assert everywhere == []
     assert at_one_place.get_extents().intervalx.tolist() == [1, 2]
@@ -102,7 +110,12 @@ def test_where_there_is_no_interval_there_is_a_line_without_a_band(tmp_path: Pat
 @pytest.mark.parametrize("style", ["lines", "heat map"])
 def test_places_may_have_names(tmp_path: Path, drawn: list[Figure], style: Any) -> None:
     names = ("4 (0-7)", "4 (3-5)", "5 (5-5)")
-    coords = {"kind": COORDS["kind"], "block": BLOCKS, "window": names, "measure": COORDS["measure"]}
+    coords = {
+        "kind": COORDS["kind"],
+        "block": BLOCKS,
+        "window": names,
+        "measure": COORDS["measure"],
+    }
 
     draw_plots(result(numbers(), style, {**coords, "statistic": STATISTICS}), tmp_path)
 
@@ -120,9 +133,16 @@ def test_a_result_without_numbers_is_drawn_without_any(tmp_path: Path, style: An
 
 
 def test_points_of_one_sample_are_joined_by_a_line(tmp_path: Path, drawn: list[Figure]) -> None:
-    coords = {"layer": (0, 3), "tokens": ("image", "text"), "sample": ("a", "b", "c"), "coordinate": ("x", "y")}
+    coords = {
+        "layer": (0, 3),
+        "tokens": ("image", "text"),
+        "sample": ("a", "b", "c"),
+        "coordinate": ("x", "y"),
+    }
     values = np.random.default_rng(0).normal(size=(2, 2, 3, 2))
-    plot = Plot("map", "points", "sample", "tokens", {"image": "image", "text": "text"}, {}, "", "", "Map")
+    plot = Plot(
+        "map", "points", "sample", "tokens", {"image": "image", "text": "text"}, {}, "", "", "Map"
+    )
 
     draw_plots(AnalysisResult("map", values, tuple(coords), coords, 3, {}, (plot,)), tmp_path)
 
@@ -130,10 +150,14 @@ def test_points_of_one_sample_are_joined_by_a_line(tmp_path: Path, drawn: list[F
     assert last.get_title() == "layer 3 (N = 3)"
     for at, points in enumerate(last.collections):
         np.testing.assert_array_equal(np.asarray(points.get_offsets()), values[1, at])
-    np.testing.assert_array_equal([line.get_xydata() for line in last.lines], values[1].transpose(1, 0, 2))
+    np.testing.assert_array_equal(
+        [line.get_xydata() for line in last.lines], values[1].transpose(1, 0, 2)
+    )
 
 
-def test_what_is_not_measured_in_a_panel_is_not_in_its_legend(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_what_is_not_measured_in_a_panel_is_not_in_its_legend(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     values = numbers()
     values[0, 1, ..., :3], values[0, 1, ..., 3] = np.nan, 0
 

@@ -11,7 +11,10 @@ from PIL import Image
 from lightning_mllm.evaluation import ClassificationResult
 from lightning_mllm.store.files import write_rows
 from lightning_mllm.tracking.figures import run as figures
-from lightning_mllm.tracking.figures.run import Caption, Verdict, confusion_matrix, learning_curve, prediction_sheet
+from lightning_mllm.tracking.figures.run import (
+    confusion_matrix,
+    learning_curve,
+)
 
 
 def colours(path: Path) -> int:
@@ -21,7 +24,13 @@ def colours(path: Path) -> int:
 
 
 def metrics_csv(folder: Path) -> Path:
-    columns = ["step", "train/loss", "val/loss", "val/likelihood/accuracy", "val/likelihood/macro_f1"]
+    columns = [
+        "step",
+        "train/loss",
+        "val/loss",
+        "val/likelihood/accuracy",
+        "val/likelihood/macro_f1",
+    ]
     columns += ["zero_shot/likelihood/accuracy", "test/likelihood/accuracy"]
     rows = [[0, None, 2.3, 0.1, 0.02, 0.12, None], [5, 1.5, None, None, None, None, None]]
     rows += [[10, None, 1.1, 0.6, 0.5, None, None], [10, None, 1.1, 0.7, 0.6, None, 0.65]]
@@ -58,27 +67,17 @@ def test_there_is_a_panel_for_each_score_that_there_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 25, 70])
-def test_the_confusion_matrix_is_drawn_whatever_the_number_of_classes(tmp_path: Path, classes: int) -> None:
+def test_the_confusion_matrix_is_drawn_whatever_the_number_of_classes(
+    tmp_path: Path, classes: int
+) -> None:
     confusion = np.random.default_rng(0).integers(0, 5, (classes, classes + 1))
     confusion[0] = 0
-    names = tuple(f"a $class with $ and _ and \u4e2d in its name {index}" for index in range(classes))
+    names = tuple(
+        f"a $class with $ and _ and \u4e2d in its name {index}" for index in range(classes)
+    )
     result = ClassificationResult.from_confusion(names, confusion)
 
     assert colours(confusion_matrix(result, tmp_path / "confusion.png")) > 10
-
-
-@pytest.mark.parametrize("count", [1, 3, 5, 16])
-def test_the_sheet_shows_right_in_green_and_wrong_in_red(tmp_path: Path, count: int) -> None:
-    pictures = [Image.new("L", (20 + index, 30), 128) for index in range(count)]
-    verdicts = [
-        Verdict("generation", "$broken_{math$ \x1a \u4e2d", "", False),
-        Verdict("likelihood", "zero", "zero", True),
-    ]
-    path = prediction_sheet(pictures, [Caption("What?", "zero", verdicts)] * count, tmp_path / "sheet.png", "test")
-
-    with Image.open(path) as sheet:
-        seen = {colour for _, colour in sheet.convert("RGB").getcolors(maxcolors=10**6) or []}
-    assert {(0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00)} <= seen
 
 
 def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path) -> None:
@@ -86,4 +85,6 @@ def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path) -> None:
     learning_curve(metrics_csv(tmp_path), tmp_path / "curve.png", classes=10)
 
     assert dict(mpl.rcParams) == before
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert (
+        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    )
