@@ -1,5 +1,8 @@
 """The errors a user can cause. Each message says what was found, what was expected and how to go on."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Base of all errors that the command line shows as one message instead of a traceback."""
@@ -27,3 +30,9 @@ class CheckpointError(UserError):
 
 class NotFiniteError(UserError):
     """A loss, weights or scores that are NaN or infinite, from which nothing follows."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """Return a line that names the known name nearest to a misspelt one; an empty text if none is near."""
+    nearest = difflib.get_close_matches(wrong, sorted(known), n=1)
+    return f'\nDid you mean "{nearest[0]}"?' if nearest else ""

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from lightning_mllm import testbed
 from lightning_mllm.callbacks import SkipComputations
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.data import ClassificationPrompt, PlainPrompt
 from lightning_mllm.data.datasets.crisismmd.tweets import FOUR_CLASSES
 from lightning_mllm.evaluation import Generation

@@ -13,7 +13,8 @@ import wandb
 import yaml
 
 from lightning_mllm.analysis import AnswerLens, Bootstrap, InformationFlow, Windows
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch

@@ -21,7 +21,8 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.testbed.training.checkpoints import ROOT
 from tests.conftest import TinyBuilder

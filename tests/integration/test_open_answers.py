@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.evaluation import AnswerScore, ExactMatch
 from lightning_mllm.models.loss import answer_loss
 from tests.support.command_line import final_metrics, isolate, write_llava_json

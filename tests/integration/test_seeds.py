@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from lightning_mllm.callbacks import RunAnalysis
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.data import Digits
 from lightning_mllm.data.text.prompts import ClassificationPrompt
 from lightning_mllm.trainer import Trainer

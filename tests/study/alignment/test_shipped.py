@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.statistics.correlation import smallest_n
 from lightning_mllm.study import AlignmentCommand, run_study
 from lightning_mllm.study.alignment.study import MeasureCell

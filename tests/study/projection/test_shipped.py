@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_mllm.cli import main as cli
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands import study as command
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.study import RunnableStudy
 from lightning_mllm.study.engine.executor import Failure
 from lightning_mllm.study.engine.main import run_study
@@ -46,7 +47,7 @@ def parse(*arguments: str) -> Any:
         return []
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "run_study", keep)
+        patch.setattr(command, "run_study", keep)
         main(["study", *arguments])
     return parsed[0]
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from transformers import AutoModelForImageTextToText
 
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.testbed.training.checkpoints import STAGES
 from lightning_mllm.testbed.training.recipe import Recipe, in_a_process

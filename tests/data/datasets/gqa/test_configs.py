@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm import testbed
-from lightning_mllm.cli.main import CLI
+from lightning_mllm.cli.commands.model import CLI
 from lightning_mllm.testbed.language.gqa import IMAGES, write_task
 from tests.support.command_line import CONFIGS, TRIAL, isolate
 
