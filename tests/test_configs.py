@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,68 +17,34 @@ from lightning_mllm.cli.main import main
 from lightning_mllm.data import ClassificationPrompt, PlainPrompt
 from lightning_mllm.data.datasets.crisismmd.tweets import FOUR_CLASSES
 from lightning_mllm.evaluation import Generation
-from lightning_mllm.models.backbone import Part
-from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
+from lightning_mllm.models.freeze import ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
 from tests.conftest import TinyBuilder
-from tests.data.datasets.gqa.test_configs import GQA
-from tests.integration.test_alignment_config import ALIGNMENT
-from tests.integration.test_analyze import ANALYSES, ON_THE_TESTBED
-from tests.integration.test_subnetwork_configs import SUBNETWORKS
-from tests.integration.test_testbed_analyses import TESTBED_ANALYSES
-from tests.study.projection.test_shipped import STUDY_CONFIGS
 from tests.support.command_line import (
     CONFIGS,
     SMALL_DIGITS,
     TRIAL,
     conversation,
-    files_below,
     isolate,
     write_image_folder,
     write_llava_json,
 )
-from tests.support.published_datasets import write_crisismmd, write_dermnet, write_dtd, write_plantdoc
-from tests.testbed.training.test_recipe import TESTBED
-
-PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
-
-POLICIES = {
-    "policy/by_pattern.yaml": {PROJECTOR, LLM},
-    "policy/everything.yaml": {VISION, PROJECTOR, LLM},
-    "policy/ft_e2e.yaml": {PROJECTOR, LLM},
-    "policy/ft_proj.yaml": {PROJECTOR},
-    "policy/llm_only.yaml": {LLM},
-    "policy/lora.yaml": {LORA},
-    "policy/lora_and_projector.yaml": {LORA, PROJECTOR},
-    "policy/lora_vision.yaml": {Part.VISION_LORA},
-    "policy/projector_and_vision.yaml": {PROJECTOR, VISION},
-}
-NOT_FOR_FIT = "policy/zero_shot.yaml"
-PRESETS: dict[str, tuple[type, int, float]] = {  # policy, global batch, rate of the projector
-    "fit/llava_default_ft_e2e.yaml": (ProjectorAndLLM, 128, 2e-5),
-    "fit/llava_default_ft_proj.yaml": (ProjectorOnly, 256, 1e-3),
-    "fit/matched_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
-    "fit/matched_ft_proj.yaml": (ProjectorOnly, 32, 2e-5),
-    "fit/paper_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
-    "fit/paper_ft_proj.yaml": (ProjectorOnly, 64, 1e-3),
-    "fit/released_code_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
-    "fit/released_code_ft_proj.yaml": (ProjectorOnly, 64, 1e-3),
-}
-MODELS = {
-    "model/llava-1.5-13b.yaml": ("llava", "vicuna"),
-    "model/llava-1.5-7b.yaml": ("llava", "vicuna"),
-    "model/llava-1.6-vicuna-7b.yaml": ("llava_next", "vicuna"),
-    "model/llava-next-llama3-8b.yaml": ("llava_next", "llama3"),
-}
-DATA = ("data/digits.yaml", "data/image_folder.yaml", "data/llava_json.yaml")
-PUBLISHED = {  # the folder that the config names, who writes a replica of it, and how many classes that has
-    "data/crisismmd.yaml": ("CrisisMMD_v2.0", write_crisismmd, 4),
-    "data/dermnet.yaml": ("dermnet", write_dermnet, 3),
-    "data/dtd.yaml": ("dtd", write_dtd, 3),
-    "data/plantdoc.yaml": ("PlantDoc-Dataset", write_plantdoc, 4),
-}
-QUICKSTART = "quickstart.yaml"
-SKIPPING = "fit/skip_blocks.yaml"
+from tests.support.shipped_configs import (
+    COVERED,
+    MODELS,
+    NOT_FOR_FIT,
+    POLICIES,
+    PRESETS,
+    PROJECTOR,
+    PUBLISHED,
+    QUICKSTART,
+    SKIP_BLOCKS,
+    START,
+    TABLE,
+    first_line,
+    shipped_yaml,
+    table,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -95,26 +62,16 @@ def module_of(cli: CLI) -> MLLMModule:
 
 
 def test_each_shipped_yaml_is_a_test_case() -> None:
-    covered = {
-        *POLICIES,
-        NOT_FOR_FIT,
-        *PRESETS,
-        *MODELS,
-        *DATA,
-        *PUBLISHED,
-        *GQA,
-        *ANALYSES,
-        ON_THE_TESTBED,
-        ALIGNMENT,
-        *SUBNETWORKS,
-        *TESTBED_ANALYSES,
-        QUICKSTART,
-        SKIPPING,
-        *TESTBED,
-        *STUDY_CONFIGS,
-    }
+    assert shipped_yaml() == COVERED, "name each shipped config in tests/support/shipped_configs.py"
 
-    assert covered == {name for name in files_below(CONFIGS) if name.endswith(("yaml", "yml"))}
+
+def test_the_first_line_of_a_config_says_what_it_is() -> None:
+    for name in shipped_yaml():
+        assert re.fullmatch(r"\S.{0,110}[.?]", first_line(name)), name
+
+
+def test_the_readme_of_the_configs_lists_them_by_their_first_lines() -> None:
+    assert TABLE.read_text() == table(), "write it again: python -m tests.support.shipped_configs"
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
@@ -180,7 +137,9 @@ def test_a_preset_does_not_change_what_the_data_is(
 
 
 def test_matched_presets_differ_in_the_policy_only(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
-    projector, everything = (resolved(capsys, tiny_llava, f"fit/matched_ft_{kind}.yaml") for kind in ("proj", "e2e"))
+    projector, everything = (
+        resolved(capsys, tiny_llava, f"presets/{name}.yaml") for name in ("matched/ft_proj", "paper/ft_e2e")
+    )
 
     assert projector["model"].pop("policy") != everything["model"].pop("policy")
     assert projector == everything
@@ -191,8 +150,8 @@ def test_released_code_drops_the_question_and_crops_in_projector_training_only(t
         limits = ("--trainer.limit_train_batches", "0", "--trainer.limit_val_batches", "0")
         return CLI(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL, *limits])
 
-    projector = run("fit/released_code_ft_proj.yaml").datamodule
-    both = run("fit/released_code_ft_e2e.yaml").datamodule
+    projector = run("presets/released_code/ft_proj.yaml").datamodule
+    both = run("presets/released_code/ft_e2e.yaml").datamodule
 
     assert isinstance(projector.collator.prompt, PlainPrompt)
     assert isinstance(projector.eval_collator.prompt, ClassificationPrompt)
@@ -203,7 +162,7 @@ def test_released_code_drops_the_question_and_crops_in_projector_training_only(t
 
 def test_the_config_that_skips_blocks_skips_every_second_one_of_the_visual_tokens(tiny_llava: str) -> None:
     few = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
-    preset = (*config("data/digits.yaml"), *config("policy/ft_proj.yaml"), *config(SKIPPING))
+    preset = (*config("data/digits.yaml"), *config("policy/ft_proj.yaml"), *config(SKIP_BLOCKS))
 
     cli = CLI(["fit", "--model.checkpoint", tiny_llava, *preset, *few, *TRIAL])
 
@@ -304,7 +263,7 @@ def test_the_quickstart_starts_from_the_instructed_model_of_the_testbed(capsys: 
 
 
 def test_the_recipe_starts_from_a_checkpoint_of_the_shipped_shape(tmp_path: Path) -> None:
-    main(["tiny", str(tmp_path / "start"), *config("testbed/start.yaml")])
+    main(["tiny", str(tmp_path / "start"), *config(START)])
 
     built, shipped = (AutoConfig.from_pretrained(path) for path in (tmp_path / "start", testbed.checkpoint("before")))
     for part in ("vision_config", "text_config"):

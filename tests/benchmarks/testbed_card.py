@@ -1,4 +1,4 @@
-"""The tables of the test-bed's model card: every stage under `lightning test --config configs/testbed/eval.yaml`.
+"""The tables of the test-bed's model card: every stage under `lightning test --config configs/runs/testbed/eval.yaml`.
 
 Run it: `python tests/benchmarks/testbed_card.py`. It writes `docs/testbed/<stage>.csv` and prints the Markdown of
 `docs/testbed.md`.
@@ -39,7 +39,8 @@ def measure(stage: Stage) -> Path:
         began = time.perf_counter()
         lightning(
             [
-                *("test", "--config", str(ROOT / "configs/testbed/eval.yaml"), "--model.checkpoint", checkpoint(stage)),
+                *("test", "--config", str(ROOT / "configs/runs/testbed/eval.yaml")),
+                *("--model.checkpoint", checkpoint(stage)),
                 *("--trainer.run.root", folder, "--trainer.run.wandb", "disabled"),
             ]
         )

@@ -26,7 +26,7 @@ from lightning_mllm.testbed.world.scenes import SHAPES
 from tests.callbacks.conftest import make_data, make_trainer
 from tests.support.command_line import CONFIGS
 
-OBJECTS = str(CONFIGS / "study/alignment/testbed_objects.txt")
+OBJECTS = str(CONFIGS / "studies/alignment_testbed/objects.txt")
 MODEL = checkpoint("instructed")
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from lightning_mllm.cli.main import main
 from tests.support.command_line import CONFIGS, files_below, isolate, write_llava_json
+from tests.support.shipped_configs import ALIGNMENT
 
-ALIGNMENT = "analysis/alignment.yaml"
 KEPT = {"making.json", "sums.safetensors", "summary.csv", "settings.json"}
 PICTURES = {  # of each analysis
     "alignment": {

@@ -25,23 +25,9 @@ from lightning_mllm.trainer import Run, Trainer
 from lightning_mllm.types import MultimodalBatch
 from tests.integration.test_distributed import run_two
 from tests.support.command_line import CONFIGS, TRIAL, conversation, files_below, isolate, refusal, write_llava_json
+from tests.support.shipped_configs import ANALYSES, FLOW_ON_THE_TESTBED
 from tests.support.wandb_run_file import history
 
-ANALYSES = {  # config -> name of its folder, its pictures
-    "analysis/answer_lens.yaml": ("answer_lens", {"lens.png"}),
-    "analysis/information_flow.yaml": (
-        "information_flow",
-        {
-            "to_last.png",
-            "image_to_question.png",
-            "patches_to_question.png",
-            "contrasts.png",
-            "heat_map.png",
-        },
-    ),
-    "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
-}
-ON_THE_TESTBED = "analysis/testbed.yaml"  # both, and the model and data
 LENS = ("--analysis", "AnswerLens", "--analysis.correct_only", "false", "--analysis.bootstrap.resamples", "20")
 TABLES = {"rows.csv", "making.json", "summary.csv", "settings.json"}
 
@@ -132,7 +118,7 @@ def test_several_analyses_go_through_the_data_once_each_with_its_folder(asked: l
 def test_the_config_of_the_testbed_has_three_analyses_and_tells_six_tasks_apart() -> None:
     few = ("--data.init_args.per_kind", "1", "--trainer.enable_progress_bar", "false")
 
-    main(["analyze", "--config", str(CONFIGS / ON_THE_TESTBED), *few, "--trainer.run.name", "run"])
+    main(["analyze", "--config", str(CONFIGS / FLOW_ON_THE_TESTBED), *few, "--trainer.run.name", "run"])
 
     folder = Path("runs/run/analysis/test-step0")
     names = {"all_layers", "answer_lens", "information_flow"}

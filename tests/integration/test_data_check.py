@@ -47,7 +47,11 @@ def test_the_shipped_config_finds_the_folder_that_it_names(root: Path, capsys: p
 
 
 def test_all_configs_of_a_fit_will_do(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit = (*config("model/llava-1.5-7b.yaml"), *config("data/plantdoc.yaml"), *config("fit/released_code_ft_proj.yaml"))
+    fit = (
+        *config("model/llava-1.5-7b.yaml"),
+        *config("data/plantdoc.yaml"),
+        *config("presets/released_code/ft_proj.yaml"),
+    )
 
     assert "Apple Scab Leaf" in check(capsys, *fit)
 

@@ -14,8 +14,8 @@ from lightning_mllm.analysis.subnetwork.matrices import matrices
 from lightning_mllm.cli.main import main
 from lightning_mllm.models.backbone import Backbone
 from tests.support.command_line import CONFIGS, files_below, isolate, refusal, write_llava_json
+from tests.support.shipped_configs import SUBNETWORKS
 
-SUBNETWORKS = ("analysis/subnetwork.yaml", "analysis/pruned_accuracy.yaml")
 KINDS = ("colour", "shape")
 
 

@@ -18,7 +18,7 @@ from tests.support.datamodule_contract import DataModuleContract
 from tests.support.world_oracle import judge, pairs_in
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-TRAININGS = ("language", "vision", "aligned", "instructed")
+TRAININGS = ("2_language", "3b_vision", "4_aligned", "5_instructed")
 
 
 class TestTalkAboutPictures(DataModuleContract):
@@ -71,7 +71,7 @@ def test_a_sample_is_the_same_each_time_it_is_made(material: str) -> None:
 
 @pytest.mark.parametrize("config", TRAININGS)
 def test_training_mentions_no_held_out_pair_and_no_falsehood(config: str) -> None:
-    options = yaml.safe_load((CONFIGS / "testbed" / f"{config}.yaml").read_text())["data"]["init_args"]
+    options = yaml.safe_load((CONFIGS / "testbed_training" / f"{config}.yaml").read_text())["data"]["init_args"]
     for sample in WorldConversations(checkpoint="unused", **options).load("train")[:40]:
         scene = draw_scene(sample.id)
         texts = [turn.text for turn in sample.conversation]

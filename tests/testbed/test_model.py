@@ -31,7 +31,7 @@ CARD = {stage: read(ROOT / f"docs/testbed/{stage}.csv") for stage in STAGES}
 def test_the_evaluation_reproduces_the_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
 
-    main(["test", "--config", str(CONFIGS / "testbed/eval.yaml"), "--data.init_args.parts", "[seen, presence]"])
+    main(["test", "--config", str(CONFIGS / "runs/testbed/eval.yaml"), "--data.init_args.parts", "[seen, presence]"])
 
     (written,) = tmp_path.glob("runs/testbed-eval/evaluation/*/exact-match-per-kind.csv")
     found = read(written)
@@ -40,7 +40,7 @@ def test_the_evaluation_reproduces_the_card(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_the_card_is_of_the_shipped_evaluation() -> None:
-    data = yaml.safe_load((CONFIGS / "testbed/eval.yaml").read_text())["data"]["init_args"]
+    data = yaml.safe_load((CONFIGS / "runs/testbed/eval.yaml").read_text())["data"]["init_args"]
 
     for card in CARD.values():
         assert {kind.split("/")[0] for kind in card} == set(data["parts"])

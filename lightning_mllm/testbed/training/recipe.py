@@ -26,18 +26,20 @@ class Step:
     """One training.
 
     Attributes:
-        name: Its config, run and export are called so.
+        name: Name of the run and of the export.
         start: The checkpoint it starts from.
+        number: Place in the order of the steps, with which the name of the config begins.
     """
 
     name: str
     start: str
+    number: str
 
 
-WORDS = Step("words", "start")
-LANGUAGE = (Step("language", "words"),)
-VISION = (Step("shapes", "words"), Step("vision", "shapes"))
-TOGETHER = (Step("aligned", "before"), Step("instructed", "aligned"))
+WORDS = Step("words", "start", "1")
+LANGUAGE = (Step("language", "words", "2"),)
+VISION = (Step("shapes", "words", "3a"), Step("vision", "shapes", "3b"))
+TOGETHER = (Step("aligned", "before", "4"), Step("instructed", "aligned", "5"))
 
 
 def in_a_process(arguments: Sequence[str]) -> None:
@@ -75,7 +77,7 @@ class Recipe:
     def run(self) -> None:
         """Do all that is not done."""
         if not self._of("start").exists():
-            self._lightning("tiny", str(self._of("start")), "--config", str(self.configs / "start.yaml"))
+            self._lightning("tiny", str(self._of("start")), "--config", str(self.configs / "0_start.yaml"))
         self._train(WORDS)
         if self.side_by_side:
             with ThreadPoolExecutor() as pool:
@@ -109,7 +111,7 @@ class Recipe:
         resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
         self._lightning(
             "fit",
-            *("--config", str(self.configs / f"{step.name}.yaml")),
+            *("--config", str(self.configs / f"{step.number}_{step.name}.yaml")),
             *("--model.checkpoint", str(self._of(step.start))),
             *("--trainer.run.root", str(self.folder / "runs")),
             *("--trainer.run.name", step.name),
@@ -143,7 +145,7 @@ def main() -> None:
     """Run the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="where checkpoints and runs go")
-    parser.add_argument("--configs", type=Path, default=Path("configs/testbed"))
+    parser.add_argument("--configs", type=Path, default=Path("configs/testbed_training"))
     arguments, options = parser.parse_known_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     Recipe(arguments.folder, arguments.configs, options).run()

@@ -16,20 +16,22 @@ from lightning_mllm.statistics.correlation import smallest_n
 from lightning_mllm.study import AlignmentCommand, run_study
 from lightning_mllm.study.alignment.study import MeasureCell
 from lightning_mllm.testbed.training.checkpoints import ROOT
-from tests.study.projection.test_shipped import (
+from tests.study.projection.test_shipped import parse
+from tests.support.command_line import CONFIGS, isolate
+from tests.support.shipped_configs import (
     ALIGNMENT_PARTS,
     ALIGNMENT_SERIES,
     ALIGNMENT_STEPS,
     ALIGNMENT_STUDIES,
-    parse,
+    ALIGNMENT_STUDY,
+    ALIGNMENT_TESTBED,
 )
-from tests.support.command_line import CONFIGS, isolate
 
 SERIES = ("--config", f"configs/{ALIGNMENT_SERIES}")
 SMALL = {  # what is asked less of here
-    "testbed_questions": {"per_kind": 2, "train_per_kind": 1, "val_per_kind": 1},
-    "testbed_presence": {"per_kind": 6, "train_per_kind": 1, "val_per_kind": 1},
-    "testbed_captions": {"test_scenes": 8},
+    "questions": {"per_kind": 2, "train_per_kind": 1, "val_per_kind": 1},
+    "presence": {"per_kind": 6, "train_per_kind": 1, "val_per_kind": 1},
+    "captions": {"test_scenes": 8},
 }
 
 
@@ -67,11 +69,11 @@ def test_each_file_of_a_study_is_part_of_one() -> None:
 
 
 def test_the_study_of_hub_checkpoints_has_as_many_as_its_comment_says_are_needed() -> None:
-    assert len(shipped_checkpoints("study/alignment.yaml")) == smallest_n(5)
+    assert len(shipped_checkpoints(ALIGNMENT_STUDY)) == smallest_n(5)
 
 
 def test_the_cells_of_the_test_bed_are_of_its_stages() -> None:
-    assert shipped_checkpoints("study/alignment_testbed.yaml") == {
+    assert shipped_checkpoints(ALIGNMENT_TESTBED) == {
         stage: str(ROOT / stage) for stage in ("before", "aligned", "instructed")
     }
 
@@ -88,7 +90,7 @@ def test_the_series_adds_the_steps_of_a_training(tmp_path: Path, monkeypatch: py
     for step in (50, 100):
         (folder / f"epoch=0-step={step}.ckpt").touch()
 
-    study = shipped("study/alignment_testbed.yaml", *SERIES)
+    study = shipped(ALIGNMENT_TESTBED, *SERIES)
     study.check()
 
     cells = {cell.checkpoint: cell for cell in study.all_cells()}
@@ -103,7 +105,7 @@ def test_the_training_of_the_series_keeps_its_steps_where_the_study_looks(
 ) -> None:
     isolate(monkeypatch, CONFIGS.parent)
     config = printed(
-        ["fit", "--config", "configs/testbed/aligned.yaml", "--config", f"configs/{ALIGNMENT_STEPS}"], capsys
+        ["fit", "--config", "configs/testbed_training/4_aligned.yaml", "--config", f"configs/{ALIGNMENT_STEPS}"], capsys
     )
 
     assert config["checkpointing"]["save_top_k"] == -1
@@ -137,14 +139,14 @@ def test_a_study_of_two_stages_of_the_test_bed_runs_through_the_command_line_and
     isolate(monkeypatch, tmp_path)
     (tmp_path / "configs").symlink_to(CONFIGS)
     for name, fewer in SMALL.items():
-        content = yaml.safe_load((CONFIGS / f"study/alignment/{name}.yaml").read_text())
+        content = yaml.safe_load((CONFIGS / f"studies/alignment_testbed/{name}.yaml").read_text())
         content["data"]["init_args"].update(fewer)
         Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
-    study = yaml.safe_load((CONFIGS / "study/alignment_testbed.yaml").read_text())
+    study = yaml.safe_load((CONFIGS / ALIGNMENT_TESTBED).read_text())
     del study["checkpoints"]["aligned"]
     text = yaml.safe_dump(study)
     for name in SMALL:
-        text = text.replace(f"configs/study/alignment/{name}.yaml", f"{name}.yaml")
+        text = text.replace(f"configs/studies/alignment_testbed/{name}.yaml", f"{name}.yaml")
     Path("study.yaml").write_text(text)
     calls: list[Sequence[str]] = []
 

@@ -110,7 +110,7 @@ def test_turns_alternate_and_the_first_has_the_picture() -> None:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """The tokenizer of the test-bed's models, with a model that is smaller than theirs."""
-    options = yaml.safe_load((CONFIGS / "testbed" / "start.yaml").read_text())
+    options = yaml.safe_load((CONFIGS / "testbed_training" / "0_start.yaml").read_text())
     size = replace(TinySize(**options.pop("size")), vision_width=8, vision_layers=1, text_width=8, text_layers=1)
     folder = build_tiny_checkpoint(Path(tmp_path_factory.mktemp("start") / "tiny"), size=size, **options)
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)

@@ -10,22 +10,10 @@ from transformers import AutoModelForImageTextToText
 
 from lightning_mllm.cli.commands.model import CLI
 from lightning_mllm.cli.main import main
-from lightning_mllm.models.backbone import Part
 from lightning_mllm.testbed.training.checkpoints import STAGES
 from lightning_mllm.testbed.training.recipe import Recipe, in_a_process
 from tests.support.command_line import CONFIGS, TRIAL, isolate
-
-START = "testbed/start.yaml"
-TRAINED = {
-    "testbed/words.yaml": {Part.LLM},
-    "testbed/language.yaml": {Part.LLM},
-    "testbed/shapes.yaml": {Part.VISION, Part.PROJECTOR, Part.LLM},
-    "testbed/vision.yaml": {Part.VISION, Part.PROJECTOR, Part.LLM},
-    "testbed/aligned.yaml": {Part.PROJECTOR},
-    "testbed/instructed.yaml": {Part.PROJECTOR, Part.LLM},
-}
-EVALUATION = "testbed/eval.yaml"
-TESTBED = {START, *TRAINED, EVALUATION}
+from tests.support.shipped_configs import EXAMINATION, START, TRAINED
 
 SMALL = {"image_size": 64, "patch_size": 16, "vision_width": 16, "vision_layers": 2, "text_width": 16, "text_layers": 1}
 
@@ -65,7 +53,7 @@ def test_the_examination_counts_per_kind(start: str, monkeypatch: pytest.MonkeyP
     isolate(monkeypatch, tmp_path)
     few = ("--data.init_args.per_kind", "2", "--data.init_args.parts", "[presence]")
 
-    cli = CLI(["test", *config(EVALUATION), "--model.checkpoint", start, *few, *TRIAL])
+    cli = CLI(["test", *config(EXAMINATION), "--model.checkpoint", start, *few, *TRIAL])
 
     assert "test/exact_match/presence/adversarial" in cli.trainer.callback_metrics
 
@@ -75,7 +63,7 @@ def configs(tmp_path: Path) -> Path:
     """The shipped recipe, with a smaller model and a few scenes."""
     folder = tmp_path / "configs"
     folder.mkdir()
-    for path in (CONFIGS / "testbed").glob("*.yaml"):
+    for path in (CONFIGS / "testbed_training").glob("*.yaml"):
         content = yaml.safe_load(path.read_text())
         if "size" in content:
             content["size"] |= SMALL
