@@ -84,7 +84,7 @@ def make_run(
     checkpoint: str,
     folder: Path,
     callbacks: Sequence[L.Callback],
-    policy: FreezePolicy = ProjectorOnly(),  # noqa: B008 - frozen
+    policy: FreezePolicy = ProjectorOnly(),
     eval_batch_size: int = 8,
     **options: Any,
 ) -> Run:

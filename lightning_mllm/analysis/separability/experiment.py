@@ -58,7 +58,7 @@ class Distinguishability(TokenMeans):
         *,
         layers: Sequence[int] | None = None,
         samples: int = 200,
-        sets: TokenSets = TokenSets(sink_ratio=None),  # noqa: B008 - frozen
+        sets: TokenSets = TokenSets(sink_ratio=None),
         groups: int = 16,
         seed: int = 0,
         snapshot_every: int = 50,
@@ -162,7 +162,7 @@ class TokenMap(TokenMeans):
         method: Method = "tsne",
         layers: Sequence[int] | None = None,
         samples: int = 200,
-        sets: TokenSets = TokenSets(sink_ratio=None),  # noqa: B008 - frozen
+        sets: TokenSets = TokenSets(sink_ratio=None),
         seed: int = 0,
         snapshot_every: int = 50,
         label: str = "",

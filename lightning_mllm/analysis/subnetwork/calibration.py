@@ -190,7 +190,7 @@ class Calibration:
 def calibrate(
     backbone: Backbone,
     batches: Iterable[MultimodalBatch],
-    pruning: Pruning = Pruning(),  # noqa: B008 - frozen
+    pruning: Pruning = Pruning(),
     reading: Reading = Reading(),
     task: str = "",
 ) -> Calibration:
