@@ -76,7 +76,9 @@ def test_the_readme_of_the_configs_lists_them_by_their_first_lines() -> None:
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_trains_the_parts_that_its_name_says(tiny_checkpoint: TinyBuilder, name: str, family: Any) -> None:
+def test_a_policy_trains_the_parts_that_its_name_says(
+    tiny_checkpoint: TinyBuilder, name: str, family: Any
+) -> None:
     checkpoint = ("--model.checkpoint", tiny_checkpoint(family, "vicuna"))
     small = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
 
@@ -107,11 +109,23 @@ def test_zero_shot_trains_nothing_and_validates(tiny_checkpoint: TinyBuilder, fa
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_fits_with_the_policy_batch_and_rate_that_it_promises(tiny_llava: str, name: str) -> None:
+def test_a_preset_fits_with_the_policy_batch_and_rate_that_it_promises(
+    tiny_llava: str, name: str
+) -> None:
     policy, batch_size, rate = PRESETS[name]
     small = ("--data.init_args.eval_batch_size", "4", "--trainer.limit_train_batches", "0.01")
 
-    cli = CLI(["fit", "--model.checkpoint", tiny_llava, *config("data/digits.yaml"), *config(name), *small, *TRIAL])
+    cli = CLI(
+        [
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *config("data/digits.yaml"),
+            *config(name),
+            *small,
+            *TRIAL,
+        ]
+    )
 
     module = module_of(cli)
     assert type(module.policy) is policy
@@ -136,19 +150,26 @@ def test_a_preset_does_not_change_what_the_data_is(
     assert prompt["init_args"]["task"] == "handwritten digits"  # of configs/data/digits.yaml
 
 
-def test_matched_presets_differ_in_the_policy_only(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_matched_presets_differ_in_the_policy_only(
+    tiny_llava: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     projector, everything = (
-        resolved(capsys, tiny_llava, f"presets/{name}.yaml") for name in ("matched/ft_proj", "paper/ft_e2e")
+        resolved(capsys, tiny_llava, f"presets/{name}.yaml")
+        for name in ("matched/ft_proj", "paper/ft_e2e")
     )
 
     assert projector["model"].pop("policy") != everything["model"].pop("policy")
     assert projector == everything
 
 
-def test_released_code_drops_the_question_and_crops_in_projector_training_only(tiny_llava: str) -> None:
+def test_released_code_drops_the_question_and_crops_in_projector_training_only(
+    tiny_llava: str,
+) -> None:
     def run(name: str) -> CLI:
         limits = ("--trainer.limit_train_batches", "0", "--trainer.limit_val_batches", "0")
-        return CLI(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL, *limits])
+        return CLI(
+            ["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL, *limits]
+        )
 
     projector = run("presets/released_code/ft_proj.yaml").datamodule
     both = run("presets/released_code/ft_e2e.yaml").datamodule
@@ -160,14 +181,20 @@ def test_released_code_drops_the_question_and_crops_in_projector_training_only(t
     assert (both.collator.geometry, both.eval_collator.geometry) == ("pad", "pad")
 
 
-def test_the_config_that_skips_blocks_skips_every_second_one_of_the_visual_tokens(tiny_llava: str) -> None:
+def test_the_config_that_skips_blocks_skips_every_second_one_of_the_visual_tokens(
+    tiny_llava: str,
+) -> None:
     few = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
     preset = (*config("data/digits.yaml"), *config("policy/ft_proj.yaml"), *config(SKIP_BLOCKS))
 
     cli = CLI(["fit", "--model.checkpoint", tiny_llava, *preset, *few, *TRIAL])
 
     (callback,) = (each for each in cli.trainer.callbacks if isinstance(each, SkipComputations))  # type: ignore[attr-defined]
-    assert (callback.skip.computation, callback.skip.tokens, callback.skip.share) == ("block", "perceptual", 1.0)
+    assert (callback.skip.computation, callback.skip.tokens, callback.skip.share) == (
+        "block",
+        "perceptual",
+        1.0,
+    )
     assert callback.skip.layers(6) == (1, 3, 5)
     assert cli.trainer.global_step == 1
 
@@ -178,7 +205,11 @@ def test_only_the_released_code_samples_its_answers(
 ) -> None:
     scorers = resolved(capsys, tiny_llava, name)["model"]["scorers"]
 
-    temperatures = [s["init_args"]["temperature"] for s in scorers if s["class_path"].endswith(Generation.__name__)]
+    temperatures = [
+        s["init_args"]["temperature"]
+        for s in scorers
+        if s["class_path"].endswith(Generation.__name__)
+    ]
     assert temperatures == [0.2 if "released_code" in name else 0.0]
 
 
@@ -197,7 +228,9 @@ def test_a_model_config_names_a_hub_checkpoint_and_fits(
     assert module_of(cli).gradient_checkpointing
 
 
-def test_the_image_folder_config_fits_once_it_knows_the_folder(tiny_llava: str, tmp_path: Path) -> None:
+def test_the_image_folder_config_fits_once_it_knows_the_folder(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     root = write_image_folder(tmp_path / "photos", {"red cat": 4, "dog": 4})
 
     cli = CLI(
@@ -210,8 +243,12 @@ def test_the_image_folder_config_fits_once_it_knows_the_folder(tiny_llava: str, 
     assert cli.datamodule.label_set.names == ("dog", "red cat")
 
 
-def test_the_llava_json_config_fits_once_it_knows_the_files(tiny_llava: str, tmp_path: Path) -> None:
-    file = write_llava_json(tmp_path / "talks", [conversation(f"p{k}", images=k % 3) for k in range(8)])
+def test_the_llava_json_config_fits_once_it_knows_the_files(
+    tiny_llava: str, tmp_path: Path
+) -> None:
+    file = write_llava_json(
+        tmp_path / "talks", [conversation(f"p{k}", images=k % 3) for k in range(8)]
+    )
 
     cli = CLI(
         [
@@ -226,19 +263,31 @@ def test_the_llava_json_config_fits_once_it_knows_the_files(tiny_llava: str, tmp
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_config_of_a_published_dataset_fits_where_its_folder_is(tiny_llava: str, name: str, tmp_path: Path) -> None:
+def test_the_config_of_a_published_dataset_fits_where_its_folder_is(
+    tiny_llava: str, name: str, tmp_path: Path
+) -> None:
     folder, write, classes = PUBLISHED[name]
     write(tmp_path / folder)
 
     cli = CLI(
-        ["fit", "--model.checkpoint", tiny_llava, *config(name), *TRIAL, "--data.init_args.num_workers", "0"],
+        [
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *config(name),
+            *TRIAL,
+            "--data.init_args.num_workers",
+            "0",
+        ],
     )
 
     assert cli.trainer.global_step == 1
     assert len(cli.datamodule.label_set) == classes
 
 
-def test_the_config_of_crisismmd_says_its_default_classes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_config_of_crisismmd_says_its_default_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     data = printed(capsys, "fit", "--model.checkpoint", "x", *config("data/crisismmd.yaml"))["data"]
 
     assert data["init_args"]["classes"] == FOUR_CLASSES
@@ -250,13 +299,24 @@ def test_worker_processes_load_the_same_batches(tiny_llava: str, tmp_path: Path)
 
     def loss(workers: int) -> float:
         data = ("--data.init_args.root", str(root), "--data.init_args.num_workers", str(workers))
-        cli = CLI(["fit", "--model.checkpoint", tiny_llava, *config("data/image_folder.yaml"), *TRIAL, *data])
+        cli = CLI(
+            [
+                "fit",
+                "--model.checkpoint",
+                tiny_llava,
+                *config("data/image_folder.yaml"),
+                *TRIAL,
+                *data,
+            ]
+        )
         return float(cli.trainer.callback_metrics["train/loss"])
 
     assert loss(0) == loss(2)
 
 
-def test_the_quickstart_starts_from_the_instructed_model_of_the_testbed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quickstart_starts_from_the_instructed_model_of_the_testbed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shown = printed(capsys, "fit", *config(QUICKSTART))
 
     assert shown["model"]["checkpoint"] == testbed.checkpoint("instructed")
@@ -265,10 +325,16 @@ def test_the_quickstart_starts_from_the_instructed_model_of_the_testbed(capsys: 
 def test_the_recipe_starts_from_a_checkpoint_of_the_shipped_shape(tmp_path: Path) -> None:
     main(["tiny", str(tmp_path / "start"), *config(START)])
 
-    built, shipped = (AutoConfig.from_pretrained(path) for path in (tmp_path / "start", testbed.checkpoint("before")))
+    built, shipped = (
+        AutoConfig.from_pretrained(path)
+        for path in (tmp_path / "start", testbed.checkpoint("before"))
+    )
     for part in ("vision_config", "text_config"):
         ours, theirs = (getattr(config, part).to_dict() for config in (built, shipped))
-        assert {**ours, "dtype": None} == {**theirs, "dtype": None}  # that of a model that was never trained is open
+        assert {**ours, "dtype": None} == {
+            **theirs,
+            "dtype": None,
+        }  # that of a model that was never trained is open
 
 
 def test_the_quickstart_evaluates_before_and_after_the_fit(tiny_llava: str) -> None:
@@ -276,11 +342,15 @@ def test_the_quickstart_evaluates_before_and_after_the_fit(tiny_llava: str) -> N
 
     assert module_of(cli).freeze_report.trainable_parts == {PROJECTOR}
     assert cli.trainer.global_step == 1
-    assert "test/likelihood/accuracy" in cli.trainer.callback_metrics  # the last evaluation was that of the test split
+    assert (
+        "test/likelihood/accuracy" in cli.trainer.callback_metrics
+    )  # the last evaluation was that of the test split
 
 
 def resolved(capsys: pytest.CaptureFixture[str], checkpoint: str, name: str) -> dict[str, Any]:
-    return printed(capsys, "fit", "--model.checkpoint", checkpoint, *config("data/digits.yaml"), *config(name))
+    return printed(
+        capsys, "fit", "--model.checkpoint", checkpoint, *config("data/digits.yaml"), *config(name)
+    )
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

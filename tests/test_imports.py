@@ -56,6 +56,7 @@ BORDERS: dict[str, set[str]] = {
         "testbed",
         "tracking",
         "trainer",
+        "trainer_options",
     },
 }
 # library -> the files that may import it

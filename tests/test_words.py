@@ -1,4 +1,4 @@
-"""Documentation of options stands alone, since `--help` shows each by itself; and a class name means one class."""
+"""The documentation of an option stands alone, as `--help` shows it; one class has a name."""
 
 from __future__ import annotations
 
@@ -25,13 +25,35 @@ def room_of(file: Path) -> str:
 
 NOT_YET = pytest.mark.xfail(strict=False, reason="this room is not written again yet")
 LATER = (
-    *("analysis/alignment", "analysis/core", "analysis/forward", "analysis/knockout", "analysis/lens"),
-    *("analysis/separability", "analysis/skipping", "analysis/subnetwork", "callbacks", "data", "evaluation"),
-    *("models", "network", "probing", "statistics", "study/alignment", "study/engine", "study/projection"),
+    *(
+        "analysis/alignment",
+        "analysis/core",
+        "analysis/forward",
+        "analysis/knockout",
+        "analysis/lens",
+    ),
+    *(
+        "analysis/separability",
+        "analysis/skipping",
+        "analysis/subnetwork",
+        "callbacks",
+        "data",
+        "evaluation",
+    ),
+    *(
+        "models",
+        "network",
+        "probing",
+        "statistics",
+        "study/alignment",
+        "study/engine",
+        "study/projection",
+    ),
     *("testbed", "tracking", "trainer"),
 )
 ROOMS = [
-    pytest.param(room, marks=[NOT_YET] if room in LATER else []) for room in sorted({room_of(file) for file in FILES})
+    pytest.param(room, marks=[NOT_YET] if room in LATER else [])
+    for room in sorted({room_of(file) for file in FILES})
 ]
 
 
@@ -75,7 +97,9 @@ def test_the_documentation_of_an_option_stands_alone(room: str) -> None:
     leaning = []
     for file in FILES:
         if room_of(file) == room:
-            found = [(name, text) for name, text in documented(file) if LEANS_ON_ANOTHER.match(text)]
+            found = [
+                (name, text) for name, text in documented(file) if LEANS_ON_ANOTHER.match(text)
+            ]
             leaning += [f"{file.relative_to(PACKAGE)} {name}: {text}" for name, text in found]
 
     assert not leaning, "say what it is without the entry before it:\n" + "\n".join(leaning)

@@ -1,4 +1,4 @@
-"""Finds the sub-command that a command line names, and answers `--help` and misspelt names, without heavy imports."""
+"""Finds the command that a command line names; answers `--help` and typos without heavy imports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Parser of a group of commands; or of one command, whose arguments are left to its own module."""
+    """Parser of a group of commands, or of one command, whose options its own module parses."""
 
     def __init__(self, *, command: Command | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs, allow_abbrev=False, add_help=command is None)
@@ -61,7 +61,7 @@ def _command_line() -> _CommandParser:
 
 
 def _parser_of_a_group(group: str, of: Any = None) -> _CommandParser:
-    """Return a parser whose help lists the commands of a group; the group without a name has them all."""
+    """Return a parser whose help lists the commands of a group; "" is the group of all."""
     rows = [f"  {each.name:<16}{each.help}" for each in COMMANDS if each.name.startswith(group)]
     prog = f"{PROGRAM} {group}".rstrip()
     options: dict[str, Any] = {

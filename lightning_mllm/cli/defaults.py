@@ -1,4 +1,4 @@
-"""What every run of the command line does unless its config says otherwise: callbacks, checkpoints, a saved config."""
+"""Default callbacks, checkpoints and the saved config of the runs of the command line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 def add_defaults(chosen: list[Callback], *, writes: bool, shows_progress: bool) -> list[Callback]:
-    """Return the callbacks of a config and the default ones; a default gives way to one of its own class.
+    """Return the callbacks of a config, and each default one whose class is not among them.
 
     Args:
         chosen: Callbacks that the config names.

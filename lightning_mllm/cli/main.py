@@ -36,7 +36,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _user_error(error: BaseException) -> UserError:
-    """Return the user's error among the causes of an exception; jsonargparse wraps what a constructor raises."""
+    """Return the user's error among the causes of an exception; jsonargparse wraps such errors."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):

@@ -1,4 +1,4 @@
-"""The parser of a command's options. It names the nearest right option or class instead of printing the usage."""
+"""The parser of a command's options, which names the nearest right option for a misspelt one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 # a short class name in a config resolves only if the class is imported
 from lightning_mllm import analysis, data, evaluation  # noqa: F401
 from lightning_mllm.analysis.core.analysis import Analysis
-from lightning_mllm.cli.replaced_lists import as_list, dropped, name_of, takes_lists
+from lightning_mllm.cli.replaced_lists import dropped, name_of, takes_lists
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.text.prompts import Prompt
 from lightning_mllm.errors import did_you_mean
@@ -24,6 +24,7 @@ from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.optimisation.muon import MuonAdamW  # noqa: F401
 from lightning_mllm.testbed import datamodules  # noqa: F401
 from lightning_mllm.testbed.domains import datamodule  # noqa: F401
+from lightning_mllm.trainer_options import as_list
 
 _CHOSEN_BY_NAME = (MLLMDataModule, FreezePolicy, Prompt, Scorer, Analysis)
 
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 class Parser(LightningArgumentParser):
     """Answers mistakes in a few lines, and warns when a list replaces another.
 
-    Where a config file, or the command line, sets a list that an earlier file has set, only the later list counts;
-    a warning says what is dropped.
+    Where a config file, or the command line, sets a list that an earlier file has set, only the
+    later list counts.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,7 +61,7 @@ class Parser(LightningArgumentParser):
         return config
 
     def _warn_of_replaced_lists(self, config: Namespace, file: str | None = None) -> None:
-        """Compare the lists of a config with those of earlier files; without a file, only lists of classes."""
+        """Compare lists with earlier files; on the command line, only lists of classes."""
         keys = [
             action.dest
             for action in self._actions
@@ -78,7 +79,8 @@ class Parser(LightningArgumentParser):
                 gone = [item for item in gone if isinstance(item, Namespace)]
             if gone:
                 log.warning(
-                    "%s sets %s again, which drops what %s has there: %s. To add to a list, write `%s+`.",
+                    "%s sets %s again, which drops what %s has there: %s. "
+                    "To add to a list, write `%s+`.",
                     file or "The command line",
                     key,
                     name,

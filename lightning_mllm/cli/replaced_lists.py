@@ -13,13 +13,6 @@ def takes_lists(hint: Any) -> bool:
     return any(get_origin(part) in (list, Sequence) for part in (hint, *get_args(hint)))
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return an option's value as a list: None is an empty one, and one item is a list of it."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
-
-
 def dropped(before: list[Any], now: list[Any]) -> list[Any]:
     """Return the items of a list that another one lacks; numbers and `${...}` do not count."""
     gone = []

@@ -1,4 +1,4 @@
-"""Interpolations of configs and command lines: `${testbed:instructed}` is the folder of a shipped checkpoint."""
+"""Values of `${testbed:instructed}`, the folder of a shipped checkpoint, in configs and options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def register_resolvers() -> None:
 
 
 def resolved(argument: str) -> str:
-    """Return an argument with its resolvers replaced by their values; references to other keys stay.
+    """Return an argument with its resolvers replaced; references to other keys stay.
 
     Raises:
         ConfigError: A resolver is unknown, or has no value.
@@ -29,5 +29,6 @@ def resolved(argument: str) -> str:
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"The argument {argument!r} can't be resolved: {reason}. Known are ${{testbed:...}} and ${{oc.env:...}}."
+            f"The argument {argument!r} can't be resolved: {reason}. "
+            "Known are ${testbed:...} and ${oc.env:...}."
         ) from error

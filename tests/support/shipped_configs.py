@@ -1,6 +1,6 @@
-"""Every shipped config by what the tests do with it, and the table of them that `configs/README.md` shows.
+"""Every shipped config by what the tests do with it, and the tables of `configs/README.md`.
 
-`python -m tests.support.shipped_configs` writes the table.
+`python -m tests.support.shipped_configs` writes the tables.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from pathlib import Path
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
 from tests.support.command_line import CONFIGS, files_below
-from tests.support.published_datasets import write_crisismmd, write_dermnet, write_dtd, write_plantdoc
+from tests.support.published_datasets import (
+    write_crisismmd,
+    write_dermnet,
+    write_dtd,
+    write_plantdoc,
+)
 
 PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
 
@@ -63,12 +68,21 @@ ANALYSES = {  # name of the folder, pictures in it
     "analysis/answer_lens.yaml": ("answer_lens", {"lens.png"}),
     "analysis/information_flow.yaml": (
         "information_flow",
-        {"to_last.png", "image_to_question.png", "patches_to_question.png", "contrasts.png", "heat_map.png"},
+        {
+            "to_last.png",
+            "image_to_question.png",
+            "patches_to_question.png",
+            "contrasts.png",
+            "heat_map.png",
+        },
     ),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
 ALIGNMENT = "analysis/alignment.yaml"
-SUBNETWORKS = ("analysis/subnetwork.yaml", "analysis/pruned_accuracy.yaml")  # the second reads what the first writes
+SUBNETWORKS = (
+    "analysis/subnetwork.yaml",
+    "analysis/pruned_accuracy.yaml",
+)  # the second reads what the first writes
 FLOW_ON_THE_TESTBED = "runs/testbed/information_flow.yaml"
 OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, its folders
     "runs/testbed/alignment.yaml": (
@@ -106,22 +120,45 @@ TRAINED = {  # the parts that learn
 EXAMINATION = "runs/testbed/eval.yaml"
 
 # ---- studies ----
-PROJECTION_STUDY, PROJECTION_TESTBED = "studies/projection/study.yaml", "studies/projection_testbed/study.yaml"
-PROJECTION_STUDIES = {PROJECTION_STUDY: 180, PROJECTION_TESTBED: 125}  # and how many cells they have
+PROJECTION_STUDY, PROJECTION_TESTBED = (
+    "studies/projection/study.yaml",
+    "studies/projection_testbed/study.yaml",
+)
+PROJECTION_STUDIES = {
+    PROJECTION_STUDY: 180,
+    PROJECTION_TESTBED: 125,
+}  # and how many cells they have
 PROJECTION_PARTS = {  # what they are made of
     *(f"studies/projection/{name}.yaml" for name in ("common", "zero_shot")),
-    *(f"studies/projection_testbed/{name}.yaml" for name in ("common", "digits", "domain", "zero_shot")),
-    *(f"studies/projection_testbed/{name}.yaml" for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")),
-    *(f"studies/projection_testbed/{name}.yaml" for name in ("glyphs", "textures", "leaves", "lesions")),
+    *(
+        f"studies/projection_testbed/{name}.yaml"
+        for name in ("common", "digits", "domain", "zero_shot")
+    ),
+    *(
+        f"studies/projection_testbed/{name}.yaml"
+        for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")
+    ),
+    *(
+        f"studies/projection_testbed/{name}.yaml"
+        for name in ("glyphs", "textures", "leaves", "lesions")
+    ),
 }
-ALIGNMENT_STUDY, ALIGNMENT_TESTBED = "studies/alignment/study.yaml", "studies/alignment_testbed/study.yaml"
+ALIGNMENT_STUDY, ALIGNMENT_TESTBED = (
+    "studies/alignment/study.yaml",
+    "studies/alignment_testbed/study.yaml",
+)
 ALIGNMENT_STUDIES = {ALIGNMENT_STUDY: 24, ALIGNMENT_TESTBED: 12}
 ALIGNMENT_PARTS = {
     *(f"studies/alignment/{name}.yaml" for name in ("task", "presence", "captions", "scores")),
-    *(f"studies/alignment_testbed/{name}.yaml" for name in ("common", "questions", "presence", "captions")),
+    *(
+        f"studies/alignment_testbed/{name}.yaml"
+        for name in ("common", "questions", "presence", "captions")
+    ),
     *(f"studies/alignment_testbed/{name}.yaml" for name in ("chair", "scores")),
 }
-ALIGNMENT_SERIES = "studies/alignment_testbed/series.yaml"  # further checkpoints, and the training that makes them
+ALIGNMENT_SERIES = (
+    "studies/alignment_testbed/series.yaml"  # further checkpoints, and the training that makes them
+)
 ALIGNMENT_STEPS = "studies/alignment_testbed/steps.yaml"
 
 COVERED = {
@@ -159,7 +196,11 @@ def table() -> str:
     parts = [_INTRODUCTION]
     for folder, names in folders.items():
         rows = [f"| [{name.rpartition('/')[2]}]({name}) | {first_line(name)} |" for name in names]
-        parts.append("\n".join([f"## {folder or 'Start here'}\n", "| file | what it is |", "|---|---|", *rows, ""]))
+        parts.append(
+            "\n".join(
+                [f"## {folder or 'Start here'}\n", "| file | what it is |", "|---|---|", *rows, ""]
+            )
+        )
     return "\n".join(parts)
 
 

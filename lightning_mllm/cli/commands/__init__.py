@@ -1,4 +1,7 @@
-"""The sub-commands of `lightning`; the module of one is imported when it runs, so that `--help` needs no torch."""
+"""The sub-commands of `lightning`.
+
+The module of a command is imported when it runs, so that `lightning --help` needs no torch.
+"""
 
 from __future__ import annotations
 

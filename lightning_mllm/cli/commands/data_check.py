@@ -45,7 +45,7 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def _parser(prog: str) -> Parser:
-    """Return a parser that accepts the config of a fit or an analysis, and reads only its section `data`."""
+    """Return a parser that accepts any config of a run, and reads only its section `data`."""
     description = "Show what a dataset holds."
     parser = Parser(prog=prog, description=description, parser_mode="omegaconf", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="Path to a configuration file.")
@@ -55,13 +55,11 @@ def _parser(prog: str) -> Parser:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="Also decode every image file and write out every sample for a model.",
+        help="Decode every image file and write out every sample for a model.",
     )
     for section in _SECTIONS_WITHOUT_DATA:
         parser.add_argument(f"--{section}", type=Any, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--checkpoint", default="", help=argparse.SUPPRESS
-    )  # a DataModule needs one, `load` does not
+    parser.add_argument("--checkpoint", default="", help=argparse.SUPPRESS)
     parser.add_lightning_class_args(MLLMDataModule, "data", subclass_mode=True)
     parser.link_arguments("checkpoint", "data.init_args.checkpoint")
     return parser

@@ -1,8 +1,7 @@
-"""`lightning fit`, `validate`, `test`, `predict`, `analyze` and `export`: what is done with a model and data."""
+"""`lightning fit`, `validate`, `test`, `predict`, `analyze` and `export`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import Namespace
@@ -17,6 +16,7 @@ from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.loggers import finish
 from lightning_mllm.trainer import Trainer
+from lightning_mllm.trainer_options import as_list
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -25,7 +25,7 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 class CLI(LightningCLI):
-    """LightningCLI with our classes and sub-commands; the checkpoint is named once for model and data.
+    """LightningCLI with our classes and commands; model and data share the option `checkpoint`.
 
     Args:
         args: The command line, from the name of the command on.
@@ -34,7 +34,6 @@ class CLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self._first = args[0]
         register_resolvers()
-        one = [*self.subcommands()] if len(self.subcommands()) == 1 else []
         super().__init__(
             MLLMModule,
             MLLMDataModule,
@@ -44,7 +43,7 @@ class CLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={
-                "prog": " ".join([PROGRAM, *one]),
+                "prog": f"{PROGRAM} {args[0]}" if len(self.subcommands()) == 1 else PROGRAM,
                 "parser_mode": "omegaconf",
                 "allow_abbrev": False,
             },
@@ -55,9 +54,10 @@ class CLI(LightningCLI):
         finish(self.trainer.loggers)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there
-        """Return the command that is asked for, with the arguments that its options do not show.
+        """Return the command that is run, and which parameters of its method are not options.
 
-        The parser of a command takes a tenth of a second to make, so the others are not made.
+        Only its parser is built, which takes a tenth of a second. All are built if the arguments
+        begin with a config that has a section per command.
         """
         ours = {name: {"model", "datamodule"} for name in ("analyze", "export")}
         every = {**LightningCLI.subcommands(), **ours}
@@ -68,7 +68,7 @@ class CLI(LightningCLI):
         self.config = parser.parse_args([resolved(argument) for argument in args])
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would read the checkpoint for hyper-parameters, which ours don't have."""
+        """Do nothing: Lightning would look for hyper-parameters, which our checkpoints lack."""
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -92,7 +92,7 @@ class CLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Name the model's checkpoint once; add the section on when training checkpoints are written."""
+        """Share the checkpoint between model and data; add the section `checkpointing`."""
         parser.add_lightning_class_args(Checkpointing, "checkpointing")
         parser.set_defaults(
             {
@@ -110,7 +110,7 @@ class CLI(LightningCLI):
             parser.link_arguments(f"model.{option}", f"data.init_args.{option}")
 
     def before_instantiate_classes(self) -> None:
-        """Give the seed of the run to data and prompts without one, so that `config.yaml` shows it."""
+        """Give the run's seed to data and prompts without one; `config.yaml` then shows it."""
         seed = self._get(self.config, "seed_everything")
         if seed is not False:
             _fill_in_seeds(self.config[self.subcommand], seed)
@@ -120,11 +120,9 @@ class CLI(LightningCLI):
         if self.subcommand == "export":
             return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
-        chosen = config.get("callbacks") or []
-        has_folder = not config.get("fast_dev_run") and config.get("logger") is not False
         callbacks = add_defaults(
-            list(chosen) if isinstance(chosen, Sequence) else [chosen],
-            writes=has_folder,
+            as_list(config.get("callbacks")),
+            writes=not config.get("fast_dev_run") and config.get("logger") is not False,
             shows_progress=config.get("enable_progress_bar") is not False,
         )
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
