@@ -167,7 +167,7 @@ def test_a_trained_checkpoint_is_analysed_with_its_weights(asked: list[str]) -> 
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
-    """Let the analysis fail behind some batches; returns how many questions of each it has measured."""
+    """Let the analysis fail after some batches; return how many questions of each were measured."""
     seen: list[int] = []
     measure = AnswerLens.measure
 

@@ -1,4 +1,4 @@
-"""The command line from end to end: how configs compose, what a run leaves behind, and that it can be gone on from."""
+"""The command line from end to end: how configs compose, what a run leaves, and how it is resumed."""
 
 from __future__ import annotations
 
