@@ -12,7 +12,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightning_mllm.testbed import Draw, QuestionType, Scene, ask, caption, checkpoint, draw_image, draw_scene
+from lightning_mllm.testbed import (
+    Draw,
+    QuestionType,
+    Scene,
+    ask,
+    caption,
+    checkpoint,
+    draw_image,
+    draw_scene,
+)
 from lightning_mllm.testbed.language.captions import CAPTION_REQUEST
 
 COLUMNS, ZOOM, GAP, LINE = 3, 5, 16, 17
@@ -26,7 +35,9 @@ class Model:
 
     def __init__(self) -> None:
         self.processor = AutoProcessor.from_pretrained(checkpoint("instructed"))
-        self.model = AutoModelForImageTextToText.from_pretrained(checkpoint("instructed"), dtype=torch.float32)
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint("instructed"), dtype=torch.float32
+        )
 
     def answer(self, image: Image.Image, question: str) -> str:
         """Return the greedy answer."""
@@ -59,20 +70,28 @@ def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[
     return lines
 
 
-def spoken(model: Model, scene: Scene, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[Line]:
+def spoken(
+    model: Model, scene: Scene, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> list[Line]:
     """Return the lines below a picture: questions, and what the model answers; behind a wrong answer the right one."""
     image, lines = draw_image(scene), []
     for question, expected in exchanges(scene):
         said = model.answer(image, question)
-        shown, colour = (said, RIGHT) if said == expected else (f"{said} (right: {expected})", WRONG)
-        lines += [(line, BLACK) for line in wrap(question, font)] + [(line, colour) for line in wrap(shown, font)]
+        shown, colour = (
+            (said, RIGHT) if said == expected else (f"{said} (right: {expected})", WRONG)
+        )
+        lines += [(line, BLACK) for line in wrap(question, font)] + [
+            (line, colour) for line in wrap(shown, font)
+        ]
     return lines
 
 
 def main() -> None:
     """Draw the picture."""
     model, font = Model(), ImageFont.load_default(13)
-    scenes = list(islice((draw_scene(f"readme/{number}", objects=(3, 5)) for number in range(99)), COLUMNS))
+    scenes = list(
+        islice((draw_scene(f"readme/{number}", objects=(3, 5)) for number in range(99)), COLUMNS)
+    )
     texts = [spoken(model, scene, font) for scene in scenes]
     height = SIDE + 3 * GAP + max(map(len, texts)) * LINE
     canvas = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, height), "white")

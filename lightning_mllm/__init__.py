@@ -1,7 +1,7 @@
 """Fine-tune, watch and dissect multimodal LLMs with Lightning.
 
-The names that a script or a notebook needs most are here; they are imported when they are used, so that importing the
-package costs nothing.
+The names that a script or a notebook needs most are here. They are imported when they are used, so
+that importing the package costs nothing.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer that would do another thing here than they say."""
+"""Refuses options of Lightning's Trainer that would not do here what they say."""
 
 from __future__ import annotations
 
@@ -11,72 +11,89 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lightning_mllm.errors import ConfigError
 
-# DDP in processes that each run the whole program; those that are forked or spawned would have to send the model back
+# DDP in processes that run the whole program; forked ones would have to send the model back
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of Lightning's Trainer that this package has in another place, or that would do something else.
+    """Refuse options that have another place here, or would do something else.
 
     Raises:
         ConfigError: There is one.
     """
     if options.get("precision") not in (None, 32, "32", "32-true"):
         raise ConfigError(
-            f"trainer.precision is {options['precision']!r}, but the module sees to precision itself: frozen weights "
-            "are in model.dtype, trained ones in float32. Set model.dtype=bfloat16 and leave trainer.precision alone."
+            f"trainer.precision is {options['precision']!r}, but the module sets the precision: "
+            "frozen weights are in model.dtype, trained ones in float32. Set model.dtype=bfloat16 "
+            "and leave trainer.precision out."
         )
-    schedulers = [each for each in as_list(options.get("callbacks")) if isinstance(each, GradientAccumulationScheduler)]
-    if options.get("accumulate_grad_batches") not in (None, 1) or schedulers:
+    if _accumulates(options):
         raise ConfigError(
-            "trainer.accumulate_grad_batches would average batches of unequal numbers of answer tokens. Set the size "
-            "of the whole step as batch_size of the data, and model.micro_batch_size to what fits into memory."
+            "trainer.accumulate_grad_batches would average batches with unequal numbers of answer "
+            "tokens. Set batch_size of the data to the size of the whole step, and "
+            "model.micro_batch_size to what fits into memory."
         )
     if options.get("use_distributed_sampler"):
         raise ConfigError(
-            "trainer.use_distributed_sampler would put another sampler in the place of the data's own, which shares "
-            "each batch over the processes and counts every sample once. Leave it out."
+            "trainer.use_distributed_sampler would put another sampler in place of the data's own, "
+            "which divides each batch among processes and counts every sample once. Leave it out."
         )
     if options.get("barebones"):
         raise ConfigError(
-            "trainer.barebones switches off logging, checkpoints and callbacks, of which results are made. Leave it "
-            "out; for a quick trial use trainer.fast_dev_run."
+            "trainer.barebones switches off logging, checkpoints and callbacks: a run would have "
+            "no results. Leave it out; for a quick trial use trainer.fast_dev_run."
         )
     if options.get("val_check_interval") in (0, 0.0):
-        raise ConfigError("trainer.val_check_interval is 0; to fit without validation set trainer.limit_val_batches=0.")
+        raise ConfigError(
+            "trainer.val_check_interval is 0; to fit without validation set "
+            "trainer.limit_val_batches=0."
+        )
     for plugin in as_list(options.get("plugins")):
         if isinstance(plugin, str | Precision | CheckpointIO):
+            name = plugin if isinstance(plugin, str) else type(plugin).__name__
             raise ConfigError(
-                f"trainer.plugins names {plugin if isinstance(plugin, str) else type(plugin).__name__}, but the module "
-                "sees to precision itself, and checkpoints are written atomically by a plugin of our own. Leave it out."
+                f"trainer.plugins names {name}, but the module sets the precision, and a plugin of "
+                "this package writes checkpoints atomically. Leave it out."
             )
     check_strategy(options.get("strategy") or "auto")
 
 
+def _accumulates(options: Mapping[str, Any]) -> bool:
+    """Return whether gradients would be summed over batches."""
+    if options.get("accumulate_grad_batches") not in (None, 1):
+        return True
+    callbacks = as_list(options.get("callbacks"))
+    return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+
+
 def check_strategy(strategy: Any) -> None:
-    """Refuse what was not tried: some strategies train another model than the one that is saved, without a word.
+    """Refuse untested strategies: some silently train another model than the one that is saved.
+
+    Args:
+        strategy: Name of a strategy, or the strategy itself.
 
     Raises:
-        ConfigError: It is none of those that work.
+        ConfigError: The strategy is not one of those that work.
     """
     if isinstance(strategy, str):
-        fits, name = strategy in _STRATEGIES, strategy
+        works, name = strategy in _STRATEGIES, strategy
+    elif type(strategy) is DDPStrategy:
+        works = strategy._start_method == "popen"
+        name = f"DDPStrategy(start_method={strategy._start_method!r})"
     else:
-        fits = isinstance(strategy, SingleDeviceStrategy) or (
-            type(strategy) is DDPStrategy and strategy._start_method == "popen"
-        )
-        forked = type(strategy) is DDPStrategy
-        name = f"DDPStrategy(start_method={strategy._start_method!r})" if forked else type(strategy).__name__
-    if not fits:
+        works, name = isinstance(strategy, SingleDeviceStrategy), type(strategy).__name__
+    if not works:
         raise ConfigError(
-            f"trainer.strategy {name} is not supported: it would not train the model that is saved, or was never "
-            f"tried. Use {', '.join(_STRATEGIES[:-1])} or {_STRATEGIES[-1]}, or one device; in a notebook, set "
-            "trainer.devices=1 or run several devices from the command line."
+            f"trainer.strategy {name} is not supported: it was never tried, or would not train the "
+            f"model that is saved. Use {', '.join(_STRATEGIES[:-1])} or {_STRATEGIES[-1]}, or one "
+            "device; in a notebook, set trainer.devices=1, or use the command line for several."
         )
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return what may be one thing or several as a list."""
+    """Return a sequence as a list, one thing as a list of it, and None as an empty list."""
     if value is None:
         return []
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | Mapping) else [value]
+    if isinstance(value, Sequence) and not isinstance(value, str | Mapping):
+        return list(value)
+    return [value]

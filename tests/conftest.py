@@ -23,7 +23,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyBuilder:
 
     @cache
     def build(family: TinyFamily, chat: Chat) -> str:
-        return str(build_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / f"{family}-{chat}", family, chat))
+        return str(
+            build_tiny_checkpoint(
+                tmp_path_factory.mktemp("checkpoints") / f"{family}-{chat}", family, chat
+            )
+        )
 
     return build
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,72 +12,39 @@ from transformers import AutoConfig
 
 from lightning_mllm import testbed
 from lightning_mllm.callbacks import SkipComputations
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.data import ClassificationPrompt, PlainPrompt
 from lightning_mllm.data.datasets.crisismmd.tweets import FOUR_CLASSES
 from lightning_mllm.evaluation import Generation
-from lightning_mllm.models.backbone import Part
-from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
+from lightning_mllm.models.freeze import ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
 from tests.conftest import TinyBuilder
-from tests.data.datasets.gqa.test_configs import GQA
-from tests.integration.test_alignment_config import ALIGNMENT
-from tests.integration.test_analyze import ANALYSES, ON_THE_TESTBED
-from tests.integration.test_subnetwork_configs import SUBNETWORKS
-from tests.integration.test_testbed_analyses import TESTBED_ANALYSES
-from tests.study.projection.test_shipped import STUDY_CONFIGS
 from tests.support.command_line import (
     CONFIGS,
     SMALL_DIGITS,
     TRIAL,
     conversation,
-    files_below,
     isolate,
     write_image_folder,
     write_llava_json,
 )
-from tests.support.published_datasets import write_crisismmd, write_dermnet, write_dtd, write_plantdoc
-from tests.testbed.training.test_recipe import TESTBED
-
-PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
-
-POLICIES = {
-    "policy/by_pattern.yaml": {PROJECTOR, LLM},
-    "policy/everything.yaml": {VISION, PROJECTOR, LLM},
-    "policy/ft_e2e.yaml": {PROJECTOR, LLM},
-    "policy/ft_proj.yaml": {PROJECTOR},
-    "policy/llm_only.yaml": {LLM},
-    "policy/lora.yaml": {LORA},
-    "policy/lora_and_projector.yaml": {LORA, PROJECTOR},
-    "policy/lora_vision.yaml": {Part.VISION_LORA},
-    "policy/projector_and_vision.yaml": {PROJECTOR, VISION},
-}
-NOT_FOR_FIT = "policy/zero_shot.yaml"
-PRESETS: dict[str, tuple[type, int, float]] = {  # policy, global batch, rate of the projector
-    "fit/llava_default_ft_e2e.yaml": (ProjectorAndLLM, 128, 2e-5),
-    "fit/llava_default_ft_proj.yaml": (ProjectorOnly, 256, 1e-3),
-    "fit/matched_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
-    "fit/matched_ft_proj.yaml": (ProjectorOnly, 32, 2e-5),
-    "fit/paper_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
-    "fit/paper_ft_proj.yaml": (ProjectorOnly, 64, 1e-3),
-    "fit/released_code_ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
-    "fit/released_code_ft_proj.yaml": (ProjectorOnly, 64, 1e-3),
-}
-MODELS = {
-    "model/llava-1.5-13b.yaml": ("llava", "vicuna"),
-    "model/llava-1.5-7b.yaml": ("llava", "vicuna"),
-    "model/llava-1.6-vicuna-7b.yaml": ("llava_next", "vicuna"),
-    "model/llava-next-llama3-8b.yaml": ("llava_next", "llama3"),
-}
-DATA = ("data/digits.yaml", "data/image_folder.yaml", "data/llava_json.yaml")
-PUBLISHED = {  # the folder that the config names, who writes a replica of it, and how many classes that has
-    "data/crisismmd.yaml": ("CrisisMMD_v2.0", write_crisismmd, 4),
-    "data/dermnet.yaml": ("dermnet", write_dermnet, 3),
-    "data/dtd.yaml": ("dtd", write_dtd, 3),
-    "data/plantdoc.yaml": ("PlantDoc-Dataset", write_plantdoc, 4),
-}
-QUICKSTART = "quickstart.yaml"
-SKIPPING = "fit/skip_blocks.yaml"
+from tests.support.shipped_configs import (
+    COVERED,
+    MODELS,
+    NOT_FOR_FIT,
+    POLICIES,
+    PRESETS,
+    PROJECTOR,
+    PUBLISHED,
+    QUICKSTART,
+    SKIP_BLOCKS,
+    START,
+    TABLE,
+    first_line,
+    shipped_yaml,
+    table,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,31 +62,23 @@ def module_of(cli: CLI) -> MLLMModule:
 
 
 def test_each_shipped_yaml_is_a_test_case() -> None:
-    covered = {
-        *POLICIES,
-        NOT_FOR_FIT,
-        *PRESETS,
-        *MODELS,
-        *DATA,
-        *PUBLISHED,
-        *GQA,
-        *ANALYSES,
-        ON_THE_TESTBED,
-        ALIGNMENT,
-        *SUBNETWORKS,
-        *TESTBED_ANALYSES,
-        QUICKSTART,
-        SKIPPING,
-        *TESTBED,
-        *STUDY_CONFIGS,
-    }
+    assert shipped_yaml() == COVERED, "name each shipped config in tests/support/shipped_configs.py"
 
-    assert covered == {name for name in files_below(CONFIGS) if name.endswith(("yaml", "yml"))}
+
+def test_the_first_line_of_a_config_says_what_it_is() -> None:
+    for name in shipped_yaml():
+        assert re.fullmatch(r"\S.{0,110}[.?]", first_line(name)), name
+
+
+def test_the_readme_of_the_configs_lists_them_by_their_first_lines() -> None:
+    assert TABLE.read_text() == table(), "write it again: python -m tests.support.shipped_configs"
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_trains_the_parts_that_its_name_says(tiny_checkpoint: TinyBuilder, name: str, family: Any) -> None:
+def test_a_policy_trains_the_parts_that_its_name_says(
+    tiny_checkpoint: TinyBuilder, name: str, family: Any
+) -> None:
     checkpoint = ("--model.checkpoint", tiny_checkpoint(family, "vicuna"))
     small = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
 
@@ -149,11 +109,23 @@ def test_zero_shot_trains_nothing_and_validates(tiny_checkpoint: TinyBuilder, fa
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_fits_with_the_policy_batch_and_rate_that_it_promises(tiny_llava: str, name: str) -> None:
+def test_a_preset_fits_with_the_policy_batch_and_rate_that_it_promises(
+    tiny_llava: str, name: str
+) -> None:
     policy, batch_size, rate = PRESETS[name]
     small = ("--data.init_args.eval_batch_size", "4", "--trainer.limit_train_batches", "0.01")
 
-    cli = CLI(["fit", "--model.checkpoint", tiny_llava, *config("data/digits.yaml"), *config(name), *small, *TRIAL])
+    cli = CLI(
+        [
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *config("data/digits.yaml"),
+            *config(name),
+            *small,
+            *TRIAL,
+        ]
+    )
 
     module = module_of(cli)
     assert type(module.policy) is policy
@@ -178,20 +150,29 @@ def test_a_preset_does_not_change_what_the_data_is(
     assert prompt["init_args"]["task"] == "handwritten digits"  # of configs/data/digits.yaml
 
 
-def test_matched_presets_differ_in_the_policy_only(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
-    projector, everything = (resolved(capsys, tiny_llava, f"fit/matched_ft_{kind}.yaml") for kind in ("proj", "e2e"))
+def test_matched_presets_differ_in_the_policy_only(
+    tiny_llava: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    projector, everything = (
+        resolved(capsys, tiny_llava, f"presets/{name}.yaml")
+        for name in ("matched/ft_proj", "paper/ft_e2e")
+    )
 
     assert projector["model"].pop("policy") != everything["model"].pop("policy")
     assert projector == everything
 
 
-def test_released_code_drops_the_question_and_crops_in_projector_training_only(tiny_llava: str) -> None:
+def test_released_code_drops_the_question_and_crops_in_projector_training_only(
+    tiny_llava: str,
+) -> None:
     def run(name: str) -> CLI:
         limits = ("--trainer.limit_train_batches", "0", "--trainer.limit_val_batches", "0")
-        return CLI(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL, *limits])
+        return CLI(
+            ["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL, *limits]
+        )
 
-    projector = run("fit/released_code_ft_proj.yaml").datamodule
-    both = run("fit/released_code_ft_e2e.yaml").datamodule
+    projector = run("presets/released_code/ft_proj.yaml").datamodule
+    both = run("presets/released_code/ft_e2e.yaml").datamodule
 
     assert isinstance(projector.collator.prompt, PlainPrompt)
     assert isinstance(projector.eval_collator.prompt, ClassificationPrompt)
@@ -200,14 +181,20 @@ def test_released_code_drops_the_question_and_crops_in_projector_training_only(t
     assert (both.collator.geometry, both.eval_collator.geometry) == ("pad", "pad")
 
 
-def test_the_config_that_skips_blocks_skips_every_second_one_of_the_visual_tokens(tiny_llava: str) -> None:
+def test_the_config_that_skips_blocks_skips_every_second_one_of_the_visual_tokens(
+    tiny_llava: str,
+) -> None:
     few = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
-    preset = (*config("data/digits.yaml"), *config("policy/ft_proj.yaml"), *config(SKIPPING))
+    preset = (*config("data/digits.yaml"), *config("policy/ft_proj.yaml"), *config(SKIP_BLOCKS))
 
     cli = CLI(["fit", "--model.checkpoint", tiny_llava, *preset, *few, *TRIAL])
 
     (callback,) = (each for each in cli.trainer.callbacks if isinstance(each, SkipComputations))  # type: ignore[attr-defined]
-    assert (callback.skip.computation, callback.skip.tokens, callback.skip.share) == ("block", "perceptual", 1.0)
+    assert (callback.skip.computation, callback.skip.tokens, callback.skip.share) == (
+        "block",
+        "perceptual",
+        1.0,
+    )
     assert callback.skip.layers(6) == (1, 3, 5)
     assert cli.trainer.global_step == 1
 
@@ -218,7 +205,11 @@ def test_only_the_released_code_samples_its_answers(
 ) -> None:
     scorers = resolved(capsys, tiny_llava, name)["model"]["scorers"]
 
-    temperatures = [s["init_args"]["temperature"] for s in scorers if s["class_path"].endswith(Generation.__name__)]
+    temperatures = [
+        s["init_args"]["temperature"]
+        for s in scorers
+        if s["class_path"].endswith(Generation.__name__)
+    ]
     assert temperatures == [0.2 if "released_code" in name else 0.0]
 
 
@@ -237,7 +228,9 @@ def test_a_model_config_names_a_hub_checkpoint_and_fits(
     assert module_of(cli).gradient_checkpointing
 
 
-def test_the_image_folder_config_fits_once_it_knows_the_folder(tiny_llava: str, tmp_path: Path) -> None:
+def test_the_image_folder_config_fits_once_it_knows_the_folder(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     root = write_image_folder(tmp_path / "photos", {"red cat": 4, "dog": 4})
 
     cli = CLI(
@@ -250,8 +243,12 @@ def test_the_image_folder_config_fits_once_it_knows_the_folder(tiny_llava: str, 
     assert cli.datamodule.label_set.names == ("dog", "red cat")
 
 
-def test_the_llava_json_config_fits_once_it_knows_the_files(tiny_llava: str, tmp_path: Path) -> None:
-    file = write_llava_json(tmp_path / "talks", [conversation(f"p{k}", images=k % 3) for k in range(8)])
+def test_the_llava_json_config_fits_once_it_knows_the_files(
+    tiny_llava: str, tmp_path: Path
+) -> None:
+    file = write_llava_json(
+        tmp_path / "talks", [conversation(f"p{k}", images=k % 3) for k in range(8)]
+    )
 
     cli = CLI(
         [
@@ -266,19 +263,31 @@ def test_the_llava_json_config_fits_once_it_knows_the_files(tiny_llava: str, tmp
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_config_of_a_published_dataset_fits_where_its_folder_is(tiny_llava: str, name: str, tmp_path: Path) -> None:
+def test_the_config_of_a_published_dataset_fits_where_its_folder_is(
+    tiny_llava: str, name: str, tmp_path: Path
+) -> None:
     folder, write, classes = PUBLISHED[name]
     write(tmp_path / folder)
 
     cli = CLI(
-        ["fit", "--model.checkpoint", tiny_llava, *config(name), *TRIAL, "--data.init_args.num_workers", "0"],
+        [
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *config(name),
+            *TRIAL,
+            "--data.init_args.num_workers",
+            "0",
+        ],
     )
 
     assert cli.trainer.global_step == 1
     assert len(cli.datamodule.label_set) == classes
 
 
-def test_the_config_of_crisismmd_says_its_default_classes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_config_of_crisismmd_says_its_default_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     data = printed(capsys, "fit", "--model.checkpoint", "x", *config("data/crisismmd.yaml"))["data"]
 
     assert data["init_args"]["classes"] == FOUR_CLASSES
@@ -290,25 +299,42 @@ def test_worker_processes_load_the_same_batches(tiny_llava: str, tmp_path: Path)
 
     def loss(workers: int) -> float:
         data = ("--data.init_args.root", str(root), "--data.init_args.num_workers", str(workers))
-        cli = CLI(["fit", "--model.checkpoint", tiny_llava, *config("data/image_folder.yaml"), *TRIAL, *data])
+        cli = CLI(
+            [
+                "fit",
+                "--model.checkpoint",
+                tiny_llava,
+                *config("data/image_folder.yaml"),
+                *TRIAL,
+                *data,
+            ]
+        )
         return float(cli.trainer.callback_metrics["train/loss"])
 
     assert loss(0) == loss(2)
 
 
-def test_the_quickstart_starts_from_the_instructed_model_of_the_testbed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quickstart_starts_from_the_instructed_model_of_the_testbed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shown = printed(capsys, "fit", *config(QUICKSTART))
 
     assert shown["model"]["checkpoint"] == testbed.checkpoint("instructed")
 
 
 def test_the_recipe_starts_from_a_checkpoint_of_the_shipped_shape(tmp_path: Path) -> None:
-    main(["tiny", str(tmp_path / "start"), *config("testbed/start.yaml")])
+    main(["tiny", str(tmp_path / "start"), *config(START)])
 
-    built, shipped = (AutoConfig.from_pretrained(path) for path in (tmp_path / "start", testbed.checkpoint("before")))
+    built, shipped = (
+        AutoConfig.from_pretrained(path)
+        for path in (tmp_path / "start", testbed.checkpoint("before"))
+    )
     for part in ("vision_config", "text_config"):
         ours, theirs = (getattr(config, part).to_dict() for config in (built, shipped))
-        assert {**ours, "dtype": None} == {**theirs, "dtype": None}  # that of a model that was never trained is open
+        assert {**ours, "dtype": None} == {
+            **theirs,
+            "dtype": None,
+        }  # that of a model that was never trained is open
 
 
 def test_the_quickstart_evaluates_before_and_after_the_fit(tiny_llava: str) -> None:
@@ -316,11 +342,15 @@ def test_the_quickstart_evaluates_before_and_after_the_fit(tiny_llava: str) -> N
 
     assert module_of(cli).freeze_report.trainable_parts == {PROJECTOR}
     assert cli.trainer.global_step == 1
-    assert "test/likelihood/accuracy" in cli.trainer.callback_metrics  # the last evaluation was that of the test split
+    assert (
+        "test/likelihood/accuracy" in cli.trainer.callback_metrics
+    )  # the last evaluation was that of the test split
 
 
 def resolved(capsys: pytest.CaptureFixture[str], checkpoint: str, name: str) -> dict[str, Any]:
-    return printed(capsys, "fit", "--model.checkpoint", checkpoint, *config("data/digits.yaml"), *config(name))
+    return printed(
+        capsys, "fit", "--model.checkpoint", checkpoint, *config("data/digits.yaml"), *config(name)
+    )
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

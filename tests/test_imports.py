@@ -14,8 +14,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mllm"
 
 SHARED = {"types", "errors"}
-MODELS = {"models/backbone", "models/hooks", "models/layers"}  # what plain science may see of a model
-SCIENCE = SHARED | MODELS | {"store", "statistics", "evaluation", "probing", "analysis/core", "analysis/forward"}
+MODELS = {
+    "models/backbone",
+    "models/hooks",
+    "models/layers",
+}  # what plain science may see of a model
+SCIENCE = (
+    SHARED
+    | MODELS
+    | {"store", "statistics", "evaluation", "probing", "analysis/core", "analysis/forward"}
+)
 EXPERIMENTS = ("knockout", "lens", "alignment", "separability", "subnetwork", "skipping")
 STUDIES = ("projection", "alignment")
 
@@ -38,13 +46,18 @@ BORDERS: dict[str, set[str]] = {
     "analysis/forward": SCIENCE,
     **{f"analysis/{experiment}": SCIENCE for experiment in EXPERIMENTS},
     "tracking": SHARED | {"network", "store", "evaluation", "probing", "analysis/core"},
-    "callbacks": SHARED | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"},
+    "callbacks": SHARED
+    | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"},
     "testbed": SHARED | {"store", "data", "models"},
     "study/__init__": {"study"},
     "study/engine": {"__version__", "errors", "store", "tracking"},
-    **{f"study/{study}": {"errors", "store", "statistics", "tracking", "study/engine"} for study in STUDIES},
+    **{
+        f"study/{study}": {"errors", "store", "statistics", "tracking", "study/engine"}
+        for study in STUDIES
+    },
     "trainer_options": {"errors"},
-    "trainer": SHARED | {"trainer_options", "data", "models", "tracking", "analysis/core", "analysis/subnetwork"},
+    "trainer": SHARED
+    | {"trainer_options", "data", "models", "tracking", "analysis/core", "analysis/subnetwork"},
     "cli": {
         "errors",
         "analysis",
@@ -56,6 +69,7 @@ BORDERS: dict[str, set[str]] = {
         "testbed",
         "tracking",
         "trainer",
+        "trainer_options",
     },
 }
 # library -> the files that may import it
@@ -116,7 +130,9 @@ def test_no_experiment_and_no_study_imports_another() -> None:
     for group, members in (("analysis", EXPERIMENTS), ("study", STUDIES)):
         rooms = {f"{group}/{member}" for member in members}
         assert all(not (BORDERS[room] & (rooms - {room})) for room in rooms)
-        assert {path.name for path in (PACKAGE / group).iterdir() if (path / "__init__.py").exists()} >= set(members)
+        assert {
+            path.name for path in (PACKAGE / group).iterdir() if (path / "__init__.py").exists()
+        } >= set(members)
 
 
 def test_importing_the_package_does_nothing_visible() -> None:
@@ -130,7 +146,9 @@ after = (dict(os.environ), random.getstate(), torch.get_rng_state().tolist(), li
          torch.get_default_dtype(), torch.get_num_threads(), sys.excepthook, threading.active_count())
 assert before == after, (before, after)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
@@ -147,7 +165,9 @@ import lightning_mllm.callbacks, lightning_mllm.data, lightning_mllm.models.modu
 
 def test_callbacks_have_one_import_name() -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        subprocess.run([sys.executable, "-c", "import callbacks"], check=True, cwd=ROOT, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", "import callbacks"], check=True, cwd=ROOT, capture_output=True
+        )
 
 
 def test_pyproject_lists_every_package() -> None:

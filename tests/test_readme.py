@@ -24,10 +24,14 @@ def test_a_dataset_class_of_ones_own_is_one_method(
     (tmp_path / "my_data.py").write_text(code)
     (tmp_path / "leaves").mkdir()
     for split in ("train", "val", "test"):
-        rows = [(f"{split}-{k}.png", disease) for k, disease in enumerate(["rust", "leaf_spot"] * 2)]
+        rows = [
+            (f"{split}-{k}.png", disease) for k, disease in enumerate(["rust", "leaf_spot"] * 2)
+        ]
         for k, (file, _) in enumerate(rows):
             Image.new("RGB", (30, 40), (60 * k, 100, 20)).save(tmp_path / "leaves" / file)
-        (tmp_path / "leaves" / f"{split}.tsv").write_text("".join(f"{file}\t{label}\n" for file, label in rows))
+        (tmp_path / "leaves" / f"{split}.tsv").write_text(
+            "".join(f"{file}\t{label}\n" for file, label in rows)
+        )
     isolate(monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -55,7 +59,9 @@ def test_every_policy_is_in_the_table() -> None:
 )
 def test_nothing_is_left_to_fill_in_and_every_file_that_is_linked_is_there(page: Path) -> None:
     text = page.read_text()
-    linked = [name for name in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if not name.startswith("http")]
+    linked = [
+        name for name in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if not name.startswith("http")
+    ]
 
     assert "@@" not in text
     assert "docs/testbed.png" in linked or page.name != "README.md"

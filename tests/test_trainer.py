@@ -88,7 +88,9 @@ class Seen(L.Callback):
 def test_all_processes_work_in_the_folder_that_the_first_one_has_made(
     tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = [Run(root="runs").make_folder() for _ in range(2)]  # an earlier one, and that of the first process
+    runs = [
+        Run(root="runs").make_folder() for _ in range(2)
+    ]  # an earlier one, and that of the first process
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     second = Second({"runs/run": str(runs[1])})
     trainer = Trainer(run=Run(root="runs"), strategy=second, callbacks=[seen := Seen()], **SMALL)
@@ -103,7 +105,9 @@ def test_an_analysis_that_fails_tells_the_other_processes(tmp_path: Path) -> Non
     trainer: Any = None
     analyzing = _Analyzing([AnswerLens()], "test", None)
     analyzing.on_exception(trainer, MLLMModule("none"), ValueError())  # before it has begun
-    analyzing._run = AnalysisRun([AnswerLens()], tmp_path, rank=1, world_size=2, barrier=lambda: None)
+    analyzing._run = AnalysisRun(
+        [AnswerLens()], tmp_path, rank=1, world_size=2, barrier=lambda: None
+    )
 
     analyzing.on_exception(trainer, MLLMModule("none"), ValueError())
 
@@ -134,7 +138,10 @@ def test_a_full_disk_leaves_the_old_file_whole_and_no_other(tmp_path: Path) -> N
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, path)
 
-    with largest_file(10_000), pytest.raises(CheckpointError, match=r"could not be written.*Free some space"):
+    with (
+        largest_file(10_000),
+        pytest.raises(CheckpointError, match=r"could not be written.*Free some space"),
+    ):
         AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(100_000)}, path)
 
     assert AtomicCheckpointIO().load_checkpoint(path)["weights"].sum() == 10
@@ -147,7 +154,9 @@ class Code:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(
+    tmp_path: Path, zipped: bool
+) -> None:
     path = tmp_path / "evil.ckpt"
     if zipped:
         torch.save({"state_dict": Code()}, path)
@@ -204,7 +213,9 @@ def test_a_notebook_fits_and_tests_with_three_objects(tiny_llava: str, tmp_path:
     assert files_below(tmp_path) == {f"runs/notebook/{name}" for name in files_below(run)}
 
 
-def test_test_before_counts_as_step_0_and_does_not_move_the_fit(tiny_llava: str, tmp_path: Path) -> None:
+def test_test_before_counts_as_step_0_and_does_not_move_the_fit(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     def fit(name: str, test_before: bool) -> dict[str, Any]:
         torch.manual_seed(3)
         trainer = Trainer(run=Run(root=str(tmp_path), name=name), **SMALL)
@@ -219,7 +230,9 @@ def test_test_before_counts_as_step_0_and_does_not_move_the_fit(tiny_llava: str,
         assert torch.equal(weights, after[name]), name
 
 
-def test_a_zero_shot_model_is_refused_before_its_evaluation_not_after(tiny_llava: str, tmp_path: Path) -> None:
+def test_a_zero_shot_model_is_refused_before_its_evaluation_not_after(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     trainer = Trainer(run=Run(root=str(tmp_path)), **SMALL)
     module = MLLMModule(tiny_llava, policy=ZeroShot())
 
@@ -237,7 +250,9 @@ def test_a_logger_of_the_users_own_takes_the_place_of_ours(tiny_llava: str, tmp_
     assert not files_below(tmp_path)
 
 
-def test_export_without_a_checkpoint_is_the_untouched_model(tiny_llava: str, tmp_path: Path) -> None:
+def test_export_without_a_checkpoint_is_the_untouched_model(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     module = MLLMModule(tiny_llava)
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
@@ -250,7 +265,10 @@ def test_export_without_a_checkpoint_is_the_untouched_model(tiny_llava: str, tmp
 
 
 def test_export_right_behind_a_fit_keeps_its_geometry(tiny_llava: str, tmp_path: Path) -> None:
-    trainer, module = Trainer(logger=False, enable_checkpointing=False, **SMALL), MLLMModule(tiny_llava)
+    trainer, module = (
+        Trainer(logger=False, enable_checkpointing=False, **SMALL),
+        MLLMModule(tiny_llava),
+    )
     data = Digits(checkpoint=tiny_llava, batch_size=4, eval_batch_size=4, geometry="crop")
     trainer.fit(module, datamodule=data)
 

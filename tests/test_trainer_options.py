@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    StrategyRegistry,
+)
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.trainer import AtomicCheckpointIO, Trainer
@@ -27,7 +32,9 @@ def test_each_strategy_that_lightning_knows_works_or_is_refused_by_name() -> Non
     assert names >= WORKING | {"fsdp", "deepspeed", "ddp_spawn", "ddp_fork", "ddp_notebook"}
 
     for name in names - WORKING:
-        with pytest.raises(ConfigError, match=rf"trainer\.strategy {name} is not supported.* Use auto, ddp"):
+        with pytest.raises(
+            ConfigError, match=rf"trainer\.strategy {name} is not supported.* Use auto, ddp"
+        ):
             check_strategy(name)
     for name in (*WORKING, "auto"):
         check_strategy(name)
@@ -50,11 +57,15 @@ def test_an_object_is_refused_as_its_name_is(strategy: Any, name: str, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_strategy_that_lightning_chooses_itself_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strategy_that_lightning_chooses_itself_is_looked_at_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     connector = "lightning.pytorch.trainer.connectors.accelerator_connector"
     monkeypatch.setattr(f"{connector}._IS_INTERACTIVE", True)  # as in a notebook
 
-    with pytest.raises(ConfigError, match=r"start_method='fork'\) is not supported.*trainer\.devices=1"):
+    with pytest.raises(
+        ConfigError, match=r"start_method='fork'\) is not supported.*trainer\.devices=1"
+    ):
         Trainer(logger=False, accelerator="cpu", devices=2)
 
 
@@ -81,13 +92,17 @@ def test_ddp_in_processes_of_its_own_and_one_device_work() -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_an_option_that_would_do_something_else_is_refused(options: dict[str, Any], message: str) -> None:
+def test_an_option_that_would_do_something_else_is_refused(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         Trainer(logger=False, **options)
 
 
 def test_options_that_say_what_is_done_anyway_are_taken(tmp_path: Path) -> None:
-    check_options({"precision": "32-true", "accumulate_grad_batches": 1, "plugins": [SimpleNamespace()]})
+    check_options(
+        {"precision": "32-true", "accumulate_grad_batches": 1, "plugins": [SimpleNamespace()]}
+    )
     trainer = Trainer(
         logger=False,
         use_distributed_sampler=False,

@@ -96,7 +96,9 @@ class Backbone:
 
     def _hash_projector(self) -> str:
         own = self.parameters(Part.PROJECTOR)
-        return fingerprint_tensors((name, each.float()) for name, each in own if each.device.type != "meta")
+        return fingerprint_tensors(
+            (name, each.float()) for name, each in own if each.device.type != "meta"
+        )
 
     @property
     def vision_path(self) -> VisionPath:

@@ -118,7 +118,10 @@ def save_projector(backbone: Backbone, path: Path, dtype: torch.dtype) -> None:
     Raises:
         OSError: The disk is full or can't be written.
     """
-    tensors = {name: parameter.detach().to("cpu", dtype) for name, parameter in backbone.parameters(Part.PROJECTOR)}
+    tensors = {
+        name: parameter.detach().to("cpu", dtype)
+        for name, parameter in backbone.parameters(Part.PROJECTOR)
+    }
     metadata = {"format": "pt", "base": backbone.fingerprint}
     write_tensors(path, tensors, metadata, durable=True)
 

@@ -73,9 +73,9 @@ class MLLMModule(EvaluatingModule):
         self,
         checkpoint: str,
         *,
-        policy: FreezePolicy = ProjectorOnly(),  # noqa: B008 - frozen
+        policy: FreezePolicy = ProjectorOnly(),
         projector: str | None = None,
-        learning_rates: LearningRates = LearningRates(),  # noqa: B008 - frozen
+        learning_rates: LearningRates = LearningRates(),
         optimizer: OptimizerFactory = lambda params, lr: AdamW(params, lr=lr, weight_decay=0.0),
         micro_batch_size: int | None = None,
         warmup_ratio: float = 0.03,
@@ -84,7 +84,7 @@ class MLLMModule(EvaluatingModule):
         attention: AttentionImplementation = "sdpa",
         gradient_checkpointing: bool = False,
         compile: bool = False,
-        scorers: Scorer | Sequence[Scorer] = (Generation(), Likelihood()),  # noqa: B008 - frozen
+        scorers: Scorer | Sequence[Scorer] = (Generation(), Likelihood()),
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:

@@ -36,5 +36,12 @@ def provenance(module: MLLMModule, data: Any, split: str) -> dict[str, Any]:
 
 def _describe(sample: Sample) -> str:
     """Return all that a sample says; of its images only their number, since files can be elsewhere."""
-    said = (sample.id, sample.label, tuple(sample.conversation), sample.system, sample.kind, len(sample.images))
+    said = (
+        sample.id,
+        sample.label,
+        tuple(sample.conversation),
+        sample.system,
+        sample.kind,
+        len(sample.images),
+    )
     return repr((*said, tuple(sample.boxes), sample.options, sample.picture))

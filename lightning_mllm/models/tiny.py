@@ -33,8 +33,7 @@ Chat = Literal["vicuna", "llama3"]
 
 _IMAGE = "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
 _TEXT = (
-    "{% for part in message['content'] if part['type'] == 'text' %}"
-    "{{ part['text'] }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
 )
 
 CHAT_TEMPLATES: dict[str, str] = {

@@ -121,7 +121,9 @@ class VisionPath:
         config = self.model.config
         settings = (config.vision_feature_layer, config.vision_config._attn_implementation)
         tensors = (*self.tower.named_parameters(), *self.tower.named_buffers())
-        return fingerprint_tensors(tensors, f"{settings}{config.vision_config.to_json_string()}")[:32]
+        return fingerprint_tensors(tensors, f"{settings}{config.vision_config.to_json_string()}")[
+            :32
+        ]
 
     def _count_views(self, image: Mapping[str, Tensor]) -> int:
         config = self.model.config

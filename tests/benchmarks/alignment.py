@@ -68,16 +68,29 @@ def save_everything(backbone: Backbone, batches: list[MultimodalBatch], folder: 
         hidden = backbone.model(**batch.model_inputs(), output_hidden_states=True).hidden_states
         masks = TokenSets().of(batch)
         for row, (perceptual, textual) in enumerate(masks):
-            samples.append([(layer[row][perceptual].cpu(), layer[row][textual].cpu()) for layer in hidden])
+            samples.append(
+                [(layer[row][perceptual].cpu(), layer[row][textual].cpu()) for layer in hidden]
+            )
     torch.save(samples, folder / "states.pt")
     samples = torch.load(folder / "states.pt")
     curves = []
     for layer in range(len(samples[0]) - 1):
         tokens = [sample[layer] for sample in samples]
         at_input = [sample[0] for sample in samples]
-        across = [[compare(one[0], other[1]) for one, other in product(side, tokens)] for side in (tokens, at_input)]
-        within = [[compare(one[k], other[k]) for one, other in combinations(tokens, 2)] for k in (0, 1)]
-        curves.append([sum(pair[k] for pair in each) / len(each) for each in (*across, *within) for k in (0, 1)])
+        across = [
+            [compare(one[0], other[1]) for one, other in product(side, tokens)]
+            for side in (tokens, at_input)
+        ]
+        within = [
+            [compare(one[k], other[k]) for one, other in combinations(tokens, 2)] for k in (0, 1)
+        ]
+        curves.append(
+            [
+                sum(pair[k] for pair in each) / len(each)
+                for each in (*across, *within)
+                for k in (0, 1)
+            ]
+        )
     seconds = time.perf_counter() - started
     return Outcome(torch.tensor(curves).T, seconds, (folder / "states.pt").stat().st_size)
 
@@ -98,9 +111,14 @@ def stream(backbone: Backbone, batches: list[MultimodalBatch], folder: Path) -> 
         analysis.update(backbone, batch)
     analysis.merge()
     result = analysis.compute()
-    curves = [result.at(state="residual", tokens="all", measure=name, statistic="value")[:-1] for name in CURVES]
+    curves = [
+        result.at(state="residual", tokens="all", measure=name, statistic="value")[:-1]
+        for name in CURVES
+    ]
     seconds = time.perf_counter() - started
-    return Outcome(torch.tensor(curves), seconds, sum(path.stat().st_size for path in folder.iterdir()))
+    return Outcome(
+        torch.tensor(curves), seconds, sum(path.stat().st_size for path in folder.iterdir())
+    )
 
 
 def many_batches(checkpoint: str, count: int, size: int, device: str) -> Iterator[MultimodalBatch]:
@@ -131,7 +149,8 @@ def compare_ways(options: argparse.Namespace, folder: Path) -> tuple[list[Row], 
             outcomes[name].append(way(backbone, batches, own))
             synchronise(options.device)
     difference = max(
-        float((plain.curves - ours.curves).abs().max()) for plain, ours in zip(*outcomes.values(), strict=True)
+        float((plain.curves - ours.curves).abs().max())
+        for plain, ours in zip(*outcomes.values(), strict=True)
     )
     if difference > 1e-4:
         raise SystemExit(f"The two ways do not agree: curves differ by {difference:.1e}.")
@@ -143,7 +162,11 @@ def compare_ways(options: argparse.Namespace, folder: Path) -> tuple[list[Row], 
             [1e3 * each.seconds / n for each in plain],
             [1e3 * each.seconds / n for each in ours],
         ),
-        Row("kilobytes on disk", [each.size / 1e3 for each in plain], [each.size / 1e3 for each in ours]),
+        Row(
+            "kilobytes on disk",
+            [each.size / 1e3 for each in plain],
+            [each.size / 1e3 for each in ours],
+        ),
     ]
     note = (
         f"{n} samples of {options.image_tokens} visual tokens; LLM {options.text_layers} x {options.text_width}. "
@@ -172,7 +195,9 @@ def measure_memory(options: argparse.Namespace, folder: Path) -> str:
 
 def main() -> None:
     """Read the options, measure memory, compare both ways and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
     parser.set_defaults(text_layers=4, image_tokens=144, vocabulary=2048, repetitions=1)
     parser.add_argument("--samples", type=int, default=200, help="samples whose pairs are compared")
@@ -183,7 +208,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         notes = [measure_memory(options, Path(folder))] if options.memory_samples else []
         rows, note = compare_ways(options, Path(folder))
-    print_table(BASELINE, rows, device=options.device, threads=torch.get_num_threads(), notes=[note, *notes])
+    print_table(
+        BASELINE, rows, device=options.device, threads=torch.get_num_threads(), notes=[note, *notes]
+    )
 
 
 if __name__ == "__main__":

@@ -39,8 +39,15 @@ def main() -> None:
     sizes = POST_PROJECTION.sizes(options.width, options.classes)
 
     def ours(models_at_once: int) -> Callable[[], Tensor]:
-        probe = MLPProbe(training=training, standardise=False, device=options.device, models_at_once=models_at_once)
-        return lambda: torch.stack([s.predictions for s in probe.fit_score(train, test, list(seeds)).values()])
+        probe = MLPProbe(
+            training=training,
+            standardise=False,
+            device=options.device,
+            models_at_once=models_at_once,
+        )
+        return lambda: torch.stack(
+            [s.predictions for s in probe.fit_score(train, test, list(seeds)).values()]
+        )
 
     def loop() -> Tensor:
         runs = [
@@ -62,7 +69,8 @@ def main() -> None:
     _compare(together, list(baselines.values()))
     for name, baseline in baselines.items():
         pairs = [
-            (_seconds(baseline, options.device), _seconds(together, options.device)) for _ in range(options.repetitions)
+            (_seconds(baseline, options.device), _seconds(together, options.device))
+            for _ in range(options.repetitions)
         ]
         theirs, mine = zip(*pairs, strict=True)
         print_table(
@@ -78,7 +86,9 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repetitions", type=int, default=3, help="pairs of measurements")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper")
@@ -99,8 +109,14 @@ def _points(options: argparse.Namespace, samples: int, seed: int) -> Points:
     """Draw noisy samples around the same class centres for every split."""
     points = {}
     for point in range(options.points):
-        centres = torch.randn(options.classes, options.width, generator=torch.Generator().manual_seed(point))
-        noise = torch.randn(samples, options.width, generator=torch.Generator().manual_seed(1000 * (seed + 1) + point))
+        centres = torch.randn(
+            options.classes, options.width, generator=torch.Generator().manual_seed(point)
+        )
+        noise = torch.randn(
+            samples,
+            options.width,
+            generator=torch.Generator().manual_seed(1000 * (seed + 1) + point),
+        )
         targets = torch.arange(samples) % options.classes
         points[f"point {point}"] = FeatureSet(
             features=centres[targets] + 2 * noise,
@@ -116,7 +132,9 @@ def _compare(ours: Callable[[], Tensor], baselines: Sequence[Callable[[], Tensor
     for baseline in baselines:
         same = (predictions == baseline()).float().mean()
         if same < 0.99:  # the order of additions differs, and a sample may lie on a border
-            raise SystemExit(f"Only {same:.1%} of the predictions agree: the two sides do not train the same networks.")
+            raise SystemExit(
+                f"Only {same:.1%} of the predictions agree: the two sides do not train the same networks."
+            )
 
 
 def _seconds(work: Callable[[], Tensor], device: str) -> float:

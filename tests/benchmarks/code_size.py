@@ -21,7 +21,9 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 def library_files(tree: Path, room: str) -> list[Path]:
     """Return the tracked Python files of the package and of its callbacks, or of one room only."""
-    patterns = [f"lightning_mllm/{room}/*.py"] if room else ["lightning_mllm/*.py", "callbacks/*.py"]
+    patterns = (
+        [f"lightning_mllm/{room}/*.py"] if room else ["lightning_mllm/*.py", "callbacks/*.py"]
+    )
     listed = subprocess.run(
         ["git", "ls-files", *patterns], cwd=tree, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -49,13 +51,17 @@ def count(file: Path) -> Counter[str]:
 
 def _is_nested(node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> bool:
     """Tell whether a comprehension has two `for`, or holds another one."""
-    inner = [child for child in ast.walk(node) if isinstance(child, COMPREHENSIONS) and child is not node]
+    inner = [
+        child for child in ast.walk(node) if isinstance(child, COMPREHENSIONS) and child is not node
+    ]
     return len(node.generators) > 1 or bool(inner)
 
 
 def main() -> None:
     """Print one line per count."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tree", nargs="?", type=Path, default=HERE, help="folder of a clone")
     parser.add_argument("--room", default="", help="folder of the package that is counted alone")
     options = parser.parse_args()

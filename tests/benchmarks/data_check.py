@@ -59,12 +59,18 @@ def main() -> None:
         draw_folder(options.folder, options.pictures)
     ratios = []
     for _ in range(options.repetitions):
-        other = measure_check(options.against.resolve(), options.folder) if options.against else None
+        other = (
+            measure_check(options.against.resolve(), options.folder) if options.against else None
+        )
         own = measure_check(HERE, options.folder)
-        sys.stdout.write(f"{own:.2f} s" + (f", other {other:.2f} s, {own / other:.2f}x\n" if other else "\n"))
+        sys.stdout.write(
+            f"{own:.2f} s" + (f", other {other:.2f} s, {own / other:.2f}x\n" if other else "\n")
+        )
         ratios += [own / other] if other else []
     if ratios:
-        sys.stdout.write(f"median {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})\n")
+        sys.stdout.write(
+            f"median {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})\n"
+        )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ class Task:
 
 def extract_cached(task: Task) -> Tensor:
     """Run the projector on what the cache has; (images, width)."""
-    return extract(task.backbone, task.batches, [Point("post")], NAMES, cache=task.cache)["post-mean"].features
+    return extract(task.backbone, task.batches, [Point("post")], NAMES, cache=task.cache)[
+        "post-mean"
+    ].features
 
 
 def extract_anew(task: Task) -> Tensor:
@@ -72,9 +74,14 @@ def run_the_whole_model(task: Task) -> Tensor:
     vectors = []
     for batch in task.batches:
         moved = batch.to(task.backbone.model.device)
-        hidden = task.backbone.model(**moved.model_inputs(), output_hidden_states=True).hidden_states[0]
+        hidden = task.backbone.model(
+            **moved.model_inputs(), output_hidden_states=True
+        ).hidden_states[0]
         image = moved.spans[Segment.IMAGE]
-        vectors += [states[mask].float().mean(dim=0).cpu() for states, mask in zip(hidden, image, strict=True)]
+        vectors += [
+            states[mask].float().mean(dim=0).cpu()
+            for states, mask in zip(hidden, image, strict=True)
+        ]
     return torch.stack(vectors)
 
 
@@ -90,10 +97,14 @@ def make_task(options: argparse.Namespace, folder: Path) -> Task:
     samples = data.samples["test"][: options.images]
     starts = range(0, len(samples), options.batch_size)
     batches = [
-        data.eval_collator([(0, sample) for sample in samples[k : k + options.batch_size]]).to(options.device)
+        data.eval_collator([(0, sample) for sample in samples[k : k + options.batch_size]]).to(
+            options.device
+        )
         for k in starts
     ]
-    return Task(backbone, batches, FeatureCache(folder / "cache", max_gigabytes=options.max_gigabytes))
+    return Task(
+        backbone, batches, FeatureCache(folder / "cache", max_gigabytes=options.max_gigabytes)
+    )
 
 
 def compare(options: argparse.Namespace, folder: Path) -> tuple[list[Row], str]:
@@ -102,9 +113,13 @@ def compare(options: argparse.Namespace, folder: Path) -> tuple[list[Row], str]:
     ways = {"cached": extract_cached, "anew": extract_anew, "whole": run_the_whole_model}
     features = {name: way(task) for name, way in ways.items()}  # fills the cache and warms up
     scale = float(features["whole"].abs().max())
-    difference = max(float((each - features["whole"]).abs().max()) for each in features.values()) / scale
+    difference = (
+        max(float((each - features["whole"]).abs().max()) for each in features.values()) / scale
+    )
     if difference > 2e-2:
-        raise SystemExit(f"The three ways do not agree: features differ by {difference:.1e} of their largest value.")
+        raise SystemExit(
+            f"The three ways do not agree: features differ by {difference:.1e} of their largest value."
+        )
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repetitions):
         for name, way in ways.items():
@@ -175,20 +190,30 @@ def _duration(way: Callable[[Task], Tensor], task: Task, device: str) -> float:
 
 def main() -> None:
     """Read the options, measure memory, compare the three ways and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
-    parser.set_defaults(vision_width=192, vision_layers=24, text_width=768, text_layers=4, image_tokens=576)
+    parser.set_defaults(
+        vision_width=192, vision_layers=24, text_width=768, text_layers=4, image_tokens=576
+    )
     parser.add_argument("--images", type=int, default=8, help="images whose extraction is timed")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-gigabytes", type=float, default=20.0, help="limit of the cache")
-    parser.add_argument("--memory-images", type=int, default=4000, help="images of the memory measurement; 0: none")
-    parser.add_argument("--memory-width", type=int, default=4096, help="width of the projected tokens in it")
+    parser.add_argument(
+        "--memory-images", type=int, default=4000, help="images of the memory measurement; 0: none"
+    )
+    parser.add_argument(
+        "--memory-width", type=int, default=4096, help="width of the projected tokens in it"
+    )
     options = parser.parse_args()
     be_quiet()
     with tempfile.TemporaryDirectory() as folder:
         notes = [measure_memory(options, Path(folder))] if options.memory_images else []
         rows, note = compare(options, Path(folder))
-    print_table(BASELINE, rows, device=options.device, threads=torch.get_num_threads(), notes=[note, *notes])
+    print_table(
+        BASELINE, rows, device=options.device, threads=torch.get_num_threads(), notes=[note, *notes]
+    )
 
 
 if __name__ == "__main__":

@@ -41,19 +41,27 @@ def draw(names: list[str]) -> list[str]:
 
 def score(key: dict[str, set[str]], asked: list[str], answers: Path) -> None:
     """Print which answers are right, and their number."""
-    given = dict(line.split(maxsplit=1) for line in answers.read_text(encoding="utf-8").splitlines() if line.strip())
+    given = dict(
+        line.split(maxsplit=1)
+        for line in answers.read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    )
     right = 0
     for name in asked:
         answer = given.get(name, "nothing").strip()
         hit = answer in key[name]
         right += hit
-        print(f"{'right' if hit else 'WRONG':<6} {name:<30} {answer:<55} {'' if hit else ', '.join(sorted(key[name]))}")
+        print(
+            f"{'right' if hit else 'WRONG':<6} {name:<30} {answer:<55} {'' if hit else ', '.join(sorted(key[name]))}"
+        )
     print(f"{right} of {DRAWN}")
 
 
 def main() -> None:
     """Draw, or score."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("draw", "score"))
     parser.add_argument("answers", nargs="?", type=Path, help="file of answers, for `score`")
     options = parser.parse_args()
@@ -62,7 +70,13 @@ def main() -> None:
     if options.what == "score":
         score(key, asked, options.answers)
         return
-    print("\n".join(str(file.relative_to(HERE)) for file in library_files(HERE, "") if file.name != "__init__.py"))
+    print(
+        "\n".join(
+            str(file.relative_to(HERE))
+            for file in library_files(HERE, "")
+            if file.name != "__init__.py"
+        )
+    )
     print("\nPlace these names:\n" + "\n".join(asked))
 
 

@@ -26,7 +26,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 
 PATCH = 14
-WORD_VOCABULARY = 2048  # enough for the tiny tokenizer to learn every word of its corpus as one token
+WORD_VOCABULARY = (
+    2048  # enough for the tiny tokenizer to learn every word of its corpus as one token
+)
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,23 @@ class Row:
 
     def cells(self) -> tuple[str, str, str, str]:
         """Return name, both medians and the ratio baseline / ours."""
-        ratios = [theirs / ours for theirs, ours in zip(self.baseline, self.ours, strict=True) if ours > 0]
+        ratios = [
+            theirs / ours for theirs, ours in zip(self.baseline, self.ours, strict=True) if ours > 0
+        ]
         ratio = f"{median(ratios):.2f}x" if ratios else "-"
         if len(ratios) > 1:
             ratio += f" ({min(ratios):.2f} to {max(ratios):.2f})"
-        return self.name, f"{median(self.baseline):.{self.digits}f}", f"{median(self.ours):.{self.digits}f}", ratio
+        return (
+            self.name,
+            f"{median(self.baseline):.{self.digits}f}",
+            f"{median(self.ours):.{self.digits}f}",
+            ratio,
+        )
 
 
-def print_table(baseline: str, rows: Sequence[Row], *, device: str, threads: int, notes: Sequence[str]) -> None:
+def print_table(
+    baseline: str, rows: Sequence[Row], *, device: str, threads: int, notes: Sequence[str]
+) -> None:
     """Print where it ran, what was compared and the table, as Markdown."""
     packages = ("torch", "transformers", "lightning", "lightning-mllm")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
@@ -59,8 +70,12 @@ def print_table(baseline: str, rows: Sequence[Row], *, device: str, threads: int
     for row in rows:
         table.add_row(*row.cells())
     console = Console(width=150, highlight=False)
-    console.print(f"{device} ({processor}), {threads} torch threads; Python {platform.python_version()}, {versions}")
-    console.print(f"Medians of {repetitions} alternating repetitions; ratio = {baseline} / lightning_mllm.")
+    console.print(
+        f"{device} ({processor}), {threads} torch threads; Python {platform.python_version()}, {versions}"
+    )
+    console.print(
+        f"Medians of {repetitions} alternating repetitions; ratio = {baseline} / lightning_mllm."
+    )
     for note in notes:
         console.print(note)
     console.print(table)
@@ -70,7 +85,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add device, repetitions and the shape of the model."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repetitions", type=int, default=3, help="pairs of measurements")
-    parser.add_argument("--checkpoint", help="hub id or folder instead of a model with random weights")
+    parser.add_argument(
+        "--checkpoint", help="hub id or folder instead of a model with random weights"
+    )
     shape = parser.add_argument_group("shape of the model with random weights")
     for name, default in (
         ("vision-width", 128),
@@ -92,7 +109,9 @@ def make_checkpoint(options: argparse.Namespace, folder: Path) -> str:
     if side**2 != options.image_tokens:
         raise SystemExit(f"--image-tokens {options.image_tokens} is no square, and images are.")
     if options.vocabulary < WORD_VOCABULARY:
-        raise SystemExit(f"--vocabulary {options.vocabulary} is too small: the tokenizer needs {WORD_VOCABULARY}.")
+        raise SystemExit(
+            f"--vocabulary {options.vocabulary} is too small: the tokenizer needs {WORD_VOCABULARY}."
+        )
     size = TinySize(
         image_size=PATCH * side,
         patch_size=PATCH,
@@ -141,7 +160,9 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats()
             self._base = weights / 2**20
         elif sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed would hide as much of the peak
+            ctypes.CDLL(None).malloc_trim(
+                0
+            )  # what earlier work has freed would hide as much of the peak
             Path("/proc/self/clear_refs").write_text("5")
             self._base = _resident("VmRSS")
 
@@ -153,5 +174,9 @@ class MemoryMeter:
 
 
 def _resident(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) / 1024

@@ -29,7 +29,15 @@ from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from lightning_mllm.types import MultimodalBatch, Sample, Segment, TokenSpans, Turn
-from tests.benchmarks.harness import PATCH, WORD_VOCABULARY, MemoryMeter, Row, be_quiet, print_table, synchronise
+from tests.benchmarks.harness import (
+    PATCH,
+    WORD_VOCABULARY,
+    MemoryMeter,
+    Row,
+    be_quiet,
+    print_table,
+    synchronise,
+)
 
 BASELINE = "one forward per window"
 BLOCKS = (
@@ -58,17 +66,30 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 def make_backbone(options: argparse.Namespace, folder: Path) -> tuple[Backbone, str]:
     """Return a LLaVA with random weights and 576 visual tokens, and the folder of its processor."""
-    size = TinySize(image_size=24 * PATCH, patch_size=PATCH, vocabulary=WORD_VOCABULARY, context=4096)
+    size = TinySize(
+        image_size=24 * PATCH, patch_size=PATCH, vocabulary=WORD_VOCABULARY, context=4096
+    )
     checkpoint = str(build_tiny_checkpoint(folder / "tiny", size=size, corpus=CORPUS))
     config = AutoConfig.from_pretrained(checkpoint)
     width, layers, heads, key_heads, mlp = PRESETS[options.preset]
-    text = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": mlp, "vocab_size": 32064}
-    text |= {"num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": width // heads}
+    text = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "intermediate_size": mlp,
+        "vocab_size": 32064,
+    }
+    text |= {
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "head_dim": width // heads,
+    }
     config.text_config.update(text)
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     torch.manual_seed(0)
     with torch.device(options.device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=options.attention)
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, attn_implementation=options.attention
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.ndim > 1:
@@ -82,12 +103,18 @@ def make_batch(options: argparse.Namespace, checkpoint: str) -> MultimodalBatch:
     samples = [
         Sample(
             id=str(number),
-            images=[Image.fromarray(torch.randint(256, (336, 336, 3), generator=generator).byte().numpy())],
+            images=[
+                Image.fromarray(
+                    torch.randint(256, (336, 336, 3), generator=generator).byte().numpy()
+                )
+            ],
             conversation=[Turn("user", QUESTION, INSTRUCTION, images=1), Turn("assistant", "red")],
         )
         for number in range(options.questions)
     ]
-    collator = Collator(load_processor(checkpoint), ConversationPrompt(system=SYSTEM), padding_side="left")
+    collator = Collator(
+        load_processor(checkpoint), ConversationPrompt(system=SYSTEM), padding_side="left"
+    )
     batch = collator([(0, sample) for sample in samples])
     image = batch.spans[Segment.IMAGE]
     part = image & (image.cumsum(1) % 10 == 0)
@@ -96,7 +123,9 @@ def make_batch(options: argparse.Namespace, checkpoint: str) -> MultimodalBatch:
 
 
 @torch.no_grad()
-def one_forward_per_window(backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case]) -> Tensor:
+def one_forward_per_window(
+    backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case]
+) -> Tensor:
     """Return (batch, 1 + cases) log-probability of the clean run's argmax, clean and in each case."""
     prompts = Prompts.of(backbone, batch)
     clean = log_probabilities(prompts.forward(backbone)[0])
@@ -104,7 +133,9 @@ def one_forward_per_window(backbone: Backbone, batch: MultimodalBatch, cases: Se
     for case in cases:
         with knockout(backbone, prompts.batch, [case.block], case.window):
             found.append(log_probabilities(prompts.forward(backbone)[0]))
-    return torch.stack([each.gather(1, clean.argmax(1, keepdim=True))[:, 0] for each in found], dim=1)
+    return torch.stack(
+        [each.gather(1, clean.argmax(1, keepdim=True))[:, 0] for each in found], dim=1
+    )
 
 
 @torch.no_grad()
@@ -124,22 +155,34 @@ def timed(work: Callable[[], object], device: str) -> float:
 
 def peak(work: Callable[[], object], backbone: Backbone, device: str) -> float:
     """Return the peak memory in MiB, the model's weights not counted."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in backbone.model.parameters())
+    weights = sum(
+        parameter.numel() * parameter.element_size() for parameter in backbone.model.parameters()
+    )
     meter = MemoryMeter(device, weights)
     work()
     return meter.peak()
 
 
-def compare(options: argparse.Namespace, backbone: Backbone, batch: MultimodalBatch) -> tuple[list[Row], list[str]]:
+def compare(
+    options: argparse.Namespace, backbone: Backbone, batch: MultimodalBatch
+) -> tuple[list[Row], list[str]]:
     """Check that both give the same on a sample of the cases, then measure them in turn."""
     depth = len(backbone.decoder.layers)  # type: ignore[arg-type]
     windows = Windows(options.width).of(depth)
     cases = [Case(Block.parse(block), window) for block in BLOCKS for window in windows]
     sample = cases if options.full else random.Random(0).sample(cases, options.sample)
-    engine = SuffixEngine(memory=None if options.memory is None else int(options.memory * 2**20), strict=True)
+    engine = SuffixEngine(
+        memory=None if options.memory is None else int(options.memory * 2**20), strict=True
+    )
     difference = _largest_difference(engine, backbone, batch, sample)
     mib = (
-        [peak(lambda: one_forward_per_window(backbone, batch, sample[:1]), backbone, options.device)],
+        [
+            peak(
+                lambda: one_forward_per_window(backbone, batch, sample[:1]),
+                backbone,
+                options.device,
+            )
+        ],
         [peak(lambda: engine.run(backbone, batch, cases), backbone, options.device)],
     )
     scale = len(cases) / len(sample)
@@ -182,15 +225,23 @@ def _largest_difference(
 
 def main() -> None:
     """Read the options, compare and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda, weights are in bfloat16")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="small", help="shape of the decoder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="on cuda, weights are in bfloat16"
+    )
+    parser.add_argument(
+        "--preset", choices=tuple(PRESETS), default="small", help="shape of the decoder"
+    )
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
     parser.add_argument("--width", type=int, default=9, help="layers in a window")
     parser.add_argument("--questions", type=int, default=1, help="prompts in the batch")
     parser.add_argument("--repetitions", type=int, default=3, help="pairs of measurements")
     parser.add_argument("--memory", type=float, help="budget of the suffix engine in MiB")
-    parser.add_argument("--sample", type=int, default=6, help="forwards of the baseline that are timed")
+    parser.add_argument(
+        "--sample", type=int, default=6, help="forwards of the baseline that are timed"
+    )
     parser.add_argument("--full", action="store_true", help="time all forwards of the baseline")
     options = parser.parse_args()
     be_quiet()

@@ -22,7 +22,9 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-os.environ["PIP_NO_INDEX"] = "1"  # a tool that installs packages by itself, as one of its kind does, finds none
+os.environ["PIP_NO_INDEX"] = (
+    "1"  # a tool that installs packages by itself, as one of its kind does, finds none
+)
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
@@ -72,7 +74,9 @@ def by_nnsight(backbone: Backbone, batch: MultimodalBatch, case: Case | None) ->
     wrapped: Any = NNsight(backbone.model)
     with wrapped.trace(**prompts.model_inputs(), use_cache=False, logits_to_keep=1):
         for layer, keep in enumerate(keeps):
-            attention = wrapped.model.language_model.layers[layer].self_attn.source.attention_interface_1
+            attention = wrapped.model.language_model.layers[
+                layer
+            ].self_attn.source.attention_interface_1
             softmax = attention.source.nn_functional_softmax_0
             kept = softmax.output * keep
             softmax.output = kept / kept.sum(dim=-1, keepdim=True)
@@ -92,7 +96,9 @@ def compare(backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case]) -
     theirs = torch.stack([by_nnsight(backbone, batch, case) for case in cases], dim=1)
     ids = clean.argmax(1, keepdim=True)
     took = time.perf_counter() - started
-    effect = float((theirs - clean[:, None]).gather(2, ids[:, None].expand(-1, len(cases), -1)).abs().max())
+    effect = float(
+        (theirs - clean[:, None]).gather(2, ids[:, None].expand(-1, len(cases), -1)).abs().max()
+    )
     table = Table("engine", "largest difference of a log-probability", "seconds", box=MARKDOWN)
     table.add_row(f"nnsight {version('nnsight')}", f"(largest effect {effect:.2f})", f"{took:.1f}")
     worst = 0.0
@@ -102,7 +108,11 @@ def compare(backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case]) -
         took = time.perf_counter() - started
         expected = theirs.gather(2, ours.ids[:, None].expand(-1, len(cases), -1))
         difference = float((ours.logprobs - expected).abs().max())
-        worst = max(worst, difference, float((ours.clean_logprobs - clean.gather(1, ours.ids)[:, None]).abs().max()))
+        worst = max(
+            worst,
+            difference,
+            float((ours.clean_logprobs - clean.gather(1, ours.ids)[:, None]).abs().max()),
+        )
         table.add_row(engine.name, f"{difference:.1e}", f"{took:.1f}")
     if not worst <= TOLERANCE:
         raise SystemExit(f"nnsight and we differ by up to {worst:.1e}, more than {TOLERANCE:.0e}.")
@@ -111,9 +121,13 @@ def compare(backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case]) -
 
 def main() -> None:
     """Read the options, compare and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--questions", type=int, default=4, help="prompts in the batch")
-    parser.add_argument("--cases", type=int, default=36, help="block and window, drawn from all; 36 are all")
+    parser.add_argument(
+        "--cases", type=int, default=36, help="block and window, drawn from all; 36 are all"
+    )
     parser.add_argument("--width", type=int, default=3, help="layers in a window")
     options = parser.parse_args()
     be_quiet()
@@ -124,13 +138,19 @@ def main() -> None:
     data = WorldQuestions(checkpoint=path, parts=["seen"], eval_batch_size=options.questions)
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
-    cases = [Case(Block.parse(block), window) for block in BLOCKS for window in Windows(options.width).of(depth)]
+    cases = [
+        Case(Block.parse(block), window)
+        for block in BLOCKS
+        for window in Windows(options.width).of(depth)
+    ]
     cases = random.Random(0).sample(cases, min(options.cases, len(cases)))
     table = compare(backbone, batch, cases)
     if installed != {each.metadata["Name"]: each.version for each in distributions()}:
         raise SystemExit("Packages were installed or changed while this ran.")
     console = Console(width=120, highlight=False)
-    console.print(f"{len(batch)} questions, {len(cases)} cases, {depth} layers; torch {torch.__version__}")
+    console.print(
+        f"{len(batch)} questions, {len(cases)} cases, {depth} layers; torch {torch.__version__}"
+    )
     console.print(table)
 
 

@@ -68,7 +68,10 @@ class _Renamed(Digits):
 
     def load(self, split: Split) -> Sequence[Sample]:
         samples = super().load(split)
-        return [replace(sample, label=self.names[k % len(self.names)]) for k, sample in enumerate(samples)]
+        return [
+            replace(sample, label=self.names[k % len(self.names)])
+            for k, sample in enumerate(samples)
+        ]
 
 
 @torch.no_grad()
@@ -108,15 +111,22 @@ def largest_difference(task: Task) -> float:
     """
     difference = float((score_by_shared_prefix(task) - score_one_by_one(task)).abs().max())
     if not difference <= TOLERANCE:
-        raise SystemExit(f"{len(task.labels)} labels: scores differ by up to {difference:.1e} in float32.")
+        raise SystemExit(
+            f"{len(task.labels)} labels: scores differ by up to {difference:.1e} in float32."
+        )
     return difference
 
 
-def compare(options: argparse.Namespace, checkpoint: str, classes: int, dtype: torch.dtype) -> tuple[list[Row], str]:
+def compare(
+    options: argparse.Namespace, checkpoint: str, classes: int, dtype: torch.dtype
+) -> tuple[list[Row], str]:
     """Check in float32 that both ways give the same scores, then measure them in turn."""
     difference = largest_difference(make_task(options, checkpoint, classes, torch.float32))
     task = make_task(options, checkpoint, classes, dtype)
-    ways: dict[str, Callable[[Task], Tensor]] = {"baseline": score_one_by_one, "ours": score_by_shared_prefix}
+    ways: dict[str, Callable[[Task], Tensor]] = {
+        "baseline": score_one_by_one,
+        "ours": score_by_shared_prefix,
+    }
     mib = {name: [peak(way, task, options.device)] for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repetitions):
@@ -133,7 +143,9 @@ def compare(options: argparse.Namespace, checkpoint: str, classes: int, dtype: t
     )
 
 
-def make_task(options: argparse.Namespace, checkpoint: str, classes: int, dtype: torch.dtype) -> Task:
+def make_task(
+    options: argparse.Namespace, checkpoint: str, classes: int, dtype: torch.dtype
+) -> Task:
     """Load the model and collate a batch of images that ask for the classes."""
     names = [" ".join(words) for words in itertools.product(NUMBERS, COLOURS, SHAPES)]
     if not 1 <= classes <= len(names):
@@ -142,7 +154,9 @@ def make_task(options: argparse.Namespace, checkpoint: str, classes: int, dtype:
     data.names = random.Random(0).sample(names, classes)
     data.setup("test")
     assert data.label_set is not None
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoint, dtype=dtype, attn_implementation="sdpa"
+    )
     batch = next(iter(data.test_dataloader())).to(options.device)
     return Task(model.to(options.device).eval(), data.processor.tokenizer, batch, data.label_set)
 
@@ -158,7 +172,9 @@ def duration(way: Callable[[Task], Tensor], task: Task, device: str) -> float:
 
 def peak(way: Callable[[Task], Tensor], task: Task, device: str) -> float:
     """Return the peak memory of one scoring in MiB, the model's weights not counted."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in task.model.parameters())
+    weights = sum(
+        parameter.numel() * parameter.element_size() for parameter in task.model.parameters()
+    )
     meter = MemoryMeter(device, weights)
     way(task)
     return meter.peak()
@@ -166,9 +182,13 @@ def peak(way: Callable[[Task], Tensor], task: Task, device: str) -> float:
 
 def main() -> None:
     """Read the options, compare for each number of labels and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
-    parser.add_argument("--labels", type=int, nargs="+", default=[10, 47, 100], help="numbers of class names")
+    parser.add_argument(
+        "--labels", type=int, nargs="+", default=[10, 47, 100], help="numbers of class names"
+    )
     parser.add_argument("--images", type=int, default=2, help="images in the batch")
     options = parser.parse_args()
     be_quiet()

@@ -44,14 +44,19 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 def left_out(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> Iterator[None]:
     """Compute every FFN, and drop what it makes of the chosen tokens; the batch is padded on the left."""
     table = choose_in_prompts(SampleTokens.of(batch), skip, 0)
-    chosen = table.gather(1, batch.position_ids.clamp(max=table.shape[1] - 1)) & batch.attention_mask.bool()
+    chosen = (
+        table.gather(1, batch.position_ids.clamp(max=table.shape[1] - 1))
+        & batch.attention_mask.bool()
+    )
     chosen &= batch.position_ids < table.shape[1]
 
     def drop(_: object, __: object, fed: Tensor) -> Tensor:
         return fed.masked_fill(chosen[..., None], 0)
 
     layers = decoder_layers(backbone)
-    handles = [layers[k].get_submodule("mlp").register_forward_hook(drop) for k in skip.layers(len(layers))]
+    handles = [
+        layers[k].get_submodule("mlp").register_forward_hook(drop) for k in skip.layers(len(layers))
+    ]
     try:
         yield
     finally:
@@ -62,7 +67,9 @@ def left_out(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> Iterator
 @torch.no_grad()
 def check(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> tuple[float, float]:
     """Return the largest difference of a log-probability at the last position: of the two, and from nothing skipped."""
-    clean, theirs, ours = (_logprobs(backbone, batch, skip, context) for context in (None, left_out, skipping))
+    clean, theirs, ours = (
+        _logprobs(backbone, batch, skip, context) for context in (None, left_out, skipping)
+    )
     difference, effect = float((theirs - ours).abs().max()), float((clean - ours).abs().max())
     tolerance = TOLERANCE[backbone.model.dtype]
     if not difference <= tolerance:
@@ -72,13 +79,19 @@ def check(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> tuple[float
     return difference, effect
 
 
-def _logprobs(backbone: Backbone, batch: MultimodalBatch, skip: Skip, context: Context | None) -> Tensor:
+def _logprobs(
+    backbone: Backbone, batch: MultimodalBatch, skip: Skip, context: Context | None
+) -> Tensor:
     with nullcontext() if context is None else context(backbone, batch, skip):
-        logits: Tensor = backbone.model(**batch.model_inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
+        logits: Tensor = backbone.model(
+            **batch.model_inputs(), use_cache=False, logits_to_keep=1
+        ).logits[:, -1]
     return logits.float().log_softmax(-1)
 
 
-def compare(options: argparse.Namespace, backbone: Backbone, batch: MultimodalBatch) -> tuple[list[Row], list[str]]:
+def compare(
+    options: argparse.Namespace, backbone: Backbone, batch: MultimodalBatch
+) -> tuple[list[Row], list[str]]:
     """Check that both give the same, then measure them in turn."""
     once = DecoderPass.of(backbone, batch)
     rows, notes = [], []
@@ -88,7 +101,14 @@ def compare(options: argparse.Namespace, backbone: Backbone, batch: MultimodalBa
         operations = 1 - once.flops(backbone, skip) / once.flops(backbone)
         clean, baseline, ours = _times(options, backbone, batch, skip, once)
         saved = [1 - mine / own for mine, own in zip(ours, clean, strict=True)]
-        rows.append(Row(f"seconds per pass, skipping from {start:g} of the depth on", baseline, ours, digits=3))
+        rows.append(
+            Row(
+                f"seconds per pass, skipping from {start:g} of the depth on",
+                baseline,
+                ours,
+                digits=3,
+            )
+        )
         notes.append(
             f"From {start:g} of the depth on: {what_is_saved(operations, saved)} Log-probabilities differ by up to "
             f"{difference:.1e}; skipping changes them by up to {effect:.1e}."
@@ -97,7 +117,11 @@ def compare(options: argparse.Namespace, backbone: Backbone, batch: MultimodalBa
 
 
 def _times(
-    options: argparse.Namespace, backbone: Backbone, batch: MultimodalBatch, skip: Skip, once: DecoderPass
+    options: argparse.Namespace,
+    backbone: Backbone,
+    batch: MultimodalBatch,
+    skip: Skip,
+    once: DecoderPass,
 ) -> list[list[float]]:
     """Return the seconds of passes that skip nothing, of the baseline's and of ours, after a round to warm up."""
     contexts: tuple[Context | None, ...] = (None, left_out, skipping)
@@ -122,7 +146,11 @@ def what_is_saved(operations: float, saved: Sequence[float]) -> str:
     )
     if median(saved) <= operations:
         return told
-    sure = "more than the operations explain" if low > operations else "within what rounds differ by, but above it"
+    sure = (
+        "more than the operations explain"
+        if low > operations
+        else "within what rounds differ by, but above it"
+    )
     return f"{told} This is {sure}: DON'T QUOTE IT. Run it again on an idle machine, with more repetitions."
 
 
@@ -135,12 +163,22 @@ def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
 
 def main() -> None:
     """Read the options, compare and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda, weights are in bfloat16")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="medium", help="shape of the decoder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="on cuda, weights are in bfloat16"
+    )
+    parser.add_argument(
+        "--preset", choices=tuple(PRESETS), default="medium", help="shape of the decoder"
+    )
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
-    parser.add_argument("--share", type=float, default=0.5, help="of the visual tokens that skip the FFN")
-    parser.add_argument("--starts", type=float, nargs="+", default=[0.0, 0.5], help="fractions of the depth")
+    parser.add_argument(
+        "--share", type=float, default=0.5, help="of the visual tokens that skip the FFN"
+    )
+    parser.add_argument(
+        "--starts", type=float, nargs="+", default=[0.0, 0.5], help="fractions of the depth"
+    )
     parser.add_argument("--questions", type=int, default=1, help="samples in the batch")
     parser.add_argument("--repetitions", type=int, default=41, help="rounds of measurements")
     options = parser.parse_args()
@@ -155,7 +193,13 @@ def main() -> None:
         f"{100 * options.share:g} % of {int(tokens.perceptual[0].sum())} visual tokens, {batch.input_ids.shape[1]} in "
         f"all, {len(batch)} sample(s); {width}, {options.attention} attention."
     )
-    print_table(BASELINE, rows, device=options.device, threads=torch.get_num_threads(), notes=[shape, *notes])
+    print_table(
+        BASELINE,
+        rows,
+        device=options.device,
+        threads=torch.get_num_threads(),
+        notes=[shape, *notes],
+    )
 
 
 if __name__ == "__main__":

@@ -60,7 +60,9 @@ class Clock:
             mib=meter.peak(),
             losses=(float(self.losses[0]), float(self.losses[-1])),
             threads=torch.get_num_threads(),
-            trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+            trainable=sum(
+                parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+            ),
         )
 
 
@@ -71,7 +73,12 @@ class LightningClock(L.Callback):
         self._clock = clock
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self._clock.step_ended(outputs["loss"])
 

@@ -49,9 +49,17 @@ Features = NDArray[np.float64]
 Baseline = Literal["majority", "text", "first", "pixels", "pixels + text"]
 
 PARTS: tuple[Part, ...] = ("seen", "presence")
-OF_TWO = (QuestionType.CHOOSE_ATTR, QuestionType.CHOOSE_CAT, QuestionType.CHOOSE_REL, QuestionType.LOGICAL_OBJ)
+OF_TWO = (
+    QuestionType.CHOOSE_ATTR,
+    QuestionType.CHOOSE_CAT,
+    QuestionType.CHOOSE_REL,
+    QuestionType.LOGICAL_OBJ,
+)
 COMPARED = 3  # attributes that CompareAttr asks for
-POSSIBLE = {"hposition": 2, **{str(attribute): len(values) for attribute, values in ATTRIBUTES.items()}}  # QueryAttr
+POSSIBLE = {
+    "hposition": 2,
+    **{str(attribute): len(values) for attribute, values in ATTRIBUTES.items()},
+}  # QueryAttr
 WORDS = 0.1  # weight of a word beside the picture, whose features are small: at 1 the words take the whole fit
 BINS = 8  # of the histogram, per channel
 THUMBNAIL = 8  # pixels per side
@@ -79,7 +87,8 @@ class Result:
         """Pool kinds with equally many questions."""
         scores = {
             baseline: AnswerScore(
-                sum(part.scores[baseline].n for part in parts), sum(part.scores[baseline].correct for part in parts)
+                sum(part.scores[baseline].n for part in parts),
+                sum(part.scores[baseline].correct for part in parts),
             )
             for baseline in parts[0].scores
         }
@@ -89,7 +98,12 @@ class Result:
         """Return name, N, chance and the accuracies in %; an arrow marks those whose interval lies above chance."""
         n = self.scores["majority"].n
         cells = [self._cell(self.scores.get(baseline)) for baseline in get_args(Baseline)]
-        return [f"**{self.name}**" if bold else self.name, str(n), f"{100 * self.chance:.1f}", *cells]
+        return [
+            f"**{self.name}**" if bold else self.name,
+            str(n),
+            f"{100 * self.chance:.1f}",
+            *cells,
+        ]
 
     def _cell(self, score: AnswerScore | None) -> str:
         if score is None:
@@ -121,12 +135,18 @@ def picture_features(asked: ExamQuestion) -> Features:
     """Return the square roots of a joint histogram of the colours, then the channels of a thumbnail from -1 to 1."""
     image = draw_image(asked.scene)
     red, green, blue = np.moveaxis(np.asarray(image, dtype=np.int64) * BINS // 256, -1, 0)
-    histogram = np.bincount(((red * BINS + green) * BINS + blue).ravel(), minlength=BINS**3) / red.size
-    thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)).ravel() / 127.5 - 1
+    histogram = (
+        np.bincount(((red * BINS + green) * BINS + blue).ravel(), minlength=BINS**3) / red.size
+    )
+    thumbnail = (
+        np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)).ravel() / 127.5 - 1
+    )
     return np.concatenate([np.sqrt(histogram), thumbnail])
 
 
-def choose(scores: Features, classes: Sequence[str], questions: Sequence[ExamQuestion]) -> list[str]:
+def choose(
+    scores: Features, classes: Sequence[str], questions: Sequence[ExamQuestion]
+) -> list[str]:
     """Return the answers that score highest, among the options where a question names some.
 
     Args:
@@ -142,7 +162,9 @@ def choose(scores: Features, classes: Sequence[str], questions: Sequence[ExamQue
     return chosen
 
 
-def classify(model: Any, x: Any, train: Sequence[ExamQuestion], x_test: Any, test: Sequence[ExamQuestion]) -> list[str]:
+def classify(
+    model: Any, x: Any, train: Sequence[ExamQuestion], x_test: Any, test: Sequence[ExamQuestion]
+) -> list[str]:
     """Fit a linear classifier and return its answers."""
     model.fit(x, [asked.answer for asked in train])
     scores = model.decision_function(x_test)
@@ -151,20 +173,31 @@ def classify(model: Any, x: Any, train: Sequence[ExamQuestion], x_test: Any, tes
     return choose(scores, list(model.classes_), test)
 
 
-def answers(train: Sequence[ExamQuestion], test: Sequence[ExamQuestion]) -> Iterator[tuple[Baseline, list[str]]]:
+def answers(
+    train: Sequence[ExamQuestion], test: Sequence[ExamQuestion]
+) -> Iterator[tuple[Baseline, list[str]]]:
     """Yield the answers of each baseline that applies to a kind of question."""
     counts = Counter(asked.answer for asked in train)
     yield "majority", choose(np.tile(list(counts.values()), (len(test), 1)), list(counts), test)
     if options(test[0]):
         yield "first", [options(asked)[0] for asked in test]
-    vectorizer = CountVectorizer(ngram_range=(1, 2), binary=True).fit([asked.text for asked in train])
-    words, words_test = (vectorizer.transform([asked.text for asked in part]) for part in (train, test))
-    logistic = GridSearchCV(LogisticRegression(max_iter=1000), {"C": STRENGTHS}, scoring="neg_log_loss", cv=FOLDS)
+    vectorizer = CountVectorizer(ngram_range=(1, 2), binary=True).fit(
+        [asked.text for asked in train]
+    )
+    words, words_test = (
+        vectorizer.transform([asked.text for asked in part]) for part in (train, test)
+    )
+    logistic = GridSearchCV(
+        LogisticRegression(max_iter=1000), {"C": STRENGTHS}, scoring="neg_log_loss", cv=FOLDS
+    )
     yield "text", classify(logistic, words, train, words_test, test)
-    picture, picture_test = (np.stack([picture_features(asked) for asked in part]) for part in (train, test))
+    picture, picture_test = (
+        np.stack([picture_features(asked) for asked in part]) for part in (train, test)
+    )
     yield "pixels", classify(RidgeClassifierCV(PENALTIES), picture, train, picture_test, test)
     both, both_test = (
-        np.hstack([part, WORDS * found.toarray()]) for part, found in ((picture, words), (picture_test, words_test))
+        np.hstack([part, WORDS * found.toarray()])
+        for part, found in ((picture, words), (picture_test, words_test))
     )
     yield "pixels + text", classify(RidgeClassifierCV(PENALTIES), both, train, both_test, test)
 
@@ -172,10 +205,16 @@ def answers(train: Sequence[ExamQuestion], test: Sequence[ExamQuestion]) -> Iter
 def measure(train: Sequence[ExamQuestion], test: Sequence[ExamQuestion]) -> Result:
     """Train and test the baselines on one kind of question."""
     scores = {
-        baseline: AnswerScore(len(test), sum(a == asked.answer for a, asked in zip(given, test, strict=True)))
+        baseline: AnswerScore(
+            len(test), sum(a == asked.answer for a, asked in zip(given, test, strict=True))
+        )
         for baseline, given in answers(train, test)
     }
-    return Result(test[0].kind.removeprefix("seen/"), fmean(1 / possible_answers(asked) for asked in test), scores)
+    return Result(
+        test[0].kind.removeprefix("seen/"),
+        fmean(1 / possible_answers(asked) for asked in test),
+        scores,
+    )
 
 
 def questions(count: int, seed: int, split: str) -> Iterator[list[ExamQuestion]]:
@@ -198,14 +237,27 @@ def table(results: Sequence[Result]) -> Table:
 
 def main() -> None:
     """Measure, print the table and write it if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=int, default=1500, help="training questions per kind")
-    parser.add_argument("--test", type=int, default=96, help="test questions per kind; 96 are those of the model card")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes; 0 is that of the model card")
+    parser.add_argument(
+        "--test",
+        type=int,
+        default=96,
+        help="test questions per kind; 96 are those of the model card",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the scenes; 0 is that of the model card"
+    )
     parser.add_argument("--output", type=Path, help="file for the table, in Markdown")
     parsed = parser.parse_args()
     kinds = sum(map(len, WORDINGS.values())) + len(SAMPLINGS)
-    pairs = zip(questions(parsed.train, parsed.seed, "train"), questions(parsed.test, parsed.seed, "test"), strict=True)
+    pairs = zip(
+        questions(parsed.train, parsed.seed, "train"),
+        questions(parsed.test, parsed.seed, "test"),
+        strict=True,
+    )
     results = [measure(train, test) for train, test in track(pairs, total=kinds, transient=True)]
     console = Console(width=180, highlight=False)
     with console.capture() as capture:

@@ -1,4 +1,4 @@
-"""The tables of the test-bed's model card: every stage under `lightning test --config configs/testbed/eval.yaml`.
+"""The tables of the test-bed's model card: every stage under `lightning test --config configs/runs/testbed/eval.yaml`.
 
 Run it: `python tests/benchmarks/testbed_card.py`. It writes `docs/testbed/<stage>.csv` and prints the Markdown of
 `docs/testbed.md`.
@@ -39,7 +39,8 @@ def measure(stage: Stage) -> Path:
         began = time.perf_counter()
         lightning(
             [
-                *("test", "--config", str(ROOT / "configs/testbed/eval.yaml"), "--model.checkpoint", checkpoint(stage)),
+                *("test", "--config", str(ROOT / "configs/runs/testbed/eval.yaml")),
+                *("--model.checkpoint", checkpoint(stage)),
                 *("--trainer.run.root", folder, "--trainer.run.wandb", "disabled"),
             ]
         )
@@ -59,7 +60,10 @@ def read(path: Path) -> Counts:
 
 def table(counts: Mapping[Stage, Counts]) -> str:
     """Return accuracies in %, per type and per wording."""
-    lines = ["| question | " + " | ".join(heading for heading, *_ in COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    lines = [
+        "| question | " + " | ".join(heading for heading, *_ in COLUMNS) + " |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+    ]
     for type in QuestionType:
         wordings = range(len(WORDINGS[type]))
         lines.append(_line(f"**{type}**", counts, [f"{type}/{wording}" for wording in wordings]))
@@ -74,13 +78,17 @@ def presence(counts: Mapping[Stage, Counts]) -> str:
     for sampling in ("random", "popular", "adversarial"):
         kind = f"presence/{sampling}"
         lines.append(
-            f"| {sampling} | " + " | ".join(_percent(counts[stage], [kind]) for stage in reversed(STAGES)) + " |"
+            f"| {sampling} | "
+            + " | ".join(_percent(counts[stage], [kind]) for stage in reversed(STAGES))
+            + " |"
         )
     return "\n".join(lines)
 
 
 def _line(name: str, counts: Mapping[Stage, Counts], kinds: list[str]) -> str:
-    cells = (_percent(counts[stage], [f"{part}/{kind}" for kind in kinds]) for _, stage, part in COLUMNS)
+    cells = (
+        _percent(counts[stage], [f"{part}/{kind}" for kind in kinds]) for _, stage, part in COLUMNS
+    )
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

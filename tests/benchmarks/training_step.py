@@ -77,7 +77,9 @@ def measure_baseline(options: argparse.Namespace, data: Digits) -> Result:
     """Train with transformers.Trainer on the same batches."""
     on_gpu = options.device == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    model = AutoModelForImageTextToText.from_pretrained(options.checkpoint, dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForImageTextToText.from_pretrained(
+        options.checkpoint, dtype=dtype, attn_implementation="sdpa"
+    )
     model.requires_grad_(False)
     model.model.multi_modal_projector.float().requires_grad_(True)
     clock = Clock(options)
@@ -107,7 +109,11 @@ def measure_baseline(options: argparse.Namespace, data: Digits) -> Result:
             disable_tqdm=True,
         )
         callback.trainer = TimedHFTrainer(
-            model, arguments, data_collator=_collate_with(data), train_dataset=_items(data), callbacks=[callback]
+            model,
+            arguments,
+            data_collator=_collate_with(data),
+            train_dataset=_items(data),
+            callbacks=[callback],
         )
         meter = MemoryMeter(options.device, _bytes(model))
         callback.trainer.train()
@@ -134,7 +140,9 @@ def _bytes(model: nn.Module) -> int:
 
 def measure(options: argparse.Namespace) -> Result:
     """Run one side in this process."""
-    data = Digits(checkpoint=options.checkpoint, batch_size=options.batch_size, num_workers=options.workers)
+    data = Digits(
+        checkpoint=options.checkpoint, batch_size=options.batch_size, num_workers=options.workers
+    )
     data.setup("fit")
     return {"ours": measure_ours, "baseline": measure_baseline}[options.side](options, data)
 
@@ -156,7 +164,9 @@ def compare(options: argparse.Namespace) -> None:
             ours.append(measure_in_process("ours", checkpoint))
     theirs, own = baseline[0], ours[0]
     tolerance = 2e-2 if options.device == "cuda" else 1e-5  # bfloat16, float32
-    if own.trainable != theirs.trainable or not math.isclose(own.losses[0], theirs.losses[0], rel_tol=tolerance):
+    if own.trainable != theirs.trainable or not math.isclose(
+        own.losses[0], theirs.losses[0], rel_tol=tolerance
+    ):
         raise SystemExit(f"The two sides do not do the same work: {theirs} against {own}.")
     rows = [
         Row("seconds per step", [r.seconds for r in baseline], [r.seconds for r in ours], digits=3),
@@ -174,7 +184,9 @@ def compare(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the options; with the hidden `--side`, be one of the measured processes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8, help="timed steps")

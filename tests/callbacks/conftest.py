@@ -9,7 +9,13 @@ from typing import Any
 import lightning as L
 import pytest
 
-from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningCurve, PredictionTable, Throughput
+from lightning_mllm.callbacks import (
+    EvaluationReport,
+    FreezeAudit,
+    LearningCurve,
+    PredictionTable,
+    Throughput,
+)
 from lightning_mllm.data import Digits
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.loggers import make_loggers

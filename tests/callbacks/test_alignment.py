@@ -29,7 +29,9 @@ def test_it_is_measured_before_training_at_each_epoch_and_after_the_test(followe
     assert {row["score"] for row in rows} == {"ima_input", "ima_same_layer"}
     assert {row["n"] for row in rows} == {"8"}
     assert all(-1 <= float(row["value"]) <= 1 for row in rows)
-    assert len({row["value"] for row in rows if row["split"] == "val"}) == 6  # of the weights at hand
+    assert (
+        len({row["value"] for row in rows if row["split"] == "val"}) == 6
+    )  # of the weights at hand
     assert (followed.folder / "alignment.png").is_file()
 
 
@@ -42,23 +44,41 @@ def test_the_score_is_that_of_the_analysis_of_the_same_weights(followed: Run) ->
 
     score = alignment_score(analysis.compute(), "ima_same_layer")
 
-    tested = {row["score"]: row["value"] for row in followed.rows("alignment.csv") if row["split"] == "test"}
+    tested = {
+        row["score"]: row["value"]
+        for row in followed.rows("alignment.csv")
+        if row["split"] == "test"
+    }
     assert float(tested["ima_same_layer"]) == pytest.approx(score.value, abs=1e-6)
 
 
 def test_the_scores_are_logged(followed: Run) -> None:
     logged = {key for row in followed.rows("metrics.csv") for key, value in row.items() if value}
 
-    assert {f"alignment/{split}/ima_{kind}" for split in ("val", "test") for kind in ("input", "same_layer")} <= logged
+    assert {
+        f"alignment/{split}/ima_{kind}"
+        for split in ("val", "test")
+        for kind in ("input", "same_layer")
+    } <= logged
 
 
-def test_a_resumed_run_has_the_scores_of_the_earlier_one(followed: Run, tiny_llava: str, tmp_path: Path) -> None:
-    run = make_run(tiny_llava, tmp_path, [AlignmentMonitor()]).fit(ckpt_path=followed.folder / "step3.ckpt")
+def test_a_resumed_run_has_the_scores_of_the_earlier_one(
+    followed: Run, tiny_llava: str, tmp_path: Path
+) -> None:
+    run = make_run(tiny_llava, tmp_path, [AlignmentMonitor()]).fit(
+        ckpt_path=followed.folder / "step3.ckpt"
+    )
 
     moments = [(row["epoch"], row["step"], row["split"]) for row in run.rows("alignment.csv")]
     assert list(dict.fromkeys(moments)) == MOMENTS[:3]
-    first = (f"{row['score']} {row['value']}" for row in run.rows("alignment.csv") if row["step"] == "0")
-    before = (f"{row['score']} {row['value']}" for row in followed.rows("alignment.csv") if row["step"] == "0")
+    first = (
+        f"{row['score']} {row['value']}" for row in run.rows("alignment.csv") if row["step"] == "0"
+    )
+    before = (
+        f"{row['score']} {row['value']}"
+        for row in followed.rows("alignment.csv")
+        if row["step"] == "0"
+    )
     assert [*first] == [*before]
 
 
@@ -72,8 +92,12 @@ def test_a_test_before_the_fit_keeps_its_scores(tiny_llava: str, tmp_path: Path)
 def test_one_reading_at_the_last_epoch_can_be_enough_and_another_training_has_no_part_in_it(
     tiny_llava: str, tmp_path: Path
 ) -> None:
-    callback = AlignmentMonitor(Alignment(), scores=["ima_input"], mode="mean", every_n_epochs=5, before_training=False)
-    callback.load_state_dict({"rows": [[0, 2, "val", "ima_input", 0.5, 0.4, 0.6, 8]]})  # of a training before this one
+    callback = AlignmentMonitor(
+        Alignment(), scores=["ima_input"], mode="mean", every_n_epochs=5, before_training=False
+    )
+    callback.load_state_dict(
+        {"rows": [[0, 2, "val", "ima_input", 0.5, 0.4, 0.6, 8]]}
+    )  # of a training before this one
 
     rows = make_run(tiny_llava, tmp_path, [callback]).fit().rows("alignment.csv")
 

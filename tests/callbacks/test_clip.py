@@ -23,16 +23,27 @@ def tested(tiny_clip: ClipBuilder, tiny_llava: str, tmp_path: Path) -> Run:
     return make_run(tiny_llava, tmp_path, [callback], eval_batch_size=2).test()
 
 
-def test_each_tested_sample_gets_the_class_that_clip_gives_its_picture(tested: Run, tiny_clip: ClipBuilder) -> None:
+def test_each_tested_sample_gets_the_class_that_clip_gives_its_picture(
+    tested: Run, tiny_clip: ClipBuilder
+) -> None:
     samples = tested.data.samples["test"][:4]
     clip = ClipClassifier.from_pretrained(tiny_clip("clip"), ["dark", "light"], TEMPLATES)
-    all_at_once = clip.similarities(clip.prepare([tested.data.picture(sample) for sample in samples]))
+    all_at_once = clip.similarities(
+        clip.prepare([tested.data.picture(sample) for sample in samples])
+    )
 
     rows = tested.rows(str(FOLDER / "clip-predictions.csv"))
 
-    assert [(row["sample_id"], row["target"]) for row in rows] == [(each.id, each.label) for each in samples]
-    assert {row["prediction"] for row in rows} == {"dark", "light"}  # else an order would be no matter
-    assert [row["prediction"] for row in rows] == [clip.names[index] for index in all_at_once.argmax(dim=1)]
+    assert [(row["sample_id"], row["target"]) for row in rows] == [
+        (each.id, each.label) for each in samples
+    ]
+    assert {row["prediction"] for row in rows} == {
+        "dark",
+        "light",
+    }  # else an order would be no matter
+    assert [row["prediction"] for row in rows] == [
+        clip.names[index] for index in all_at_once.argmax(dim=1)
+    ]
 
 
 def test_scores_have_n_and_intervals_and_are_logged(tested: Run, tiny_clip: ClipBuilder) -> None:
@@ -41,15 +52,23 @@ def test_scores_have_n_and_intervals_and_are_logged(tested: Run, tiny_clip: Clip
 
     scores = json.loads((tested.folder / FOLDER / "clip.json").read_text())
 
-    assert (scores["checkpoint"], scores["templates"], scores["n"]) == (tiny_clip("clip"), TEMPLATES, 4)
+    assert (scores["checkpoint"], scores["templates"], scores["n"]) == (
+        tiny_clip("clip"),
+        TEMPLATES,
+        4,
+    )
     assert scores["accuracy"] == sum(map(str.__eq__, target, said)) / 4
     assert scores["macro_f1"] == pytest.approx(f1_score(target, said, average="macro"))
     low, high = scores["accuracy_interval_95"]
     assert low <= scores["accuracy"] <= high
-    assert [row["test/clip/accuracy"] for row in tested.rows("metrics.csv")][-1] == str(scores["accuracy"])
+    assert [row["test/clip/accuracy"] for row in tested.rows("metrics.csv")][-1] == str(
+        scores["accuracy"]
+    )
 
 
-def test_nothing_of_clip_is_trained_or_saved_with_the_model(tested: Run, tiny_llava: str, tmp_path: Path) -> None:
+def test_nothing_of_clip_is_trained_or_saved_with_the_model(
+    tested: Run, tiny_llava: str, tmp_path: Path
+) -> None:
     alone = make_run(tiny_llava, tmp_path / "alone", []).test()
 
     assert set(tested.module.state_dict()) == set(alone.module.state_dict())

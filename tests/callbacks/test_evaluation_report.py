@@ -22,7 +22,11 @@ def test_each_evaluation_has_scores_with_n_and_intervals(study: Study, stage: st
     assert set(report["scorers"]) == set(SCORERS)
     for scores in report["scorers"].values():
         assert scores["n"] == EVALUATED
-        assert scores["accuracy_interval_95"][0] <= scores["accuracy"] <= scores["accuracy_interval_95"][1]
+        assert (
+            scores["accuracy_interval_95"][0]
+            <= scores["accuracy"]
+            <= scores["accuracy_interval_95"][1]
+        )
         assert 0 <= scores["invalid_rate"] <= 1
 
 
@@ -39,7 +43,9 @@ def test_tables_and_picture_lie_beside_the_scores(study: Study, scorer: str) -> 
 
 
 def test_per_class_counts_and_f1() -> None:
-    result = ClassificationResult.from_confusion(("a", "b", "c"), np.array([[3, 1, 0, 1], [0, 2, 0, 0], [0, 0, 0, 0]]))
+    result = ClassificationResult.from_confusion(
+        ("a", "b", "c"), np.array([[3, 1, 0, 1], [0, 2, 0, 0], [0, 0, 0, 0]])
+    )
     _, rows = per_class(result)
 
     assert rows[0] == ["a", 5, 3, 3, pytest.approx(6 / 8)]
@@ -64,12 +70,21 @@ def test_per_kind_counts_accuracy_and_interval() -> None:
     columns, rows = per_kind(ANSWERS)
 
     assert columns == ["kind", "n", "correct", "accuracy", "low_95", "high_95"]
-    assert rows[0] == ["colour[red]", 10, 8, 0.8, pytest.approx(0.49016, abs=1e-5), pytest.approx(0.94332, abs=1e-5)]
+    assert rows[0] == [
+        "colour[red]",
+        10,
+        8,
+        0.8,
+        pytest.approx(0.49016, abs=1e-5),
+        pytest.approx(0.94332, abs=1e-5),
+    ]
     assert rows[1][:4] == ["shape", 30, 15, 0.5]
 
 
 def test_the_terminal_table_shows_each_kind_and_all() -> None:
-    cells = [[str(cell) for cell in column.cells] for column in kinds_table("test", ANSWERS).columns]
+    cells = [
+        [str(cell) for cell in column.cells] for column in kinds_table("test", ANSWERS).columns
+    ]
 
     assert cells[0] == ["colour[red]", "shape", "all answers", "mean over kinds"]
     assert cells[1] == ["10", "30", "40", ""]

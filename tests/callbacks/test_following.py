@@ -30,29 +30,59 @@ class Seen(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.sample_ids.clear()
 
-    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any
+    ) -> None:
         _, batch, *_ = rest
         assert isinstance(batch, MultimodalBatch)
         self.sample_ids += batch.sample_ids
 
 
 def test_some_epochs_and_some_batches_are_enough(tiny_llava: str, tmp_path: Path) -> None:
-    probes, save, seen = quick_probes(every_n_epochs=2, before_training=False), SaveFeatures(every_n_epochs=2), Seen()
-    run = make_run(tiny_llava, tmp_path, [probes, save, seen], max_epochs=3, eval_batch_size=2, limit_val_batches=3)
+    probes, save, seen = (
+        quick_probes(every_n_epochs=2, before_training=False),
+        SaveFeatures(every_n_epochs=2),
+        Seen(),
+    )
+    run = make_run(
+        tiny_llava,
+        tmp_path,
+        [probes, save, seen],
+        max_epochs=3,
+        eval_batch_size=2,
+        limit_val_batches=3,
+    )
 
     run.fit().test()  # of two batches, see make_trainer
 
     found = run.rows("probes.csv")
-    assert moments(found) == [("1", "4", "val"), ("2", "6", "val"), ("2", "6", "test")]  # the last epoch too
-    assert {(row["stage"], row["n_train"], row["n_test"]) for row in found} == {("val", "16", "6"), ("test", "16", "4")}
+    assert moments(found) == [
+        ("1", "4", "val"),
+        ("2", "6", "val"),
+        ("2", "6", "test"),
+    ]  # the last epoch too
+    assert {(row["stage"], row["n_train"], row["n_test"]) for row in found} == {
+        ("val", "16", "6"),
+        ("test", "16", "4"),
+    }
     predictions = run.rows("evaluation/test-step6/probe-predictions.csv")
     assert [row["sample_id"] for row in predictions] == seen.sample_ids
-    written = {f"{split}-step{step}.safetensors" for split in ("train", "val") for step in (0, 4, 6)}
-    assert {path.name for path in (tmp_path / "features").iterdir()} == {*written, "test-step6.safetensors"}
+    written = {
+        f"{split}-step{step}.safetensors" for split in ("train", "val") for step in (0, 4, 6)
+    }
+    assert {path.name for path in (tmp_path / "features").iterdir()} == {
+        *written,
+        "test-step6.safetensors",
+    }
 
 
 def test_a_fit_without_validation_is_not_followed(tiny_llava: str, tmp_path: Path) -> None:
-    run = make_run(tiny_llava, tmp_path, [quick_probes(), SaveFeatures(), RepresentationDrift()], limit_val_batches=0)
+    run = make_run(
+        tiny_llava,
+        tmp_path,
+        [quick_probes(), SaveFeatures(), RepresentationDrift()],
+        limit_val_batches=0,
+    )
 
     run.fit().test()
 
@@ -60,7 +90,9 @@ def test_a_fit_without_validation_is_not_followed(tiny_llava: str, tmp_path: Pat
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["test-step4.safetensors"]
 
 
-def test_a_trial_extracts_and_writes_nothing(tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trial_extracts_and_writes_nothing(
+    tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
         make_run(tiny_llava, tmp_path, all_callbacks(tmp_path)[:-1], fast_dev_run=1).fit().test()
 
@@ -71,7 +103,12 @@ def test_a_trial_extracts_and_writes_nothing(tiny_llava: str, tmp_path: Path, ca
 
 def test_adapters_in_the_llm_move_what_is_behind_them(tiny_llava: str, tmp_path: Path) -> None:
     points = [Point("post"), Point("last", 2)]
-    run = make_run(tiny_llava, tmp_path, [quick_probes(points=points), RepresentationDrift(points)], Lora(rank=2))
+    run = make_run(
+        tiny_llava,
+        tmp_path,
+        [quick_probes(points=points), RepresentationDrift(points)],
+        Lora(rank=2),
+    )
 
     run.fit()
 
@@ -95,7 +132,9 @@ def test_adapters_in_the_llm_move_what_is_behind_them(tiny_llava: str, tmp_path:
 def test_a_cache_beside_a_trained_tower_is_refused_at_the_start(
     tiny_llava: str, tmp_path: Path, follow: Callable[[FeatureCache], L.Callback]
 ) -> None:
-    run = make_run(tiny_llava, tmp_path, [follow(FeatureCache(tmp_path / "cache"))], ProjectorAndVision())
+    run = make_run(
+        tiny_llava, tmp_path, [follow(FeatureCache(tmp_path / "cache"))], ProjectorAndVision()
+    )
 
     with pytest.raises(ConfigError, match="tower is trained, so its features change"):
         run.fit()
@@ -131,7 +170,9 @@ def test_a_full_disk_ends_the_run_with_the_name_of_the_file(
 
     monkeypatch.setattr(files, "save_file", full)
 
-    with pytest.raises(DataError, match=r"features/train-step0\.safetensors: .*No space left on device"):
+    with pytest.raises(
+        DataError, match=r"features/train-step0\.safetensors: .*No space left on device"
+    ):
         make_run(tiny_llava, tmp_path, [SaveFeatures()]).fit()
     assert not list((tmp_path / "features").iterdir())
 
@@ -139,7 +180,10 @@ def test_a_full_disk_ends_the_run_with_the_name_of_the_file(
 def test_options_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="points, each once; found post-mean, post-mean"):
         ProbeEachEpoch(points=[Point("post"), Point("post")])
-    with pytest.raises(ConfigError, match=r"probes, each once; found mlp, mlp\. Give two probes of one kind different"):
+    with pytest.raises(
+        ConfigError,
+        match=r"probes, each once; found mlp, mlp\. Give two probes of one kind different",
+    ):
         ProbeEachEpoch(probes=[MLPProbe(), MLPProbe(control=True)])
     with pytest.raises(ConfigError, match="seeds, each once; found none"):
         ProbeEachEpoch(seeds=[])

@@ -21,16 +21,22 @@ class Vandal(L.Callback):
         self.name, self.unfreeze = name, unfreeze
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
         (parameter,) = [p for name, p in pl_module.named_parameters() if name.endswith(self.name)]
         parameter.view(-1)[0].nextafter_(torch.tensor(9.0))  # the smallest change there is
         parameter.requires_grad_(self.unfreeze)
 
 
 @pytest.mark.parametrize("unfreeze", [False, True])
-def test_a_changed_frozen_parameter_fails_the_fit_by_name(tmp_path: Path, tiny_llava: str, unfreeze: bool) -> None:
+def test_a_changed_frozen_parameter_fails_the_fit_by_name(
+    tmp_path: Path, tiny_llava: str, unfreeze: bool
+) -> None:
     name = "language_model.layers.1.mlp.down_proj.weight"
-    trainer = make_trainer(tmp_path, [FreezeAudit(), Vandal(name, unfreeze)], max_steps=2, limit_val_batches=0)
+    trainer = make_trainer(
+        tmp_path, [FreezeAudit(), Vandal(name, unfreeze)], max_steps=2, limit_val_batches=0
+    )
 
     with pytest.raises(RuntimeError, match=rf"1 parameters .* changed or unfrozen .*{name}"):
         trainer.fit(MLLMModule(tiny_llava), datamodule=make_data(tiny_llava))
@@ -41,7 +47,9 @@ def test_one_changed_bit_changes_the_checksum(dtype: torch.dtype) -> None:
     module = nn.Linear(8, 8).to(dtype).requires_grad_(False)
     before = frozen_checksums(module)
     with torch.no_grad():
-        module.weight[3, 5] = torch.nextafter(module.weight[3, 5].float(), torch.tensor(9.0)).to(dtype) + 0.01
+        module.weight[3, 5] = (
+            torch.nextafter(module.weight[3, 5].float(), torch.tensor(9.0)).to(dtype) + 0.01
+        )
 
     assert frozen_checksums(module)["bias"] == before["bias"]
     assert frozen_checksums(module)["weight"] != before["weight"]
@@ -55,7 +63,9 @@ def test_values_that_change_places_change_the_checksum() -> None:
     assert frozen_checksums(module)["weight"] != before["weight"]
 
 
-def test_the_checksum_does_not_depend_on_the_size_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checksum_does_not_depend_on_the_size_of_its_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     module = nn.Linear(40, 30).requires_grad_(False)
     whole = frozen_checksums(module)
     monkeypatch.setattr("lightning_mllm.callbacks.freeze_audit._CHUNK", 7)
@@ -80,7 +90,9 @@ def test_trainable_parameters_are_not_audited() -> None:
     assert frozen_checksums(nn.Linear(2, 2)) == {}
 
 
-def test_the_report_is_shown(tmp_path: Path, tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_shown(
+    tmp_path: Path, tiny_llava: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = make_trainer(tmp_path, [FreezeAudit()], max_steps=2, limit_val_batches=0)
     trainer.fit(MLLMModule(tiny_llava), datamodule=make_data(tiny_llava))
 

@@ -12,7 +12,13 @@ import lightning as L
 import pytest
 
 from lightning_mllm.analysis import Skip, skipping
-from lightning_mllm.callbacks import ChairReport, EvaluationReport, PopeReport, PredictionTable, SkipComputations
+from lightning_mllm.callbacks import (
+    ChairReport,
+    EvaluationReport,
+    PopeReport,
+    PredictionTable,
+    SkipComputations,
+)
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import ChairMetrics, Mentions
@@ -26,7 +32,7 @@ from lightning_mllm.testbed.world.scenes import SHAPES
 from tests.callbacks.conftest import make_data, make_trainer
 from tests.support.command_line import CONFIGS
 
-OBJECTS = str(CONFIGS / "study/alignment/testbed_objects.txt")
+OBJECTS = str(CONFIGS / "studies/alignment_testbed/objects.txt")
 MODEL = checkpoint("instructed")
 
 
@@ -36,12 +42,21 @@ def questions(**options: Any) -> WorldQuestions:
 
 
 def pictures() -> WorldConversations:
-    counts: dict[str, Any] = {"captioned": 1.0, "questions": 0, "test_scenes": 6, "eval_batch_size": 4}
+    counts: dict[str, Any] = {
+        "captioned": 1.0,
+        "questions": 0,
+        "test_scenes": 6,
+        "eval_batch_size": 4,
+    }
     return WorldConversations(checkpoint=MODEL, material="pictures", world_seed=5, **counts)
 
 
 def run_test(
-    folder: Path, callbacks: list[L.Callback], data: MLLMDataModule, model: str = MODEL, **options: Any
+    folder: Path,
+    callbacks: list[L.Callback],
+    data: MLLMDataModule,
+    model: str = MODEL,
+    **options: Any,
 ) -> Path:
     """Test; return the folder of the evaluation."""
     trainer = make_trainer(folder, callbacks, **options)
@@ -56,19 +71,28 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_test(tmp_path_factory.mktemp("captions"), [ChairReport(OBJECTS, max_new_tokens=48)], pictures())
+    return run_test(
+        tmp_path_factory.mktemp("captions"), [ChairReport(OBJECTS, max_new_tokens=48)], pictures()
+    )
 
 
 def test_the_answers_of_the_evaluation_have_popes_scores(tmp_path: Path) -> None:
-    folder = run_test(tmp_path, [PopeReport(), PredictionTable(images=0), EvaluationReport()], questions())
+    folder = run_test(
+        tmp_path, [PopeReport(), PredictionTable(images=0), EvaluationReport()], questions()
+    )
 
     scores = json.loads((folder / "pope.json").read_text())
     answers = rows(folder / "predictions.csv")
     assert (scores["n"], scores["reading"]) == (12, "named")
     assert scores["accuracy"] == sum(row["correct"] == "True" for row in answers) / 12
     assert scores["yes_rate"] == sum(row["answer"] == "yes" for row in answers) / 12
-    assert {name: own["n"] for name, own in scores["samplings"].items()} == dict.fromkeys(SAMPLINGS, 4)
-    assert json.loads((folder / "scores.json").read_text())["exact_match"]["accuracy"] == scores["accuracy"]
+    assert {name: own["n"] for name, own in scores["samplings"].items()} == dict.fromkeys(
+        SAMPLINGS, 4
+    )
+    assert (
+        json.loads((folder / "scores.json").read_text())["exact_match"]["accuracy"]
+        == scores["accuracy"]
+    )
 
 
 def test_a_second_test_starts_anew(tmp_path: Path) -> None:
@@ -83,7 +107,9 @@ def test_a_second_test_starts_anew(tmp_path: Path) -> None:
 def test_captions_are_held_against_what_is_in_the_picture(described: Path) -> None:
     captions = rows(described / "captions.csv")
 
-    assert [row["sample_id"] for row in captions] == [sample.id for sample in pictures().load("test")]
+    assert [row["sample_id"] for row in captions] == [
+        sample.id for sample in pictures().load("test")
+    ]
     metric = ChairMetrics()
     for row in captions:
         shapes = {thing.shape for thing in draw_scene(row["sample_id"]).objects}
@@ -112,9 +138,13 @@ def test_the_truth_can_come_from_a_file(described: Path, tmp_path: Path) -> None
 
     folder = run_test(tmp_path / "run", [callback], pictures())
 
-    for row, before in zip(rows(folder / "captions.csv"), rows(described / "captions.csv"), strict=True):
+    for row, before in zip(
+        rows(folder / "captions.csv"), rows(described / "captions.csv"), strict=True
+    ):
         assert row["caption"] == before["caption"]
-        assert row["hallucinated"] == "; ".join(name for name in row["named"].split("; ") if name != "circle")
+        assert row["hallucinated"] == "; ".join(
+            name for name in row["named"].split("; ") if name != "circle"
+        )
 
 
 def test_a_model_that_skips_describes_what_it_sees_then(described: Path, tmp_path: Path) -> None:
@@ -130,24 +160,33 @@ def test_a_model_that_skips_describes_what_it_sees_then(described: Path, tmp_pat
     for batch in data.plain_dataloader("test"):
         with skipping(module.backbone, batch, everything):
             tokens = continue_prompts(module.backbone.model, batch.prompts(), 48)
-        expected += [text.strip() for text in module.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        expected += [
+            text.strip() for text in module.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        ]
     assert [row["caption"] for row in rows(folder / "captions.csv")] == expected != whole
 
 
 def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
-    for callback, data in ((PopeReport(), questions()), (ChairReport(OBJECTS, max_new_tokens=2), pictures())):
+    for callback, data in (
+        (PopeReport(), questions()),
+        (ChairReport(OBJECTS, max_new_tokens=2), pictures()),
+    ):
         run_test(tmp_path, [callback], data, fast_dev_run=True)
 
     assert not list(tmp_path.rglob("*.json"))
 
 
 def test_questions_of_no_presence_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"PopeReport needs samples of a kind that ends with random, popular"):
+    with pytest.raises(
+        ConfigError, match=r"PopeReport needs samples of a kind that ends with random, popular"
+    ):
         run_test(tmp_path, [PopeReport()], questions(parts=["text"]))
 
 
 def test_captions_of_labelled_samples_are_refused(tmp_path: Path, tiny_llava: str) -> None:
-    with pytest.raises(ConfigError, match=r"ChairReport asks for captions, but the samples have labels"):
+    with pytest.raises(
+        ConfigError, match=r"ChairReport asks for captions, but the samples have labels"
+    ):
         run_test(tmp_path, [ChairReport(OBJECTS)], make_data(tiny_llava), tiny_llava)
 
 
@@ -159,7 +198,9 @@ def test_a_picture_of_which_nothing_is_known_is_refused(tmp_path: Path) -> None:
         run_test(tmp_path, [ChairReport(OBJECTS, objects=str(truth))], pictures())
 
 
-def test_a_caption_of_no_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caption_of_no_picture_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = pictures()
     first, *others = data.load("test")
     turns = [replace(turn, images=0) for turn in first.conversation]

@@ -25,7 +25,9 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
-def test_what_learns_is_not_named(tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_learns_is_not_named(
+    tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert not _fit(tiny_llava, tmp_path, max_steps=2).exists()
     assert not _warnings(caplog)
 
@@ -33,7 +35,9 @@ def test_what_learns_is_not_named(tiny_llava: str, tmp_path: Path, caplog: pytes
 def test_what_never_moved_is_named_at_the_end(
     tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = Lora(rank=2, modules=["q_proj"], projector=True)  # B moves in the second step, A would in the third
+    policy = Lora(
+        rank=2, modules=["q_proj"], projector=True
+    )  # B moves in the second step, A would in the third
     path = _fit(tiny_llava, tmp_path, max_steps=2, policy=policy)
 
     with path.open(newline="") as file:
@@ -42,7 +46,10 @@ def test_what_never_moved_is_named_at_the_end(
     assert {row["part"] for row in rows} == {"llm lora"}
     assert all(".q_proj.lora_A." in row["tensor"] for row in rows)
     (warning,) = _warnings(caplog)
-    assert f"In the 2 steps of this fit {len(rows)} of {2 * len(rows) + 4} trained tensors never moved" in warning
+    assert (
+        f"In the 2 steps of this fit {len(rows)} of {2 * len(rows) + 4} trained tensors never moved"
+        in warning
+    )
     assert rows[0]["tensor"] in warning
 
 

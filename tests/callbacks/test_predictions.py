@@ -21,13 +21,17 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_each_evaluation_has_a_table_and_the_sanity_check_has_none(study: Study) -> None:
-    assert {path.parent.name for path in study.folder.glob("evaluation/*/predictions.csv")} == set(STAGES)
+    assert {path.parent.name for path in study.folder.glob("evaluation/*/predictions.csv")} == set(
+        STAGES
+    )
     pictures = {path.parent.name for path in study.folder.glob("evaluation/*/predictions.png")}
     assert pictures == {stage for stage in STAGES if not stage.startswith("val")}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_table_has_every_evaluated_sample_in_the_order_of_the_data(study: Study, stage: str) -> None:
+def test_the_table_has_every_evaluated_sample_in_the_order_of_the_data(
+    study: Study, stage: str
+) -> None:
     table = rows(study.folder / "evaluation" / stage / "predictions.csv")
     samples = study.data.samples["val" if stage.startswith("val") else "test"]
     labels = {sample.id: sample.label for sample in samples}
@@ -62,8 +66,12 @@ def test_the_sheet_is_a_picture(study: Study) -> None:
 
 
 def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
-    row = predictions._Row("a", "What?", "zero", (ScoredAnswer("likelihood", "zero", "zero", True),))
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    row = predictions._Row(
+        "a", "What?", "zero", (ScoredAnswer("likelihood", "zero", "zero", True),)
+    )
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     try:
         assert processes.gather_rows([row]) == [row]
     finally:

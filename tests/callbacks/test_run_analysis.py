@@ -32,7 +32,10 @@ def lens(label: str = "") -> AnswerLens:
 
 
 def folders(run: Run) -> set[str]:
-    return {path.relative_to(run.folder / "analysis").as_posix() for path in run.folder.glob("analysis/*/*")}
+    return {
+        path.relative_to(run.folder / "analysis").as_posix()
+        for path in run.folder.glob("analysis/*/*")
+    }
 
 
 def rows(run: Run, when: str) -> list[dict[str, str]]:
@@ -53,7 +56,10 @@ def test_it_runs_before_training_at_each_epoch_and_after_the_test(analysed: Run)
 
 
 def test_each_time_it_is_of_the_weights_at_hand(analysed: Run) -> None:
-    numbers = [[row["reference_logprob"] for row in rows(analysed, f"val-step{k}/answer_lens")] for k in (0, 2, 4)]
+    numbers = [
+        [row["reference_logprob"] for row in rows(analysed, f"val-step{k}/answer_lens")]
+        for k in (0, 2, 4)
+    ]
 
     assert len(numbers[0]) == 8 * 3  # samples and layers
     assert numbers[0] != numbers[1] != numbers[2]
@@ -80,10 +86,16 @@ def test_epochs_can_be_left_out_but_for_the_last(tiny_llava: str, tmp_path: Path
         ([], {}, r"Expected one analysis or more.*found none"),
         ([lens(), lens()], {}, r"each with a name of its own; found answer_lens, answer_lens"),
         ([lens()], {"every_n_epochs": 0}, r"every_n_epochs must be at least 1, not 0"),
-        ([lens()], {"split": "val"}, r"split is 'val', which is a split of `data`, and there is no data"),
+        (
+            [lens()],
+            {"split": "val"},
+            r"split is 'val', which is a split of `data`, and there is no data",
+        ),
     ],
 )
-def test_what_can_not_be_is_refused(analyses: list[Any], options: dict[str, Any], message: str) -> None:
+def test_what_can_not_be_is_refused(
+    analyses: list[Any], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         RunAnalysis(analyses, **options)
 
@@ -98,14 +110,18 @@ def beside(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Run:
     return make_run(tiny_llava, tmp_path_factory.mktemp("beside"), [callback]).fit().test()
 
 
-def test_data_of_its_own_are_gone_through_whole_at_the_same_times_but_for_the_test(beside: Run) -> None:
+def test_data_of_its_own_are_gone_through_whole_at_the_same_times_but_for_the_test(
+    beside: Run,
+) -> None:
     assert folders(beside) == {f"Questions-test-step{step}/answer_lens" for step in (0, 2, 4)}
     for step in (0, 2, 4):
         found = rows(beside, f"Questions-test-step{step}/answer_lens")
         assert {row["sample_id"] for row in found} == {f"test-{number}" for number in range(6)}
 
 
-def test_data_of_its_own_are_dissected_as_by_analyze(beside: Run, tiny_llava: str, tmp_path: Path) -> None:
+def test_data_of_its_own_are_dissected_as_by_analyze(
+    beside: Run, tiny_llava: str, tmp_path: Path
+) -> None:
     analysis = lens()
     analysis.prepare(beside.module.tokenizer, tmp_path)
     beside.module.eval()
@@ -124,7 +140,9 @@ def test_the_fit_does_not_feel_other_data(beside: Run, analysed: Run) -> None:
 
 def test_a_trial_takes_a_batch_of_other_data(tiny_llava: str, tmp_path: Path) -> None:
     analysis = lens()
-    callback = RunAnalysis(analysis, data=Questions(checkpoint=tiny_llava, eval_batch_size=4), split="val")
+    callback = RunAnalysis(
+        analysis, data=Questions(checkpoint=tiny_llava, eval_batch_size=4), split="val"
+    )
 
     make_run(tiny_llava, tmp_path, [callback], fast_dev_run=True).fit()
 
@@ -136,7 +154,9 @@ def test_data_for_another_checkpoint_are_refused_at_set_up(
 ) -> None:
     callback = RunAnalysis(lens(), data=Questions(checkpoint=tiny_llava_next))
 
-    with pytest.raises(ConfigError, match=r"Questions is prepared for .* Give these data the model's checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"Questions is prepared for .* Give these data the model's checkpoint"
+    ):
         make_run(tiny_llava, tmp_path, [callback]).fit()
 
 
@@ -154,19 +174,25 @@ def test_samples_without_a_kind_are_refused_before_the_model_is_loaded(
     callback = RunAnalysis(AnswerLens(), data=Nameless(checkpoint=tiny_llava) if beside else None)
     run = make_run(tiny_llava, tmp_path, [callback])
 
-    with pytest.raises(ConfigError, match=r"has no kind, so its answer is not scored. Set correct_only: false"):
+    with pytest.raises(
+        ConfigError, match=r"has no kind, so its answer is not scored. Set correct_only: false"
+    ):
         run.fit()
 
     assert not hasattr(run.module, "adapted")
 
 
-def test_callbacks_whose_files_would_be_the_same_are_refused(tiny_llava: str, tmp_path: Path) -> None:
+def test_callbacks_whose_files_would_be_the_same_are_refused(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     data = Questions(checkpoint=tiny_llava)
     beside = [RunAnalysis(lens(), data=data), RunAnalysis(lens(), before_training=False)]
 
     make_run(tiny_llava, tmp_path / "apart", beside, fast_dev_run=True).fit()
     with pytest.raises(ConfigError, match="found answer_lens, answer_lens"):
-        make_run(tiny_llava, tmp_path / "same", [*beside, RunAnalysis(lens())], fast_dev_run=True).fit()
+        make_run(
+            tiny_llava, tmp_path / "same", [*beside, RunAnalysis(lens())], fast_dev_run=True
+        ).fit()
 
 
 def test_several_processes_without_a_folder_are_refused_before_the_model_is_loaded(
@@ -187,7 +213,9 @@ def test_a_fit_without_validation_is_refused_before_the_model_is_loaded(
     callback = RunAnalysis(lens(), data=Questions(checkpoint=tiny_llava) if beside else None)
     run = make_run(tiny_llava, tmp_path, [callback], limit_val_batches=0)
 
-    with pytest.raises(ConfigError, match=r"has none: trainer.limit_val_batches is 0. Set it to 1 or more"):
+    with pytest.raises(
+        ConfigError, match=r"has none: trainer.limit_val_batches is 0. Set it to 1 or more"
+    ):
         run.fit()
 
     assert not hasattr(run.module, "adapted")
@@ -196,7 +224,9 @@ def test_a_fit_without_validation_is_refused_before_the_model_is_loaded(
 def test_a_trial_without_a_limit_is_not_refused(tiny_llava: str, tmp_path: Path) -> None:
     analysis = lens()
 
-    make_run(tiny_llava, tmp_path, [RunAnalysis(analysis)], limit_val_batches=None, fast_dev_run=True).fit()
+    make_run(
+        tiny_llava, tmp_path, [RunAnalysis(analysis)], limit_val_batches=None, fast_dev_run=True
+    ).fit()
 
     assert len(analysis.rows.done) == 8
 
@@ -251,13 +281,23 @@ def test_a_fit_that_fails_elsewhere_leaves_no_word_with_the_analysis(
     assert not told
 
 
-def test_a_config_can_name_other_data(tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_can_name_other_data(
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     isolate(monkeypatch, tmp_path)
     data = {
         "class_path": "WorldQuestions",
-        "init_args": {"checkpoint": tiny_llava, "parts": ["presence"], "train_per_kind": 1, "val_per_kind": 1},
+        "init_args": {
+            "checkpoint": tiny_llava,
+            "parts": ["presence"],
+            "train_per_kind": 1,
+            "val_per_kind": 1,
+        },
     }
-    analysis = {"class_path": "AnswerLens", "init_args": {"correct_only": False, "bootstrap": {"resamples": 10}}}
+    analysis = {
+        "class_path": "AnswerLens",
+        "init_args": {"correct_only": False, "bootstrap": {"resamples": 10}},
+    }
     arguments = {"analysis": analysis, "data": data, "split": "val", "before_training": False}
     callback = {"class_path": "RunAnalysis", "init_args": arguments}
     (tmp_path / "watch.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))

@@ -43,7 +43,9 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @cache
-def after_a_step(checkpoint: str, skip: Skip | None, **options: Any) -> tuple[dict[str, Tensor], MLLMModule]:
+def after_a_step(
+    checkpoint: str, skip: Skip | None, **options: Any
+) -> tuple[dict[str, Tensor], MLLMModule]:
     module = MLLMModule(
         checkpoint,
         policy=Everything(),
@@ -66,9 +68,13 @@ def after_a_step(checkpoint: str, skip: Skip | None, **options: Any) -> tuple[di
     return {name: weights.clone() for name, weights in module.state_dict().items()}, module
 
 
-@pytest.mark.parametrize("skip", [HALF, SECOND_BLOCK, Skip(computation="attention", phase="both", tokens="all")])
 @pytest.mark.parametrize(
-    "options", [{"micro_batch_size": 3}, {"micro_batch_size": 1}, {"gradient_checkpointing": True}], ids=str
+    "skip", [HALF, SECOND_BLOCK, Skip(computation="attention", phase="both", tokens="all")]
+)
+@pytest.mark.parametrize(
+    "options",
+    [{"micro_batch_size": 3}, {"micro_batch_size": 1}, {"gradient_checkpointing": True}],
+    ids=str,
 )
 def test_micro_batches_and_checkpointing_take_the_step_of_the_whole_batch(
     tiny_llava: str, skip: Skip, options: dict[str, Any]
@@ -79,7 +85,10 @@ def test_micro_batches_and_checkpointing_take_the_step_of_the_whole_batch(
 
     for name, weights in whole.items():
         torch.testing.assert_close(pieces[name], weights, rtol=1e-5, atol=1e-6, msg=name)
-    assert any(not torch.allclose(clean[name], weights, rtol=0, atol=1e-6) for name, weights in whole.items())
+    assert any(
+        not torch.allclose(clean[name], weights, rtol=0, atol=1e-6)
+        for name, weights in whole.items()
+    )
 
 
 def test_weights_that_no_token_comes_by_stay(tiny_llava: str) -> None:
@@ -87,15 +96,21 @@ def test_weights_that_no_token_comes_by_stay(tiny_llava: str) -> None:
     start = MLLMModule(tiny_llava, policy=Everything())
     start.configure_model()
 
-    stayed = {name for name, before in start.state_dict().items() if torch.equal(weights[name], before)}
-    of_layers = [{name for name in weights if f"language_model.layers.{layer}." in name} for layer in (0, 1)]
+    stayed = {
+        name for name, before in start.state_dict().items() if torch.equal(weights[name], before)
+    }
+    of_layers = [
+        {name for name in weights if f"language_model.layers.{layer}." in name} for layer in (0, 1)
+    ]
     assert of_layers[1] <= stayed
     assert not of_layers[0] & stayed
     assert module.adapted.edit is None
     assert not any("forward" in layer.__dict__ for layer in decoder_layers(module.backbone))
 
 
-def test_a_fit_that_skips_no_token_is_told(tiny_llava: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fit_that_skips_no_token_is_told(
+    tiny_llava: str, caplog: pytest.LogCaptureFixture
+) -> None:
     after_a_step(tiny_llava, Skip(share=0.001))
 
     assert "SkipComputations skipped nothing in any of 1 batches" in caplog.text
@@ -103,7 +118,9 @@ def test_a_fit_that_skips_no_token_is_told(tiny_llava: str, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("in_evaluation", [False, True])
-def test_validation_and_test_skip_if_they_are_to(tiny_llava: str, tmp_path: Path, in_evaluation: bool) -> None:
+def test_validation_and_test_skip_if_they_are_to(
+    tiny_llava: str, tmp_path: Path, in_evaluation: bool
+) -> None:
     callback = SkipComputations(HALF, in_evaluation=in_evaluation)
 
     run = make_run(tiny_llava, tmp_path / "run", [callback], max_epochs=1).fit().test()
@@ -133,7 +150,14 @@ def test_a_training_checkpoint_says_that_the_model_skipped(tiny_llava: str, tmp_
 def test_fit_skips_from_the_command_line(
     tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
-    skip = {"computation": "ffn", "share": 0.5, "tokens": "all", "phase": "both", "start": 0, "stop": 1.0}
+    skip = {
+        "computation": "ffn",
+        "share": 0.5,
+        "tokens": "all",
+        "phase": "both",
+        "start": 0,
+        "stop": 1.0,
+    }
     callback = {"class_path": "SkipComputations", "init_args": {"skip": skip}}
     (tmp_path / "skip.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
     rows: dict[type[nn.Module], list[int]] = {LlamaAttention: [], LlamaMLP: []}
@@ -144,7 +168,9 @@ def test_fit_skips_from_the_command_line(
     trial = ["--trainer.fast_dev_run", "1", "--model.gradient_checkpointing", str(checkpointing)]
     main(["fit", "--config", "skip.yaml", *model, *SMALL_DIGITS, *trial])
 
-    passes = 2 * (1 + checkpointing)  # of two layers, forward and, to compute activations again, in the backward
+    passes = 2 * (
+        1 + checkpointing
+    )  # of two layers, forward and, to compute activations again, in the backward
     assert [len(each) for each in rows.values()] == [passes, passes]
     assert max(rows[LlamaMLP]) < 0.7 * min(rows[LlamaAttention])
 
@@ -170,17 +196,23 @@ def test_a_model_that_can_not_skip_is_refused_before_the_first_batch(
         after_a_step(tiny_llava, Skip(start=7))
 
 
-def test_weights_of_two_precisions_can_be_trained_with_a_skip(tiny_llava: str, tmp_path: Path) -> None:
+def test_weights_of_two_precisions_can_be_trained_with_a_skip(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     policy = ByPattern([r"language_model.*q_proj"])  # in float32, beside others in bfloat16
     module = MLLMModule(tiny_llava, policy=policy, dtype="bfloat16", scorers=())
-    trainer = make_trainer(tmp_path, [SkipComputations(Skip(computation="block", visible=True))], max_steps=2)
+    trainer = make_trainer(
+        tmp_path, [SkipComputations(Skip(computation="block", visible=True))], max_steps=2
+    )
 
     trainer.fit(module, datamodule=digits(tiny_llava))
 
     assert trainer.global_step == 2
 
 
-def test_questions_among_other_samples_are_answered_with_the_skip_of_their_own(tiny_llava: str, tmp_path: Path) -> None:
+def test_questions_among_other_samples_are_answered_with_the_skip_of_their_own(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     rows = [
         {
             "id": f"q-{k}",
@@ -194,9 +226,15 @@ def test_questions_among_other_samples_are_answered_with_the_skip_of_their_own(t
         for k in range(4)
     ]
     file = write_llava_json(tmp_path / "questions", rows)
-    data = LlavaJson(checkpoint=tiny_llava, train=str(file), val=str(file), test=str(file), eval_batch_size=4)
-    trainer = make_trainer(tmp_path / "run", [SkipComputations(Skip(computation="block", share=1.0, start=1))])
+    data = LlavaJson(
+        checkpoint=tiny_llava, train=str(file), val=str(file), test=str(file), eval_batch_size=4
+    )
+    trainer = make_trainer(
+        tmp_path / "run", [SkipComputations(Skip(computation="block", share=1.0, start=1))]
+    )
 
-    (found,) = trainer.validate(MLLMModule(tiny_llava, policy=ZeroShot()), datamodule=data, verbose=False)
+    (found,) = trainer.validate(
+        MLLMModule(tiny_llava, policy=ZeroShot()), datamodule=data, verbose=False
+    )
 
     assert 0 <= found["val/exact_match/colour"] <= 1

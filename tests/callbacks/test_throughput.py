@@ -51,13 +51,19 @@ def run_batches(
         callback.on_train_batch_end(MagicMock(), module, None, batch, index)
         if index == validate_after:
             callback.on_validation_start(MagicMock(), module)
-    return {call.args[0]: call.args[1] for call in module.log.call_args_list if call.kwargs.get("logger", True)}
+    return {
+        call.args[0]: call.args[1]
+        for call in module.log.call_args_list
+        if call.kwargs.get("logger", True)
+    }
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(step=2.0)  # two seconds pass between looks
-    monkeypatch.setattr("lightning_mllm.callbacks.throughput.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(
+        "lightning_mllm.callbacks.throughput.time.perf_counter", lambda: next(ticks)
+    )
 
 
 @pytest.mark.usefixtures("clock")
@@ -70,4 +76,9 @@ def test_rates_count_real_tokens_only() -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_a_window_with_a_validation_in_it_is_dropped() -> None:
-    assert run_batches(Throughput(every_n_steps=2), [batch_with([3]), batch_with([4])], validate_after=0) == {}
+    assert (
+        run_batches(
+            Throughput(every_n_steps=2), [batch_with([3]), batch_with([4])], validate_after=0
+        )
+        == {}
+    )

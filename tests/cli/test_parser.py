@@ -9,7 +9,7 @@ import pytest
 from jsonargparse import Namespace
 
 from lightning_mllm.callbacks import ProbeEachEpoch, SaveFeatures
-from lightning_mllm.cli.main import CLI
+from lightning_mllm.cli.commands.model import CLI
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import NearestCentroid, Point
@@ -53,12 +53,14 @@ def callbacks(config: Namespace) -> list[str]:
 
 
 @pytest.mark.parametrize("later", [FEATURES, ONE])
-def test_a_list_that_a_later_file_replaces_is_said(later: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_list_that_a_later_file_replaces_is_said(
+    later: str, caplog: pytest.LogCaptureFixture
+) -> None:
     parse(a=PROBES, b=later)
 
     (record,) = caplog.records
     assert record.getMessage() == (
-        "b.yaml gives trainer.callbacks anew, so that what a.yaml has there is dropped: ProbeEachEpoch, "
+        "b.yaml sets trainer.callbacks again, which drops what a.yaml has there: ProbeEachEpoch, "
         "RepresentationDrift. To add to a list, write `callbacks+`."
     )
 
@@ -67,10 +69,14 @@ def test_so_is_one_that_the_command_line_replaces(caplog: pytest.LogCaptureFixtu
     parse("--trainer.callbacks", "SaveFeatures", a="{}", b=PROBES)
 
     (record,) = caplog.records
-    assert record.getMessage().startswith("The command line gives trainer.callbacks anew, so that what b.yaml has")
+    assert record.getMessage().startswith(
+        "The command line sets trainer.callbacks again, which drops what b.yaml has"
+    )
 
 
-def test_single_classes_lists_of_words_and_null_are_no_exceptions(caplog: pytest.LogCaptureFixture) -> None:
+def test_single_classes_lists_of_words_and_null_are_no_exceptions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     scorer = "model: {scorers: {class_path: Likelihood}}"
     parse(a=PROBES, b="trainer: {callbacks: null, run: {tags: [one]}}", c=scorer, d=scorer)
     assert {record.args[1:4] for record in caplog.records if record.args} == {  # type: ignore[index]
@@ -81,29 +87,51 @@ def test_single_classes_lists_of_words_and_null_are_no_exceptions(caplog: pytest
     caplog.clear()
     parse(a=scorer, b="model: {scorers: {class_path: Generation}}")
 
-    assert "b.yaml gives model.scorers anew, so that what a.yaml has there is dropped: Likelihood" in caplog.text
+    assert (
+        "b.yaml sets model.scorers again, which drops what a.yaml has there: Likelihood"
+        in caplog.text
+    )
 
 
 def test_nothing_is_said_where_nothing_is_lost(caplog: pytest.LogCaptureFixture) -> None:
     added = parse("--trainer.callbacks+=FreezeAudit", a=PROBES, b=MORE)
     again = parse(a=PROBES, b=PROBES.replace("place: pre", "place: post").replace("[0, 1]", "[0]"))
-    parse("--model.scorers=[Likelihood]", "--trainer.run.tags=[three]", a=PROBES)  # the default; a value typed
+    parse(
+        "--model.scorers=[Likelihood]", "--trainer.run.tags=[three]", a=PROBES
+    )  # the default; a value typed
 
-    assert callbacks(added) == ["ProbeEachEpoch", "RepresentationDrift", "SaveFeatures", "FreezeAudit"]
+    assert callbacks(added) == [
+        "ProbeEachEpoch",
+        "RepresentationDrift",
+        "SaveFeatures",
+        "FreezeAudit",
+    ]
     assert callbacks(again) == ["ProbeEachEpoch", "RepresentationDrift"]
     assert not caplog.records
 
 
-def test_the_parser_of_a_subcommand_says_it_too(caplog: pytest.LogCaptureFixture, tiny_llava: str) -> None:
+def test_the_parser_of_a_subcommand_says_it_too(
+    caplog: pytest.LogCaptureFixture, tiny_llava: str
+) -> None:
     Path("a.yaml").write_text(PROBES.replace("devices: [0, 1]", "devices: 1"))
     Path("b.yaml").write_text(ONE)
-    arguments = ["fit", "--config", "a.yaml", "--config", "b.yaml", "--model.checkpoint", tiny_llava, *SMALL_DIGITS]
+    arguments = [
+        "fit",
+        "--config",
+        "a.yaml",
+        "--config",
+        "b.yaml",
+        "--model.checkpoint",
+        tiny_llava,
+        *SMALL_DIGITS,
+    ]
 
     with pytest.raises(SystemExit):
         CLI([*arguments, "--print_config"])
 
     assert (
-        "b.yaml gives trainer.callbacks anew, so that what a.yaml has there is dropped: ProbeEachEpoch" in caplog.text
+        "b.yaml sets trainer.callbacks again, which drops what a.yaml has there: ProbeEachEpoch"
+        in caplog.text
     )
 
 
@@ -129,7 +157,9 @@ def test_nor_do_points_and_probes() -> None:
 
     assert config.trainer.callbacks.init_args.points.as_dict() == asdict(Point("pre"))
     assert (probing.points, probing.probes) == ((Point("pre"),), (NearestCentroid(),))
-    assert callbacks(parse("--trainer.callbacks+=FreezeAudit", a=f"trainer: {{callbacks: {callback}}}")) == [
+    assert callbacks(
+        parse("--trainer.callbacks+=FreezeAudit", a=f"trainer: {{callbacks: {callback}}}")
+    ) == [
         "ProbeEachEpoch",
         "FreezeAudit",
     ]

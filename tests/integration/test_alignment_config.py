@@ -10,8 +10,8 @@ import pytest
 
 from lightning_mllm.cli.main import main
 from tests.support.command_line import CONFIGS, files_below, isolate, write_llava_json
+from tests.support.shipped_configs import ALIGNMENT
 
-ALIGNMENT = "analysis/alignment.yaml"
 KEPT = {"making.json", "sums.safetensors", "summary.csv", "settings.json"}
 PICTURES = {  # of each analysis
     "alignment": {
@@ -51,7 +51,15 @@ def asked(tiny_llava: str, tmp_path: Path) -> list[str]:
     file = write_llava_json(tmp_path / "questions", rows)
     data = [f"--data.init_args.{split}={file}" for split in ("train", "val", "test")]
     return [
-        *("--model.checkpoint", tiny_llava, "--data", "LlavaJson", *data, "--data.init_args.eval_batch_size", "4"),
+        *(
+            "--model.checkpoint",
+            tiny_llava,
+            "--data",
+            "LlavaJson",
+            *data,
+            "--data.init_args.eval_batch_size",
+            "4",
+        ),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     ]
 

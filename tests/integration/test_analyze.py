@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from lightning_mllm.analysis import AnswerLens, Bootstrap, InformationFlow, Windows
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch
@@ -22,25 +23,26 @@ from lightning_mllm.testbed import QuestionType
 from lightning_mllm.trainer import Run, Trainer
 from lightning_mllm.types import MultimodalBatch
 from tests.integration.test_distributed import run_two
-from tests.support.command_line import CONFIGS, TRIAL, conversation, files_below, isolate, refusal, write_llava_json
+from tests.support.command_line import (
+    CONFIGS,
+    TRIAL,
+    conversation,
+    files_below,
+    isolate,
+    refusal,
+    write_llava_json,
+)
 from tests.support.fake_wandb import fake_wandb
+from tests.support.shipped_configs import ANALYSES, FLOW_ON_THE_TESTBED
 
-ANALYSES = {  # config -> name of its folder, its pictures
-    "analysis/answer_lens.yaml": ("answer_lens", {"lens.png"}),
-    "analysis/information_flow.yaml": (
-        "information_flow",
-        {
-            "to_last.png",
-            "image_to_question.png",
-            "patches_to_question.png",
-            "contrasts.png",
-            "heat_map.png",
-        },
-    ),
-    "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
-}
-ON_THE_TESTBED = "analysis/testbed.yaml"  # both, and the model and data
-LENS = ("--analysis", "AnswerLens", "--analysis.correct_only", "false", "--analysis.bootstrap.resamples", "20")
+LENS = (
+    "--analysis",
+    "AnswerLens",
+    "--analysis.correct_only",
+    "false",
+    "--analysis.bootstrap.resamples",
+    "20",
+)
 TABLES = {"rows.csv", "making.json", "summary.csv", "settings.json"}
 
 
@@ -68,7 +70,15 @@ def asked(tiny_llava: str, tmp_path: Path) -> list[str]:
     file = write_llava_json(tmp_path / "questions", rows)
     data = [f"--data.init_args.{split}={file}" for split in ("train", "val", "test")]
     return [
-        *("--model.checkpoint", tiny_llava, "--data", "LlavaJson", *data, "--data.init_args.eval_batch_size", "4"),
+        *(
+            "--model.checkpoint",
+            tiny_llava,
+            "--data",
+            "LlavaJson",
+            *data,
+            "--data.init_args.eval_batch_size",
+            "4",
+        ),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     ]
 
@@ -86,7 +96,9 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("config", ANALYSES)
-def test_a_shipped_config_leaves_rows_summary_settings_and_pictures(asked: list[str], config: str) -> None:
+def test_a_shipped_config_leaves_rows_summary_settings_and_pictures(
+    asked: list[str], config: str
+) -> None:
     name, pictures = ANALYSES[config]
     quick = ("--analysis.correct_only", "false", "--analysis.bootstrap.resamples", "20")
 
@@ -99,8 +111,14 @@ def test_a_shipped_config_leaves_rows_summary_settings_and_pictures(asked: list[
     settings = json.loads((folder / name / "settings.json").read_text())
     assert settings["n_samples"] == 10
     assert settings["source"]["split"] == "test"
-    assert settings["found"]["questions"] == {kind: {"asked": 5, "kept": 5} for kind in ("colour", "shape")}
-    assert {row["kind"] for row in table(folder / name / "summary.csv")} == {"all", "colour", "shape"}
+    assert settings["found"]["questions"] == {
+        kind: {"asked": 5, "kept": 5} for kind in ("colour", "shape")
+    }
+    assert {row["kind"] for row in table(folder / name / "summary.csv")} == {
+        "all",
+        "colour",
+        "shape",
+    }
     saved = yaml.safe_load(Path("runs/run/config.yaml").read_text())
     assert saved["analysis"]["init_args"]["correct_only"] is False
 
@@ -114,10 +132,15 @@ def test_the_saved_config_repeats_the_run(asked: list[str]) -> None:
     assert again.read_text() == (first / "answer_lens" / "rows.csv").read_text()
 
 
-def test_several_analyses_go_through_the_data_once_each_with_its_folder(asked: list[str], tmp_path: Path) -> None:
+def test_several_analyses_go_through_the_data_once_each_with_its_folder(
+    asked: list[str], tmp_path: Path
+) -> None:
     both = [
         {"class_path": "AnswerLens", "init_args": {"correct_only": False}},
-        {"class_path": "AnswerLens", "init_args": {"correct_only": False, "norm": "none", "label": "raw"}},
+        {
+            "class_path": "AnswerLens",
+            "init_args": {"correct_only": False, "norm": "none", "label": "raw"},
+        },
     ]
     (tmp_path / "both.yaml").write_text(yaml.safe_dump({"analysis": both}))
 
@@ -130,7 +153,16 @@ def test_several_analyses_go_through_the_data_once_each_with_its_folder(asked: l
 def test_the_config_of_the_testbed_has_three_analyses_and_tells_six_tasks_apart() -> None:
     few = ("--data.init_args.per_kind", "1", "--trainer.enable_progress_bar", "false")
 
-    main(["analyze", "--config", str(CONFIGS / ON_THE_TESTBED), *few, "--trainer.run.name", "run"])
+    main(
+        [
+            "analyze",
+            "--config",
+            str(CONFIGS / FLOW_ON_THE_TESTBED),
+            *few,
+            "--trainer.run.name",
+            "run",
+        ]
+    )
 
     folder = Path("runs/run/analysis/test-step0")
     names = {"all_layers", "answer_lens", "information_flow"}
@@ -138,11 +170,15 @@ def test_the_config_of_the_testbed_has_three_analyses_and_tells_six_tasks_apart(
     tasks = {f"seen/{task}" for task in QuestionType}
     for name in names:
         assert {row["kind"] for row in table(folder / name / "summary.csv")} == {"all", *tasks}
-    windows = json.loads((folder / "information_flow" / "settings.json").read_text())["found"]["windows"]
+    windows = json.loads((folder / "information_flow" / "settings.json").read_text())["found"][
+        "windows"
+    ]
     assert windows == [[layer, layer, layer + 1] for layer in range(6)]
 
 
-def test_two_analyses_of_one_name_are_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_analyses_of_one_name_are_refused(
+    asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     two = [{"class_path": "AnswerLens"}, {"class_path": "AnswerLens"}]
 
     message = refusal(capsys, ["analyze", *asked, "--analysis", json.dumps(two)])
@@ -162,16 +198,39 @@ def test_a_trial_leaves_nothing(asked: list[str]) -> None:
 
 
 def test_a_trained_checkpoint_is_analysed_with_its_weights(asked: list[str]) -> None:
-    training = ("--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.run.name", "fit")
-    main(["fit", *asked, *training, "--model.learning_rates.projector", "0.1", "--model.warmup_ratio", "0"])
+    training = (
+        "--trainer.max_steps",
+        "1",
+        "--trainer.limit_val_batches",
+        "0",
+        "--trainer.run.name",
+        "fit",
+    )
+    main(
+        [
+            "fit",
+            *asked,
+            *training,
+            "--model.learning_rates.projector",
+            "0.1",
+            "--model.warmup_ratio",
+            "0",
+        ]
+    )
 
     untrained = analyze(asked, *LENS, name="before")
     trained = analyze(asked, *LENS, "--ckpt_path", "runs/fit/checkpoints/last.ckpt", name="after")
 
     assert (untrained.name, trained.name) == ("test-step0", "test-step1")
-    sources = [json.loads((each / "answer_lens/making.json").read_text())["source"] for each in (untrained, trained)]
+    sources = [
+        json.loads((each / "answer_lens/making.json").read_text())["source"]
+        for each in (untrained, trained)
+    ]
     assert sources[0]["weights"] != sources[1]["weights"]
-    numbers = [[row["p_lower"] for row in table(each / "answer_lens/rows.csv")] for each in (untrained, trained)]
+    numbers = [
+        [row["p_lower"] for row in table(each / "answer_lens/rows.csv")]
+        for each in (untrained, trained)
+    ]
     assert numbers[0] != numbers[1]
 
 
@@ -179,7 +238,7 @@ def test_a_trained_checkpoint_is_analysed_with_its_weights(asked: list[str]) -> 
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
-    """Let the analysis fail behind some batches; returns how many questions of each it has measured."""
+    """Let the analysis fail after some batches; return how many questions of each were measured."""
     seen: list[int] = []
     measure = AnswerLens.measure
 
@@ -208,21 +267,29 @@ def test_a_run_that_was_stopped_is_resumed_into_a_new_folder_and_ends_as_an_unin
     assert measured == [2]  # of ten questions in batches of four
     assert files_below(resumed) == files_below(whole)
     for name in ("rows.csv", "summary.csv", "settings.json"):
-        assert (resumed / "answer_lens" / name).read_text() == (whole / "answer_lens" / name).read_text()
+        assert (resumed / "answer_lens" / name).read_text() == (
+            whole / "answer_lens" / name
+        ).read_text()
     assert files_below(Path("runs/stopped")) == left  # another's folder is never touched
     assert "analysis/test-step0/answer_lens/rows-0-000000.csv" in left
 
 
-def test_what_was_made_otherwise_is_not_gone_on_with(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_made_otherwise_is_not_gone_on_with(
+    asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     analyze(asked, *LENS, name="first")
 
-    message = refusal(capsys, ["analyze", *asked, *LENS, "--analysis.norm", "none", "--resume", "runs/first"])
+    message = refusal(
+        capsys, ["analyze", *asked, *LENS, "--analysis.norm", "none", "--resume", "runs/first"]
+    )
 
     assert "analysis.norm was 'final', is 'none'" in message
     assert "start again in another folder" in message
 
 
-def test_a_folder_with_nothing_to_go_on_from_is_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_nothing_to_go_on_from_is_refused(
+    asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     message = refusal(capsys, ["analyze", *asked, *LENS, "--resume", "runs/other"])
 
     assert "runs/other/analysis/test-step0/answer_lens holds no rows of an analysis" in message
@@ -240,19 +307,30 @@ def test_two_processes_find_what_one_finds(asked: list[str], tmp_path: Path) -> 
     two = tmp_path / "runs/two/analysis/test-step0"
     assert files_below(two) == files_below(one)
     rows = [table(folder / "answer_lens" / "rows.csv") for folder in (one, two)]
-    assert [(row["sample_id"], row["layer"]) for row in rows[0]] == [(r["sample_id"], r["layer"]) for r in rows[1]]
+    assert [(row["sample_id"], row["layer"]) for row in rows[0]] == [
+        (r["sample_id"], r["layer"]) for r in rows[1]
+    ]
     for ours, theirs in zip(*rows, strict=True):
         assert float(theirs["p_lower"]) == pytest.approx(float(ours["p_lower"]), rel=1e-4)
-    settings = [json.loads((folder / "answer_lens" / "settings.json").read_text()) for folder in (one, two)]
+    settings = [
+        json.loads((folder / "answer_lens" / "settings.json").read_text()) for folder in (one, two)
+    ]
     assert settings[0] == settings[1]
 
 
-def test_a_notebook_analyses_with_three_objects(tiny_llava: str, asked: list[str], tmp_path: Path) -> None:
+def test_a_notebook_analyses_with_three_objects(
+    tiny_llava: str, asked: list[str], tmp_path: Path
+) -> None:
     file = str(tmp_path / "questions" / "rows.json")
     data = LlavaJson(checkpoint=tiny_llava, train=file, val=file, test=file, eval_batch_size=4)
-    trainer = Trainer(run=Run(root=str(tmp_path / "runs")), enable_progress_bar=False, accelerator="cpu")
+    trainer = Trainer(
+        run=Run(root=str(tmp_path / "runs")), enable_progress_bar=False, accelerator="cpu"
+    )
     flow = InformationFlow(
-        blocks=["question->last"], windows=Windows(1), correct_only=False, bootstrap=Bootstrap(resamples=20)
+        blocks=["question->last"],
+        windows=Windows(1),
+        correct_only=False,
+        bootstrap=Bootstrap(resamples=20),
     )
 
     (result,) = trainer.analyze(MLLMModule(tiny_llava), datamodule=data, analysis=flow)
@@ -260,10 +338,14 @@ def test_a_notebook_analyses_with_three_objects(tiny_llava: str, asked: list[str
     assert result.n_samples == 10
     assert result.at(kind="all", block="question->last", statistic="n")[:, 0].tolist() == [10, 10]
     assert (tmp_path / "runs/run/analysis/test-step0/information_flow/to_last.png").is_file()
-    assert not trainer.callbacks or not any(type(each).__name__ == "_Analyzing" for each in trainer.callbacks)  # type: ignore[attr-defined]
+    assert not trainer.callbacks or not any(
+        type(each).__name__ == "_Analyzing" for each in trainer.callbacks
+    )  # type: ignore[attr-defined]
 
 
-def test_analyses_of_one_run_ask_the_model_once(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_analyses_of_one_run_ask_the_model_once(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     evaluate = ExactMatch.evaluate
 
@@ -272,13 +354,18 @@ def test_analyses_of_one_run_ask_the_model_once(asked: list[str], monkeypatch: p
         return evaluate(self, model, tokenizer, batch)
 
     monkeypatch.setattr(ExactMatch, "evaluate", noted)
-    both = [{"class_path": name, "init_args": {"correct_only": False}} for name in ("AnswerLens", "InformationFlow")]
+    both = [
+        {"class_path": name, "init_args": {"correct_only": False}}
+        for name in ("AnswerLens", "InformationFlow")
+    ]
     analyze(asked, "--analysis", json.dumps(both))
 
     assert sorted(seen) == [f"test-{k}" for k in range(10)]
 
 
-def test_table_and_pictures_are_in_the_wandb_run(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_and_pictures_are_in_the_wandb_run(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = fake_wandb(monkeypatch)
 
     analyze(asked, *LENS, "--trainer.run.wandb", "offline")
@@ -296,7 +383,10 @@ def test_table_and_pictures_are_in_the_wandb_run(asked: list[str], monkeypatch: 
         (("--analysis", "AnswerLnes"), 'Did you mean "AnswerLens"?'),
         ((*LENS, "--analysis.norn", "none"), 'Did you mean "norm"?'),
         ((*LENS, "--split", "tset"), "split"),
-        (("--analysis", "InformationFlow", "--analysis.blocks", "[imge->last]"), 'Did you mean "image"?'),
+        (
+            ("--analysis", "InformationFlow", "--analysis.blocks", "[imge->last]"),
+            'Did you mean "image"?',
+        ),
     ],
 )
 def test_what_is_misspelt_is_refused_with_the_nearest_right_name(
@@ -305,10 +395,15 @@ def test_what_is_misspelt_is_refused_with_the_nearest_right_name(
     assert message in refusal(capsys, ["analyze", *asked, *options])
 
 
-def test_a_config_of_an_analysis_serves_data_check(asked: list[str], tmp_path: Path, capsys: Any) -> None:
+def test_a_config_of_an_analysis_serves_data_check(
+    asked: list[str], tmp_path: Path, capsys: Any
+) -> None:
     file = tmp_path / "questions" / "rows.json"
     config: dict[str, Any] = {"analysis": {"class_path": "AnswerLens"}, "split": "test"}
-    config["data"] = {"class_path": "LlavaJson", "init_args": {"train": str(file), "test": str(file)}}
+    config["data"] = {
+        "class_path": "LlavaJson",
+        "init_args": {"train": str(file), "test": str(file)},
+    }
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(config))
 
     main(["data", "check", "--config", "all.yaml", "--splits", "[test]"])
@@ -323,15 +418,24 @@ def test_a_subcommand_of_lightning_goes_on_as_it_did(asked: list[str]) -> None:
 
 
 def test_an_analysis_without_data_says_what_it_needs(tiny_llava: str, tmp_path: Path) -> None:
-    trainer = Trainer(run=Run(root=str(tmp_path / "runs")), enable_progress_bar=False, accelerator="cpu")
+    trainer = Trainer(
+        run=Run(root=str(tmp_path / "runs")), enable_progress_bar=False, accelerator="cpu"
+    )
 
-    with pytest.raises(ConfigError, match=r"goes through the samples of a DataModule; name it: datamodule="):
+    with pytest.raises(
+        ConfigError, match=r"goes through the samples of a DataModule; name it: datamodule="
+    ):
         trainer.analyze(MLLMModule(tiny_llava), analysis=AnswerLens())
 
 
-def test_samples_without_a_kind_are_refused_before_the_model_is_loaded(tiny_llava: str, tmp_path: Path) -> None:
+def test_samples_without_a_kind_are_refused_before_the_model_is_loaded(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     file = str(write_llava_json(tmp_path / "talks", [conversation("a")]))
-    data, module = LlavaJson(checkpoint=tiny_llava, train=file, val=file, test=file), MLLMModule(tiny_llava)
+    data, module = (
+        LlavaJson(checkpoint=tiny_llava, train=file, val=file, test=file),
+        MLLMModule(tiny_llava),
+    )
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
 
     with pytest.raises(ConfigError, match="sample 'a' has no kind"):
@@ -344,7 +448,10 @@ def test_several_processes_without_a_folder_are_refused_before_the_model_is_load
     tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = str(write_llava_json(tmp_path / "talks", [conversation("a")]))
-    data, module = LlavaJson(checkpoint=tiny_llava, train=file, val=file, test=file), MLLMModule(tiny_llava)
+    data, module = (
+        LlavaJson(checkpoint=tiny_llava, train=file, val=file, test=file),
+        MLLMModule(tiny_llava),
+    )
     monkeypatch.setattr(Trainer, "world_size", 2)
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
 

@@ -1,4 +1,4 @@
-"""The command line from end to end: how configs compose, what a run leaves behind, and that it can be gone on from."""
+"""The command line from end to end: how configs compose, what a run leaves, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.testbed.training.checkpoints import ROOT
 from tests.conftest import TinyBuilder
@@ -81,10 +82,22 @@ def test_both_scripts_are_the_same_program() -> None:
 
 @pytest.mark.slow
 def test_python_m_is_that_program_too(tiny_llava: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lightning_mllm", "fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS]
+    command = [
+        sys.executable,
+        "-m",
+        "lightning_mllm",
+        "fit",
+        "--model.checkpoint",
+        tiny_llava,
+        *SMALL_DIGITS,
+    ]
 
     done = subprocess.run(
-        [*command, "--trainer.max_epoch", "1"], capture_output=True, text=True, cwd=tmp_path, check=False
+        [*command, "--trainer.max_epoch", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
 
     assert done.returncode == 2
@@ -93,7 +106,18 @@ def test_python_m_is_that_program_too(tiny_llava: str, tmp_path: Path) -> None:
 
 
 def test_tiny_builds_a_checkpoint_that_transformers_opens(tmp_path: Path) -> None:
-    main(["tiny", str(tmp_path / "small"), "--family", "llava_next", "--chat", "llama3", "--size.text_width", "32"])
+    main(
+        [
+            "tiny",
+            str(tmp_path / "small"),
+            "--family",
+            "llava_next",
+            "--chat",
+            "llama3",
+            "--size.text_width",
+            "32",
+        ]
+    )
 
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "small")
     assert model.config.model_type == "llava_next"
@@ -114,34 +138,64 @@ def test_tiny_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 # ---- composing -------------------------------------------------------------------------------------------------------
 
 
-def test_a_later_config_and_then_the_command_line_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_later_config_and_then_the_command_line_win(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = write(tmp_path / "a.yaml", "model: {checkpoint: a, warmup_ratio: 0.1, decay: constant}")
     second = write(tmp_path / "b.yaml", "model: {checkpoint: b, warmup_ratio: 0.2}")
 
     model = printed(
-        capsys, *("fit", "--config", first, "--config", second, *SMALL_DIGITS, "--model.warmup_ratio", "0.3")
+        capsys,
+        *(
+            "fit",
+            "--config",
+            first,
+            "--config",
+            second,
+            *SMALL_DIGITS,
+            "--model.warmup_ratio",
+            "0.3",
+        ),
     )["model"]
 
     assert (model["checkpoint"], model["warmup_ratio"], model["decay"]) == ("b", 0.3, "constant")
 
 
 def test_another_policy_drops_the_options_of_the_first(capsys: pytest.CaptureFixture[str]) -> None:
-    policies = [("--config", str(CONFIGS / "policy" / name)) for name in ("lora_and_projector.yaml", "ft_proj.yaml")]
+    policies = [
+        ("--config", str(CONFIGS / "policy" / name))
+        for name in ("lora_and_projector.yaml", "ft_proj.yaml")
+    ]
 
-    model = printed(capsys, "fit", "--model.checkpoint", "x", *SMALL_DIGITS, *policies[0], *policies[1])["model"]
+    model = printed(
+        capsys, "fit", "--model.checkpoint", "x", *SMALL_DIGITS, *policies[0], *policies[1]
+    )["model"]
 
     assert model["policy"] == {"class_path": "lightning_mllm.models.freeze.ProjectorOnly"}
 
 
-def test_short_class_names_and_their_options_work_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_class_names_and_their_options_work_on_the_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = printed(
         capsys,
-        *("fit", "--model.checkpoint", "x", *SMALL_DIGITS, "--model.policy", "Lora", "--model.policy.rank", "4"),
+        *(
+            "fit",
+            "--model.checkpoint",
+            "x",
+            *SMALL_DIGITS,
+            "--model.policy",
+            "Lora",
+            "--model.policy.rank",
+            "4",
+        ),
         *("--model.scorers", "[{class_path: Likelihood}]"),
     )["model"]
 
     assert model["policy"]["init_args"]["rank"] == 4
-    assert [scorer["class_path"].rpartition(".")[2] for scorer in model["scorers"]] == ["Likelihood"]
+    assert [scorer["class_path"].rpartition(".")[2] for scorer in model["scorers"]] == [
+        "Likelihood"
+    ]
 
 
 def test_values_refer_to_other_values_and_to_the_environment(
@@ -228,8 +282,12 @@ def check_suggestion(message: str, right: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", MISSPELT_ARGUMENTS)
-def test_a_misspelt_argument_is_answered_with_the_right_one(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refusal(capsys, ["fit", "--model.checkpoint", "x", *SMALL_DIGITS, *PROMPT, f"--{wrong}", "1"])
+def test_a_misspelt_argument_is_answered_with_the_right_one(
+    wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(
+        capsys, ["fit", "--model.checkpoint", "x", *SMALL_DIGITS, *PROMPT, f"--{wrong}", "1"]
+    )
 
     check_suggestion(message, MISSPELT_ARGUMENTS[wrong])
 
@@ -303,9 +361,30 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Iterato
     folder = tmp_path_factory.mktemp("fitted")
     runs = folder / "runs"
     arguments = [
-        *("fit", "--config", str(CONFIGS / "quickstart.yaml"), "--model.checkpoint", tiny_llava, *SHORT),
-        *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4", "--trainer.max_epochs", "2"),
-        *("--trainer.run.root", str(runs), "--trainer.run.name", "study", "--trainer.log_every_n_steps", "1"),
+        *(
+            "fit",
+            "--config",
+            str(CONFIGS / "quickstart.yaml"),
+            "--model.checkpoint",
+            tiny_llava,
+            *SHORT,
+        ),
+        *(
+            "--data.init_args.batch_size",
+            "4",
+            "--data.init_args.eval_batch_size",
+            "4",
+            "--trainer.max_epochs",
+            "2",
+        ),
+        *(
+            "--trainer.run.root",
+            str(runs),
+            "--trainer.run.name",
+            "study",
+            "--trainer.log_every_n_steps",
+            "1",
+        ),
     ]
     with pytest.MonkeyPatch.context() as monkeypatch:
         isolate(monkeypatch, folder)
@@ -316,12 +395,16 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Iterato
     yield Fitted(runs, tiny_llava, arguments)
 
 
-def test_a_run_leaves_config_metrics_scores_predictions_curve_and_checkpoints(fitted: Fitted) -> None:
+def test_a_run_leaves_config_metrics_scores_predictions_curve_and_checkpoints(
+    fitted: Fitted,
+) -> None:
     files = files_below(fitted.folder)
 
     assert {"config.yaml", "metrics.csv", "learning_curve.png", "checkpoints/last.ckpt"} <= files
     for stage in ("val-step0", "zero_shot-step0", "val-step3", "val-step6", "test-step6"):
-        assert {f"evaluation/{stage}/{name}" for name in ("scores.json", "predictions.csv")} <= files
+        assert {
+            f"evaluation/{stage}/{name}" for name in ("scores.json", "predictions.csv")
+        } <= files
     assert "evaluation/test-step6/predictions.png" in files
     assert not [name for name in files if name.endswith(".part")]
 
@@ -330,7 +413,9 @@ def test_a_run_without_a_wandb_account_is_an_offline_run_in_its_folder(fitted: F
     offline = list((fitted.folder / "wandb").glob("offline-run-*/run-*.wandb"))
 
     assert len(offline) == 1
-    assert {path.name for path in fitted.runs.parent.iterdir()} == {"runs"}  # nothing beside the run
+    assert {path.name for path in fitted.runs.parent.iterdir()} == {
+        "runs"
+    }  # nothing beside the run
 
 
 def test_no_secret_of_the_environment_is_in_any_file(fitted: Fitted) -> None:
@@ -344,7 +429,15 @@ def test_no_secret_of_the_command_line_is_in_any_file(
 ) -> None:
     secret = "hf_ThisMustNotBeSaved"
     arguments = [
-        *("fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *SHORT, "--trainer.run.wandb", "offline"),
+        *(
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *SMALL_DIGITS,
+            *SHORT,
+            "--trainer.run.wandb",
+            "offline",
+        ),
         *("--model.revision", secret),
     ]
     monkeypatch.setenv("HF_TOKEN", secret)  # its value is known to be one, wherever it stands
@@ -376,7 +469,9 @@ def test_the_saved_config_reproduces_the_run(fitted: Fitted) -> None:
     main(["fit", "--config", str(fitted.folder / "config.yaml"), "--trainer.run.name", "again"])
 
     assert final_metrics(fitted.runs / "again") == final_metrics(fitted.folder)
-    first, second = (weights(fitted.runs / name / "checkpoints" / "last.ckpt") for name in ("study", "again"))
+    first, second = (
+        weights(fitted.runs / name / "checkpoints" / "last.ckpt") for name in ("study", "again")
+    )
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
@@ -389,10 +484,18 @@ def test_the_same_command_again_touches_nothing_of_the_first_run(fitted: Fitted)
     assert (fitted.runs / "study-2" / "metrics.csv").is_file()
 
 
-def test_the_config_of_a_fit_serves_test_and_its_scores_are_those_of_the_fit(fitted: Fitted) -> None:
+def test_the_config_of_a_fit_serves_test_and_its_scores_are_those_of_the_fit(
+    fitted: Fitted,
+) -> None:
     main(
         [
-            *("test", "--config", str(fitted.folder / "config.yaml"), "--ckpt_path", str(fitted.last)),
+            *(
+                "test",
+                "--config",
+                str(fitted.folder / "config.yaml"),
+                "--ckpt_path",
+                str(fitted.last),
+            ),
             *("--trainer.run.name", "tested"),
         ]
     )
@@ -405,7 +508,14 @@ def test_the_config_of_a_fit_serves_test_and_its_scores_are_those_of_the_fit(fit
 def test_test_of_a_checkpoint_scores_the_trained_weights(fitted: Fitted, tmp_path: Path) -> None:
     main(
         [
-            *("test", "--config", str(CONFIGS / "quickstart.yaml"), "--model.checkpoint", fitted.checkpoint, *SHORT),
+            *(
+                "test",
+                "--config",
+                str(CONFIGS / "quickstart.yaml"),
+                "--model.checkpoint",
+                fitted.checkpoint,
+                *SHORT,
+            ),
             *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4"),
             *("--ckpt_path", str(fitted.last)),
             *("--trainer.run.root", str(tmp_path), "--trainer.run.name", "tested"),
@@ -427,12 +537,17 @@ def test_validate_works_on_an_untouched_checkpoint(fitted: Fitted, tmp_path: Pat
         ]
     )
 
-    scores = (folder / "evaluation" / "val-step0" / "scores.json" for folder in (tmp_path / "zero", fitted.folder))
+    scores = (
+        folder / "evaluation" / "val-step0" / "scores.json"
+        for folder in (tmp_path / "zero", fitted.folder)
+    )
     first, second = (json.loads(path.read_text())["scorers"] for path in scores)
     assert first == second
 
 
-def test_export_gives_a_folder_that_transformers_opens_with_the_fitted_weights(fitted: Fitted, tmp_path: Path) -> None:
+def test_export_gives_a_folder_that_transformers_opens_with_the_fitted_weights(
+    fitted: Fitted, tmp_path: Path
+) -> None:
     arguments = ["--model.checkpoint", fitted.checkpoint, "--ckpt_path", str(fitted.last)]
 
     main(["export", *arguments, *SMALL_DIGITS, "--output", str(tmp_path / "model")])
@@ -452,7 +567,13 @@ def test_export_needs_no_data(fitted: Fitted, tmp_path: Path) -> None:
 def test_the_config_of_a_fit_serves_export(fitted: Fitted, tmp_path: Path) -> None:
     main(
         [
-            *("export", "--config", str(fitted.folder / "config.yaml"), "--ckpt_path", str(fitted.last)),
+            *(
+                "export",
+                "--config",
+                str(fitted.folder / "config.yaml"),
+                "--ckpt_path",
+                str(fitted.last),
+            ),
             *("--output", str(tmp_path / "model")),
         ]
     )
@@ -462,12 +583,19 @@ def test_the_config_of_a_fit_serves_export(fitted: Fitted, tmp_path: Path) -> No
 
 def _loss_of_anyones(folder: Path, rows: list[dict[str, Any]], images: Path) -> float:
     """The mean loss of the answers' tokens, by plain transformers of an opened folder."""
-    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
+    processor, model = (
+        AutoProcessor.from_pretrained(folder),
+        AutoModelForImageTextToText.from_pretrained(folder),
+    )
     losses = []
     for row in rows:
-        question, answer = (turn["value"].removeprefix("<image>\n") for turn in row["conversations"])
+        question, answer = (
+            turn["value"].removeprefix("<image>\n") for turn in row["conversations"]
+        )
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
         inputs, asked = (
             processor(text=text, images=Image.open(images / row["image"][0]), return_tensors="pt")
             for text in (f"{prompt} {answer}</s>", prompt)
@@ -475,11 +603,15 @@ def _loss_of_anyones(folder: Path, rows: list[dict[str, Any]], images: Path) -> 
         with torch.no_grad():
             logits = model(**inputs).logits[0, :-1]
         start = asked["input_ids"].shape[1] - 1
-        losses.append(cross_entropy(logits[start:], inputs["input_ids"][0, start + 1 :], reduction="none"))
+        losses.append(
+            cross_entropy(logits[start:], inputs["input_ids"][0, start + 1 :], reduction="none")
+        )
     return float(torch.cat(losses).mean())
 
 
-def test_anyone_gets_the_last_validations_loss_from_an_export(tiny_llava: str, tmp_path: Path) -> None:
+def test_anyone_gets_the_last_validations_loss_from_an_export(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     rows = [conversation(f"p{k}") for k in range(3)]
     file = write_llava_json(tmp_path / "talks", rows)
     for k, size in enumerate([(90, 30), (31, 100), (40, 40)]):
@@ -487,7 +619,15 @@ def test_anyone_gets_the_last_validations_loss_from_an_export(tiny_llava: str, t
 
     main(
         [
-            *("fit", "--model.checkpoint", tiny_llava, "--model.policy", "ProjectorAndLLM", "--data", "LlavaJson"),
+            *(
+                "fit",
+                "--model.checkpoint",
+                tiny_llava,
+                "--model.policy",
+                "ProjectorAndLLM",
+                "--data",
+                "LlavaJson",
+            ),
             *("--data.init_args.train", str(file), "--data.init_args.val", str(file)),
             *("--data.init_args.geometry", "squash", "--model.warmup_ratio", "0"),
             *("--trainer.max_epochs", "1", "--trainer.run.root", str(tmp_path / "runs")),
@@ -503,17 +643,36 @@ def test_anyone_gets_the_last_validations_loss_from_an_export(tiny_llava: str, t
 
 def test_an_exported_projector_starts_another_fit(fitted: Fitted, tmp_path: Path) -> None:
     arguments = ["--model.checkpoint", fitted.checkpoint, *SMALL_DIGITS]
-    main(["export", *arguments, "--ckpt_path", str(fitted.last), "--output", str(tmp_path / "model")])
+    main(
+        ["export", *arguments, "--ckpt_path", str(fitted.last), "--output", str(tmp_path / "model")]
+    )
 
-    cli = CLI(["validate", *arguments, *TRIAL, "--model.projector", str(tmp_path / "model" / "projector.safetensors")])
+    cli = CLI(
+        [
+            "validate",
+            *arguments,
+            *TRIAL,
+            "--model.projector",
+            str(tmp_path / "model" / "projector.safetensors"),
+        ]
+    )
 
     assert isinstance(cli.model, MLLMModule)
     own = dict(cli.model.backbone.model.named_parameters())
     assert all(torch.equal(own[name], tensor) for name, tensor in weights(fitted.last).items())
 
 
-def test_a_run_that_ended_is_not_prolonged(fitted: Fitted, capsys: pytest.CaptureFixture[str]) -> None:
-    longer = ("--trainer.run.name", "longer", "--trainer.max_epochs", "3", "--ckpt_path", str(fitted.last))
+def test_a_run_that_ended_is_not_prolonged(
+    fitted: Fitted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = (
+        "--trainer.run.name",
+        "longer",
+        "--trainer.max_epochs",
+        "3",
+        "--ckpt_path",
+        str(fitted.last),
+    )
 
     message = refusal(capsys, [*fitted.arguments, *longer])
 
@@ -540,16 +699,38 @@ def test_a_trial_writes_nothing(tiny_llava: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_progress_bar_can_be_switched_off(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL, "--trainer.enable_progress_bar", "false"])
+def test_the_progress_bar_can_be_switched_off(
+    tiny_llava: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        [
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *SMALL_DIGITS,
+            *TRIAL,
+            "--trainer.enable_progress_bar",
+            "false",
+        ]
+    )
 
     assert "Epoch 0" not in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_the_last_step_is_there_whatever_the_interval(tiny_llava: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_last_step_is_there_whatever_the_interval(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     main(
         [
-            *("fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *SHORT, "--trainer.max_epochs", "1"),
+            *(
+                "fit",
+                "--model.checkpoint",
+                tiny_llava,
+                *SMALL_DIGITS,
+                *SHORT,
+                "--trainer.max_epochs",
+                "1",
+            ),
             *("--checkpointing.every_n_train_steps", "2", "--trainer.run.root", str(tmp_path)),
         ]
     )
@@ -563,9 +744,25 @@ def test_a_checkpoint_of_the_last_step_is_there_whatever_the_interval(tiny_llava
 
 def fit(checkpoint: str, *arguments: str) -> MLLMModule:
     """Fit two steps on digits in the current folder, without writing."""
-    options = ("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1")
-    silent = ("--trainer.logger", "false", "--checkpointing.save_last", "false", "--checkpointing.save_top_k", "0")
-    cli = CLI(["fit", "--model.checkpoint", checkpoint, *SMALL_DIGITS, *options, *silent, *arguments])
+    options = (
+        "--trainer.limit_train_batches",
+        "2",
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.max_epochs",
+        "1",
+    )
+    silent = (
+        "--trainer.logger",
+        "false",
+        "--checkpointing.save_last",
+        "false",
+        "--checkpointing.save_top_k",
+        "0",
+    )
+    cli = CLI(
+        ["fit", "--model.checkpoint", checkpoint, *SMALL_DIGITS, *options, *silent, *arguments]
+    )
     assert isinstance(cli.model, MLLMModule)
     return cli.model
 
@@ -579,8 +776,23 @@ def test_conversations_without_labels_fit_and_validate_by_their_loss(
 
     main(
         [
-            *("fit", "--model.checkpoint", tiny_llava, "--data", "LlavaJson", "--data.init_args.train", str(file)),
-            *("--data.init_args.test", str(file), "--data.init_args.batch_size", "4", "--test_after", "true"),
+            *(
+                "fit",
+                "--model.checkpoint",
+                tiny_llava,
+                "--data",
+                "LlavaJson",
+                "--data.init_args.train",
+                str(file),
+            ),
+            *(
+                "--data.init_args.test",
+                str(file),
+                "--data.init_args.batch_size",
+                "4",
+                "--test_after",
+                "true",
+            ),
             *("--trainer.max_epochs", "1", "--trainer.run.root", str(tmp_path / "runs")),
             *("--model.policy", "ProjectorOnly" if images == "mixed" else "LLMOnly"),
         ]
@@ -593,17 +805,38 @@ def test_conversations_without_labels_fit_and_validate_by_their_loss(
 
 
 @pytest.mark.parametrize("chat", ["vicuna", "llama3"])
-def test_llava_next_runs_from_end_to_end(tiny_checkpoint: TinyBuilder, chat: Any, tmp_path: Path) -> None:
+def test_llava_next_runs_from_end_to_end(
+    tiny_checkpoint: TinyBuilder, chat: Any, tmp_path: Path
+) -> None:
     checkpoint = ("--model.checkpoint", tiny_checkpoint("llava_next", chat))
 
     main(
         [
-            *("fit", *checkpoint, *SMALL_DIGITS, *SHORT, "--trainer.max_epochs", "1", "--test_after", "true"),
+            *(
+                "fit",
+                *checkpoint,
+                *SMALL_DIGITS,
+                *SHORT,
+                "--trainer.max_epochs",
+                "1",
+                "--test_after",
+                "true",
+            ),
             *("--trainer.run.root", str(tmp_path / "runs")),
         ]
     )
     last = tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt"
-    main(["export", *checkpoint, *SMALL_DIGITS, "--ckpt_path", str(last), "--output", str(tmp_path / "model")])
+    main(
+        [
+            "export",
+            *checkpoint,
+            *SMALL_DIGITS,
+            "--ckpt_path",
+            str(last),
+            "--output",
+            str(tmp_path / "model"),
+        ]
+    )
 
     assert "model.image_newline" in weights(last)
     own = dict(AutoModelForImageTextToText.from_pretrained(tmp_path / "model").named_parameters())
@@ -611,23 +844,35 @@ def test_llava_next_runs_from_end_to_end(tiny_checkpoint: TinyBuilder, chat: Any
 
 
 @pytest.mark.parametrize("policy", ["ProjectorOnly", "ProjectorAndLLM", "Everything", "Lora"])
-def test_gradient_checkpointing_changes_nothing_but_the_memory(tiny_llava: str, policy: str) -> None:
+def test_gradient_checkpointing_changes_nothing_but_the_memory(
+    tiny_llava: str, policy: str
+) -> None:
     plain, checkpointed = (
-        fit(tiny_llava, "--model.policy", policy, "--model.gradient_checkpointing", flag) for flag in ("false", "true")
+        fit(tiny_llava, "--model.policy", policy, "--model.gradient_checkpointing", flag)
+        for flag in ("false", "true")
     )
 
     assert checkpointed.backbone.model.is_gradient_checkpointing
-    assert plain.trainer.callback_metrics["train/loss"] == checkpointed.trainer.callback_metrics["train/loss"]
-    for (name, a), (_, b) in zip(plain.backbone.parameters(), checkpointed.backbone.parameters(), strict=True):
+    assert (
+        plain.trainer.callback_metrics["train/loss"]
+        == checkpointed.trainer.callback_metrics["train/loss"]
+    )
+    for (name, a), (_, b) in zip(
+        plain.backbone.parameters(), checkpointed.backbone.parameters(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize("policy", ["ProjectorOnly", "Lora"])
-def test_frozen_weights_in_bfloat16_leave_the_trained_ones_in_float32(tiny_llava: str, policy: str) -> None:
+def test_frozen_weights_in_bfloat16_leave_the_trained_ones_in_float32(
+    tiny_llava: str, policy: str
+) -> None:
     module = fit(tiny_llava, "--model.dtype", "bfloat16", "--model.policy", policy)
 
     for name, parameter in module.backbone.parameters():
-        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), (
+            name
+        )
     assert torch.isfinite(module.trainer.callback_metrics["train/loss"])
 
 
@@ -652,7 +897,15 @@ def test_a_run_says_once_how_to_sync_it_and_where_its_results_are(
     with caplog.at_level(logging.INFO):
         main(
             [
-                *("fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *SHORT, "--trainer.max_epochs", "1"),
+                *(
+                    "fit",
+                    "--model.checkpoint",
+                    tiny_llava,
+                    *SMALL_DIGITS,
+                    *SHORT,
+                    "--trainer.max_epochs",
+                    "1",
+                ),
                 *("--trainer.run.root", "runs"),
             ]
         )

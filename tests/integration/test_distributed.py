@@ -55,7 +55,9 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run_two(
-    arguments: list[str], folder: Path, launcher: tuple[str, ...] = (sys.executable, "-m", "lightning_mllm")
+    arguments: list[str],
+    folder: Path,
+    launcher: tuple[str, ...] = (sys.executable, "-m", "lightning_mllm"),
 ) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -75,7 +77,10 @@ def compare(one: Path, two: Path) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, abs=1e-5), key
-    weights = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (one, two)]
+    weights = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (one, two)
+    ]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=0, msg=name)
 
@@ -91,15 +96,39 @@ def scores(run: Path, pattern: str) -> dict[str, dict[str, float]]:
     return content
 
 
-def test_two_processes_equal_one_and_count_each_validation_sample_once(tiny_llava: str, tmp_path: Path) -> None:
+def test_two_processes_equal_one_and_count_each_validation_sample_once(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     root = write_image_folder(
         tmp_path / "photos",
         {"train/cat": 6, "train/dog": 5, "val/cat": 3, "val/dog": 2, "test/cat": 4, "test/dog": 3},
     )
     arguments = [
-        *("fit", "--model.checkpoint", tiny_llava, "--data", "ImageFolder", "--data.init_args.root", str(root)),
-        *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4", "--test_after", "true"),
-        *("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--trainer.run.root", str(tmp_path)),
+        *(
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            "--data",
+            "ImageFolder",
+            "--data.init_args.root",
+            str(root),
+        ),
+        *(
+            "--data.init_args.batch_size",
+            "4",
+            "--data.init_args.eval_batch_size",
+            "4",
+            "--test_after",
+            "true",
+        ),
+        *(
+            "--trainer.max_epochs",
+            "2",
+            "--trainer.log_every_n_steps",
+            "1",
+            "--trainer.run.root",
+            str(tmp_path),
+        ),
     ]
 
     main([*arguments, "--trainer.run.name", "one"])
@@ -108,10 +137,14 @@ def test_two_processes_equal_one_and_count_each_validation_sample_once(tiny_llav
     compare(tmp_path / "one", tmp_path / "two")
     for stage, size in (("val-step3", 5), ("val-step6", 5), ("test-*", 7)):
         found = scores(tmp_path / "two", stage)
-        assert {scorer: score["n"] for scorer, score in found.items()} == {"generation": size, "likelihood": size}
+        assert {scorer: score["n"] for scorer, score in found.items()} == {
+            "generation": size,
+            "likelihood": size,
+        }
         assert found == scores(tmp_path / "one", stage)
     tables = [
-        next((tmp_path / run / "evaluation").glob("test-*/predictions.csv")).read_text() for run in ("one", "two")
+        next((tmp_path / run / "evaluation").glob("test-*/predictions.csv")).read_text()
+        for run in ("one", "two")
     ]
     assert tables[0] == tables[1]
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "one", "two"}
@@ -128,7 +161,14 @@ def test_a_process_without_an_image_does_not_hang_and_changes_nothing(
         *("--data.init_args.train", str(file), "--data.init_args.val", str(file)),
         *("--data.init_args.batch_size", "2", "--data.init_args.eval_batch_size", "2"),
         *("--data.init_args.group_by_length", "false"),
-        *("--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1", "--trainer.run.root", str(tmp_path)),
+        *(
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.log_every_n_steps",
+            "1",
+            "--trainer.run.root",
+            str(tmp_path),
+        ),
     ]
 
     main([*arguments, "--trainer.run.name", "one"])
@@ -146,7 +186,15 @@ def test_two_processes_follow_the_features_and_ask_clip_as_one_does(
     )
     (tmp_path / "follow.yaml").write_text(FOLLOW.replace("A_CLIP", tiny_clip("clip")))
     arguments = [
-        *("fit", "--config", str(tmp_path / "follow.yaml"), "--model.checkpoint", tiny_llava, "--test_after", "true"),
+        *(
+            "fit",
+            "--config",
+            str(tmp_path / "follow.yaml"),
+            "--model.checkpoint",
+            tiny_llava,
+            "--test_after",
+            "true",
+        ),
         *("--data", "ImageFolder", "--data.init_args.root", str(root)),
         *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4"),
         *("--trainer.max_epochs", "2", "--trainer.run.root", str(tmp_path)),
@@ -156,7 +204,10 @@ def test_two_processes_follow_the_features_and_ask_clip_as_one_does(
     run_two([*arguments, "--trainer.run.name", "two"], tmp_path)
 
     one, two = tmp_path / "one", tmp_path / "two"
-    written = [{name for name in files_below(run) if any(part in name for part in FOLLOWED)} for run in (one, two)]
+    written = [
+        {name for name in files_below(run) if any(part in name for part in FOLLOWED)}
+        for run in (one, two)
+    ]
     assert written[0] == written[1] >= {"probes.csv", "drift.csv", "features/val-step6.safetensors"}
     assert not [name for name in files_below(two) if name.endswith(".part")]
     assert counts(two / "probes.csv") == counts(one / "probes.csv")  # a row of each, and the same N
@@ -166,7 +217,10 @@ def test_two_processes_follow_the_features_and_ask_clip_as_one_does(
     for name in (name for name in written[0] if name.endswith(".safetensors")):
         for point, expected in load_features(one / name).items():
             found = load_features(two / name)[point]
-            assert (found.sample_ids, found.targets.tolist()) == (expected.sample_ids, expected.targets.tolist())
+            assert (found.sample_ids, found.targets.tolist()) == (
+                expected.sample_ids,
+                expected.targets.tolist(),
+            )
             torch.testing.assert_close(found.features, expected.features, atol=1e-4, rtol=1e-4)
 
 
@@ -182,17 +236,36 @@ def test_open_answers_are_each_counted_once(tiny_llava: str, tmp_path: Path) -> 
     assert json.loads((two / "scores.json").read_text())["exact_match"]["n"] == 7
     for file in ("scores.json", "exact-match-per-kind.csv", "predictions.csv"):
         assert (one / file).read_text() == (two / file).read_text()
-    assert final_metrics(tmp_path / "two") == pytest.approx(final_metrics(tmp_path / "one"), abs=1e-5)
+    assert final_metrics(tmp_path / "two") == pytest.approx(
+        final_metrics(tmp_path / "one"), abs=1e-5
+    )
 
 
-def test_processes_that_torchrun_starts_share_one_new_folder(tiny_llava: str, tmp_path: Path) -> None:
+def test_processes_that_torchrun_starts_share_one_new_folder(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     torchrun = (
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"),
         *("-m", "lightning_mllm"),
     )
     arguments = [
-        *("fit", "--model.checkpoint", tiny_llava, "--data", "Digits", "--data.init_args.batch_size", "4"),
-        *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.run.root", "runs"),
+        *(
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            "--data",
+            "Digits",
+            "--data.init_args.batch_size",
+            "4",
+        ),
+        *(
+            "--trainer.limit_train_batches",
+            "2",
+            "--trainer.limit_val_batches",
+            "1",
+            "--trainer.run.root",
+            "runs",
+        ),
     ]
 
     for expected in ({"run"}, {"run", "run-2"}):

@@ -35,7 +35,19 @@ def questions() -> list[ExamQuestion]:
 def test_every_task_of_all_files_gets_a_file_that_is_read(
     questions: list[ExamQuestion], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["data", "gqa-tasks", "--questions", "one.json", "two.json", "--scenes", "scenes.json", "--output", "out/new"])
+    main(
+        [
+            "data",
+            "gqa-tasks",
+            "--questions",
+            "one.json",
+            "two.json",
+            "--scenes",
+            "scenes.json",
+            "--output",
+            "out/new",
+        ]
+    )
 
     files = [Path("out/new", f"GQA_{task}.csv") for task in RULES]
     assert capsys.readouterr().out.splitlines() == [str(file) for file in files]
@@ -53,7 +65,10 @@ def test_every_task_of_all_files_gets_a_file_that_is_read(
     ],
 )
 def test_what_is_wrong_is_one_message(
-    questions: list[ExamQuestion], capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+    questions: list[ExamQuestion],
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
 ) -> None:
     command = ["data", "gqa-tasks", "--questions", "one.json", "--output", "out", *options]
 

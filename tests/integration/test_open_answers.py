@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.evaluation import AnswerScore, ExactMatch
 from lightning_mllm.models.loss import answer_loss
 from tests.support.command_line import final_metrics, isolate, write_llava_json
@@ -32,26 +33,59 @@ TEST = [  # question, its reference, kind
 ]
 
 
-def row(name: str, question: str, answer: str, kind: str | None = None, images: int = 0) -> dict[str, Any]:
-    turns = [{"from": "human", "value": "<image>\n" * images + question}, {"from": "gpt", "value": answer}]
+def row(
+    name: str, question: str, answer: str, kind: str | None = None, images: int = 0
+) -> dict[str, Any]:
+    turns = [
+        {"from": "human", "value": "<image>\n" * images + question},
+        {"from": "gpt", "value": answer},
+    ]
     row: dict[str, Any] = {"id": name, "conversations": turns}
-    return {**row, **({"kind": kind} if kind else {}), **({"image": [f"{name}.png"]} if images else {})}
+    return {
+        **row,
+        **({"kind": kind} if kind else {}),
+        **({"image": [f"{name}.png"]} if images else {}),
+    }
 
 
 def write_questions(folder: Path) -> tuple[Path, Path]:
     """Write training and test questions."""
     learnt = [row(f"{k}", *list(ANSWERS.items())[k % 2], images=k // 2 % 2) for k in range(8)]
-    asked = [row(f"{k}", question, answer, kind, images=k % 2) for k, (question, answer, kind) in enumerate(TEST)]
+    asked = [
+        row(f"{k}", question, answer, kind, images=k % 2)
+        for k, (question, answer, kind) in enumerate(TEST)
+    ]
     return write_llava_json(folder / "train", learnt), write_llava_json(folder / "test", asked)
 
 
 def arguments(checkpoint: str, train: Path, test: Path, root: Path) -> list[str]:
     return [
-        *("--model.checkpoint", checkpoint, "--model.policy", "Everything", "--model.warmup_ratio", "0"),
+        *(
+            "--model.checkpoint",
+            checkpoint,
+            "--model.policy",
+            "Everything",
+            "--model.warmup_ratio",
+            "0",
+        ),
         *("--model.learning_rates.projector", "5e-3", "--model.learning_rates.llm", "5e-3"),
-        *("--data", "LlavaJson", "--data.init_args.train", str(train), "--data.init_args.test", str(test)),
+        *(
+            "--data",
+            "LlavaJson",
+            "--data.init_args.train",
+            str(train),
+            "--data.init_args.test",
+            str(test),
+        ),
         *("--data.init_args.val", str(test), "--data.init_args.batch_size", "8"),
-        *("--data.init_args.eval_batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.run.root", str(root)),
+        *(
+            "--data.init_args.eval_batch_size",
+            "4",
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.run.root",
+            str(root),
+        ),
     ]
 
 
@@ -107,7 +141,17 @@ def test_the_score_is_that_of_a_loop_by_hand(learnt: Learnt) -> None:
     verdicts = by_hand(learnt.cli)
     found = learnt.cli.model.exact_match
 
-    assert [verdicts[str(k)] for k in range(len(TEST))] == [True, True, False, True, False, False, True, True, False]
+    assert [verdicts[str(k)] for k in range(len(TEST))] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
     assert found is not None
     assert found.per_kind == {"colour": AnswerScore(3, 2), "shape/2d": AnswerScore(4, 2)}
 
@@ -132,7 +176,9 @@ def test_neither_the_cut_nor_the_batch_nor_what_is_known_changes_a_verdict(
                 answer_loss(model.backbone, batch, with_greedy=with_greedy).greedy,
             )
         ]
-        assert [answer.sample_id for answer in answers] == [sample.id for _, sample in items if sample.kind]
+        assert [answer.sample_id for answer in answers] == [
+            sample.id for _, sample in items if sample.kind
+        ]
         assert all(answer.correct == verdicts[answer.sample_id] for answer in answers)
 
 
@@ -164,8 +210,12 @@ def test_each_answer_is_kept(learnt: Learnt) -> None:
     assert list(table[0]) == ["sample_id", "kind", "prompt", "reference", "answer", "correct"]
     assert [line["sample_id"] for line in table] == [str(k) for k in range(7)]
     assert [line["reference"] for line in table] == [answer for *_, answer, kind in TEST if kind]
-    assert [line["correct"] == "True" for line in table] == [by_hand(learnt.cli)[str(k)] for k in range(7)]
-    assert all(ANSWERS[COLOUR if COLOUR in line["prompt"] else SHAPE] == line["answer"] for line in table)
+    assert [line["correct"] == "True" for line in table] == [
+        by_hand(learnt.cli)[str(k)] for k in range(7)
+    ]
+    assert all(
+        ANSWERS[COLOUR if COLOUR in line["prompt"] else SHAPE] == line["answer"] for line in table
+    )
     assert file.with_suffix(".png").is_file()
 
 
@@ -185,10 +235,21 @@ def run_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_checkpoint_is_scored_from_the_command_line(
     learnt: Learnt, command: str, stage: str, run_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*learnt.arguments, "--ckpt_path", str(learnt.last), "--trainer.run.root", str(run_root)]
+    options = [
+        *learnt.arguments,
+        "--ckpt_path",
+        str(learnt.last),
+        "--trainer.run.root",
+        str(run_root),
+    ]
 
     main([command, *options, "--trainer.enable_progress_bar", "false"])
 
-    report = json.loads((run_root / "run" / "evaluation" / f"{stage}-step12" / "scores.json").read_text())
-    assert {kind: score["n"] for kind, score in report["exact_match"]["kinds"].items()} == {"colour": 3, "shape/2d": 4}
+    report = json.loads(
+        (run_root / "run" / "evaluation" / f"{stage}-step12" / "scores.json").read_text()
+    )
+    assert {kind: score["n"] for kind, score in report["exact_match"]["kinds"].items()} == {
+        "colour": 3,
+        "shape/2d": 4,
+    }
     assert ("mean over kinds" in capsys.readouterr().out) == (command == "test")

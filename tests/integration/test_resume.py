@@ -31,7 +31,9 @@ class Crash(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self.step:
             raise RuntimeError("power cut")
 
@@ -60,7 +62,9 @@ def _fit(
 
 @pytest.mark.parametrize("policy", [ProjectorOnly(), Lora(rank=2, dropout=0.5)], ids=str)
 @pytest.mark.parametrize("crash_at", [5, 10])  # in the first epoch, and in the second
-def test_resuming_equals_never_stopping(tiny_llava: str, tmp_path: Path, policy: FreezePolicy, crash_at: int) -> None:
+def test_resuming_equals_never_stopping(
+    tiny_llava: str, tmp_path: Path, policy: FreezePolicy, crash_at: int
+) -> None:
     expected = _fit(tiny_llava, tmp_path / "whole", policy).state_dict()
 
     with pytest.raises(RuntimeError, match="power cut"):
@@ -86,15 +90,26 @@ def test_resuming_under_another_schedule_is_refused(tiny_llava: str, tmp_path: P
         )
 
 
-@pytest.mark.parametrize("other", [Lora(rank=4), Lora(rank=1, alpha=2.0), Lora(rank=1, target="vision")], ids=str)
-def test_a_checkpoint_of_other_adapters_is_refused(tiny_llava: str, tmp_path: Path, other: FreezePolicy) -> None:
+@pytest.mark.parametrize(
+    "other", [Lora(rank=4), Lora(rank=1, alpha=2.0), Lora(rank=1, target="vision")], ids=str
+)
+def test_a_checkpoint_of_other_adapters_is_refused(
+    tiny_llava: str, tmp_path: Path, other: FreezePolicy
+) -> None:
     _fit(tiny_llava, tmp_path / "a", Lora(rank=1))
 
     with pytest.raises(CheckpointError, match="was trained under Lora"):
-        _fit(tiny_llava, tmp_path / "b", other, ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt")
+        _fit(
+            tiny_llava,
+            tmp_path / "b",
+            other,
+            ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",
+        )
 
 
-def test_a_checkpoint_belongs_to_the_projector_it_was_trained_beside(tiny_llava: str, tmp_path: Path) -> None:
+def test_a_checkpoint_belongs_to_the_projector_it_was_trained_beside(
+    tiny_llava: str, tmp_path: Path
+) -> None:
     other = Backbone.from_pretrained(str(build_tiny_checkpoint(tmp_path / "other", seed=1)))
     save_projector(other, tmp_path / "projector.safetensors", torch.float32)
     projector = {"projector": str(tmp_path / "projector.safetensors")}
@@ -107,7 +122,9 @@ def test_a_checkpoint_belongs_to_the_projector_it_was_trained_beside(tiny_llava:
 
 
 @pytest.mark.parametrize("word", ["last", "best", "nowhere.ckpt"])
-def test_a_checkpoint_that_is_no_file_is_refused(tiny_llava: str, tmp_path: Path, word: str) -> None:
+def test_a_checkpoint_that_is_no_file_is_refused(
+    tiny_llava: str, tmp_path: Path, word: str
+) -> None:
     with pytest.raises(CheckpointError, match=f"There is no checkpoint file {word}"):
         _fit(tiny_llava, tmp_path, ProjectorOnly(), ckpt_path=word)
 
@@ -124,7 +141,12 @@ def test_a_checkpoint_of_another_policy_is_refused(tiny_llava: str, tmp_path: Pa
     _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
 
     with pytest.raises(CheckpointError, match="was trained under ProjectorOnly"):
-        _fit(tiny_llava, tmp_path / "b", Lora(rank=2), ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt")
+        _fit(
+            tiny_llava,
+            tmp_path / "b",
+            Lora(rank=2),
+            ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",
+        )
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_llava: str, tmp_path: Path) -> None:
@@ -153,9 +175,32 @@ def test_an_existing_run_is_never_touched(tiny_llava: str, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_resuming_after_kill_9_equals_never_stopping(tiny_llava: str, tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "lightning_mllm", "fit", "--model.checkpoint", tiny_llava, "--data", "Digits"),
-        *("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "20", "--trainer.limit_val_batches", "1"),
-        *("--checkpointing.every_n_train_steps", "3", "--trainer.run.root", str(tmp_path), "--model.scorers", "[]"),
+        *(
+            sys.executable,
+            "-m",
+            "lightning_mllm",
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            "--data",
+            "Digits",
+        ),
+        *(
+            "--trainer.max_epochs",
+            "2",
+            "--trainer.limit_train_batches",
+            "20",
+            "--trainer.limit_val_batches",
+            "1",
+        ),
+        *(
+            "--checkpointing.every_n_train_steps",
+            "3",
+            "--trainer.run.root",
+            str(tmp_path),
+            "--model.scorers",
+            "[]",
+        ),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from lightning_mllm.callbacks import RunAnalysis
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.data import Digits
 from lightning_mllm.data.text.prompts import ClassificationPrompt
 from lightning_mllm.trainer import Trainer
@@ -40,20 +41,34 @@ def _drawn(cli: CLI) -> tuple[Any, ...]:
 
 def test_the_seed_of_the_run_is_that_of_split_order_and_class_lists(tiny_llava: str) -> None:
     alone = _drawn(_trial(tiny_llava, "--seed_everything", "3"))
-    said = _drawn(_trial(tiny_llava, "--data.init_args.seed", "3", *ASKED, "--data.init_args.prompt.seed", "3"))
+    said = _drawn(
+        _trial(
+            tiny_llava, "--data.init_args.seed", "3", *ASKED, "--data.init_args.prompt.seed", "3"
+        )
+    )
     other = _drawn(_trial(tiny_llava))
 
     assert alone == said
     assert all(own != others for own, others in zip(alone, other, strict=True))
 
 
-def test_a_seed_that_is_given_is_kept_and_data_of_a_callback_get_that_of_the_run(tiny_llava: str) -> None:
+def test_a_seed_that_is_given_is_kept_and_data_of_a_callback_get_that_of_the_run(
+    tiny_llava: str,
+) -> None:
     data = {"class_path": "Digits", "init_args": {"checkpoint": tiny_llava, "eval_batch_size": 2}}
     own: dict[str, Any] = {"data": data, "before_training": False}
     own |= {"analysis": {"class_path": "AnswerLens", "init_args": {"correct_only": False}}}
     config = {"trainer": {"callbacks": [{"class_path": "RunAnalysis", "init_args": own}]}}
     Path("analysis.yaml").write_text(yaml.safe_dump(config))
-    given = ("--data.init_args.seed", "0", *ASKED, "--data.init_args.prompt.seed", "5", "--config", "analysis.yaml")
+    given = (
+        "--data.init_args.seed",
+        "0",
+        *ASKED,
+        "--data.init_args.prompt.seed",
+        "5",
+        "--config",
+        "analysis.yaml",
+    )
 
     cli = _trial(tiny_llava, "--seed_everything", "3", *given)
 
@@ -66,7 +81,19 @@ def test_a_seed_that_is_given_is_kept_and_data_of_a_callback_get_that_of_the_run
 
 def test_the_saved_config_says_the_seed_and_gives_the_same_run_again(tiny_llava: str) -> None:
     quiet = ("--model.scorers", "[]", "--trainer.enable_progress_bar", "false")
-    main(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *SHORT, *ASKED, *quiet, "--seed_everything", "3"])
+    main(
+        [
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *SMALL_DIGITS,
+            *SHORT,
+            *ASKED,
+            *quiet,
+            "--seed_everything",
+            "3",
+        ]
+    )
 
     saved = yaml.safe_load(Path("runs/run/config.yaml").read_text())["data"]["init_args"]
     main(["fit", "--config", "runs/run/config.yaml"])
@@ -75,7 +102,9 @@ def test_the_saved_config_says_the_seed_and_gives_the_same_run_again(tiny_llava:
     assert final_metrics(Path("runs/run-2")) == final_metrics(Path("runs/run"))
 
 
-def test_data_with_another_seed_than_the_training_had_warn(tiny_llava: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_data_with_another_seed_than_the_training_had_warn(
+    tiny_llava: str, caplog: pytest.LogCaptureFixture
+) -> None:
     trained, same, other = (Digits(checkpoint=tiny_llava, seed=seed) for seed in (3, 3, 0))
     trained.setup("fit")
     trained.train_dataloader()

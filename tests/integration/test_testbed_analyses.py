@@ -10,30 +10,29 @@ import pytest
 
 from lightning_mllm.cli.main import main
 from tests.support.command_line import CONFIGS, isolate
-
-TESTBED_ANALYSES = {  # config -> options that make it small, its folders
-    "analysis/testbed_alignment.yaml": (
-        ["--data.init_args.test_scenes", "8"],
-        {"alignment", "distinguishability", "token_map", "vocabulary"},
-    ),
-    "analysis/testbed_subnetwork.yaml": (
-        ["--data.init_args.train_per_kind", "1"],
-        {"sparsity_30", "sparsity_50", "sparsity_50_full", "sparsity_70"},
-    ),
-    "analysis/testbed_pruned_accuracy.yaml": (["--data.init_args.per_kind", "1"], {"pruned_accuracy"}),
-    "analysis/testbed_skipping.yaml": (["--data.init_args.per_kind", "1"], {"perceptual", "textual"}),
-}
+from tests.support.shipped_configs import OTHERS_ON_THE_TESTBED
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*has \\d+ samples")
-def test_the_configs_of_the_testbed_find_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_configs_of_the_testbed_find_what_they_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     isolate(monkeypatch, tmp_path)
 
     found: dict[str, dict[str, Any]] = {}
-    for config, (few, names) in TESTBED_ANALYSES.items():
-        main(["analyze", "--config", str(CONFIGS / config), *few, "--trainer.enable_progress_bar", "false"])
-        (folder,) = Path("runs", f"{Path(config).stem.replace('_', '-')}", "analysis").iterdir()
+    for config, (few, run, names) in OTHERS_ON_THE_TESTBED.items():
+        main(
+            [
+                "analyze",
+                "--config",
+                str(CONFIGS / config),
+                *few,
+                "--trainer.enable_progress_bar",
+                "false",
+            ]
+        )
+        (folder,) = Path("runs", run, "analysis").iterdir()
         assert {path.name for path in folder.iterdir()} == names
         found |= {name: settings(folder / name) for name in names}
 

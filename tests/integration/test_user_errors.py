@@ -71,7 +71,12 @@ def empty_folder(folder: Path) -> str:
 
 def text_only(folder: Path) -> str:
     config = LlamaConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8, head_dim=8
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        vocab_size=8,
+        head_dim=8,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
@@ -95,7 +100,10 @@ def no_json(folder: Path) -> str:
 
 
 BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], str], tuple[str, ...]]] = {
-    "wrong hub id": (lambda _: "llava-hf/llava-1.5-7bb", ("llava-hf/llava-1.5-7bb", "hub id|spelling")),
+    "wrong hub id": (
+        lambda _: "llava-hf/llava-1.5-7bb",
+        ("llava-hf/llava-1.5-7bb", "hub id|spelling"),
+    ),
     "mistyped path": (lambda _: "checkpoints/quikstart", ("checkpoints/quikstart", "folder")),
     "empty folder": (empty_folder, ("checkpoint", "config.json", "folder")),
     "text only": (text_only, ("text-only", "llama", "llava")),
@@ -113,7 +121,10 @@ def test_a_checkpoint_that_is_none_is_refused(
 ) -> None:
     make, patterns = BAD_CHECKPOINTS[case]
 
-    message = refusal(capsys, [command, "--model.checkpoint", make(tmp_path / "checkpoint"), *SMALL_DIGITS, *TRIAL])
+    message = refusal(
+        capsys,
+        [command, "--model.checkpoint", make(tmp_path / "checkpoint"), *SMALL_DIGITS, *TRIAL],
+    )
 
     check(message, *patterns)
 
@@ -186,10 +197,19 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "link out of the root": (link_out, (r"link\.png", "out of", "Copy")),
     "truncated png": (change_a_file(truncate), (r"dog/1\.png", "truncated|broken", "Fetch")),
     "truncated jpeg": (change_a_file(truncate_jpeg), (r"dog/1\.jpg", "(?i)truncated", "Fetch")),
-    "zero bytes": (change_a_file(lambda path: path.write_bytes(b"")), (r"dog/1\.png", "zero bytes", "Fetch|remove")),
-    "text": (change_a_file(lambda path: path.write_text("<html>")), (r"dog/1\.png", "not an image", "remove")),
+    "zero bytes": (
+        change_a_file(lambda path: path.write_bytes(b"")),
+        (r"dog/1\.png", "zero bytes", "Fetch|remove"),
+    ),
+    "text": (
+        change_a_file(lambda path: path.write_text("<html>")),
+        (r"dog/1\.png", "not an image", "remove"),
+    ),
     "one pixel": (change_a_file(picture(0, (1, 1)).save), (r"dog/1\.png", "1 x 1", "at least 2")),
-    "30,000 pixels wide": (change_a_file(wide), (r"dog/1\.png", "too large.*30000", "Scale it down")),
+    "30,000 pixels wide": (
+        change_a_file(wide),
+        (r"dog/1\.png", "too large.*30000", "Scale it down"),
+    ),
     "decompression bomb": (change_a_file(huge), (r"dog/1\.png", "too large", "Scale it down")),
 }
 
@@ -233,7 +253,9 @@ def test_several_bad_images_are_listed_at_once(
 
 
 @pytest.mark.usefixtures("no_steps")
-def test_a_class_name_longer_than_the_context_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_name_longer_than_the_context_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = str(build_tiny_checkpoint(tmp_path / "short", size=TinySize(context=128)))
     root = write_image_folder(tmp_path / "photos", {"cat": 3, "xq" * 100: 3})
 
@@ -248,7 +270,9 @@ def test_odd_but_readable_images_train(tiny_llava: str, tmp_path: Path) -> None:
     picture(1).convert("CMYK").save(folder / "cmyk.jpg")
     picture(2).convert("P").save(folder / "palette.png")
     picture(3).convert("RGBA").save(folder / "transparent.png")
-    Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24) * 100).save(folder / "16-bit.png")
+    Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24) * 100).save(
+        folder / "16-bit.png"
+    )
     exif = Image.Exif()
     exif[0x0112] = 6
     picture(4).save(folder / "rotated.jpg", exif=exif)
@@ -278,16 +302,37 @@ def turns(question: str, answer: str = "It is.") -> list[dict[str, str]]:
 
 
 BAD_JSON: dict[str, tuple[str, tuple[str, ...]]] = {
-    "malformed": (json.dumps(rows(), indent=1).replace('"id": "p2"', '"id": "p2'), ("row 3", "malformed JSON", "line")),
+    "malformed": (
+        json.dumps(rows(), indent=1).replace('"id": "p2"', '"id": "p2'),
+        ("row 3", "malformed JSON", "line"),
+    ),
     "no list": ("{}", ("dict", "list of rows")),
     "empty": ("[]", ("train", "empty")),
-    "path leaving the root": (third(image=["../secret.png", "p2-1.png"]), ("row 3", "image", "leads out")),
+    "path leaving the root": (
+        third(image=["../secret.png", "p2-1.png"]),
+        ("row 3", "image", "leads out"),
+    ),
     "absolute path": (third(image=["/etc/passwd", "p2-1.png"]), ("row 3", "image", "leads out")),
-    "missing image": (third(image=["p2-0.png", "gone.png"]), ("row 3", r"gone\.png", "does not exist")),
-    "fewer placeholders": (third(conversations=turns("<image> What?")), ("row 3", "fewer <image>", "2")),
-    "more placeholders": (third(conversations=turns("<image>" * 3)), ("row 3", "more <image>", "3")),
-    "placeholder in an answer": (third(conversations=turns("<image>", "<image>")), ("row 3", "answer")),
-    "wrong order": (third(conversations=turns("<image>" * 2)[::-1]), ("row 3", "alternate|expected")),
+    "missing image": (
+        third(image=["p2-0.png", "gone.png"]),
+        ("row 3", r"gone\.png", "does not exist"),
+    ),
+    "fewer placeholders": (
+        third(conversations=turns("<image> What?")),
+        ("row 3", "fewer <image>", "2"),
+    ),
+    "more placeholders": (
+        third(conversations=turns("<image>" * 3)),
+        ("row 3", "more <image>", "3"),
+    ),
+    "placeholder in an answer": (
+        third(conversations=turns("<image>", "<image>")),
+        ("row 3", "answer"),
+    ),
+    "wrong order": (
+        third(conversations=turns("<image>" * 2)[::-1]),
+        ("row 3", "alternate|expected"),
+    ),
     "empty answer": (third(conversations=turns("<image>" * 2, " ")), ("row 3", "empty")),
     "no conversation": (third(conversations=None), ("row 3", "conversations")),
 }
@@ -305,7 +350,18 @@ def test_a_bad_llava_file_is_refused(
 
     message = refusal(
         capsys,
-        [*("fit", "--model.checkpoint", tiny_llava, "--data", "LlavaJson", "--data.init_args.train", file), *TRIAL],
+        [
+            *(
+                "fit",
+                "--model.checkpoint",
+                tiny_llava,
+                "--data",
+                "LlavaJson",
+                "--data.init_args.train",
+                file,
+            ),
+            *TRIAL,
+        ],
     )
 
     check(message, *patterns)
@@ -314,20 +370,35 @@ def test_a_bad_llava_file_is_refused(
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 BAD_OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
-    "negative rate": (["--model.learning_rates.projector", "-0.1"], ("learning_rates.projector", "at least 0", "-0.1")),
+    "negative rate": (
+        ["--model.learning_rates.projector", "-0.1"],
+        ("learning_rates.projector", "at least 0", "-0.1"),
+    ),
     "rate nan": (["--model.learning_rates.llm", ".nan"], ("learning_rates.llm", "nan")),
-    "negative rate of another part": (["--model.learning_rates.lora", "-1"], ("learning_rates.lora", "at least 0")),
-    "nothing trainable": (["--model.policy", "ZeroShot"], ("nothing trainable", "lightning test", "ProjectorOnly")),
+    "negative rate of another part": (
+        ["--model.learning_rates.lora", "-1"],
+        ("learning_rates.lora", "at least 0"),
+    ),
+    "nothing trainable": (
+        ["--model.policy", "ZeroShot"],
+        ("nothing trainable", "lightning test", "ProjectorOnly"),
+    ),
     "pattern of nothing": (
         ["--model.policy", "ByPattern", "--model.policy.patterns", "[multimodal_projektor]"],
         ("multimodal_projektor", "matches nothing", "Names look like"),
     ),
-    "no patterns": (["--model.policy", "ByPattern", "--model.policy.patterns", "[]"], ("nothing trainable",)),
+    "no patterns": (
+        ["--model.policy", "ByPattern", "--model.policy.patterns", "[]"],
+        ("nothing trainable",),
+    ),
     "pattern of idle parameters": (
         ["--model.policy", "ByPattern", "--model.policy.patterns", "[post_layernorm]"],
         ("post_layernorm", "no gradient"),
     ),
-    "LoRA rank 0": (["--model.policy", "Lora", "--model.policy.rank", "0"], ("rank must be at least 1", "0")),
+    "LoRA rank 0": (
+        ["--model.policy", "Lora", "--model.policy.rank", "0"],
+        ("rank must be at least 1", "0"),
+    ),
     "LoRA on a layer that is none": (
         ["--model.policy", "Lora", "--model.policy.modules", "[w_pack]"],
         ("w_pack", "q_proj"),
@@ -336,19 +407,42 @@ BAD_OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "float16": (["--model.dtype", "float16"], ("float16", "bfloat16")),
     "dtype that is none": (["--model.dtype", "fp8"], ("model.dtype", "bfloat16", "fp8")),
     "batch of none": (["--data.init_args.batch_size", "0"], ("batch_size", "0", "positive")),
-    "context too long": (["--data.init_args.max_length", "100000"], ("max_length", "100000", "1024")),
+    "context too long": (
+        ["--data.init_args.max_length", "100000"],
+        ("max_length", "100000", "1024"),
+    ),
     "context too short": (["--data.init_args.max_length", "20"], ("max_length", "20")),
-    "tiles for LLaVA-1.5": (["--data.init_args.geometry", "tiles"], ("tiles", "LLaVA-NeXT", "'pad'")),
+    "tiles for LLaVA-1.5": (
+        ["--data.init_args.geometry", "tiles"],
+        ("tiles", "LLaVA-NeXT", "'pad'"),
+    ),
     "fractions": (["--data.init_args.val_fraction", "0.9"], ("val_fraction", "below 1")),
-    "no validation split": (["--data.init_args.val_fraction", "0"], ("val", "empty", "val_fraction")),
-    "projector that is none": (["--model.projector", "none.safetensors"], ("none.safetensors", "projector")),
+    "no validation split": (
+        ["--data.init_args.val_fraction", "0"],
+        ("val", "empty", "val_fraction"),
+    ),
+    "projector that is none": (
+        ["--model.projector", "none.safetensors"],
+        ("none.safetensors", "projector"),
+    ),
     "question without classes": (
-        ["--data.init_args.prompt", "ClassificationPrompt", "--data.init_args.prompt.init_args.question", "What?"],
+        [
+            "--data.init_args.prompt",
+            "ClassificationPrompt",
+            "--data.init_args.prompt.init_args.question",
+            "What?",
+        ],
         ("question", "{classes}".replace("{", r"\{")),
     ),
     "run name": (["--trainer.run.name", "a/b"], (r"trainer\.run\.name", "a/b", "plain name")),
-    "checkpoint that is missing": (["--ckpt_path", "nowhere.ckpt"], ("nowhere.ckpt", "no checkpoint file")),
-    "a word for a number": (["--trainer.max_epochs", "many"], ("trainer.max_epochs", "many", "int")),
+    "checkpoint that is missing": (
+        ["--ckpt_path", "nowhere.ckpt"],
+        ("nowhere.ckpt", "no checkpoint file"),
+    ),
+    "a word for a number": (
+        ["--trainer.max_epochs", "many"],
+        ("trainer.max_epochs", "many", "int"),
+    ),
     "no such config": (["--config", "none.yaml"], ("none.yaml", "not exist")),
     "unknown key": (["--data.init_args.batchsize", "1"], ("batchsize", "Did you mean.*batch_size")),
 }
@@ -356,11 +450,22 @@ BAD_OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
 
 @pytest.mark.usefixtures("no_steps")
 @pytest.mark.parametrize("case", BAD_OPTIONS)
-def test_a_bad_option_is_refused(case: str, tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_option_is_refused(
+    case: str, tiny_llava: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     options, patterns = BAD_OPTIONS[case]
 
     message = refusal(
-        capsys, ["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, "--trainer.max_epochs", "1", *options]
+        capsys,
+        [
+            "fit",
+            "--model.checkpoint",
+            tiny_llava,
+            *SMALL_DIGITS,
+            "--trainer.max_epochs",
+            "1",
+            *options,
+        ],
     )
 
     check(message, *patterns)
@@ -397,28 +502,48 @@ def short_fit(checkpoint: str, name: str, *options: str) -> list[str]:
             "--trainer.run.root",
             "runs",
         ),
-        *("--trainer.run.name", name, "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
+        *(
+            "--trainer.run.name",
+            name,
+            "--trainer.limit_train_batches",
+            "2",
+            "--trainer.limit_val_batches",
+            "1",
+        ),
         *("--trainer.max_epochs", "2", *options),
     ]
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_a_checkpoint_of_another_model_is_refused(
-    command: str, tiny_llava: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str,
+    tiny_llava: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = str(build_tiny_checkpoint(tmp_path / "other", seed=1))
     main(short_fit(other, "of-other"))
     forbid_steps(monkeypatch)
-    _, *arguments = short_fit(tiny_llava, "mine", "--ckpt_path", "runs/of-other/checkpoints/last.ckpt")
+    _, *arguments = short_fit(
+        tiny_llava, "mine", "--ckpt_path", "runs/of-other/checkpoints/last.ckpt"
+    )
 
     message = refusal(capsys, [command, *arguments])
 
     check(message, "checkpoint", re.escape(other), re.escape(tiny_llava), "model.checkpoint")
 
 
-def test_a_checkpoint_of_another_policy_is_refused(tiny_llava: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_another_policy_is_refused(
+    tiny_llava: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(short_fit(tiny_llava, "projector"))
-    resume = ("--ckpt_path", "runs/projector/checkpoints/last.ckpt", "--config", str(CONFIGS / "policy" / "lora.yaml"))
+    resume = (
+        "--ckpt_path",
+        "runs/projector/checkpoints/last.ckpt",
+        "--config",
+        str(CONFIGS / "policy" / "lora.yaml"),
+    )
 
     message = refusal(capsys, short_fit(tiny_llava, "lora", *resume))
 
@@ -441,14 +566,19 @@ def test_export_over_existing_files_is_refused(
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")
 
-    message = refusal(capsys, ["export", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, "--output", "model"])
+    message = refusal(
+        capsys, ["export", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, "--output", "model"]
+    )
 
     check(message, "model", "not empty", "--output")
     assert files_below(tmp_path) == {"model/notes.txt"}
 
 
 def test_a_full_disk_while_saving_corrupts_nothing(
-    tiny_llava: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_llava: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save, checkpoints = torch.save, tmp_path / "runs" / "full" / "checkpoints"
 
@@ -460,7 +590,9 @@ def test_a_full_disk_while_saving_corrupts_nothing(
         raise OSError(errno.ENOSPC, "No space left on device", str(part))
 
     monkeypatch.setattr(torch, "save", until_the_disk_is_full)
-    message = refusal(capsys, [*short_fit(tiny_llava, "full"), "--checkpointing.every_n_train_steps", "2"])
+    message = refusal(
+        capsys, [*short_fit(tiny_llava, "full"), "--checkpointing.every_n_train_steps", "2"]
+    )
     monkeypatch.undo()
 
     check(message, "could not be written", "No space left", "Free some space", "--ckpt_path")
@@ -470,7 +602,15 @@ def test_a_full_disk_while_saving_corrupts_nothing(
 
 def folder_fit(checkpoint: str, root: Path) -> list[str]:
     return [
-        *("fit", "--model.checkpoint", checkpoint, "--data", "ImageFolder", "--data.init_args.root", str(root)),
+        *(
+            "fit",
+            "--model.checkpoint",
+            checkpoint,
+            "--data",
+            "ImageFolder",
+            "--data.init_args.root",
+            str(root),
+        ),
         *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4"),
     ]
 
@@ -489,7 +629,10 @@ def test_what_fails_in_an_epoch_names_sample_and_file_in_one_sentence(
     arguments = ["--data.init_args.num_workers", num_workers, "--trainer.logger", "false"]
     message = refusal(capsys, [*folder_arguments("fit", tiny_llava, root), *arguments])
 
-    check(message, r"^error: \S+9\.jpg \(sample 'train/a/9\.jpg'\): broken data stream when reading image file\. Fetch")
+    check(
+        message,
+        r"^error: \S+9\.jpg \(sample 'train/a/9\.jpg'\): broken data stream when reading image file\. Fetch",
+    )
     assert "\n" not in message.strip()
 
 
@@ -499,14 +642,25 @@ def test_rows_that_are_left_out_are_counted_and_listed(tiny_llava: str, tmp_path
     )
     for name in ("train/a/0.png", "train/b/1.png", "test/a/2.png"):
         (root / name).write_bytes(b"<html>")
-    arguments = ["--data.init_args.on_bad_row", "skip", "--test_after", "true", "--trainer.run.wandb", "disabled"]
+    arguments = [
+        "--data.init_args.on_bad_row",
+        "skip",
+        "--test_after",
+        "true",
+        "--trainer.run.wandb",
+        "disabled",
+    ]
     arguments += ["--model.warmup_ratio", "0"]
 
     main([*folder_arguments("fit", tiny_llava, root), *arguments])
 
     with (tmp_path / "runs/run/bad_rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert sorted(Path(row["problem"].partition(":")[0]).name for row in rows) == ["0.png", "1.png", "2.png"]
+    assert sorted(Path(row["problem"].partition(":")[0]).name for row in rows) == [
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
     assert {row["kind"] for row in rows} == {"image file"}
     metrics = final_metrics(tmp_path / "runs/run")
     left_out = {name: value for name, value in metrics.items() if name.startswith("bad_rows/")}
@@ -516,7 +670,20 @@ def test_rows_that_are_left_out_are_counted_and_listed(tiny_llava: str, tmp_path
 
 def folder_arguments(command: str, checkpoint: str, root: Path) -> list[str]:
     return [
-        *(command, "--model.checkpoint", checkpoint, "--config", str(CONFIGS / "policy/ft_proj.yaml")),
-        *("--data", "ImageFolder", "--data.init_args.root", str(root), "--data.init_args.batch_size", "4"),
+        *(
+            command,
+            "--model.checkpoint",
+            checkpoint,
+            "--config",
+            str(CONFIGS / "policy/ft_proj.yaml"),
+        ),
+        *(
+            "--data",
+            "ImageFolder",
+            "--data.init_args.root",
+            str(root),
+            "--data.init_args.batch_size",
+            "4",
+        ),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     ]

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr  # type: ignore[import-untyped]
 
-from lightning_mllm.statistics.correlation import Method, correlate, group_means, smallest_n, smallest_p
+from lightning_mllm.statistics.correlation import (
+    Method,
+    correlate,
+    group_means,
+    smallest_n,
+    smallest_p,
+)
 from lightning_mllm.statistics.missing import Floats
 
 METHODS: tuple[Method, ...] = ("pearson", "spearman")
@@ -25,16 +31,24 @@ def draw(seed: int, n: int, ties: bool = False) -> tuple[Floats, Floats]:
 def test_correlations_are_scipys(n: int, ties: bool) -> None:
     first, second = draw(1, n, ties)
 
-    assert correlate(first, second, "pearson").value == pytest.approx(pearsonr(first, second).statistic)
-    assert correlate(first, second, "spearman").value == pytest.approx(spearmanr(first, second).statistic)
+    assert correlate(first, second, "pearson").value == pytest.approx(
+        pearsonr(first, second).statistic
+    )
+    assert correlate(first, second, "spearman").value == pytest.approx(
+        spearmanr(first, second).statistic
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("ties", [False, True])
-def test_p_of_few_points_is_the_share_of_all_orders_that_are_as_far_from_0(method: Method, ties: bool) -> None:
+def test_p_of_few_points_is_the_share_of_all_orders_that_are_as_far_from_0(
+    method: Method, ties: bool
+) -> None:
     first, second = draw(2, 6, ties)
     ours, theirs = (first, second) if method == "pearson" else (rankdata(first), rankdata(second))
-    others = [np.corrcoef(ours, theirs[list(order)])[0, 1] for order in itertools.permutations(range(6))]
+    others = [
+        np.corrcoef(ours, theirs[list(order)])[0, 1] for order in itertools.permutations(range(6))
+    ]
 
     expected = np.mean(np.abs(others) >= abs(others[0]) - 1e-9)
 
@@ -44,7 +58,9 @@ def test_p_of_few_points_is_the_share_of_all_orders_that_are_as_far_from_0(metho
 def test_p_of_many_points_is_about_that_of_the_t_test() -> None:
     first, second = draw(7, 25)
 
-    assert correlate(first, second, "pearson").p == pytest.approx(pearsonr(first, second).pvalue, rel=0.1)
+    assert correlate(first, second, "pearson").p == pytest.approx(
+        pearsonr(first, second).pvalue, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
@@ -77,7 +93,10 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(method: Method)
 
 def test_too_few_points_have_no_interval() -> None:
     assert math.isnan(correlate(*draw(0, 4), "pearson").interval.low)
-    assert correlate(*draw(0, 5), "pearson").interval.low < correlate(*draw(0, 5), "pearson").interval.high
+    assert (
+        correlate(*draw(0, 5), "pearson").interval.low
+        < correlate(*draw(0, 5), "pearson").interval.high
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1])

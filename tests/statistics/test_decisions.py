@@ -12,7 +12,13 @@ from lightning_mllm.statistics.decisions import (
     t_test,
 )
 from lightning_mllm.statistics.missing import Integers
-from lightning_mllm.statistics.seeds_and_samples import Estimate, Resampler, Scores, difference, slope
+from lightning_mllm.statistics.seeds_and_samples import (
+    Estimate,
+    Resampler,
+    Scores,
+    difference,
+    slope,
+)
 
 TARGETS = np.arange(120) % 4
 
@@ -51,7 +57,9 @@ def test_models_that_differ_by_their_seeds_alone_are_told_apart_in_5_percent_of_
         draws = rng.integers(0, 3, size=(500, 2))
         observed = 0.6 + 0.1 * rng.standard_normal((2, 3))
         samples = 0.003 * rng.standard_normal((2, 500, 1))  # the same for all seeds
-        higher, lower = (Scores(mean, mean + noise, draws) for mean, noise in zip(observed, samples, strict=True))
+        higher, lower = (
+            Scores(mean, mean + noise, draws) for mean, noise in zip(observed, samples, strict=True)
+        )
         told_apart += t_test(difference(higher, lower), 3, 10_000).p <= 0.05
     assert 25 <= told_apart <= 75  # 50 expected; more or less has probability 0.03 %
 
@@ -76,7 +84,9 @@ def test_a_trend_is_the_slope_of_a_line_over_the_logarithm_of_the_rate() -> None
     rng = np.random.default_rng(0)
     rates, draws = [1e-4, 1e-3, 3e-3], rng.integers(0, 5, size=(2000, 4))
     observed = rng.random((3, 5))
-    scores = [Scores(each, each + 0.01 * rng.standard_normal((2000, 1)), draws) for each in observed]
+    scores = [
+        Scores(each, each + 0.01 * rng.standard_normal((2000, 1)), draws) for each in observed
+    ]
 
     found = slope(rates, scores)
 
@@ -85,18 +95,24 @@ def test_a_trend_is_the_slope_of_a_line_over_the_logarithm_of_the_rate() -> None
     assert found.variance == pytest.approx(np.var(by_seed, ddof=1) / 5 + 0.01**2 / 1.18, rel=0.1)
 
 
-def test_a_trend_holds_if_it_is_clear_in_seeds_and_samples_and_not_if_it_is_that_of_a_few_samples() -> None:
+def test_a_trend_holds_if_it_is_clear_in_seeds_and_samples_and_not_if_it_is_that_of_a_few_samples() -> (
+    None
+):
     rates, resampler = [1e-3, 3e-3, 1e-2], Resampler(TARGETS, 5)
     clear = [resampler.score(answers(k, 0.9 - 0.3 * k, seeds=5))["macro_f1"] for k in range(3)]
     same = answers(0, 0.6, seeds=1).repeat(5, axis=0)
-    few = [resampler.score(np.where(np.arange(120) < k, INVALID, same))["macro_f1"] for k in range(3)]
+    few = [
+        resampler.score(np.where(np.arange(120) < k, INVALID, same))["macro_f1"] for k in range(3)
+    ]
 
     fall, chance = (t_test(slope(rates, scores), 5, 120) for scores in (clear, few))
 
     assert decide(-fall.value, fall.p) is Decision.HOLDS
     assert decide(fall.value, fall.p) is Decision.DOES_NOT
     assert chance.value < 0
-    assert decide(-chance.value, chance.p) is Decision.UNDECIDED  # although it falls in each of the five seeds
+    assert (
+        decide(-chance.value, chance.p) is Decision.UNDECIDED
+    )  # although it falls in each of the five seeds
 
 
 def test_holm_adjusts_as_published() -> None:

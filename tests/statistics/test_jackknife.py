@@ -30,7 +30,9 @@ def test_of_unequal_groups_the_pseudo_values_of_a_mean_are_the_groups_means() ->
     expected = (means * sizes).sum() / 16
     variance = np.mean((means - expected) ** 2 / (16 / sizes - 1))
     half = student.ppf(0.975, 3) * np.sqrt(variance)
-    np.testing.assert_allclose([value, low, high, n], [expected, expected - half, expected + half, 16])
+    np.testing.assert_allclose(
+        [value, low, high, n], [expected, expected - half, expected + half, 16]
+    )
 
 
 def test_intervals_of_unequal_groups_hold_the_truth_about_as_often_as_they_say() -> None:

@@ -17,7 +17,13 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 from lightning_mllm.statistics.correlation import correlate, group_means
 from lightning_mllm.statistics.decisions import Decision, decide, t_test
 from lightning_mllm.statistics.interval import ALPHA
-from lightning_mllm.statistics.seeds_and_samples import Estimate, Resampler, Scores, difference, slope
+from lightning_mllm.statistics.seeds_and_samples import (
+    Estimate,
+    Resampler,
+    Scores,
+    difference,
+    slope,
+)
 
 STUDIES = 2000
 SEEDS, PICTURES, HALVES, RESAMPLES = 5, 120, 20, 400
@@ -26,12 +32,16 @@ ORIGINS, STEPS = 7, 4  # of checkpoints
 OF_ANSWERS = 0.1  # share of the variance that single answers make; the rest is of seeds, pictures and training samples
 TARGETS = np.arange(PICTURES) % 4
 
-Shares = tuple[float, float]  # of the variance of a difference: between seeds, and between training samples
+Shares = tuple[
+    float, float
+]  # of the variance of a difference: between seeds, and between training samples
 MODELS: tuple[Shares, ...] = ((0.0, 0.0), (0.5, 0.0), (0.9, 0.0))
 PROBES: tuple[Shares, ...] = ((0.0, 0.5), (0.3, 0.3), (0.9, 0.1), (0.0, 0.9))
 
 
-def studies(rng: np.random.Generator, shares: Shares, means: Sequence[float]) -> Iterator[list[Scores]]:
+def studies(
+    rng: np.random.Generator, shares: Shares, means: Sequence[float]
+) -> Iterator[list[Scores]]:
     """Yield the scores of the models of each study.
 
     Args:
@@ -48,7 +58,9 @@ def studies(rng: np.random.Generator, shares: Shares, means: Sequence[float]) ->
         for mean in means:
             by_seed = np.sqrt(shares[0] * SEEDS) * rng.standard_normal((SEEDS, 1))
             by_picture = np.sqrt(of_pictures * PICTURES) * rng.standard_normal(PICTURES)
-            by_answer = np.sqrt(OF_ANSWERS * PICTURES * SEEDS) * rng.standard_normal((SEEDS, PICTURES))
+            by_answer = np.sqrt(OF_ANSWERS * PICTURES * SEEDS) * rng.standard_normal(
+                (SEEDS, PICTURES)
+            )
             trained = np.sqrt(shares[1]) * rng.standard_normal(1 + halves)
             answers = mean + (by_seed + by_picture + by_answer + trained[0]) / np.sqrt(2)
             resampled = weights @ answers.T + trained[1:][resampler.halves, None] / np.sqrt(2)
@@ -56,15 +68,24 @@ def studies(rng: np.random.Generator, shares: Shares, means: Sequence[float]) ->
         yield models
 
 
-def share_decided(found: Iterator[Estimate], expected: Decision | None = None) -> tuple[float, float]:
+def share_decided(
+    found: Iterator[Estimate], expected: Decision | None = None
+) -> tuple[float, float]:
     """Return how many studies show a verdict, or this one, and the lower end of the share's interval."""
-    return share_of([decide(each.value, t_test(each, SEEDS, PICTURES).p) for each in found], expected)
+    return share_of(
+        [decide(each.value, t_test(each, SEEDS, PICTURES).p) for each in found], expected
+    )
 
 
 def share_of(decisions: Sequence[Decision], expected: Decision | None) -> tuple[float, float]:
     """Return the share of a decision, or of any but "undecided", and the lower end of its 95 % interval."""
-    count = sum(each is not Decision.UNDECIDED if expected is None else each is expected for each in decisions)
-    return count / len(decisions), binomtest(count, len(decisions)).proportion_ci(method="wilson").low
+    count = sum(
+        each is not Decision.UNDECIDED if expected is None else each is expected
+        for each in decisions
+    )
+    return count / len(decisions), binomtest(count, len(decisions)).proportion_ci(
+        method="wilson"
+    ).low
 
 
 def differences(seed: int, shares: Shares, effect: float) -> Iterator[Estimate]:
@@ -93,14 +114,19 @@ def share_correlated(
     rng = np.random.default_rng(seed)
     groups = [str(origin) for origin in range(ORIGINS) for _ in range(STEPS)]
     of_origins = rng.standard_normal((2, STUDIES, ORIGINS)).repeat(STEPS, axis=2)
-    numbers = np.sqrt(share) * of_origins + np.sqrt(1 - share) * rng.standard_normal((2, STUDIES, ORIGINS * STEPS))
+    numbers = np.sqrt(share) * of_origins + np.sqrt(1 - share) * rng.standard_normal(
+        (2, STUDIES, ORIGINS * STEPS)
+    )
     numbers[1] = correlation * numbers[0] + np.sqrt(1 - correlation**2) * numbers[1]
     pairs = (group_means(ours, theirs, groups) for ours, theirs in zip(*numbers, strict=True))
     found = (correlate(*pair, "spearman", resamples=2) for pair in pairs)
     return share_of([decide(each.value, each.p) for each in found], expected)
 
 
-KINDS: dict[str, Callable[[int, Shares, float], Iterator[Estimate]]] = {"difference": differences, "trend": trends}
+KINDS: dict[str, Callable[[int, Shares, float], Iterator[Estimate]]] = {
+    "difference": differences,
+    "trend": trends,
+}
 each_origin = pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_share = pytest.mark.parametrize("shares", MODELS + PROBES, ids=str)
@@ -109,7 +135,9 @@ each_share = pytest.mark.parametrize("shares", MODELS + PROBES, ids=str)
 @pytest.mark.slow
 @each_kind
 @each_share
-def test_a_study_in_which_nothing_is_true_shows_a_verdict_in_5_percent_at_most(kind: str, shares: Shares) -> None:
+def test_a_study_in_which_nothing_is_true_shows_a_verdict_in_5_percent_at_most(
+    kind: str, shares: Shares
+) -> None:
     _, low = share_decided(KINDS[kind](1, shares, 0.0))
 
     assert low <= ALPHA
@@ -118,7 +146,9 @@ def test_a_study_in_which_nothing_is_true_shows_a_verdict_in_5_percent_at_most(k
 @pytest.mark.slow
 @each_kind
 @each_share
-def test_an_effect_of_4_standard_errors_gets_its_verdict_in_80_percent_at_least(kind: str, shares: Shares) -> None:
+def test_an_effect_of_4_standard_errors_gets_its_verdict_in_80_percent_at_least(
+    kind: str, shares: Shares
+) -> None:
     share, _ = share_decided(KINDS[kind](2, shares, 4.0), Decision.HOLDS)
 
     assert share >= 0.8
@@ -126,7 +156,9 @@ def test_an_effect_of_4_standard_errors_gets_its_verdict_in_80_percent_at_least(
 
 @pytest.mark.slow
 @each_origin
-def test_a_correlation_over_nothing_but_chance_shows_a_verdict_in_5_percent_at_most(share: float) -> None:
+def test_a_correlation_over_nothing_but_chance_shows_a_verdict_in_5_percent_at_most(
+    share: float,
+) -> None:
     _, low = share_correlated(3, share, 0.0)
 
     assert low <= ALPHA
@@ -134,7 +166,9 @@ def test_a_correlation_over_nothing_but_chance_shows_a_verdict_in_5_percent_at_m
 
 @pytest.mark.slow
 @each_origin
-def test_a_correlation_of_4_standard_errors_gets_its_verdict_in_80_percent_at_least(share: float) -> None:
+def test_a_correlation_of_4_standard_errors_gets_its_verdict_in_80_percent_at_least(
+    share: float,
+) -> None:
     found, _ = share_correlated(4, share, float(np.tanh(4 / np.sqrt(ORIGINS - 3))), Decision.HOLDS)
 
     assert found >= 0.8

@@ -23,7 +23,14 @@ from lightning_mllm.statistics.picture_bootstrap import (
     share_difference,
     share_ratio,
 )
-from lightning_mllm.statistics.question_table import ALL, Kept, common_questions, count_questions, group_by_kind, pivot
+from lightning_mllm.statistics.question_table import (
+    ALL,
+    Kept,
+    common_questions,
+    count_questions,
+    group_by_kind,
+    pivot,
+)
 from lightning_mllm.statistics.shares import wilson
 
 Floats = NDArray[np.float64]
@@ -53,7 +60,9 @@ def by_hand(of: Callable[[Floats], Any], values: Floats) -> list[float]:
 
 @pytest.mark.parametrize("draws", [ALONE, SHARED], ids=["alone", "shared"])
 @pytest.mark.parametrize(("statistic", "of"), [(mean, np.mean), (median, np.median)])
-def test_values_and_intervals_are_those_of_a_loop_over_resamples(statistic: Any, of: Any, draws: Draws) -> None:
+def test_values_and_intervals_are_those_of_a_loop_over_resamples(
+    statistic: Any, of: Any, draws: Draws
+) -> None:
     values = numbers()
 
     found = estimate(statistic(values), values, draws)
@@ -67,11 +76,15 @@ def test_values_and_intervals_are_those_of_a_loop_over_resamples(statistic: Any,
 
 
 @pytest.mark.parametrize("names", [["a", "b", "c", "d"], ["d", "a", "c", "b"]])
-def test_a_picture_per_question_is_the_bootstrap_over_questions_whatever_they_are_called(names: list[str]) -> None:
+def test_a_picture_per_question_is_the_bootstrap_over_questions_whatever_they_are_called(
+    names: list[str],
+) -> None:
     draws = BOOTSTRAP.draw(np.array(names), "kind")
 
     generator = np.random.default_rng([BOOTSTRAP.seed, crc32(b"kind")])
-    np.testing.assert_array_equal(draws.weights, generator.multinomial(4, np.full(4, 0.25), size=50))
+    np.testing.assert_array_equal(
+        draws.weights, generator.multinomial(4, np.full(4, 0.25), size=50)
+    )
 
 
 def test_a_picture_brings_all_its_questions() -> None:
@@ -103,7 +116,9 @@ def test_of_one_picture_there_is_a_value_and_an_n_but_no_interval() -> None:
 
     found = estimate(mean(values), values, draws)
 
-    np.testing.assert_array_equal(found[0], [2.0, np.nan, np.nan, 3])  # all that have it are about picture a
+    np.testing.assert_array_equal(
+        found[0], [2.0, np.nan, np.nan, 3]
+    )  # all that have it are about picture a
     assert np.isfinite(found[1]).all()
 
 
@@ -115,12 +130,16 @@ def test_the_ratio_of_means_is_of_the_questions_that_have_both() -> None:
         top, bottom = drawn(above, row), drawn(np.where(np.isnan(above), np.nan, below), row)
         for column in range(NUMBERS):
             there = ~np.isnan(top[:, column])
-            value = top[there, column].sum() / bottom[there, column].sum() if there.any() else np.nan
+            value = (
+                top[there, column].sum() / bottom[there, column].sum() if there.any() else np.nan
+            )
             np.testing.assert_allclose(expected[column], value, rtol=1e-12)
 
 
 def test_the_interval_of_a_difference_is_paired() -> None:
-    shared = np.random.default_rng(3).normal(scale=100, size=(40, 1))  # questions differ far more than blocks
+    shared = np.random.default_rng(3).normal(
+        scale=100, size=(40, 1)
+    )  # questions differ far more than blocks
     ours, theirs = shared + 1.0, shared
     draws = BOOTSTRAP.draw(np.arange(40))
 
@@ -144,14 +163,18 @@ def test_draws_depend_on_seed_kind_and_shared_pictures_only() -> None:
     pictures = np.array(["x", "y", "x", "z"])
     weights = BOOTSTRAP.draw(pictures, "a").weights
 
-    np.testing.assert_array_equal(weights, Bootstrap(50, 4).draw(np.array([3, 1, 3, 2]), "a").weights)
+    np.testing.assert_array_equal(
+        weights, Bootstrap(50, 4).draw(np.array([3, 1, 3, 2]), "a").weights
+    )
     assert (weights != BOOTSTRAP.draw(pictures, "b").weights).any()
     assert (weights != Bootstrap(50, 5).draw(pictures, "a").weights).any()
 
 
 def test_an_interval_covers_the_mean_in_about_95_of_100_studies() -> None:
     generator = np.random.default_rng(0)
-    shared = np.repeat(generator.normal(size=(60, 2000)), 3, axis=0)  # three questions about each picture are alike
+    shared = np.repeat(
+        generator.normal(size=(60, 2000)), 3, axis=0
+    )  # three questions about each picture are alike
     studies = shared + 0.3 * generator.normal(size=shared.shape)
 
     _, low, high, _ = estimate(mean(studies), studies, Bootstrap().draw(np.arange(180) // 3)).T
@@ -163,7 +186,9 @@ def test_shares_have_score_intervals_over_pictures_and_none_of_one_picture() -> 
     pictures = np.repeat(np.arange(11), 2)
     none, every = np.zeros((22, 1)), np.ones((22, 1))
 
-    np.testing.assert_allclose(share(none, pictures, 100)[0], [0, *(100 * end for end in wilson(0, 11)), 22])
+    np.testing.assert_allclose(
+        share(none, pictures, 100)[0], [0, *(100 * end for end in wilson(0, 11)), 22]
+    )
     value, low, high, n = share_difference(every, every, pictures)[0]
     assert (value, n) == (0, 22)
     assert low < -0.1 and high == pytest.approx(-low)
@@ -171,7 +196,9 @@ def test_shares_have_score_intervals_over_pictures_and_none_of_one_picture() -> 
     value, low, high, n = share_ratio(half, half, pictures, 100)[0]
     assert (value, n) == (100, 22)
     assert low < 80 and high > 120
-    missing = np.where(np.arange(22)[:, None] < 2, every, np.nan)  # both that have it are about picture 0
+    missing = np.where(
+        np.arange(22)[:, None] < 2, every, np.nan
+    )  # both that have it are about picture 0
     for found in (share(missing, pictures), share_difference(missing, none, pictures)):
         np.testing.assert_array_equal(found, [[1, np.nan, np.nan, 2]])
 
@@ -202,7 +229,10 @@ def test_a_kind_that_is_called_all_is_not_taken_for_all_kinds() -> None:
         "'all'": [0, 2],
         "some": [1],
     }
-    assert count_questions(table, 1) == {"'all'": {"asked": 2, "kept": 1}, "some": {"asked": 1, "kept": 1}}
+    assert count_questions(table, 1) == {
+        "'all'": {"asked": 2, "kept": 1},
+        "some": {"asked": 1, "kept": 1},
+    }
 
 
 def test_what_is_kept_is_told_per_kind_with_its_pictures() -> None:
@@ -216,7 +246,11 @@ def test_what_is_kept_is_told_per_kind_with_its_pictures() -> None:
     kept = Kept.of(table)
 
     assert (kept.ids.tolist(), kept.pictures.tolist()) == (["a", "b", "d"], ["p", "p", "p"])
-    assert {kind: rows.tolist() for kind, rows in kept.groups.items()} == {ALL: [0, 1, 2], "x": [1, 2], "y": [0]}
+    assert {kind: rows.tolist() for kind, rows in kept.groups.items()} == {
+        ALL: [0, 1, 2],
+        "x": [1, 2],
+        "y": [0],
+    }
     assert kept.count_pictures() == {ALL: 1, "x": 1, "y": 1}
 
 
@@ -229,20 +263,30 @@ def test_a_pivot_puts_each_number_in_its_place_whatever_the_order() -> None:
     }
     where = np.array([True, True, True, False])
 
-    found = pivot(table, "value", {"block": ("y", "x"), "layer": (2, 5)}, np.array(["a", "b"]), where)
+    found = pivot(
+        table, "value", {"block": ("y", "x"), "layer": (2, 5)}, np.array(["a", "b"]), where
+    )
 
-    np.testing.assert_array_equal(found, [[[np.nan, np.nan], [2, np.nan]], [[np.nan, 1], [3, np.nan]]])
+    np.testing.assert_array_equal(
+        found, [[[np.nan, np.nan], [2, np.nan]], [[np.nan, 1], [3, np.nan]]]
+    )
 
 
 def run(*measured: str) -> dict[str, NDArray[Any]]:
     names = ("a", "b", "c")
-    return {"sample_id": np.array(names), "measured": np.array([name in measured for name in names])}
+    return {
+        "sample_id": np.array(names),
+        "measured": np.array([name in measured for name in names]),
+    }
 
 
 def test_a_common_subset_has_the_questions_that_every_run_looked_into() -> None:
     found = common_questions({"small": run("a", "b"), "large": run("b", "c")})
 
-    assert {name: table["sample_id"].tolist() for name, table in found.items()} == {"small": ["b"], "large": ["b"]}
+    assert {name: table["sample_id"].tolist() for name, table in found.items()} == {
+        "small": ["b"],
+        "large": ["b"],
+    }
 
 
 def test_runs_without_a_common_question_are_refused() -> None:

@@ -7,10 +7,17 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation.classification.metrics import ClassificationResult
 from lightning_mllm.statistics.answer_arrays import ABSENT, INVALID, to_arrays
 from lightning_mllm.statistics.missing import Integers
-from lightning_mllm.statistics.seeds_and_samples import Resampler, difference, estimate, relative_change
+from lightning_mllm.statistics.seeds_and_samples import (
+    Resampler,
+    difference,
+    estimate,
+    relative_change,
+)
 
 
-def answers(rng: np.random.Generator, targets: Integers, skills: list[float], classes: int = 4) -> Integers:
+def answers(
+    rng: np.random.Generator, targets: Integers, skills: list[float], classes: int = 4
+) -> Integers:
     """Return (seeds, 1, samples) answers that are right with the skill of their seed."""
     guesses = rng.integers(0, classes, size=(len(skills), 1, len(targets)))
     return np.where(rng.random(guesses.shape) < np.array(skills)[:, None, None], targets, guesses)
@@ -39,14 +46,21 @@ def test_repetitions_are_averaged() -> None:
 
     both = resampler.score(np.concatenate([one, other], axis=1))["macro_f1"]
 
-    mean = (resampler.score(one)["macro_f1"].resampled + resampler.score(other)["macro_f1"].resampled) / 2
+    mean = (
+        resampler.score(one)["macro_f1"].resampled + resampler.score(other)["macro_f1"].resampled
+    ) / 2
     np.testing.assert_allclose(both.resampled, mean)
 
 
-def test_a_resample_takes_the_half_that_it_has_drawn_and_the_scores_stay_those_of_all_training_samples() -> None:
+def test_a_resample_takes_the_half_that_it_has_drawn_and_the_scores_stay_those_of_all_training_samples() -> (
+    None
+):
     rng = np.random.default_rng(2)
     targets = rng.integers(0, 3, size=30)
-    full, of_halves = answers(rng, targets, [0.9, 0.8], classes=3), answers(rng, targets, [0.5, 0.5], classes=3)
+    full, of_halves = (
+        answers(rng, targets, [0.9, 0.8], classes=3),
+        answers(rng, targets, [0.5, 0.5], classes=3),
+    )
     of_halves = np.concatenate([of_halves, answers(rng, targets, [0.6, 0.1], classes=3)], axis=1)
     resampler = Resampler(targets, 2, halves=2)
 
@@ -66,9 +80,13 @@ def test_the_chance_in_the_training_samples_of_a_probe_widens_the_interval() -> 
     full = answers(rng, targets, [0.7] * 5, classes=3)
     resampler = Resampler(targets, 5, halves=10)
     alike = np.repeat(full, 10, axis=1)
-    unlike = np.concatenate([answers(rng, targets, [skill] * 5, classes=3) for skill in np.linspace(0, 1, 10)], axis=1)
+    unlike = np.concatenate(
+        [answers(rng, targets, [skill] * 5, classes=3) for skill in np.linspace(0, 1, 10)], axis=1
+    )
 
-    narrow, wide = (np.ptp(resampler.score(full, each)["accuracy"].interval) for each in (alike, unlike))
+    narrow, wide = (
+        np.ptp(resampler.score(full, each)["accuracy"].interval) for each in (alike, unlike)
+    )
 
     assert narrow == pytest.approx(np.ptp(resampler.score(full)["accuracy"].interval))
     assert wide > 1.5 * narrow
@@ -101,7 +119,9 @@ def test_the_interval_covers_the_truth_when_seeds_and_samples_are_few() -> None:
         lower = answers(rng, targets, list(0.4 + 0.05 * rng.standard_normal(4)))
         higher = answers(rng, targets, list(0.6 + 0.05 * rng.standard_normal(4)))
         resampler = Resampler(targets, 4, resamples=400, seed=int(rng.integers(1 << 30)))
-        low, high = difference(resampler.score(higher)["accuracy"], resampler.score(lower)["accuracy"]).interval
+        low, high = difference(
+            resampler.score(higher)["accuracy"], resampler.score(lower)["accuracy"]
+        ).interval
         covered += low <= 0.2 * 0.75 <= high
     assert 0.9 <= covered / trials <= 1
 
@@ -159,10 +179,14 @@ def test_the_relative_change_is_that_of_the_means() -> None:
 def test_a_relative_change_of_what_could_be_0_has_no_interval() -> None:
     targets = np.arange(40) % 4
     resampler = Resampler(targets, 3)
-    rare = np.where(np.arange(40) == np.array([[[0]], [[1]], [[5]]]), targets, INVALID)  # one right answer per seed
+    rare = np.where(
+        np.arange(40) == np.array([[[0]], [[1]], [[5]]]), targets, INVALID
+    )  # one right answer per seed
     rare[2] = INVALID
 
-    new, original = (resampler.score(each)["accuracy"] for each in (np.tile(targets, (3, 1, 1)), rare))
+    new, original = (
+        resampler.score(each)["accuracy"] for each in (np.tile(targets, (3, 1, 1)), rare)
+    )
     change = relative_change(new, original)
 
     assert change is not None
@@ -182,4 +206,6 @@ def test_answers_by_sample_become_arrays_over_the_samples_of_all_seeds() -> None
 
 def test_models_that_were_tested_on_other_samples_are_not_compared() -> None:
     with pytest.raises(DataError, match="ft_proj was tested on other samples"):
-        to_arrays({"zero_shot": [({"a": "x"}, ({"a": "x"},))], "ft_proj": [({"b": "x"}, ({"b": "x"},))]})
+        to_arrays(
+            {"zero_shot": [({"a": "x"}, ({"a": "x"},))], "ft_proj": [({"b": "x"}, ({"b": "x"},))]}
+        )

@@ -24,7 +24,9 @@ def pictures_of(n: int, sizes: tuple[int, ...]) -> NDArray[np.int64]:
     return np.repeat(np.arange(n), np.resize(sizes, n))[:n]
 
 
-def studies(generator: np.random.Generator, pictures: NDArray[np.int64], alike: float, *chances: float) -> Floats:
+def studies(
+    generator: np.random.Generator, pictures: NDArray[np.int64], alike: float, *chances: float
+) -> Floats:
     """Draw an outcome, (questions, studies), with these chances; with chance `alike` the picture's own."""
     cells = len(chances)
     shared = generator.choice(cells, p=chances, size=(pictures.max() + 1, STUDIES))[pictures]
@@ -39,7 +41,9 @@ def coverage(ends: Floats, truth: float) -> float:
 @pytest.mark.parametrize(("sizes", "alike"), [((1,), 0.0), ((2,), 0.3), (MIXED, 0.0), (MIXED, 0.5)])
 @pytest.mark.parametrize("n", [22, 200])
 @pytest.mark.parametrize("p", [0.01, 0.05, 0.5, 0.99])
-def test_the_interval_covers_the_truth(p: float, n: int, sizes: tuple[int, ...], alike: float) -> None:
+def test_the_interval_covers_the_truth(
+    p: float, n: int, sizes: tuple[int, ...], alike: float
+) -> None:
     pictures = pictures_of(n, sizes)
     counted = studies(np.random.default_rng(1), pictures, alike, 1 - p, p)
 
@@ -88,7 +92,9 @@ def test_no_interval_is_empty_and_all_hold_the_estimate(sizes: tuple[int, ...]) 
     for theirs in (zeros, ones, ours):
         low, high = share_difference_interval(ours, theirs, pictures)
         value = mean - theirs.mean(axis=0)
-        assert ((low <= value) & (value <= high) & (high - low > 0.1) & (low >= -1) & (high <= 1)).all()
+        assert (
+            (low <= value) & (value <= high) & (high - low > 0.1) & (low >= -1) & (high <= 1)
+        ).all()
     low, high = share_ratio_interval(ours, ones, pictures)
     assert ((low <= mean) & (mean <= high) & (high - low > 0.1)).all()
 
@@ -119,7 +125,9 @@ def test_a_difference_and_a_ratio_are_told_by_swapping_sides() -> None:
     pictures = pictures_of(40, MIXED)
 
     low, high = share_difference_interval(ours, theirs, pictures)
-    np.testing.assert_allclose(share_difference_interval(theirs, ours, pictures), [-high, -low], atol=1e-12)
+    np.testing.assert_allclose(
+        share_difference_interval(theirs, ours, pictures), [-high, -low], atol=1e-12
+    )
     low, high = share_ratio_interval(ours, np.ones_like(ours), np.arange(40))
     np.testing.assert_allclose([low, high], share_interval(ours, np.arange(40)), atol=1e-12)
 

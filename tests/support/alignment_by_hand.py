@@ -57,11 +57,18 @@ def similarity(one: Tokens, other: Tokens, mode: str) -> float:
     table = one @ other.T / np.outer(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
     if mode == "max_mean":
         return float(table.max(1).mean())
-    reductions: dict[str, Any] = {"mean": np.mean, "median": np.median, "max": np.max, "min": np.min}
+    reductions: dict[str, Any] = {
+        "mean": np.mean,
+        "median": np.median,
+        "max": np.max,
+        "min": np.min,
+    }
     return float(reductions[mode](table))
 
 
-def over_pairs(ones: Sequence[Tokens], others: Sequence[Tokens], mode: str, own: bool) -> list[float]:
+def over_pairs(
+    ones: Sequence[Tokens], others: Sequence[Tokens], mode: str, own: bool
+) -> list[float]:
     """Similarities of all pairs of samples, those of a sample with itself included or not."""
     pairs = product(enumerate(ones), enumerate(others))
     return [similarity(one, other, mode) for (i, one), (j, other) in pairs if own or i != j]
@@ -75,5 +82,7 @@ def align(backbone: Backbone, parts: Sequence[MultimodalBatch], **options: Any) 
     return analysis.compute()
 
 
-def curve(result: AnalysisResult, measure: str, state: str = "residual", tokens: str = "all") -> Tokens:
+def curve(
+    result: AnalysisResult, measure: str, state: str = "residual", tokens: str = "all"
+) -> Tokens:
     return result.at(state=state, tokens=tokens, measure=measure, statistic="value")

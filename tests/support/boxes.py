@@ -23,7 +23,12 @@ def boxes_in(size: tuple[int, int], count: int, least: int = 0) -> Iterator[Box]
     draw = random.Random(f"{size}")
     for _ in range(count):
         left, top = (draw.randrange(length - least) for length in size)
-        yield Box(left, top, draw.randint(least, size[0] - 1 - left), draw.randint(least, size[1] - 1 - top))
+        yield Box(
+            left,
+            top,
+            draw.randint(least, size[0] - 1 - left),
+            draw.randint(least, size[1] - 1 - top),
+        )
 
 
 def of_image(batch: MultimodalBatch, segment: Segment, row: int = 0) -> Tensor:

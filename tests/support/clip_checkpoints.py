@@ -29,14 +29,22 @@ def build_clip(folder: Path, family: DualEncoder = "clip") -> str:
     """Save a model with random weights, of which the predictions differ from picture to picture; return its folder."""
     tokenizer = _tokenizer()
     tower: dict[str, Any] = {
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
     }
     vision = {**tower, "image_size": _SIDE, "patch_size": 7}
     text = {
         **tower,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": CONTEXT,
-        **{f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")},
+        **{
+            f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id")
+            for kind in ("bos", "eos", "pad")
+        },
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
@@ -44,7 +52,9 @@ def build_clip(folder: Path, family: DualEncoder = "clip") -> str:
         if family == "clip":
             model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
         else:
-            model = SiglipModel(SiglipConfig(text_config={**text, "projection_size": 32}, vision_config=vision))
+            model = SiglipModel(
+                SiglipConfig(text_config={**text, "projection_size": 32}, vision_config=vision)
+            )
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
@@ -63,5 +73,10 @@ def build_clip(folder: Path, family: DualEncoder = "clip") -> str:
 
 def _tokenizer() -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])

@@ -16,9 +16,23 @@ from PIL import Image
 from lightning_mllm.cli.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SMALL_DIGITS = ("--data", "Digits", "--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
+SMALL_DIGITS = (
+    "--data",
+    "Digits",
+    "--data.init_args.batch_size",
+    "4",
+    "--data.init_args.eval_batch_size",
+    "4",
+)
 TRIAL = ("--trainer.fast_dev_run", "1")
-SHORT = ("--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "2", "--trainer.limit_test_batches", "2")
+SHORT = (
+    "--trainer.limit_train_batches",
+    "3",
+    "--trainer.limit_val_batches",
+    "2",
+    "--trainer.limit_test_batches",
+    "2",
+)
 
 
 def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -26,7 +40,9 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["lightning"])  # Lightning warns of those of pytest
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of lightning 2.6, out of our control
+    monkeypatch.setenv(
+        "JSONARGPARSE_DEPRECATION_WARNINGS", "off"
+    )  # of lightning 2.6, out of our control
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
@@ -51,7 +67,11 @@ def final_metrics(run: Path) -> dict[str, float]:
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     last = {key: value for row in rows for key, value in row.items() if value}
-    return {key: float(value) for key, value in last.items() if not key.startswith(("throughput", "lr-"))}
+    return {
+        key: float(value)
+        for key, value in last.items()
+        if not key.startswith(("throughput", "lr-"))
+    }
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 20)) -> Image.Image:

@@ -54,11 +54,20 @@ OTHERS = [
         "image object&image base->question[1]",
     )
 ]
-QUESTIONS = ("Is it red?", "Which colour is the shape on the left of the blue square?", "How many are there?")
+QUESTIONS = (
+    "Is it red?",
+    "Which colour is the shape on the left of the blue square?",
+    "How many are there?",
+)
 
 
 def exact_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Eager attention without its softmax in float32."""
     groups = query.shape[1] // key.shape[1]
@@ -69,22 +78,36 @@ def exact_attention(
 
 
 def blind_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention that is causal, and ignores whatever else the mask says."""
     rows, keys = query.shape[2], key.shape[2]
     causal = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)
-    mask = torch.zeros(rows, keys, dtype=query.dtype).masked_fill(~causal, torch.finfo(query.dtype).min)
+    mask = torch.zeros(rows, keys, dtype=query.dtype).masked_fill(
+        ~causal, torch.finfo(query.dtype).min
+    )
     return exact_attention(module, query, key, value, mask, **options)
 
 
 def blind_attention_of_two_kernels(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """The same, but rounded otherwise where there are more keys than rows."""
     if query.shape[2] == key.shape[2]:
         return blind_attention(module, query, key, value, attention_mask, **options)
-    found, _ = blind_attention(module, query.float(), key.float(), value.float(), attention_mask, **options)
+    found, _ = blind_attention(
+        module, query.float(), key.float(), value.float(), attention_mask, **options
+    )
     return found.to(query.dtype), None
 
 
@@ -103,7 +126,9 @@ class ExactNorm(nn.Module):
         self.eps: float = getattr(norm, "variance_epsilon", None) or norm.eps  # type: ignore[assignment]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+        normed: Tensor = (
+            hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+        )
         return normed
 
 
@@ -117,16 +142,24 @@ def make_backbone(
 ) -> Backbone:
     """Return a model with another decoder than the tiny checkpoint's: deeper, with two key heads for four heads."""
     config = AutoConfig.from_pretrained(checkpoint)
-    text = config.text_config.to_dict() | {"num_hidden_layers": layers, "num_key_value_heads": 2, **options}
+    text = config.text_config.to_dict() | {
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 2,
+        **options,
+    }
     drop = ("model_type", "architectures", "layer_types", "head_dim", "rope_parameters")
-    config.text_config = CONFIG_MAPPING[decoder](**{name: text[name] for name in text if name not in drop})
+    config.text_config = CONFIG_MAPPING[decoder](
+        **{name: text[name] for name in text if name not in drop}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.ndim > 1:
-                    parameter.normal_(std=1.0 if "embed" in name else 1.5 * parameter[0].numel() ** -0.5)
+                    parameter.normal_(
+                        std=1.0 if "embed" in name else 1.5 * parameter[0].numel() ** -0.5
+                    )
     return prepared(Backbone(model.to(dtype).eval()), attention)
 
 
@@ -146,7 +179,9 @@ def prepared(backbone: Backbone, attention: str) -> Backbone:
     return backbone
 
 
-def make_batch(checkpoint: str, side: Side = "left", numbers: tuple[int, ...] = (0, 1)) -> MultimodalBatch:
+def make_batch(
+    checkpoint: str, side: Side = "left", numbers: tuple[int, ...] = (0, 1)
+) -> MultimodalBatch:
     """Return questions of different lengths about noise."""
     return collate(checkpoint, [question(number) for number in numbers], side)
 
@@ -164,7 +199,9 @@ def question(number: int) -> Sample:
 
 def collate(checkpoint: str, samples: list[Sample], side: Side = "left") -> MultimodalBatch:
     """Collate samples; a third of each image's patches are called the object's."""
-    collator = Collator(load_processor(checkpoint), ConversationPrompt(system="Look well."), padding_side=side)
+    collator = Collator(
+        load_processor(checkpoint), ConversationPrompt(system="Look well."), padding_side=side
+    )
     batch = collator([(0, sample) for sample in samples])
     image = batch.spans[Segment.IMAGE]
     part = image & (image.cumsum(1) % 3 == 0)
@@ -199,7 +236,10 @@ def apart(one: Readings, two: Readings) -> float:
 
 
 def count_hooks(backbone: Backbone) -> int:
-    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in backbone.model.modules())
+    return sum(
+        len(module._forward_pre_hooks) + len(module._forward_hooks)
+        for module in backbone.model.modules()
+    )
 
 
 def generate(backbone: Backbone, prompts: MultimodalBatch, **options: Any) -> Any:

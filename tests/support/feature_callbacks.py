@@ -33,12 +33,16 @@ class Blotches(MLLMDataModule):
 
     def load(self, split: str) -> list[Sample]:
         def blotch(index: int) -> Image.Image:
-            return Image.blend(picture(index), Image.new("RGB", (24, 20), ("black", "white")[index % 2]), 0.8)
+            return Image.blend(
+                picture(index), Image.new("RGB", (24, 20), ("black", "white")[index % 2]), 0.8
+            )
 
         first = {"train": 0, "val": 16, "test": 24}[split]
         count = 16 if split == "train" else 8
         return [
-            Sample(id=f"{split}-{index}", images=[blotch(index)], label=("dark", "light")[index % 2])
+            Sample(
+                id=f"{split}-{index}", images=[blotch(index)], label=("dark", "light")[index % 2]
+            )
             for index in range(first, first + count)
         ]
 
@@ -62,7 +66,10 @@ class Run:
 
     def projector(self) -> dict[str, Tensor]:
         """Return a copy of its weights."""
-        return {name: each.detach().clone() for name, each in self.module.backbone.projector.named_parameters()}
+        return {
+            name: each.detach().clone()
+            for name, each in self.module.backbone.projector.named_parameters()
+        }
 
     def fit(self, **options: Any) -> Run:
         """Train, and return itself."""
@@ -84,15 +91,22 @@ def make_run(
     checkpoint: str,
     folder: Path,
     callbacks: Sequence[L.Callback],
-    policy: FreezePolicy = ProjectorOnly(),  # noqa: B008 - frozen
+    policy: FreezePolicy = ProjectorOnly(),
     eval_batch_size: int = 8,
     **options: Any,
 ) -> Run:
     """Make a run of two steps per epoch, over two epochs unless the options say otherwise."""
     chosen: dict[str, Any] = {"max_epochs": 2, "max_steps": -1, "limit_val_batches": 1.0, **options}
     trainer = make_trainer(folder, list(callbacks), **chosen)
-    module = MLLMModule(checkpoint, policy=policy, learning_rates=LearningRates(projector=0.1, lora=0.1), scorers=())
-    return Run(folder, trainer, module, Blotches(checkpoint=checkpoint, batch_size=8, eval_batch_size=eval_batch_size))
+    module = MLLMModule(
+        checkpoint, policy=policy, learning_rates=LearningRates(projector=0.1, lora=0.1), scorers=()
+    )
+    return Run(
+        folder,
+        trainer,
+        module,
+        Blotches(checkpoint=checkpoint, batch_size=8, eval_batch_size=eval_batch_size),
+    )
 
 
 def all_callbacks(folder: Path) -> list[L.Callback]:

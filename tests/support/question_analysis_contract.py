@@ -48,20 +48,27 @@ class AnalysisContract:
             analysis.update(backbone, batch)
         return analysis
 
-    def test_a_notebook_needs_no_trainer(self, backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+    def test_a_notebook_needs_no_trainer(
+        self, backbone: Backbone, tiny_llava: str, tmp_path: Path
+    ) -> None:
         in_memory = self.run(backbone, tiny_llava, batches(tiny_llava)).compute()
         on_disk = self.run(backbone, tiny_llava, batches(tiny_llava), tmp_path)
         on_disk.merge()
 
         assert in_memory.n_samples == 5
-        assert in_memory.values.shape == tuple(len(in_memory.coords[axis]) for axis in in_memory.axes)
+        assert in_memory.values.shape == tuple(
+            len(in_memory.coords[axis]) for axis in in_memory.axes
+        )
         assert (tmp_path / "rows.csv").is_file()
         same(on_disk.compute(), in_memory)
 
     def test_the_same_batch_twice_counts_once(self, backbone: Backbone, tiny_llava: str) -> None:
         once, twice = batches(tiny_llava), [*batches(tiny_llava), *batches(tiny_llava)]
 
-        same(self.run(backbone, tiny_llava, twice).compute(), self.run(backbone, tiny_llava, once).compute())
+        same(
+            self.run(backbone, tiny_llava, twice).compute(),
+            self.run(backbone, tiny_llava, once).compute(),
+        )
 
     def test_neither_batches_nor_padding_matter(self, backbone: Backbone, tiny_llava: str) -> None:
         whole = self.run(backbone, tiny_llava, batches(tiny_llava, 6)).compute()
@@ -103,9 +110,13 @@ class AnalysisContract:
             resumed.update(backbone, batch)
         resumed.merge()
 
-        assert (tmp_path / "stopped" / "rows.csv").read_text() == (tmp_path / "whole" / "rows.csv").read_text()
+        assert (tmp_path / "stopped" / "rows.csv").read_text() == (
+            tmp_path / "whole" / "rows.csv"
+        ).read_text()
 
-    def test_other_settings_do_not_go_on(self, backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+    def test_other_settings_do_not_go_on(
+        self, backbone: Backbone, tiny_llava: str, tmp_path: Path
+    ) -> None:
         self.run(backbone, tiny_llava, batches(tiny_llava), tmp_path)
 
         with pytest.raises(ConfigError, match=r"analysis\.correct_only was True, is False"):
@@ -121,7 +132,10 @@ class AnalysisContract:
         assert (table["sample_id"] == WRONG[0]).sum() == 1
         assert set(table["sample_id"][~table["measured"]]) == {WRONG[0]}
         found = kept.compute().settings["found"]["questions"]
-        assert found == {"choose/attr": {"asked": 4, "kept": 4}, "logical/obj": {"asked": 2, "kept": 1}}
+        assert found == {
+            "choose/attr": {"asked": 4, "kept": 4},
+            "logical/obj": {"asked": 2, "kept": 1},
+        }
         assert (kept.compute().n_samples, every.compute().n_samples) == (5, 6)
         assert set(every.rows.table()["sample_id"][~every.rows.table()["correct"]]) == {WRONG[0]}
 
@@ -155,7 +169,9 @@ class AnalysisContract:
         assert torch.equal(before, after)
         assert count_hooks(backbone) == hooks
 
-    def test_samples_without_a_kind_are_refused_unless_all_count(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_samples_without_a_kind_are_refused_unless_all_count(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         nameless = [replace(batch, kinds=(None,) * len(batch)) for batch in batches(tiny_llava)]
 
         with pytest.raises(ConfigError, match=r"'test-0' has no kind.*Set correct_only: false"):
@@ -191,7 +207,9 @@ class AnalysisContract:
     def test_settings_are_plain_data(self, backbone: Backbone, tiny_llava: str) -> None:
         result = self.run(backbone, tiny_llava, batches(tiny_llava)).compute()
 
-        assert json.loads(json.dumps(result.settings))["analysis"] == json.loads(json.dumps(self.make().settings))
+        assert json.loads(json.dumps(result.settings))["analysis"] == json.loads(
+            json.dumps(self.make().settings)
+        )
 
 
 def same(found: AnalysisResult, expected: AnalysisResult) -> None:

@@ -31,7 +31,11 @@ class Questions(MLLMDataModule):
 def question(split: str, number: int) -> Sample:
     right, wrong = COLOURS[number % 3]
     choose = number % 3 < 2
-    text = f"Is it {right} or {wrong}?" if choose else "Is there any of the yellow shapes in this picture?"
+    text = (
+        f"Is it {right} or {wrong}?"
+        if choose
+        else "Is there any of the yellow shapes in this picture?"
+    )
     name = f"{split}-{number}"
     return Sample(
         id=name,
@@ -68,6 +72,8 @@ class Examiner:
         first_tokens = model(**batch.prompts().model_inputs()).logits[:, -1].argmax(-1).tolist()
         return [
             OpenAnswer(sample_id, kind, "", "", sample_id not in WRONG, first_token)
-            for sample_id, kind, first_token in zip(batch.sample_ids, batch.kinds, first_tokens, strict=True)
+            for sample_id, kind, first_token in zip(
+                batch.sample_ids, batch.kinds, first_tokens, strict=True
+            )
             if kind is not None
         ]

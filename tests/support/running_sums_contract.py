@@ -49,9 +49,15 @@ class StreamedContract:
         return analysis
 
     def close(self, found: AnalysisResult, expected: AnalysisResult) -> None:
-        assert (found.name, found.axes, found.coords) == (expected.name, expected.axes, expected.coords)
+        assert (found.name, found.axes, found.coords) == (
+            expected.name,
+            expected.axes,
+            expected.coords,
+        )
         assert (found.n_samples, found.plots) == (expected.n_samples, expected.plots)
-        np.testing.assert_allclose(found.values, expected.values, rtol=self.tolerance, atol=self.tolerance)
+        np.testing.assert_allclose(
+            found.values, expected.values, rtol=self.tolerance, atol=self.tolerance
+        )
 
     def test_neither_batches_nor_padding_matter(self, backbone: Backbone, tiny_llava: str) -> None:
         whole = self.run(backbone, tiny_llava, batches(tiny_llava, 6)).compute()
@@ -65,9 +71,14 @@ class StreamedContract:
     def test_the_same_batch_twice_counts_once(self, backbone: Backbone, tiny_llava: str) -> None:
         once, twice = batches(tiny_llava), [*batches(tiny_llava), *batches(tiny_llava)]
 
-        self.close(self.run(backbone, tiny_llava, twice).compute(), self.run(backbone, tiny_llava, once).compute())
+        self.close(
+            self.run(backbone, tiny_llava, twice).compute(),
+            self.run(backbone, tiny_llava, once).compute(),
+        )
 
-    def test_a_sample_that_is_twice_in_a_batch_counts_once(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_a_sample_that_is_twice_in_a_batch_counts_once(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         (batch,) = batches(tiny_llava, 6)
 
         found = self.run(backbone, tiny_llava, [batch.take([0, 1, 1, 2, 0, 3, 4, 5])]).compute()
@@ -80,7 +91,9 @@ class StreamedContract:
 
         self.make().check([question("test", number) for number in range(6)])
 
-    def test_what_is_on_disk_is_what_is_in_memory(self, backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+    def test_what_is_on_disk_is_what_is_in_memory(
+        self, backbone: Backbone, tiny_llava: str, tmp_path: Path
+    ) -> None:
         expected = self.run(backbone, tiny_llava, batches(tiny_llava)).compute()
         on_disk = self.run(backbone, tiny_llava, batches(tiny_llava), tmp_path)
 
@@ -94,7 +107,9 @@ class StreamedContract:
     ) -> None:
         parts = batches(tiny_llava, 1)
         expected = self.run(backbone, tiny_llava, parts).compute()
-        self.run(backbone, tiny_llava, parts[:3], tmp_path, snapshot_every=2)  # killed: the third is in no file
+        self.run(
+            backbone, tiny_llava, parts[:3], tmp_path, snapshot_every=2
+        )  # killed: the third is in no file
 
         resumed = self.make(snapshot_every=2)
         resumed.prepare(tokenizer(tiny_llava), tmp_path)
@@ -110,7 +125,10 @@ class StreamedContract:
     ) -> None:
         parts = batches(tiny_llava, 1)
         expected = self.run(backbone, tiny_llava, parts, **self.one_process).compute()
-        shares = [self.run(backbone, tiny_llava, parts[k::2], tmp_path, k, **self.one_process) for k in (0, 1)]
+        shares = [
+            self.run(backbone, tiny_llava, parts[k::2], tmp_path, k, **self.one_process)
+            for k in (0, 1)
+        ]
         for each in shares:
             each.settle()
 
@@ -119,7 +137,9 @@ class StreamedContract:
         self.close(shares[0].compute(), expected)
         assert Found.read(tmp_path / "sums.safetensors").done == {f"test-{k}" for k in range(6)}
 
-    one_process: dict[str, Any] = {}  # options without which a result depends on who sees which sample  # noqa: RUF012
+    one_process: dict[
+        str, Any
+    ] = {}  # options without which a result depends on who sees which sample  # noqa: RUF012
 
     def test_a_merge_that_was_killed_counts_nothing_twice(
         self, backbone: Backbone, tiny_llava: str, tmp_path: Path
@@ -135,20 +155,26 @@ class StreamedContract:
 
         self.close(again.compute(), expected)
 
-    def test_other_settings_do_not_go_on(self, backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+    def test_other_settings_do_not_go_on(
+        self, backbone: Backbone, tiny_llava: str, tmp_path: Path
+    ) -> None:
         self.run(backbone, tiny_llava, batches(tiny_llava), tmp_path)
 
         with pytest.raises(ConfigError, match=r"analysis\.seed was 0, is 1"):
             self.run(backbone, tiny_llava, [], tmp_path, seed=1)
 
-    def test_a_broken_file_is_named(self, backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+    def test_a_broken_file_is_named(
+        self, backbone: Backbone, tiny_llava: str, tmp_path: Path
+    ) -> None:
         self.run(backbone, tiny_llava, batches(tiny_llava), tmp_path).settle()
         (tmp_path / "sums-0.safetensors").write_bytes(b"half")
 
         with pytest.raises(DataError, match=r"sums-0\.safetensors holds no sums"):
             self.run(backbone, tiny_llava, [], tmp_path)
 
-    def test_samples_without_an_image_are_left_out(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_samples_without_an_image_are_left_out(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         (batch,) = batches(tiny_llava, 6)
         expected = self.run(backbone, tiny_llava, [batch.take([0, 1, 3, 4, 5])]).compute()
         masks = dict(batch.spans.masks)
@@ -160,12 +186,16 @@ class StreamedContract:
         assert found.settings["found"]["left_out"] == 1
         self.close(found, expected)
 
-    def test_without_any_sample_there_is_no_result(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_without_any_sample_there_is_no_result(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         analysis = self.run(backbone, tiny_llava, batches(tiny_llava))
 
         analysis.reset()
 
-        with pytest.raises(DataError, match="no sample with an image and text after it; 0 were left out"):
+        with pytest.raises(
+            DataError, match="no sample with an image and text after it; 0 were left out"
+        ):
             analysis.compute()
 
     def test_the_model_is_left_as_it_was(self, backbone: Backbone, tiny_llava: str) -> None:
@@ -182,11 +212,16 @@ class StreamedContract:
     def test_settings_are_plain_data(self, backbone: Backbone, tiny_llava: str) -> None:
         result = self.run(backbone, tiny_llava, batches(tiny_llava)).compute()
 
-        assert json.loads(json.dumps(result.settings))["analysis"] == json.loads(json.dumps(self.make().settings))
+        assert json.loads(json.dumps(result.settings))["analysis"] == json.loads(
+            json.dumps(self.make().settings)
+        )
 
     @pytest.mark.parametrize(
         ("options", "message"),
-        [({"label": "a/b"}, "names a folder"), ({"snapshot_every": 0}, "a snapshot every batch or less often")],
+        [
+            ({"label": "a/b"}, "names a folder"),
+            ({"snapshot_every": 0}, "a snapshot every batch or less often"),
+        ],
     )
     def test_what_can_not_be_is_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):

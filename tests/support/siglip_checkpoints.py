@@ -8,15 +8,27 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, SiglipImageProcessorPil
+from transformers import (
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipImageProcessorPil,
+)
 
 _TOWER = {
-    **{"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3},
+    **{
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+    },
     **{"num_attention_heads": 4, "image_size": 28, "patch_size": 7},
 }
 
 
-def build_siglip_llava(llava: str, folder: Path, strategy: Literal["full", "default"] = "full") -> str:
+def build_siglip_llava(
+    llava: str, folder: Path, strategy: Literal["full", "default"] = "full"
+) -> str:
     """Save a model with random weights, which has tokenizer, template and LLM of another; return its folder."""
     shutil.copytree(llava, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = LlavaConfig.from_pretrained(llava).to_dict()

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_after_prompts, choose_in_prompts
+from lightning_mllm.analysis.skipping.choice import (
+    SampleTokens,
+    choose_after_prompts,
+    choose_in_prompts,
+)
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Segment
@@ -28,7 +32,11 @@ def chosen_columns(batch: MultimodalBatch, skip: Skip, layer: int) -> Tensor:
         kinds = ["perceptual" if image[column] else "textual" for column in columns[:length]]
         wanted = [k for k, kind in enumerate(kinds) if skip.tokens in ("all", kind)]
         in_prompt = spaced(len(wanted), skip.share) if skip.choice == "strided" else None
-        chosen = [k for k in wanted if drawn[row, k]] if in_prompt is None else [wanted[k] for k in in_prompt]
+        chosen = (
+            [k for k in wanted if drawn[row, k]]
+            if in_prompt is None
+            else [wanted[k] for k in in_prompt]
+        )
         generated = len(columns) - length
         later = spaced(generated, skip.share)
         if skip.choice == "random":
@@ -42,14 +50,18 @@ def chosen_columns(batch: MultimodalBatch, skip: Skip, layer: int) -> Tensor:
 
 def spaced(count: int, share: float) -> list[int]:
     """Every 1 / share-th of so many."""
-    return [k for k in range(count) if math.floor((k + 1) * share + 1e-9) > math.floor(k * share + 1e-9)]
+    return [
+        k for k in range(count) if math.floor((k + 1) * share + 1e-9) > math.floor(k * share + 1e-9)
+    ]
 
 
 def reference_states(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> list[Tensor]:
     """What leaves each layer, un-normed, (batch, sequence, width)."""
     model: Any = backbone.model
     decoder: Any = backbone.decoder
-    hidden = model(**batch.model_inputs(), output_hidden_states=True, use_cache=False).hidden_states[0]
+    hidden = model(
+        **batch.model_inputs(), output_hidden_states=True, use_cache=False
+    ).hidden_states[0]
     real = batch.attention_mask.bool()
     cos, sin = decoder.rotary_emb(hidden, batch.position_ids)
     affected = skip.layers(len(decoder.layers))
@@ -76,7 +88,9 @@ def reference_logits(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> 
     return logits
 
 
-def _layer(layer: Any, skip: Skip, hidden: Tensor, chosen: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def _layer(
+    layer: Any, skip: Skip, hidden: Tensor, chosen: Tensor, places: tuple[Tensor, Tensor, Tensor]
+) -> Tensor:
     real, cos, sin = places
     skips_attention = skip.computation in ("block", "attention")
     unseen = chosen if skips_attention and not skip.visible else torch.zeros_like(chosen)
@@ -103,8 +117,12 @@ def _attention(attention: Any, normed: Tensor, seen: Tensor, cos: Tensor, sin: T
     key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
     length = normed.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool).tril() & seen[:, None]
-    allowed = allowed | torch.eye(length, dtype=torch.bool)  # padding, and rows that are left out, see themselves
-    scores = (query @ key.transpose(2, 3) / math.sqrt(attention.head_dim)).masked_fill(~allowed[:, None], -torch.inf)
+    allowed = allowed | torch.eye(
+        length, dtype=torch.bool
+    )  # padding, and rows that are left out, see themselves
+    scores = (query @ key.transpose(2, 3) / math.sqrt(attention.head_dim)).masked_fill(
+        ~allowed[:, None], -torch.inf
+    )
     mixed: Tensor = attention.o_proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
     return mixed
 

@@ -25,15 +25,25 @@ CASES = {
     "ffn, strided": Skip(share=0.4, choice="strided", tokens="all", phase="both", start=1),
     "ffn, anew in each layer": Skip(share=0.5, per_layer=True, phase="both", tokens="textual"),
     "attention": Skip(computation="attention", share=0.5),
-    "attention, seen": Skip(computation="attention", share=0.5, visible=True, tokens="all", phase="both"),
-    "attention of all": Skip(computation="attention", share=1.0, tokens="all", phase="both", interval=2),
+    "attention, seen": Skip(
+        computation="attention", share=0.5, visible=True, tokens="all", phase="both"
+    ),
+    "attention of all": Skip(
+        computation="attention", share=1.0, tokens="all", phase="both", interval=2
+    ),
     "attention, behind": Skip(computation="attention", share=0.5, tokens="textual", phase="decode"),
     "block": Skip(computation="block", share=0.5, start=1),
-    "block, seen": Skip(computation="block", share=0.7, visible=True, phase="both", tokens="all", choice="strided"),
-    "block of all": Skip(computation="block", share=1.0, tokens="all", phase="both", start=0, stop=1),
+    "block, seen": Skip(
+        computation="block", share=0.7, visible=True, phase="both", tokens="all", choice="strided"
+    ),
+    "block of all": Skip(
+        computation="block", share=1.0, tokens="all", phase="both", start=0, stop=1
+    ),
     "block of the prompt": Skip(computation="block", share=1.0, tokens="all", start=1, stop=3),
     "block of all, seen": Skip(computation="block", share=1.0, tokens="all", visible=True, stop=2),
-    "block, anew in each layer": Skip(computation="block", share=0.5, per_layer=True, tokens="all", phase="both"),
+    "block, anew in each layer": Skip(
+        computation="block", share=0.5, per_layer=True, tokens="all", phase="both"
+    ),
     "parallel": Skip(computation="parallel", share=1.0, tokens="all", phase="both"),
     "parallel, some": Skip(computation="parallel", share=0.5),
     "parallel blocks": BLOCKS,
@@ -58,7 +68,10 @@ def make_backbone(checkpoint: str, *options: Any, **more: Any) -> Backbone:
 def states(backbone: Backbone, batch: MultimodalBatch) -> list[Tensor]:
     """What leaves each layer, un-normed."""
     found: list[Tensor] = []
-    handles = [layer.register_forward_hook(lambda _, __, out: found.append(out)) for layer in decoder_layers(backbone)]
+    handles = [
+        layer.register_forward_hook(lambda _, __, out: found.append(out))
+        for layer in decoder_layers(backbone)
+    ]
     try:
         backbone.model(**batch.model_inputs(), use_cache=False)
     finally:
@@ -94,7 +107,9 @@ def layer_inside(backbone: Backbone, batch: MultimodalBatch, layer: int) -> tupl
     seen: dict[str, Tensor] = {}
     module: Any = decoder_layers(backbone)[layer]
     handles = [
-        getattr(module, part).register_forward_pre_hook(lambda _, given, key=part: seen.update({key: given[0]}))
+        getattr(module, part).register_forward_pre_hook(
+            lambda _, given, key=part: seen.update({key: given[0]})
+        )
         for part in ("input_layernorm", "post_attention_layernorm")
     ]
     logits(backbone, batch)

@@ -36,7 +36,8 @@ def by_hand(
     for index, layer in enumerate(decoder.layers):
         for name in SEVEN:
             squares[Matrix(index, name)] = sum(
-                (_squares(decoder, layer.get_submodule(name), *each) for each in sequences), start=torch.tensor(0.0)
+                (_squares(decoder, layer.get_submodule(name), *each) for each in sequences),
+                start=torch.tensor(0.0),
             )
         for name in SEVEN:
             matrix, module = Matrix(index, name), layer.get_submodule(name)
@@ -50,7 +51,9 @@ def prune_by_hand(weight: Tensor, squares: Tensor, sparsity: float) -> Tensor:
     """Return which weights of each row are kept, by sorting lists."""
     kept = torch.ones_like(weight, dtype=torch.bool)
     for row, cells in enumerate(weight.tolist()):
-        scores = [abs(cell) * norm for cell, norm in zip(cells, squares.sqrt().tolist(), strict=True)]
+        scores = [
+            abs(cell) * norm for cell, norm in zip(cells, squares.sqrt().tolist(), strict=True)
+        ]
         order = sorted(range(len(scores)), key=lambda column: scores[column])
         kept[row, order[: floor(sparsity * len(scores))]] = False
     return kept
@@ -78,7 +81,9 @@ def widen(batch: MultimodalBatch, left: int, right: int) -> MultimodalBatch:
         input_ids=fill(batch.input_ids, batch.pad_id),
         attention_mask=fill(batch.attention_mask, 0),
         labels=fill(batch.labels, IGNORE_INDEX),
-        spans=TokenSpans({segment: fill(mask, False) for segment, mask in batch.spans.masks.items()}),
+        spans=TokenSpans(
+            {segment: fill(mask, False) for segment, mask in batch.spans.masks.items()}
+        ),
     )
 
 

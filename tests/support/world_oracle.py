@@ -50,7 +50,11 @@ class Verdict:
 def matching(scene: Scene, words: str) -> list[SceneObject]:
     """Return the objects that a description fits."""
     wanted = {ATTRIBUTE_OF[word]: word for word in words.split() if word != "object"}
-    return [thing for thing in scene.objects if all(getattr(thing, name) == value for name, value in wanted.items())]
+    return [
+        thing
+        for thing in scene.objects
+        if all(getattr(thing, name) == value for name, value in wanted.items())
+    ]
 
 
 def the(scene: Scene, words: str) -> SceneObject:
@@ -63,12 +67,19 @@ def pairs_in(text: str) -> set[tuple[str, str]]:
     """Return the pairs of colour and shape that stand side by side, in either order, or around other attributes."""
     between = rf"(?: (?:{'|'.join(VALUES['size'] + VALUES['texture'])}|\d \d))*"
     found = set(re.findall(rf"(?=\b({COLOR}){between} ({SHAPE}))", text))
-    return found | {(color, shape) for shape, color in re.findall(rf"(?=\b({SHAPE}){between} ({COLOR})\b)", text)}
+    return found | {
+        (color, shape)
+        for shape, color in re.findall(rf"(?=\b({SHAPE}){between} ({COLOR})\b)", text)
+    }
 
 
 def judge(scene: Scene, text: str) -> Verdict:
     """Answer a question; exactly one form must fit it, and each description exactly one object."""
-    matches = [(match, reader) for pattern, reader in FORMS.items() if (match := re.fullmatch(pattern, text))]
+    matches = [
+        (match, reader)
+        for pattern, reader in FORMS.items()
+        if (match := re.fullmatch(pattern, text))
+    ]
     ((match, reader),) = matches
     return reader(scene, match)
 
@@ -77,12 +88,19 @@ def _choose(scene: Scene, match: Match[str]) -> Verdict:
     thing, options = the(scene, match["thing"]), (match["one"], match["two"])
     (attribute,) = {ATTRIBUTE_OF[option] for option in options}
     assert match.groupdict().get("attribute") in (None, attribute)
-    assert not any(ATTRIBUTE_OF.get(word) == attribute for word in match["thing"].split()), "the words tell the answer"
+    assert not any(ATTRIBUTE_OF.get(word) == attribute for word in match["thing"].split()), (
+        "the words tell the answer"
+    )
     (answer,) = {getattr(thing, attribute)} & set(options)
     assert options[0] != options[1]
     pairs = pairs_in(match["thing"])
     if attribute == "color":
-        pairs |= {(option, shape) for option in options for shape in match["thing"].split()[-1:] if shape != "object"}
+        pairs |= {
+            (option, shape)
+            for option in options
+            for shape in match["thing"].split()[-1:]
+            if shape != "object"
+        }
     if attribute == "shape":
         colors = [word for word in match["thing"].split() if word in VALUES["color"]]
         pairs |= {(color, option) for option in options for color in colors}
@@ -121,7 +139,9 @@ def _side(scene: Scene, match: Match[str]) -> Verdict:
 
 def _query(scene: Scene, match: Match[str]) -> Verdict:
     thing, attribute = the(scene, match["thing"]), match["attribute"]
-    assert not any(ATTRIBUTE_OF.get(word) == attribute for word in match["thing"].split()), "the words tell the answer"
+    assert not any(ATTRIBUTE_OF.get(word) == attribute for word in match["thing"].split()), (
+        "the words tell the answer"
+    )
     return Verdict(getattr(thing, attribute), (), (thing,))
 
 
@@ -147,7 +167,9 @@ def _identify(scene: Scene, match: Match[str]) -> Verdict:
 
 def _caption(scene: Scene, match: Match[str]) -> Verdict:
     ordered = sorted(scene.objects, key=lambda thing: (thing.x, thing.y))
-    return Verdict(", ".join(f"{_words(thing)} at {_place(thing)}" for thing in ordered), (), tuple(ordered))
+    return Verdict(
+        ", ".join(f"{_words(thing)} at {_place(thing)}" for thing in ordered), (), tuple(ordered)
+    )
 
 
 def _words(thing: SceneObject) -> str:
@@ -162,7 +184,9 @@ def _any(options: Sequence[str]) -> str:
     return "|".join(map(re.escape, options))
 
 
-_THING, _OTHER, _ANCHOR = (rf"(?P<{name}>[a-z]+(?: [a-z]+){{0,2}})" for name in ("thing", "other", "anchor"))
+_THING, _OTHER, _ANCHOR = (
+    rf"(?P<{name}>[a-z]+(?: [a-z]+){{0,2}})" for name in ("thing", "other", "anchor")
+)
 _VALUE = "|".join(value for name in ("size", "color", "texture") for value in VALUES[name])
 _EITHER = rf"(?P<one>{_VALUE}) or (?P<two>{_VALUE})"
 _EITHER_SHAPE = rf"a (?P<one>{SHAPE}) or a (?P<two>{SHAPE})"

@@ -23,7 +23,10 @@ from lightning_mllm.testbed.world.scenes import Pairs
 
 
 def scenes(count: int, pairs: Pairs = "seen", objects: tuple[int, int] = (1, 5)) -> list[Scene]:
-    return [draw_scene(f"tests/{pairs}/{number}", objects=objects, pairs=pairs) for number in range(count)]
+    return [
+        draw_scene(f"tests/{pairs}/{number}", objects=objects, pairs=pairs)
+        for number in range(count)
+    ]
 
 
 def questions(count: int, pairs: Pairs = "seen") -> Iterator[tuple[Scene, Question]]:
@@ -41,7 +44,11 @@ def fingerprint() -> str:
     digest = hashlib.sha256()
     for scene in scenes(8) + scenes(8, "held_out"):
         draw = Draw("fingerprint", scene.id)
-        exchanges = [*talk.ask_questions(scene, draw, 8), *talk.ask_lookups(scene, draw, 4), *talk.repeat_words(draw)]
+        exchanges = [
+            *talk.ask_questions(scene, draw, 8),
+            *talk.ask_lookups(scene, draw, 4),
+            *talk.repeat_words(draw),
+        ]
         said = talk.add_notes(scene, exchanges, draw)
         digest.update(repr((scene, scene.graph(), caption(scene), said)).encode())
         digest.update(draw_image(scene).tobytes())

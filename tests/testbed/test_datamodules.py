@@ -18,7 +18,7 @@ from tests.support.datamodule_contract import DataModuleContract
 from tests.support.world_oracle import judge, pairs_in
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-TRAININGS = ("language", "vision", "aligned", "instructed")
+TRAININGS = ("2_language", "3b_vision", "4_aligned", "5_instructed")
 
 
 class TestTalkAboutPictures(DataModuleContract):
@@ -29,13 +29,24 @@ class TestTalkAboutPictures(DataModuleContract):
 
 class TestTalkAboutNotes(DataModuleContract):
     def make(self, checkpoint: str, **options: Any) -> WorldConversations:
-        options |= {"scenes": 10, "val_scenes": 5, "test_scenes": 5, "questions": 2, "repeated": 0.3}
+        options |= {
+            "scenes": 10,
+            "val_scenes": 5,
+            "test_scenes": 5,
+            "questions": 2,
+            "repeated": 0.3,
+        }
         return WorldConversations(checkpoint=checkpoint, material="text", **options)
 
 
 class TestWorldQuestions(DataModuleContract):
     def make(self, checkpoint: str, **options: Any) -> WorldQuestions:
-        options |= {"per_kind": 1, "val_per_kind": 1, "train_per_kind": 1, "parts": ("presence", "blind", "text")}
+        options |= {
+            "per_kind": 1,
+            "val_per_kind": 1,
+            "train_per_kind": 1,
+            "parts": ("presence", "blind", "text"),
+        }
         return WorldQuestions(checkpoint=checkpoint, **options)
 
 
@@ -45,7 +56,11 @@ def talk(**options: Any) -> WorldConversations:
 
 def questions(part: Part, split: Split = "test", per_kind: int = 2) -> list[Sample]:
     module = WorldQuestions(
-        checkpoint="unused", parts=(part,), per_kind=per_kind, val_per_kind=per_kind, train_per_kind=per_kind
+        checkpoint="unused",
+        parts=(part,),
+        per_kind=per_kind,
+        val_per_kind=per_kind,
+        train_per_kind=per_kind,
     )
     return [*module.load(split)]
 
@@ -71,7 +86,9 @@ def test_a_sample_is_the_same_each_time_it_is_made(material: str) -> None:
 
 @pytest.mark.parametrize("config", TRAININGS)
 def test_training_mentions_no_held_out_pair_and_no_falsehood(config: str) -> None:
-    options = yaml.safe_load((CONFIGS / "testbed" / f"{config}.yaml").read_text())["data"]["init_args"]
+    options = yaml.safe_load((CONFIGS / "testbed_training" / f"{config}.yaml").read_text())["data"][
+        "init_args"
+    ]
     for sample in WorldConversations(checkpoint="unused", **options).load("train")[:40]:
         scene = draw_scene(sample.id)
         texts = [turn.text for turn in sample.conversation]
@@ -148,12 +165,22 @@ def test_questions_have_the_boxes_and_options_of_their_rows(part: Part) -> None:
     asked = {each.id: each for each in examination(part, 4)}
     for sample in questions(part, per_kind=4):
         written = row(asked[sample.id])
-        names = [name for name in objects_of(str(sample.kind).split("/")[1]) if written[f"{name} x"] != "-"]
-        assert sample.boxes == [Box(*(int(written[f"{name} {field}"]) for field in "xywh")) for name in names]
+        names = [
+            name
+            for name in objects_of(str(sample.kind).split("/")[1])
+            if written[f"{name} x"] != "-"
+        ]
+        assert sample.boxes == [
+            Box(*(int(written[f"{name} {field}"]) for field in "xywh")) for name in names
+        ]
         assert sample.boxes
         everything = {Box(*thing.box) for thing in asked[sample.id].scene.objects}
         assert everything - {*sample.boxes} == {*sample.distractors}
-        options = Options(written["true option"], written["false option"]) if "true option" in written else None
+        options = (
+            Options(written["true option"], written["false option"])
+            if "true option" in written
+            else None
+        )
         assert sample.options == options
 
 
@@ -173,7 +200,9 @@ def test_each_part_has_its_options_in_its_question(tiny_llava: str) -> None:
         assert batch.spans[Segment.FALSE_OPTION].any(dim=1).tolist() == chosen
         seen = [str(kind).startswith("seen") for kind in batch.kinds]
         assert batch.spans[Segment.IMAGE_OBJECT].any(dim=1).tolist() == seen
-        assert [answers is not None and answers.false is not None for answers in batch.answers] == chosen
+        assert [
+            answers is not None and answers.false is not None for answers in batch.answers
+        ] == chosen
 
 
 def test_blind_questions_have_a_picture_of_nothing() -> None:
@@ -194,7 +223,8 @@ def test_questions_in_text_come_with_the_facts() -> None:
 
 def test_shares_are_kept() -> None:
     captioned = [
-        sample.conversation[0].text.startswith("Describe the picture") for sample in talk().load("train")[:300]
+        sample.conversation[0].text.startswith("Describe the picture")
+        for sample in talk().load("train")[:300]
     ]
     repeated = [
         sample.conversation[0].text.startswith("Repeat:")
@@ -226,13 +256,21 @@ def test_mixed_conversations_say_the_same_in_another_order() -> None:
 
     pairs = [(exchanges(one), exchanges(other)) for one, other in zip(plain, mixed, strict=True)]
     assert all(sorted(one) == sorted(other) for one, other in pairs)
-    assert len({one[0][0] for one, _ in pairs}) == 1 < len({other[0][0].split()[0] for _, other in pairs})
+    assert (
+        len({one[0][0] for one, _ in pairs})
+        == 1
+        < len({other[0][0].split()[0] for _, other in pairs})
+    )
 
 
 def test_hard_questions_get_more_turns() -> None:
     def hard(emphasis: int) -> int:
-        samples = talk(scenes=40, captioned=0.0, questions=12, emphasis=emphasis, objects=(3, 5)).load("train")
-        return sum(turn.text.startswith("Is there") for sample in samples for turn in sample.conversation)
+        samples = talk(
+            scenes=40, captioned=0.0, questions=12, emphasis=emphasis, objects=(3, 5)
+        ).load("train")
+        return sum(
+            turn.text.startswith("Is there") for sample in samples for turn in sample.conversation
+        )
 
     assert hard(2) > 1.2 * hard(1) > 0
 

@@ -45,7 +45,14 @@ every_domain = pytest.mark.parametrize("name", DOMAINS)
 
 class TestDomain(DataModuleContract):
     def make(self, checkpoint: str, **options: Any) -> Domain:
-        return Domain(checkpoint=checkpoint, name="leaves", per_class=2, val_per_class=1, test_per_class=1, **options)
+        return Domain(
+            checkpoint=checkpoint,
+            name="leaves",
+            per_class=2,
+            val_per_class=1,
+            test_per_class=1,
+            **options,
+        )
 
 
 @every_domain
@@ -70,7 +77,11 @@ def test_pictures_of_a_class_differ(name: str) -> None:
 @every_domain
 def test_no_picture_is_in_two_splits(name: DomainName) -> None:
     module = Domain(checkpoint="unused", name=name, per_class=3, val_per_class=2, test_per_class=2)
-    pixels = [pixels_of(sample.images[0]) for split in ("train", "val", "test") for sample in module.load(split)]
+    pixels = [
+        pixels_of(sample.images[0])
+        for split in ("train", "val", "test")
+        for sample in module.load(split)
+    ]
 
     assert len(pixels) == 7 * len(DOMAINS[name][0])
     assert len(set(pixels)) == len(pixels)
@@ -115,7 +126,9 @@ def test_a_split_without_pictures_is_refused(option: str) -> None:
 
 
 def test_an_unknown_domain_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"no domain 'birds'\. Choose one of glyphs, textures, leaves, lesions"):
+    with pytest.raises(
+        ConfigError, match=r"no domain 'birds'\. Choose one of glyphs, textures, leaves, lesions"
+    ):
         Domain(checkpoint="unused", name="birds")  # type: ignore[arg-type]
 
 
@@ -124,7 +137,9 @@ def test_options_name_all_domains() -> None:
 
 
 def test_seeds_give_other_pictures_of_the_same_classes() -> None:
-    first, second = (Domain(checkpoint="unused", name="glyphs", domain_seed=seed).load("val") for seed in (0, 1))
+    first, second = (
+        Domain(checkpoint="unused", name="glyphs", domain_seed=seed).load("val") for seed in (0, 1)
+    )
 
     assert [sample.label for sample in first] == [sample.label for sample in second]
     assert not {sample.id for sample in first} & {sample.id for sample in second}
@@ -187,8 +202,12 @@ def pixels_of(image: object) -> bytes:
 def pictures(name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """(pictures, 64, 64, 3) and their classes; the first `TRAIN` of each class come first."""
     classes, draw = DOMAINS[name]
-    images: list[Image.Image] = [draw(label, str(number)) for number in range(TRAIN + TEST) for label in classes]
-    return np.stack([np.asarray(image) for image in images]), np.tile(np.arange(len(classes)), TRAIN + TEST)
+    images: list[Image.Image] = [
+        draw(label, str(number)) for number in range(TRAIN + TEST) for label in classes
+    ]
+    return np.stack([np.asarray(image) for image in images]), np.tile(
+        np.arange(len(classes)), TRAIN + TEST
+    )
 
 
 def accuracy(name: str, features: Features) -> float:
@@ -197,7 +216,9 @@ def accuracy(name: str, features: Features) -> float:
     known = TRAIN * len(DOMAINS[name][0])
     values = features(images)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.01))
-    return float(classifier.fit(values[:known], labels[:known]).score(values[known:], labels[known:]))
+    return float(
+        classifier.fit(values[:known], labels[:known]).score(values[known:], labels[known:])
+    )
 
 
 def mean_color(images: NDArray[Any]) -> NDArray[Any]:
@@ -207,7 +228,9 @@ def mean_color(images: NDArray[Any]) -> NDArray[Any]:
 
 def histogram(images: NDArray[Any]) -> NDArray[Any]:
     """Share of the pixels in each eighth of each channel."""
-    return np.stack([(images // 32 == level).mean(axis=(1, 2)) for level in range(8)], axis=1).reshape(len(images), -1)
+    return np.stack(
+        [(images // 32 == level).mean(axis=(1, 2)) for level in range(8)], axis=1
+    ).reshape(len(images), -1)
 
 
 def spectrum(images: NDArray[Any]) -> NDArray[Any]:

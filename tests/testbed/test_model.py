@@ -28,10 +28,20 @@ CARD = {stage: read(ROOT / f"docs/testbed/{stage}.csv") for stage in STAGES}
 
 
 @pytest.mark.slow
-def test_the_evaluation_reproduces_the_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_evaluation_reproduces_the_card(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     isolate(monkeypatch, tmp_path)
 
-    main(["test", "--config", str(CONFIGS / "testbed/eval.yaml"), "--data.init_args.parts", "[seen, presence]"])
+    main(
+        [
+            "test",
+            "--config",
+            str(CONFIGS / "runs/testbed/eval.yaml"),
+            "--data.init_args.parts",
+            "[seen, presence]",
+        ]
+    )
 
     (written,) = tmp_path.glob("runs/testbed-eval/evaluation/*/exact-match-per-kind.csv")
     found = read(written)
@@ -40,7 +50,7 @@ def test_the_evaluation_reproduces_the_card(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_the_card_is_of_the_shipped_evaluation() -> None:
-    data = yaml.safe_load((CONFIGS / "testbed/eval.yaml").read_text())["data"]["init_args"]
+    data = yaml.safe_load((CONFIGS / "runs/testbed/eval.yaml").read_text())["data"]["init_args"]
 
     for card in CARD.values():
         assert {kind.split("/")[0] for kind in card} == set(data["parts"])
@@ -57,17 +67,27 @@ def test_the_tables_of_the_card_are_those_that_were_measured() -> None:
 
 @pytest.mark.parametrize(
     ("types", "least"),
-    [(("ChooseAttr", "ChooseCat", "QueryAttr"), 0.9), (("ChooseRel", "CompareAttr", "LogicalObj"), 0.8)],
+    [
+        (("ChooseAttr", "ChooseCat", "QueryAttr"), 0.9),
+        (("ChooseRel", "CompareAttr", "LogicalObj"), 0.8),
+    ],
 )
 def test_the_instructed_model_answers_each_wording(types: tuple[str, ...], least: float) -> None:
-    assert {kind: value for kind, value in accuracies("instructed", "seen").items() if kind.startswith(types)}
+    assert {
+        kind: value
+        for kind, value in accuracies("instructed", "seen").items()
+        if kind.startswith(types)
+    }
     for kind, accuracy in accuracies("instructed", "seen").items():
         assert accuracy >= least or not kind.startswith(types), kind
 
 
 def test_the_instructed_model_carries_over_to_held_out_pairs_except_where_the_card_says() -> None:
     held_out = accuracies("instructed", "held_out")
-    lost = {kind: accuracy - held_out[kind] for kind, accuracy in accuracies("instructed", "seen").items()}
+    lost = {
+        kind: accuracy - held_out[kind]
+        for kind, accuracy in accuracies("instructed", "seen").items()
+    }
 
     assert {kind for kind, loss in lost.items() if loss > 0.15} == LOSE_ON_HELD_OUT_PAIRS
 
@@ -88,5 +108,9 @@ def test_each_stage_sees_more_than_the_one_before_and_none_without_a_picture() -
 
 def accuracies(stage: Stage, part: str) -> dict[str, float]:
     """Kind without its part -> accuracy."""
-    kinds = {kind.removeprefix(f"{part}/"): row for kind, row in CARD[stage].items() if kind.startswith(f"{part}/")}
+    kinds = {
+        kind.removeprefix(f"{part}/"): row
+        for kind, row in CARD[stage].items()
+        if kind.startswith(f"{part}/")
+    }
     return {kind: int(row["correct"]) / int(row["n"]) for kind, row in kinds.items()}

@@ -71,7 +71,7 @@ class Alignment(StreamedAnalysis):
         self,
         *,
         states: Sequence[StateName] = ("residual",),
-        sets: TokenSets = TokenSets(),  # noqa: B008 - frozen
+        sets: TokenSets = TokenSets(),
         gaps: Sequence[int] = (1, 8),
         pair_budget: int = 120,
         deviation: bool = False,

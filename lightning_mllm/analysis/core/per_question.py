@@ -84,7 +84,7 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         correct_only: bool,
         match: Match,
         kind_depth: int | None = None,
-        bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
+        bootstrap: Bootstrap = Bootstrap(),
         label: str = "",
     ) -> None:
         super().__init__(label=label)

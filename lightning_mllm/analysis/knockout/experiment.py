@@ -94,7 +94,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         self,
         *,
         blocks: Sequence[str] = BLOCKS,
-        windows: Windows = Windows(),  # noqa: B008 - frozen
+        windows: Windows = Windows(),
         engine: EngineName = "auto",
         memory_gib: float | None = None,
         correct_only: bool = True,
@@ -102,7 +102,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         contrasts: Sequence[tuple[str, str]] | None = None,
         kind_depth: int | None = None,
         least_per_answer: int = 20,
-        bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
+        bootstrap: Bootstrap = Bootstrap(),
         label: str = "",
     ) -> None:
         super().__init__(

@@ -50,7 +50,7 @@ def summarise_flow(
     contrasts: Sequence[tuple[str, str]] = (),
     kind_depth: int | None = None,
     least_per_answer: int = 20,
-    bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
+    bootstrap: Bootstrap = Bootstrap(),
     settings: Mapping[str, Any] | None = None,
 ) -> AnalysisResult:
     """Return the numbers of rows, with their intervals.

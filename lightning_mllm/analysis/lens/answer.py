@@ -127,7 +127,7 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         correct_only: bool = True,
         match: Match = "normalised",
         kind_depth: int | None = None,
-        bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
+        bootstrap: Bootstrap = Bootstrap(),
         label: str = "",
     ) -> None:
         super().__init__(

@@ -60,7 +60,7 @@ class Vocabulary(StreamedAnalysis):
         gaps: Sequence[int] = (1, 8),
         top: int = 10,
         per_token: int = 1,
-        sets: TokenSets = TokenSets(),  # noqa: B008 - frozen
+        sets: TokenSets = TokenSets(),
         without_sinks: bool = False,
         groups: int = 16,
         seed: int = 0,

@@ -155,7 +155,7 @@ class TokenMap(TokenMeans):
         method: Method = "tsne",
         layers: Sequence[int] | None = None,
         samples: int = 200,
-        sets: TokenSets = TokenSets(sink_ratio=None),  # noqa: B008 - frozen
+        sets: TokenSets = TokenSets(sink_ratio=None),
         seed: int = 0,
         snapshot_every: int = 50,
         label: str = "",

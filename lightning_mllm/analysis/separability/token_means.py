@@ -44,7 +44,7 @@ class TokenMeans(StreamedAnalysis):
         *,
         layers: Sequence[int] | None = None,
         samples: int = 200,
-        sets: TokenSets = TokenSets(sink_ratio=None),  # noqa: B008 - frozen
+        sets: TokenSets = TokenSets(sink_ratio=None),
         groups: int = 16,
         seed: int = 0,
         snapshot_every: int = 50,

@@ -63,7 +63,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
     def __init__(
         self,
         *,
-        skip: Skip = Skip(),  # noqa: B008 - frozen
+        skip: Skip = Skip(),
         computations: Sequence[Computation] = ("ffn",),
         shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
         starts: Sequence[int | float] = (0, 0.5),
@@ -71,7 +71,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         correct_only: bool = False,
         match: Match = "normalised",
         kind_depth: int | None = None,
-        bootstrap: Bootstrap = Bootstrap(),  # noqa: B008 - frozen
+        bootstrap: Bootstrap = Bootstrap(),
         label: str = "",
     ) -> None:
         super().__init__(correct_only=correct_only, match=match, label=label)

@@ -70,7 +70,7 @@ class ActivatedWeights(Analysis):
     def __init__(
         self,
         *,
-        pruning: Pruning = Pruning(),  # noqa: B008 - frozen
+        pruning: Pruning = Pruning(),
         tokens: Sequence[Tokens] = ("perceptual", "textual"),
         context: Context = "own",
         sequential: bool = True,

@@ -144,8 +144,8 @@ class Calibration:
 def calibrate(
     backbone: Backbone,
     batches: Iterable[MultimodalBatch],
-    pruning: Pruning = Pruning(),  # noqa: B008 - frozen
-    options: CalibrationOptions = CalibrationOptions(),  # noqa: B008 - frozen
+    pruning: Pruning = Pruning(),
+    options: CalibrationOptions = CalibrationOptions(),
     task: str = "",
 ) -> Calibration:
     """Calibrate a model on the samples of a task; the model is left as it is.

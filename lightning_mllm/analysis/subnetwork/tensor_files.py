@@ -19,7 +19,9 @@ _T = TypeVar("_T")
 _KEY = "lightning_mllm"  # our entry in a file's metadata
 
 
-def write_matrices(path: Path, tensors: Mapping[Matrix, Tensor], holds: str, about: Mapping[str, Any]) -> None:
+def write_matrices(
+    path: Path, tensors: Mapping[Matrix, Tensor], holds: str, about: Mapping[str, Any]
+) -> None:
     """Write a file; at every moment it is absent, old or complete.
 
     Args:
@@ -40,7 +42,9 @@ def write_matrices(path: Path, tensors: Mapping[Matrix, Tensor], holds: str, abo
         ) from error
 
 
-def read_matrices(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], dict[str, Any]], _T]) -> _T:
+def read_matrices(
+    path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], dict[str, Any]], _T]
+) -> _T:
     """Return what a file holds.
 
     Args:
@@ -61,7 +65,11 @@ def read_matrices(path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], 
             about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             if about.pop("holds", None) == holds:
                 return make(
-                    {matrix: file.get_tensor(str(matrix)) for matrix in sorted(map(Matrix.parse, file.keys()))}, about
+                    {
+                        matrix: file.get_tensor(str(matrix))
+                        for matrix in sorted(map(Matrix.parse, file.keys()))
+                    },
+                    about,
                 )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

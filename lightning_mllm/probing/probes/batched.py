@@ -57,7 +57,10 @@ def train_together(
         DataError: Early stopping was asked for, but no class has a sample to hold out; or a network
             diverged.
     """
-    parts = [hold_out(task.labels, training.val_fraction, torch_generator(task.seed, "slice")) for task in tasks]
+    parts = [
+        hold_out(task.labels, training.val_fraction, torch_generator(task.seed, "slice"))
+        for task in tasks
+    ]
     kept, held = (torch.stack(part) for part in zip(*parts, strict=True))
     if training.val_fraction and not held.numel():
         raise DataError(
@@ -101,7 +104,9 @@ class _Run:
     ) -> None:
         self._data, self._training = data, training
         self._orders = [torch_generator(task.seed, "order") for task in tasks]
-        weights = initial_weights(sizes, [torch_generator(task.seed, "weights") for task in tasks], data.dtype)
+        weights = initial_weights(
+            sizes, [torch_generator(task.seed, "weights") for task in tasks], data.dtype
+        )
         self._weights = [weight.to(data.device).requires_grad_() for weight in weights]
         self._optimizer = self._make_adam()
         self.models = torch.arange(len(tasks), device=data.device)

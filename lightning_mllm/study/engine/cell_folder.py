@@ -174,7 +174,11 @@ def making_of(cell: BaseCell) -> Making:
 def differences(then: Making, now: Making) -> list[str]:
     """Return the names of what differs between two makings of a cell; the version does not count."""
     before, after = (
-        {"the checkpoint": each.get("checkpoint"), "the arguments": each.get("arguments"), **each.get("configs", {})}
+        {
+            "the checkpoint": each.get("checkpoint"),
+            "the arguments": each.get("arguments"),
+            **each.get("configs", {}),
+        }
         for each in (then, now)
     )
     return list(find_changes(before, after))

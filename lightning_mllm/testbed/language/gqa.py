@@ -10,7 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.gqa.rows import ABSENT, COLUMNS, box_columns, objects_of, write_rows
+from lightning_mllm.data.datasets.gqa.rows import (
+    ABSENT,
+    COLUMNS,
+    box_columns,
+    objects_of,
+    write_rows,
+)
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed.language.captions import caption
 from lightning_mllm.testbed.language.questions import Question, QuestionType

@@ -26,18 +26,20 @@ class Step:
     """One training.
 
     Attributes:
-        name: Name of its config, run and export.
+        name: Name of its run and export.
         start: Name of the checkpoint that it starts from.
+        number: Place in the order of the steps, with which the name of the config begins.
     """
 
     name: str
     start: str
+    number: str
 
 
-WORDS = Step("words", "start")
-LANGUAGE = (Step("language", "words"),)
-VISION = (Step("shapes", "words"), Step("vision", "shapes"))
-TOGETHER = (Step("aligned", "before"), Step("instructed", "aligned"))
+WORDS = Step("words", "start", "1")
+LANGUAGE = (Step("language", "words", "2"),)
+VISION = (Step("shapes", "words", "3a"), Step("vision", "shapes", "3b"))
+TOGETHER = (Step("aligned", "before", "4"), Step("instructed", "aligned", "5"))
 
 
 def run_lightning(arguments: Sequence[str]) -> None:
@@ -76,7 +78,8 @@ class Recipe:
         """Do everything that is not done yet."""
         start = self._folder_of("start")
         if not start.exists():
-            self._lightning("tiny", str(start), "--config", str(self.configs / "start.yaml"))
+            config = str(self.configs / "0_start.yaml")
+            self._lightning("tiny", str(start), "--config", config)
         self._train(WORDS)
         if self.side_by_side:
             with ThreadPoolExecutor() as pool:
@@ -113,7 +116,7 @@ class Recipe:
         resume = ["--ckpt_path", str(checkpoint)] if checkpoint else []
         self._lightning(
             "fit",
-            *("--config", str(self.configs / f"{step.name}.yaml")),
+            *("--config", str(self.configs / f"{step.number}_{step.name}.yaml")),
             *("--model.checkpoint", str(self._folder_of(step.start))),
             *("--trainer.run.root", str(self.folder / "runs")),
             *("--trainer.run.name", step.name),
@@ -147,7 +150,7 @@ def main() -> None:
     """Run the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="folder for checkpoints and runs")
-    parser.add_argument("--configs", type=Path, default=Path("configs/testbed"))
+    parser.add_argument("--configs", type=Path, default=Path("configs/testbed_training"))
     arguments, options = parser.parse_known_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     Recipe(arguments.folder, arguments.configs, options).run()

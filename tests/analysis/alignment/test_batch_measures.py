@@ -13,7 +13,15 @@ from lightning_mllm.analysis.alignment.similarity import MODES
 from lightning_mllm.analysis.forward.observe import LayerState as State
 from lightning_mllm.analysis.forward.observe import stream_states
 from lightning_mllm.models.backbone import Backbone
-from tests.support.alignment_by_hand import Sample, align, curve, over_pairs, places, samples_by_hand, similarity
+from tests.support.alignment_by_hand import (
+    Sample,
+    align,
+    curve,
+    over_pairs,
+    places,
+    samples_by_hand,
+    similarity,
+)
 from tests.support.decoders import LAYERS, make_backbone
 from tests.support.questions import batches
 
@@ -38,7 +46,9 @@ def test_paired_similarities_are_those_of_one_sample(
             own = [similarity(*sample[layer], mode) for sample in samples]
             from_input = [similarity(sample[0][0], sample[layer][1], mode) for sample in samples]
             assert curve(result, f"paired {mode}")[layer] == pytest.approx(np.mean(own), abs=1e-12)
-            assert curve(result, f"paired input {mode}")[layer] == pytest.approx(np.mean(from_input), abs=1e-12)
+            assert curve(result, f"paired input {mode}")[layer] == pytest.approx(
+                np.mean(from_input), abs=1e-12
+            )
 
 
 def test_consecutive_layers_are_compared_within_a_sample_at_the_same_position(
@@ -54,13 +64,23 @@ def test_consecutive_layers_are_compared_within_a_sample_at_the_same_position(
                 pairs = [(sample[layer][k], sample[layer + gap][k]) for sample in samples]
                 for mode, of in reduce.items():
                     own = [
-                        of([similarity(a[None], b[None], "avg") for a, b in zip(*both, strict=True)]) for both in pairs
+                        of(
+                            [
+                                similarity(a[None], b[None], "avg")
+                                for a, b in zip(*both, strict=True)
+                            ]
+                        )
+                        for both in pairs
                     ]
                     found = curve(result, f"consecutive {gap} {name} {mode}")[layer]
                     assert found == pytest.approx(np.mean(own), abs=1e-12)
                 means = np.mean([similarity(*both, "avg") for both in pairs])
-                assert curve(result, f"consecutive {gap} {name} avg")[layer] == pytest.approx(means, abs=1e-12)
-        assert np.isnan(curve(result, f"consecutive {gap} textual diag_mean")[LAYERS + 1 - gap :]).all()
+                assert curve(result, f"consecutive {gap} {name} avg")[layer] == pytest.approx(
+                    means, abs=1e-12
+                )
+        assert np.isnan(
+            curve(result, f"consecutive {gap} textual diag_mean")[LAYERS + 1 - gap :]
+        ).all()
 
 
 def test_layers_that_do_nothing_are_like_the_next(backbone: Backbone, tiny_llava: str) -> None:
@@ -78,7 +98,9 @@ def test_layers_that_do_nothing_are_like_the_next(backbone: Backbone, tiny_llava
         assert not curve(result, f"update ratio {name}", "FC2")[1:].any()
 
 
-def test_norms_are_of_single_tokens(backbone: Backbone, tiny_llava: str, samples: list[Sample]) -> None:
+def test_norms_are_of_single_tokens(
+    backbone: Backbone, tiny_llava: str, samples: list[Sample]
+) -> None:
     """The released code takes the norm of all tokens together, or of their mean (bug A3 of its list)."""
     result = align(backbone, batches(tiny_llava, 4))
 
@@ -87,7 +109,9 @@ def test_norms_are_of_single_tokens(backbone: Backbone, tiny_llava: str, samples
             norms = [np.linalg.norm(sample[layer][k], axis=1) for sample in samples]
             for statistic in ("median", "max", "min"):
                 expected = np.mean([getattr(np, statistic)(each) for each in norms])
-                assert curve(result, f"norm {name} {statistic}")[layer] == pytest.approx(expected, rel=1e-12)
+                assert curve(result, f"norm {name} {statistic}")[layer] == pytest.approx(
+                    expected, rel=1e-12
+                )
 
 
 def test_inside_blocks_padding_counts_nowhere_and_updates_are_measured_beside_the_stream(
@@ -96,7 +120,9 @@ def test_inside_blocks_padding_counts_nowhere_and_updates_are_measured_beside_th
     """The released code averages left padding into the textual mean of these states (bug A9 of its list)."""
     (batch,) = batches(tiny_llava, 6)
     seen: dict[tuple[State, int], Any] = {}
-    stream_states(backbone, batch, list(State), lambda s, k, values: seen.__setitem__((s, k), values.numpy()))
+    stream_states(
+        backbone, batch, list(State), lambda s, k, values: seen.__setitem__((s, k), values.numpy())
+    )
 
     result = align(backbone, [batch], states=tuple(State))
 
@@ -104,9 +130,15 @@ def test_inside_blocks_padding_counts_nowhere_and_updates_are_measured_beside_th
     assert not batch.attention_mask.all()
     for layer in range(1, LAYERS + 1):
         for state in State:
-            tokens = [[seen[state, layer][row][own] for own in at[row]] for row in range(len(batch))]
-            same = np.mean(over_pairs([t[0] for t in tokens], [t[1] for t in tokens], "avg", own=True))
-            assert curve(result, "ima_same_layer avg", state)[layer] == pytest.approx(same, abs=1e-12)
+            tokens = [
+                [seen[state, layer][row][own] for own in at[row]] for row in range(len(batch))
+            ]
+            same = np.mean(
+                over_pairs([t[0] for t in tokens], [t[1] for t in tokens], "avg", own=True)
+            )
+            assert curve(result, "ima_same_layer avg", state)[layer] == pytest.approx(
+                same, abs=1e-12
+            )
             norm = np.mean([np.median(np.linalg.norm(t[1], axis=1)) for t in tokens])
             assert curve(result, "norm textual median", state)[layer] == pytest.approx(norm)
         before = seen[State.RESIDUAL, layer - 1]
@@ -123,8 +155,14 @@ def test_what_stands_in_padding_is_never_seen(backbone: Backbone, tiny_llava: st
     expected = align(backbone, [batch])
     layers: Any = backbone.decoder.layers
     real = batch.attention_mask.bool()[..., None]
-    handles = [layer.register_forward_hook(lambda _, __, out: out.where(real, torch.nan)) for layer in layers]
-    keys = [layer.register_forward_pre_hook(lambda _, args: (args[0].nan_to_num(0.5), *args[1:])) for layer in layers]
+    handles = [
+        layer.register_forward_hook(lambda _, __, out: out.where(real, torch.nan))
+        for layer in layers
+    ]
+    keys = [
+        layer.register_forward_pre_hook(lambda _, args: (args[0].nan_to_num(0.5), *args[1:]))
+        for layer in layers
+    ]
 
     found = align(backbone, [batch])
 
@@ -133,7 +171,9 @@ def test_what_stands_in_padding_is_never_seen(backbone: Backbone, tiny_llava: st
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-9, atol=1e-9)
 
 
-def test_sinks_are_reported_and_left_out(backbone: Backbone, tiny_llava: str, samples: list[Sample]) -> None:
+def test_sinks_are_reported_and_left_out(
+    backbone: Backbone, tiny_llava: str, samples: list[Sample]
+) -> None:
     (batch,) = batches(tiny_llava, 6)
     image = [places(batch, row)[0][0] for row in range(len(batch))]
 
@@ -149,14 +189,17 @@ def test_sinks_are_reported_and_left_out(backbone: Backbone, tiny_llava: str, sa
 
     own = [(sample[0][0][1:], sample[0][1]) for sample in samples]  # without the first image token
     for mode in MODES:
-        expected = np.mean(over_pairs([one for one, _ in own], [other for _, other in own], mode, own=True))
+        expected = np.mean(
+            over_pairs([one for one, _ in own], [other for _, other in own], mode, own=True)
+        )
         found = curve(result, f"ima_same_layer {mode}", tokens="without sinks")[0]
         assert found == pytest.approx(expected, abs=1e-12)
     patches = len(samples[0][0][0])
     assert curve(result, "sinks perceptual")[0] == pytest.approx(1 / patches)
     assert curve(result, "sinks textual")[0] == 0
     assert (
-        curve(result, "norm perceptual max")[0] > 100 * curve(result, "norm perceptual max", tokens="without sinks")[0]
+        curve(result, "norm perceptual max")[0]
+        > 100 * curve(result, "norm perceptual max", tokens="without sinks")[0]
     )
 
 

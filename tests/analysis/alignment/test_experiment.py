@@ -21,7 +21,15 @@ from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.jackknife import group_of
 from lightning_mllm.types import MultimodalBatch, Segment
-from tests.support.alignment_by_hand import Sample, Tokens, align, curve, over_pairs, residuals, samples_by_hand
+from tests.support.alignment_by_hand import (
+    Sample,
+    Tokens,
+    align,
+    curve,
+    over_pairs,
+    residuals,
+    samples_by_hand,
+)
 from tests.support.decoders import LAYERS, make_backbone
 from tests.support.questions import batches, question, tokenizer
 from tests.support.running_sums_contract import StreamedContract
@@ -38,7 +46,13 @@ class TestAlignmentOfEverything(StreamedContract):
     one_process = {"pair_budget": 0}  # noqa: RUF012
 
     def make(self, **options: Any) -> Alignment:
-        everything = {"states": list(State), "deviation": True, "noise": True, "between_kinds": True, "pair_budget": 3}
+        everything = {
+            "states": list(State),
+            "deviation": True,
+            "noise": True,
+            "between_kinds": True,
+            "pair_budget": 3,
+        }
         return Alignment(**{**everything, "groups": 4, **options})
 
 
@@ -63,19 +77,33 @@ def test_all_pairs_are_those_of_a_loop_over_all_pairs(
         for mode in MODES:
             same = over_pairs(perceptual, textual, mode, own=True)
             from_input = over_pairs(at_input, textual, mode, own=True)
-            assert curve(result, f"ima_same_layer {mode}")[layer] == pytest.approx(np.mean(same), abs=1e-12)
-            assert curve(result, f"ima_input {mode}")[layer] == pytest.approx(np.mean(from_input), abs=1e-12)
+            assert curve(result, f"ima_same_layer {mode}")[layer] == pytest.approx(
+                np.mean(same), abs=1e-12
+            )
+            assert curve(result, f"ima_input {mode}")[layer] == pytest.approx(
+                np.mean(from_input), abs=1e-12
+            )
             for name, tokens in (("perceptual", perceptual), ("textual", textual)):
                 within = over_pairs(tokens, tokens, mode, own=False)
-                assert curve(result, f"{name} {mode}")[layer] == pytest.approx(np.mean(within), abs=1e-12)
+                assert curve(result, f"{name} {mode}")[layer] == pytest.approx(
+                    np.mean(within), abs=1e-12
+                )
                 if mode in VECTOR_MODES:
-                    assert curve(result, f"{name} {mode} deviation")[layer] == pytest.approx(np.std(within))
+                    assert curve(result, f"{name} {mode} deviation")[layer] == pytest.approx(
+                        np.std(within)
+                    )
             if mode in VECTOR_MODES:
-                assert curve(result, f"ima_same_layer {mode} deviation")[layer] == pytest.approx(np.std(same))
-                assert curve(result, f"ima_input {mode} deviation")[layer] == pytest.approx(np.std(from_input))
+                assert curve(result, f"ima_same_layer {mode} deviation")[layer] == pytest.approx(
+                    np.std(same)
+                )
+                assert curve(result, f"ima_input {mode} deviation")[layer] == pytest.approx(
+                    np.std(from_input)
+                )
 
 
-def test_halves_are_compared_across_only(backbone: Backbone, tiny_llava: str, samples: list[Sample]) -> None:
+def test_halves_are_compared_across_only(
+    backbone: Backbone, tiny_llava: str, samples: list[Sample]
+) -> None:
     result = align(backbone, batches(tiny_llava, 6), groups=2)
 
     ids = batches(tiny_llava, 6)[0].sample_ids
@@ -83,7 +111,10 @@ def test_halves_are_compared_across_only(backbone: Backbone, tiny_llava: str, sa
     assert 0 < sum(first) < len(ids)
     for name, k in (("perceptual", 0), ("textual", 1)):
         for mode in VECTOR_MODES:
-            sides = [[s[2][k] for s, own in zip(samples, first, strict=True) if own is half] for half in (True, False)]
+            sides = [
+                [s[2][k] for s, own in zip(samples, first, strict=True) if own is half]
+                for half in (True, False)
+            ]
             expected = np.mean(over_pairs(sides[0], sides[1], mode, own=True))
             assert curve(result, f"{name} halves {mode}")[2] == pytest.approx(expected, abs=1e-12)
 
@@ -92,7 +123,9 @@ def test_kinds_are_compared_with_themselves_and_with_each_other(
     backbone: Backbone, tiny_llava: str, samples: list[Sample]
 ) -> None:
     (batch,) = batches(tiny_llava, 6)
-    of_kind = {kind: [k for k, each in enumerate(batch.kinds) if each == kind] for kind in set(batch.kinds)}
+    of_kind = {
+        kind: [k for k, each in enumerate(batch.kinds) if each == kind] for kind in set(batch.kinds)
+    }
     choose, logical = of_kind["choose/attr"], of_kind["logical/obj"]
 
     result = align(backbone, batches(tiny_llava, 4), between_kinds=True, groups=1000)
@@ -105,7 +138,9 @@ def test_kinds_are_compared_with_themselves_and_with_each_other(
             found = curve(result, f"{name} {mode} of choose/attr and logical/obj")[layer]
             assert found == pytest.approx(np.mean(between), abs=1e-12)
             within = over_pairs(mine, mine, mode, own=False)
-            assert curve(result, f"{name} {mode} of choose/attr")[layer] == pytest.approx(np.mean(within), abs=1e-12)
+            assert curve(result, f"{name} {mode} of choose/attr")[layer] == pytest.approx(
+                np.mean(within), abs=1e-12
+            )
         textual = [samples[row][layer][1] for row in logical]
         for reading, at in (("ima_same_layer", layer), ("ima_input", 0)):
             across = over_pairs([samples[row][at][0] for row in logical], textual, mode, own=True)
@@ -113,12 +148,19 @@ def test_kinds_are_compared_with_themselves_and_with_each_other(
             assert found == pytest.approx(np.mean(across), abs=1e-12)
     numbers = {
         measure: result.at(state="residual", tokens="all", measure=measure, layer=1)
-        for measure in ("textual mean of choose/attr and logical/obj", "textual mean of choose/attr")
+        for measure in (
+            "textual mean of choose/attr and logical/obj",
+            "textual mean of choose/attr",
+        )
     }
     assert [each[3] for each in numbers.values()] == [6, 4]
     assert all(low < value < high for value, low, high, _ in numbers.values())
     drawn = next(plot for plot in result.plots if plot.name == "textual_kinds")
-    assert set(drawn.shown.values()) == {"choose/attr", "logical/obj", "choose/attr and logical/obj"}
+    assert set(drawn.shown.values()) == {
+        "choose/attr",
+        "logical/obj",
+        "choose/attr and logical/obj",
+    }
 
 
 def test_parts_of_names_tell_kinds_apart_and_one_kind_is_refused_at_set_up() -> None:
@@ -126,7 +168,9 @@ def test_parts_of_names_tell_kinds_apart_and_one_kind_is_refused_at_set_up() -> 
 
     Alignment(between_kinds=True, kind_depth=1).check(asked)
 
-    with pytest.raises(ConfigError, match=r"alignment\.between_kinds .* those with images are of choose/attr\."):
+    with pytest.raises(
+        ConfigError, match=r"alignment\.between_kinds .* those with images are of choose/attr\."
+    ):
         Alignment(between_kinds=True).check(asked[:2])
     with pytest.raises(ConfigError, match="are of no kind"):
         Alignment(between_kinds=True).check([replace(each, kind=None) for each in asked])
@@ -148,7 +192,9 @@ def test_noise_takes_the_place_of_the_image_and_depends_on_the_sample_only(
         assert curve(result, f"noise-textual {mode}")[0] != pytest.approx(
             curve(result, f"ima_input {mode}")[0], abs=1e-3
         )
-        np.testing.assert_array_equal(curve(result, f"ima_input {mode}"), curve(plain, f"ima_input {mode}"))
+        np.testing.assert_array_equal(
+            curve(result, f"ima_input {mode}"), curve(plain, f"ima_input {mode}")
+        )
     noisy = noise_by_hand(backbone, batches(tiny_llava, 6)[0])
     at_input = np.stack([sample[0] for sample in noisy])
     assert 0 <= at_input.min() < 0.05
@@ -156,9 +202,14 @@ def test_noise_takes_the_place_of_the_image_and_depends_on_the_sample_only(
     for layer in range(LAYERS + 1):
         for k, pair in enumerate(("noise-perceptual", "noise-textual")):
             expected = over_pairs(
-                [each[layer] for each in noisy], [each[layer][k] for each in samples], "mean", own=True
+                [each[layer] for each in noisy],
+                [each[layer][k] for each in samples],
+                "mean",
+                own=True,
             )
-            assert curve(result, f"{pair} mean")[layer] == pytest.approx(np.mean(expected), abs=1e-12)
+            assert curve(result, f"{pair} mean")[layer] == pytest.approx(
+                np.mean(expected), abs=1e-12
+            )
 
 
 def noise_by_hand(backbone: Backbone, batch: MultimodalBatch) -> list[list[Tokens]]:
@@ -167,7 +218,10 @@ def noise_by_hand(backbone: Backbone, batch: MultimodalBatch) -> list[list[Token
     image = batch.spans[Segment.IMAGE]
 
     def exchange(_: Any, arguments: Any) -> Any:
-        return (_Noise(batch.sample_ids, image, seed=0).replace_tokens(arguments[0]), *arguments[1:])
+        return (
+            _Noise(batch.sample_ids, image, seed=0).replace_tokens(arguments[0]),
+            *arguments[1:],
+        )
 
     with layers[0].register_forward_pre_hook(exchange):
         first: list[torch.Tensor] = []
@@ -184,20 +238,26 @@ def test_scores_are_means_over_all_layers_but_the_last(backbone: Backbone, tiny_
         for mode in MODES:
             for tokens in ("all", "without sinks"):
                 score = alignment_score(result, reading, mode, tokens)
-                assert score.value == pytest.approx(curve(result, f"{reading} {mode}", tokens=tokens)[:-1].mean())
+                assert score.value == pytest.approx(
+                    curve(result, f"{reading} {mode}", tokens=tokens)[:-1].mean()
+                )
                 assert score.low_95 < score.value < score.high_95
                 assert score.n == 6
     assert isinstance(alignment_score(result), AlignmentScore)
 
 
-def test_intervals_come_from_leaving_out_each_group(backbone: Backbone, tiny_llava: str, samples: list[Sample]) -> None:
+def test_intervals_come_from_leaving_out_each_group(
+    backbone: Backbone, tiny_llava: str, samples: list[Sample]
+) -> None:
     groups = 1000  # a sample in each
     result = align(backbone, batches(tiny_llava, 6), groups=groups)
 
     perceptual, textual = ([sample[1][k] for sample in samples] for k in (0, 1))
     without = []
     for out in range(6):
-        sides = [[each for k, each in enumerate(side) if k != out] for side in (perceptual, textual)]
+        sides = [
+            [each for k, each in enumerate(side) if k != out] for side in (perceptual, textual)
+        ]
         without.append(np.mean(over_pairs(sides[0], sides[1], "mean", own=True)))
     half = 2.570581835636314 * np.sqrt(5 / 6 * np.sum((np.array(without) - np.mean(without)) ** 2))
     found = result.at(state="residual", tokens="all", measure="ima_same_layer mean", layer=1)
@@ -206,7 +266,9 @@ def test_intervals_come_from_leaving_out_each_group(backbone: Backbone, tiny_lla
     assert found[3] == 6
 
 
-def test_pairs_are_of_as_many_samples_as_the_budget_allows(backbone: Backbone, tiny_llava: str) -> None:
+def test_pairs_are_of_as_many_samples_as_the_budget_allows(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     analysis = Alignment(pair_budget=7)
     for batch in batches(tiny_llava, 1):
         analysis.update(backbone, batch)
@@ -215,14 +277,21 @@ def test_pairs_are_of_as_many_samples_as_the_budget_allows(backbone: Backbone, t
 
     assert len(analysis.pairs.members) == 4  # six pairs
     assert len(analysis.found.kept) == len(list(combinations(range(4), 2)))
-    assert result.at(state="residual", tokens="all", measure="textual max", statistic="n", layer=0) == 4
+    assert (
+        result.at(state="residual", tokens="all", measure="textual max", statistic="n", layer=0)
+        == 4
+    )
     none = align(backbone, batches(tiny_llava, 6), pair_budget=0)
     assert not [
-        name for name in none.coords["measure"] if name.startswith("textual") and name.split()[1] in TOKEN_MODES
+        name
+        for name in none.coords["measure"]
+        if name.startswith("textual") and name.split()[1] in TOKEN_MODES
     ]
 
 
-def test_killed_pairs_are_the_same_pairs(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+def test_killed_pairs_are_the_same_pairs(
+    backbone: Backbone, tiny_llava: str, tmp_path: Path
+) -> None:
     whole = align(backbone, batches(tiny_llava, 1), pair_budget=6)
     for stop in (3, 5):
         stopped = Alignment(gaps=(1, 3), pair_budget=6, snapshot_every=1)
@@ -243,7 +312,8 @@ def test_an_unknown_score_is_refused(backbone: Backbone, tiny_llava: str) -> Non
     result = align(backbone, batches(tiny_llava, 6), pair_budget=0, sets=TokenSets(sink_ratio=None))
 
     with pytest.raises(
-        DataError, match=r"no score 'ima_input max' of tokens 'all'; it has ima_input avg, ima_input mean"
+        DataError,
+        match=r"no score 'ima_input max' of tokens 'all'; it has ima_input avg, ima_input mean",
     ):
         alignment_score(result, mode="max")
     with pytest.raises(DataError, match="of tokens 'without sinks'; it has none"):

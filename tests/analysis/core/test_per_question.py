@@ -68,7 +68,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     evaluate = Examiner.evaluate
 
-    def noted(self: Examiner, model: Any, tokenizer: Any, batch: MultimodalBatch) -> Sequence[OpenAnswer]:
+    def noted(
+        self: Examiner, model: Any, tokenizer: Any, batch: MultimodalBatch
+    ) -> Sequence[OpenAnswer]:
         found.extend(batch.sample_ids)
         return evaluate(self, model, tokenizer, batch)
 
@@ -76,7 +78,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def run(analysis: Parts, backbone: Backbone, parts: Sequence[MultimodalBatch], **prepared: Any) -> Parts:
+def run(
+    analysis: Parts, backbone: Backbone, parts: Sequence[MultimodalBatch], **prepared: Any
+) -> Parts:
     analysis.prepare(tokenizer(backbone.model.name_or_path), **prepared)
     for batch in parts:
         analysis.update(backbone, batch)
@@ -94,7 +98,9 @@ def test_out_of_memory_while_measuring_no_question_is_lost_or_there_twice(
 ) -> None:
     parts = batches(tiny_llava, 6)
 
-    whole, halved = (run(Parts(room), backbone, parts, folder=tmp_path / str(room)) for room in (6, 1))
+    whole, halved = (
+        run(Parts(room), backbone, parts, folder=tmp_path / str(room)) for room in (6, 1)
+    )
 
     assert len(halved.seen) > len(whole.seen)
     assert written(tmp_path / "1") == written(tmp_path / "6")
@@ -112,10 +118,14 @@ def test_questions_say_how_they_were_answered(backbone: Backbone, tiny_llava: st
         each for each in expected if each[0] not in WRONG
     ]
     assert {each.correct for each in seen} == {True}
-    assert [each.picture for each in seen] == [each.sample_id for each in seen]  # the data does not say
+    assert [each.picture for each in seen] == [
+        each.sample_id for each in seen
+    ]  # the data does not say
 
 
-def test_analyses_of_one_run_ask_once(backbone: Backbone, asked: list[str], tiny_llava: str, tmp_path: Path) -> None:
+def test_analyses_of_one_run_ask_once(
+    backbone: Backbone, asked: list[str], tiny_llava: str, tmp_path: Path
+) -> None:
     known, parts = KnownAnswers(), batches(tiny_llava, 2)
     run(Parts(), backbone, parts[:1], folder=tmp_path)
     asked.clear()
@@ -132,7 +142,9 @@ def test_analyses_of_one_run_ask_once(backbone: Backbone, asked: list[str], tiny
 
 
 @pytest.mark.parametrize("begins_anew", ["prepare", "reset"])
-def test_what_begins_anew_asks_anew(backbone: Backbone, asked: list[str], tiny_llava: str, begins_anew: str) -> None:
+def test_what_begins_anew_asks_anew(
+    backbone: Backbone, asked: list[str], tiny_llava: str, begins_anew: str
+) -> None:
     parts = batches(tiny_llava, 6)
     analysis = run(Parts(), backbone, parts)
 

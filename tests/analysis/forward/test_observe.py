@@ -20,12 +20,20 @@ Seen = dict[tuple[LayerState, int], Tensor]
 
 def stream(backbone: Backbone, batch: MultimodalBatch, *states: LayerState, **options: Any) -> Seen:
     seen: Seen = {}
-    stream_states(backbone, batch, states, lambda s, k, values: seen.__setitem__((s, k), values.clone()), **options)
+    stream_states(
+        backbone,
+        batch,
+        states,
+        lambda s, k, values: seen.__setitem__((s, k), values.clone()),
+        **options,
+    )
     return seen
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "exact"])
-def test_block_outputs_are_un_normed_from_the_embedding_to_the_last(tiny_llava: str, attention: str) -> None:
+def test_block_outputs_are_un_normed_from_the_embedding_to_the_last(
+    tiny_llava: str, attention: str
+) -> None:
     backbone, batch = make_backbone(tiny_llava, attention), make_batch(tiny_llava)
 
     seen = stream(backbone, batch, LayerState.RESIDUAL)
@@ -38,7 +46,9 @@ def test_block_outputs_are_un_normed_from_the_embedding_to_the_last(tiny_llava: 
     norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]
     with torch.no_grad():
         logits = backbone.model(**batch.model_inputs()).logits
-        assert torch.equal(backbone.lm_head(norm(seen[LayerState.RESIDUAL, LAYERS]))[real], logits[real])
+        assert torch.equal(
+            backbone.lm_head(norm(seen[LayerState.RESIDUAL, LAYERS]))[real], logits[real]
+        )
 
 
 @pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2", "granite"])
@@ -54,11 +64,17 @@ def test_states_inside_a_block_make_up_the_next_one(tiny_llava: str, decoder: An
     for number, layer in enumerate(layers, 1):
         before, after = seen[LayerState.RESIDUAL, number - 1], seen[LayerState.RESIDUAL, number]
         middle = before + seen[LayerState.SA, number]
-        torch.testing.assert_close(middle + seen[LayerState.FC2, number], after, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            middle + seen[LayerState.FC2, number], after, rtol=1e-12, atol=1e-12
+        )
         with torch.no_grad():
             torch.testing.assert_close(seen[LayerState.LN1, number], layer.input_layernorm(before))
-            torch.testing.assert_close(seen[LayerState.LN2, number], layer.post_attention_layernorm(middle))
-            added = layer.mlp.down_proj(seen[LayerState.FC1, number]) * scales.get("residual_multiplier", 1.0)
+            torch.testing.assert_close(
+                seen[LayerState.LN2, number], layer.post_attention_layernorm(middle)
+            )
+            added = layer.mlp.down_proj(seen[LayerState.FC1, number]) * scales.get(
+                "residual_multiplier", 1.0
+            )
             torch.testing.assert_close(added, seen[LayerState.FC2, number])
 
 
@@ -99,7 +115,9 @@ def test_a_sample_whose_states_are_not_finite_is_named(tiny_llava: str, value: f
 
     with (
         layers[-1].register_forward_hook(overflow),
-        pytest.raises(DataError, match=r"states of sample 's1' are not finite\. Load the model in bfloat16"),
+        pytest.raises(
+            DataError, match=r"states of sample 's1' are not finite\. Load the model in bfloat16"
+        ),
     ):
         stream(backbone, batch, LayerState.RESIDUAL)
 
@@ -109,7 +127,12 @@ def test_statistics_are_out_of_autocast(tiny_llava: str) -> None:
     products: list[torch.dtype] = []
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        stream_states(backbone, batch, (LayerState.RESIDUAL,), lambda _, __, x: products.append((x[0] @ x[0].T).dtype))
+        stream_states(
+            backbone,
+            batch,
+            (LayerState.RESIDUAL,),
+            lambda _, __, x: products.append((x[0] @ x[0].T).dtype),
+        )
 
     assert set(products) == {torch.float32}
 
@@ -119,7 +142,10 @@ def test_blocks_that_are_built_otherwise_are_refused(tiny_llava: str) -> None:
     layers: Any = backbone.decoder.layers
     layers[1].pre_feedforward_layernorm = nn.Identity()
 
-    with pytest.raises(ConfigError, match=r"a LlamaDecoderLayer has .*pre_feedforward_layernorm.*residual states only"):
+    with pytest.raises(
+        ConfigError,
+        match=r"a LlamaDecoderLayer has .*pre_feedforward_layernorm.*residual states only",
+    ):
         stream(backbone, batch, LayerState.FC1)
 
     assert len(stream(backbone, batch, LayerState.RESIDUAL)) == LAYERS + 1

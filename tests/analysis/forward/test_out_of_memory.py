@@ -19,7 +19,9 @@ from lightning_mllm.models.layers import decoder_layers
 from tests.support.decoders import PAPER, apart, count_hooks, make_backbone, make_batch, sweep
 
 
-@pytest.mark.parametrize("engine", [ReferenceEngine(), SuffixEngine(strict=True)], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "engine", [ReferenceEngine(), SuffixEngine(strict=True)], ids=lambda each: each.name
+)
 def test_out_of_memory_the_engine_goes_on_with_less_at_a_time(
     tiny_llava: str, caplog: pytest.LogCaptureFixture, engine: KnockoutEngine
 ) -> None:
@@ -83,7 +85,9 @@ def test_what_fits_is_counted_in_weights() -> None:
         pieces.run(range(2), 2, lambda piece: run(13), halve=False)
 
 
-def test_one_shortage_with_several_prompts_leaves_the_knockouts_side_by_side(tiny_llava: str) -> None:
+def test_one_shortage_with_several_prompts_leaves_the_knockouts_side_by_side(
+    tiny_llava: str,
+) -> None:
     backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava, numbers=(0, 1))
     engine, cases = SuffixEngine(strict=True), sweep(PAPER[:4], 2)
     calls: list[int] = []
@@ -106,13 +110,17 @@ def test_one_shortage_with_several_prompts_leaves_the_knockouts_side_by_side(tin
     assert calls[2:] == [1] * (1 + groups)
 
 
-def test_a_small_budget_changes_nothing_but_the_pieces(tiny_llava: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_budget_changes_nothing_but_the_pieces(
+    tiny_llava: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone, batch, cases = make_backbone(tiny_llava), make_batch(tiny_llava), sweep(PAPER, 1, 5)
     prompts: list[int] = []
     monkeypatch.setattr(
         CleanRun,
         "of",
-        lambda backbone, some, tail, of=CleanRun.of: prompts.append(len(some)) or of(backbone, some, tail),  # type: ignore[func-returns-value]
+        lambda backbone, some, tail, of=CleanRun.of: (
+            prompts.append(len(some)) or of(backbone, some, tail)
+        ),  # type: ignore[func-returns-value]
     )
 
     plenty = SuffixEngine(memory=2**33).run(backbone, batch, cases)

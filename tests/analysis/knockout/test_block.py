@@ -36,7 +36,10 @@ def test_a_block_names_source_target_and_heads() -> None:
 def test_both_binds_tighter_than_either() -> None:
     block = Block.parse("last + image object & image tiles->last")
 
-    assert block.source.terms == {frozenset({Segment.LAST}), frozenset({Segment.IMAGE_OBJECT, Segment.IMAGE_TILES})}
+    assert block.source.terms == {
+        frozenset({Segment.LAST}),
+        frozenset({Segment.IMAGE_OBJECT, Segment.IMAGE_TILES}),
+    }
     assert block.source.segments == {Segment.LAST, Segment.IMAGE_OBJECT, Segment.IMAGE_TILES}
 
 
@@ -55,28 +58,41 @@ def test_equal_positions_are_equal_blocks_of_one_name(text: str, other: str) -> 
 
 
 def test_either_is_not_both() -> None:
-    assert Block.parse("image object+image tiles->last") != Block.parse("image object&image tiles->last")
+    assert Block.parse("image object+image tiles->last") != Block.parse(
+        "image object&image tiles->last"
+    )
 
 
-@pytest.mark.parametrize("text", ["image", "image->", "->last", "image->last->question", "image->last[]", "a->b[c]"])
+@pytest.mark.parametrize(
+    "text", ["image", "image->", "->last", "image->last->question", "image->last[]", "a->b[c]"]
+)
 def test_another_form_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"can't be read\. Write source->target"):
         Block.parse(text)
 
 
-@pytest.mark.parametrize("text", ["image+->last", "&image->last", "image++question->last", "image->last + [1]"])
+@pytest.mark.parametrize(
+    "text", ["image+->last", "&image->last", "image++question->last", "image->last + [1]"]
+)
 def test_an_empty_term_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"can't be read: \+ \(either\) and & \(both\) each stand between two"):
+    with pytest.raises(
+        ConfigError, match=r"can't be read: \+ \(either\) and & \(both\) each stand between two"
+    ):
         Block.parse(text)
 
 
 def test_an_unknown_segment_is_refused_with_the_nearest_and_all() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)'images', which is not a segment.*last.*true option.*mean \"image\"\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"(?s)'images', which is not a segment.*last.*true option.*mean \"image\"\?",
+    ):
         Block.parse("images->last")
 
 
 def test_an_unknown_segment_of_a_composition_is_refused_by_its_own_name() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)'image tile', which is not a segment.*mean \"image tiles\"\?"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)'image tile', which is not a segment.*mean \"image tiles\"\?"
+    ):
         Block.parse("question+image object & image tile->last")
 
 
@@ -91,8 +107,21 @@ def test_an_even_window_reaches_one_layer_further_down() -> None:
 def test_windows_are_cut_short_at_the_edges_not_shifted() -> None:
     found = Windows(width=9).of(32)
 
-    assert [(each.start, each.stop) for each in found[:6]] == [(0, 5), (0, 6), (0, 7), (0, 8), (0, 9), (1, 10)]
-    assert [(each.start, each.stop) for each in found[-5:]] == [(23, 32), (24, 32), (25, 32), (26, 32), (27, 32)]
+    assert [(each.start, each.stop) for each in found[:6]] == [
+        (0, 5),
+        (0, 6),
+        (0, 7),
+        (0, 8),
+        (0, 9),
+        (1, 10),
+    ]
+    assert [(each.start, each.stop) for each in found[-5:]] == [
+        (23, 32),
+        (24, 32),
+        (25, 32),
+        (26, 32),
+        (27, 32),
+    ]
     assert [each.centre for each in found] == list(range(32))
 
 

@@ -41,7 +41,9 @@ def states(backbone: Backbone, batch: MultimodalBatch) -> tuple[Tensor, ...]:
     return tuple(output.hidden_states)
 
 
-@pytest.fixture(params=product(FAMILIES, ("sdpa", "exact", "eager"), ("left", "right")), ids="-".join)
+@pytest.fixture(
+    params=product(FAMILIES, ("sdpa", "exact", "eager"), ("left", "right")), ids="-".join
+)
 def setting(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> Setting:
     """Return models in float64, but for transformers' own eager attention, whose softmax is in float32 anyway."""
     family, attention, side = request.param
@@ -68,7 +70,12 @@ def test_blocking_nothing_changes_nothing(setting: Setting) -> None:
     real = batch.attention_mask.bool()
     tolerance = 1e-6 if clean[0].dtype == torch.float32 else 1e-12
 
-    for blocks in ([], ["true option->last"], ["image->true option"], ["image object&image other->last"]):
+    for blocks in (
+        [],
+        ["true option->last"],
+        ["image->true option"],
+        ["image object&image other->last"],
+    ):
         with knockout(backbone, batch, [Block.parse(block) for block in blocks], everywhere()):
             blocked = states(backbone, batch)
         for a, b in zip(clean, blocked, strict=True):
@@ -81,11 +88,18 @@ def test_blocking_nothing_changes_nothing(setting: Setting) -> None:
         ("image object->question", "none has 'image object'"),
         ("question->true option", "none has 'true option'"),
         ("image object->true option", "none has 'image object' or 'true option'"),
-        ("last->image", "'last' comes after 'image' or is in other samples, so it is not attended to anyway"),
+        (
+            "last->image",
+            "'last' comes after 'image' or is in other samples, so it is not attended to anyway",
+        ),
     ],
 )
 def test_a_block_that_hides_nothing_is_told(
-    backbone: Backbone, prompts: MultimodalBatch, block: str, reason: str, caplog: pytest.LogCaptureFixture
+    backbone: Backbone,
+    prompts: MultimodalBatch,
+    block: str,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     none = torch.zeros_like(prompts.spans[Segment.IMAGE])
     boxless = TokenSpans({**prompts.spans.masks, Segment.IMAGE_OBJECT: none})
@@ -126,12 +140,17 @@ def test_a_block_changes_no_row_before_its_first_target(setting: Setting) -> Non
 
 
 def test_blocked_weights_are_zero_and_the_others_still_add_up_to_one(tiny_llava: str) -> None:
-    backbone, batch = make_backbone(tiny_llava, "eager", torch.float32), make_batch(tiny_llava, "right")
+    backbone, batch = (
+        make_backbone(tiny_llava, "eager", torch.float32),
+        make_batch(tiny_llava, "right"),
+    )
     block = replace(TO_QUESTION, heads=(1, 2))
     pairs = batch.spans[Segment.QUESTION][:, :, None] & batch.spans[Segment.IMAGE][:, None]
 
     with torch.no_grad(), knockout(backbone, batch, [block], Window(1, 1, 3)):
-        weights = backbone.model(**batch.model_inputs(), output_attentions=True, use_cache=False).attentions
+        weights = backbone.model(
+            **batch.model_inputs(), output_attentions=True, use_cache=False
+        ).attentions
 
     for layer, weight in enumerate(weights):
         for head in range(4):
@@ -153,7 +172,10 @@ def test_all_heads_one_by_one_are_all_heads(backbone: Backbone, prompts: Multimo
 def test_nested_blocks_add_up(backbone: Backbone, prompts: MultimodalBatch) -> None:
     with knockout(backbone, prompts, [TO_LAST, TO_QUESTION], everywhere()):
         together = last_logits(backbone, prompts)
-    with knockout(backbone, prompts, [TO_LAST], everywhere()), knockout(backbone, prompts, [TO_QUESTION], everywhere()):
+    with (
+        knockout(backbone, prompts, [TO_LAST], everywhere()),
+        knockout(backbone, prompts, [TO_QUESTION], everywhere()),
+    ):
         nested = last_logits(backbone, prompts)
 
     assert torch.equal(together, nested)
@@ -182,7 +204,11 @@ def test_composed_positions_are_blocked_as_their_parts_are(
 
 
 def test_positions_are_unions_of_intersections() -> None:
-    masks = {Segment.IMAGE_OBJECT: [[1, 1, 0, 0]], Segment.IMAGE_TILES: [[0, 1, 1, 0]], Segment.LAST: [[0, 0, 0, 1]]}
+    masks = {
+        Segment.IMAGE_OBJECT: [[1, 1, 0, 0]],
+        Segment.IMAGE_TILES: [[0, 1, 1, 0]],
+        Segment.LAST: [[0, 0, 0, 1]],
+    }
     spans = TokenSpans({segment: torch.tensor(mask).bool() for segment, mask in masks.items()})
 
     for side, expected in (
@@ -206,29 +232,49 @@ def test_afterwards_the_model_is_as_it_was(backbone: Backbone, prompts: Multimod
     assert count_hooks(backbone) == hooks
     assert torch.equal(last_logits(backbone, prompts), clean)
 
-    with pytest.raises(RuntimeError, match="inside"), knockout(backbone, prompts, [TO_LAST], everywhere()):
+    with (
+        pytest.raises(RuntimeError, match="inside"),
+        knockout(backbone, prompts, [TO_LAST], everywhere()),
+    ):
         raise RuntimeError("inside")
     assert count_hooks(backbone) == hooks
     assert torch.equal(last_logits(backbone, prompts), clean)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_generation_is_that_of_full_forwards_without_a_cache(tiny_llava: str, attention: str) -> None:
+def test_generation_is_that_of_full_forwards_without_a_cache(
+    tiny_llava: str, attention: str
+) -> None:
     backbone = make_backbone(tiny_llava, attention, torch.float32)
     prompts = make_batch(tiny_llava).prompts()
     length = prompts.input_ids.shape[1]
-    options = {"max_new_tokens": 4, "min_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 4,
+        "min_new_tokens": 4,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
 
     for block in (TO_LAST, TO_QUESTION):
         with knockout(backbone, prompts, [block], Window(1, 0, 3)):
             generated = generate(backbone, prompts, **options)
-            grown = replace(prompts, input_ids=generated.sequences, attention_mask=_longer(prompts.attention_mask, 4))
+            grown = replace(
+                prompts,
+                input_ids=generated.sequences,
+                attention_mask=_longer(prompts.attention_mask, 4),
+            )
             with torch.no_grad():
-                logits = backbone.model(**grown.model_inputs(), use_cache=False).logits[:, length - 1 : -1]
+                logits = backbone.model(**grown.model_inputs(), use_cache=False).logits[
+                    :, length - 1 : -1
+                ]
         assert torch.allclose(torch.stack(generated.logits, dim=1), logits, rtol=0, atol=1e-4)
         with torch.no_grad():
-            clean = backbone.model(**grown.model_inputs(), use_cache=False).logits[:, length - 1 : -1]
-        assert ((clean - logits).abs().amax(dim=(0, 2)) > 1e-3).all()  # also where only keys and values were changed
+            clean = backbone.model(**grown.model_inputs(), use_cache=False).logits[
+                :, length - 1 : -1
+            ]
+        assert (
+            (clean - logits).abs().amax(dim=(0, 2)) > 1e-3
+        ).all()  # also where only keys and values were changed
 
 
 def test_returned_sequences_and_beams_have_the_block_of_their_prompt(
@@ -245,7 +291,9 @@ def test_returned_sequences_and_beams_have_the_block_of_their_prompt(
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_padding_on_either_side_and_answers_behind_the_prompt_do_not_matter(tiny_llava: str) -> None:
+def test_padding_on_either_side_and_answers_behind_the_prompt_do_not_matter(
+    tiny_llava: str,
+) -> None:
     backbone = make_backbone(tiny_llava)
     found = []
     for side in ("left", "right"):
@@ -258,9 +306,15 @@ def test_padding_on_either_side_and_answers_behind_the_prompt_do_not_matter(tiny
 
 
 def test_under_autocast_the_mask_has_the_dtype_of_the_queries(tiny_llava: str) -> None:
-    backbone, prompts = make_backbone(tiny_llava, dtype=torch.float32), make_batch(tiny_llava).prompts()
+    backbone, prompts = (
+        make_backbone(tiny_llava, dtype=torch.float32),
+        make_batch(tiny_llava).prompts(),
+    )
 
-    with torch.autocast("cpu", torch.bfloat16), knockout(backbone, prompts, [TO_LAST], everywhere()):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        knockout(backbone, prompts, [TO_LAST], everywhere()),
+    ):
         half = last_logits(backbone, prompts)
     with knockout(backbone, prompts, [TO_LAST], everywhere()):
         full = last_logits(backbone, prompts)
@@ -268,11 +322,18 @@ def test_under_autocast_the_mask_has_the_dtype_of_the_queries(tiny_llava: str) -
     assert torch.allclose(half.float(), full, atol=0.1 * float(full.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "paged|sdpa", "kernels-community/flash-attn"])
-def test_attention_that_takes_no_dense_mask_is_refused(backbone: Backbone, prompts: MultimodalBatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["flash_attention_2", "flex_attention", "paged|sdpa", "kernels-community/flash-attn"]
+)
+def test_attention_that_takes_no_dense_mask_is_refused(
+    backbone: Backbone, prompts: MultimodalBatch, name: str
+) -> None:
     backbone.model.get_decoder().config._attn_implementation_internal = name
 
-    with pytest.raises(ConfigError, match=r"ignores or rejects.*attention=sdpa"), _block(backbone, prompts):
+    with (
+        pytest.raises(ConfigError, match=r"ignores or rejects.*attention=sdpa"),
+        _block(backbone, prompts),
+    ):
         pass
 
 
@@ -292,11 +353,16 @@ def test_a_static_cache_is_refused(backbone: Backbone, prompts: MultimodalBatch)
 def test_a_sliding_cache_is_refused(tiny_llava: str, prompts: MultimodalBatch) -> None:
     backbone = make_backbone(tiny_llava, decoder="mistral", sliding_window=16)
 
-    with pytest.raises(ConfigError, match="which a DynamicCache does not keep"), _block(backbone, prompts):
+    with (
+        pytest.raises(ConfigError, match="which a DynamicCache does not keep"),
+        _block(backbone, prompts),
+    ):
         generate(backbone, prompts, max_new_tokens=2)
 
 
-def test_a_row_that_would_see_nothing_is_refused(backbone: Backbone, prompts: MultimodalBatch) -> None:
+def test_a_row_that_would_see_nothing_is_refused(
+    backbone: Backbone, prompts: MultimodalBatch
+) -> None:
     everything = TokenSpans({**prompts.spans.masks, Segment.SYSTEM: prompts.attention_mask.bool()})
 
     with (
@@ -306,7 +372,9 @@ def test_a_row_that_would_see_nothing_is_refused(backbone: Backbone, prompts: Mu
         last_logits(backbone, prompts)
 
 
-def test_another_batch_than_the_models_is_refused(backbone: Backbone, prompts: MultimodalBatch) -> None:
+def test_another_batch_than_the_models_is_refused(
+    backbone: Backbone, prompts: MultimodalBatch
+) -> None:
     with (
         pytest.raises(ConfigError, match=r"for 2 sequences of .* is run on 1 of"),
         _block(backbone, prompts),
@@ -314,14 +382,40 @@ def test_another_batch_than_the_models_is_refused(backbone: Backbone, prompts: M
         last_logits(backbone, prompts.take([0]))
 
 
-def test_layers_heads_and_segments_that_are_not_there_are_refused(backbone: Backbone, prompts: MultimodalBatch) -> None:
+def test_layers_heads_and_segments_that_are_not_there_are_refused(
+    backbone: Backbone, prompts: MultimodalBatch
+) -> None:
     lacking = TokenSpans({Segment.LAST: prompts.spans[Segment.LAST]})
     for spans, block, window, error, message in (
         (prompts, TO_LAST, Window(3, 2, 5), ConfigError, "the decoder has the layers 0 to 3"),
-        (prompts, replace(TO_LAST, heads=(4,)), everywhere(), ConfigError, "each layer has the heads 0 to 3"),
-        (prompts, replace(TO_LAST, heads=()), everywhere(), ConfigError, "names heads that don't exist"),
-        (lacking, TO_LAST, everywhere(), DataError, "does not say where 'question' is; it has last"),
-        (lacking, Block.parse("last+suffix->last"), everywhere(), DataError, "where 'suffix' is; it has last"),
+        (
+            prompts,
+            replace(TO_LAST, heads=(4,)),
+            everywhere(),
+            ConfigError,
+            "each layer has the heads 0 to 3",
+        ),
+        (
+            prompts,
+            replace(TO_LAST, heads=()),
+            everywhere(),
+            ConfigError,
+            "names heads that don't exist",
+        ),
+        (
+            lacking,
+            TO_LAST,
+            everywhere(),
+            DataError,
+            "does not say where 'question' is; it has last",
+        ),
+        (
+            lacking,
+            Block.parse("last+suffix->last"),
+            everywhere(),
+            DataError,
+            "where 'suffix' is; it has last",
+        ),
     ):
         with pytest.raises(error, match=message), knockout(backbone, spans, [block], window):
             pass

@@ -23,10 +23,14 @@ CASES = [Case(Block.parse("image->last"), window) for window in Windows(width=1)
 def rows_of(checkpoint: str, name: str, first_token: int | None = None) -> list[FlowRow]:
     """The rows of a question in two cases, of which the first blocks something."""
     batch = batches(checkpoint, 6)[0].take([0])
-    question = AskedQuestion(sample_id=name, kind="", picture=name, correct=True, first_token=first_token)
+    question = AskedQuestion(
+        sample_id=name, kind="", picture=name, correct=True, first_token=first_token
+    )
     sizes = torch.ones(1, 2, dtype=torch.long)
     ids, top = torch.tensor([[TOKEN, 0, 0, 0, 0]]), torch.tensor([[TOKEN, 8]])
-    found = Readings(ids, read(0.5, 0.4), top, read(0.25, 0.4), top, sizes, sizes, sizes > 0, "engine")
+    found = Readings(
+        ids, read(0.5, 0.4), top, read(0.25, 0.4), top, sizes, sizes, sizes > 0, "engine"
+    )
     (rows,) = flow_rows([question], batch, CASES, found, OptionIds.of([None]))
     return rows
 
@@ -35,13 +39,17 @@ def read(*cases: float) -> Tensor:
     return torch.tensor(cases).log()[None, :, None].expand(1, len(cases), 5)
 
 
-def test_a_change_is_against_what_is_read_without_the_block_beside_the_case(tiny_llava: str) -> None:
+def test_a_change_is_against_what_is_read_without_the_block_beside_the_case(
+    tiny_llava: str,
+) -> None:
     rows = rows_of(tiny_llava, "a")
 
     assert [row.p_before for row in rows] == pytest.approx([0.5, 0.4])
     assert [row.relative_change_percent for row in rows] == pytest.approx([-50, 0], abs=1e-4)
     assert [row.token for row in rows] == [TOKEN, TOKEN]
-    assert not any(row.flipped for row in rows)  # rounding may have two clean readings say different things
+    assert not any(
+        row.flipped for row in rows
+    )  # rounding may have two clean readings say different things
 
 
 def test_an_answer_that_begins_with_another_token_is_told(tiny_llava: str) -> None:

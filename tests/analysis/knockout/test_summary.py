@@ -42,20 +42,29 @@ def test_windows_that_differ_in_their_centre_are_called_by_it() -> None:
     result = summarised(["image->last"], [Window(5, 0, 9), Window(2, 0, 9)])
 
     assert result.coords["centre"] == (2, 5)
-    assert result.at(block="image->last", measure=MEASURES[0], statistic="value").tolist() == [[20, 50]]
+    assert result.at(block="image->last", measure=MEASURES[0], statistic="value").tolist() == [
+        [20, 50]
+    ]
 
 
 def test_windows_around_one_layer_are_called_by_their_layers_too() -> None:
     result = summarised(["image->last"], [Window(4, 3, 6), Window(4, 0, 8), Window(5, 5, 6)])
 
     assert result.coords["window"] == ("4 (0-7)", "4 (3-5)", "5 (5-5)")
-    assert result.at(block="image->last", measure=MEASURES[0], statistic="value").tolist() == [[40, 43, 55]]
+    assert result.at(block="image->last", measure=MEASURES[0], statistic="value").tolist() == [
+        [40, 43, 55]
+    ]
     assert {plot.x for plot in result.plots} == {"window"}
     assert result.settings["found"]["windows"] == [[4, 0, 8], [4, 3, 6], [5, 5, 6]]
 
 
-def test_a_contrast_with_random_patches_leaves_out_questions_whose_patches_are_on_the_object() -> None:
-    both = {"image object->question": {"a": -40.0, "b": -60.0}, "image random->question": {"a": 0.0, "b": -60.0}}
+def test_a_contrast_with_random_patches_leaves_out_questions_whose_patches_are_on_the_object() -> (
+    None
+):
+    both = {
+        "image object->question": {"a": -40.0, "b": -60.0},
+        "image random->question": {"a": 0.0, "b": -60.0},
+    }
     others = {"question->last": {"a": -10.0, "b": -30.0}}
     rows, window = Rows(FlowRow), Window(0, 0, 1)
     for name in ("a", "b"):
@@ -70,7 +79,10 @@ def test_a_contrast_with_random_patches_leaves_out_questions_whose_patches_are_o
             for block, changes in (both | others).items()
         ]
         rows.append({name: own})
-    pairs = [("image object->question", "image random->question"), ("question->last", "image object->question")]
+    pairs = [
+        ("image object->question", "image random->question"),
+        ("question->last", "image object->question"),
+    ]
 
     result = summarise_flow(rows.table(), contrasts=pairs)
 
@@ -109,7 +121,9 @@ def test_composed_blocks_are_in_the_figure_of_their_family(block: str, family: s
     assert [plot.name for plot in plots] == [family, "heat_map"]
 
 
-def studied(changes: Sequence[tuple[float, float]], references: Sequence[str], pictures: int = 100) -> AnalysisResult:
+def studied(
+    changes: Sequence[tuple[float, float]], references: Sequence[str], pictures: int = 100
+) -> AnalysisResult:
     """Numbers of questions, of each of which a block and the ceiling change as much; below -50 % an answer flips."""
     rows, window = Rows(FlowRow), Window(0, 0, 1)
     for number, ((change, ceiling), reference) in enumerate(zip(changes, references, strict=True)):
@@ -121,7 +135,13 @@ def studied(changes: Sequence[tuple[float, float]], references: Sequence[str], p
             reference=json.dumps(reference),
         )
         blocked = replace(own, relative_change_percent=change, flipped=change < -50)
-        above = replace(own, relative_change_percent=ceiling, flipped=ceiling < -50, block="image->text", ceiling=True)
+        above = replace(
+            own,
+            relative_change_percent=ceiling,
+            flipped=ceiling < -50,
+            block="image->text",
+            ceiling=True,
+        )
         rows.append({own.sample_id: [blocked, above]})
     return summarise_flow(rows.table(), least_per_answer=20)
 
@@ -132,7 +152,9 @@ def test_effects_are_told_as_a_share_of_the_ceiling_with_an_interval() -> None:
     result = studied([(0.5 * each, each) for each in above], ["yes"] * 60)
 
     def at(block: str, measure: str) -> list[float]:
-        found: list[float] = result.at(kind="LogicalObj", block=block, centre=0, measure=measure).tolist()
+        found: list[float] = result.at(
+            kind="LogicalObj", block=block, centre=0, measure=measure
+        ).tolist()
         return found
 
     assert at("image->last", "change_of_ceiling_percent") == pytest.approx([50, 50, 50, 60])
@@ -147,13 +169,17 @@ def test_effects_are_told_as_a_share_of_the_ceiling_with_an_interval() -> None:
 def test_where_the_ceiling_may_be_0_a_share_of_it_has_no_interval() -> None:
     result = studied([(-1.0, 3.0), (-2.0, -3.0), (1.0, -1.0)] * 10, ["yes"] * 30)
 
-    found = result.at(kind="LogicalObj", block="image->last", centre=0, measure="change_of_ceiling_percent")
+    found = result.at(
+        kind="LogicalObj", block="image->last", centre=0, measure="change_of_ceiling_percent"
+    )
 
     assert np.isfinite(found[0])
     assert np.isnan(found[1:3]).all()
 
 
-def test_right_answers_have_numbers_of_their_own_where_a_kind_has_several_and_enough_of_them() -> None:
+def test_right_answers_have_numbers_of_their_own_where_a_kind_has_several_and_enough_of_them() -> (
+    None
+):
     answers = ["yes"] * 30 + ["no"] * 25 + ["perhaps"] * 5
     result = studied([(-90.0 if each == "yes" else 0.0, -90.0) for each in answers], answers)
 
@@ -169,7 +195,8 @@ def test_flips_of_none_and_of_all_have_intervals_with_a_width() -> None:
     result = studied([(0.0, -90.0)] * 22, ["yes"] * 22)
 
     none, every = (
-        result.at(kind="LogicalObj", block=name, centre=0, measure="flip_rate") for name in ("image->last", "ceiling")
+        result.at(kind="LogicalObj", block=name, centre=0, measure="flip_rate")
+        for name in ("image->last", "ceiling")
     )
 
     assert none.tolist() == pytest.approx([0, *wilson(0, 22), 22])

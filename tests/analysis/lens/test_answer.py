@@ -33,7 +33,9 @@ class TestAnswerLens(AnalysisContract):
     def make(self, **options: Any) -> AnswerLens:
         return AnswerLens(bootstrap=Bootstrap(resamples=20), **options)
 
-    def test_numbers_are_means_and_medians_of_the_rows(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_numbers_are_means_and_medians_of_the_rows(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         analysis = self.run(backbone, tiny_llava, batches(tiny_llava))
         table, result = analysis.rows.table(), analysis.compute()
 
@@ -48,7 +50,11 @@ class TestAnswerLens(AnalysisContract):
         assert found[2, 0] == pytest.approx(100 * table["p_false_lower"][with_options].mean())
         assert found[4, 0] == pytest.approx(100 * np.exp(table["reference_logprob"][own]).mean())
         assert result.at(kind="all", layer=1, statistic="n")[:, 0].tolist() == [5, 5, 4, 4, 5]
-        assert result.settings["found"]["pictures"] == {"all": 5, "choose/attr": 4, "logical/obj": 1}
+        assert result.settings["found"]["pictures"] == {
+            "all": 5,
+            "choose/attr": 4,
+            "logical/obj": 1,
+        }
 
     def test_intervals_are_of_pictures(self, backbone: Backbone, tiny_llava: str) -> None:
         (batch,) = batches(tiny_llava, 6)
@@ -56,12 +62,16 @@ class TestAnswerLens(AnalysisContract):
 
         result = self.run(backbone, tiny_llava, [one]).compute()
 
-        value, low, high, n = result.at(kind="all", word="answer", layer=1, measure="probability_percent")
+        value, low, high, n = result.at(
+            kind="all", word="answer", layer=1, measure="probability_percent"
+        )
         assert (result.settings["found"]["pictures"]["all"], n) == (1, 5)
         assert np.isfinite(value)
         assert np.isnan([low, high]).all()
 
-    def test_without_a_right_answer_nothing_is_drawn(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_without_a_right_answer_nothing_is_drawn(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         (wrong,) = [batch.take([2]) for batch in batches(tiny_llava, 6)]
 
         assert self.run(backbone, tiny_llava, [wrong]).compute().plots == ()
@@ -78,7 +88,9 @@ class TestAnswerLens(AnalysisContract):
         padded.weight.data = torch.cat([head.data, padding.data])
         backbone.model.set_output_embeddings(padded)
 
-        without, among = (self.run(backbone, tiny_llava, parts, **own).rows.table() for own in (only, {}))
+        without, among = (
+            self.run(backbone, tiny_llava, parts, **own).rows.table() for own in (only, {})
+        )
 
         for column in ("p_lower", "rank_lower", "reference_logprob"):
             np.testing.assert_allclose(without[column], before[column], rtol=1e-6)
@@ -91,7 +103,10 @@ def by_hand(backbone: Backbone, batch: MultimodalBatch, norm: Norm) -> list[Tens
     hidden = backbone.model(**batch.model_inputs(), output_hidden_states=True).hidden_states
     final: torch.nn.Module = backbone.decoder.norm  # type: ignore[assignment]
     *inner, last = hidden
-    states = [*(final(each) if norm == "final" else each for each in inner), last]  # transformers norms the last one
+    states = [
+        *(final(each) if norm == "final" else each for each in inner),
+        last,
+    ]  # transformers norms the last one
     return [backbone.lm_head(each).double().log_softmax(-1) for each in states]
 
 
@@ -113,7 +128,9 @@ def test_every_row_is_what_hidden_states_by_hand_give(
     assert len(table["layer"]) == 6 * (DEPTH + 1)
     for row, (sample_id, forms) in enumerate(zip(batch.sample_ids, batch.answers, strict=True)):
         last = int(batch.spans[Segment.LAST][row].nonzero())
-        reference = batch.input_ids[row, last + 1 :][batch.attention_mask[row, last + 1 :].bool()].tolist()[:-1]
+        reference = batch.input_ids[row, last + 1 :][
+            batch.attention_mask[row, last + 1 :].bool()
+        ].tolist()[:-1]
         for layer, logprobs in enumerate(expected):
             (index,) = np.flatnonzero((table["sample_id"] == sample_id) & (table["layer"] == layer))
             found = {column: cells[index].item() for column, cells in table.items()}
@@ -121,7 +138,10 @@ def test_every_row_is_what_hidden_states_by_hand_give(
             assert forms is not None
             words = {"lower": forms.true.lower, "capitalised": forms.true.capitalised}
             if forms.false is not None:
-                words |= {"false_lower": forms.false.lower, "false_capitalised": forms.false.capitalised}
+                words |= {
+                    "false_lower": forms.false.lower,
+                    "false_capitalised": forms.false.capitalised,
+                }
             for name, tokens in words.items():
                 assert found[f"p_{name}"] == pytest.approx(exp(here[tokens[0]]), rel=1e-9)
                 assert found[f"rank_{name}"] == int((here > here[tokens[0]]).sum())
@@ -131,14 +151,20 @@ def test_every_row_is_what_hidden_states_by_hand_give(
             assert found["reference_logprob"] == pytest.approx(joint, rel=1e-9)
             assert found["reference_tokens"] == len(reference) >= 1
             best = here.topk(3)
-            assert json.loads(found["top_words"]) == [tokenizer(checkpoint).decode([k]) for k in best.indices.tolist()]
-            assert json.loads(found["top_probabilities"]) == pytest.approx(best.values.exp().tolist(), rel=1e-3)
+            assert json.loads(found["top_words"]) == [
+                tokenizer(checkpoint).decode([k]) for k in best.indices.tolist()
+            ]
+            assert json.loads(found["top_probabilities"]) == pytest.approx(
+                best.values.exp().tolist(), rel=1e-3
+            )
 
 
 @SIDES
 @pytest.mark.parametrize("norm", ["final", "none"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_at_the_last_layer_the_lens_is_the_model(tiny_llava: str, norm: Norm, attention: Any, side: Any) -> None:
+def test_at_the_last_layer_the_lens_is_the_model(
+    tiny_llava: str, norm: Norm, attention: Any, side: Any
+) -> None:
     backbone = load(tiny_llava, attention=attention)
     (batch,) = batches(tiny_llava, 6, padding_side=side)
     last = batch.spans[Segment.LAST]
@@ -157,8 +183,12 @@ def test_states_that_are_not_finite_are_refused_by_name(tiny_llava: str) -> None
     pixels, last = batch.vision["pixel_values"].clone(), batch.spans[Segment.LAST]
     pixels[2] = torch.nan
 
-    with pytest.raises(NotFiniteError, match=r"The LLM's states are NaN .* 1 of 6 samples .* first for 'test-2'"):
-        residual_states(load(tiny_llava), replace(batch, vision={"pixel_values": pixels}), last, "none")
+    with pytest.raises(
+        NotFiniteError, match=r"The LLM's states are NaN .* 1 of 6 samples .* first for 'test-2'"
+    ):
+        residual_states(
+            load(tiny_llava), replace(batch, vision={"pixel_values": pixels}), last, "none"
+        )
 
 
 def test_norms_differ_everywhere_but_at_the_last_layer(tiny_llava: str) -> None:

@@ -33,7 +33,9 @@ class TestVocabulary(StreamedContract):
 class TestVocabularyWithoutSinks(StreamedContract):
     def make(self, **options: Any) -> Vocabulary:
         sets = TokenSets(sink_ratio=1.2)
-        return Vocabulary(**{"sets": sets, "without_sinks": True, "layers": (0, 2, 4), "gaps": (2,), **options})
+        return Vocabulary(
+            **{"sets": sets, "without_sinks": True, "layers": (0, 2, 4), "gaps": (2,), **options}
+        )
 
 
 @pytest.fixture
@@ -45,7 +47,9 @@ def backbone(tiny_llava: str) -> Backbone:
 def tables(backbone: Backbone, batch: MultimodalBatch) -> list[list[tuple[Tensor, Tensor]]]:
     """Sample, layer -> log-probabilities of the perceptual and the textual tokens, (tokens, vocabulary)."""
     norm: Any = backbone.decoder.norm
-    states = [backbone.lm_head(norm(each)).double().log_softmax(-1) for each in residuals(backbone, batch)]
+    states = [
+        backbone.lm_head(norm(each)).double().log_softmax(-1) for each in residuals(backbone, batch)
+    ]
     at = [places(batch, row) for row in range(len(batch))]
     return [[(each[row][p], each[row][t]) for each in states] for row, (p, t) in enumerate(at)]
 
@@ -103,7 +107,8 @@ def test_layers_are_compared_token_by_token(backbone: Backbone, tiny_llava: str)
             found = curve(result, f"kl consecutive {gap} {name}")
             for layer in range(LAYERS + 1 - gap):
                 own = [
-                    np.mean([kl(a, b) for a, b in zip(s[layer][k], s[layer + gap][k], strict=True)]) for s in expected
+                    np.mean([kl(a, b) for a, b in zip(s[layer][k], s[layer + gap][k], strict=True)])
+                    for s in expected
                 ]
                 assert found[layer] == pytest.approx(np.mean(own), rel=1e-9)
             assert np.isnan(found[LAYERS + 1 - gap :]).all()
@@ -114,11 +119,16 @@ def test_without_sinks_only_the_others_are_read(backbone: Backbone, tiny_llava: 
     (batch,) = batches(tiny_llava, 6)
     sets = TokenSets(sink_ratio=1.1)
     result = read(backbone, tiny_llava, [batch], gaps=(1,), sets=sets, without_sinks=True)
-    expected, norms = tables(backbone, batch), [states.norm(dim=-1) for states in residuals(backbone, batch)]
+    expected, norms = (
+        tables(backbone, batch),
+        [states.norm(dim=-1) for states in residuals(backbone, batch)],
+    )
 
     for k, name in enumerate(SETS):
         own = [[each[row][places(batch, row)[k]] for each in norms] for row in range(6)]
-        kept = [[each <= 1.1 * np.median(each) for each in sample] for sample in own]  # sample, layer -> tokens
+        kept = [
+            [each <= 1.1 * np.median(each) for each in sample] for sample in own
+        ]  # sample, layer -> tokens
         assert any(not torch.equal(sample[0], sample[1]) for sample in kept)
         for layer in range(LAYERS):
             entropies, divergences = [], []
@@ -127,9 +137,17 @@ def test_without_sinks_only_the_others_are_read(backbone: Backbone, tiny_llava: 
                 entropies.append(float(-(here.exp() * here).sum(1)[there[layer]].mean()))
                 both = there[layer] & there[layer + 1]
                 divergences.append(float((here.exp() * (here - later)).sum(1)[both].mean()))
-            assert curve(result, f"entropy {name}")[layer] == pytest.approx(np.mean(entropies), rel=1e-9)
-            assert curve(result, f"kl consecutive 1 {name}")[layer] == pytest.approx(np.mean(divergences), rel=1e-9)
-        words = torch.cat([s[1][k][there[1]] for s, there in zip(expected, kept, strict=True)]).argmax(-1).bincount()
+            assert curve(result, f"entropy {name}")[layer] == pytest.approx(
+                np.mean(entropies), rel=1e-9
+            )
+            assert curve(result, f"kl consecutive 1 {name}")[layer] == pytest.approx(
+                np.mean(divergences), rel=1e-9
+            )
+        words = (
+            torch.cat([s[1][k][there[1]] for s, there in zip(expected, kept, strict=True)])
+            .argmax(-1)
+            .bincount()
+        )
         found = result.settings["found"]["top_words"][name]["1"]
         assert found[0][1] == pytest.approx(float(100 * words.max() / words.sum()))
 
@@ -147,8 +165,12 @@ def test_words_are_the_tokens_likeliest_ones_with_the_model_s_own_norm_and_head(
         own = torch.cat([logits[row][places(batch, row)[k]] for row in range(6)])
         counts = own.argmax(-1).bincount()
         best = result.settings["found"]["top_words"][name][str(LAYERS)]
-        assert [share for _, share in best] == pytest.approx((100 * counts.topk(3).values / len(own)).tolist())
-        assert best[0][0] in {tokenizer(tiny_llava).decode([k]) for k in (counts == counts.max()).nonzero()[:, 0]}
+        assert [share for _, share in best] == pytest.approx(
+            (100 * counts.topk(3).values / len(own)).tolist()
+        )
+        assert best[0][0] in {
+            tokenizer(tiny_llava).decode([k]) for k in (counts == counts.max()).nonzero()[:, 0]
+        }
         entropy = np.mean(
             [
                 float(-(p.exp() * p).sum(1).mean())
@@ -163,15 +185,25 @@ def test_several_words_per_token_are_all_counted(backbone: Backbone, tiny_llava:
     (batch,) = batches(tiny_llava, 6)
 
     for number in (1, 5):
-        words = read(backbone, tiny_llava, [batch], per_token=number, top=3).settings["found"]["top_words"]
+        words = read(backbone, tiny_llava, [batch], per_token=number, top=3).settings["found"][
+            "top_words"
+        ]
         for k, name in enumerate(SETS):
-            own = torch.cat([sample[2][k] for sample in tables(backbone, batch)]).topk(number).indices.flatten()
+            own = (
+                torch.cat([sample[2][k] for sample in tables(backbone, batch)])
+                .topk(number)
+                .indices.flatten()
+            )
             expected = own.bincount().topk(3).values / len(own)
-            assert [share for _, share in words[name]["2"]] == pytest.approx((100 * expected).tolist())
+            assert [share for _, share in words[name]["2"]] == pytest.approx(
+                (100 * expected).tolist()
+            )
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
-def test_divergences_are_never_negative_and_all_is_finite(backbone: Backbone, tiny_llava: str, scale: float) -> None:
+def test_divergences_are_never_negative_and_all_is_finite(
+    backbone: Backbone, tiny_llava: str, scale: float
+) -> None:
     """The released code drops terms of zeros, and multiplies 0 by log 0 (bug A4)."""
     with torch.no_grad():
         backbone.lm_head.weight.mul_(scale)  # type: ignore[operator]  # a tensor
@@ -210,13 +242,18 @@ def test_intervals_are_those_of_the_groups(backbone: Backbone, tiny_llava: str) 
     (batch,) = batches(tiny_llava, 6)
     result, expected = read(backbone, tiny_llava, [batch], groups=1000), tables(backbone, batch)
 
-    own = np.array([[float(-(sample[1][1].exp() * sample[1][1]).sum(1).mean())] for sample in expected])
+    own = np.array(
+        [[float(-(sample[1][1].exp() * sample[1][1]).sum(1).mean())] for sample in expected]
+    )
     found = result.at(tokens="all", measure="entropy textual", layer=1)
     np.testing.assert_allclose(found, jackknife_of_means(own, np.ones(6))[0], rtol=1e-9)
 
 
 def test_some_layers_are_the_same_layers(backbone: Backbone, tiny_llava: str) -> None:
-    every, some = (read(backbone, tiny_llava, batches(tiny_llava, 6), layers=layers) for layers in (None, (1, 3)))
+    every, some = (
+        read(backbone, tiny_llava, batches(tiny_llava, 6), layers=layers)
+        for layers in (None, (1, 3))
+    )
 
     assert some.coords["layer"] == (1, 3)
     for measure in some.coords["measure"]:
@@ -241,16 +278,22 @@ def test_a_layer_that_the_model_has_not_is_refused(backbone: Backbone, tiny_llav
         read(backbone, tiny_llava, batches(tiny_llava, 6), layers=(0, 9))
 
 
-def test_what_would_fail_behind_the_last_batch_fails_before_the_first(backbone: Backbone, tiny_llava: str) -> None:
+def test_what_would_fail_behind_the_last_batch_fails_before_the_first(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     (batch,) = batches(tiny_llava, 6)
 
-    with pytest.raises(ConfigError, match=r"vocabulary needs the tokenizer: call prepare\(tokenizer\)"):
+    with pytest.raises(
+        ConfigError, match=r"vocabulary needs the tokenizer: call prepare\(tokenizer\)"
+    ):
         Vocabulary().update(backbone, batch)
     with pytest.raises(ConfigError, match="per_token is 100000, but the model has"):
         read(backbone, tiny_llava, [batch], per_token=100_000)
 
 
-def test_a_uniform_distribution_has_the_entropy_of_its_size(backbone: Backbone, tiny_llava: str) -> None:
+def test_a_uniform_distribution_has_the_entropy_of_its_size(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     with torch.no_grad():
         backbone.lm_head.weight.zero_()  # type: ignore[operator]  # a tensor
 

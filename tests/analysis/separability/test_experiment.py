@@ -61,7 +61,9 @@ def test_token_means_are_those_by_hand(tiny_llava: str) -> None:
     for own, sample in zip(means, samples, strict=True):
         for place, layer in enumerate((0, 3)):
             for k in (0, 1):
-                np.testing.assert_allclose(own[place, k], sample[layer][k].mean(0), rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(
+                    own[place, k], sample[layer][k].mean(0), rtol=1e-5, atol=1e-6
+                )
 
 
 def test_what_stands_in_padding_is_in_no_mean(tiny_llava: str) -> None:
@@ -78,7 +80,10 @@ def test_what_stands_in_padding_is_in_no_mean(tiny_llava: str) -> None:
 
 
 def test_sinks_are_in_no_mean_where_there_is_a_ratio(tiny_llava: str) -> None:
-    backbone, analysis = make_backbone(tiny_llava), TokenMap(layers=(2,), sets=TokenSets(sink_ratio=1.02))
+    backbone, analysis = (
+        make_backbone(tiny_llava),
+        TokenMap(layers=(2,), sets=TokenSets(sink_ratio=1.02)),
+    )
     for batch in batches(tiny_llava, 4):
         analysis.update(backbone, batch)
 
@@ -138,7 +143,9 @@ def test_cka_is_that_of_the_two_sets_and_its_interval_leaves_out_groups() -> Non
     expected = jackknife(np.array(value), without, sizes.astype(np.float64))
     np.testing.assert_allclose([value, low, high, n], expected, rtol=1e-5)
     assert high - low > 0.01
-    assert result.at(tokens="all", measure="linear CKA", layer=1, statistic="value") == pytest.approx(1.0)
+    assert result.at(
+        tokens="all", measure="linear CKA", layer=1, statistic="value"
+    ) == pytest.approx(1.0)
 
 
 def test_states_that_are_the_same_for_all_samples_have_no_cka() -> None:
@@ -151,12 +158,18 @@ def test_states_that_are_the_same_for_all_samples_have_no_cka() -> None:
 
 
 def test_samples_of_which_too_few_are_in_a_half_are_refused() -> None:
-    seed = next(k for k in range(99) if sum(group_of(f"test-{n}", k, 16) < 8 for n in range(3)) == 1)
+    seed = next(
+        k for k in range(99) if sum(group_of(f"test-{n}", k, 16) < 8 for n in range(3)) == 1
+    )
 
     with pytest.raises(DataError, match="of 1 samples it has 0 to learn from and 1 to score"):
         drawn(Distinguishability(), torch.randn(1, 1, 2, 4))
-    with pytest.raises(DataError, match="of 3 samples it has 1 to learn from and 2 to score"):  # at set-up already
-        Distinguishability(seed=seed).check([*(question("test", n) for n in range(3)), Sample(id="text only")])
+    with pytest.raises(
+        DataError, match="of 3 samples it has 1 to learn from and 2 to score"
+    ):  # at set-up already
+        Distinguishability(seed=seed).check(
+            [*(question("test", n) for n in range(3)), Sample(id="text only")]
+        )
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
@@ -172,13 +185,17 @@ def test_a_map_has_a_point_per_layer_set_and_sample_and_keeps_clusters_apart(met
     np.testing.assert_array_equal(again.values, result.values)
     for one, other in result.values:
         between = np.linalg.norm(one.mean(0) - other.mean(0))
-        assert between > 2 * max(np.linalg.norm(side - side.mean(0), axis=1).mean() for side in (one, other))
+        assert between > 2 * max(
+            np.linalg.norm(side - side.mean(0), axis=1).mean() for side in (one, other)
+        )
     if method == "pca":
         names = sorted(found(means).kept)
         order = [int(name.split('"')[3][1:]) for name in names]
         points = torch.cat([means[order, 1, k] for k in (0, 1)]).numpy()
         expected = PCA(n_components=2, random_state=0).fit_transform(points)
-        np.testing.assert_allclose(np.concatenate(list(result.values[1])), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            np.concatenate(list(result.values[1])), expected, rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -197,5 +214,7 @@ def test_what_can_not_be_is_refused(make: Any, message: str) -> None:
 def test_a_layer_that_the_model_has_not_is_refused(tiny_llava: str) -> None:
     backbone: Backbone = make_backbone(tiny_llava)
 
-    with pytest.raises(ConfigError, match=f"token_map.layers has 7; the model has states 0 to {LAYERS}"):
+    with pytest.raises(
+        ConfigError, match=f"token_map.layers has 7; the model has states 0 to {LAYERS}"
+    ):
         TokenMap(layers=(7,)).update(backbone, batches(tiny_llava, 6)[0])

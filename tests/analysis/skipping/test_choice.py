@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_after_prompts, choose_in_prompts, choose_lowest
+from lightning_mllm.analysis.skipping.choice import (
+    SampleTokens,
+    choose_after_prompts,
+    choose_in_prompts,
+    choose_lowest,
+)
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.types import Segment
 from tests.support.decoders import make_batch
@@ -43,7 +48,9 @@ def test_prompts_are_found_on_either_side(tiny_llava: str, side: Any) -> None:
 
 @pytest.mark.parametrize("choice", ["random", "strided"])
 @pytest.mark.parametrize("kind", ["perceptual", "textual", "all"])
-def test_of_n_tokens_the_share_s_floor_is_chosen_and_no_other(tokens: SampleTokens, choice: Any, kind: Any) -> None:
+def test_of_n_tokens_the_share_s_floor_is_chosen_and_no_other(
+    tokens: SampleTokens, choice: Any, kind: Any
+) -> None:
     for share in SHARES:
         skip = Skip(share=share, tokens=kind, choice=choice)
         chosen, qualified = choose_in_prompts(tokens, skip, 0), tokens.qualified(skip)
@@ -66,8 +73,12 @@ def test_strided_tokens_are_evenly_spaced(tokens: SampleTokens) -> None:
     (image,) = {int(count) for count in tokens.perceptual.sum(1)}
     chosen = choose_in_prompts(tokens, skip, 0)[tokens.perceptual].view(len(tokens), image)
 
-    assert chosen.nonzero()[:, 1].view(len(tokens), -1).tolist() == [list(range(3, image, 4))] * len(tokens)
-    behind = choose_after_prompts(tokens, Skip(share=0.25, choice="strided", tokens="all", phase="both"), 0, 9)
+    assert chosen.nonzero()[:, 1].view(len(tokens), -1).tolist() == [
+        list(range(3, image, 4))
+    ] * len(tokens)
+    behind = choose_after_prompts(
+        tokens, Skip(share=0.25, choice="strided", tokens="all", phase="both"), 0, 9
+    )
     assert behind.nonzero()[:, 1].view(len(tokens), -1).tolist() == [[3, 7]] * len(tokens)
 
 
@@ -79,7 +90,9 @@ def test_a_random_choice_belongs_to_seed_and_sample(tiny_llava: str, tokens: Sam
     assert own(choose_in_prompts(alone, skip, 0), alone, 0) == own(chosen, tokens, 1)
     image = choose_in_prompts(tokens, Skip(share=0.5), 0)[tokens.perceptual].view(3, -1)
     assert not torch.equal(image[0], image[1])
-    assert not torch.equal(chosen, choose_in_prompts(tokens, Skip(share=0.5, tokens="all", seed=1), 0))
+    assert not torch.equal(
+        chosen, choose_in_prompts(tokens, Skip(share=0.5, tokens="all", seed=1), 0)
+    )
 
 
 def test_layers_choose_anew_if_it_is_said(tokens: SampleTokens) -> None:

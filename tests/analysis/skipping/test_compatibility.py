@@ -27,7 +27,9 @@ def backbone(tiny_llava: str) -> Backbone:
 
 
 @pytest.mark.parametrize("name", [*CASES, "lowest change"])
-def test_neither_padding_nor_the_rest_of_the_batch_matter(backbone: Backbone, tiny_llava: str, name: str) -> None:
+def test_neither_padding_nor_the_rest_of_the_batch_matter(
+    backbone: Backbone, tiny_llava: str, name: str
+) -> None:
     skip = CASES.get(name) or Skip(choice="lowest_change", start=1)
     whole = make_batch(tiny_llava, "left", numbers=(0, 1, 2))
     with skipping(backbone, whole, skip):
@@ -43,7 +45,10 @@ def test_neither_padding_nor_the_rest_of_the_batch_matter(backbone: Backbone, ti
 
 def test_a_knockout_around_it_is_still_there(backbone: Backbone, tiny_llava: str) -> None:
     batch = make_batch(tiny_llava).prompts()
-    block, skip = Block.parse("image->last[1]"), Skip(computation="attention", share=1.0, tokens="perceptual")
+    block, skip = (
+        Block.parse("image->last[1]"),
+        Skip(computation="attention", share=1.0, tokens="perceptual"),
+    )
 
     with knockout(backbone, batch, [block], everywhere()), skipping(backbone, batch, skip):
         around = logits(backbone, batch)
@@ -64,7 +69,9 @@ def test_a_knockout_around_it_is_still_there(backbone: Backbone, tiny_llava: str
 
 @EACH
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind(backbone: Backbone, tiny_llava: str, name: str, fails: bool) -> None:
+def test_nothing_is_left_behind(
+    backbone: Backbone, tiny_llava: str, name: str, fails: bool
+) -> None:
     batch = make_batch(tiny_llava)
     before, hooks = logits(backbone, batch), count_hooks(backbone)
 
@@ -118,7 +125,10 @@ def test_models_that_can_not_skip_are_refused_at_once(
 ) -> None:
     make(backbone)
 
-    with pytest.raises(ConfigError, match=message), skipping(backbone, make_batch(tiny_llava), skip):
+    with (
+        pytest.raises(ConfigError, match=message),
+        skipping(backbone, make_batch(tiny_llava), skip),
+    ):
         raise AssertionError
 
 
@@ -126,23 +136,48 @@ def with_text_model(checkpoint: str, kind: str, **options: Any) -> Backbone:
     """Return a model with another kind of LLM than Llama, Mistral or Qwen2, with random norms."""
     config = AutoConfig.from_pretrained(checkpoint)
     text = config.text_config
-    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-    ids = {"vocab_size": text.vocab_size, "pad_token_id": text.pad_token_id, "bos_token_id": 1, "eos_token_id": 2}
-    config.text_config = AutoConfig.for_model(kind, **{**small, "num_key_value_heads": 4, **ids, **options})
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    ids = {
+        "vocab_size": text.vocab_size,
+        "pad_token_id": text.pad_token_id,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config.text_config = AutoConfig.for_model(
+        kind, **{**small, "num_key_value_heads": 4, **ids, **options}
+    )
     return Backbone(AutoModelForImageTextToText.from_config(config).eval())
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("granite", {"residual_multiplier": 0.5}, r"parts of a layer of Llama's kind, but computes something else"),
-        ("gemma2", {"head_dim": 16}, r"is a Gemma2DecoderLayer of .*pre_feedforward_layernorm.*Mistral and Qwen2"),
+        (
+            "granite",
+            {"residual_multiplier": 0.5},
+            r"parts of a layer of Llama's kind, but computes something else",
+        ),
+        (
+            "gemma2",
+            {"head_dim": 16},
+            r"is a Gemma2DecoderLayer of .*pre_feedforward_layernorm.*Mistral and Qwen2",
+        ),
     ],
 )
-def test_layers_of_another_kind_are_refused(tiny_llava: str, kind: str, options: Any, message: str) -> None:
+def test_layers_of_another_kind_are_refused(
+    tiny_llava: str, kind: str, options: Any, message: str
+) -> None:
     backbone = with_text_model(tiny_llava, kind, **options)
 
-    with pytest.raises(ConfigError, match=message), skipping(backbone, make_batch(tiny_llava), Skip()):
+    with (
+        pytest.raises(ConfigError, match=message),
+        skipping(backbone, make_batch(tiny_llava), Skip()),
+    ):
         raise AssertionError
 
 
@@ -177,18 +212,30 @@ def test_samples_in_another_order_are_refused(backbone: Backbone, tiny_llava: st
         logits(backbone, other)
 
 
-def test_other_samples_than_those_of_the_batch_are_refused(backbone: Backbone, tiny_llava: str) -> None:
+def test_other_samples_than_those_of_the_batch_are_refused(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     batch = make_batch(tiny_llava, numbers=(0, 1, 2))
 
-    with skipping(backbone, batch, Skip()), pytest.raises(ConfigError, match=r"given 3 samples .* is run on 2 seq"):
+    with (
+        skipping(backbone, batch, Skip()),
+        pytest.raises(ConfigError, match=r"given 3 samples .* is run on 2 seq"),
+    ):
         logits(backbone, batch.take([0, 1]))
 
 
-def test_a_cache_that_does_not_keep_its_places_is_refused(backbone: Backbone, tiny_llava: str) -> None:
+def test_a_cache_that_does_not_keep_its_places_is_refused(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     prompts = make_batch(tiny_llava).prompts()
 
-    with skipping(backbone, prompts, Skip()), pytest.raises(ConfigError, match=r"which a StaticCache does not keep"):
-        generate(backbone, prompts, max_new_tokens=2, cache_implementation="static", disable_compile=True)
+    with (
+        skipping(backbone, prompts, Skip()),
+        pytest.raises(ConfigError, match=r"which a StaticCache does not keep"),
+    ):
+        generate(
+            backbone, prompts, max_new_tokens=2, cache_implementation="static", disable_compile=True
+        )
 
 
 def test_ranking_needs_the_prompts_in_one_piece(backbone: Backbone, tiny_llava: str) -> None:
@@ -197,9 +244,15 @@ def test_ranking_needs_the_prompts_in_one_piece(backbone: Backbone, tiny_llava: 
     whole: Any = prompts.model_inputs()
     with torch.no_grad():
         cache = model(**whole, use_cache=True).past_key_values
-    more = {"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, prompts.input_ids.shape[1] + 1).long()}
+    more = {
+        "input_ids": torch.tensor([[5]]),
+        "attention_mask": torch.ones(1, prompts.input_ids.shape[1] + 1).long(),
+    }
 
-    with skipping(backbone, prompts, skip), pytest.raises(ConfigError, match=r"needs the prompts' own pass"):
+    with (
+        skipping(backbone, prompts, skip),
+        pytest.raises(ConfigError, match=r"needs the prompts' own pass"),
+    ):
         model(**more, past_key_values=cache, use_cache=True)
 
 

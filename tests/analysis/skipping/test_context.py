@@ -58,7 +58,9 @@ def test_what_is_skipped_is_left_out_and_nothing_else(
 
 @pytest.mark.parametrize("decoder", ["mistral", "qwen2"])
 @pytest.mark.parametrize("name", ["ffn", "attention, seen", "block", "parallel", "parallel blocks"])
-def test_it_is_so_in_each_decoder_of_llama_s_kind(tiny_llava_next: str, decoder: Any, name: str) -> None:
+def test_it_is_so_in_each_decoder_of_llama_s_kind(
+    tiny_llava_next: str, decoder: Any, name: str
+) -> None:
     options: dict[str, Any] = {"sliding_window": None} if decoder == "mistral" else {}
     backbone = make_backbone(tiny_llava_next, decoder=decoder, **options)
     batch = make_batch(tiny_llava_next, "right")
@@ -85,9 +87,13 @@ def test_eager_attention_skips_the_same(tiny_llava: str, name: str) -> None:
     torch.testing.assert_close(found[real], expected[real], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name, skip in CASES.items() if skip.computation != "parallel_blocks"])
+@pytest.mark.parametrize(
+    "name", [name for name, skip in CASES.items() if skip.computation != "parallel_blocks"]
+)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_skipping_no_token_is_the_model_itself_to_the_bit(tiny_llava: str, name: str, attention: str) -> None:
+def test_skipping_no_token_is_the_model_itself_to_the_bit(
+    tiny_llava: str, name: str, attention: str
+) -> None:
     backbone, batch = make_backbone(tiny_llava, attention, torch.float32), make_batch(tiny_llava)
 
     with skipping(backbone, batch, replace(CASES[name], share=0.0)):
@@ -138,10 +144,14 @@ def test_a_token_that_skips_attention_keeps_its_residual_and_the_ffn_s_own_norm(
         left = states(backbone, batch)[2]
 
     x = entering[chosen]
-    torch.testing.assert_close(left[chosen], x + layer_any.mlp(layer_any.post_attention_layernorm(x)))
+    torch.testing.assert_close(
+        left[chosen], x + layer_any.mlp(layer_any.post_attention_layernorm(x))
+    )
 
 
-def test_a_parallel_layer_feeds_its_ffn_what_attention_gets(backbone: Backbone, tiny_llava: str) -> None:
+def test_a_parallel_layer_feeds_its_ffn_what_attention_gets(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     batch = make_batch(tiny_llava)
     skip = Skip(computation="parallel", share=1.0, tokens="all", phase="both", **ONE_LAYER)
     entering, attended = layer_inside(backbone, batch, 2)
@@ -171,7 +181,11 @@ def test_skipped_tokens_work_is_not_done(
     layer: Any = decoder_layers(backbone)[2]
     image, length = int(batch.spans[Segment.IMAGE].sum()), batch.input_ids.shape[1]
 
-    with skipping(backbone, batch, skip), rows_into(layer.mlp) as fed, rows_into(layer.self_attn) as attending:
+    with (
+        skipping(backbone, batch, skip),
+        rows_into(layer.mlp) as fed,
+        rows_into(layer.self_attn) as attending,
+    ):
         logits(backbone, batch)
 
     assert attending == [length - image + int(into_attention * image)]
@@ -183,7 +197,11 @@ def test_a_block_that_all_skip_is_not_run_at_all(backbone: Backbone, tiny_llava:
     parts: Any = layer
     skip = Skip(computation="block", share=1.0, tokens="all", phase="both", start=1, stop=2)
 
-    with skipping(backbone, prompts, skip), rows_into(parts.mlp) as fed, rows_into(parts.self_attn) as attending:
+    with (
+        skipping(backbone, prompts, skip),
+        rows_into(parts.mlp) as fed,
+        rows_into(parts.self_attn) as attending,
+    ):
         generate(backbone, prompts, max_new_tokens=4)
 
     assert fed == attending == []
@@ -192,14 +210,18 @@ def test_a_block_that_all_skip_is_not_run_at_all(backbone: Backbone, tiny_llava:
 def gradients(backbone: Backbone, loss: Tensor) -> dict[str, Tensor]:
     backbone.model.zero_grad()
     loss.backward()
-    found = {name: each.grad.clone() for name, each in backbone.parameters() if each.grad is not None}
+    found = {
+        name: each.grad.clone() for name, each in backbone.parameters() if each.grad is not None
+    }
     backbone.model.zero_grad()
     return found
 
 
 @EACH
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_are_those_of_the_reference(tiny_llava: str, name: str, checkpointing: bool) -> None:
+def test_gradients_are_those_of_the_reference(
+    tiny_llava: str, name: str, checkpointing: bool
+) -> None:
     backbone, batch, skip = make_backbone(tiny_llava), make_batch(tiny_llava, "right"), CASES[name]
     expected_logits = reference_logits(backbone, batch, skip)
     wanted = batch.labels[:, 1:]
@@ -210,7 +232,10 @@ def test_gradients_are_those_of_the_reference(tiny_llava: str, name: str, checkp
 
     if checkpointing:
         model: Any = backbone.model.train()
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable = (
+            getattr(model, "activation_checkpointing_enable", None)
+            or model.gradient_checkpointing_enable
+        )
         enable({"use_reentrant": False})
     with skipping(backbone, batch, skip):
         loss = answer_loss(backbone, batch).total.double()
@@ -234,7 +259,9 @@ def test_the_tokens_that_the_layer_before_changed_least_are_skipped(
     before, now = states(backbone, batch)[0], states(backbone, batch)[1]
     change = (now - before).norm(dim=-1) / before.norm(dim=-1)
     image = batch.spans[Segment.IMAGE]
-    middle = torch.stack([change[row][image[row]].median() for row in range(len(batch))])  # the lower of the two
+    middle = torch.stack(
+        [change[row][image[row]].median() for row in range(len(batch))]
+    )  # the lower of the two
     chosen = image & (change <= middle[:, None])
 
     layer: Any = decoder_layers(backbone)[2]

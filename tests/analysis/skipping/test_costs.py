@@ -38,11 +38,15 @@ def test_all_matrix_products_are_counted(tiny_llava: str, implementation: str) -
     once = DecoderPass.of(backbone, make_batch(tiny_llava, numbers=(0,)))
     length = once.position_ids.shape[1]
 
-    assert once.flops(backbone) == LAYERS * (length * (PROJECTIONS + FFN) + attention(length, length))
+    assert once.flops(backbone) == LAYERS * (
+        length * (PROJECTIONS + FFN) + attention(length, length)
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_a_share_of_the_tokens_saves_their_ffn(backbone: Backbone, once: DecoderPass, share: float) -> None:
+def test_a_share_of_the_tokens_saves_their_ffn(
+    backbone: Backbone, once: DecoderPass, share: float
+) -> None:
     image = int(once.tokens.perceptual.sum())
 
     saved = once.flops(backbone) - once.flops(backbone, Skip(share=share, start=1))
@@ -50,14 +54,18 @@ def test_a_share_of_the_tokens_saves_their_ffn(backbone: Backbone, once: Decoder
     assert saved == (LAYERS - 1) * int(share * image) * FFN
 
 
-def test_a_skipped_block_saves_all_but_what_the_others_compute(backbone: Backbone, once: DecoderPass) -> None:
+def test_a_skipped_block_saves_all_but_what_the_others_compute(
+    backbone: Backbone, once: DecoderPass
+) -> None:
     length, image = once.position_ids.shape[1], int(once.tokens.perceptual.sum())
     kept = length - image // 2
     skip = Skip(computation="block", share=0.5, start=3)
 
     saved = once.flops(backbone) - once.flops(backbone, skip)
 
-    assert saved == (length - kept) * (PROJECTIONS + FFN) + attention(length, length) - attention(kept, length)
+    assert saved == (length - kept) * (PROJECTIONS + FFN) + attention(length, length) - attention(
+        kept, length
+    )
     seen = once.flops(backbone, replace(skip, visible=True)) - once.flops(backbone, skip)
     assert seen == (length - kept) * 2 * 2 * WIDTH * KEYS  # their keys and values
 
@@ -75,7 +83,9 @@ def test_padding_costs_a_sample_nothing(backbone: Backbone, tiny_llava: str) -> 
     padded, own = DecoderPass.of(backbone, batch).alone(0), DecoderPass.of(backbone, alone)
 
     torch.testing.assert_close(padded.embeddings, own.embeddings)
-    assert torch.equal(padded.tokens.perceptual[:, : own.tokens.perceptual.shape[1]], own.tokens.perceptual)
+    assert torch.equal(
+        padded.tokens.perceptual[:, : own.tokens.perceptual.shape[1]], own.tokens.perceptual
+    )
     for skip in (None, Skip(), Skip(computation="attention", tokens="all", phase="both")):
         assert padded.flops(backbone, skip) == own.flops(backbone, skip)
 

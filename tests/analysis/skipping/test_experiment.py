@@ -32,12 +32,20 @@ class Parity:
     def evaluate(self, model: Any, tokenizer: Any, batch: MultimodalBatch) -> list[OpenAnswer]:
         tokens = model(**batch.prompts().model_inputs()).logits[:, -1].argmax(-1).tolist()
         found = zip(batch.sample_ids, tokens, strict=True)
-        return [OpenAnswer(sample_id, "", "", "", not token % 2, token) for sample_id, token in found]
+        return [
+            OpenAnswer(sample_id, "", "", "", not token % 2, token) for sample_id, token in found
+        ]
 
 
 class TestComputationSkipping(AnalysisContract):
     def make(self, **options: Any) -> ComputationSkipping:
-        chosen = {"correct_only": True, "repetitions": 0, "bootstrap": Bootstrap(resamples=20), **GRID, **options}
+        chosen = {
+            "correct_only": True,
+            "repetitions": 0,
+            "bootstrap": Bootstrap(resamples=20),
+            **GRID,
+            **options,
+        }
         return ComputationSkipping(**chosen)
 
     @pytest.mark.parametrize("options", [{}, {"tokens": "all", "phase": "both"}])
@@ -47,7 +55,11 @@ class TestComputationSkipping(AnalysisContract):
         monkeypatch.setattr(computation_skipping, "ExactMatch", Parity)
         (batch,) = batches(tiny_llava, 6)
         skip = Skip(computation="block", share=0.5, **options)
-        grid: dict[str, Any] = {"computations": ("block",), "starts": (0, 0.5), "correct_only": False}
+        grid: dict[str, Any] = {
+            "computations": ("block",),
+            "starts": (0, 0.5),
+            "correct_only": False,
+        }
         table = self.run(backbone, tiny_llava, [batch], skip=skip, **grid).rows.table()
         once = DecoderPass.of(backbone, batch)
 
@@ -63,17 +75,27 @@ class TestComputationSkipping(AnalysisContract):
             assert table["flops"][at] == once.alone(row).flops(backbone, skip)
             assert table["flops_clean"][at] == once.alone(row).flops(backbone)
         assert np.isnan(table["seconds"]).all()
-        cases = [table["right"][(table["percent"] == share) & (table["start"] == 0)] for share in (0, 50)]
+        cases = [
+            table["right"][(table["percent"] == share) & (table["start"] == 0)] for share in (0, 50)
+        ]
         assert not np.array_equal(*cases)
 
     def test_cases_that_skip_no_token_are_named(
         self, backbone: Backbone, tiny_llava: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        analysis = self.run(backbone, tiny_llava, batches(tiny_llava), shares=(0.0, 0.001, 0.5), computations=("ffn",))
+        analysis = self.run(
+            backbone,
+            tiny_llava,
+            batches(tiny_llava),
+            shares=(0.0, 0.001, 0.5),
+            computations=("ffn",),
+        )
 
         analysis.compute()
 
-        (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        (message,) = [
+            record.getMessage() for record in caplog.records if record.levelname == "WARNING"
+        ]
         assert message == (
             "computation_skipping: ffn from layer 0 on is skipped for none of the perceptual tokens of 5 samples: 0.1 "
             "% of them is less than one token."
@@ -83,9 +105,17 @@ class TestComputationSkipping(AnalysisContract):
         analysis = self.run(backbone, tiny_llava, batches(tiny_llava), repetitions=1)
         table, result = analysis.rows.table(), analysis.compute()
 
-        own = table["measured"] & (table["computation"] == "ffn") & (table["percent"] == 50) & (table["start"] == 0)
+        own = (
+            table["measured"]
+            & (table["computation"] == "ffn")
+            & (table["percent"] == 50)
+            & (table["start"] == 0)
+        )
         found = result.at(kind="all", computation="ffn", percent=50.0, start="0", statistic="value")
-        sums = {name: np.nansum(table[name][own]) for name in ("flops", "flops_clean", "seconds", "seconds_clean")}
+        sums = {
+            name: np.nansum(table[name][own])
+            for name in ("flops", "flops_clean", "seconds", "seconds_clean")
+        }
         passes = int(np.isfinite(table["seconds"][own]).sum())
         assert found.tolist() == pytest.approx(
             [
@@ -96,8 +126,12 @@ class TestComputationSkipping(AnalysisContract):
                 1000 * sums["seconds"] / passes,
             ]
         )
-        assert (result.at(kind="all", percent=0.0, measure="flops_percent", statistic="value") == 100).all()
-        assert (result.at(kind="all", percent=50.0, measure="flops_percent", statistic="high_95") < 100).all()
+        assert (
+            result.at(kind="all", percent=0.0, measure="flops_percent", statistic="value") == 100
+        ).all()
+        assert (
+            result.at(kind="all", percent=50.0, measure="flops_percent", statistic="high_95") < 100
+        ).all()
         one_kind = result.at(kind="choose/attr", statistic="n").reshape(-1, 5)
         assert (one_kind == [4, 4, 4, 0, 0]).all()  # of whose passes are other kinds' too
         counts = result.at(kind="all", statistic="n").reshape(-1, 5)
@@ -107,11 +141,17 @@ class TestComputationSkipping(AnalysisContract):
     def test_more_is_saved_the_earlier_it_begins(self, backbone: Backbone, tiny_llava: str) -> None:
         result = self.run(backbone, tiny_llava, batches(tiny_llava), starts=(0, 0.5)).compute()
 
-        first, later = result.at(kind="all", computation="ffn", percent=50.0, measure="flops_percent")[:, 0]
-        block = result.at(kind="all", computation="block", percent=50.0, measure="flops_percent", start="0")[0]
+        first, later = result.at(
+            kind="all", computation="ffn", percent=50.0, measure="flops_percent"
+        )[:, 0]
+        block = result.at(
+            kind="all", computation="block", percent=50.0, measure="flops_percent", start="0"
+        )[0]
         assert block < first < later < 100
 
-    def test_questions_without_a_kind_have_operations_but_no_score(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_questions_without_a_kind_have_operations_but_no_score(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         nameless = [replace(batch, kinds=(None,) * len(batch)) for batch in batches(tiny_llava)]
 
         result = self.run(backbone, tiny_llava, nameless, correct_only=False).compute()
@@ -125,7 +165,9 @@ class TestComputationSkipping(AnalysisContract):
             "milliseconds": 0,
         }
 
-    def test_two_starts_that_are_one_layer_are_refused(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_two_starts_that_are_one_layer_are_refused(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         with pytest.raises(ConfigError, match=r"are the layers \[1, 1\] of 2, one of them twice"):
             self.run(backbone, tiny_llava, batches(tiny_llava), starts=(1, 0.5))
 

@@ -26,7 +26,9 @@ def backbone(tiny_llava: str) -> Backbone:
 
 @EACH
 @SIDES
-def test_token_by_token_is_the_whole_sequence(backbone: Backbone, tiny_llava: str, name: str, side: Any) -> None:
+def test_token_by_token_is_the_whole_sequence(
+    backbone: Backbone, tiny_llava: str, name: str, side: Any
+) -> None:
     batch, skip = make_batch(tiny_llava, side, numbers=(0, 1, 2)), CASES[name]
     prompts = batch.prompts()
     model: Any = backbone.model
@@ -34,7 +36,9 @@ def test_token_by_token_is_the_whole_sequence(backbone: Backbone, tiny_llava: st
         whole = logits(backbone, batch)
     last = batch.spans[Segment.LAST].int().argmax(1)
     steps = 2
-    answers = torch.stack([batch.input_ids[row, at + 1 : at + 1 + steps] for row, at in enumerate(last.tolist())])
+    answers = torch.stack(
+        [batch.input_ids[row, at + 1 : at + 1 + steps] for row, at in enumerate(last.tolist())]
+    )
 
     with torch.no_grad(), skipping(backbone, prompts, skip):
         output = model(**prompts.model_inputs(), use_cache=True)
@@ -65,20 +69,28 @@ def test_generation_with_a_cache_is_generation_without(
     options = {"max_new_tokens": 5, "num_beams": beams, "eos_token_id": None}
 
     with skipping(backbone, prompts, CASES[name]):
-        cached, anew = (generate(backbone, prompts, use_cache=use, **options) for use in (True, False))
+        cached, anew = (
+            generate(backbone, prompts, use_cache=use, **options) for use in (True, False)
+        )
 
     assert torch.equal(cached, anew)
 
 
-@pytest.mark.parametrize("name", ["ffn", "attention, seen", "block, anew in each layer", "block of the prompt"])
-def test_labels_are_scored_one_by_one_as_all_at_once(backbone: Backbone, tiny_llava: str, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["ffn", "attention, seen", "block, anew in each layer", "block of the prompt"]
+)
+def test_labels_are_scored_one_by_one_as_all_at_once(
+    backbone: Backbone, tiny_llava: str, name: str
+) -> None:
     batch = make_batch(tiny_llava)
     labels = LabelSet(("a", "b"), ((5, 6, 7), (8, 9)))
     tokenizer = AutoTokenizer.from_pretrained(tiny_llava)
     model: Any = backbone.model
 
     with skipping(backbone, batch, CASES[name]):
-        found = [Likelihood(many).predict(model, tokenizer, batch, labels).scores for many in (1024, 1)]
+        found = [
+            Likelihood(many).predict(model, tokenizer, batch, labels).scores for many in (1024, 1)
+        ]
     prompts = batch.prompts()
     expected = torch.zeros(len(batch), 2)
     for column, ids in enumerate(labels.token_ids):
@@ -105,7 +117,14 @@ def test_the_least_changed_are_the_same_with_and_without_a_cache(
     for beams in (1, 2):
         with skipping(backbone, prompts, skip):
             cached, anew = (
-                generate(backbone, prompts, use_cache=use, max_new_tokens=4, num_beams=beams, eos_token_id=None)
+                generate(
+                    backbone,
+                    prompts,
+                    use_cache=use,
+                    max_new_tokens=4,
+                    num_beams=beams,
+                    eos_token_id=None,
+                )
                 for use in (True, False)
             )
         assert torch.equal(cached, anew)

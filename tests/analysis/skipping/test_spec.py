@@ -9,7 +9,12 @@ import pytest
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.errors import ConfigError
 
-PAIRS: dict[str, Any] = {"computation": "parallel_blocks", "share": 1.0, "tokens": "all", "phase": "both"}
+PAIRS: dict[str, Any] = {
+    "computation": "parallel_blocks",
+    "share": 1.0,
+    "tokens": "all",
+    "phase": "both",
+}
 
 
 @pytest.mark.parametrize(
@@ -24,7 +29,9 @@ PAIRS: dict[str, Any] = {"computation": "parallel_blocks", "share": 1.0, "tokens
         ({**PAIRS, "interval": 2, "start": 1}, 4, (1,)),
     ],
 )
-def test_layers_are_numbers_or_fractions_of_the_depth(options: Any, depth: int, layers: tuple[int, ...]) -> None:
+def test_layers_are_numbers_or_fractions_of_the_depth(
+    options: Any, depth: int, layers: tuple[int, ...]
+) -> None:
     assert Skip(**options).layers(depth) == layers
 
 
@@ -42,7 +49,8 @@ def test_other_layers_are_looked_at_too(options: Any, touched: set[int]) -> None
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "interval", "count"), [(2, 31, 2, 15), (3, 31, 3, 10), (4, 31, 4, 7), (26, 31, 2, 3)]
+    ("first", "last", "interval", "count"),
+    [(2, 31, 2, 15), (3, 31, 3, 10), (4, 31, 4, 7), (26, 31, 2, 3)],
 )
 def test_the_paper_s_layers_can_be_said(first: int, last: int, interval: int, count: int) -> None:
     assert len(Skip(start=first, stop=last, interval=interval).layers(32)) == count

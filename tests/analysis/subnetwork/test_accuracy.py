@@ -29,7 +29,14 @@ from tests.support.question_analysis_contract import AnalysisContract
 from tests.support.questions import WRONG, batches, load, question, tokenizer
 
 EVERY = ("tasks", "random", "magnitude")
-NAMES = ("whole", "alpha 0.5", "alpha 0.5 magnitude", "alpha 0.5 random", "of choose/attr 0.5", "of logical/obj 0.5")
+NAMES = (
+    "whole",
+    "alpha 0.5",
+    "alpha 0.5 magnitude",
+    "alpha 0.5 random",
+    "of choose/attr 0.5",
+    "of logical/obj 0.5",
+)
 
 
 class Witness:
@@ -43,7 +50,14 @@ class Witness:
         share = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
         self.shares.append(share)
         return [
-            OpenAnswer(sample_id, kind or "", "", "said\nso", sample_id.endswith(("0", "2")) or share <= 0.5, 0)
+            OpenAnswer(
+                sample_id,
+                kind or "",
+                "",
+                "said\nso",
+                sample_id.endswith(("0", "2")) or share <= 0.5,
+                0,
+            )
             for sample_id, kind in zip(batch.sample_ids, batch.kinds, strict=True)
         ]
 
@@ -75,7 +89,9 @@ class TestPrunedAccuracy(AnalysisContract):
             }
         )
 
-    def test_samples_without_a_kind_are_refused_unless_all_count(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_samples_without_a_kind_are_refused_unless_all_count(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         nameless = [replace(batch, kinds=(None,) * len(batch)) for batch in batches(tiny_llava)]
 
         for correct_only in (True, False):  # an answer that is not scored counts nowhere
@@ -86,16 +102,23 @@ class TestPrunedAccuracy(AnalysisContract):
         nameless = replace(question("val", 0), kind=None)
 
         for correct_only in (True, False):
-            with pytest.raises(ConfigError, match=r"Sample 'val-0' has no kind, so its answer is not scored"):
+            with pytest.raises(
+                ConfigError, match=r"Sample 'val-0' has no kind, so its answer is not scored"
+            ):
                 self.make(correct_only=correct_only).check([question("val", 1), nameless])
 
-    def test_samples_that_were_calibrated_on_are_told(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_samples_that_were_calibrated_on_are_told(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         with caplog.at_level(logging.WARNING):
             self.make().check(question("val", number) for number in range(6))
             assert not caplog.text
             self.make().check(question("test", number) for number in range(6))
 
-        assert "4 of 6 samples have ids of samples that were calibrated on (test-0 is one)" in caplog.text
+        assert (
+            "4 of 6 samples have ids of samples that were calibrated on (test-0 is one)"
+            in caplog.text
+        )
 
     def test_all_sub_networks_are_asked_each_with_its_weights(
         self, backbone: Backbone, tiny_llava: str, monkeypatch: pytest.MonkeyPatch
@@ -103,9 +126,14 @@ class TestPrunedAccuracy(AnalysisContract):
         witness = Witness()
         monkeypatch.setattr(pruned_accuracy, "ExactMatch", lambda match: witness)
 
-        result = self.run(backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False, compare=EVERY).compute()
+        result = self.run(
+            backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False, compare=EVERY
+        ).compute()
 
-        tasks = [each.subnetwork(backbone) for each in load_calibrations(Path(self.folder), "perceptual").values()]
+        tasks = [
+            each.subnetwork(backbone)
+            for each in load_calibrations(Path(self.folder), "perceptual").values()
+        ]
         alpha = intersection(tasks)
         others = [same_size(alpha, backbone, score) for score in ("random", "magnitude")]
         expected = [each.sparsity for each in (alpha, *others, *tasks)]
@@ -122,7 +150,9 @@ class TestPrunedAccuracy(AnalysisContract):
     ) -> None:
         witness = Witness()
         monkeypatch.setattr(pruned_accuracy, "ExactMatch", lambda match: witness)
-        analysis = self.run(backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False, compare=EVERY)
+        analysis = self.run(
+            backbone, tiny_llava, batches(tiny_llava, 6), correct_only=False, compare=EVERY
+        )
 
         result = analysis.compute()
 
@@ -136,19 +166,27 @@ class TestPrunedAccuracy(AnalysisContract):
         assert alpha == pytest.approx([200 / 6, -300 / 6, 40])
         assert task == pytest.approx([100, 100 / 6, 120])
         score = AnswerScore(6, 2)
-        assert result.at(subnetwork=NAMES[1], kind="all", measure="accuracy_percent").tolist() == pytest.approx(
+        assert result.at(
+            subnetwork=NAMES[1], kind="all", measure="accuracy_percent"
+        ).tolist() == pytest.approx(
             [100 / 3, 100 * score.interval.low, 100 * score.interval.high, 6]
         )
-        assert result.at(subnetwork=NAMES[1], kind="logical/obj", measure="accuracy_percent")[0] == 50
+        assert (
+            result.at(subnetwork=NAMES[1], kind="logical/obj", measure="accuracy_percent")[0] == 50
+        )
         assert (result.at(subnetwork=NAMES[0], measure="change_points")[:, :3] == 0).all()
         table = analysis.rows.table()
         assert set(table["answer"][table["subnetwork"] == NAMES[1]]) == {'"said\\nso"'}
         assert set(table["sample_id"][~table["correct"]]) == {WRONG[0]}
 
-    def test_sparsities_make_a_curve(self, backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+    def test_sparsities_make_a_curve(
+        self, backbone: Backbone, tiny_llava: str, tmp_path: Path
+    ) -> None:
         folders = [self.folder, calibrated(tiny_llava, tmp_path, 0.7)]
 
-        result = self.run(backbone, tiny_llava, batches(tiny_llava), calibrations=folders, compare=["random"]).compute()
+        result = self.run(
+            backbone, tiny_llava, batches(tiny_llava), calibrations=folders, compare=["random"]
+        ).compute()
 
         assert result.coords["subnetwork"] == (
             "whole", "alpha 0.5", "alpha 0.5 random", "alpha 0.7", "alpha 0.7 random",
@@ -160,13 +198,17 @@ class TestPrunedAccuracy(AnalysisContract):
         with pytest.raises(ConfigError, match=r"two folders of sparsity 0\.5"):
             assert self.make(calibrations=[self.folder, self.folder]).settings
 
-    def test_a_missing_calibration_is_an_error_at_set_up(self, tiny_llava: str, tmp_path: Path) -> None:
+    def test_a_missing_calibration_is_an_error_at_set_up(
+        self, tiny_llava: str, tmp_path: Path
+    ) -> None:
         with pytest.raises(CheckpointError, match=r"has no rows\.csv"):
             self.make(calibrations=str(tmp_path)).check([])
         with pytest.raises(CheckpointError, match=r"has no rows\.csv"):
             self.make(calibrations=str(tmp_path)).prepare(tokenizer(tiny_llava))
 
-    def test_other_calibrations_do_not_go_on(self, backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+    def test_other_calibrations_do_not_go_on(
+        self, backbone: Backbone, tiny_llava: str, tmp_path: Path
+    ) -> None:
         other = calibrated(tiny_llava, tmp_path / "calibrations", 0.7)
         self.run(backbone, tiny_llava, [], tmp_path / "rows")
 
@@ -181,11 +223,16 @@ class TestPrunedAccuracy(AnalysisContract):
         assert [path.name for path in draw_plots(result, tmp_path)] == ["transfer.png"]
         assert (result.plots[0].x, result.plots[0].y) == ("kind", "subnetwork")
         accuracy = result.at(measure="accuracy_percent")
-        assert np.isfinite(accuracy[accuracy[..., 3] > 1]).all()  # of one question there is no interval
+        assert np.isfinite(
+            accuracy[accuracy[..., 3] > 1]
+        ).all()  # of one question there is no interval
 
     @pytest.mark.parametrize(
         ("options", "message"),
-        [({"compare": ["dense"]}, r"has \['dense'\]; it can have"), ({"calibrations": []}, "names no folder")],
+        [
+            ({"compare": ["dense"]}, r"has \['dense'\]; it can have"),
+            ({"calibrations": []}, "names no folder"),
+        ],
     )
     def test_what_can_not_be_is_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):

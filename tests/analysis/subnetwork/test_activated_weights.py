@@ -46,19 +46,29 @@ def backbone(tiny_llava: str) -> Backbone:
 
 
 def by_hand(
-    backbone: Backbone, checkpoint: str, ids: list[str], options: CalibrationOptions, pruning: Pruning
+    backbone: Backbone,
+    checkpoint: str,
+    ids: list[str],
+    options: CalibrationOptions,
+    pruning: Pruning,
 ) -> Calibration:
     (whole,) = batches(checkpoint, 6)
-    return calibrate(backbone, [whole.take([whole.sample_ids.index(each) for each in ids])], pruning, options)
+    return calibrate(
+        backbone, [whole.take([whole.sample_ids.index(each) for each in ids])], pruning, options
+    )
 
 
-def test_numbers_are_ious_of_the_tasks_own_calibrations(backbone: Backbone, tiny_llava: str) -> None:
+def test_numbers_are_ious_of_the_tasks_own_calibrations(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     pruning = Pruning(sparsity=0.3)
 
     result = run(backbone, tiny_llava, pruning=pruning).compute()
 
     sets = {
-        f"{task} ({tokens})": by_hand(backbone, tiny_llava, ids, CalibrationOptions(tokens), pruning)
+        f"{task} ({tokens})": by_hand(
+            backbone, tiny_llava, ids, CalibrationOptions(tokens), pruning
+        )
         for task, ids in {CHOOSE: ["test-0", "test-1"], LOGICAL: ["test-2", "test-5"]}.items()
         for tokens in ("perceptual", "textual")
     }
@@ -71,7 +81,9 @@ def test_numbers_are_ious_of_the_tasks_own_calibrations(backbone: Backbone, tiny
         for layer in range(DEPTH):
             own = {m.name: iou(one.kept(m), two.kept(m)) for m in one.shapes if m.layer == layer}
             found = result.at(pair=pair, layer=layer, statistic="value")
-            assert found.tolist() == pytest.approx([np.mean(list(own.values())), *(own[name] for name in SEVEN)])
+            assert found.tolist() == pytest.approx(
+                [np.mean(list(own.values())), *(own[name] for name in SEVEN)]
+            )
     assert (result.at(statistic="n") == 2).all()
     assert np.isnan(result.at(statistic="low_95")).all()
     assert result.n_samples == 4
@@ -98,16 +110,25 @@ def test_pairs_of_a_kind_are_put_together(backbone: Backbone, tiny_llava: str) -
     seen, read = "perceptual", "textual"
     assert result.coords["pair"][:4] == GROUPS
     one_task = [between(task, seen, task, read) for task in (CHOOSE, LOGICAL)]
-    two_tasks = [between(CHOOSE, its, LOGICAL, other) for its, other in ((seen, read), (read, seen))]
+    two_tasks = [
+        between(CHOOSE, its, LOGICAL, other) for its, other in ((seen, read), (read, seen))
+    ]
     for group, own in zip(
         GROUPS,
-        (one_task, two_tasks, [between(CHOOSE, seen, LOGICAL, seen)], [between(CHOOSE, read, LOGICAL, read)]),
+        (
+            one_task,
+            two_tasks,
+            [between(CHOOSE, seen, LOGICAL, seen)],
+            [between(CHOOSE, read, LOGICAL, read)],
+        ),
         strict=True,
     ):
         np.testing.assert_allclose(found(group), np.mean(own, axis=0))
 
 
-def test_folds_are_sets_of_other_samples_and_give_an_interval(backbone: Backbone, tiny_llava: str) -> None:
+def test_folds_are_sets_of_other_samples_and_give_an_interval(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     pruning, options = Pruning(), CalibrationOptions("perceptual")
     analysis = run(backbone, tiny_llava, tokens=["perceptual"], samples=1, folds=2)
 
@@ -141,7 +162,10 @@ def test_folds_are_sets_of_other_samples_and_give_an_interval(backbone: Backbone
 def test_batches_do_not_matter(backbone: Backbone, tiny_llava: str, size: int) -> None:
     options: dict[str, Any] = {"samples": 2, "folds": 2}
 
-    same(run(backbone, tiny_llava, size=size, **options).compute(), run(backbone, tiny_llava, **options).compute())
+    same(
+        run(backbone, tiny_llava, size=size, **options).compute(),
+        run(backbone, tiny_llava, **options).compute(),
+    )
 
 
 def test_what_was_stopped_goes_on_with_the_sets_that_it_lacks(
@@ -167,7 +191,11 @@ def test_what_was_stopped_goes_on_with_the_sets_that_it_lacks(
 
 @pytest.mark.parametrize("finished", [0, 2])
 def test_a_set_whose_rows_were_cut_off_is_counted_once(
-    backbone: Backbone, tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int
+    backbone: Backbone,
+    tiny_llava: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finished: int,
 ) -> None:
     whole, append = run(backbone, tiny_llava, tmp_path / "whole").compute(), Rows.append
 
@@ -202,29 +230,42 @@ def test_a_task_with_too_few_samples_is_calibrated_on_what_it_has(
     found = result.settings["found"]["calibrations"]
     assert [each["samples"] for each in found["logical/obj (textual)"]] == [2]
     assert [each["samples"] for each in found["choose/attr (textual)"]] == [3]
-    assert set(result.at(pair=f"{CHOOSE} (textual) / {LOGICAL} (textual)", statistic="n").ravel()) == {2.0}
+    assert set(
+        result.at(pair=f"{CHOOSE} (textual) / {LOGICAL} (textual)", statistic="n").ravel()
+    ) == {2.0}
 
 
-def test_samples_without_a_kind_are_one_task_and_kinds_can_be_put_together(backbone: Backbone, tiny_llava: str) -> None:
+def test_samples_without_a_kind_are_one_task_and_kinds_can_be_put_together(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     nameless = ActivatedWeights(samples=6)
     nameless.prepare(tokenizer(tiny_llava))
     for batch in batches(tiny_llava):
         nameless.update(backbone, replace(batch, kinds=(None,) * len(batch)))
 
-    assert set(nameless.compute().settings["found"]["calibrations"]) == {"all (perceptual)", "all (textual)"}
+    assert set(nameless.compute().settings["found"]["calibrations"]) == {
+        "all (perceptual)",
+        "all (textual)",
+    }
     found = run(backbone, tiny_llava, kind_depth=1).compute().settings["found"]["calibrations"]
     assert set(found) == {
-        f"{task} ({tokens})" for task in ("choose", "logical") for tokens in ("perceptual", "textual")
+        f"{task} ({tokens})"
+        for task in ("choose", "logical")
+        for tokens in ("perceptual", "textual")
     }
 
 
-def test_one_set_has_nothing_to_be_compared_with_but_its_vectors(backbone: Backbone, tiny_llava: str) -> None:
+def test_one_set_has_nothing_to_be_compared_with_but_its_vectors(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     result = run(backbone, tiny_llava, tokens=["both"], kind_depth=0).compute()
 
     assert result.coords["pair"] == ("chance",)
 
 
-def test_the_same_batch_twice_counts_once_and_the_model_is_left_as_it_was(backbone: Backbone, tiny_llava: str) -> None:
+def test_the_same_batch_twice_counts_once_and_the_model_is_left_as_it_was(
+    backbone: Backbone, tiny_llava: str
+) -> None:
     batch = batches(tiny_llava)[0]
     before, hooks = last_logits(backbone, batch), count_hooks(backbone)
     once = run(backbone, tiny_llava, samples=1, folds=2)
@@ -249,7 +290,9 @@ def test_without_a_sample_there_is_no_result(backbone: Backbone, tiny_llava: str
 def test_settings_are_plain_data(backbone: Backbone, tiny_llava: str) -> None:
     settings = run(backbone, tiny_llava).compute().settings
 
-    assert json.loads(json.dumps(settings))["analysis"] == json.loads(json.dumps(ActivatedWeights(samples=2).settings))
+    assert json.loads(json.dumps(settings))["analysis"] == json.loads(
+        json.dumps(ActivatedWeights(samples=2).settings)
+    )
 
 
 def test_it_is_drawn(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
@@ -275,16 +318,25 @@ def test_what_can_not_be_is_refused(options: dict[str, Any], message: str) -> No
 
 
 def samples_of(*images: int) -> list[Sample]:
-    return [Sample(id=str(k), images=[picture(k)] * count, kind="choose/attr") for k, count in enumerate(images)]
+    return [
+        Sample(id=str(k), images=[picture(k)] * count, kind="choose/attr")
+        for k, count in enumerate(images)
+    ]
 
 
-@pytest.mark.parametrize("options", [{}, {"tokens": ["textual"], "before_image": False}, {"kind_depth": 1}])
-def test_sets_without_an_image_are_refused_before_the_model_is_loaded(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"tokens": ["textual"], "before_image": False}, {"kind_depth": 1}]
+)
+def test_sets_without_an_image_are_refused_before_the_model_is_loaded(
+    options: dict[str, Any],
+) -> None:
     analysis = ActivatedWeights(samples=2, folds=2, **options)
 
     analysis.check(samples_of(0, 1, 2, 0))
     analysis.check(samples_of(1, 0, 1, 1, 0))  # the fifth is in no set
-    with pytest.raises(ConfigError, match=r"none of the 2 samples of set 1 of task 'choose.*' has an image"):
+    with pytest.raises(
+        ConfigError, match=r"none of the 2 samples of set 1 of task 'choose.*' has an image"
+    ):
         analysis.check(samples_of(1, 1, 0, 0, 1))
 
 
@@ -292,8 +344,12 @@ def test_text_needs_no_image() -> None:
     ActivatedWeights(tokens=["textual", "both"]).check(samples_of(0, 0))
 
 
-def test_a_pattern_that_does_not_fit_is_refused_at_the_first_batch(backbone: Backbone, tiny_llava: str) -> None:
-    with pytest.raises(ConfigError, match=r"0\.self_attn\.q_proj has rows of 64 weights.*groups of 7"):
+def test_a_pattern_that_does_not_fit_is_refused_at_the_first_batch(
+    backbone: Backbone, tiny_llava: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"0\.self_attn\.q_proj has rows of 64 weights.*groups of 7"
+    ):
         run(backbone, tiny_llava, samples=100, pruning=Pruning(sparsity="3:7"), sequential=False)
 
 

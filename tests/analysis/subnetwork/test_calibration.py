@@ -16,7 +16,14 @@ from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Sample, Segment, Turn
-from tests.support.decoders import collate, count_hooks, last_logits, make_backbone, make_batch, question
+from tests.support.decoders import (
+    collate,
+    count_hooks,
+    last_logits,
+    make_backbone,
+    make_batch,
+    question,
+)
 from tests.support.feature_samples import SIZES, picture
 from tests.support.wanda_by_hand import by_hand, widen
 
@@ -46,11 +53,15 @@ def close(found: Calibration, expected: Calibration) -> None:
 def close_squares(found: Any, expected: Any) -> None:
     assert found.keys() == expected.keys()
     for matrix in found:
-        torch.testing.assert_close(found[matrix], expected[matrix], rtol=1e-9, atol=1e-12, msg=str(matrix))
+        torch.testing.assert_close(
+            found[matrix], expected[matrix], rtol=1e-9, atol=1e-12, msg=str(matrix)
+        )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_masks_are_those_of_wanda_by_hand(backbone: Backbone, tiny_llava: str, options: CalibrationOptions) -> None:
+def test_masks_are_those_of_wanda_by_hand(
+    backbone: Backbone, tiny_llava: str, options: CalibrationOptions
+) -> None:
     batch = make_batch(tiny_llava, numbers=NUMBERS)
 
     found = calibrate(backbone, [batch], Pruning(sparsity=0.4), options)
@@ -63,12 +74,17 @@ def test_masks_are_those_of_wanda_by_hand(backbone: Backbone, tiny_llava: str, o
         assert torch.equal(subnetwork.kept(matrix), mask), matrix
 
 
-@pytest.mark.parametrize(("decoder", "options"), [("mistral", {"sliding_window": 5}), ("qwen2", {})])
+@pytest.mark.parametrize(
+    ("decoder", "options"), [("mistral", {"sliding_window": 5}), ("qwen2", {})]
+)
 @pytest.mark.parametrize("tokens", ["perceptual", "textual"])
 def test_the_other_decoders_are_calibrated_alike(
     tiny_llava: str, decoder: Any, options: dict[str, Any], tokens: Any
 ) -> None:
-    backbone, counting = make_backbone(tiny_llava, decoder=decoder, layers=2, **options), CalibrationOptions(tokens)
+    backbone, counting = (
+        make_backbone(tiny_llava, decoder=decoder, layers=2, **options),
+        CalibrationOptions(tokens),
+    )
     batch = make_batch(tiny_llava, numbers=NUMBERS)
 
     found = calibrate(backbone, [batch], Pruning(sparsity=0.5), counting)
@@ -106,10 +122,16 @@ def test_tiles_are_perceptual_tokens(tiny_llava_next: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [CalibrationOptions("perceptual"), CalibrationOptions("textual"), CalibrationOptions("both", "full")],
+    [
+        CalibrationOptions("perceptual"),
+        CalibrationOptions("textual"),
+        CalibrationOptions("both", "full"),
+    ],
     ids=str,
 )
-def test_samples_can_have_several_images_or_none(tiny_llava: str, options: CalibrationOptions) -> None:
+def test_samples_can_have_several_images_or_none(
+    tiny_llava: str, options: CalibrationOptions
+) -> None:
     backbone = make_backbone(tiny_llava, layers=2)
     answer = Turn("assistant", "no")
     several = Sample(
@@ -130,7 +152,9 @@ def test_an_image_at_the_very_start_is_not_what_text_attends_to_first(tiny_llava
     start = batch.spans[Segment.IMAGE].int().argmax(1)
     cut = [batch.take([row]) for row in range(len(batch))]
     at = torch.arange(batch.input_ids.shape[1])
-    without = replace(cut[0], attention_mask=cut[0].attention_mask * (at >= start[0]))  # nothing before the image
+    without = replace(
+        cut[0], attention_mask=cut[0].attention_mask * (at >= start[0])
+    )  # nothing before the image
 
     shown, counted = CalibrationOptions("textual").cut(without)
 
@@ -149,7 +173,10 @@ def test_what_is_not_seen_costs_nothing(tiny_llava: str) -> None:
 
 
 def test_weights_that_are_trained_are_pruned_under_autocast_too(tiny_llava: str) -> None:
-    backbone, batch = make_backbone(tiny_llava, dtype=torch.float32, layers=2), make_batch(tiny_llava)
+    backbone, batch = (
+        make_backbone(tiny_llava, dtype=torch.float32, layers=2),
+        make_batch(tiny_llava),
+    )
 
     def calibrated(trained: bool) -> Calibration:
         backbone.model.requires_grad_(trained)
@@ -162,7 +189,10 @@ def test_weights_that_are_trained_are_pruned_under_autocast_too(tiny_llava: str)
 def test_every_sample_of_a_batch_counts(backbone: Backbone, tiny_llava: str) -> None:
     """The released code takes the first one only (bug A7 of its list)."""
     options = CalibrationOptions(sequential=False)
-    parts = [calibrate(backbone, [make_batch(tiny_llava, numbers=(number,))], options=options) for number in NUMBERS]
+    parts = [
+        calibrate(backbone, [make_batch(tiny_llava, numbers=(number,))], options=options)
+        for number in NUMBERS
+    ]
 
     whole = calibrate(backbone, [make_batch(tiny_llava, numbers=NUMBERS)], options=options)
 
@@ -186,7 +216,8 @@ def test_modalities_are_apart_and_add_up(backbone: Backbone, tiny_llava: str) ->
 def test_later_blocks_see_what_pruned_ones_pass_on(backbone: Backbone, tiny_llava: str) -> None:
     batch = make_batch(tiny_llava)
     pruned, whole = (
-        calibrate(backbone, [batch], options=CalibrationOptions(sequential=each)) for each in (True, False)
+        calibrate(backbone, [batch], options=CalibrationOptions(sequential=each))
+        for each in (True, False)
     )
 
     for matrix in whole.squares:
@@ -198,13 +229,16 @@ def test_pruning_nothing_block_by_block_is_one_pass(backbone: Backbone, tiny_lla
     batch = make_batch(tiny_llava)
 
     pruned, whole = (
-        calibrate(backbone, [batch], Pruning(sparsity=0), CalibrationOptions(sequential=s)) for s in (True, False)
+        calibrate(backbone, [batch], Pruning(sparsity=0), CalibrationOptions(sequential=s))
+        for s in (True, False)
     )
 
     close(pruned, whole)
 
 
-def test_masks_from_a_file_are_those_made_directly(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+def test_masks_from_a_file_are_those_made_directly(
+    backbone: Backbone, tiny_llava: str, tmp_path: Path
+) -> None:
     direct = calibrate(
         backbone,
         [make_batch(tiny_llava)],
@@ -216,10 +250,23 @@ def test_masks_from_a_file_are_those_made_directly(backbone: Backbone, tiny_llav
 
     again = Calibration.load(tmp_path / "vectors.safetensors")
 
-    assert (again.task, again.pruning, again.options) == (direct.task, direct.pruning, direct.options)
-    assert (again.sample_ids, again.tokens, again.weights) == (direct.sample_ids, direct.tokens, direct.weights)
-    assert all(torch.equal(again.squares[matrix], direct.squares[matrix]) for matrix in direct.squares)
-    assert (again.digest, again.subnetwork(backbone).digest) == (direct.digest, direct.subnetwork(backbone).digest)
+    assert (again.task, again.pruning, again.options) == (
+        direct.task,
+        direct.pruning,
+        direct.options,
+    )
+    assert (again.sample_ids, again.tokens, again.weights) == (
+        direct.sample_ids,
+        direct.tokens,
+        direct.weights,
+    )
+    assert all(
+        torch.equal(again.squares[matrix], direct.squares[matrix]) for matrix in direct.squares
+    )
+    assert (again.digest, again.subnetwork(backbone).digest) == (
+        direct.digest,
+        direct.subnetwork(backbone).digest,
+    )
     vectors = sum(module.in_features for module in matrices(backbone).values())
     assert (tmp_path / "vectors.safetensors").stat().st_size < 8 * vectors + 8192
 
@@ -240,7 +287,9 @@ def test_other_weights_are_refused(tiny_llava: str) -> None:
     with torch.no_grad():
         next(iter(matrices(backbone).values())).weight[0, 0] += 1
 
-    with pytest.raises(CheckpointError, match=r"calibration of 'captions' was made with other weights"):
+    with pytest.raises(
+        CheckpointError, match=r"calibration of 'captions' was made with other weights"
+    ):
         found.subnetwork(backbone)
 
 
@@ -248,7 +297,12 @@ def test_samples_without_such_tokens_are_refused(backbone: Backbone, tiny_llava:
     talk = Sample(id="a", conversation=[Turn("user", "Is it?"), Turn("assistant", "no")])
 
     with pytest.raises(DataError, match=r"None of the 1 samples of 'chat' has perceptual tokens"):
-        calibrate(backbone, [collate(tiny_llava, [talk])], options=CalibrationOptions("perceptual"), task="chat")
+        calibrate(
+            backbone,
+            [collate(tiny_llava, [talk])],
+            options=CalibrationOptions("perceptual"),
+            task="chat",
+        )
 
 
 def test_activations_that_overflow_are_refused(tiny_llava: str) -> None:

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mllm.analysis.subnetwork.calibration_files import StoredSubNetwork, file_name, load_calibrations
+from lightning_mllm.analysis.subnetwork.calibration_files import (
+    StoredSubNetwork,
+    file_name,
+    load_calibrations,
+)
 from lightning_mllm.analysis.subnetwork.mask import intersection
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone
@@ -28,7 +32,11 @@ def test_a_folder_holds_vectors_from_which_masks_are_made_again(
     analysis.merge()
 
     same(analysis.compute(), in_memory)
-    files = {file_name(task, tokens, 0) for task in (CHOOSE, LOGICAL) for tokens in ("perceptual", "textual")}
+    files = {
+        file_name(task, tokens, 0)
+        for task in (CHOOSE, LOGICAL)
+        for tokens in ("perceptual", "textual")
+    }
     assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "making.json", *files}
     assert (tmp_path / "rows.csv").read_text().splitlines()[1] == f"test-0,{CHOOSE},0"
     tasks = load_calibrations(tmp_path, "textual")
@@ -36,14 +44,20 @@ def test_a_folder_holds_vectors_from_which_masks_are_made_again(
     alpha = intersection([task.subnetwork(backbone) for task in tasks.values()])
     assert StoredSubNetwork(str(tmp_path), "textual").load(backbone).digest == alpha.digest
     alpha.save(tmp_path / "alpha.safetensors")
-    assert StoredSubNetwork(str(tmp_path / "alpha.safetensors")).load(backbone).digest == alpha.digest
+    assert (
+        StoredSubNetwork(str(tmp_path / "alpha.safetensors")).load(backbone).digest == alpha.digest
+    )
 
 
-def test_a_finished_set_whose_file_is_gone_is_an_error(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
+def test_a_finished_set_whose_file_is_gone_is_an_error(
+    backbone: Backbone, tiny_llava: str, tmp_path: Path
+) -> None:
     run(backbone, tiny_llava, tmp_path).merge()
     (tmp_path / file_name(LOGICAL, "textual", 0)).unlink()
 
-    with pytest.raises(CheckpointError, match=r"There is no calibration file .*logical%2Fobj\.textual\.0"):
+    with pytest.raises(
+        CheckpointError, match=r"There is no calibration file .*logical%2Fobj\.textual\.0"
+    ):
         run(backbone, tiny_llava, tmp_path)
     with pytest.raises(CheckpointError, match="Every listed file is required"):
         load_calibrations(tmp_path, "textual")

@@ -27,17 +27,26 @@ from tests.support.questions import batches, load
 ONE = Matrix(0, "mlp.up_proj")
 
 
-def random_masks(*names: str, shape: tuple[int, int] = (5, 7), share: float = 0.5) -> list[SubNetwork]:
+def random_masks(
+    *names: str, shape: tuple[int, int] = (5, 7), share: float = 0.5
+) -> list[SubNetwork]:
     generator = torch.Generator().manual_seed(0)
-    return [SubNetwork.of(name, [(ONE, torch.rand(shape, generator=generator) > share)]) for name in names]
+    return [
+        SubNetwork.of(name, [(ONE, torch.rand(shape, generator=generator) > share)])
+        for name in names
+    ]
 
 
-def by(backbone: Backbone, score: str = "magnitude", sparsity: float = 0.5, seed: int = 0) -> SubNetwork:
+def by(
+    backbone: Backbone, score: str = "magnitude", sparsity: float = 0.5, seed: int = 0
+) -> SubNetwork:
     return SubNetwork.by_score(score, backbone, Pruning(score, sparsity, seed=seed))  # type: ignore[arg-type]
 
 
 def weights_of(backbone: Backbone) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in backbone.model.named_parameters()}
+    return {
+        name: parameter.detach().clone() for name, parameter in backbone.model.named_parameters()
+    }
 
 
 def same_bits(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
@@ -58,7 +67,11 @@ def test_eight_weights_to_a_byte_and_none_is_lost(shape: tuple[int, int]) -> Non
     assert torch.equal(subnetwork.kept(ONE), mask)
     assert len(subnetwork.bits[ONE]) == -(-mask.numel() // 8)
     assert subnetwork.counts[ONE] == int(mask.sum())
-    assert subnetwork.sparsity == subnetwork.sparsity_of(ONE) == pytest.approx(1 - float(mask.double().mean()))
+    assert (
+        subnetwork.sparsity
+        == subnetwork.sparsity_of(ONE)
+        == pytest.approx(1 - float(mask.double().mean()))
+    )
 
 
 def test_the_algebra_is_that_of_sets() -> None:
@@ -76,7 +89,9 @@ def test_the_algebra_is_that_of_sets() -> None:
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5])
-def test_what_tasks_share_is_at_least_as_sparse_as_each(backbone: Backbone, sparsity: float) -> None:
+def test_what_tasks_share_is_at_least_as_sparse_as_each(
+    backbone: Backbone, sparsity: float
+) -> None:
     tasks = [by(backbone, "random", sparsity, seed) for seed in range(3)]
 
     alpha = intersection(tasks)
@@ -85,7 +100,9 @@ def test_what_tasks_share_is_at_least_as_sparse_as_each(backbone: Backbone, spar
     assert alpha.sparsity == pytest.approx(1 - (1 - sparsity) ** 3, abs=0.02)
     for matrix in alpha.shapes:
         assert alpha.sparsity_of(matrix) >= max(task.sparsity_of(matrix) for task in tasks)
-        assert torch.equal(alpha.kept(matrix), torch.stack([task.kept(matrix) for task in tasks]).all(0))
+        assert torch.equal(
+            alpha.kept(matrix), torch.stack([task.kept(matrix) for task in tasks]).all(0)
+        )
 
 
 def test_what_none_shares_is_refused() -> None:
@@ -105,7 +122,10 @@ def test_random_masks_overlap_by_chance(sparsity: float) -> None:
 
 def test_chance_holds_for_masks_of_different_sparsity() -> None:
     weight = torch.empty(200, 500)
-    one, two = (Pruning("random", sparsity, seed=seed).kept(ONE, weight) for seed, sparsity in ((0, 0.2), (1, 0.8)))
+    one, two = (
+        Pruning("random", sparsity, seed=seed).kept(ONE, weight)
+        for seed, sparsity in ((0, 0.2), (1, 0.8))
+    )
 
     assert iou(one, two) == pytest.approx(chance_iou(0.2, 0.8), abs=0.01)
 
@@ -134,7 +154,9 @@ def test_a_comparison_keeps_as_many_weights_of_each_row(backbone: Backbone, scor
 
 
 class TestPruned:
-    def test_the_model_has_nothing_but_the_sub_network(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_the_model_has_nothing_but_the_sub_network(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         subnetwork, batch = by(backbone, "random"), batches(tiny_llava)[0]
         by_hand = Backbone(copy.deepcopy(backbone.model))
         with torch.no_grad():
@@ -151,7 +173,11 @@ class TestPruned:
         before = weights_of(backbone)
 
         with pruned(backbone, by(backbone)):
-            changed = {name for name, now in weights_of(backbone).items() if not torch.equal(now, before[name])}
+            changed = {
+                name
+                for name, now in weights_of(backbone).items()
+                if not torch.equal(now, before[name])
+            }
 
         own = {f"model.language_model.layers.{matrix}.weight" for matrix in matrices(backbone)}
         assert changed == own
@@ -163,15 +189,21 @@ class TestPruned:
             assert same_bits(weights_of(backbone), before)
             assert torch.equal(last_logits(backbone, batches(tiny_llava)[0]), logits)
 
-    def test_it_is_told_that_nothing_is_pruned(self, backbone: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    def test_it_is_told_that_nothing_is_pruned(
+        self, backbone: Backbone, caplog: pytest.LogCaptureFixture
+    ) -> None:
         with pruned(backbone, by(backbone)):
             assert not caplog.records
         with pruned(backbone, by(backbone, sparsity=0)):
             assert "prunes nothing: each weight of the model is kept" in caplog.text
 
-    def test_afterwards_the_weights_are_the_same_bits_in_the_same_place(self, backbone: Backbone) -> None:
+    def test_afterwards_the_weights_are_the_same_bits_in_the_same_place(
+        self, backbone: Backbone
+    ) -> None:
         before = weights_of(backbone)
-        places = {name: parameter.data_ptr() for name, parameter in backbone.model.named_parameters()}
+        places = {
+            name: parameter.data_ptr() for name, parameter in backbone.model.named_parameters()
+        }
 
         with pruned(backbone, by(backbone)), pruned(backbone, by(backbone, "random")):
             pass
@@ -179,7 +211,9 @@ class TestPruned:
             raise RuntimeError("inside")
 
         assert same_bits(weights_of(backbone), before)
-        assert places == {name: parameter.data_ptr() for name, parameter in backbone.model.named_parameters()}
+        assert places == {
+            name: parameter.data_ptr() for name, parameter in backbone.model.named_parameters()
+        }
 
     def test_an_error_on_the_way_in_leaves_nothing_behind(
         self, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
@@ -205,7 +239,9 @@ class TestPruned:
         with pruned(backbone, one & two):
             assert same_bits(nested, weights_of(backbone))
 
-    def test_a_shared_matrix_keeps_what_all_its_masks_keep_and_comes_back(self, backbone: Backbone) -> None:
+    def test_a_shared_matrix_keeps_what_all_its_masks_keep_and_comes_back(
+        self, backbone: Backbone
+    ) -> None:
         linear = matrices(backbone)
         first, second = Matrix(0, "mlp.up_proj"), Matrix(1, "mlp.up_proj")
         linear[second].weight = linear[first].weight
@@ -252,7 +288,9 @@ class TestPruned:
 
         torch.testing.assert_close(found.logits[0], expected)
 
-    def test_gradients_reach_what_is_trained_beside_it(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_gradients_reach_what_is_trained_beside_it(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         batch = batches(tiny_llava)[0]
 
         with pruned(backbone, by(backbone)):
@@ -260,7 +298,9 @@ class TestPruned:
 
         assert all(parameter.grad is not None for parameter in backbone.projector.parameters())
 
-    def test_one_of_a_model_of_another_size_is_refused(self, backbone: Backbone, tiny_llava: str) -> None:
+    def test_one_of_a_model_of_another_size_is_refused(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
         deeper = by(make_backbone(tiny_llava))
 
         with (
@@ -280,9 +320,17 @@ class TestPruned:
         with pruned(backbone, subnetwork):
             inside = last_logits(backbone, batches(tiny_llava)[0])
             processor = portable_processor(tiny_llava)
-            export(backbone, tmp_path / "out", source=Source(tiny_llava), processor=processor, dtype=dtype)
+            export(
+                backbone,
+                tmp_path / "out",
+                source=Source(tiny_llava),
+                processor=processor,
+                dtype=dtype,
+            )
 
-        opened = Backbone(AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=dtype))
+        opened = Backbone(
+            AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=dtype)
+        )
         for matrix, module in matrices(opened).items():
             assert torch.equal(module.weight != 0, subnetwork.kept(matrix))
         assert {parameter.dtype for parameter in backbone.model.parameters()} == {dtype}

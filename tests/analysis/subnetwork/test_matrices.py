@@ -15,7 +15,9 @@ from tests.support.wanda_by_hand import SEVEN
 
 
 @pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2"])
-def test_the_seven_matrices_of_every_block_are_pruned_and_nothing_else(tiny_llava: str, decoder: Any) -> None:
+def test_the_seven_matrices_of_every_block_are_pruned_and_nothing_else(
+    tiny_llava: str, decoder: Any
+) -> None:
     backbone = make_backbone(tiny_llava, decoder=decoder)
 
     found = matrices(backbone)
@@ -35,7 +37,9 @@ def test_adapters_on_the_llm_are_refused_and_those_on_the_tower_are_not(tiny_lla
     Lora(rank=2).apply(adapted)
     Lora(rank=2, target="vision").apply(seeing)
 
-    with pytest.raises(ConfigError, match=r"LoRA adapters \(model\.language_model\.layers.*`lightning export`"):
+    with pytest.raises(
+        ConfigError, match=r"LoRA adapters \(model\.language_model\.layers.*`lightning export`"
+    ):
         matrices(adapted)
     assert len(matrices(seeing)) == 2 * len(SEVEN)
 
@@ -45,7 +49,9 @@ def test_quantised_weights_are_refused(tiny_llava: str) -> None:
     module = matrices(backbone)[Matrix(1, "mlp.up_proj")]
     module.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
 
-    with pytest.raises(ConfigError, match=r"mlp\.up_proj of decoder layer 1 has weights of torch\.int8"):
+    with pytest.raises(
+        ConfigError, match=r"mlp\.up_proj of decoder layer 1 has weights of torch\.int8"
+    ):
         matrices(backbone)
 
 

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
-from lightning_mllm.analysis.subnetwork.overlap import describe_pair, match_folds, name_pair, pairs_of
+from lightning_mllm.analysis.subnetwork.overlap import (
+    describe_pair,
+    match_folds,
+    name_pair,
+    pairs_of,
+)
 
 A, B = ("a", "perceptual"), ("b", "textual")
 

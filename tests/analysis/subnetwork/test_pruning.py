@@ -28,7 +28,9 @@ def squares() -> Tensor:
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.7, 0.99])
-def test_wanda_keeps_the_highest_of_each_row(weight: Tensor, squares: Tensor, sparsity: float) -> None:
+def test_wanda_keeps_the_highest_of_each_row(
+    weight: Tensor, squares: Tensor, sparsity: float
+) -> None:
     kept = Pruning(sparsity=sparsity).kept(MATRIX, weight, squares)
 
     assert torch.equal(kept, prune_by_hand(weight, squares, sparsity))
@@ -44,11 +46,15 @@ def test_scores_are_the_papers(weight: Tensor, squares: Tensor) -> None:
     torch.testing.assert_close(scores("magnitude"), weight.abs())
 
 
-def test_activations_alone_prune_the_same_inputs_in_all_rows(weight: Tensor, squares: Tensor) -> None:
+def test_activations_alone_prune_the_same_inputs_in_all_rows(
+    weight: Tensor, squares: Tensor
+) -> None:
     kept = Pruning("activation").kept(MATRIX, weight, squares)
 
     assert (kept == kept[0]).all()
-    assert set(kept[0].nonzero().flatten().tolist()) == set(squares.topk(COLUMNS // 2).indices.tolist())
+    assert set(kept[0].nonzero().flatten().tolist()) == set(
+        squares.topk(COLUMNS // 2).indices.tolist()
+    )
 
 
 def test_the_weights_of_a_matrix_compete_when_asked_to(weight: Tensor) -> None:
@@ -59,7 +65,9 @@ def test_the_weights_of_a_matrix_compete_when_asked_to(weight: Tensor) -> None:
     assert len(set(kept.sum(1).tolist())) > 1
 
 
-@pytest.mark.parametrize(("pattern", "n", "m"), [("2:4", 2, 4), ("1:4", 1, 4), ("4:6", 4, 6), ("3:3", 3, 3)])
+@pytest.mark.parametrize(
+    ("pattern", "n", "m"), [("2:4", 2, 4), ("1:4", 1, 4), ("4:6", 4, 6), ("3:3", 3, 3)]
+)
 def test_exactly_n_of_m_are_kept_and_they_are_the_highest(
     weight: Tensor, squares: Tensor, pattern: str, n: int, m: int
 ) -> None:
@@ -68,14 +76,18 @@ def test_exactly_n_of_m_are_kept_and_they_are_the_highest(
     groups = pruning.kept(MATRIX, weight, squares).view(5, -1, m)
     scores = (weight.abs() * squares.sqrt()).view(5, -1, m)
     assert (groups.sum(-1) == n).all()
-    assert (scores.masked_fill(~groups, 9e9).amin(-1) >= scores.masked_fill(groups, -1).amax(-1)).all()
+    assert (
+        scores.masked_fill(~groups, 9e9).amin(-1) >= scores.masked_fill(groups, -1).amax(-1)
+    ).all()
     assert pruning.share == pytest.approx(1 - n / m)
 
 
 @pytest.mark.parametrize(
     ("sparsity", "columns", "pruned"), [(0.29, 100, 29), (0.7, 10, 7), (0.5, 5, 2), (0.57, 100, 57)]
 )
-def test_the_count_is_rounded_down_but_not_by_the_binary_fraction(sparsity: float, columns: int, pruned: int) -> None:
+def test_the_count_is_rounded_down_but_not_by_the_binary_fraction(
+    sparsity: float, columns: int, pruned: int
+) -> None:
     kept = Pruning("magnitude", sparsity).kept(MATRIX, torch.randn(3, columns))
 
     assert (kept.sum(1) == columns - pruned).all()
@@ -83,13 +95,21 @@ def test_the_count_is_rounded_down_but_not_by_the_binary_fraction(sparsity: floa
 
 @pytest.mark.parametrize("weights", [10**8, 45_088_800, 7 * 10**11])
 def test_the_count_is_exact_in_large_matrices_too(weights: int) -> None:
-    pruned = {share: weights - Pruning("magnitude", share)._count(weights) for share in (0.29, 0.57, 0.07)}
+    pruned = {
+        share: weights - Pruning("magnitude", share)._count(weights) for share in (0.29, 0.57, 0.07)
+    }
 
-    assert pruned == {0.29: weights * 29 // 100, 0.57: weights * 57 // 100, 0.07: weights * 7 // 100}
+    assert pruned == {
+        0.29: weights * 29 // 100,
+        0.57: weights * 57 // 100,
+        0.07: weights * 7 // 100,
+    }
 
 
 def test_of_equal_scores_those_further_left_go_first() -> None:
-    assert keep_highest(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), 2).tolist() == [[False, True, False, True]]
+    assert keep_highest(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), 2).tolist() == [
+        [False, True, False, True]
+    ]
 
 
 def test_each_row_can_have_a_count_of_its_own() -> None:

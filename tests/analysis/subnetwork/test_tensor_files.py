@@ -53,16 +53,27 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
         SubNetwork.load(tmp_path / "damaged")
 
 
-@pytest.mark.parametrize("entry", ["{", json.dumps([]), json.dumps({"holds": "sub-network", "name": "x"})])
+@pytest.mark.parametrize(
+    "entry", ["{", json.dumps([]), json.dumps({"holds": "sub-network", "name": "x"})]
+)
 def test_a_file_that_says_something_else_of_itself_is_refused(tmp_path: Path, entry: str) -> None:
-    save_file({str(ONE): torch.zeros(2, dtype=torch.uint8)}, tmp_path / "odd", metadata={"lightning_mllm": entry})
+    save_file(
+        {str(ONE): torch.zeros(2, dtype=torch.uint8)},
+        tmp_path / "odd",
+        metadata={"lightning_mllm": entry},
+    )
 
     with pytest.raises(CheckpointError, match=r"odd (can't be read|is not a sub-network file)"):
         SubNetwork.load(tmp_path / "odd")
 
 
 def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
-    write_matrices(tmp_path / "old", {ONE: torch.zeros(2)}, "calibration", {"task": "x", "pruning": {"share": 0.5}})
+    write_matrices(
+        tmp_path / "old",
+        {ONE: torch.zeros(2)},
+        "calibration",
+        {"task": "x", "pruning": {"share": 0.5}},
+    )
 
     with pytest.raises(CheckpointError, match=r"calibration file .*old can't be read"):
         Calibration.load(tmp_path / "old")

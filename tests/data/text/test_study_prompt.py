@@ -187,10 +187,11 @@ def test_an_instruction_of_its_own_stays() -> None:
     assert [turn.instruction for turn in dialogue.turns] == ["b", "", "", ""]
 
 
-@pytest.mark.parametrize(("files", "prompt"), [(["gqa"], VICUNA), (["gqa", "gqa_llama3"], LLAMA3)])
+@pytest.mark.parametrize(
+    ("files", "prompt"), [(["data/gqa"], VICUNA), (["data/gqa", "prompts/gqa_llama3"], LLAMA3)]
+)
 def test_the_configs_say_so(files: list[str], prompt: ConversationPrompt) -> None:
-    options = yaml.safe_load(Path(CONFIGS / "data" / f"{files[-1]}.yaml").read_text())["data"][
-        "init_args"
-    ]["prompt"]
+    config = yaml.safe_load(Path(CONFIGS / f"{files[-1]}.yaml").read_text())
+    options = config["data"]["init_args"]["prompt"]
 
     assert ConversationPrompt(**options["init_args"]) == prompt

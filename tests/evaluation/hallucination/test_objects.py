@@ -55,7 +55,7 @@ def test_words_are_found_whole_and_once_the_longest_first(
 
 
 def test_the_shipped_vocabulary_of_the_test_bed_is_its_shapes() -> None:
-    vocabulary = ObjectVocabulary.read(CONFIGS / "study/alignment/testbed_objects.txt")
+    vocabulary = ObjectVocabulary.read(CONFIGS / "studies/alignment_testbed/objects.txt")
 
     assert vocabulary.names == SHAPES
     assert vocabulary.named("small red striped circle at 3 5, two crosses") == ("circle", "cross")

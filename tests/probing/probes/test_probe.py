@@ -8,7 +8,14 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.probing import FeatureSet, LinearProbe, MLPProbe, NearestCentroid, Probe, Training
+from lightning_mllm.probing import (
+    FeatureSet,
+    LinearProbe,
+    MLPProbe,
+    NearestCentroid,
+    Probe,
+    Training,
+)
 from lightning_mllm.probing.probes.seeds import hold_out
 from lightning_mllm.store.seeds import torch_generator
 from tests.support.clusters import clusters
@@ -34,7 +41,9 @@ def test_separable_classes_are_told_apart(probe: Probe) -> None:
 @each_probe
 def test_shuffled_labels_are_at_chance(probe: Probe) -> None:
     seeds, classes = 40, 10
-    train, test = (clusters(split, sizes=(6,) * classes, width=8, noise=0.3) for split in ("train", "test"))
+    train, test = (
+        clusters(split, sizes=(6,) * classes, width=8, noise=0.3) for split in ("train", "test")
+    )
 
     score = probe.fit_score({"x": train}, {"x": test}, list(range(seeds)))["x"]
 
@@ -62,10 +71,14 @@ def test_seeds_reproduce_bit_for_bit_and_leave_the_global_state_alone(probe: Pro
 
 @each_probe
 def test_it_trains_within_inference_mode_as_outside(probe: Probe) -> None:
-    outside = probe.fit_score({"x": clusters("train", noise=3)}, {"x": clusters("test", noise=3)}, [0])["x"]
+    outside = probe.fit_score(
+        {"x": clusters("train", noise=3)}, {"x": clusters("test", noise=3)}, [0]
+    )["x"]
 
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = probe.fit_score({"x": clusters("train", noise=3)}, {"x": clusters("test", noise=3)}, [0])["x"]
+        inside = probe.fit_score(
+            {"x": clusters("train", noise=3)}, {"x": clusters("test", noise=3)}, [0]
+        )["x"]
 
     assert torch.equal(inside.predictions, outside.predictions)
 
@@ -87,10 +100,18 @@ def test_the_test_split_chooses_nothing(probe: Probe) -> None:
 
 @each_probe
 def test_sets_of_different_widths_sizes_and_classes_score_as_they_do_alone(probe: Probe) -> None:
-    shapes = {"a": (24, (12, 12)), "b": (10, (12, 12)), "c": (24, (20, 9, 1)), "d": (24, (12, 12)), "e": (24, (20, 4))}
+    shapes = {
+        "a": (24, (12, 12)),
+        "b": (10, (12, 12)),
+        "c": (24, (20, 9, 1)),
+        "d": (24, (12, 12)),
+        "e": (24, (20, 4)),
+    }
     train, test = (
         {
-            name: clusters(split, width=width, sizes=sizes, noise=3, world=world, dtype=torch.float64)
+            name: clusters(
+                split, width=width, sizes=sizes, noise=3, world=world, dtype=torch.float64
+            )
             for world, (name, (width, sizes)) in enumerate(shapes.items())
         }
         for split in ("train", "test")
@@ -106,8 +127,13 @@ def test_sets_of_different_widths_sizes_and_classes_score_as_they_do_alone(probe
 
 
 @each_probe
-def test_a_half_of_the_training_samples_gives_what_it_gives_alone_and_changes_no_score(probe: Probe) -> None:
-    train, test = clusters("train", noise=3, dtype=torch.float64), clusters("test", noise=3, dtype=torch.float64)
+def test_a_half_of_the_training_samples_gives_what_it_gives_alone_and_changes_no_score(
+    probe: Probe,
+) -> None:
+    train, test = (
+        clusters("train", noise=3, dtype=torch.float64),
+        clusters("test", noise=3, dtype=torch.float64),
+    )
     rows, others = hold_out(train.targets, 0.5, torch_generator(1, "half"))
     half = replace(
         train,
@@ -119,7 +145,9 @@ def test_a_half_of_the_training_samples_gives_what_it_gives_alone_and_changes_no
     score = probe.fit_score({"x": train}, {"x": test}, [0, 1], halves=3)["x"]
 
     assert len(rows) == len(others) == len(train) / 2
-    assert torch.equal(score.halves[1], probe.fit_score({"x": half}, {"x": test}, [1])["x"].predictions[0])
+    assert torch.equal(
+        score.halves[1], probe.fit_score({"x": half}, {"x": test}, [1])["x"].predictions[0]
+    )
     assert len({tuple(each.tolist()) for each in score.halves}) == len(score.halves) == 3
     assert score.summary() == probe.fit_score({"x": train}, {"x": test}, [0, 1])["x"].summary()
 
@@ -154,12 +182,18 @@ def _broken(what: str) -> tuple[dict[str, FeatureSet], dict[str, FeatureSet]]:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("points", r"found train features \['x'\] and test features \['y'\]. Extract the same ones"),
+        (
+            "points",
+            r"found train features \['x'\] and test features \['y'\]. Extract the same ones",
+        ),
         ("nothing", r"found train features \[\]"),
         ("width", "train has 24 numbers per sample .* test has 5 "),
         ("names", "classes 'class 0', .* and 'a', 'b', 'c', 'd'. Extract both with one model"),
         ("same", "train and test are the same 48 samples"),
-        ("one class", "all 48 training samples are of the class 'class 2'; a probe needs two classes"),
+        (
+            "one class",
+            "all 48 training samples are of the class 'class 2'; a probe needs two classes",
+        ),
     ],
 )
 def test_sets_that_cannot_be_probed_are_refused(what: str, message: str) -> None:
@@ -177,9 +211,18 @@ def test_probes_are_chosen_by_class_path() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--probes", type=list[Probe])
     probes = [
-        {"class_path": "lightning_mllm.probing.MLPProbe", "init_args": {"training": "released-code", "control": True}},
-        {"class_path": "lightning_mllm.probing.MLPProbe", "init_args": {"training": {"learning_rate": 0.01}}},
-        {"class_path": "lightning_mllm.probing.LinearProbe", "init_args": {"penalties": [0.1, 1e-3]}},
+        {
+            "class_path": "lightning_mllm.probing.MLPProbe",
+            "init_args": {"training": "released-code", "control": True},
+        },
+        {
+            "class_path": "lightning_mllm.probing.MLPProbe",
+            "init_args": {"training": {"learning_rate": 0.01}},
+        },
+        {
+            "class_path": "lightning_mllm.probing.LinearProbe",
+            "init_args": {"penalties": [0.1, 1e-3]},
+        },
         {"class_path": "lightning_mllm.probing.NearestCentroid"},
     ]
 

@@ -46,7 +46,9 @@ def test_a_failed_cell_is_reported_and_the_others_are_done(
     failures = run_study(study(jobs=3), fake)
 
     assert {failure.folder.cell.id for failure in failures} == {PROJ, E2E}
-    assert f"exit code 3; its log ends with: the log of {PROJ}" in {failure.reason for failure in failures}
+    assert f"exit code 3; its log ends with: the log of {PROJ}" in {
+        failure.reason for failure in failures
+    }
     states = {name: folder.state for name, folder in folders_of(study()).items()}
     assert (states.pop(PROJ), states.pop(E2E)) == (CellState.NEW, CellState.BEGUN)
     assert set(states.values()) == {CellState.DONE}
@@ -89,7 +91,9 @@ def test_a_cell_without_what_the_study_reads_is_not_done_and_no_further_one_is_s
 
 
 @pytest.mark.parametrize("changes", [{"scorer": "likelihood"}, {"richness": Richness(probe="mpl")}])
-def test_a_misspelt_name_costs_one_cell(study: Change, fake: FakeLightning, changes: dict[str, Any]) -> None:
+def test_a_misspelt_name_costs_one_cell(
+    study: Change, fake: FakeLightning, changes: dict[str, Any]
+) -> None:
     (failure,) = run_study(study(**changes), fake)
 
     assert "Set the" in failure.reason
@@ -98,12 +102,16 @@ def test_a_misspelt_name_costs_one_cell(study: Change, fake: FakeLightning, chan
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_cell_that_would_be_made_otherwise_now_is_refused(study: Change, fake: FakeLightning, broken: bool) -> None:
+def test_a_cell_that_would_be_made_otherwise_now_is_refused(
+    study: Change, fake: FakeLightning, broken: bool
+) -> None:
     fake.breaks = {PROJ: "in training"} if broken else {}
     run_study(study(domains={"leaves": ["leaves.yaml"]}, seeds=[0]), fake)
     Path("proj.yaml").write_text("model:\n  learning_rates:\n    projector: 2.0e-3\n")
 
-    with pytest.raises(ConfigError, match=rf"1 of 12 cells .* {PROJ}, where this has changed: proj\.yaml"):
+    with pytest.raises(
+        ConfigError, match=rf"1 of 12 cells .* {PROJ}, where this has changed: proj\.yaml"
+    ):
         run_study(study(), again := FakeLightning())
     with pytest.raises(ConfigError, match=r"3 of 12 cells .* the checkpoint"):
         run_study(study(checkpoints={"tiny": "other"}), again)
@@ -111,7 +119,9 @@ def test_a_cell_that_would_be_made_otherwise_now_is_refused(study: Change, fake:
     assert not again.calls
 
 
-def test_comments_and_the_place_of_the_study_make_no_cell_invalid(study: Change, fake: FakeLightning) -> None:
+def test_comments_and_the_place_of_the_study_make_no_cell_invalid(
+    study: Change, fake: FakeLightning
+) -> None:
     run_study(study(), fake)
     Path("common.yaml").write_text("# another comment\nx:   1\n")
     shutil.move("studies", "elsewhere")
@@ -132,7 +142,9 @@ def test_a_cell_that_another_process_runs_is_left_to_it(study: Change, fake: Fak
     assert len(fake.cells) == 11
 
 
-def test_the_checkpoints_of_finished_cells_go_if_they_are_not_to_stay(study: Change, fake: FakeLightning) -> None:
+def test_the_checkpoints_of_finished_cells_go_if_they_are_not_to_stay(
+    study: Change, fake: FakeLightning
+) -> None:
     fake.breaks = {E2E: "in training"}
     run_study(study(), fake)
 
@@ -153,7 +165,9 @@ def test_a_config_that_is_edited_while_the_study_runs_spoils_the_cells_that_read
     assert len(fake.calls) == 8  # zero-shot and FT-E2E; what is not begun yet is not begun
     assert {failure.folder.cell.policy for failure in failures} == {"ft_proj"}
     assert all("proj.yaml changed while the study ran" in failure.reason for failure in failures)
-    assert not run_study(study(), FakeLightning())  # all that is done agrees with the files as they are
+    assert not run_study(
+        study(), FakeLightning()
+    )  # all that is done agrees with the files as they are
 
 
 def test_a_failed_cell_is_tried_again_with_a_repaired_config_and_its_earlier_run_is_left_out(
@@ -210,6 +224,8 @@ def test_a_process_of_its_own_logs_to_the_cell_and_tells_of_its_failure(tmp_path
     log = tmp_path / "log.txt"
 
     with pytest.raises(subprocess.CalledProcessError), log.open("a") as lock:
-        in_a_process(["fit", "--config", str(tmp_path / "missing.yaml")], log, lock.fileno(), threads=1)
+        in_a_process(
+            ["fit", "--config", str(tmp_path / "missing.yaml")], log, lock.fileno(), threads=1
+        )
 
     assert "missing.yaml" in log.read_text()

@@ -27,7 +27,9 @@ def test_a_child_that_inherits_a_lock_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with locked(path, wait=False) as lock:
         assert lock is not None
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+        child = subprocess.Popen(
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,)
+        )
     with child:
         with locked(path, wait=False) as other:
             assert other is None
@@ -36,7 +38,9 @@ def test_a_child_that_inherits_a_lock_keeps_it(tmp_path: Path) -> None:
         assert free is not None
 
 
-def test_a_folder_without_locks_is_named(study: Change, fake: FakeLightning, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_locks_is_named(
+    study: Change, fake: FakeLightning, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

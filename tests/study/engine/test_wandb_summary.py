@@ -26,7 +26,9 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return tables
 
 
-def test_the_summary_of_a_finished_study_is_logged_once(study: Change, fake: FakeLightning, logged: list[str]) -> None:
+def test_the_summary_of_a_finished_study_is_logged_once(
+    study: Change, fake: FakeLightning, logged: list[str]
+) -> None:
     fake.breaks = {"tiny.leaves.paper.ft_proj.seed0": "at once"}
     run_study(study(), fake)
     assert not logged
@@ -51,7 +53,9 @@ def test_a_summary_that_was_missed_is_logged_by_the_next_call(
     assert logged == ["table1", "table2", "verdict"]
 
 
-def test_the_summary_of_other_results_is_another(study: Change, fake: FakeLightning, logged: list[str]) -> None:
+def test_the_summary_of_other_results_is_another(
+    study: Change, fake: FakeLightning, logged: list[str]
+) -> None:
     run_study(study(), fake)
 
     run_study(study(resamples=2500), FakeLightning())
@@ -68,6 +72,10 @@ def test_the_summary_is_a_run_of_the_study_s_group_with_its_tables_and_figures(
 
     (run,) = runs
     figures = {f"figures/{path.stem}" for path in Path("studies/small/figures").glob("*.png")}
-    assert (run.options["group"], run.options["name"], run.finished) == ("small", "small-summary", True)
+    assert (run.options["group"], run.options["name"], run.finished) == (
+        "small",
+        "small-summary",
+        True,
+    )
     assert {"figures/slopes", "figures/richness"} <= figures
     assert {"table1", "table2", "verdict", *figures} <= run.keys

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_mllm.cli import main as cli
-from lightning_mllm.cli.main import CLI, main
+from lightning_mllm.cli.commands import study as command
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.study import RunnableStudy
 from lightning_mllm.study.engine.executor import Failure
 from lightning_mllm.study.engine.main import run_study
@@ -18,23 +19,12 @@ from lightning_mllm.study.projection.cells import Cell, cells_of
 from lightning_mllm.testbed.training.checkpoints import ROOT
 from tests.conftest import ClipBuilder
 from tests.support.command_line import CONFIGS, isolate
-
-STUDIES = {"study/projection.yaml": 180, "study/testbed.yaml": 125}  # and how many cells they have
-PARTS = {  # what they are made of
-    *(f"study/projection/{name}.yaml" for name in ("common", "zero_shot")),
-    *(f"study/testbed/{name}.yaml" for name in ("common", "digits", "domain", "zero_shot")),
-    *(f"study/testbed/{name}.yaml" for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")),
-    *(f"data/testbed_{domain}.yaml" for domain in ("glyphs", "textures", "leaves", "lesions")),
-}
-ALIGNMENT_STUDIES = {"study/alignment.yaml": 24, "study/alignment_testbed.yaml": 12}  # likewise
-ALIGNMENT_PARTS = {
-    *(f"study/alignment/{name}.yaml" for name in ("task", "presence", "captions", "scores")),
-    *(f"study/alignment/testbed_{name}.yaml" for name in ("common", "questions", "presence", "captions", "chair")),
-    "study/alignment/testbed_scores.yaml",
-}
-ALIGNMENT_SERIES = "study/alignment/testbed_series.yaml"  # further checkpoints, and the training that makes them
-ALIGNMENT_STEPS = "study/alignment/testbed_steps.yaml"
-STUDY_CONFIGS = {*STUDIES, *PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS, ALIGNMENT_SERIES, ALIGNMENT_STEPS}
+from tests.support.shipped_configs import (
+    PROJECTION_PARTS,
+    PROJECTION_STUDIES,
+    PROJECTION_STUDY,
+    PROJECTION_TESTBED,
+)
 
 
 def parse(*arguments: str) -> Any:
@@ -46,15 +36,15 @@ def parse(*arguments: str) -> Any:
         return []
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "run_study", keep)
+        patch.setattr(command, "run_study", keep)
         main(["study", *arguments])
     return parsed[0]
 
 
 def test_each_file_of_a_study_is_part_of_one() -> None:
-    named = {file for name in STUDIES for cell in shipped(name) for file in cell.configs}
+    named = {file for name in PROJECTION_STUDIES for cell in shipped(name) for file in cell.configs}
 
-    assert {f"configs/{part}" for part in PARTS} <= named
+    assert {f"configs/{part}" for part in PROJECTION_PARTS} <= named
 
 
 def shipped(name: str) -> list[Cell]:
@@ -65,20 +55,27 @@ def shipped(name: str) -> list[Cell]:
         return cells_of(study)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", PROJECTION_STUDIES)
 def test_a_shipped_study_has_the_grid_that_its_comment_says(name: str) -> None:
-    assert len(shipped(name)) == STUDIES[name]
+    assert len(shipped(name)) == PROJECTION_STUDIES[name]
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", PROJECTION_STUDIES)
 def test_the_cells_of_a_shipped_study_get_what_its_interpolations_stand_for(name: str) -> None:
-    assert not [argument for cell in shipped(name) for argument in cell.arguments() if "${" in argument]
+    assert not [
+        argument for cell in shipped(name) for argument in cell.arguments() if "${" in argument
+    ]
 
 
 def test_the_cells_of_the_test_bed_start_from_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {cell.source for cell in shipped("study/testbed.yaml")} == {str(ROOT / "instructed")}
+    assert {cell.source for cell in shipped(PROJECTION_TESTBED)} == {str(ROOT / "instructed")}
     monkeypatch.chdir(CONFIGS.parent)
-    other = parse("--config", "configs/study/testbed.yaml", "--checkpoints", "{testbed: '${testbed:aligned}'}")
+    other = parse(
+        "--config",
+        f"configs/{PROJECTION_TESTBED}",
+        "--checkpoints",
+        "{testbed: '${testbed:aligned}'}",
+    )
     assert other.checkpoints == {"testbed": str(ROOT / "aligned")}
     assert (other.jobs, other.dry_run) == (2, False)
 
@@ -86,16 +83,18 @@ def test_the_cells_of_the_test_bed_start_from_its_model(monkeypatch: pytest.Monk
 def test_a_dry_run_is_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
 
-    assert parse("--config", "configs/study/projection.yaml", "--dry-run", "--cells", "3/8").dry_run
+    assert parse("--config", f"configs/{PROJECTION_STUDY}", "--dry-run", "--cells", "3/8").dry_run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", PROJECTION_STUDIES)
 def test_the_command_lines_of_a_shipped_study_parse(
     name: str, tiny_llava: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = [cell for cell in shipped(name) if cell.seed == 0]
-    kinds = {(cell.policy, cell.preset): cell for cell in cells} | {cell.domain: cell for cell in cells}
+    kinds = {(cell.policy, cell.preset): cell for cell in cells} | {
+        cell.domain: cell for cell in cells
+    }
     isolate(monkeypatch, CONFIGS.parent)
     for cell in kinds.values():
         capsys.readouterr()
@@ -104,11 +103,15 @@ def test_the_command_lines_of_a_shipped_study_parse(
         assert ended.value.code == 0
         config = yaml.safe_load(capsys.readouterr().out)
         assert config["data"]["init_args"]["prompt"]["init_args"]["seed"] == 0
-        policy = {"zero_shot": "ZeroShot", "ft_proj": "ProjectorOnly", "ft_e2e": "ProjectorAndLLM"}[cell.policy]
+        policy = {"zero_shot": "ZeroShot", "ft_proj": "ProjectorOnly", "ft_e2e": "ProjectorAndLLM"}[
+            cell.policy
+        ]
         assert config["model"]["policy"]["class_path"].endswith(policy)
-        callbacks = [each["class_path"].rpartition(".")[2] for each in config["trainer"]["callbacks"]]
+        callbacks = [
+            each["class_path"].rpartition(".")[2] for each in config["trainer"]["callbacks"]
+        ]
         assert "ProbeEachEpoch" in callbacks
-        with_clip = (cell.policy, name) == ("zero_shot", "study/projection.yaml")
+        with_clip = (cell.policy, name) == ("zero_shot", PROJECTION_STUDY)
         assert callbacks.count("ClipZeroShot") == with_clip
 
 
@@ -126,8 +129,10 @@ def test_a_study_with_clip_runs_through_the_command_line_and_not_twice(
         ]
     )
     Path("small.yaml").write_text(small)
-    shipped_clip = (CONFIGS / "study/projection/zero_shot.yaml").read_text()
-    Path("clip.yaml").write_text(shipped_clip.replace("openai/clip-vit-large-patch14-336", tiny_clip("clip")))
+    shipped_clip = (CONFIGS / "studies/projection/zero_shot.yaml").read_text()
+    Path("clip.yaml").write_text(
+        shipped_clip.replace("openai/clip-vit-large-patch14-336", tiny_clip("clip"))
+    )
     Path("study.yaml").write_text(
         f"""
 name: tiny
@@ -155,6 +160,7 @@ scorer: likelihood
     assert "| accuracy | CLIP zero-shot | " in report
     clip = next(Path("studies").rglob("clip-predictions.csv"))
     ids = [
-        [line.split(",")[0] for line in file.read_text().split()] for file in (clip, clip.with_name("predictions.csv"))
+        [line.split(",")[0] for line in file.read_text().split()]
+        for file in (clip, clip.with_name("predictions.csv"))
     ]
     assert ids[0] == ids[1]

@@ -8,7 +8,9 @@ from lightning_mllm.testbed.world.scenes import Pairs
 from tests.support.world_oracle import ATTRIBUTE_OF
 from tests.support.worlds import scenes
 
-PART = re.compile(r"(?P<size>\w+) (?P<color>\w+) (?P<texture>\w+) (?P<shape>\w+) at (?P<column>\d) (?P<row>\d)")
+PART = re.compile(
+    r"(?P<size>\w+) (?P<color>\w+) (?P<texture>\w+) (?P<shape>\w+) at (?P<column>\d) (?P<row>\d)"
+)
 
 every_world = pytest.mark.parametrize("pairs", ["seen", "held_out"])
 
@@ -79,7 +81,8 @@ def read(text: str) -> list[tuple[tuple[str, str], ...]]:
 
 def in_order(text: str) -> bool:
     return all(
-        [ATTRIBUTE_OF[word] for word in re.findall("[a-z]+", part)] == ["size", "color", "texture", "shape"]
+        [ATTRIBUTE_OF[word] for word in re.findall("[a-z]+", part)]
+        == ["size", "color", "texture", "shape"]
         for part in text.split(", ")
     )
 

@@ -26,7 +26,11 @@ def said(count: int = 60) -> Iterator[tuple[Scene, list[talk.Exchange]]]:
         draw = Draw("said", scene.id)
         yield (
             scene,
-            [*talk.ask_caption(scene), *talk.ask_lookups(scene, draw, 4), *talk.ask_questions(scene, draw, 10)],
+            [
+                *talk.ask_caption(scene),
+                *talk.ask_lookups(scene, draw, 4),
+                *talk.ask_questions(scene, draw, 10),
+            ],
         )
 
 
@@ -104,15 +108,28 @@ def test_notes_stand_before_the_first_question_only() -> None:
 def test_turns_alternate_and_the_first_has_the_picture() -> None:
     turns = talk.write_turns([("a", "b"), ("c", "d")], images=1)
 
-    assert turns == [Turn("user", "a", images=1), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
+    assert turns == [
+        Turn("user", "a", images=1),
+        Turn("assistant", "b"),
+        Turn("user", "c"),
+        Turn("assistant", "d"),
+    ]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """The tokenizer of the test-bed's models, with a model that is smaller than theirs."""
-    options = yaml.safe_load((CONFIGS / "testbed" / "start.yaml").read_text())
-    size = replace(TinySize(**options.pop("size")), vision_width=8, vision_layers=1, text_width=8, text_layers=1)
-    folder = build_tiny_checkpoint(Path(tmp_path_factory.mktemp("start") / "tiny"), size=size, **options)
+    options = yaml.safe_load((CONFIGS / "testbed_training" / "0_start.yaml").read_text())
+    size = replace(
+        TinySize(**options.pop("size")),
+        vision_width=8,
+        vision_layers=1,
+        text_width=8,
+        text_layers=1,
+    )
+    folder = build_tiny_checkpoint(
+        Path(tmp_path_factory.mktemp("start") / "tiny"), size=size, **options
+    )
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return found
 

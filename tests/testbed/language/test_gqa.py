@@ -16,7 +16,9 @@ from lightning_mllm.testbed.language.gqa import IMAGES, row, write_task
 from lightning_mllm.testbed.training.exams import Part
 from lightning_mllm.testbed.world.scenes import SIDE
 
-RELEASED = Path(__file__).parents[4] / "shared" / "data" / "gqa_knockout"  # files of the study, where there are some
+RELEASED = (
+    Path(__file__).parents[4] / "shared" / "data" / "gqa_knockout"
+)  # files of the study, where there are some
 TYPES = {
     QuestionType.CHOOSE_ATTR: ("attr", "choose"),
     QuestionType.CHOOSE_CAT: ("cat", "choose"),
@@ -31,7 +33,9 @@ every_type = pytest.mark.parametrize("type", QuestionType)
 
 
 def asked(type: QuestionType, part: Part = "seen", count: int = 12) -> list[ExamQuestion]:
-    return [each for each in examination(part, count) if each.question and each.question.type is type]
+    return [
+        each for each in examination(part, count) if each.question and each.question.type is type
+    ]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -49,12 +53,21 @@ def test_columns_are_those_of_the_released_file(type: QuestionType) -> None:
 
 
 def test_columns_of_two_objects_are_those_of_the_study() -> None:
-    start, names = "question_id,img_id,question,answer", "object1 name,object1 id,object2 name,object2 id"
+    start, names = (
+        "question_id,img_id,question,answer",
+        "object1 name,object1 id,object2 name,object2 id",
+    )
     kinds = "type_detailed,type_semantic,type_structural,operations,captions,image_w,image_h"
     boxes = "object1 w,object1 h,object1 x,object1 y,object2 w,object2 h,object2 x,object2 y"
 
-    assert ",".join(COLUMNS[QuestionType.CHOOSE_REL]) == f"{start},true option,false option,{names},{kinds},{boxes}"
-    assert ",".join(COLUMNS[QuestionType.LOGICAL_OBJ]) == f"{start},{names},question word,{kinds},{boxes}"
+    assert (
+        ",".join(COLUMNS[QuestionType.CHOOSE_REL])
+        == f"{start},true option,false option,{names},{kinds},{boxes}"
+    )
+    assert (
+        ",".join(COLUMNS[QuestionType.LOGICAL_OBJ])
+        == f"{start},{names},question word,{kinds},{boxes}"
+    )
 
 
 @every_type
@@ -65,15 +78,22 @@ def test_a_row_says_what_the_question_says(type: QuestionType, part: Part) -> No
         written = row(each)
 
         assert tuple(written) == COLUMNS[type]
-        assert (written["question_id"], written["question"], written["answer"]) == (each.id, each.text, each.answer)
+        assert (written["question_id"], written["question"], written["answer"]) == (
+            each.id,
+            each.text,
+            each.answer,
+        )
         assert (written["type_semantic"], written["type_structural"]) == TYPES[type]
         assert (written["image_w"], written["image_h"]) == (str(SIDE), str(SIDE))
         if "true option" in written:
-            assert (written["true option"], written["false option"]) == (each.answer, each.question.other_option)
+            assert (written["true option"], written["false option"]) == (
+                each.answer,
+                each.question.other_option,
+            )
         steps = ast.literal_eval(written["operations"])
-        assert [(step["operation"], tuple(step["dependencies"]), step["argument"]) for step in steps] == [
-            *each.question.operations
-        ]
+        assert [
+            (step["operation"], tuple(step["dependencies"]), step["argument"]) for step in steps
+        ] == [*each.question.operations]
 
 
 @every_type
@@ -109,12 +129,19 @@ def test_of_two_objects_one_that_is_there_comes_first() -> None:
         there = [reference for reference in each.question.references if reference.thing]
         if there:
             assert there[0].thing is not None
-            assert (written["object1 name"], written["object1 id"]) == (there[0].text, there[0].thing.id)
+            assert (written["object1 name"], written["object1 id"]) == (
+                there[0].text,
+                there[0].thing.id,
+            )
         else:
             (thing,) = [thing for thing in each.scene.objects if thing.id == written["object1 id"]]
             modifier, shape = written["object1 name"].split()
             shapes = {other.shape for other in each.scene.objects}
-            assert thing.shape == shape if shape in shapes else modifier in (thing.color, thing.texture)
+            assert (
+                thing.shape == shape
+                if shape in shapes
+                else modifier in (thing.color, thing.texture)
+            )
 
 
 def test_details_of_a_chosen_attribute() -> None:
@@ -124,10 +151,15 @@ def test_details_of_a_chosen_attribute() -> None:
         assert written["central object question attribute"] == each.answer
         assert each.answer in attributes
         assert {*attributes} <= {*written["all objects attributes"].split(", ")}
-        assert {*written["all objects"].split(", ")} == {thing.shape for thing in each.scene.objects}
+        assert {*written["all objects"].split(", ")} == {
+            thing.shape for thing in each.scene.objects
+        }
         steps = ast.literal_eval(written["operations"])
         for number, step in enumerate(steps, start=1):
-            assert ast.literal_eval(written[f"operation_{number}"]) == [step["operation"], step["argument"]]
+            assert ast.literal_eval(written[f"operation_{number}"]) == [
+                step["operation"],
+                step["argument"],
+            ]
         assert written["full answer"] == f"The {written['central object name']} is {each.answer}."
 
 
@@ -165,11 +197,16 @@ def test_pictures_lose_less_than_their_noise(tmp_path: Path) -> None:
             "here are those of ChooseCat, QueryAttr",
         ),
         ([*examination("presence", 1)], r"presence/random\) is not one of the six tasks"),
-        (asked(QuestionType.CHOOSE_CAT, count=1) * 2, "Two questions .* have the id '0-test-seen-ChooseCat-0-"),
+        (
+            asked(QuestionType.CHOOSE_CAT, count=1) * 2,
+            "Two questions .* have the id '0-test-seen-ChooseCat-0-",
+        ),
     ],
     ids=["none", "mixed", "presence", "twice"],
 )
-def test_what_is_not_one_task_is_refused(questions: list[ExamQuestion], message: str, tmp_path: Path) -> None:
+def test_what_is_not_one_task_is_refused(
+    questions: list[ExamQuestion], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=message):
         write_task(questions, tmp_path)
     assert not [*tmp_path.iterdir()]
@@ -189,11 +226,19 @@ def test_the_reader_of_gqas_files_reads_the_worlds(tmp_path: Path) -> None:
         files.append(str(write_task(asked(type, count=2), tmp_path)))
         asked_ += asked(type, count=2)
 
-    samples = GQATasks(checkpoint="unused", files=files, image_root=str(tmp_path / IMAGES)).load("test")
+    samples = GQATasks(checkpoint="unused", files=files, image_root=str(tmp_path / IMAGES)).load(
+        "test"
+    )
 
-    world = {each.id: each for each in WorldQuestions(checkpoint="unused", parts=("seen",), per_kind=2).load("test")}
+    world = {
+        each.id: each
+        for each in WorldQuestions(checkpoint="unused", parts=("seen",), per_kind=2).load("test")
+    }
     assert [sample.id for sample in samples] == [each.id for each in asked_]
     for sample in samples:
-        assert (sample.conversation, sample.options) == (world[sample.id].conversation, world[sample.id].options)
+        assert (sample.conversation, sample.options) == (
+            world[sample.id].conversation,
+            world[sample.id].options,
+        )
         assert [*sample.boxes] == [*world[sample.id].boxes]
         assert sample.kind == str(world[sample.id].kind).split("/")[1]

@@ -8,12 +8,16 @@ from lightning_mllm.testbed.world.scenes import COLORS, SHAPES
 from tests.support.world_oracle import judge, pairs_in
 from tests.support.worlds import scenes
 
-POPULAR: tuple[Pair, ...] = tuple((color, shape) for color in COLORS for shape in ("circle", "square", "moon"))
+POPULAR: tuple[Pair, ...] = tuple(
+    (color, shape) for color in COLORS for shape in ("circle", "square", "moon")
+)
 
 every_sampling = pytest.mark.parametrize("sampling", get_args(Sampling))
 
 
-def asked(sampling: Sampling, present: bool, count: int = 150) -> list[tuple[Scene, PresenceQuestion]]:
+def asked(
+    sampling: Sampling, present: bool, count: int = 150
+) -> list[tuple[Scene, PresenceQuestion]]:
     found = []
     for scene in scenes(count):
         draw = Draw("presence", scene.id)
@@ -45,7 +49,8 @@ def test_no_held_out_pair_is_asked_for(sampling: Sampling) -> None:
 
 def test_held_out_pairs_are_asked_for_on_demand() -> None:
     found = [
-        ask_presence(scene, Draw(scene.id), sampling="random", present=False, pairs="all") for scene in scenes(200)
+        ask_presence(scene, Draw(scene.id), sampling="random", present=False, pairs="all")
+        for scene in scenes(200)
     ]
 
     assert {question.pair for question in found if question} & HELD_OUT
@@ -59,7 +64,9 @@ def test_random_pairs_are_any() -> None:
 
 def test_popular_pairs_are_those_given() -> None:
     for present in (True, False):
-        assert {question.pair for _, question in asked("popular", present, 600)} == {*POPULAR} - HELD_OUT
+        assert {question.pair for _, question in asked("popular", present, 600)} == {
+            *POPULAR
+        } - HELD_OUT
 
 
 def test_adversarial_pairs_are_made_of_what_is_there() -> None:

@@ -24,7 +24,9 @@ def test_the_answer_is_what_the_scene_says(pairs: Pairs) -> None:
         assert question.answer == judge(scene, question.text).answer, question
         kinds.add(question.kind)
 
-    assert kinds == {f"{type}/{wording}" for type in QuestionType for wording in range(len(WORDINGS[type]))}
+    assert kinds == {
+        f"{type}/{wording}" for type in QuestionType for wording in range(len(WORDINGS[type]))
+    }
 
 
 @every_world
@@ -50,7 +52,10 @@ def test_references_are_the_objects_that_the_text_names(pairs: Pairs) -> None:
             for reference in question.references:
                 color_or_texture, shape = reference.text.split()
                 assert (reference.thing is None) == (
-                    not any(each.shape == shape and color_or_texture in (each.color, each.texture) for each in things)
+                    not any(
+                        each.shape == shape and color_or_texture in (each.color, each.texture)
+                        for each in things
+                    )
                 )
         else:
             assert [reference.thing for reference in question.references] == [*things]
@@ -71,11 +76,15 @@ def test_steps_build_on_earlier_ones_and_end_in_the_answer(pairs: Pairs) -> None
 
 def test_seen_questions_mention_no_held_out_pair() -> None:
     for scene, question in questions(60):
-        assert not (pairs_in(question.text) | judge(scene, question.text).mentioned) & HELD_OUT, question.text
+        assert not (pairs_in(question.text) | judge(scene, question.text).mentioned) & HELD_OUT, (
+            question.text
+        )
 
 
 def is_about_held_out(scene: Scene, question: Question) -> bool:
-    return any((thing.color, thing.shape) in HELD_OUT for thing in judge(scene, question.text).things)
+    return any(
+        (thing.color, thing.shape) in HELD_OUT for thing in judge(scene, question.text).things
+    )
 
 
 def test_held_out_questions_are_about_a_held_out_pair() -> None:
@@ -87,7 +96,9 @@ def test_held_out_questions_are_about_a_held_out_pair() -> None:
 def test_held_out_questions_with_the_answer_no_are_about_a_held_out_pair() -> None:
     for scene, question in questions(60, "held_out"):
         if question.type is QuestionType.LOGICAL_OBJ and question.answer == "no":
-            assert is_about_held_out(scene, question) or pairs_in(singular(question.text)) & HELD_OUT, question.text
+            assert (
+                is_about_held_out(scene, question) or pairs_in(singular(question.text)) & HELD_OUT
+            ), question.text
 
 
 def test_a_wrong_attribute_is_that_of_another_object_if_one_has_another() -> None:
@@ -102,7 +113,11 @@ def test_a_wrong_attribute_is_that_of_another_object_if_one_has_another() -> Non
 def test_what_is_absent_is_made_of_what_is_there() -> None:
     for scene, question in questions(60, "all"):
         if question.type is QuestionType.LOGICAL_OBJ:
-            words = {word for thing in scene.objects for word in (thing.color, thing.texture, thing.shape)}
+            words = {
+                word
+                for thing in scene.objects
+                for word in (thing.color, thing.texture, thing.shape)
+            }
             assert all({*reference.text.split()} & words for reference in question.references)
 
 
@@ -110,15 +125,21 @@ def test_words_bend_to_number_and_sound() -> None:
     for _, question in questions(60, "all"):
         text = question.text
         if text.startswith("Are there any"):
-            assert re.fullmatch(rf"Are there any \w+ {PLURAL} or \w+ {PLURAL} in the picture\?", text)
+            assert re.fullmatch(
+                rf"Are there any \w+ {PLURAL} or \w+ {PLURAL} in the picture\?", text
+            )
         else:
             assert singular(text) == text
-        assert all((sound in "aeiou") == (n == "n") for n, sound in re.findall(r"\ba(n?) (.)", text))
+        assert all(
+            (sound in "aeiou") == (n == "n") for n, sound in re.findall(r"\ba(n?) (.)", text)
+        )
         assert re.fullmatch(r"[A-Z][a-z ,]+\?", text)
         assert re.fullmatch("[a-z]+", question.answer)
 
 
-PLURAL = rf"(?:{'|'.join(shape + ('es' if shape.endswith('s') else 's') for shape in VALUES['shape'])})"
+PLURAL = (
+    rf"(?:{'|'.join(shape + ('es' if shape.endswith('s') else 's') for shape in VALUES['shape'])})"
+)
 
 
 def singular(text: str) -> str:
@@ -146,6 +167,9 @@ def test_the_same_stream_asks_the_same() -> None:
 
 def test_the_patterns_of_this_test_find_pairs() -> None:
     assert pairs_in("Is there a small red striped circle?") == {("red", "circle")}
-    assert pairs_in("circle 3 4 solid red small, blue 1 2 star") == {("red", "circle"), ("blue", "star")}
+    assert pairs_in("circle 3 4 solid red small, blue 1 2 star") == {
+        ("red", "circle"),
+        ("blue", "star"),
+    }
     assert pairs_in("the red object, a circle or a star") == set()
     assert set(COLOR.split("|")) == {color for color, _ in HELD_OUT}

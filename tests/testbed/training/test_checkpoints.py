@@ -10,7 +10,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from lightning_mllm.testbed.training import checkpoints
-from lightning_mllm.testbed.training.checkpoints import STAGES, Stage, checkpoint, graft, pack, part_of, read_weights
+from lightning_mllm.testbed.training.checkpoints import (
+    STAGES,
+    Stage,
+    checkpoint,
+    graft,
+    pack,
+    part_of,
+    read_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +39,35 @@ def test_a_graft_has_each_part_of_its_own_source(sources: dict[str, Path], tmp_p
         assert torch.equal(tensor, read_weights(sources[part_of(name)])[name])
 
 
-def test_checkpoints_of_another_shape_can_not_be_grafted(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_checkpoints_of_another_shape_can_not_be_grafted(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
     wide = build_tiny_checkpoint(tmp_path / "wide", size=TinySize(text_width=32))
 
     with pytest.raises(CheckpointError, match="not checkpoints of one shape"):
-        graft(tmp_path / "grafted", llm=wide, vision=sources["vision"], projector=sources["projector"])
+        graft(
+            tmp_path / "grafted", llm=wide, vision=sources["vision"], projector=sources["projector"]
+        )
     assert not (tmp_path / "grafted").exists()
 
 
-def test_packed_checkpoints_share_what_is_equal_and_open_as_they_were(sources: dict[str, Path], tmp_path: Path) -> None:
-    graft(tmp_path / "other", llm=sources["llm"], vision=sources["llm"], projector=sources["projector"])
+def test_packed_checkpoints_share_what_is_equal_and_open_as_they_were(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    graft(
+        tmp_path / "other",
+        llm=sources["llm"],
+        vision=sources["llm"],
+        projector=sources["projector"],
+    )
     stages = {"first": sources["llm"], "second": tmp_path / "other"}
 
     pack(tmp_path / "packed", stages, dtype=torch.float32)
 
     files = sorted(path.name for path in (tmp_path / "packed/parts").iterdir())
     assert files == [
-        f"{name}.safetensors" for name in ("llm-first", "projector-first", "projector-second", "vision-first")
+        f"{name}.safetensors"
+        for name in ("llm-first", "projector-first", "projector-second", "vision-first")
     ]
     for stage, folder in stages.items():
         opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "packed" / stage)
@@ -57,7 +77,9 @@ def test_packed_checkpoints_share_what_is_equal_and_open_as_they_were(sources: d
         AutoProcessor.from_pretrained(tmp_path / "packed" / stage)
 
 
-def test_packed_checkpoints_are_small_files_that_open_as_float32(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_packed_checkpoints_are_small_files_that_open_as_float32(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
     half = AutoModelForImageTextToText.from_pretrained(sources["llm"], dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
 
@@ -65,7 +87,9 @@ def test_packed_checkpoints_are_small_files_that_open_as_float32(sources: dict[s
 
     opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "packed/first")
     configs = (opened.config, opened.config.text_config, opened.config.vision_config)
-    assert {config.dtype for config in configs} == {parameter.dtype for parameter in opened.parameters()}
+    assert {config.dtype for config in configs} == {
+        parameter.dtype for parameter in opened.parameters()
+    }
     assert opened.dtype == torch.float32
     with safe_open(tmp_path / "packed/parts/llm-first.safetensors", framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
@@ -97,11 +121,16 @@ def test_an_unknown_stage_is_refused_with_those_there_are() -> None:
 
 
 def test_the_shipped_stages_differ_only_in_what_their_training_trained() -> None:
-    weights = {stage: AutoModelForImageTextToText.from_pretrained(checkpoint(stage)).state_dict() for stage in STAGES}
+    weights = {
+        stage: AutoModelForImageTextToText.from_pretrained(checkpoint(stage)).state_dict()
+        for stage in STAGES
+    }
 
     def changed(one: Stage, other: Stage) -> set[str]:
         pairs = weights[one], weights[other]
-        return {part_of(name) for name in pairs[0] if not torch.equal(pairs[0][name], pairs[1][name])}
+        return {
+            part_of(name) for name in pairs[0] if not torch.equal(pairs[0][name], pairs[1][name])
+        }
 
     assert changed("before", "aligned") == {"projector"}
     assert changed("aligned", "instructed") == {"projector", "llm"}

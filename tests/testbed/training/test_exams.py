@@ -10,7 +10,15 @@ from sklearn.feature_extraction import DictVectorizer  # type: ignore[import-unt
 from sklearn.naive_bayes import BernoulliNB  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.testbed import HELD_OUT, Draw, ExamQuestion, QuestionType, ask, draw_scene, examination
+from lightning_mllm.testbed import (
+    HELD_OUT,
+    Draw,
+    ExamQuestion,
+    QuestionType,
+    ask,
+    draw_scene,
+    examination,
+)
 from lightning_mllm.testbed.language.questions import WORDINGS
 from lightning_mllm.testbed.training.exams import SAMPLINGS, Part
 from tests.support.world_oracle import ATTRIBUTE_OF, judge, pairs_in
@@ -45,7 +53,10 @@ def test_every_answer_is_what_the_scene_says(part: Part) -> None:
     for question in exam(part):
         assert question.answer == judge(question.scene, question.text).answer, question
         if question.question:
-            assert (question.text, question.answer) == (question.question.text, question.question.answer)
+            assert (question.text, question.answer) == (
+                question.question.text,
+                question.question.answer,
+            )
 
 
 @every_part
@@ -90,7 +101,10 @@ def test_only_one_part_mentions_held_out_pairs(part: Part) -> None:
 
 
 def test_other_seeds_ask_about_other_scenes() -> None:
-    scenes = [{question.scene.objects for question in examination("seen", 4, seed=seed)} for seed in (0, 1)]
+    scenes = [
+        {question.scene.objects for question in examination("seen", 4, seed=seed)}
+        for seed in (0, 1)
+    ]
 
     assert not scenes[0] & scenes[1]
 
@@ -130,7 +144,9 @@ def test_what_two_things_have_in_common_by_their_words_says_nothing(part: Part) 
     for number, scene in enumerate(scenes):
         question = ask(QuestionType.LOGICAL_OBJ, scene, Draw("form", number), part)  # type: ignore[arg-type]
         if question is not None:
-            asked = ExamQuestion(id="", kind="", scene=scene, text="", answer=question.answer, question=question)
+            asked = ExamQuestion(
+                id="", kind="", scene=scene, text="", answer=question.answer, question=question
+            )
             counts[question.wording == 2, *form(asked)].append(question.answer == "yes")
 
     assert sum(map(len, counts.values())) > 1000
@@ -161,7 +177,9 @@ def _label(question: ExamQuestion) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.sub(r"(?<=[a-rt-z])s\b|(?<=cross)es\b", "", re.sub("[^a-z ]", "", text.lower())).split()
+    return re.sub(
+        r"(?<=[a-rt-z])s\b|(?<=cross)es\b", "", re.sub("[^a-z ]", "", text.lower())
+    ).split()
 
 
 def _features(text: str) -> dict[str, int]:
@@ -175,7 +193,9 @@ def _features(text: str) -> dict[str, int]:
 
 def _guessed(questions: Sequence[ExamQuestion], labels: Sequence[str]) -> float:
     """Accuracy on the second half of naive Bayes on words and places, fitted to the first half."""
-    features: Any = DictVectorizer().fit_transform([_features(question.text) for question in questions])
+    features: Any = DictVectorizer().fit_transform(
+        [_features(question.text) for question in questions]
+    )
     half = len(questions) // 2
     model: Any = BernoulliNB().fit(features[:half], labels[:half])
     return float(model.score(features[half:], labels[half:]))

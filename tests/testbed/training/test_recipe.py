@@ -8,25 +8,21 @@ import pytest
 import yaml
 from transformers import AutoModelForImageTextToText
 
-from lightning_mllm.cli.main import CLI, main
-from lightning_mllm.models.backbone import Part
+from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.main import main
 from lightning_mllm.testbed.training.checkpoints import STAGES
 from lightning_mllm.testbed.training.recipe import Recipe, run_lightning
 from tests.support.command_line import CONFIGS, TRIAL, isolate
+from tests.support.shipped_configs import EXAMINATION, START, TRAINED
 
-START = "testbed/start.yaml"
-TRAINED = {
-    "testbed/words.yaml": {Part.LLM},
-    "testbed/language.yaml": {Part.LLM},
-    "testbed/shapes.yaml": {Part.VISION, Part.PROJECTOR, Part.LLM},
-    "testbed/vision.yaml": {Part.VISION, Part.PROJECTOR, Part.LLM},
-    "testbed/aligned.yaml": {Part.PROJECTOR},
-    "testbed/instructed.yaml": {Part.PROJECTOR, Part.LLM},
+SMALL = {
+    "image_size": 64,
+    "patch_size": 16,
+    "vision_width": 16,
+    "vision_layers": 2,
+    "text_width": 16,
+    "text_layers": 1,
 }
-EVALUATION = "testbed/eval.yaml"
-TESTBED = {START, *TRAINED, EVALUATION}
-
-SMALL = {"image_size": 64, "patch_size": 16, "vision_width": 16, "vision_layers": 2, "text_width": 16, "text_layers": 1}
 
 
 def config(name: str) -> tuple[str, str]:
@@ -51,7 +47,14 @@ def test_a_step_trains_the_parts_that_its_comment_says(
     start: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     isolate(monkeypatch, tmp_path)
-    few = ("--data.init_args.scenes", "32", "--data.init_args.val_scenes", "4", "--data.init_args.eval_batch_size", "4")
+    few = (
+        "--data.init_args.scenes",
+        "32",
+        "--data.init_args.val_scenes",
+        "4",
+        "--data.init_args.eval_batch_size",
+        "4",
+    )
     alone = ("--trainer.devices", "1", "--trainer.strategy", "auto")
 
     cli = CLI(["fit", *config(name), "--model.checkpoint", start, *few, *alone, *TRIAL])
@@ -60,11 +63,13 @@ def test_a_step_trains_the_parts_that_its_comment_says(
     assert cli.trainer.global_step == 1
 
 
-def test_the_examination_counts_per_kind(start: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_examination_counts_per_kind(
+    start: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     isolate(monkeypatch, tmp_path)
     few = ("--data.init_args.per_kind", "2", "--data.init_args.parts", "[presence]")
 
-    cli = CLI(["test", *config(EVALUATION), "--model.checkpoint", start, *few, *TRIAL])
+    cli = CLI(["test", *config(EXAMINATION), "--model.checkpoint", start, *few, *TRIAL])
 
     assert "test/exact_match/presence/adversarial" in cli.trainer.callback_metrics
 
@@ -74,12 +79,17 @@ def configs(tmp_path: Path) -> Path:
     """The shipped recipe, with a smaller model and a few scenes."""
     folder = tmp_path / "configs"
     folder.mkdir()
-    for path in (CONFIGS / "testbed").glob("*.yaml"):
+    for path in (CONFIGS / "testbed_training").glob("*.yaml"):
         content = yaml.safe_load(path.read_text())
         if "size" in content:
             content["size"] |= SMALL
         elif "scenes" in content["data"]["init_args"]:
-            content["data"]["init_args"] |= {"scenes": 32, "val_scenes": 4, "test_scenes": 4, "batch_size": 16}
+            content["data"]["init_args"] |= {
+                "scenes": 32,
+                "val_scenes": 4,
+                "test_scenes": 4,
+                "batch_size": 16,
+            }
             content["trainer"] |= {"devices": 1, "strategy": "auto", "enable_progress_bar": False}
         (folder / path.name).write_text(yaml.safe_dump(content))
     return folder
@@ -95,7 +105,9 @@ def test_the_recipe_makes_the_stages_once_and_mends_what_is_missing(
 ) -> None:
     isolate(monkeypatch, tmp_path)
     folder = tmp_path / "made"
-    recipe = Recipe(folder, configs, lightning=lambda arguments: main(list(arguments)), side_by_side=False)
+    recipe = Recipe(
+        folder, configs, lightning=lambda arguments: main(list(arguments)), side_by_side=False
+    )
 
     recipe.run()
 

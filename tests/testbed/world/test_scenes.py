@@ -9,7 +9,15 @@ import pytest
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import HELD_OUT, draw_scene
-from lightning_mllm.testbed.world.scenes import ATTRIBUTES, CELLS, COLORS, RADII, SHAPES, SIDE, Pairs
+from lightning_mllm.testbed.world.scenes import (
+    ATTRIBUTES,
+    CELLS,
+    COLORS,
+    RADII,
+    SHAPES,
+    SIDE,
+    Pairs,
+)
 from tests.support.world_oracle import LEAST, RELATIONS
 from tests.support.worlds import fingerprint, scenes
 
@@ -31,7 +39,12 @@ every_world = pytest.mark.parametrize("pairs", ["seen", "held_out", "all"])
 def test_a_fresh_process_without_lightning_makes_the_same_world() -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", FRESH], env=environment, cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", FRESH],
+        env=environment,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
 
     assert result.stdout.strip() == fingerprint()
@@ -45,7 +58,8 @@ def test_objects_lie_on_the_canvas_and_never_touch(pairs: Pairs) -> None:
             assert x > 0 and y > 0 and x + width < SIDE and y + height < SIDE
         for one, other in combinations(scene.objects, 2):
             gaps = [
-                max(one.box[i], other.box[i]) - min(one.box[i] + one.box[i + 2], other.box[i] + other.box[i + 2])
+                max(one.box[i], other.box[i])
+                - min(one.box[i] + one.box[i + 2], other.box[i] + other.box[i + 2])
                 for i in (0, 1)
             ]
             assert max(gaps) >= 2
@@ -73,7 +87,10 @@ def test_seen_scenes_have_no_pair_that_is_held_out() -> None:
 
 
 def test_held_out_scenes_have_a_pair_that_is() -> None:
-    found = [{(thing.color, thing.shape) for thing in scene.objects} & HELD_OUT for scene in scenes(300, "held_out")]
+    found = [
+        {(thing.color, thing.shape) for thing in scene.objects} & HELD_OUT
+        for scene in scenes(300, "held_out")
+    ]
 
     assert all(found)
     assert set.union(*found) == HELD_OUT
@@ -93,7 +110,9 @@ def test_all_values_are_about_as_frequent() -> None:
 
 
 def test_objects_often_share_a_color_or_a_texture() -> None:
-    couples = [couple for scene in scenes(300, objects=(2, 5)) for couple in combinations(scene.objects, 2)]
+    couples = [
+        couple for scene in scenes(300, objects=(2, 5)) for couple in combinations(scene.objects, 2)
+    ]
     for name, alone in (("color", 1 / 8), ("texture", 1 / 4)):
         shared = sum(getattr(one, name) == getattr(other, name) for one, other in couples)
         assert shared / len(couples) > alone + 0.1
@@ -125,7 +144,12 @@ def test_the_graph_says_what_the_objects_say() -> None:
         for thing in scene.objects:
             node = graph["objects"][thing.id]
             assert (node["x"], node["y"], node["w"], node["h"]) == thing.box
-            assert [*node["attributes"], node["name"]] == [thing.size, thing.color, thing.texture, thing.shape]
+            assert [*node["attributes"], node["name"]] == [
+                thing.size,
+                thing.color,
+                thing.texture,
+                thing.shape,
+            ]
             assert {(each["name"], each["object"]) for each in node["relations"]} == {
                 (name, other.id)
                 for other in scene.objects

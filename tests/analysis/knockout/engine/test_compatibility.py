@@ -40,7 +40,9 @@ def batch(tiny_llava: str) -> MultimodalBatch:
 
 @ENGINES
 @pytest.mark.parametrize("attention", ["blind", "blind in two ways"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
 def test_attention_that_ignores_the_mask_is_found_out(
     tiny_llava: str, engine: Any, attention: str, dtype: torch.dtype
 ) -> None:
@@ -51,7 +53,9 @@ def test_attention_that_ignores_the_mask_is_found_out(
 
 
 @ENGINES
-def test_attention_that_takes_no_dense_mask_is_refused(tiny_llava: str, batch: MultimodalBatch, engine: Any) -> None:
+def test_attention_that_takes_no_dense_mask_is_refused(
+    tiny_llava: str, batch: MultimodalBatch, engine: Any
+) -> None:
     backbone = make_backbone(tiny_llava)
     backbone.decoder.config._attn_implementation_internal = "flash_attention_2"  # type: ignore[union-attr]
 
@@ -60,7 +64,11 @@ def test_attention_that_takes_no_dense_mask_is_refused(tiny_llava: str, batch: M
 
 
 def test_another_kind_of_attention_is_checked_anew(tiny_llava: str, batch: MultimodalBatch) -> None:
-    backbone, engine, one = make_backbone(tiny_llava), ReferenceEngine(), make_batch(tiny_llava, numbers=(0,))
+    backbone, engine, one = (
+        make_backbone(tiny_llava),
+        ReferenceEngine(),
+        make_batch(tiny_llava, numbers=(0,)),
+    )
     engine.run(backbone, one, CASES[:1])
     backbone.model.set_attn_implementation({"text_config": "blind"})
 
@@ -124,12 +132,19 @@ def test_a_model_that_does_not_allow_suffixes_gets_the_reference_engine_and_the_
     assert [each.engine for each in found] == ["reference", "reference"]
     assert all(apart(each, reference) == 0 for each in found)
     assert len(caplog.messages) == 1
-    assert reason in caplog.text and "The reference engine, which is slower, does the work instead" in caplog.text
-    with pytest.raises(ConfigError, match=rf"can't be used with this Llava.*{reason}.*engine=reference"):
+    assert (
+        reason in caplog.text
+        and "The reference engine, which is slower, does the work instead" in caplog.text
+    )
+    with pytest.raises(
+        ConfigError, match=rf"can't be used with this Llava.*{reason}.*engine=reference"
+    ):
         choose_engine("suffix").run(backbone, batch, CASES)
 
 
-def test_the_clean_run_is_replayed_once_for_each_model(backbone: Backbone, batch: MultimodalBatch) -> None:
+def test_the_clean_run_is_replayed_once_for_each_model(
+    backbone: Backbone, batch: MultimodalBatch
+) -> None:
     calls: list[int] = []
     layer = decoder_layers(backbone)[0]
     handle = layer.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -142,11 +157,17 @@ def test_the_clean_run_is_replayed_once_for_each_model(backbone: Backbone, batch
         calls.clear()
     handle.remove()
 
-    assert counts == [7, 2, 2]  # clean run and rows; before, a clean run, two replays, and twice two rows
+    assert counts == [
+        7,
+        2,
+        2,
+    ]  # clean run and rows; before, a clean run, two replays, and twice two rows
 
 
 @ENGINES
-def test_what_can_not_be_run_is_refused(backbone: Backbone, batch: MultimodalBatch, engine: Any) -> None:
+def test_what_can_not_be_run_is_refused(
+    backbone: Backbone, batch: MultimodalBatch, engine: Any
+) -> None:
     spans = batch.spans.masks
     blind = TokenSpans({**spans, Segment.SYSTEM: batch.attention_mask.bool()})
     lacking = TokenSpans({Segment.LAST: spans[Segment.LAST]})
@@ -155,14 +176,20 @@ def test_what_can_not_be_run_is_refused(backbone: Backbone, batch: MultimodalBat
         (batch.spans, [], "nothing to block"),
         (batch.spans, [Case(PAPER[0], Window(3, 2, 9))], "the layers 0 to 3"),
         (batch.spans, [Case(Block.parse("image->last[7]"), everywhere())], "the heads 0 to 3"),
-        (blind, [Case(Block.parse("system->last"), everywhere())], "system->last hides everything .* sample 's0'"),
+        (
+            blind,
+            [Case(Block.parse("system->last"), everywhere())],
+            "system->last hides everything .* sample 's0'",
+        ),
         (lacking, [Case(PAPER[0], everywhere())], "does not say where 'question' is"),
     ):
         with pytest.raises((ConfigError, DataError), match=message):
             chosen.run(backbone, replace(batch, spans=changed), cases)
 
 
-def test_a_model_in_train_mode_and_no_memory_are_refused(tiny_llava: str, batch: MultimodalBatch) -> None:
+def test_a_model_in_train_mode_and_no_memory_are_refused(
+    tiny_llava: str, batch: MultimodalBatch
+) -> None:
     backbone = make_backbone(tiny_llava)
     backbone.model.train()
 

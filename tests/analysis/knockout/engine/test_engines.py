@@ -44,7 +44,9 @@ from tests.support.decoders import (
 )
 
 IDS = torch.tensor([[5, 9], [7, 5]])
-ENGINES = pytest.mark.parametrize("engine", [ReferenceEngine(), SuffixEngine(strict=True)], ids=lambda each: each.name)
+ENGINES = pytest.mark.parametrize(
+    "engine", [ReferenceEngine(), SuffixEngine(strict=True)], ids=lambda each: each.name
+)
 SETUPS = pytest.mark.parametrize(
     ("family", "attention", "dtype", "tolerance"),
     [
@@ -60,7 +62,11 @@ SETUPS = pytest.mark.parametrize(
 
 @SETUPS
 def test_engines_agree_for_every_block_and_width_on_either_side_of_padding(
-    tiny_checkpoint: TinyBuilder, family: TinyFamily, attention: str, dtype: torch.dtype, tolerance: float
+    tiny_checkpoint: TinyBuilder,
+    family: TinyFamily,
+    attention: str,
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")
     backbone, cases = make_backbone(checkpoint, attention, dtype), sweep(PAPER, 1, 2, 5, 9)
@@ -76,12 +82,16 @@ def test_engines_agree_for_every_block_and_width_on_either_side_of_padding(
 
 
 @ENGINES
-def test_a_model_that_gives_no_numbers_flips_no_answer(tiny_llava: str, engine: KnockoutEngine) -> None:
+def test_a_model_that_gives_no_numbers_flips_no_answer(
+    tiny_llava: str, engine: KnockoutEngine
+) -> None:
     backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava)
     pixels = batch.vision["pixel_values"].clone()
     pixels[1] = torch.nan
 
-    with pytest.raises(NotFiniteError, match=rf"log-probabilities are NaN .* first for {batch.sample_ids[1]!r}"):
+    with pytest.raises(
+        NotFiniteError, match=rf"log-probabilities are NaN .* first for {batch.sample_ids[1]!r}"
+    ):
         engine.run(backbone, replace(batch, vision={"pixel_values": pixels}), sweep(PAPER, 1))
 
 
@@ -96,7 +106,9 @@ def test_engines_agree_with_the_library_s_own_eager_attention_in_float64(tiny_ll
     assert apart(reference, suffix) < 1e-5
 
 
-def test_engines_agree_in_a_deep_decoder_where_every_width_makes_another_window(tiny_llava: str) -> None:
+def test_engines_agree_in_a_deep_decoder_where_every_width_makes_another_window(
+    tiny_llava: str,
+) -> None:
     depth = 12
     backbone, batch = make_backbone(tiny_llava, layers=depth), make_batch(tiny_llava)
     cases = sweep(PAPER, 1, 4, 5, 9, depth=depth)
@@ -114,7 +126,10 @@ def test_in_half_precision_what_a_block_can_not_change_is_not_changed(
     tiny_llava: str, layers: int, memory: int | None
 ) -> None:
     """The last layers attend to nothing: nothing that is hidden there has an effect, and none may be reported."""
-    backbone, batch = make_backbone(tiny_llava, dtype=torch.bfloat16, layers=layers), make_batch(tiny_llava)
+    backbone, batch = (
+        make_backbone(tiny_llava, dtype=torch.bfloat16, layers=layers),
+        make_batch(tiny_llava),
+    )
     without = layers // 2
     for layer in decoder_layers(backbone)[without:]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)  # type: ignore[union-attr,arg-type]
@@ -147,9 +162,16 @@ def test_in_half_precision_logits_are_finer_than_their_grid(tiny_llava: str) -> 
 
 
 @pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2"])
-def test_engines_agree_for_other_sets_single_heads_and_other_decoders(tiny_llava: str, decoder: Decoder) -> None:
-    backbone, batch = make_backbone(tiny_llava, decoder=decoder, sliding_window=None), make_batch(tiny_llava)
-    cases = [Case(block, window) for block in OTHERS for window in (Window(0, 0, 2), Window(2, 1, 4))]
+def test_engines_agree_for_other_sets_single_heads_and_other_decoders(
+    tiny_llava: str, decoder: Decoder
+) -> None:
+    backbone, batch = (
+        make_backbone(tiny_llava, decoder=decoder, sliding_window=None),
+        make_batch(tiny_llava),
+    )
+    cases = [
+        Case(block, window) for block in OTHERS for window in (Window(0, 0, 2), Window(2, 1, 4))
+    ]
 
     reference = ReferenceEngine().run(backbone, batch, cases)
     suffix = SuffixEngine(strict=True).run(backbone, batch, cases)
@@ -171,8 +193,12 @@ def test_an_engine_reads_what_the_with_block_shows(tiny_llava: str, engine: Knoc
     assert torch.equal(readings.ids, torch.cat([clean.argmax(1, keepdim=True), IDS], dim=1))
     assert torch.equal(readings.clean_top[:, 0], clean.argmax(1))
     assert torch.equal(readings.top[:, 0], blocked.argmax(1))
-    assert torch.allclose(readings.clean_logprobs[:, 0], clean.gather(1, readings.ids), rtol=0, atol=1e-12)
-    assert torch.allclose(readings.logprobs[:, 0], blocked.gather(1, readings.ids), rtol=0, atol=1e-12)
+    assert torch.allclose(
+        readings.clean_logprobs[:, 0], clean.gather(1, readings.ids), rtol=0, atol=1e-12
+    )
+    assert torch.allclose(
+        readings.logprobs[:, 0], blocked.gather(1, readings.ids), rtol=0, atol=1e-12
+    )
     assert readings.source_size[:, 0].tolist() == batch.spans[Segment.IMAGE].sum(1).tolist()
     assert readings.target_size[:, 0].tolist() == batch.spans[Segment.QUESTION].sum(1).tolist()
 
@@ -184,7 +210,10 @@ def test_a_question_that_is_blocked_in_the_last_layer_only_changes_nothing_at_al
 ) -> None:
     backbone, batch = make_backbone(tiny_llava, dtype=dtype), make_batch(tiny_llava)
     last = Window(LAYERS - 1, LAYERS - 1, LAYERS)
-    cases = [Case(Block.parse(f"{source}->question"), last) for source in ("image", "image object", "question")]
+    cases = [
+        Case(Block.parse(f"{source}->question"), last)
+        for source in ("image", "image object", "question")
+    ]
 
     readings = engine.run(backbone, batch, cases)
 
@@ -197,9 +226,17 @@ def test_an_empty_source_or_target_changes_nothing_at_all_and_has_no_size(
     tiny_llava: str, engine: KnockoutEngine
 ) -> None:
     backbone = make_backbone(tiny_llava, dtype=torch.float32)
-    text = Sample(id="t", conversation=[Turn("user", "Is there any circle in it?"), Turn("assistant", "no")])
+    text = Sample(
+        id="t", conversation=[Turn("user", "Is there any circle in it?"), Turn("assistant", "no")]
+    )
     batch = collate(tiny_llava, [text, question(0)])
-    blocks = ("image->question", "image->last", "question->image", "true option->last", "question->last")
+    blocks = (
+        "image->question",
+        "image->last",
+        "question->image",
+        "true option->last",
+        "question->last",
+    )
     cases = [Case(Block.parse(block), everywhere()) for block in blocks]
 
     readings = engine.run(backbone, batch, cases)
@@ -211,8 +248,13 @@ def test_an_empty_source_or_target_changes_nothing_at_all_and_has_no_size(
 
 
 @ENGINES
-def test_other_samples_and_padding_change_nothing(tiny_llava_next: str, engine: KnockoutEngine) -> None:
-    backbone, cases = make_backbone(tiny_llava_next), [Case(block, Window(2, 1, 3)) for block in PAPER[2:5]]
+def test_other_samples_and_padding_change_nothing(
+    tiny_llava_next: str, engine: KnockoutEngine
+) -> None:
+    backbone, cases = (
+        make_backbone(tiny_llava_next),
+        [Case(block, Window(2, 1, 3)) for block in PAPER[2:5]],
+    )
     batch = make_batch(tiny_llava_next, "right", (0, 1, 2))
 
     together = engine.run(backbone, batch, cases)
@@ -237,7 +279,9 @@ def test_cases_do_not_know_of_each_other(tiny_llava: str, engine: KnockoutEngine
 
 
 @ENGINES
-def test_images_are_encoded_once_and_no_hook_is_left(tiny_llava: str, engine: KnockoutEngine) -> None:
+def test_images_are_encoded_once_and_no_hook_is_left(
+    tiny_llava: str, engine: KnockoutEngine
+) -> None:
     backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava)
     clean = last_logits(backbone, batch)
     hooks, calls = count_hooks(backbone), []
@@ -253,7 +297,11 @@ def test_images_are_encoded_once_and_no_hook_is_left(tiny_llava: str, engine: Kn
 
 @ENGINES
 def test_an_engine_runs_the_uncompiled_forward(tiny_llava: str, engine: KnockoutEngine) -> None:
-    backbone, batch, cases = make_backbone(tiny_llava), make_batch(tiny_llava), [Case(PAPER[0], everywhere())]
+    backbone, batch, cases = (
+        make_backbone(tiny_llava),
+        make_batch(tiny_llava),
+        [Case(PAPER[0], everywhere())],
+    )
     before = engine.run(backbone, batch, cases)
     backbone.model.compile(backend=_not_to_be_compiled)
 
@@ -280,11 +328,15 @@ def test_prompts_can_be_taken_apart(tiny_llava: str) -> None:
     ("attention", "dtype", "tolerance"),
     [("sdpa", torch.float64, 1e-10), ("eager", torch.float32, 1e-5)],
 )
-def test_engines_agree_on_the_shipped_model(side: Side, attention: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_engines_agree_on_the_shipped_model(
+    side: Side, attention: str, dtype: torch.dtype, tolerance: float
+) -> None:
     backbone, batch = shipped_backbone(attention, dtype), make_batch(testbed.checkpoint(), side)
     depth = len(decoder_layers(backbone))
     cases = sweep(PAPER, 1, 2, 5, 9, depth=depth)
-    idle = [case.block.target != PAPER[0].target and case.window.start == depth - 1 for case in cases]
+    idle = [
+        case.block.target != PAPER[0].target and case.window.start == depth - 1 for case in cases
+    ]
 
     reference = ReferenceEngine().run(backbone, batch, cases)
     suffix = SuffixEngine(strict=True).run(backbone, batch, cases)

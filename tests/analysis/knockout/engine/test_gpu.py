@@ -32,8 +32,13 @@ def test_engines_agree_on_the_device(
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_in_half_precision_engines_differ_as_little_as_their_clean_runs(tiny_llava_next: str, attention: str) -> None:
-    backbone, batch = make_backbone(tiny_llava_next, attention, torch.bfloat16), make_batch(tiny_llava_next)
+def test_in_half_precision_engines_differ_as_little_as_their_clean_runs(
+    tiny_llava_next: str, attention: str
+) -> None:
+    backbone, batch = (
+        make_backbone(tiny_llava_next, attention, torch.bfloat16),
+        make_batch(tiny_llava_next),
+    )
     backbone.model.to(torch.device("cuda"))  # type: ignore[arg-type]
     cases, ids = sweep([*PAPER, *OTHERS], 2), torch.arange(64).expand(len(batch), -1)
 

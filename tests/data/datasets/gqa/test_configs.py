@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm import testbed
-from lightning_mllm.cli.main import CLI
+from lightning_mllm.cli.commands.model import CLI
 from lightning_mllm.testbed.language.gqa import IMAGES, write_task
 from tests.support.command_line import CONFIGS, TRIAL, isolate
-
-GQA = ("data/gqa.yaml", "data/gqa_llama3.yaml")  # the second goes behind the first
+from tests.support.shipped_configs import GQA
 
 
 @pytest.mark.parametrize("files", [GQA[:1], GQA], ids=["vicuna", "llama3"])

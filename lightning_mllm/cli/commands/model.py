@@ -1,0 +1,147 @@
+"""`lightning fit`, `validate`, `test`, `predict`, `analyze` and `export`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+
+from lightning_mllm.cli.commands import PROGRAM
+from lightning_mllm.cli.defaults import Checkpointing, SaveConfig, add_defaults
+from lightning_mllm.cli.parser import Parser
+from lightning_mllm.cli.resolvers import register_resolvers, resolved
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.tracking.loggers import finish
+from lightning_mllm.trainer import Trainer
+from lightning_mllm.trainer_options import as_list
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Run the command; without a name, the arguments say which it is."""
+    CLI([name, *arguments] if name else arguments)
+
+
+class CLI(LightningCLI):
+    """LightningCLI with our classes and commands; model and data share the option `checkpoint`.
+
+    Args:
+        args: The command line, from the name of the command on.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self._first = args[0]
+        register_resolvers()
+        super().__init__(
+            MLLMModule,
+            MLLMDataModule,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_kwargs={
+                "prog": f"{PROGRAM} {args[0]}" if len(self.subcommands()) == 1 else PROGRAM,
+                "parser_mode": "omegaconf",
+                "allow_abbrev": False,
+            },
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=args,
+        )
+        finish(self.trainer.loggers)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there
+        """Return the command that is run, and which parameters of its method are not options.
+
+        Only its parser is built, which takes a tenth of a second. All are built if the arguments
+        begin with a config that has a section per command.
+        """
+        ours = {name: {"model", "datamodule"} for name in ("analyze", "export")}
+        every = {**LightningCLI.subcommands(), **ours}
+        return {self._first: every[self._first]} if self._first in every else every
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; `${testbed:instructed}` or `${oc.env:HOME}` may stand on the command line, too."""
+        self.config = parser.parse_args([resolved(argument) for argument in args])
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would look for hyper-parameters, which our checkpoints lack."""
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for name, each in self._subcommand_parsers.items():
+            each.prog = f"{PROGRAM} {name}"
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        """Let the saved config of a fit serve every sub-command, and `export` do without data."""
+        parser: LightningArgumentParser = super()._prepare_subcommand_parser(
+            klass, subcommand, **kwargs
+        )
+        if subcommand != "fit":
+            for option in ("test_before", "test_after"):
+                help = "Used by `fit` only; ignored by this command."
+                parser.add_argument(f"--{option}", type=bool, default=False, help=help)
+        if subcommand == "export":
+            parser._extra_required_keys.discard("data")
+            next(action for action in parser._actions if action.dest == "data").required = False
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Share the checkpoint between model and data; add the section `checkpointing`."""
+        parser.add_lightning_class_args(Checkpointing, "checkpointing")
+        parser.set_defaults(
+            {
+                "checkpointing.save_last": True,
+                "checkpointing.every_n_train_steps": 500,
+                # the module's own defaults are objects, which a saved config could not say
+                "model.optimizer": {
+                    "class_path": "torch.optim.AdamW",
+                    "init_args": {"weight_decay": 0.0},
+                },
+                "model.scorers": [{"class_path": "Generation"}, {"class_path": "Likelihood"}],
+            }
+        )
+        for option in ("checkpoint", "revision", "trust_remote_code"):
+            parser.link_arguments(f"model.{option}", f"data.init_args.{option}")
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run's seed to data and prompts without one; `config.yaml` then shows it."""
+        seed = self._get(self.config, "seed_everything")
+        if seed is not False:
+            _fill_in_seeds(self.config[self.subcommand], seed)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Add the default callbacks that the config does not replace."""
+        if self.subcommand == "export":
+            return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
+        config = self._get(self.config_init, "trainer")
+        callbacks = add_defaults(
+            as_list(config.get("callbacks")),
+            writes=not config.get("fast_dev_run") and config.get("logger") is not False,
+            shows_progress=config.get("enable_progress_bar") is not False,
+        )
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def after_fit(self) -> None:
+        """Say where the results are."""
+        if self.trainer.is_global_zero and self.trainer.loggers:
+            Console().print(f"Results are in {self.trainer.default_root_dir}", highlight=False)
+
+    after_analyze = after_fit
+
+
+def _fill_in_seeds(node: Any, seed: int) -> None:
+    """Set every `seed` of a config that is null."""
+    if isinstance(node, list):
+        for each in node:
+            _fill_in_seeds(each, seed)
+    for key, value in vars(node).items() if isinstance(node, Namespace) else ():
+        if key == "seed" and value is None:
+            node[key] = seed
+        else:
+            _fill_in_seeds(value, seed)

@@ -1,0 +1,34 @@
+"""Values of `${testbed:instructed}`, the folder of a shipped checkpoint, in configs and options."""
+
+from __future__ import annotations
+
+import re
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.testbed.training.checkpoints import ROOT
+
+
+def register_resolvers() -> None:
+    """Make `${testbed:...}` known to config files."""
+    OmegaConf.register_resolver("testbed", lambda stage: str(ROOT / stage), replace=True)
+
+
+def resolved(argument: str) -> str:
+    """Return an argument with its resolvers replaced; references to other keys stay.
+
+    Raises:
+        ConfigError: A resolver is unknown, or has no value.
+    """
+    try:
+        return re.sub(
+            r"\$\{[\w.]+:[^{}]*\}", lambda match: str(OmegaConf.create([match[0]])[0]), argument
+        )
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"The argument {argument!r} can't be resolved: {reason}. "
+            "Known are ${testbed:...} and ${oc.env:...}."
+        ) from error

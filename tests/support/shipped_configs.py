@@ -1,0 +1,208 @@
+"""Every shipped config by what the tests do with it, and the tables of `configs/README.md`.
+
+`python -m tests.support.shipped_configs` writes the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning_mllm.models.backbone import Part
+from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
+from tests.support.command_line import CONFIGS, files_below
+from tests.support.published_datasets import (
+    write_crisismmd,
+    write_dermnet,
+    write_dtd,
+    write_plantdoc,
+)
+
+PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
+
+QUICKSTART = "quickstart.yaml"
+MODELS = {  # family and chat style
+    "model/llava-1.5-13b.yaml": ("llava", "vicuna"),
+    "model/llava-1.5-7b.yaml": ("llava", "vicuna"),
+    "model/llava-1.6-vicuna-7b.yaml": ("llava_next", "vicuna"),
+    "model/llava-next-llama3-8b.yaml": ("llava_next", "llama3"),
+}
+
+# ---- data ----
+DATA = ("data/digits.yaml", "data/image_folder.yaml", "data/llava_json.yaml")
+PUBLISHED: dict[str, tuple[str, Callable[[Path], Path], int]] = {
+    # the folder that the config names, who writes a replica of it, and how many classes that has
+    "data/crisismmd.yaml": ("CrisisMMD_v2.0", write_crisismmd, 4),
+    "data/dermnet.yaml": ("dermnet", write_dermnet, 3),
+    "data/dtd.yaml": ("dtd", write_dtd, 3),
+    "data/plantdoc.yaml": ("PlantDoc-Dataset", write_plantdoc, 4),
+}
+GQA = ("data/gqa.yaml", "prompts/gqa_llama3.yaml")  # the second goes after the first
+
+# ---- what is trained ----
+POLICIES = {  # the parts that learn
+    "policy/by_pattern.yaml": {PROJECTOR, LLM},
+    "policy/everything.yaml": {VISION, PROJECTOR, LLM},
+    "policy/ft_e2e.yaml": {PROJECTOR, LLM},
+    "policy/ft_proj.yaml": {PROJECTOR},
+    "policy/llm_only.yaml": {LLM},
+    "policy/lora.yaml": {LORA},
+    "policy/lora_and_projector.yaml": {LORA, PROJECTOR},
+    "policy/lora_vision.yaml": {Part.VISION_LORA},
+    "policy/projector_and_vision.yaml": {PROJECTOR, VISION},
+}
+NOT_FOR_FIT = "policy/zero_shot.yaml"
+PRESETS: dict[str, tuple[type, int, float]] = {  # policy, global batch, rate of the projector
+    "presets/llava_default/ft_e2e.yaml": (ProjectorAndLLM, 128, 2e-5),
+    "presets/llava_default/ft_proj.yaml": (ProjectorOnly, 256, 1e-3),
+    "presets/matched/ft_proj.yaml": (ProjectorOnly, 32, 2e-5),
+    "presets/paper/ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
+    "presets/paper/ft_proj.yaml": (ProjectorOnly, 64, 1e-3),
+    "presets/released_code/ft_e2e.yaml": (ProjectorAndLLM, 32, 2e-5),
+    "presets/released_code/ft_proj.yaml": (ProjectorOnly, 64, 1e-3),
+}
+SKIP_BLOCKS = "presets/skip_blocks.yaml"
+
+# ---- analyses ----
+ANALYSES = {  # name of the folder, pictures in it
+    "analysis/answer_lens.yaml": ("answer_lens", {"lens.png"}),
+    "analysis/information_flow.yaml": (
+        "information_flow",
+        {
+            "to_last.png",
+            "image_to_question.png",
+            "patches_to_question.png",
+            "contrasts.png",
+            "heat_map.png",
+        },
+    ),
+    "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
+}
+ALIGNMENT = "analysis/alignment.yaml"
+SUBNETWORKS = (
+    "analysis/subnetwork.yaml",
+    "analysis/pruned_accuracy.yaml",
+)  # the second reads what the first writes
+FLOW_ON_THE_TESTBED = "runs/testbed/information_flow.yaml"
+OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, its folders
+    "runs/testbed/alignment.yaml": (
+        ["--data.init_args.test_scenes", "8"],
+        "testbed-alignment",
+        {"alignment", "distinguishability", "token_map", "vocabulary"},
+    ),
+    "runs/testbed/subnetwork.yaml": (
+        ["--data.init_args.train_per_kind", "1"],
+        "testbed-subnetwork",
+        {"sparsity_30", "sparsity_50", "sparsity_50_full", "sparsity_70"},
+    ),
+    "runs/testbed/pruned_accuracy.yaml": (
+        ["--data.init_args.per_kind", "1"],
+        "testbed-pruned-accuracy",
+        {"pruned_accuracy"},
+    ),
+    "runs/testbed/skipping.yaml": (
+        ["--data.init_args.per_kind", "1"],
+        "testbed-skipping",
+        {"perceptual", "textual"},
+    ),
+}
+
+# ---- the test-bed's own models ----
+START = "testbed_training/0_start.yaml"
+TRAINED = {  # the parts that learn
+    "testbed_training/1_words.yaml": {LLM},
+    "testbed_training/2_language.yaml": {LLM},
+    "testbed_training/3a_shapes.yaml": {VISION, PROJECTOR, LLM},
+    "testbed_training/3b_vision.yaml": {VISION, PROJECTOR, LLM},
+    "testbed_training/4_aligned.yaml": {PROJECTOR},
+    "testbed_training/5_instructed.yaml": {PROJECTOR, LLM},
+}
+EXAMINATION = "runs/testbed/eval.yaml"
+
+# ---- studies ----
+PROJECTION_STUDY, PROJECTION_TESTBED = (
+    "studies/projection/study.yaml",
+    "studies/projection_testbed/study.yaml",
+)
+PROJECTION_STUDIES = {
+    PROJECTION_STUDY: 180,
+    PROJECTION_TESTBED: 125,
+}  # and how many cells they have
+PROJECTION_PARTS = {  # what they are made of
+    *(f"studies/projection/{name}.yaml" for name in ("common", "zero_shot")),
+    *(
+        f"studies/projection_testbed/{name}.yaml"
+        for name in ("common", "digits", "domain", "zero_shot")
+    ),
+    *(
+        f"studies/projection_testbed/{name}.yaml"
+        for name in ("own_ft_proj", "matched_ft_proj", "ft_e2e")
+    ),
+    *(
+        f"studies/projection_testbed/{name}.yaml"
+        for name in ("glyphs", "textures", "leaves", "lesions")
+    ),
+}
+ALIGNMENT_STUDY, ALIGNMENT_TESTBED = (
+    "studies/alignment/study.yaml",
+    "studies/alignment_testbed/study.yaml",
+)
+ALIGNMENT_STUDIES = {ALIGNMENT_STUDY: 24, ALIGNMENT_TESTBED: 12}
+ALIGNMENT_PARTS = {
+    *(f"studies/alignment/{name}.yaml" for name in ("task", "presence", "captions", "scores")),
+    *(
+        f"studies/alignment_testbed/{name}.yaml"
+        for name in ("common", "questions", "presence", "captions")
+    ),
+    *(f"studies/alignment_testbed/{name}.yaml" for name in ("chair", "scores")),
+}
+ALIGNMENT_SERIES = (
+    "studies/alignment_testbed/series.yaml"  # further checkpoints, and the training that makes them
+)
+ALIGNMENT_STEPS = "studies/alignment_testbed/steps.yaml"
+
+COVERED = {
+    *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
+    *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
+    *(*MODELS, *DATA, *PUBLISHED, *GQA, *POLICIES, *PRESETS),
+    *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),
+    *(*PROJECTION_STUDIES, *PROJECTION_PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS),
+}
+TABLE = CONFIGS / "README.md"
+_INTRODUCTION = """# Configs
+
+A command takes several configs, e.g. a model, data, and a policy or a preset; where two set the
+same option, the later one counts. `quickstart.yaml`, the files in `runs/` and `testbed_training/`
+and the `study.yaml` of each study are complete: their comments say the command. The tables are made
+from the first line of each file.
+"""
+
+
+def shipped_yaml() -> set[str]:
+    """Return the paths of all YAML files below `configs/`, relative to it."""
+    return {name for name in files_below(CONFIGS) if name.endswith((".yaml", ".yml"))}
+
+
+def first_line(name: str) -> str:
+    """Return what the first line of a config says of it."""
+    return (CONFIGS / name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def table() -> str:
+    """Return the text of `configs/README.md`."""
+    folders: dict[str, list[str]] = {}
+    for name in sorted(shipped_yaml(), key=lambda name: name.rpartition("/")):
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    parts = [_INTRODUCTION]
+    for folder, names in folders.items():
+        rows = [f"| [{name.rpartition('/')[2]}]({name}) | {first_line(name)} |" for name in names]
+        parts.append(
+            "\n".join(
+                [f"## {folder or 'Start here'}\n", "| file | what it is |", "|---|---|", *rows, ""]
+            )
+        )
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
