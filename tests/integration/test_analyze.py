@@ -184,7 +184,7 @@ def test_two_analyses_of_one_name_are_refused(
     message = refusal(capsys, ["analyze", *asked, "--analysis", json.dumps(two)])
 
     assert "found answer_lens, answer_lens" in message
-    assert "label is a name of your own" in message
+    assert "Set the option label of an analysis" in message
 
 
 def test_another_split_is_gone_through(asked: list[str]) -> None:
