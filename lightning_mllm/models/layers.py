@@ -1,4 +1,4 @@
-"""The LLM's layers: where they are, how to run them under hooks, which attention masks they take."""
+"""The LLM's layers: where they are, how to run them under hooks, which masks they take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def decoder_layers(backbone: Backbone) -> list[nn.Module]:
 
 
 def layers_and_norm(backbone: Backbone) -> list[nn.Module]:
-    """Return the modules that the residual stream enters, in order: every layer, then the final norm.
+    """Return the modules that the residual stream enters, in order: the layers and the final norm.
 
     What enters number k is the state after k layers; what enters number 0 are the embeddings.
     """
@@ -28,7 +28,9 @@ def layers_and_norm(backbone: Backbone) -> list[nn.Module]:
     return [*decoder_layers(backbone), norm]
 
 
-def run_uncompiled(backbone: Backbone, batch: MultimodalBatch, images: Sequence[Tensor] = ()) -> Any:
+def run_uncompiled(
+    backbone: Backbone, batch: MultimodalBatch, images: Sequence[Tensor] = ()
+) -> Any:
     """Run the model without its head, and without what torch.compile made of it.
 
     A compiled model would go on without the hooks that were put on after its compilation.
@@ -46,7 +48,7 @@ def run_uncompiled(backbone: Backbone, batch: MultimodalBatch, images: Sequence[
 
 
 def image_inputs(images: Sequence[Tensor]) -> dict[str, Any]:
-    """Return the arguments of the model's forward that replace pixels by what the LLM gets for each image.
+    """Return arguments of the model's forward that replace pixels by what the LLM gets of images.
 
     Args:
         images: (tokens, width) each; if there are none, nothing is replaced.
@@ -69,8 +71,9 @@ def mask_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def hidden_value(dtype: torch.dtype) -> float:
-    """Return what an additive mask holds where a key is hidden: lower than any score, and finite in float32 too.
+    """Return the value of an additive mask where a key is hidden: below any score, yet finite.
 
-    Eager attention has its softmax in float32; of a padding row, from which everything is hidden, it would make NaN.
+    Eager attention computes its softmax in float32. For a padding row, from which every key is
+    hidden, -inf would give NaN.
     """
     return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)

@@ -103,8 +103,8 @@ class WordMeasures:
         self.numbers = masks.new_full(shape, torch.nan, dtype=torch.float64)
         self.words = []  # per set, (batch, layers, tokens, per token)
         for most in masks.sum(-1).amax(0).tolist():
-            shape = (len(masks), len(layers), most, per_token)
-            self.words.append(masks.new_full(shape, -1, dtype=torch.int64))
+            size = (len(masks), len(layers), most, per_token)
+            self.words.append(masks.new_full(size, -1, dtype=torch.int64))
 
     def observe(self, _: LayerState, layer: int, states: Tensor) -> None:
         """Take in the residual stream at a layer, (batch, sequence, width)."""
