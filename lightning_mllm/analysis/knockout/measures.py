@@ -86,8 +86,9 @@ def _contrast(fair: Cells, first: int, second: int, draws: Draws) -> Floats:
         ours[column] = np.where(lacking, np.nan, left)
         theirs[column] = np.where(lacking, np.nan, right)
     numbers = []
-    for (one, values), (two, _) in zip(_statistics(ours), _statistics(theirs), strict=True):
-        numbers.append(difference(one, two, values, draws))
+    both = zip(_statistics(ours), _statistics(theirs), strict=True)
+    for (our_statistic, values), (their_statistic, _) in both:
+        numbers.append(difference(our_statistic, their_statistic, values, draws))
     flips = share_difference(ours["flipped"], theirs["flipped"], draws.pictures)
     numbers.insert(_FLIPS, flips)
     undefined = np.full_like(flips, np.nan)  # relative to the ceiling

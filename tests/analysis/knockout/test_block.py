@@ -165,13 +165,13 @@ def test_ranges_of_layers_can_be_given_instead() -> None:
 @pytest.mark.parametrize(
     ("windows", "message"),
     [
-        (Windows(width=0), "width 0 can't be"),
-        (Windows(width=-3), "width -3 can't be"),
-        (Windows(width=1.5), "width 1.5 can't be"),
+        (Windows(width=0), "can't have the width 0"),
+        (Windows(width=-3), "can't have the width -3"),
+        (Windows(width=1.5), "can't have the width 1.5"),
         (Windows(centres=[8]), "centred on 8: the decoder has the layers 0 to 7"),
         (Windows(centres=[-1]), "centred on -1"),
         (Windows(centres=[1.2]), "centred on 1.2"),
-        (Windows(layers=[(3, 3)]), r"\(3, 3\) is no range"),
+        (Windows(layers=[(3, 3)]), r"\(3, 3\) is not a range"),
         (Windows(layers=[(0, 9)]), r"\(0, 9\) is not a range of layers: .* <= 8"),
         (Windows(centres=[]), "no window"),
         (Windows(layers=[]), "no window"),
