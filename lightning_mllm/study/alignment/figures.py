@@ -81,8 +81,5 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
         return []
     path = study.folder / "figures" / "layers.png"
     write_rows(path.with_suffix(".csv"), _CURVE_COLUMNS, rows)
-    return [
-        line_plot(
-            panels, path, ylabel="Cosine", xlabel="After how many layers (0: the LLM's input)"
-        )
-    ]
+    xlabel = "After how many layers (0: the LLM's input)"
+    return [line_plot(panels, path, ylabel="Cosine", xlabel=xlabel)]
