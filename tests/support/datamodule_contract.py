@@ -54,13 +54,13 @@ class DataModuleContract(ABC):
             assert [sample.id for sample in loaded] == [sample.id for sample in samples]
 
     def test_batches_are_whole_and_carry_loss(self, module: MLLMDataModule) -> None:
-        loaders = [module.test_dataloader()]
+        loaders = [(module.test_dataloader(), module.samples["test"])]
         if "train" in module.splits:
-            loaders.append(module.train_dataloader())
-        for loader, split in zip(loaders, ("test", "train"), strict=False):
+            loaders.append((module.train_dataloader(), module.samples["train"]))
+        for loader, samples in loaders:
             batches = list(loader)
             assert len(batches) == len(loader)
-            assert sorted(_ids(batches)) == sorted(each.id for each in module.samples[split])
+            assert sorted(_ids(batches)) == sorted(sample.id for sample in samples)
             for batch in batches:
                 assert (batch.labels != IGNORE_INDEX).any(dim=1).all()
                 assert (batch.spans[Segment.LAST].sum(dim=1) == 1).all()

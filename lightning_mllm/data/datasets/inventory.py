@@ -155,8 +155,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
         sound = {}
         for split, samples in loaded.items():
             sound[split] = _select_sound(split, samples, names, first, module.bad_rows)
-        checked = {split: sound[split] for split in present}
-        checked = _leave_out_bad_files(checked, module.bad_rows)
+        checked = _leave_out_bad_files({split: sound[split] for split in present}, module.bad_rows)
     left_out = 0
     for split in present:
         left_out += unread.get(split, 0) + len(loaded[split]) - len(checked[split])

@@ -115,13 +115,13 @@ def test_a_small_budget_changes_nothing_but_the_pieces(
 ) -> None:
     backbone, batch, cases = make_backbone(tiny_llava), make_batch(tiny_llava), sweep(PAPER, 1, 5)
     prompts: list[int] = []
-    monkeypatch.setattr(
-        CleanRun,
-        "of",
-        lambda backbone, some, tail, of=CleanRun.of: (
-            prompts.append(len(some)) or of(backbone, some, tail)
-        ),  # type: ignore[func-returns-value]
-    )
+    clean_run = CleanRun.of
+
+    def count_prompts(backbone: Any, some: Any, tail: Any) -> CleanRun:
+        prompts.append(len(some))
+        return clean_run(backbone, some, tail)
+
+    monkeypatch.setattr(CleanRun, "of", count_prompts)
 
     plenty = SuffixEngine(memory=2**33).run(backbone, batch, cases)
     scarce = SuffixEngine(memory=1).run(backbone, batch, cases)

@@ -191,9 +191,11 @@ def test_rows_that_share_a_picture_share_a_split(images: Path, seed: int) -> Non
 
     parts = [module.load("train"), module.load("val")]
 
-    train, val = (
-        {path.read_bytes() for sample in part for path in sample.images} for part in parts
-    )  # type: ignore[union-attr]
+    contents: list[set[bytes]] = []
+    for part in parts:
+        files: list[Any] = [image for sample in part for image in sample.images]
+        contents.append({file.read_bytes() for file in files})
+    train, val = contents
     assert len(val) > 1
     assert not train & val
     assert [len(part) for part in parts] == [42, 10]

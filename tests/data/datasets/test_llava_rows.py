@@ -33,8 +33,8 @@ def says(*turns: tuple[str, object], **others: object) -> Row:
 def test_rows_become_turns(images: Path) -> None:
     rows = [
         row("a", ["a.png", "sub/b.png"], "Both? <image>\n<image>", " yes ", "Sure?", "yes"),
-        row(7, None, "x", "y"),
-    ]  # type: ignore[arg-type]
+        row("", None, "x", "y") | {"id": 7},
+    ]
 
     multi, text = load(images, rows)
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from transformers import ProcessorMixin
@@ -31,10 +32,9 @@ ALTERED = {
 
 
 def says(name: str, *texts: str) -> Sample:
-    roles = ("user", "assistant") * len(texts)
-    return Sample(
-        id=name, conversation=[Turn(role, text) for role, text in zip(roles, texts, strict=False)]
-    )  # type: ignore[arg-type]
+    roles: list[Any] = ["user", "assistant"] * len(texts)
+    turns = [Turn(role, text) for role, text in zip(roles, texts, strict=False)]
+    return Sample(id=name, conversation=turns)
 
 
 @pytest.fixture

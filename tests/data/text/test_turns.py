@@ -71,14 +71,9 @@ def test_ids_and_pixels_equal_those_of_the_familys_own_processor(
 ) -> None:
     vicuna.chat_template = template
     sample = sample_of(parts, instruction)
-    messages: list[Any] = [
-        {
-            "role": "user",
-            "content": content_of(
-                parts, list(sample.images), f"\n{instruction}" if instruction else ""
-            ),
-        }  # type: ignore[arg-type]
-    ]
+    images: list[Any] = list(sample.images)
+    content = content_of(parts, images, f"\n{instruction}" if instruction else "")
+    messages: list[Any] = [{"role": "user", "content": content}]
 
     batch = collate(
         Collator(vicuna, ConversationPrompt(), geometry=Geometry.CROP), sample

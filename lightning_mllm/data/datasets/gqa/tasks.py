@@ -72,7 +72,7 @@ class GQATasks(MLLMDataModule):
                 image = images[row.image_id]
                 with self.bad_rows.catch():
                     _check_picture(row, image, root, sizes, problems)
-                    samples.append(_make_sample(row, find_task(Path(file)), image))
+                    samples.append(make_sample(row, find_task(Path(file)), image))
         self.bad_rows.settle()
         return samples
 
@@ -102,7 +102,8 @@ def _check_picture(
         )
 
 
-def _make_sample(row: TaskRow, task: str, image: Path) -> Sample:
+def make_sample(row: TaskRow, task: str, image: Path) -> Sample:
+    """Return the sample of a question, its task as its kind."""
     return Sample(
         id=row.question_id,
         images=[image],

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lightning_mllm.data import Collator, ConversationPrompt, GQATasks
 from lightning_mllm.data.datasets.gqa.rows import COLUMNS, TaskRow, read_task, write_rows
+from lightning_mllm.data.datasets.gqa.tasks import make_sample
 from lightning_mllm.data.datasets.inventory import take_inventory
 from lightning_mllm.data.images.geometry import Geometry
 from lightning_mllm.data.images.regions import Regions
@@ -238,9 +239,7 @@ def released_rows() -> dict[str, list[TaskRow]]:
 
 
 def sample_of(row: TaskRow, task: str) -> Sample:
-    from lightning_mllm.data.datasets.gqa import tasks as gqa
-
-    return gqa._make_sample(row, task, Path("unused.jpg"))
+    return make_sample(row, task, Path("unused.jpg"))
 
 
 @released
