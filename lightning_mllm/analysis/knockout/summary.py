@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.mask import why_nothing
-from lightning_mllm.analysis.knockout.measures import MEASURES, flow_numbers
+from lightning_mllm.analysis.knockout.measures import MEASURES, Cells, flow_numbers
 from lightning_mllm.analysis.knockout.rows import FlowRow
 from lightning_mllm.analysis.knockout.sweep import Sweep, split_ceiling
 from lightning_mllm.statistics.interval import STATISTICS, no_numbers
@@ -80,23 +80,15 @@ def summarise_flow(
     _warn_of_nothing(table, sweep, name)
     groups = {**kept.groups, **_by_answer(table, kept, least_per_answer)}
     pairs = _index_pairs(contrasts, sweep)
-    coords: dict[str, tuple[Any, ...]] = {
-        "kind": tuple(groups),
-        "block": (*sweep.blocks, *([_CEILING] if sweep.blocks else []), *pairs),
-        sweep.axis: sweep.labels,
-        "measure": MEASURES,
-        "statistic": STATISTICS,
-    }
+    coords = _coordinates(groups, sweep, pairs)
     values = no_numbers(coords)
     cells = sweep.cells(table, kept.ids)
     fair = sweep.without_overlap(cells, table, kept.ids)
     ceiling = sweep.ceiling(above, kept.ids)
     for index, (kind, rows) in enumerate(groups.items() if len(kept.ids) else ()):
-        own = {column: each[rows] for column, each in cells.items()}
-        own_fair = {column: each[rows] for column, each in fair.items()}
-        own_ceiling = {column: each[rows] for column, each in ceiling.items()}
+        own = [_take_questions(each, rows) for each in (cells, fair, ceiling)]
         draws = bootstrap.draw(kept.pictures[rows], kind)
-        values[index] = flow_numbers(own, own_fair, own_ceiling, [*pairs.values()], draws)
+        values[index] = flow_numbers(*own, [*pairs.values()], draws)
     more = {
         "kind_depth": kind_depth,
         "least_per_answer": least_per_answer,
@@ -131,6 +123,22 @@ def compare_flows(
     tables: Mapping[str, Table] = {name: read_rows(path, FlowRow) for name, path in rows.items()}
     tables = common_questions(tables) if common else tables
     return {name: summarise_flow(table, name=name, **options) for name, table in tables.items()}
+
+
+def _coordinates(
+    groups: Iterable[str], sweep: Sweep, pairs: Iterable[str]
+) -> dict[str, tuple[Any, ...]]:
+    return {
+        "kind": tuple(groups),
+        "block": (*sweep.blocks, *([_CEILING] if sweep.blocks else []), *pairs),
+        sweep.axis: sweep.labels,
+        "measure": MEASURES,
+        "statistic": STATISTICS,
+    }
+
+
+def _take_questions(cells: Cells, rows: NDArray[np.int64]) -> Cells:
+    return {column: each[rows] for column, each in cells.items()}
 
 
 def _index_pairs(contrasts: Sequence[tuple[str, str]], sweep: Sweep) -> dict[str, tuple[int, int]]:
