@@ -14,7 +14,7 @@ import torch
 from lightning_mllm.analysis.alignment.between_kinds import rows_of_kinds
 from lightning_mllm.analysis.alignment.experiment import Alignment, _Noise
 from lightning_mllm.analysis.alignment.similarity import MODES, TOKEN_MODES, VECTOR_MODES
-from lightning_mllm.analysis.alignment.summary import Score, alignment_score
+from lightning_mllm.analysis.alignment.summary import AlignmentScore, alignment_score
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import State
 from lightning_mllm.errors import ConfigError, DataError
@@ -187,7 +187,7 @@ def test_scores_are_means_over_all_layers_but_the_last(backbone: Backbone, tiny_
                 assert score.value == pytest.approx(curve(result, f"{reading} {mode}", tokens=tokens)[:-1].mean())
                 assert score.low_95 < score.value < score.high_95
                 assert score.n == 6
-    assert isinstance(alignment_score(result), Score)
+    assert isinstance(alignment_score(result), AlignmentScore)
 
 
 def test_intervals_come_from_leaving_out_each_group(backbone: Backbone, tiny_llava: str, samples: list[Sample]) -> None:
