@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_mllm.data.loading.datamodule import MLLMDataModule as MLLMDataModule
     from lightning_mllm.models.module import MLLMModule as MLLMModule
-    from lightning_mllm.trainer import Run as Run
+    from lightning_mllm.run import Run as Run
     from lightning_mllm.trainer import Trainer as Trainer
     from lightning_mllm.types import Sample as Sample
     from lightning_mllm.types import Turn as Turn
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "MLLMDataModule": "data.loading.datamodule",
     "MLLMModule": "models.module",
-    "Run": "trainer",
+    "Run": "run",
     "Sample": "types",
     "Trainer": "trainer",
     "Turn": "types",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
@@ -28,72 +27,13 @@ from lightning_mllm.models.export import export
 from lightning_mllm.models.fit_checks import check_trainable
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.provenance import provenance
+from lightning_mllm.run import OneFolder, Run
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
-from lightning_mllm.tracking.loggers import WandbMode, make_loggers
+from lightning_mllm.tracking.loggers import make_loggers
 from lightning_mllm.trainer_options import as_list, check_options, check_strategy
 from lightning_mllm.types import MultimodalBatch, Sample
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where a run's files go and how it is called.
-
-    Attributes:
-        name: Name of the run and of its folder. A folder that exists is never touched: the next run
-            is `<name>-2`.
-        root: The folder in which all runs have theirs.
-        group: The W&B group that the run belongs to.
-        tags: The tags of the run in W&B.
-        project: The W&B project that the run belongs to.
-        wandb: Where W&B logs to: `auto` is online where a key is set up, else offline.
-    """
-
-    name: str = "run"
-    root: str = "runs"
-    group: str | None = None
-    tags: Sequence[str] = ()
-    project: str = "lightning-mllm"
-    wandb: WandbMode = "auto"
-
-    def make_folder(self) -> Path:
-        """Make the run's folder and return it.
-
-        Only the first process makes one; the others learn later which it is.
-
-        Raises:
-            ConfigError: The name is not a plain folder name, or the root can't be written.
-        """
-        if self.name in ("", "..") or self.name != Path(self.name).name:
-            raise ConfigError(
-                f"trainer.run.name must be a plain name without slashes, not {self.name!r}."
-            )
-        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # set by lightning
-            return Path(self.root, self.name)
-        number = 1
-        while True:
-            name = self.name if number == 1 else f"{self.name}-{number}"
-            folder = Path(self.root, name)
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-            except OSError as error:
-                raise ConfigError(
-                    f"The run's folder {folder} can't be made: {error}. Set trainer.run.root."
-                ) from error
-            else:
-                return folder
-
-
-class _OneFolder(L.Callback):
-    """Tells all processes which folder the first one has made, before it is used."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Use the first process' folder."""
-        folder: str = trainer.strategy.broadcast(trainer.default_root_dir)
-        trainer._default_root_dir = folder  # type: ignore[attr-defined]  # of Lightning's Trainer
+logger = logging.getLogger(__name__)
 
 
 class _Analyzing(L.Callback):
@@ -212,7 +152,7 @@ class Trainer(L.Trainer):
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigError(f"Lightning refuses these options of its Trainer: {error}") from error
         check_strategy(self.strategy)  # in a notebook `auto` can be another than on a command line
-        self.callbacks.insert(0, _OneFolder())  # type: ignore[attr-defined]  # of Lightning's
+        self.callbacks.insert(0, OneFolder())  # type: ignore[attr-defined]  # of Lightning's
 
     def fit(  # type: ignore[override]  # a superset, by keyword
         self,
@@ -343,7 +283,7 @@ class Trainer(L.Trainer):
         options: Any = {"processor": processor, "dtype": own_dtype}
         with pruned_to(model.backbone, subnetwork):
             written = export(model.backbone, Path(output), source=model.source, **options)
-        log.info("Exported %s", ", ".join(map(str, written)))
+        logger.info("Exported %s", ", ".join(map(str, written)))
         return written
 
 

@@ -23,8 +23,9 @@ from lightning_mllm.data.images.geometry import default_geometry
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.run import Run
 from lightning_mllm.tracking.analysis_run import AnalysisRun
-from lightning_mllm.trainer import AtomicCheckpointIO, Run, Trainer, _Analyzing
+from lightning_mllm.trainer import AtomicCheckpointIO, Trainer, _Analyzing
 from tests.support.command_line import files_below, isolate
 
 

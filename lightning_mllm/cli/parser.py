@@ -28,7 +28,7 @@ from lightning_mllm.trainer_options import as_list
 
 _CHOSEN_BY_NAME = (MLLMDataModule, FreezePolicy, Prompt, Scorer, Analysis)
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Parser(LightningArgumentParser):
@@ -78,7 +78,7 @@ class Parser(LightningArgumentParser):
             if file is None:
                 gone = [item for item in gone if isinstance(item, Namespace)]
             if gone:
-                log.warning(
+                logger.warning(
                     "%s sets %s again, which drops what %s has there: %s. "
                     "To add to a list, write `%s+`.",
                     file or "The command line",

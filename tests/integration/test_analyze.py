@@ -19,8 +19,9 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.run import Run
 from lightning_mllm.testbed import QuestionType
-from lightning_mllm.trainer import Run, Trainer
+from lightning_mllm.trainer import Trainer
 from lightning_mllm.types import MultimodalBatch
 from tests.integration.test_distributed import run_two
 from tests.support.command_line import (

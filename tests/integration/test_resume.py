@@ -24,7 +24,8 @@ from lightning_mllm.models.freeze import FreezePolicy, Lora, ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.schedule import LearningRates
 from lightning_mllm.models.tiny import build_tiny_checkpoint
-from lightning_mllm.trainer import Run, Trainer
+from lightning_mllm.run import Run
+from lightning_mllm.trainer import Trainer
 
 
 class Crash(Callback):

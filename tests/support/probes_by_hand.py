@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_mllm.probing import FeatureSet, Training
-from lightning_mllm.probing.probes.seeds import hold_out
+from lightning_mllm.probing.probes.held_out import hold_out
 from lightning_mllm.store.seeds import torch_generator
 
 

@@ -22,7 +22,8 @@ from lightning_mllm.analysis.alignment.between_kinds import rows_of_kinds, sums_
 from lightning_mllm.analysis.alignment.drawn_pairs import PairSample
 from lightning_mllm.analysis.alignment.summary import summarise_alignment
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
+from lightning_mllm.analysis.core.running_sums import RunningSums
+from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState as State
 from lightning_mllm.analysis.forward.observe import StateName, states_of, stream_states
@@ -162,7 +163,7 @@ class Alignment(StreamedAnalysis):
                 fourth = measured[f"{state} squares"].square().sum(0)
                 self.found.add(f"{state} fourth moments", fourth)
 
-    def read_again(self, found: Found) -> set[str]:
+    def read_again(self, found: RunningSums) -> set[str]:
         """Return the samples whose tokens were kept: no file has them."""
         return self.pairs.lowest(found.done - found.left_out)
 
@@ -173,7 +174,7 @@ class Alignment(StreamedAnalysis):
             self._unwritten += 1
         super().settle()
 
-    def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
+    def summarise(self, found: RunningSums, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return curves with their intervals."""
         return summarise_alignment(
             self.name,

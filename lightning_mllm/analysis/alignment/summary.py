@@ -22,7 +22,7 @@ from lightning_mllm.analysis.alignment.similarity import (
     name_measures,
 )
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.core.running_sums import Found
+from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, SETS
 from lightning_mllm.analysis.forward.observe import LayerState as State
 from lightning_mllm.errors import DataError
@@ -83,7 +83,7 @@ def alignment_score(
 
 def summarise_alignment(
     name: str,
-    found: Found,
+    found: RunningSums,
     settings: Mapping[str, Any],
     *,
     states: Sequence[State],

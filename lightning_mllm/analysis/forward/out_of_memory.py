@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _UNKNOWN = 4 * 2**30  # where the system does not say what is free
 _LEAST = 2**30  # what the system caches counts as used, though it gives it back
@@ -87,7 +87,7 @@ class Pieces:
             self._limit, self._fitted = len(piece) // 2 * weight, 0
             self._patience *= 2
             torch.cuda.empty_cache()
-            log.warning(
+            logger.warning(
                 "Out of memory with %d %s at a time; going on with %d.",
                 len(piece),
                 self.name,

@@ -41,7 +41,7 @@ from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 from lightning_mllm.types import MultimodalBatch, Sample, Segment, Table
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BLOCKS = (  # the paper's six, and the control for the fifth: as many of the other patches
     "question->last",
@@ -159,7 +159,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
             for side in (block.source, block.target):
                 if all(term & lacking.keys() for term in side.terms):
                     needed = sorted({lacking[each] for each in side.segments & lacking.keys()})
-                    log.warning(
+                    logger.warning(
                         "%s: %s will block nothing: none of the %d samples has %r, which needs %s.",
                         *(self.name, block, len(samples), str(side), " and ".join(needed)),
                     )

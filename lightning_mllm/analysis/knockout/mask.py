@@ -28,7 +28,7 @@ from lightning_mllm.types import MultimodalBatch, TokenSpans
 
 _NO_DENSE_MASK = ("flash", "flex", "paged")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def knockout(
         for block, keys in zip(blocks, hidden, strict=True):
             if not keys.acts.any():
                 reason = why_nothing(block, bool(keys.source.any()), bool(keys.target.any()))
-                log.warning(
+                logger.warning(
                     "%s blocks nothing in any of the %d samples: %s.",
                     *(block, len(keys.source), reason),
                 )

@@ -25,7 +25,7 @@ from lightning_mllm.statistics.question_table import ALL, Kept, common_questions
 from lightning_mllm.store.rows import read_rows
 from lightning_mllm.types import Segment, Table
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CEILING = Block.parse("image->text")  # in all layers
 _CEILING = "ceiling"  # its name among the blocks
@@ -60,8 +60,7 @@ def summarise_flow(
         name: Name of the result.
         contrasts: Pairs of blocks; their differences come after the blocks. Questions whose random
             patches could not avoid the object count in no contrast with such patches.
-        kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
-            all.
+        kind_depth: How many parts of a kind's name (a/b/c) tell kinds apart; by default all.
         least_per_answer: With how many questions a right answer has numbers of its own,
             `<kind>: <answer>`, where a kind has several answers.
         bootstrap: How intervals are drawn.
@@ -76,7 +75,7 @@ def summarise_flow(
     sweep = Sweep.of(table)
     if not len(kept.ids):
         asked = len(np.unique(table["sample_id"]))
-        log.warning("%s: none of %d questions is measured.", name, asked)
+        logger.warning("%s: none of %d questions is measured.", name, asked)
     _warn_of_nothing(table, sweep, name)
     groups = {**kept.groups, **_by_answer(table, kept, least_per_answer)}
     pairs = _index_pairs(contrasts, sweep)
@@ -86,9 +85,9 @@ def summarise_flow(
     fair = sweep.without_overlap(cells, table, kept.ids)
     ceiling = sweep.ceiling(above, kept.ids)
     for index, (kind, rows) in enumerate(groups.items() if len(kept.ids) else ()):
-        own = [_take_questions(each, rows) for each in (cells, fair, ceiling)]
+        own, contrasted, most = (_take_questions(each, rows) for each in (cells, fair, ceiling))
         draws = bootstrap.draw(kept.pictures[rows], kind)
-        values[index] = flow_numbers(*own, [*pairs.values()], draws)
+        values[index] = flow_numbers(own, contrasted, most, [*pairs.values()], draws)
     more = {
         "kind_depth": kind_depth,
         "least_per_answer": least_per_answer,
@@ -173,7 +172,7 @@ def _warn_of_nothing(table: Table, sweep: Sweep, name: str) -> None:
             has_target = bool(table["target_size"][own].any())
             reason = why_nothing(Block.parse(block), has_source, has_target)
             count = len(np.unique(table["sample_id"][own]))
-            log.warning(
+            logger.warning(
                 "%s: %s blocks nothing in any of %d questions: %s.", name, block, count, reason
             )
 

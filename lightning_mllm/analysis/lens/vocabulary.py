@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
-from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
+from lightning_mllm.analysis.core.running_sums import RunningSums
+from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, NO_SINKS, SETS, TokenSets
 from lightning_mllm.analysis.forward.float32_head import (
     head_logits,
@@ -139,7 +140,7 @@ class Vocabulary(StreamedAnalysis):
             counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=torch.float64))
             self.found.add(f"words {each}", counts[:, 1:])
 
-    def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
+    def summarise(self, found: RunningSums, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return curves with their intervals, and the words."""
         numbers, names = found.sums["numbers"], word_numbers(self.gaps)
         layers = tuple(range(numbers.shape[1])) if self.layers is None else self.layers
@@ -182,7 +183,7 @@ class Vocabulary(StreamedAnalysis):
         return keep
 
     def _top_words(
-        self, found: Found, layers: Sequence[int]
+        self, found: RunningSums, layers: Sequence[int]
     ) -> dict[str, dict[str, list[list[Any]]]]:
         """Return set -> layer -> words, each with the percentage of tokens that it counts for."""
         words: dict[str, dict[str, list[list[Any]]]] = {}

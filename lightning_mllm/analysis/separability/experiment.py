@@ -21,7 +21,7 @@ from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
-from lightning_mllm.analysis.core.running_sums import Found
+from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.separability.token_means import TokenMeans, name_of
 from lightning_mllm.errors import ConfigError, DataError
@@ -67,7 +67,7 @@ class Distinguishability(TokenMeans):
         super().check(with_images)
         self._held_out([pictures[name] for name in self.drawn({*pictures})])
 
-    def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
+    def summarise(self, found: RunningSums, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return both numbers with their intervals."""
         means, names, pictures = self.means(found)
         groups, held_out = self._held_out(pictures)
@@ -178,7 +178,7 @@ class TokenMap(TokenMeans):
         """What decides the map."""
         return {"method": self.method, **super().settings}
 
-    def summarise(self, found: Found, settings: Mapping[str, Any]) -> AnalysisResult:
+    def summarise(self, found: RunningSums, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the points: (layers, sets, samples, x and y)."""
         means, names, _ = self.means(found)
         coords: dict[str, tuple[Any, ...]] = {

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
-from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
+from lightning_mllm.analysis.core.running_sums import RunningSums
+from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState as State
 from lightning_mllm.analysis.forward.observe import stream_states
@@ -112,7 +113,7 @@ class TokenMeans(StreamedAnalysis):
             kept[name] = own.clone()
         self.found.kept = {name: kept[name] for name in self.drawn({*kept})}
 
-    def means(self, found: Found) -> tuple[Tensor, list[str], list[str]]:
+    def means(self, found: RunningSums) -> tuple[Tensor, list[str], list[str]]:
         """Return the token means of the drawn samples, their ids and their pictures.
 
         The token means are (samples, layers, sets, width).
@@ -127,7 +128,7 @@ class TokenMeans(StreamedAnalysis):
         coords: Mapping[str, tuple[Any, ...]],
         settings: Mapping[str, Any],
         *,
-        found: Found,
+        found: RunningSums,
         n: int,
         plot: Plot,
     ) -> AnalysisResult:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, did_you_mean
 from lightning_mllm.study.engine.config_files import config_of
 from lightning_mllm.study.engine.runnable import RunnableStudy
 
@@ -73,15 +72,14 @@ def _check_option(kind: str, kinds: Kinds, file: str, name: str) -> None:
     options = _options_of(kinds[kind])
     if name in options:
         return
-    nearest = difflib.get_close_matches(name, options, n=1)
-    way_out = f"Did you mean {nearest[0]!r}?" if nearest else f"It has {', '.join(options)}."
+    way_out = did_you_mean(name, options) or f" It has {', '.join(options)}."
     for other, study in kinds.items():
         if name in _options_of(study):
             way_out = (
-                f"A study of kind {other!r} has it: set kind: {other}, or leave the option out."
+                f" A study of kind {other!r} has it: set kind: {other}, or leave the option out."
             )
             break
-    raise ConfigError(f"{file}: a study of kind {kind!r} has no option {name!r}. {way_out}")
+    raise ConfigError(f"{file}: a study of kind {kind!r} has no option {name!r}.{way_out}")
 
 
 def _options_of(study: type[RunnableStudy]) -> list[str]:

@@ -32,7 +32,7 @@ from tests.support.alignment_by_hand import (
 )
 from tests.support.decoders import LAYERS, make_backbone
 from tests.support.questions import batches, question, tokenizer
-from tests.support.running_sums_contract import StreamedContract
+from tests.support.streamed_contract import StreamedContract
 
 
 class TestAlignment(StreamedContract):

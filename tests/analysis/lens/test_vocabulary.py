@@ -20,7 +20,7 @@ from lightning_mllm.types import MultimodalBatch
 from tests.support.alignment_by_hand import places, residuals
 from tests.support.decoders import LAYERS, make_backbone
 from tests.support.questions import batches, tokenizer
-from tests.support.running_sums_contract import StreamedContract
+from tests.support.streamed_contract import StreamedContract
 
 SETS = ("perceptual", "textual")
 

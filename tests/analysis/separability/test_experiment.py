@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 
-from lightning_mllm.analysis.core.running_sums import Found
+from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.separability.experiment import Distinguishability, TokenMap
 from lightning_mllm.analysis.separability.token_means import TokenMeans
@@ -21,7 +21,7 @@ from lightning_mllm.types import Sample
 from tests.support.alignment_by_hand import samples_by_hand
 from tests.support.decoders import LAYERS, make_backbone
 from tests.support.questions import batches, question
-from tests.support.running_sums_contract import StreamedContract
+from tests.support.streamed_contract import StreamedContract
 
 SEED = 0
 
@@ -40,9 +40,9 @@ class TestTokenMap(StreamedContract):
         return TokenMap(**{"method": "pca", **options})
 
 
-def found(means: torch.Tensor) -> Found:
+def found(means: torch.Tensor) -> RunningSums:
     names = [f'["p{k}", "s{k}"]' for k in range(len(means))]
-    return Found({"n": torch.tensor([len(means)])}, dict(zip(names, means, strict=True)))
+    return RunningSums({"n": torch.tensor([len(means)])}, dict(zip(names, means, strict=True)))
 
 
 def drawn(analysis: TokenMeans, means: torch.Tensor) -> Any:

@@ -16,7 +16,7 @@ from lightning_mllm.probing import (
     Probe,
     Training,
 )
-from lightning_mllm.probing.probes.seeds import hold_out
+from lightning_mllm.probing.probes.held_out import hold_out
 from lightning_mllm.store.seeds import torch_generator
 from tests.support.clusters import clusters
 

@@ -32,7 +32,7 @@ from lightning_mllm.models.layers import decoder_layers
 
 EngineName = Literal["auto", "suffix", "reference"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def choose_engine(name: EngineName = "auto", memory: int | None = None) -> KnockoutEngine:
@@ -95,7 +95,7 @@ class SuffixEngine(KnockoutEngine):
                     f"The suffix engine can't be used with this {name}: {error}. Use engine=auto "
                     "or engine=reference."
                 ) from error
-            log.warning(
+            logger.warning(
                 "The suffix engine can't be used with this %s: %s. The reference engine, which is "
                 "slower, does the work instead.",
                 *(name, error),

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from lightning_mllm.analysis import AnalysisResult
-from lightning_mllm.analysis.core.running_sums import Found, StreamedAnalysis
+from lightning_mllm.analysis.core.running_sums import RunningSums
+from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import MultimodalBatch, Sample, Segment, TokenSpans
@@ -135,7 +136,9 @@ class StreamedContract:
         shares[0].merge()
 
         self.close(shares[0].compute(), expected)
-        assert Found.read(tmp_path / "sums.safetensors").done == {f"test-{k}" for k in range(6)}
+        assert RunningSums.read(tmp_path / "sums.safetensors").done == {
+            f"test-{k}" for k in range(6)
+        }
 
     one_process: dict[
         str, Any

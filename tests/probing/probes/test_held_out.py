@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_mllm.probing.probes.seeds import hold_out
+from lightning_mllm.probing.probes.held_out import hold_out
 from lightning_mllm.store.seeds import torch_generator
 
 
