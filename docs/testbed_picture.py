@@ -73,7 +73,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[
 def spoken(
     model: Model, scene: Scene, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> list[Line]:
-    """Return the lines below a picture: questions, and what the model answers; behind a wrong answer the right one."""
+    """Return the lines below a picture: questions and answers; behind a wrong one the right one."""
     image, lines = draw_image(scene), []
     for question, expected in exchanges(scene):
         said = model.answer(image, question)

@@ -33,6 +33,6 @@ class NotFiniteError(UserError):
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """Return a line that names the known name nearest to a misspelt one; an empty text if none is near."""
+    """Return a line with the known name nearest to a misspelt one; an empty text if none is."""
     nearest = difflib.get_close_matches(wrong, sorted(known), n=1)
     return f'\nDid you mean "{nearest[0]}"?' if nearest else ""

@@ -27,7 +27,7 @@ SCIENCE = (
 EXPERIMENTS = ("knockout", "lens", "alignment", "separability", "subnetwork", "skipping")
 STUDIES = ("projection", "alignment")
 
-# room -> the rooms that it may import; its own is always allowed, and a room includes those inside it
+# room -> the rooms that it may import; its own always, and a room includes those inside it
 BORDERS: dict[str, set[str]] = {
     "__init__": {"data", "models", "run", "trainer", "types"},  # lazily
     "__main__": {"cli"},
@@ -142,11 +142,15 @@ def test_importing_the_package_does_nothing_visible() -> None:
     program = """
 import os, random, sys, threading, warnings
 import numpy, torch
-before = (dict(os.environ), random.getstate(), torch.get_rng_state().tolist(), list(warnings.filters),
-          torch.get_default_dtype(), torch.get_num_threads(), sys.excepthook, threading.active_count())
+before = (dict(os.environ), random.getstate(), torch.get_rng_state().tolist(), \
+list(warnings.filters),
+          torch.get_default_dtype(), torch.get_num_threads(), sys.excepthook, \
+threading.active_count())
 import lightning_mllm
-after = (dict(os.environ), random.getstate(), torch.get_rng_state().tolist(), list(warnings.filters),
-         torch.get_default_dtype(), torch.get_num_threads(), sys.excepthook, threading.active_count())
+after = (dict(os.environ), random.getstate(), torch.get_rng_state().tolist(), \
+list(warnings.filters),
+         torch.get_default_dtype(), torch.get_num_threads(), sys.excepthook, \
+threading.active_count())
 assert before == after, (before, after)
 """
     result = subprocess.run(
@@ -161,7 +165,8 @@ def test_the_library_imports_without_tracking_and_command_line_packages() -> Non
 import sys
 for name in ("wandb", "omegaconf", "jsonargparse"):
     sys.modules[name] = None
-import lightning_mllm.callbacks, lightning_mllm.data, lightning_mllm.models.module, lightning_mllm.trainer
+import lightning_mllm.callbacks, lightning_mllm.data, lightning_mllm.models.module, \
+lightning_mllm.trainer
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -35,7 +35,7 @@ def provenance(module: MLLMModule, data: Any, split: str) -> dict[str, Any]:
 
 
 def _describe(sample: Sample) -> str:
-    """Return all that a sample says; of its images only their number, since files can be elsewhere."""
+    """Return all that a sample says; of its images only the number, as files can be elsewhere."""
     said = (
         sample.id,
         sample.label,

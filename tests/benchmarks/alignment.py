@@ -1,10 +1,11 @@
-"""All-pairs alignment curves, streamed, against saving every hidden state and comparing pair by pair.
+"""All-pairs alignment curves, streamed, against saving every hidden state and comparing each pair.
 
-The baseline is what research code does: a forward with `output_hidden_states`, all states of all samples in one file,
-which is read again, and a loop over all pairs of samples for each layer. Both find the same curves (perceptual against
-textual tokens, at the same layer and from the LLM's input, and within each set; by token means and by MeanSim), which
-is checked; ours come with intervals, and with what each sample measures of itself. The peak memory of the streamed
-analysis, with all its default measures, is taken over growing numbers of samples of a small model.
+The baseline is what research code does: a forward with `output_hidden_states`, all states of all
+samples in one file, which is read again, and a loop over all pairs of samples for each layer. Both
+find the same curves (perceptual against textual tokens, at the same layer and from the LLM's input,
+and within each set; by token means and by MeanSim), which is checked; ours come with intervals, and
+with what each sample measures of itself. The peak memory of the streamed analysis, with all its
+default measures, is taken over growing numbers of samples of a small model.
 Run it: `python tests/benchmarks/alignment.py`.
 """
 
@@ -49,7 +50,7 @@ SMALL = TinySize(image_size=70, patch_size=7)  # 100 patches
 
 @dataclass(frozen=True)
 class Outcome:
-    """Curves, (curves, layers), the seconds that they took and the bytes that were left on the disk."""
+    """Curves, (curves, layers), the seconds that they took and the bytes left on the disk."""
 
     curves: Tensor
     seconds: float
@@ -169,14 +170,15 @@ def compare_ways(options: argparse.Namespace, folder: Path) -> tuple[list[Row], 
         ),
     ]
     note = (
-        f"{n} samples of {options.image_tokens} visual tokens; LLM {options.text_layers} x {options.text_width}. "
+        f"{n} samples of {options.image_tokens} visual tokens; "
+        f"LLM {options.text_layers} x {options.text_width}. "
         f"{len(CURVES)} curves of all {n**2} pairs of samples; they agree to {difference:.0e}."
     )
     return rows, note
 
 
 def measure_memory(options: argparse.Namespace, folder: Path) -> str:
-    """Run the analysis with its default measures over more and more samples, and say what that took."""
+    """Run the analysis with default measures over more and more samples, and say what that took."""
     checkpoint = str(build_tiny_checkpoint(folder / "small", size=SMALL))
     backbone = Backbone.from_pretrained(checkpoint)
     backbone.model.to(options.device)

@@ -1,8 +1,9 @@
 """Probes of several seeds and points: trained together against one after another.
 
-Two baselines: our own code with one network at a time, and a plain loop over `torch.nn.Sequential`. All train the same
-networks on the same batches; early stopping is evaluated, but its patience is never exhausted, so that all take the
-same steps. Before anything is timed, the predictions of all three are compared.
+Two baselines: our own code with one network at a time, and a plain loop over `torch.nn.Sequential`.
+All train the same networks on the same batches; early stopping is evaluated, but its patience is
+never exhausted, so that all take the same steps. Before anything is timed, the predictions of all
+three are compared.
 Run it: `python tests/benchmarks/batched_probes.py`, with `--width 4096` for the paper's network.
 """
 
@@ -79,8 +80,9 @@ def main() -> None:
             device=options.device,
             threads=torch.get_num_threads(),
             notes=[
-                f"{len(seeds)} seeds x {len(train)} points, {options.samples} samples of {options.width} numbers, "
-                f"{parameter_count(sizes):,} weights each; preset {options.preset}, {options.epochs} epochs."
+                f"{len(seeds)} seeds x {len(train)} points, {options.samples} samples of "
+                f"{options.width} numbers, {parameter_count(sizes):,} weights each; preset "
+                f"{options.preset}, {options.epochs} epochs."
             ],
         )
 
@@ -133,7 +135,8 @@ def _compare(ours: Callable[[], Tensor], baselines: Sequence[Callable[[], Tensor
         same = (predictions == baseline()).float().mean()
         if same < 0.99:  # the order of additions differs, and a sample may lie on a border
             raise SystemExit(
-                f"Only {same:.1%} of the predictions agree: the two sides do not train the same networks."
+                f"Only {same:.1%} of the predictions agree: "
+                "the two sides do not train the same networks."
             )
 
 

@@ -1,4 +1,4 @@
-"""Counts the library's modules, classes, functions, statements and lines, and what the house rules bound.
+"""Counts the library's modules, classes, functions, statements, lines, and what the rules bound.
 
     python tests/benchmarks/code_size.py                       # this tree
     python tests/benchmarks/code_size.py ../older --room analysis

@@ -1,6 +1,7 @@
 """What `lightning data check` costs on a folder of many small pictures, in seconds of CPU time.
 
-Draws the folder if it is not there, and runs the command of this tree and, by turns, that of another one:
+Draws the folder if it is not there, and runs the command of this tree and, by turns, that of
+another one:
 
     python tests/benchmarks/data_check.py --folder /tmp/jpegs --against ../older
 """

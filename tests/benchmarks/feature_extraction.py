@@ -1,9 +1,10 @@
-"""One epoch's features for a probe: with a warm cache, extracted anew, and by running the whole model.
+"""One epoch's features for a probe: with a warm cache, extracted anew, and by the whole model.
 
-The first baseline is our own extraction without a cache: tower and projector. The second is what research code does: a
-full forward with `output_hidden_states`, of which the input of the first layer is pooled at the image's positions.
-Batches are collated beforehand, for all alike. The peak memory of a large extraction is measured before, with a small
-tower and a projection that is one layer of the full width. Run it: `python tests/benchmarks/feature_extraction.py`.
+The first baseline is our own extraction without a cache: tower and projector. The second is what
+research code does: a full forward with `output_hidden_states`, of which the input of the first
+layer is pooled at the image's positions. Batches are collated beforehand, for all alike. The peak
+memory of a large extraction is measured before, with a small tower and a projection that is one
+layer of the full width. Run it: `python tests/benchmarks/feature_extraction.py`.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def compare(options: argparse.Namespace, folder: Path) -> tuple[list[Row], str]:
     )
     if difference > 2e-2:
         raise SystemExit(
-            f"The three ways do not agree: features differ by {difference:.1e} of their largest value."
+            "The three ways do not agree: "
+            f"features differ by {difference:.1e} of their largest value."
         )
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repetitions):
@@ -131,9 +133,10 @@ def compare(options: argparse.Namespace, folder: Path) -> tuple[list[Row], str]:
     ]
     size = sum(path.stat().st_size for path in (folder / "cache").glob("*/*")) / images
     return rows, (
-        f"{images} images of {options.image_tokens} tokens; vision {options.vision_layers} x {options.vision_width}, "
-        f"LLM {options.text_layers} x {options.text_width}. The cache takes {size / 1e6:.2f} MB per image. Features "
-        f"agree to {difference:.0e} of their largest value (float16 in the cache)."
+        f"{images} images of {options.image_tokens} tokens; vision {options.vision_layers} x "
+        f"{options.vision_width}, LLM {options.text_layers} x {options.text_width}. "
+        f"The cache takes {size / 1e6:.2f} MB per image. "
+        f"Features agree to {difference:.0e} of their largest value (float16 in the cache)."
     )
 
 
@@ -157,10 +160,12 @@ def measure_memory(options: argparse.Namespace, folder: Path) -> str:
     seconds = time.perf_counter() - started
     tokens = options.memory_images * 576 * options.memory_width * 4
     return (
-        f"{options.memory_images} images of 576 tokens x {options.memory_width}, {len(POINTS)} points, in batches of "
-        f"{options.batch_size}, with a cache that fills: peak {meter.peak():.0f} MiB above the model, "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB of the whole process, {seconds:.0f} s. "
-        f"The tokens themselves would take {tokens / 1e9:.1f} GB, the features take {_bytes(found) / 1e6:.0f} MB."
+        f"{options.memory_images} images of 576 tokens x {options.memory_width}, "
+        f"{len(POINTS)} points, in batches of {options.batch_size}, with a cache that fills: "
+        f"peak {meter.peak():.0f} MiB above the model, "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB of the whole "
+        f"process, {seconds:.0f} s. The tokens themselves would take {tokens / 1e9:.1f} GB, "
+        f"the features take {_bytes(found) / 1e6:.0f} MB."
     )
 
 

@@ -1,9 +1,10 @@
 """Can a stranger who knows only the tree guess the file of a public name?
 
-Draws 40 public names (classes and functions without an underscore) with a seed made of the last commit's hash:
+Draws 40 public names (classes and functions without an underscore) with a seed made of the last
+commit's hash:
 
-    python -m tests.benchmarks.guessing_game draw > names.txt       # the tree, and the names to place
-    python -m tests.benchmarks.guessing_game score answers.txt      # lines of "Name path/of/file.py"
+    python -m tests.benchmarks.guessing_game draw > names.txt    # the tree, and the names to place
+    python -m tests.benchmarks.guessing_game score answers.txt   # lines of "Name path/of/file.py"
 
 The answers are written down before the second command shows the key.
 """
@@ -51,9 +52,8 @@ def score(key: dict[str, set[str]], asked: list[str], answers: Path) -> None:
         answer = given.get(name, "nothing").strip()
         hit = answer in key[name]
         right += hit
-        print(
-            f"{'right' if hit else 'WRONG':<6} {name:<30} {answer:<55} {'' if hit else ', '.join(sorted(key[name]))}"
-        )
+        files = "" if hit else ", ".join(sorted(key[name]))
+        print(f"{'right' if hit else 'WRONG':<6} {name:<30} {answer:<55} {files}")
     print(f"{right} of {DRAWN}")
 
 

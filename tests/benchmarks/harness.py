@@ -71,7 +71,8 @@ def print_table(
         table.add_row(*row.cells())
     console = Console(width=150, highlight=False)
     console.print(
-        f"{device} ({processor}), {threads} torch threads; Python {platform.python_version()}, {versions}"
+        f"{device} ({processor}), {threads} torch threads; "
+        f"Python {platform.python_version()}, {versions}"
     )
     console.print(
         f"Medians of {repetitions} alternating repetitions; ratio = {baseline} / lightning_mllm."
@@ -110,7 +111,8 @@ def make_checkpoint(options: argparse.Namespace, folder: Path) -> str:
         raise SystemExit(f"--image-tokens {options.image_tokens} is no square, and images are.")
     if options.vocabulary < WORD_VOCABULARY:
         raise SystemExit(
-            f"--vocabulary {options.vocabulary} is too small: the tokenizer needs {WORD_VOCABULARY}."
+            f"--vocabulary {options.vocabulary} is too small: "
+            f"the tokenizer needs {WORD_VOCABULARY}."
         )
     size = TinySize(
         image_size=PATCH * side,
@@ -148,9 +150,10 @@ def synchronise(device: str) -> None:
 
 
 class MemoryMeter:
-    """Peak memory since its construction, in MiB, above what the process (or, on a GPU, the weights) held then.
+    """Peak memory since its construction, in MiB, above what was held then.
 
-    On the CPU: the kernel's high-water mark of the resident set, reset here. NaN where there is no such mark.
+    That is what the process held or, on a GPU, the weights. On the CPU the peak is the kernel's
+    high-water mark of the resident set, reset here; NaN where there is no such mark.
     """
 
     def __init__(self, device: str, weights: int = 0) -> None:

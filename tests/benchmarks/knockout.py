@@ -1,8 +1,9 @@
-"""A whole sweep of attention knockouts: the suffix engine, against one full forward per block and window.
+"""A whole sweep of attention knockouts: the suffix engine against a full forward per case.
 
-Six blocks, a window around every layer. The baseline encodes the image once, hooks the block in and runs the whole
-prompt, with logits at the last position only; its time per forward does not depend on what is blocked, so that a sample
-of the forwards is timed and scaled up, or with `--full` all of them. Run it: `python tests/benchmarks/knockout.py`.
+Six blocks, a window around every layer: a case is a block in a window. The baseline encodes the
+image once, hooks the block in and runs the whole prompt, with logits at the last position only; its
+time per forward does not depend on what is blocked, so that a sample of the forwards is timed and
+scaled up, or with `--full` all of them. Run it: `python tests/benchmarks/knockout.py`.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ BLOCKS = (
     "image other->question",
 )
 SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions."
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 INSTRUCTION = "Answer the question using a single word or phrase."
 QUESTION = "Which colour is the shape on the left of the picture, red or blue?"
@@ -98,7 +99,7 @@ def make_backbone(options: argparse.Namespace, folder: Path) -> tuple[Backbone, 
 
 
 def make_batch(options: argparse.Namespace, checkpoint: str) -> MultimodalBatch:
-    """Return the same question about pictures of noise; a tenth of the patches are called the object's."""
+    """Return a question about pictures of noise; a tenth of the patches are called the object's."""
     generator = torch.Generator().manual_seed(0)
     samples = [
         Sample(
@@ -126,7 +127,7 @@ def make_batch(options: argparse.Namespace, checkpoint: str) -> MultimodalBatch:
 def one_forward_per_window(
     backbone: Backbone, batch: MultimodalBatch, cases: Sequence[Case]
 ) -> Tensor:
-    """Return (batch, 1 + cases) log-probability of the clean run's argmax, clean and in each case."""
+    """Return log-probability of the clean run's argmax, clean and per case: (batch, 1 + cases)."""
     prompts = Prompts.of(backbone, batch)
     clean = log_probabilities(prompts.forward(backbone)[0])
     found = [clean]
@@ -195,14 +196,15 @@ def compare(
     cost = sorted(one / two for one, two in zip(ours, clean, strict=True))
     prompts = batch.prompts()
     tail = prompts.input_ids.shape[1] - int(prompts.spans[Segment.QUESTION][0].int().argmax())
+    width = backbone.decoder.config.hidden_size  # type: ignore[union-attr]
     notes = [
-        f"{len(BLOCKS)} blocks x {len(windows)} windows of {options.width}, {depth} layers of width "
-        f"{backbone.decoder.config.hidden_size}, {options.attention} attention; {len(batch)} prompt(s) of "  # type: ignore[union-attr]
+        f"{len(BLOCKS)} blocks x {len(windows)} windows of {options.width}, {depth} layers of "
+        f"width {width}, {options.attention} attention; {len(batch)} prompt(s) of "
         f"{prompts.input_ids.shape[1]} positions, {tail} of them from the question on.",
         f"The baseline's time is measured on {len(sample)} of its {len(cases)} forwards"
         + ("." if options.full else " and scaled up."),
-        f"Ours costs {cost[0]:.2f} to {cost[-1]:.2f} clean forwards, its own clean forward among them; largest "
-        f"difference of a log-probability {difference:.1e}.",
+        f"Ours costs {cost[0]:.2f} to {cost[-1]:.2f} clean forwards, its own clean forward "
+        f"among them; largest difference of a log-probability {difference:.1e}.",
     ]
     rows = [
         Row("seconds per sweep", baseline, ours, digits=2),

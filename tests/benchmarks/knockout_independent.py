@@ -1,13 +1,16 @@
 """The same knockouts, written with plain nnsight: do they give the same numbers?
 
-nnsight is none of our dependencies. In an environment of its own, so that it changes nothing in yours:
+nnsight is none of our dependencies. In an environment of its own, so that it changes nothing in
+yours:
 
-    python -m venv --system-site-packages nnsight-check && nnsight-check/bin/pip install "nnsight>=0.8,<0.9"
+    python -m venv --system-site-packages nnsight-check
+    nnsight-check/bin/pip install "nnsight>=0.8,<0.9"
     nnsight-check/bin/python tests/benchmarks/knockout_independent.py
 
-It shares no code with ours that blocks anything, and takes another way: instead of a mask before the softmax it sets
-the blocked weights to zero behind it, and divides the others by their sum. The model is the test-bed's, in float32, the
-questions its own; attention is eager, the only one that has weights to edit.
+It shares no code with ours that blocks anything, and takes another way: instead of a mask before
+the softmax it sets the blocked weights to zero behind it, and divides the others by their sum. The
+model is the test-bed's, in float32, the questions its own; attention is eager, the only one that
+has weights to edit.
 """
 
 from __future__ import annotations

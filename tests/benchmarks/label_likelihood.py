@@ -1,8 +1,9 @@
 """Scoring all class names: the shared prefix of `Likelihood`, against one full forward per label.
 
-The baseline is what a loop over the labels does: the Hugging Face model reads image, prompt and label anew for each
-label, with all images of the batch at once. To be fair to it, it makes logits at the label's positions only
-(`logits_to_keep`). Run it: `python tests/benchmarks/label_likelihood.py`.
+The baseline is what a loop over the labels does: the Hugging Face model reads image, prompt and
+label anew for each label, with all images of the batch at once. To be fair to it, it makes logits
+at the label's positions only (`logits_to_keep`). Run it:
+`python tests/benchmarks/label_likelihood.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Task:
 
 
 class _Renamed(Digits):
-    """The scans of Digits under as many class names as asked for; scores of all of them are made for each image."""
+    """The scans of Digits under as many class names as asked for; each image is scored for all."""
 
     names: Sequence[str] = ()
 
@@ -84,7 +85,7 @@ def score_by_shared_prefix(task: Task) -> Tensor:
 
 @torch.no_grad()
 def score_one_by_one(task: Task) -> Tensor:
-    """Return (images, labels) log-probabilities; a full forward of the Hugging Face model per label."""
+    """Return (images, labels) log-probabilities; a forward of the Hugging Face model per label."""
     prompts = task.batch.prompts()
     scores = []
     for token_ids in task.labels.token_ids:
@@ -138,7 +139,8 @@ def compare(
     ]
     tokens = sum(map(len, task.labels.token_ids))
     return rows, (
-        f"{classes} labels: {tokens} label tokens behind a prompt of {task.batch.prompts().input_ids.shape[1]}; "
+        f"{classes} labels: {tokens} label tokens behind a prompt of "
+        f"{task.batch.prompts().input_ids.shape[1]}; "
         f"largest difference of a score in float32 {difference:.1e}."
     )
 

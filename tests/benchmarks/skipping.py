@@ -1,10 +1,11 @@
-"""Half of the visual tokens go around the FFN: the time that it saves, beside the share of the operations.
+"""Half of the visual tokens go around the FFN: the share of the time and of the operations saved.
 
-The baseline computes the FFN of all tokens and leaves the skipped ones' out afterwards, with a mask: what leaves the
-model is the same, which is checked first, and its time is that of the model without skipping. Ours gathers the rows
-that go through. Timed is the decoder's pass over whole samples, images encoded: nothing skipped, baseline and ours in
-turn, each round beginning with another one. What is saved is the median over rounds, with the 95 % interval of a
-median. It should not exceed the share of the operations: where it does, as on a busy machine, the table says so. Run
+The baseline computes the FFN of all tokens and leaves the skipped ones' out afterwards, with a
+mask: what leaves the model is the same, which is checked first, and its time is that of the model
+without skipping. Ours gathers the rows that go through. Timed is the decoder's pass over whole
+samples, images encoded: nothing skipped, baseline and ours in turn, each round beginning with
+another one. What is saved is the median over rounds, with the 95 % interval of a median. It should
+not exceed the share of the operations: where it does, as on a busy machine, the table says so. Run
 it: `python tests/benchmarks/skipping.py`.
 """
 
@@ -42,7 +43,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 @contextmanager
 def left_out(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> Iterator[None]:
-    """Compute every FFN, and drop what it makes of the chosen tokens; the batch is padded on the left."""
+    """Compute every FFN, and drop what it makes of the chosen tokens; padding is on the left."""
     table = choose_in_prompts(SampleTokens.of(batch), skip, 0)
     chosen = (
         table.gather(1, batch.position_ids.clamp(max=table.shape[1] - 1))
@@ -66,7 +67,7 @@ def left_out(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> Iterator
 
 @torch.no_grad()
 def check(backbone: Backbone, batch: MultimodalBatch, skip: Skip) -> tuple[float, float]:
-    """Return the largest difference of a log-probability at the last position: of the two, and from nothing skipped."""
+    """Return how far last log-probabilities differ: between the two, and from nothing skipped."""
     clean, theirs, ours = (
         _logprobs(backbone, batch, skip, context) for context in (None, left_out, skipping)
     )
@@ -110,8 +111,9 @@ def compare(
             )
         )
         notes.append(
-            f"From {start:g} of the depth on: {what_is_saved(operations, saved)} Log-probabilities differ by up to "
-            f"{difference:.1e}; skipping changes them by up to {effect:.1e}."
+            f"From {start:g} of the depth on: {what_is_saved(operations, saved)} "
+            f"Log-probabilities differ by up to {difference:.1e}; "
+            f"skipping changes them by up to {effect:.1e}."
         )
     return rows, notes
 
@@ -123,7 +125,7 @@ def _times(
     skip: Skip,
     once: DecoderPass,
 ) -> list[list[float]]:
-    """Return the seconds of passes that skip nothing, of the baseline's and of ours, after a round to warm up."""
+    """Return the seconds of passes: nothing skipped, baseline, ours; a first round warms up."""
     contexts: tuple[Context | None, ...] = (None, left_out, skipping)
     times: list[list[float]] = [[] for _ in contexts]
     for turn in range(1 + options.repetitions):
@@ -141,8 +143,9 @@ def what_is_saved(operations: float, saved: Sequence[float]) -> str:
     """Set the share of the time that rounds saved beside that of the operations."""
     low, high = interval_of_median(saved)
     told = (
-        f"{100 * operations:.1f} % of the operations are skipped, and {100 * median(saved):.1f} % ({100 * low:.1f} to "
-        f"{100 * high:.1f}) of the time of a pass that skips nothing."
+        f"{100 * operations:.1f} % of the operations are skipped, and "
+        f"{100 * median(saved):.1f} % ({100 * low:.1f} to {100 * high:.1f}) of the time of a pass "
+        "that skips nothing."
     )
     if median(saved) <= operations:
         return told
@@ -151,11 +154,14 @@ def what_is_saved(operations: float, saved: Sequence[float]) -> str:
         if low > operations
         else "within what rounds differ by, but above it"
     )
-    return f"{told} This is {sure}: DON'T QUOTE IT. Run it again on an idle machine, with more repetitions."
+    return (
+        f"{told} This is {sure}: DON'T QUOTE IT. "
+        "Run it again on an idle machine, with more repetitions."
+    )
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of the 95 % interval: two of the values; of fewer than six all that there is."""
+    """Return the ends of the 95 % interval: two of the values; of fewer than six the outermost."""
     ordered = sorted(values)
     beyond = max(0, int(binom.ppf(0.025, len(ordered), 0.5)) - 1)
     return ordered[beyond], ordered[-1 - beyond]
@@ -187,11 +193,13 @@ def main() -> None:
         backbone, checkpoint = make_backbone(options, Path(folder))
         batch = make_batch(options, checkpoint)
         rows, notes = compare(options, backbone, batch)
-    width = f"{len(decoder_layers(backbone))} layers of width {backbone.model.get_decoder().config.hidden_size}"
+    hidden = backbone.model.get_decoder().config.hidden_size
+    width = f"{len(decoder_layers(backbone))} layers of width {hidden}"
     tokens = SampleTokens.of(batch)
     shape = (
-        f"{100 * options.share:g} % of {int(tokens.perceptual[0].sum())} visual tokens, {batch.input_ids.shape[1]} in "
-        f"all, {len(batch)} sample(s); {width}, {options.attention} attention."
+        f"{100 * options.share:g} % of {int(tokens.perceptual[0].sum())} visual tokens, "
+        f"{batch.input_ids.shape[1]} in all, {len(batch)} sample(s); "
+        f"{width}, {options.attention} attention."
     )
     print_table(
         BASELINE,

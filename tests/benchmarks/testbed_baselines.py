@@ -1,7 +1,8 @@
 """How far the questions of the test-bed are answered without understanding the scene.
 
-Each baseline learns from the training scenes, per kind of question, and answers the questions of the model card.
-Where a question names options, the one with the higher score is the answer, whatever else scores higher:
+Each baseline learns from the training scenes, per kind of question, and answers the questions of
+the model card. Where a question names options, the one with the higher score is the answer,
+whatever else scores higher:
 
 - majority: the answer that is right most often;
 - text: logistic regression on the question's words and pairs of neighbouring words;
@@ -9,8 +10,8 @@ Where a question names options, the one with the higher score is the answer, wha
 - pixels: ridge regression on a colour histogram and on the picture at 8 x 8 pixels;
 - pixels + text: ridge regression on all of these, without products between them.
 
-The penalties are chosen by cross-validation on the training questions. Run it, with one thread to be quick:
-`OMP_NUM_THREADS=1 python tests/benchmarks/testbed_baselines.py`.
+The penalties are chosen by cross-validation on the training questions. Run it, with one thread to
+be quick: `OMP_NUM_THREADS=1 python tests/benchmarks/testbed_baselines.py`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ POSSIBLE = {
     "hposition": 2,
     **{str(attribute): len(values) for attribute, values in ATTRIBUTES.items()},
 }  # QueryAttr
-WORDS = 0.1  # weight of a word beside the picture, whose features are small: at 1 the words take the whole fit
+# weight of a word beside the picture, whose features are small: at 1 the words take the whole fit
+WORDS = 0.1
 BINS = 8  # of the histogram, per channel
 THUMBNAIL = 8  # pixels per side
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse penalties of the logistic regression
@@ -95,7 +97,7 @@ class Result:
         return cls(name, fmean(part.chance for part in parts), scores)
 
     def row(self, *, bold: bool) -> list[str]:
-        """Return name, N, chance and the accuracies in %; an arrow marks those whose interval lies above chance."""
+        """Return name, N, chance and accuracies in %; an arrow: the interval lies above chance."""
         n = self.scores["majority"].n
         cells = [self._cell(self.scores.get(baseline)) for baseline in get_args(Baseline)]
         return [
@@ -132,7 +134,7 @@ def possible_answers(asked: ExamQuestion) -> int:
 
 
 def picture_features(asked: ExamQuestion) -> Features:
-    """Return the square roots of a joint histogram of the colours, then the channels of a thumbnail from -1 to 1."""
+    """Return square roots of a joint histogram of colours, then a thumbnail from -1 to 1."""
     image = draw_image(asked.scene)
     red, green, blue = np.moveaxis(np.asarray(image, dtype=np.int64) * BINS // 256, -1, 0)
     histogram = (

@@ -1,7 +1,8 @@
-"""The tables of the test-bed's model card: every stage under `lightning test --config configs/runs/testbed/eval.yaml`.
+"""The tables of the test-bed's model card: every stage under one command.
 
-Run it: `python tests/benchmarks/testbed_card.py`. It writes `docs/testbed/<stage>.csv` and prints the Markdown of
-`docs/testbed.md`.
+The command is `lightning test --config configs/runs/testbed/eval.yaml`. Run this:
+`python tests/benchmarks/testbed_card.py`. It writes `docs/testbed/<stage>.csv` and prints the
+Markdown of `docs/testbed.md`.
 """
 
 from __future__ import annotations

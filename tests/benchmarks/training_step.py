@@ -1,7 +1,7 @@
 """FT-Proj: time and peak memory of a training step, against `transformers.Trainer`.
 
-Same checkpoint, batches, trainable weights, precision, optimiser, clipping and schedule; every measurement in a
-process of its own. Run it: `python tests/benchmarks/training_step.py`.
+Same checkpoint, batches, trainable weights, precision, optimiser, clipping and schedule; every
+measurement in a process of its own. Run it: `python tests/benchmarks/training_step.py`.
 """
 
 from __future__ import annotations
@@ -174,10 +174,11 @@ def compare(options: argparse.Namespace) -> None:
     ]
     precision = "bfloat16 under autocast" if options.device == "cuda" else "float32"
     notes = [
-        f"FT-Proj, {own.trainable:,} trained weights, batches of {options.batch_size}, {options.steps} timed steps, "
-        f"{precision}, gradient checkpointing {'on' if options.gradient_checkpointing else 'off'}.",
-        f"Loss of the first step: {theirs.losses[0]:.5f} and {own.losses[0]:.5f}; of the last: {theirs.losses[1]:.5f} "
-        f"and {own.losses[1]:.5f}.",
+        f"FT-Proj, {own.trainable:,} trained weights, batches of {options.batch_size}, "
+        f"{options.steps} timed steps, {precision}, "
+        f"gradient checkpointing {'on' if options.gradient_checkpointing else 'off'}.",
+        f"Loss of the first step: {theirs.losses[0]:.5f} and {own.losses[0]:.5f}; "
+        f"of the last: {theirs.losses[1]:.5f} and {own.losses[1]:.5f}.",
     ]
     print_table(BASELINE, rows, device=options.device, threads=own.threads, notes=notes)
 

@@ -1,4 +1,4 @@
-"""Analyses during a short real fit: when they run, what they leave, and that the fit does not feel them."""
+"""Analyses during a short real fit: when they run, what they leave, that the fit is the same."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_what_can_not_be_is_refused(
         RunAnalysis(analyses, **options)
 
 
-# ---- other data than those of the fit --------------------------------------------------------------------------------
+# ---- other data than those of the fit ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def parse(*arguments: str, **files: str) -> Namespace:
-    """Parse what a fit takes for the trainer and the model: first the files, in their order, then the arguments."""
+    """Parse what a fit takes for trainer and model: the files in order, then the arguments."""
     parser = Parser(parser_mode="omegaconf", allow_abbrev=False)
     parser.add_argument("--config", action="config")
     parser.add_lightning_class_args(Trainer, "trainer")
@@ -150,7 +150,10 @@ def test_one_of_a_kind_needs_no_list(tiny_llava: str) -> None:
 
 
 def test_nor_do_points_and_probes() -> None:
-    callback = "{class_path: ProbeEachEpoch, init_args: {points: {place: pre}, probes: {class_path: LinearProbe}}}"
+    callback = (
+        "{class_path: ProbeEachEpoch, "
+        "init_args: {points: {place: pre}, probes: {class_path: LinearProbe}}}"
+    )
 
     config = parse(a=f"trainer: {{callbacks: {callback}}}")
     probing = ProbeEachEpoch(points=Point("pre"), probes=NearestCentroid())

@@ -1,4 +1,4 @@
-"""`lightning analyze` from the command line to the files: one or several analyses, stopped and resumed, in W&B."""
+"""`lightning analyze` from command line to files: one or several analyses, resumed, in W&B."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_a_trained_checkpoint_is_analysed_with_its_weights(asked: list[str]) -> 
     assert numbers[0] != numbers[1]
 
 
-# ---- stopped and resumed ---------------------------------------------------------------------------------------------
+# ---- stopped and resumed -------------------------------------------------------------------------
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
@@ -296,7 +296,7 @@ def test_a_folder_with_nothing_to_go_on_from_is_refused(
     assert "runs/other/analysis/test-step0/answer_lens holds no rows of an analysis" in message
 
 
-# ---- processes, notebooks, W&B ---------------------------------------------------------------------------------------
+# ---- processes, notebooks, W&B -------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -373,7 +373,7 @@ def test_table_and_pictures_are_in_the_wandb_run(
     assert runs[0].keys >= {"analysis/test/answer_lens/summary", "analysis/test/answer_lens/lens"}
 
 
-# ---- what is wrong ---------------------------------------------------------------------------------------------------
+# ---- what is wrong -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line from end to end: how configs compose, what a run leaves, and how it is resumed."""
+"""The command line from end to end: how configs compose, what a run leaves, how it is resumed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return content
 
 
-# ---- the programs ----------------------------------------------------------------------------------------------------
+# ---- the programs --------------------------------------------------------------------------------
 
 
 def test_both_scripts_are_the_same_program() -> None:
@@ -135,7 +135,7 @@ def test_tiny_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert files_below(tmp_path) == {"full/thesis.txt"}
 
 
-# ---- composing -------------------------------------------------------------------------------------------------------
+# ---- composing -----------------------------------------------------------------------------------
 
 
 def test_a_later_config_and_then_the_command_line_win(
@@ -245,7 +245,7 @@ def test_the_checkpoint_is_named_once_for_model_and_data(tiny_llava: str) -> Non
     assert cli.datamodule.checkpoint == tiny_llava
 
 
-# ---- misspelt options ------------------------------------------------------------------------------------------------
+# ---- misspelt options ----------------------------------------------------------------------------
 
 MISSPELT_ARGUMENTS = {
     "model.learnin_rates.llm": "learning_rates.llm",
@@ -336,7 +336,7 @@ def test_a_misspelt_option_of_tiny_is_answered_with_the_right_one(
     check_suggestion(message, "family")
 
 
-# ---- what a run leaves behind ----------------------------------------------------------------------------------------
+# ---- what a run leaves behind --------------------------------------------------------------------
 
 
 @dataclass
@@ -739,7 +739,7 @@ def test_a_checkpoint_of_the_last_step_is_there_whatever_the_interval(
     assert last["global_step"] == 3
 
 
-# ---- what can be fitted ----------------------------------------------------------------------------------------------
+# ---- what can be fitted --------------------------------------------------------------------------
 
 
 def fit(checkpoint: str, *arguments: str) -> MLLMModule:

@@ -23,7 +23,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def questions() -> list[ExamQuestion]:
-    """The test-bed's questions of all tasks; their scenes are in `scenes.json`, every second one in each file."""
+    """The test-bed's questions of all tasks, every second one in each file, and `scenes.json`."""
     found = [question for task in RULES for question in asked(task, 3)]
     written, scenes = as_gqa(found)
     Path("scenes.json").write_text(json.dumps(scenes))

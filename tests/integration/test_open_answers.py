@@ -118,7 +118,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def by_hand(cli: CLI) -> dict[str, bool]:
-    """Sample id -> whether the model says its reference; one sample at a time, as far as it likes to go."""
+    """Sample id -> whether the model says its reference; one sample at a time, to the end."""
     model, data = cli.model.backbone.model, cli.datamodule
     verdicts = {}
     for sample in data.samples["test"]:

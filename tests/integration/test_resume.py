@@ -1,4 +1,4 @@
-"""Training that was stopped and resumed ends, bit for bit, where training that never stopped ends."""
+"""Training that was stopped and resumed ends, bit for bit, where training without a stop ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--seed_everything` is the seed of all that has none of its own, and the saved config says which it was."""
+"""`--seed_everything` is the seed of all that has none of its own; the saved config names it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _trial(checkpoint: str, *options: str) -> CLI:
 
 
 def _drawn(cli: CLI) -> tuple[Any, ...]:
-    """Return what a seed decides: the split, the order of the samples, the order of the class list."""
+    """Return what a seed decides: the split, and the order of the samples and of the class list."""
     data = cli.datamodule
     ids = [sample.id for sample in data.samples["train"]]
     batches = data.train_dataloader().batch_sampler.global_batches(0)

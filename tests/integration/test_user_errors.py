@@ -1,4 +1,4 @@
-"""Errors that users make, through the real command line: one clear message, before the first step, exit code not 0."""
+"""Users' errors by the real command line: one clear message, before any step, exit code not 0."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check(message: str, *patterns: str) -> None:
     assert len(message) < LONGEST_MESSAGE, message
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def empty_folder(folder: Path) -> str:
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_is_none_is_refused(
     check(message, *patterns)
 
 
-# ---- image folders ---------------------------------------------------------------------------------------------------
+# ---- image folders -------------------------------------------------------------------------------
 
 
 def photos(root: Path) -> Path:
@@ -283,7 +283,7 @@ def test_odd_but_readable_images_train(tiny_llava: str, tmp_path: Path) -> None:
     main([*folder_fit(tiny_llava, root), "--trainer.fast_dev_run", "3"])
 
 
-# ---- LLaVA JSON ------------------------------------------------------------------------------------------------------
+# ---- LLaVA JSON ----------------------------------------------------------------------------------
 
 
 def rows() -> list[dict[str, Any]]:
@@ -367,7 +367,7 @@ def test_a_bad_llava_file_is_refused(
     check(message, *patterns)
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------
+# ---- options -------------------------------------------------------------------------------------
 
 BAD_OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "negative rate": (
@@ -487,7 +487,7 @@ def test_a_command_with_something_missing_is_refused(
     check(refusal(capsys, arguments), *patterns)
 
 
-# ---- checkpoints of a training ---------------------------------------------------------------------------------------
+# ---- checkpoints of a training -------------------------------------------------------------------
 
 
 def short_fit(checkpoint: str, name: str, *options: str) -> list[str]:
@@ -615,7 +615,7 @@ def folder_fit(checkpoint: str, root: Path) -> list[str]:
     ]
 
 
-# ---- rows that can't be used -----------------------------------------------------------------------------------------
+# ---- rows that can't be used ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -631,7 +631,8 @@ def test_what_fails_in_an_epoch_names_sample_and_file_in_one_sentence(
 
     check(
         message,
-        r"^error: \S+9\.jpg \(sample 'train/a/9\.jpg'\): broken data stream when reading image file\. Fetch",
+        r"^error: \S+9\.jpg \(sample 'train/a/9\.jpg'\): "
+        r"broken data stream when reading image file\. Fetch",
     )
     assert "\n" not in message.strip()
 

@@ -50,7 +50,7 @@ def test_a_single_seed_decides_nothing() -> None:
 
 
 def test_models_that_differ_by_their_seeds_alone_are_told_apart_in_5_percent_of_studies() -> None:
-    """3 seeds, whose deviation of 0.1 is large beside that of many samples: the signs of 3 differences say nothing."""
+    """3 seeds, whose deviation of 0.1 outweighs that of many samples: 3 signs say nothing."""
     rng = np.random.default_rng(0)
     trials, told_apart = 1000, 0
     for _ in range(trials):
@@ -95,9 +95,7 @@ def test_a_trend_is_the_slope_of_a_line_over_the_logarithm_of_the_rate() -> None
     assert found.variance == pytest.approx(np.var(by_seed, ddof=1) / 5 + 0.01**2 / 1.18, rel=0.1)
 
 
-def test_a_trend_holds_if_it_is_clear_in_seeds_and_samples_and_not_if_it_is_that_of_a_few_samples() -> (
-    None
-):
+def test_a_trend_holds_if_it_is_clear_in_seeds_and_samples_not_if_it_is_of_a_few_samples() -> None:
     rates, resampler = [1e-3, 3e-3, 1e-2], Resampler(TARGETS, 5)
     clear = [resampler.score(answers(k, 0.9 - 0.3 * k, seeds=5))["macro_f1"] for k in range(3)]
     same = answers(0, 0.6, seeds=1).repeat(5, axis=0)

@@ -1,4 +1,4 @@
-"""The jackknife of a mean is the textbook's, and its intervals hold the truth about as often as they say."""
+"""The jackknife of a mean is the textbook's, and its intervals hold the truth about as promised."""
 
 from __future__ import annotations
 

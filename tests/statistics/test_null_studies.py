@@ -1,9 +1,9 @@
-"""How often studies in which nothing is true show a verdict, and how often planted effects get theirs.
+"""How often studies in which nothing is true show a verdict, and how often planted effects do.
 
-Scores are means over test pictures, so that all studies are resampled at once; a law below holds these resamples
-against those of `Resampler.score`. What differs between models is drawn: for each training seed, for each test picture
-(the same for all seeds), for each answer, and, of probes, for the training samples: what they are in this study, and in
-each half.
+Scores are means over test pictures, so that all studies are resampled at once; a law below holds
+these resamples against those of `Resampler.score`. What differs between models is drawn: for each
+training seed, for each test picture (the same for all seeds), for each answer, and, of probes, for
+the training samples: what they are in this study, and in each half.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ STUDIES = 2000
 SEEDS, PICTURES, HALVES, RESAMPLES = 5, 120, 20, 400
 RATES = (1e-3, 3e-3, 1e-2)
 ORIGINS, STEPS = 7, 4  # of checkpoints
-OF_ANSWERS = 0.1  # share of the variance that single answers make; the rest is of seeds, pictures and training samples
+# share of the variance that single answers make; the rest is of seeds, pictures, training samples
+OF_ANSWERS = 0.1
 TARGETS = np.arange(PICTURES) % 4
 
 Shares = tuple[
@@ -71,14 +72,14 @@ def studies(
 def share_decided(
     found: Iterator[Estimate], expected: Decision | None = None
 ) -> tuple[float, float]:
-    """Return how many studies show a verdict, or this one, and the lower end of the share's interval."""
+    """Return the share of studies with a verdict, or this one, and its interval's lower end."""
     return share_of(
         [decide(each.value, t_test(each, SEEDS, PICTURES).p) for each in found], expected
     )
 
 
 def share_of(decisions: Sequence[Decision], expected: Decision | None) -> tuple[float, float]:
-    """Return the share of a decision, or of any but "undecided", and the lower end of its 95 % interval."""
+    """Return the share of a decision, or any but "undecided", and its 95 % interval's lower end."""
     count = sum(
         each is not Decision.UNDECIDED if expected is None else each is expected
         for each in decisions
@@ -103,7 +104,7 @@ def trends(seed: int, shares: Shares, effect: float) -> Iterator[Estimate]:
 def share_correlated(
     seed: int, share: float, correlation: float, expected: Decision | None = None
 ) -> tuple[float, float]:
-    """Return how many studies of checkpoints show a verdict, or this one, and the lower end of the share's interval.
+    """Return `share_decided` of studies of checkpoints.
 
     Args:
         seed: Of the drawing.

@@ -52,9 +52,7 @@ def test_repetitions_are_averaged() -> None:
     np.testing.assert_allclose(both.resampled, mean)
 
 
-def test_a_resample_takes_the_half_that_it_has_drawn_and_the_scores_stay_those_of_all_training_samples() -> (
-    None
-):
+def test_a_resample_takes_the_half_it_has_drawn_and_scores_stay_those_of_all_samples() -> None:
     rng = np.random.default_rng(2)
     targets = rng.integers(0, 3, size=30)
     full, of_halves = (

@@ -20,14 +20,14 @@ MIXED = (1, 2, 3)  # questions about a picture
 
 
 def pictures_of(n: int, sizes: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return the number of the picture of each of n questions, pictures of these sizes taking turns."""
+    """Return the picture's number for each of n questions, pictures of these sizes taking turns."""
     return np.repeat(np.arange(n), np.resize(sizes, n))[:n]
 
 
 def studies(
     generator: np.random.Generator, pictures: NDArray[np.int64], alike: float, *chances: float
 ) -> Floats:
-    """Draw an outcome, (questions, studies), with these chances; with chance `alike` the picture's own."""
+    """Draw outcomes, (questions, studies), with these chances; a share `alike` the picture's."""
     cells = len(chances)
     shared = generator.choice(cells, p=chances, size=(pictures.max() + 1, STUDIES))[pictures]
     own = generator.choice(cells, p=chances, size=shared.shape)

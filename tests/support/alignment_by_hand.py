@@ -1,4 +1,4 @@
-"""Perceptual and textual states taken by hand, and every measure of them by loops over tokens, in float64."""
+"""Perceptual and textual states by hand, and every measure by loops over tokens, in float64."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ CONTEXT = 48  # tokens of a text; here each letter is one
 
 
 def build_clip(folder: Path, family: DualEncoder = "clip") -> str:
-    """Save a model with random weights, of which the predictions differ from picture to picture; return its folder."""
+    """Save a random model whose predictions differ from picture to picture; return its folder."""
     tokenizer = _tokenizer()
     tower: dict[str, Any] = {
         **{

@@ -1,4 +1,4 @@
-"""What the tests of the command line share: running it in this process, and writing small datasets."""
+"""What tests of the command line share: running it in this process, and writing small datasets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[object]) -> str:
-    """Run the command line, which must end with an exit code that is not 0, and return the message."""
+    """Run the command line, which must end with an exit code not 0, and return the message."""
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     code = caught.value.code

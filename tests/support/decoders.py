@@ -1,4 +1,4 @@
-"""Small decoders of several kinds, prompts of different lengths, and what the tests of knockouts share."""
+"""Small decoders of several kinds, prompts of several lengths, and what knockout tests share."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def make_backbone(
     layers: int = LAYERS,
     **options: Any,
 ) -> Backbone:
-    """Return a model with another decoder than the tiny checkpoint's: deeper, with two key heads for four heads."""
+    """Return a model with a deeper decoder than the tiny one, and two key heads for four heads."""
     config = AutoConfig.from_pretrained(checkpoint)
     text = config.text_config.to_dict() | {
         "num_hidden_layers": layers,

@@ -1,4 +1,4 @@
-"""Questions with kinds, options and boxes, and an examiner who knows which of them are answered right."""
+"""Questions with kinds, options and boxes, and an examiner who knows which are answered right."""
 
 from __future__ import annotations
 

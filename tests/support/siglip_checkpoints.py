@@ -1,4 +1,4 @@
-"""A tiny LLaVA whose vision tower is a SigLIP: no class token, and an image processor without `crop_size`."""
+"""A tiny LLaVA whose tower is a SigLIP: no class token, and a processor without `crop_size`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TOWER = {
 def build_siglip_llava(
     llava: str, folder: Path, strategy: Literal["full", "default"] = "full"
 ) -> str:
-    """Save a model with random weights, which has tokenizer, template and LLM of another; return its folder."""
+    """Save a random model with tokenizer, template and LLM of another; return its folder."""
     shutil.copytree(llava, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = LlavaConfig.from_pretrained(llava).to_dict()
     config |= {"vision_config": _TOWER, "vision_feature_select_strategy": strategy}

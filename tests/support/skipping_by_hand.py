@@ -1,4 +1,4 @@
-"""A decoder that skips computations by brute force: everything is computed, for all rows, and then left out."""
+"""A decoder that skips by brute force: all is computed, for all rows, and then left out."""
 
 from __future__ import annotations
 

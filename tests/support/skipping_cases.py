@@ -55,7 +55,7 @@ SIDES = pytest.mark.parametrize("side", ["left", "right"])
 
 @torch.no_grad()
 def make_backbone(checkpoint: str, *options: Any, **more: Any) -> Backbone:
-    """Return such a model as the tests of knockouts have, but whose norms differ from each other."""
+    """Return a model such as the tests of knockouts have, but with norms that differ."""
     backbone = knocking.make_backbone(checkpoint, *options, **more)
     generator = torch.Generator().manual_seed(0)
     for name, weight in backbone.decoder.named_parameters():

@@ -27,7 +27,7 @@ SEVEN = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 def by_hand(
     backbone: Backbone, batch: MultimodalBatch, options: CalibrationOptions, sparsity: float
 ) -> tuple[dict[Matrix, Tensor], dict[Matrix, Tensor]]:
-    """Return sums of squares and kept weights: each sample alone, without padding, again for each matrix."""
+    """Return sums of squares and kept weights: each sample alone, unpadded, anew per matrix."""
     model = Backbone(copy.deepcopy(backbone.model))
     decoder: Any = model.decoder
     sequences = [_sequence(model, batch, row, options) for row in range(len(batch))]
@@ -90,7 +90,7 @@ def widen(batch: MultimodalBatch, left: int, right: int) -> MultimodalBatch:
 def _sequence(
     backbone: Backbone, batch: MultimodalBatch, row: int, options: CalibrationOptions
 ) -> tuple[Tensor, Tensor]:
-    """Return what the decoder gets of a sample, (1, length, width), and which of it counts, (length,)."""
+    """Return the decoder's input, (1, length, width), of a sample, and what counts, (length,)."""
     alone = batch.take([row])
     real, image = alone.attention_mask[0].bool(), alone.spans[Segment.IMAGE][0]
     decoder: Any = backbone.decoder

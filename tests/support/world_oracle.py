@@ -1,4 +1,4 @@
-"""Answers the world's questions anew: from their words and the list of objects alone, with none of the world's code.
+"""Answers the world's questions anew, by none of its code: from words and the list of objects.
 
 What a question means is written here a second time, as a reader would take it; the tests compare.
 """
@@ -38,7 +38,7 @@ class Verdict:
         answer: The right answer.
         options: The options, in the order in which the question names them; empty if it names none.
         things: The objects that it names; those of a question of existence may be none or many.
-        mentioned: Pairs of colour and shape that the words, read together with the options, speak of.
+        mentioned: Pairs of colour and shape that the words, read with the options, speak of.
     """
 
     answer: str
@@ -64,7 +64,7 @@ def the(scene: Scene, words: str) -> SceneObject:
 
 
 def pairs_in(text: str) -> set[tuple[str, str]]:
-    """Return the pairs of colour and shape that stand side by side, in either order, or around other attributes."""
+    """Return pairs of colour and shape side by side, in any order, or around other attributes."""
     between = rf"(?: (?:{'|'.join(VALUES['size'] + VALUES['texture'])}|\d \d))*"
     found = set(re.findall(rf"(?=\b({COLOR}){between} ({SHAPE}))", text))
     return found | {

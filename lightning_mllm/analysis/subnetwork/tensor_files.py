@@ -73,7 +73,8 @@ def read_matrices(
                 )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"The {holds} file {path} can't be read ({type(error).__name__}: {error}). Create it again."
+            f"The {holds} file {path} can't be read ({type(error).__name__}: {error}). "
+            "Create it again."
         ) from error
     raise CheckpointError(f"{path} is not a {holds} file of this package.")
 

@@ -29,7 +29,8 @@ def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[
     first = next(iter(sets.values()))
     if any(other.sample_ids != first.sample_ids for other in sets.values()):
         raise DataError(
-            f"{path} can't hold features of different samples; save each split in a file of its own."
+            f"{path} can't hold features of different samples; "
+            "save each split in a file of its own."
         )
     tensors = {point: each.features for point, each in sets.items()} | {"targets": first.targets}
     about = {"names": first.names, "sample_ids": first.sample_ids, "settings": dict(settings)}

@@ -126,7 +126,7 @@ class Folder(Generic[CellT]):
         return seconds
 
     def changes(self) -> list[str]:
-        """Return what has changed since the files of the cell were created; empty if nothing has."""
+        """Return what has changed since the cell's files were created; empty if nothing has."""
         state = self.state
         if state is CellState.NEW:
             return []
@@ -172,7 +172,7 @@ def making_of(cell: BaseCell) -> Making:
 
 
 def differences(then: Making, now: Making) -> list[str]:
-    """Return the names of what differs between two makings of a cell; the version does not count."""
+    """Return what differs between two makings of a cell, by name; the version does not count."""
     before, after = (
         {
             "the checkpoint": each.get("checkpoint"),
@@ -196,9 +196,10 @@ def refuse_changed(folders: Sequence[AnyFolder]) -> None:
         return
     first, what = next(iter(changed.items()))
     raise ConfigError(
-        f"{len(changed)} of {len(folders)} cells were created with different settings. The first is {first.cell.id}, "
-        f"where this has changed: {', '.join(what)}. Give the study another name, undo the change, or delete the "
-        f"folders of the cells that are to run again, e.g. {first.path}."
+        f"{len(changed)} of {len(folders)} cells were created with different settings. The first "
+        f"is {first.cell.id}, where this has changed: {', '.join(what)}. Give the study another "
+        "name, undo the change, or delete the folders of the cells that are to run again, e.g. "
+        f"{first.path}."
     )
 
 

@@ -101,7 +101,7 @@ def test_layers_that_do_nothing_are_like_the_next(backbone: Backbone, tiny_llava
 def test_norms_are_of_single_tokens(
     backbone: Backbone, tiny_llava: str, samples: list[Sample]
 ) -> None:
-    """The released code takes the norm of all tokens together, or of their mean (bug A3 of its list)."""
+    """The released code takes the norm of all tokens together, or of their mean (bug A3)."""
     result = align(backbone, batches(tiny_llava, 4))
 
     for layer in range(LAYERS + 1):
@@ -117,7 +117,7 @@ def test_norms_are_of_single_tokens(
 def test_inside_blocks_padding_counts_nowhere_and_updates_are_measured_beside_the_stream(
     backbone: Backbone, tiny_llava: str
 ) -> None:
-    """The released code averages left padding into the textual mean of these states (bug A9 of its list)."""
+    """The released code averages left padding into the textual mean of these states (bug A9)."""
     (batch,) = batches(tiny_llava, 6)
     seen: dict[tuple[State, int], Any] = {}
     stream_states(

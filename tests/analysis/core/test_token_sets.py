@@ -44,7 +44,7 @@ def test_text_before_the_image_and_answers_are_textual_as_the_options_say(tiny_l
 
 
 def test_a_caption_is_text_like_any_answer(tiny_llava: str) -> None:
-    """The released script saves the empty instruction instead of the caption (bug A8 of its list)."""
+    """The released script saves the empty instruction instead of the caption (bug A8)."""
     (batch,) = batches(tiny_llava, 6)
     only = batch.spans[Segment.IMAGE] | batch.spans[Segment.ANSWER]
     caption = replace(batch, attention_mask=only.long(), spans=TokenSpans(dict(batch.spans.masks)))
@@ -54,7 +54,7 @@ def test_a_caption_is_text_like_any_answer(tiny_llava: str) -> None:
 
 
 def test_an_image_at_the_first_position_is_an_image(tiny_llava: str) -> None:
-    """The released reader takes index 0 for no image in one set-up, and for one in the other (bug A18 of its list)."""
+    """The released reader takes index 0 for no image in one set-up, else for one (bug A18)."""
     (batch,) = batches(tiny_llava, 6, padding_side="right")
     first = int(batch.spans[Segment.IMAGE].int().argmax(1).min())
     spans = {segment: mask[:, first:] for segment, mask in batch.spans.masks.items()}

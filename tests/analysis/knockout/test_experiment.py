@@ -169,9 +169,10 @@ class TestInformationFlow(AnalysisContract):
         assert [
             record.getMessage() for record in caplog.records if record.levelname == "WARNING"
         ] == [
-            "information_flow: image object->question blocks nothing in any of 5 questions: none has 'image object'.",
-            "information_flow: last->image blocks nothing in any of 5 questions: 'last' comes after 'image' or is "
-            "in other samples, so it is not attended to anyway.",
+            "information_flow: image object->question blocks nothing in any of 5 questions: none "
+            "has 'image object'.",
+            "information_flow: last->image blocks nothing in any of 5 questions: 'last' comes "
+            "after 'image' or is in other samples, so it is not attended to anyway.",
         ]
         assert result.at(kind="all", measure=MEASURES[0], statistic="n")[:, 0].tolist() == [
             5,
@@ -194,10 +195,10 @@ class TestInformationFlow(AnalysisContract):
         analysis.check([replace(sample, boxes=(), options=None) for sample in samples])
 
         assert [record.getMessage() for record in caplog.records] == [
-            "information_flow: image object->question will block nothing: none of the 6 samples has 'image object', "
-            "which needs boxes.",
-            "information_flow: true option->last will block nothing: none of the 6 samples has 'true option', which "
-            "needs options.",
+            "information_flow: image object->question will block nothing: none of the 6 samples "
+            "has 'image object', which needs boxes.",
+            "information_flow: true option->last will block nothing: none of the 6 samples has "
+            "'true option', which needs options.",
         ]
 
     def test_the_control_is_as_large_as_the_object(self, table: Any) -> None:

@@ -45,7 +45,7 @@ def states(backbone: Backbone, batch: MultimodalBatch) -> tuple[Tensor, ...]:
     params=product(FAMILIES, ("sdpa", "exact", "eager"), ("left", "right")), ids="-".join
 )
 def setting(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> Setting:
-    """Return models in float64, but for transformers' own eager attention, whose softmax is in float32 anyway."""
+    """Return models in float64, but for transformers' eager attention with a float32 softmax."""
     family, attention, side = request.param
     dtype = torch.float32 if attention == "eager" else torch.float64
     if family == "testbed":

@@ -1,4 +1,4 @@
-"""What a row says of readings that are made up; and what rows say that is counted beside the numbers."""
+"""What a row says of readings that are made up, and what rows count beside the numbers."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_composed_blocks_are_in_the_figure_of_their_family(block: str, family: s
 def studied(
     changes: Sequence[tuple[float, float]], references: Sequence[str], pictures: int = 100
 ) -> AnalysisResult:
-    """Numbers of questions, of each of which a block and the ceiling change as much; below -50 % an answer flips."""
+    """Rows of questions, with what a block and the ceiling change; below -50 % an answer flips."""
     rows, window = Rows(FlowRow), Window(0, 0, 1)
     for number, ((change, ceiling), reference) in enumerate(zip(changes, references, strict=True)):
         own = replace(

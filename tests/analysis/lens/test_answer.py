@@ -1,4 +1,4 @@
-"""The lens against hidden states taken by hand, in float64; at the last layer it is the model itself."""
+"""The lens against hidden states taken by hand, in float64; at the last layer it is the model."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class TestAnswerLens(AnalysisContract):
 
 @torch.no_grad()
 def by_hand(backbone: Backbone, batch: MultimodalBatch, norm: Norm) -> list[Tensor]:
-    """Log-probabilities of all tokens at all positions, per layer: (batch, sequence, vocabulary)."""
+    """Log-probabilities of all tokens at all positions, per layer: (batch, length, vocabulary)."""
     hidden = backbone.model(**batch.model_inputs(), output_hidden_states=True).hidden_states
     final: torch.nn.Module = backbone.decoder.norm  # type: ignore[assignment]
     *inner, last = hidden

@@ -1,4 +1,4 @@
-"""Words, entropies and divergences against the whole tokens x vocabulary tables by hand, in float64."""
+"""Words, entropies and divergences against whole tokens x vocabulary tables by hand, in float64."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def backbone(tiny_llava: str) -> Backbone:
 
 @torch.no_grad()
 def tables(backbone: Backbone, batch: MultimodalBatch) -> list[list[tuple[Tensor, Tensor]]]:
-    """Sample, layer -> log-probabilities of the perceptual and the textual tokens, (tokens, vocabulary)."""
+    """Sample, layer -> log-probabilities of perceptual and textual tokens, (tokens, vocabulary)."""
     norm: Any = backbone.decoder.norm
     states = [
         backbone.lm_head(norm(each)).double().log_softmax(-1) for each in residuals(backbone, batch)
@@ -71,7 +71,7 @@ def curve(result: Any, measure: str) -> Any:
 
 
 def test_divergences_are_of_a_sample_s_own_tokens(backbone: Backbone, tiny_llava: str) -> None:
-    """The released code pairs tokens of different samples (bug A4) and keeps the image at layer 0 (bug A1)."""
+    """Released code pairs tokens of several samples (bug A4), keeps the image at layer 0 (A1)."""
     (batch,) = batches(tiny_llava, 6)
     result, expected = read(backbone, tiny_llava, [batch]), tables(backbone, batch)
 
@@ -155,7 +155,7 @@ def test_without_sinks_only_the_others_are_read(backbone: Backbone, tiny_llava: 
 def test_words_are_the_tokens_likeliest_ones_with_the_model_s_own_norm_and_head(
     backbone: Backbone, tiny_llava: str
 ) -> None:
-    """At the last layer they are what the model says; the released code loads another head (bug A11)."""
+    """At the last layer they are what the model says; the released head is another (bug A11)."""
     (batch,) = batches(tiny_llava, 6)
     result = read(backbone, tiny_llava, [batch], top=3)
     with torch.no_grad():

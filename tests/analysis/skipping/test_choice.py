@@ -1,4 +1,4 @@
-"""Which tokens are chosen: as many as are asked for, and the same ones wherever the sample stands."""
+"""Which tokens are chosen: as many as are asked for, and the same wherever the sample stands."""
 
 from __future__ import annotations
 

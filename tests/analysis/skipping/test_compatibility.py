@@ -1,4 +1,4 @@
-"""What skipping does not depend on, what it leaves behind, which is nothing, and where it refuses."""
+"""What skipping does not depend on, that it leaves nothing behind, and where it refuses."""
 
 from __future__ import annotations
 
@@ -272,5 +272,8 @@ def test_a_skip_of_no_token_is_told(
     with skipping(backbone, make_batch(tiny_llava), Skip(**options)):
         pass
 
-    message = "Nothing is skipped in any of the 2 samples: a share of 0.001 of their perceptual tokens is less than one"
+    message = (
+        "Nothing is skipped in any of the 2 samples: a share of 0.001 of their perceptual tokens "
+        "is less than one"
+    )
     assert (message in caplog.text) == told == bool(caplog.records)

@@ -1,4 +1,4 @@
-"""What leaves a model that skips, against a model that computes everything and leaves it out afterwards."""
+"""What leaves a model that skips, against one that computes everything and then leaves it out."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ GRID: dict[str, Any] = {"computations": ("ffn", "block"), "shares": (0.0, 0.5), 
 
 
 class Parity:
-    """Calls an answer right if its first token has an even number, so that skipping changes what is right."""
+    """Calls an answer right if its first token is even, so that skipping changes what is right."""
 
     def __init__(self, match: str = "") -> None: ...
 
@@ -97,8 +97,8 @@ class TestComputationSkipping(AnalysisContract):
             record.getMessage() for record in caplog.records if record.levelname == "WARNING"
         ]
         assert message == (
-            "computation_skipping: ffn from layer 0 on is skipped for none of the perceptual tokens of 5 samples: 0.1 "
-            "% of them is less than one token."
+            "computation_skipping: ffn from layer 0 on is skipped for none of the perceptual "
+            "tokens of 5 samples: 0.1 % of them is less than one token."
         )
 
     def test_numbers_are_means_of_the_rows(self, backbone: Backbone, tiny_llava: str) -> None:

@@ -1,4 +1,4 @@
-"""Token by token a model skips what it skips in the whole sequence, with keys and values in a cache or not."""
+"""Token by token a model skips what it skips in the whole sequence, with a cache or without."""
 
 from __future__ import annotations
 

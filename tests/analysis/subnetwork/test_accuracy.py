@@ -1,4 +1,4 @@
-"""Questions put to sub-networks: who is asked, with which weights, and what is made of the answers."""
+"""Questions put to sub-networks: who is asked, with which weights, and what becomes of answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAMES = (
 
 
 class Witness:
-    """Notes how much of the model is left when it is asked; with less than half it is rarely right."""
+    """Notes how much of the model is left when it is asked; below half it is rarely right."""
 
     def __init__(self) -> None:
         self.shares: list[float] = []

@@ -1,4 +1,4 @@
-"""What tasks share, against calibrations and masks by hand; sets, folds, files, and going on after a kill."""
+"""What tasks share, against masks by hand; sets, folds, files, and going on after a kill."""
 
 from __future__ import annotations
 

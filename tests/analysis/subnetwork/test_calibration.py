@@ -1,4 +1,4 @@
-"""Calibration against Wanda by hand: each sample alone, without padding, through the whole decoder for each matrix."""
+"""Calibration against Wanda by hand: each sample alone, without padding, anew for each matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The algebra of sub-networks, and a model that has nothing but one: an edit that leaves no trace."""
+"""The algebra of sub-networks, and a model with nothing but one: an edit that leaves no trace."""
 
 from __future__ import annotations
 

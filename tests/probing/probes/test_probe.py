@@ -47,7 +47,7 @@ def test_shuffled_labels_are_at_chance(probe: Probe) -> None:
 
     score = probe.fit_score({"x": train}, {"x": test}, list(range(seeds)))["x"]
 
-    # samples of a cluster share their prediction: at worst, a seed is one draw per class and not one per sample
+    # samples of a cluster share their prediction: at worst, a seed is one draw per class
     deviation = (1 / classes * (1 - 1 / classes) / (seeds * classes)) ** 0.5
     assert score.control_accuracy == pytest.approx(1 / classes, abs=3 * deviation)
     assert score.selectivity is not None

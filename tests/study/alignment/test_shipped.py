@@ -1,4 +1,4 @@
-"""The shipped studies of alignment, and a small one on the test-bed through the real command line."""
+"""The shipped studies of alignment, and a small one on the test-bed by the real command line."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from lightning_mllm.study import AlignmentCommand, StudyCommand, study_class
     [
         (
             "tasks: {a: [b]}\n",
-            r"kind 'projection' has no option 'tasks'\. A study of kind 'alignment' has it: set kind",
+            r"kind 'projection' has no option 'tasks'\. "
+            r"A study of kind 'alignment' has it: set kind",
         ),
         (
             "kind: alignment\ndomains: {}\n",

@@ -122,9 +122,11 @@ def test_a_study_with_clip_runs_through_the_command_line_and_not_twice(
     isolate(monkeypatch, tmp_path)
     small = "\n".join(
         [
-            "trainer: {limit_train_batches: 2, limit_val_batches: 1, accelerator: cpu, enable_progress_bar: false}",
-            "data: {class_path: Domain, init_args: {name: glyphs, per_class: 2, val_per_class: 1, test_per_class: 1,"
-            " prompt: {class_path: ClassificationPrompt, init_args: {task: signs}}}}",
+            "trainer: {limit_train_batches: 2, limit_val_batches: 1, accelerator: cpu, "
+            "enable_progress_bar: false}",
+            "data: {class_path: Domain, init_args: {name: glyphs, per_class: 2, val_per_class: 1, "
+            "test_per_class: 1, prompt: {class_path: ClassificationPrompt, "
+            "init_args: {task: signs}}}}",
             "model: {scorers: [{class_path: Likelihood}]}",
         ]
     )
@@ -139,7 +141,8 @@ name: tiny
 checkpoints: {{tiny: {tiny_llava}}}
 domains: {{glyphs: [small.yaml]}}
 zero_shot: [{CONFIGS}/policy/zero_shot.yaml, clip.yaml]
-presets: {{own: {{ft_proj: [{CONFIGS}/policy/ft_proj.yaml], ft_e2e: [{CONFIGS}/policy/ft_e2e.yaml]}}}}
+presets: {{own: {{ft_proj: [{CONFIGS}/policy/ft_proj.yaml], \
+ft_e2e: [{CONFIGS}/policy/ft_e2e.yaml]}}}}
 seeds: [0]
 scorer: likelihood
 """

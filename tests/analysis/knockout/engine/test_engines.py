@@ -96,7 +96,7 @@ def test_a_model_that_gives_no_numbers_flips_no_answer(
 
 
 def test_engines_agree_with_the_library_s_own_eager_attention_in_float64(tiny_llava: str) -> None:
-    """Its softmax is in float32; and a padding row, which it turns into NaN in float64, is not there."""
+    """Its softmax is in float32; a padding row, NaN if it were float64, is not there."""
     backbone, batch = make_backbone(tiny_llava, "eager"), make_batch(tiny_llava, numbers=(0,))
     cases = sweep(PAPER, 1, 2, 5)
 
@@ -125,7 +125,7 @@ def test_engines_agree_in_a_deep_decoder_where_every_width_makes_another_window(
 def test_in_half_precision_what_a_block_can_not_change_is_not_changed(
     tiny_llava: str, layers: int, memory: int | None
 ) -> None:
-    """The last layers attend to nothing: nothing that is hidden there has an effect, and none may be reported."""
+    """The last layers attend to nothing: hiding there has no effect, and none may be reported."""
     backbone, batch = (
         make_backbone(tiny_llava, dtype=torch.bfloat16, layers=layers),
         make_batch(tiny_llava),
