@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_mllm.errors import DataError
+from lightning_mllm.probing.probes.held_out import hold_out
 from lightning_mllm.probing.probes.networks import initial_weights, logits
 from lightning_mllm.probing.probes.probe import Task
-from lightning_mllm.probing.probes.held_out import hold_out
 from lightning_mllm.probing.probes.stacked_data import StackedData
 from lightning_mllm.probing.probes.training import Training
 from lightning_mllm.store.seeds import torch_generator

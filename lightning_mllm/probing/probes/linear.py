@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.probing.probes.held_out import hold_out
 from lightning_mllm.probing.probes.logistic import TOLERANCE, Axes, Solution, on_axes, solve
 from lightning_mllm.probing.probes.probe import BatchedProbe, Fit, Task, cut
-from lightning_mllm.probing.probes.held_out import hold_out
 from lightning_mllm.probing.probes.stacked_data import moments
 from lightning_mllm.store.seeds import torch_generator
 

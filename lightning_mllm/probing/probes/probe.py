@@ -21,8 +21,8 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.metrics import ClassificationResult
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.probes.checks import check_splits, list_some
-from lightning_mllm.probing.probes.scores import ProbeScore, score
 from lightning_mllm.probing.probes.held_out import hold_out
+from lightning_mllm.probing.probes.scores import ProbeScore, score
 from lightning_mllm.store.seeds import torch_generator
 
 ItemT = TypeVar("ItemT")
