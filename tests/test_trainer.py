@@ -34,7 +34,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
 
 
-# ---- runs -------------------------------------------------------------------------------------------
+# ---- runs ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a/", "../up"])
@@ -115,7 +115,7 @@ def test_an_analysis_that_fails_tells_the_other_processes(tmp_path: Path) -> Non
     assert files_below(tmp_path) == {"process-1.failed"}
 
 
-# ---- checkpoints ------------------------------------------------------------------------------------
+# ---- checkpoints --------------------------------------------------------------------------------
 
 
 def test_a_crash_in_the_middle_of_writing_leaves_the_old_file_whole(
@@ -185,7 +185,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
 
 
-# ---- as in a notebook -------------------------------------------------------------------------------
+# ---- as in a notebook ---------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
     "enable_progress_bar": False,
