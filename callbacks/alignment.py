@@ -8,11 +8,11 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mllm.alignment_names import ALL_TOKENS, MODES, SCORE_NAMES, VECTOR_MODES, ScoreName
 from lightning_mllm.analysis.alignment.experiment import Alignment
-from lightning_mllm.analysis.alignment.similarity import MODES, VECTOR_MODES
-from lightning_mllm.analysis.alignment.summary import SCORE_NAMES, ScoreName, alignment_score
+from lightning_mllm.analysis.alignment.summary import alignment_score
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, TokenSets
+from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
 from lightning_mllm.data.loading.splits import Split

@@ -153,7 +153,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "end beyond the vocabulary": (
         generation(eos_token_id=[2, 512]),
-        r"eos_token_id \[2, 512\], but 512 is no id",
+        r"eos_token_id \[2, 512\], but 512 is not an id",
     ),
     "generation that is none": (
         generation(cache_implementation="x"),

@@ -22,7 +22,15 @@ MODELS = {
 SCIENCE = (
     SHARED
     | MODELS
-    | {"store", "statistics", "evaluation", "probing", "analysis/core", "analysis/forward"}
+    | {
+        "alignment_names",
+        "store",
+        "statistics",
+        "evaluation",
+        "probing",
+        "analysis/core",
+        "analysis/forward",
+    }
 )
 EXPERIMENTS = ("knockout", "lens", "alignment", "separability", "subnetwork", "skipping")
 STUDIES = ("projection", "alignment")
@@ -34,6 +42,7 @@ BORDERS: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "network": set(),
+    "alignment_names": set(),
     "checkpoint_files": {"errors", "network"},
     "store": SHARED,
     "statistics": SHARED | {"store/seeds"},
@@ -45,14 +54,23 @@ BORDERS: dict[str, set[str]] = {
     "analysis/core": SCIENCE,
     "analysis/forward": SCIENCE,
     **{f"analysis/{experiment}": SCIENCE for experiment in EXPERIMENTS},
-    "tracking": SHARED | {"network", "store", "evaluation", "probing", "analysis/core"},
+    "tracking": SHARED
+    | {"network", "store", "statistics", "evaluation", "probing", "analysis/core"},
     "callbacks": SHARED
-    | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"},
+    | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"}
+    | {"alignment_names"},
     "testbed": SHARED | {"store", "data", "models"},
     "study/__init__": {"study"},
     "study/engine": {"__version__", "errors", "store", "tracking"},
     **{
-        f"study/{study}": {"errors", "store", "statistics", "tracking", "study/engine"}
+        f"study/{study}": {
+            "errors",
+            "alignment_names",
+            "store",
+            "statistics",
+            "tracking",
+            "study/engine",
+        }
         for study in STUDIES
     },
     "run": {"errors", "tracking"},

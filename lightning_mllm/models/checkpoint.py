@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone, Part, fingerprint
 from lightning_mllm.models.freeze import FreezeReport
-from lightning_mllm.store.files import replacing, write_tensors
+from lightning_mllm.store.files import PARTIAL, replacing, write_tensors
 
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
 
@@ -81,6 +82,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     try:
         with replacing(path, durable=True) as temporary:
             torch.save(checkpoint, temporary)
+        for leftover in path.parent.glob(f"{escape(path.name)}.*{PARTIAL}"):  # of killed processes
+            leftover.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         if isinstance(error, torch.OutOfMemoryError):
             raise

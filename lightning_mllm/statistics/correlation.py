@@ -112,8 +112,9 @@ def _permutation_p(ours: Floats, theirs: Floats, generator: np.random.Generator)
     """Return the share of the orders of `theirs` in which the correlation is as far from 0."""
 
     def distance(orders: Floats, axis: int) -> Floats:
-        far: Floats = np.abs((orders * ours).sum(axis=axis))
-        return far
+        far = np.abs((orders * ours).sum(axis=axis))
+        rounded: Floats = far.round(12)  # what differs by rounding is a tie, also near 0
+        return rounded
 
     few = math.factorial(len(ours)) <= _MOST_ORDERS
     found = permutation_test(

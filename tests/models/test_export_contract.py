@@ -227,7 +227,7 @@ def test_what_a_processor_cannot_say_is_said(
     export_from(checkpoint, backbone, tmp_path / "out", geometry=geometry)
 
     (message,) = [
-        record.getMessage() for record in caplog.records if record.name.endswith("data.portable")
+        record.getMessage() for record in caplog.records if record.name.endswith("images.portable")
     ]
     assert re.search(to_do, message)
     exported = load_processor(str(tmp_path / "out"))

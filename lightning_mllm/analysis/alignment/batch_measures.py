@@ -23,7 +23,7 @@ from lightning_mllm.analysis.alignment.similarity import (
     normalise,
 )
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
-from lightning_mllm.analysis.forward.observe import LayerState as State
+from lightning_mllm.analysis.forward.observe import LayerState
 from lightning_mllm.statistics.masked import masked_max, masked_median, masked_min
 
 PAIRED, PAIRED_INPUT = "paired", "paired input"
@@ -82,14 +82,14 @@ class AlignmentMeasures:
         self._counted = masks.any(1)[..., None]
         self._at = [compact_positions(masks[:, k]) for k in range(len(SETS))]
         self._columns = {name: column for column, name in enumerate(number_names(gaps))}
-        self._numbers: dict[State, Tensor] = {}  # (batch, variants, layers, numbers)
+        self._numbers: dict[LayerState, Tensor] = {}  # (batch, variants, layers, numbers)
         # (batch, variants, layers, vector modes, sets, width)
-        self._vectors: dict[State, Tensor] = {}
-        self._earlier: dict[tuple[State, int], _Layer] = {}
+        self._vectors: dict[LayerState, Tensor] = {}
+        self._earlier: dict[tuple[LayerState, int], _Layer] = {}
         # the perceptual tokens that enter the LLM, and which of them are kept
         self._input: list[Tensor] = []
 
-    def observe(self, state: State, layer: int, states: Tensor) -> None:
+    def observe(self, state: LayerState, layer: int, states: Tensor) -> None:
         """Take in the states of a layer, (batch, sequence, width)."""
         states = states.masked_fill(~self._counted, 0)  # whatever the states of padding are
         units, norms = normalise(states)
@@ -99,7 +99,7 @@ class AlignmentMeasures:
         self._compare_sets(state, layer, units, here)
         self._compare_layers(state, layer, here)
         self._measure_sizes(state, layer, here)
-        if state is State.RESIDUAL:
+        if state is LayerState.RESIDUAL:
             for row, member in self.members.items():
                 member.add(states[row], kept[row])
         self._earlier[state, layer] = here
@@ -115,7 +115,7 @@ class AlignmentMeasures:
             found |= {f"{state} vectors": vectors, f"{state} squares": vectors.square().sum(-1)}
         return found
 
-    def _compare_sets(self, state: State, layer: int, units: Tensor, here: _Layer) -> None:
+    def _compare_sets(self, state: LayerState, layer: int, units: Tensor, here: _Layer) -> None:
         """Compare a sample's perceptual tokens with its textual ones.
 
         The perceptual tokens are those of the layer, and those that enter the LLM.
@@ -124,7 +124,7 @@ class AlignmentMeasures:
         kept = [gather_tokens(here.kept[:, :, k].mT, at).mT for k, at in enumerate(self._at)]
         found = compare_tokens(perceptual, textual, *kept)
         self._put_similarity(PAIRED, state, layer, here.vectors, found)
-        if state is State.RESIDUAL:
+        if state is LayerState.RESIDUAL:
             self._input = self._input or [perceptual, kept[0]]  # layer 0 comes first
             entering, entering_kept = self._input
             of_input = self._vectors[state][:, :, 0, :, :1]
@@ -132,7 +132,7 @@ class AlignmentMeasures:
             found = compare_tokens(entering, textual, entering_kept, kept[1])
             self._put_similarity(PAIRED_INPUT, state, layer, vectors, found)
 
-    def _compare_layers(self, state: State, layer: int, here: _Layer) -> None:
+    def _compare_layers(self, state: LayerState, layer: int, here: _Layer) -> None:
         """Compare each token with itself some layers before.
 
         The numbers are stored at the earlier layer.
@@ -150,7 +150,7 @@ class AlignmentMeasures:
                 found = zip(_consecutive_names(gap, name), values, strict=True)
                 self._put(state, layer - gap, dict(found))
 
-    def _measure_sizes(self, state: State, layer: int, here: _Layer) -> None:
+    def _measure_sizes(self, state: LayerState, layer: int, here: _Layer) -> None:
         """Store the tokens' norms, update ratios, and the share of attention sinks.
 
         The update ratio is the norm of an update, over that of the stream that it is added to.
@@ -170,33 +170,33 @@ class AlignmentMeasures:
                 found[f"sinks {name}"] = share[:, None].expand(-1, kept.shape[1])
         self._put(state, layer, found)
 
-    def _norms_before(self, state: State, layer: int) -> Tensor | None:
+    def _norms_before(self, state: LayerState, layer: int) -> Tensor | None:
         """Return the norms of the stream that an update is added to, (batch, sequence).
 
         The result is None where the state is not an update, or the stream is not observed.
         """
-        stream = self._earlier.get((State.RESIDUAL, layer - 1))
-        attention = self._earlier.get((State.SA, layer))
-        if stream is not None and state is State.SA:
+        stream = self._earlier.get((LayerState.RESIDUAL, layer - 1))
+        attention = self._earlier.get((LayerState.SA, layer))
+        if stream is not None and state is LayerState.SA:
             return stream.norms
-        if stream is not None and attention is not None and state is State.FC2:
+        if stream is not None and attention is not None and state is LayerState.FC2:
             added: Tensor = (stream.states.double() + attention.states.double()).norm(dim=-1)
             return added
         return None
 
-    def _gaps_of(self, state: State) -> list[int]:
+    def _gaps_of(self, state: LayerState) -> list[int]:
         """Return the gaps across which a state is compared; inside layers it is 1 only."""
-        return [gap for gap in self._gaps if state is State.RESIDUAL or gap == 1]
+        return [gap for gap in self._gaps if state is LayerState.RESIDUAL or gap == 1]
 
     def _put_similarity(
-        self, prefix: str, state: State, layer: int, vectors: Tensor, tokens: Tensor
+        self, prefix: str, state: LayerState, layer: int, vectors: Tensor, tokens: Tensor
     ) -> None:
         # (batch, variants, vector modes)
         products = (vectors[..., 0, :] * vectors[..., 1, :]).sum(-1)
         found = torch.cat([products, tokens], dim=-1)
         self._put(state, layer, name_measures(prefix, found))
 
-    def _put(self, state: State, layer: int, found: Mapping[str, Tensor]) -> None:
+    def _put(self, state: LayerState, layer: int, found: Mapping[str, Tensor]) -> None:
         if state not in self._numbers:
             samples, variants = len(self._masks), len(self._sets.variants)
             shape = (samples, variants, self._depth + 1, len(self._columns))
@@ -205,7 +205,7 @@ class AlignmentMeasures:
         for name, values in found.items():
             self._numbers[state][:, :, layer, self._columns[name]] = values
 
-    def _put_vectors(self, state: State, layer: int, vectors: Tensor) -> None:
+    def _put_vectors(self, state: LayerState, layer: int, vectors: Tensor) -> None:
         if state not in self._vectors:
             batch, variants, *rest = vectors.shape
             shape = (batch, variants, self._depth + 1, *rest)

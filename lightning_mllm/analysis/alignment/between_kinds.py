@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_mllm.alignment_names import VECTOR_MODES
 from lightning_mllm.analysis.alignment.group_sums import Curve, Groups, divide_by, inner_product
-from lightning_mllm.analysis.alignment.similarity import VECTOR_MODES, name_measures
+from lightning_mllm.analysis.alignment.similarity import name_measures
 from lightning_mllm.analysis.core.token_sets import SETS
 from lightning_mllm.statistics.question_table import kind_of
 

@@ -25,8 +25,7 @@ from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import LayerState as State
-from lightning_mllm.analysis.forward.observe import StateName, states_of, stream_states
+from lightning_mllm.analysis.forward.observe import LayerState, StateName, states_of, stream_states
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
@@ -87,9 +86,10 @@ class Alignment(StreamedAnalysis):
         self.states, self.gaps = states_of(states), tuple(gaps)
         self.pair_budget, self.deviation, self.noise = pair_budget, deviation, noise
         self.between_kinds, self.kind_depth = between_kinds, kind_depth
-        if State.RESIDUAL not in self.states:
+        if LayerState.RESIDUAL not in self.states:
             raise ConfigError(
-                f"Alignment.states needs {State.RESIDUAL!s}: the scores are made of it. Add it."
+                f"Alignment.states needs {LayerState.RESIDUAL!s}, of which the scores are made. "
+                "Add it."
             )
         if min(self.gaps, default=1) < 1 or pair_budget < 0:
             raise ConfigError(
@@ -140,8 +140,10 @@ class Alignment(StreamedAnalysis):
         if self.noise:
             blind = AlignmentMeasures(self.sets, masks, depth, ())
             enter = _Noise(batch.sample_ids, masks[:, 0], self.seed).replace_tokens
-            stream_states(backbone, batch, (State.RESIDUAL,), blind.observe, enter)
-            measured["noise vectors"] = blind.measured()[f"{State.RESIDUAL} vectors"][..., :1, :]
+            stream_states(backbone, batch, (LayerState.RESIDUAL,), blind.observe, enter)
+            measured["noise vectors"] = blind.measured()[f"{LayerState.RESIDUAL} vectors"][
+                ..., :1, :
+            ]
         self.pairs.device = masks.device
         self.pairs.add({batch.sample_ids[row]: member for row, member in measures.members.items()})
         return measured
@@ -150,8 +152,8 @@ class Alignment(StreamedAnalysis):
         """Add to the sums, including those of kinds, and to the second moments of all samples."""
         super().add(measured, batch)
         if self.between_kinds:
-            vectors = measured[f"{State.RESIDUAL} vectors"]
-            squares = measured[f"{State.RESIDUAL} squares"]
+            vectors = measured[f"{LayerState.RESIDUAL} vectors"]
+            squares = measured[f"{LayerState.RESIDUAL} squares"]
             for kind, rows in rows_of_kinds(batch.kinds, self.kind_depth).items():
                 sums = sums_of_kind(kind, vectors[rows], squares[rows])
                 self.add_to_groups(sums, batch.take(rows))

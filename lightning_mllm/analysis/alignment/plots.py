@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations_with_replacement, product
 from typing import Any
 
+from lightning_mllm.alignment_names import ALL_TOKENS
 from lightning_mllm.analysis.alignment.batch_measures import PAIRED
 from lightning_mllm.analysis.alignment.between_kinds import pair_name
 from lightning_mllm.analysis.alignment.similarity import measure_names
 from lightning_mllm.analysis.core.result import Plot
-from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, SETS
+from lightning_mllm.analysis.core.token_sets import SETS
 from lightning_mllm.analysis.forward.observe import LayerState
 from lightning_mllm.statistics.jackknife import GROUPS
 

@@ -12,16 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_mllm.alignment_names import MODES
 from lightning_mllm.statistics.masked import masked_max, masked_mean, masked_median, masked_min
 
-VECTOR_MODES = ("avg", "mean")  # all pairs of samples follow from one vector per sample
-TOKEN_MODES = (
-    "median",
-    "max",
-    "min",
-    "max_mean",
-)  # those for which both samples' tokens have to be there
-MODES = (*VECTOR_MODES, *TOKEN_MODES)
 SAME_POSITION_MODES = ("diag_mean", "diag_median", "diag_max")
 
 TINY = 1e-30  # length of what counts as no vector: its similarity is 0

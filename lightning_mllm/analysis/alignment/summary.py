@@ -5,31 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from lightning_mllm.alignment_names import (
+    ALL_TOKENS,
+    SCORE_NAMES,
+    TOKEN_MODES,
+    VECTOR_MODES,
+    ScoreName,
+)
 from lightning_mllm.analysis.alignment.batch_measures import PAIRED, PAIRED_INPUT, number_names
 from lightning_mllm.analysis.alignment.between_kinds import curves_of_kinds, kinds_in
 from lightning_mllm.analysis.alignment.drawn_pairs import COMPARISONS, mean_of_pairs
 from lightning_mllm.analysis.alignment.group_sums import Curve, Groups, divide_by, inner_product
 from lightning_mllm.analysis.alignment.plots import make_plots
 from lightning_mllm.analysis.alignment.similarity import (
-    TOKEN_MODES,
-    VECTOR_MODES,
     measure_names,
     name_measures,
 )
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.running_sums import RunningSums
-from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, SETS
-from lightning_mllm.analysis.forward.observe import LayerState as State
+from lightning_mllm.analysis.core.token_sets import SETS
+from lightning_mllm.analysis.forward.observe import LayerState
 from lightning_mllm.errors import DataError
 from lightning_mllm.statistics.interval import STATISTICS, no_numbers
 
-ScoreName = Literal["ima_input", "ima_same_layer"]
-SCORE_NAMES: tuple[ScoreName, ...] = ("ima_input", "ima_same_layer")
 HALVES = "halves"
 _OF_ONE_SAMPLE = {"ima_same_layer": PAIRED, "ima_input": PAIRED_INPUT}
 
@@ -86,7 +89,7 @@ def summarise_alignment(
     found: RunningSums,
     settings: Mapping[str, Any],
     *,
-    states: Sequence[State],
+    states: Sequence[LayerState],
     variants: Sequence[str],
     gaps: Sequence[int],
 ) -> AnalysisResult:
@@ -103,12 +106,12 @@ def summarise_alignment(
     groups = Groups(found.sums)
     cells = {state: _curves_of_state(state, groups, gaps) for state in states}
     if found.kept:
-        cells[State.RESIDUAL] |= _curves_of_pairs(
-            found.kept, cells[State.RESIDUAL], 1 / groups.sizes.sum()
+        cells[LayerState.RESIDUAL] |= _curves_of_pairs(
+            found.kept, cells[LayerState.RESIDUAL], 1 / groups.sizes.sum()
         )
-    cells[State.RESIDUAL] |= curves_of_kinds(groups)
+    cells[LayerState.RESIDUAL] |= curves_of_kinds(groups)
     measures = tuple(dict.fromkeys(chain.from_iterable(cells.values())))
-    depth = next(iter(cells[State.RESIDUAL].values())).value.shape[1] - 1
+    depth = next(iter(cells[LayerState.RESIDUAL].values())).value.shape[1] - 1
     coords: dict[str, tuple[Any, ...]] = {
         "state": tuple(map(str, states)),
         "tokens": tuple(variants),
@@ -120,14 +123,17 @@ def summarise_alignment(
     for k, curves in enumerate(cells.values()):
         for measure, curve in curves.items():
             values[k, :, measures.index(measure)] = curve.estimate()
-    more = {"scores": _scores(cells[State.RESIDUAL], variants), "left_out": len(found.left_out)}
+    more = {
+        "scores": _scores(cells[LayerState.RESIDUAL], variants),
+        "left_out": len(found.left_out),
+    }
     n = int(groups.sizes.sum())
     plots = tuple(make_plots(coords, gaps, kinds_in(groups.names())))
     settings = {**settings, "found": more}
     return AnalysisResult(name, values, tuple(coords), coords, n, settings, plots)
 
 
-def _curves_of_state(state: State, groups: Groups, gaps: Sequence[int]) -> dict[str, Curve]:
+def _curves_of_state(state: LayerState, groups: Groups, gaps: Sequence[int]) -> dict[str, Curve]:
     """Return all measures of a state except those of drawn pairs."""
     first, *others = (_evaluate(state, groups, kept, gaps) for kept in groups.choices())
     curves: dict[str, Curve] = {}
@@ -140,7 +146,9 @@ def _curves_of_state(state: State, groups: Groups, gaps: Sequence[int]) -> dict[
     return curves
 
 
-def _evaluate(state: State, groups: Groups, kept: Tensor, gaps: Sequence[int]) -> dict[str, Tensor]:
+def _evaluate(
+    state: LayerState, groups: Groups, kept: Tensor, gaps: Sequence[int]
+) -> dict[str, Tensor]:
     """Return each measure of the samples in some groups, (variants, layers)."""
     n = float(groups.total("n", kept))
     numbers = groups.total(f"{state} numbers", kept) / n
@@ -148,7 +156,7 @@ def _evaluate(state: State, groups: Groups, kept: Tensor, gaps: Sequence[int]) -
     sums = groups.total(f"{state} vectors", kept)  # (variants, layers, modes, sets, width)
     perceptual, textual = (sums / n).unbind(-2)
     pairs = {"ima_same_layer": inner_product(perceptual, textual)}
-    if state is State.RESIDUAL:
+    if state is LayerState.RESIDUAL:
         pairs["ima_input"] = inner_product(perceptual[:, :1], textual)
         if "noise vectors" in groups.names():
             noise = groups.total("noise vectors", kept)[..., 0, :] / n
@@ -167,7 +175,7 @@ def _evaluate(state: State, groups: Groups, kept: Tensor, gaps: Sequence[int]) -
     return found
 
 
-def _deviations(state: State, groups: Groups) -> dict[str, Tensor]:
+def _deviations(state: LayerState, groups: Groups) -> dict[str, Tensor]:
     """Return the standard deviations over all pairs of samples, of second moments."""
     if f"{state} moments" not in groups.names():
         return {}
@@ -180,7 +188,7 @@ def _deviations(state: State, groups: Groups) -> dict[str, Tensor]:
     fourth = groups.per_group(f"{state} fourth moments")
     means = sums / n
     pairs: dict[str, tuple[Tensor, Tensor]] = {}  # means of inner products, and of their squares
-    for name in SCORE_NAMES if state is State.RESIDUAL else ("ima_same_layer",):
+    for name in SCORE_NAMES if state is LayerState.RESIDUAL else ("ima_same_layer",):
         at = slice(0, 1) if name == "ima_input" else slice(None)
         second = (moments[:, at, :, 0] * moments[:, :, :, 1]).sum((-2, -1)) / n**2
         pairs[name] = inner_product(means[:, at, :, 0], means[:, :, :, 1]), second

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_mllm.alignment_names import ALL_TOKENS, NO_SINKS
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.statistics.masked import masked_median
 from lightning_mllm.types import MultimodalBatch, Segment
 
 SETS = ("perceptual", "textual")
-ALL_TOKENS, NO_SINKS = "all", "without sinks"
 
 
 @dataclass(frozen=True)

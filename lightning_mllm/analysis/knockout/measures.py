@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lightning_mllm.statistics.interval import STATISTICS
+from lightning_mllm.statistics.interval import ENDS, STATISTICS, N
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
     Draws,
@@ -41,7 +41,6 @@ COLUMNS = (
     "margin_after",
 )
 _FLIPS = MEASURES.index("flip_rate")
-_ENDS = slice(STATISTICS.index("low_95"), STATISTICS.index("high_95") + 1)
 
 Cells = Mapping[str, Floats]  # column -> (questions, blocks, windows)
 
@@ -53,7 +52,7 @@ def flow_numbers(
 
     Args:
         cells: Column -> numbers, (questions, blocks, windows).
-        fair: The same cells, NaN where a question counts in no contrast.
+        fair: Cells as in `cells`, but NaN where a question counts in no contrast.
         ceiling: Cells of the ceiling, which are one block.
         pairs: Blocks that are contrasted.
         draws: Resamples of the questions.
@@ -71,7 +70,7 @@ def flow_numbers(
     numbers.insert(_FLIPS, share(flat["flipped"], draws.pictures))
     numbers += _relative_to_ceiling(flat, above, draws)
     stacked = np.stack(numbers, axis=1).reshape(blocks, windows, len(MEASURES), len(STATISTICS))
-    stacked[-1, :, -1, _ENDS] = stacked[-1, :, -1, :1]  # the ceiling's flips relative to itself
+    stacked[-1, :, -1, ENDS] = stacked[-1, :, -1, :1]  # the ceiling's flips relative to itself
     contrasts = [_contrast(fair, *pair, draws)[None] for pair in pairs]
     return np.concatenate([stacked, *contrasts])
 
@@ -92,7 +91,7 @@ def _contrast(fair: Cells, first: int, second: int, draws: Draws) -> Floats:
     flips = share_difference(ours["flipped"], theirs["flipped"], draws.pictures)
     numbers.insert(_FLIPS, flips)
     undefined = np.full_like(flips, np.nan)  # relative to the ceiling
-    undefined[:, STATISTICS.index("n")] = 0
+    undefined[:, N] = 0
     numbers += [undefined] * (len(MEASURES) - len(numbers))
     return np.stack(numbers, axis=1)
 
@@ -120,6 +119,6 @@ def _relative_to_ceiling(cells: Cells, ceiling: Cells, draws: Draws) -> list[Flo
     relative = estimate(ratio_of_means(100 * change, above), change + above, draws)
     _, low, high, _ = estimate(mean(above), change + above, draws).T
     bounded = (low > 0) | (high < 0)
-    relative[:, _ENDS] = np.where(bounded[:, None], relative[:, _ENDS], np.nan)
+    relative[:, ENDS] = np.where(bounded[:, None], relative[:, ENDS], np.nan)
     flips = share_ratio(cells["flipped"], ceiling["flipped"], draws.pictures, 100)
     return [relative, flips]

@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.alignment_names import ALL_TOKENS, NO_SINKS
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
-from lightning_mllm.analysis.core.token_sets import ALL_TOKENS, NO_SINKS, SETS, TokenSets
+from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.forward.float32_head import (
     head_logits,
     states_at_once,

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
+from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import LayerState as State
-from lightning_mllm.analysis.forward.observe import stream_states
+from lightning_mllm.analysis.forward.observe import LayerState, stream_states
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.statistics.jackknife import lowest
+from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.types import MultimodalBatch
 
 
@@ -90,7 +90,7 @@ class TokenMeans(StreamedAnalysis):
         rows = [row for row, name in enumerate(_names(batch)) if name in drawn]
         found: dict[int, Tensor] = {}
 
-        def observe(_: State, layer: int, states: Tensor) -> None:
+        def observe(_: LayerState, layer: int, states: Tensor) -> None:
             if layer in layers:
                 counted = masks[rows].any(1)[..., None]
                 exact = states.double().masked_fill(~counted, 0)  # whatever padding has
@@ -99,7 +99,7 @@ class TokenMeans(StreamedAnalysis):
 
         if not rows:
             return {}
-        stream_states(backbone, batch.take(rows), (State.RESIDUAL,), observe)
+        stream_states(backbone, batch.take(rows), (LayerState.RESIDUAL,), observe)
         means = torch.stack([found[layer] for layer in layers], dim=1).float().cpu()
         every = torch.full((len(batch), *means.shape[1:]), torch.nan)
         every[rows] = means

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lightning_mllm.alignment_names import ALL_TOKENS, MODES, NO_SINKS, SCORE_NAMES
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study.engine.checks import check_files, check_names, check_resamples
 from lightning_mllm.study.engine.runnable import RunnableStudy
@@ -114,11 +115,7 @@ class AlignmentStudy(RunnableStudy):
                 "to alignment, and to one or more of tasks, presence and captions; there are some "
                 f"for {', '.join(measures) or 'none'}."
             )
-        if not self.readings or len(set(self.readings)) < len(self.readings):
-            raise ConfigError(
-                f"readings is {self.readings}. Name one alignment score or more, each once, e.g. "
-                "'ima_input avg'."
-            )
+        self._check_scores()
         check_resamples(self.resamples)
         for option, files in {"common": self.common, **measures}.items():
             check_files(option, files)
@@ -126,6 +123,18 @@ class AlignmentStudy(RunnableStudy):
             check_files(f"checkpoints.{name}.configs", entry.configs)
         check_names("checkpoints", [weights.name for weights in self.weights()])
         self._check_twins()
+
+    def _check_scores(self) -> None:
+        """Refuse alignment scores that the analysis does not have, before anything is run."""
+        known = [f"{name} {mode}" for name in SCORE_NAMES for mode in MODES]
+        unknown = set(self.readings) - set(known)
+        if unknown or not self.readings or len(set(self.readings)) < len(self.readings):
+            raise ConfigError(
+                f"readings is {self.readings}. Name one alignment score or more, each once: "
+                f"{' or '.join(SCORE_NAMES)}, then one of {', '.join(MODES)}, e.g. 'ima_input avg'."
+            )
+        if self.tokens not in (ALL_TOKENS, NO_SINKS):
+            raise ConfigError(f"tokens is {self.tokens!r}, not {ALL_TOKENS!r} or {NO_SINKS!r}.")
 
     def _check_twins(self) -> None:
         """Refuse a checkpoint under two names: it would count twice in every correlation."""

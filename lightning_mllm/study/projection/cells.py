@@ -9,9 +9,8 @@ from lightning_mllm.study.engine.cell_folder import Folder
 from lightning_mllm.study.projection.rates import RATE
 from lightning_mllm.study.projection.study import FT_PROJ, ZERO_SHOT, Study
 
-Training = tuple[
-    str, tuple[str, ...], float | None
-]  # policy, its config files, a rate of the sweep
+# policy, its config files, a rate of the sweep
+Training = tuple[str, tuple[str, ...], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 from lightning_mllm.errors import ConfigError
@@ -10,6 +11,20 @@ from lightning_mllm.study.engine.config_files import config_of
 
 _KEYS = ("model", "learning_rates", "projector")
 RATE = ".".join(_KEYS)
+
+
+def without_rate(files: Iterable[str]) -> list[Any]:
+    """Return the contents of config files without the projection's learning rate."""
+    contents = []
+    for file in files:
+        content = deepcopy(config_of(file))
+        node = content
+        for key in _KEYS[:-1]:
+            node = node.get(key) if isinstance(node, Mapping) else None
+        if isinstance(node, dict):
+            node.pop(_KEYS[-1], None)
+        contents.append(content)
+    return contents
 
 
 def projector_rate(files: Iterable[str]) -> float | None:

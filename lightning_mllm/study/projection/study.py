@@ -8,7 +8,7 @@ from typing import Literal
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study.engine.checks import check_files, check_names, check_resamples
 from lightning_mllm.study.engine.runnable import RunnableStudy
-from lightning_mllm.study.projection.rates import projector_rate
+from lightning_mllm.study.projection.rates import RATE, projector_rate, without_rate
 
 ZERO_SHOT, FT_PROJ, FT_E2E = "zero_shot", "ft_proj", "ft_e2e"
 
@@ -132,6 +132,9 @@ class Study(RunnableStudy):
         if self.sweep is not None:
             self._check_sweep(self.sweep)
         self._check_files()
+        if self.sweep is not None:
+            for preset in self.sweep.also:
+                self._check_differs_in_rate_alone(preset, self.sweep.preset)
 
     def _check_sweep(self, sweep: RateSweep) -> None:
         able = [preset for preset, policies in self.presets.items() if FT_PROJ in policies]
@@ -146,6 +149,15 @@ class Study(RunnableStudy):
         if len(different) < max(len(sweep.rates), 2) or min(different) <= 0:
             raise ConfigError(
                 f"sweep.rates are {sweep.rates}: give two or more different rates above 0."
+            )
+
+    def _check_differs_in_rate_alone(self, preset: str, swept: str) -> None:
+        """Refuse a preset that stands for a rate of the sweep but has other settings, too."""
+        first, second = (without_rate(self.presets[name][FT_PROJ]) for name in (preset, swept))
+        if first != second:
+            raise ConfigError(
+                f"sweep.also names the preset {preset!r}, whose {FT_PROJ} differs from that of "
+                f"{swept!r} in more than {RATE}. Take it out of sweep.also, or make the rest equal."
             )
 
     def _check_files(self) -> None:

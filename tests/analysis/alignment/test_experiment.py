@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_mllm.alignment_names import MODES, TOKEN_MODES, VECTOR_MODES
 from lightning_mllm.analysis.alignment.between_kinds import rows_of_kinds
 from lightning_mllm.analysis.alignment.experiment import Alignment, _Noise
-from lightning_mllm.analysis.alignment.similarity import MODES, TOKEN_MODES, VECTOR_MODES
 from lightning_mllm.analysis.alignment.summary import AlignmentScore, alignment_score
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import LayerState as State
+from lightning_mllm.analysis.forward.observe import LayerState
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.jackknife import group_of
@@ -47,7 +47,7 @@ class TestAlignmentOfEverything(StreamedContract):
 
     def make(self, **options: Any) -> Alignment:
         everything = {
-            "states": list(State),
+            "states": list(LayerState),
             "deviation": True,
             "noise": True,
             "between_kinds": True,

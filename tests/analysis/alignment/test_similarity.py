@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_mllm.alignment_names import MODES, TOKEN_MODES
 from lightning_mllm.analysis.alignment.similarity import (
-    MODES,
-    TOKEN_MODES,
     compact_positions,
     compare_same_positions,
     compare_tokens,

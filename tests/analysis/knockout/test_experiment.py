@@ -375,7 +375,7 @@ def by_hand(logprobs: list[float], forms: AnswerForms) -> float:
             {"blocks": ["image->last"], "contrasts": [("image->last", "last->last")]},
             r"names 'last->last'.*Add it",
         ),
-        ({"blocks": ["imagge->last"]}, r"Did you mean 'image'"),
+        ({"blocks": ["imagge->last"]}, 'Did you mean "image"'),
     ],
 )
 def test_what_can_not_be_is_refused_before_any_forward(

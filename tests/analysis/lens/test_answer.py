@@ -184,7 +184,7 @@ def test_states_that_are_not_finite_are_refused_by_name(tiny_llava: str) -> None
     pixels[2] = torch.nan
 
     with pytest.raises(
-        NotFiniteError, match=r"The LLM's states are NaN .* 1 of 6 samples .* first for 'test-2'"
+        NotFiniteError, match=r"The LLM's states are NaN .* 1 of 6 samples, first for 'test-2'"
     ):
         residual_states(
             load(tiny_llava), replace(batch, vision={"pixel_values": pixels}), last, "none"

@@ -135,7 +135,7 @@ def test_noise_depends_on_the_seed_and_the_matrix_only(weight: Tensor) -> None:
         ({"sparsity": 1.0}, r"less than 1, or like '2:4', in quotes; not 1\.0"),
         ({"sparsity": -0.1}, r"at least 0"),
         ({"sparsity": 124}, r"in quotes; not 124"),  # 2:4 without quotes, as YAML reads it
-        ({"sparsity": "5:4"}, r"'5:4'; expected a number or 'n:m' with 0 < n <= m"),
+        ({"sparsity": "5:4"}, r"'5:4'; expected a number, or 'n:m' with 0 < n <= m"),
         ({"sparsity": "half"}, r"'half'; expected"),
         ({"sparsity": "2:4", "per": "matrix"}, r"within rows; leave per: matrix out"),
     ],

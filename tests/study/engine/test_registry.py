@@ -24,7 +24,7 @@ from lightning_mllm.study import AlignmentCommand, StudyCommand, study_class
         ),
         (
             "kind: alignment\nreadngs: [a]\n",
-            r"kind 'alignment' has no option 'readngs'\. Did you mean 'readings'\?",
+            r"kind 'alignment' has no option 'readngs'\.\nDid you mean \"readings\"\?",
         ),
         (
             "kind: alignment\nqqqqqq: 1\n",
@@ -64,6 +64,8 @@ def test_the_kind_of_a_study_is_that_of_its_last_config_file_or_its_option(tmp_p
     assert (
         study_class(["--config", str(tmp_path / "missing.yaml")]) is StudyCommand
     )  # the parser says what is missing
+    assert study_class(["--kind", "--help"]) is StudyCommand  # the value is missing, too
+    assert study_class(["--config", str(paths["a"]), "--kind", "--jobs", "2"]) is AlignmentCommand
     with pytest.raises(
         ConfigError, match=r"no kind 'oddity' of study, only projection and alignment"
     ):

@@ -58,20 +58,26 @@ def test_a_config_that_is_no_yaml_is_named(study: Change, fake: FakeLightning) -
         run_study(study(), fake)
 
 
-def test_presets_of_shipped_studies_that_share_a_sweep_s_rates_differ_in_the_rate_alone() -> None:
-    compared = 0
-    for path in CONFIGS.rglob("*.yaml"):
-        study = yaml.safe_load(path.read_text())
-        sweep = study.get("sweep") or {}
-        for preset in sweep.get("also", ()):
-            ours, theirs = (study["presets"][name]["ft_proj"] for name in (sweep["preset"], preset))
-            assert list(map(without_rate, theirs)) == list(map(without_rate, ours))
-            compared += 1
+def test_a_preset_that_stands_for_a_rate_of_the_sweep_differs_in_the_rate_alone(
+    study: Change, fake: FakeLightning
+) -> None:
+    Path("same.yaml").write_text(yaml.safe_dump(with_rate("proj.yaml", 3e-4)))
+    Path("other.yaml").write_text(
+        yaml.safe_dump({**with_rate("proj.yaml", 3e-4), "trainer": {"max_epochs": 9}})
+    )
+    presets = study().presets
+    more = {**presets, "same": {"ft_proj": ["same.yaml"]}, "other": {"ft_proj": ["other.yaml"]}}
+    swept = next(iter(presets))
 
-    assert compared
+    rates = [1e-4, 3e-4]
+    study(presets=more, sweep=RateSweep(preset=swept, rates=rates, also=["same"])).check()
+    with pytest.raises(ConfigError, match=r"also names the preset 'other'.* in more than model\."):
+        study(
+            presets=more, sweep=RateSweep(preset=swept, rates=[1e-4, 3e-4], also=["other"])
+        ).check()
 
 
-def without_rate(file: str) -> Any:
-    content = yaml.safe_load((CONFIGS.parent / file).read_text())
-    content["model"].get("learning_rates", {}).pop("projector", None)
+def with_rate(file: str, rate: float) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(Path(file).read_text())
+    content.setdefault("model", {}).setdefault("learning_rates", {})["projector"] = rate
     return content
