@@ -40,11 +40,11 @@ class StreamedContract:
         checkpoint: str,
         parts: Sequence[MultimodalBatch],
         folder: Path | None = None,
-        share: int = 0,
+        rank: int = 0,
         **options: Any,
     ) -> StreamedAnalysis:
         analysis = self.make(**options)
-        analysis.prepare(tokenizer(checkpoint), folder, share=share)
+        analysis.prepare(tokenizer(checkpoint), folder, rank=rank)
         for batch in parts:
             analysis.update(backbone, batch)
         return analysis
@@ -126,16 +126,16 @@ class StreamedContract:
     ) -> None:
         parts = batches(tiny_llava, 1)
         expected = self.run(backbone, tiny_llava, parts, **self.one_process).compute()
-        shares = [
+        ranks = [
             self.run(backbone, tiny_llava, parts[k::2], tmp_path, k, **self.one_process)
             for k in (0, 1)
         ]
-        for each in shares:
+        for each in ranks:
             each.settle()
 
-        shares[0].merge()
+        ranks[0].merge()
 
-        self.close(shares[0].compute(), expected)
+        self.close(ranks[0].compute(), expected)
         assert RunningSums.read(tmp_path / "sums.safetensors").done == {
             f"test-{k}" for k in range(6)
         }

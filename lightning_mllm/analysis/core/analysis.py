@@ -88,7 +88,7 @@ class Analysis(ABC):
         tokenizer: PreTrainedTokenizerBase,
         folder: Path | None = None,
         source: Mapping[str, Any] | None = None,
-        share: int = 0,
+        rank: int = 0,
         answers: KnownAnswers | None = None,
     ) -> None:
         """Get ready for the first batch, or for the one after those whose results the folder has.
@@ -99,7 +99,7 @@ class Analysis(ABC):
                 they stay in memory.
             source: Which model and data these are, as plain data. It becomes part of the result's
                 settings.
-            share: Number of this process.
+            rank: Number of this process.
             answers: What the model answers, known to all analyses of one run; without it each asks
                 for itself.
 

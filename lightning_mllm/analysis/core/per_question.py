@@ -121,14 +121,14 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         tokenizer: PreTrainedTokenizerBase,
         folder: Path | None = None,
         source: Mapping[str, Any] | None = None,
-        share: int = 0,
+        rank: int = 0,
         answers: KnownAnswers | None = None,
     ) -> None:
         """Get ready; see `Analysis.prepare`."""
         self.reset()
         self._tokenizer, self._source = tokenizer, source or {}
         self._answers = answers or KnownAnswers()
-        self.rows = Rows(self.row_type, folder, self.making, share)
+        self.rows = Rows(self.row_type, folder, self.making, rank)
 
     @torch.no_grad()
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:

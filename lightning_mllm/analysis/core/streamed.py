@@ -27,7 +27,7 @@ from lightning_mllm.statistics.jackknife import group_of
 from lightning_mllm.store.manifest import claim_folder
 from lightning_mllm.types import MultimodalBatch, Sample
 
-_MERGED, _SHARES = "sums.safetensors", "sums-*.safetensors"
+_MERGED, _OF_RANKS = "sums.safetensors", "sums-*.safetensors"
 
 
 class StreamedAnalysis(Analysis):
@@ -60,7 +60,7 @@ class StreamedAnalysis(Analysis):
         self.sets, self.groups = sets, groups
         self.seed, self.snapshot_every = seed, snapshot_every
         self._folder: Path | None = None
-        self._share = 0
+        self._rank = 0
         self.reset()
 
     @abstractmethod
@@ -92,13 +92,13 @@ class StreamedAnalysis(Analysis):
         tokenizer: PreTrainedTokenizerBase,
         folder: Path | None = None,
         source: Mapping[str, Any] | None = None,
-        share: int = 0,
+        rank: int = 0,
         answers: object = None,
     ) -> None:
         """Get ready; see `Analysis.prepare`."""
         self.reset()
         self._tokenizer, self._source = tokenizer, source or {}
-        self._folder, self._share = folder, share
+        self._folder, self._rank = folder, rank
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             claim_folder(folder, self.making)
@@ -167,7 +167,7 @@ class StreamedAnalysis(Analysis):
         self.settle()
         if self._folder is not None:
             self._all().write(self._folder / _MERGED)
-            for path in self._folder.glob(_SHARES):
+            for path in self._folder.glob(_OF_RANKS):
                 path.unlink()
             self.found = RunningSums()
 
@@ -196,7 +196,7 @@ class StreamedAnalysis(Analysis):
 
     @property
     def _own_file(self) -> str:
-        return f"sums-{self._share}.safetensors"
+        return f"sums-{self._rank}.safetensors"
 
     def _write(self) -> None:
         if self._folder is not None:
@@ -223,7 +223,7 @@ def _read(folder: Path) -> dict[Path, RunningSums]:
     if (folder / _MERGED).is_file():
         files[folder / _MERGED] = RunningSums.read(folder / _MERGED)
         merged = files[folder / _MERGED].done
-    for path in sorted(folder.glob(_SHARES)):
+    for path in sorted(folder.glob(_OF_RANKS)):
         found = RunningSums.read(path)
         if not found.done <= merged:
             files[path] = found

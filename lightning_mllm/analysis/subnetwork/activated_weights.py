@@ -156,7 +156,7 @@ class ActivatedWeights(Analysis):
         tokenizer: PreTrainedTokenizerBase,
         folder: Path | None = None,
         source: Mapping[str, Any] | None = None,
-        share: int = 0,
+        rank: int = 0,
         answers: object = None,
     ) -> None:
         """Get ready, and read the calibrations that the folder has; see `Analysis.prepare`.
@@ -166,14 +166,14 @@ class ActivatedWeights(Analysis):
                 several processes.
             CheckpointError: A calibration that was finished is missing or damaged.
         """
-        if share > 0:
+        if rank > 0:
             raise ConfigError(
                 f"{self.name} needs all samples of a task in one process. Set trainer.devices: 1; "
                 "evaluations can have as many as you like."
             )
         self.reset()
         self._folder, self._source = folder, source or {}
-        self._rows = Rows(CalibrationRow, folder, self._making, share)
+        self._rows = Rows(CalibrationRow, folder, self._making, rank)
         table = self._rows.table()
         finished = zip(table["task"].tolist(), table["fold"].tolist(), strict=True)
         for task, fold in sorted(set(finished)):

@@ -355,4 +355,4 @@ def test_a_pattern_that_does_not_fit_is_refused_at_the_first_batch(
 
 def test_a_second_process_is_refused(tiny_llava: str) -> None:
     with pytest.raises(ConfigError, match=r"Set trainer\.devices: 1"):
-        ActivatedWeights().prepare(tokenizer(tiny_llava), share=1)
+        ActivatedWeights().prepare(tokenizer(tiny_llava), rank=1)
