@@ -81,12 +81,7 @@ class ActivatedWeights(Analysis):
         kind_depth: int | None = None,
         label: str = "",
     ) -> None:
-        self.name = label or self.default_name
-        if self.name != Path(self.name).name:
-            raise ConfigError(
-                f"The label of an analysis names a folder, so it can't be {label!r}. Leave "
-                "slashes out."
-            )
+        super().__init__(label=label)
         if min(samples, folds) < 1:
             raise ConfigError(
                 f"ActivatedWeights needs a sample and a fold or more, not {samples} and {folds}."
@@ -109,7 +104,6 @@ class ActivatedWeights(Analysis):
         self.pruning, self.kind_depth = pruning, kind_depth
         self.samples, self.folds = samples, folds
         self._folder: Path | None = None
-        self._source: Mapping[str, Any] = {}
         self._rows = Rows(CalibrationRow)
         self._sets: dict[Key, list[Calibration]] = {}  # one of each fold
         self._waiting: dict[str, list[MultimodalBatch]] = {}  # by task, the set that is not full
@@ -172,8 +166,9 @@ class ActivatedWeights(Analysis):
                 "evaluations can have as many as you like."
             )
         self.reset()
-        self._folder, self._source = folder, source or {}
-        self._rows = Rows(CalibrationRow, folder, self._making, rank)
+        self._tokenizer, self._source = tokenizer, source or {}
+        self._folder = folder
+        self._rows = Rows(CalibrationRow, folder, self.making, rank)
         table = self._rows.table()
         finished = zip(table["task"].tolist(), table["fold"].tolist(), strict=True)
         for task, fold in sorted(set(finished)):
@@ -234,7 +229,7 @@ class ActivatedWeights(Analysis):
         counted: dict[str, list[dict[str, int]]] = {}
         for (task, tokens), folds in sets.items():
             counted[f"{task} ({tokens})"] = [each.counts() for each in folds]
-        settings = {**self._making, "found": {"calibrations": counted}}
+        settings = {**self.making, "found": {"calibrations": counted}}
         n, plots = len(self._rows.done), make_plots(coords["pair"])
         return AnalysisResult(self.name, values, tuple(coords), coords, n, settings, plots)
 
@@ -243,10 +238,6 @@ class ActivatedWeights(Analysis):
         self._folder, self._source, self._rows = None, {}, Rows(CalibrationRow)
         self._sets, self._waiting, self._seen = {}, {}, set()
         self._backbone = self._autocast = None
-
-    @property
-    def _making(self) -> dict[str, Any]:
-        return {"analysis": dict(self.settings), "source": dict(self._source)}
 
     def _task_of(self, kind: str | None) -> str:
         return kind_of(kind or "", self.kind_depth) or ALL

@@ -356,3 +356,13 @@ def test_a_pattern_that_does_not_fit_is_refused_at_the_first_batch(
 def test_a_second_process_is_refused(tiny_llava: str) -> None:
     with pytest.raises(ConfigError, match=r"Set trainer\.devices: 1"):
         ActivatedWeights().prepare(tokenizer(tiny_llava), rank=1)
+
+
+def test_it_has_the_tokenizer_that_it_was_prepared_with(tiny_llava: str) -> None:
+    analysis, words = ActivatedWeights(), tokenizer(tiny_llava)
+    with pytest.raises(ConfigError, match=r"call prepare\(tokenizer\) before the first batch"):
+        _ = analysis.tokenizer
+
+    analysis.prepare(words)
+
+    assert analysis.tokenizer is words
