@@ -74,7 +74,13 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         bootstrap: Bootstrap = Bootstrap(),
         label: str = "",
     ) -> None:
-        super().__init__(correct_only=correct_only, match=match, label=label)
+        super().__init__(
+            correct_only=correct_only,
+            match=match,
+            kind_depth=kind_depth,
+            bootstrap=bootstrap,
+            label=label,
+        )
         for name, values in (
             ("computations", computations),
             ("shares", shares),
@@ -97,7 +103,6 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         self.cases: list[Skip] = []
         for computation, start, share in product(computations, starts, shares):
             self.cases.append(replace(skip, computation=computation, start=start, share=share))
-        self.kind_depth, self.bootstrap = kind_depth, bootstrap
         self._flops: dict[tuple[Any, ...], int] = {}  # of passes that compute the same
 
     @property
@@ -106,8 +111,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         return {
             "cases": [asdict(case) for case in self.cases],
             "repetitions": self.repetitions,
-            "correct_only": self.correct_only,
-            "match": self.match,
+            **self.shared_settings,
         }
 
     def reset(self) -> None:
@@ -135,7 +139,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
             for row, question in enumerate(questions):
                 rows[row].append(
                     SkippingRow(
-                        **_named(question),
+                        **question.columns,
                         computation=case.computation,
                         start=starts[case.start],
                         percent=100 * case.share,
@@ -150,7 +154,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
 
     def left_out(self, question: AskedQuestion) -> SkippingRow:
         """Return the row of a question that the model answers wrongly."""
-        return SkippingRow(**_named(question), measured=False)
+        return SkippingRow(**question.columns, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per kind, computation, first layer and share."""
@@ -164,10 +168,9 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         rows = [row for row, kind in enumerate(batch.kinds) if kind is not None]
         if not rows:
             return {}
-        assert self._tokenizer is not None  # `update` has checked that
         asked = batch.take(rows)
         with skipped(backbone, asked, case):
-            answers = ExactMatch(match=self.match).evaluate(backbone.model, self._tokenizer, asked)
+            answers = ExactMatch(match=self.match).evaluate(backbone.model, self.tokenizer, asked)
         return {answer.sample_id: float(answer.correct) for answer in answers}
 
     def _count(self, backbone: Backbone, alone: DecoderPass, case: Skip | None) -> int:
@@ -194,7 +197,3 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
                 f"{list(starts.values())} of {depth}, one of them twice. Leave one out."
             )
         return starts
-
-
-def _named(question: AskedQuestion) -> dict[str, Any]:
-    return {name: getattr(question, name) for name in ("sample_id", "kind", "picture", "correct")}

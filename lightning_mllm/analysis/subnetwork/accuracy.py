@@ -100,7 +100,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         kind_depth: int | None = None,
         label: str = "",
     ) -> None:
-        super().__init__(correct_only=correct_only, match=match, label=label)
+        super().__init__(correct_only=correct_only, match=match, kind_depth=kind_depth, label=label)
         if not calibrations:
             raise ConfigError(
                 "PrunedAccuracy.calibrations names no folder. Name that of an ActivatedWeights."
@@ -112,7 +112,6 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
             )
         self.folders = [calibrations] if isinstance(calibrations, str) else list(calibrations)
         self.tokens, self.compare, self.seed = tokens, tuple(compare), seed
-        self.kind_depth = kind_depth
         self._made: dict[str, SubNetwork] = {}
 
     @property
@@ -130,8 +129,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
             "calibrations": digests,
             "compare": list(self.compare),
             "seed": self.seed,
-            "correct_only": self.correct_only,
-            "match": self.match,
+            **self.shared_settings,
         }
 
     def check(self, samples: Iterable[Sample]) -> None:
@@ -160,12 +158,11 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
     ) -> list[list[PrunedRow]]:
         """Let all sub-networks answer."""
-        assert self._tokenizer is not None  # `update` has checked that
         rows = [[_row(question, WHOLE, 0.0, question.correct, "")] for question in questions]
         for name, subnetwork in self._subnetworks(backbone).items():
             with pruned(backbone, subnetwork):
                 answers = ExactMatch(match=self.match).evaluate(
-                    backbone.model, self._tokenizer, batch
+                    backbone.model, self.tokenizer, batch
                 )
             for own, question, said in zip(rows, questions, answers, strict=True):
                 own.append(_row(question, name, subnetwork.sparsity, said.correct, said.answer))
@@ -173,7 +170,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
 
     def left_out(self, question: AskedQuestion) -> PrunedRow:
         """Return the row of a question that the whole LLM answers wrongly."""
-        return PrunedRow(**_named(question), measured=False)
+        return PrunedRow(**question.columns, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per sub-network and kind."""
@@ -234,13 +231,9 @@ def _row(
     question: AskedQuestion, subnetwork: str, sparsity: float, right: bool, answer: str
 ) -> PrunedRow:
     return PrunedRow(
-        **_named(question),
+        **question.columns,
         subnetwork=subnetwork,
         sparsity=sparsity,
         right=right,
         answer=json.dumps(answer, ensure_ascii=False),
     )
-
-
-def _named(question: AskedQuestion) -> dict[str, Any]:
-    return {name: getattr(question, name) for name in ("sample_id", "kind", "picture", "correct")}
