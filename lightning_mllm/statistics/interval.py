@@ -24,6 +24,7 @@ STATISTICS = ("value", "low_95", "high_95", "n")  # the last axis of a result th
 VALUE = STATISTICS.index("value")
 LOW = STATISTICS.index("low_95")
 HIGH = STATISTICS.index("high_95")
+ENDS = slice(LOW, HIGH + 1)
 N = STATISTICS.index("n")
 
 

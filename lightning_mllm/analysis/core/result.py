@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_mllm.errors import DataError
-
-Floats = NDArray[np.float64]
+from lightning_mllm.statistics.missing import Floats
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.core.result import Floats, Plot
+from lightning_mllm.analysis.core.result import Plot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.interval import STATISTICS, mean_of_independent, stack_statistics
-from lightning_mllm.statistics.missing import mean_where
+from lightning_mllm.statistics.missing import Floats, mean_where
 
 MEAN = "mean"  # over the matrices of a layer, which all count as much
 CHANCE = "chance"

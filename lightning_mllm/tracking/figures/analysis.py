@@ -11,14 +11,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Floats, Plot
+from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.statistics.interval import HIGH, LOW, VALUE, N
+from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.tracking.figures.guard import spares_the_run
 from lightning_mllm.tracking.figures.run import GREY, PALETTE, finish_axis, save_figure
 from lightning_mllm.tracking.figures.study import make_panels
 
 _DASHES = ("-", "--", ":")
 _SHORT = 4  # characters; a longer name of a column is written upright
-_VALUE, _LOW, _HIGH, _N = range(4)  # of the last axis of a result
 
 
 def draw_plots(result: AnalysisResult, folder: Path) -> list[Path]:
@@ -58,7 +59,7 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     figure, axes = make_panels(titles, same_height=not points)
     images = []
     for axis, title, own in zip(axes, titles, values, strict=True):
-        n = own.shape[1] if points else int(own[..., _N].max(initial=0))
+        n = own.shape[1] if points else int(own[..., N].max(initial=0))
         axis.set_title(f"{title} (N = {n})", parse_math=False)
         axis.set_xlabel(plot.xlabel)
         if points:
@@ -66,8 +67,8 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
         elif plot.style == "lines":
             _draw_lines(axis, plot, places, own, n)
         else:
-            extent = _find_extent(values[..., _VALUE])
-            images.append(_draw_map(axis, plot, places, own[..., _VALUE], extent))
+            extent = _find_extent(values[..., VALUE])
+            images.append(_draw_map(axis, plot, places, own[..., VALUE], extent))
     if images:
         figure.colorbar(images[0], ax=axes, label=plot.label, shrink=0.8)
     bands = f"; bands: 95 % intervals over {plot.over}" if plot.style == "lines" else ""
@@ -89,13 +90,13 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
         colour = PALETTE[index % len(PALETTE)]
         dashes = _DASHES[index // len(PALETTE) % len(_DASHES)]
-        counted = int(own[:, _N].max(initial=0))
+        counted = int(own[:, N].max(initial=0))
         if n and not counted:
             continue  # not measured in this panel
         shown = label if counted == n else f"{label} (N = {counted})"
         axis.plot(
             at,
-            own[:, _VALUE],
+            own[:, VALUE],
             dashes,
             marker="o",
             markersize=3,
@@ -103,7 +104,7 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
             color=colour,
             label=shown,
         )
-        axis.fill_between(at, own[:, _LOW], own[:, _HIGH], color=colour, alpha=0.2, linewidth=0)
+        axis.fill_between(at, own[:, LOW], own[:, HIGH], color=colour, alpha=0.2, linewidth=0)
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.set_ylabel(plot.label)
     finish_axis(axis)
