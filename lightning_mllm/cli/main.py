@@ -23,9 +23,8 @@ def main(args: list[str] | None = None) -> None:
         args: The command line; by default that of the process.
     """
     command, arguments = find_command(sys.argv[1:] if args is None else args)
-    if (
-        os.getcwd() not in sys.path
-    ):  # so that a config can name a class of the user's: my_data.Leaves
+    # so that a config can name a class of the user's: my_data.Leaves
+    if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)

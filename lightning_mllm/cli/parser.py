@@ -40,9 +40,8 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._files: list[
-            tuple[str, Namespace]
-        ] = []  # names and contents of the configs read so far
+        # names and contents of the configs read so far
+        self._files: list[tuple[str, Namespace]] = []
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Read a config file."""

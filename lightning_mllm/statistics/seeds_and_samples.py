@@ -213,9 +213,8 @@ class Resampler:
         hits = weights @ (true & said).astype(float)
         occurrences = support + weights @ said.astype(float)
         f1 = np.divide(2 * hits, occurrences, out=np.zeros_like(hits), where=occurrences > 0)
-        drawn = np.maximum(
-            support.sum(axis=1), 1
-        )  # a resample may draw none of a seed's few samples
+        # a resample may draw none of a seed's few samples
+        drawn = np.maximum(support.sum(axis=1), 1)
         return np.stack([hits.sum(axis=1) / drawn, f1.mean(axis=1)])
 
 

@@ -13,14 +13,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-_SUFFIXES = (
-    ".json",
-    ".jinja",
-    ".model",
-    ".txt",
-    ".bin",
-    ".safetensors",
-)  # what a model and its processor consist of
+# what a model and its processor consist of
+_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".bin", ".safetensors")
 _WHOLE = 1 << 20  # files up to this size are read whole
 _TAIL = 1 << 16  # of other files: there a torch.save has the checksums of its parts
 _SAMPLE = 256  # bytes of each tensor

@@ -65,5 +65,4 @@ def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
                 f"Decoder layer {index}, a {type(layer).__name__}, has no nn.Linear, so nothing "
                 "of it can be pruned. Load the model without quantisation."
             )
-
     return found

@@ -25,17 +25,13 @@ def run(name: str, arguments: list[str]) -> None:
     """Show the dataset."""
     register_resolvers()
     parser = _parser(f"{PROGRAM} {name}")
-    if any(
-        argument.partition("=")[0] == "--split" for argument in arguments
-    ):  # a config may have it
+    # a config may have it
+    if any(argument.partition("=")[0] == "--split" for argument in arguments):
         parser.error("unrecognized arguments: --split")
     options = parser.instantiate(parser.parse_args(arguments))
     module, model = options.data, options.model or {}
-    for option in (
-        "checkpoint",
-        "revision",
-        "trust_remote_code",
-    ):  # the config of a fit has them in `model`
+    # the config of a fit has them in `model`
+    for option in ("checkpoint", "revision", "trust_remote_code"):
         setattr(module, option, getattr(module, option) or model.get(option))
     with module.bad_rows.gather():
         found: list[Inventory | WrittenOut] = [take_inventory(module, options.splits)]

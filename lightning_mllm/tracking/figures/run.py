@@ -160,9 +160,8 @@ def confusion_matrix(
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="Share of the true class", shrink=0.8)
-    axis.axvline(
-        classes - 0.5, color=GREY, linewidth=1
-    )  # to the right of it: answers that name no class
+    # to the right of it: answers that name no class
+    axis.axvline(classes - 0.5, color=GREY, linewidth=1)
     if classes <= _MOST_TICK_LABELS:
         names = [shorten(name, 24) for name in result.names]
         axis.set_xticks(range(classes + 1), [*names, "(invalid)"], rotation=90, parse_math=False)
