@@ -43,14 +43,18 @@ def choose_study(arguments: Sequence[str], kinds: Kinds) -> type[RunnableStudy]:
 
 
 def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
-    """Return the values of an option, written as `--option value` or `--option=value`."""
+    """Return the values of an option, written as `--option value` or `--option=value`.
+
+    An option that follows is not a value: the command line's parser says that the value is missing.
+    """
     values: list[str] = []
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == option and equals:
             values.append(value)
         elif name == option:
-            values += arguments[position + 1 : position + 2]
+            following = arguments[position + 1 : position + 2]
+            values += [each for each in following if not each.startswith("--")]
     return values
 
 

@@ -24,7 +24,7 @@ from lightning_mllm.study import AlignmentCommand, StudyCommand, study_class
         ),
         (
             "kind: alignment\nreadngs: [a]\n",
-            r"kind 'alignment' has no option 'readngs'\.\nDid you mean \"readings\"\?",
+            r"kind 'alignment' has no option 'readngs'\.\nDid you mean .readings.\?",
         ),
         (
             "kind: alignment\nqqqqqq: 1\n",
