@@ -160,7 +160,7 @@ def flow_rows(
     }
     cells = {name: column.tolist() for name, column in columns.items()}
     rows: list[list[FlowRow]] = []
-    for number, question in enumerate(questions):
+    for number, question in zip(range(len(change)), questions, strict=True):
         own = []
         for position, case in enumerate(cases):
             numbers = {name: column[number][position] for name, column in cells.items()}

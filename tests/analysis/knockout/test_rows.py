@@ -26,13 +26,27 @@ def rows_of(checkpoint: str, name: str, first_token: int | None = None) -> list[
     question = AskedQuestion(
         sample_id=name, kind="", picture=name, correct=True, first_token=first_token
     )
+    (rows,) = flow_rows([question], batch, CASES, readings(), OptionIds.of([None]))
+    return rows
+
+
+@pytest.mark.parametrize("questions", [0, 2])
+def test_each_reading_needs_its_question(tiny_llava: str, questions: int) -> None:
+    batch = batches(tiny_llava, 6)[0].take([0])
+    question = AskedQuestion(sample_id="a", kind="", picture="a", correct=True, first_token=None)
+    options = OptionIds.of([None])
+
+    with pytest.raises(ValueError, match=r"argument 2 is (shorter|longer)"):
+        flow_rows([question] * questions, batch, CASES, readings(), options)
+
+
+def readings() -> Readings:
+    """Of one question in two cases."""
     sizes = torch.ones(1, 2, dtype=torch.long)
     ids, top = torch.tensor([[TOKEN, 0, 0, 0, 0]]), torch.tensor([[TOKEN, 8]])
-    found = Readings(
+    return Readings(
         ids, read(0.5, 0.4), top, read(0.25, 0.4), top, sizes, sizes, sizes > 0, "engine"
     )
-    (rows,) = flow_rows([question], batch, CASES, found, OptionIds.of([None]))
-    return rows
 
 
 def read(*cases: float) -> Tensor:
