@@ -161,7 +161,11 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
                     needed = sorted({lacking[each] for each in side.segments & lacking.keys()})
                     logger.warning(
                         "%s: %s will block nothing: none of the %d samples has %r, which needs %s.",
-                        *(self.name, block, len(samples), str(side), " and ".join(needed)),
+                        self.name,
+                        block,
+                        len(samples),
+                        str(side),
+                        " and ".join(needed),
                     )
 
     def measure(

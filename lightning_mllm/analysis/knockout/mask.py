@@ -73,7 +73,9 @@ def knockout(
                 reason = why_nothing(block, bool(keys.source.any()), bool(keys.target.any()))
                 logger.warning(
                     "%s blocks nothing in any of the %d samples: %s.",
-                    *(block, len(keys.source), reason),
+                    block,
+                    len(keys.source),
+                    reason,
                 )
         yield
 

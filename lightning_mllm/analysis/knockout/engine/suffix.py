@@ -98,7 +98,8 @@ class SuffixEngine(KnockoutEngine):
             logger.warning(
                 "The suffix engine can't be used with this %s: %s. The reference engine, which is "
                 "slower, does the work instead.",
-                *(name, error),
+                name,
+                error,
             )
             self._reference.check(backbone, prompts)
             self._unfit.add(backbone.model)
