@@ -57,7 +57,8 @@ class DTD(PublishedDataset, MLLMDataModule):
                 )
         seen: dict[str, int] = {}
         samples = []
-        for row in read_rows(self.root / "labels" / f"{split}{self.split}.txt"):
+        file = self.root / "labels" / f"{split}{self.split}.txt"
+        for row in read_rows(file, way_out="Correct `root`, or the path"):
             with self.bad_rows.catch():
                 sample = self._read_row(row)
                 if sample.id in seen:

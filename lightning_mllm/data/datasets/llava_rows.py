@@ -158,7 +158,8 @@ class LlavaRow:
             shown = repr(path)[:60]
             problem = f"{shown} is not a path. Give a path, a list of paths, or leave it out"
             raise self._error(field, problem)
-        return self._row.find_image(self._root, path, kind=field, field=field)
+        way_out = "Correct the path, or `image_root`"
+        return self._row.find_image(self._root, path, kind=field, field=field, way_out=way_out)
 
     def _build_turns(self, turns: list[_RawTurn], images: int, field: str) -> list[Turn]:
         """Return the turns of a sample, which must have one placeholder per image."""

@@ -31,7 +31,14 @@ class FileRow:
         where = f", field {field!r}" if field else ""
         return DataError(f"{self.file}, row {self.number}{where}: {problem}.", kind)
 
-    def find_image(self, root: Path, path: str, kind: str = IMAGE_PATH, field: str = "") -> Path:
+    def find_image(
+        self,
+        root: Path,
+        path: str,
+        kind: str = IMAGE_PATH,
+        field: str = "",
+        way_out: str = "Correct the row, or fetch the file again",
+    ) -> Path:
         """Return the image file at a path below a folder.
 
         Args:
@@ -39,6 +46,7 @@ class FileRow:
             path: The path relative to it.
             kind: The kind of the errors.
             field: The field of the row that has the path.
+            way_out: What to do if there is no such file.
 
         Raises:
             DataError: The path leads out of the folder, or there is no such file.
@@ -48,8 +56,7 @@ class FileRow:
             problem = f"the image {path!r} leads out of {root}. Give a path inside"
             raise self.error(problem, kind, field)
         if not image.is_file():
-            problem = f"the image {image} does not exist. Correct the row, or fetch the file again"
-            raise self.error(problem, kind, field)
+            raise self.error(f"the image {image} does not exist. {way_out}", kind, field)
         return image
 
     def check_columns(self, columns: Sequence[str], needed: Sequence[str], way_out: str) -> None:
@@ -70,14 +77,21 @@ class FileRow:
 
 
 @contextmanager
-def open_text(file: Path, newline: str | None = None) -> Iterator[TextIO]:
+def open_text(
+    file: Path, newline: str | None = None, way_out: str = "Correct the path"
+) -> Iterator[TextIO]:
     """Open a UTF-8 text file for reading.
+
+    Args:
+        file: The file.
+        newline: How line breaks are read, see `open`.
+        way_out: What to do if the file is missing.
 
     Raises:
         DataError: The file is missing, or what is read of it is not UTF-8 text.
     """
     if not file.is_file():
-        raise DataError(f"The file {file} does not exist. Correct the path.")
+        raise DataError(f"The file {file} does not exist. {way_out}.")
     try:
         with file.open(newline=newline, encoding="utf-8-sig") as text:
             yield text
@@ -85,13 +99,17 @@ def open_text(file: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise DataError(f"{file} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
 
 
-def read_rows(file: Path) -> list[FileRow]:
+def read_rows(file: Path, way_out: str) -> list[FileRow]:
     """Return the rows of a UTF-8 text file that are not blank.
+
+    Args:
+        file: The file.
+        way_out: What to do if the file is missing.
 
     Raises:
         DataError: The file is missing, empty or not UTF-8 text.
     """
-    with open_text(file) as text:
+    with open_text(file, way_out=way_out) as text:
         lines = text.read().split("\n")
     rows = []
     for number, line in enumerate(lines, 1):

@@ -42,7 +42,10 @@ def test_official_splits_differ(root: Path) -> None:
 
 
 BAD_ROWS = {
-    "missing image": ("banded/banded_0999.jpg", "the image .*banded_0999.jpg does not exist"),
+    "missing image": (
+        "banded/banded_0999.jpg",
+        r"the image .*banded_0999.jpg does not exist\. Correct the row, or fetch the file again",
+    ),
     "unknown class": ("woolly/woolly_0001.jpg", "there is no class folder .*woolly"),
     "no class": ("banded_0002.jpg", "'banded_0002.jpg' is not of the form <class>/<file>"),
     "too deep": (
@@ -79,7 +82,7 @@ def test_a_split_file_that_is_missing_empty_or_no_text(root: Path) -> None:
     for content, message in (
         (b"\n", "is empty"),
         (b"\xff\xfe", "is not UTF-8 text"),
-        (None, "does not exist"),
+        (None, r"does not exist\. Correct `root`, or the path\.$"),
     ):
         if content is None:
             file.unlink()

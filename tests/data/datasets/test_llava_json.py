@@ -152,7 +152,7 @@ def test_a_file_must_hold_a_list(images: Path) -> None:
 
 def test_missing_files_and_splits_are_named(images: Path, tmp_path: Path) -> None:
     module = LlavaJson(train=str(tmp_path / "gone.json"), checkpoint="unused")
-    with pytest.raises(DataError, match=r"gone\.json does not exist"):
+    with pytest.raises(DataError, match=r"gone\.json does not exist\. Correct the path\.$"):
         module.load("train")
     with pytest.raises(DataError, match="no 'test' split: set `test`"):
         module.load("test")

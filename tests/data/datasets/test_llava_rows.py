@@ -216,7 +216,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "image no path": (row(image=3), "field 'image': 3 is not a path"),
     "image leaving": (row(image="../secret.png"), "field 'image': .* leads out of"),
     "image absolute": (row(image="/etc/passwd"), "field 'image': .* leads out of"),
-    "image missing": (row(image="gone.png"), "field 'image': .*gone.png does not exist"),
+    "image missing": (
+        row(image="gone.png"),
+        r"field 'image': .*gone.png does not exist\. Correct the path, or `image_root`",
+    ),
     "image as bytes": (
         row(image=None) | {"images": [{"bytes": "x" * 99}]},
         "'images': {'bytes': 'x+ is not a path",

@@ -65,7 +65,7 @@ def read_annotations(
         DataError: The file or a column is missing, or a row is malformed or contradicts an earlier
             one.
     """
-    header, *rows = read_rows(file)
+    header, *rows = read_rows(file, way_out="Correct `root`, or the path")
     names = header.text.split("\t")
     needed = ["tweet_id", "image_id", columns.label, columns.image]
     needed += [name for name in (columns.agrees_with, columns.confidence) if name is not None]

@@ -208,6 +208,13 @@ def test_a_column_that_is_not_there(root: Path, option: str) -> None:
         CrisisMMD(root=str(root), checkpoint="unused", **{option: "lable"}).load("train")  # type: ignore[arg-type]
 
 
+def test_a_split_file_that_is_not_there(root: Path) -> None:
+    (root / TSV.format("train")).unlink()
+
+    with pytest.raises(DataError, match=r"does not exist\. Correct `root`, or the path\.$"):
+        load(root)
+
+
 def test_a_root_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"gone does not exist; set `root` to that of CrisisMMD_v2\.0"
