@@ -9,13 +9,19 @@ from torch import Tensor
 from lightning_mllm.errors import NotFiniteError
 
 
-def check_finite(numbers: Tensor, sample_ids: Sequence[str], what: str) -> None:
+def check_finite(
+    numbers: Tensor,
+    sample_ids: Sequence[str],
+    what: str,
+    way_out: str = "use an earlier checkpoint, or model.dtype bfloat16 or float32",
+) -> None:
     """Refuse what a model computes for some samples, if it is NaN or infinite for one of them.
 
     Args:
         numbers: (samples, ...).
         sample_ids: Id of each sample.
         what: What the numbers are, for the message, e.g. "The model's logits".
+        way_out: What to do about it, for the message.
 
     Raises:
         NotFiniteError: A number is not finite.
@@ -25,6 +31,6 @@ def check_finite(numbers: Tensor, sample_ids: Sequence[str], what: str) -> None:
         row = int(broken.int().argmax())
         raise NotFiniteError(
             f"{what} are NaN or infinite for {int(broken.sum())} of {len(broken)} samples, first "
-            f"for {sample_ids[row]!r}. The model has diverged, or its dtype overflows: use an "
-            "earlier checkpoint, or model.dtype bfloat16 or float32."
+            f"for {sample_ids[row]!r}. The model has diverged, or its dtype overflows: "
+            f"{way_out}."
         )

@@ -64,3 +64,14 @@ def test_any_number_of_a_sample_that_is_not_finite_counts(number: float) -> None
         NotFiniteError, match=r"They are NaN or infinite for 1 of 3 samples, first for 'c'"
     ):
         check_finite(numbers, "abc", "They")
+
+
+def test_the_way_out_is_the_callers_or_another_checkpoint_or_dtype() -> None:
+    numbers = torch.tensor([math.nan])
+
+    with pytest.raises(
+        NotFiniteError, match=r"use an earlier checkpoint, or model\.dtype bfloat16 or float32\.$"
+    ):
+        check_finite(numbers, "a", "They")
+    with pytest.raises(NotFiniteError, match=r"its dtype overflows: wait\.$"):
+        check_finite(numbers, "a", "They", way_out="wait")

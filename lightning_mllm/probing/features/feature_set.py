@@ -50,7 +50,8 @@ class FeatureSet:
                 f"Sample {self.sample_ids[row]!r} has target {int(self.targets[row])}, which is "
                 f"none of the {len(self.names)} classes. Probes need data with labels."
             )
-        check_finite(self.features, self.sample_ids, "The features")
+        way_out = "lower the learning rate, or use bfloat16 or float32 instead of float16"
+        check_finite(self.features, self.sample_ids, "The features", way_out)
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -239,7 +239,8 @@ def test_bad_samples_are_named(tiny_llava: str) -> None:
     backbone.projector.linear_2.bias.data[3] = torch.nan  # type: ignore[operator,union-attr]
     with pytest.raises(
         NotFiniteError,
-        match=r"The features are NaN or infinite for \d of \d samples, first for 's0'",
+        match=r"The features are NaN or infinite for \d of \d samples, first for 's0'.*: "
+        r"lower the learning rate, or use bfloat16 or float32 instead of float16\.$",
     ):
         extract(backbone, batches(tiny_llava, good), [Point("post")], NAMES)
 
