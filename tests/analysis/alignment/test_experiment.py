@@ -323,7 +323,7 @@ def test_an_unknown_score_is_refused(backbone: Backbone, tiny_llava: str) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"states": ("SA",)}, "needs residual: of which the scores are made"),
+        ({"states": ("SA",)}, "needs residual, of which the scores are made"),
         ({"gaps": (0,)}, r"not gaps=\[0\]"),
         ({"pair_budget": -1}, "pair_budget=-1"),
         ({"groups": 1}, "groups=1"),
