@@ -135,6 +135,15 @@ def test_a_crash_in_the_middle_of_writing_leaves_the_old_file_whole(
     assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
 
 
+def test_the_next_checkpoint_removes_what_a_killed_process_has_left(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt.17-0a1b2c3d.part").write_bytes(b"half a check")
+    (tmp_path / "step=2.ckpt.17-0a1b2c3d.part").write_bytes(b"of another file")
+
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+
+    assert files_below(tmp_path) == {"last.ckpt", "step=2.ckpt.17-0a1b2c3d.part"}
+
+
 def test_a_full_disk_leaves_the_old_file_whole_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, path)
