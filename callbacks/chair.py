@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import features, processes, trainer_state
 from lightning_mllm.callbacks.scores import write_scores
 from lightning_mllm.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from lightning_mllm.evaluation.hallucination.chair import ChairMetrics, Mentions
 from lightning_mllm.evaluation.hallucination.objects import ObjectVocabulary, read_objects
 from lightning_mllm.store.files import write_rows
 from lightning_mllm.tracking.loggers import log_table
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import Sample
 
 _COLUMNS = ["sample_id", "caption", "named", "hallucinated", "missed"]
 _LOGGED = ("chair_i", "chair_s", "recall")

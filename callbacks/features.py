@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks.trainer_state import class_names, datamodule, is_trial, mllm
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.sampler import limit_samples
@@ -22,7 +23,7 @@ from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.tapping import Tapper
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import Sample
 
 
 def tapped_samples(

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.callbacks.scores import write_scores
 from lightning_mllm.errors import ConfigError
@@ -16,7 +17,6 @@ from lightning_mllm.evaluation.hallucination.pope import (
     Reading,
     sampling_of,
 )
-from lightning_mllm.types import MultimodalBatch
 
 
 class PopeReport(L.Callback):

@@ -9,13 +9,14 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import features, processes, trainer_state
 from lightning_mllm.evaluation import Predictions
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_rows
 from lightning_mllm.tracking.figures.predictions import Caption, ScoredAnswer, prediction_sheet
 from lightning_mllm.tracking.loggers import log_image, log_table
-from lightning_mllm.types import LabelSet, MultimodalBatch, Sample
+from lightning_mllm.types import LabelSet, Sample
 
 _SHEET_PIXELS = 336  # longer side of a picture in table and sheet
 

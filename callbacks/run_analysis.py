@@ -13,7 +13,7 @@ from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.provenance import provenance
-from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
+from lightning_mllm.tracking.analysis_run import AnalysisRun, check_analysis_names
 
 
 class RunAnalysis(L.Callback):
@@ -51,7 +51,7 @@ class RunAnalysis(L.Callback):
         before_training: bool = True,
     ) -> None:
         self.analyses = [analysis] if isinstance(analysis, Analysis) else list(analysis)
-        check_names(self.analyses)
+        check_analysis_names(self.analyses)
         if every_n_epochs < 1:
             raise ConfigError(
                 f"RunAnalysis.every_n_epochs must be at least 1, not {every_n_epochs}."
@@ -79,7 +79,7 @@ class RunAnalysis(L.Callback):
         if stage not in self.splits:
             return
         AnalysisRun.of(self.analyses, trainer, "analysis")  # refuses processes without a folder
-        check_names(self._written_together(trainer))
+        check_analysis_names(self._written_together(trainer))
         if stage == "fit":
             trainer_state.check_validation(trainer, "RunAnalysis")
         split = self.splits[stage]

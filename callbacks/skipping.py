@@ -11,9 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_mllm.analysis.skipping.choice import SampleTokens, skips_nothing
 from lightning_mllm.analysis.skipping.context import check_skip, skipped
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
 
 logger = logging.getLogger(__name__)
 

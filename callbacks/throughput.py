@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_mllm.types import MultimodalBatch
+from lightning_mllm.batches import MultimodalBatch
 
 _MEBIBYTE = 2**20
 

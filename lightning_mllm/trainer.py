@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.subnetwork.calibration_files import StoredSubNetwork, pruned_to
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.data.loading.input_record import trained_geometry
 from lightning_mllm.data.loading.sampler import limit_samples
@@ -28,10 +29,10 @@ from lightning_mllm.models.fit_checks import check_trainable
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.provenance import provenance
 from lightning_mllm.run import OneFolder, Run
-from lightning_mllm.tracking.analysis_run import AnalysisRun, check_names
+from lightning_mllm.tracking.analysis_run import AnalysisRun, check_analysis_names
 from lightning_mllm.tracking.loggers import make_loggers
 from lightning_mllm.trainer_options import as_list, check_options, check_strategy
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ class Trainer(L.Trainer):
                 "Trainer.analyze goes through the samples of a DataModule; name it: datamodule=..."
             )
         analyses = as_list(analysis)
-        check_names(analyses)
+        check_analysis_names(analyses)
         analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))
         datamodule.predict_split = split
         self.callbacks.append(analyzing)  # type: ignore[attr-defined]  # of Lightning's Trainer

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mllm"
 
-SHARED = {"types", "errors"}
+SHARED = {"types", "batches", "errors"}
 MODELS = {
     "models/backbone",
     "models/hooks",
@@ -40,6 +40,7 @@ BORDERS: dict[str, set[str]] = {
     "__init__": {"data", "models", "run", "trainer", "types"},  # lazily
     "__main__": {"cli"},
     "types": set(),
+    "batches": {"types", "errors"},
     "errors": set(),
     "network": set(),
     "alignment_names": set(),

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 # a short class name in a config resolves only if the class is imported
 from lightning_mllm import analysis, data, evaluation  # noqa: F401
 from lightning_mllm.analysis.core.analysis import Analysis
-from lightning_mllm.cli.replaced_lists import dropped, name_of, takes_lists
+from lightning_mllm.cli.replaced_lists import dropped, option_name_of, takes_lists
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.text.prompts import Prompt
 from lightning_mllm.errors import did_you_mean
@@ -83,7 +83,7 @@ class Parser(LightningArgumentParser):
                     file or "The command line",
                     key,
                     name,
-                    ", ".join(name_of(item) for item in gone),
+                    ", ".join(option_name_of(item) for item in gone),
                     key.rpartition(".")[2],
                 )
 

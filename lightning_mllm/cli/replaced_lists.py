@@ -31,7 +31,7 @@ def _replaces(other: Any, item: Any) -> bool:
     return all(other.get(key) == item[key] for key in keys)
 
 
-def name_of(item: Any) -> str:
+def option_name_of(item: Any) -> str:
     """Return what a message calls an item: the short name of its class, or its text."""
     if not isinstance(item, Namespace | dict):
         return str(item)

@@ -1,6 +1,10 @@
 """Evaluates answers: scorers that all see the same prompts, and the scores of a split."""
 
-from lightning_mllm.evaluation.classification.answer_parser import INVALID, AnswerParser, normalise
+from lightning_mllm.evaluation.classification.answer_parser import (
+    INVALID,
+    AnswerParser,
+    normalise,
+)
 from lightning_mllm.evaluation.classification.generation import Generation
 from lightning_mllm.evaluation.classification.likelihood import Likelihood
 from lightning_mllm.evaluation.classification.metrics import (

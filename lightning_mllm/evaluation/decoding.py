@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.evaluation.finite import check_finite
-from lightning_mllm.types import MultimodalBatch
 
 _USED = "eos_token_id"
 # a batch has ids of its own

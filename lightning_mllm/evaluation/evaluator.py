@@ -9,6 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.metrics import (
     ClassificationMetrics,
@@ -17,7 +18,7 @@ from lightning_mllm.evaluation.classification.metrics import (
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, OpenAnswer
 from lightning_mllm.evaluation.open_answers.metrics import AnswerMetrics, AnswerResult
-from lightning_mllm.types import LabelSet, MultimodalBatch
+from lightning_mllm.types import LabelSet
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.loss import answer_loss, keep_in_graph
-from lightning_mllm.types import MultimodalBatch
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.adapted import AdaptedModel
-from lightning_mllm.types import MultimodalBatch
 
 _NAMED = 8  # samples, in a message
 _SMALLER_STEPS = (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Scorer
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.divergence import PendingLoss
 from lightning_mllm.models.loss import answer_loss
-from lightning_mllm.types import MultimodalBatch
 
 
 class EvaluatingModule(L.LightningModule):

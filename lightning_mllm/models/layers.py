@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
 
 
 def decoder_layers(backbone: Backbone) -> list[nn.Module]:

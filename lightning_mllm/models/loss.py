@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone, Part
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch
+from lightning_mllm.types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import AutoTokenizer
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
@@ -29,7 +30,7 @@ from lightning_mllm.models.optimisation.schedule import (
     Schedule,
     parameter_groups,
 )
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch
+from lightning_mllm.types import IGNORE_INDEX
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 

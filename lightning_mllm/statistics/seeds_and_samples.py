@@ -101,7 +101,7 @@ class Scores:
     @property
     def interval(self) -> Interval:
         """The 95 % interval of the mean, within 0 and 1; of a single seed, over samples only."""
-        low, high = estimate(self.observed, self.resampled_means).interval
+        low, high = estimate_over_seeds(self.observed, self.resampled_means).interval
         return Interval(max(low, 0.0), min(high, 1.0))
 
 
@@ -218,7 +218,7 @@ class Resampler:
         return np.stack([hits.sum(axis=1) / drawn, f1.mean(axis=1)])
 
 
-def estimate(by_seed: Floats, resampled: Floats) -> Estimate:
+def estimate_over_seeds(by_seed: Floats, resampled: Floats) -> Estimate:
     """Return the mean of a number over seeds, with its uncertainty.
 
     Args:
@@ -238,10 +238,10 @@ def estimate(by_seed: Floats, resampled: Floats) -> Estimate:
     )
 
 
-def difference(higher: Scores, lower: Scores) -> Estimate:
+def difference_over_seeds(higher: Scores, lower: Scores) -> Estimate:
     """Return `higher` minus `lower`."""
     observed = higher.observed - lower.observed
-    return estimate(observed, higher.resampled_means - lower.resampled_means)
+    return estimate_over_seeds(observed, higher.resampled_means - lower.resampled_means)
 
 
 def slope(rates: Sequence[float], scores: Sequence[Scores]) -> Estimate:
@@ -253,10 +253,10 @@ def slope(rates: Sequence[float], scores: Sequence[Scores]) -> Estimate:
     factors = positions / (positions @ positions)
     by_seed = np.stack([each.observed for each in scores], axis=1) @ factors
     resampled = np.stack([each.resampled_means for each in scores], axis=1) @ factors
-    return estimate(by_seed, resampled)
+    return estimate_over_seeds(by_seed, resampled)
 
 
-def relative_change(new: Scores, original: Scores) -> tuple[float, float, float] | None:
+def relative_change_over_seeds(new: Scores, original: Scores) -> tuple[float, float, float] | None:
     """Return the change of the mean in percent of the original, with its interval.
 
     The interval takes the change as linear in the scores. Its ends are NaN where the interval of
@@ -272,5 +272,5 @@ def relative_change(new: Scores, original: Scores) -> tuple[float, float, float]
     scale = 100 / original.mean
     by_seed = scale * (new.observed - ratio * original.observed)  # its mean is 0
     resampled = scale * (new.resampled_means - ratio * original.resampled_means)
-    low, high = estimate(by_seed, resampled).interval
+    low, high = estimate_over_seeds(by_seed, resampled).interval
     return change, change + low, change + high

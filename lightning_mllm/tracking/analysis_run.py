@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.store.files import write_json, write_rows
 from lightning_mllm.store.manifest import MANIFEST
 from lightning_mllm.tracking.figures.analysis import draw_plots
 from lightning_mllm.tracking.loggers import log_image, log_table
-from lightning_mllm.types import MultimodalBatch
 
 _End = Literal["done", "failed"]  # how a process ended
 
@@ -206,7 +206,7 @@ class AnalysisRun:
                     marker.unlink()
 
 
-def check_names(analyses: Sequence[Analysis]) -> None:
+def check_analysis_names(analyses: Sequence[Analysis]) -> None:
     """Refuse analyses whose files would be the same.
 
     Raises:

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.analysis.alignment.experiment import Alignment
 from lightning_mllm.analysis.core.token_sets import TokenSets
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Digits
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
-from lightning_mllm.types import MultimodalBatch
 from tests.benchmarks.harness import (
     MemoryMeter,
     Row,

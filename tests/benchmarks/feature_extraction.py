@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Digits
 from lightning_mllm.data.datasets.digits import NAMES
 from lightning_mllm.models.backbone import Backbone
@@ -32,7 +33,7 @@ from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 from tests.benchmarks.harness import (
     MemoryMeter,
     Row,

@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.analysis import Block, Case, SuffixEngine, Windows, knockout
 from lightning_mllm.analysis.forward.prompts import Prompts, log_probabilities
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
-from lightning_mllm.types import MultimodalBatch, Sample, Segment, TokenSpans, Turn
+from lightning_mllm.types import Sample, Segment, Turn
 from tests.benchmarks.harness import (
     PATCH,
     WORD_VOCABULARY,

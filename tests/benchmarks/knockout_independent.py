@@ -38,10 +38,10 @@ from torch import Tensor
 
 from lightning_mllm.analysis import Block, Case, ReferenceEngine, SuffixEngine, Windows
 from lightning_mllm.analysis.knockout.mask import positions
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.testbed import checkpoint
 from lightning_mllm.testbed.datamodules import WorldQuestions
-from lightning_mllm.types import MultimodalBatch
 from tests.benchmarks.harness import be_quiet
 
 TOLERANCE = 1e-4

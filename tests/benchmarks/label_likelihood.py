@@ -24,10 +24,11 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTraine
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Digits
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.evaluation import Likelihood
-from lightning_mllm.types import LabelSet, MultimodalBatch, Sample
+from lightning_mllm.types import LabelSet, Sample
 from tests.benchmarks.harness import (
     MemoryMeter,
     Row,

@@ -29,9 +29,9 @@ from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_in_prom
 from lightning_mllm.analysis.skipping.context import skipping
 from lightning_mllm.analysis.skipping.costs import DecoderPass
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.types import MultimodalBatch
 from tests.benchmarks.harness import Row, be_quiet, print_table
 from tests.benchmarks.knockout import PRESETS, make_backbone, make_batch, timed
 

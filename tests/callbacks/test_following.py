@@ -10,13 +10,14 @@ from typing import Any
 import lightning as L
 import pytest
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import ProbeEachEpoch, RepresentationDrift, SaveFeatures
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.freeze import Lora, ProjectorAndVision
 from lightning_mllm.probing import FeatureCache, MLPProbe, Point
 from lightning_mllm.store import files
-from lightning_mllm.types import MultimodalBatch, Sample, Turn
+from lightning_mllm.types import Sample, Turn
 from tests.support.command_line import picture
 from tests.support.feature_callbacks import all_callbacks, make_run, moments, quick_probes
 

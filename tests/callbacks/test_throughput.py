@@ -7,8 +7,8 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.callbacks import Throughput
-from lightning_mllm.types import MultimodalBatch, TokenSpans
 from tests.callbacks.conftest import Study
 
 

@@ -4,9 +4,10 @@ import pytest
 from PIL import Image
 from transformers import ProcessorMixin
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, load_processor
 from lightning_mllm.models.tiny import Chat, TinyFamily
-from lightning_mllm.types import MultimodalBatch, Sample, Segment, Turn
+from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 
 CHECKPOINTS: list[tuple[TinyFamily, Chat]] = [

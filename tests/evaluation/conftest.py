@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
-from lightning_mllm.types import IGNORE_INDEX, LabelSet, MultimodalBatch, Segment, TokenSpans
+from lightning_mllm.types import IGNORE_INDEX, LabelSet, Segment
 
 NAMES = ("zero", "one", "two", "seven eight nine", "one two", "a")
 PROMPTS = (

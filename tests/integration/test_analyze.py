@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lightning_mllm.analysis import AnswerLens, Bootstrap, InformationFlow, Windows
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.cli.commands.model import CLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import LlavaJson
@@ -22,7 +23,6 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
 from lightning_mllm.testbed import QuestionType
 from lightning_mllm.trainer import Trainer
-from lightning_mllm.types import MultimodalBatch
 from tests.integration.test_distributed import run_two
 from tests.support.command_line import (
     CONFIGS,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Digits
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.images.portable import portable_processor
@@ -13,7 +14,6 @@ from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.export import export
 from lightning_mllm.models.freeze import FreezePolicy
-from lightning_mllm.types import MultimodalBatch
 
 
 def digits(checkpoint: str) -> Digits:

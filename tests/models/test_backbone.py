@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.families import FAMILIES, Family
@@ -19,7 +20,7 @@ from lightning_mllm.models.hooks import inputs_of
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 from tests.conftest import TinyBuilder
 from tests.models.conftest import batch_of
 

@@ -14,12 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Digits
 from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.schedule import LearningRates
 from lightning_mllm.trainer import Trainer
-from lightning_mllm.types import MultimodalBatch
 from tests.support.command_line import isolate
 
 

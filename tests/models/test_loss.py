@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze import Everything
 from lightning_mllm.models.loss import answer_loss, keep_in_graph
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Sample, Turn
+from lightning_mllm.types import IGNORE_INDEX, Sample, Turn
 from tests.conftest import TinyBuilder
 from tests.models.conftest import batch_of, digits, logits
 

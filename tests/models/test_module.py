@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.adapted import AdaptedModel, Source
@@ -25,7 +26,6 @@ from lightning_mllm.models.freeze import (
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
-from lightning_mllm.types import MultimodalBatch
 from tests.models.conftest import batch_of
 from tests.support.command_line import picture
 

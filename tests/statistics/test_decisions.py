@@ -16,7 +16,7 @@ from lightning_mllm.statistics.seeds_and_samples import (
     Estimate,
     Resampler,
     Scores,
-    difference,
+    difference_over_seeds,
     slope,
 )
 
@@ -32,7 +32,7 @@ def answers(seed: int, skill: float, seeds: int = 3) -> Integers:
 def decision(higher: Integers, lower: Integers) -> Decision:
     resampler = Resampler(TARGETS, len(higher))
     scores = [resampler.score(each)["macro_f1"] for each in (higher, lower)]
-    outcome = t_test(difference(*scores), len(higher), len(TARGETS))
+    outcome = t_test(difference_over_seeds(*scores), len(higher), len(TARGETS))
     return decide(outcome.value, outcome.p)
 
 
@@ -60,7 +60,7 @@ def test_models_that_differ_by_their_seeds_alone_are_told_apart_in_5_percent_of_
         higher, lower = (
             Scores(mean, mean + noise, draws) for mean, noise in zip(observed, samples, strict=True)
         )
-        told_apart += t_test(difference(higher, lower), 3, 10_000).p <= 0.05
+        told_apart += t_test(difference_over_seeds(higher, lower), 3, 10_000).p <= 0.05
     assert 25 <= told_apart <= 75  # 50 expected; more or less has probability 0.03 %
 
 
@@ -76,7 +76,7 @@ def test_equal_models_are_seldom_told_apart() -> None:
     for trial in range(60):
         resampler = Resampler(TARGETS, 3, resamples=300, seed=trial)
         scores = [resampler.score(answers(1000 + 2 * trial + k, 0.6))["accuracy"] for k in (0, 1)]
-        told_apart += t_test(difference(*scores), 3, len(TARGETS)).p <= 0.05
+        told_apart += t_test(difference_over_seeds(*scores), 3, len(TARGETS)).p <= 0.05
     assert told_apart <= 8  # 3 expected at the nominal level; more than 8 has probability 0.2 %
 
 

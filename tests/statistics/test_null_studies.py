@@ -21,7 +21,7 @@ from lightning_mllm.statistics.seeds_and_samples import (
     Estimate,
     Resampler,
     Scores,
-    difference,
+    difference_over_seeds,
     slope,
 )
 
@@ -91,7 +91,7 @@ def share_of(decisions: Sequence[Decision], expected: Decision | None) -> tuple[
 
 def differences(seed: int, shares: Shares, effect: float) -> Iterator[Estimate]:
     for higher, lower in studies(np.random.default_rng(seed), shares, (effect, 0.0)):
-        yield difference(higher, lower)
+        yield difference_over_seeds(higher, lower)
 
 
 def trends(seed: int, shares: Shares, effect: float) -> Iterator[Estimate]:

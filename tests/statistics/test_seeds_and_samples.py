@@ -9,9 +9,9 @@ from lightning_mllm.statistics.answer_arrays import ABSENT, INVALID, to_arrays
 from lightning_mllm.statistics.missing import Integers
 from lightning_mllm.statistics.seeds_and_samples import (
     Resampler,
-    difference,
-    estimate,
-    relative_change,
+    difference_over_seeds,
+    estimate_over_seeds,
+    relative_change_over_seeds,
 )
 
 
@@ -117,7 +117,7 @@ def test_the_interval_covers_the_truth_when_seeds_and_samples_are_few() -> None:
         lower = answers(rng, targets, list(0.4 + 0.05 * rng.standard_normal(4)))
         higher = answers(rng, targets, list(0.6 + 0.05 * rng.standard_normal(4)))
         resampler = Resampler(targets, 4, resamples=400, seed=int(rng.integers(1 << 30)))
-        low, high = difference(
+        low, high = difference_over_seeds(
             resampler.score(higher)["accuracy"], resampler.score(lower)["accuracy"]
         ).interval
         covered += low <= 0.2 * 0.75 <= high
@@ -128,7 +128,7 @@ def test_an_estimate_has_the_freedom_of_the_seeds_where_they_are_all_that_varies
     by_seed = np.array([0.1, 0.2, 0.6])
     draws = np.random.default_rng(0).integers(0, 3, size=(20_000, 2))
 
-    found = estimate(by_seed, by_seed[draws].mean(axis=1))
+    found = estimate_over_seeds(by_seed, by_seed[draws].mean(axis=1))
 
     assert found.value == pytest.approx(0.3)
     assert found.variance == pytest.approx(by_seed.var(ddof=1) / 3, rel=0.05)
@@ -139,8 +139,8 @@ def test_an_estimate_has_the_freedom_of_the_seeds_where_they_are_all_that_varies
 def test_an_estimate_is_normal_where_seeds_agree_and_exact_where_nothing_varies() -> None:
     resampled = 0.3 + 0.01 * np.random.default_rng(0).standard_normal(20_000)
 
-    alike = estimate(np.full(3, 0.3), resampled)
-    exact = estimate(np.full(3, 0.3), np.full(2000, 0.1 + 0.2))
+    alike = estimate_over_seeds(np.full(3, 0.3), resampled)
+    exact = estimate_over_seeds(np.full(3, 0.3), np.full(2000, 0.1 + 0.2))
 
     assert alike.interval == pytest.approx((0.3 - 0.0196, 0.3 + 0.0196), abs=1e-3)
     assert exact.interval == pytest.approx((0.3, 0.3))
@@ -166,12 +166,15 @@ def test_the_relative_change_is_that_of_the_means() -> None:
     resampler = Resampler(targets, 3)
     old, new = (resampler.score(answers(rng, targets, [s] * 3))["macro_f1"] for s in (0.8, 0.4))
 
-    change = relative_change(new, old)
+    change = relative_change_over_seeds(new, old)
 
     assert change is not None
     assert change[0] == pytest.approx(100 * (new.observed.mean() / old.observed.mean() - 1))
     assert change[1] < change[0] < change[2] < 0
-    assert relative_change(old, resampler.score(np.full((3, 1, 100), INVALID))["macro_f1"]) is None
+    assert (
+        relative_change_over_seeds(old, resampler.score(np.full((3, 1, 100), INVALID))["macro_f1"])
+        is None
+    )
 
 
 def test_a_relative_change_of_what_could_be_0_has_no_interval() -> None:
@@ -185,7 +188,7 @@ def test_a_relative_change_of_what_could_be_0_has_no_interval() -> None:
     new, original = (
         resampler.score(each)["accuracy"] for each in (np.tile(targets, (3, 1, 1)), rare)
     )
-    change = relative_change(new, original)
+    change = relative_change_over_seeds(new, original)
 
     assert change is not None
     assert change[0] == pytest.approx(100 * (1 / (2 / 120) - 1))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lightning_mllm.study import StudyCommand
-from lightning_mllm.study.projection.cells import CellFolder, cells_of
+from lightning_mllm.study.projection.cells import ProjectionFolder, projection_cells
 
 CLASSES = ("ash", "beech", "cedar")
 SKILL = {"zero_shot": 0.2, "ft_proj": 0.55, "ft_e2e": 0.95}
@@ -177,5 +177,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
     return change
 
 
-def folders_of(study: StudyCommand) -> dict[str, CellFolder]:
-    return {cell.id: CellFolder(cell, study.folder / "cells" / cell.id) for cell in cells_of(study)}
+def folders_of(study: StudyCommand) -> dict[str, ProjectionFolder]:
+    return {
+        cell.id: ProjectionFolder(cell, study.folder / "cells" / cell.id)
+        for cell in projection_cells(study)
+    }

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lightning_mllm.analysis import AnalysisResult
 from lightning_mllm.analysis.alignment.experiment import Alignment
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 
 Tokens = np.ndarray[Any, np.dtype[np.float64]]  # (tokens, width)
 Sample = list[tuple[Tokens, Tokens]]  # layer -> perceptual and textual tokens

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lightning_mllm.types import Box, MultimodalBatch, Sample, Segment, Turn
+from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.types import Box, Sample, Segment, Turn
 
 
 def sample_of(size: tuple[int, int], *boxes: Box, name: str = "a") -> Sample:

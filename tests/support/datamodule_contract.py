@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import MLLMDataModule
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Segment
+from lightning_mllm.types import IGNORE_INDEX, Segment
 
 
 class DataModuleContract(ABC):

@@ -18,9 +18,10 @@ from transformers.masking_utils import eager_mask
 
 from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Case, Readings, Window, Windows
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Sample, Segment, TokenSpans, Turn
+from lightning_mllm.types import Sample, Segment, Turn
 from tests.support.feature_samples import SIZES, picture
 
 Decoder = Literal["llama", "mistral", "qwen2"]

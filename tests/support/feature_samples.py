@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import ClassificationPrompt, Collator, load_processor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import Sample
 
 NAMES = ("dog", "cat", "a small red fox")
 # of LLaVA-NeXT, other numbers of views and tokens

@@ -16,10 +16,10 @@ from torch import nn
 
 from lightning_mllm.analysis import AnalysisResult
 from lightning_mllm.analysis.core.per_question import QuestionAnalysis
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.types import MultimodalBatch
 from tests.support.decoders import count_hooks
 from tests.support.questions import WRONG, batches, load, question, tokenizer
 

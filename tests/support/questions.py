@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.evaluation import Match, OpenAnswer
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import Box, MultimodalBatch, Options, Sample, Turn
+from lightning_mllm.types import Box, Options, Sample, Turn
 from tests.support.command_line import picture
 
 WRONG = ("test-2", "val-2")  # what the model answers wrongly, as the examiner has it

@@ -15,8 +15,9 @@ from lightning_mllm.analysis.skipping.choice import (
     choose_in_prompts,
 )
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 
 
 def chosen_columns(batch: MultimodalBatch, skip: Skip, layer: int) -> Tensor:

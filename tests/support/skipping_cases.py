@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.types import MultimodalBatch
 from tests.support import decoders as knocking
 
 BLOCKS = Skip(computation="parallel_blocks", share=1.0, tokens="all", phase="both", interval=2)

@@ -15,9 +15,10 @@ import torch
 from lightning_mllm.analysis import AnalysisResult
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Sample, Segment, TokenSpans
+from lightning_mllm.types import Sample, Segment
 from tests.support.decoders import count_hooks, make_backbone
 from tests.support.questions import batches, question, tokenizer
 

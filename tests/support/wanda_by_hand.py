@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.subnetwork.calibration_options import CalibrationOptions
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Segment, TokenSpans
+from lightning_mllm.types import IGNORE_INDEX, Segment
 from tests.support.questions import batches, tokenizer
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.alignment_names import VECTOR_MODES
-from lightning_mllm.analysis.alignment.group_sums import Curve, Groups, divide_by, inner_product
+from lightning_mllm.analysis.alignment.group_sums import (
+    Curve,
+    SampleGroups,
+    divide_by,
+    inner_product,
+)
 from lightning_mllm.analysis.alignment.similarity import name_measures
 from lightning_mllm.analysis.core.token_sets import SETS
 from lightning_mllm.statistics.question_table import kind_of
@@ -66,7 +71,7 @@ def pair_name(one: str, other: str) -> str:
     return f" of {one}" if one == other else f" of {one} and {other}"
 
 
-def curves_of_kinds(groups: Groups) -> dict[str, Curve]:
+def curves_of_kinds(groups: SampleGroups) -> dict[str, Curve]:
     """Return the measures of each kind and of each two kinds.
 
     Of each set there is the similarity within it; of a single kind also that across the sets.
@@ -89,7 +94,7 @@ def curves_of_kinds(groups: Groups) -> dict[str, Curve]:
     return found
 
 
-def _compare(groups: Groups, one: str, other: str, kept: Tensor) -> Mapping[str, Tensor]:
+def _compare(groups: SampleGroups, one: str, other: str, kept: Tensor) -> Mapping[str, Tensor]:
     """Return each measure of two kinds in some groups, (variants, layers)."""
     n = float(groups.total(f"kind {one} n", kept))
     first = groups.total(f"kind {one} vectors", kept)

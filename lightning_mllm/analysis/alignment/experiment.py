@@ -26,11 +26,12 @@ from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState, StateName, states_of, stream_states
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.store.seeds import rank_of
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import Sample
 
 
 class Alignment(StreamedAnalysis):

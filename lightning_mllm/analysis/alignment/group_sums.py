@@ -35,7 +35,7 @@ class Curve:
         return Curve(self.value[:, :-1].mean(-1), self.without[..., :-1].mean(-1), self.sizes)
 
 
-class Groups:
+class SampleGroups:
     """The sums of an alignment per group of samples; groups without any are left out."""
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:

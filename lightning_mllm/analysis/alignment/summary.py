@@ -20,7 +20,12 @@ from lightning_mllm.alignment_names import (
 from lightning_mllm.analysis.alignment.batch_measures import PAIRED, PAIRED_INPUT, number_names
 from lightning_mllm.analysis.alignment.between_kinds import curves_of_kinds, kinds_in
 from lightning_mllm.analysis.alignment.drawn_pairs import COMPARISONS, mean_of_pairs
-from lightning_mllm.analysis.alignment.group_sums import Curve, Groups, divide_by, inner_product
+from lightning_mllm.analysis.alignment.group_sums import (
+    Curve,
+    SampleGroups,
+    divide_by,
+    inner_product,
+)
 from lightning_mllm.analysis.alignment.plots import make_plots
 from lightning_mllm.analysis.alignment.similarity import (
     measure_names,
@@ -103,7 +108,7 @@ def summarise_alignment(
         variants: The tokens for which measures are taken, in order.
         gaps: Distances, in layers, at which tokens were compared with themselves.
     """
-    groups = Groups(found.sums)
+    groups = SampleGroups(found.sums)
     cells = {state: _curves_of_state(state, groups, gaps) for state in states}
     if found.kept:
         cells[LayerState.RESIDUAL] |= _curves_of_pairs(
@@ -133,7 +138,9 @@ def summarise_alignment(
     return AnalysisResult(name, values, tuple(coords), coords, n, settings, plots)
 
 
-def _curves_of_state(state: LayerState, groups: Groups, gaps: Sequence[int]) -> dict[str, Curve]:
+def _curves_of_state(
+    state: LayerState, groups: SampleGroups, gaps: Sequence[int]
+) -> dict[str, Curve]:
     """Return all measures of a state except those of drawn pairs."""
     first, *others = (_evaluate(state, groups, kept, gaps) for kept in groups.choices())
     curves: dict[str, Curve] = {}
@@ -147,7 +154,7 @@ def _curves_of_state(state: LayerState, groups: Groups, gaps: Sequence[int]) -> 
 
 
 def _evaluate(
-    state: LayerState, groups: Groups, kept: Tensor, gaps: Sequence[int]
+    state: LayerState, groups: SampleGroups, kept: Tensor, gaps: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return each measure of the samples in some groups, (variants, layers)."""
     n = float(groups.total("n", kept))
@@ -175,7 +182,7 @@ def _evaluate(
     return found
 
 
-def _deviations(state: LayerState, groups: Groups) -> dict[str, Tensor]:
+def _deviations(state: LayerState, groups: SampleGroups) -> dict[str, Tensor]:
     """Return the standard deviations over all pairs of samples, of second moments."""
     if f"{state} moments" not in groups.names():
         return {}

@@ -21,10 +21,11 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.core.result import AnalysisResult
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import Sample
 
 
 class Analysis(ABC):

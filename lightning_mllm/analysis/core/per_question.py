@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.forward.out_of_memory import Pieces
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, KnownAnswers, Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 from lightning_mllm.store.rows import Rows
-from lightning_mllm.types import MultimodalBatch, Sample, Table
+from lightning_mllm.types import Sample, Table
 
 RowT = TypeVar("RowT")
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.alignment_names import ALL_TOKENS, NO_SINKS
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.statistics.masked import masked_median
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 
 SETS = ("perceptual", "textual")
 

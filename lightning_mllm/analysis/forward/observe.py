@@ -18,11 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import before_layers, inputs_of, outputs_of, stream_into
 from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_uncompiled
-from lightning_mllm.types import MultimodalBatch
 
 
 class LayerState(StrEnum):

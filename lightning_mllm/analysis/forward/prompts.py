@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.forward.float32_head import head_in_float32
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import image_inputs
-from lightning_mllm.types import MultimodalBatch
 
 
 @dataclass(frozen=True)

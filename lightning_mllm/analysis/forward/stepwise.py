@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_layers
 from lightning_mllm.models.layers import decoder_layers, run_uncompiled
-from lightning_mllm.types import MultimodalBatch
 
 
 @dataclass

@@ -34,12 +34,13 @@ from lightning_mllm.analysis.knockout.engine.interface import Case, KnockoutEngi
 from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
 from lightning_mllm.analysis.knockout.rows import FlowRow, OptionIds, flow_rows, row_of
 from lightning_mllm.analysis.knockout.summary import CEILING, summarise_flow
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
-from lightning_mllm.types import MultimodalBatch, Sample, Segment, Table
+from lightning_mllm.types import Sample, Segment, Table
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from lightning_mllm.analysis.core.windows import Window
 from lightning_mllm.analysis.forward.caches import cached_positions
 from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
 from lightning_mllm.analysis.knockout.block import Block, Positions
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_layers
 from lightning_mllm.models.layers import attention_of, decoder_layers, hidden_value, mask_dtype
-from lightning_mllm.types import MultimodalBatch, TokenSpans
 
 _NO_DENSE_MASK = ("flash", "flex", "paged")
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lightning_mllm.analysis.core.per_question import AskedQuestion
 from lightning_mllm.analysis.knockout.engine.interface import Case, Readings
-from lightning_mllm.types import AnswerForms, Forms, MultimodalBatch, Segment
+from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.types import AnswerForms, Forms, Segment
 
 _WIDTH = 2  # ids per option: of its lower-case and of its capitalised form
 

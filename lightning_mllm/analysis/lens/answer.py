@@ -38,6 +38,7 @@ from lightning_mllm.analysis.lens.readout import (
     look,
     residual_states,
 )
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
 from lightning_mllm.models.backbone import Backbone
@@ -45,7 +46,7 @@ from lightning_mllm.statistics.interval import STATISTICS, no_numbers
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap, estimate, mean, median
 from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
-from lightning_mllm.types import MultimodalBatch, Table
+from lightning_mllm.types import Table
 
 CURVES = dict(zip(WORDS, ("answer", "Answer", "false option", "False option"), strict=True))
 MEASURES = ("probability_percent", "median_rank")

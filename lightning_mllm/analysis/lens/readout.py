@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.forward.float32_head import head_logits, states_at_once
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import before_layers
 from lightning_mllm.models.layers import decoder_layers, run_uncompiled
-from lightning_mllm.types import AnswerForms, MultimodalBatch, Segment
+from lightning_mllm.types import AnswerForms, Segment
 
 Norm = Literal["final", "none"]
 TokensOf = Literal["head", "tokenizer"]

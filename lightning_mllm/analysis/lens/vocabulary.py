@@ -29,12 +29,12 @@ from lightning_mllm.analysis.forward.float32_head import (
 )
 from lightning_mllm.analysis.forward.observe import LayerState, stream_states
 from lightning_mllm.analysis.lens.batch_measures import Keep, Lens, WordMeasures, word_numbers
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.statistics.interval import STATISTICS, no_numbers
 from lightning_mllm.statistics.jackknife import GROUPS, jackknife_of_means
-from lightning_mllm.types import MultimodalBatch
 
 
 class Vocabulary(StreamedAnalysis):

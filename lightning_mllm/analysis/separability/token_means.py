@@ -19,12 +19,12 @@ from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState, stream_states
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.statistics.jackknife import lowest
 from lightning_mllm.statistics.missing import Floats
-from lightning_mllm.types import MultimodalBatch
 
 
 class TokenMeans(StreamedAnalysis):

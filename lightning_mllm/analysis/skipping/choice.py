@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.store.seeds import numpy_generator
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 
 _ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996
 

@@ -21,11 +21,11 @@ from lightning_mllm.analysis.skipping.choice import SampleTokens, skips_nothing
 from lightning_mllm.analysis.skipping.layer import keys_and_values, run_layer
 from lightning_mllm.analysis.skipping.run import SkipRun
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_call, outputs_of, replacing_layers
 from lightning_mllm.models.layers import attention_of, decoder_layers
-from lightning_mllm.types import MultimodalBatch
 
 logger = logging.getLogger(__name__)
 

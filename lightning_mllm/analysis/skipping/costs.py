@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from lightning_mllm.analysis.skipping.choice import SampleTokens
 from lightning_mllm.analysis.skipping.context import skipped
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_call
-from lightning_mllm.types import MultimodalBatch, Table
+from lightning_mllm.types import Table
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from lightning_mllm.analysis.skipping.costs import DecoderPass, warn_of_nothing_
 from lightning_mllm.analysis.skipping.rows import SkippingRow
 from lightning_mllm.analysis.skipping.spec import Computation, Skip
 from lightning_mllm.analysis.skipping.summary import summarise_skipping
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
@@ -32,7 +33,7 @@ from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.statistics.picture_bootstrap import (
     Bootstrap,
 )
-from lightning_mllm.types import MultimodalBatch, Table
+from lightning_mllm.types import Table
 
 
 class ComputationSkipping(QuestionAnalysis[SkippingRow]):

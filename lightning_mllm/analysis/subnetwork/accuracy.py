@@ -30,10 +30,11 @@ from lightning_mllm.analysis.subnetwork.calibration_options import Tokens
 from lightning_mllm.analysis.subnetwork.context import pruned
 from lightning_mllm.analysis.subnetwork.mask import SubNetwork, intersection, same_size
 from lightning_mllm.analysis.subnetwork.summary import ALPHA, WHOLE, summarise_accuracy
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Sample, Table
+from lightning_mllm.types import Sample, Table
 
 logger = logging.getLogger(__name__)
 

@@ -35,13 +35,14 @@ from lightning_mllm.analysis.subnetwork.calibration_options import (
     Tokens,
 )
 from lightning_mllm.analysis.subnetwork.matrices import matrices
-from lightning_mllm.analysis.subnetwork.overlap import Key, make_plots, overlaps
+from lightning_mllm.analysis.subnetwork.overlap import Key, make_overlap_plots, overlaps
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.question_table import ALL, kind_of
 from lightning_mllm.store.rows import Rows
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ class ActivatedWeights(Analysis):
         for (task, tokens), folds in sets.items():
             counted[f"{task} ({tokens})"] = [each.counts() for each in folds]
         settings = {**self.making, "found": {"calibrations": counted}}
-        n, plots = len(self._rows.done), make_plots(coords["pair"])
+        n, plots = len(self._rows.done), make_overlap_plots(coords["pair"])
         return AnalysisResult(self.name, values, tuple(coords), coords, n, settings, plots)
 
     def reset(self) -> None:

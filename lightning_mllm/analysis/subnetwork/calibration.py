@@ -32,12 +32,16 @@ from lightning_mllm.analysis.subnetwork.context import masked
 from lightning_mllm.analysis.subnetwork.mask import SubNetwork
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
-from lightning_mllm.analysis.subnetwork.tensor_files import digest, read_matrices, write_matrices
+from lightning_mllm.analysis.subnetwork.tensor_files import (
+    digest_of_matrices,
+    read_matrices,
+    write_matrices,
+)
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone, fingerprint
 from lightning_mllm.models.hooks import inputs_of
 from lightning_mllm.models.layers import decoder_layers, run_uncompiled
-from lightning_mllm.types import MultimodalBatch
 
 Layers = Mapping[Matrix, nn.Linear]
 
@@ -127,7 +131,7 @@ class Calibration:
     @property
     def digest(self) -> str:
         """A short hash of the calibration."""
-        return digest(self.squares, self._about())
+        return digest_of_matrices(self.squares, self._about())
 
     def _about(self) -> dict[str, Any]:
         return {

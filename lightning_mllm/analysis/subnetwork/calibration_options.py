@@ -9,8 +9,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lightning_mllm.analysis.core.token_sets import TokenSets
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Segment
+from lightning_mllm.types import IGNORE_INDEX, Segment
 
 Tokens = Literal["perceptual", "textual", "both"]
 Context = Literal["own", "full"]

@@ -36,7 +36,11 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning, keep_highest
-from lightning_mllm.analysis.subnetwork.tensor_files import digest, read_matrices, write_matrices
+from lightning_mllm.analysis.subnetwork.tensor_files import (
+    digest_of_matrices,
+    read_matrices,
+    write_matrices,
+)
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 
@@ -128,7 +132,9 @@ class SubNetwork:
     @property
     def digest(self) -> str:
         """A short hash of what is kept."""
-        return digest(self.bits, {str(matrix): shape for matrix, shape in self.shapes.items()})
+        return digest_of_matrices(
+            self.bits, {str(matrix): shape for matrix, shape in self.shapes.items()}
+        )
 
     def __and__(self, other: SubNetwork) -> SubNetwork:
         """What both keep."""

@@ -108,7 +108,7 @@ def describe_pair(pair: Pair) -> str:
     return f"{tokens}, {'one task' if first_task == second_task else 'two tasks'}"
 
 
-def make_plots(pairs: Sequence[str]) -> tuple[Plot, ...]:
+def make_overlap_plots(pairs: Sequence[str]) -> tuple[Plot, ...]:
     """Return how overlaps are drawn: the groups of pairs, and chance."""
     return (
         Plot(

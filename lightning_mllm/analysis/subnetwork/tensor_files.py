@@ -79,7 +79,7 @@ def read_matrices(
     raise CheckpointError(f"{path} is not a {holds} file of this package.")
 
 
-def digest(tensors: Mapping[Matrix, Tensor], about: Mapping[str, Any]) -> str:
+def digest_of_matrices(tensors: Mapping[Matrix, Tensor], about: Mapping[str, Any]) -> str:
     """Return a short hash of tensors and what they are."""
     named = ((str(matrix), tensor) for matrix, tensor in sorted(tensors.items()))
     return fingerprint_tensors(named, json.dumps(about, sort_keys=True))[:16]

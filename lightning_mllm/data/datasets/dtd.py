@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.data.datasets.published import Published, PublishedDataset
-from lightning_mllm.data.datasets.rows import FileRow, read_rows
+from lightning_mllm.data.datasets.rows import FileRow, read_file_rows
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError, DataError
@@ -58,7 +58,7 @@ class DTD(PublishedDataset, MLLMDataModule):
         seen: dict[str, int] = {}
         samples = []
         file = self.root / "labels" / f"{split}{self.split}.txt"
-        for row in read_rows(file, way_out="Correct `root`, or the path"):
+        for row in read_file_rows(file, way_out="Correct `root`, or the path"):
             with self.bad_rows.catch():
                 sample = self._read_row(row)
                 if sample.id in seen:

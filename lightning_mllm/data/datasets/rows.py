@@ -99,7 +99,7 @@ def open_text(
         raise DataError(f"{file} is not UTF-8 text ({error}). Save it again as UTF-8.") from error
 
 
-def read_rows(file: Path, way_out: str) -> list[FileRow]:
+def read_file_rows(file: Path, way_out: str) -> list[FileRow]:
     """Return the rows of a UTF-8 text file that are not blank.
 
     Args:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
 
@@ -15,9 +13,6 @@ from lightning_mllm.data.images.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
-
-# replaces the function that tells the day
-_NO_DATE = "{% macro strftime_now(format) %}{{ '' }}{% endmacro %}"
 
 
 def load_processor(
@@ -103,31 +98,6 @@ def limit_length(
             f"max_length is {max_length}, but {checkpoint!r} reads {limit} tokens at most."
         )
     return max_length or limit
-
-
-def warn_of_date(processor: ProcessorMixin, checkpoint: str) -> None:
-    """Warn of a chat template that writes the day's date, which changes what the model reads."""
-    content: Any = [{"type": "text", "text": "a"}]
-    system, user = {"role": "system", "content": content}, {"role": "user", "content": content}
-    template = str(processor.chat_template)
-    for messages in ([user], [system, user]):
-        try:
-            with_date = processor.apply_chat_template(
-                messages, chat_template=template, add_generation_prompt=True
-            )
-            without = processor.apply_chat_template(
-                messages, chat_template=_NO_DATE + template, add_generation_prompt=True
-            )
-        except TemplateError:  # it takes no system text
-            continue
-        if with_date != without:
-            logger.warning(
-                "The chat template of %r writes today's date, so that losses and scores change "
-                "with the day. Put a fixed date in its place (`strftime_now` in "
-                "chat_template.jinja) to compare runs.",
-                checkpoint,
-            )
-            return
 
 
 def _check_parts(processor: ProcessorMixin, checkpoint: str) -> None:

@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.data.images.pictures import Picture
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import (
-    IGNORE_INDEX,
-    AnswerForms,
-    MultimodalBatch,
-    Sample,
-    Segment,
-    TokenSpans,
-)
+from lightning_mllm.types import IGNORE_INDEX, AnswerForms, Sample, Segment
 
 PaddingSide = Literal["left", "right"]
 

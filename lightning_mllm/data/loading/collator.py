@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from transformers import ProcessorMixin
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.geometry import (
     Geometry,
     GeometryName,
@@ -26,7 +27,7 @@ from lightning_mllm.data.text.prompts import Dialogue, Prompt
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.data.text.turns import put_images_first
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.types import AnswerForms, Forms, LabelSet, MultimodalBatch, Sample, Turn
+from lightning_mllm.types import AnswerForms, Forms, LabelSet, Sample, Turn
 
 
 class Collator:

@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 
 from lightning_mllm.data.images.files import open_image
 from lightning_mllm.data.images.geometry import GeometryName
-from lightning_mllm.data.images.processor import limit_length, load_processor, warn_of_date
+from lightning_mllm.data.images.processor import limit_length, load_processor
 from lightning_mllm.data.loading.bad_rows import BadRows, OnBadRow
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.loading.checks import check_labels
@@ -28,6 +28,7 @@ from lightning_mllm.data.loading.sample_reader import SampleReader
 from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize, check_batch_sizes
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split, check_splits, warn_of_another_seed
+from lightning_mllm.data.loading.template_check import warn_of_date
 from lightning_mllm.data.text.fitting import LongAnswers
 from lightning_mllm.data.text.prompts import Prompt
 from lightning_mllm.types import LabelSet, Sample

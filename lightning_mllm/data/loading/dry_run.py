@@ -11,7 +11,7 @@ from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, TOO_LONG, BadRows
 from lightning_mllm.data.loading.batch import check_same_end
 from lightning_mllm.data.loading.collator import Collator
-from lightning_mllm.data.loading.manifest import Manifest, manifest_folder
+from lightning_mllm.data.loading.manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.split_scan import SplitScan, Trait
 from lightning_mllm.errors import DataError
@@ -29,7 +29,7 @@ def dry_run_splits(scans: Sequence[SplitScan], bad_rows: BadRows) -> dict[Path, 
     known: dict[Path, Size] = {}
     left = []
     for scan in scans:
-        sizes = Manifest(scan).take_over() if manifest_folder().is_dir() else None
+        sizes = CheckManifest(scan).take_over() if check_manifest_folder().is_dir() else None
         if sizes is None:
             left.append(scan)
         else:

@@ -14,7 +14,7 @@ from lightning_mllm.data.loading.batch import check_same_end
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.dry_run import dry_run_suspects
-from lightning_mllm.data.loading.manifest import Manifest, manifest_folder
+from lightning_mllm.data.loading.manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split
@@ -43,7 +43,7 @@ class WrittenOut:
         return Text(
             f"{self.samples:,} samples were written out for {self.checkpoint} and their pictures "
             f"decoded{again if self.known else ''}. A fit with the same data, checkpoint and "
-            f"prompt need not do it again ({manifest_folder()})."
+            f"prompt need not do it again ({check_manifest_folder()})."
         )
 
 
@@ -62,7 +62,7 @@ def write_out_all(module: MLLMDataModule, splits: Sequence[Split]) -> WrittenOut
     known = samples = 0
     with module.gather():
         for scan in module.scan_splits([split for split in splits if split in module.splits]):
-            manifest = Manifest(scan)
+            manifest = CheckManifest(scan)
             if manifest.take_over() is None:
                 _write_out(module, scan, manifest)
             else:
@@ -72,7 +72,7 @@ def write_out_all(module: MLLMDataModule, splits: Sequence[Split]) -> WrittenOut
     return WrittenOut(module.checkpoint, samples, known)
 
 
-def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: Manifest) -> None:
+def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: CheckManifest) -> None:
     """Encode all samples of a split, refuse the bad ones, and write the outcome down."""
     sizes, problems = look_at_images(scan.paths)
     module.bad_rows.count_image_files(len(scan.paths))

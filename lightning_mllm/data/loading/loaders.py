@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.sampler import GlobalBatchSampler, Key
 from lightning_mllm.errors import ConfigError, UserError
 from lightning_mllm.store.manifest import describe_changes, find_changes
-from lightning_mllm.types import MultimodalBatch, Sample
+from lightning_mllm.types import Sample
 
 Collate = Callable[[Sequence[tuple[int, Sample]]], MultimodalBatch]
 

@@ -22,7 +22,7 @@ from lightning_mllm.store.manifest import digest
 _LIBRARIES = ("lightning-mllm", "transformers", "tokenizers", "pillow", "numpy")
 
 
-class Manifest:
+class CheckManifest:
     """The outcome of encoding all samples of a split for one checkpoint.
 
     It is found by a digest of all that decides it: the samples, the files' paths, sizes and times,
@@ -36,7 +36,9 @@ class Manifest:
     def __init__(self, scan: SplitScan) -> None:
         self._scan = scan
         self._paths = sorted(scan.paths)
-        self.path = manifest_folder() / f"{self._digest()}.json" if _can_be_named(scan) else None
+        self.path = (
+            check_manifest_folder() / f"{self._digest()}.json" if _can_be_named(scan) else None
+        )
 
     def take_over(self) -> dict[Path, Size] | None:
         """Leave out the samples that were found not to fit or to be bad.
@@ -88,7 +90,7 @@ class Manifest:
             yield f"{path} {status and (status.st_size, status.st_mtime_ns)}"
 
 
-def manifest_folder() -> Path:
+def check_manifest_folder() -> Path:
     """Return where manifests are: in the user's cache, since datasets may be read-only."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "lightning_mllm" / "data_check"

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import ProcessorMixin
 
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.turns import has_image_within
 from lightning_mllm.types import Sample, Turn
+
+# replaces the function that tells the day
+_NO_DATE = "{% macro strftime_now(format) %}{{ '' }}{% endmacro %}"
 
 logger = logging.getLogger(__name__)
 
@@ -78,3 +85,28 @@ class TemplateCheck:
                 split,
                 self._moved_in,
             )
+
+
+def warn_of_date(processor: ProcessorMixin, checkpoint: str) -> None:
+    """Warn of a chat template that writes the day's date, which changes what the model reads."""
+    content: Any = [{"type": "text", "text": "a"}]
+    system, user = {"role": "system", "content": content}, {"role": "user", "content": content}
+    template = str(processor.chat_template)
+    for messages in ([user], [system, user]):
+        try:
+            with_date = processor.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True
+            )
+            without = processor.apply_chat_template(
+                messages, chat_template=_NO_DATE + template, add_generation_prompt=True
+            )
+        except TemplateError:  # it takes no system text
+            continue
+        if with_date != without:
+            logger.warning(
+                "The chat template of %r writes today's date, so that losses and scores change "
+                "with the day. Put a fixed date in its place (`strftime_now` in "
+                "chat_template.jinja) to compare runs.",
+                checkpoint,
+            )
+            return

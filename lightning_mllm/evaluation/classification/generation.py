@@ -10,12 +10,13 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.decoding import continue_prompts
 from lightning_mllm.store.seeds import seed_of
-from lightning_mllm.types import LabelSet, MultimodalBatch
+from lightning_mllm.types import LabelSet
 
 _LIMIT = 32  # tokens of an answer
 

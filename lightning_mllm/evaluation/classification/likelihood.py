@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.finite import check_finite
-from lightning_mllm.types import LabelSet, MultimodalBatch
+from lightning_mllm.types import LabelSet
 
 _HEAD_ROWS = 256
 # our mask is additive, since a bool mask would be wrong under eager

@@ -9,7 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_mllm.types import LabelSet, MultimodalBatch
+from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.types import LabelSet
 
 
 @dataclass(frozen=True)

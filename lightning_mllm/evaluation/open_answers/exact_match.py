@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.answer_parser import normalise
 from lightning_mllm.evaluation.decoding import continue_prompts, end_ids
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 
 Match = Literal["normalised", "paper"]
 

@@ -6,8 +6,8 @@ from collections import defaultdict
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, OpenAnswer
-from lightning_mllm.types import MultimodalBatch
 
 
 class KnownAnswers:

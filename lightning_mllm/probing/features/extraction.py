@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import DataError, UserError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.tapping import TappedBatch, Tapper
-from lightning_mllm.types import MultimodalBatch
 
 
 @torch.no_grad()

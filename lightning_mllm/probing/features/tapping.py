@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import inputs_of
@@ -18,7 +19,7 @@ from lightning_mllm.models.layers import layers_and_norm, run_uncompiled
 from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.pooling import pool
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 
 Image = Mapping[str, Tensor]  # one image's own tensors, from `VisionPath.split`
 

@@ -15,7 +15,7 @@ _LISTED = 5  # names, in a message
 logger = logging.getLogger(__name__)
 
 
-def check_splits(
+def check_probe_splits(
     train: Mapping[str, FeatureSet], test: Mapping[str, FeatureSet], seeds: Sequence[int]
 ) -> None:
     """Check what a probe is to be trained and scored on.

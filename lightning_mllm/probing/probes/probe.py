@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.metrics import ClassificationResult
 from lightning_mllm.probing.features.feature_set import FeatureSet
-from lightning_mllm.probing.probes.checks import check_splits, list_some
+from lightning_mllm.probing.probes.checks import check_probe_splits, list_some
 from lightning_mllm.probing.probes.held_out import hold_out
 from lightning_mllm.probing.probes.scores import ProbeScore, score
 from lightning_mllm.store.seeds import torch_generator
@@ -141,7 +141,7 @@ class Probe(ABC):
             DataError: Train and test do not belong together, or there are not two classes.
             ConfigError: There are no seeds, or one of them is given twice.
         """
-        check_splits(train, test, seeds)
+        check_probe_splits(train, test, seeds)
         tasks: list[Task] = []
         for shuffled in (False, True) if self.control else (False,):
             for name in train:

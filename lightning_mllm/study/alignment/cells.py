@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lightning_mllm.study.alignment.study import ALIGNMENT, AlignmentStudy
 from lightning_mllm.study.engine.base import BaseCell, TimeKeys
-from lightning_mllm.study.engine.cell_folder import Folder
+from lightning_mllm.study.engine.cell_folder import CellFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,10 @@ class MeasureCell(BaseCell):
         return arguments
 
 
-MeasureFolder = Folder[MeasureCell]
+MeasureFolder = CellFolder[MeasureCell]
 
 
-def cells_of(study: AlignmentStudy) -> list[MeasureCell]:
+def alignment_cells(study: AlignmentStudy) -> list[MeasureCell]:
     """Return all cells, checkpoint by checkpoint: a study that is stopped early has some whole.
 
     Raises:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_mllm.study.alignment.cells import MeasureCell, MeasureFolder, cells_of
-from lightning_mllm.study.alignment.report import write_report
-from lightning_mllm.study.alignment.scores import check_complete
+from lightning_mllm.study.alignment.cells import MeasureCell, MeasureFolder, alignment_cells
+from lightning_mllm.study.alignment.report import write_alignment_report
+from lightning_mllm.study.alignment.scores import check_alignment_cell
 from lightning_mllm.study.alignment.study import AlignmentStudy
 
 
@@ -21,12 +21,12 @@ class AlignmentCommand(AlignmentStudy):
 
     def all_cells(self) -> list[MeasureCell]:
         """Return all measurements of all checkpoints."""
-        return cells_of(self)
+        return alignment_cells(self)
 
     def check_cell(self, folder: MeasureFolder) -> None:
         """Refuse a cell that lacks what the study reads."""
-        check_complete(self, folder)
+        check_alignment_cell(self, folder)
 
     def write_report(self, folders: Sequence[MeasureFolder]) -> Path | None:
         """Write scores, correlations, verdicts, figures and the report."""
-        return write_report(self, folders)
+        return write_alignment_report(self, folders)

@@ -21,7 +21,7 @@ _CURVE_COLUMNS = ("score", "checkpoint", "layer", "value")
 _NO_INTERVAL = (None, None)
 
 
-def draw(
+def draw_alignment_figures(
     study: AlignmentStudy, scores: Sequence[CheckpointScore], done: Sequence[MeasureFolder]
 ) -> list[Path]:
     """Draw the figures that there are numbers for."""

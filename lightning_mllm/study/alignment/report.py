@@ -9,19 +9,24 @@ from lightning_mllm.store.files import write_rows, write_text
 from lightning_mllm.study.alignment.cells import MeasureFolder
 from lightning_mllm.study.alignment.claims import measures_by_sampling, measures_of
 from lightning_mllm.study.alignment.correlations import associate
-from lightning_mllm.study.alignment.figures import draw
-from lightning_mllm.study.alignment.scores import COLUMNS, CheckpointScore, collect
+from lightning_mllm.study.alignment.figures import draw_alignment_figures
+from lightning_mllm.study.alignment.scores import COLUMNS, CheckpointScore, collect_alignment_scores
 from lightning_mllm.study.alignment.study import ALIGNMENT, AlignmentStudy
 from lightning_mllm.study.alignment.tables import (
     CORRELATION_COLUMNS,
     VERDICT_COLUMNS,
+    alignment_verdict_row,
+    alignment_verdicts_as_markdown,
     correlation_row,
     correlations_as_markdown,
     scores_as_markdown,
-    verdict_row,
-    verdicts_as_markdown,
 )
-from lightning_mllm.study.alignment.verdict import TEST, not_independent, too_few, verdicts
+from lightning_mllm.study.alignment.verdict import (
+    TEST,
+    alignment_verdicts,
+    not_independent,
+    too_few,
+)
 from lightning_mllm.study.engine.cell_folder import finished
 from lightning_mllm.study.engine.markdown import pictures_as_markdown, unfinished_as_markdown
 
@@ -33,7 +38,7 @@ _CAVEAT = (
 )
 
 
-def write_report(study: AlignmentStudy, folders: Sequence[MeasureFolder]) -> Path | None:
+def write_alignment_report(study: AlignmentStudy, folders: Sequence[MeasureFolder]) -> Path | None:
     """Write the results of the finished cells.
 
     Args:
@@ -49,13 +54,13 @@ def write_report(study: AlignmentStudy, folders: Sequence[MeasureFolder]) -> Pat
     done = finished(folders)
     if not done:
         return None
-    scores = collect(study, done)
+    scores = collect_alignment_scores(study, done)
     associations = associate(study, scores)
-    found = verdicts(study, associations)
+    found = alignment_verdicts(study, associations)
     write_rows(study.folder / "scores.csv", COLUMNS, [score.row() for score in scores])
     rows = [correlation_row(each) for each in associations]
     write_rows(study.folder / "correlations.csv", CORRELATION_COLUMNS, rows)
-    rows = [verdict_row(each) for each in found]
+    rows = [alignment_verdict_row(each) for each in found]
     write_rows(study.folder / "verdict.csv", VERDICT_COLUMNS, rows)
     sections = [f"# {study.name}\n\n{len(done)} of {len(folders)} cells are finished."]
     for statement in (too_few(study, associations), not_independent(study, scores)):
@@ -65,8 +70,8 @@ def write_report(study: AlignmentStudy, folders: Sequence[MeasureFolder]) -> Pat
         _CAVEAT,
         *_score_sections(study, scores),
         f"## Correlations over checkpoints\n\n{correlations_as_markdown(associations)}",
-        f"## Verdicts\n\nTest: {TEST}.\n\n{verdicts_as_markdown(found)}",
-        *pictures_as_markdown(draw(study, scores, done), study.folder),
+        f"## Verdicts\n\nTest: {TEST}.\n\n{alignment_verdicts_as_markdown(found)}",
+        *pictures_as_markdown(draw_alignment_figures(study, scores, done), study.folder),
         *unfinished_as_markdown(folders),
     ]
     return write_text(study.folder / "report.md", "\n\n".join(sections) + "\n")

@@ -55,7 +55,9 @@ class CheckpointScore:
 COLUMNS = tuple(field.name for field in fields(CheckpointScore))
 
 
-def collect(study: AlignmentStudy, done: Iterable[MeasureFolder]) -> list[CheckpointScore]:
+def collect_alignment_scores(
+    study: AlignmentStudy, done: Iterable[MeasureFolder]
+) -> list[CheckpointScore]:
     """Return the numbers of finished cells, in their order.
 
     Raises:
@@ -63,22 +65,24 @@ def collect(study: AlignmentStudy, done: Iterable[MeasureFolder]) -> list[Checkp
     """
     found: list[CheckpointScore] = []
     for folder in done:
-        found += scores_of(study, folder)
+        found += scores_of_alignment_cell(study, folder)
     return found
 
 
-def check_complete(study: AlignmentStudy, folder: MeasureFolder) -> None:
+def check_alignment_cell(study: AlignmentStudy, folder: MeasureFolder) -> None:
     """Refuse a cell that lacks what the study reads.
 
     Raises:
         DataError: A file is missing, or something is not in it.
     """
-    list(scores_of(study, folder))
+    list(scores_of_alignment_cell(study, folder))
     if folder.cell.measure == ALIGNMENT:
         curves_of(study, folder)
 
 
-def scores_of(study: AlignmentStudy, folder: MeasureFolder) -> Iterator[CheckpointScore]:
+def scores_of_alignment_cell(
+    study: AlignmentStudy, folder: MeasureFolder
+) -> Iterator[CheckpointScore]:
     """Yield the numbers of a finished cell.
 
     Raises:

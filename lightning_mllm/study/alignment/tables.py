@@ -32,7 +32,7 @@ def correlation_row(each: Association) -> list[Any]:
     ]
 
 
-def verdict_row(each: AlignmentVerdict) -> list[Any]:
+def alignment_verdict_row(each: AlignmentVerdict) -> list[Any]:
     """Return the row of the CSV file."""
     return [
         *(each.reading, each.claim, each.part, str(each.decision)),
@@ -68,7 +68,7 @@ def correlations_as_markdown(associations: Iterable[Association]) -> str:
     return markdown(["score", "measure", "N", "Pearson", "Spearman"], rows)
 
 
-def verdicts_as_markdown(found: Iterable[AlignmentVerdict]) -> str:
+def alignment_verdicts_as_markdown(found: Iterable[AlignmentVerdict]) -> str:
     """Return a row per reading, claim and part."""
     rows = []
     for each in found:

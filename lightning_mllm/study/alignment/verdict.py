@@ -60,7 +60,9 @@ class AlignmentVerdict:
     adjusted_p: float | None = None
 
 
-def verdicts(study: AlignmentStudy, associations: Sequence[Association]) -> list[AlignmentVerdict]:
+def alignment_verdicts(
+    study: AlignmentStudy, associations: Sequence[Association]
+) -> list[AlignmentVerdict]:
     """Decide the claims, whole (part "") and part by part, for each reading of the score."""
     claims = claims_of(study)
     found: list[AlignmentVerdict] = []

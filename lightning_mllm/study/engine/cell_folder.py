@@ -34,7 +34,7 @@ class CellState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Folder(Generic[CellT]):
+class CellFolder(Generic[CellT]):
     """The files of a cell.
 
     Attributes:
@@ -142,15 +142,15 @@ class Folder(Generic[CellT]):
         return sorted(numbers, key=lambda path: numbers[path])
 
 
-AnyFolder = Folder[Any]
+AnyFolder = CellFolder[Any]
 
 
-def finished(folders: Iterable[Folder[CellT]]) -> list[Folder[CellT]]:
+def finished(folders: Iterable[CellFolder[CellT]]) -> list[CellFolder[CellT]]:
     """Return the folders of the cells that are done."""
     return [folder for folder in folders if folder.state is CellState.DONE]
 
 
-def unfinished(folders: Iterable[Folder[CellT]]) -> list[Folder[CellT]]:
+def unfinished(folders: Iterable[CellFolder[CellT]]) -> list[CellFolder[CellT]]:
     """Return the folders of the cells that are not done."""
     return [folder for folder in folders if folder.state is not CellState.DONE]
 

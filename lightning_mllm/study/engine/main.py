@@ -9,7 +9,12 @@ from rich.console import Console
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study.engine.base import BaseCell
-from lightning_mllm.study.engine.cell_folder import AnyFolder, Folder, refuse_changed, unfinished
+from lightning_mllm.study.engine.cell_folder import (
+    AnyFolder,
+    CellFolder,
+    refuse_changed,
+    unfinished,
+)
 from lightning_mllm.study.engine.executor import (
     Failure,
     Lightning,
@@ -65,7 +70,7 @@ def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[
 
 
 def _folders_of(study: RunnableStudy, cells: Sequence[BaseCell]) -> list[AnyFolder]:
-    return [Folder(cell, study.folder / "cells" / cell.id) for cell in cells]
+    return [CellFolder(cell, study.folder / "cells" / cell.id) for cell in cells]
 
 
 def _print_failures(

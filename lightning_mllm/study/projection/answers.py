@@ -10,14 +10,14 @@ from pathlib import Path
 
 from lightning_mllm.store.files import write_bytes
 from lightning_mllm.study.projection.cell_files import Answers
-from lightning_mllm.study.projection.cells import CellFolder
+from lightning_mllm.study.projection.cells import ProjectionFolder
 from lightning_mllm.study.projection.comparison import Kind, answers_of_cell
 from lightning_mllm.study.projection.study import Study
 
 _COLUMNS = ("cell", "kind", "sample_id", "target")
 
 
-def write_answers(study: Study, done: Iterable[CellFolder], path: Path) -> Path:
+def write_answers(study: Study, done: Iterable[ProjectionFolder], path: Path) -> Path:
     """Write a gzipped CSV file: a row per cell, kind of model, and test sample.
 
     After cell, kind, sample and its class, a row has an answer per repetition (one of the model,

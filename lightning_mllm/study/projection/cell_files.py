@@ -9,7 +9,7 @@ from typing import Any
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import read_json
 from lightning_mllm.study.engine.outputs import Row, evaluation_of, last_run, read_table, way_out
-from lightning_mllm.study.projection.cells import CellFolder
+from lightning_mllm.study.projection.cells import ProjectionFolder
 from lightning_mllm.study.projection.study import Study
 
 _PROBED = "probe-predictions.csv"
@@ -35,7 +35,7 @@ class Answers:
     halves: tuple[Mapping[str, str], ...] = ()
 
 
-def scores_of(folder: CellFolder) -> dict[str, dict[str, Any]]:
+def scores_of_projection_cell(folder: ProjectionFolder) -> dict[str, dict[str, Any]]:
     """Return the summary of each scorer.
 
     Raises:
@@ -51,7 +51,7 @@ def scores_of(folder: CellFolder) -> dict[str, dict[str, Any]]:
     return scorers
 
 
-def answers_of(folder: CellFolder, scorer: str) -> Answers:
+def answers_of(folder: ProjectionFolder, scorer: str) -> Answers:
     """Return what the model answered.
 
     Raises:
@@ -71,7 +71,7 @@ def answers_of(folder: CellFolder, scorer: str) -> Answers:
     return Answers(_column(rows, "target"), (_column(rows, column),))
 
 
-def clip_answers_of(folder: CellFolder) -> Answers | None:
+def clip_answers_of(folder: ProjectionFolder) -> Answers | None:
     """Return what CLIP itself answered on the same split.
 
     It is None where the callback `ClipZeroShot` was not in the cell's configs.
@@ -83,13 +83,13 @@ def clip_answers_of(folder: CellFolder) -> Answers | None:
     return Answers(_column(rows, "target"), (_column(rows, "prediction"),))
 
 
-def clip_scores_of(folder: CellFolder) -> dict[str, Any] | None:
+def clip_scores_of(folder: ProjectionFolder) -> dict[str, Any] | None:
     """Return the summary of CLIP's scores, or None."""
     path = evaluation_of(folder) / _CLIP_SCORES
     return read_json(path) if path.is_file() else None
 
 
-def has_probe(folder: CellFolder, point: str, probe: str) -> bool:
+def has_probe(folder: ProjectionFolder, point: str, probe: str) -> bool:
     """Return whether a kind of probe was trained at a point."""
     path = evaluation_of(folder) / _PROBED
     if not path.is_file():
@@ -97,7 +97,7 @@ def has_probe(folder: CellFolder, point: str, probe: str) -> bool:
     return bool(_columns_of_probe(read_table(path, folder), f"{point}/{probe}/seed"))
 
 
-def probed_answers_of(folder: CellFolder, point: str, probe: str) -> Answers:
+def probed_answers_of(folder: ProjectionFolder, point: str, probe: str) -> Answers:
     """Return what the probes of one kind at one point answered, one repetition per seed of a probe.
 
     Raises:
@@ -123,7 +123,7 @@ def probed_answers_of(folder: CellFolder, point: str, probe: str) -> Answers:
     return Answers(_column(rows, "target"), _columns(rows, seeds), _columns(rows, halves))
 
 
-def probes_of(folder: CellFolder) -> list[Row]:
+def probes_of(folder: ProjectionFolder) -> list[Row]:
     """Return the rows of `probes.csv`; where a resumed run wrote a row again, the later one.
 
     Raises:
@@ -132,7 +132,7 @@ def probes_of(folder: CellFolder) -> list[Row]:
     return _read_all_runs(folder, "probes.csv", _PROBE_KEY)
 
 
-def drift_of(folder: CellFolder) -> list[Row]:
+def drift_of(folder: ProjectionFolder) -> list[Row]:
     """Return the rows of `drift.csv`; where a resumed run wrote a row again, the later one.
 
     Raises:
@@ -141,13 +141,13 @@ def drift_of(folder: CellFolder) -> list[Row]:
     return _read_all_runs(folder, "drift.csv", _DRIFT_KEY)
 
 
-def check_complete(study: Study, folder: CellFolder) -> None:
+def check_projection_cell(study: Study, folder: ProjectionFolder) -> None:
     """Refuse a cell that lacks what the study reads.
 
     Raises:
         DataError: A file is missing, or the scorer or the probe is not in it.
     """
-    scorers = scores_of(folder)
+    scorers = scores_of_projection_cell(folder)
     if study.scorer not in scorers:
         raise DataError(
             f"{folder.cell.id} has no scorer {study.scorer!r}, only {', '.join(scorers)}. Set the "
@@ -178,7 +178,7 @@ def _columns(rows: Sequence[Row], names: Sequence[str]) -> tuple[dict[str, str],
     return tuple(_column(rows, name) for name in names)
 
 
-def _read_all_runs(folder: CellFolder, name: str, key: Sequence[str]) -> list[Row]:
+def _read_all_runs(folder: ProjectionFolder, name: str, key: Sequence[str]) -> list[Row]:
     """Read a table of every run of a cell; rows with the same key are one, the last."""
     found: dict[tuple[str, ...], Row] = {}
     paths = [run / name for run in folder.runs()]

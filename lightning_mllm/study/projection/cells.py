@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_mllm.study.engine.base import BaseCell, TimeKeys
-from lightning_mllm.study.engine.cell_folder import Folder
+from lightning_mllm.study.engine.cell_folder import CellFolder
 from lightning_mllm.study.projection.rates import RATE
 from lightning_mllm.study.projection.study import FT_PROJ, ZERO_SHOT, Study
 
@@ -83,10 +83,10 @@ class Cell(BaseCell):
         return arguments
 
 
-CellFolder = Folder[Cell]
+ProjectionFolder = CellFolder[Cell]
 
 
-def cells_of(study: Study) -> list[Cell]:
+def projection_cells(study: Study) -> list[Cell]:
     """Return all cells, seed by seed: a study that is stopped early has some of everything."""
     cells = []
     trainings = _trainings_of(study)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_mllm.study.projection.cell_files import check_complete
-from lightning_mllm.study.projection.cells import Cell, CellFolder, cells_of
-from lightning_mllm.study.projection.report import write_report
+from lightning_mllm.study.projection.cell_files import check_projection_cell
+from lightning_mllm.study.projection.cells import Cell, ProjectionFolder, projection_cells
+from lightning_mllm.study.projection.report import write_projection_report
 from lightning_mllm.study.projection.study import Study
 
 
@@ -22,17 +22,17 @@ class StudyCommand(Study):
 
     def all_cells(self) -> list[Cell]:
         """Return the grid."""
-        return cells_of(self)
+        return projection_cells(self)
 
-    def check_cell(self, folder: CellFolder) -> None:
+    def check_cell(self, folder: ProjectionFolder) -> None:
         """Refuse a cell that lacks what the study reads."""
-        check_complete(self, folder)
+        check_projection_cell(self, folder)
 
-    def write_report(self, folders: Sequence[CellFolder]) -> Path | None:
+    def write_report(self, folders: Sequence[ProjectionFolder]) -> Path | None:
         """Write tables, verdicts, figures and the report."""
-        return write_report(self, folders)
+        return write_projection_report(self, folders)
 
-    def tidy(self, folder: CellFolder) -> None:
+    def tidy(self, folder: ProjectionFolder) -> None:
         """Remove the checkpoints, unless they stay."""
         if not self.keep_checkpoints:
             for run in folder.runs():

@@ -16,9 +16,9 @@ from lightning_mllm.study.projection.cell_files import (
     clip_answers_of,
     has_probe,
     probed_answers_of,
-    scores_of,
+    scores_of_projection_cell,
 )
-from lightning_mllm.study.projection.cells import CellFolder
+from lightning_mllm.study.projection.cells import ProjectionFolder
 from lightning_mllm.study.projection.study import ZERO_SHOT, Study
 
 # the MLLM, a probe of its projection, a probe of its vision tower, CLIP with the class names
@@ -73,7 +73,7 @@ class DomainComparison:
         return None if found is None else found[measure]
 
 
-def compare(study: Study, done: Iterable[CellFolder]) -> list[DomainComparison]:
+def compare(study: Study, done: Iterable[ProjectionFolder]) -> list[DomainComparison]:
     """Score the finished cells, domain by domain.
 
     Where the grid is not finished, only those seeds count that are done in every model with a
@@ -82,7 +82,7 @@ def compare(study: Study, done: Iterable[CellFolder]) -> list[DomainComparison]:
     Raises:
         DataError: A file of a finished cell is missing, or cells were tested on different samples.
     """
-    groups: dict[tuple[str, str], list[CellFolder]] = {}
+    groups: dict[tuple[str, str], list[ProjectionFolder]] = {}
     for folder in done:
         groups.setdefault((folder.cell.checkpoint, folder.cell.domain), []).append(folder)
     found = []
@@ -94,7 +94,7 @@ def compare(study: Study, done: Iterable[CellFolder]) -> list[DomainComparison]:
 
 
 def _compare_domain(
-    study: Study, checkpoint: str, domain: str, folders: Sequence[CellFolder]
+    study: Study, checkpoint: str, domain: str, folders: Sequence[ProjectionFolder]
 ) -> DomainComparison | None:
     answers, seeds = _answers_of_domain(study, folders)
     if not seeds:
@@ -116,7 +116,7 @@ def _compare_domain(
     for answerer in answers:
         of_halves = predicted.get((answerer, "halves"))
         scores[answerer] = resampler.score(predicted[answerer], of_halves)
-    classes = scores_of(folders[0])[study.scorer]["classes"]
+    classes = scores_of_projection_cell(folders[0])[study.scorer]["classes"]
     shape = (1, _UNIFORM_DRAWS, len(targets))
     guesses = np.random.default_rng(0).integers(0, classes, size=shape)
     return DomainComparison(
@@ -130,7 +130,7 @@ def _compare_domain(
 
 
 def _answers_of_domain(
-    study: Study, folders: Sequence[CellFolder]
+    study: Study, folders: Sequence[ProjectionFolder]
 ) -> tuple[dict[Answerer, list[Answers]], list[int]]:
     """Return the answers of each model, one per seed that all models have, and these seeds."""
     found: dict[Answerer, dict[int, Answers]] = {}
@@ -145,7 +145,7 @@ def _answers_of_domain(
     return of_seeds, seeds
 
 
-def answers_of_cell(study: Study, folder: CellFolder) -> dict[Answerer, Answers]:
+def answers_of_cell(study: Study, folder: ProjectionFolder) -> dict[Answerer, Answers]:
     """Return the answers that a cell has, under each preset that it belongs to."""
     policy, presets = folder.cell.policy, folder.cell.presets
     answers: dict[Answerer, Answers] = {}

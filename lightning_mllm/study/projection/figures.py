@@ -25,7 +25,7 @@ _SLOPE_COLUMNS = (
 _CURVE_COLUMNS = ("panel", "line", "epoch", "mean", "seeds")
 
 
-def draw(
+def draw_projection_figures(
     study: Study, comparisons: Sequence[DomainComparison], results: Sequence[Result]
 ) -> list[Path]:
     """Draw the figures that there are numbers for."""

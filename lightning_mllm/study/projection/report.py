@@ -9,27 +9,27 @@ from lightning_mllm.store.files import write_rows, write_text
 from lightning_mllm.study.engine.cell_folder import finished
 from lightning_mllm.study.engine.markdown import pictures_as_markdown, unfinished_as_markdown
 from lightning_mllm.study.projection.answers import write_answers
-from lightning_mllm.study.projection.cells import CellFolder
+from lightning_mllm.study.projection.cells import ProjectionFolder
 from lightning_mllm.study.projection.comparison import DomainComparison, compare
-from lightning_mllm.study.projection.figures import draw
-from lightning_mllm.study.projection.scores import COLUMNS, collect
+from lightning_mllm.study.projection.figures import draw_projection_figures
+from lightning_mllm.study.projection.scores import COLUMNS, collect_projection_scores
 from lightning_mllm.study.projection.study import Study
 from lightning_mllm.study.projection.tables import (
     TABLE_COLUMNS,
     VERDICT_COLUMNS,
     TableEntry,
     entries_as_markdown,
+    projection_verdict_row,
+    projection_verdicts_as_markdown,
     table_1,
     table_2,
-    verdict_row,
-    verdicts_as_markdown,
 )
-from lightning_mllm.study.projection.verdict import DIFFERENCE, TREND, verdicts
+from lightning_mllm.study.projection.verdict import DIFFERENCE, TREND, projection_verdicts
 
 TableMaker = Callable[[DomainComparison, str, Sequence[str]], list[TableEntry]]
 
 
-def write_report(study: Study, folders: Sequence[CellFolder]) -> Path | None:
+def write_projection_report(study: Study, folders: Sequence[ProjectionFolder]) -> Path | None:
     """Write the results of the finished cells.
 
     Args:
@@ -45,7 +45,7 @@ def write_report(study: Study, folders: Sequence[CellFolder]) -> Path | None:
     done = finished(folders)
     if not done:
         return None
-    results = collect(study, done)
+    results = collect_projection_scores(study, done)
     write_rows(study.folder / "results.csv", COLUMNS, [result.row() for result in results])
     write_answers(study, done, study.folder / "answers.csv.gz")
     comparisons = compare(study, done)
@@ -55,14 +55,14 @@ def write_report(study: Study, folders: Sequence[CellFolder]) -> Path | None:
         *_write_table(study, done, comparisons, 1, table_1),
         *_write_table(study, done, comparisons, 2, table_2),
         _write_verdicts(study, comparisons),
-        *pictures_as_markdown(draw(study, comparisons, results), study.folder),
+        *pictures_as_markdown(draw_projection_figures(study, comparisons, results), study.folder),
         *unfinished_as_markdown(folders),
     ]
     return write_text(study.folder / "report.md", "\n\n".join(sections) + "\n")
 
 
 def _introduction(
-    study: Study, comparisons: Sequence[DomainComparison], folders: Sequence[CellFolder]
+    study: Study, comparisons: Sequence[DomainComparison], folders: Sequence[ProjectionFolder]
 ) -> Iterator[str]:
     """Yield what the numbers mean, which seeds are compared, and which cells have several names."""
     yield (
@@ -87,7 +87,7 @@ def _introduction(
     yield from _shared_cells(folders)
 
 
-def _shared_cells(folders: Sequence[CellFolder]) -> Iterator[str]:
+def _shared_cells(folders: Sequence[ProjectionFolder]) -> Iterator[str]:
     """Yield which policies are the same run under several presets, if there are such."""
     lines: dict[str, None] = {}  # each once, in order
     for folder in folders:
@@ -101,7 +101,7 @@ def _shared_cells(folders: Sequence[CellFolder]) -> Iterator[str]:
 
 def _write_table(
     study: Study,
-    done: Sequence[CellFolder],
+    done: Sequence[ProjectionFolder],
     comparisons: Sequence[DomainComparison],
     number: int,
     make_table: TableMaker,
@@ -122,7 +122,7 @@ def _write_table(
 
 
 def _trained_presets(
-    study: Study, done: Sequence[CellFolder]
+    study: Study, done: Sequence[ProjectionFolder]
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Yield checkpoint, preset and policies of each table."""
     for checkpoint in study.checkpoints:
@@ -137,8 +137,8 @@ def _trained_presets(
 
 def _write_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> str:
     """Write the verdicts as CSV, and return their section."""
-    found = verdicts(study, comparisons)
-    rows = [verdict_row(verdict) for verdict in found]
+    found = projection_verdicts(study, comparisons)
+    rows = [projection_verdict_row(verdict) for verdict in found]
     write_rows(study.folder / "verdict.csv", VERDICT_COLUMNS, rows)
     about = f"Tests: {DIFFERENCE}" + (f"; of the sweep: {TREND}." if study.sweep else ".")
     if len(study.seeds) < 2:
@@ -148,4 +148,4 @@ def _write_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> st
             f" With {len(study.seeds)} seeds, only differences that are large compared with those "
             "between seeds can hold."
         )
-    return f"## Verdicts\n\n{about}\n\n{verdicts_as_markdown(found)}"
+    return f"## Verdicts\n\n{about}\n\n{projection_verdicts_as_markdown(found)}"

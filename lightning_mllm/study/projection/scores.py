@@ -11,9 +11,9 @@ from lightning_mllm.study.projection.cell_files import (
     clip_scores_of,
     drift_of,
     probes_of,
-    scores_of,
+    scores_of_projection_cell,
 )
-from lightning_mllm.study.projection.cells import CellFolder
+from lightning_mllm.study.projection.cells import ProjectionFolder
 from lightning_mllm.study.projection.study import Study
 
 _SCORES = ("accuracy", "macro_f1", "invalid_rate")
@@ -66,7 +66,7 @@ class Result:
 COLUMNS = tuple(field.name for field in fields(Result))
 
 
-def collect(study: Study, done: Iterable[CellFolder]) -> list[Result]:
+def collect_projection_scores(study: Study, done: Iterable[ProjectionFolder]) -> list[Result]:
     """Return the numbers of finished cells, in the order of the grid.
 
     Raises:
@@ -80,7 +80,7 @@ def collect(study: Study, done: Iterable[CellFolder]) -> list[Result]:
     return found
 
 
-def _results_of(study: Study, folder: CellFolder) -> Iterator[Result]:
+def _results_of(study: Study, folder: ProjectionFolder) -> Iterator[Result]:
     cell = folder.cell
     blank = Result(
         study=study.name,
@@ -101,9 +101,9 @@ def _results_of(study: Study, folder: CellFolder) -> Iterator[Result]:
                 yield replace(blank, epoch=_epoch(row), measure=measure, value=value)
 
 
-def _test_results(folder: CellFolder, blank: Result) -> Iterator[Result]:
+def _test_results(folder: ProjectionFolder, blank: Result) -> Iterator[Result]:
     """Yield the scores of the model's answers, and of CLIP's."""
-    scorers = scores_of(folder)
+    scorers = scores_of_projection_cell(folder)
     clip = clip_scores_of(folder)
     if clip is not None:
         scorers["clip"] = clip
@@ -120,7 +120,7 @@ def _test_results(folder: CellFolder, blank: Result) -> Iterator[Result]:
             )
 
 
-def _probe_results(folder: CellFolder, blank: Result) -> Iterator[Result]:
+def _probe_results(folder: ProjectionFolder, blank: Result) -> Iterator[Result]:
     """Yield the scores of probes, averaged over their seeds."""
     groups: dict[tuple[int | None, str], list[Row]] = {}
     for row in probes_of(folder):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
-from lightning_mllm.statistics.seeds_and_samples import Measure, Scores, relative_change
+from lightning_mllm.statistics.seeds_and_samples import Measure, Scores, relative_change_over_seeds
 from lightning_mllm.study.engine.markdown import markdown
 from lightning_mllm.study.projection import published
 from lightning_mllm.study.projection.comparison import DomainComparison, Kind
@@ -92,7 +92,7 @@ class TableEntry:
         """Return the change against the original and the ends of its interval, in %."""
         if self.original is None or not isinstance(self.scores, Scores):
             return None
-        change = relative_change(self.scores, self.original)
+        change = relative_change_over_seeds(self.scores, self.original)
         if change is None:
             return None
         value, low, high = change
@@ -195,7 +195,7 @@ def entries_as_markdown(entries: Iterable[TableEntry]) -> str:
     return markdown(["measure", "state", *domains], [*ours, *reported])
 
 
-def verdict_row(verdict: Verdict) -> list[Any]:
+def projection_verdict_row(verdict: Verdict) -> list[Any]:
     """Return the row of the CSV file."""
     numbers: tuple[float | None, ...] = (None, None, None, None)
     if verdict.outcome is not None:
@@ -208,7 +208,7 @@ def verdict_row(verdict: Verdict) -> list[Any]:
     ]
 
 
-def verdicts_as_markdown(found: Iterable[Verdict]) -> str:
+def projection_verdicts_as_markdown(found: Iterable[Verdict]) -> str:
     """Return one row per claim and part, one column per domain, and one for all."""
     domains: dict[str, None] = {}  # in order
     by_row: dict[tuple[str, str, str, str], dict[str, Verdict]] = {}

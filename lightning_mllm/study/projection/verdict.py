@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_mllm.statistics.decisions import Decision, Outcome, all_of, decide, holm, t_test
-from lightning_mllm.statistics.seeds_and_samples import Estimate, difference, slope
+from lightning_mllm.statistics.seeds_and_samples import Estimate, difference_over_seeds, slope
 from lightning_mllm.study.projection.claims import ClaimPart, claims_about
 from lightning_mllm.study.projection.comparison import DomainComparison, Kind
 from lightning_mllm.study.projection.study import FT_PROJ, Study
@@ -64,7 +64,7 @@ class Verdict:
     adjusted_p: float | None = None
 
 
-def verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> list[Verdict]:
+def projection_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> list[Verdict]:
     """Test all claims about which the finished study will have results.
 
     Args:
@@ -97,7 +97,7 @@ def _test_part(
         higher = each.get(part.higher.kind, part.higher.policy, preset, part.measure)
         lower = each.get(part.lower.kind, part.lower.policy, preset, part.measure)
         if higher is not None and lower is not None:
-            above = difference(higher, lower)
+            above = difference_over_seeds(higher, lower)
             tests[each.domain] = t_test(above, len(each.seeds), each.samples)
     return tests
 

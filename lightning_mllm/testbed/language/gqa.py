@@ -15,7 +15,7 @@ from lightning_mllm.data.datasets.gqa.rows import (
     COLUMNS,
     box_columns,
     objects_of,
-    write_rows,
+    write_task_rows,
 )
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed.language.captions import caption
@@ -85,7 +85,7 @@ def write_task(
     for each, question in zip(rows, asked, strict=True):
         picture = draw_image(question.scene)
         picture.save(images / f"{each['img_id']}.jpg", quality=jpeg_quality, subsampling=0)
-    return write_rows(folder / f"{name}_{types[0]}.csv", types[0], rows)
+    return write_task_rows(folder / f"{name}_{types[0]}.csv", types[0], rows)
 
 
 def as_gqa(questions: Iterable[ExamQuestion]) -> tuple[dict[str, Any], dict[str, Any]]:

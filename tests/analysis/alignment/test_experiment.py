@@ -17,10 +17,11 @@ from lightning_mllm.analysis.alignment.experiment import Alignment, _Noise
 from lightning_mllm.analysis.alignment.summary import AlignmentScore, alignment_score
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.jackknife import group_of
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 from tests.support.alignment_by_hand import (
     Sample,
     Tokens,

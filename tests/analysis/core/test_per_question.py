@@ -12,9 +12,10 @@ import torch
 
 from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation import KnownAnswers, OpenAnswer
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Table
+from lightning_mllm.types import Table
 from tests.support.questions import WRONG, Examiner, batches, load, tokenizer
 
 

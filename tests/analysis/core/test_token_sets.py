@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lightning_mllm.analysis.core.token_sets import TokenSets
+from lightning_mllm.batches import TokenSpans
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.types import Segment, TokenSpans
+from lightning_mllm.types import Segment
 from tests.support.alignment_by_hand import places
 from tests.support.questions import batches
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.forward.observe import LayerState, states_of, stream_states
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
 from tests.support.alignment_by_hand import residuals
 from tests.support.decoders import LAYERS, count_hooks, make_backbone, make_batch
 

@@ -24,9 +24,10 @@ from lightning_mllm.analysis import (
 from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
 from lightning_mllm.analysis.knockout.experiment import BLOCKS
 from lightning_mllm.analysis.knockout.measures import MEASURES
+from lightning_mllm.batches import TokenSpans
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import AnswerForms, Segment, TokenSpans
+from lightning_mllm.types import AnswerForms, Segment
 from tests.support.question_analysis_contract import AnalysisContract
 from tests.support.questions import WITHOUT_BOX, WRONG, batches, question
 

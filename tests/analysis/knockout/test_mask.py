@@ -13,9 +13,10 @@ from torch import Tensor
 from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Window, knockout
 from lightning_mllm.analysis.knockout.mask import positions
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
+from lightning_mllm.types import Segment
 from tests.conftest import TinyBuilder
 from tests.support.decoders import (
     LAYERS,

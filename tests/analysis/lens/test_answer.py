@@ -18,9 +18,10 @@ from lightning_mllm.analysis.forward import float32_head
 from lightning_mllm.analysis.forward.float32_head import head_logits
 from lightning_mllm.analysis.lens import readout as lens
 from lightning_mllm.analysis.lens.readout import LensPositions, Norm, look, residual_states
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, NotFiniteError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 from tests.conftest import TinyBuilder
 from tests.support.question_analysis_contract import AnalysisContract
 from tests.support.questions import batches, load, tokenizer

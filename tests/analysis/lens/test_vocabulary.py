@@ -13,10 +13,10 @@ from torch import Tensor
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward import float32_head
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.jackknife import jackknife_of_means
-from lightning_mllm.types import MultimodalBatch
 from tests.support.alignment_by_hand import places, residuals
 from tests.support.decoders import LAYERS, make_backbone
 from tests.support.questions import batches, tokenizer

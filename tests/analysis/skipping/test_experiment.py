@@ -14,10 +14,10 @@ from lightning_mllm.analysis.skipping.context import skipping
 from lightning_mllm.analysis.skipping.costs import DecoderPass
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import OpenAnswer
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.types import MultimodalBatch
 from tests.support.question_analysis_contract import AnalysisContract
 from tests.support.questions import batches, tokenizer
 

@@ -19,12 +19,12 @@ from lightning_mllm.analysis.subnetwork.mask import intersection, same_size
 from lightning_mllm.analysis.subnetwork.matrices import matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.analysis.subnetwork.summary import MEASURES
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation import AnswerScore
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.tracking.figures.analysis import draw_plots
-from lightning_mllm.types import MultimodalBatch
 from tests.support.question_analysis_contract import AnalysisContract
 from tests.support.questions import WRONG, batches, load, question, tokenizer
 

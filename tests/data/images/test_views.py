@@ -14,9 +14,10 @@ from transformers import (
     ProcessorMixin,
 )
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.geometry import Geometry, GeometryName
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 from tests.data.conftest import collate
 from tests.support.boxes import boxes_in, of_image, sample_of
 

@@ -10,7 +10,7 @@ from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.checks import check_labels
 from lightning_mllm.data.loading.dry_run import dry_run_suspects
 from lightning_mllm.data.loading.lazy import LazySamples
-from lightning_mllm.data.loading.manifest import manifest_folder
+from lightning_mllm.data.loading.manifest import check_manifest_folder
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Segment, Turn
@@ -108,7 +108,7 @@ def test_each_sample_is_made_once_for_all_checks(
     tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    manifest_folder().mkdir(parents=True)  # there are findings, of other data
+    check_manifest_folder().mkdir(parents=True)  # there are findings, of other data
     made: list[int] = []
 
     def make(index: int) -> Sample:

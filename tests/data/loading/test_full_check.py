@@ -13,7 +13,7 @@ from lightning_mllm.data import ImageFolder
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.full_check import write_out_all
 from lightning_mllm.data.loading.left_out import LeftOut
-from lightning_mllm.data.loading.manifest import manifest_folder
+from lightning_mllm.data.loading.manifest import check_manifest_folder
 from lightning_mllm.errors import DataError
 from tests.data.loading.test_bad_rows import said
 from tests.data.loading.test_datamodule import Memory
@@ -65,7 +65,7 @@ def test_later_starts_write_nothing_out(
 ) -> None:
     full_check(root, tiny_llava)
     assert "12 samples were written out" in capsys.readouterr().out
-    assert len(list(manifest_folder().iterdir())) == 3
+    assert len(list(check_manifest_folder().iterdir())) == 3
 
     forbid_writing_out(monkeypatch)
     for stage in ("fit", "test"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import MLLMDataModule
-from lightning_mllm.types import MultimodalBatch
 from tests.data.loading.test_datamodule import Memory
 
 

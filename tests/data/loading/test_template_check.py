@@ -8,8 +8,8 @@ import pytest
 from transformers import ProcessorMixin
 
 from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, load_processor
-from lightning_mllm.data.images.processor import warn_of_date
 from lightning_mllm.data.loading import datamodule as base_module
+from lightning_mllm.data.loading.template_check import warn_of_date
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.tiny import CHAT_TEMPLATES
 from lightning_mllm.types import Sample, Turn

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, PlainPrompt
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
 from lightning_mllm.trainer import Trainer
-from lightning_mllm.types import IGNORE_INDEX, MultimodalBatch, Sample, Segment, Turn
+from lightning_mllm.types import IGNORE_INDEX, Sample, Segment, Turn
 from tests.data.conftest import collate, decode, picture, tokens
 from tests.data.loading.test_datamodule import Memory
 

@@ -8,6 +8,7 @@ import torch
 import yaml
 from transformers import ProcessorMixin
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import (
     LLAMA3_SYSTEM,
     SHORT_ANSWER,
@@ -19,7 +20,7 @@ from lightning_mllm.data import (
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import AnswerForms, Forms, MultimodalBatch, Options, Sample, Segment, Turn
+from lightning_mllm.types import AnswerForms, Forms, Options, Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 from tests.data.conftest import TEXT_ONLY, chat_sample, collate, decode, picture, tokens
 from tests.data.text.test_hub_templates import hub_processor

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, OpenAnswer
-from lightning_mllm.types import MultimodalBatch, Segment
+from lightning_mllm.types import Segment
 from tests.evaluation.conftest import Scene, generated
 
 KINDS = ("a", "b", "a")

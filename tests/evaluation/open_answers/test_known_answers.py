@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation import ExactMatch, KnownAnswers, OpenAnswer
-from lightning_mllm.types import MultimodalBatch
 from tests.evaluation.conftest import Scene, generated
 
 

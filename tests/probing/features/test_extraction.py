@@ -11,6 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize
 from lightning_mllm.errors import ConfigError, DataError, NotFiniteError
@@ -21,7 +22,7 @@ from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.pooling import pool
 from lightning_mllm.probing.features.tapping import TappedBatch, Tapper
-from lightning_mllm.types import MultimodalBatch, Sample, Segment, Turn
+from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 from tests.support.feature_samples import (
     EVERYWHERE,

@@ -15,7 +15,7 @@ import pytest
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.study import AlignmentCommand, Checkpoint, run_study
 from lightning_mllm.study.alignment.claims import AGAINST_HALLUCINATION, WITH_ACCURACY
-from lightning_mllm.study.engine.cell_folder import CellState, Folder
+from lightning_mllm.study.engine.cell_folder import CellFolder, CellState
 from tests.study.conftest import option
 from tests.support.alignment_cells import READINGS, FakeMeasurements
 
@@ -177,7 +177,9 @@ def test_an_analysis_that_was_stopped_goes_on_from_its_rows_unless_it_would_be_a
     study: Change,
 ) -> None:
     made = study(checkpoints={"c1": "hub/c1"})
-    *others, analysis = (Folder(cell, made.folder / "cells" / cell.id) for cell in made.all_cells())
+    *others, analysis = (
+        CellFolder(cell, made.folder / "cells" / cell.id) for cell in made.all_cells()
+    )
     runs = [str(analysis.path / f"{analysis.cell.id}{number}") for number in ("", "-3")]
 
     class Killed(FakeMeasurements):

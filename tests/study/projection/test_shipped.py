@@ -15,7 +15,7 @@ from lightning_mllm.cli.main import main
 from lightning_mllm.study import RunnableStudy
 from lightning_mllm.study.engine.executor import Failure
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.projection.cells import Cell, cells_of
+from lightning_mllm.study.projection.cells import Cell, projection_cells
 from lightning_mllm.testbed.training.checkpoints import ROOT
 from tests.conftest import ClipBuilder
 from tests.support.command_line import CONFIGS, isolate
@@ -52,7 +52,7 @@ def shipped(name: str) -> list[Cell]:
         patch.chdir(CONFIGS.parent)
         study = parse("--config", f"configs/{name}")
         study.check()
-        return cells_of(study)
+        return projection_cells(study)
 
 
 @pytest.mark.parametrize("name", PROJECTION_STUDIES)

@@ -19,11 +19,11 @@ from lightning_mllm.analysis.forward.suffix.budget import Plan
 from lightning_mllm.analysis.forward.suffix.rows import Variant
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.mask import check_attention, check_window, hidden_keys
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import attention_of
-from lightning_mllm.types import MultimodalBatch
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mllm.data.datasets.rows import FileRow, read_rows
+from lightning_mllm.data.datasets.rows import FileRow, read_file_rows
 from lightning_mllm.data.loading.bad_rows import BadRows
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def read_annotations(
         DataError: The file or a column is missing, or a row is malformed or contradicts an earlier
             one.
     """
-    header, *rows = read_rows(file, way_out="Correct `root`, or the path")
+    header, *rows = read_file_rows(file, way_out="Correct `root`, or the path")
     names = header.text.split("\t")
     needed = ["tweet_id", "image_id", columns.label, columns.image]
     needed += [name for name in (columns.agrees_with, columns.confidence) if name is not None]

@@ -23,7 +23,7 @@ from lightning_mllm.data.datasets.gqa.rows import (
     OPTIONS,
     box_columns,
     objects_of,
-    write_rows,
+    write_task_rows,
 )
 from lightning_mllm.errors import DataError
 
@@ -162,7 +162,7 @@ def write_tasks(
     written = []
     for task, rows in tasks.items():
         if rows:
-            written.append(write_rows(folder / f"{name}_{task}.csv", task, rows))
+            written.append(write_task_rows(folder / f"{name}_{task}.csv", task, rows))
     return written
 
 

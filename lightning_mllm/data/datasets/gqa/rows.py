@@ -69,7 +69,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 """The header of each task's file."""
 
 
-def write_rows(path: Path, task: str, rows: Iterable[Mapping[str, str]]) -> Path:
+def write_task_rows(path: Path, task: str, rows: Iterable[Mapping[str, str]]) -> Path:
     """Write rows, with the columns of a task in their order, into a file, and return it."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS[task], lineterminator="\n")

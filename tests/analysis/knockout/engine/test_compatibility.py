@@ -18,10 +18,11 @@ from lightning_mllm.analysis import (
     Window,
     choose_engine,
 )
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.types import MultimodalBatch, Segment, TokenSpans
+from lightning_mllm.types import Segment
 from tests.support.decoders import PAPER, apart, everywhere, make_backbone, make_batch
 
 CASES = [Case(block, Window(1, 1, 3)) for block in PAPER]

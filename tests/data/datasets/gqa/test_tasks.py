@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lightning_mllm.data import Collator, ConversationPrompt, GQATasks
-from lightning_mllm.data.datasets.gqa.rows import COLUMNS, TaskRow, read_task, write_rows
+from lightning_mllm.data.datasets.gqa.rows import COLUMNS, TaskRow, read_task, write_task_rows
 from lightning_mllm.data.datasets.gqa.tasks import make_sample
 from lightning_mllm.data.datasets.inventory import take_inventory
 from lightning_mllm.data.images.geometry import Geometry
@@ -64,7 +64,7 @@ GRASS = {
 
 def write(folder: Path, task: str, *rows: Mapping[str, str]) -> str:
     full = [{**dict.fromkeys(COLUMNS[task], ""), **row} for row in rows]
-    return str(write_rows(folder / f"GQA_val_{task}.csv", task, full))
+    return str(write_task_rows(folder / f"GQA_val_{task}.csv", task, full))
 
 
 def module(folder: Path, *files: str, checkpoint: str = "unused", **options: Any) -> GQATasks:
