@@ -50,7 +50,7 @@ class Parser(LightningArgumentParser):
         self._files.append((str(cfg_path), config))
         return config
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]  # the same
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse the command line, and the config files that it names."""
         config: Namespace = super().parse_args(*args, **kwargs)
         self._warn_of_replaced_lists(config)

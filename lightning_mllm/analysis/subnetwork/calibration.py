@@ -97,7 +97,8 @@ class Calibration:
         Raises:
             CheckpointError: The weights differ.
         """
-        if (weights := fingerprint(backbone.decoder)) != self.weights:  # type: ignore[arg-type]  # a PreTrainedModel
+        weights = fingerprint(backbone.decoder)  # type: ignore[arg-type]  # a PreTrainedModel
+        if weights != self.weights:
             raise CheckpointError(
                 f"The calibration of {self.task!r} was made with other weights ({self.weights}) "
                 f"than the LLM now has ({weights}), so it does not apply to them. Calibrate this "

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -126,8 +127,8 @@ class AlignmentStudy(RunnableStudy):
 
     def _check_scores(self) -> None:
         """Refuse alignment scores that the analysis does not have, before anything is run."""
-        known = [f"{name} {mode}" for name in SCORE_NAMES for mode in MODES]
-        unknown = set(self.readings) - set(known)
+        known = {f"{name} {mode}" for name, mode in product(SCORE_NAMES, MODES)}
+        unknown = set(self.readings) - known
         if unknown or not self.readings or len(set(self.readings)) < len(self.readings):
             raise ConfigError(
                 f"readings is {self.readings}. Name one alignment score or more, each once: "
