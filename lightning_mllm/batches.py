@@ -9,8 +9,11 @@ from operator import itemgetter
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lightning_mllm.types import IGNORE_INDEX, AnswerForms, Segment
+from lightning_mllm.types import IGNORE_INDEX, AnswerForms, Segment, TokenTypes
+
+Image = Mapping[str, Tensor]  # what a processor returns for one picture, leading dimension kept
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,18 @@ class MultimodalBatch:
         pictures: Per sample, which picture it is about; the sample's id if the data does not say.
         kinds: Per sample, its kind of question, or None.
         answers: Per sample, the forms of its (last) answer; None without a kind.
-        vision: Output of the family's image processor (`pixel_values`, `image_sizes`, ...), with
-            images in the first dimension; empty without images.
-        image_counts: Number of images of each sample, in the order of `vision`.
+        images: What the checkpoint's processor returns for each image alone (`pixel_values`,
+            `image_grid_thw`, ...), sample by sample; empty without images, or where the model gets
+            them encoded.
+        image_counts: Number of images of each sample, in the order of `images`.
         pad_id: Token that fills padding.
         end_id: Token that ends an answer.
+        steps: (batch, sequence), by how much each token moves the positions of those after it: 1,
+            and 0 at padding. Under M-RoPE the last token of an image moves them by the longer side
+            of its grid, and the others by 0.
+        offsets: (axes, batch, sequence), where in its image each token is, in time, row and column;
+            0 at text. None where positions have one axis.
+        token_types: Which token types the model's forward takes; see `families.Family`.
     """
 
     input_ids: Tensor
@@ -63,27 +73,49 @@ class MultimodalBatch:
     pictures: tuple[str, ...]
     kinds: tuple[str | None, ...]
     answers: tuple[AnswerForms | None, ...]
-    vision: Mapping[str, Tensor]
+    images: tuple[Image, ...]
     image_counts: tuple[int, ...]
     pad_id: int
     end_id: int
+    steps: Tensor
+    offsets: Tensor | None = None
+    token_types: TokenTypes | None = None
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     @property
     def position_ids(self) -> Tensor:
-        """(batch, sequence): 0 at each sample's first real token, on whichever side padding is."""
-        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        """(batch, sequence), or (axes, batch, sequence) where positions have several axes.
 
-    def model_inputs(self) -> dict[str, Tensor]:
-        """Return the keyword arguments of the model's forward, labels left out."""
-        return {
+        0 at each sample's first real token, on whichever side padding is.
+        """
+        before = self.steps.cumsum(-1) - self.steps
+        return before if self.offsets is None else before + self.offsets
+
+    @property
+    def next_position(self) -> Tensor:
+        """(batch, 1): the position after each sample's last token, the same on all axes."""
+        return self.steps.sum(-1, keepdim=True)
+
+    def text_inputs(self) -> dict[str, Tensor]:
+        """Return the keyword arguments of the model's forward, without those of images."""
+        inputs = {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
             "position_ids": self.position_ids,
-            **self.vision,
         }
+        if self.token_types == "suffix":
+            last = self.spans[Segment.LAST].long()
+            inputs["token_type_ids"] = last.cumsum(1) - last
+        elif self.token_types is not None:
+            name = "token_type_ids" if self.token_types == "image" else "mm_token_type_ids"
+            inputs[name] = self.spans[Segment.IMAGE].long()
+        return inputs
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Return the keyword arguments of the model's forward, labels left out."""
+        return {**self.text_inputs(), **join_images(self.images)}
 
     def prompts(self) -> MultimodalBatch:
         """Return the prompts: cut after each sample's LAST position, padded on the left."""
@@ -93,21 +125,38 @@ class MultimodalBatch:
         index = positions + (last - length + 1)[:, None]  # right-aligns LAST
         kept = self.attention_mask.gather(1, index.clamp(min=0)).bool() & (index >= 0)
         width = int(kept.sum(dim=1).max())  # of the longest prompt, which ends in the last column
-        index, kept = index.clamp(min=0)[:, -width:], kept[:, -width:]
+        prompts = self.gather(index.clamp(min=0)[:, -width:], kept[:, -width:])
+        return replace(prompts, labels=torch.full_like(prompts.labels, IGNORE_INDEX))
+
+    def gather(self, index: Tensor, valid: Tensor) -> MultimodalBatch:
+        """Reorder positions: token [b, i] is token [b, index[b, i]] where `valid`, else padding.
+
+        Positions are counted again over the tokens that are left.
+
+        Args:
+            index: (batch, new sequence), from 0 to sequence - 1.
+            valid: (batch, new sequence) bool.
+        """
+        offsets = None
+        if self.offsets is not None:
+            offsets = self.offsets.gather(2, index.expand(len(self.offsets), -1, -1))
+            offsets = offsets.where(valid, 0)
         return replace(
             self,
-            input_ids=self.input_ids.gather(1, index).where(kept, self.pad_id),
-            attention_mask=kept.to(self.attention_mask.dtype),
-            labels=torch.full_like(index, IGNORE_INDEX),
-            spans=self.spans.take(index, kept),
+            input_ids=self.input_ids.gather(1, index).where(valid, self.pad_id),
+            attention_mask=valid.to(self.attention_mask.dtype),
+            labels=self.labels.gather(1, index).where(valid, IGNORE_INDEX),
+            spans=self.spans.take(index, valid),
+            steps=self.steps.gather(1, index).where(valid, 0),
+            offsets=offsets,
         )
 
     def take(self, rows: Sequence[int]) -> MultimodalBatch:
         """Return some of the samples, padded as the batch is; consecutive ones are views."""
         first = list(accumulate(self.image_counts, initial=0))
-        images = [*chain.from_iterable(range(first[row], first[row + 1]) for row in rows)]
-        vision = {name: value[_index(images)] for name, value in self.vision.items() if images}
-        texts = replace(self, vision={})._map(itemgetter(_index(rows)))
+        images = chain.from_iterable(range(first[row], first[row + 1]) for row in rows)
+        chosen = _index(rows)
+        texts = replace(self, images=(), offsets=None)._map(itemgetter(chosen))
         return replace(
             texts,
             sample_ids=tuple(self.sample_ids[row] for row in rows),
@@ -115,7 +164,8 @@ class MultimodalBatch:
             kinds=tuple(self.kinds[row] for row in rows),
             answers=tuple(self.answers[row] for row in rows),
             image_counts=tuple(self.image_counts[row] for row in rows),
-            vision=vision,
+            images=tuple(self.images[image] for image in images) if self.images else (),
+            offsets=None if self.offsets is None else self.offsets[:, chosen],
         )
 
     def split(self, size: int) -> list[MultimodalBatch]:
@@ -139,8 +189,37 @@ class MultimodalBatch:
             labels=function(self.labels),
             spans=self.spans.map(function),
             targets=function(self.targets),
-            vision={name: function(value) for name, value in self.vision.items()},
+            images=tuple(map_image(function, image) for image in self.images),
+            steps=function(self.steps),
+            offsets=None if self.offsets is None else function(self.offsets),
         )
+
+
+def map_image(function: Callable[[Tensor], Tensor], image: Image) -> dict[str, Tensor]:
+    """Apply a function to every tensor of an image."""
+    return {name: function(value) for name, value in image.items()}
+
+
+def join_images(images: Sequence[Image]) -> dict[str, Tensor]:
+    """Return the model's arguments for several images: each padded to the largest, then joined.
+
+    One rule fits all families: views of an image are padded to the most views, pictures of any size
+    to the largest, and tiles or patches without an image dimension follow each other.
+    """
+    joined = {}
+    for name in images[0] if images else ():
+        parts = [image[name] for image in images]
+        sizes = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
+        joined[name] = torch.cat([_pad_to(part, sizes) for part in parts])
+    return joined
+
+
+def _pad_to(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Pad all dimensions but the first at their end, with 0."""
+    widths: list[int] = []
+    for have, want in zip(reversed(part.shape[1:]), reversed(sizes), strict=True):
+        widths += [0, want - have]
+    return pad(part, widths) if any(widths) else part
 
 
 def _index(numbers: Sequence[int]) -> slice | list[int]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 IGNORE_INDEX = -100  # label of a position without loss, as in torch's `cross_entropy`
+# which token types a model's forward takes
+TokenTypes = Literal["image", "mm image", "suffix"]
 
 
 class Segment(StrEnum):
@@ -25,6 +27,7 @@ class Segment(StrEnum):
     ANSWER = "answer"  # the answer and its end-of-turn token: the positions that carry loss
     LAST = "last"  # the one position whose logits give the first token of the (last) answer
     SUFFIX = "suffix"  # between the last question and LAST: instruction and role tokens
+    IMAGE_FRAME = "image frame"  # text between visual tokens: row breaks, names of tiles
     IMAGE_OBJECT = "image object"  # patches that show a part of one of the sample's boxes
     IMAGE_OTHER = "image other"  # all other patches of the image, with padding, without newlines
     IMAGE_RANDOM = "image random"  # control: as many others per view as IMAGE_OBJECT, no padding

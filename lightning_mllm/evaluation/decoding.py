@@ -51,9 +51,7 @@ def continue_prompts(
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # a mixin's
     with _use_config(model, config):
         tokens = generate(  # (batch, prompt + new)
-            input_ids=prompts.input_ids,
-            attention_mask=prompts.attention_mask,
-            **prompts.vision,
+            **prompts.model_inputs(),
             generation_config=config,
             logits_processor=LogitsProcessorList([_FiniteLogits(prompts.sample_ids)]),
         )

@@ -114,7 +114,7 @@ class AdaptedModel:
         """Return `AnswerLoss.total` of a (micro-)batch, under autocast and under the edit."""
         with self.autocast(batch.input_ids.device.type), self.edited(batch):
             loss = answer_loss(self.backbone, batch).total
-        return loss if batch.vision else keep_in_graph(self.backbone, loss)
+        return loss if batch.images else keep_in_graph(self.backbone, loss)
 
     @property
     def low_precision(self) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_mllm.models.families import family_of
+from lightning_mllm.batches import Image
+from lightning_mllm.families import family_of, finish_logits
 from lightning_mllm.models.loading import AttentionImplementation, load_model
-from lightning_mllm.models.vision import Stage, VisionPath
+from lightning_mllm.models.vision import EncodedImage, VisionPath
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 
@@ -31,7 +32,7 @@ class Backbone:
 
     Attributes:
         model: The Hugging Face model, e.g. `LlavaForConditionalGeneration`.
-        family: Where its parts are: its entry of `families.FAMILIES`.
+        family: Where its parts are, and what else is known of its type.
         fingerprint: Identifies the weights as loaded, whatever dtype they were loaded in; empty for
             a model without data (on the meta device).
 
@@ -80,14 +81,19 @@ class Backbone:
         return cls(model)
 
     @property
+    def vision_path(self) -> VisionPath:
+        """Tower and projector, step by step."""
+        return VisionPath(self.model, self.family)
+
+    @property
     def vision_tower(self) -> nn.Module:
         """The vision encoder."""
-        return self.model.get_submodule(self.family.tower_name)
+        return self.vision_path.tower
 
     @property
     def projector(self) -> nn.Module:
         """The network between vision encoder and LLM."""
-        return self.model.get_submodule(self.family.projector_name)
+        return self.vision_path.projector
 
     @property
     def has_base_projector(self) -> bool:
@@ -100,21 +106,13 @@ class Backbone:
             (name, each.float()) for name, each in own if each.device.type != "meta"
         )
 
-    @property
-    def vision_path(self) -> VisionPath:
-        """Tower and projector, step by step."""
-        return VisionPath(self.model, self.vision_tower, self.projector, self.family.packs_views)
-
-    def encode_images(self, vision: Mapping[str, Tensor], stage: Stage) -> list[Tensor]:
-        """Return each image's features. Tower and, for "post", projector run on all images at once.
+    def encode_images(self, images: Sequence[Image]) -> list[EncodedImage]:
+        """Return what the LLM gets for each image. Tower and projector run on all images at once.
 
         Args:
-            vision: As in `MultimodalBatch`, not empty; its `image_counts` say whose each image is.
-            stage: "pre": (views, patches, width), what enters the projector. "post": (tokens,
-                width), bit for bit what the model feeds its LLM at the image's positions; with
-                LLaVA-NeXT packed, with `image_newline`.
+            images: As in `MultimodalBatch`, not empty; its `image_counts` say whose each image is.
         """
-        return self.vision_path.encode(vision, stage)
+        return self.vision_path.encode(images)
 
     @property
     def decoder(self) -> nn.Module:
@@ -128,13 +126,23 @@ class Backbone:
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., width), after the final norm -> (..., vocabulary), as the model's own forward."""
+        return finish_logits(self.model.config, self.lm_head(hidden))
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether anything before the projector is trained."""
+        parts = self.parameters(Part.VISION, Part.VISION_LORA)
+        return any(parameter.requires_grad for _, parameter in parts)
+
     def part_of(self, name: str) -> Part:
         """Return the part of a parameter, named as in `model.named_parameters()`."""
         is_adapter = ".lora_" in name
+        if name.startswith(self.family.projector):  # it may lie inside the tower
+            return Part.PROJECTOR
         if name.startswith(self.family.vision):
             return Part.VISION_LORA if is_adapter else Part.VISION
-        if name.startswith(self.family.projector):
-            return Part.PROJECTOR
         return Part.LLM_LORA if is_adapter else Part.LLM
 
     def parameters(self, *parts: Part) -> Iterator[tuple[str, nn.Parameter]]:
@@ -155,16 +163,14 @@ class Backbone:
 
     def _idle_prefixes(self) -> tuple[str, ...]:
         """Return the name prefixes of the tower's modules after the deepest tapped layer."""
-        depth: int = self.model.config.vision_config.num_hidden_layers
-        tapped = self.model.config.vision_feature_layer
-        taps = [tapped] if isinstance(tapped, int) else list(tapped)
-        used = max(tap if tap >= 0 else depth + 1 + tap for tap in taps)  # layers that matter
+        path = self.vision_path
+        layers, used = path.tower_layers, 1 + max(path.taps)
         prefixes: list[str] = []
         for name, module in self.vision_tower.named_modules():
             prefix = f"{self.family.vision[0]}{name}."
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                prefixes += [f"{prefix}{layer}." for layer in range(used, depth)]
-            elif name.rpartition(".")[2] in ("post_layernorm", "head"):
+            if module is layers:
+                prefixes += [f"{prefix}{layer}." for layer in range(used, len(layers))]
+            elif name == "head" or (name == "post_layernorm" and path.projects_hidden_states):
                 prefixes.append(prefix)
         return tuple(prefixes)
 

@@ -66,7 +66,8 @@ def inputs_of(
     """
     with _put_on(
         module.register_forward_pre_hook(
-            lambda _, positional, key=key: function(key, positional[0])
+            lambda _, positional, named, key=key: function(key, _first_argument(positional, named)),
+            with_kwargs=True,
         )
         for key, module in modules.items()
     ):
@@ -200,6 +201,11 @@ def _split_arguments(positional: tuple[Any, ...], keywords: Arguments) -> tuple[
     others = dict(keywords)
     hidden = positional[0] if positional else others.pop("hidden_states")
     return hidden, others
+
+
+def _first_argument(positional: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    first: Tensor = positional[0] if positional else next(iter(named.values()))
+    return first
 
 
 def _first(output: Any) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.vision import EncodedImage
 
 
 def decoder_layers(backbone: Backbone) -> list[nn.Module]:
@@ -29,7 +29,7 @@ def layers_and_norm(backbone: Backbone) -> list[nn.Module]:
 
 
 def run_uncompiled(
-    backbone: Backbone, batch: MultimodalBatch, images: Sequence[Tensor] = ()
+    backbone: Backbone, batch: MultimodalBatch, images: Sequence[EncodedImage] = ()
 ) -> Any:
     """Run the model without its head, and without what torch.compile made of it.
 
@@ -38,25 +38,14 @@ def run_uncompiled(
     Args:
         backbone: The model.
         batch: The inputs; without pixels where `images` are given.
-        images: What the LLM gets for each image, (tokens, width), if it is already known.
+        images: What the LLM gets for each image, if it is already known.
 
     Returns:
         The output of the Hugging Face model, with `last_hidden_state`, (batch, sequence, width).
     """
     forward: Any = backbone.model.base_model.forward
-    return forward(**batch.model_inputs(), **image_inputs(images), use_cache=False)
-
-
-def image_inputs(images: Sequence[Tensor]) -> dict[str, Any]:
-    """Return arguments of the model's forward that replace pixels by what the LLM gets of images.
-
-    Args:
-        images: (tokens, width) each; if there are none, nothing is replaced.
-    """
-    if not images:
-        return {}
-    features: Any = list(images)  # a list, as the model's own `get_image_features` returns it
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
+    encoded = backbone.vision_path.join(images)
+    return forward(**batch.model_inputs(), **encoded, use_cache=False)
 
 
 def attention_of(backbone: Backbone) -> str:

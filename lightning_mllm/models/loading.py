@@ -26,7 +26,7 @@ from lightning_mllm.checkpoint_files import (
 )
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation.decoding import check_ends, describe_decoding
-from lightning_mllm.models.families import family_of
+from lightning_mllm.families import family_of
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 

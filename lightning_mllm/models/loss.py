@@ -52,7 +52,7 @@ def answer_loss(
     hidden = output.last_hidden_state  # (batch, sequence, width)
     next_tokens = batch.labels[:, 1:]
     carries_loss = next_tokens != IGNORE_INDEX
-    logits = backbone.lm_head(hidden[:, :-1][carries_loss])  # (answer tokens, vocabulary)
+    logits = backbone.logits(hidden[:, :-1][carries_loss])  # (answer tokens, vocabulary)
     expected = next_tokens[carries_loss]
     total = cross_entropy(logits.float(), expected, reduction="sum")
     greedy = None

@@ -1,133 +1,285 @@
-"""From pixels to what the LLM gets for an image, bit for bit as the Hugging Face model does."""
+"""From pixels to what the LLM gets for an image, by the Hugging Face model's own code.
+
+Nothing of a family's arithmetic is repeated. `get_image_features` runs whole, and hooks see what
+enters the projector. To run the projector alone, on tower states that a cache has, the tower's
+layers return what they returned before instead of computing it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from lightning_mllm.batches import Image, join_images
+from lightning_mllm.errors import CheckpointError
+from lightning_mllm.families import Family
+from lightning_mllm.models.hooks import Arguments, Work, inputs_of, outputs_of, replacing_layers
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
-Stage = Literal["pre", "post"]
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What the LLM gets for one image.
+
+    Attributes:
+        features: (..., width), in the shape in which the model makes them.
+        deep: (tokens, width) each, what the first LLM layers get added at the image's positions
+            after their own work (DeepStack); empty in most families.
+    """
+
+    features: Tensor
+    deep: tuple[Tensor, ...] = ()
+
+    @property
+    def tokens(self) -> Tensor:
+        """(tokens, width): the features, bit for bit what stands at the image's positions."""
+        return self.features.reshape(-1, self.features.shape[-1])
+
+
+@dataclass(frozen=True)
+class ImageStates:
+    """What was seen of one image on its way to the LLM.
+
+    Attributes:
+        encoded: What the LLM gets.
+        projected_from: (views, tokens, width), what enters the projector.
+        tower: (taps, views, tokens, width), what leaves each tower layer that is tapped; one view
+            where the family has no view dimension.
+    """
+
+    encoded: EncodedImage
+    projected_from: Tensor
+    tower: Tensor
 
 
 @dataclass(frozen=True)
 class VisionPath:
-    """Tower and projector of an MLLM, each of which can be run alone.
+    """Tower and projector of an MLLM.
 
     Attributes:
-        model: The MLLM, for its config and its method that packs views.
-        tower: The vision encoder.
-        projector: The network between tower and LLM.
-        packs_views: Whether an image has several views, whose projected tokens are cropped and
-            packed into rows (LLaVA-NeXT).
+        model: The MLLM.
+        family: The model's family.
     """
 
     model: PreTrainedModel
-    tower: nn.Module
-    projector: nn.Module
-    packs_views: bool
+    family: Family
 
-    def encode(self, vision: Mapping[str, Tensor], stage: Stage) -> list[Tensor]:
-        """Return each image's features; see `Backbone.encode_images`."""
-        images = self.split(vision)
-        features = self.tower_features(images)
-        return (
-            self.project(features, images)
-            if stage == "post"
-            else [self.patches(each) for each in features]
+    @property
+    def tower(self) -> nn.Module:
+        """The vision encoder."""
+        return self.model.get_submodule(self.family.tower_name)
+
+    @property
+    def projector(self) -> nn.Module:
+        """The network between vision encoder and LLM."""
+        return self.model.get_submodule(self.family.projector_name)
+
+    @property
+    def tower_layers(self) -> nn.ModuleList:
+        """The tower's transformer layers.
+
+        Raises:
+            CheckpointError: The tower has no list of as many layers as its config says.
+        """
+        config: Any = self.model.config.vision_config
+        depth = getattr(config, "num_hidden_layers", None) or getattr(config, "depth", None)
+        for module in self.tower.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module
+        raise CheckpointError(
+            f"The vision tower ({type(self.tower).__name__}) has no list of {depth} layers, as its "
+            "config says. Use a checkpoint of a supported tower."
         )
 
-    def split(self, vision: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return each image's own tensors, `pixel_values` as (views, channels, height, width).
+    @property
+    def taps(self) -> list[int]:
+        """Numbers of the tower layers whose output goes elsewhere than to the next layer."""
+        config: Any = self.model.config
+        layer: Any = getattr(config, "vision_feature_layers", None)
+        if layer is None:
+            layer = getattr(config, "vision_feature_layer", None)
+        if layer is None:
+            layer = -1
+        depth = len(self.tower_layers)
+        found = set(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
+        for each in [layer] if isinstance(layer, int) else layer:
+            if each == 0:
+                raise CheckpointError(
+                    "The model projects the embeddings of its vision tower (vision_feature_layer "
+                    "0), not the output of one of its layers, which is not supported. Use a "
+                    "checkpoint that taps a layer."
+                )
+            found.add(each - 1 if each > 0 else depth + each)
+        return sorted(found)
 
-        The first view is the whole picture. Views that only fill an image up to the batch's largest
-        number of views are left out.
-        """
-        images = []
-        for row in range(len(vision["pixel_values"])):
-            image = {name: values[row] for name, values in vision.items()}
-            pixels = image["pixel_values"]
-            if self.packs_views:
-                image["pixel_values"] = pixels[: self._count_views(image)]
-            else:
-                image["pixel_values"] = pixels[None]
-            images.append(image)
-        return images
+    @property
+    def projects_hidden_states(self) -> bool:
+        """Whether the projector gets states of a layer, which are not normed, by the config."""
+        config = self.model.config
+        names = ("vision_feature_layer", "vision_feature_layers")
+        return any(getattr(config, name, None) is not None for name in names)
 
-    def tower_features(self, images: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
-        """Return the tower's output for each image at the tapped layer: (views, tokens, width).
-
-        The class token, if there is one, comes first. Several tapped layers are concatenated.
-
-        Args:
-            images: From `split`, on any device.
-        """
-        pixels = torch.cat([image["pixel_values"] for image in images]).to(self.model.device)
-        tap = self.model.config.vision_feature_layer
-        states = self.tower(pixels, output_hidden_states=tap, return_dict=True).hidden_states
-        tapped = (
-            states[tap]
-            if isinstance(tap, int)
-            else torch.cat([states[layer] for layer in tap], dim=-1)
-        )
-        return list(tapped.split([len(image["pixel_values"]) for image in images]))
-
-    def patches(self, features: Tensor) -> Tensor:
-        """Return an image's tower features that are projected, often without the class token."""
-        strategy = getattr(self.model.config, "vision_feature_select_strategy", "default")
-        return features[:, 1:] if strategy == "default" else features
-
-    def class_token(self, features: Tensor) -> Tensor | None:
-        """Return the class token of an image, (views, width); None if the tower has none."""
-        config = self.model.config.vision_config
-        patches = (config.image_size // config.patch_size) ** 2
-        return features[:, 0] if features.shape[1] == patches + 1 else None
-
-    def project(
-        self, features: Sequence[Tensor], images: Sequence[Mapping[str, Tensor]]
-    ) -> list[Tensor]:
-        """Return what the LLM gets for each image, (tokens, width), by the projector alone.
+    def encode(self, images: Sequence[Image]) -> list[EncodedImage]:
+        """Return what the LLM gets for each image.
 
         Args:
-            features: From `tower_features` or a cache, on any device, in a dtype of the projector.
-            images: The images that the features are of.
+            images: As in `MultimodalBatch`, on any device; not empty.
         """
-        model: Any = self.model
-        projected = self.projector(self.patches(torch.cat(list(features)).to(self.model.device)))
-        per_image = projected.split([len(views) for views in features])
-        if self.packs_views:
-            per_image, _ = model.pack_image_features(
-                per_image,
-                [image["image_sizes"] for image in images],
-                vision_feature_select_strategy=model.config.vision_feature_select_strategy,
-                image_newline=model.get_parameter("model.image_newline"),
-            )
-        # the dtype is changed last: under autocast, packing rounds image_newline
-        dtype = model.get_input_embeddings().weight.dtype
-        return [tokens.reshape(-1, tokens.shape[-1]).to(dtype) for tokens in per_image]
+        return self._split_features(self._run(images), images)
+
+    def observe(self, images: Sequence[Image]) -> list[ImageStates]:
+        """Do as `encode`, and return what was seen on the way."""
+        tower: dict[int, Tensor] = {}
+        entering: list[Tensor] = []
+        taps = {tap: self.tower_layers[tap] for tap in self.taps}
+        projector = {self.family.projector_name: self.projector}
+        with (
+            outputs_of(taps, tower.__setitem__),
+            inputs_of(projector, lambda _, value: entering.append(value)),
+        ):
+            encoded = self.encode(images)
+        shares = _Shares(images, [len(each.tokens) for each in encoded])
+        projected_from = shares.split(entering[0])
+        per_tap = [shares.split(tower[tap]) for tap in self.taps]
+        states = [torch.stack(each) for each in zip(*per_tap, strict=True)]
+        return [ImageStates(*each) for each in zip(encoded, projected_from, states, strict=True)]
+
+    def replay(self, images: Sequence[Image], states: Sequence[Tensor]) -> list[ImageStates]:
+        """Do as `observe` without the tower's work.
+
+        Args:
+            images: The images that the states are of.
+            states: `ImageStates.tower` of each, on any device, in a dtype of the projector.
+        """
+        flat = [each.to(self.model.device).flatten(1, -2) for each in states]
+        joined = dict(zip(self.taps, torch.cat(flat, dim=1), strict=True))
+        layers = dict(enumerate(self.tower_layers))
+
+        def give_back(index: int, _: nn.Module, hidden: Tensor, __: Arguments) -> Work:
+            given = joined[index].reshape(hidden.shape) if index in joined else None
+            return lambda entering: entering if given is None else given.to(entering.dtype)
+
+        with replacing_layers(layers, give_back):
+            return self.observe(images)
+
+    def join(self, encoded: Sequence[EncodedImage]) -> dict[str, Any]:
+        """Return arguments of the model's forward that replace pixels by encoded images.
+
+        Args:
+            encoded: All images of a batch; if there are none, nothing is replaced.
+        """
+        if not encoded:
+            return {}
+        features: Any = [each.features for each in encoded]
+        if features[0].ndim > 2:  # a list or one tensor, as the model's own `get_image_features`
+            features = torch.cat(features)
+        deep = [list(layer) for layer in zip(*(each.deep for each in encoded), strict=True)]
+        output = SimpleNamespace(pooler_output=features, deepstack_features=deep)
+        return {"mm_encoder_outputs": {"image": output}}
+
+    def class_token(self, tower: Tensor) -> Tensor | None:
+        """Return the class token of an image, (views, width); None if the tower has none.
+
+        Several tapped layers are concatenated.
+
+        Args:
+            tower: As in `ImageStates`.
+        """
+        config: Any = self.model.config.vision_config
+        side, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+        if side is None or patch is None:
+            return None
+        patches = (_edge(side) // _edge(patch)) ** 2
+        if tower.shape[2] != patches + 1:
+            return None
+        return torch.cat(list(tower[:, :, 0]), dim=-1)
 
     @torch.no_grad()
     def fingerprint(self) -> str:
-        """Hash what `tower_features` depend on besides the image: weights, buffers and config.
+        """Hash what the tower's states depend on besides the image: weights, buffers and config.
 
         Every value is read, which takes about a second for a ViT-L.
         """
         config = self.model.config
-        settings = (config.vision_feature_layer, config.vision_config._attn_implementation)
-        tensors = (*self.tower.named_parameters(), *self.tower.named_buffers())
+        settings = (self.taps, config.vision_config._attn_implementation)
+        own = self.tower
+        inside = self.family.projector_name.removeprefix(f"{self.family.tower_name}.")
+        tensors = []
+        for name, tensor in (*own.named_parameters(), *own.named_buffers()):
+            if not name.startswith(f"{inside}."):  # a merger in the tower is the projector
+                tensors.append((name, tensor))
         return fingerprint_tensors(tensors, f"{settings}{config.vision_config.to_json_string()}")[
             :32
         ]
 
-    def _count_views(self, image: Mapping[str, Tensor]) -> int:
-        config = self.model.config
-        side = config.vision_config.image_size
-        return int(
-            image_size_to_num_patches(image["image_sizes"], config.image_grid_pinpoints, side)
-        )
+    def _run(self, images: Sequence[Image]) -> Any:
+        """Return the output of the model's own `get_image_features`."""
+        model: Any = self.model
+        dtype = next(self.tower.parameters()).dtype
+        inputs = {}
+        for name, value in join_images(images).items():
+            inputs[name] = value.to(model.device, dtype if value.is_floating_point() else None)
+        return model.get_image_features(**inputs, return_dict=True)
+
+    def _split_features(self, output: Any, images: Sequence[Image]) -> list[EncodedImage]:
+        """Return each image's part of the output of `get_image_features`."""
+        embedding: Any = self.model.get_input_embeddings()
+        dtype = embedding.weight.dtype
+        features = output.pooler_output
+        if isinstance(features, Tensor):
+            features = features.split(_count_rows(images, len(features)))
+        deep = getattr(output, "deepstack_features", None) or []
+        encoded = []
+        for k, own in enumerate(features):
+            layers = tuple(layer[k].to(dtype) for layer in deep)
+            encoded.append(EncodedImage(own.to(dtype), layers))
+        return encoded
+
+
+class _Shares:
+    """Which part of the tower's and the projector's tensors is each image's.
+
+    Args:
+        images: The images of a batch.
+        tokens: How many visual tokens each has.
+    """
+
+    def __init__(self, images: Sequence[Image], tokens: Sequence[int]) -> None:
+        self._views = [_count_views(image) for image in images]
+        self._tokens = tokens
+
+    def split(self, states: Tensor) -> list[Tensor]:
+        """Return (views, tokens, width) of each image.
+
+        Args:
+            states: (views of all, tokens, width); or the patches of all images, one after the
+                other, (patches, width) or (1, patches, width).
+        """
+        if len(states) == sum(self._views) and states.ndim == 3:
+            return list(states.split(self._views))
+        flat = states.reshape(-1, states.shape[-1])
+        per_token = len(flat) // sum(self._tokens)  # patches that are merged into a token
+        return [own[None] for own in flat.split([per_token * count for count in self._tokens])]
+
+
+def _count_rows(images: Sequence[Image], rows: int) -> list[int]:
+    """Return how many rows of the features are each image's: as many as it has views."""
+    views = [_count_views(image) for image in images]
+    return views if sum(views) == rows else [rows // len(images)] * len(images)
+
+
+def _count_views(image: Image) -> int:
+    """Return how many pictures of one size the processor made of an image."""
+    pixels = image["pixel_values"]
+    return int(pixels.shape[:-3].numel()) if pixels.ndim > 3 else 1
+
+
+def _edge(value: int | Sequence[int]) -> int:
+    """Return the length of one edge of a size that may name both."""
+    return value if isinstance(value, int) else int(value[0])

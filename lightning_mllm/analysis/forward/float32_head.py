@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.families import finish_logits
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import output_of
 
@@ -35,11 +36,13 @@ def states_at_once(head: nn.Module) -> int:
 def next_token_logits(backbone: Backbone, states: Tensor) -> Tensor:
     """Return the logits of what leaves a layer, (..., width): after the final norm and the head."""
     norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]  # a module
-    return head_logits(backbone.lm_head, norm(states))
+    return finish_logits(backbone.model.config, head_logits(backbone.lm_head, norm(states)))
 
 
 def head_logits(head: nn.Module, normed: Tensor) -> Tensor:
-    """Return the logits of states, in float32, or in float64 for a model in float64.
+    """Return the head's product with states, in float32, or in float64 for a model in float64.
+
+    What the model does to it afterwards, such as a soft cap, is `families.finish_logits`.
 
     Args:
         head: width -> vocabulary.

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_mllm.analysis.forward.float32_head import head_in_float32
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.layers import image_inputs
+from lightning_mllm.models.vision import EncodedImage
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,17 @@ class Prompts:
 
     Attributes:
         batch: Ends with LAST; on the model's device, without its pixels.
-        images: What the LLM gets for each image, (tokens, width).
+        images: What the LLM gets for each image.
     """
 
     batch: MultimodalBatch
-    images: Sequence[Tensor]
+    images: Sequence[EncodedImage]
 
     @classmethod
     def of(cls, backbone: Backbone, batch: MultimodalBatch) -> Prompts:
         """Cut the prompts out of a batch and encode its images."""
-        device = backbone.model.device
-        vision = {name: value.to(device) for name, value in batch.vision.items()}
-        images = backbone.encode_images(vision, "post") if vision else []
-        return cls(replace(batch, vision={}).to(device).prompts(), images)
+        images = backbone.encode_images(batch.images) if batch.images else []
+        return cls(replace(batch, images=()).to(backbone.model.device).prompts(), images)
 
     def __len__(self) -> int:
         """Return the number of prompts."""
@@ -47,7 +45,7 @@ class Prompts:
 
     def forward(self, backbone: Backbone, use_cache: bool = False) -> tuple[Tensor, Any]:
         """Return the logits at LAST, (batch, vocabulary), of the head in float32, and the cache."""
-        inputs = {**self.batch.model_inputs(), **image_inputs(self.images)}
+        inputs = {**self.batch.model_inputs(), **backbone.vision_path.join(self.images)}
         with head_in_float32(backbone.lm_head):
             # not called: a call would run what torch.compile made of the model, without our hooks
             output = backbone.model.forward(**inputs, use_cache=use_cache, logits_to_keep=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.types import IGNORE_INDEX, Segment
+from lightning_mllm.types import Segment
 
 Tokens = Literal["perceptual", "textual", "both"]
 Context = Literal["own", "full"]
@@ -69,15 +69,9 @@ class CalibrationOptions:
         seen = counted | first
         index = (~seen).int().argsort(dim=1, stable=True)[:, : int(seen.sum(1).max())]
         seen = seen.gather(1, index)
-        shown = replace(
-            batch,
-            input_ids=batch.input_ids.gather(1, index).where(seen, batch.pad_id),
-            attention_mask=seen.to(batch.attention_mask.dtype),
-            labels=batch.labels.gather(1, index).where(seen, IGNORE_INDEX),
-            spans=batch.spans.take(index, seen),
-        )
+        shown = batch.gather(index, seen)
         if self.tokens == "textual":  # then no image is seen
-            shown = replace(shown, vision={}, image_counts=(0,) * len(batch))
+            shown = replace(shown, images=(), image_counts=(0,) * len(batch))
         return shown, counted.gather(1, index) & seen
 
 

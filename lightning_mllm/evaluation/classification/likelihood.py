@@ -29,6 +29,7 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.finite import check_finite
+from lightning_mllm.families import finish_logits
 from lightning_mllm.types import LabelSet
 
 _HEAD_ROWS = 256
@@ -60,15 +61,19 @@ class Likelihood(Scorer):
         """Score every label for every sample; the answer is the name of the most likely class.
 
         Raises:
-            ConfigError: The attention implementation does not take a dense mask, or keys are kept
-                only in a sliding window.
+            ConfigError: The attention implementation does not take a dense mask, or a layer does
+                not keep the keys of all positions.
             NotFiniteError: A log-probability is NaN or infinite.
         """
         _check_attention(model)
         prompts = batch.prompts()
         outputs = model.base_model(**prompts.model_inputs(), use_cache=True)
-        _check_cache(outputs.past_key_values)
-        prefix = _Prefix(model, outputs.past_key_values, prompts.attention_mask)
+        count = sum(map(len, labels.token_ids))
+        rows = max(min(count, self.tokens_per_pass), *map(len, labels.token_ids))
+        _check_cache(outputs.past_key_values, prompts.input_ids.shape[1] + rows)
+        prefix = _Prefix(
+            model, outputs.past_key_values, prompts.attention_mask, prompts.next_position
+        )
 
         last = outputs.last_hidden_state[:, -1:]  # (batch, 1, width), since padding is on the left
         first_tokens = [tokens[0] for tokens in labels.token_ids]
@@ -91,11 +96,13 @@ class _Prefix:
         model: The MLLM.
         cache: Keys and values of the prompts.
         attention_mask: (batch, prompt), 1 at real tokens.
+        next_position: (batch, 1), the position of the first token after each prompt.
     """
 
     model: PreTrainedModel
     cache: Cache
     attention_mask: Tensor
+    next_position: Tensor
 
     def score(self, labels: Sequence[tuple[int, ...]]) -> Tensor:
         """Return (batch, labels) float32: log p(tokens 1, 2, ... of a label | prompt, token 0)."""
@@ -113,7 +120,7 @@ class _Prefix:
         outputs = self.model.base_model(
             input_ids=inputs.expand(batch, -1),
             attention_mask=self._mask(label),
-            position_ids=self.attention_mask.sum(dim=1, keepdim=True) + offset,
+            position_ids=self.next_position + offset,
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -156,7 +163,7 @@ def _log_probabilities(model: PreTrainedModel, hidden: Tensor, ids: Tensor) -> T
     )
     parts = []
     for states, wanted in blocks:
-        logits = head(states).float()  # (rows, vocabulary)
+        logits = finish_logits(model.config, head(states)).float()  # (rows, vocabulary)
         parts.append(logits.gather(1, wanted) - logits.logsumexp(dim=1, keepdim=True))
     return torch.cat(parts).view(batch, row, -1)
 
@@ -184,9 +191,19 @@ def _check_attention(model: PreTrainedModel) -> None:
         )
 
 
-def _check_cache(cache: Cache) -> None:
-    if any(cache.is_sliding):
-        raise ConfigError(
-            "Label likelihood needs keys and values of the whole prompt, but this model keeps only "
-            "those of a sliding window. Use the generation scorer."
-        )
+def _check_cache(cache: Cache, length: int) -> None:
+    """Refuse a cache that would not keep the keys of `length` positions in every layer."""
+    for layer in cache.layers:
+        if not hasattr(layer, "keys"):
+            raise ConfigError(
+                "Label likelihood hides the labels from each other with a mask over keys, but "
+                "layers of this model have no keys: linear attention mixes all earlier tokens. Use "
+                "the generation scorer."
+            )
+        window = getattr(layer, "sliding_window", 0)
+        if layer.is_sliding and window <= length:
+            raise ConfigError(
+                "Label likelihood needs keys and values of the whole prompt and of the labels, "
+                f"{length} positions, but this model keeps only those of a sliding window of "
+                f"{window}. Use the generation scorer."
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -11,17 +11,16 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.batches import Image, MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import inputs_of
 from lightning_mllm.models.layers import layers_and_norm, run_uncompiled
+from lightning_mllm.models.vision import EncodedImage, ImageStates
 from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.pooling import pool
 from lightning_mllm.types import Segment
-
-Image = Mapping[str, Tensor]  # one image's own tensors, from `VisionPath.split`
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ class Tapper:
         self._at: defaultdict[str, list[Point]] = defaultdict(list)  # place -> points
         for point in points:
             self._at[point.place].append(point)
-        tower = backbone.vision_tower.parameters()
-        if cache is not None and any(parameter.requires_grad for parameter in tower):
+        if cache is not None and backbone.trains_vision:
             raise ConfigError(
                 "The vision tower is trained, so its features change and a cache of them is of no "
                 "use. Leave the feature cache out, or choose a freeze policy that keeps the tower "
@@ -80,42 +78,40 @@ class Tapper:
             DataError: A sample has no image or no class.
         """
         _check_samples(batch)
-        images = self._path.split(batch.vision)
-        features = self._tower_features(images)
+        images = self._observe(batch.images)
         vectors: dict[str, Tensor] = {}
         for point in self._at["pre"]:
-            before = [self._before_projector(views, point) for views in features]
+            before = [self._before_projector(image, point) for image in images]
             vectors[point.name] = _pool_samples(before, batch, point)
-        if self._at["post"] or self._at["image"] or self._at["last"]:
-            projected = self._path.project(features, images)
-            self._check_grid(projected, features)
-            for point in self._at["post"]:
-                vectors[point.name] = _pool_samples(_as_one_view(projected), batch, point)
-            vectors |= self._tap_llm(batch, projected)
+        encoded = [image.encoded for image in images]
+        self._check_grid(images)
+        for point in self._at["post"]:
+            tokens = [each.tokens for each in encoded]
+            vectors[point.name] = _pool_samples(_as_one_view(tokens), batch, point)
+        vectors |= self._tap_llm(batch, encoded)
         return TappedBatch(batch.sample_ids, batch.targets.cpu(), vectors)
 
-    def _tower_features(self, images: Sequence[Image]) -> list[Tensor]:
-        """Return what the tower makes of each image, (views, tokens, width)."""
-        if self._cache is None:
-            return self._path.tower_features(images)
-        features = []
+    def _observe(self, images: Sequence[Image]) -> list[ImageStates]:
+        """Run tower and projector, or the projector alone on what the cache has of the tower."""
+        cache = self._cache
+        if cache is None:
+            return self._path.observe(images)
+        states = []
         for image in images:
-            half, computed = self._cache.fetch(
-                self._source, image, partial(self._tower_features_alone, image)
-            )
+            half, computed = cache.fetch(self._source, image, partial(self._run_tower, image))
             # in this order, half the bytes go to the device
-            features.append(half.to(self._device).to(computed))
-        return features
+            states.append(half.to(self._device).to(computed))
+        return self._path.replay(images, states)
 
-    def _tower_features_alone(self, image: Image) -> Tensor:
-        (features,) = self._path.tower_features([image])
-        return features
+    def _run_tower(self, image: Image) -> Tensor:
+        (seen,) = self._path.observe([image])
+        return seen.tower
 
-    def _before_projector(self, views: Tensor, point: Point) -> Tensor:
+    def _before_projector(self, image: ImageStates, point: Point) -> Tensor:
         """Return (views, tokens, width): what is pooled before the projector."""
         if point.pooling != "cls":
-            return self._path.patches(views)
-        token = self._path.class_token(views)
+            return image.projected_from
+        token = self._path.class_token(image.tower)
         if token is None:
             raise ConfigError(
                 "Pooling 'cls' needs a class token, and this vision tower has none. Use mean or "
@@ -123,26 +119,28 @@ class Tapper:
             )
         return token[:, None]
 
-    def _check_grid(self, projected: Sequence[Tensor], features: Sequence[Tensor]) -> None:
+    def _check_grid(self, images: Sequence[ImageStates]) -> None:
         """Refuse pooling on a grid where the projected tokens of an image do not form one."""
         if all(point.pooling != "grid" for point in (*self._at["post"], *self._at["image"])):
             return
-        for tokens, tower_features in zip(projected, features, strict=True):
-            views = self._path.patches(tower_features)
-            if len(tokens) != views.shape[1]:
+        for image in images:
+            views, patches = image.projected_from.shape[:2]
+            if len(image.encoded.tokens) != patches:
                 raise ConfigError(
                     "Pooling 'grid' needs one token per patch of a square, but this model packs "
-                    f"{len(views)} views of an image, with row separators, into {len(tokens)} "
-                    "tokens. Use mean or max after its projector."
+                    f"{views} views of an image, with row separators, into "
+                    f"{len(image.encoded.tokens)} tokens. Use mean or max after its projector."
                 )
 
-    def _tap_llm(self, batch: MultimodalBatch, projected: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _tap_llm(
+        self, batch: MultimodalBatch, encoded: Sequence[EncodedImage]
+    ) -> dict[str, Tensor]:
         """Run the LLM, if it has points: layer k is the state after k layers, before any norm."""
         points = (*self._at["image"], *self._at["last"])
         if not points:
             return {}
-        batch = replace(batch, vision={}).to(self._device)
-        lengths = [len(tokens) for tokens in projected]
+        batch = replace(batch, images=()).to(self._device)
+        lengths = [len(each.tokens) for each in encoded]
         vectors: dict[str, Tensor] = {}
 
         def keep(point: Point, hidden: Tensor) -> None:  # hidden: (batch, sequence, width)
@@ -154,7 +152,7 @@ class Tapper:
 
         modules = layers_and_norm(self._backbone)
         with inputs_of({point: modules[point.layer or 0] for point in points}, keep):
-            run_uncompiled(self._backbone, batch, projected)
+            run_uncompiled(self._backbone, batch, encoded)
         return vectors
 
 

@@ -1,0 +1,26 @@
+"""What a model does to the logits of its output embedding before it returns them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from lightning_mllm.families.registry import family_of
+
+
+def finish_logits(config: PretrainedConfig, logits: Tensor) -> Tensor:
+    """Return logits as the model's own forward does: soft-capped or scaled, if its family says so.
+
+    Args:
+        config: The model's config.
+        logits: What the output embedding returns, (..., vocabulary).
+    """
+    text_config = config.get_text_config()
+    head = family_of(config).head
+    if head == "scaled":
+        return logits / text_config.logits_scaling
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    if head == "plain" or cap is None:
+        return logits
+    return torch.tanh(logits / cap) * cap

@@ -1,0 +1,21 @@
+"""Qwen-VL: the merger, which is the projector, lies in the tower; positions have three axes."""
+
+from lightning_mllm.families.family import Family
+
+_QWEN2 = Family(
+    vision=("model.visual.",), projector=("model.visual.merger.",), axes=3, grid="merged"
+)
+_QWEN3 = Family(
+    vision=("model.visual.",),
+    projector=("model.visual.merger.", "model.visual.deepstack_merger_list."),
+    axes=3,
+    grid="merged",
+)
+
+QWEN = {
+    "qwen2_vl": _QWEN2,
+    "qwen2_5_vl": _QWEN2,
+    "qwen3_vl": _QWEN3,
+    "qwen3_vl_moe": _QWEN3,
+    "qwen3_5": _QWEN2,
+}

@@ -1,0 +1,59 @@
+"""All families, by the model type that a checkpoint's config names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transformers import PretrainedConfig
+
+from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.families.family import Family
+from lightning_mllm.families.gemma import GEMMA
+from lightning_mllm.families.idefics import IDEFICS
+from lightning_mllm.families.llava import LLAVA
+from lightning_mllm.families.qwen import QWEN
+from lightning_mllm.families.tiled import TILED
+
+FAMILIES: dict[str, Family] = {**LLAVA, **TILED, **IDEFICS, **QWEN, **GEMMA}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Return the family of a model config.
+
+    A Pixtral tower takes pictures of any size, whatever the family it is in.
+
+    Raises:
+        CheckpointError: The model type is not one of `FAMILIES`.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        has_vision = hasattr(config, "vision_config")
+        kind = "a model of another family" if has_vision else "a text-only model"
+        raise CheckpointError(
+            f"The checkpoint is {kind} (model_type {config.model_type!r}). Expected one of: "
+            f"{', '.join(sorted(FAMILIES))}. Choose such a checkpoint, or register its family: see "
+            "docs/add_a_family.md."
+        )
+    if getattr(config.vision_config, "model_type", "") == "pixtral":
+        return replace(family, grid="rows", native=True)
+    return family
+
+
+def register_family(model_type: str, family: Family) -> None:
+    """Add a family, or replace one; call it before the first checkpoint of this type is opened.
+
+    Args:
+        model_type: The `model_type` of the checkpoint's config.json.
+        family: Where its parts are, and what can't be found in its config.
+
+    Raises:
+        ConfigError: `model_type` is empty, or a prefix of the family is.
+    """
+    prefixes = (*family.vision, *family.projector)
+    if not model_type or not family.vision or not family.projector or not all(prefixes):
+        raise ConfigError(
+            f"The family {model_type!r} lacks its model_type, or the name of a tower or projector: "
+            f"vision is {family.vision}, projector {family.projector}. Give each at least one "
+            "prefix of `model.named_parameters()`."
+        )
+    FAMILIES[model_type] = family
