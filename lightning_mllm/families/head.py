@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -16,11 +18,12 @@ def finish_logits(config: PretrainedConfig, logits: Tensor) -> Tensor:
         config: The model's config.
         logits: What the output embedding returns, (..., vocabulary).
     """
-    text_config = config.get_text_config()
+    text_config: Any = config.get_text_config()
     head = family_of(config).head
     if head == "scaled":
-        return logits / text_config.logits_scaling
-    cap = getattr(text_config, "final_logit_softcapping", None)
+        scaling: float = text_config.logits_scaling
+        return logits / scaling
+    cap: float | None = getattr(text_config, "final_logit_softcapping", None)
     if head == "plain" or cap is None:
         return logits
     return torch.tanh(logits / cap) * cap

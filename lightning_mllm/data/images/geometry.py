@@ -6,8 +6,8 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from PIL import Image
-from transformers import ProcessorMixin
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.errors import ConfigError
 
 Colour = tuple[int, int, int]
@@ -17,47 +17,53 @@ RECORD = "trained_geometry"  # key of a processor that this package exported
 ImageProcessor = Any
 
 
-GeometryName = Literal["pad", "crop", "squash", "tiles"]  # a Geometry as configs write it
+# a Geometry as configs write it; "tiles" is LLaVA-NeXT's word for "native"
+GeometryName = Literal["pad", "crop", "squash", "native", "tiles"]
 
 
 class Geometry(StrEnum):
     """How a picture is made square.
 
     No picture is resampled twice: `CROP` is the processor's own resize of the shorter edge and
-    centre crop where it has them, and `SQUASH` resizes to the size of its crop at once. `TILES`
-    leaves the picture to the processor of LLaVA-NeXT, which cuts it into tiles of its own aspect
-    ratio; there, the others make it square *before* the tiling.
+    centre crop where it has them, and `SQUASH` resizes to the size of its crop at once. `NATIVE`
+    leaves the picture to the processor of a family that takes any shape, as tiles of its own aspect
+    ratio (LLaVA-NeXT, InternVL) or at its own resolution (Qwen-VL, Pixtral), or that squashes it
+    itself (Gemma 3); there, the others make it square *before* the processor's work.
     """
 
     # centred on a square canvas of the processor's mean colour: what LLaVA-1.5 was trained with
     PAD = "pad"
     CROP = "crop"  # the centre square
     SQUASH = "squash"  # both edges to one length, proportions lost
-    TILES = "tiles"
+    NATIVE = "native"  # as the family's own processor takes it; also written "tiles"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Geometry | None:
+        return cls.NATIVE if value == "tiles" else None
 
 
-def default_geometry(processor: ProcessorMixin) -> Geometry:
+def default_geometry(processor: CheckpointProcessor) -> Geometry:
     """Return what the checkpoint was trained with, if its processor was exported by this package.
 
-    Otherwise return what the family was trained with: tiles if its processor makes them, else
-    padding.
+    Otherwise return what the family was trained with: pictures as they are, or padded squares.
     """
     recorded = getattr(processor.image_processor, RECORD, None)
     if recorded:
         return Geometry(recorded)
-    return Geometry.TILES if makes_tiles(processor.image_processor) else Geometry.PAD
+    return Geometry.NATIVE if processor.family.native else Geometry.PAD
 
 
-def check_geometry(geometry: Geometry, processor: ProcessorMixin) -> None:
-    """Refuse tiles for a family without them.
+def check_geometry(geometry: Geometry, processor: CheckpointProcessor) -> None:
+    """Refuse pictures of any shape for a family that was trained on padded squares.
 
     Raises:
-        ConfigError: `geometry` is TILES and the processor makes none.
+        ConfigError: `geometry` is NATIVE and the family's processor takes squares.
     """
-    if geometry is Geometry.TILES and not makes_tiles(processor.image_processor):
+    if geometry is Geometry.NATIVE and not processor.family.native:
         raise ConfigError(
-            "geometry 'tiles' needs a processor that cuts tiles (LLaVA-NeXT); "
-            f"{type(processor).__name__} does not. Use 'pad', 'crop' or 'squash'."
+            "geometry 'native' (or 'tiles') needs a family whose processor takes pictures of any "
+            "shape, such as LLaVA-NeXT or Qwen-VL; "
+            f"{type(processor.hf).__name__} does not. Use 'pad', 'crop' or 'squash'."
         )
 
 
@@ -72,7 +78,7 @@ def apply_geometry(
 ) -> Image.Image:
     """Prepare an RGB picture for a processor; a square one comes back as it is."""
     width, height = image.size
-    if width == height or geometry is Geometry.TILES:
+    if width == height or geometry is Geometry.NATIVE:
         return image
     if geometry is Geometry.PAD:
         return _pad(image, fill_colour(image_processor))
@@ -96,9 +102,9 @@ def squashed_size(size: Size, image_processor: ImageProcessor) -> Size:
     return longer, longer
 
 
-def size_before_tiling(size: Size, geometry: Geometry) -> Size:
-    """Return the size in which a picture reaches a processor that cuts tiles."""
-    if geometry is Geometry.TILES:
+def size_before_processor(size: Size, geometry: Geometry) -> Size:
+    """Return the shape in which a picture reaches a processor that takes any."""
+    if geometry is Geometry.NATIVE:
         return size
     side = min(size) if geometry is Geometry.CROP else max(size)
     return side, side
@@ -118,11 +124,15 @@ def _pad(image: Image.Image, fill: Colour) -> Image.Image:
 
 
 def makes_tiles(image_processor: ImageProcessor) -> bool:
-    """Return whether the processor cuts a picture into tiles, as LLaVA-NeXT's does."""
-    return getattr(image_processor, "image_grid_pinpoints", None) is not None
+    """Return whether the processor cuts a picture into tiles, as LLaVA-NeXT's and InternVL's."""
+    if getattr(image_processor, "image_grid_pinpoints", None) is not None:
+        return True
+    names = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
+    return any(getattr(image_processor, name, False) for name in names)
 
 
 def crops_itself(image_processor: ImageProcessor) -> bool:
     """Return whether the processor keeps proportions and makes pictures square by a centre crop."""
     resizes = image_processor.do_resize and "shortest_edge" in image_processor.size
-    return bool(resizes and image_processor.do_center_crop) and not makes_tiles(image_processor)
+    crops = getattr(image_processor, "do_center_crop", False)
+    return bool(resizes and crops) and not makes_tiles(image_processor)

@@ -1,39 +1,74 @@
-"""From pictures to what a model takes of them: pixels, and the tokens that stand in their place."""
+"""From pictures to what a model takes of them: pixels, and the text that stands in their place."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import Image as PIL
 from torch import Tensor
-from transformers import ProcessorMixin
 
+from lightning_mllm.batches import Image
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.files import open_image
 from lightning_mllm.data.images.geometry import (
     Geometry,
     Size,
     apply_geometry,
-    size_before_tiling,
+    size_before_processor,
 )
-from lightning_mllm.data.images.views import count_views
+from lightning_mllm.data.images.views import count_class_tokens, count_views, find_views
 from lightning_mllm.data.loading.sample_errors import name_errors
 from lightning_mllm.types import LazyImage, Sample
+
+# what a processor returns of the text; all other tensors are the picture's
+_OF_TEXT = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "text_replacement_offsets",
+)
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """What stands for a picture in the text that the model reads.
+
+    Attributes:
+        text: The text, in which each run of feature tokens is one token.
+        runs: How many visual tokens each of these stands for.
+        frame: How many other tokens the text has, tokenised alone: row breaks, names of tiles.
+    """
+
+    text: str
+    runs: tuple[int, ...]
+    frame: int = 0
+
+    @property
+    def features(self) -> int:
+        """How many visual tokens the picture has."""
+        return sum(self.runs)
+
+    def __len__(self) -> int:
+        return self.features + self.frame
 
 
 class Picture(NamedTuple):
     """A picture as the model takes it.
 
     Attributes:
-        pixels: The tensors that the processor makes, by name.
+        image: What the processor returns for it, by name.
         size: The size of the picture as it was opened.
-        ids: The tokens that stand for the picture.
+        text: What stands for the picture in the text.
     """
 
-    pixels: Mapping[str, Tensor]
+    image: Image
     size: Size
-    ids: list[int]
+    text: ImageText
 
 
 class PictureReader:
@@ -44,10 +79,13 @@ class PictureReader:
         geometry: How pictures are made square.
     """
 
-    def __init__(self, processor: ProcessorMixin, geometry: Geometry) -> None:
+    def __init__(self, processor: CheckpointProcessor, geometry: Geometry) -> None:
         self._processor, self._geometry = processor, geometry
-        self._ids: dict[str, list[int]] = {}
-        self._counts: dict[Size, int] = {}
+        self._run = re.compile(f"(?:{re.escape(processor.feature_token)})+")
+        self._frames: dict[str, int] = {}
+        self._texts: dict[object, ImageText] = {}
+        smallest = self._process(PIL.new("RGB", (8, 8)))[1]
+        self._has_frame = smallest.text != processor.feature_token
 
     def read(self, sample: Sample) -> list[Picture]:
         """Open a sample's pictures and make their pixels.
@@ -60,41 +98,64 @@ class PictureReader:
         with name_errors(sample):
             pictures = []
             for k, image in enumerate(sample.images, 1):
-                pictures.append(self._read_one(image, _name_image(sample, image, k)))
+                opened = open_image(image, _name_image(sample, image, k))
+                prepared = apply_geometry(opened, self._geometry, self._processor.image_processor)
+                pixels, text = self._process(prepared)
+                pictures.append(Picture(pixels, opened.size, text))
             return pictures
 
-    def count_tokens(self, size: Size) -> int:
-        """Return how many tokens stand for a picture of a size."""
-        width, height = size_before_tiling(size, self._geometry)
-        if (width, height) not in self._counts:
-            processor: Any = self._processor  # each family's class has this method
-            counts = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
-            self._counts[width, height] = int(counts["num_image_tokens"][0])
-        return self._counts[width, height]
+    def find_text(self, size: Size) -> ImageText:
+        """Return what stands for a picture of a size, without opening it.
+
+        The text depends on nothing but the grids of visual tokens. So one picture of each layout is
+        processed, and none where the family writes visual tokens alone.
+        """
+        views = find_views(size, self._geometry, self._processor)
+        if views is not None and not self._has_frame:
+            count = count_class_tokens(self._processor) + sum(map(len, views))
+            return ImageText(self._processor.feature_token, (count,))
+        shape = size_before_processor(size, self._geometry)
+        layout: object = shape if views is None else tuple(view.layout for view in views)
+        if layout not in self._texts:
+            self._texts[layout] = self._process(PIL.new("RGB", shape))[1]
+        return self._texts[layout]
 
     def count_views(self, size: Size) -> int:
         """Return how many views the processor makes of a picture of a size."""
-        return count_views(size_before_tiling(size, self._geometry), self._processor)
+        return count_views(size_before_processor(size, self._geometry), self._processor)
 
-    def _read_one(self, image: Path | Image.Image | LazyImage, name: str) -> Picture:
-        processor = self._processor.image_processor
-        opened = open_image(image, name)
-        features = processor(
-            [apply_geometry(opened, self._geometry, processor)], return_tensors="pt"
+    def _process(self, picture: PIL.Image) -> tuple[dict[str, Tensor], ImageText]:
+        """Call the family's processor on one picture, and return its tensors and its text."""
+        call: Any = self._processor.hf  # each family's class can be called
+        made: Mapping[str, Any] = call(
+            images=[picture],
+            text=[self._processor.placeholder],
+            add_special_tokens=False,
+            return_text_replacement_offsets=True,
+            return_tensors="pt",
         )
-        names = [name for name in processor.model_input_names if name in features]
-        pixels = {name: features[name] for name in names}
-        return Picture(pixels, opened.size, self._find_image_ids(pixels))
+        runs: list[int] = []
+        token = self._processor.feature_token
 
-    def _find_image_ids(self, pixels: Mapping[str, Tensor]) -> list[int]:
-        """Return the tokens that stand for a picture: one per visual feature."""
-        text = self._processor.replace_image_token(dict(pixels), 0)
-        if text not in self._ids:
-            self._ids[text] = self._processor.tokenizer.encode(text, add_special_tokens=False)
-        return self._ids[text]
+        def shorten(run: re.Match[str]) -> str:
+            runs.append(len(run.group()) // len(token))
+            return token
+
+        text = self._run.sub(shorten, made["text_replacement_offsets"][0][0]["replacement"])
+        image = {}
+        for name, value in made.items():
+            if name not in _OF_TEXT and isinstance(value, Tensor):
+                image[name] = value
+        return image, ImageText(text, tuple(runs), self._count_frame(text, len(runs)))
+
+    def _count_frame(self, text: str, runs: int) -> int:
+        if text not in self._frames:
+            ids = self._processor.tokenizer.encode(text, add_special_tokens=False)
+            self._frames[text] = len(ids) - runs
+        return self._frames[text]
 
 
-def _name_image(sample: Sample, image: object, k: int) -> str:
+def _name_image(sample: Sample, image: Path | PIL.Image | LazyImage, k: int) -> str:
     """Return what errors call the k-th image of a sample."""
     if isinstance(image, Path):
         return f"{image} (sample {sample.id!r})"

@@ -6,8 +6,9 @@ import logging
 
 import numpy as np
 from PIL import Image
-from transformers import LlavaImageProcessorPil, ProcessorMixin
+from transformers import LlavaImageProcessorPil
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import (
     RECORD,
     Geometry,
@@ -33,7 +34,7 @@ def portable_processor(
     trust_remote_code: bool = False,
     *,
     geometry: Geometry | GeometryName | None = None,
-) -> ProcessorMixin:
+) -> CheckpointProcessor:
     """Load a processor for `export`: as `load_processor` repairs it, and with the geometry.
 
     If it can't say the geometry, a warning says what is left to do.
@@ -64,7 +65,7 @@ def portable_processor(
     return processor
 
 
-def state_geometry(processor: ProcessorMixin, geometry: Geometry) -> str | None:
+def state_geometry(processor: CheckpointProcessor, geometry: Geometry) -> str | None:
     """Let a processor itself do what `apply_geometry` does to a picture before it, if it can.
 
     The geometry is written into the processor in either case: `default_geometry` reads it there.
@@ -79,7 +80,7 @@ def state_geometry(processor: ProcessorMixin, geometry: Geometry) -> str | None:
         says_it = says_it and _make_equal_pixels(stated, found, geometry, picture)
     image_processor = stated if says_it else found
     setattr(image_processor, RECORD, str(geometry))
-    processor.image_processor = image_processor
+    processor.hf.image_processor = image_processor
     return None if says_it else _describe_what_is_left(found, geometry)
 
 

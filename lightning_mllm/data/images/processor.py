@@ -8,16 +8,17 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
 
 from lightning_mllm.checkpoint_files import check_available, check_config, check_tokens, reason
-from lightning_mllm.data.images.geometry import makes_tiles
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.families import family_of
 
 logger = logging.getLogger(__name__)
 
 
 def load_processor(
     checkpoint: str, revision: str | None = None, trust_remote_code: bool = False
-) -> ProcessorMixin:
+) -> CheckpointProcessor:
     """Load the processor of a multimodal checkpoint.
 
     Pixels always come from the PIL image backend: the torchvision one rounds differently, and
@@ -43,6 +44,7 @@ def load_processor(
                 "Choose a multimodal one, e.g. llava-hf/llava-1.5-7b-hf."
             )
         check_config(config, checkpoint)
+        family = family_of(config)  # before its processor, which may need packages, is opened
         processor = AutoProcessor.from_pretrained(checkpoint, **options)
         # the image processor alone takes a backend: AutoProcessor would pass it to the tokenizer
         image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **options)
@@ -63,18 +65,18 @@ def load_processor(
             "not a multimodal checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
         )
     processor.image_processor = image_processor
-    if not makes_tiles(image_processor):  # LLaVA-1.5's own pads pictures, which Geometry decides
+    if not family.native:  # LLaVA-1.5's own pads pictures, which Geometry decides
         image_processor.do_pad = False
     _check_parts(processor, checkpoint)
     check_tokens(processor, config, checkpoint)
     align_with_model(processor, config, checkpoint)
     _try_a_picture(processor, checkpoint)
-    return processor
+    return CheckpointProcessor(processor, config)
 
 
 def limit_length(
     max_length: int | None,
-    processor: ProcessorMixin,
+    processor: CheckpointProcessor,
     checkpoint: str,
     revision: str | None = None,
     trust_remote_code: bool = False,

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from fractions import Fraction
 from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ProcessorMixin
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Geometry, Size
-from lightning_mllm.data.images.views import View, find_views
+from lightning_mllm.data.images.views import View, count_class_tokens, find_views
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Box, Sample, Segment
@@ -94,12 +93,9 @@ class Regions:
         geometry: How pictures are made square.
     """
 
-    def __init__(self, processor: ProcessorMixin, geometry: Geometry) -> None:
+    def __init__(self, processor: CheckpointProcessor, geometry: Geometry) -> None:
         self._processor, self._geometry = processor, geometry
-        self._class_tokens = 0
-        if getattr(processor, "vision_feature_select_strategy", "") == "full":
-            family_processor: Any = processor
-            self._class_tokens = int(family_processor.num_additional_image_tokens)
+        self._class_tokens = count_class_tokens(processor)
         self._layouts: dict[tuple[Size, int], _Layout] = {}
 
     def find_masks(
@@ -165,7 +161,7 @@ class Regions:
         if not layout.views:
             raise DataError(
                 f"Sample {sample.id!r} has boxes, but which patches show them is only known for "
-                f"LLaVA-1.5 and LLaVA-NeXT, not for {type(self._processor).__name__}. Leave the "
+                f"LLaVA-1.5 and LLaVA-NeXT, not for {type(self._processor.hf).__name__}. Leave the "
                 "boxes out, or use a checkpoint of these families."
             )
         return layout.find_shown(sample.boxes, size)

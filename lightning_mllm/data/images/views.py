@@ -17,18 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import ProcessorMixin
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import ChannelDimension
 
-from lightning_mllm.data.images.geometry import (
-    Geometry,
-    Size,
-    crops_itself,
-    makes_tiles,
-    squashed_size,
-)
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
+from lightning_mllm.data.images.geometry import Geometry, Size, crops_itself, squashed_size
 
 
 @dataclass(frozen=True)
@@ -106,6 +100,11 @@ class View:
         """Return the number of tokens, separators included."""
         return len(self.rows) * (len(self.columns) + self.newline)
 
+    @property
+    def layout(self) -> tuple[int, int, bool]:
+        """What the text that stands for the view depends on."""
+        return len(self.rows), len(self.columns), self.newline
+
     def find_shown(
         self, left: Fraction, top: Fraction, right: Fraction, bottom: Fraction
     ) -> Tensor:
@@ -138,31 +137,38 @@ class View:
 
 
 def find_views(
-    size: Size, geometry: Geometry, processor: ProcessorMixin
+    size: Size, geometry: Geometry, processor: CheckpointProcessor
 ) -> tuple[View, ...] | None:
     """Return the views that a picture of a size becomes, in the order of their tokens.
 
     Returns:
-        The views; None if the image processor is not one of LLaVA-1.5 (CLIP's, SigLIP's) or
-        LLaVA-NeXT.
+        The views; None if what a token shows has no known closed form in this family.
     """
-    image_processor, patch = processor.image_processor, getattr(processor, "patch_size", None)
-    if patch is None:
+    image_processor, grid = processor.image_processor, processor.family.grid
+    patch = getattr(processor.hf, "patch_size", None)
+    if grid not in ("fixed", "anyres") or patch is None:
         return None
     across, down = Axis.of_original(size[0]), Axis.of_original(size[1])
     across, down = _apply_geometry(across, down, geometry, image_processor)
-    if makes_tiles(image_processor):
-        return _find_tiles(across, down, processor)
+    if grid == "anyres":
+        return _find_tiles(across, down, processor.hf)
     axes = _apply_processor(across, down, image_processor)
     if axes is None:
         return None
     return (_cut_into_patches(*axes, axes[0].length, patch),)
 
 
-def count_views(size: Size, processor: ProcessorMixin) -> int:
+def count_class_tokens(processor: CheckpointProcessor) -> int:
+    """Return how many tokens before the first view are class tokens that the model keeps."""
+    if getattr(processor.config, "vision_feature_select_strategy", "") != "full":
+        return 0
+    return int(getattr(processor.hf, "num_additional_image_tokens", 0))
+
+
+def count_views(size: Size, processor: CheckpointProcessor) -> int:
     """Return how many views a processor makes of a picture of a size, all tiles counted."""
     image_processor = processor.image_processor
-    if not makes_tiles(image_processor):
+    if processor.family.grid != "anyres":
         return 1
     height, width = select_best_resolution(size[::-1], image_processor.image_grid_pinpoints)
     side: int = image_processor.crop_size.height
@@ -174,7 +180,7 @@ def _apply_geometry(
 ) -> tuple[Axis, Axis]:
     """Do to the axes what `apply_geometry` does to a picture."""
     lengths = across.length, down.length
-    if lengths[0] == lengths[1] or geometry is Geometry.TILES:
+    if lengths[0] == lengths[1] or geometry is Geometry.NATIVE:
         return across, down
     if geometry is Geometry.PAD:
         return across.enclose(max(lengths)), down.enclose(max(lengths))

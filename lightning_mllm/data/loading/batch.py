@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_mllm.batches import MultimodalBatch, TokenSpans
+from lightning_mllm.batches import Image, MultimodalBatch, TokenSpans
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.pictures import Picture
 from lightning_mllm.data.text.encoded_sample import EncodedSample
+from lightning_mllm.data.text.positions import Grid, find_positions
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import IGNORE_INDEX, AnswerForms, Sample, Segment
 
@@ -35,13 +38,18 @@ class BatchRow(NamedTuple):
 
 
 def make_batch(
-    rows: Sequence[BatchRow], targets: Sequence[int], pad_id: int, side: PaddingSide
+    rows: Sequence[BatchRow],
+    targets: Sequence[int],
+    processor: CheckpointProcessor,
+    pad_id: int,
+    side: PaddingSide,
 ) -> MultimodalBatch:
     """Pad rows to one length and put them together.
 
     Args:
         rows: The samples of the batch.
         targets: The index of each sample's class, or -1 where there is none.
+        processor: The processor of the checkpoint, for its family.
         pad_id: The token that fills padding.
         side: On which side shorter rows are padded.
 
@@ -53,9 +61,15 @@ def make_batch(
     masks = {}
     for segment in Segment:
         masks[segment] = _pad([row.tokens.masks[segment] for row in rows], False, side)
+    real = _pad(ones, 0, side)
+    images = [picture.image for picture in chain.from_iterable(row.pictures for row in rows)]
+    steps, offsets = real, None
+    if processor.family.axes == 3:
+        grids = [_find_grid(image, processor) for image in images]
+        steps, offsets = find_positions(masks[Segment.IMAGE], real, grids)
     return MultimodalBatch(
         input_ids=input_ids,
-        attention_mask=_pad(ones, 0, side),
+        attention_mask=real,
         labels=input_ids.where(masks[Segment.ANSWER], IGNORE_INDEX),
         spans=TokenSpans(masks),
         targets=torch.tensor(targets),
@@ -63,10 +77,13 @@ def make_batch(
         pictures=tuple(row.sample.picture or row.sample.id for row in rows),
         kinds=tuple(row.sample.kind for row in rows),
         answers=tuple(row.answer for row in rows),
-        vision=_stack_pixels(rows),
+        images=tuple(images),
         image_counts=tuple(len(row.pictures) for row in rows),
         pad_id=pad_id,
         end_id=_find_common_end(rows),
+        steps=steps,
+        offsets=offsets,
+        token_types=processor.family.token_types,
     )
 
 
@@ -102,17 +119,11 @@ def _find_common_end(rows: Sequence[BatchRow]) -> int:
     return rows[0].tokens.end_id
 
 
-def _stack_pixels(rows: Sequence[BatchRow]) -> dict[str, Tensor]:
-    """Return the processor's tensors of all pictures, those of fewer tiles padded."""
-    pixels = []
-    for row in rows:
-        pixels += [picture.pixels for picture in row.pictures]
-    if not pixels:
-        return {}
-    stacked = {}
-    for name in pixels[0]:
-        stacked[name] = pad_sequence([each[name][0] for each in pixels], batch_first=True)
-    return stacked
+def _find_grid(image: Image, processor: CheckpointProcessor) -> Grid:
+    """Return the grid of an image's visual tokens, each of which merges a square of patches."""
+    frames, rows, columns = image["image_grid_thw"][0].tolist()
+    merge = int(processor.config.vision_config.spatial_merge_size)
+    return frames, rows // merge, columns // merge
 
 
 def _pad(rows: list[Tensor], value: int | bool, side: PaddingSide) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-
-from transformers import ProcessorMixin
+from itertools import chain
+from typing import Any
 
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import (
     Geometry,
     GeometryName,
@@ -15,7 +16,7 @@ from lightning_mllm.data.images.geometry import (
     check_geometry,
     default_geometry,
 )
-from lightning_mllm.data.images.pictures import Picture, PictureReader
+from lightning_mllm.data.images.pictures import ImageText, Picture, PictureReader
 from lightning_mllm.data.images.regions import Regions
 from lightning_mllm.data.loading.batch import BatchRow, PaddingSide, make_batch
 from lightning_mllm.data.loading.sample_errors import name_errors
@@ -47,7 +48,7 @@ class Collator:
 
     def __init__(
         self,
-        processor: ProcessorMixin,
+        processor: CheckpointProcessor,
         prompt: Prompt,
         label_names: Sequence[str] = (),
         *,
@@ -73,8 +74,9 @@ class Collator:
         self._fitter = Fitter(self._encoder, self.max_length, long_answers, len(self.label_names))
         self._regions = Regions(processor, self.geometry)
         self._reader = PictureReader(processor, self.geometry)
-        pad = processor.tokenizer.pad_token_id
-        self.pad_id = int(processor.tokenizer.eos_token_id if pad is None else pad)
+        tokenizer: Any = processor.tokenizer
+        pad = tokenizer.pad_token_id
+        self.pad_id = int(tokenizer.eos_token_id if pad is None else pad)
 
     def __call__(self, items: Sequence[tuple[int, Sample]]) -> MultimodalBatch:
         """Make a batch of samples, each with the epoch that its prompt is drawn for.
@@ -90,14 +92,14 @@ class Collator:
             with name_errors(sample):
                 rows.append(self._encode(sample, epoch, shown))
         targets = [self._find_target(row.sample) for row in rows]
-        return make_batch(rows, targets, self.pad_id, self.padding_side)
+        return make_batch(rows, targets, self.processor, self.pad_id, self.padding_side)
 
-    def fit(self, sample: Sample, image_tokens: Sequence[int]) -> Fitted | None:
+    def fit(self, sample: Sample, images: Sequence[ImageText]) -> Fitted | None:
         """Encode the part of a sample that fits, without opening its pictures.
 
         Args:
             sample: The sample to encode.
-            image_tokens: How many tokens stand for each of its images.
+            images: What stands for each of its images.
 
         Returns:
             What is left of the sample; None where it is to be left out.
@@ -106,7 +108,7 @@ class Collator:
             DataError: It can't be encoded, or its last answer does not fit.
         """
         with name_errors(sample):
-            fitted = self._fitter.fit(self._ask(sample), sample, image_tokens)
+            fitted = self._fitter.fit(self._ask(sample), sample, images)
             if fitted is not None and sample.kind:
                 self._encode_answer_forms(fitted.dialogue, sample)
             return fitted
@@ -166,11 +168,12 @@ class Collator:
         Raises:
             DataError: It is not known which patches show what for this family.
         """
-        return bool(self._regions.find_shown(sample, size, self.count_image_tokens(size)).any())
+        count = self.find_image_text(size).features
+        return bool(self._regions.find_shown(sample, size, count).any())
 
-    def count_image_tokens(self, size: Size) -> int:
-        """Return how many tokens stand for a picture of a size."""
-        return self._reader.count_tokens(size)
+    def find_image_text(self, size: Size) -> ImageText:
+        """Return what stands for a picture of a size in the text."""
+        return self._reader.find_text(size)
 
     def count_views(self, size: Size) -> int:
         """Return how many views the processor makes of a picture of a size."""
@@ -186,7 +189,8 @@ class Collator:
         for name in self.label_names:
             # a prompt with this name alone: with all names in each it would take C x C
             dialogue = self.prompt.dialogue(replace(sample, label=name), (name,), epoch=0)
-            encoded = self._encoder.encode(dialogue, sample.id, images=len(sample.images))
+            images = [self._encoder.placeholder] * len(sample.images)
+            encoded = self._encoder.encode(dialogue, sample.id, images)
             ids = encoded.answer_ids
             if len(ids) >= self.max_length:
                 raise DataError(
@@ -201,9 +205,9 @@ class Collator:
         return self.prompt.dialogue(sample, self.label_names, epoch)
 
     def _encode(self, sample: Sample, epoch: int, pictures: list[Picture]) -> BatchRow:
-        """Return the part of a sample that fits, with one image token per visual feature."""
-        image_tokens = [len(picture.ids) for picture in pictures]
-        fitted = self._fitter.fit(self._ask(sample, epoch), sample, image_tokens)
+        """Return the part of a sample that fits, with one token per visual feature."""
+        images = [picture.text for picture in pictures]
+        fitted = self._fitter.fit(self._ask(sample, epoch), sample, images)
         if fitted is None:
             raise DataError(
                 f"No exchange of sample {sample.id!r} fits into max_length {self.max_length} with "
@@ -218,12 +222,11 @@ class Collator:
     def _expand_images(
         self, fitted: Fitted, sample: Sample, pictures: Sequence[Picture]
     ) -> EncodedSample:
-        """Replace each image token by those of its picture, and cut off what is too long."""
-        token = self._encoder.image_token_id
-        ids = [picture.ids for picture in pictures]
-        counts = [each.count(token) for each in ids]
+        """Repeat the tokens of each picture, and cut off what is too long."""
+        counts = [picture.text.features for picture in pictures]
         regions = self._regions.find_masks(sample, [picture.size for picture in pictures], counts)
-        tokens = fitted.tokens.expand_images(token, ids, regions)
+        runs = chain.from_iterable(picture.text.runs for picture in pictures)
+        tokens = fitted.tokens.expand_images([*runs], regions)
         return tokens.truncate(len(tokens) - fitted.excess) if fitted.excess else tokens
 
     def _encode_answer_forms(self, dialogue: Dialogue, sample: Sample) -> AnswerForms:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from transformers import ProcessorMixin
-
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.loading.checks import check_sample, list_labels
 from lightning_mllm.data.loading.collator import Collator
@@ -38,7 +37,7 @@ class InputOptions(NamedTuple):
 
 
 def make_collators(
-    processor: ProcessorMixin,
+    processor: CheckpointProcessor,
     first: Sequence[Sample],
     split: Split,
     inputs: InputOptions,

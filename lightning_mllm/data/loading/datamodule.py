@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from transformers import ProcessorMixin
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.files import open_image
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.images.processor import limit_length, load_processor
@@ -92,7 +92,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
     left_out: dict[Split, LeftOut]
     label_set: LabelSet | None
     kinds: tuple[str, ...]
-    processor: ProcessorMixin
+    processor: CheckpointProcessor
     collator: Collator
     eval_collator: Collator
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_mllm.data.images.files import look_at_images
 from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.images.pictures import ImageText
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, TOO_LONG, BadRows
 from lightning_mllm.data.loading.batch import check_same_end
 from lightning_mllm.data.loading.collator import Collator
@@ -64,18 +65,19 @@ def dry_run_suspects(
     """
     collator = scan.collator
     pictures = _refuse_bad_files(scan, sizes, problems)
-    counts = {}
+    texts = {}
     for index, shown in pictures.items():
-        counts[index] = [collator.count_image_tokens(size) for size in shown]
-    _check_room_for_classes(scan, counts)
+        texts[index] = [collator.find_image_text(size) for size in shown]
+    _check_room_for_classes(scan, texts)
     extremes = _Extremes(collator)
     fine: set[Trait] = set()
     ends: dict[int, str] = {}
     for index, facts in list(scan.facts.items()):
-        fits = facts.bound is not None and facts.bound + sum(counts[index]) <= collator.max_length
-        case = (*facts.trait, *sorted(counts[index]))
+        lengths = sorted(map(len, texts[index]))
+        fits = facts.bound is not None and facts.bound + sum(lengths) <= collator.max_length
+        case = (*facts.trait, *lengths)
         is_suspect = (facts.odd or not fits) and case not in fine
-        fit = partial(_fit, scan, index, counts[index], ends)
+        fit = partial(_fit, scan, index, texts[index], ends)
         if is_suspect and _passes(scan, index, fit):
             fine.add(case)
         if index in scan.facts:
@@ -107,30 +109,34 @@ def _refuse_bad_files(
     return pictures
 
 
-def _check_room_for_classes(scan: SplitScan, counts: Mapping[int, Sequence[int]]) -> None:
+def _check_room_for_classes(scan: SplitScan, texts: Mapping[int, Sequence[ImageText]]) -> None:
     """Refuse a context that is too short for any question that lists the classes.
 
     No row is to blame for this, so it is raised at once.
     """
-    if not scan.collator.label_names or not counts:
+    if not scan.collator.label_names or not texts:
         return
 
     def bound(index: int) -> int:
-        return (scan.facts[index].bound or scan.collator.max_length) + sum(counts[index])
+        return (scan.facts[index].bound or scan.collator.max_length) + sum(map(len, texts[index]))
 
-    shortest = min(counts, key=bound)
+    shortest = min(texts, key=bound)
     try:
-        scan.collator.fit(fetch_sample(scan.samples, shortest), counts[shortest])
+        scan.collator.fit(fetch_sample(scan.samples, shortest), texts[shortest])
     except DataError as error:
         if error.kind == TOO_LONG:
             raise
 
 
 def _fit(
-    scan: SplitScan, index: int, counts: Sequence[int], ends: dict[int, str], sample: Sample
+    scan: SplitScan,
+    index: int,
+    texts: Sequence[ImageText],
+    ends: dict[int, str],
+    sample: Sample,
 ) -> None:
     """Encode a sample, check its end, and count or leave out what does not fit."""
-    fitted = scan.collator.fit(sample, counts)
+    fitted = scan.collator.fit(sample, texts)
     if fitted is not None:
         check_same_end(fitted.tokens.end_id, sample.id, ends)
     scan.left_out.count(fitted)

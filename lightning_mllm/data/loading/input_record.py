@@ -25,14 +25,13 @@ def describe_inputs(collator: Collator, sample: Sample) -> dict[str, Any]:
         `template` makes of the same conversation.
     """
     dialogue = collator.prompt.dialogue(sample, collator.label_names, epoch=0)
-    rendered = Renderer(collator.processor).render(dialogue)
+    renderer = Renderer(collator.processor)
+    rendered = renderer.render(dialogue)
     messages, texts = build_messages(dialogue)
     return {
         "geometry": str(collator.geometry),
         "asked": rendered.text[: rendered.answers[-1].start],
-        "template": collator.processor.apply_chat_template(
-            messages.to_list(texts)[:-1], add_generation_prompt=True, tokenize=False
-        ),
+        "template": renderer.template.run(messages.to_list(texts)[:-1], add_generation_prompt=True),
     }
 
 

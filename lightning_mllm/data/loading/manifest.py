@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.left_out import LeftOut
@@ -109,17 +110,17 @@ def _can_be_named(scan: SplitScan) -> bool:
     return " object at 0x" not in repr(scan.collator.prompt)
 
 
-def _processor_parts(processor: Any) -> Iterator[str]:
-    yield type(processor).__name__
+def _processor_parts(processor: CheckpointProcessor) -> Iterator[str]:
+    yield type(processor.hf).__name__
     yield json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
-    yield str(processor.chat_template)
+    yield processor.chat_template
     for name in (
         "image_token",
         "patch_size",
         "vision_feature_select_strategy",
         "num_additional_image_tokens",
     ):
-        yield str(getattr(processor, name, None))
-    tokenizer = processor.tokenizer
+        yield str(getattr(processor.hf, name, None))
+    tokenizer: Any = processor.tokenizer
     yield tokenizer.backend_tokenizer.to_str()
     yield str((tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token))

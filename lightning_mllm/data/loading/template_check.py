@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import ProcessorMixin
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.turns import has_image_within
@@ -87,18 +87,21 @@ class TemplateCheck:
             )
 
 
-def warn_of_date(processor: ProcessorMixin, checkpoint: str) -> None:
+def warn_of_date(processor: CheckpointProcessor, checkpoint: str) -> None:
     """Warn of a chat template that writes the day's date, which changes what the model reads."""
     content: Any = [{"type": "text", "text": "a"}]
     system, user = {"role": "system", "content": content}, {"role": "user", "content": content}
-    template = str(processor.chat_template)
+    template = processor.chat_template
     for messages in ([user], [system, user]):
         try:
-            with_date = processor.apply_chat_template(
-                messages, chat_template=template, add_generation_prompt=True
+            with_date = processor.tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
             )
-            without = processor.apply_chat_template(
-                messages, chat_template=_NO_DATE + template, add_generation_prompt=True
+            without = processor.tokenizer.apply_chat_template(
+                messages,
+                chat_template=_NO_DATE + template,
+                add_generation_prompt=True,
+                tokenize=False,
             )
         except TemplateError:  # it takes no system text
             continue

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from jinja2 import TemplateError
-from transformers import ProcessorMixin
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.chat_messages import (
     SYSTEM,
     ChatMessages,
@@ -43,14 +43,13 @@ class ChatTemplate:
         processor: The processor of the checkpoint.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: CheckpointProcessor) -> None:
         self._processor = processor
 
     @cached_property
     def quoted(self) -> re.Pattern[str]:
         """Finds the strings that the template quotes; matches nothing if it quotes none."""
-        template = self._processor.chat_template
-        source = str(template.get("default", "") if isinstance(template, dict) else template)
+        source = self._processor.chat_template
         words = {word.strip() for _, word in _QUOTED.findall(source)} - {""}
         longest_first = sorted(words, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -62,8 +61,12 @@ class ChatTemplate:
             ConfigError: It refuses the messages.
         """
         try:
-            text = self._processor.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False
+            # the tokenizer's method: a processor's may want its video part first
+            text = self._processor.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._processor.chat_template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
             )
         except TemplateError as error:
             roles = [message["role"] for message in messages]

@@ -47,32 +47,22 @@ class EncodedSample:
 
     def expand_images(
         self,
-        image_token_id: int,
-        replacements: Sequence[Sequence[int]],
+        runs: Sequence[int],
         regions: Mapping[Segment, Tensor],
     ) -> EncodedSample:
-        """Replace the k-th image token by the k-th of `replacements`.
+        """Repeat the k-th token of an image as often as the k-th of `runs` says.
 
         Args:
-            image_token_id: The token that stands for an image.
-            replacements: Tokens of each image.
-            regions: Segment -> mask over the image tokens of all `replacements`.
+            runs: How many visual tokens each token of an image stands for.
+            regions: Segment -> mask over the visual tokens of all images.
         """
-        is_image = self.input_ids == image_token_id
         counts = torch.ones_like(self.input_ids)
-        counts[is_image] = torch.tensor([len(ids) for ids in replacements], dtype=counts.dtype)
-        positions = torch.arange(len(self)).repeat_interleave(counts)
-        expanded = self.gather(positions)
-
-        inserted: list[int] = []
-        for ids in replacements:
-            inserted += ids
-        expanded.input_ids[is_image[positions]] = torch.tensor(inserted, dtype=torch.long)
-
-        image = expanded.input_ids == image_token_id
+        counts[self.masks[Segment.IMAGE]] = torch.tensor(runs, dtype=counts.dtype)
+        expanded = self.gather(torch.arange(len(self)).repeat_interleave(counts))
+        image = expanded.masks[Segment.IMAGE]
         last = torch.zeros_like(image)
         last[expanded.masks[Segment.LAST].nonzero()[-1]] = True  # may be an image's last token
-        masks = {**expanded.masks, Segment.IMAGE: image, Segment.LAST: last}
+        masks = {**expanded.masks, Segment.LAST: last}
         for segment, mask in regions.items():
             masks[segment] = torch.zeros_like(image).masked_scatter(image, mask)
         return replace(expanded, masks=masks)

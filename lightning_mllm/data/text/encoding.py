@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ProcessorMixin
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
+from lightning_mllm.data.images.pictures import ImageText
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue
@@ -36,7 +39,7 @@ class Encoder:
             as text.
 
     Attributes:
-        image_token_id: The token that stands for an image.
+        placeholder: What the template writes for an image, for texts whose images don't matter.
         renderer: Writes conversations as text.
 
     Raises:
@@ -44,15 +47,19 @@ class Encoder:
             its end.
     """
 
-    def __init__(self, processor: ProcessorMixin, *, split_special_tokens: bool = False) -> None:
+    def __init__(
+        self, processor: CheckpointProcessor, *, split_special_tokens: bool = False
+    ) -> None:
         self._may_quote = split_special_tokens
-        self._tokenizer = processor.tokenizer
+        self._tokenizer: Any = processor.tokenizer
         self.renderer = Renderer(processor)
-        image_token = self.renderer.image_token
-        self.image_token_id: int = self._tokenizer.convert_tokens_to_ids(image_token)
-        special = find_special_ids(self._tokenizer) | {self.image_token_id}
+        self._feature_id = processor.feature_token_id
+        names = (processor.placeholder, processor.feature_token)
+        self.placeholder = ImageText(names[0], (1,) if names[0] == names[1] else ())
+        special = {self._feature_id, self._tokenizer.convert_tokens_to_ids(names[0])}
+        special |= find_special_ids(self._tokenizer)
         self._special_ids = torch.tensor(sorted(special))
-        self._special_pattern = build_special_pattern(self._tokenizer, image_token)
+        self._special_pattern = build_special_pattern(self._tokenizer, *names)
         with_special = self._tokenizer.encode("a", add_special_tokens=True)
         without = self._tokenizer.encode("a", add_special_tokens=False)
         if with_special[-1] != without[-1]:
@@ -63,14 +70,18 @@ class Encoder:
             )
 
     def encode(
-        self, dialogue: Dialogue, sample_id: str, images: int, options: Options | None = None
+        self,
+        dialogue: Dialogue,
+        sample_id: str,
+        images: Sequence[ImageText],
+        options: Options | None = None,
     ) -> EncodedSample:
-        """Tokenise a conversation; each image is still one token, without its regions.
+        """Tokenise a conversation; each run of visual tokens is still one, without its regions.
 
         Args:
             dialogue: The conversation to tokenise.
             sample_id: What errors call it.
-            images: How many images it has.
+            images: What stands for each of its images.
             options: The options that the last question names, if any.
 
         Raises:
@@ -80,7 +91,13 @@ class Encoder:
                 text, the last question does not name the options, or the tokens of the prompt
                 change with the answer after it.
         """
-        rendered = self.renderer.render(dialogue)
+        rendered = self.renderer.render(dialogue, [image.text for image in images])
+        if len(rendered.images) != len(images):
+            raise DataError(
+                f"Sample {sample_id!r} has {len(images)} images, but its conversation has "
+                f"{len(rendered.images)} image tokens once it is written as text. There must be "
+                "one per image; use a checkpoint whose chat template writes them."
+            )
         input_ids, offsets = self._tokenise(rendered)
         masks = {segment: torch.zeros_like(input_ids, dtype=torch.bool) for segment in Segment}
         self._mark_texts(masks, rendered, (input_ids, offsets), sample_id)
@@ -90,14 +107,7 @@ class Encoder:
             masks[Segment.ANSWER] |= covered
             if not dialogue.plain:
                 self._check_end(rendered.text[span.start : span.end], input_ids[covered])
-        self._mark_images_and_last(masks, rendered, input_ids, sample_id)
-        found = int(masks[Segment.IMAGE].sum())
-        if found != images:
-            raise DataError(
-                f"Sample {sample_id!r} has {images} images, but its conversation has {found} image "
-                "tokens once it is written as text. There must be one per image; use a checkpoint "
-                "whose chat template writes them."
-            )
+        self._mark_images_and_last(masks, rendered, (input_ids, offsets), sample_id)
         return EncodedSample(sample_id, input_ids, masks, int(input_ids[-1]))
 
     def bound(self, dialogue: Dialogue) -> int | None:
@@ -176,14 +186,26 @@ class Encoder:
         masks[Segment.QUESTION_REST] = rest
 
     def _mark_images_and_last(
-        self, masks: Masks, rendered: RenderedText, input_ids: Tensor, sample_id: str
+        self,
+        masks: Masks,
+        rendered: RenderedText,
+        tokens: tuple[Tensor, Tensor],
+        sample_id: str,
     ) -> None:
         """Mark images, all other tokens as text, and the position that predicts the last answer."""
-        masks[Segment.IMAGE] = input_ids == self.image_token_id
+        input_ids, offsets = tokens
+        texts = torch.zeros_like(input_ids, dtype=torch.bool)
+        for span in rendered.slots:
+            texts |= _cover(offsets, span)
+        for span in rendered.images:
+            masks[Segment.IMAGE_FRAME] |= _cover(offsets, span) & ~texts
+        masks[Segment.IMAGE] = masks[Segment.IMAGE_FRAME] & (input_ids == self._feature_id)
+        masks[Segment.IMAGE_FRAME] &= ~masks[Segment.IMAGE]
         masks[Segment.TEXT] = ~masks[Segment.IMAGE]
         last = self._measure_prompt(rendered, input_ids, sample_id) - 1
         masks[Segment.LAST][last] = True
-        masks[Segment.SUFFIX] &= masks[Segment.TEXT]  # an image may follow the question
+        # an image may follow the question
+        masks[Segment.SUFFIX] &= masks[Segment.TEXT] & ~masks[Segment.IMAGE_FRAME]
         masks[Segment.SUFFIX][last:] = False
 
     def _tokenise(self, rendered: RenderedText) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lightning_mllm.data.images.pictures import ImageText
 from lightning_mllm.data.loading.bad_rows import TOO_LONG
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.encoding import Encoder
@@ -22,7 +23,7 @@ class Fitted:
 
     Attributes:
         dialogue: The last exchanges of the conversation.
-        tokens: The tokens of these exchanges; each image is still one token.
+        tokens: The tokens of these exchanges; each run of visual tokens is still one.
         exchanges: How many exchanges before them are left out.
         images: How many images are left out with them.
         excess: How many tokens the last answer is still too long; it is to be cut at its end.
@@ -57,7 +58,7 @@ class Fitter:
         self._encoder, self._max_length = encoder, max_length
         self._long_answers, self._classes = long_answers, classes
 
-    def fit(self, dialogue: Dialogue, sample: Sample, image_tokens: Sequence[int]) -> Fitted | None:
+    def fit(self, dialogue: Dialogue, sample: Sample, images: Sequence[ImageText]) -> Fitted | None:
         """Return as many of the last exchanges as fit, or None where the sample is left out.
 
         A sample is left out where the question of its last exchange is too long, or where none of
@@ -66,40 +67,40 @@ class Fitter:
         Args:
             dialogue: The conversation that the prompt made of it.
             sample: The sample, for its id and options.
-            image_tokens: How many tokens each image takes.
+            images: What stands for each image.
 
         Raises:
             DataError: The last answer does not fit and `long_answers` is `raise`, or it is to be
                 cut but has a kind; or the answers are classes.
         """
         exchanges = len(dialogue.turns) // 2
-        fitted = self._skip_exchanges(0, dialogue, sample, image_tokens)
+        fitted = self._skip_exchanges(0, dialogue, sample, images)
         if fitted.excess > 0 and exchanges > 1:
             # the fewest exchanges to leave out, by bisection
             low, high = 1, exchanges - 1
             while low < high:
                 middle = (low + high) // 2
-                if self._skip_exchanges(middle, dialogue, sample, image_tokens).excess <= 0:
+                if self._skip_exchanges(middle, dialogue, sample, images).excess <= 0:
                     high = middle
                 else:
                     low = middle + 1
-            fitted = self._skip_exchanges(low, dialogue, sample, image_tokens)
+            fitted = self._skip_exchanges(low, dialogue, sample, images)
         if fitted.excess > 0:
             return self._resolve_excess(fitted, sample)
-        if image_tokens and fitted.images == len(image_tokens):
+        if images and fitted.images == len(images):
             return None
         return replace(fitted, excess=0)
 
     def _skip_exchanges(
-        self, first: int, dialogue: Dialogue, sample: Sample, image_tokens: Sequence[int]
+        self, first: int, dialogue: Dialogue, sample: Sample, images: Sequence[ImageText]
     ) -> Fitted:
         """Return a conversation from an exchange on; its excess is negative where there is room."""
-        images = sum(turn.images for turn in dialogue.turns[: 2 * first])
+        skipped = sum(turn.images for turn in dialogue.turns[: 2 * first])
         rest = replace(dialogue, turns=dialogue.turns[2 * first :])
-        left = image_tokens[images:]
-        tokens = self._encoder.encode(rest, sample.id, len(left), sample.options)
-        excess = len(tokens) + sum(left) - len(left) - self._max_length
-        return Fitted(rest, tokens, first, images, excess)
+        left = images[skipped:]
+        tokens = self._encoder.encode(rest, sample.id, left, sample.options)
+        expanded = sum(image.features - len(image.runs) for image in left)
+        return Fitted(rest, tokens, first, skipped, len(tokens) + expanded - self._max_length)
 
     def _resolve_excess(self, fitted: Fitted, sample: Sample) -> Fitted | None:
         """Return what becomes of a last exchange that is too long: None, or it with an excess."""

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from transformers import ProcessorMixin
-
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.chat_messages import (
     ChatMessages,
     Piece,
@@ -45,15 +44,17 @@ class RenderedText:
     """A conversation as text.
 
     Attributes:
-        text: One image token per image; no BOS unless the template writes it.
+        text: The text, with what stands for each image in it; no BOS unless the template writes it.
         slots: Exactly where the texts of system, question, instruction and answer are.
         answers: Where each answer carries loss: from the end of its prompt to the end of its
             end-of-turn token.
+        images: Where what stands for each image is.
     """
 
     text: str
     slots: tuple[TextSpan, ...]
     answers: tuple[TextSpan, ...]
+    images: tuple[TextSpan, ...]
 
 
 class Renderer:
@@ -61,13 +62,12 @@ class Renderer:
 
     Attributes:
         template: The checkpoint's chat template.
-        image_token: What the template writes for an image.
+        placeholder: What the template writes for an image.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: CheckpointProcessor) -> None:
         self.template = ChatTemplate(processor)
-        # of each family's own class
-        self.image_token: str = processor.image_token  # type: ignore[attr-defined]
+        self.placeholder = processor.placeholder
         self._layouts: dict[ChatMessages, tuple[Exchange, ...]] = {}
         self._checked_shapes: set[tuple[object, ...]] = set()
 
@@ -86,10 +86,12 @@ class Renderer:
         if 1 not in written or 2 not in written:
             return False
         between = written[written.index(1) + 1 : written.index(2)]
-        return len(between) == 1 and str(between[0]).count(self.image_token) == 1
+        return len(between) == 1 and str(between[0]).count(self.placeholder) == 1
 
-    def render(self, dialogue: Dialogue) -> RenderedText:
-        """Write a conversation as text.
+    def render(self, dialogue: Dialogue, images: Sequence[str] = ()) -> RenderedText:
+        """Write a conversation as text, with the k-th of `images` for the k-th image.
+
+        Without `images`, the placeholders of the template stay.
 
         If the template drops or repeats the system text, and turns open with plain words
         ("USER:"), the system text is put before the first turn, followed by a blank. If the
@@ -100,15 +102,14 @@ class Renderer:
             ConfigError: The chat template refuses the conversation, e.g. its system text.
         """
         layout, texts = self._lay_out(dialogue)
-        text = ""
-        slots: list[TextSpan] = []
+        writer = _Writer(texts, self.placeholder, images)
         answers: list[TextSpan] = []
         for exchange in layout:
-            text = _append(text, exchange.opening, texts, slots)
-            start = len(text)
-            text = _append(text, exchange.answer, texts, slots)
-            answers.append(TextSpan(Segment.ANSWER, start, len(text)))
-        return RenderedText(text, tuple(slots), tuple(answers))
+            writer.write(exchange.opening)
+            start = len(writer.text)
+            writer.write(exchange.answer)
+            answers.append(TextSpan(Segment.ANSWER, start, len(writer.text)))
+        return RenderedText(writer.text, tuple(writer.slots), tuple(answers), tuple(writer.images))
 
     def check_shape(self, dialogue: Dialogue) -> None:
         """Check that the template writes conversations of this shape; each shape is tried once.
@@ -152,7 +153,7 @@ class Renderer:
         """Return the exchanges of a conversation, and the texts of their slots."""
         messages, texts = build_messages(self._place_images(dialogue))
         if dialogue.plain:
-            images = self.image_token * dialogue.turns[0].images
+            images = self.placeholder * dialogue.turns[0].images
             return (Exchange((images,), (len(texts) - 1, "\n")),), texts
         if messages not in self._layouts:
             self._layouts[messages] = self.template.lay_out(messages)
@@ -176,15 +177,34 @@ def quote_difference(first: str, second: str, shown: int) -> tuple[str, str]:
     return first[start : start + shown], second[start : start + shown]
 
 
-def _append(
-    text: str, pieces: Sequence[Piece], texts: Sequence[SlotText], slots: list[TextSpan]
-) -> str:
-    """Return a text with pieces added, slots filled; `slots` gets the span of each filled one."""
-    for piece in pieces:
-        if isinstance(piece, str):
-            text += piece
-        else:
-            start = len(text)
-            text += texts[piece].words
-            slots.append(TextSpan(texts[piece].segment, start, len(text)))
-    return text
+class _Writer:
+    """Writes pieces of a template, slots filled and images replaced, and notes where these are."""
+
+    def __init__(self, texts: Sequence[SlotText], placeholder: str, images: Sequence[str]) -> None:
+        self.text = ""
+        self.slots: list[TextSpan] = []
+        self.images: list[TextSpan] = []
+        self._texts, self._placeholder, self._replacements = texts, placeholder, images
+
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Add pieces at the end of the text."""
+        for piece in pieces:
+            if isinstance(piece, int):
+                filled = self._texts[piece]
+                self.slots.append(self._add(filled.segment, filled.words))
+                continue
+            first, *others = piece.split(self._placeholder)
+            self.text += first
+            for other in others:
+                self.images.append(self._add(Segment.IMAGE, self._next_image()))
+                self.text += other
+
+    def _next_image(self) -> str:
+        number = len(self.images)
+        known = number < len(self._replacements)
+        return self._replacements[number] if known else self._placeholder
+
+    def _add(self, segment: Segment, words: str) -> TextSpan:
+        start = len(self.text)
+        self.text += words
+        return TextSpan(segment, start, len(self.text))

@@ -200,8 +200,8 @@ def _check_cache(cache: Cache, length: int) -> None:
                 "layers of this model have no keys: linear attention mixes all earlier tokens. Use "
                 "the generation scorer."
             )
-        window = getattr(layer, "sliding_window", 0)
-        if layer.is_sliding and window <= length:
+        window = getattr(layer, "sliding_window", None)
+        if window is not None and window <= length:
             raise ConfigError(
                 "Label likelihood needs keys and values of the whole prompt and of the labels, "
                 f"{length} positions, but this model keeps only those of a sliding window of "
