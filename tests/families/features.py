@@ -1,0 +1,363 @@
+"""What the package promises for a model: each function asserts the laws of one feature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_mllm.analysis import (
+    ActivatedWeights,
+    Alignment,
+    Analysis,
+    AnswerLens,
+    Block,
+    Case,
+    ComputationSkipping,
+    InformationFlow,
+    ReferenceEngine,
+    Skip,
+    SuffixEngine,
+    Vocabulary,
+    Window,
+)
+from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.data.text.special_tokens import needs_bos
+from lightning_mllm.evaluation import Generation, Likelihood
+from lightning_mllm.evaluation.decoding import continue_prompts
+from lightning_mllm.models import freeze
+from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.hooks import before_layers
+from lightning_mllm.models.layers import decoder_layers, run_uncompiled
+from lightning_mllm.models.loss import answer_loss
+from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.probing import FeatureCache, Point, extract
+from lightning_mllm.trainer import Trainer
+from lightning_mllm.types import IGNORE_INDEX, Segment
+from tests.families.checkpoints import BoxedShapes, Colours, Shapes, TinyModel
+
+BY_REFERENCE = "reference"  # what a cell says where the fast engine gives way to the exact one
+
+
+class Feature(NamedTuple):
+    """One column of the table.
+
+    Attributes:
+        check: Asserts the laws; returns what the cell says besides "yes".
+        fast: Whether `make test` runs it.
+    """
+
+    check: Callable[[TinyModel], str | None]
+    fast: bool
+
+
+def check_inputs(tiny: TinyModel) -> None:
+    """Ids, pixels and logits are those of the family's own processor and model."""
+    backbone = tiny.load(tiny.double)
+    for side in ("right", "left"):
+        data = Shapes(checkpoint=tiny.path, eval_batch_size=4, padding_side=side)  # type: ignore[arg-type]
+        batch = next(iter(data.plain_dataloader("test")))
+        with torch.no_grad():
+            ours = backbone.model(**batch.model_inputs()).logits
+        for row in range(len(batch)):
+            own = _ask_the_familys_processor(data, row)
+            real = batch.attention_mask[row].bool()
+            prompt = len(own["input_ids"][0])
+            assert own["input_ids"][0].tolist() == batch.input_ids[row][real][:prompt].tolist()
+            pixels = batch.images[row]["pixel_values"]
+            assert torch.equal(own["pixel_values"].to(pixels.dtype), pixels)
+            with torch.no_grad():
+                logits = backbone.model(**_cast(own, tiny.double)).logits[0]
+            off = float((logits - ours[row][real][:prompt]).abs().max())
+            assert off <= tiny.tolerance, f"logits are off by {off:.1e}"
+
+
+def check_training(tiny: TinyModel) -> None:
+    """A step of FT-Proj moves all that is trained, and nothing else by a bit."""
+    module = MLLMModule(tiny.path, policy=freeze.ProjectorOnly(), attention=tiny.attention)
+    module.configure_model()
+    before = _copy_weights(module.backbone)
+    _trainer(tiny, max_steps=2).fit(module, datamodule=_colours(tiny))
+    moved = _find_moved(before, module.backbone)
+    assert moved == set(module.freeze_report.trainable_names)
+    parts = {module.backbone.part_of(name) for name in moved}
+    assert parts == {Part.PROJECTOR}
+
+
+def check_idle(tiny: TinyModel) -> None:
+    """Idle parameters are those of the tower that no gradient reaches."""
+    backbone = tiny.load()
+    for _, parameter in backbone.parameters():
+        parameter.requires_grad_(True)
+    answer_loss(backbone, tiny.batch).total.backward()  # type: ignore[no-untyped-call]
+    unreached = {name for name, each in backbone.parameters(Part.VISION) if each.grad is None}
+    assert backbone.idle_parameters() == unreached
+
+
+def check_lora(tiny: TinyModel) -> None:
+    """LoRA trains adapters of the LLM and nothing else."""
+    backbone = tiny.load()
+    names = freeze.Lora(rank=2).apply(backbone).trainable_names
+    assert names
+    assert {backbone.part_of(name) for name in names} == {Part.LLM_LORA}
+
+
+def check_generation(tiny: TinyModel) -> None:
+    """Greedy answers of a padded batch are those of the model's own `generate`, one by one."""
+    backbone = tiny.load()
+    data = Shapes(checkpoint=tiny.path, eval_batch_size=4)
+    batch = next(iter(data.plain_dataloader("test")))
+    ours = continue_prompts(backbone.model, batch.prompts(), max_new_tokens=4)
+    backbone.model.generation_config.eos_token_id = batch.end_id
+    for row in range(len(batch)):
+        own = _ask_the_familys_processor(data, row, prompt_only=True)
+        given = own["input_ids"].shape[1]
+        generate: Any = backbone.model.generate
+        expected = generate(**own, max_new_tokens=4, do_sample=False)[0, given:].tolist()
+        assert ours[row, : len(expected)].tolist() == expected
+    module = MLLMModule(
+        tiny.path,
+        policy=freeze.ZeroShot(),
+        scorers=[Generation(max_new_tokens=2)],
+        attention=tiny.attention,
+    )
+    _trainer(tiny).test(module, datamodule=_colours(tiny), verbose=False)
+
+
+def check_likelihood(tiny: TinyModel) -> None:
+    """Packed label scores are those of one forward per label."""
+    backbone, data = tiny.load(), _colours(tiny)
+    batch = next(iter(data.plain_dataloader("test"))).take(range(3))
+    assert data.label_set is not None
+    scores = Likelihood().predict(backbone.model, None, batch, data.label_set).scores  # type: ignore[arg-type]
+    assert scores is not None
+    samples = {sample.id: sample for sample in data.samples["test"]}
+    for column, name in enumerate(data.label_set.names):
+        labelled = [(0, replace(samples[each], label=name)) for each in batch.sample_ids]
+        expected = _score_answers(backbone, data.eval_collator(labelled))
+        torch.testing.assert_close(scores[:, column], expected, rtol=0, atol=5e-5)
+
+
+def check_probes(tiny: TinyModel) -> None:
+    """Features are taken at every place; those after the projector enter the LLM, bit for bit."""
+    backbone, data = tiny.load(), _colours(tiny)
+    batch = next(iter(data.plain_dataloader("test")))
+    fed: list[Tensor] = []
+
+    def keep(index: int, hidden: Tensor, _: Any) -> None:
+        fed.append(hidden.detach())
+
+    with torch.no_grad(), before_layers({0: decoder_layers(backbone)[0]}, keep):
+        run_uncompiled(backbone, batch)
+        features = torch.cat([each.tokens for each in backbone.encode_images(batch.images)])
+    assert torch.equal(fed[0][batch.spans[Segment.IMAGE]], features)
+    points = [Point("pre"), Point("post"), Point("image", 1), Point("last", 1)]
+    assert data.label_set is not None
+    found = extract(backbone, [batch], points, data.label_set.names)
+    assert all(len(each.features) == len(batch) for each in found.values())
+
+
+def check_cache(tiny: TinyModel) -> None:
+    """What the cache has gives the same features again, and those of the tower but for rounding."""
+    backbone, data = tiny.load(), _colours(tiny)
+    freeze.ProjectorOnly().apply(backbone)
+    batches = [next(iter(data.plain_dataloader("test")))]
+    assert data.label_set is not None
+    names, points = data.label_set.names, [Point("post")]
+    cache = FeatureCache(tiny.scratch / f"cache-{tiny.name}")
+    (without,) = extract(backbone, batches, points, names).values()
+    (first,) = extract(backbone, batches, points, names, cache=cache).values()
+    (second,) = extract(backbone, batches, points, names, cache=cache).values()
+    assert torch.equal(first.features, second.features)
+    torch.testing.assert_close(first.features, without.features, rtol=1e-2, atol=5e-2)
+
+
+def check_knockout(tiny: TinyModel) -> str | None:
+    """The fast engine says what full forwards say; blocking nothing changes nothing."""
+    backbone, window = tiny.load(tiny.double), Window(1, 0, 2)
+    blocks = ("image->last", "question->last", "image->question", "last->last", "question->image")
+    cases = [Case(Block.parse(block), window) for block in blocks]
+    exact = ReferenceEngine().run(backbone, tiny.batch, cases)
+    fast = SuffixEngine().run(backbone, tiny.batch, cases)
+    off = max(1e-9, tiny.tolerance)
+    torch.testing.assert_close(fast.logprobs, exact.logprobs, rtol=0, atol=off)
+    prompts = tiny.batch.prompts()
+    with torch.no_grad():
+        own = backbone.model(**prompts.model_inputs()).logits[:, -1].log_softmax(-1)
+    clean = own.gather(1, exact.ids)[:, None].expand_as(exact.clean_logprobs)
+    torch.testing.assert_close(exact.clean_logprobs, clean, rtol=0, atol=off)
+    nothing = [Case(Block.parse("last->question"), window)]
+    if backbone.family.sees != "prompt whole":
+        idle = ReferenceEngine().run(backbone, tiny.batch, nothing)
+        assert torch.equal(idle.logprobs, idle.clean_logprobs)
+    return None if fast.engine == SuffixEngine.name else BY_REFERENCE
+
+
+def check_boxes(tiny: TinyModel) -> None:
+    """What a box shows can be blocked."""
+    blocks = ["image object->question", "image random->question"]
+    _analyse(tiny, InformationFlow(blocks=blocks, correct_only=False), BoxedShapes)
+
+
+def check_lens(tiny: TinyModel) -> None:
+    """After the last layer the lens reads the model's own probabilities."""
+    _analyse(tiny, AnswerLens(correct_only=False))
+
+
+def check_vocabulary(tiny: TinyModel) -> None:
+    """Visual tokens are read as words."""
+    _analyse(tiny, Vocabulary())
+
+
+def check_alignment(tiny: TinyModel) -> None:
+    """Image and text are compared in the residual stream."""
+    _analyse(tiny, Alignment(states=["residual"]))
+
+
+def check_alignment_inside(tiny: TinyModel) -> None:
+    """Image and text are compared inside the layers."""
+    _analyse(tiny, Alignment(states=["residual", "SA", "FC2"]))
+
+
+def check_subnetworks(tiny: TinyModel) -> None:
+    """Each layer is pruned before the next one is calibrated."""
+    _analyse(tiny, ActivatedWeights(samples=3))
+
+
+def check_subnetworks_at_once(tiny: TinyModel) -> None:
+    """All layers are calibrated in one pass."""
+    _analyse(tiny, ActivatedWeights(samples=3, sequential=False, context="full"))
+
+
+def check_skipping_ffn(tiny: TinyModel) -> None:
+    """The FFN is skipped."""
+    _skip(tiny, "ffn", Skip())
+
+
+def check_skipping_layers(tiny: TinyModel) -> None:
+    """Whole layers are skipped."""
+    _skip(tiny, "block", Skip(visible=False))
+
+
+def check_skipping_visibly(tiny: TinyModel) -> None:
+    """Attention is skipped by tokens that others can attend to."""
+    _skip(tiny, "attention", Skip(visible=True))
+
+
+def check_export(tiny: TinyModel) -> None:
+    """The exported folder opens with equal weights, and makes the same inputs."""
+    module = MLLMModule(tiny.path, policy=freeze.ProjectorOnly(), attention=tiny.attention)
+    output = str(tiny.scratch / f"export-{tiny.name}")
+    _trainer(tiny).export(module, output=output)
+    again = TinyModel(tiny.name, output, tiny.scratch)
+    weights = dict(again.load().parameters())
+    for name, parameter in module.backbone.parameters():
+        assert torch.equal(parameter, weights[name]), name
+    assert again.batch.input_ids.equal(tiny.batch.input_ids)
+    for ours, theirs in zip(again.batch.images, tiny.batch.images, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+FEATURES: dict[str, Feature] = {
+    "inputs": Feature(check_inputs, fast=True),
+    "FT-Proj": Feature(check_training, fast=True),
+    "idle": Feature(check_idle, fast=True),
+    "LoRA": Feature(check_lora, fast=False),
+    "export": Feature(check_export, fast=False),
+    "generation": Feature(check_generation, fast=False),
+    "likelihood": Feature(check_likelihood, fast=True),
+    "probes": Feature(check_probes, fast=True),
+    "cache": Feature(check_cache, fast=False),
+    "knockout": Feature(check_knockout, fast=True),
+    "boxes": Feature(check_boxes, fast=False),
+    "lens": Feature(check_lens, fast=False),
+    "vocabulary": Feature(check_vocabulary, fast=False),
+    "alignment": Feature(check_alignment, fast=False),
+    "inside layers": Feature(check_alignment_inside, fast=False),
+    "sub-networks": Feature(check_subnetworks, fast=False),
+    "in one pass": Feature(check_subnetworks_at_once, fast=False),
+    "skip FFN": Feature(check_skipping_ffn, fast=False),
+    "skip layers": Feature(check_skipping_layers, fast=False),
+    "skip visibly": Feature(check_skipping_visibly, fast=False),
+}
+
+
+def _ask_the_familys_processor(
+    data: Shapes, row: int, *, prompt_only: bool = False
+) -> dict[str, Any]:
+    """What the family's own processor makes of the conversation of a sample."""
+    processor, sample = data.processor, data.samples["test"][row]
+    collator = data.eval_collator
+    dialogue = collator.prompt.dialogue(sample, collator.label_names, 0)
+    rendered = collator.renderer.render(dialogue)
+    text = rendered.text
+    if prompt_only or processor.family.sees == "prompt whole":
+        text = text[: rendered.answers[-1].start]
+    if processor.family.sees == "prompt whole":  # it writes the placeholder and the line break
+        text = text.replace(processor.placeholder, "").strip()
+        return dict(processor.hf(text=[text], images=list(sample.images), return_tensors="pt"))  # type: ignore[operator]
+    bos = needs_bos(processor.tokenizer, text)
+    call: Any = processor.hf
+    images = list(sample.images)
+    return dict(call(text=[text], images=images, return_tensors="pt", add_special_tokens=bos))
+
+
+def _cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def _score_answers(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
+    """The log-probability of each sample's answer, by the model's own forward."""
+    with torch.no_grad():
+        logits = backbone.model(**batch.model_inputs()).logits
+    expected = batch.labels[:, 1:]
+    chosen = logits.float().log_softmax(-1)[:, :-1]
+    chosen = chosen.gather(-1, expected.clamp(min=0)[..., None])[..., 0]
+    return (chosen * (expected != IGNORE_INDEX)).sum(1)
+
+
+def _analyse(tiny: TinyModel, analysis: Analysis, data: type[Shapes] = Shapes) -> None:
+    backbone = tiny.load()
+    analysis.prepare(tiny.tokenizer, None)
+    for batch in tiny.batches(data):
+        analysis.update(backbone, batch)
+    assert analysis.compute().n_samples > 0
+
+
+def _skip(tiny: TinyModel, computation: Any, skip: Skip) -> None:
+    grid: dict[str, Any] = {"shares": [0.0, 0.5], "starts": [0], "repetitions": 0}
+    _analyse(tiny, ComputationSkipping(skip=skip, computations=[computation], **grid))
+
+
+def _colours(tiny: TinyModel) -> Colours:
+    data = Colours(checkpoint=tiny.path, batch_size=4, eval_batch_size=4)
+    data.setup("fit")
+    return data
+
+
+def _trainer(tiny: TinyModel, **options: Any) -> Trainer:
+    return Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=str(tiny.scratch),
+        accelerator="cpu",
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+def _copy_weights(backbone: Backbone) -> dict[str, Tensor]:
+    return {name: each.detach().clone() for name, each in backbone.parameters()}
+
+
+def _find_moved(before: dict[str, Tensor], backbone: Backbone) -> set[str]:
+    now = dict(backbone.parameters())
+    return {name for name, value in before.items() if not torch.equal(value, now[name])}
