@@ -1,0 +1,45 @@
+"""Random weights with which an untrained model passes on what it sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightning_mllm.models.tiny.size import TinySize
+
+_ADDS_TO_THE_RESIDUAL = ("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
+_POSITIONS = ("position_embedding", "pos_embed")
+
+
+@torch.no_grad()
+def initialise(model: PreTrainedModel, size: TinySize, to_train: bool) -> None:
+    """Scale the weights so that an untrained model passes on what it sees.
+
+    The usual standard deviation of 0.02 is meant for thousands of channels. Here a patch's position
+    would vanish beside its content, and all logits would stay near 0, whatever the input. So
+    weights have a variance of 1 / fan-in and embeddings one of 1; an embedding that is the head,
+    too, is a weight. To learn to see, a tower does better with weaker positions and residual
+    branches.
+    """
+    head = model.get_output_embeddings()
+    tied = head.weight is model.get_input_embeddings().weight
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            std = _fan_in(name, parameter) ** -0.5
+            if "embed_tokens" in name:
+                std = parameter.shape[-1] ** -0.5 if tied else 1.0
+            elif any(kind in name for kind in _POSITIONS):
+                std = 0.1 if to_train else 1.0
+            elif to_train and name.endswith(_ADDS_TO_THE_RESIDUAL):
+                layers = size.vision_layers if "vision_tower" in name else size.text_layers
+                std *= (2 * layers) ** -0.5
+            parameter.normal_(std=std)
+
+
+def _fan_in(name: str, parameter: nn.Parameter) -> int:
+    if "experts." in name and parameter.ndim == 3:  # (experts, out, in)
+        return parameter.shape[-1]
+    if "mm_input_projection_weight" in name:  # (in, out)
+        return parameter.shape[0]
+    return parameter[0].numel()
