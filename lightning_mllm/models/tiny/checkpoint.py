@@ -82,10 +82,9 @@ def build_tiny_checkpoint(
 def _config(blueprint: Blueprint, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Return the options of the model's config, with what depends on the tokenizer."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    text = blueprint.config["text_config"] | {
-        "vocab_size": len(tokenizer),
-        **{name: getattr(tokenizer, name) for name in names},
-    }
+    text = blueprint.config["text_config"]
+    sizes = {name: len(tokenizer) for name in text if name.startswith("vocab_size")}
+    text = text | sizes | {name: getattr(tokenizer, name) for name in names}
     ids = {
         name: tokenizer.convert_tokens_to_ids(token) for name, token in blueprint.token_ids.items()
     }

@@ -41,7 +41,7 @@ def gemma3(size: TinySize, window: int = _WINDOW) -> Blueprint:
         window: Width of the window, in tokens.
     """
     opening, closing = "<start_of_turn>", "<end_of_turn>"
-    visual = max(1, size.grid // 2) ** 2
+    visual = size.joined(2)
     return Blueprint(
         tokens=_tokens((opening, closing), _GEMMA3),
         template=gemma(opening, closing, "<start_of_image>"),
@@ -73,13 +73,14 @@ def gemma4(size: TinySize) -> Blueprint:
         _WINDOW,
         global_head_dim=size.head_dim,
         hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=0,
         num_kv_shared_layers=0,
     )
     vision = tower(
         size,
         num_key_value_heads=size.heads,
         head_dim=size.vision_width // size.heads,
-        position_embedding_size=64,
+        position_embedding_size=2 * _SOFT_TOKENS,
         pooling_kernel_size=2,
     )
     del vision["image_size"]

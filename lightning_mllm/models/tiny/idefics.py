@@ -67,6 +67,6 @@ def _idefics(
             "max_image_size": {"longest_edge": size.image_size},
         },
         processor=f"{name}Processor",
-        options={"image_seq_len": (size.grid // _SHUFFLE) ** 2},
+        options={"image_seq_len": size.joined(_SHUFFLE)},
         other_parts=other_parts,
     )

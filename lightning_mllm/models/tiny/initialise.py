@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.models.tiny.size import TinySize
 
-_ADDS_TO_THE_RESIDUAL = ("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
+# the last matrix of an attention or an MLP, not that of a projector inside a tower
+_ADDS_TO_THE_RESIDUAL = re.compile(
+    r"(?!.*merger).*(out_proj|o_proj|attn\.proj|projection_layer|fc2|lin2|down_proj)"
+    r"(\.linear)?(\.weight)?"
+)
+_LLM = ("language_model", "text_model")
 _POSITIONS = ("position_embedding", "pos_embed")
 
 
@@ -31,8 +38,9 @@ def initialise(model: PreTrainedModel, size: TinySize, to_train: bool) -> None:
                 std = parameter.shape[-1] ** -0.5 if tied else 1.0
             elif any(kind in name for kind in _POSITIONS):
                 std = 0.1 if to_train else 1.0
-            elif to_train and name.endswith(_ADDS_TO_THE_RESIDUAL):
-                layers = size.vision_layers if "vision_tower" in name else size.text_layers
+            elif to_train and _ADDS_TO_THE_RESIDUAL.fullmatch(name):
+                is_llm = any(part in name for part in _LLM)
+                layers = size.text_layers if is_llm else size.vision_layers
                 std *= (2 * layers) ** -0.5
             parameter.normal_(std=std)
 

@@ -33,8 +33,8 @@ def granite_vision(size: TinySize) -> Blueprint:
     granite = llm(
         size,
         model_type="granite",
-        embedding_multiplier=12.0,
-        residual_multiplier=0.22,
+        embedding_multiplier=4.0,
+        residual_multiplier=0.5,
         attention_multiplier=1 / size.head_dim,
         logits_scaling=8.0,
         tie_word_embeddings=True,

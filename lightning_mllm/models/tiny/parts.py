@@ -8,8 +8,9 @@ from lightning_mllm.models.tiny.size import TinySize
 
 
 def llm(size: TinySize, **more: Any) -> dict[str, Any]:
-    """Return the options of an LLM with grouped queries; `vocab_size` comes from the tokenizer."""
+    """Return the options of an LLM with grouped queries; sizes of a vocabulary are filled in."""
     return {
+        "vocab_size": 0,
         "hidden_size": size.text_width,
         "intermediate_size": 4 * size.text_width,
         "num_hidden_layers": size.text_layers,

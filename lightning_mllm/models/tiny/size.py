@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_mllm.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class TinySize:
@@ -40,3 +42,21 @@ class TinySize:
     def head_dim(self) -> int:
         """Width of a head of the LLM."""
         return self.text_width // self.heads
+
+    def joined(self, side: int) -> int:
+        """Return the number of tokens of a view where a square of patches becomes one token.
+
+        Args:
+            side: Number of patches along a side of that square.
+
+        Raises:
+            ConfigError: The patches of a view can't be divided so.
+        """
+        if self.grid % side:
+            raise ConfigError(
+                f"This family joins {side} x {side} patches to a token, and a view has {self.grid} "
+                f"patches along a side: image_size {self.image_size}, patch_size "
+                f"{self.patch_size}. Choose an image_size that is a multiple of "
+                f"{side * self.patch_size}."
+            )
+        return (self.grid // side) ** 2

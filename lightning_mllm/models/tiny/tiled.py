@@ -14,7 +14,7 @@ _SHUFFLE = 2  # patches along a side that become one token
 
 def internvl(size: TinySize) -> Blueprint:
     """Return InternVL 3."""
-    visual = (size.grid // _SHUFFLE) ** 2
+    visual = size.joined(_SHUFFLE)
     side, patch = [size.image_size] * 2, [size.patch_size] * 2
     video = {"video_processor_type": "InternVLVideoProcessor", "size": square(size)}
     return Blueprint(
@@ -49,6 +49,7 @@ def internvl(size: TinySize) -> Blueprint:
 
 def aya_vision(size: TinySize) -> Blueprint:
     """Return Aya Vision: SigLIP and a tied Command R, whose layers slide and see all in turn."""
+    size.joined(_SHUFFLE)  # refuses what does not divide
     text = llm(
         size,
         model_type="cohere2",
