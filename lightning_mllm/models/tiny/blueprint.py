@@ -50,7 +50,7 @@ class Blueprint:
         tokens: Special tokens.
         template: Chat template, in Jinja.
         config: Options of the model's config, `model_type` among them.
-        token_ids: Option of the config -> the token whose id it is.
+        token_ids: Option of the config -> the token whose id it is, or a list of tokens.
         image_processor: Class of the image processor, as the Hugging Face Hub names it.
         image_options: Options of the image processor.
         processor: Class of the processor.
@@ -63,7 +63,7 @@ class Blueprint:
     tokens: SpecialTokens
     template: str
     config: dict[str, Any]
-    token_ids: dict[str, str]
+    token_ids: dict[str, str | list[str]]
     image_processor: str
     image_options: dict[str, Any]
     processor: str

@@ -82,13 +82,18 @@ def build_tiny_checkpoint(
 def _config(blueprint: Blueprint, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Return the options of the model's config, with what depends on the tokenizer."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    own = {name: getattr(tokenizer, name) for name in names}
     text = blueprint.config["text_config"]
-    sizes = {name: len(tokenizer) for name in text if name.startswith("vocab_size")}
-    text = text | sizes | {name: getattr(tokenizer, name) for name in names}
     ids = {
         name: tokenizer.convert_tokens_to_ids(token) for name, token in blueprint.token_ids.items()
     }
-    return blueprint.config | ids | {"text_config": text}
+    size = len(tokenizer)
+    whole = blueprint.config | ids | _vocabulary_sizes(blueprint.config, size)
+    return whole | {"text_config": text | own | _vocabulary_sizes(text, size)}
+
+
+def _vocabulary_sizes(options: dict[str, Any], size: int) -> dict[str, int]:
+    return {name: size for name in options if name.startswith("vocab_size")}
 
 
 def _save_processor(blueprint: Blueprint, folder: Path) -> None:

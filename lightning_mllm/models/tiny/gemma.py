@@ -148,7 +148,7 @@ def _tokens(others: tuple[str, ...], named: dict[str, str]) -> SpecialTokens:
     return SpecialTokens("<pad>", "<eos>", "<bos>", named, others, plain=_LINE_BREAKS)
 
 
-def _token_ids(named: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
+def _token_ids(named: dict[str, str], names: tuple[str, ...]) -> dict[str, str | list[str]]:
     return {f"{name}_token_id": named[f"{name}_token"] for name in names}
 
 

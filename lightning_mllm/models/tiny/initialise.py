@@ -16,6 +16,7 @@ _ADDS_TO_THE_RESIDUAL = re.compile(
     r"(\.linear)?(\.weight)?"
 )
 _LLM = ("language_model", "text_model")
+_EMBEDDINGS = ("embed_tokens", "visual_embeddings_table")
 _POSITIONS = ("position_embedding", "pos_embed")
 
 
@@ -34,7 +35,7 @@ def initialise(model: PreTrainedModel, size: TinySize, to_train: bool) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             std = _fan_in(name, parameter) ** -0.5
-            if "embed_tokens" in name:
+            if any(kind in name for kind in _EMBEDDINGS):
                 std = parameter.shape[-1] ** -0.5 if tied else 1.0
             elif any(kind in name for kind in _POSITIONS):
                 std = 0.1 if to_train else 1.0

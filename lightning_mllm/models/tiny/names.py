@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from lightning_mllm.errors import ConfigError, did_you_mean
+from lightning_mllm.models.tiny.aria import aria
 from lightning_mllm.models.tiny.blueprint import Blueprint
 from lightning_mllm.models.tiny.gemma import gemma3, gemma3_narrow, gemma4, paligemma, paligemma2
 from lightning_mllm.models.tiny.idefics import idefics3, smolvlm
@@ -18,10 +19,11 @@ from lightning_mllm.models.tiny.llava import (
     vipllava,
 )
 from lightning_mllm.models.tiny.llava_next import granite_vision, llava_next, llava_onevision
-from lightning_mllm.models.tiny.pixtral import llava_pixtral, mistral3
+from lightning_mllm.models.tiny.patches import glm4v, paddleocr_vl
+from lightning_mllm.models.tiny.pixtral import lighton_ocr, llava_pixtral, mistral3
 from lightning_mllm.models.tiny.qwen import qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl, qwen3_vl_moe
 from lightning_mllm.models.tiny.size import TinySize
-from lightning_mllm.models.tiny.tiled import aya_vision, got_ocr2, internvl
+from lightning_mllm.models.tiny.tiled import aya_vision, got_ocr2, internvl, ovis2
 
 TinyFamily = Literal[
     "llava",
@@ -49,6 +51,11 @@ TinyFamily = Literal[
     "paligemma2",
     "aya_vision",
     "got_ocr2",
+    "ovis2",
+    "lighton_ocr",
+    "glm4v",
+    "paddleocr_vl",
+    "aria",
 ]
 _WITH_CHAT: dict[str, Callable[[TinySize, Chat], Blueprint]] = {
     "llava": llava,
@@ -78,6 +85,11 @@ _OTHERS: dict[str, Callable[[TinySize], Blueprint]] = {
     "paligemma2": paligemma2,
     "aya_vision": aya_vision,
     "got_ocr2": got_ocr2,
+    "ovis2": ovis2,
+    "lighton_ocr": lighton_ocr,
+    "glm4v": glm4v,
+    "paddleocr_vl": paddleocr_vl,
+    "aria": aria,
 }
 
 

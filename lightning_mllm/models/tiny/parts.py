@@ -59,3 +59,14 @@ def pinpoints(size: TinySize) -> list[list[int]]:
     side = size.image_size
     tiles = [(1, 2), (2, 1), (2, 2), (1, 3), (3, 1)]
     return [[rows * side, columns * side] for rows, columns in tiles]
+
+
+def rotary_sections(half: int) -> list[int]:
+    """Return how many frequencies of a head turn with time, with the row and with the column."""
+    axis = 3 * half // 8
+    return [half - 2 * axis, axis, axis]
+
+
+def rope_of(more: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a rotary position embedding."""
+    return {"rope_type": "default", "rope_theta": 10000.0, **more}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.parts import alternate, llm
+from lightning_mllm.models.tiny.parts import alternate, llm, rope_of, rotary_sections
 from lightning_mllm.models.tiny.size import TinySize
 from lightning_mllm.models.tiny.templates import chatml
 
@@ -91,15 +91,13 @@ def _vision(size: TinySize, **more: Any) -> dict[str, Any]:
 
 
 def _qwen2(family: str, processor: str, size: TinySize, vision: dict[str, Any]) -> Blueprint:
-    half = size.head_dim // 2
-    axis = 3 * half // 8
-    rope = {"mrope_section": [half - 2 * axis, axis, axis]}
+    rope = {"mrope_section": rotary_sections(size.head_dim // 2)}
     system = "You are a helpful assistant."
     return _qwen(
         family,
         size,
         vision,
-        llm(size, rope_parameters=_rope(rope)),
+        llm(size, rope_parameters=rope_of(rope)),
         template=chatml(_IMAGE, system),
         processor=processor,
         video="Qwen2VLVideoProcessor",
@@ -119,16 +117,12 @@ def _qwen3(family: str, size: TinySize, vision: dict[str, Any], **more: Any) -> 
         family,
         size,
         vision,
-        llm(size, head_dim=size.head_dim, rope_parameters=_rope(rope), **more),
+        llm(size, head_dim=size.head_dim, rope_parameters=rope_of(rope), **more),
         template=chatml(_IMAGE),
         processor="Qwen3VLProcessor",
         video="Qwen3VLVideoProcessor",
         **_HALF,
     )
-
-
-def _rope(more: dict[str, Any]) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10000.0, **more}
 
 
 def _qwen(

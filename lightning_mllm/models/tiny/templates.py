@@ -129,3 +129,22 @@ PALIGEMMA = (
     + _TEXT
     + "{{ eos_token }}{% endif %}{% endfor %}"
 )
+GLM = (
+    "[gMASK]<sop>{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
+    + _parts("<|begin_of_image|><|image|><|end_of_image|>")
+    + "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+PADDLE = (
+    "<|begin_of_sentence|>{% for message in messages %}{% if message['role'] == 'user' %}User: "
+    + _parts("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>")
+    + "\n{% elif message['role'] == 'assistant' %}Assistant:\n"
+    + _TEXT
+    + "</s>{% else %}"
+    + _TEXT
+    + "\n{% endif %}{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+ARIA = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    + _parts("<fim_prefix><|img|><fim_suffix>")
+    + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)

@@ -1,4 +1,4 @@
-"""The families whose tiles come flat, one after the other: InternVL, Aya Vision, GOT-OCR 2."""
+"""The families whose tiles come flat: InternVL, Aya Vision, Ovis 2, GOT-OCR 2."""
 
 from __future__ import annotations
 
@@ -89,6 +89,35 @@ def aya_vision(size: TinySize) -> Blueprint:
             "img_size": size.image_size,
             "downsample_factor": _SHUFFLE,
         },
+    )
+
+
+def ovis2(size: TinySize) -> Blueprint:
+    """Return Ovis 2, where a patch is a mixture of visual words, which have their own embedding."""
+    words = 64
+    marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
+    vision = tower(size, hidden_stride=1, vocab_size=words, num_visual_indicator_tokens=len(marks))
+    return Blueprint(
+        tokens=SpecialTokens(
+            "<|endoftext|>",
+            "<|im_end|>",
+            named={"image_token": "<image>"},
+            others=("<|im_start|>", "<IMG_ATOM>", *marks),
+        ),
+        template=chatml("<image>\n"),
+        config={
+            "model_type": "ovis2",
+            "vision_config": vision,
+            "text_config": llm(size, model_type="qwen2", tie_word_embeddings=True),
+            "vocab_size": 0,
+            "hidden_size": size.text_width,
+            "tie_word_embeddings": True,
+        },
+        token_ids={"image_token_id": "<IMG_ATOM>", "visual_indicator_token_ids": marks},
+        image_processor="Ovis2ImageProcessor",
+        image_options=_tiles(size),
+        processor="Ovis2Processor",
+        options={"image_token": "<image>", "image_seq_length": size.grid**2},
     )
 
 
