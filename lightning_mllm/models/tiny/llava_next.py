@@ -96,3 +96,46 @@ def llava_onevision(size: TinySize) -> Blueprint:
             }
         },
     )
+
+
+def granite4_vision(size: TinySize) -> Blueprint:
+    """Return Granite 4 Vision: small transformers project the tower's layers to layers of the LLM.
+
+    One of them reads a layer of the tower, four read each another patch of four; so the LLM has at
+    least five layers, and the tower a width that 64 divides.
+    """
+    size.joined(2)
+    base = granite_vision(size)
+    width = 64 * max(1, size.vision_width // 64)
+    layers = max(5, size.text_layers)
+    text = base.config["text_config"] | {
+        "model_type": "granite4_vision_text",
+        "num_hidden_layers": layers,
+        "intermediate_size": 2 * size.text_width,
+    }
+    vision = siglip(size, hidden_size=width, intermediate_size=width)
+    projector = {
+        "model_type": "blip_2_qformer",
+        "num_hidden_layers": 1,
+        "intermediate_size": width,
+        "cross_attention_frequency": 1,
+        "max_position_embeddings": 16,
+        "use_qformer_text_input": False,
+    }
+    config = {
+        "model_type": "granite4_vision",
+        "vision_config": vision,
+        "text_config": text,
+        "qformer_config": projector,
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_vision_layer": -1,
+        "spatial_target_layers": [1, 2, 3, 4],
+        "projector_dropout": 0.0,
+    }
+    return replace(
+        base,
+        config=base.config | config,
+        processor="Granite4VisionProcessor",
+        options=base.options | {"downsample_rate": "1/2"},
+    )

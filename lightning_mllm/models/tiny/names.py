@@ -18,7 +18,12 @@ from lightning_mllm.models.tiny.llava import (
     llava_vit,
     vipllava,
 )
-from lightning_mllm.models.tiny.llava_next import granite_vision, llava_next, llava_onevision
+from lightning_mllm.models.tiny.llava_next import (
+    granite4_vision,
+    granite_vision,
+    llava_next,
+    llava_onevision,
+)
 from lightning_mllm.models.tiny.patches import glm4v, paddleocr_vl
 from lightning_mllm.models.tiny.pixtral import lighton_ocr, llava_pixtral, mistral3
 from lightning_mllm.models.tiny.qwen import qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl, qwen3_vl_moe
@@ -56,6 +61,7 @@ TinyFamily = Literal[
     "glm4v",
     "paddleocr_vl",
     "aria",
+    "granite4_vision",
 ]
 _WITH_CHAT: dict[str, Callable[[TinySize, Chat], Blueprint]] = {
     "llava": llava,
@@ -90,6 +96,7 @@ _OTHERS: dict[str, Callable[[TinySize], Blueprint]] = {
     "glm4v": glm4v,
     "paddleocr_vl": paddleocr_vl,
     "aria": aria,
+    "granite4_vision": granite4_vision,
 }
 
 

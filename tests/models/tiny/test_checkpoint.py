@@ -25,10 +25,6 @@ from lightning_mllm.models.tiny import TinyFamily, TinySize, build_tiny_checkpoi
 
 FAMILIES = get_args(TinyFamily)
 PIXTRAL = ("llava_pixtral", "mistral3")  # their processor's class is that of the tower
-NEEDS_TORCHVISION = (
-    *(*PIXTRAL, "llava_onevision", "internvl", "smolvlm", "gemma4"),
-    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"),
-)
 DIALOGUE = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "It is red."}]},
@@ -61,7 +57,7 @@ def test_weights_are_finite_and_complete(folder: Path) -> None:
 
     assert not any(report.values())
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
-    assert sum(weight.numel() for weight in model.parameters()) < 400_000
+    assert sum(weight.numel() for weight in model.parameters()) < 600_000
 
 
 def test_saving_a_loaded_model_changes_no_weight(folder: Path, tmp_path: Path) -> None:
@@ -118,12 +114,13 @@ def test_the_processor_s_file_names_its_class_and_that_of_each_part(
 def test_the_processor_s_file_is_what_the_processor_itself_would_write(
     family: TinyFamily, folder: Path, tmp_path: Path
 ) -> None:
-    if family in NEEDS_TORCHVISION:
+    ours = written(folder)
+    if family in PIXTRAL or "video_processor" in ours:
         pytest.skip("the processor's class, or a part of it, needs torchvision")
 
     AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path)
 
-    ours, theirs = written(folder), written(tmp_path)
+    theirs = written(tmp_path)
     if family == "aya_vision":  # it saves the product of two of its options
         ours["patch_size"] *= ours.pop("downsample_factor")
     assert theirs == theirs | ours
