@@ -25,6 +25,8 @@ from lightning_mllm.analysis import (
     Window,
 )
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.data.images.files import open_image
+from lightning_mllm.data.images.geometry import apply_geometry
 from lightning_mllm.data.text.special_tokens import needs_bos
 from lightning_mllm.evaluation import Generation, Likelihood
 from lightning_mllm.evaluation.decoding import continue_prompts
@@ -289,19 +291,22 @@ def _ask_the_familys_processor(
     data: Shapes, row: int, *, prompt_only: bool = False
 ) -> dict[str, Any]:
     """What the family's own processor makes of the conversation of a sample."""
-    processor, sample = data.processor, data.samples["test"][row]
+    processor: Any = data.processor
+    sample = data.samples["test"][row]
     collator = data.eval_collator
     dialogue = collator.prompt.dialogue(sample, collator.label_names, 0)
     rendered = collator.renderer.render(dialogue)
-    text = rendered.text
+    text, call = rendered.text, processor.hf
+    images = []
+    for image in sample.images:
+        opened = open_image(image, sample.id)
+        images.append(apply_geometry(opened, collator.geometry, processor.image_processor))
     if prompt_only or processor.family.sees == "prompt whole":
         text = text[: rendered.answers[-1].start]
     if processor.family.sees == "prompt whole":  # it writes the placeholder and the line break
         text = text.replace(processor.placeholder, "").strip()
-        return dict(processor.hf(text=[text], images=list(sample.images), return_tensors="pt"))  # type: ignore[operator]
+        return dict(call(text=[text], images=images, return_tensors="pt"))
     bos = needs_bos(processor.tokenizer, text)
-    call: Any = processor.hf
-    images = list(sample.images)
     return dict(call(text=[text], images=images, return_tensors="pt", add_special_tokens=bos))
 
 
