@@ -34,9 +34,8 @@ def qwen2_vl(size: TinySize) -> Blueprint:
 
 def qwen2_5_vl(size: TinySize) -> Blueprint:
     """Return Qwen2.5-VL, whose tower attends within windows in all layers but some."""
-    last = size.vision_layers - 1
-    window = max(2, size.grid // 2) * size.patch_size
-    vision = _vision(size, window_size=window, fullatt_block_indexes=[last])
+    window = 4 * size.patch_size
+    vision = _vision(size, window_size=window, fullatt_block_indexes=[size.vision_layers - 1])
     return _qwen2("qwen2_5_vl", "Qwen2_5_VLProcessor", size, vision)
 
 
@@ -58,7 +57,7 @@ def qwen3_vl_moe(size: TinySize) -> Blueprint:
 
 
 def qwen3_5(size: TinySize) -> Blueprint:
-    """Return Qwen3.5, whose layers attend linearly and fully in turn."""
+    """Return Qwen3.5, whose layers attend linearly and fully in turn; half of a head turns."""
     linear = {
         "layer_types": alternate(size, "linear_attention", "full_attention"),
         "linear_key_head_dim": size.head_dim,
@@ -67,7 +66,7 @@ def qwen3_5(size: TinySize) -> Blueprint:
         "linear_num_value_heads": size.heads,
     }
     vision = _vision(size, num_position_embeddings=size.grid**2)
-    return _qwen3("qwen3_5", size, vision, **linear)
+    return _qwen3("qwen3_5", size, vision, turning=0.5, **linear)
 
 
 def _deepstack(size: TinySize) -> dict[str, Any]:
@@ -104,15 +103,16 @@ def _qwen2(family: str, processor: str, size: TinySize, vision: dict[str, Any]) 
     )
 
 
-def _qwen3(family: str, size: TinySize, vision: dict[str, Any], **more: Any) -> Blueprint:
-    half = size.head_dim // 2
+def _qwen3(
+    family: str, size: TinySize, vision: dict[str, Any], *, turning: float = 1.0, **more: Any
+) -> Blueprint:
+    half = int(turning * size.head_dim) // 2
     axis = 5 * half // 16
-    rope: dict[str, Any] = {
+    rope = {
         "mrope_section": [half - 2 * axis, axis, axis],
         "mrope_interleaved": True,
+        "partial_rotary_factor": turning,
     }
-    if family == "qwen3_5":
-        rope["partial_rotary_factor"] = 1.0
     return _qwen(
         family,
         size,
