@@ -46,7 +46,7 @@ def qwen3_vl(size: TinySize) -> Blueprint:
 
 def qwen3_vl_moe(size: TinySize) -> Blueprint:
     """Return Qwen3-VL with four experts per layer, of which two act on a token."""
-    experts = {
+    experts: dict[str, Any] = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": size.text_width,
@@ -58,7 +58,7 @@ def qwen3_vl_moe(size: TinySize) -> Blueprint:
 
 def qwen3_5(size: TinySize) -> Blueprint:
     """Return Qwen3.5, whose layers attend linearly and fully in turn; half of a head turns."""
-    linear = {
+    linear: dict[str, Any] = {
         "layer_types": alternate(size, "linear_attention", "full_attention"),
         "linear_key_head_dim": size.head_dim,
         "linear_value_head_dim": size.head_dim,
