@@ -10,4 +10,16 @@ LLAVA = {
     "llava_next": Family(projector=_WITH_NEWLINE, grid="anyres"),
     "llava_onevision": Family(projector=_WITH_NEWLINE),
     "mistral3": Family(grid="rows"),
+    "lighton_ocr": Family(
+        vision=("model.vision_encoder.",), projector=("model.vision_projection.",), grid="rows"
+    ),
+    "aria": Family(),
+    "granite4_vision": Family(
+        projector=(
+            "model.layerwise_projectors.",
+            "model.spatial_projectors.",
+            "model.image_newline",
+        ),
+        head="scaled",
+    ),
 }

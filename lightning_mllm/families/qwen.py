@@ -1,4 +1,7 @@
-"""Qwen-VL: the merger, which is the projector, lies in the tower; positions have three axes."""
+"""Qwen-VL and its kin: flat patches that a merger joins, and positions of three axes.
+
+The merger is the projector; as a rule it lies in the tower.
+"""
 
 from lightning_mllm.families.family import Family
 
@@ -18,4 +21,8 @@ QWEN = {
     "qwen3_vl": _QWEN3,
     "qwen3_vl_moe": _QWEN3,
     "qwen3_5": _QWEN2,
+    "glm4v": _QWEN2,
+    "paddleocr_vl": Family(
+        vision=("model.visual.",), projector=("model.projector.",), axes=3, grid="merged"
+    ),
 }

@@ -6,4 +6,5 @@ TILED = {
     "internvl": Family(grid="tiles"),
     "aya_vision": Family(grid="tiles"),
     "got_ocr2": Family(grid="tiles"),
+    "ovis2": Family(projector=("model.visual_embeddings_table.",)),
 }

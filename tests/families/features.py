@@ -32,8 +32,8 @@ from lightning_mllm.evaluation import Generation, Likelihood
 from lightning_mllm.evaluation.decoding import continue_prompts
 from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone, Part
-from lightning_mllm.models.hooks import before_layers
-from lightning_mllm.models.layers import decoder_layers, run_uncompiled
+from lightning_mllm.models.hooks import before_call
+from lightning_mllm.models.layers import run_uncompiled
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, Point, extract
@@ -149,10 +149,10 @@ def check_probes(tiny: TinyModel) -> None:
     batch = next(iter(data.plain_dataloader("test")))
     fed: list[Tensor] = []
 
-    def keep(index: int, hidden: Tensor, _: Any) -> None:
-        fed.append(hidden.detach())
+    def keep(arguments: dict[str, Any]) -> None:
+        fed.append(arguments["inputs_embeds"].detach())
 
-    with torch.no_grad(), before_layers({0: decoder_layers(backbone)[0]}, keep):
+    with torch.no_grad(), before_call(backbone.decoder, keep):
         run_uncompiled(backbone, batch)
         features = torch.cat([each.tokens for each in backbone.encode_images(batch.images)])
     assert torch.equal(fed[0][batch.spans[Segment.IMAGE]], features)

@@ -30,6 +30,7 @@ _OF_TEXT = (
     "attention_mask",
     "token_type_ids",
     "mm_token_type_ids",
+    "labels",
     "text_replacement_offsets",
 )
 
