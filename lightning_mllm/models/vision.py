@@ -7,8 +7,8 @@ layers return what they returned before instead of computing it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +17,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.batches import Image, join_images
-from lightning_mllm.errors import CheckpointError
+from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import Family
 from lightning_mllm.models.hooks import Arguments, Work, inputs_of, outputs_of, replacing_layers
 from lightning_mllm.store.fingerprint import fingerprint_tensors
+
+# of the output of `get_image_features`; the rest is said once for all images
+_PER_IMAGE = (
+    "last_hidden_state",
+    "pooler_output",
+    "hidden_states",
+    "attentions",
+    "deepstack_features",
+)
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,12 @@ class EncodedImage:
         features: (..., width), in the shape in which the model makes them.
         deep: (tokens, width) each, what the first LLM layers get added at the image's positions
             after their own work (DeepStack); empty in most families.
+        shared: What else the model's output says, the same for all images (Ovis 2's indicators).
     """
 
     features: Tensor
     deep: tuple[Tensor, ...] = ()
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> Tensor:
@@ -180,7 +191,9 @@ class VisionPath:
         if features[0].ndim > 2:  # a list or one tensor, as the model's own `get_image_features`
             features = torch.cat(features)
         deep = [list(layer) for layer in zip(*(each.deep for each in encoded), strict=True)]
-        output = SimpleNamespace(pooler_output=features, deepstack_features=deep)
+        output = SimpleNamespace(
+            **encoded[0].shared, pooler_output=features, deepstack_features=deep
+        )
         return {"mm_encoder_outputs": {"image": output}}
 
     def class_token(self, tower: Tensor) -> Tensor | None:
@@ -232,13 +245,20 @@ class VisionPath:
         embedding: Any = self.model.get_input_embeddings()
         dtype = embedding.weight.dtype
         features = output.pooler_output
+        if features is None:
+            raise ConfigError(
+                f"A {type(self.model).__name__} adds the features of an image between the layers "
+                "of its LLM and puts none at its input, so that they can't be probed, blocked or "
+                "encoded once. Train and evaluate it without, or choose a model of another family."
+            )
         if isinstance(features, Tensor):
             features = features.split(_count_rows(images, len(features)))
         deep = getattr(output, "deepstack_features", None) or []
+        shared = {name: value for name, value in output.items() if name not in _PER_IMAGE}
         encoded = []
         for k, own in enumerate(features):
             layers = tuple(layer[k].to(dtype) for layer in deep)
-            encoded.append(EncodedImage(own.to(dtype), layers))
+            encoded.append(EncodedImage(own.to(dtype), layers, shared))
         return encoded
 
 

@@ -79,7 +79,12 @@ def check_inputs(tiny: TinyModel) -> None:
 
 def check_training(tiny: TinyModel) -> None:
     """A step of FT-Proj moves all that is trained, and nothing else by a bit."""
-    module = MLLMModule(tiny.path, policy=freeze.ProjectorOnly(), attention=tiny.attention)
+    module = MLLMModule(
+        tiny.path,
+        policy=freeze.ProjectorOnly(),
+        scorers=[Generation(max_new_tokens=2)],
+        attention=tiny.attention,
+    )
     module.configure_model()
     before = _copy_weights(module.backbone)
     _trainer(tiny, max_steps=2).fit(module, datamodule=_colours(tiny))

@@ -191,8 +191,13 @@ def _check_attention(model: PreTrainedModel) -> None:
         )
 
 
-def _check_cache(cache: Cache, length: int) -> None:
+def _check_cache(cache: Cache | None, length: int) -> None:
     """Refuse a cache that would not keep the keys of `length` positions in every layer."""
+    if cache is None:
+        raise ConfigError(
+            "Label likelihood needs keys and values of the prompt, which this model does not "
+            "return. Use the generation scorer."
+        )
     for layer in cache.layers:
         if not hasattr(layer, "keys"):
             raise ConfigError(

@@ -70,7 +70,8 @@ def qwen3_5(size: TinySize) -> Blueprint:
 
 
 def _deepstack(size: TinySize) -> dict[str, Any]:
-    taps = list(range(min(size.vision_layers - 1, size.text_layers)))
+    # what is added at an image after the last layer of the LLM would reach no answer
+    taps = list(range(min(size.vision_layers, size.text_layers) - 1))
     positions = size.grid**2
     return _vision(size, deepstack_visual_indexes=taps, num_position_embeddings=positions)
 
