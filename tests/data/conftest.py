@@ -2,10 +2,10 @@
 
 import pytest
 from PIL import Image
-from transformers import ProcessorMixin
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, load_processor
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.models.tiny import Chat, TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
@@ -21,12 +21,12 @@ TEXT_ONLY = Sample(id="text", conversation=[Turn("user", "Is there any?"), Turn(
 
 
 @pytest.fixture(params=CHECKPOINTS, ids="-".join)
-def processor(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
+def processor(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> CheckpointProcessor:
     return load_processor(tiny_checkpoint(*request.param))
 
 
 @pytest.fixture
-def vicuna(tiny_llava: str) -> ProcessorMixin:
+def vicuna(tiny_llava: str) -> CheckpointProcessor:
     return load_processor(tiny_llava)
 
 
@@ -62,7 +62,7 @@ def collate(collator: Collator, *samples: Sample) -> MultimodalBatch:
 
 
 def decode(
-    processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment, row: int = 0
+    processor: CheckpointProcessor, batch: MultimodalBatch, segment: Segment, row: int = 0
 ) -> str:
     return str(processor.tokenizer.decode(batch.input_ids[row][batch.spans[segment][row]]))
 

@@ -279,7 +279,7 @@ def test_each_released_question_gets_its_spans(tiny_checkpoint: TinyBuilder, nam
         for row in rows:
             sample = sample_of(row, task)
             masks = encoder.encode(
-                prompt.dialogue(sample, (), 0), sample.id, 1, sample.options
+                prompt.dialogue(sample, (), 0), sample.id, [encoder.placeholder], sample.options
             ).masks
             assert masks[Segment.QUESTION].any() and masks[Segment.SUFFIX].any()
             for option in (Segment.TRUE_OPTION, Segment.FALSE_OPTION):
