@@ -31,6 +31,7 @@ _OF_TEXT = (
     "token_type_ids",
     "mm_token_type_ids",
     "text_replacement_offsets",
+    "labels",
 )
 
 

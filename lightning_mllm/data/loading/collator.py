@@ -22,6 +22,7 @@ from lightning_mllm.data.loading.batch import BatchRow, PaddingSide, make_batch
 from lightning_mllm.data.loading.sample_errors import name_errors
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.encoding import Encoder
+from lightning_mllm.data.text.family_limits import check_dialogue
 from lightning_mllm.data.text.fitting import Fitted, Fitter, LongAnswers
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue, Prompt
@@ -202,7 +203,9 @@ class Collator:
 
     def _ask(self, sample: Sample, epoch: int = 0) -> Dialogue:
         """Return the conversation that the prompt makes of a sample."""
-        return self.prompt.dialogue(sample, self.label_names, epoch)
+        dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
+        check_dialogue(dialogue, sample.id, self.processor)
+        return dialogue
 
     def _encode(self, sample: Sample, epoch: int, pictures: list[Picture]) -> BatchRow:
         """Return the part of a sample that fits, with one token per visual feature."""
