@@ -190,7 +190,7 @@ class Collator:
         for name in self.label_names:
             # a prompt with this name alone: with all names in each it would take C x C
             dialogue = self.prompt.dialogue(replace(sample, label=name), (name,), epoch=0)
-            images = [self._encoder.placeholder] * len(sample.images)
+            images = [self._reader.example] * len(sample.images)
             encoded = self._encoder.encode(dialogue, sample.id, images)
             ids = encoded.answer_ids
             if len(ids) >= self.max_length:
@@ -244,7 +244,8 @@ class Collator:
         tokens = []
         for answer in (word.lower(), word.capitalize()):
             turns = (*dialogue.turns[:-1], Turn("assistant", answer))
-            ids = self._encoder.encode_answer(replace(dialogue, turns=turns), sample.id)
+            asked = replace(dialogue, turns=turns)
+            ids = self._encoder.encode_answer(asked, sample.id, self._reader.example)
             tokens.append(ids[:-1])  # without the end of the turn
         return Forms(*tokens)
 

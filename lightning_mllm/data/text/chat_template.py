@@ -166,9 +166,9 @@ class ChatTemplate:
 
 
 def _find_answered_prompt(prompt: str, written: str) -> str:
-    """Return a prompt as it stands in the text that the template writes with the answer.
+    r"""Return a prompt as it stands in the text that the template writes with the answer.
 
-    LLaVA-OneVision on the hub asks with "assistant\\n", and writes "assistant \\n" before answers.
+    LLaVA-OneVision on the hub asks with "assistant\n", and writes "assistant \n" before answers.
     """
     start = prompt.removesuffix("\n")
     blanks = _BLANKS.match(written, len(start))
