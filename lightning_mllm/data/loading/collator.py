@@ -245,8 +245,8 @@ class Collator:
         for answer in (word.lower(), word.capitalize()):
             turns = (*dialogue.turns[:-1], Turn("assistant", answer))
             asked = replace(dialogue, turns=turns)
-            ids = self._encoder.encode_answer(asked, sample.id, self._reader.example)
-            tokens.append(ids[:-1])  # without the end of the turn
+            example = self._reader.example
+            tokens.append(self._encoder.encode_answer(asked, sample.id, example))
         return Forms(*tokens)
 
     def _find_target(self, sample: Sample) -> int:

@@ -116,7 +116,7 @@ class Encoder:
     def encode_answer(
         self, dialogue: Dialogue, sample_id: str, image: ImageText
     ) -> tuple[int, ...]:
-        """Return the tokens after the (last) prompt, end-of-turn token included, unchecked.
+        """Return the tokens of the (last) answer without the end of its turn, unchecked.
 
         Args:
             dialogue: The conversation to tokenise.
@@ -128,9 +128,10 @@ class Encoder:
         """
         images = [image.text] * sum(turn.images for turn in dialogue.turns)
         rendered = self.renderer.render(dialogue, images)
-        input_ids, _ = self._tokenise(rendered)
-        length = self._measure_prompt(rendered, input_ids, sample_id)
-        return tuple(input_ids[length:].tolist())
+        input_ids, offsets = self._tokenise(rendered)
+        start = self._measure_prompt(rendered, input_ids, sample_id)
+        last = int(_cover(offsets, rendered.slots[-1]).nonzero()[-1])
+        return tuple(input_ids[start : last + 1].tolist())
 
     def check_text(self, text: str, sample_id: str) -> None:
         """Refuse a text with a special token in it, unless it may quote them.
