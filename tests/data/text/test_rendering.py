@@ -94,6 +94,27 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(vicuna: CheckpointPro
         Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b"))))
 
 
+@pytest.mark.parametrize("sign", ["", " x\n", "  "])
+def test_of_blanks_before_answers_only_those_at_the_end_of_a_line_may_be_new(
+    vicuna: CheckpointProcessor, sign: str
+) -> None:
+    """LLaVA-OneVision asks with "assistant\\n", and writes "assistant \\n" before answers."""
+    asking = "{% if add_generation_prompt %}assistant\n{% endif %}"
+    answering = "{% for m in messages %}{{ m['role'] }}SIGN\n{{ m['content'][-1]['text'] }}</s>"
+    template = answering + "{% endfor %}" + asking
+    dialogue = Dialogue(
+        (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
+    )
+
+    vicuna.hf.chat_template = template.replace("SIGN", " ")
+    rendered = Renderer(vicuna).render(dialogue)
+    assert rendered.text == "user \na</s>assistant \nb</s>user \nc</s>assistant\nd</s>"
+    assert answers(rendered) == ["b</s>", "d</s>"]
+    vicuna.hf.chat_template = template.replace("SIGN\n", sign)
+    with pytest.raises(CheckpointError, match="rewrites earlier turns"):
+        Renderer(vicuna).render(dialogue)
+
+
 def test_a_template_that_drops_the_system_text_is_refused(vicuna: CheckpointProcessor) -> None:
     vicuna.hf.chat_template = (
         "{% for m in messages if m['role'] != 'system' %}"
