@@ -107,7 +107,7 @@ class MultimodalBatch:
         }
         if self.token_types == "suffix":
             last = self.spans[Segment.LAST].long()
-            inputs["token_type_ids"] = last.cumsum(1) - last
+            inputs["token_type_ids"] = (last.cumsum(1) - last) * self.attention_mask
         elif self.token_types is not None:
             name = "token_type_ids" if self.token_types == "image" else "mm_token_type_ids"
             inputs[name] = self.spans[Segment.IMAGE].long()

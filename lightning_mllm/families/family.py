@@ -37,6 +37,8 @@ class Family:
             picture. `rows`: Pixtral's patches of a picture of any size. `square`: a squashed
             picture with pooled patches (Gemma 3, PaliGemma). `tiles`: InternVL's tiles, then the
             whole picture. `splits`: Idefics 3's splits, then the whole picture.
+        one_image: Whether a sample can have one image only, as the processor makes other views of a
+            picture where there are several (LLaVA-OneVision).
         native: Whether pictures reach the processor as they are by default; else they are padded to
             squares first, as LLaVA-1.5 was trained.
     """
@@ -48,6 +50,7 @@ class Family:
     head: Head = "plain"
     axes: Literal[1, 3] = 1
     grid: Grid | None = None
+    one_image: bool = False
     native: bool = True
 
     @property

@@ -1,12 +1,15 @@
 """Processors of all tiny checkpoints, samples to feed them, and a look at what comes out."""
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 from PIL import Image
-from transformers import ProcessorMixin
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, load_processor
-from lightning_mllm.models.tiny import Chat, TinyFamily
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
+from lightning_mllm.models.tiny import Chat, TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import TinyBuilder
 
@@ -21,13 +24,32 @@ TEXT_ONLY = Sample(id="text", conversation=[Turn("user", "Is there any?"), Turn(
 
 
 @pytest.fixture(params=CHECKPOINTS, ids="-".join)
-def processor(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
+def processor(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> CheckpointProcessor:
     return load_processor(tiny_checkpoint(*request.param))
 
 
 @pytest.fixture
-def vicuna(tiny_llava: str) -> ProcessorMixin:
+def vicuna(tiny_llava: str) -> CheckpointProcessor:
     return load_processor(tiny_llava)
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyFamily], str]:
+    """A function from a family to the path of a tiny checkpoint."""
+
+    @cache
+    def build(family: TinyFamily) -> str:
+        return str(build_tiny_checkpoint(tmp_path_factory.mktemp("families") / family, family))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def family_processor(
+    family_folder: Callable[[TinyFamily], str],
+) -> Callable[[TinyFamily], CheckpointProcessor]:
+    """A function from a family to its processor, which tests do not change."""
+    return cache(lambda family: load_processor(family_folder(family)))
 
 
 def picture(
@@ -62,7 +84,7 @@ def collate(collator: Collator, *samples: Sample) -> MultimodalBatch:
 
 
 def decode(
-    processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment, row: int = 0
+    processor: CheckpointProcessor, batch: MultimodalBatch, segment: Segment, row: int = 0
 ) -> str:
     return str(processor.tokenizer.decode(batch.input_ids[row][batch.spans[segment][row]]))
 

@@ -32,6 +32,7 @@ _OF_TEXT = (
     "mm_token_type_ids",
     "labels",
     "text_replacement_offsets",
+    "labels",
 )
 
 
@@ -78,6 +79,9 @@ class PictureReader:
     Args:
         processor: The processor of the checkpoint.
         geometry: How pictures are made square.
+
+    Attributes:
+        example: What stands for a small picture, for texts that begin and end as with any other.
     """
 
     def __init__(self, processor: CheckpointProcessor, geometry: Geometry) -> None:
@@ -85,8 +89,8 @@ class PictureReader:
         self._run = re.compile(f"(?:{re.escape(processor.feature_token)})+")
         self._frames: dict[str, int] = {}
         self._texts: dict[object, ImageText] = {}
-        smallest = self._process(PIL.new("RGB", (8, 8)))[1]
-        self._has_frame = smallest.text != processor.feature_token
+        self.example = self._process(PIL.new("RGB", (8, 8)))[1]
+        self._has_frame = self.example.text != processor.feature_token
 
     def read(self, sample: Sample) -> list[Picture]:
         """Open a sample's pictures and make their pixels.

@@ -22,6 +22,7 @@ from lightning_mllm.data.loading.batch import BatchRow, PaddingSide, make_batch
 from lightning_mllm.data.loading.sample_errors import name_errors
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.encoding import Encoder
+from lightning_mllm.data.text.family_limits import check_dialogue
 from lightning_mllm.data.text.fitting import Fitted, Fitter, LongAnswers
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue, Prompt
@@ -189,7 +190,7 @@ class Collator:
         for name in self.label_names:
             # a prompt with this name alone: with all names in each it would take C x C
             dialogue = self.prompt.dialogue(replace(sample, label=name), (name,), epoch=0)
-            images = [self._encoder.placeholder] * len(sample.images)
+            images = [self._reader.example] * len(sample.images)
             encoded = self._encoder.encode(dialogue, sample.id, images)
             ids = encoded.answer_ids
             if len(ids) >= self.max_length:
@@ -202,7 +203,9 @@ class Collator:
 
     def _ask(self, sample: Sample, epoch: int = 0) -> Dialogue:
         """Return the conversation that the prompt makes of a sample."""
-        return self.prompt.dialogue(sample, self.label_names, epoch)
+        dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
+        check_dialogue(dialogue, sample.id, self.processor)
+        return dialogue
 
     def _encode(self, sample: Sample, epoch: int, pictures: list[Picture]) -> BatchRow:
         """Return the part of a sample that fits, with one token per visual feature."""
@@ -241,8 +244,9 @@ class Collator:
         tokens = []
         for answer in (word.lower(), word.capitalize()):
             turns = (*dialogue.turns[:-1], Turn("assistant", answer))
-            ids = self._encoder.encode_answer(replace(dialogue, turns=turns), sample.id)
-            tokens.append(ids[:-1])  # without the end of the turn
+            asked = replace(dialogue, turns=turns)
+            example = self._reader.example
+            tokens.append(self._encoder.encode_answer(asked, sample.id, example))
         return Forms(*tokens)
 
     def _find_target(self, sample: Sample) -> int:

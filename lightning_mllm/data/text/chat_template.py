@@ -21,6 +21,7 @@ from lightning_mllm.data.text.chat_messages import (
 from lightning_mllm.data.text.special_tokens import find_special_ids
 from lightning_mllm.errors import CheckpointError, ConfigError
 
+_BLANKS = re.compile(" +\n")
 _QUOTED = re.compile(r"""(['"])((?:(?!\1)[^\\])+)\1""")  # strings without escapes
 
 
@@ -109,10 +110,13 @@ class ChatTemplate:
         for k, message in enumerate(listed):
             if message["role"] != "assistant":
                 continue
-            prompt = self.run(listed[:k], add_generation_prompt=True)
-            opening = between + _cut_prefix(written, prompt) + messages.cue
+            before, prompt = written, self.run(listed[:k], add_generation_prompt=True)
             written = self.run(listed[: k + 1], add_generation_prompt=False)
-            continuation = _cut_prefix(prompt, written)
+            answered = _find_answered_prompt(prompt, written)
+            continuation = _cut_prefix(answered, written)
+            if k + 1 < len(listed):
+                prompt = answered
+            opening = between + _cut_prefix(before, prompt) + messages.cue
             if (prompt + messages.cue)[-1:].isspace():
                 # Llama 3 on the hub: line breaks on both sides would become one token
                 continuation = continuation.lstrip()
@@ -159,6 +163,18 @@ class ChatTemplate:
                 "token, or with nothing."
             )
         return stripped, continuation[len(continuation.rstrip()) :]
+
+
+def _find_answered_prompt(prompt: str, written: str) -> str:
+    r"""Return a prompt as it stands in the text that the template writes with the answer.
+
+    LLaVA-OneVision on the hub asks with "assistant\n", and writes "assistant \n" before answers.
+    """
+    start = prompt.removesuffix("\n")
+    blanks = _BLANKS.match(written, len(start))
+    if start == prompt or blanks is None or not written.startswith(start):
+        return prompt
+    return start + blanks.group()
 
 
 def _cut_prefix(prefix: str, text: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.pictures import ImageText
 from lightning_mllm.data.text.encoded_sample import EncodedSample
-from lightning_mllm.data.text.options import find_options
+from lightning_mllm.data.text.options import find_option_spans
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.rendering import RenderedText, Renderer, TextSpan
 from lightning_mllm.data.text.special_tokens import (
@@ -24,8 +24,6 @@ from lightning_mllm.data.text.special_tokens import (
 from lightning_mllm.data.text.token_bound import TokenBound, decode_all, is_same_text
 from lightning_mllm.errors import CheckpointError, DataError
 from lightning_mllm.types import Options, Segment
-
-_OPTIONS = (Segment.TRUE_OPTION, Segment.FALSE_OPTION)
 
 Masks = dict[Segment, Tensor]  # segment -> bool mask of shape (length,)
 
@@ -39,7 +37,6 @@ class Encoder:
             as text.
 
     Attributes:
-        placeholder: What the template writes for an image, for texts whose images don't matter.
         renderer: Writes conversations as text.
 
     Raises:
@@ -55,7 +52,6 @@ class Encoder:
         self.renderer = Renderer(processor)
         self._feature_id = processor.feature_token_id
         names = (processor.placeholder, processor.feature_token)
-        self.placeholder = ImageText(names[0], (1,) if names[0] == names[1] else ())
         special = {self._feature_id, self._tokenizer.convert_tokens_to_ids(names[0])}
         special |= find_special_ids(self._tokenizer)
         self._special_ids = torch.tensor(sorted(special))
@@ -117,16 +113,25 @@ class Encoder:
             return None
         return self._token_bound.bound(rendered.text)
 
-    def encode_answer(self, dialogue: Dialogue, sample_id: str) -> tuple[int, ...]:
-        """Return the tokens after the (last) prompt, end-of-turn token included, unchecked.
+    def encode_answer(
+        self, dialogue: Dialogue, sample_id: str, image: ImageText
+    ) -> tuple[int, ...]:
+        """Return the tokens of the (last) answer without the end of its turn, unchecked.
+
+        Args:
+            dialogue: The conversation to tokenise.
+            sample_id: What errors call it.
+            image: What stands for each image; the answer may follow it directly.
 
         Raises:
             DataError: The tokens of the prompt change with the answer after it.
         """
-        rendered = self.renderer.render(dialogue)
-        input_ids, _ = self._tokenise(rendered)
-        length = self._measure_prompt(rendered, input_ids, sample_id)
-        return tuple(input_ids[length:].tolist())
+        images = [image.text] * sum(turn.images for turn in dialogue.turns)
+        rendered = self.renderer.render(dialogue, images)
+        input_ids, offsets = self._tokenise(rendered)
+        start = self._measure_prompt(rendered, input_ids, sample_id)
+        last = int(_cover(offsets, rendered.slots[-1]).nonzero()[-1])
+        return tuple(input_ids[start : last + 1].tolist())
 
     def check_text(self, text: str, sample_id: str) -> None:
         """Refuse a text with a special token in it, unless it may quote them.
@@ -178,7 +183,7 @@ class Encoder:
         """Mark the tokens of the options in the last question, and those of the rest of it."""
         input_ids, offsets = tokens
         rest = masks[Segment.QUESTION].clone()
-        for span in _find_option_spans(rendered, options, sample_id):
+        for span in find_option_spans(rendered, options, sample_id):
             covered = _cover(offsets, span) & masks[Segment.QUESTION]
             self._check_slot(rendered, span, input_ids[covered], sample_id)
             masks[span.segment] |= covered
@@ -294,25 +299,6 @@ def _describe_special(what: str, token: str, text: str) -> str:
         f"{text[:80]!r}. Remove or rewrite it, or set `split_special_tokens: true` if the text "
         "quotes it; images are placed by the sample's images."
     )
-
-
-def _find_option_spans(
-    rendered: RenderedText, options: Options | None, sample_id: str
-) -> list[TextSpan]:
-    """Return where the last question names its options; empty where nothing is asked."""
-    questions = [span for span in rendered.slots if span.segment is Segment.QUESTION]
-    if options is None or not questions:
-        return []
-    last = questions[-1]
-    answered = [span.end for span in rendered.answers if span.end <= last.start]
-    earlier = max(answered, default=0)
-    # images may cut the last question into several texts
-    start = min(span.start for span in questions if span.start >= earlier)
-    ranges = find_options(rendered.text[start : last.end], options, sample_id)
-    spans = []
-    for segment, (first, end) in zip(_OPTIONS, ranges, strict=True):
-        spans.append(TextSpan(segment, start + first, start + end))
-    return spans
 
 
 def _cover(offsets: Tensor, span: TextSpan) -> Tensor:

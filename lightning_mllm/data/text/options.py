@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from itertools import product
 
+from lightning_mllm.data.text.rendering import RenderedText, TextSpan
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import Options
+from lightning_mllm.types import Options, Segment
 
 Range = tuple[int, int]  # characters, end exclusive
 
+_SEGMENTS = (Segment.TRUE_OPTION, Segment.FALSE_OPTION)
 _OR = re.compile(r"\bor\b", re.IGNORECASE)
 
 
@@ -46,6 +48,25 @@ def find_options(question: str, options: Options, sample_id: str) -> tuple[Range
             "options",
         )
     return with_or[0][1]
+
+
+def find_option_spans(
+    rendered: RenderedText, options: Options | None, sample_id: str
+) -> list[TextSpan]:
+    """Return where the last question names its options; empty where nothing is asked."""
+    questions = [span for span in rendered.slots if span.segment is Segment.QUESTION]
+    if options is None or not questions:
+        return []
+    last = questions[-1]
+    answered = [span.end for span in rendered.answers if span.end <= last.start]
+    earlier = max(answered, default=0)
+    # images may cut the last question into several texts
+    start = min(span.start for span in questions if span.start >= earlier)
+    ranges = find_options(rendered.text[start : last.end], options, sample_id)
+    spans = []
+    for segment, (first, end) in zip(_SEGMENTS, ranges, strict=True):
+        spans.append(TextSpan(segment, start + first, start + end))
+    return spans
 
 
 def _find_places(question: str, option: str, name: str, sample_id: str) -> list[Range]:

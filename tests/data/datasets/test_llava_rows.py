@@ -164,7 +164,7 @@ def test_a_system_text_that_the_template_can_not_write_is_found_in_any_row(
 ) -> None:
     def load_other(*options: object) -> Any:
         processor = load_processor(tiny_llava)
-        processor.chat_template = CHATML.replace(
+        processor.hf.chat_template = CHATML.replace(
             "messages %}", "messages if m['role'] != 'system' %}", 1
         )
         return processor

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from transformers import ProcessorMixin
 
 from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, load_processor
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading import datamodule as base_module
 from lightning_mllm.data.loading.template_check import warn_of_date
 from lightning_mllm.errors import CheckpointError
@@ -17,6 +17,7 @@ from tests.conftest import TinyBuilder
 from tests.data.conftest import NAMES, chat_sample, labelled
 from tests.data.loading.test_datamodule import TRAIN, Memory
 from tests.data.text.test_hub_templates import TEMPLATES, hub_processor
+from tests.support.families import FAMILIES, ONE, TURNS, reads
 
 VICUNA = CHAT_TEMPLATES["vicuna"]
 ALTERED = {
@@ -42,9 +43,9 @@ def set_up(tiny_llava: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Me
     """Set up data with a checkpoint whose template is another."""
 
     def set_up(template: str, *samples: Sample) -> Memory:
-        def load(*options: object) -> ProcessorMixin:
+        def load(*options: object) -> CheckpointProcessor:
             processor = load_processor(tiny_llava)
-            processor.chat_template = template
+            processor.hf.chat_template = template
             return processor
 
         monkeypatch.setattr(base_module, "load_processor", load)
@@ -138,10 +139,27 @@ def test_a_template_with_todays_date_warns(
     "template", [VICUNA, "{% if false %}{{ strftime_now('%Y') }}{% endif %}26 Jul 2024 " + VICUNA]
 )
 def test_a_template_without_todays_date_does_not(
-    vicuna: ProcessorMixin, caplog: pytest.LogCaptureFixture, template: str
+    vicuna: CheckpointProcessor, caplog: pytest.LogCaptureFixture, template: str
 ) -> None:
-    vicuna.chat_template = template
+    vicuna.hf.chat_template = template
     with caplog.at_level(logging.WARNING):
         warn_of_date(vicuna, "a")
 
     assert not caplog.records
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_every_family_a_date_is_found_and_texts_are_unaltered(
+    family_folder: Callable[[Any], str], caplog: pytest.LogCaptureFixture, family: str
+) -> None:
+    processor = load_processor(family_folder(family))
+    sample = TURNS if reads(family, TURNS) else ONE
+
+    with caplog.at_level(logging.WARNING):
+        warn_of_date(processor, family)
+        assert not caplog.records
+        Collator(processor, ConversationPrompt()).check_template(sample)
+        date = "{% if strftime_now is defined %}{{ strftime_now('%d %b') }}{% endif %}"
+        processor.hf.chat_template = date + processor.chat_template
+        warn_of_date(processor, family)
+    assert "writes today's date" in caplog.text

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, PlainPrompt
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
@@ -47,7 +47,7 @@ def last_exchanges(sample: Sample, first: int) -> Sample:
     )
 
 
-def length(processor: ProcessorMixin, sample: Sample) -> int:
+def length(processor: CheckpointProcessor, sample: Sample) -> int:
     return len(tokens(collate(Collator(processor, PROMPT), sample), 0))
 
 
@@ -57,13 +57,14 @@ def assert_same(batch: MultimodalBatch, other: MultimodalBatch) -> None:
     assert batch.image_counts == other.image_counts
     for segment in Segment:
         assert torch.equal(batch.spans[segment], other.spans[segment]), segment
-    for name, value in other.vision.items():
-        assert torch.equal(batch.vision[name], value), name
+    for image, same in zip(batch.images, other.images, strict=True):
+        for name, value in same.items():
+            assert torch.equal(image[name], value), name
 
 
 @pytest.mark.parametrize("first", range(6))
 def test_what_is_left_is_what_its_last_exchanges_are_alone(
-    processor: ProcessorMixin, first: int
+    processor: CheckpointProcessor, first: int
 ) -> None:
     sample = talk()
     rest = last_exchanges(sample, first)
@@ -74,7 +75,7 @@ def test_what_is_left_is_what_its_last_exchanges_are_alone(
         assert_same(batch, collate(Collator(processor, PROMPT), rest))
 
 
-def test_no_answer_in_the_loss_has_lost_its_question(vicuna: ProcessorMixin) -> None:
+def test_no_answer_in_the_loss_has_lost_its_question(vicuna: CheckpointProcessor) -> None:
     sample = talk(pictures=())
     shortest = length(vicuna, last_exchanges(sample, 5))
 
@@ -86,11 +87,11 @@ def test_no_answer_in_the_loss_has_lost_its_question(vicuna: ProcessorMixin) -> 
         assert batch.input_ids.shape[1] <= limit
 
 
-def test_a_sample_without_any_of_its_images_is_left_out(vicuna: ProcessorMixin) -> None:
+def test_a_sample_without_any_of_its_images_is_left_out(vicuna: CheckpointProcessor) -> None:
     sample = talk(pictures=(0,))
     collator = Collator(vicuna, PROMPT, max_length=length(vicuna, sample) - 1)
 
-    assert collator.fit(sample, [16]) is None
+    assert collator.fit(sample, [collator.find_image_text((30, 40))]) is None
     with pytest.raises(
         DataError,
         match=r"No exchange of sample 'talk' fits into max_length \d+ with the pictures",
@@ -207,7 +208,7 @@ class TestSetUp:
             )
 
 
-def test_a_plain_answer_can_be_truncated(vicuna: ProcessorMixin) -> None:
+def test_a_plain_answer_can_be_truncated(vicuna: CheckpointProcessor) -> None:
     sample = Sample(
         id="a",
         images=[picture()],
@@ -219,6 +220,6 @@ def test_a_plain_answer_can_be_truncated(vicuna: ProcessorMixin) -> None:
     assert batch.spans[Segment.ANSWER].sum() == 40 - 1 - 16  # BOS and the image
 
 
-def test_long_answers_is_checked(vicuna: ProcessorMixin) -> None:
+def test_long_answers_is_checked(vicuna: CheckpointProcessor) -> None:
     with pytest.raises(ConfigError, match="long_answers is 'drop'; it can be"):
         Collator(vicuna, PlainPrompt(), long_answers="drop")  # type: ignore[arg-type]

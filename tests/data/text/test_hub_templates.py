@@ -2,7 +2,7 @@
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.data import (
     VICUNA_SYSTEM,
@@ -11,6 +11,7 @@ from lightning_mllm.data import (
     ConversationPrompt,
     load_processor,
 )
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.types import IGNORE_INDEX, Segment, Turn
@@ -123,19 +124,20 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def hub_processor(template: str, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
+def hub_processor(template: str, tiny_checkpoint: TinyBuilder) -> CheckpointProcessor:
     """Make a processor with a template of the hub and a tokenizer like its own."""
     processor = load_processor(
         tiny_checkpoint("llava" if template == "llava-1.5" else "llava_next", "vicuna")
     )
-    processor.tokenizer = llama3_tokenizer() if template == "llama-3" else llama_tokenizer()
-    processor.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")  # type: ignore[attr-defined]
-    processor.chat_template = TEMPLATES[template]
+    processor.hf.tokenizer = llama3_tokenizer() if template == "llama-3" else llama_tokenizer()
+    number = processor.tokenizer.convert_tokens_to_ids("<image>")
+    processor.config.image_token_id = processor.hf.image_token_id = number  # type: ignore[attr-defined]
+    processor.hf.chat_template = TEMPLATES[template]
     return processor
 
 
 @pytest.fixture(params=TEMPLATES)
-def hub(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
+def hub(request: pytest.FixtureRequest, tiny_checkpoint: TinyBuilder) -> CheckpointProcessor:
     return hub_processor(request.param, tiny_checkpoint)
 
 
@@ -144,7 +146,7 @@ def test_llama_3_reads_three_line_breaks_as_one_token() -> None:
 
 
 @pytest.mark.parametrize("system", [None, VICUNA_SYSTEM])
-def test_a_question_and_its_spans(hub: ProcessorMixin, system: str | None) -> None:
+def test_a_question_and_its_spans(hub: CheckpointProcessor, system: str | None) -> None:
     prompt = ClassificationPrompt(system=system)
     collator = Collator(hub, prompt, NAMES)
     sample = labelled(label="Bell pepper leaf")
@@ -165,7 +167,7 @@ def test_a_question_and_its_spans(hub: ProcessorMixin, system: str | None) -> No
     assert tokens(batch, 0).count(hub.tokenizer.bos_token_id) == 1
 
 
-def test_a_conversation_and_its_spans(hub: ProcessorMixin) -> None:
+def test_a_conversation_and_its_spans(hub: CheckpointProcessor) -> None:
     batch = collate(
         Collator(hub, ConversationPrompt(), padding_side="left"), chat_sample(images=3), TEXT_ONLY
     )
@@ -178,7 +180,7 @@ def test_a_conversation_and_its_spans(hub: ProcessorMixin) -> None:
 
 
 @pytest.mark.parametrize("hub", ["llama-3"], indirect=True)
-def test_llama_3_answers_begin_behind_the_prompts_line_breaks(hub: ProcessorMixin) -> None:
+def test_llama_3_answers_begin_behind_the_prompts_line_breaks(hub: CheckpointProcessor) -> None:
     turns = (
         Turn("user", "One?"),
         Turn("assistant", "two"),
@@ -200,7 +202,7 @@ def test_llama_3_answers_begin_behind_the_prompts_line_breaks(hub: ProcessorMixi
 
 
 @pytest.mark.parametrize("hub", ["v1.6-vicuna"], indirect=True)
-def test_a_system_text_that_the_template_writes_twice_stands_once(hub: ProcessorMixin) -> None:
+def test_a_system_text_that_the_template_writes_twice_stands_once(hub: CheckpointProcessor) -> None:
     dialogue = Dialogue(
         (Turn("user", "What?", images=1), Turn("assistant", "two")), system="Be brief."
     )

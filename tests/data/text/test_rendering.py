@@ -1,9 +1,9 @@
 from typing import Any
 
 import pytest
-from transformers import ProcessorMixin
 
 from lightning_mllm.data import load_processor
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.rendering import RenderedText, Renderer
 from lightning_mllm.errors import CheckpointError, ConfigError
@@ -32,13 +32,15 @@ def answers(rendered: RenderedText) -> list[str]:
     return [rendered.text[place.start : place.end] for place in rendered.answers]
 
 
-def test_the_prompt_is_what_the_chat_template_writes(processor: ProcessorMixin) -> None:
+def test_the_prompt_is_what_the_chat_template_writes(processor: CheckpointProcessor) -> None:
     text = [{"type": "text", "text": "What is it?\nSay a word."}]
     messages: list[Any] = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "image"}, *text]},
     ]
-    expected = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    expected = processor.hf.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
 
     rendered = Renderer(processor).render(Dialogue(EXCHANGE, system="Be brief."))
 
@@ -46,8 +48,8 @@ def test_the_prompt_is_what_the_chat_template_writes(processor: ProcessorMixin) 
 
 
 @pytest.mark.parametrize("template", [None, LLAVA_15], ids=["tiny", "hub"])
-def test_every_text_has_its_place(processor: ProcessorMixin, template: str | None) -> None:
-    processor.chat_template = template or processor.chat_template
+def test_every_text_has_its_place(processor: CheckpointProcessor, template: str | None) -> None:
+    processor.hf.chat_template = template or processor.chat_template
 
     rendered = Renderer(processor).render(DIALOGUE)
 
@@ -58,8 +60,8 @@ def test_every_text_has_its_place(processor: ProcessorMixin, template: str | Non
     assert rendered.text.count("<image>") == 2
 
 
-def test_the_hub_template_becomes_vicunas_format(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = LLAVA_15
+def test_the_hub_template_becomes_vicunas_format(vicuna: CheckpointProcessor) -> None:
+    vicuna.hf.chat_template = LLAVA_15
 
     rendered = Renderer(vicuna).render(DIALOGUE)
 
@@ -71,20 +73,20 @@ def test_the_hub_template_becomes_vicunas_format(vicuna: ProcessorMixin) -> None
 
 
 def test_an_end_that_the_template_writes_is_not_written_twice(
-    tiny_llava_llama3: str, vicuna: ProcessorMixin
+    tiny_llava_llama3: str, vicuna: CheckpointProcessor
 ) -> None:
     assert (
         answers(Renderer(load_processor(tiny_llava_llama3)).render(DIALOGUE))
         == ["two<|eot_id|>"] * 2
     )
-    vicuna.chat_template = CHATML
+    vicuna.hf.chat_template = CHATML
     rendered = Renderer(vicuna).render(DIALOGUE)
     assert answers(rendered) == ["two</s>"] * 2
     assert "two</s>\n<s>user" in rendered.text
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = (
+def test_a_template_that_rewrites_earlier_turns_is_refused(vicuna: CheckpointProcessor) -> None:
+    vicuna.hf.chat_template = (
         "{{ messages | length }}{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
     )
 
@@ -92,8 +94,29 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(vicuna: ProcessorMixi
         Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b"))))
 
 
-def test_a_template_that_drops_the_system_text_is_refused(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = (
+@pytest.mark.parametrize("sign", ["", " x\n", "  "])
+def test_of_blanks_before_answers_only_those_at_the_end_of_a_line_may_be_new(
+    vicuna: CheckpointProcessor, sign: str
+) -> None:
+    """LLaVA-OneVision asks with "assistant\\n", and writes "assistant \\n" before answers."""
+    asking = "{% if add_generation_prompt %}assistant\n{% endif %}"
+    answering = "{% for m in messages %}{{ m['role'] }}SIGN\n{{ m['content'][-1]['text'] }}</s>"
+    template = answering + "{% endfor %}" + asking
+    dialogue = Dialogue(
+        (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
+    )
+
+    vicuna.hf.chat_template = template.replace("SIGN", " ")
+    rendered = Renderer(vicuna).render(dialogue)
+    assert rendered.text == "user \na</s>assistant \nb</s>user \nc</s>assistant\nd</s>"
+    assert answers(rendered) == ["b</s>", "d</s>"]
+    vicuna.hf.chat_template = template.replace("SIGN\n", sign)
+    with pytest.raises(CheckpointError, match="rewrites earlier turns"):
+        Renderer(vicuna).render(dialogue)
+
+
+def test_a_template_that_drops_the_system_text_is_refused(vicuna: CheckpointProcessor) -> None:
+    vicuna.hf.chat_template = (
         "{% for m in messages if m['role'] != 'system' %}"
         "{{ m['content'][-1]['text'] }}</s>{% endfor %}"
     )
@@ -107,9 +130,11 @@ def test_a_template_that_drops_the_system_text_is_refused(vicuna: ProcessorMixin
 
 
 def test_a_template_of_turns_in_tokens_that_drops_the_system_text_is_refused(
-    vicuna: ProcessorMixin,
+    vicuna: CheckpointProcessor,
 ) -> None:
-    vicuna.chat_template = CHATML.replace("messages %}", "messages if m['role'] != 'system' %}", 1)
+    vicuna.hf.chat_template = CHATML.replace(
+        "messages %}", "messages if m['role'] != 'system' %}", 1
+    )
 
     with pytest.raises(
         CheckpointError, match=r"turns open with '<s>user.*Set `prompt.system: null`"
@@ -118,13 +143,13 @@ def test_a_template_of_turns_in_tokens_that_drops_the_system_text_is_refused(
 
 
 def test_a_dropped_system_text_is_put_before_turns_that_open_with_words(
-    vicuna: ProcessorMixin,
+    vicuna: CheckpointProcessor,
 ) -> None:
-    vicuna.chat_template = LLAVA_15.replace(
+    vicuna.hf.chat_template = LLAVA_15.replace(
         "in messages %}", "in messages if message['role'] != 'system' %}", 1
     )
     for bos in ("", "{{ bos_token }}"):
-        vicuna.chat_template = bos + vicuna.chat_template
+        vicuna.hf.chat_template = bos + vicuna.chat_template
         rendered = Renderer(vicuna).render(DIALOGUE)
         assert rendered.text.removeprefix("<s>").startswith("Be brief. USER: <image>\n")
         assert texts(rendered, Segment.SYSTEM) == ["Be brief."]
@@ -136,8 +161,8 @@ def test_an_answer_may_end_with_a_special_token_without_a_role(tiny_llava_llama3
     assert answers(Renderer(processor).render(DIALOGUE)) == ["two<|eot_id|>"] * 2
 
 
-def test_a_template_that_refuses_the_system_text_is_reported(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = "{{ raise_exception('no system role') }}"
+def test_a_template_that_refuses_the_system_text_is_reported(vicuna: CheckpointProcessor) -> None:
+    vicuna.hf.chat_template = "{{ raise_exception('no system role') }}"
 
     with pytest.raises(
         ConfigError, match=r"of \['system', 'user'\]: no system role. Set `prompt.system: null`"
@@ -147,14 +172,18 @@ def test_a_template_that_refuses_the_system_text_is_reported(vicuna: ProcessorMi
         )
 
 
-def test_a_template_that_ends_an_answer_with_mere_text_is_refused(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }} ###{% endfor %}"
+def test_a_template_that_ends_an_answer_with_mere_text_is_refused(
+    vicuna: CheckpointProcessor,
+) -> None:
+    vicuna.hf.chat_template = (
+        "{% for m in messages %}{{ m['content'][-1]['text'] }} ###{% endfor %}"
+    )
 
     with pytest.raises(CheckpointError, match="no special token can end the answer"):
         Renderer(vicuna).render(Dialogue((Turn("user", "a"), Turn("assistant", "b"))))
 
 
-def test_a_turn_may_be_an_image_alone(processor: ProcessorMixin) -> None:
+def test_a_turn_may_be_an_image_alone(processor: CheckpointProcessor) -> None:
     rendered = Renderer(processor).render(
         Dialogue((Turn("user", "", images=1), Turn("assistant", "two")))
     )

@@ -13,7 +13,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.data import (
     VICUNA_SYSTEM,
@@ -23,6 +23,7 @@ from lightning_mllm.data import (
     PlainPrompt,
     Prompt,
 )
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.types import IGNORE_INDEX, Segment
 from tests.data.conftest import NAMES, TEXT_ONLY, chat_sample, collate, decode, labelled, tokens
@@ -78,17 +79,17 @@ def llama_tokenizer(normalized: str = "") -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def llama(vicuna: ProcessorMixin) -> ProcessorMixin:
-    vicuna.tokenizer = llama_tokenizer()
-    vicuna.image_token_id = 3  # type: ignore[attr-defined]
+def llama(vicuna: CheckpointProcessor) -> CheckpointProcessor:
+    vicuna.hf.tokenizer = llama_tokenizer()
+    vicuna.config.image_token_id = 3
     return vicuna
 
 
-def test_unknown_characters_are_bytes(llama: ProcessorMixin) -> None:
+def test_unknown_characters_are_bytes(llama: CheckpointProcessor) -> None:
     assert llama.tokenizer.tokenize("赤") == ["▁", "<0xE8>", "<0xB5>", "<0xA4>"]
 
 
-def test_spans_of_a_question_decode_to_it(llama: ProcessorMixin) -> None:
+def test_spans_of_a_question_decode_to_it(llama: CheckpointProcessor) -> None:
     prompt = ClassificationPrompt(task="grüne Blätter", system=VICUNA_SYSTEM)
     sample = labelled(images=2, label="Bell pepper leaf")
 
@@ -104,7 +105,7 @@ def test_spans_of_a_question_decode_to_it(llama: ProcessorMixin) -> None:
     assert decode(llama, batch, Segment.LAST) == ":"
 
 
-def test_spans_of_conversations_decode_to_their_texts(llama: ProcessorMixin) -> None:
+def test_spans_of_conversations_decode_to_their_texts(llama: CheckpointProcessor) -> None:
     batch = collate(
         Collator(llama, ConversationPrompt(), padding_side="left"), TEXT_ONLY, chat_sample(images=3)
     )
@@ -121,7 +122,9 @@ def test_spans_of_conversations_decode_to_their_texts(llama: ProcessorMixin) -> 
 @pytest.mark.parametrize(
     "prompt", [ClassificationPrompt(), PlainPrompt()], ids=["classification", "plain"]
 )
-def test_label_tokens_are_those_behind_the_prompt(llama: ProcessorMixin, prompt: Prompt) -> None:
+def test_label_tokens_are_those_behind_the_prompt(
+    llama: CheckpointProcessor, prompt: Prompt
+) -> None:
     collator = Collator(llama, prompt, NAMES)
     labels = collator.label_set(labelled())
 
@@ -130,9 +133,9 @@ def test_label_tokens_are_those_behind_the_prompt(llama: ProcessorMixin, prompt:
         assert tuple(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == ids
 
 
-def test_an_end_of_turn_that_is_read_as_text_is_refused(llama: ProcessorMixin) -> None:
+def test_an_end_of_turn_that_is_read_as_text_is_refused(llama: CheckpointProcessor) -> None:
     """A normalised special token is looked for as "▁</s>", and so not found behind an answer."""
-    llama.tokenizer = llama_tokenizer(normalized="</s>")
+    llama.hf.tokenizer = llama_tokenizer(normalized="</s>")
 
     with pytest.raises(
         CheckpointError, match=r"answer .*no</s>' as text \(its last token is '<0x3E>'"

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, ProcessorMixin
+from transformers import AutoModelForImageTextToText
 
 from lightning_mllm.data import (
     VICUNA_SYSTEM,
@@ -10,6 +10,7 @@ from lightning_mllm.data import (
     PlainPrompt,
     load_processor,
 )
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.evaluation import Generation, Likelihood
 from lightning_mllm.models.tiny import TinyFamily
@@ -22,7 +23,7 @@ class TestSpans:
     @pytest.mark.parametrize("side", ["left", "right"])
     @pytest.mark.parametrize("images", [0, 1, 3])
     def test_every_span_decodes_to_its_text(
-        self, processor: ProcessorMixin, side: PaddingSide, images: int
+        self, processor: CheckpointProcessor, side: PaddingSide, images: int
     ) -> None:
         prompt = ClassificationPrompt(task="plant leaf diseases", system=VICUNA_SYSTEM)
         collator = Collator(processor, prompt, NAMES, padding_side=side)
@@ -42,7 +43,7 @@ class TestSpans:
 
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_in_a_conversation_each_span_has_the_texts_of_all_turns(
-        self, processor: ProcessorMixin, side: PaddingSide
+        self, processor: CheckpointProcessor, side: PaddingSide
     ) -> None:
         batch = collate(
             Collator(processor, ConversationPrompt(), padding_side=side),
@@ -57,7 +58,7 @@ class TestSpans:
         assert decode(processor, batch, Segment.QUESTION, row=1).strip() == "Is there any?"
         assert not batch.spans[Segment.IMAGE][1].any()
 
-    def test_segments_do_not_overlap(self, processor: ProcessorMixin) -> None:
+    def test_segments_do_not_overlap(self, processor: CheckpointProcessor) -> None:
         prompt = ClassificationPrompt(system="Be brief.")
         batch = collate(Collator(processor, prompt, NAMES), labelled())
 
@@ -71,7 +72,9 @@ class TestSpans:
         parts = [batch.spans[Segment(name)] for name in whole]
         assert torch.stack(parts).sum(dim=0).max() == 1
 
-    def test_last_is_the_position_before_the_last_answer(self, processor: ProcessorMixin) -> None:
+    def test_last_is_the_position_before_the_last_answer(
+        self, processor: CheckpointProcessor
+    ) -> None:
         batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY)
 
         for row in range(2):
@@ -82,7 +85,7 @@ class TestSpans:
 
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_without_a_question_last_is_the_last_image_token(
-        self, processor: ProcessorMixin, side: PaddingSide
+        self, processor: CheckpointProcessor, side: PaddingSide
     ) -> None:
         batch = collate(
             Collator(processor, PlainPrompt(), NAMES, padding_side=side),
@@ -116,7 +119,7 @@ class TestSpans:
             assert prediction.predicted.shape == (2,)
 
     def test_the_prompts_of_a_batch_end_where_generation_starts(
-        self, processor: ProcessorMixin
+        self, processor: CheckpointProcessor
     ) -> None:
         batch = collate(
             Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY

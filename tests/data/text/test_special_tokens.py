@@ -1,9 +1,10 @@
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.special_tokens import (
     build_special_pattern,
     find_special_ids,
@@ -53,7 +54,7 @@ def quoting(question: str = QUOTES, answer: str = "Say <s>.") -> Sample:
     )
 
 
-def test_quoted_special_tokens_are_read_as_text(processor: ProcessorMixin) -> None:
+def test_quoted_special_tokens_are_read_as_text(processor: CheckpointProcessor) -> None:
     specials = [processor.tokenizer.bos_token, processor.tokenizer.eos_token]
     question, answer = (
         text.replace("<s>", specials[0]).replace("</s>", specials[1])
@@ -79,7 +80,7 @@ def test_quoted_special_tokens_are_read_as_text(processor: ProcessorMixin) -> No
         collate(Collator(processor, ConversationPrompt()), sample)
 
 
-def test_texts_without_special_tokens_are_read_as_ever(processor: ProcessorMixin) -> None:
+def test_texts_without_special_tokens_are_read_as_ever(processor: CheckpointProcessor) -> None:
     sample = quoting("What is it?", "Nothing.")
     split, whole = (
         Collator(processor, ConversationPrompt(), split_special_tokens=flag)

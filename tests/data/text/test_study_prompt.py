@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import ProcessorMixin
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import (
@@ -17,6 +16,7 @@ from lightning_mllm.data import (
     ConversationPrompt,
     PlainPrompt,
 )
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.errors import DataError
@@ -46,7 +46,7 @@ def jar(question: str = QUESTION, answer: str = "empty", wrong: str = "full") ->
     )
 
 
-def rendered(processor: ProcessorMixin, prompt: ConversationPrompt) -> str:
+def rendered(processor: CheckpointProcessor, prompt: ConversationPrompt) -> str:
     return Renderer(processor).render(prompt.dialogue(jar(), (), 0)).text
 
 
@@ -70,7 +70,7 @@ def test_on_llama_3_it_does_too(tiny_checkpoint: TinyBuilder) -> None:
 
     assert rendered(hub, LLAMA3) == f"{system}\n{behind}"
     once = "('\n' if message['role'] == 'user' else '') + content"
-    hub.chat_template = str(hub.chat_template).replace("'\n' + content", once)
+    hub.hf.chat_template = str(hub.chat_template).replace("'\n' + content", once)
     assert rendered(hub, LLAMA3) == f"{system}{behind}"
     batch = collate(Collator(hub, LLAMA3), jar())
     assert decode(hub, batch, Segment.LAST).endswith("\n")
@@ -95,7 +95,7 @@ def test_question_options_and_suffix_are_where_their_words_are(
     assert torch.equal(batch.spans[Segment.QUESTION_REST][0], batch.spans[Segment.QUESTION][0])
 
 
-def words(processor: ProcessorMixin, batch: MultimodalBatch, segment: Segment) -> str:
+def words(processor: CheckpointProcessor, batch: MultimodalBatch, segment: Segment) -> str:
     return decode(processor, batch, segment, row=1).strip()
 
 
@@ -114,7 +114,9 @@ def test_between_question_and_last_there_is_the_suffix_alone(
         assert suffix == list(range(question[-1] + 1, last[0]))
 
 
-def test_without_a_question_there_is_no_suffix_and_no_option(processor: ProcessorMixin) -> None:
+def test_without_a_question_there_is_no_suffix_and_no_option(
+    processor: CheckpointProcessor,
+) -> None:
     batch = collate(Collator(processor, PlainPrompt()), jar())
 
     for segment in (
@@ -126,7 +128,7 @@ def test_without_a_question_there_is_no_suffix_and_no_option(processor: Processo
         assert not batch.spans[segment].any()
 
 
-def test_options_are_looked_for_in_the_last_question(processor: ProcessorMixin) -> None:
+def test_options_are_looked_for_in_the_last_question(processor: CheckpointProcessor) -> None:
     first = [Turn("user", "Is it red or blue?", images=1), Turn("assistant", "red")]
     sample = replace(
         jar(), conversation=[*first, Turn("user", "Blue or red?"), Turn("assistant", "red")]
@@ -168,7 +170,7 @@ def test_answer_forms_are_the_tokens_that_stand_behind_the_prompt(
         assert behind[-1] == batch.end_id
 
 
-def test_only_samples_with_a_kind_have_answer_forms(processor: ProcessorMixin) -> None:
+def test_only_samples_with_a_kind_have_answer_forms(processor: CheckpointProcessor) -> None:
     batch = collate(Collator(processor, VICUNA), chat_sample(), replace(jar(), options=None))
 
     assert batch.answers[0] is None

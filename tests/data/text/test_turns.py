@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
 
 from lightning_mllm.data import Collator, ConversationPrompt, Geometry
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.data.text.turns import (
@@ -67,9 +67,9 @@ def content_of(
 @pytest.mark.parametrize("parts", PARTED, ids="<image>".join)
 @pytest.mark.parametrize("instruction", ["", "Say a word."])
 def test_ids_and_pixels_equal_those_of_the_familys_own_processor(
-    vicuna: ProcessorMixin, template: str, parts: list[str], instruction: str
+    vicuna: CheckpointProcessor, template: str, parts: list[str], instruction: str
 ) -> None:
-    vicuna.chat_template = template
+    vicuna.hf.chat_template = template
     sample = sample_of(parts, instruction)
     images: list[Any] = list(sample.images)
     content = content_of(parts, images, f"\n{instruction}" if instruction else "")
@@ -79,15 +79,15 @@ def test_ids_and_pixels_equal_those_of_the_familys_own_processor(
         Collator(vicuna, ConversationPrompt(), geometry=Geometry.CROP), sample
     ).prompts()
 
-    theirs: Any = vicuna.apply_chat_template(
+    theirs: Any = vicuna.hf.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert torch.equal(batch.input_ids, theirs["input_ids"])
-    assert torch.equal(batch.vision["pixel_values"], theirs["pixel_values"])
+    assert torch.equal(batch.model_inputs()["pixel_values"], theirs["pixel_values"])
 
 
-def test_the_text_around_images_is_the_question(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = IN_ORDER
+def test_the_text_around_images_is_the_question(vicuna: CheckpointProcessor) -> None:
+    vicuna.hf.chat_template = IN_ORDER
     sample = replace(
         sample_of(["Is it ", " or rather red or blue as in ", "?"], "Say a word."),
         options=Options("red", "blue"),
@@ -102,8 +102,8 @@ def test_the_text_around_images_is_the_question(vicuna: ProcessorMixin) -> None:
     assert batch.spans[Segment.IMAGE].sum() == 2 * 16
 
 
-def test_images_behind_a_question_are_no_part_of_its_suffix(vicuna: ProcessorMixin) -> None:
-    vicuna.chat_template = IN_ORDER
+def test_images_behind_a_question_are_no_part_of_its_suffix(vicuna: CheckpointProcessor) -> None:
+    vicuna.hf.chat_template = IN_ORDER
     batch = collate(
         Collator(vicuna, ConversationPrompt()), sample_of(["What is it? ", ""], "Say a word.")
     )
@@ -123,9 +123,9 @@ def test_images_behind_a_question_are_no_part_of_its_suffix(vicuna: ProcessorMix
     ],
 )
 def test_a_template_that_puts_images_first_gets_words_that_are_not_glued(
-    vicuna: ProcessorMixin, parts: list[str], text: str
+    vicuna: CheckpointProcessor, parts: list[str], text: str
 ) -> None:
-    vicuna.chat_template = LLAVA_15
+    vicuna.hf.chat_template = LLAVA_15
     turn = join_around_images(parts)
 
     rendered = Renderer(vicuna).render(Dialogue((turn, Turn("assistant", "two"))))
