@@ -8,6 +8,6 @@ LLAVA = {
     "llava": Family(grid="fixed", native=False),
     "vipllava": Family(grid="fixed", native=False),
     "llava_next": Family(projector=_WITH_NEWLINE, grid="anyres"),
-    "llava_onevision": Family(projector=_WITH_NEWLINE),
+    "llava_onevision": Family(projector=_WITH_NEWLINE, grid="anyres"),
     "mistral3": Family(grid="rows"),
 }
