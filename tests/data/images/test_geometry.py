@@ -3,8 +3,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, ProcessorMixin
+from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil
 
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import (
     Geometry,
     apply_geometry,
@@ -53,12 +54,12 @@ def test_a_square_picture_stays_as_it_is(geometry: Geometry) -> None:
     assert apply_geometry(image, geometry, CLIP) is image
 
 
-def test_the_fill_is_clips_mean_colour(vicuna: ProcessorMixin) -> None:
+def test_the_fill_is_clips_mean_colour(vicuna: CheckpointProcessor) -> None:
     assert fill_colour(vicuna.image_processor) == FILL
 
 
-def test_defaults_are_those_of_the_family(processor: ProcessorMixin) -> None:
-    expected = Geometry.TILES if "Next" in type(processor).__name__ else Geometry.PAD
+def test_defaults_are_those_of_the_family(processor: CheckpointProcessor) -> None:
+    expected = Geometry.NATIVE if "Next" in type(processor.hf).__name__ else Geometry.PAD
     assert default_geometry(processor) is expected
 
 
