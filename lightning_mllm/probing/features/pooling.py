@@ -37,7 +37,9 @@ def pool(
         ConfigError: The tokens for `grid` do not form a square, or have fewer per side than cells.
     """
     if pooling == "grid":
-        return torch.stack([_pool_grid(views[whole].float(), cells) for views in images]).mean(dim=0)
+        return torch.stack([_pool_grid(views[whole].float(), cells) for views in images]).mean(
+            dim=0
+        )
     if pooling == "cls":
         return torch.stack([views[whole, 0].float() for views in images]).mean(dim=0)
     tokens = torch.cat([views.flatten(0, 1) for views in images]).float()

@@ -107,7 +107,9 @@ def test_random_patches_depend_on_the_samples_id_alone(vicuna: CheckpointProcess
     assert len({tuple(drawn(str(number))) for number in range(20)}) > 10
 
 
-def test_in_each_view_as_many_others_are_drawn_as_the_object_has(processor: CheckpointProcessor) -> None:
+def test_in_each_view_as_many_others_are_drawn_as_the_object_has(
+    processor: CheckpointProcessor,
+) -> None:
     collator = Collator(processor, ConversationPrompt())
     for size in ((90, 41), (28, 28), (30, 60)):
         for number, box in enumerate(boxes_in(size, 12)):
@@ -279,7 +281,8 @@ def test_patches_that_can_not_be_told_are_not_guessed(vicuna: CheckpointProcesso
             masks[Segment(f"image {name}")].any() for name in ("tiles", "padding", "newline")
         )
         with pytest.raises(
-            DataError, match=r"'a' has boxes, but .* not for this LlavaProcessor. Leave the boxes out"
+            DataError,
+            match=r"'a' has boxes, but .* not for this LlavaProcessor. Leave the boxes out",
         ):
             regions.find_masks(boxed, [(28, 28)], [count])
 
