@@ -111,10 +111,10 @@ class Regions:
         """Return segment -> mask over the visual tokens of all of a sample's images.
 
         IMAGE_RANDOM is drawn by the sample's id alone: in each view (the whole picture, a tile; the
-        tiles of LLaVA-NeXT are one view) as many patches as IMAGE_OBJECT has there, among those that
-        show something else. Where the object leaves too few of them, padding fills up, and then patches of the object
-        itself: IMAGE_RANDOM & IMAGE_OBJECT is what could not be kept apart. Separators and a class
-        token are never drawn.
+        tiles of LLaVA-NeXT are one view) as many patches as IMAGE_OBJECT has there, among those
+        that show something else. Where the object leaves too few of them, padding fills up, and
+        then patches of the object itself: IMAGE_RANDOM & IMAGE_OBJECT is what could not be kept
+        apart. Separators and a class token are never drawn.
 
         IMAGE_DISTRACTOR, drawn in the same way, shows as many distractors as there are boxes, or
         all of them if they are fewer; patches that show a part of a box are not in it.

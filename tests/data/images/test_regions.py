@@ -282,7 +282,7 @@ def test_patches_that_can_not_be_told_are_not_guessed(vicuna: CheckpointProcesso
         )
         with pytest.raises(
             DataError,
-            match=r"'a' has boxes, but .* not for this LlavaProcessor. Leave the boxes out",
+            match=r"'a' has boxes, but .* not for this LlavaProcessor. Leave the boxes",
         ):
             regions.find_masks(boxed, [(28, 28)], [count])
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, ProcessorMixin
+from transformers import AutoModelForImageTextToText
 
+from lightning_mllm.batches import join_images
 from lightning_mllm.data import (
     ClassificationPrompt,
     Collator,
@@ -18,6 +19,7 @@ from lightning_mllm.data import (
     load_processor,
 )
 from lightning_mllm.data.images import pictures as pictures_module
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Geometry, apply_geometry
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.text.prompts import Dialogue
@@ -40,7 +42,7 @@ from tests.data.conftest import (
 class TestLoss:
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_loss_is_on_answers_and_their_end_alone(
-        self, processor: ProcessorMixin, side: PaddingSide
+        self, processor: CheckpointProcessor, side: PaddingSide
     ) -> None:
         batch = collate(
             Collator(processor, ConversationPrompt(), padding_side=side), chat_sample(), TEXT_ONLY
@@ -53,14 +55,16 @@ class TestLoss:
         end = processor.tokenizer.decode(batch.end_id)
         assert text.replace(" ", "") == f"Red.{end}blue{end}"
 
-    def test_the_end_token_stands_once_behind_each_answer(self, processor: ProcessorMixin) -> None:
+    def test_the_end_token_stands_once_behind_each_answer(
+        self, processor: CheckpointProcessor
+    ) -> None:
         batch = collate(Collator(processor, ConversationPrompt()), chat_sample(), TEXT_ONLY)
 
         in_answers = (batch.labels == batch.end_id).sum(dim=1).tolist()
         assert in_answers == [2, 1]
         assert batch.end_id == processor.tokenizer.eos_token_id
 
-    def test_plain_carries_loss_on_label_and_newline(self, processor: ProcessorMixin) -> None:
+    def test_plain_carries_loss_on_label_and_newline(self, processor: CheckpointProcessor) -> None:
         batch = collate(Collator(processor, PlainPrompt(), NAMES), labelled())
 
         assert decode(processor, batch, Segment.ANSWER) == "two\n"
@@ -71,7 +75,7 @@ class TestLoss:
 
 class TestSequence:
     def test_a_sample_has_the_same_tokens_on_either_side_and_in_any_company(
-        self, processor: ProcessorMixin
+        self, processor: CheckpointProcessor
     ) -> None:
         right, left = (
             Collator(processor, ConversationPrompt(), padding_side=side)
@@ -87,8 +91,10 @@ class TestSequence:
             real = together.attention_mask[2].bool()
             assert torch.equal(alone.spans[segment][0], together.spans[segment][2][real])
 
-    def test_ids_and_pixels_equal_those_of_transformers(self, processor: ProcessorMixin) -> None:
-        geometry = Geometry.TILES if "Next" in type(processor).__name__ else Geometry.SQUASH
+    def test_ids_and_pixels_equal_those_of_transformers(
+        self, processor: CheckpointProcessor
+    ) -> None:
+        geometry = Geometry.NATIVE if "Next" in type(processor.hf).__name__ else Geometry.SQUASH
         sample = Sample(
             id="a",
             images=[picture(28, 28), picture(64, 64)],
@@ -103,7 +109,7 @@ class TestSequence:
         ).prompts()
 
         messages: list[Any] = [{"role": "user", "content": content}]
-        theirs: Any = processor.apply_chat_template(
+        theirs: Any = processor.hf.apply_chat_template(
             messages,
             add_generation_prompt=True,
             tokenize=True,
@@ -111,10 +117,10 @@ class TestSequence:
             return_tensors="pt",
         )
         assert torch.equal(batch.input_ids, theirs["input_ids"])
-        for name, value in batch.vision.items():
+        for name, value in join_images(batch.images).items():
             assert torch.equal(value, theirs[name]), name
 
-    def test_there_is_one_bos(self, processor: ProcessorMixin) -> None:
+    def test_there_is_one_bos(self, processor: CheckpointProcessor) -> None:
         batch = collate(
             Collator(processor, ConversationPrompt(system="Be brief.")), chat_sample(), TEXT_ONLY
         )
@@ -136,7 +142,7 @@ class TestSequence:
             logits = model(**batch.model_inputs()).logits
             assert model(**text_batch.model_inputs()).logits.isfinite().all()
         assert logits.shape[:2] == batch.input_ids.shape
-        assert text_batch.vision == {}
+        assert text_batch.images == ()
 
     def test_tiles_are_padded_to_the_batch(self, tiny_llava_next: str) -> None:
         collator = Collator(load_processor(tiny_llava_next), PlainPrompt(), NAMES)
@@ -145,8 +151,8 @@ class TestSequence:
 
         batch = collate(collator, narrow, wide)
 
-        assert batch.vision["pixel_values"].shape == (2, 5, 3, 28, 28)
-        assert batch.vision["image_sizes"].tolist() == [[56, 28], [210, 200]]
+        assert join_images(batch.images)["pixel_values"].shape == (2, 5, 3, 28, 28)
+        assert join_images(batch.images)["image_sizes"].tolist() == [[56, 28], [210, 200]]
 
     @pytest.mark.parametrize("family", ["llava", "llava_next"])
     def test_pictures_processed_one_by_one_equal_a_batch_of_them(
@@ -157,17 +163,17 @@ class TestSequence:
         samples = [
             Sample(id=str(k), images=[picture(*size)], label="two") for k, size in enumerate(sizes)
         ]
-        geometry = Geometry.TILES if family == "llava_next" else Geometry.CROP
+        geometry = Geometry.NATIVE if family == "llava_next" else Geometry.CROP
 
         batch = collate(Collator(processor, PlainPrompt(), NAMES, geometry=geometry), *samples)
 
         theirs = processor.image_processor([picture(*size) for size in sizes], return_tensors="pt")
-        assert set(batch.vision) == set(theirs)
-        for name, value in batch.vision.items():
+        assert set(join_images(batch.images)) == set(theirs)
+        for name, value in join_images(batch.images).items():
             assert torch.equal(value, theirs[name]), name
 
     def test_one_picture_is_open_at_a_time(
-        self, vicuna: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+        self, vicuna: CheckpointProcessor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         opened: list[weakref.ref[Image.Image]] = []
 
@@ -185,7 +191,7 @@ class TestSequence:
 
 
 class TestGeometry:
-    def test_padding_reaches_the_model(self, vicuna: ProcessorMixin) -> None:
+    def test_padding_reaches_the_model(self, vicuna: CheckpointProcessor) -> None:
         image = picture(60, 20)
         batch = collate(
             Collator(vicuna, PlainPrompt(), NAMES), Sample(id="a", images=[image], label="two")
@@ -193,11 +199,11 @@ class TestGeometry:
 
         padded = apply_geometry(image, Geometry.PAD, vicuna.image_processor)
         expected = vicuna.image_processor([padded], return_tensors="pt")["pixel_values"]
-        assert torch.equal(batch.vision["pixel_values"], expected)
+        assert torch.equal(join_images(batch.images)["pixel_values"], expected)
 
-    def test_tiles_need_a_family_that_makes_them(self, vicuna: ProcessorMixin) -> None:
-        with pytest.raises(ConfigError, match="'tiles' needs a processor that cuts tiles"):
-            Collator(vicuna, PlainPrompt(), geometry=Geometry.TILES)
+    def test_tiles_need_a_family_that_makes_them(self, vicuna: CheckpointProcessor) -> None:
+        with pytest.raises(ConfigError, match=r"'native' \(or 'tiles'\) needs a family whose"):
+            Collator(vicuna, PlainPrompt(), geometry=Geometry.NATIVE)
 
     def test_a_square_geometry_with_llava_next_makes_the_picture_square_first(
         self, tiny_llava_next: str
@@ -208,12 +214,12 @@ class TestGeometry:
 
         batch = collate(collator, Sample(id="a", images=[picture(90, 30)], label="two"))
 
-        assert batch.vision["image_sizes"].tolist() == [[90, 90]]
+        assert join_images(batch.images)["image_sizes"].tolist() == [[90, 90]]
 
 
 class TestLength:
     def test_of_a_question_that_lists_classes_nothing_is_left_out(
-        self, processor: ProcessorMixin
+        self, processor: CheckpointProcessor
     ) -> None:
         collator = Collator(processor, ClassificationPrompt(), NAMES, max_length=40)
 
@@ -222,7 +228,9 @@ class TestLength:
         ):
             collate(collator, labelled())
 
-    def test_a_class_name_longer_than_the_context_is_refused(self, vicuna: ProcessorMixin) -> None:
+    def test_a_class_name_longer_than_the_context_is_refused(
+        self, vicuna: CheckpointProcessor
+    ) -> None:
         collator = Collator(vicuna, PlainPrompt(), ("leaf " * 300, "two"), max_length=200)
 
         with pytest.raises(
@@ -230,7 +238,7 @@ class TestLength:
         ):
             collator.label_set(labelled())
 
-    def test_max_length_and_padding_side_are_checked(self, vicuna: ProcessorMixin) -> None:
+    def test_max_length_and_padding_side_are_checked(self, vicuna: CheckpointProcessor) -> None:
         with pytest.raises(ConfigError, match="max_length is 0"):
             Collator(vicuna, PlainPrompt(), max_length=0)
         with pytest.raises(ConfigError, match="padding_side is 'middle'"):
@@ -242,7 +250,7 @@ class TestLabels:
         "prompt", [ClassificationPrompt(), PlainPrompt()], ids=["classification", "plain"]
     )
     def test_label_tokens_are_those_behind_the_prompt(
-        self, processor: ProcessorMixin, prompt: ClassificationPrompt | PlainPrompt
+        self, processor: CheckpointProcessor, prompt: ClassificationPrompt | PlainPrompt
     ) -> None:
         collator = Collator(processor, prompt, NAMES)
 
@@ -256,7 +264,7 @@ class TestLabels:
             assert batch.targets.tolist() == [NAMES.index(name)]
 
     def test_label_tokens_take_one_question_with_one_name_each(
-        self, vicuna: ProcessorMixin
+        self, vicuna: CheckpointProcessor
     ) -> None:
         listed = []
 
@@ -269,12 +277,12 @@ class TestLabels:
 
         assert listed == [(name,) for name in NAMES]  # all names in each question would take C x C
 
-    def test_without_labels_there_are_no_targets(self, vicuna: ProcessorMixin) -> None:
+    def test_without_labels_there_are_no_targets(self, vicuna: CheckpointProcessor) -> None:
         assert collate(Collator(vicuna, ConversationPrompt()), chat_sample()).targets.tolist() == [
             -1
         ]
 
-    def test_an_unknown_label_is_refused(self, vicuna: ProcessorMixin) -> None:
+    def test_an_unknown_label_is_refused(self, vicuna: CheckpointProcessor) -> None:
         with pytest.raises(DataError, match="'seven' of sample 'a' is none of the 3 classes"):
             collate(Collator(vicuna, PlainPrompt(), NAMES), labelled(label="seven"))
 
@@ -290,14 +298,14 @@ class TestRefusals:
         ids=["question", "instruction", "answer"],
     )
     def test_special_tokens_in_texts_are_refused(
-        self, vicuna: ProcessorMixin, turns: Sequence[Turn]
+        self, vicuna: CheckpointProcessor, turns: Sequence[Turn]
     ) -> None:
         sample = Sample(id="odd", images=[picture()], conversation=turns)
 
         with pytest.raises(DataError, match=r"of sample 'odd' contains .* special token"):
             collate(Collator(vicuna, ConversationPrompt()), sample)
 
-    def test_images_and_placeholders_must_match(self, vicuna: ProcessorMixin) -> None:
+    def test_images_and_placeholders_must_match(self, vicuna: CheckpointProcessor) -> None:
         sample = replace(chat_sample(), images=[picture()])
 
         with pytest.raises(
@@ -305,7 +313,7 @@ class TestRefusals:
         ):
             collate(Collator(vicuna, ConversationPrompt()), sample)
 
-    def test_answers_must_end_alike(self, vicuna: ProcessorMixin) -> None:
+    def test_answers_must_end_alike(self, vicuna: CheckpointProcessor) -> None:
         class Mixed(ConversationPrompt):
             def dialogue(self, sample: Sample, label_names: Sequence[str], epoch: int) -> Dialogue:
                 return replace(
@@ -315,7 +323,7 @@ class TestRefusals:
         with pytest.raises(DataError, match="'text' and 'plain' end with different tokens"):
             collate(Collator(vicuna, Mixed()), TEXT_ONLY, replace(TEXT_ONLY, id="plain"))
 
-    def test_a_bad_image_is_named(self, vicuna: ProcessorMixin) -> None:
+    def test_a_bad_image_is_named(self, vicuna: CheckpointProcessor) -> None:
         collator = Collator(vicuna, PlainPrompt(), NAMES)
 
         with pytest.raises(DataError, match="Image 1 of sample 'tiny': is 1 x 1 pixels"):
@@ -324,7 +332,7 @@ class TestRefusals:
             collate(collator, Sample(id="gone", images=[Path("gone.png")], label="two"))
 
 
-def test_a_collator_can_be_sent_to_workers(processor: ProcessorMixin) -> None:
+def test_a_collator_can_be_sent_to_workers(processor: CheckpointProcessor) -> None:
     collator = Collator(processor, ConversationPrompt())
     batch = collate(collator, chat_sample())
 

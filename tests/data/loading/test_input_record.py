@@ -31,7 +31,7 @@ def _described(
     data = Memory([sample], [sample], checkpoint=checkpoint, **options)
     data.setup("fit")
     if template is not None:
-        data.processor.chat_template = template
+        data.processor.hf.chat_template = template
     return data.describe_inputs()
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from transformers import ProcessorMixin
 
 from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, load_processor
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading import datamodule as base_module
 from lightning_mllm.data.loading.template_check import warn_of_date
 from lightning_mllm.errors import CheckpointError
@@ -42,9 +42,9 @@ def set_up(tiny_llava: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Me
     """Set up data with a checkpoint whose template is another."""
 
     def set_up(template: str, *samples: Sample) -> Memory:
-        def load(*options: object) -> ProcessorMixin:
+        def load(*options: object) -> CheckpointProcessor:
             processor = load_processor(tiny_llava)
-            processor.chat_template = template
+            processor.hf.chat_template = template
             return processor
 
         monkeypatch.setattr(base_module, "load_processor", load)
@@ -138,9 +138,9 @@ def test_a_template_with_todays_date_warns(
     "template", [VICUNA, "{% if false %}{{ strftime_now('%Y') }}{% endif %}26 Jul 2024 " + VICUNA]
 )
 def test_a_template_without_todays_date_does_not(
-    vicuna: ProcessorMixin, caplog: pytest.LogCaptureFixture, template: str
+    vicuna: CheckpointProcessor, caplog: pytest.LogCaptureFixture, template: str
 ) -> None:
-    vicuna.chat_template = template
+    vicuna.hf.chat_template = template
     with caplog.at_level(logging.WARNING):
         warn_of_date(vicuna, "a")
 
