@@ -93,5 +93,5 @@ def _keep_middle(starts: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 def _interpolate(starts: tuple[int, ...], count: int) -> tuple[int, ...]:
     """Return where the first of the two patches begins that each of fewer tokens is made of."""
-    step = len(starts) / count
-    return tuple(starts[max(floor((k + 0.5) * step - 0.5), 0)] for k in range(count))
+    middles = [(k + 0.5) * len(starts) / count - 0.5 for k in range(count)]
+    return tuple(starts[max(floor(middle), 0)] for middle in middles)
