@@ -34,7 +34,7 @@ class Segment(StrEnum):
     IMAGE_DISTRACTOR = "image distractor"  # control in one piece: patches of other objects
     IMAGE_PADDING = "image padding"  # patches of nothing but the bars beside a picture
     IMAGE_NEWLINE = "image newline"  # LLaVA-NeXT's separators, after each row of its tiles
-    IMAGE_BASE = "image base"  # LLaVA-NeXT's first view, the whole picture; else all of the image
+    IMAGE_BASE = "image base"  # the view that is the whole picture; without tiles all of the image
     IMAGE_TILES = "image tiles"  # the rest of the image, newlines included
     TRUE_OPTION = "true option"  # where the question names the right one of its two options
     FALSE_OPTION = "false option"

@@ -8,7 +8,7 @@ LLAVA = {
     "llava": Family(grid="fixed", native=False),
     "vipllava": Family(grid="fixed", native=False),
     "llava_next": Family(projector=_WITH_NEWLINE, grid="anyres"),
-    "llava_onevision": Family(projector=_WITH_NEWLINE, one_image=True),
+    "llava_onevision": Family(projector=_WITH_NEWLINE, grid="anyres", one_image=True),
     "mistral3": Family(grid="rows"),
     "lighton_ocr": Family(
         vision=("model.vision_encoder.",), projector=("model.vision_projection.",), grid="rows"

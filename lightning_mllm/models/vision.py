@@ -156,7 +156,10 @@ class VisionPath:
         ):
             encoded = self.encode(images)
         shares = _Shares(images, [len(each.tokens) for each in encoded])
-        projected_from = shares.split(entering[0])
+        entered = entering[0]
+        if entered.ndim == 4:  # (views, width, rows, columns), for a projector that convolves
+            entered = entered.flatten(2).mT
+        projected_from = shares.split(entered)
         per_tap = [shares.split(tower[tap]) for tap in self.taps]
         states = [torch.stack(each) for each in zip(*per_tap, strict=True)]
         return [ImageStates(*each) for each in zip(encoded, projected_from, states, strict=True)]
@@ -209,7 +212,8 @@ class VisionPath:
         if side is None or patch is None:
             return None
         patches = (_edge(side) // _edge(patch)) ** 2
-        if tower.shape[2] != patches + 1:
+        registers: int = getattr(config, "num_register_tokens", 0)  # after the class token
+        if tower.shape[2] != 1 + registers + patches:
             return None
         return torch.cat(list(tower[:, :, 0]), dim=-1)
 

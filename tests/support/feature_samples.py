@@ -11,6 +11,7 @@ from PIL import Image
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import ClassificationPrompt, Collator, load_processor
 from lightning_mllm.data.loading.batch import PaddingSide
+from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.types import Sample
@@ -71,3 +72,9 @@ def count_calls(module: torch.nn.Module) -> Callable[[], int]:
     calls: list[int] = []
     module.register_forward_pre_hook(lambda *_: calls.append(1))
     return lambda: len(calls)
+
+
+def count_tower_runs(backbone: Backbone) -> Callable[[], int]:
+    """Count how often the tower computes; to replay it, its embeddings and its norm run too."""
+    attention = backbone.vision_path.tower_layers[0].get_submodule("self_attn")
+    return count_calls(attention)

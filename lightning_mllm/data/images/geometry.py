@@ -62,14 +62,18 @@ def check_geometry(geometry: Geometry, processor: CheckpointProcessor) -> None:
     if geometry is Geometry.NATIVE and not processor.family.native:
         raise ConfigError(
             "geometry 'native' (or 'tiles') needs a family whose processor takes pictures of any "
-            "shape, such as LLaVA-NeXT or Qwen-VL; "
-            f"{type(processor.hf).__name__} does not. Use 'pad', 'crop' or 'squash'."
+            f"shape, such as LLaVA-NeXT or Qwen-VL; {type(processor.hf).__name__} with its vision "
+            "tower does not. Use 'pad', 'crop' or 'squash'."
         )
 
 
 def fill_colour(image_processor: ImageProcessor) -> Colour:
-    """Return the processor's mean colour as 8-bit RGB, rounded down: (122, 116, 104) for CLIP."""
-    red, green, blue = (int(mean * 255) for mean in image_processor.image_mean)
+    """Return the processor's mean colour as 8-bit RGB, rounded down: (122, 116, 104) for CLIP.
+
+    That is the middle grey where the processor names none.
+    """
+    means = getattr(image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+    red, green, blue = (int(mean * 255) for mean in means)
     return red, green, blue
 
 
@@ -92,7 +96,7 @@ def apply_geometry(
 
 def squashed_size(size: Size, image_processor: ImageProcessor) -> Size:
     """Return the size that a picture is squashed to, so that the processor need not resize it."""
-    resizes_to_height = image_processor.do_resize and "height" in image_processor.size
+    resizes_to_height = image_processor.do_resize and "height" in (image_processor.size or ())
     if resizes_to_height and not makes_tiles(image_processor):
         return size  # SigLIP's processor squashes by itself
     if crops_itself(image_processor):
@@ -124,15 +128,16 @@ def _pad(image: Image.Image, fill: Colour) -> Image.Image:
 
 
 def makes_tiles(image_processor: ImageProcessor) -> bool:
-    """Return whether the processor cuts a picture into tiles, as LLaVA-NeXT's and InternVL's."""
-    if getattr(image_processor, "image_grid_pinpoints", None) is not None:
-        return True
-    names = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
-    return any(getattr(image_processor, name, False) for name in names)
+    """Return whether the processor may cut a picture into tiles, by its shape.
+
+    InternVL's does so whatever the option `crop_to_patches` of its image processor says.
+    """
+    names = ("image_grid_pinpoints", "crop_to_patches", "do_image_splitting")
+    return any(getattr(image_processor, name, None) is not None for name in names)
 
 
 def crops_itself(image_processor: ImageProcessor) -> bool:
     """Return whether the processor keeps proportions and makes pictures square by a centre crop."""
-    resizes = image_processor.do_resize and "shortest_edge" in image_processor.size
+    resizes = image_processor.do_resize and "shortest_edge" in (image_processor.size or ())
     crops = getattr(image_processor, "do_center_crop", False)
     return bool(resizes and crops) and not makes_tiles(image_processor)

@@ -1,4 +1,4 @@
-"""Which visual tokens show what: objects, their surroundings, padding, the views of LLaVA-NeXT."""
+"""Which visual tokens show what: objects, their surroundings, padding, whole picture and tiles."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Geometry, Size
 from lightning_mllm.data.images.views import View, count_class_tokens, find_views
 from lightning_mllm.errors import DataError
+from lightning_mllm.families import FAMILIES
 from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Box, Sample, Segment
 
@@ -47,9 +48,9 @@ class _Layout:
         self.ahead = count - sum(map(len, self.views))
         if self.ahead not in (0, class_tokens):  # of another family
             self.views, self.ahead = (), count
-        tiles = torch.zeros(count, dtype=torch.bool)
-        if self.views:
-            tiles = torch.arange(count) >= self.ahead + len(self.views[0])
+        tiles = self._join(
+            [torch.full((len(view),), view.place is not None) for view in self.views]
+        )
         self.masks: Mapping[Segment, Tensor] = {
             Segment.IMAGE_PADDING: self._join([view.find_padding() for view in self.views]),
             Segment.IMAGE_NEWLINE: self._join([view.find_separators() for view in self.views]),
@@ -83,7 +84,13 @@ class _Layout:
 class Regions:
     """Finds the regions of pictures for one checkpoint and geometry.
 
-    A patch belongs to an object if it shows any part of one of the sample's boxes. Corners are
+    A patch is what one visual token shows of a picture: a patch of the tower, or several of them
+    where the family merges or pools them. It belongs to an object if it shows any part of one of
+    the sample's boxes. That is exact where a processor does not resample the picture. Where it
+    does, the filter also spreads a box's colours over the pixels next to it; patches that show
+    nothing of the box but that are not in the object. Where OneVision shrinks a large map of tiles,
+    the patches of a token are those that it is interpolated from. What GOT-OCR2's convolutions
+    take from the patches around a token's own is not counted. Corners are
     inclusive, as in the study of information flow: a box of width w takes w + 1 columns of pixels,
     so one inside the picture has a patch. A box outside the picture, or where it is cropped away,
     has none.
@@ -103,11 +110,11 @@ class Regions:
     ) -> dict[Segment, Tensor]:
         """Return segment -> mask over the visual tokens of all of a sample's images.
 
-        IMAGE_RANDOM is drawn by the sample's id alone: in each view (LLaVA-NeXT's whole picture,
-        its tiles) as many patches as IMAGE_OBJECT has there, among those that show something else.
-        Where the object leaves too few of them, padding fills up, and then patches of the object
-        itself: IMAGE_RANDOM & IMAGE_OBJECT is what could not be kept apart. Separators and a class
-        token are never drawn.
+        IMAGE_RANDOM is drawn by the sample's id alone: in each view (the whole picture, a tile; the
+        tiles of LLaVA-NeXT are one view) as many patches as IMAGE_OBJECT has there, among those
+        that show something else. Where the object leaves too few of them, padding fills up, and
+        then patches of the object itself: IMAGE_RANDOM & IMAGE_OBJECT is what could not be kept
+        apart. Separators and a class token are never drawn.
 
         IMAGE_DISTRACTOR, drawn in the same way, shows as many distractors as there are boxes, or
         all of them if they are fewer; patches that show a part of a box are not in it.
@@ -159,10 +166,11 @@ class Regions:
         """
         layout = self._find_layout(size, count)
         if not layout.views:
+            known = ", ".join(sorted(name for name in FAMILIES if FAMILIES[name].grid))
             raise DataError(
                 f"Sample {sample.id!r} has boxes, but which patches show them is only known for "
-                f"LLaVA-1.5 and LLaVA-NeXT, not for {type(self._processor.hf).__name__}. Leave the "
-                "boxes out, or use a checkpoint of these families."
+                f"{known}, not for this {type(self._processor.hf).__name__}. Leave the boxes out, "
+                "or use a checkpoint of these families."
             )
         return layout.find_shown(sample.boxes, size)
 

@@ -67,7 +67,11 @@ def dry_run_suspects(
     pictures = _refuse_bad_files(scan, sizes, problems)
     texts = {}
     for index, shown in pictures.items():
-        texts[index] = [collator.find_image_text(size) for size in shown]
+        try:
+            texts[index] = [collator.find_image_text(size) for size in shown]
+        except DataError as error:  # the processor takes no picture of such a shape
+            name = fetch_sample(scan.samples, index).id
+            scan.refuse(index, DataError(f"{error} Sample {name!r} has it.", IMAGE_FILE))
     _check_room_for_classes(scan, texts)
     extremes = _Extremes(collator)
     fine: set[Trait] = set()

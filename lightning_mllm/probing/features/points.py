@@ -17,7 +17,8 @@ class Point:
 
     With LLaVA-NeXT, pooled features before and after the projection are not of the same tokens:
     "pre" has all patches of all views, also those of the padding around the picture; "post" and
-    "image" have the packed tokens, without the padding and with row separators.
+    "image" have the packed tokens, without the padding and with row separators. Where a projector
+    merges or pools patches (Qwen-VL, Gemma 3), "pre" has more of them than there are tokens.
 
     Attributes:
         place: "pre" (what enters the projector), "post" (what the LLM gets for the image), "image"
@@ -26,7 +27,8 @@ class Point:
         layer: Layer of the LLM, for "image" and "last" only: 0 is what enters the first layer, k
             what layer k puts out, before any norm.
         pooling: How tokens are pooled; `cls` works for "pre" only. All images of a sample are
-            pooled together.
+            pooled together. `grid` and `cls` read the view that is the whole picture, and `grid`
+            needs a family whose patches form a square, row by row.
         cells: Number of cells per side of pooling `grid`.
 
     Raises:

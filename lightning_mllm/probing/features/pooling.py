@@ -15,17 +15,20 @@ from lightning_mllm.errors import ConfigError
 PoolingName = Literal["mean", "max", "grid", "cls"]
 
 
-def pool(images: Sequence[Tensor], pooling: PoolingName, cells: int = 2) -> Tensor:
+def pool(
+    images: Sequence[Tensor], pooling: PoolingName, cells: int = 2, *, whole: int = 0
+) -> Tensor:
     """Pool the tokens of one sample, in float32.
 
     `mean` and `max` are taken over all tokens of all views of all images. `grid` and `cls` use the
-    first view, which is the whole picture, and are averaged over the images.
+    view that is the whole picture, and are averaged over the images.
 
     Args:
         images: Images of the sample, each (views, tokens, width).
         pooling: `grid` averages the patches in each of cells x cells equal fields, row by row;
             `cls` takes the first token, so the class token must be among the tokens.
         cells: Number of cells per side of `grid`.
+        whole: Which view is the whole picture: the first or the last (-1).
 
     Returns:
         (width,), for `grid` (cells * cells * width,).
@@ -34,9 +37,11 @@ def pool(images: Sequence[Tensor], pooling: PoolingName, cells: int = 2) -> Tens
         ConfigError: The tokens for `grid` do not form a square, or have fewer per side than cells.
     """
     if pooling == "grid":
-        return torch.stack([_pool_grid(views[0].float(), cells) for views in images]).mean(dim=0)
+        return torch.stack([_pool_grid(views[whole].float(), cells) for views in images]).mean(
+            dim=0
+        )
     if pooling == "cls":
-        return torch.stack([views[0, 0].float() for views in images]).mean(dim=0)
+        return torch.stack([views[whole, 0].float() for views in images]).mean(dim=0)
     tokens = torch.cat([views.flatten(0, 1) for views in images]).float()
     return tokens.mean(dim=0) if pooling == "mean" else tokens.amax(dim=0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_mllm.batches import Image, MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.families import Grid
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import inputs_of
 from lightning_mllm.models.layers import layers_and_norm, run_uncompiled
@@ -21,6 +22,13 @@ from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.pooling import pool
 from lightning_mllm.types import Segment
+
+# grids whose patches are not those of a square, row by row, and what they are instead
+_NOT_SQUARE: Mapping[Grid | None, str] = {
+    "merged": "form a rectangle of the picture's own shape and come in blocks that are merged",
+    "rows": "form a rectangle of the picture's own shape",
+    None: "come in an order that is not known",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Tapper:
         _check_points(points, backbone)
         self._backbone, self._cache = backbone, cache
         self._path = backbone.vision_path
+        # which view is the whole picture
+        self._whole = -1 if self._path.family.grid in ("tiles", "splits") else 0
         self._device = backbone.model.device
         self._at: defaultdict[str, list[Point]] = defaultdict(list)  # place -> points
         for point in points:
@@ -82,7 +92,7 @@ class Tapper:
         vectors: dict[str, Tensor] = {}
         for point in self._at["pre"]:
             before = [self._before_projector(image, point) for image in images]
-            vectors[point.name] = _pool_samples(before, batch, point)
+            vectors[point.name] = _pool_samples(before, batch, point, self._whole)
         encoded = [image.encoded for image in images]
         self._check_grid(images)
         for point in self._at["post"]:
@@ -120,16 +130,16 @@ class Tapper:
         return token[:, None]
 
     def _check_grid(self, images: Sequence[ImageStates]) -> None:
-        """Refuse pooling on a grid where the projected tokens of an image do not form one."""
+        """Refuse pooling on a grid where the projected tokens are of several views."""
         if all(point.pooling != "grid" for point in (*self._at["post"], *self._at["image"])):
             return
         for image in images:
-            views, patches = image.projected_from.shape[:2]
-            if len(image.encoded.tokens) != patches:
+            views = len(image.projected_from)
+            if views > 1:
                 raise ConfigError(
-                    "Pooling 'grid' needs one token per patch of a square, but this model packs "
-                    f"{views} views of an image, with row separators, into "
-                    f"{len(image.encoded.tokens)} tokens. Use mean or max after its projector."
+                    "Pooling 'grid' needs the tokens of one square view, but this model packs "
+                    f"{views} views of an image into {len(image.encoded.tokens)} tokens. Use mean "
+                    "or max after its projector."
                 )
 
     def _tap_llm(
@@ -161,11 +171,13 @@ def _as_one_view(images: Sequence[Tensor]) -> list[Tensor]:
     return [tokens[None] for tokens in images]
 
 
-def _pool_samples(images: Sequence[Tensor], batch: MultimodalBatch, point: Point) -> Tensor:
+def _pool_samples(
+    images: Sequence[Tensor], batch: MultimodalBatch, point: Point, whole: int = 0
+) -> Tensor:
     """Return (samples, width) of all images' (views, tokens, width)."""
     pooled = []
     for start, end in pairwise(accumulate(batch.image_counts, initial=0)):
-        pooled.append(pool(images[start:end], point.pooling, point.cells))
+        pooled.append(pool(images[start:end], point.pooling, point.cells, whole=whole))
     return torch.stack(pooled).cpu()
 
 
@@ -179,6 +191,12 @@ def _check_points(points: Sequence[Point], backbone: Backbone) -> None:
         if (point.layer or 0) > deepest:
             raise ConfigError(
                 f"{point} can't be tapped: the LLM has layers 0 (its input) to {deepest}."
+            )
+        if point.pooling == "grid" and backbone.family.grid in _NOT_SQUARE:
+            raise ConfigError(
+                f"{point} can't be tapped: the patches of {backbone.model.config.model_type} "
+                f"{_NOT_SQUARE[backbone.family.grid]}, so it can't be told which of them lie in a "
+                "cell of a square. Use pooling mean or max."
             )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, ProcessorMixin
+from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil
 
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Geometry, GeometryName
 from lightning_mllm.data.images.regions import Regions, check_boxes
 from lightning_mllm.data.loading.batch import PaddingSide
@@ -21,7 +22,7 @@ from tests.data.conftest import TEXT_ONLY, chat_sample, collate
 from tests.support.boxes import boxes_in, of_image, sample_of
 
 
-def test_two_boxes_are_one_object(processor: ProcessorMixin) -> None:
+def test_two_boxes_are_one_object(processor: CheckpointProcessor) -> None:
     first, second = Box(0, 0, 9, 9), Box(40, 20, 9, 9)
     both, one, other = (
         of_image(
@@ -36,7 +37,7 @@ def test_two_boxes_are_one_object(processor: ProcessorMixin) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_regions_part_the_image(processor: ProcessorMixin, side: PaddingSide) -> None:
+def test_regions_part_the_image(processor: CheckpointProcessor, side: PaddingSide) -> None:
     collator = Collator(processor, ConversationPrompt(), padding_side=side)
     sample = sample_of((90, 41), Box(10, 5, 30, 20))
 
@@ -80,7 +81,7 @@ def test_a_separator_stands_behind_each_row_of_the_tiles(tiny_llava_next: str) -
         assert places[-1] == len(newline) - 1
 
 
-def test_bars_beside_a_picture_are_padding(vicuna: ProcessorMixin) -> None:
+def test_bars_beside_a_picture_are_padding(vicuna: CheckpointProcessor) -> None:
     def padding(size: tuple[int, int], geometry: GeometryName) -> list[list[int]]:
         batch = collate(Collator(vicuna, ConversationPrompt(), geometry=geometry), sample_of(size))
         return of_image(batch, Segment.IMAGE_PADDING).reshape(4, 4).int().tolist()
@@ -94,7 +95,7 @@ def test_bars_beside_a_picture_are_padding(vicuna: ProcessorMixin) -> None:
     )
 
 
-def test_random_patches_depend_on_the_samples_id_alone(vicuna: ProcessorMixin) -> None:
+def test_random_patches_depend_on_the_samples_id_alone(vicuna: CheckpointProcessor) -> None:
     collator = Collator(vicuna, ConversationPrompt())
 
     def drawn(name: str) -> list[int]:
@@ -106,7 +107,9 @@ def test_random_patches_depend_on_the_samples_id_alone(vicuna: ProcessorMixin) -
     assert len({tuple(drawn(str(number))) for number in range(20)}) > 10
 
 
-def test_in_each_view_as_many_others_are_drawn_as_the_object_has(processor: ProcessorMixin) -> None:
+def test_in_each_view_as_many_others_are_drawn_as_the_object_has(
+    processor: CheckpointProcessor,
+) -> None:
     collator = Collator(processor, ConversationPrompt())
     for size in ((90, 41), (28, 28), (30, 60)):
         for number, box in enumerate(boxes_in(size, 12)):
@@ -139,7 +142,7 @@ def test_in_each_view_as_many_others_are_drawn_as_the_object_has(processor: Proc
     ],
 )
 def test_where_others_are_too_few_padding_and_then_the_object_fill_up(
-    vicuna: ProcessorMixin, size: tuple[int, int], box: Box, expected: tuple[int, int, int]
+    vicuna: CheckpointProcessor, size: tuple[int, int], box: Box, expected: tuple[int, int, int]
 ) -> None:
     masks = Regions(vicuna, Geometry.PAD).find_masks(sample_of((2, 2), box), [size], [16])
     thing, drawn, padding = (
@@ -152,17 +155,17 @@ def test_where_others_are_too_few_padding_and_then_the_object_fill_up(
     )
 
 
-def real(tiles: bool, tiny_checkpoint: TinyBuilder) -> ProcessorMixin:
+def real(tiles: bool, tiny_checkpoint: TinyBuilder) -> CheckpointProcessor:
     """A processor with pictures and patches as large as those of the published checkpoints."""
     processor = load_processor(tiny_checkpoint("llava_next" if tiles else "llava", "vicuna"))
     options: dict[str, Any] = {
         "size": {"shortest_edge": 336},
         "crop_size": {"height": 336, "width": 336},
     }
-    processor.image_processor = (
+    processor.hf.image_processor = (
         LlavaNextImageProcessorPil(**options) if tiles else CLIPImageProcessorPil(**options)
     )
-    processor.patch_size = 14  # type: ignore[attr-defined]  # of each family's own class
+    processor.hf.patch_size = 14  # type: ignore[attr-defined]  # of each family's own class
     return processor
 
 
@@ -174,13 +177,13 @@ def test_tiles_are_counted_as_in_the_study(
     tiny_checkpoint: TinyBuilder, size: tuple[int, int], count: int, rows: int
 ) -> None:
     processor = real(True, tiny_checkpoint)
-    masks = Regions(processor, Geometry.TILES).find_masks(
+    masks = Regions(processor, Geometry.NATIVE).find_masks(
         sample_of(size, Box(0, 0, 9, 9)), [size], [count]
     )
 
     assert masks[Segment.IMAGE_BASE].sum() == 576
     assert masks[Segment.IMAGE_NEWLINE].sum() == rows
-    assert Collator(processor, ConversationPrompt()).count_image_tokens(size) == count
+    assert len(Collator(processor, ConversationPrompt()).find_image_text(size)) == count
 
 
 def test_padding_maps_boxes_by_the_formula_of_the_study(tiny_checkpoint: TinyBuilder) -> None:
@@ -202,7 +205,7 @@ def test_padding_maps_boxes_by_the_formula_of_the_study(tiny_checkpoint: TinyBui
             assert torch.equal(masks[Segment.IMAGE_OBJECT], expected.flatten())
 
 
-def test_a_box_is_cut_at_the_edge_of_the_picture(vicuna: ProcessorMixin) -> None:
+def test_a_box_is_cut_at_the_edge_of_the_picture(vicuna: CheckpointProcessor) -> None:
     regions = Regions(vicuna, Geometry.PAD)
 
     def shown(*boxes: Box) -> list[int]:
@@ -216,7 +219,7 @@ def test_a_box_is_cut_at_the_edge_of_the_picture(vicuna: ProcessorMixin) -> None
     assert shown(Box(56, 3, 10, 10)) == shown(Box(3, -9, 4, 4)) == []
 
 
-def test_what_is_cropped_away_has_no_patch(vicuna: ProcessorMixin) -> None:
+def test_what_is_cropped_away_has_no_patch(vicuna: CheckpointProcessor) -> None:
     batch = collate(
         Collator(vicuna, ConversationPrompt(), geometry="crop"),
         sample_of((56, 28), Box(0, 0, 12, 12)),
@@ -227,8 +230,9 @@ def test_what_is_cropped_away_has_no_patch(vicuna: ProcessorMixin) -> None:
     assert of_image(batch, Segment.IMAGE_OTHER).all()
 
 
-def test_a_class_token_is_no_patch(vicuna: ProcessorMixin) -> None:
-    vicuna.vision_feature_select_strategy = "full"  # type: ignore[attr-defined]  # of each family's own class
+def test_a_class_token_is_no_patch(vicuna: CheckpointProcessor) -> None:
+    vicuna.config.vision_feature_select_strategy = "full"
+    vicuna.hf.vision_feature_select_strategy = "full"  # type: ignore[attr-defined]  # of each family's own class
     batch = collate(Collator(vicuna, ConversationPrompt()), sample_of((28, 28), Box(0, 0, 3, 3)))
 
     assert of_image(batch, Segment.IMAGE_OBJECT).nonzero().flatten().tolist() == [1]
@@ -248,7 +252,7 @@ def test_a_class_token_is_no_patch(vicuna: ProcessorMixin) -> None:
         (Box(1, 2, float("inf"), 4), r"the box \(1, 2, inf, 4\): .* must be numbers"),
     ],
 )
-def test_a_box_that_is_none_is_refused(vicuna: ProcessorMixin, box: Box, message: str) -> None:
+def test_a_box_that_is_none_is_refused(vicuna: CheckpointProcessor, box: Box, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Regions(vicuna, Geometry.PAD).find_masks(
             replace(sample_of((2, 2)), boxes=[box]), [(2, 2)], [16]
@@ -256,7 +260,7 @@ def test_a_box_that_is_none_is_refused(vicuna: ProcessorMixin, box: Box, message
 
 
 @pytest.mark.parametrize("images", [0, 2])
-def test_boxes_need_one_image(processor: ProcessorMixin, images: int) -> None:
+def test_boxes_need_one_image(processor: CheckpointProcessor, images: int) -> None:
     sample = replace(chat_sample(images=images), boxes=[Box(0, 0, 1, 1)])
 
     with pytest.raises(
@@ -265,10 +269,10 @@ def test_boxes_need_one_image(processor: ProcessorMixin, images: int) -> None:
         collate(Collator(processor, ConversationPrompt()), sample)
 
 
-def test_patches_that_can_not_be_told_are_not_guessed(vicuna: ProcessorMixin) -> None:
+def test_patches_that_can_not_be_told_are_not_guessed(vicuna: CheckpointProcessor) -> None:
     boxed = sample_of((28, 28), Box(0, 0, 1, 1))
     for count, patch_size in ((15, 7), (16, None)):
-        vicuna.patch_size = patch_size  # type: ignore[attr-defined]  # of each family's own class
+        vicuna.hf.patch_size = patch_size  # type: ignore[attr-defined]  # of each family's own class
         regions = Regions(vicuna, Geometry.PAD)
 
         masks = regions.find_masks(sample_of((28, 28)), [(28, 28)], [count])
@@ -277,13 +281,14 @@ def test_patches_that_can_not_be_told_are_not_guessed(vicuna: ProcessorMixin) ->
             masks[Segment(f"image {name}")].any() for name in ("tiles", "padding", "newline")
         )
         with pytest.raises(
-            DataError, match=r"'a' has boxes, but .* not for LlavaProcessor. Leave the boxes out"
+            DataError,
+            match=r"'a' has boxes, but .* not for this LlavaProcessor. Leave the boxes",
         ):
             regions.find_masks(boxed, [(28, 28)], [count])
 
 
 def test_distractors_are_as_many_other_things_as_the_question_is_about_and_none_of_its_patches(
-    vicuna: ProcessorMixin,
+    vicuna: CheckpointProcessor,
 ) -> None:
     corners = [Box(left, top, 13, 13) for left in (0, 14) for top in (0, 14)]  # four patches each
     collator, blank = Collator(vicuna, ConversationPrompt()), Box(7, 0, 13, 13)
@@ -309,7 +314,7 @@ def test_distractors_are_as_many_other_things_as_the_question_is_about_and_none_
     assert len(drawn) == 3  # one of the three at a time, by the sample's id
 
 
-def test_a_distractor_that_can_not_be_is_refused(vicuna: ProcessorMixin) -> None:
+def test_a_distractor_that_can_not_be_is_refused(vicuna: CheckpointProcessor) -> None:
     sample = replace(sample_of((28, 28), Box(0, 0, 3, 3)), distractors=[Box(0, 0, -1, 3)])
 
     with pytest.raises(DataError, match=r"Sample 'a' has the box \(0, 0, -1, 3\)"):

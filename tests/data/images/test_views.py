@@ -11,11 +11,11 @@ from transformers import (
     AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     LlavaImageProcessorPil,
-    ProcessorMixin,
 )
 
-from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.batches import MultimodalBatch, join_images
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Geometry, GeometryName
 from lightning_mllm.types import Segment
 from tests.data.conftest import collate
@@ -48,7 +48,7 @@ GREEN = (
 every_processor = pytest.mark.parametrize("name", PROCESSORS)
 
 
-def raw(processor: ProcessorMixin, resample: Image.Resampling) -> ProcessorMixin:
+def raw(processor: CheckpointProcessor, resample: Image.Resampling) -> CheckpointProcessor:
     """Let pixels keep their values from 0 to 255."""
     image_processor = processor.image_processor
     image_processor.resample, image_processor.do_rescale, image_processor.do_normalize = (
@@ -61,7 +61,7 @@ def raw(processor: ProcessorMixin, resample: Image.Resampling) -> ProcessorMixin
 
 def greenness(batch: MultimodalBatch) -> Tensor:
     """How green the greenest pixel of each patch is, from 0 to 1: (views, rows, columns)."""
-    views = batch.vision["pixel_values"].reshape(-1, 3, SIDE, SIDE).float()
+    views = join_images(batch.images)["pixel_values"].reshape(-1, 3, SIDE, SIDE).float()
     return max_pool2d((views[:, 1] - views[:, 0]) / 255, PATCH)
 
 
@@ -69,7 +69,7 @@ def packed(model: Any, batch: MultimodalBatch, values: Tensor) -> Tensor:
     """Put values of patches in LLaVA-NeXT's own order of features, with -1 at its separators."""
     features, separator = [values.flatten(1)[..., None]], torch.tensor([-1.0])
     (row,), _ = model.model.pack_image_features(
-        features, batch.vision["image_sizes"], "default", separator
+        features, join_images(batch.images)["image_sizes"], "default", separator
     )
     return torch.as_tensor(row[:, 0])
 
@@ -82,9 +82,9 @@ def grown(grid: Tensor) -> Tensor:
 @every_processor
 @pytest.mark.parametrize("geometry", SQUARE)
 def test_where_pixels_are_averaged_a_box_covers_the_patches_that_show_it(
-    vicuna: ProcessorMixin, name: str, geometry: GeometryName
+    vicuna: CheckpointProcessor, name: str, geometry: GeometryName
 ) -> None:
-    vicuna.image_processor = PROCESSORS[name]
+    vicuna.hf.image_processor = PROCESSORS[name]
     collator = Collator(raw(vicuna, Image.Resampling.BOX), ConversationPrompt(), geometry=geometry)
     for size in WHOLE:
         for box in boxes_in(size, 6):
@@ -114,10 +114,10 @@ def test_in_tiles_too(tiny_llava_next: str, geometry: GeometryName) -> None:
 @every_processor
 @pytest.mark.parametrize("geometry", SQUARE)
 def test_with_the_resampling_of_the_family_only_borders_blur(
-    vicuna: ProcessorMixin, name: str, geometry: GeometryName
+    vicuna: CheckpointProcessor, name: str, geometry: GeometryName
 ) -> None:
     """A pixel of mostly a box's colour is in it; a patch of the box is next to such a pixel."""
-    vicuna.image_processor = PROCESSORS[name]
+    vicuna.hf.image_processor = PROCESSORS[name]
     collator = Collator(
         raw(vicuna, Image.Resampling.BICUBIC), ConversationPrompt(), geometry=geometry
     )

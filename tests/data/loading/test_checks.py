@@ -73,7 +73,7 @@ def test_image_tokens_are_counted_before_a_picture_is_opened(tiny_llava_next: st
         )
         for size in [(28, 28), (90, 30), (30, 200), (200, 210)]:
             batch = collate(collator, Sample(id="a", images=[picture(*size)], label="two"))
-            assert collator.count_image_tokens(size) == batch.spans[Segment.IMAGE].sum()
+            assert collator.find_image_text(size).features == batch.spans[Segment.IMAGE].sum()
 
 
 def test_a_long_answer_among_longer_questions_is_tried(tiny_llava: str) -> None:

@@ -20,7 +20,8 @@ from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.dry_run import dry_run_suspects
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import LazyImage, Sample
+from lightning_mllm.types import LazyImage, Sample, Turn
+from tests.conftest import FamilyBuilder
 from tests.data.conftest import collate, picture
 from tests.data.loading.test_bad_rows import said
 from tests.data.loading.test_datamodule import TRAIN, Memory
@@ -55,8 +56,8 @@ def test_an_answer_of_few_bytes_and_many_tokens_is_found_among_longer_ones(tiny_
 
 def test_a_character_that_the_tokenizer_reads_otherwise_is_found_anywhere(tiny_llava: str) -> None:
     processor = load_processor(tiny_llava)
-    processor.tokenizer = llama_tokenizer()
-    processor.image_token_id = 3  # type: ignore[attr-defined]
+    processor.hf.tokenizer = llama_tokenizer()
+    processor.config.image_token_index = 3
     longer = [said(str(k), "Which one is it, and which is none? " * 4) for k in range(9)]
 
     (problem,) = problems(
@@ -205,3 +206,20 @@ def test_a_context_too_short_for_any_sample_is_said_once_even_beside_bad_rows(
         Memory(samples, checkpoint=tiny_llava, max_length=40).setup("fit")
 
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_no_processor_takes_is_refused_before_training(
+    tiny_family: FamilyBuilder,
+) -> None:
+    collator = Collator(load_processor(tiny_family("qwen2_vl")), ConversationPrompt())
+    log: list[tuple[int, int]] = []
+    turns = [Turn("user", "Which?", images=1), Turn("assistant", "one")]
+    strip, other = (
+        Sample(id=name, images=[drawn(size, log)], conversation=turns)
+        for name, size in (("strip", (900, 4)), ("other", (60, 40)))
+    )
+
+    (problem,) = problems(collator, strip, other)
+
+    assert "900 x 4 pixels is too long and narrow for Qwen2VLProcessor" in problem
+    assert "Sample 'strip' has it" in problem

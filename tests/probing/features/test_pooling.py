@@ -41,16 +41,18 @@ def test_a_cell_averages_its_own_patches() -> None:
     assert cells.tolist() == [float(value) for value in expected]
 
 
+@pytest.mark.parametrize("whole", [0, -1])
 @pytest.mark.parametrize(("pooling", "width"), [("grid", 12), ("cls", 3)])
-def test_grid_and_cls_read_the_first_view_and_average_over_images(
-    pooling: PoolingName, width: int
+def test_grid_and_cls_read_the_whole_picture_and_average_over_images(
+    pooling: PoolingName, width: int, whole: int
 ) -> None:
     first, second = images((5, 16, 3), (1, 16, 3))
 
-    both = pool([first, second], pooling)
+    both = pool([first, second], pooling, whole=whole)
 
     assert both.shape == (width,)
-    torch.testing.assert_close(both, (pool([first[:1]], pooling) + pool([second], pooling)) / 2)
+    alone = first[whole][None]
+    torch.testing.assert_close(both, (pool([alone], pooling) + pool([second], pooling)) / 2)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "grid", "cls"])

@@ -18,7 +18,7 @@ from tests.support.feature_samples import (
     NAMES,
     VISION,
     batches,
-    count_calls,
+    count_tower_runs,
     equal,
     samples,
 )
@@ -31,7 +31,7 @@ def test_cached_features_equal_fresh_ones(
     checkpoint = tiny_checkpoint(family, "vicuna")
     backbone = Backbone.from_pretrained(checkpoint)
     backbone.vision_tower.requires_grad_(False)
-    tower = count_calls(backbone.vision_tower)
+    tower = count_tower_runs(backbone)
     data = batches(checkpoint, samples(5))
     cache = FeatureCache(tmp_path)
 
@@ -64,7 +64,7 @@ def test_the_cache_serves_every_projector_and_no_other_tower(
     data = batches(tiny_llava, samples(2))
     points = [Point("pre"), Point("post")]
     cache = FeatureCache(tmp_path)
-    tower = count_calls(backbone.vision_tower)
+    tower = count_tower_runs(backbone)
     before = extract(backbone, data, points, NAMES, cache=cache)
 
     backbone.projector.linear_1.weight.data.mul_(2)  # type: ignore[operator,union-attr]
@@ -111,7 +111,7 @@ def test_the_cache_knows_buffers_too(tiny_llava: str, tmp_path: Path) -> None:
     backbone.vision_tower.requires_grad_(False)
     backbone.vision_tower.register_buffer("running_mean", torch.zeros(3))
     data, cache = batches(tiny_llava, samples(2)), FeatureCache(tmp_path)
-    tower = count_calls(backbone.vision_tower)
+    tower = count_tower_runs(backbone)
 
     extract(backbone, data, VISION, NAMES, cache=cache)
     backbone.vision_tower.get_buffer("running_mean").add_(1)
@@ -136,7 +136,7 @@ def test_a_projector_gets_cached_features_in_the_dtype_of_fresh_ones(
     for how in (None, cache, cache):
         extract(backbone, data, [Point("post")], NAMES, cache=how)
 
-    assert seen == [torch.float32] * 3
+    assert set(seen) == {torch.float32}
 
 
 @pytest.mark.slow

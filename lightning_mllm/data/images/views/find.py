@@ -1,0 +1,76 @@
+"""Which views a picture becomes, by its family's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
+from lightning_mllm.data.images.geometry import Geometry, Size, crops_itself, squashed_size
+from lightning_mllm.data.images.views.anyres import count_anyres, find_anyres
+from lightning_mllm.data.images.views.axis import Axis
+from lightning_mllm.data.images.views.fixed import find_fixed, find_square
+from lightning_mllm.data.images.views.resized import find_merged, find_rows
+from lightning_mllm.data.images.views.tiled import find_splits, find_tiles
+from lightning_mllm.data.images.views.view import Axes, View
+from lightning_mllm.families import Grid
+
+_FINDERS: Mapping[Grid, Callable[[Axes, CheckpointProcessor], tuple[View, ...] | None]] = {
+    "fixed": find_fixed,
+    "anyres": find_anyres,
+    "merged": find_merged,
+    "rows": find_rows,
+    "square": find_square,
+    "tiles": find_tiles,
+    "splits": find_splits,
+}
+
+_RESIZES_ANYWAY: tuple[Grid, ...] = ("fixed", "anyres")  # or does without
+
+
+def find_views(
+    size: Size, geometry: Geometry, processor: CheckpointProcessor
+) -> tuple[View, ...] | None:
+    """Return the views that a picture of a size becomes, in the order of their tokens.
+
+    Returns:
+        The views; None if what a token shows has no known closed form in this family.
+
+    Raises:
+        DataError: The picture is too long and narrow for the family's processor.
+    """
+    grid, image_processor = processor.family.grid, processor.image_processor
+    if grid is None or not (grid in _RESIZES_ANYWAY or image_processor.do_resize):
+        return None
+    picture = Axes(*map(Axis.of_original, size))
+    return _FINDERS[grid](_apply_geometry(picture, geometry, image_processor), processor)
+
+
+def count_class_tokens(processor: CheckpointProcessor) -> int:
+    """Return how many tokens before the first view are class tokens that the model keeps."""
+    if getattr(processor.config, "vision_feature_select_strategy", "") != "full":
+        return 0
+    return int(getattr(processor.hf, "num_additional_image_tokens", 0))
+
+
+def count_views(size: Size, processor: CheckpointProcessor) -> int:
+    """Return how many views a processor makes of a picture of a size, all tiles counted."""
+    if processor.family.grid == "anyres":
+        return count_anyres(size, processor)
+    views = find_views(size, Geometry.NATIVE, processor)
+    return len(views) if views else 1
+
+
+def _apply_geometry(picture: Axes, geometry: Geometry, image_processor: Any) -> Axes:
+    """Do to the axes what `apply_geometry` does to a picture."""
+    across, down = picture
+    lengths = across.length, down.length
+    if lengths[0] == lengths[1] or geometry is Geometry.NATIVE:
+        return picture
+    if geometry is Geometry.PAD:
+        return Axes(across.enclose(max(lengths)), down.enclose(max(lengths)))
+    if geometry is Geometry.CROP:
+        if crops_itself(image_processor):
+            return picture
+        return Axes(across.centre(min(lengths)), down.centre(min(lengths)))
+    return picture.resize(*squashed_size(lengths, image_processor))
