@@ -37,6 +37,8 @@ class Family:
             picture. `rows`: Pixtral's patches of a picture of any size. `square`: a squashed
             picture with pooled patches (Gemma 3, PaliGemma). `tiles`: InternVL's tiles, then the
             whole picture. `splits`: Idefics 3's splits, then the whole picture.
+        mixes_dtypes: Whether the model's forward can put image features of one dtype among text
+            embeddings of another; else its tower and its input embedding are kept in one dtype.
         native: Whether pictures reach the processor as they are by default; else they are padded to
             squares first, as LLaVA-1.5 was trained.
     """
@@ -48,6 +50,7 @@ class Family:
     head: Head = "plain"
     axes: Literal[1, 3] = 1
     grid: Grid | None = None
+    mixes_dtypes: bool = True
     native: bool = True
 
     @property

@@ -69,8 +69,8 @@ class Backbone:
         Raises:
             CheckpointError: There is no such checkpoint, it is damaged, or it is not an MLLM of a
                 known family.
-            ConfigError: The attention implementation or the checkpoint needs a package that is not
-                installed.
+            ConfigError: The model has no such attention implementation, or a package is not
+                installed that it or the checkpoint needs.
         """
         model = load_model(
             checkpoint,
