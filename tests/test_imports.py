@@ -18,12 +18,14 @@ MODELS = {
     "models/backbone",
     "models/hooks",
     "models/layers",
+    "models/vision",
 }  # what plain science may see of a model
 SCIENCE = (
     SHARED
     | MODELS
     | {
         "alignment_names",
+        "families",
         "store",
         "statistics",
         "evaluation",
@@ -40,16 +42,17 @@ BORDERS: dict[str, set[str]] = {
     "__init__": {"data", "models", "run", "trainer", "types"},  # lazily
     "__main__": {"cli"},
     "types": set(),
-    "batches": {"types", "errors"},
+    "batches": {"types"},
     "errors": set(),
+    "families": {"types", "errors"},
     "network": set(),
     "alignment_names": set(),
     "checkpoint_files": {"errors", "network"},
     "store": SHARED,
     "statistics": SHARED | {"store/seeds"},
-    "data": SHARED | {"checkpoint_files", "store", "statistics"},
-    "evaluation": SHARED | {"checkpoint_files", "store", "statistics"},
-    "models": SHARED | {"checkpoint_files", "store", "evaluation"},
+    "data": SHARED | {"checkpoint_files", "families", "store", "statistics"},
+    "evaluation": SHARED | {"checkpoint_files", "families", "store", "statistics"},
+    "models": SHARED | {"checkpoint_files", "families", "store", "evaluation"},
     "probing": SHARED | MODELS | {"store", "evaluation"},
     "analysis/__init__": {"analysis", "statistics"},  # the names that users import
     "analysis/core": SCIENCE,

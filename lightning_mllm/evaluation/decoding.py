@@ -51,11 +51,20 @@ def continue_prompts(
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # a mixin's
     with _use_config(model, config):
         tokens = generate(  # (batch, prompt + new)
-            **prompts.model_inputs(),
+            **_cast(prompts.model_inputs(), model.get_input_embeddings()),
             generation_config=config,
             logits_processor=LogitsProcessorList([_FiniteLogits(prompts.sample_ids)]),
         )
     return tokens[:, prompts.input_ids.shape[1] :]
+
+
+def _cast(inputs: dict[str, Tensor], embeddings: Any) -> dict[str, Tensor]:
+    """Give pixels the LLM's dtype: `generate` encodes pictures before a forward could cast them."""
+    dtype = embeddings.weight.dtype
+    cast = {}
+    for name, value in inputs.items():
+        cast[name] = value.to(dtype) if value.is_floating_point() else value
+    return cast
 
 
 class _FiniteLogits(LogitsProcessor):

@@ -39,6 +39,8 @@ class Family:
             whole picture. `splits`: Idefics 3's splits, then the whole picture.
         one_image: Whether a sample can have one image only, as the processor makes other views of a
             picture where there are several (LLaVA-OneVision).
+        mixes_dtypes: Whether the model's forward can put image features of one dtype among text
+            embeddings of another; else its tower and its input embedding are kept in one dtype.
         native: Whether pictures reach the processor as they are by default; else they are padded to
             squares first, as LLaVA-1.5 was trained.
     """
@@ -51,6 +53,7 @@ class Family:
     axes: Literal[1, 3] = 1
     grid: Grid | None = None
     one_image: bool = False
+    mixes_dtypes: bool = True
     native: bool = True
 
     @property

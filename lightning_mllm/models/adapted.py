@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone, Part
@@ -64,6 +65,8 @@ class AdaptedModel:
         for _, parameter in backbone.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if not backbone.family.mixes_dtypes:
+            _share_dtype(backbone.vision_tower, backbone.model.get_input_embeddings())
 
     @classmethod
     def load(
@@ -154,6 +157,14 @@ class AdaptedModel:
         own = self.trained_state()
         for name, tensor in state.items():
             own[name].copy_(tensor)
+
+
+def _share_dtype(*modules: nn.Module) -> None:
+    """Make all parameters float32 if some are."""
+    parameters = chain.from_iterable(module.parameters() for module in modules)
+    if any(parameter.dtype == torch.float32 for parameter in parameters):
+        for module in modules:
+            module.float()
 
 
 def resolve_dtype(option: DType, device_type: str) -> torch.dtype:

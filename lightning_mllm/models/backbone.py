@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lightning_mllm.batches import Image
 from lightning_mllm.families import family_of, finish_logits
 from lightning_mllm.models.loading import AttentionImplementation, load_model
+from lightning_mllm.models.reach import find_reached
 from lightning_mllm.models.vision import EncodedImage, VisionPath
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
@@ -68,8 +69,8 @@ class Backbone:
         Raises:
             CheckpointError: There is no such checkpoint, it is damaged, or it is not an MLLM of a
                 known family.
-            ConfigError: The attention implementation or the checkpoint needs a package that is not
-                installed.
+            ConfigError: The model has no such attention implementation, or a package is not
+                installed that it or the checkpoint needs.
         """
         model = load_model(
             checkpoint,
@@ -155,24 +156,13 @@ class Backbone:
         """Return the names of the tower's parameters that no gradient ever reaches.
 
         LLaVA taps `hidden_states[vision_feature_layer]`, usually the output of the last layer but
-        one. The layers after it and the final norm then have no influence on anything.
+        one: the layers after it and the final norm have no influence on anything. Nor has the
+        pooling head of a SigLIP, or the mask token of a DINOv2.
         """
-        prefixes = self._idle_prefixes()
+        reached = find_reached(self.vision_path)
+        prefix = f"{self.family.tower_name}."
         names = (name for name, _ in self.parameters(Part.VISION))
-        return frozenset(name for name in names if name.startswith(prefixes))
-
-    def _idle_prefixes(self) -> tuple[str, ...]:
-        """Return the name prefixes of the tower's modules after the deepest tapped layer."""
-        path = self.vision_path
-        layers, used = path.tower_layers, 1 + max(path.taps)
-        prefixes: list[str] = []
-        for name, module in self.vision_tower.named_modules():
-            prefix = f"{self.family.vision[0]}{name}."
-            if module is layers:
-                prefixes += [f"{prefix}{layer}." for layer in range(used, len(layers))]
-            elif name == "head" or (name == "post_layernorm" and path.projects_hidden_states):
-                prefixes.append(prefix)
-        return tuple(prefixes)
+        return frozenset(name for name in names if name.removeprefix(prefix) not in reached)
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 
 _BUILT_IN = ("sdpa", "eager")
 _WEIGHT_OF_A_LAYER = re.compile(r"\.layers\.\d+\..*(weight|bias)$")
+_OTHER_ATTENTION = re.compile("does not support .*attention", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def load_model(
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or not an MLLM of a known
             family.
-        ConfigError: The attention implementation or the checkpoint needs a package that is missing.
+        ConfigError: The model has no such attention implementation, or a package is missing that it
+            or the checkpoint needs.
     """
     config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
     _check_generation_config(checkpoint, revision)
@@ -70,11 +72,7 @@ def load_model(
     except torch.OutOfMemoryError:
         raise
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"The weights of checkpoint {checkpoint!r} can't be loaded: "
-            f"{_first_line(error).rstrip('.')}. Expected safetensors files beside config.json; "
-            "re-download or re-export the checkpoint."
-        ) from error
+        _refuse_weights(checkpoint, attention, error)
     model: PreTrainedModel = loaded[0]
     _check_complete(checkpoint, model, loaded[1])
     vocabulary = model.config.get_text_config().vocab_size
@@ -149,6 +147,21 @@ def _check_complete(checkpoint: str, model: PreTrainedModel, info: dict[str, Any
             f"does not know, the first is {surplus[0]}: another model would be used without them. "
             "Correct num_hidden_layers."
         )
+
+
+def _refuse_weights(
+    checkpoint: str, attention: AttentionImplementation, error: Exception
+) -> NoReturn:
+    first = _first_line(error)
+    if attention != "eager" and _OTHER_ATTENTION.search(first):
+        raise ConfigError(
+            f"Checkpoint {checkpoint!r} holds a {first.partition(' ')[0]}, which does not support "
+            f"attention={attention}. Use attention=eager."
+        ) from error
+    raise CheckpointError(
+        f"The weights of checkpoint {checkpoint!r} can't be loaded: {first.rstrip('.')}. Expected "
+        "safetensors files beside config.json; re-download or re-export the checkpoint."
+    ) from error
 
 
 def _refuse_missing_package(

@@ -129,13 +129,6 @@ class VisionPath:
             found.add(each - 1 if each > 0 else depth + each)
         return sorted(found)
 
-    @property
-    def projects_hidden_states(self) -> bool:
-        """Whether the projector gets states of a layer, which are not normed, by the config."""
-        config = self.model.config
-        names = ("vision_feature_layer", "vision_feature_layers")
-        return any(getattr(config, name, None) is not None for name in names)
-
     def encode(self, images: Sequence[Image]) -> list[EncodedImage]:
         """Return what the LLM gets for each image.
 

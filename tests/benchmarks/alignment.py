@@ -129,9 +129,11 @@ def many_batches(checkpoint: str, count: int, size: int, device: str) -> Iterato
     batch = data.eval_collator([(0, sample) for sample in data.samples["test"][:size]])
     for start in range(0, count, size):
         rows = batch.take(range(min(size, count - start)))
-        noise = torch.randn_like(rows.vision["pixel_values"])
+        noise = tuple(
+            {"pixel_values": torch.randn_like(image["pixel_values"])} for image in rows.images
+        )
         ids = tuple(f"image-{start + row}" for row in range(len(rows)))
-        yield replace(rows, sample_ids=ids, vision={"pixel_values": noise}).to(device)
+        yield replace(rows, sample_ids=ids, images=noise).to(device)
 
 
 def compare_ways(options: argparse.Namespace, folder: Path) -> tuple[list[Row], str]:

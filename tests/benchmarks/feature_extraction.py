@@ -177,9 +177,11 @@ def _many_batches(checkpoint: str, count: int, size: int) -> Iterator[Multimodal
     batch = data.eval_collator([(0, sample) for sample in data.samples["test"][:size]])
     for start in range(0, count, size):
         rows = batch.take(range(min(size, count - start)))
-        noise = torch.randn_like(rows.vision["pixel_values"])
+        noise = tuple(
+            {"pixel_values": torch.randn_like(image["pixel_values"])} for image in rows.images
+        )
         ids = tuple(f"image-{start + row}" for row in range(len(rows)))
-        yield replace(rows, sample_ids=ids, vision={"pixel_values": noise})
+        yield replace(rows, sample_ids=ids, images=noise)
 
 
 def _bytes(features: dict[str, FeatureSet]) -> int:

@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTraine
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.batches import MultimodalBatch, join_images
 from lightning_mllm.data import Digits
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.evaluation import Likelihood
@@ -96,7 +96,7 @@ def score_one_by_one(task: Task) -> Tensor:
             input_ids=torch.cat([prompts.input_ids, label], dim=1),
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            **prompts.vision,
+            **join_images(prompts.images),
             use_cache=False,
             logits_to_keep=len(token_ids) + 1,
         ).logits[:, :-1]  # (images, label, vocabulary): prompts are padded on the left

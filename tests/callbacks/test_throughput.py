@@ -34,10 +34,11 @@ def batch_with(tokens: list[int]) -> MultimodalBatch:
         pictures=tuple(map(str, tokens)),
         kinds=(None,) * len(tokens),
         answers=(None,) * len(tokens),
-        vision={},
+        images=(),
         image_counts=(0,) * len(tokens),
         pad_id=0,
         end_id=1,
+        steps=mask,
     )
 
 

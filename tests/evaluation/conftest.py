@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_mllm.batches import MultimodalBatch, TokenSpans
+from lightning_mllm.batches import MultimodalBatch, TokenSpans, map_image
 from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import IGNORE_INDEX, LabelSet, Segment
 
@@ -111,10 +111,13 @@ def make_batch(processor: Any, prompts: Any, sizes: Any, seeds: Any) -> Multimod
         pictures=tuple(f"sample-{seed}" for seed in seeds),
         kinds=(None,) * len(mask),
         answers=(None,) * len(mask),
-        vision=dict(whole),
-        image_counts=(1,) * len(whole["pixel_values"]),
+        images=tuple(
+            map_image(lambda value, k=k: value[k : k + 1], whole) for k in range(len(mask))
+        ),
+        image_counts=(1,) * len(mask),
         pad_id=processor.tokenizer.pad_token_id,
         end_id=processor.tokenizer.eos_token_id,
+        steps=mask,
     )
 
 

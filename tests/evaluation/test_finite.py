@@ -19,10 +19,10 @@ from tests.evaluation.conftest import Scene
 @pytest.fixture
 def broken(llava: Scene) -> Scene:
     """The second of three pictures is none."""
-    pixels = llava.batch.vision["pixel_values"].clone()
-    pixels[1] = math.nan
+    first, second, third = llava.batch.images
+    noise = {"pixel_values": torch.full_like(second["pixel_values"], math.nan)}
     return replace(
-        llava, batch=replace(llava.batch, vision={"pixel_values": pixels}, kinds=("a", "b", "a"))
+        llava, batch=replace(llava.batch, images=(first, noise, third), kinds=("a", "b", "a"))
     )
 
 

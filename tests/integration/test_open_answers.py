@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_mllm.batches import join_images
 from lightning_mllm.cli.commands.model import CLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.evaluation import AnswerScore, ExactMatch
@@ -127,7 +128,7 @@ def by_hand(cli: CLI) -> dict[str, bool]:
             tokens = model.generate(
                 input_ids=prompt.input_ids,
                 attention_mask=prompt.attention_mask,
-                **prompt.vision,
+                **join_images(prompt.images),
                 max_new_tokens=40,
                 do_sample=False,
             )[0, prompt.input_ids.shape[1] :]

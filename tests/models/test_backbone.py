@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError
+from lightning_mllm.families import FAMILIES, Family
 from lightning_mllm.models.backbone import Backbone, Part
-from lightning_mllm.models.families import FAMILIES, Family
 from lightning_mllm.models.freeze import Everything, ProjectorOnly
 from lightning_mllm.models.hooks import inputs_of
 from lightning_mllm.models.layers import decoder_layers
@@ -104,15 +104,16 @@ def test_encoded_images_are_what_the_full_model_feeds_its_llm(
     checkpoint = tiny_checkpoint(family, "vicuna")  # type: ignore[arg-type]
     backbone, batch = with_taps(checkpoint, tap), batch_of(checkpoint)
     projected: list[Tensor] = []
-    hook = backbone.projector.register_forward_pre_hook(
-        lambda _, inputs: projected.append(inputs[0])
-    )
+    projector = {"projector": backbone.projector}
 
-    expected = fed_to_the_llm(backbone, batch)
-    hook.remove()
+    with inputs_of(projector, lambda _, hidden: projected.append(hidden)):
+        expected = fed_to_the_llm(backbone, batch)
 
-    assert torch.equal(torch.cat(backbone.encode_images(batch.vision, "post")), expected)
-    assert torch.equal(torch.cat(backbone.encode_images(batch.vision, "pre")), projected[0])
+    seen = backbone.vision_path.observe(batch.images)
+    encoded = backbone.encode_images(batch.images)
+    assert torch.equal(torch.cat([each.tokens for each in encoded]), expected)
+    assert torch.equal(torch.cat([each.encoded.tokens for each in seen]), expected)
+    assert torch.equal(torch.cat([each.projected_from for each in seen]), projected[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,44 +129,41 @@ def test_the_projector_alone_makes_the_same_of_kept_features(
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected = fed_to_the_llm(backbone, batch)
-        images = path.split(batch.vision)
-        kept = [features.clone() for features in path.tower_features(images)]
-        with backbone.vision_tower.register_forward_pre_hook(
-            lambda *_: pytest.fail("The tower ran.")
-        ):
-            found = path.project(kept, images)
+        kept = [states.tower.clone() for states in path.observe(batch.images)]
+        inside = path.tower_layers[0].get_submodule("mlp")
+        with inside.register_forward_hook(lambda *_: pytest.fail("The tower ran.")):
+            found = path.replay(batch.images, kept)
 
-    assert torch.equal(torch.cat(found), expected)
-    assert found[0].dtype == expected.dtype
+    assert torch.equal(torch.cat([states.encoded.tokens for states in found]), expected)
+    assert found[0].encoded.tokens.dtype == expected.dtype
 
 
 @torch.no_grad()
 def test_a_class_token_that_the_model_keeps_is_projected(tiny_llava: str) -> None:
     backbone, batch = with_taps(tiny_llava, -2, "full"), batch_of(tiny_llava, size=2)
 
-    (first, _), images = (
-        backbone.encode_images(batch.vision, "pre"),
-        backbone.vision_path.split(batch.vision),
-    )
+    path = backbone.vision_path
 
-    features = backbone.vision_path.tower_features(images)
-    token = backbone.vision_path.class_token(features[0])
-    assert first.shape == (1, 17, 32)
+    first, _ = path.observe(batch.images)
+
+    token = path.class_token(first.tower)
+    assert first.projected_from.shape == (1, 17, 32)
     assert token is not None
-    assert torch.equal(token, first[:, 0])
-    assert backbone.vision_path.class_token(features[0][:, 1:]) is None
+    assert torch.equal(token, first.projected_from[:, 0])
+    assert path.class_token(first.tower[:, :, 1:]) is None
 
 
+@torch.no_grad()
 def test_views_that_only_fill_the_batch_are_left_out(tiny_llava_next: str) -> None:
     path = Backbone.from_pretrained(tiny_llava_next).vision_path
-    small, large = torch.tensor([28, 56]), torch.tensor([56, 56])
-    pixels = torch.randn(2, 5, 3, 28, 28)
+    wide = {"pixel_values": torch.randn(1, 3, 3, 28, 28), "image_sizes": torch.tensor([[28, 56]])}
+    large = {"pixel_values": torch.randn(1, 5, 3, 28, 28), "image_sizes": torch.tensor([[56, 56]])}
 
-    images = path.split({"pixel_values": pixels, "image_sizes": torch.stack([small, large])})
+    together = path.observe([wide, large])
 
-    assert [len(image["pixel_values"]) for image in images] == [3, 5]
-    assert torch.equal(images[0]["pixel_values"], pixels[0, :3])
-    assert torch.equal(images[1]["image_sizes"], large)
+    assert [states.tower.shape[1] for states in together] == [3, 5]
+    for image, states in zip((wide, large), together, strict=True):
+        torch.testing.assert_close(states.encoded.tokens, path.encode([image])[0].tokens)
 
 
 def test_the_vision_fingerprint_is_of_the_tower_as_it_is_now(
@@ -224,9 +222,8 @@ def test_a_further_family_is_one_entry(
     assert all(
         backbone.model.get_parameter(name).grad is not None for name in everything.trainable_names
     )
-    assert torch.equal(
-        torch.cat(backbone.encode_images(batch.vision, "post")), fed_to_the_llm(backbone, batch)
-    )
+    encoded = torch.cat([each.tokens for each in backbone.encode_images(batch.images)])
+    assert torch.equal(encoded, fed_to_the_llm(backbone, batch))
 
 
 def test_a_wrong_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

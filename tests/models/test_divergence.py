@@ -86,7 +86,7 @@ def _fit(
 
 
 def _spoil_picture(batch: MultimodalBatch) -> None:
-    batch.vision["pixel_values"][1] = math.nan
+    batch.images[1]["pixel_values"].fill_(math.nan)
 
 
 def _spoil_gradients(module: MLLMModule) -> None:

@@ -66,7 +66,7 @@ def _own(
     last = int(batch.spans[Segment.LAST][0].nonzero())
     with torch.no_grad():
         logits = backbone.model(**batch.model_inputs()).logits[0, last]
-    return batch.vision["pixel_values"], batch.input_ids[0, : last + 1], logits
+    return batch.images[0]["pixel_values"], batch.input_ids[0, : last + 1], logits
 
 
 def _anyones(folder: Path, images: dict[str, Image.Image]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,7 @@ def test_a_batch_is_the_sum_of_its_pieces(tiny_llava_next: str) -> None:
 
     assert [len(piece) for piece in pieces] == [2, 2, 1]
     assert torch.equal(torch.cat([piece.input_ids for piece in pieces]), batch.input_ids)
-    for name, value in batch.vision.items():
-        assert torch.equal(torch.cat([piece.vision[name] for piece in pieces]), value)
+    assert tuple(chain.from_iterable(piece.images for piece in pieces)) == batch.images
 
 
 def test_some_samples_of_a_batch_keep_their_own_images(tiny_llava: str, tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_some_samples_of_a_batch_keep_their_own_images(tiny_llava: str, tmp_path
 
     assert (mixed.sample_ids, mixed.image_counts) == (("3", "6", "0"), (1, 0, 1))
     assert torch.equal(mixed.input_ids, batch.input_ids[[3, 6, 0]])
-    assert torch.equal(mixed.vision["pixel_values"], batch.vision["pixel_values"][[3, 0]])
-    assert (text.sample_ids, text.vision) == (("7", "5"), {})
+    assert mixed.images == (batch.images[3], batch.images[0])
+    assert (text.sample_ids, text.images) == (("7", "5"), ())
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,9 @@ def _sequence(
     real, image = alone.attention_mask[0].bool(), alone.spans[Segment.IMAGE][0]
     decoder: Any = backbone.decoder
     embedded = decoder.embed_tokens(alone.input_ids)[0]
-    if alone.vision:
-        embedded[image] = torch.cat(backbone.encode_images(alone.vision, "post")).to(embedded.dtype)
+    if alone.images:
+        encoded = backbone.encode_images(alone.images)
+        embedded[image] = torch.cat([each.tokens for each in encoded]).to(embedded.dtype)
     text = [not image[place] for place in range(len(image))]
     if not options.before_image:
         text = [own and bool(image[:place].any()) for place, own in enumerate(text)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_mllm.batches import join_images
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Likelihood
 from lightning_mllm.types import LabelSet
@@ -25,7 +26,7 @@ def score_labels_separately(scene: Scene) -> Tensor:
             input_ids=torch.cat([prompts.input_ids, label], dim=1),
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            **prompts.vision,
+            **join_images(prompts.images),
         ).logits
         predicting = logits[:, -label.shape[1] - 1 : -1].double().log_softmax(-1)
         scores.append(predicting.gather(2, label[..., None]).sum(dim=(1, 2)))
