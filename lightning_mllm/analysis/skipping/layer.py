@@ -101,8 +101,9 @@ def run_layer(
         return output
     if not len(feeding.kept):
         return attended
-    rows = attended.flatten(0, 1).index_select(0, feeding.kept)
-    return _put_back(attended, feeding.kept, rows + layer.mlp(layer.post_attention_layernorm(rows)))
+    rows = attended.flatten(0, 1).index_select(0, feeding.kept)[None]  # as one sequence, for MoE
+    fed = rows + layer.mlp(layer.post_attention_layernorm(rows))
+    return _put_back(attended, feeding.kept, fed[0])
 
 
 def run_in_parallel(layer: Any, others: Arguments, split: Split, hidden: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ def check_rows(backbone: Backbone, prompts: Prompts) -> None:
     Raises:
         UnfitError: It does not give what the model does; the message says how.
     """
+    if backbone.family.sees == "prompt whole":
+        raise UnfitError(
+            "each position of its prompts sees all others, so that all rows can change"
+        )
     clean = CleanRun.of(backbone, prompts, 0)
     try:
         _check_masks(backbone, clean)
