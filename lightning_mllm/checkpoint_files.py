@@ -7,11 +7,13 @@ its own files, and either may be the first.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 from huggingface_hub import constants
 from huggingface_hub.utils._validators import validate_repo_id
 from transformers import PretrainedConfig
@@ -19,8 +21,6 @@ from transformers import PretrainedConfig
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.network import is_reachable
 
-# Vision towers that were tried: all images have one size, and a hidden state is a vector per patch.
-TOWERS = ("clip_vision_model", "siglip_vision_model")
 _LONGEST = 300  # characters of a library's message: some list all models that they know
 _JSON_FILES = (
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
@@ -87,11 +87,11 @@ def find_damage(checkpoint: str, revision: str | None) -> str | None:
 
 
 def check_config(config: PretrainedConfig, checkpoint: str) -> None:
-    """Refuse a LLaVA whose config can't be right, or is not supported.
+    """Refuse a config that can't be right, or is not supported.
 
     Raises:
-        CheckpointError: The weights are quantised, the vision tower is not one of those that were
-            tried, or the config names a layer or a token that does not exist.
+        CheckpointError: The weights are quantised, a picture has no patch, or the config names a
+            layer or a token that does not exist.
     """
     for part in parts_of(config):
         if (quantised := getattr(part, "quantization_config", None)) is None:
@@ -102,9 +102,11 @@ def check_config(config: PretrainedConfig, checkpoint: str) -> None:
             "config.json), which can be neither trained nor measured here: weights must be "
             "floating-point numbers. Use the checkpoint that it was made from."
         )
-    if hasattr(config, "vision_config") and hasattr(config, "vision_feature_layer"):
+    if not hasattr(config, "vision_config"):
+        return
+    if hasattr(config, "vision_feature_layer"):
         _check_tower(config, checkpoint)
-        _check_image_token(config, checkpoint)
+    _check_image_token(config, checkpoint)
 
 
 def parts_of(config: PretrainedConfig) -> list[PretrainedConfig]:
@@ -114,11 +116,10 @@ def parts_of(config: PretrainedConfig) -> list[PretrainedConfig]:
 
 
 def check_tokens(processor: Any, config: PretrainedConfig, checkpoint: str) -> None:
-    """Refuse a tokenizer whose tokens are not those of the model.
+    """Refuse a tokenizer that has more tokens than the model.
 
     Raises:
-        CheckpointError: A token's id is too high for the model's embedding, or the processor and
-            the model have different image tokens.
+        CheckpointError: A token's id is too high for the model's embedding.
     """
     known = processor.tokenizer.get_vocab()
     last = max(known, key=lambda token: int(known[token]))
@@ -130,30 +131,47 @@ def check_tokens(processor: Any, config: PretrainedConfig, checkpoint: str) -> N
             "that the checkpoint was trained with, or enlarge the model's embedding "
             "(resize_token_embeddings of transformers) and save it."
         )
-    found, expected = known.get(processor.image_token), getattr(config, "image_token_id", None)
-    if expected is not None and found != expected:
-        raise CheckpointError(
-            f"The processor of {checkpoint!r} puts {processor.image_token!r} where a picture goes, "
-            f"with id {found}, but its model expects the id {expected} there (image_token_index in "
-            "config.json). Correct one of them; they must be the same token."
-        )
+
+
+def check_features(
+    ids: Sequence[int], processor: Any, config: PretrainedConfig, checkpoint: str
+) -> None:
+    """Refuse a processor that leaves no place for features where a picture goes.
+
+    Args:
+        ids: What the processor made of a text that is nothing but a picture.
+        processor: The checkpoint's processor.
+        config: The config of its model.
+        checkpoint: Hub id or folder of the checkpoint.
+
+    Raises:
+        CheckpointError: The model's image token is not among the ids.
+    """
+    expected = config.image_token_id
+    if expected in ids:
+        return
+    found = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    raise CheckpointError(
+        f"The processor of {checkpoint!r} puts {processor.image_token!r} where a picture goes, "
+        f"with id {found}, but its model expects the id {expected} there (image_token_id or "
+        "image_token_index in config.json), which nothing that the processor writes has. Correct "
+        "one of them; they must be the same token."
+    )
 
 
 def _check_tower(config: PretrainedConfig, checkpoint: str) -> None:
-    tower = config.vision_config.model_type
-    if tower not in TOWERS:
+    tower: Any = config.vision_config
+    sides, patches = (
+        np.atleast_1d(getattr(tower, name, None) or 0) for name in ("image_size", "patch_size")
+    )
+    has_both = hasattr(tower, "image_size") and hasattr(tower, "patch_size")
+    if has_both and (patches.min() < 1 or sides.min() < patches.max()):
         raise CheckpointError(
-            f"The vision tower of checkpoint {checkpoint!r} is a {tower!r}, which is not "
-            "supported: how many tokens a picture has, and what each of them shows, was tried for "
-            f"{' and '.join(TOWERS)} only. Choose a checkpoint with one of these."
+            f"The config of checkpoint {checkpoint!r} has image_size {tower.image_size} and "
+            f"patch_size {tower.patch_size}; a picture must have at least one patch. Correct its "
+            "config.json."
         )
-    side, patch = config.vision_config.image_size, config.vision_config.patch_size
-    if patch < 1 or side < patch:
-        raise CheckpointError(
-            f"The config of checkpoint {checkpoint!r} has image_size {side} and patch_size "
-            f"{patch}; a picture must have at least one patch. Correct its config.json."
-        )
-    depth, tapped = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    depth, tapped = tower.num_hidden_layers, config.vision_feature_layer
     taps = tapped if isinstance(tapped, list | tuple) else [tapped]
     if not taps or any(type(tap) is not int or not -depth - 1 <= tap <= depth for tap in taps):
         raise CheckpointError(
@@ -166,8 +184,9 @@ def _check_tower(config: PretrainedConfig, checkpoint: str) -> None:
 def _check_image_token(config: PretrainedConfig, checkpoint: str) -> None:
     token, embedded = getattr(config, "image_token_id", None), config.get_text_config().vocab_size
     if type(token) is not int or not 0 <= token < embedded:
+        name = config.attribute_map.get("image_token_id", "image_token_id")
         raise CheckpointError(
-            f"image_token_index is {token!r} in the config of checkpoint {checkpoint!r}; expected "
+            f"{name} is {token!r} in the config of checkpoint {checkpoint!r}; expected "
             f"the id of the image token, from 0 to {embedded - 1}. Correct its config.json."
         )
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+from typing import Any
 
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, ProcessorMixin
+from transformers import AutoConfig, PretrainedConfig, ProcessorMixin
 
-from lightning_mllm.checkpoint_files import check_available, check_config, check_tokens, reason
+from lightning_mllm.checkpoint_files import (
+    check_available,
+    check_config,
+    check_features,
+    check_tokens,
+    reason,
+)
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
+from lightning_mllm.data.images.opening import open_processor
 from lightning_mllm.data.images.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import family_of
-
-logger = logging.getLogger(__name__)
 
 
 def load_processor(
@@ -34,20 +39,13 @@ def load_processor(
             tokenizer, a chat template, an image token, token ids that the model's embedding has,
             and pictures of the size that the model takes.
     """
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
     check_available(checkpoint, revision)
     try:
         config = AutoConfig.from_pretrained(checkpoint, **options)
-        if not hasattr(config, "vision_config"):
-            raise CheckpointError(
-                f"{checkpoint!r} is a text-only checkpoint (model type {config.model_type!r}). "
-                "Choose a multimodal one, e.g. llava-hf/llava-1.5-7b-hf."
-            )
-        check_config(config, checkpoint)
         family = family_of(config)  # before its processor, which may need packages, is opened
-        processor = AutoProcessor.from_pretrained(checkpoint, **options)
-        # the image processor alone takes a backend: AutoProcessor would pass it to the tokenizer
-        image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **options)
+        check_config(config, checkpoint)
+        processor = open_processor(checkpoint, config, **options)
     except CheckpointError:
         raise
     except Exception as error:  # transformers raises whatever a damaged file provokes
@@ -58,19 +56,12 @@ def load_processor(
             "accept its licence and set HF_TOKEN), or a folder with config.json, tokenizer and "
             "processor files."
         ) from error
-    has_images = getattr(processor, "image_processor", None) is not None
-    if not isinstance(processor, ProcessorMixin) or not has_images:
-        raise CheckpointError(
-            f"{checkpoint!r} has no image processor (found a {type(processor).__name__}), so it is "
-            "not a multimodal checkpoint. Choose one that is, e.g. llava-hf/llava-1.5-7b-hf."
-        )
-    processor.image_processor = image_processor
     if not family.native:  # LLaVA-1.5's own pads pictures, which Geometry decides
-        image_processor.do_pad = False
+        processor.image_processor.do_pad = False
     _check_parts(processor, checkpoint)
     check_tokens(processor, config, checkpoint)
     align_with_model(processor, config, checkpoint)
-    _try_a_picture(processor, checkpoint)
+    _try_a_picture(processor, config, checkpoint)
     return CheckpointProcessor(processor, config)
 
 
@@ -128,13 +119,20 @@ def _check_parts(processor: ProcessorMixin, checkpoint: str) -> None:
         )
 
 
-def _try_a_picture(processor: ProcessorMixin, checkpoint: str) -> None:
-    """Refuse an image processor that fails on a small picture."""
+def _try_a_picture(processor: ProcessorMixin, config: PretrainedConfig, checkpoint: str) -> None:
+    """Refuse a processor that fails on a small picture, or leaves no place for its features."""
+    call: Any = processor  # each family's class can be called
     try:
-        processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")
+        made = call(
+            images=[Image.new("RGB", (8, 8))],
+            text=[call.image_token],
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
     except Exception as error:  # transformers raises whatever a wrong option provokes
         raise CheckpointError(
-            f"The image processor of {checkpoint!r} can't process a picture: "
+            f"The processor of {checkpoint!r} can't process a picture: "
             f"{reason(checkpoint, None, error)}. Correct its processor_config.json or "
             "preprocessor_config.json."
         ) from error
+    check_features(made["input_ids"][0].tolist(), processor, config, checkpoint)
