@@ -43,12 +43,12 @@ def before_layers(layers: Mapping[int, nn.Module], function: BeforeLayer) -> Ite
 
 
 @contextmanager
-def between_layers(layers: Sequence[nn.Module], found: dict[int, Tensor]) -> Iterator[None]:
+def between_layers(modules: Sequence[nn.Module], found: dict[int, Tensor]) -> Iterator[None]:
     """Find what is added to the residual stream between two layers, such as DeepStack's features.
 
     Args:
-        layers: Decoder layers, in order; all of them run.
-        found: Gets number of a layer -> what is added to its output before the next layer, (batch,
+        modules: The decoder's layers and its final norm, in order; all of them run.
+        found: Gets number of a layer -> what is added to its output before the next module, (batch,
             sequence, width); nothing for a layer whose output enters the next one as it is.
     """
     left: dict[int, Tensor] = {}
@@ -57,7 +57,7 @@ def between_layers(layers: Sequence[nn.Module], found: dict[int, Tensor]) -> Ite
         if layer and (before := left.pop(layer - 1)) is not hidden:
             found[layer - 1] = hidden - before
 
-    named = dict(enumerate(layers))
+    named = dict(enumerate(modules))
     with outputs_of(named, left.__setitem__), before_layers(named, compare):
         yield
 

@@ -23,7 +23,12 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import before_layers, inputs_of, outputs_of, stream_into
-from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_uncompiled
+from lightning_mllm.models.layers import (
+    decoder_layers,
+    layers_and_norm,
+    run_uncompiled,
+    scale_added,
+)
 
 
 class LayerState(StrEnum):
@@ -121,8 +126,8 @@ def stream_states(
 
     def show(key: tuple[LayerState, int], values: Tensor) -> None:
         state, layer = key
-        if state in _ADDED:  # Granite scales what it adds
-            values = values * getattr(layers[layer - 1], "residual_multiplier", 1.0)
+        if state in _ADDED:
+            values = scale_added(layers[layer - 1], values)
         with torch.autocast(values.device.type, enabled=False):
             observe(state, layer, values)
 

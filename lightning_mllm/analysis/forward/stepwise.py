@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_layers, between_layers
-from lightning_mllm.models.layers import decoder_layers, run_uncompiled
+from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_uncompiled
 
 
 @dataclass
@@ -40,8 +40,11 @@ class Stream:
                 states.append(hidden)
             arguments.append(others)
 
-        layers, between = decoder_layers(backbone), dict[int, Tensor]()
-        with before_layers(dict(enumerate(layers)), catch), between_layers(layers, between):
+        layers, between = dict(enumerate(decoder_layers(backbone))), dict[int, Tensor]()
+        with (
+            before_layers(layers, catch),
+            between_layers(layers_and_norm(backbone), between),
+        ):
             run_uncompiled(backbone, batch)
         return cls(states[0], arguments, counted, between)
 

@@ -155,7 +155,7 @@ def check_attention(backbone: Backbone) -> None:
         raise refusal(
             backbone,
             "Attention knockout",
-            f"layers {', '.join(map(str, lacking))} of its LLM mix tokens without keys, so that "
+            f"its LLM mixes tokens without keys in layers {', '.join(map(str, lacking))}, so that "
             "none can be hidden",
             "Use a model whose layers all have attention, such as qwen2_5_vl.",
         )

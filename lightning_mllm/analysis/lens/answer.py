@@ -167,7 +167,14 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         lengths = positions.lengths.tolist()
         rows: list[list[LensRow]] = [[] for _ in questions]
         for layer, hidden in enumerate(states):
-            seen = look(backbone.lm_head, hidden, positions.ids, self.top, vocabulary, finish)
+            seen = look(
+                backbone.lm_head,
+                hidden,
+                positions.ids,
+                self.top,
+                vocabulary=vocabulary,
+                finish=finish,
+            )
             last, words = positions.at_last, slice(len(WORDS))
             probabilities = seen.logprobs[last, words].double().exp().tolist()
             ranks = seen.ranks[last, words].double().tolist()

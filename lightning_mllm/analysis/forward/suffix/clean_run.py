@@ -13,7 +13,7 @@ from lightning_mllm.analysis.forward.hidden_keys import find_horizons
 from lightning_mllm.analysis.forward.prompts import Prompts
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_layers, between_layers
-from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.models.layers import decoder_layers, layers_and_norm
 
 _PER_POSITION = ("position_ids", "position_embeddings")
 _REPLACED = ("attention_mask", "past_key_values", "use_cache", *_PER_POSITION)
@@ -65,7 +65,10 @@ class CleanRun:
             arguments.append(others)
 
         layers, between = decoder_layers(backbone), dict[int, Tensor]()
-        with before_layers(dict(enumerate(layers)), keep), between_layers(layers, between):
+        with (
+            before_layers(dict(enumerate(layers)), keep),
+            between_layers(layers_and_norm(backbone), between),
+        ):
             logits, cache = prompts.forward(backbone, use_cache=True)
         length = prompts.batch.input_ids.shape[1]
         _check_arguments(arguments, length)
