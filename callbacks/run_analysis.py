@@ -89,8 +89,10 @@ class RunAnalysis(L.Callback):
             analysis.check(features.tapped_samples(trainer, split, self.data))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Analyse the untrained model."""
+        """Refuse a model that can't be analysed; analyse the untrained one."""
         module = trainer_state.mllm(pl_module)
+        if "fit" in self.splits:
+            AnalysisRun.of(self.analyses, trainer, "analysis").check_model(module)
         if self.before_training and trainer_state.starts_untrained(trainer, module):
             self._run(trainer, pl_module, "fit")
 

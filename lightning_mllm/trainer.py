@@ -56,6 +56,7 @@ class _Analyzing(L.Callback):
         assert isinstance(pl_module, MLLMModule)  # `Trainer.analyze` has it so
         where = f"analysis/{self.split}-step{pl_module.trained_steps}"
         run = self._run = AnalysisRun.of(self.analyses, trainer, where)
+        run.check_model(pl_module)
         source = provenance(pl_module, trainer.datamodule, self.split)  # type: ignore[attr-defined]
         earlier = None if self.earlier is None else self.earlier / where
         run.begin(pl_module.tokenizer, source, earlier)

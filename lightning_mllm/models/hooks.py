@@ -6,9 +6,10 @@ blocks nest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -38,6 +39,26 @@ def before_layers(layers: Mapping[int, nn.Module], function: BeforeLayer) -> Ite
         layer.register_forward_pre_hook(partial(_call, function, index), with_kwargs=True)
         for index, layer in layers.items()
     ):
+        yield
+
+
+@contextmanager
+def between_layers(modules: Sequence[nn.Module], found: dict[int, Tensor]) -> Iterator[None]:
+    """Find what is added to the residual stream between two layers, such as DeepStack's features.
+
+    Args:
+        modules: The decoder's layers and its final norm, in order; all of them run.
+        found: Gets number of a layer -> what is added to its output before the next module, (batch,
+            sequence, width); nothing for a layer whose output enters the next one as it is.
+    """
+    left: dict[int, Tensor] = {}
+
+    def compare(layer: int, hidden: Tensor, _: Arguments) -> None:
+        if layer and (before := left.pop(layer - 1)) is not hidden:
+            found[layer - 1] = hidden - before
+
+    named = dict(enumerate(modules))
+    with outputs_of(named, left.__setitem__), before_layers(named, compare):
         yield
 
 
@@ -158,16 +179,16 @@ def _call(
     positional: tuple[Any, ...],
     keywords: Arguments,
 ) -> tuple[tuple[Any, ...], Arguments] | None:
-    hidden, others = _split_arguments(positional, keywords)
+    hidden, others = _split_arguments(module, positional, keywords)
     changed = function(index, hidden, others)
-    return None if changed is None else ((hidden, *positional[1:]), changed)
+    return None if changed is None else ((hidden,), changed)
 
 
 def _enter(
     function: Work, module: nn.Module, positional: tuple[Any, ...], keywords: Arguments
 ) -> tuple[tuple[Any, ...], Arguments]:
-    hidden, others = _split_arguments(positional, keywords)
-    return (function(hidden), *positional[1:]), others
+    hidden, others = _split_arguments(module, positional, keywords)
+    return (function(hidden),), others
 
 
 def _run_instead(
@@ -179,7 +200,7 @@ def _run_instead(
     *positional: Any,
     **keywords: Any,
 ) -> Tensor:
-    hidden, others = _split_arguments(positional, keywords)
+    hidden, others = _split_arguments(layer, positional, keywords)
     work = function(index, layer, hidden, others)
     if not checkpointing:
         return own(hidden, **others) if work is None else work(hidden)
@@ -196,11 +217,17 @@ def _run_instead(
     return work(hidden)
 
 
-def _split_arguments(positional: tuple[Any, ...], keywords: Arguments) -> tuple[Tensor, Arguments]:
-    """Return the residual stream and the other keyword arguments of a layer's call."""
+def _split_arguments(
+    layer: nn.Module, positional: tuple[Any, ...], keywords: Arguments
+) -> tuple[Tensor, Arguments]:
+    """Return the residual stream and the other arguments of a layer's call, all by keyword."""
     others = dict(keywords)
-    hidden = positional[0] if positional else others.pop("hidden_states")
-    return hidden, others
+    if not positional:
+        return others.pop("hidden_states"), others
+    if len(positional) > 1:  # Gemma 4's inputs of each layer
+        _, _, *names = signature(type(layer).forward).parameters
+        others |= zip(names, positional[1:], strict=False)
+    return positional[0], others
 
 
 def _first_argument(positional: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:

@@ -48,6 +48,22 @@ def run_uncompiled(
     return forward(**batch.model_inputs(), **encoded, use_cache=False)
 
 
+def scale_added(layer: nn.Module, added: Tensor) -> Tensor:
+    """Return what attention or FFN adds to the stream, which Granite's layers scale before."""
+    multiplier: float = getattr(layer, "residual_multiplier", 1.0)
+    return added if multiplier == 1.0 else added * multiplier
+
+
+def layers_without_keys(backbone: Backbone) -> list[int]:
+    """Return the numbers of the layers that mix tokens in another way than by attention to keys."""
+    config: Any = backbone.decoder.config
+    found = []
+    for number, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if "attention" not in kind or "linear" in kind:
+            found.append(number)
+    return found
+
+
 def attention_of(backbone: Backbone) -> str:
     """Return the name of the LLM's attention implementation."""
     return str(backbone.model.get_decoder().config._attn_implementation)

@@ -83,6 +83,16 @@ class AnalysisRun:
             parent=os.getppid() if trainer.local_rank else None,
         )
 
+    def check_model(self, module: Any) -> None:
+        """Refuse a model that one of the analyses can't look at.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        with module.adapted.autocast(module.device.type):
+            for analysis in self.analyses:
+                analysis.check_model(module.backbone)
+
     def begin(
         self,
         tokenizer: PreTrainedTokenizerBase,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.subnetwork.calibration_options import CalibrationOptions
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
-from lightning_mllm.batches import MultimodalBatch, TokenSpans
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import IGNORE_INDEX, Segment
 from tests.support.questions import batches, tokenizer
@@ -82,9 +82,8 @@ def widen(batch: MultimodalBatch, left: int, right: int) -> MultimodalBatch:
         input_ids=fill(batch.input_ids, batch.pad_id),
         attention_mask=fill(batch.attention_mask, 0),
         labels=fill(batch.labels, IGNORE_INDEX),
-        spans=TokenSpans(
-            {segment: fill(mask, False) for segment, mask in batch.spans.masks.items()}
-        ),
+        spans=batch.spans.map(lambda mask: fill(mask, False)),
+        steps=fill(batch.steps, 0),
     )
 
 
@@ -97,8 +96,8 @@ def _sequence(
     decoder: Any = backbone.decoder
     embedded = decoder.embed_tokens(alone.input_ids)[0]
     if alone.images:
-        encoded = backbone.encode_images(alone.images)
-        embedded[image] = torch.cat([each.tokens for each in encoded]).to(embedded.dtype)
+        encoded = [each.tokens for each in backbone.encode_images(alone.images)]
+        embedded[image] = torch.cat(encoded)
     text = [not image[place] for place in range(len(image))]
     if not options.before_image:
         text = [own and bool(image[:place].any()) for place, own in enumerate(text)]

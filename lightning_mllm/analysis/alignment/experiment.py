@@ -25,7 +25,13 @@ from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import LayerState, StateName, states_of, stream_states
+from lightning_mllm.analysis.forward.observe import (
+    LayerState,
+    StateName,
+    check_states,
+    states_of,
+    stream_states,
+)
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -128,6 +134,10 @@ class Alignment(StreamedAnalysis):
                 f"images are of {', '.join(kinds) or 'no kind'}. Use data with two kinds or more, "
                 "a higher kind_depth, or set it to false."
             )
+
+    def check_model(self, backbone: Backbone) -> None:
+        """Refuse states that the model's layers do not have."""
+        check_states(backbone, self.states)
 
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor

@@ -83,6 +83,13 @@ class Analysis(ABC):
             ConfigError: There is one.
         """
 
+    def check_model(self, backbone: Backbone) -> None:  # noqa: B027 - most work with every family
+        """Refuse a model that can't be analysed, before it is run.
+
+        Raises:
+            ConfigError: The analysis does not work with the model's family, or with this model.
+        """
+
     @abstractmethod
     def prepare(
         self,

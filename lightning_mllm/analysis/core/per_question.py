@@ -137,6 +137,7 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
 
         Out of memory, fewer of them are measured at a time.
         """
+        self.check_model(backbone)
         new = []
         for row, sample_id in enumerate(batch.sample_ids):
             if sample_id not in self.rows.done:

@@ -112,6 +112,7 @@ class StreamedAnalysis(Analysis):
     @torch.no_grad()
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Take in the samples of a batch that are not in yet."""
+        self.check_model(backbone)
         ids = batch.sample_ids
         masks = self.sets.of(batch)
         has_both = masks.any(-1).all(-1).tolist()

@@ -1,5 +1,7 @@
 """Which tokens are perceptual and which textual; padding is neither.
 
+Nor is what frames an image: row breaks, names of tiles and other text of its processor.
+
 Perceptual are the tokens of images, textual those after the first image. What stands before it (the
 begin token, the system text) is left out, as in Shukor and Cord's multitask set-up, unless it is
 asked for.
@@ -56,7 +58,8 @@ class TokenSets:
     def of(self, batch: MultimodalBatch) -> Tensor:
         """Return which positions are in which set, (batch, sets, sequence) bool."""
         real, image = batch.attention_mask.bool(), batch.spans[Segment.IMAGE]
-        text = real & ~image
+        frame = batch.spans.masks.get(Segment.IMAGE_FRAME, ~real)
+        text = real & ~image & ~frame
         if not self.before_image:
             text &= image.cumsum(1) > 0
         if not self.answers:

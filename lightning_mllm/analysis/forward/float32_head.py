@@ -36,7 +36,12 @@ def states_at_once(head: nn.Module) -> int:
 def next_token_logits(backbone: Backbone, states: Tensor) -> Tensor:
     """Return the logits of what leaves a layer, (..., width): after the final norm and the head."""
     norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]  # a module
-    return finish_logits(backbone.model.config, head_logits(backbone.lm_head, norm(states)))
+    return model_logits(backbone, norm(states))
+
+
+def model_logits(backbone: Backbone, normed: Tensor) -> Tensor:
+    """Return the logits of normed states, (..., width), as the model's own forward, in float32."""
+    return finish_logits(backbone.model.config, head_logits(backbone.lm_head, normed))
 
 
 def head_logits(head: nn.Module, normed: Tensor) -> Tensor:

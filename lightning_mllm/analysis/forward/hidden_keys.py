@@ -9,6 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.batches import TokenSpans
+from lightning_mllm.families import Sees
+from lightning_mllm.types import Segment
+
 
 @dataclass(frozen=True, eq=False)
 class HiddenKeys:
@@ -19,12 +23,15 @@ class HiddenKeys:
         target: (batch, sequence) bool, the queries from which they are hidden.
         heads: (heads,) bool, the attention heads in which they are; None for all.
         name: What hides them, for messages.
+        horizon: (batch, sequence), the last position that each can attend to; None if this is
+            itself.
     """
 
     source: Tensor
     target: Tensor
     heads: Tensor | None = None
     name: str = "nothing"
+    horizon: Tensor | None = None
 
     @classmethod
     def nothing(cls, real: Tensor) -> HiddenKeys:
@@ -35,7 +42,7 @@ class HiddenKeys:
     @cached_property
     def reached(self) -> Tensor:
         """(batch, sequence), the target positions that could attend to a source position."""
-        return self.target & (self.source.cumsum(1) > 0)
+        return self.target & (self.count_seen(self.source) > 0)
 
     @cached_property
     def acts(self) -> Tensor:
@@ -43,14 +50,29 @@ class HiddenKeys:
         return self.reached.any(1)
 
     @cached_property
-    def first_reached(self) -> int:
-        """The first position that is reached in any prompt; 0 if there is none."""
-        return int(self.reached.any(0).int().argmax())
+    def first_changed(self) -> int:
+        """The first position that is changed in any prompt; 0 if there is none.
+
+        In a layer those that are reached change, in the next one all that can attend to them.
+        """
+        if not self.acts.any():
+            return 0
+        length = self.reached.shape[1]
+        first = self.reached.int().argmax(1, keepdim=True).where(self.acts[:, None], length)
+        if self.horizon is not None:
+            first = (self.horizon < first).sum(1)
+        return int(first.min())
+
+    def count_seen(self, keys: Tensor) -> Tensor:
+        """Return how many of these keys each position could attend to, (batch, sequence)."""
+        counts = keys.cumsum(1)
+        return counts if self.horizon is None else counts.gather(1, self.horizon)
 
     def take(self, rows: Sequence[int]) -> HiddenKeys:
         """Return the same for a run of the prompts."""
         some = slice(rows[0], rows[-1] + 1)
-        return HiddenKeys(self.source[some], self.target[some], self.heads, self.name)
+        horizon = None if self.horizon is None else self.horizon[some]
+        return HiddenKeys(self.source[some], self.target[some], self.heads, self.name, horizon)
 
     def pairs(self, rows: slice, keys: int, repeats: int) -> Tensor:
         """Return which pairs are hidden, (batch x repeats, 1 or heads, rows, keys) bool.
@@ -66,6 +88,25 @@ class HiddenKeys:
         )
         pairs = (target[:, rows, None] & source[:, None])[:, None]
         return pairs if self.heads is None else pairs & self.heads[:, None, None]
+
+
+def find_horizons(sees: Sees, spans: TokenSpans) -> Tensor | None:
+    """Return the last position that each can attend to, (batch, sequence); None if it is itself.
+
+    Args:
+        sees: What a position can see besides earlier ones.
+        spans: Where the segments are.
+    """
+    if sees == "causal":
+        return None
+    segment = Segment.LAST if sees == "prompt whole" else Segment.IMAGE
+    places = torch.arange(spans[segment].shape[1], device=spans[segment].device)
+    if segment is Segment.LAST:
+        return torch.maximum(places, spans[segment].int().argmax(1, keepdim=True))
+    image = spans[segment]
+    ends = image & ~_fit(image[:, 1:], len(places))
+    next_end = places.expand_as(image).masked_fill(~ends, len(places)).flip(1).cummin(1).values
+    return next_end.flip(1).where(image, places)
 
 
 def _fit(mask: Tensor, length: int) -> Tensor:

@@ -18,11 +18,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.analysis.core.refusal import refusal
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import before_layers, inputs_of, outputs_of, stream_into
-from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_uncompiled
+from lightning_mllm.models.layers import (
+    decoder_layers,
+    layers_and_norm,
+    run_uncompiled,
+    scale_added,
+)
 
 
 class LayerState(StrEnum):
@@ -64,6 +70,26 @@ def states_of(names: Sequence[str]) -> tuple[LayerState, ...]:
     return tuple(map(LayerState, names))
 
 
+def check_states(backbone: Backbone, states: Sequence[LayerState]) -> None:
+    """Refuse states that are asked for inside layers which have other modules.
+
+    Raises:
+        ConfigError: There is such a state.
+    """
+    inside = [state for state in states if state is not LayerState.RESIDUAL]
+    for layer in decoder_layers(backbone) if inside else ():
+        parts = {name for name, _ in layer.named_children()}
+        if parts != _PARTS:
+            raise refusal(
+                backbone,
+                f"Looking at {', '.join(inside)} inside layers",
+                f"these states are known where a layer has {', '.join(sorted(_PARTS))}, as those "
+                f"of Llama, Mistral and Qwen2; a {type(layer).__name__} has "
+                f"{', '.join(sorted(parts))}",
+                f"Ask for {LayerState.RESIDUAL!s} states only.",
+            )
+
+
 @torch.no_grad()
 def stream_states(
     backbone: Backbone,
@@ -87,6 +113,7 @@ def stream_states(
         ConfigError: States inside layers are asked for, and the layers have other modules.
         DataError: States of a sample are not finite.
     """
+    check_states(backbone, states)
     layers = decoder_layers(backbone)
 
     def check(_: int, leaving: Tensor, __: Any) -> None:  # what is not finite stays so
@@ -99,8 +126,8 @@ def stream_states(
 
     def show(key: tuple[LayerState, int], values: Tensor) -> None:
         state, layer = key
-        if state in _ADDED:  # Granite scales what it adds
-            values = values * getattr(layers[layer - 1], "residual_multiplier", 1.0)
+        if state in _ADDED:
+            values = scale_added(layers[layer - 1], values)
         with torch.autocast(values.device.type, enabled=False):
             observe(state, layer, values)
 
@@ -128,13 +155,5 @@ def _modules(
     modules: dict[tuple[LayerState, int], nn.Module] = {}
     for state in states:
         for number, layer in enumerate(layers, 1):
-            parts = {name for name, _ in layer.named_children()}
-            if parts != _PARTS:
-                raise ConfigError(
-                    "States inside layers are known where a layer has "
-                    f"{', '.join(sorted(_PARTS))}, as those of Llama, Mistral and Qwen2; a "
-                    f"{type(layer).__name__} has {', '.join(sorted(parts))}. Ask for "
-                    f"{LayerState.RESIDUAL!s} states only."
-                )
             modules[state, number] = layer.get_submodule(_MODULES[state])
     return modules

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, before_layers
-from lightning_mllm.models.layers import decoder_layers, run_uncompiled
+from lightning_mllm.models.hooks import Arguments, before_layers, between_layers
+from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_uncompiled
 
 
 @dataclass
@@ -21,11 +21,13 @@ class Stream:
         hidden: (batch, sequence, width), what enters the next layer.
         arguments: What each layer is called with, besides.
         counted: (batch, sequence) bool, which tokens count.
+        between: Layer -> what is added to its output before the next one, as the stream.
     """
 
     hidden: Tensor
     arguments: Sequence[Arguments]
     counted: Tensor
+    between: Mapping[int, Tensor]
 
     @classmethod
     def of(cls, backbone: Backbone, batch: MultimodalBatch, counted: Tensor) -> Stream:
@@ -38,12 +40,16 @@ class Stream:
                 states.append(hidden)
             arguments.append(others)
 
-        with before_layers(dict(enumerate(decoder_layers(backbone))), catch):
+        layers, between = dict(enumerate(decoder_layers(backbone))), dict[int, Tensor]()
+        with (
+            before_layers(layers, catch),
+            between_layers(layers_and_norm(backbone), between),
+        ):
             run_uncompiled(backbone, batch)
-        return cls(states[0], arguments, counted)
+        return cls(states[0], arguments, counted, between)
 
     def through(self, index: int, layer: nn.Module) -> Tensor:
-        """Return what a layer makes of it."""
+        """Return what a layer makes of it, as it enters the next one."""
         # not called: a call would run what torch.compile made of the layer, without our hooks
         out: Tensor = layer.forward(self.hidden, **self.arguments[index])
-        return out
+        return out + self.between[index] if index in self.between else out

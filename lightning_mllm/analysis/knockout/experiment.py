@@ -32,6 +32,7 @@ from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.engine.interface import Case, KnockoutEngine
 from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
+from lightning_mllm.analysis.knockout.mask import check_attention
 from lightning_mllm.analysis.knockout.rows import FlowRow, OptionIds, flow_rows, row_of
 from lightning_mllm.analysis.knockout.summary import CEILING, summarise_flow
 from lightning_mllm.batches import MultimodalBatch
@@ -168,6 +169,10 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
                         str(side),
                         " and ".join(needed),
                     )
+
+    def check_model(self, backbone: Backbone) -> None:
+        """Refuse a model whose attention can't be blocked."""
+        check_attention(backbone)
 
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]

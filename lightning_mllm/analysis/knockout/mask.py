@@ -16,15 +16,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_mllm.analysis.core.refusal import refusal
 from lightning_mllm.analysis.core.windows import Window
 from lightning_mllm.analysis.forward.caches import cached_positions
-from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
+from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys, find_horizons
 from lightning_mllm.analysis.knockout.block import Block, Positions
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, before_layers
-from lightning_mllm.models.layers import attention_of, decoder_layers, hidden_value, mask_dtype
+from lightning_mllm.models.layers import (
+    attention_of,
+    decoder_layers,
+    hidden_value,
+    layers_without_keys,
+    mask_dtype,
+)
 
 _NO_DENSE_MASK = ("flash", "flex", "paged")
 
@@ -98,7 +105,10 @@ def hidden_keys(block: Block, spans: TokenSpans, backbone: Backbone) -> HiddenKe
     """
     device = backbone.model.device
     source, target = (positions(spans, each).to(device) for each in (block.source, block.target))
-    return HiddenKeys(source, target, _head_mask(block, backbone), str(block))
+    horizon = find_horizons(backbone.family.sees, spans)
+    if horizon is not None:
+        horizon = horizon.to(device)
+    return HiddenKeys(source, target, _head_mask(block, backbone), str(block), horizon)
 
 
 def positions(spans: TokenSpans, wanted: Positions) -> Tensor:
@@ -136,11 +146,19 @@ def why_nothing(block: Block, has_source: bool, has_target: bool) -> str:
 
 
 def check_attention(backbone: Backbone) -> None:
-    """Refuse attention that is known to ignore or reject a dense mask.
+    """Refuse attention that is known to ignore or reject a dense mask, and layers without keys.
 
     Raises:
-        ConfigError: It is flash, flex or paged attention.
+        ConfigError: It is flash, flex or paged attention, or layers have no keys to hide.
     """
+    if lacking := layers_without_keys(backbone):
+        raise refusal(
+            backbone,
+            "Attention knockout",
+            f"its LLM mixes tokens without keys in layers {', '.join(map(str, lacking))}, so that "
+            "none can be hidden",
+            "Use a model whose layers all have attention, such as qwen2_5_vl.",
+        )
     name = attention_of(backbone)
     if any(word in name for word in _NO_DENSE_MASK):
         raise ConfigError(

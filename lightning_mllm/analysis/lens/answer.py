@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import nan
 from typing import Any, ClassVar
 
@@ -41,6 +42,7 @@ from lightning_mllm.analysis.lens.readout import (
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
+from lightning_mllm.families import finish_logits
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.statistics.interval import STATISTICS, no_numbers
 from lightning_mllm.statistics.missing import Floats
@@ -160,11 +162,19 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         """Put the lens on all layers."""
         positions = LensPositions.of(batch)
         vocabulary = len(self.tokenizer) if self.vocabulary == "tokenizer" else None
+        finish = partial(finish_logits, backbone.model.config)
         states = residual_states(backbone, batch, positions.seen, self.norm)
         lengths = positions.lengths.tolist()
         rows: list[list[LensRow]] = [[] for _ in questions]
         for layer, hidden in enumerate(states):
-            seen = look(backbone.lm_head, hidden, positions.ids, self.top, vocabulary)
+            seen = look(
+                backbone.lm_head,
+                hidden,
+                positions.ids,
+                self.top,
+                vocabulary=vocabulary,
+                finish=finish,
+            )
             last, words = positions.at_last, slice(len(WORDS))
             probabilities = seen.logprobs[last, words].double().exp().tolist()
             ranks = seen.ranks[last, words].double().tolist()

@@ -6,7 +6,7 @@ the logits of the tokens asked for, their ranks, the normaliser and the likelies
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any, Literal
@@ -116,7 +116,13 @@ def residual_states(
 
 
 def look(
-    head: nn.Module, states: Tensor, ids: Tensor, top: int, vocabulary: int | None = None
+    head: nn.Module,
+    states: Tensor,
+    ids: Tensor,
+    top: int,
+    *,
+    vocabulary: int | None = None,
+    finish: Callable[[Tensor], Tensor] = lambda logits: logits,
 ) -> Seen:
     """Send states through the head, some at a time.
 
@@ -127,11 +133,12 @@ def look(
         top: How many of the likeliest tokens to return.
         vocabulary: How many of the head's first tokens there are, where the rest is padding; by
             default all.
+        finish: What the model does to the logits of its head, such as a soft cap.
     """
     size = states_at_once(head)
     logprobs, ranks, best, best_logprobs = [], [], [], []
     for some, own in zip(states.split(size), ids.split(size), strict=True):
-        logits = head_logits(head, some)[:, :vocabulary]  # (some, vocabulary)
+        logits = finish(head_logits(head, some))[:, :vocabulary]  # (some, vocabulary)
         normaliser = logits.logsumexp(1, keepdim=True)
         picked, none = logits.gather(1, own.clamp(min=0)), own < 0
         likelier = [(logits > column[:, None]).sum(1) for column in picked.T]

@@ -23,7 +23,7 @@ from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.forward.float32_head import (
-    head_logits,
+    model_logits,
     states_at_once,
     vocabulary_size,
 )
@@ -208,7 +208,7 @@ def _lens(backbone: Backbone) -> Lens:
 
     def lens(states: Tensor) -> Tensor:
         normed = norm.forward(states)  # not called: a call would be observed as well
-        return head_logits(backbone.lm_head, normed).double().log_softmax(-1)
+        return model_logits(backbone, normed).double().log_softmax(-1)
 
     return lens
 

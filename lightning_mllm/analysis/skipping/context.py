@@ -17,6 +17,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.analysis.core.refusal import refusal
 from lightning_mllm.analysis.skipping.choice import SampleTokens, skips_nothing
 from lightning_mllm.analysis.skipping.layer import keys_and_values, run_layer
 from lightning_mllm.analysis.skipping.run import SkipRun
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _DENSE_MASK_ATTENTION = ("sdpa", "eager")
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_WAY_OUT = "Use a model with Llama, Mistral or Qwen2 inside, such as llava or qwen2_5_vl."
 # layers that are known to compute what `run_layer` does, and keys as `keys_and_values` does
 _checked: WeakSet[nn.Module] = WeakSet()
 _checked_keys: WeakSet[nn.Module] = WeakSet()
@@ -102,6 +104,13 @@ def check_skip(backbone: Backbone, skip: Skip) -> None:
 
 
 def _check_model(backbone: Backbone, skip: Skip) -> None:
+    if backbone.family.sees != "causal":
+        raise refusal(
+            backbone,
+            "Skipping",
+            "its tokens also see later ones, by masks in which they can't be numbered",
+            _WAY_OUT,
+        )
     if any(module._compiled_call_impl is not None for module in backbone.model.modules()):
         raise ConfigError(
             "The model is compiled, and the compiled code would run without skipping anything. Use "
@@ -120,10 +129,13 @@ def _check_layers(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
     for index, layer in layers.items():
         found = {name for name, _ in layer.named_children()}
         if found != _PARTS:
-            raise ConfigError(
-                f"Layer {index} is a {type(layer).__name__} of {', '.join(sorted(found))}. "
-                "Computations are skipped in layers of Llama's kind only, as in Mistral and "
-                f"Qwen2, of {', '.join(sorted(_PARTS))}."
+            raise refusal(
+                backbone,
+                "Skipping",
+                f"layer {index} is a {type(layer).__name__} of {', '.join(sorted(found))}, and "
+                "computations are skipped in layers of Llama's kind only, of "
+                f"{', '.join(sorted(_PARTS))}",
+                _WAY_OUT,
             )
         if "forward" in layer.__dict__:
             raise ConfigError(
@@ -132,10 +144,13 @@ def _check_layers(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
             )
     first = next(iter(layers.values()))
     if first not in _checked and not _computes_as_here(backbone, first):
-        raise ConfigError(
-            f"A {type(first).__name__} has the parts of a layer of Llama's kind, but computes "
+        raise refusal(
+            backbone,
+            "Skipping",
+            f"a {type(first).__name__} has the parts of a layer of Llama's kind, but computes "
             "something else with them, so that skipping would not mean what its documentation "
-            "says. Use a model with Llama, Mistral or Qwen2 inside."
+            "says",
+            _WAY_OUT,
         )
     _checked.add(first)
 
@@ -144,11 +159,13 @@ def _check_keys(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
     """Refuse layers that make keys and values in another way than `keys_and_values`."""
     for index, layer in layers.items():
         if layer not in _checked_keys and not _keys_as_here(backbone, layer):
-            raise ConfigError(
-                "Skip.visible needs keys and values of tokens that skip attention, which layer "
+            raise refusal(
+                backbone,
+                "Skip.visible",
+                "it needs keys and values of tokens that skip attention, which layer "
                 f"{index}, a {type(layer).__name__}, makes in another way than Llama, e.g. with a "
-                "norm of its own. Set visible: false, or use a model with Llama, Mistral or Qwen2 "
-                "inside."
+                "norm of its own",
+                f"Set visible: false. {_WAY_OUT}",
             )
         _checked_keys.add(layer)
 
@@ -198,7 +215,8 @@ def _make_tokens(backbone: Backbone, layer: nn.Module) -> tuple[Tensor, tuple[Te
     values = torch.linspace(-1, 1, 3 * width, device=weight.device, dtype=weight.dtype)
     hidden = values.view(1, 3, width)
     rotary: Any = backbone.decoder.rotary_emb
-    return hidden, rotary(hidden, torch.arange(3, device=weight.device)[None])
+    places, axes = torch.arange(3, device=weight.device)[None], backbone.family.axes
+    return hidden, rotary(hidden, places if axes == 1 else places.expand(axes, 1, 3))
 
 
 @contextmanager

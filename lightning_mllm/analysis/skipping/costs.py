@@ -36,10 +36,12 @@ logger = logging.getLogger(__name__)
 class DecoderPass:
     """The decoder's part of a pass, which can be repeated; the images are already encoded.
 
+    What is added to the stream at images after the first layers (DeepStack) is left out.
+
     Attributes:
         embeddings: (batch, sequence, width), what enters the first layer.
         attention_mask: (batch, sequence), 1 at real tokens.
-        position_ids: (batch, sequence).
+        position_ids: (batch, sequence), or (axes, batch, sequence).
         tokens: The prompts of the samples.
     """
 
@@ -67,7 +69,7 @@ class DecoderPass:
         return DecoderPass(
             self.embeddings[row : row + 1, real],
             self.attention_mask[row : row + 1, real],
-            self.position_ids[row : row + 1, real],
+            self.position_ids[..., row : row + 1, :][..., real],
             self.tokens.take([row]),
         )
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.skipping.context import skipped
+from lightning_mllm.analysis.skipping.context import check_skip, skipped
 from lightning_mllm.analysis.skipping.costs import DecoderPass, warn_of_nothing_skipped
 from lightning_mllm.analysis.skipping.rows import SkippingRow
 from lightning_mllm.analysis.skipping.spec import Computation, Skip
@@ -120,6 +120,11 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
         super().reset()
         self._flops = {}
 
+    def check_model(self, backbone: Backbone) -> None:
+        """Refuse a model in whose layers one of the cases can't be skipped."""
+        for case in self.cases:
+            check_skip(backbone, case)
+
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
     ) -> list[list[SkippingRow]]:
@@ -177,7 +182,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
     def _count(self, backbone: Backbone, alone: DecoderPass, case: Skip | None) -> int:
         """Return a sample's operations; they are counted once for all samples that need as many."""
         tokens = alone.tokens
-        sizes = (alone.position_ids.shape[1], int(tokens.lengths), int(tokens.perceptual.sum()))
+        sizes = (alone.position_ids.shape[-1], int(tokens.lengths), int(tokens.perceptual.sum()))
         # after prompts the number of skipped tokens is random, too
         drawn = case is not None and case.choice == "random" and case.phase != "prefill"
         key = (case, *sizes, tokens.sample_ids if drawn else ())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lightning_mllm.models.hooks import Arguments
-from lightning_mllm.models.layers import hidden_value, mask_dtype
+from lightning_mllm.models.layers import hidden_value, mask_dtype, scale_added
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,24 @@ def run_layer(
         hidden: (batch, rows, width), the residual stream.
     """
     if attending is None:
-        attended = hidden + _attention(layer, layer.input_layernorm(hidden), others)
+        attended = hidden + _attend_all(layer, layer.input_layernorm(hidden), others)
     else:
         attended = _attend(layer, others, attending, hidden)
     if feeding is None:
-        output: Tensor = attended + layer.mlp(layer.post_attention_layernorm(attended))
-        return output
+        return attended + _feed(layer, layer.post_attention_layernorm(attended))
     if not len(feeding.kept):
         return attended
-    rows = attended.flatten(0, 1).index_select(0, feeding.kept)
-    return _put_back(attended, feeding.kept, rows + layer.mlp(layer.post_attention_layernorm(rows)))
+    rows = attended.flatten(0, 1).index_select(0, feeding.kept)[None]  # as one sequence, for MoE
+    fed = rows + _feed(layer, layer.post_attention_layernorm(rows))
+    return _put_back(attended, feeding.kept, fed[0])
 
 
 def run_in_parallel(layer: Any, others: Arguments, split: Split, hidden: Tensor) -> Tensor:
     """Return X + SA(LN1(X)) + FFN(LN1(X)) at skipped rows, and the layer's own output at others."""
     normed = layer.input_layernorm(hidden)
-    attended = hidden + _attention(layer, normed, others)
+    attended = hidden + _attend_all(layer, normed, others)
     fed = torch.where(split.skipped[..., None], normed, layer.post_attention_layernorm(attended))
-    output: Tensor = attended + layer.mlp(fed)
-    return output
+    return attended + _feed(layer, fed)
 
 
 def run_beside(layer: Any, others: Arguments, entering: Tensor, first: Tensor) -> Tensor:
@@ -145,9 +144,14 @@ def keys_and_values(
     return rotated, values
 
 
-def _attention(layer: Any, normed: Tensor, others: Arguments) -> Tensor:
-    output: Tensor = layer.self_attn(hidden_states=normed, **others)[0]
-    return output
+def _attend_all(layer: Any, normed: Tensor, others: Arguments) -> Tensor:
+    """Return what attention adds to the stream, of (batch, rows, width)."""
+    return scale_added(layer, layer.self_attn(hidden_states=normed, **others)[0])
+
+
+def _feed(layer: Any, normed: Tensor) -> Tensor:
+    """Return what the FFN adds to the stream, of (batch, rows, width)."""
+    return scale_added(layer, layer.mlp(normed))
 
 
 def _attend(layer: Any, others: Arguments, attending: Attending, hidden: Tensor) -> Tensor:
@@ -167,7 +171,7 @@ def _attend(layer: Any, others: Arguments, attending: Attending, hidden: Tensor)
     }
     if others.get("position_ids") is not None:
         changed["position_ids"] = split.gather_rows(others["position_ids"][..., None]).squeeze(-1)
-    rows = rows + _attention(layer, layer.input_layernorm(rows), changed)
+    rows = rows + _attend_all(layer, layer.input_layernorm(rows), changed)
     return _put_back(hidden, split.kept, rows.flatten(0, 1).index_select(0, split.filled))
 
 

@@ -57,6 +57,8 @@ class SkipRun:
         self._longest = int(tokens.lengths.max())
         self._places = torch.empty(len(tokens), 0, dtype=torch.long, device=tokens.lengths.device)
         self._past = 0
+        # (batch, 1), by how much the number of a token after the prompt is above its position
+        self._ahead = torch.zeros(1, 1, dtype=torch.long, device=tokens.lengths.device)
         self._rows: dict[int, _Rows] = {}  # of this forward
         self._entered: tuple[int, Tensor] | None = None  # the last layer reached, and its input
         self._in_prompts: dict[int, Tensor] = {}
@@ -66,7 +68,9 @@ class SkipRun:
         """Find out which tokens the decoder is run on."""
         self._rows.clear()
         self._entered = None
-        self._places, self._past = _find_places(arguments, self._places)
+        self._places, self._past = _find_places(arguments, self._places, self._ahead)
+        if not self._past:
+            self._ahead = _count_ahead(arguments.get("position_ids"), self._places)
         size = len(self._tokens)
         batch, length = self._places.shape
         if batch % size or length < self._longest:
@@ -181,7 +185,19 @@ class SkipRun:
         return choose_lowest(table[::repeats, :dump], qualified, self._skip.share)
 
 
-def _find_places(arguments: Arguments, before: Tensor) -> tuple[Tensor, int]:
+def _count_ahead(positions: Tensor | None, places: Tensor) -> Tensor:
+    """Return by how much each last token's number is above its position, (batch, 1).
+
+    Positions of several axes stay behind the numbers, since the tokens of an image share some.
+    """
+    if positions is None:
+        return torch.zeros_like(places[:, :1])
+    largest = positions.view(-1, *positions.shape[-2:]).amax(0)  # of all axes
+    last = largest.masked_fill(places < 0, 0).amax(1, keepdim=True)
+    return places.amax(1, keepdim=True) - last
+
+
+def _find_places(arguments: Arguments, before: Tensor, ahead: Tensor) -> tuple[Tensor, int]:
     """Return the number of each key in its sample, and how many keys are cached.
 
     The numbers are (batch, keys), -1 at padding.
@@ -189,6 +205,7 @@ def _find_places(arguments: Arguments, before: Tensor) -> tuple[Tensor, int]:
     Args:
         arguments: What the decoder is called with.
         before: What was returned at the last call.
+        ahead: (batch, 1), by how much numbers after the prompts are above positions.
     """
     embedded = arguments.get("inputs_embeds")
     entering: Tensor = arguments["input_ids"] if embedded is None else embedded
@@ -205,4 +222,5 @@ def _find_places(arguments: Arguments, before: Tensor) -> tuple[Tensor, int]:
             "keys), and it does not continue, with position_ids, from keys of this `with` block. "
             "Run the prompts in it, with a mask of 0 and 1."
         )
-    return torch.cat([before[:, :past], numbers.expand(batch, -1)], dim=1), past
+    after = numbers.view(-1, *numbers.shape[-2:])[-1] + ahead  # after prompts all axes are alike
+    return torch.cat([before[:, :past], after.expand(batch, -1)], dim=1), past

@@ -34,7 +34,7 @@ from lightning_mllm.analysis.subnetwork.calibration_options import (
     Context,
     Tokens,
 )
-from lightning_mllm.analysis.subnetwork.matrices import matrices
+from lightning_mllm.analysis.subnetwork.matrices import matrices, names_left_whole
 from lightning_mllm.analysis.subnetwork.overlap import Key, make_overlap_plots, overlaps
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.batches import MultimodalBatch
@@ -146,6 +146,18 @@ class ActivatedWeights(Analysis):
                         "tokens: [textual] with before_image: true."
                     )
 
+    def check_model(self, backbone: Backbone) -> None:
+        """Refuse a model that can't be pruned to this pattern; warn of what is left whole."""
+        linear = matrices(backbone)
+        self.pruning.check_fits({matrix: module.weight for matrix, module in linear.items()})
+        if whole := names_left_whole(backbone):
+            logger.warning(
+                "%s: the LLM's layers have weights that are not of linear layers and are never "
+                "pruned: %s.",
+                self.name,
+                ", ".join(whole),
+            )
+
     def prepare(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -185,9 +197,8 @@ class ActivatedWeights(Analysis):
         Raises:
             ConfigError: The model can't be pruned, or not to this pattern.
         """
-        if self._backbone is None:
-            weights = {matrix: module.weight for matrix, module in matrices(backbone).items()}
-            self.pruning.check_fits(weights)
+        if self._backbone is not backbone:
+            self.check_model(backbone)
         self._backbone = backbone
         device = backbone.model.device.type
         self._autocast = torch.autocast(

@@ -35,6 +35,17 @@ class Matrix(NamedTuple):
         return cls(int(layer), name)
 
 
+def names_left_whole(backbone: Backbone) -> list[str]:
+    """Return the names, within a layer, of matrices of no linear layer, such as experts."""
+    found: dict[str, None] = {}
+    for layer in decoder_layers(backbone):
+        linear = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        for name, weight in layer.named_parameters():
+            if weight.ndim > 1 and name.rpartition(".")[0] not in linear:
+                found[name] = None
+    return list(found)
+
+
 def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
     """Return every linear layer of every decoder layer, in order.
 

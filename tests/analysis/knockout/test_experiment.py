@@ -24,7 +24,7 @@ from lightning_mllm.analysis import (
 from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
 from lightning_mllm.analysis.knockout.experiment import BLOCKS
 from lightning_mllm.analysis.knockout.measures import MEASURES
-from lightning_mllm.batches import TokenSpans
+from lightning_mllm.batches import TokenSpans, map_image
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import AnswerForms, Segment
@@ -72,7 +72,7 @@ class TestInformationFlow(AnalysisContract):
         self, backbone: Backbone, tiny_llava: str, engine: EngineName
     ) -> None:
         (batch,) = batches(tiny_llava, 6)
-        others = replace(batch, vision={"pixel_values": -batch.vision["pixel_values"]})
+        others = replace(batch, images=tuple(map_image(torch.neg, each) for each in batch.images))
         ids = torch.arange(9).expand(6, -1)
         cases = [
             Case(Block.parse(f"image->{target}"), Window(0, 0, DEPTH))

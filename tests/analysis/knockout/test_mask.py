@@ -263,6 +263,7 @@ def test_generation_is_that_of_full_forwards_without_a_cache(
                 prompts,
                 input_ids=generated.sequences,
                 attention_mask=_longer(prompts.attention_mask, 4),
+                steps=_longer(prompts.steps, 4),
             )
             with torch.no_grad():
                 logits = backbone.model(**grown.model_inputs(), use_cache=False).logits[

@@ -18,7 +18,7 @@ from lightning_mllm.analysis.forward import float32_head
 from lightning_mllm.analysis.forward.float32_head import head_logits
 from lightning_mllm.analysis.lens import readout as lens
 from lightning_mllm.analysis.lens.readout import LensPositions, Norm, look, residual_states
-from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.batches import MultimodalBatch, map_image
 from lightning_mllm.errors import ConfigError, NotFiniteError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Segment
@@ -181,15 +181,13 @@ def test_at_the_last_layer_the_lens_is_the_model(
 def test_states_that_are_not_finite_are_refused_by_name(tiny_llava: str) -> None:
     """Of a NaN no logit would be larger, so that its rank were the first."""
     (batch,) = batches(tiny_llava, 6)
-    pixels, last = batch.vision["pixel_values"].clone(), batch.spans[Segment.LAST]
-    pixels[2] = torch.nan
+    images, last = list(batch.images), batch.spans[Segment.LAST]
+    images[2] = map_image(lambda values: values * torch.nan, images[2])
 
     with pytest.raises(
         NotFiniteError, match=r"The LLM's states are NaN .* 1 of 6 samples, first for 'test-2'"
     ):
-        residual_states(
-            load(tiny_llava), replace(batch, vision={"pixel_values": pixels}), last, "none"
-        )
+        residual_states(load(tiny_llava), replace(batch, images=tuple(images)), last, "none")
 
 
 def test_norms_differ_everywhere_but_at_the_last_layer(tiny_llava: str) -> None:

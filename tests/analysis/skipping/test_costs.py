@@ -92,11 +92,12 @@ def test_padding_costs_a_sample_nothing(backbone: Backbone, tiny_llava: str) -> 
 
 def test_the_decoder_gets_what_it_gets_in_the_model(backbone: Backbone, tiny_llava: str) -> None:
     batch = make_batch(tiny_llava)
-    image = backbone.encode_images(batch.vision, "post")
+    encoded = backbone.encode_images(batch.images)
 
     embeddings = DecoderPass.of(backbone, batch).embeddings
 
-    torch.testing.assert_close(embeddings[batch.spans[Segment.IMAGE]], torch.cat(list(image)))
+    tokens = torch.cat([image.tokens for image in encoded])
+    torch.testing.assert_close(embeddings[batch.spans[Segment.IMAGE]], tokens)
 
 
 def test_each_has_its_time(backbone: Backbone, once: DecoderPass) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from lightning_mllm.analysis.skipping.context import skipping
 from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.batches import join_images
 from lightning_mllm.evaluation import ExactMatch, Likelihood
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
@@ -98,7 +99,8 @@ def test_labels_are_scored_one_by_one_as_all_at_once(
         longer = torch.cat([prompts.input_ids, answer], dim=1)
         mask = torch.cat([prompts.attention_mask, torch.ones_like(answer)], dim=1)
         with torch.no_grad(), skipping(backbone, prompts, CASES[name]):
-            output = model(input_ids=longer, attention_mask=mask, **prompts.vision, use_cache=False)
+            images = join_images(prompts.images)
+            output = model(input_ids=longer, attention_mask=mask, **images, use_cache=False)
         logprobs = output.logits[:, -len(ids) - 1 : -1].log_softmax(-1)
         expected[:, column] = logprobs.gather(2, answer[..., None]).sum((1, 2))
 

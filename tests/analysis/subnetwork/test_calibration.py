@@ -168,7 +168,7 @@ def test_what_is_not_seen_costs_nothing(tiny_llava: str) -> None:
     images, text = (CalibrationOptions(tokens).cut(batch) for tokens in ("perceptual", "textual"))
 
     assert images[0].input_ids.shape[1] == int(batch.spans[Segment.IMAGE].sum(1).max()) + 1
-    assert not text[0].vision
+    assert not text[0].images
     assert torch.equal(text[1].sum(1), CalibrationOptions("textual").mark_counted(batch).sum(1))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_mllm.analysis.forward.hidden_keys import find_horizons
 from lightning_mllm.analysis.forward.prompts import Prompts
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, before_layers
-from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.models.hooks import Arguments, before_layers, between_layers
+from lightning_mllm.models.layers import decoder_layers, layers_and_norm
 
 _PER_POSITION = ("position_ids", "position_embeddings")
 _REPLACED = ("attention_mask", "past_key_values", "use_cache", *_PER_POSITION)
@@ -34,6 +35,8 @@ class CleanRun:
         tail: The first position for which `residuals` are kept.
         residuals: Per layer, what enters it: (batch, sequence - tail, width).
         arguments: Per layer, what else it was called with.
+        between: Layer -> what is added to its output before the next one, (batch, sequence, width).
+        horizon: (batch, sequence), the last position that each can attend to; see `HiddenKeys`.
     """
 
     logits: Tensor
@@ -43,6 +46,8 @@ class CleanRun:
     tail: int
     residuals: Sequence[Tensor]
     arguments: Sequence[Arguments]
+    between: Mapping[int, Tensor]
+    horizon: Tensor | None
 
     @classmethod
     def of(cls, backbone: Backbone, prompts: Prompts, tail: int) -> CleanRun:
@@ -59,8 +64,11 @@ class CleanRun:
             residuals.append(hidden[:, tail:].clone())
             arguments.append(others)
 
-        layers = decoder_layers(backbone)
-        with before_layers(dict(enumerate(layers)), keep):
+        layers, between = decoder_layers(backbone), dict[int, Tensor]()
+        with (
+            before_layers(dict(enumerate(layers)), keep),
+            between_layers(layers_and_norm(backbone), between),
+        ):
             logits, cache = prompts.forward(backbone, use_cache=True)
         length = prompts.batch.input_ids.shape[1]
         _check_arguments(arguments, length)
@@ -70,7 +78,8 @@ class CleanRun:
             keys.append(of_layer[0])
             values.append(of_layer[1])
         real = prompts.batch.attention_mask.bool()
-        return cls(logits, real, keys, values, tail, residuals, arguments)
+        horizon = find_horizons(backbone.family.sees, prompts.batch.spans)
+        return cls(logits, real, keys, values, tail, residuals, arguments, between, horizon)
 
     def arguments_at(self, layer: int, columns: Tensor) -> Arguments:
         """Return a layer's arguments for rows at these positions, besides mask and cache."""
@@ -125,11 +134,8 @@ def _check_arguments(arguments: Sequence[Arguments], length: int) -> None:
 def _keys_and_values(cache: Any, layer: int, length: int) -> tuple[Tensor, Tensor]:
     kept = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
     keys, values = getattr(kept, "keys", None), getattr(kept, "values", None)
-    if (
-        keys is None
-        or values is None
-        or getattr(kept, "is_sliding", False)
-        or keys.shape[2] != length
-    ):
+    window = getattr(kept, "sliding_window", None)  # of more positions, it is none
+    slides = window is not None and window <= length
+    if keys is None or values is None or slides or keys.shape[2] != length:
         raise UnfitError(f"its layer {layer} does not keep the keys and values of all positions")
     return keys, values

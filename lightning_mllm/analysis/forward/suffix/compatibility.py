@@ -37,7 +37,16 @@ def check_rows(backbone: Backbone, prompts: Prompts) -> None:
     Raises:
         UnfitError: It does not give what the model does; the message says how.
     """
+    if backbone.family.sees == "prompt whole":
+        raise UnfitError(
+            "each position of its prompts sees all others, so that all rows can change"
+        )
     clean = CleanRun.of(backbone, prompts, 0)
+    if not clean.logits.isfinite().all():
+        raise UnfitError(
+            f"with {attention_of(backbone)} attention its own logits are not finite, as happens in "
+            "float64 beside padding"
+        )
     try:
         _check_masks(backbone, clean)
         _replay(backbone, clean)

@@ -71,6 +71,8 @@ def run_rows(
         output = layers[index](hidden.reshape(batch, count * rows, width), **arguments)
         output = output[0] if isinstance(output, tuple) else output
         hidden = output.view(batch, count, rows, width)
+        if index in clean.between:
+            hidden = hidden + clean.between[index][:, None, start:]
     return hidden[:, :, -1]
 
 
@@ -80,7 +82,7 @@ class _Masks:
     def __init__(self, clean: CleanRun, start: int, variants: Sequence[Variant]) -> None:
         hidden = [each.hidden for each in variants]
         self._windows = [each.window for each in variants]
-        self._start, self._real = start, clean.real
+        self._start, self._real, self._horizon = start, clean.real, clean.horizon
         # (batch, variants, sequence), and (batch, variants, rows)
         self._source = torch.stack([keys.source for keys in hidden], dim=1)
         self._target = torch.stack([keys.target for keys in hidden], dim=1)[..., start:]
@@ -110,10 +112,12 @@ class _Masks:
         pairs = pairs[:, None]
         if self._heads is not None:
             pairs = pairs & self._heads[:count].T[..., None, None]
-        every = torch.ones(rows, self._real.shape[1], dtype=torch.bool, device=source.device)
-        causal = every.tril(self._start)
+        keys = torch.arange(self._real.shape[1], device=source.device)
+        horizon = keys.expand_as(self._real) if self._horizon is None else self._horizon
+        within = keys <= horizon[:, self._start :, None]  # (batch, rows, sequence)
+        within &= self._real[:, None]
         # (batch, 1 or heads, variants, rows, sequence)
-        visible = ~pairs & causal & self._real[:, None, None, None]
+        visible = ~pairs & within[:, None, None]
         prefix, own = visible[..., : self._start].flatten(2, 3), visible[..., self._start :]
         apart = own.new_zeros(*own.shape[:3], rows, count, rows)
         index = torch.arange(count, device=own.device)

@@ -225,7 +225,7 @@ def _check(backbone: Backbone, cases: Sequence[Case]) -> None:
 def _check_something_is_left(keys: HiddenKeys, batch: MultimodalBatch) -> None:
     """Refuse to hide everything from a row, in prompts that are padded on the left."""
     visible = batch.attention_mask.bool() & ~keys.source
-    blind = (keys.target & (visible.cumsum(1) == 0)).any(1)
+    blind = (keys.target & (keys.count_seen(visible) == 0)).any(1)
     if blind.any():
         raise ConfigError(
             f"{keys.name} hides everything that one of its rows can attend to, in sample "

@@ -175,7 +175,7 @@ def _group_by_start(
     together: dict[tuple[int, bool], list[int]] = {}
     for case, variant in enumerate(variants):
         if changing[case]:
-            key = (variant.hidden.first_reached, variant.hidden.heads is not None)
+            key = (variant.hidden.first_changed, variant.hidden.heads is not None)
             together.setdefault(key, []).append(case)
     groups = []
     for (start, _), cases in sorted(together.items()):

@@ -19,6 +19,7 @@ from lightning_mllm.analysis import (
     knockout,
 )
 from lightning_mllm.analysis.forward.prompts import Prompts
+from lightning_mllm.batches import map_image
 from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.tiny import TinyFamily
@@ -86,13 +87,13 @@ def test_a_model_that_gives_no_numbers_flips_no_answer(
     tiny_llava: str, engine: KnockoutEngine
 ) -> None:
     backbone, batch = make_backbone(tiny_llava), make_batch(tiny_llava)
-    pixels = batch.vision["pixel_values"].clone()
-    pixels[1] = torch.nan
+    first, second = batch.images
+    broken = (first, map_image(lambda values: values * torch.nan, second))
 
     with pytest.raises(
         NotFiniteError, match=rf"log-probabilities are NaN .* first for {batch.sample_ids[1]!r}"
     ):
-        engine.run(backbone, replace(batch, vision={"pixel_values": pixels}), sweep(PAPER, 1))
+        engine.run(backbone, replace(batch, images=broken), sweep(PAPER, 1))
 
 
 def test_engines_agree_with_the_library_s_own_eager_attention_in_float64(tiny_llava: str) -> None:

@@ -1,0 +1,132 @@
+"""Knockouts in families whose tokens see later ones, whose positions have axes, or without keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_mllm.analysis import (
+    Case,
+    InformationFlow,
+    ReferenceEngine,
+    SuffixEngine,
+    Window,
+    knockout,
+)
+from lightning_mllm.analysis.forward.hidden_keys import find_horizons
+from lightning_mllm.batches import MultimodalBatch, TokenSpans
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.layers import decoder_layers, run_uncompiled
+from lightning_mllm.types import Segment
+from tests.conftest import FamilyBuilder
+from tests.support.decoders import apart
+from tests.support.family_questions import ask, load, parse
+
+IN_IMAGES = parse("question->image", "image->image", "image object->image other")
+PLAIN = parse("image->last", "question->last", "image->question", "image+image frame->question")
+FALLING_BACK = ("paligemma", "gemma3_narrow", "gemma4")
+
+
+def halve_images(batch: MultimodalBatch) -> MultimodalBatch:
+    """Call the second half of each image its object's."""
+    image = batch.spans[Segment.IMAGE]
+    later = image & (2 * image.cumsum(1) > image.sum(1, keepdim=True))
+    regions = {Segment.IMAGE_OBJECT: later, Segment.IMAGE_OTHER: image & ~later}
+    return replace(batch, spans=TokenSpans({**batch.spans.masks, **regions}))
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2_vl", "qwen3_vl", "gemma3", "aya_vision", "idefics3", *FALLING_BACK]
+)
+def test_engines_agree_and_fall_back_by_name(tiny_family: FamilyBuilder, name: str) -> None:
+    backbone, batch = load(tiny_family(name)), halve_images(ask(tiny_family(name), "right"))
+    depth = len(decoder_layers(backbone))
+    windows = (Window(0, 0, 1), Window(1, 0, depth))
+    cases = [Case(block, window) for block in (*IN_IMAGES, *PLAIN) for window in windows]
+
+    reference = ReferenceEngine().run(backbone, batch, cases)
+    suffix = SuffixEngine().run(backbone, batch, cases)
+
+    assert suffix.engine == ("reference" if name in FALLING_BACK else "suffix")
+    assert torch.equal(reference.acts, suffix.acts)
+    assert apart(reference, suffix) < 1e-6
+    if name in FALLING_BACK:
+        with pytest.raises(ConfigError, match=r"The suffix engine can't be used .*engine=auto"):
+            SuffixEngine(strict=True).run(backbone, batch, cases)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma", "qwen2_vl"])
+def test_a_block_acts_where_it_changes_a_state_and_nowhere_else(
+    tiny_family: FamilyBuilder, name: str
+) -> None:
+    """In a prefix LM an image sees the question; elsewhere it does not."""
+    backbone, batch = load(tiny_family(name)), halve_images(ask(tiny_family(name), count=2))
+    depth = len(decoder_layers(backbone))
+    prompts, whole = batch.prompts(), Window(0, 0, depth)
+    clean = run_uncompiled(backbone, prompts).last_hidden_state
+    blocks = [*IN_IMAGES, *PLAIN]
+
+    readings = ReferenceEngine().run(backbone, batch, [Case(each, whole) for each in blocks])
+
+    expected = []
+    for block in blocks:
+        with torch.no_grad(), knockout(backbone, prompts, [block], whole):
+            blocked = run_uncompiled(backbone, prompts).last_hidden_state
+        real = prompts.attention_mask.bool()[..., None]
+        changes = ((blocked - clean) * real).abs().amax((1, 2))
+        expected.append(changes > 1e-4)
+    assert torch.equal(readings.acts, torch.stack(expected, dim=1))
+    into_image = readings.acts[:, : len(IN_IMAGES)].any(0).tolist()
+    assert into_image == [
+        backbone.family.sees == "prompt whole",
+        True,
+        backbone.family.sees != "causal",
+    ]
+
+
+def test_each_image_is_a_whole_of_its_own() -> None:
+    image = torch.tensor([[0, 1, 1, 0, 1, 0]]).bool()
+    last = torch.tensor([[0, 0, 0, 0, 1, 0]]).bool()
+    spans = TokenSpans({Segment.IMAGE: image, Segment.LAST: last})
+
+    assert find_horizons("causal", spans) is None
+    assert find_horizons("images whole", spans).tolist() == [[0, 2, 2, 3, 4, 5]]  # type: ignore[union-attr]
+    assert find_horizons("prompt whole", spans).tolist() == [[4, 4, 4, 4, 4, 5]]  # type: ignore[union-attr]
+
+
+def test_without_its_frame_an_image_can_still_be_read_from_it(tiny_family: FamilyBuilder) -> None:
+    """`image` is the visual tokens alone; what stands between them is text that has seen them."""
+    backbone, batch = load(tiny_family("mistral3")), ask(tiny_family("mistral3"))
+    spans = batch.prompts().spans
+    window = Window(0, 0, len(decoder_layers(backbone)))
+
+    readings = ReferenceEngine().run(backbone, batch, [Case(block, window) for block in PLAIN[2:]])
+
+    sizes = [spans[segment].sum(1) for segment in (Segment.IMAGE, Segment.IMAGE_FRAME)]
+    assert (sizes[1] > 0).all()
+    assert torch.equal(readings.source_size, torch.stack([sizes[0], sum(sizes)], dim=1))  # type: ignore[arg-type]
+    assert ((readings.logprobs[:, 0] - readings.logprobs[:, 1]).abs().amax(1) > 1e-4).all()
+
+
+def test_layers_without_keys_are_refused_by_name(tiny_family: FamilyBuilder) -> None:
+    backbone, batch = load(tiny_family("qwen3_5")), ask(tiny_family("qwen3_5"))
+    said = r"knockout does not work with qwen3_5: its LLM mixes tokens without keys in layers 0"
+
+    with pytest.raises(ConfigError, match=said):
+        InformationFlow().check_model(backbone)
+    with pytest.raises(ConfigError, match=said):
+        ReferenceEngine().run(backbone, batch, [Case(PLAIN[0], Window(0, 0, 1))])
+
+
+def test_eager_attention_in_float64_is_left_to_the_reference_beside_padding(
+    tiny_family: FamilyBuilder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library's own mask is then infinite in float32, and rows of padding are NaN."""
+    backbone, batch = load(tiny_family("qwen3_vl"), "eager"), ask(tiny_family("qwen3_vl"))
+
+    found = SuffixEngine().run(backbone, batch, [Case(PLAIN[0], Window(0, 0, 1))])
+
+    assert found.engine == "reference"
+    assert "its own logits are not finite, as happens in float64 beside padding" in caplog.text
