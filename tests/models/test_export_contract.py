@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lightning_mllm.batches import join_images
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.geometry import (
     Geometry,
@@ -66,7 +67,7 @@ def _own(
     last = int(batch.spans[Segment.LAST][0].nonzero())
     with torch.no_grad():
         logits = backbone.model(**batch.model_inputs()).logits[0, last]
-    return batch.vision["pixel_values"], batch.input_ids[0, : last + 1], logits
+    return join_images(batch.images)["pixel_values"], batch.input_ids[0, : last + 1], logits
 
 
 def _anyones(folder: Path, images: dict[str, Image.Image]) -> dict[str, Any]:
