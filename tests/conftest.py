@@ -10,6 +10,7 @@ from lightning_mllm.models.tiny import Chat, TinyFamily, build_tiny_checkpoint
 from tests.support.clip_checkpoints import DualEncoder, build_clip
 
 TinyBuilder = Callable[[TinyFamily, Chat], str]
+FamilyBuilder = Callable[[str], str]
 ClipBuilder = Callable[[DualEncoder], str]
 
 
@@ -28,6 +29,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyBuilder:
                 tmp_path_factory.mktemp("checkpoints") / f"{family}-{chat}", family, chat
             )
         )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> FamilyBuilder:
+    """A function from a family, or a variant of one, to the path of a tiny checkpoint."""
+
+    @cache
+    def build(name: str) -> str:
+        folder = tmp_path_factory.mktemp("families") / name
+        return str(build_tiny_checkpoint(folder, name))  # type: ignore[arg-type]
 
     return build
 

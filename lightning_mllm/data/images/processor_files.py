@@ -1,4 +1,4 @@
-"""A checkpoint's processor as files: those of the checkpoint, with some of their settings changed."""
+"""A checkpoint's processor as files, in which some settings are changed."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def find_folder(checkpoint: str, revision: str | None) -> Path:
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"The processor's files of {checkpoint!r} can't be fetched: {error}. Check the network, "
-            "or give a folder with the checkpoint."
+            f"The processor's files of {checkpoint!r} can't be fetched: {error}. Check the "
+            "network, or give a folder with the checkpoint."
         ) from error
 
 
