@@ -63,9 +63,10 @@ def test_data_and_model_refuse_a_type_with_one_sentence(
     )
 
     for open_it in (load_processor, Backbone.from_pretrained):
-        with pytest.raises(CheckpointError, match=f"{model_type}.*{why}") as caught:
+        with pytest.raises(CheckpointError, match=why) as caught:
             open_it(str(tmp_path))
 
         said = str(caught.value)
         assert str(tmp_path) in said
+        assert repr(model_type) in said
         assert all(name in said for name in FAMILIES)
