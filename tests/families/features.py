@@ -308,8 +308,10 @@ def _ask_the_familys_processor(
         images.append(apply_geometry(opened, collator.geometry, processor.image_processor))
     if prompt_only or processor.family.sees == "prompt whole":
         text = text[: rendered.answers[-1].start]
-    if processor.family.sees == "prompt whole":  # it writes the placeholder and the line break
-        text = text.replace(processor.placeholder, "").strip()
+    if processor.family.sees == "prompt whole":  # its processor writes all but the words
+        for token in (processor.placeholder, processor.tokenizer.bos_token):
+            text = text.replace(token, "")
+        text = text.strip()
         return dict(call(text=[text], images=images, return_tensors="pt"))
     bos = needs_bos(processor.tokenizer, text)
     return dict(call(text=[text], images=images, return_tensors="pt", add_special_tokens=bos))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PretrainedConfig, ProcessorMixin
 
 from lightning_mllm.families import Family, family_of
 
@@ -28,10 +28,9 @@ class CheckpointProcessor:
         return family_of(self.config)
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer."""
-        tokenizer: PreTrainedTokenizerBase = self.hf.tokenizer
-        return tokenizer
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, a fast one of transformers."""
+        return self.hf.tokenizer
 
     @property
     def image_processor(self) -> Any:
