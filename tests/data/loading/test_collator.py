@@ -94,7 +94,7 @@ class TestSequence:
     def test_ids_and_pixels_equal_those_of_transformers(
         self, processor: CheckpointProcessor
     ) -> None:
-        geometry = Geometry.NATIVE if "Next" in type(processor.hf).__name__ else Geometry.SQUASH
+        geometry = Geometry.NATIVE if processor.family.native else Geometry.SQUASH
         sample = Sample(
             id="a",
             images=[picture(28, 28), picture(64, 64)],
@@ -151,8 +151,8 @@ class TestSequence:
 
         batch = collate(collator, narrow, wide)
 
-        assert join_images(batch.images)["pixel_values"].shape == (2, 5, 3, 28, 28)
-        assert join_images(batch.images)["image_sizes"].tolist() == [[56, 28], [210, 200]]
+        assert batch.model_inputs()["pixel_values"].shape == (2, 5, 3, 28, 28)
+        assert batch.model_inputs()["image_sizes"].tolist() == [[56, 28], [210, 200]]
 
     @pytest.mark.parametrize("family", ["llava", "llava_next"])
     def test_pictures_processed_one_by_one_equal_a_batch_of_them(
@@ -199,10 +199,10 @@ class TestGeometry:
 
         padded = apply_geometry(image, Geometry.PAD, vicuna.image_processor)
         expected = vicuna.image_processor([padded], return_tensors="pt")["pixel_values"]
-        assert torch.equal(join_images(batch.images)["pixel_values"], expected)
+        assert torch.equal(batch.model_inputs()["pixel_values"], expected)
 
     def test_tiles_need_a_family_that_makes_them(self, vicuna: CheckpointProcessor) -> None:
-        with pytest.raises(ConfigError, match=r"'native' \(or 'tiles'\) needs a family whose"):
+        with pytest.raises(ConfigError, match=r"'native' .* needs a family whose processor takes"):
             Collator(vicuna, PlainPrompt(), geometry=Geometry.NATIVE)
 
     def test_a_square_geometry_with_llava_next_makes_the_picture_square_first(
@@ -214,7 +214,7 @@ class TestGeometry:
 
         batch = collate(collator, Sample(id="a", images=[picture(90, 30)], label="two"))
 
-        assert join_images(batch.images)["image_sizes"].tolist() == [[90, 90]]
+        assert batch.model_inputs()["image_sizes"].tolist() == [[90, 90]]
 
 
 class TestLength:

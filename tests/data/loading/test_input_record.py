@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +19,12 @@ from lightning_mllm.data import (
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.loading.input_record import trained_geometry
 from lightning_mllm.models.tiny import Chat
-from lightning_mllm.types import Sample
+from lightning_mllm.types import Sample, Turn
 from tests.conftest import TinyBuilder
 from tests.data.conftest import chat_sample, labelled
 from tests.data.loading.test_datamodule import Memory
 from tests.data.text.test_hub_templates import LLAVA_16_VICUNA
+from tests.support.families import FAMILIES, ONE, TURNS, VICUNA_LIKE, reads
 
 
 def _described(
@@ -154,3 +156,29 @@ def test_a_checkpoint_that_says_no_geometry_is_exported_with_the_default_and_a_w
 ) -> None:
     assert trained_geometry({"policy": "ZeroShot()"}, None) is None
     assert "does not say how pictures were made square" in caplog.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_every_family_is_asked_is_what_its_chat_template_writes(
+    family_folder: Callable[[Any], str], family: str
+) -> None:
+    sample = TURNS if reads(family, TURNS) else ONE
+
+    inputs = _described(family_folder(family), sample)
+
+    if family in VICUNA_LIKE:  # their templates leave out the end of earlier answers
+        inputs["asked"] = inputs["asked"].replace("</s>", " ")
+    assert inputs["asked"] == inputs["template"]
+
+
+def test_the_history_is_written_as_the_chat_template_writes_it(
+    family_folder: Callable[[Any], str],
+) -> None:
+    """LLaVA-OneVision's writes other blanks before an answer than it asks with."""
+    more = [Turn("user", "And now?"), Turn("assistant", "no")]
+    sample = Sample(id="a", images=ONE.images, conversation=[*ONE.conversation, *more])
+
+    inputs = _described(family_folder("llava_onevision"), sample)
+
+    assert "assistant \nred" in inputs["asked"]
+    assert inputs["asked"] == inputs["template"]

@@ -17,6 +17,7 @@ from tests.conftest import TinyBuilder
 from tests.data.conftest import NAMES, chat_sample, labelled
 from tests.data.loading.test_datamodule import TRAIN, Memory
 from tests.data.text.test_hub_templates import TEMPLATES, hub_processor
+from tests.support.families import FAMILIES, ONE, TURNS, reads
 
 VICUNA = CHAT_TEMPLATES["vicuna"]
 ALTERED = {
@@ -145,3 +146,20 @@ def test_a_template_without_todays_date_does_not(
         warn_of_date(vicuna, "a")
 
     assert not caplog.records
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_every_family_a_date_is_found_and_texts_are_unaltered(
+    family_folder: Callable[[Any], str], caplog: pytest.LogCaptureFixture, family: str
+) -> None:
+    processor = load_processor(family_folder(family))
+    sample = TURNS if reads(family, TURNS) else ONE
+
+    with caplog.at_level(logging.WARNING):
+        warn_of_date(processor, family)
+        assert not caplog.records
+        Collator(processor, ConversationPrompt()).check_template(sample)
+        date = "{% if strftime_now is defined %}{{ strftime_now('%d %b') }}{% endif %}"
+        processor.hf.chat_template = date + processor.chat_template
+        warn_of_date(processor, family)
+    assert "writes today's date" in caplog.text
