@@ -22,7 +22,7 @@ from lightning_mllm.types import Box, Segment
 from tests.conftest import FamilyBuilder
 from tests.data.conftest import collate
 from tests.support.boxes import boxes_in, of_image, sample_of
-from tests.support.tiny_families import (
+from tests.support.grids import (
     ANYRES,
     FIXED,
     MERGED,

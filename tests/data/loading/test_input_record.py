@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.families import FAMILIES, ONE, TURNS, VICUNA_LIKE, reads
 
 from lightning_mllm.data import (
     VICUNA_SYSTEM,
@@ -24,7 +25,6 @@ from tests.conftest import TinyBuilder
 from tests.data.conftest import chat_sample, labelled
 from tests.data.loading.test_datamodule import Memory
 from tests.data.text.test_hub_templates import LLAVA_16_VICUNA
-from tests.support.families import FAMILIES, ONE, TURNS, VICUNA_LIKE, reads
 
 
 def _described(

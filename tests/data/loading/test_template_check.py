@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.support.families import FAMILIES, ONE, TURNS, reads
 
 from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
@@ -17,7 +18,6 @@ from tests.conftest import TinyBuilder
 from tests.data.conftest import NAMES, chat_sample, labelled
 from tests.data.loading.test_datamodule import TRAIN, Memory
 from tests.data.text.test_hub_templates import TEMPLATES, hub_processor
-from tests.support.families import FAMILIES, ONE, TURNS, reads
 
 VICUNA = CHAT_TEMPLATES["vicuna"]
 ALTERED = {
