@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lightning_mllm.batches import Image, MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.families import Grid
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import inputs_of
 from lightning_mllm.models.layers import layers_and_norm, run_uncompiled
@@ -24,7 +23,7 @@ from lightning_mllm.probing.features.pooling import pool
 from lightning_mllm.types import Segment
 
 # grids whose patches are not those of a square, row by row, and what they are instead
-_NOT_SQUARE: Mapping[Grid | None, str] = {
+_NOT_SQUARE: Mapping[str | None, str] = {
     "merged": "form a rectangle of the picture's own shape and come in blocks that are merged",
     "rows": "form a rectangle of the picture's own shape",
     None: "come in an order that is not known",

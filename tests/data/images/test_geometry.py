@@ -69,7 +69,7 @@ def test_defaults_are_those_of_the_family(processor: CheckpointProcessor) -> Non
 
 
 def test_the_fill_is_grey_where_the_processor_names_no_mean() -> None:
-    processor = CLIPImageProcessorPil(**SIZES)
+    processor: Any = CLIPImageProcessorPil(**SIZES)
     processor.image_mean = None
 
     assert fill_colour(processor) == (127, 127, 127)

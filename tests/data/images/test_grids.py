@@ -22,7 +22,7 @@ from lightning_mllm.types import Box, Segment
 from tests.conftest import FamilyBuilder
 from tests.data.conftest import collate
 from tests.support.boxes import boxes_in, of_image, sample_of
-from tests.support.tiny_families import (
+from tests.support.grids import (
     ANYRES,
     FIXED,
     MERGED,
@@ -225,7 +225,8 @@ def test_a_map_that_onevision_shrinks_shows_both_patches_that_are_interpolated(
     path = tiny_family("llava_onevision")
     processor, backbone = load_processor(path), without_attention(path)
     processor.image_processor.resample = Image.Resampling.BOX
-    for owner in (processor.hf, processor.config, backbone.model.config):
+    owners: tuple[Any, ...] = (processor.hf, processor.config, backbone.model.config)
+    for owner in owners:
         owner.vision_aspect_ratio = "anyres_max_1"
     collator = Collator(processor, ConversationPrompt())
     size = (56, 56)

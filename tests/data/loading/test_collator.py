@@ -51,7 +51,7 @@ class TestLoss:
         carrying = batch.labels != IGNORE_INDEX
         assert torch.equal(carrying, batch.spans[Segment.ANSWER])
         assert torch.equal(batch.labels[carrying], batch.input_ids[carrying])
-        text = processor.tokenizer.decode(batch.labels[0][carrying[0]])
+        text = str(processor.tokenizer.decode(batch.labels[0][carrying[0]]))
         end = processor.tokenizer.decode(batch.end_id)
         assert text.replace(" ", "") == f"Red.{end}blue{end}"
 

@@ -15,7 +15,7 @@ from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.pooling import pool
 from tests.conftest import FamilyBuilder
 from tests.support.feature_samples import NAMES, batches, equal, samples
-from tests.support.tiny_families import (
+from tests.support.grids import (
     FIXED,
     MERGED,
     ROWS,

@@ -12,10 +12,10 @@ from transformers.image_utils import ChannelDimension
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Size
-from lightning_mllm.data.images.views.view import Axes, View
+from lightning_mllm.data.images.views.view import AxisPair, View
 
 
-def find_anyres(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...] | None:
+def find_anyres(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
     """Return the whole picture, squashed, and its tiles as one view.
 
     Rows and columns that the model cuts off are left out. OneVision shrinks large maps of tiles:
@@ -38,7 +38,7 @@ def find_anyres(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ..
         picture.make_empty_picture(), target, ChannelDimension.FIRST
     )
     resized = picture.resize(width, height)
-    enclosed = Axes(resized.across.enclose(target[1]), resized.down.enclose(target[0]))
+    enclosed = AxisPair(resized.across.enclose(target[1]), resized.down.enclose(target[0]))
     tiles = enclosed.cut_into_patches(patch, side)
     grid = (side // patch, side // patch, target[0] // side, target[1] // side)
     # as `unpad_image` of the model, which ends each row with a separator

@@ -12,10 +12,10 @@ from lightning_mllm.data.images.views.axis import Axis
 from lightning_mllm.data.images.views.fixed import find_fixed, find_square
 from lightning_mllm.data.images.views.resized import find_merged, find_rows
 from lightning_mllm.data.images.views.tiled import find_splits, find_tiles
-from lightning_mllm.data.images.views.view import Axes, View
+from lightning_mllm.data.images.views.view import AxisPair, View
 from lightning_mllm.families import Grid
 
-_FINDERS: Mapping[Grid, Callable[[Axes, CheckpointProcessor], tuple[View, ...] | None]] = {
+_FINDERS: Mapping[Grid, Callable[[AxisPair, CheckpointProcessor], tuple[View, ...] | None]] = {
     "fixed": find_fixed,
     "anyres": find_anyres,
     "merged": find_merged,
@@ -42,7 +42,7 @@ def find_views(
     grid, image_processor = processor.family.grid, processor.image_processor
     if grid is None or not (grid in _RESIZES_ANYWAY or image_processor.do_resize):
         return None
-    picture = Axes(*map(Axis.of_original, size))
+    picture = AxisPair(*map(Axis.of_original, size))
     return _FINDERS[grid](_apply_geometry(picture, geometry, image_processor), processor)
 
 
@@ -61,16 +61,16 @@ def count_views(size: Size, processor: CheckpointProcessor) -> int:
     return len(views) if views else 1
 
 
-def _apply_geometry(picture: Axes, geometry: Geometry, image_processor: Any) -> Axes:
+def _apply_geometry(picture: AxisPair, geometry: Geometry, image_processor: Any) -> AxisPair:
     """Do to the axes what `apply_geometry` does to a picture."""
     across, down = picture
     lengths = across.length, down.length
     if lengths[0] == lengths[1] or geometry is Geometry.NATIVE:
         return picture
     if geometry is Geometry.PAD:
-        return Axes(across.enclose(max(lengths)), down.enclose(max(lengths)))
+        return AxisPair(across.enclose(max(lengths)), down.enclose(max(lengths)))
     if geometry is Geometry.CROP:
         if crops_itself(image_processor):
             return picture
-        return Axes(across.centre(min(lengths)), down.centre(min(lengths)))
+        return AxisPair(across.centre(min(lengths)), down.centre(min(lengths)))
     return picture.resize(*squashed_size(lengths, image_processor))

@@ -9,10 +9,10 @@ from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import ChannelDimension
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.data.images.views.view import Axes, View
+from lightning_mllm.data.images.views.view import AxisPair, View
 
 
-def find_fixed(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...] | None:
+def find_fixed(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
     """Return the one view that the processors of CLIP, SigLIP and LLaVA-1.5 make.
 
     Returns:
@@ -25,7 +25,7 @@ def find_fixed(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...
     return (resized.cut_into_patches(patch, resized.across.length),)
 
 
-def find_square(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...]:
+def find_square(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
     """Return the one view of a squashed picture, whose patches may be pooled into larger ones."""
     config: Any = processor.config
     size = processor.image_processor.size
@@ -36,7 +36,7 @@ def find_square(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ..
     return (picture.resize(size.width, size.height).cut_into_patches(pooled),)
 
 
-def _resize_and_crop(picture: Axes, image_processor: Any) -> Axes | None:
+def _resize_and_crop(picture: AxisPair, image_processor: Any) -> AxisPair | None:
     """Do to the axes what the image processor does to a picture; None if that is not known."""
     across, down = picture
     if getattr(image_processor, "do_pad", False):  # LLaVA-1.5's own, which pads first
@@ -48,7 +48,7 @@ def _resize_and_crop(picture: Axes, image_processor: Any) -> Axes | None:
             height, width = size.height, size.width
         elif size.shortest_edge and not size.longest_edge:
             height, width = get_resize_output_image_size(
-                Axes(across, down).make_empty_picture(),
+                AxisPair(across, down).make_empty_picture(),
                 size.shortest_edge,
                 False,
                 input_data_format=ChannelDimension.FIRST,
@@ -59,4 +59,4 @@ def _resize_and_crop(picture: Axes, image_processor: Any) -> Axes | None:
     if getattr(image_processor, "do_center_crop", False):
         crop = image_processor.crop_size
         across, down = across.centre(crop.width), down.centre(crop.height)
-    return Axes(across, down)
+    return AxisPair(across, down)

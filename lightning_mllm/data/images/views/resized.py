@@ -9,11 +9,11 @@ from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.data.images.views.view import Axes, View
+from lightning_mllm.data.images.views.view import AxisPair, View
 from lightning_mllm.errors import DataError
 
 
-def find_merged(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...]:
+def find_merged(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
     """Return Qwen's one view: both edges are rounded to whole squares of merged patches.
 
     Raises:
@@ -30,7 +30,7 @@ def find_merged(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ..
     return _cut(picture, processor, (width, height), square)
 
 
-def find_rows(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...]:
+def find_rows(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
     """Return Pixtral's one view: both edges are rounded up to whole squares of merged patches.
 
     Raises:
@@ -45,7 +45,7 @@ def find_rows(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...]
 
 
 def _cut(
-    picture: Axes, processor: CheckpointProcessor, size: tuple[int, int], square: int
+    picture: AxisPair, processor: CheckpointProcessor, size: tuple[int, int], square: int
 ) -> tuple[View, ...]:
     if min(size) < square:
         raise _make_error(picture, processor)
@@ -59,7 +59,7 @@ def _find_square(config: Any) -> int:
     return int(vision.patch_size * getattr(owner, "spatial_merge_size", 1))
 
 
-def _make_error(picture: Axes, processor: CheckpointProcessor) -> DataError:
+def _make_error(picture: AxisPair, processor: CheckpointProcessor) -> DataError:
     return DataError(
         f"A picture of {picture.across.length} x {picture.down.length} pixels is too long and "
         f"narrow for {type(processor.hf).__name__}, which keeps proportions. Leave it out, or use "

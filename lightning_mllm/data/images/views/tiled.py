@@ -11,10 +11,10 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.data.images.views.view import Axes, View
+from lightning_mllm.data.images.views.view import AxisPair, View
 
 
-def find_tiles(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...]:
+def find_tiles(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
     """Return the tiles of a squashed picture and, if there are several, the whole picture."""
     config: Any = processor.config
     image_processor = processor.image_processor
@@ -34,7 +34,7 @@ def find_tiles(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...
     return _cut_into_tiles(picture, (columns, rows), side, config.vision_config, shrinks)
 
 
-def find_splits(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ...] | None:
+def find_splits(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
     """Return the splits of a picture and, if there are several, the whole picture, squashed.
 
     Returns:
@@ -63,7 +63,7 @@ def find_splits(picture: Axes, processor: CheckpointProcessor) -> tuple[View, ..
 
 
 def _cut_into_tiles(
-    picture: Axes, grid: tuple[int, int], side: int, vision_config: Any, shrinks: float
+    picture: AxisPair, grid: tuple[int, int], side: int, vision_config: Any, shrinks: float
 ) -> tuple[View, ...]:
     """Return a view for each tile, and one of the whole picture.
 
@@ -84,6 +84,6 @@ def _cut_into_tiles(
     tiles = []
     for number in range(columns * rows):
         row, column = divmod(number, columns)
-        tile = Axes(large.across.cut(column * side, side), large.down.cut(row * side, side))
+        tile = AxisPair(large.across.cut(column * side, side), large.down.cut(row * side, side))
         tiles.append(replace(tile.cut_into_patches(patch), place=(row, column)))
     return (*tiles, whole)

@@ -79,15 +79,15 @@ class View:
         return pad(grid, (0, int(self.newline))).flatten()
 
 
-class Axes(NamedTuple):
+class AxisPair(NamedTuple):
     """A picture: its two directions."""
 
     across: Axis
     down: Axis
 
-    def resize(self, width: int, height: int) -> Axes:
+    def resize(self, width: int, height: int) -> AxisPair:
         """Stretch or shrink to a size."""
-        return Axes(self.across.resize(width), self.down.resize(height))
+        return AxisPair(self.across.resize(width), self.down.resize(height))
 
     def cut_into_patches(self, patch: int, square: int | None = None) -> View:
         """Return the patches of the picture; what remains at its end is not seen.
