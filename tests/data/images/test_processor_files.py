@@ -65,13 +65,17 @@ def test_additional_templates_and_vocabularies_are_copied_and_nothing_else(
     more = ("additional_chat_templates/tools.jinja", "merges.txt", "tokenizer.model", "vocab.json")
     for name in more:
         (source / name).write_text("{}")
-    for name in ("optimizer.pt", "README.md", "projector.safetensors"):
+    for name in ("optimizer.pt", "README.md", "projector.safetensors", "code.py"):
         (source / name).write_text("no part of a processor")
 
     written = save(str(source), tmp_path / "out")
 
     assert set(more) < written.keys()
-    assert not written.keys() & {"optimizer.pt", "README.md", "projector.safetensors"}
+    assert not written.keys() & {"optimizer.pt", "README.md", "projector.safetensors", "code.py"}
+    files = portable_processor(str(source), trust_remote_code=True)
+    (tmp_path / "trusted").mkdir()
+    files.save(tmp_path / "trusted")
+    assert files_of(tmp_path / "trusted").keys() - written.keys() == {"code.py"}
 
 
 def test_only_the_repaired_keys_are_changed(tiny_llava_next: str, tmp_path: Path) -> None:
