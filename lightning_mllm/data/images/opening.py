@@ -57,7 +57,7 @@ def open_processor(
     )
     parts["tokenizer"] = AutoTokenizer.from_pretrained(checkpoint, **options)
     processor: ProcessorMixin = _let_parts_be_missing(kind)(**parts, **own)
-    processor.__class__ = kind
+    processor.__class__ = kind  # made; from now on it is what it is in transformers
     return processor
 
 
@@ -67,7 +67,7 @@ def _find_class(
     """Return the class that the checkpoint's files name, else that of its model type."""
     name = None
     for file in _NAMING:
-        path = cached_file(
+        path = cached_file(  # None if there is no such file, or it is not in the cache
             checkpoint, file, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         named = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}

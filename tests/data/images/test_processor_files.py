@@ -138,13 +138,21 @@ def test_another_geometry_is_kept_and_what_is_left_to_do_is_said(
     assert call(reopened.hf, (40, 40)).keys() == call(load_processor(path).hf, (40, 40)).keys()
 
 
+@pytest.mark.parametrize("layout", ["new", "old"])
 @pytest.mark.parametrize("revision", [None, "v1", "0" * 40])
 def test_files_of_a_hub_id_come_from_the_cache(
-    tiny_llava_next: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+    tiny_family: FamilyBuilder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    revision: str | None,
+    layout: str,
 ) -> None:
+    source = tiny_family("qwen2_vl")
+    if layout == "old":
+        source = write_old_layout(source, tmp_path / "old")
     commit = "0" * 40
     repository = tmp_path / "cache" / "models--someone--tiny"
-    shutil.copytree(tiny_llava_next, repository / "snapshots" / commit)
+    shutil.copytree(source, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     for name in ("main", "v1"):
         (repository / "refs" / name).write_text(commit)
@@ -154,6 +162,5 @@ def test_files_of_a_hub_id_come_from_the_cache(
 
     portable_processor("someone/tiny", revision).save(tmp_path / "out")
 
-    expected = files_of(tiny_llava_next)
-    written = files_of(tmp_path / "out")
+    expected, written = files_of(source), files_of(tmp_path / "out")
     assert written == {name: expected[name] for name in expected.keys() - MODEL_FILES}
