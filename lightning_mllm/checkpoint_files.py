@@ -159,7 +159,8 @@ def check_features(
 
 def _check_tower(config: PretrainedConfig, checkpoint: str) -> None:
     tower: Any = config.vision_config
-    side, patch = getattr(tower, "image_size", None), getattr(tower, "patch_size", None)
+    side: Any = getattr(tower, "image_size", None)
+    patch: Any = getattr(tower, "patch_size", None)
     counted = side is not None and patch is not None  # each a number, or height and width
     if counted and (np.min(patch) < 1 or np.min(side) < np.max(patch)):
         raise CheckpointError(

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from transformers import AutoConfig
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.image_processing_auto import (  # type: ignore[attr-defined]
+    IMAGE_PROCESSOR_MAPPING_NAMES,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lightning_mllm.data import load_processor

@@ -28,6 +28,7 @@ from lightning_mllm.types import Sample, Segment, Turn
 from tests.conftest import FamilyBuilder, TinyBuilder
 from tests.models.conftest import export_from, trained
 from tests.support.command_line import picture
+from tests.support.old_layout import write_old_layout
 
 SHAPES = {"wide": (90, 30), "tall": (31, 100), "square": (40, 40)}
 QUESTION = "What is shown in this picture?"
@@ -161,6 +162,16 @@ def _changed(checkpoint: str, folder: Path, change: dict[str, Any], **image_opti
         )
     )
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "geometry"), [("llava", "pad"), ("llava", "squash"), ("llava_next", "tiles")]
+)
+def test_an_export_of_an_old_checkpoint_opens_as_what_was_trained(
+    tiny_checkpoint: TinyBuilder, tmp_path: Path, family: TinyFamily, geometry: GeometryName
+) -> None:
+    checkpoint = write_old_layout(tiny_checkpoint(family, "vicuna"), tmp_path / "old")
+    check_contract(checkpoint, tmp_path / "out", geometry=geometry)
 
 
 SIGLIP = {

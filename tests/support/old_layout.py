@@ -14,8 +14,8 @@ PARTS = {
 
 
 def write_old_layout(checkpoint: str, folder: Path) -> str:
-    """Copy all but the weights: a file for each part, `...Fast` classes, chat_template.json."""
-    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    """Copy a checkpoint: a file for each part, `...Fast` classes, chat_template.json."""
+    shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "processor_config.json").read_text())
     (folder / "processor_config.json").unlink()
     kind = {"processor_class": config.pop("processor_class")}

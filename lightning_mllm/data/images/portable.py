@@ -67,10 +67,11 @@ def portable_processor(
             to_do,
         )
     return ProcessorFiles(
-        source=find_folder(checkpoint, revision),
+        source=find_folder(checkpoint, revision, trust_remote_code),
         own=list_changes(untouched, processor.hf),
         image=list_changes(untouched.image_processor, processor.image_processor),
         kind=type(processor.hf).__name__,
+        with_code=trust_remote_code,
     )
 
 

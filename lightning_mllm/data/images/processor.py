@@ -75,13 +75,7 @@ def load_processor(
     return CheckpointProcessor(processor, config)
 
 
-def limit_length(
-    max_length: int | None,
-    processor: CheckpointProcessor,
-    checkpoint: str,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> int:
+def limit_length(max_length: int | None, processor: CheckpointProcessor, checkpoint: str) -> int:
     """Return `max_length`, or by default how many tokens the checkpoint can read.
 
     That is the lesser of what tokenizer and language model say.
@@ -89,10 +83,8 @@ def limit_length(
     Raises:
         ConfigError: `max_length` is more than the checkpoint can read.
     """
-    config = AutoConfig.from_pretrained(
-        checkpoint, revision=revision, trust_remote_code=trust_remote_code
-    )
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text_config = processor.config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
     limit = int(processor.tokenizer.model_max_length)  # huge where the tokenizer does not know
     if positions:
         limit = min(limit, int(positions))

@@ -75,6 +75,19 @@ def test_a_processor_opens_from_both_layouts_of_files(
     check_equal(old, found.hf)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mistral3", "smolvlm"])
+def test_files_that_name_no_class_have_that_of_their_model_type(
+    tiny_family: FamilyBuilder, tmp_path: Path, family: str
+) -> None:
+    path = copy(tiny_family(family), tmp_path / "nameless")
+    for file in (Path(path, "processor_config.json"), Path(path, "tokenizer_config.json")):
+        settings = json.loads(file.read_text())
+        settings.pop("processor_class", None)
+        file.write_text(json.dumps(settings))
+
+    check_equal(load_processor(path), load_processor(tiny_family(family)).hf)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_processor_makes_features_of_a_picture_and_reaches_a_worker(
     tiny_family: FamilyBuilder, family: str

@@ -65,13 +65,17 @@ def test_additional_templates_and_vocabularies_are_copied_and_nothing_else(
     more = ("additional_chat_templates/tools.jinja", "merges.txt", "tokenizer.model", "vocab.json")
     for name in more:
         (source / name).write_text("{}")
-    for name in ("optimizer.pt", "README.md", "projector.safetensors"):
+    for name in ("optimizer.pt", "README.md", "projector.safetensors", "code.py"):
         (source / name).write_text("no part of a processor")
 
     written = save(str(source), tmp_path / "out")
 
     assert set(more) < written.keys()
-    assert not written.keys() & {"optimizer.pt", "README.md", "projector.safetensors"}
+    assert not written.keys() & {"optimizer.pt", "README.md", "projector.safetensors", "code.py"}
+    files = portable_processor(str(source), trust_remote_code=True)
+    (tmp_path / "trusted").mkdir()
+    files.save(tmp_path / "trusted")
+    assert files_of(tmp_path / "trusted").keys() - written.keys() == {"code.py"}
 
 
 def test_only_the_repaired_keys_are_changed(tiny_llava_next: str, tmp_path: Path) -> None:
@@ -134,13 +138,21 @@ def test_another_geometry_is_kept_and_what_is_left_to_do_is_said(
     assert call(reopened.hf, (40, 40)).keys() == call(load_processor(path).hf, (40, 40)).keys()
 
 
+@pytest.mark.parametrize("layout", ["new", "old"])
 @pytest.mark.parametrize("revision", [None, "v1", "0" * 40])
 def test_files_of_a_hub_id_come_from_the_cache(
-    tiny_llava_next: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+    tiny_family: FamilyBuilder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    revision: str | None,
+    layout: str,
 ) -> None:
+    source = tiny_family("qwen2_vl")
+    if layout == "old":
+        source = write_old_layout(source, tmp_path / "old")
     commit = "0" * 40
     repository = tmp_path / "cache" / "models--someone--tiny"
-    shutil.copytree(tiny_llava_next, repository / "snapshots" / commit)
+    shutil.copytree(source, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     for name in ("main", "v1"):
         (repository / "refs" / name).write_text(commit)
@@ -150,6 +162,5 @@ def test_files_of_a_hub_id_come_from_the_cache(
 
     portable_processor("someone/tiny", revision).save(tmp_path / "out")
 
-    expected = files_of(tiny_llava_next)
-    written = files_of(tmp_path / "out")
+    expected, written = files_of(source), files_of(tmp_path / "out")
     assert written == {name: expected[name] for name in expected.keys() - MODEL_FILES}
