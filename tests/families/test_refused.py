@@ -21,7 +21,6 @@ from lightning_mllm.models.backbone import Backbone
 
 KNOWN = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 # the image processors that their own checkpoints name: Qwen2-VL's and GLM-4V's
-NAMED_IN_THE_FILES = {"qwen3_vl_moe", "glm4v_moe", "glm_ocr"}
 
 
 def test_the_table_names_types_of_transformers_that_are_no_family() -> None:
