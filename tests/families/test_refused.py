@@ -20,7 +20,6 @@ from lightning_mllm.families.refused import REFUSED
 from lightning_mllm.models.backbone import Backbone
 
 KNOWN = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-# the image processors that their own checkpoints name: Qwen2-VL's and GLM-4V's
 
 
 def test_the_table_names_types_of_transformers_that_are_no_family() -> None:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.support.families import FAMILIES, ONE, TURNS, VICUNA_LIKE, reads
 
 from lightning_mllm.data import (
     VICUNA_SYSTEM,

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.support.families import FAMILIES, ONE, TURNS, reads
 
 from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor

@@ -42,6 +42,8 @@ def find_views(
     grid, image_processor = processor.family.grid, processor.image_processor
     if grid is None or not (grid in _RESIZES_ANYWAY or image_processor.do_resize):
         return None
+    if _leaves_a_patch_out(processor):
+        return None
     picture = AxisPair(*map(Axis.of_original, size))
     return _FINDERS[grid](_apply_geometry(picture, geometry, image_processor), processor)
 
@@ -59,6 +61,12 @@ def count_views(size: Size, processor: CheckpointProcessor) -> int:
         return count_anyres(size, processor)
     views = find_views(size, Geometry.NATIVE, processor)
     return len(views) if views else 1
+
+
+def _leaves_a_patch_out(processor: CheckpointProcessor) -> bool:
+    """Return whether the model drops the first patch, as if its tower had a class token."""
+    drops = getattr(processor.config, "vision_feature_select_strategy", None) == "default"
+    return drops and getattr(processor.hf, "num_additional_image_tokens", None) == 0
 
 
 def _apply_geometry(picture: AxisPair, geometry: Geometry, image_processor: Any) -> AxisPair:
