@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.geometry import GeometryName
+from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import Sample, Turn
 from tests.benchmarks.harness import Row, be_quiet, print_table
@@ -84,12 +85,13 @@ def make_task(family: TinyFamily, pictures: int, folder: Path) -> Task:
     else:
         own.image_processor = Qwen2VLImageProcessorPil()
     processor.tokenizer.model_max_length = CONTEXT
+    side: PaddingSide = "left" if processor.tokenizer.padding_side == "left" else "right"
     collator = Collator(
         processor,
         ConversationPrompt(),
         geometry=geometry,
         max_length=CONTEXT,
-        padding_side=processor.tokenizer.padding_side,
+        padding_side=side,
     )
     turns = [Turn("user", QUESTION, images=1), Turn("assistant", ANSWER)]
     samples = []
