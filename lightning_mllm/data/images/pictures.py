@@ -136,6 +136,7 @@ class PictureReader:
             images=[picture],
             text=[self._processor.placeholder],
             add_special_tokens=False,
+            return_attention_mask=False,
             return_text_replacement_offsets=True,
             return_tensors="pt",
         )

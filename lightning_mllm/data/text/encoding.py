@@ -17,6 +17,7 @@ from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.rendering import RenderedText, Renderer, TextSpan
 from lightning_mllm.data.text.special_tokens import (
     build_special_pattern,
+    describe_special,
     find_special_ids,
     needs_bos,
     tokenise_quotes,
@@ -143,7 +144,7 @@ class Encoder:
             return
         found = self._special_pattern.search(text)
         if found:
-            problem = _describe_special(f"A text of sample {sample_id!r}", found.group(), text)
+            problem = describe_special(f"A text of sample {sample_id!r}", found.group(), text)
             raise DataError(problem, "special token")
 
     @cached_property
@@ -282,7 +283,7 @@ class Encoder:
         if len(special):
             token = self._tokenizer.convert_ids_to_tokens(int(special[0]))
             what = f"The {span.segment} of sample {sample_id!r}"
-            raise DataError(_describe_special(what, str(token), text))
+            raise DataError(describe_special(what, str(token), text))
         decoded = decode_all(self._tokenizer, input_ids)
         if not is_same_text(decoded, text):
             raise DataError(
@@ -291,14 +292,6 @@ class Encoder:
                 "tokenizer's offsets can't be relied on.",
                 "unusual characters",
             )
-
-
-def _describe_special(what: str, token: str, text: str) -> str:
-    return (
-        f"{what} contains {token!r}, which the model reads as a special token, not as text: "
-        f"{text[:80]!r}. Remove or rewrite it, or set `split_special_tokens: true` if the text "
-        "quotes it; images are placed by the sample's images."
-    )
 
 
 def _cover(offsets: Tensor, span: TextSpan) -> Tensor:

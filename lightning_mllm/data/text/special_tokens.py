@@ -31,6 +31,15 @@ def build_special_pattern(tokenizer: PreTrainedTokenizerBase, *others: str) -> r
     return re.compile("|".join(map(re.escape, longest_first)))
 
 
+def describe_special(what: str, token: str, text: str) -> str:
+    """Return the error of a text that has a special token in it."""
+    return (
+        f"{what} contains {token!r}, which the model reads as a special token, not as text: "
+        f"{text[:80]!r}. Remove or rewrite it, or set `split_special_tokens: true` if the text "
+        "quotes it; images are placed by the sample's images."
+    )
+
+
 def needs_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Return whether the tokenizer has to add its BOS to a text, which may have one already."""
     return tokenizer.bos_token is None or not text.startswith(str(tokenizer.bos_token))

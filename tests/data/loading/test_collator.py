@@ -53,7 +53,7 @@ class TestLoss:
         assert torch.equal(batch.labels[carrying], batch.input_ids[carrying])
         text = str(processor.tokenizer.decode(batch.labels[0][carrying[0]]))
         end = processor.tokenizer.decode(batch.end_id)
-        assert text.replace(" ", "") == f"Red.{end}blue{end}"
+        assert str(text).replace(" ", "") == f"Red.{end}blue{end}"
 
     def test_the_end_token_stands_once_behind_each_answer(
         self, processor: CheckpointProcessor

@@ -190,7 +190,7 @@ class TestSetUp:
         text = module.processor.tokenizer.decode(batch.labels[1][batch.labels[1] != IGNORE_INDEX])
         assert len(text) > 60
         assert ("one two " * 60).startswith(
-            text.strip()
+            str(text).strip()
         )  # and so without the token that ends an answer
         assert batch.input_ids.shape[1] == self.limit
         assert batch.end_id == module.processor.tokenizer.eos_token_id

@@ -71,7 +71,7 @@ def test_segments_are_what_they_say(
         assert batch.labels[row, last] == IGNORE_INDEX
         answer = batch.labels[row, last + 1 :][batch.labels[row, last + 1 :] != IGNORE_INDEX]
         said = processor.tokenizer.decode(answer, skip_special_tokens=True)
-        assert said.strip() == sample.conversation[-1].text
+        assert str(said).strip() == sample.conversation[-1].text
         assert answer[-1] == batch.end_id
         suffix = positions(batch, Segment.SUFFIX, row)
         question = positions(batch, Segment.QUESTION, row)[-1]

@@ -17,8 +17,9 @@ CHARACTERS = (
 
 def normalising(checkpoint: str, normalizer: normalizers.Normalizer) -> PreTrainedTokenizerFast:
     tokenizer = load_processor(checkpoint).tokenizer
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
     tokenizer.backend_tokenizer.normalizer = normalizer
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 @pytest.fixture(params=["bytes", "llama", "nfkc", "lower case"])
