@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.evaluation.decoding import continue_prompts
 from lightning_mllm.models import freeze
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Backbone, Part
@@ -16,7 +17,12 @@ from lightning_mllm.models.optimisation.schedule import LearningRates, parameter
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.models.vision import ImageStates
 from lightning_mllm.types import Segment
-from tests.support.tiny_families import TINY_FAMILIES, open_backbone, unequal_pictures
+from tests.support.tiny_families import (
+    TINY_FAMILIES,
+    open_backbone,
+    unequal_pictures,
+    with_and_without_pictures,
+)
 
 LORA = freeze.Lora(rank=2, target="both", projector=True)
 POLICIES: list[tuple[freeze.FreezePolicy, torch.dtype, set[Part]]] = [
@@ -156,6 +162,23 @@ def test_new_adapters_keep_to_their_part_and_change_nothing(
     assert live == idle
 
 
+def test_a_batch_with_and_without_pictures_is_the_sum_of_its_pieces(checkpoint: str) -> None:
+    backbone, batch = open_backbone(checkpoint), with_and_without_pictures(checkpoint)
+    adapted = AdaptedModel(backbone, freeze.ProjectorAndVision(), torch.float32)
+
+    losses = [adapted.loss(batch.take(rows)) for rows in ([0, 1, 2], [0], [1, 2])]
+    gradients = []
+    for loss in losses:
+        backbone.model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients.append([p.grad for _, p in backbone.parameters() if p.requires_grad])
+
+    assert batch.image_counts == (1, 0, 0)
+    torch.testing.assert_close(losses[0], losses[1] + losses[2])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+    assert all(each is not None and not each.any() for each in gradients[2])
+
+
 @torch.no_grad()
 def test_low_precision_runs_without_autocast(checkpoint: str, batch: MultimodalBatch) -> None:
     backbone = open_backbone(checkpoint, dtype=torch.bfloat16)
@@ -163,4 +186,5 @@ def test_low_precision_runs_without_autocast(checkpoint: str, batch: MultimodalB
     encoded = backbone.encode_images(batch.images)
 
     assert answer_loss(backbone, batch).total.isfinite()
+    assert continue_prompts(backbone.model, batch.prompts(), 2).shape == (len(batch), 2)
     assert {each.tokens.dtype for each in encoded} == {torch.bfloat16}

@@ -33,6 +33,20 @@ def unequal_pictures(checkpoint: str) -> MultimodalBatch:
     for number, (size, answer) in enumerate(zip(SIZES, ANSWERS, strict=True)):
         turns = [Turn("user", "What is it? " * (1 + number), images=1), Turn("assistant", answer)]
         samples.append(Sample(id=str(number), images=[_draw(number, size)], conversation=turns))
+    return _collate(checkpoint, samples)
+
+
+def with_and_without_pictures(checkpoint: str) -> MultimodalBatch:
+    """A question about a picture, and two without one."""
+    samples = []
+    for number, answer in enumerate(ANSWERS):
+        turns = [Turn("user", "Which?", images=int(number == 0)), Turn("assistant", answer)]
+        images = [_draw(number, SIZES[0])] if number == 0 else []
+        samples.append(Sample(id=str(number), images=images, conversation=turns))
+    return _collate(checkpoint, samples)
+
+
+def _collate(checkpoint: str, samples: list[Sample]) -> MultimodalBatch:
     collator = Collator(load_processor(checkpoint), ConversationPrompt())
     return collator([(0, sample) for sample in samples])
 
