@@ -108,7 +108,7 @@ def test_idle_parameters_are_those_that_get_no_gradient(
         parameter.requires_grad_(True)
     idle = backbone.idle_parameters()
 
-    answer_loss(backbone, batch).total.backward()  # type: ignore[no-untyped-call]
+    answer_loss(backbone, batch).total.backward()
 
     assert idle == {name for name, each in backbone.parameters() if each.grad is None}
 
@@ -134,7 +134,7 @@ def test_a_step_moves_all_that_is_trained_and_nothing_else(
 
     for _ in range(2):  # LoRA's first matrix moves only after its second
         optimizer.zero_grad()
-        (adapted.loss(batch.take([0, 2])) / 10).backward()  # type: ignore[no-untyped-call]
+        (adapted.loss(batch.take([0, 2])) / 10).backward()
         optimizer.step()
 
     report = adapted.report
@@ -170,7 +170,7 @@ def test_a_batch_with_and_without_pictures_is_the_sum_of_its_pieces(checkpoint: 
     gradients = []
     for loss in losses:
         backbone.model.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradients.append([p.grad for _, p in backbone.parameters() if p.requires_grad])
 
     assert batch.image_counts == (1, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def score_labels_separately(
             prompts,
             input_ids=torch.cat([prompts.input_ids, _repeat(token_ids, len(batch))], dim=1),
             attention_mask=pad(prompts.attention_mask, (0, new), value=1),
-            spans=prompts.spans.map(lambda mask, new=new: pad(mask, (0, new), value=False)),
+            spans=prompts.spans.map(partial(pad, pad=(0, new), value=False)),
             steps=pad(prompts.steps, (0, new), value=1),
             offsets=None if prompts.offsets is None else pad(prompts.offsets, (0, new)),
         )
