@@ -136,7 +136,7 @@ class AdaptedModel:
 
         The decoder is in train mode even if it is frozen: gradients run through it, and without
         train mode transformers silently switches its gradient checkpointing off. Its dropout is 0
-        in every LLaVA.
+        in the configs of all families.
         """
         trained = self.report.trainable_parts
         self.backbone.model.train()

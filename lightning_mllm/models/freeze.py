@@ -32,8 +32,9 @@ class FreezeReport:
         parameters: Part -> number of parameters.
         trainable: Part -> how many of them are trained.
         trainable_names: Names of the trained parameters, as in `model.named_parameters()`.
-        idle: Number of parameters of the vision tower that come after the layer that the projector
-            reads. They stay frozen under every policy because no gradient reaches them.
+        idle: Number of parameters of the vision tower that have no part in what the projector
+            reads, e.g. layers after it. They stay frozen under every policy because no gradient
+            reaches them.
     """
 
     policy: str
@@ -65,7 +66,7 @@ class FreezeReport:
                 table.add_section()
             table.add_row(name, f"{count:,}", f"{trained:,}", f"{percent:.2f}")
         note = (
-            f"{self.idle:,} vision parameters come after the layer that is projected: no gradient "
+            f"{self.idle:,} vision parameters have no part in what is projected: no gradient "
             "reaches them.\n"
         )
         return Group(f"What {self.policy} trains", table, note if self.idle else "")
@@ -134,7 +135,11 @@ class ZeroShot(_WholeParts):
 
 @dataclass(frozen=True)
 class ProjectorOnly(_WholeParts):
-    """FT-Proj: train the projection, and with LLaVA-NeXT its row separator `image_newline`."""
+    """FT-Proj: train the projection, with what else of it the family has.
+
+    LLaVA-NeXT's row separator `image_newline` and the mergers of Qwen3-VL's DeepStack are part of
+    the projection.
+    """
 
     parts = (Part.PROJECTOR,)
 
@@ -258,7 +263,7 @@ class ByPattern(FreezePolicy):
             if not matches:
                 self._refuse(pattern, "nothing", names)
             if matches <= idle:
-                why = "only parameters after the tapped layer, which get no gradient"
+                why = "only parameters of the tower that get no gradient"
                 self._refuse(pattern, why, names)
             selected |= matches
         return frozenset(selected)

@@ -48,7 +48,7 @@ def answer_loss(
         batch: Prompts and answers.
         with_greedy: Whether to return which answer tokens are the likeliest.
     """
-    output = backbone.model.model(**batch.model_inputs(), use_cache=False)
+    output = backbone.model.base_model(**batch.model_inputs(), use_cache=False)
     hidden = output.last_hidden_state  # (batch, sequence, width)
     next_tokens = batch.labels[:, 1:]
     carries_loss = next_tokens != IGNORE_INDEX

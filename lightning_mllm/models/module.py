@@ -130,7 +130,7 @@ class MLLMModule(EvaluatingModule):
         if self.gradient_checkpointing:
             self.adapted.enable_gradient_checkpointing()
         if self.compile_model:
-            model.model.compile(dynamic=True)
+            model.base_model.compile(dynamic=True)
         self._model = model  # registers the parameters
 
     @property

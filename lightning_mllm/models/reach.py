@@ -1,6 +1,6 @@
 """Which parameters of a vision tower have a part in what is projected, found on shapes alone.
 
-The tower's tensors are replaced by ones without data, and the model's own `get_image_features` runs
+The model's tensors are replaced by ones without data, and the model's own `get_image_features` runs
 on a picture without data, up to the projector. What autograd has drawn on the way says which
 parameters a gradient can reach. Nothing is computed or allocated.
 """
@@ -34,17 +34,17 @@ def find_reached(path: VisionPath) -> frozenset[str]:
     picture = _picture(path)
     if picture is None:
         return _before_last_tap(path)
-    without_data = {
-        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.is_floating_point())
-        for name, tensor in (*path.tower.named_parameters(), *path.tower.named_buffers())
-    }
+    without_data = {}
+    for name, tensor in (*path.model.named_parameters(), *path.model.named_buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        without_data[name] = empty.requires_grad_(empty.is_floating_point())
     try:
         entering = _run_to_projector(path, without_data, picture)
     except RuntimeError:  # what torch says to a question about values that are not there
         return _before_last_tap(path)
-    reached = _leaves(entering)
+    reached, prefix = _leaves(entering), f"{path.family.tower_name}."
     names = (name for name, _ in path.tower.named_parameters())
-    return frozenset(name for name in names if id(without_data[name]) in reached)
+    return frozenset(name for name in names if id(without_data[prefix + name]) in reached)
 
 
 def _before_last_tap(path: VisionPath) -> frozenset[str]:
@@ -77,14 +77,13 @@ class _Encoding(nn.Module):
 def _run_to_projector(
     path: VisionPath, tensors: Mapping[str, Tensor], picture: Mapping[str, Tensor]
 ) -> Tensor:
-    """Return what enters the projector if the tower has these tensors."""
+    """Return what enters the projector if the model has these tensors."""
 
     def stop(_: str, features: Tensor) -> None:
         raise _Arrived(features)
 
-    prefix = f"{path.family.tower_name}."
-    named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-    encoding = _Encoding(path.model.base_model)
+    named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    encoding = _Encoding(path.model)
     with torch.enable_grad(), _eager(path.tower), inputs_of({"": path.projector}, stop):
         try:
             functional_call(encoding, named, kwargs=dict(picture))
@@ -99,7 +98,7 @@ def _run_to_projector(
 
 def _picture(path: VisionPath) -> dict[str, Tensor] | None:
     """Return a picture of the tower's size without data; None if a picture is not enough."""
-    features: Any = path.model.base_model.get_image_features
+    features: Any = path.model.get_image_features
     expected = inspect.signature(features).parameters
     config: Any = path.model.config.vision_config
     size = getattr(config, "image_size", None)

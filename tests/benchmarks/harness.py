@@ -8,6 +8,7 @@ import gc
 import logging
 import math
 import platform
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,15 +16,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import torch
 import transformers
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
-from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
+from lightning_mllm.models.tiny import TinyFamily, TinySize, build_tiny_checkpoint
 
 PATCH = 14
 WORD_VOCABULARY = (
@@ -90,6 +92,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", help="hub id or folder instead of a model with random weights"
     )
     shape = parser.add_argument_group("shape of the model with random weights")
+    shape.add_argument("--family", choices=get_args(TinyFamily), default="llava")
     for name, default in (
         ("vision-width", 128),
         ("vision-layers", 4),
@@ -103,7 +106,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_checkpoint(options: argparse.Namespace, folder: Path) -> str:
-    """Build a LLaVA of the shape asked for, unless a checkpoint is given."""
+    """Build a model of the shape asked for, unless a checkpoint is given."""
     if options.checkpoint is not None:
         return str(options.checkpoint)
     side = math.isqrt(options.image_tokens)
@@ -125,13 +128,12 @@ def make_checkpoint(options: argparse.Namespace, folder: Path) -> str:
         vocabulary=WORD_VOCABULARY,
         context=4096,
     )
-    small = build_tiny_checkpoint(folder / "small-vocabulary", size=size)
+    small = build_tiny_checkpoint(folder / "small-vocabulary", options.family, size=size)
     model = AutoModelForImageTextToText.from_pretrained(small)
     torch.manual_seed(0)
     model.resize_token_embeddings(options.vocabulary, mean_resizing=False)
-    checkpoint = folder / "checkpoint"
+    checkpoint = shutil.copytree(small, folder / "checkpoint")  # with the processor's files
     model.save_pretrained(checkpoint)
-    AutoProcessor.from_pretrained(small).save_pretrained(checkpoint)
     return str(checkpoint)
 
 

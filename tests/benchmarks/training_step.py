@@ -1,7 +1,8 @@
 """FT-Proj: time and peak memory of a training step, against `transformers.Trainer`.
 
 Same checkpoint, batches, trainable weights, precision, optimiser, clipping and schedule; every
-measurement in a process of its own. Run it: `python tests/benchmarks/training_step.py`.
+measurement in a process of its own. Run it: `python tests/benchmarks/training_step.py`; with Qwen's
+vocabulary and positions on three axes: `--family qwen2_5_vl --vocabulary 151936 --text-layers 4`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import AutoModelForImageTextToText, TrainingArguments
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.data import Digits
+from lightning_mllm.families import family_of
 from lightning_mllm.models.freeze import ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.schedule import LearningRates
@@ -80,8 +82,11 @@ def measure_baseline(options: argparse.Namespace, data: Digits) -> Result:
     model = AutoModelForImageTextToText.from_pretrained(
         options.checkpoint, dtype=dtype, attn_implementation="sdpa"
     )
-    model.requires_grad_(False)
-    model.model.multi_modal_projector.float().requires_grad_(True)
+    projector = family_of(model.config).projector
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(projector))
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     clock = Clock(options)
     callback = HFClock(clock)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,7 @@ def make_batch(processor: Any, prompts: Any, sizes: Any, seeds: Any) -> Multimod
         pictures=tuple(f"sample-{seed}" for seed in seeds),
         kinds=(None,) * len(mask),
         answers=(None,) * len(mask),
-        images=tuple(
-            map_image(lambda value, k=k: value[k : k + 1], whole) for k in range(len(mask))
-        ),
+        images=tuple(map_image(itemgetter(slice(k, k + 1)), whole) for k in range(len(mask))),
         image_counts=(1,) * len(mask),
         pad_id=processor.tokenizer.pad_token_id,
         end_id=processor.tokenizer.eos_token_id,

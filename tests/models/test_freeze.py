@@ -150,7 +150,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny_llava: str) -> None:
 
 
 def test_a_pattern_that_matches_only_what_gets_no_gradient_is_an_error(tiny_llava: str) -> None:
-    with pytest.raises(ConfigError, match="only parameters after the tapped layer"):
+    with pytest.raises(ConfigError, match="only parameters of the tower that get no gradient"):
         freeze.ByPattern(["post_layernorm"]).apply(Backbone.from_pretrained(tiny_llava))
 
 

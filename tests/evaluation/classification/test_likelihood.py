@@ -174,8 +174,14 @@ def test_flash_attention_is_refused_with_the_way_out(llava: Scene) -> None:
         scores_of(llava)
 
 
-def test_a_sliding_window_is_refused(llava: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.DynamicCache.is_sliding", [True, True])
+def test_a_window_narrower_than_prompt_and_labels_is_refused(
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, window = scores_of(llava), "transformers.cache_utils.DynamicLayer.sliding_window"
+    length = llava.batch.prompts().input_ids.shape[1] + sum(map(len, llava.labels.token_ids))
 
-    with pytest.raises(ConfigError, match="sliding window"):
+    monkeypatch.setattr(window, length + 1, raising=False)
+    assert torch.equal(scores_of(llava), expected)
+    monkeypatch.setattr(window, length)
+    with pytest.raises(ConfigError, match=f"{length} positions, .* sliding window of {length}"):
         scores_of(llava)
