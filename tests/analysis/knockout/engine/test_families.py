@@ -104,9 +104,9 @@ def test_without_its_frame_an_image_can_still_be_read_from_it(tiny_family: Famil
 
     readings = ReferenceEngine().run(backbone, batch, [Case(block, window) for block in PLAIN[2:]])
 
-    sizes = [spans[segment].sum(1) for segment in (Segment.IMAGE, Segment.IMAGE_FRAME)]
-    assert (sizes[1] > 0).all()
-    assert torch.equal(readings.source_size, torch.stack([sizes[0], sum(sizes)], dim=1))  # type: ignore[arg-type]
+    image, frame = (spans[each].sum(1) for each in (Segment.IMAGE, Segment.IMAGE_FRAME))
+    assert (frame > 0).all()
+    assert torch.equal(readings.source_size, torch.stack([image, image + frame], dim=1))
     assert ((readings.logprobs[:, 0] - readings.logprobs[:, 1]).abs().amax(1) > 1e-4).all()
 
 
