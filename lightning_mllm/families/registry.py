@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -20,7 +21,8 @@ FAMILIES: dict[str, Family] = {**LLAVA, **TILED, **IDEFICS, **QWEN, **GEMMA}
 def family_of(config: PretrainedConfig) -> Family:
     """Return the family of a model config.
 
-    A Pixtral tower takes pictures of any size, whatever the family it is in.
+    A Pixtral tower takes pictures of any size, whatever the family it is in. Of Gemma 4 only the
+    large models see images as a whole.
 
     Raises:
         CheckpointError: The model type is not one of `FAMILIES`.
@@ -34,6 +36,9 @@ def family_of(config: PretrainedConfig) -> Family:
             f"{', '.join(sorted(FAMILIES))}. Choose such a checkpoint, or register its family: see "
             "docs/add_a_family.md."
         )
+    text_config: Any = config.get_text_config()
+    if getattr(text_config, "use_bidirectional_attention", "vision") is None:
+        family = replace(family, sees="causal")
     if getattr(config.vision_config, "model_type", "") == "pixtral":
         return replace(family, grid="rows", native=True)
     return family

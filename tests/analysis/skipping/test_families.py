@@ -112,7 +112,7 @@ def test_skipping_the_ffn_of_all_tokens_is_an_ffn_that_adds_nothing(
     ("name", "options", "reason"),
     [
         ("gemma3", {}, "its tokens also see later ones"),
-        ("gemma4", {}, "its tokens also see later ones"),
+        ("gemma4", {}, "is a Gemma4TextDecoderLayer of act_fn, input_layernorm"),
         ("paligemma", {}, "its tokens also see later ones"),
         ("aya_vision", {}, "is a Cohere2DecoderLayer of input_layernorm, mlp, self_attn"),
         ("qwen3_5", {}, "is a Qwen3_5DecoderLayer of input_layernorm, linear_attn"),

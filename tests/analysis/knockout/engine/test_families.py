@@ -57,11 +57,11 @@ def test_engines_agree_and_fall_back_by_name(tiny_family: FamilyBuilder, name: s
             SuffixEngine(strict=True).run(backbone, batch, cases)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "paligemma", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "paligemma", "qwen2_vl"])
 def test_a_block_acts_where_it_changes_a_state_and_nowhere_else(
     tiny_family: FamilyBuilder, name: str
 ) -> None:
-    """In a prefix LM an image sees the question; elsewhere it does not."""
+    """In a prefix LM an image sees the question; of Gemma 4 the small models are causal."""
     backbone, batch = load(tiny_family(name)), halve_images(ask(tiny_family(name), count=2))
     depth = len(decoder_layers(backbone))
     prompts, whole = batch.prompts(), Window(0, 0, depth)
