@@ -87,7 +87,7 @@ def find_damage(checkpoint: str, revision: str | None) -> str | None:
 
 
 def check_config(config: PretrainedConfig, checkpoint: str) -> None:
-    """Refuse a config that can't be right, or is not supported.
+    """Refuse an MLLM's config that can't be right, or is not supported.
 
     Raises:
         CheckpointError: The weights are quantised, a picture has no patch, or the config names a
@@ -102,8 +102,6 @@ def check_config(config: PretrainedConfig, checkpoint: str) -> None:
             "config.json), which can be neither trained nor measured here: weights must be "
             "floating-point numbers. Use the checkpoint that it was made from."
         )
-    if not hasattr(config, "vision_config"):
-        return
     if hasattr(config, "vision_feature_layer"):
         _check_tower(config, checkpoint)
     _check_image_token(config, checkpoint)
@@ -161,15 +159,13 @@ def check_features(
 
 def _check_tower(config: PretrainedConfig, checkpoint: str) -> None:
     tower: Any = config.vision_config
-    sides, patches = (
-        np.atleast_1d(getattr(tower, name, None) or 0) for name in ("image_size", "patch_size")
-    )
-    has_both = hasattr(tower, "image_size") and hasattr(tower, "patch_size")
-    if has_both and (patches.min() < 1 or sides.min() < patches.max()):
+    side: Any = getattr(tower, "image_size", None)
+    patch: Any = getattr(tower, "patch_size", None)
+    counted = side is not None and patch is not None  # each a number, or height and width
+    if counted and (np.min(patch) < 1 or np.min(side) < np.max(patch)):
         raise CheckpointError(
-            f"The config of checkpoint {checkpoint!r} has image_size {tower.image_size} and "
-            f"patch_size {tower.patch_size}; a picture must have at least one patch. Correct its "
-            "config.json."
+            f"The config of checkpoint {checkpoint!r} has image_size {side} and patch_size "
+            f"{patch}; a picture must have at least one patch. Correct its config.json."
         )
     depth, tapped = tower.num_hidden_layers, config.vision_feature_layer
     taps = tapped if isinstance(tapped, list | tuple) else [tapped]

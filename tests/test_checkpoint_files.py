@@ -82,15 +82,19 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         config(text_config__quantization_config={"quant_method": "gptq"}),
         "is quantised .*'gptq'",
     ),
-    "Pixtral": (
+    "Pixtral behind LLaVA's processor": (
         config(vision_config=PIXTRAL),
-        "vision tower .* is a 'pixtral'.* siglip_vision_model only",
+        "vision tower .* is a 'pixtral', which takes pictures of any size, but its LlavaProcessor",
     ),
-    "SigLIP 2": (
+    "SigLIP 2 behind LLaVA's processor": (
         config(vision_config={"model_type": "siglip2_vision_model"}),
-        "is a 'siglip2_vision_model'",
+        "is a 'siglip2_vision_model', which takes pictures of any size",
     ),
-    "DINO": (config(vision_config={"model_type": "dinov2"}), "is a 'dinov2'"),
+    "a larger tower": (config(vision_config={"model_type": "dinov2"}), "takes 224 x 224 pixels"),
+    "a tower without patches": (
+        config(vision_config={"model_type": "swin", "image_size": 28, "patch_size": 7}),
+        "vision tower \\('swin'\\) can't be tried",
+    ),
     "a tower of their own": (config(vision_config={"model_type": "my_tower"}), "my_tower"),
     "a layer beyond the tower": (
         config(vision_feature_layer=4),

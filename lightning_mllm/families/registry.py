@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
 
@@ -13,6 +13,7 @@ from lightning_mllm.families.gemma import GEMMA
 from lightning_mllm.families.idefics import IDEFICS
 from lightning_mllm.families.llava import LLAVA
 from lightning_mllm.families.qwen import QWEN
+from lightning_mllm.families.refused import REFUSED
 from lightning_mllm.families.tiled import TILED
 
 FAMILIES: dict[str, Family] = {**LLAVA, **TILED, **IDEFICS, **QWEN, **GEMMA}
@@ -21,7 +22,8 @@ FAMILIES: dict[str, Family] = {**LLAVA, **TILED, **IDEFICS, **QWEN, **GEMMA}
 def family_of(config: PretrainedConfig) -> Family:
     """Return the family of a model config.
 
-    A Pixtral tower takes pictures of any size, whatever the family it is in. Of Gemma 4 only the
+    All that opens a checkpoint asks here first, so that all refuse it with the same sentence. A
+    Pixtral tower takes pictures of any size, whatever the family it is in. Of Gemma 4 only the
     large models see images as a whole.
 
     Raises:
@@ -29,19 +31,32 @@ def family_of(config: PretrainedConfig) -> Family:
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
-        has_vision = hasattr(config, "vision_config")
-        kind = "a model of another family" if has_vision else "a text-only model"
-        raise CheckpointError(
-            f"The checkpoint is {kind} (model_type {config.model_type!r}). Expected one of: "
-            f"{', '.join(sorted(FAMILIES))}. Choose such a checkpoint, or register its family: see "
-            "docs/add_a_family.md."
-        )
+        _refuse(config)
     text_config: Any = config.get_text_config()
     if getattr(text_config, "use_bidirectional_attention", "vision") is None:
         family = replace(family, sees="causal")
     if getattr(config.vision_config, "model_type", "") == "pixtral":
         return replace(family, grid="rows", native=True)
     return family
+
+
+def _refuse(config: PretrainedConfig) -> NoReturn:
+    """Say why a model type has no family, and the way out."""
+    path, model_type = config.name_or_path, config.model_type
+    checkpoint = f"Checkpoint {path!r}" if path else "The checkpoint"
+    way_out = "Choose a checkpoint of one of these: " + ", ".join(sorted(FAMILIES))
+    if why := REFUSED.get(model_type):
+        raise CheckpointError(
+            f"{checkpoint} is a {model_type!r} model, which can't be used: {why}. {way_out}."
+        )
+    if not hasattr(config, "vision_config"):
+        raise CheckpointError(
+            f"{checkpoint} is a text-only model (model_type {model_type!r}). {way_out}."
+        )
+    raise CheckpointError(
+        f"{checkpoint} is a model of another family (model_type {model_type!r}). {way_out}; or "
+        "register its family: see docs/add_a_family.md."
+    )
 
 
 def register_family(model_type: str, family: Family) -> None:

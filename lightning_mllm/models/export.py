@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.adapted import Source
@@ -18,19 +18,27 @@ from lightning_mllm.models.lora import has_lora, merge_lora, save_adapter
 from lightning_mllm.store.files import replacing_folder
 
 
+class SavableProcessor(Protocol):
+    """A processor that can be written beside the weights."""
+
+    def save(self, folder: Path) -> None:
+        """Write its files to a folder."""
+
+
 def export(
     backbone: Backbone,
     output: Path,
     *,
     source: Source,
-    processor: ProcessorMixin,
+    processor: SavableProcessor,
     dtype: torch.dtype | None = None,
 ) -> list[Path]:
     """Write the model, its processor, `projector.safetensors` and, with LoRA, `adapter/`.
 
     `AutoModelForImageTextToText.from_pretrained(output)` opens the folder, with adapters merged
-    into the weights. `AutoProcessor.from_pretrained(output)` makes the pixels and tokens that the
-    model was validated with, if the processor comes from `data.images.portable.portable_processor`.
+    into the weights. `AutoProcessor.from_pretrained(output)`, with the packages that the family's
+    needs, makes the pixels and tokens that the model was validated with, if the processor comes
+    from `data.images.portable.portable_processor`.
     The adapter is for `PeftModel.from_pretrained(base_model, output / "adapter")`; it includes the
     projection if that is not the base model's.
 
@@ -57,7 +65,7 @@ def export(
     try:
         with replacing_folder(output) as folder:
             _write(backbone, folder, source, dtype)
-            processor.save_pretrained(folder)
+            processor.save(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The export to {output} could not be written: {error}. Nothing was left behind. Free "

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lightning_mllm.batches import join_images
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.geometry import (
     Geometry,
@@ -24,9 +25,10 @@ from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import Chat, TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
-from tests.conftest import TinyBuilder
+from tests.conftest import FamilyBuilder, TinyBuilder
 from tests.models.conftest import export_from, trained
 from tests.support.command_line import picture
+from tests.support.old_layout import write_old_layout
 
 SHAPES = {"wide": (90, 30), "tall": (31, 100), "square": (40, 40)}
 QUESTION = "What is shown in this picture?"
@@ -66,7 +68,7 @@ def _own(
     last = int(batch.spans[Segment.LAST][0].nonzero())
     with torch.no_grad():
         logits = backbone.model(**batch.model_inputs()).logits[0, last]
-    return batch.vision["pixel_values"], batch.input_ids[0, : last + 1], logits
+    return join_images(batch.images)["pixel_values"], batch.input_ids[0, : last + 1], logits
 
 
 def _anyones(folder: Path, images: dict[str, Image.Image]) -> dict[str, Any]:
@@ -127,6 +129,28 @@ def test_an_export_opens_as_what_was_trained_in_every_combination(
     check_contract(tiny_checkpoint(family, chat), tmp_path / "out", policy, geometry)
 
 
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_vl", "internvl", "gemma3", "idefics3", "llava_pixtral"]
+)
+def test_an_export_of_any_family_is_opened_again_as_what_was_trained(
+    tiny_family: FamilyBuilder, tmp_path: Path, family: str
+) -> None:
+    checkpoint = tiny_family(family)
+    backbone = trained(checkpoint, FT_PROJ)
+
+    export_from(checkpoint, backbone, tmp_path / "out")
+
+    reopened = Backbone.from_pretrained(str(tmp_path / "out"))
+    for size in SHAPES.values():
+        image = picture(0, size)
+        ours = _own(backbone, checkpoint, None, image)
+        theirs = _own(reopened, str(tmp_path / "out"), None, image)
+        for expected, found in zip(ours, theirs, strict=True):
+            assert torch.equal(found, expected)
+    for file in ("processor_config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / file).read_bytes() == Path(checkpoint, file).read_bytes()
+
+
 def _changed(checkpoint: str, folder: Path, change: dict[str, Any], **image_options: Any) -> str:
     """A copy whose processor says something else."""
     shutil.copytree(checkpoint, folder)
@@ -138,6 +162,16 @@ def _changed(checkpoint: str, folder: Path, change: dict[str, Any], **image_opti
         )
     )
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "geometry"), [("llava", "pad"), ("llava", "squash"), ("llava_next", "tiles")]
+)
+def test_an_export_of_an_old_checkpoint_opens_as_what_was_trained(
+    tiny_checkpoint: TinyBuilder, tmp_path: Path, family: TinyFamily, geometry: GeometryName
+) -> None:
+    checkpoint = write_old_layout(tiny_checkpoint(family, "vicuna"), tmp_path / "old")
+    check_contract(checkpoint, tmp_path / "out", geometry=geometry)
 
 
 SIGLIP = {

@@ -39,7 +39,7 @@ def siglip(
 def test_what_is_counted_is_what_the_model_reads(siglip: str, geometry: GeometryName) -> None:
     collator = Collator(load_processor(siglip), ConversationPrompt(), geometry=geometry)
 
-    counts = {collator.count_image_tokens(size) for size in SIZES}
+    counts = {len(collator.find_image_text(size)) for size in SIZES}
     batch = collate(collator, chat_sample())
 
     assert counts == {PATCHES[siglip.rpartition("/")[2]]}
@@ -78,14 +78,14 @@ def test_the_tower_is_tapped_as_the_model_taps_it(siglip: str) -> None:
 
     answer_loss(backbone, batch).mean.backward()
     with torch.no_grad():
-        encoded = torch.cat(backbone.encode_images(batch.vision, "post"))
+        encoded = torch.cat([image.tokens for image in backbone.encode_images(batch.images)])
+        states = backbone.vision_path.observe(batch.images)[0]
 
     assert torch.equal(encoded, fed_to_the_llm(backbone, batch))
     assert backbone.idle_parameters() == {
         name for name, parameter in backbone.model.named_parameters() if parameter.grad is None
     }
-    images = backbone.vision_path.split(batch.vision)
-    assert backbone.vision_path.class_token(backbone.vision_path.tower_features(images)[0]) is None
+    assert backbone.vision_path.class_token(states.tower) is None
 
 
 def test_it_is_fitted(siglip: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from lightning_mllm.errors import CheckpointError
 
@@ -57,7 +57,7 @@ def open_processor(
     )
     parts["tokenizer"] = AutoTokenizer.from_pretrained(checkpoint, **options)
     processor: ProcessorMixin = _let_parts_be_missing(kind)(**parts, **own)
-    processor.__class__ = kind
+    processor.__class__ = kind  # made; from now on it is what it is in transformers
     return processor
 
 
@@ -67,7 +67,7 @@ def _find_class(
     """Return the class that the checkpoint's files name, else that of its model type."""
     name = None
     for file in _NAMING:
-        path = cached_file(
+        path = cached_file(  # None if there is no such file, or it is not in the cache
             checkpoint, file, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         named = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
@@ -77,7 +77,8 @@ def _find_class(
         if name := named.get("processor_class"):
             break
     if name is None and type(config) in PROCESSOR_MAPPING:
-        name = PROCESSOR_MAPPING[type(config)].__name__
+        of_type: Any = PROCESSOR_MAPPING[type(config)]
+        name = of_type.__name__
     if name in _OWN:
         return _OWN[name]
     found: type | None = processor_class_from_name(name) if name else None
@@ -130,7 +131,7 @@ class PixtralText(ProcessorMixin):
         image_break_token: str = "[IMG_BREAK]",
         image_end_token: str = "[IMG_END]",
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
         self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
         self.image_token, self.image_break_token = image_token, image_break_token
         self.image_end_token = image_end_token

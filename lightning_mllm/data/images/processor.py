@@ -18,7 +18,17 @@ from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.opening import open_processor
 from lightning_mllm.data.images.visual_tokens import align_with_model
 from lightning_mllm.errors import CheckpointError, ConfigError
-from lightning_mllm.families import family_of
+from lightning_mllm.families import Family, family_of
+
+# of a prefix-LM: images, BOS and the question up to a line break; then the answer
+_PREFIX_TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'user' %}"
+    "{% for part in message.content if part.type == 'image' %}<image>{% endfor %}{{ bos_token }}"
+    "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+    "{{ '\\n' }}{% else %}"
+    "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+    "{{ eos_token }}{% endif %}{% endfor %}"
+)
 
 
 def load_processor(
@@ -58,20 +68,14 @@ def load_processor(
         ) from error
     if not family.native:  # LLaVA-1.5's own pads pictures, which Geometry decides
         processor.image_processor.do_pad = False
-    _check_parts(processor, checkpoint)
+    _check_parts(processor, family, checkpoint)
     check_tokens(processor, config, checkpoint)
     align_with_model(processor, config, checkpoint)
     _try_a_picture(processor, config, checkpoint)
     return CheckpointProcessor(processor, config)
 
 
-def limit_length(
-    max_length: int | None,
-    processor: CheckpointProcessor,
-    checkpoint: str,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> int:
+def limit_length(max_length: int | None, processor: CheckpointProcessor, checkpoint: str) -> int:
     """Return `max_length`, or by default how many tokens the checkpoint can read.
 
     That is the lesser of what tokenizer and language model say.
@@ -79,10 +83,8 @@ def limit_length(
     Raises:
         ConfigError: `max_length` is more than the checkpoint can read.
     """
-    config = AutoConfig.from_pretrained(
-        checkpoint, revision=revision, trust_remote_code=trust_remote_code
-    )
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text_config = processor.config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
     limit = int(processor.tokenizer.model_max_length)  # huge where the tokenizer does not know
     if positions:
         limit = min(limit, int(positions))
@@ -93,7 +95,7 @@ def limit_length(
     return max_length or limit
 
 
-def _check_parts(processor: ProcessorMixin, checkpoint: str) -> None:
+def _check_parts(processor: ProcessorMixin, family: Family, checkpoint: str) -> None:
     """Refuse a processor that lacks a fast tokenizer, a chat template or a token."""
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
@@ -103,15 +105,20 @@ def _check_parts(processor: ProcessorMixin, checkpoint: str) -> None:
             "it again from AutoTokenizer with the `tokenizers` backend."
         )
     if not getattr(processor, "chat_template", None):
+        way_out = (
+            "Use a checkpoint in the current Hugging Face format (one with chat_template.jinja), "
+            "or write such a file into its folder"
+        )
+        if family.sees == "prompt whole":  # PaliGemma, whose checkpoints never have one
+            way_out = f"Write this into chat_template.jinja in its folder: {_PREFIX_TEMPLATE}"
         raise CheckpointError(
             f"{checkpoint!r} has no chat template, so the model's conversation format is unknown. "
-            "Use a checkpoint in the current Hugging Face format (one with chat_template.jinja), "
-            "or set `chat_template` in its processor."
+            f"{way_out}."
         )
     if getattr(processor, "image_token", None) is None:
         raise CheckpointError(
             f"The processor of {checkpoint!r} ({type(processor).__name__}) has no image token to "
-            "put visual features at. LLaVA-1.5 and LLaVA-NeXT checkpoints (llava-hf/...) have one."
+            "put visual features at. Those of LLaVA (llava-hf/...) and Qwen-VL have one."
         )
     if tokenizer.eos_token_id is None:
         raise CheckpointError(

@@ -55,9 +55,9 @@ def _refuse_counting(processor: ProcessorMixin, tower: Any, checkpoint: str) -> 
     """Refuse a processor that counts tokens of squares, where the tower takes any size."""
     if hasattr(processor, "num_additional_image_tokens"):
         raise CheckpointError(
-            f"The vision tower of {checkpoint!r} is a {tower.model_type!r}, which takes pictures of "
-            f"any size, but its {type(processor).__name__} counts the tokens of squares. Use the "
-            "processor that the checkpoint was trained with, e.g. PixtralProcessor."
+            f"The vision tower of {checkpoint!r} is a {tower.model_type!r}, which takes pictures "
+            f"of any size, but its {type(processor).__name__} counts the tokens of squares. Use "
+            "the processor that the checkpoint was trained with, e.g. PixtralProcessor."
         )
 
 

@@ -290,7 +290,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
             first,
             self.splits[0],
             inputs,
-            max_length=limit_length(self.max_length, self.processor, *source),
+            max_length=limit_length(self.max_length, self.processor, self.checkpoint),
             long_answers=self.long_answers,
             split_special_tokens=self.split_special_tokens,
             padding_side=self.padding_side,

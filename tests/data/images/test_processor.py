@@ -46,7 +46,7 @@ def test_a_text_only_checkpoint_is_refused(tiny_llava: str, tmp_path: Path) -> N
         json.dumps({**config, "architectures": ["LlamaForCausalLM"]})
     )
 
-    with pytest.raises(CheckpointError, match=r"is a text-only checkpoint \(model type 'llama'\)"):
+    with pytest.raises(CheckpointError, match=r"text' is a text-only model \(model_type 'llama'\)"):
         load_processor(path)
 
 
