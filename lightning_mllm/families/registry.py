@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
 
@@ -23,7 +23,8 @@ def family_of(config: PretrainedConfig) -> Family:
     """Return the family of a model config.
 
     All that opens a checkpoint asks here first, so that all refuse it with the same sentence. A
-    Pixtral tower takes pictures of any size, whatever the family it is in.
+    Pixtral tower takes pictures of any size, whatever the family it is in. Of Gemma 4 only the
+    large models see images as a whole.
 
     Raises:
         CheckpointError: The model type is not one of `FAMILIES`.
@@ -31,6 +32,9 @@ def family_of(config: PretrainedConfig) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         _refuse(config)
+    text_config: Any = config.get_text_config()
+    if getattr(text_config, "use_bidirectional_attention", "vision") is None:
+        family = replace(family, sees="causal")
     if getattr(config.vision_config, "model_type", "") == "pixtral":
         return replace(family, grid="rows", native=True)
     return family

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.analysis.alignment.experiment import Alignment
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.batches import MultimodalBatch, map_image
+from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Digits
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
@@ -129,7 +129,9 @@ def many_batches(checkpoint: str, count: int, size: int, device: str) -> Iterato
     batch = data.eval_collator([(0, sample) for sample in data.samples["test"][:size]])
     for start in range(0, count, size):
         rows = batch.take(range(min(size, count - start)))
-        noise = tuple(map_image(torch.randn_like, image) for image in rows.images)
+        noise = tuple(
+            {"pixel_values": torch.randn_like(image["pixel_values"])} for image in rows.images
+        )
         ids = tuple(f"image-{start + row}" for row in range(len(rows)))
         yield replace(rows, sample_ids=ids, images=noise).to(device)
 

@@ -96,8 +96,8 @@ def _sequence(
     decoder: Any = backbone.decoder
     embedded = decoder.embed_tokens(alone.input_ids)[0]
     if alone.images:
-        encoded = [each.tokens for each in backbone.encode_images(alone.images)]
-        embedded[image] = torch.cat(encoded)
+        encoded = backbone.encode_images(alone.images)
+        embedded[image] = torch.cat([each.tokens for each in encoded]).to(embedded.dtype)
     text = [not image[place] for place in range(len(image))]
     if not options.before_image:
         text = [own and bool(image[:place].any()) for place, own in enumerate(text)]

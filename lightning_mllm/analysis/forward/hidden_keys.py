@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.batches import TokenSpans
+from lightning_mllm.errors import DataError
 from lightning_mllm.families import Sees
 from lightning_mllm.types import Segment
 
@@ -96,17 +97,25 @@ def find_horizons(sees: Sees, spans: TokenSpans) -> Tensor | None:
     Args:
         sees: What a position can see besides earlier ones.
         spans: Where the segments are.
+
+    Raises:
+        DataError: The batch lacks the positions of the segment that is seen as a whole.
     """
     if sees == "causal":
         return None
     segment = Segment.LAST if sees == "prompt whole" else Segment.IMAGE
-    places = torch.arange(spans[segment].shape[1], device=spans[segment].device)
+    if segment not in spans.masks:
+        raise DataError(
+            f"The batch does not say where {str(segment)!r} is, up to which the model's tokens see "
+            "later ones. Collate it with this segment."
+        )
+    mask = spans[segment]
+    places = torch.arange(mask.shape[1], device=mask.device)
     if segment is Segment.LAST:
-        return torch.maximum(places, spans[segment].int().argmax(1, keepdim=True))
-    image = spans[segment]
-    ends = image & ~_fit(image[:, 1:], len(places))
-    next_end = places.expand_as(image).masked_fill(~ends, len(places)).flip(1).cummin(1).values
-    return next_end.flip(1).where(image, places)
+        return torch.maximum(places, mask.int().argmax(1, keepdim=True))
+    ends = mask & ~_fit(mask[:, 1:], len(places))
+    next_end = places.expand_as(mask).masked_fill(~ends, len(places)).flip(1).cummin(1).values
+    return next_end.flip(1).where(mask, places)
 
 
 def _fit(mask: Tensor, length: int) -> Tensor:

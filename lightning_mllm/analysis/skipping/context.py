@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _DENSE_MASK_ATTENTION = ("sdpa", "eager")
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_WAY_OUT = "Use a model with Llama, Mistral or Qwen2 inside, such as llava or qwen2_5_vl."
+_WAY_OUT = "Use a checkpoint whose LLM is a Llama, Mistral, Qwen2 or Granite."
 # layers that are known to compute what `run_layer` does, and keys as `keys_and_values` does
 _checked: WeakSet[nn.Module] = WeakSet()
 _checked_keys: WeakSet[nn.Module] = WeakSet()

@@ -2,7 +2,7 @@
 
 Skipped work is never done, rather than done and discarded: the rows of the other tokens are
 gathered, computed and put back; the skipped ones keep their residual stream to the bit. In a layer
-of Llama's kind, as in Mistral and Qwen2:
+of Llama's kind, as in Mistral and Qwen2; Granite scales what is added:
 
     X' = X + SA(LN1(X))        input_layernorm, self_attn
     X' + FFN(LN2(X'))          post_attention_layernorm, mlp

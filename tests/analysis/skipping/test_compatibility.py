@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lightning_mllm.analysis import Block, knockout
 from lightning_mllm.analysis.skipping.context import skipping
@@ -154,31 +156,46 @@ def with_text_model(checkpoint: str, kind: str, **options: Any) -> Backbone:
     return Backbone(AutoModelForImageTextToText.from_config(config).eval())
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        (
-            "granite",
-            {"residual_multiplier": 0.5},
-            r"parts of a layer of Llama's kind, but computes something else",
-        ),
-        (
-            "gemma2",
-            {"head_dim": 16},
-            r"is a Gemma2DecoderLayer of .*pre_feedforward_layernorm.*Mistral and Qwen2",
-        ),
-    ],
-)
-def test_layers_of_another_kind_are_refused(
-    tiny_llava: str, kind: str, options: Any, message: str
-) -> None:
-    backbone = with_text_model(tiny_llava, kind, **options)
+class _Halved(LlamaDecoderLayer):
+    """A layer that halves what it returns."""
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
+        return super().forward(*arguments, **keywords) / 2
+
+
+def test_layers_with_other_parts_are_refused(tiny_llava: str) -> None:
+    backbone = with_text_model(tiny_llava, "gemma2", head_dim=16)
 
     with (
-        pytest.raises(ConfigError, match=message),
+        pytest.raises(ConfigError, match=r"is a Gemma2DecoderLayer of .*pre_feedforward_layernorm"),
         skipping(backbone, make_batch(tiny_llava), Skip()),
     ):
         raise AssertionError
+
+
+def test_layers_that_compute_something_else_are_refused(
+    backbone: Backbone, tiny_llava: str
+) -> None:
+    decoder_layers(backbone)[0].__class__ = _Halved
+
+    with (
+        pytest.raises(ConfigError, match=r"a _Halved has the parts .* computes something else"),
+        skipping(backbone, make_batch(tiny_llava), Skip()),
+    ):
+        raise AssertionError
+
+
+@torch.no_grad()
+def test_layers_that_scale_what_they_add_skip_as_others(tiny_llava: str) -> None:
+    backbone = with_text_model(tiny_llava, "granite", residual_multiplier=0.5)
+    batch = make_batch(tiny_llava)
+    with skipping(backbone, batch, Skip(share=1.0, tokens="all", phase="both")):
+        found = logits(backbone, batch)
+
+    for layer in decoder_layers(backbone):
+        layer.mlp.down_proj.weight.zero_()  # type: ignore[union-attr,operator]
+
+    torch.testing.assert_close(found, logits(backbone, batch))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_labels_are_scored_one_by_one_as_all_at_once(tiny_family: FamilyBuilder,
     with skipping(backbone, batch, LATE):
         found = Likelihood().predict(model, tokenizer(checkpoint), batch, LABELS).scores
 
+    assert found is not None
     expected = torch.zeros_like(found)
     for column, ids in enumerate(LABELS.token_ids):
         answer = torch.tensor([ids]).expand(len(batch), -1)
@@ -98,7 +99,7 @@ def test_skipping_the_ffn_of_all_tokens_is_an_ffn_that_adds_nothing(
         found = backbone.model(**inputs).logits
 
     for weight in chain.from_iterable(
-        layer.mlp.parameters()  # type: ignore[union-attr,operator]
+        layer.mlp.parameters()  # type: ignore[union-attr]
         for layer in decoder_layers(backbone)
     ):
         weight.zero_()
@@ -111,7 +112,7 @@ def test_skipping_the_ffn_of_all_tokens_is_an_ffn_that_adds_nothing(
     ("name", "options", "reason"),
     [
         ("gemma3", {}, "its tokens also see later ones"),
-        ("gemma4", {}, "its tokens also see later ones"),
+        ("gemma4", {}, "is a Gemma4TextDecoderLayer of act_fn, input_layernorm"),
         ("paligemma", {}, "its tokens also see later ones"),
         ("aya_vision", {}, "is a Cohere2DecoderLayer of input_layernorm, mlp, self_attn"),
         ("qwen3_5", {}, "is a Qwen3_5DecoderLayer of input_layernorm, linear_attn"),

@@ -35,7 +35,7 @@ class CleanRun:
         tail: The first position for which `residuals` are kept.
         residuals: Per layer, what enters it: (batch, sequence - tail, width).
         arguments: Per layer, what else it was called with.
-        between: Layer -> what is added to its output before the next one, (batch, sequence, width).
+        between: Layer -> what is added to its output before the next one, as `residuals`.
         horizon: (batch, sequence), the last position that each can attend to; see `HiddenKeys`.
     """
 
@@ -78,6 +78,7 @@ class CleanRun:
             keys.append(of_layer[0])
             values.append(of_layer[1])
         real = prompts.batch.attention_mask.bool()
+        between = {layer: added[:, tail:].clone() for layer, added in between.items()}
         horizon = find_horizons(backbone.family.sees, prompts.batch.spans)
         return cls(logits, real, keys, values, tail, residuals, arguments, between, horizon)
 

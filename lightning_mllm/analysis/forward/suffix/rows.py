@@ -72,7 +72,7 @@ def run_rows(
         output = output[0] if isinstance(output, tuple) else output
         hidden = output.view(batch, count, rows, width)
         if index in clean.between:
-            hidden = hidden + clean.between[index][:, None, start:]
+            hidden = hidden + clean.between[index][:, None, start - clean.tail :]
     return hidden[:, :, -1]
 
 
