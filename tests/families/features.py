@@ -60,7 +60,7 @@ def check_inputs(tiny: TinyModel) -> None:
     """Ids, pixels and logits are those of the family's own processor and model."""
     backbone = tiny.load(tiny.double)
     for side in ("right", "left"):
-        data = Shapes(checkpoint=tiny.path, eval_batch_size=4, padding_side=side)  # type: ignore[arg-type]
+        data = Shapes(checkpoint=tiny.path, eval_batch_size=4, padding_side=side)
         batch = next(iter(data.plain_dataloader("test")))
         with torch.no_grad():
             ours = backbone.model(**batch.model_inputs()).logits
@@ -99,7 +99,7 @@ def check_idle(tiny: TinyModel) -> None:
     backbone = tiny.load()
     for _, parameter in backbone.parameters():
         parameter.requires_grad_(True)
-    answer_loss(backbone, tiny.batch).total.backward()  # type: ignore[no-untyped-call]
+    answer_loss(backbone, tiny.batch).total.backward()
     unreached = {name for name, each in backbone.parameters(Part.VISION) if each.grad is None}
     assert backbone.idle_parameters() == unreached
 
@@ -331,7 +331,8 @@ def _score_answers(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
     expected = batch.labels[:, 1:]
     chosen = logits.float().log_softmax(-1)[:, :-1]
     chosen = chosen.gather(-1, expected.clamp(min=0)[..., None])[..., 0]
-    return (chosen * (expected != IGNORE_INDEX)).sum(1)
+    scores: Tensor = (chosen * (expected != IGNORE_INDEX)).sum(1)
+    return scores
 
 
 def _analyse(tiny: TinyModel, analysis: Analysis, data: type[Shapes] = Shapes) -> None:

@@ -30,7 +30,6 @@ _OF_TEXT = (
     "attention_mask",
     "token_type_ids",
     "mm_token_type_ids",
-    "labels",
     "text_replacement_offsets",
     "labels",
 )
