@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lightning_mllm.callbacks import trainer_state
+from lightning_mllm.callbacks.trainer_state import trainer_mllm
 from lightning_mllm.tracking.loggers import log_config
 
 _CHUNK = 2**22
@@ -24,7 +24,7 @@ class FreezeAudit(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the report and remember the frozen parameters."""
-        report = trainer_state.mllm(pl_module).freeze_report
+        report = trainer_mllm(pl_module).freeze_report
         if trainer.is_global_zero:
             Console().print(report)
         log_config(trainer.loggers, {"freeze_report": report.as_dict()})
@@ -50,12 +50,12 @@ class FreezeAudit(L.Callback):
 
 def frozen_checksums(module: nn.Module) -> dict[str, int]:
     """Return name -> checksum of every parameter without requires_grad."""
-    return checksums(
+    return audit_checksums(
         {name: each for name, each in module.named_parameters() if not each.requires_grad}
     )
 
 
-def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def audit_checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return name -> checksum of tensors on one device.
 
     A checksum is the sum of the raw values, read as integers and weighted by index, modulo 2**64.

@@ -68,7 +68,7 @@ def denies(text: str) -> bool:
     return bool(_NEGATION.search(text))
 
 
-def mentions(text: str, denying: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
+def negated_mentions(text: str, denying: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
     """Yield each name of a text, in order, with the number of its negations, `UNCLEAR` at most.
 
     Args:

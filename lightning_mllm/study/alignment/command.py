@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_mllm.study.alignment.cells import MeasureCell, MeasureFolder, alignment_cells
+from lightning_mllm.study.alignment.cells import AlignmentCell, MeasureFolder, alignment_cells
 from lightning_mllm.study.alignment.report import write_alignment_report
 from lightning_mllm.study.alignment.scores import check_alignment_cell
 from lightning_mllm.study.alignment.study import AlignmentStudy
@@ -19,7 +19,7 @@ class AlignmentCommand(AlignmentStudy):
 
     tables: ClassVar[tuple[str, ...]] = ("scores", "correlations", "verdict")
 
-    def all_cells(self) -> list[MeasureCell]:
+    def all_cells(self) -> list[AlignmentCell]:
         """Return all measurements of all checkpoints."""
         return alignment_cells(self)
 
