@@ -11,7 +11,7 @@ from lightning_mllm.evaluation.classification.negation import (
     MARK,
     MARKS,
     UNCLEAR,
-    denies,
+    has_negation,
     negated_mentions,
 )
 
@@ -72,7 +72,7 @@ class AnswerParser:
             pattern = re.compile(rf"(?<!{_LETTER}){re.escape(key)}(?!{_LETTER})")
             mark = chr(MARKS[self._classes[key]])
             self._marks.append((pattern, mark))
-            if denies(key):
+            if has_negation(key):
                 denying.add(mark)
         self._denying = frozenset(denying)
 

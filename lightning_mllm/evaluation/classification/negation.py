@@ -63,7 +63,7 @@ _ALONE = re.compile(
 )
 
 
-def denies(text: str) -> bool:
+def has_negation(text: str) -> bool:
     """Return whether a text has a negation."""
     return bool(_NEGATION.search(text))
 

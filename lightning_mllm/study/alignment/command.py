@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from lightning_mllm.study.alignment.cells import AlignmentCell, MeasureFolder, alignment_cells
 from lightning_mllm.study.alignment.report import write_alignment_report
-from lightning_mllm.study.alignment.scores import check_alignment_cell
+from lightning_mllm.study.alignment.scores import check_scores_of_alignment_cell
 from lightning_mllm.study.alignment.study import AlignmentStudy
 
 
@@ -25,7 +25,7 @@ class AlignmentCommand(AlignmentStudy):
 
     def check_cell(self, folder: MeasureFolder) -> None:
         """Refuse a cell that lacks what the study reads."""
-        check_alignment_cell(self, folder)
+        check_scores_of_alignment_cell(self, folder)
 
     def write_report(self, folders: Sequence[MeasureFolder]) -> Path | None:
         """Write scores, correlations, verdicts, figures and the report."""

@@ -74,7 +74,7 @@ def collect_alignment_scores(
     return found
 
 
-def check_alignment_cell(study: AlignmentStudy, folder: MeasureFolder) -> None:
+def check_scores_of_alignment_cell(study: AlignmentStudy, folder: MeasureFolder) -> None:
     """Refuse a cell that lacks what the study reads.
 
     Raises:

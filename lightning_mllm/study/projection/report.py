@@ -18,11 +18,11 @@ from lightning_mllm.study.projection.tables import (
     TABLE_COLUMNS,
     VERDICT_COLUMNS,
     TableEntry,
+    projection_table_as_markdown,
     projection_verdict_table_row,
     projection_verdicts_table,
     table_1,
     table_2,
-    table_as_markdown,
 )
 from lightning_mllm.study.projection.verdict import DIFFERENCE, TREND, projection_verdicts
 
@@ -119,7 +119,7 @@ def _write_table(
             if comparison.checkpoint == checkpoint:
                 entries += make_table(comparison, preset, policies)
         title = f"## Table {number}: {checkpoint}, {preset}"
-        sections.append(f"{title}\n\n{table_as_markdown(entries)}")
+        sections.append(f"{title}\n\n{projection_table_as_markdown(entries)}")
         rows += [entry.row() for entry in entries]
     write_csv_file(study.folder / f"table{number}.csv", TABLE_COLUMNS, rows)
     return sections

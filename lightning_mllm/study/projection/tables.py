@@ -180,7 +180,7 @@ def _published_2(kind: Kind, policy: str, domain: str) -> tuple[float | None, fl
     return published.TABLE_1[policy][paper].macro_f1, change
 
 
-def table_as_markdown(entries: Iterable[TableEntry]) -> str:
+def projection_table_as_markdown(entries: Iterable[TableEntry]) -> str:
     """Return a table of one preset: a row per measure and state, a column per domain.
 
     The published numbers are below.
