@@ -85,7 +85,7 @@ def test_ddp_in_processes_of_its_own_and_one_device_work() -> None:
         ({"precision": "bf16-mixed"}, r"'bf16-mixed'.* model\.dtype"),
         ({"plugins": MixedPrecision("bf16-mixed", "cpu")}, r"plugins names MixedPrecision"),
         ({"plugins": [HalfPrecision("bf16-true")]}, r"plugins names HalfPrecision"),
-        ({"plugins": TrainerCheckpointIO()}, r"plugins names AtomicCheckpointIO"),
+        ({"plugins": TrainerCheckpointIO()}, r"plugins names TrainerCheckpointIO"),
         ({"accelerator": "nope"}, r"Lightning refuses .*accelerator='nope'"),
         ({"accelerator": "cpu", "devices": 0}, r"Lightning refuses .*devices"),
         ({"overfit_batches": -1}, r"Lightning refuses .*overfit_batches"),

@@ -149,7 +149,7 @@ def mean_of_drawn_pairs(pairs: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
     (Arvesen, Annals of Mathematical Statistics 40, 1969).
 
     Args:
-        pairs: From `PairSample.compare`; not empty.
+        pairs: From `DrawnPairs.compare`; not empty.
 
     Returns:
         (variants, layers, comparisons, token modes), and (samples, ...) of the same; NaN where no

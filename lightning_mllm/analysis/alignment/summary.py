@@ -221,7 +221,7 @@ def _curves_of_pairs(
     """Return the measures of drawn pairs.
 
     Args:
-        kept: Similarities of pairs, from `PairSample.compare`.
+        kept: Similarities of pairs, from `DrawnPairs.compare`.
         curves: Curves of single samples: pairs of a sample with itself are a part of all pairs of
             perceptual and textual tokens.
         own_share: How large this part is.

@@ -91,7 +91,7 @@ def solve_logistic(
     """Minimise K regressions on each set of features.
 
     Args:
-        features: (sets, samples, axes + 1), as in `Axes.train`.
+        features: (sets, samples, axes + 1), as in `LogisticAxes.train`.
         labels: (sets, samples, K).
         sample_weights: (sets, samples, K), which add up to 1 over the samples.
         penalties: (sets, K).
