@@ -13,13 +13,18 @@ from lightning_mllm.analysis.alignment.experiment import Alignment
 from lightning_mllm.analysis.alignment.summary import alignment_score
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_epoch,
+    trainer_is_trial,
+    trainer_mllm,
+    trainer_run_dir,
+)
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.store.files import write_rows
-from lightning_mllm.tracking.figures.study import line_plot
+from lightning_mllm.store.files import write_csv_file
+from lightning_mllm.tracking.figures.study import draw_study_lines
 from lightning_mllm.tracking.loggers import log_image, log_metrics
 
 COLUMNS = ("epoch", "step", "split", "score", "value", "low_95", "high_95", "n")
@@ -81,8 +86,8 @@ class AlignmentMonitor(RunAnalysis):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the scores of another run, and measure the untrained model."""
-        is_other_run = self._run_dir != trainer_state.run_dir(trainer)
-        if is_other_run and not trainer_state.mllm(pl_module).trained_steps:
+        is_other_run = self._run_dir != trainer_run_dir(trainer)
+        if is_other_run and not trainer_mllm(pl_module).trained_steps:
             self._rows = []
         super().on_fit_start(trainer, pl_module)
 
@@ -98,27 +103,27 @@ class AlignmentMonitor(RunAnalysis):
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
     ) -> list[AnalysisResult]:
         results = super()._run(trainer, pl_module, stage)
-        if results and not trainer_state.is_trial(trainer):
-            module = trainer_state.mllm(pl_module)
+        if results and not trainer_is_trial(trainer):
+            module = trainer_mllm(pl_module)
             self._write(trainer, module, self.splits[stage], results[0])
         return results
 
     def _write(
         self, trainer: L.Trainer, module: MLLMModule, split: Split, result: AnalysisResult
     ) -> None:
-        epoch, step = trainer_state.epoch_of(trainer, module), module.trained_steps
+        epoch, step = trainer_epoch(trainer, module), module.trained_steps
         logged = {}
         for name in self.scores:
             score = alignment_score(result, name, mode=self.mode, tokens=self.tokens)
             interval = (score.low_95, score.high_95)
             self._rows.append([epoch, step, split, name, score.value, *interval, score.n])
             logged[f"alignment/{split}/{name}"] = score.value
-        self._run_dir = trainer_state.run_dir(trainer)
-        write_rows(self._run_dir / "alignment.csv", COLUMNS, self._rows)
+        self._run_dir = trainer_run_dir(trainer)
+        write_csv_file(self._run_dir / "alignment.csv", COLUMNS, self._rows)
         log_metrics(trainer.loggers, logged, step)
         curves = self._validation_curves()
         if curves:
-            picture = line_plot(
+            picture = draw_study_lines(
                 {"Validation split": curves},
                 self._run_dir / "alignment.png",
                 xlabel="Optimiser step (0: before training)",

@@ -8,13 +8,20 @@ from typing import Any
 import lightning as L
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.callbacks import features, processes, trainer_state
-from lightning_mllm.callbacks.scores import write_scores
+from lightning_mllm.callbacks.processes import gather_from_processes
+from lightning_mllm.callbacks.score_tables import write_score_summary
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_evaluation_dir,
+    trainer_label_set,
+    trainer_mllm,
+    trainer_writes_results,
+)
+from lightning_mllm.callbacks.watched_split import watched_samples
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.evaluation.decoding import continue_prompts
+from lightning_mllm.evaluation.decoding import decode_prompts
 from lightning_mllm.evaluation.hallucination.chair import ChairMetrics, Mentions
 from lightning_mllm.evaluation.hallucination.objects import ObjectVocabulary, read_objects
-from lightning_mllm.store.files import write_rows
+from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.tracking.loggers import log_table
 from lightning_mllm.types import Sample
 
@@ -72,13 +79,13 @@ class ChairReport(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out what is in the pictures, and forget an earlier test."""
-        if trainer_state.label_set(trainer) is not None:
+        if trainer_label_set(trainer) is not None:
             raise ConfigError(
                 "ChairReport asks for captions, but the samples have labels, and their prompt "
                 "asks for those. Use data whose samples have a conversation, or leave the "
                 "callback out."
             )
-        samples = features.tapped_samples(trainer, "test")
+        samples = watched_samples(trainer, "test")
         self._present = {sample.id: self._objects_in(sample) for sample in samples}
         self._rows = []
         self._metric.to(pl_module.device).reset()
@@ -93,10 +100,10 @@ class ChairReport(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Describe the pictures of a batch, and count the objects that are named."""
-        module = trainer_state.mllm(pl_module)
+        module = trainer_mllm(pl_module)
         with module.adapted.autocast(module.device.type), module.adapted.edited(batch):
             prompts = batch.prompts()
-            tokens = continue_prompts(module.backbone.model, prompts, self.max_new_tokens)
+            tokens = decode_prompts(module.backbone.model, prompts, self.max_new_tokens)
         texts = module.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         counted = []
         for sample_id, text in zip(batch.sample_ids, texts, strict=True):
@@ -109,15 +116,15 @@ class ChairReport(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write and log captions and scores."""
-        module, result = trainer_state.mllm(pl_module), self._metric.result()
-        rows = processes.gather_rows(self._rows)
-        if result is None or not trainer_state.writes_results(trainer):
+        module, result = trainer_mllm(pl_module), self._metric.result()
+        rows = gather_from_processes(self._rows)
+        if result is None or not trainer_writes_results(trainer):
             return
         logged = {name: getattr(result, name) for name in _LOGGED}
-        write_scores(trainer, module, "chair", {**self.settings, **result.summary()}, logged)
+        write_score_summary(trainer, module, "chair", {**self.settings, **result.summary()}, logged)
         order = {sample_id: index for index, sample_id in enumerate(self._present)}
         rows.sort(key=lambda row: order[row[0]])
-        write_rows(trainer_state.evaluation_dir(trainer, module) / "captions.csv", _COLUMNS, rows)
+        write_csv_file(trainer_evaluation_dir(trainer, module) / "captions.csv", _COLUMNS, rows)
         key = f"{module.stage_name}/captions"
         log_table(trainer.loggers, key, _COLUMNS, rows, module.trained_steps)
 

@@ -8,12 +8,19 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from lightning_mllm.callbacks import features, processes, trainer_state
-from lightning_mllm.callbacks.scores import scores_table, write_scores
-from lightning_mllm.evaluation.clip import TEMPLATE, ClipClassifier, check_templates
+from lightning_mllm.callbacks.processes import gather_from_processes
+from lightning_mllm.callbacks.score_tables import score_table, write_score_summary
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_class_names,
+    trainer_evaluation_dir,
+    trainer_mllm,
+    trainer_writes_results,
+)
+from lightning_mllm.callbacks.watched_split import open_watched_pictures, watched_samples
+from lightning_mllm.evaluation.clip import TEMPLATE, ClipClassifier, check_clip_templates
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.probing.probes.scores import score
-from lightning_mllm.store.files import write_rows
+from lightning_mllm.probing.probes.scores import score_probe
+from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.types import Sample
 
 
@@ -42,7 +49,7 @@ class ClipZeroShot(L.Callback):
         templates: Sequence[str] = (TEMPLATE,),
         revision: str | None = None,
     ) -> None:
-        check_templates(templates)
+        check_clip_templates(templates)
         self.checkpoint, self.templates, self.revision = checkpoint, tuple(templates), revision
         self._clip: ClipClassifier | None = None
 
@@ -53,18 +60,18 @@ class ClipZeroShot(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Classify the test split, and write predictions and scores."""
-        module, clip = trainer_state.mllm(pl_module), self._load(trainer)
+        module, clip = trainer_mllm(pl_module), self._load(trainer)
         share: list[tuple[str, int]] = []  # sample id, class
         try:
             clip.to(module.device)
-            for sample_ids, pictures in features.open_pictures(trainer, "test"):
+            for sample_ids, pictures in open_watched_pictures(trainer, "test"):
                 classes = clip.similarities(clip.prepare(pictures)).argmax(dim=1).tolist()
                 share += zip(sample_ids, classes, strict=True)
         finally:
             clip.to("cpu")
-        predicted = dict(processes.gather_rows(share))
-        if trainer_state.writes_results(trainer):
-            samples = features.tapped_samples(trainer, "test")
+        predicted = dict(gather_from_processes(share))
+        if trainer_writes_results(trainer):
+            samples = watched_samples(trainer, "test")
             predictions = [clip.names[predicted[sample.id]] for sample in samples]
             self._write(trainer, module, samples, predictions, clip.names)
 
@@ -76,15 +83,17 @@ class ClipZeroShot(L.Callback):
         predictions: Sequence[str],
         names: tuple[str, ...],
     ) -> None:
-        folder = trainer_state.evaluation_dir(trainer, module)
+        folder = trainer_evaluation_dir(trainer, module)
         ids = [sample.id for sample in samples]
         targets = [str(sample.label) for sample in samples]
-        write_rows(
+        write_csv_file(
             folder / "clip-predictions.csv",
             ["sample_id", "target", "prediction"],
             zip(ids, targets, predictions, strict=True),
         )
-        result = score(names, _class_indices(names, predictions), _class_indices(names, targets))
+        result = score_probe(
+            names, _class_indices(names, predictions), _class_indices(names, targets)
+        )
         summary = {
             "checkpoint": self.checkpoint,
             "revision": self.revision,
@@ -92,12 +101,12 @@ class ClipZeroShot(L.Callback):
             **result.summary(),
         }
         logged = {"accuracy": result.accuracy, "macro_f1": result.macro_f1}
-        write_scores(trainer, module, "clip", summary, logged)
-        Console().print(scores_table(f"{folder.name}, {self.checkpoint}", {"clip": result}))
+        write_score_summary(trainer, module, "clip", summary, logged)
+        Console().print(score_table(f"{folder.name}, {self.checkpoint}", {"clip": result}))
 
     def _load(self, trainer: L.Trainer) -> ClipClassifier:
         """Return CLIP with the classes of the data, loaded when they change."""
-        names = trainer_state.class_names(trainer, "CLIP tells classes apart by their names only")
+        names = trainer_class_names(trainer, "CLIP tells classes apart by their names only")
         if self._clip is None or self._clip.names != names:
             self._clip = ClipClassifier.from_pretrained(
                 self.checkpoint, names, self.templates, revision=self.revision

@@ -8,7 +8,19 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from lightning_mllm.callbacks import features, trainer_state
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_epoch,
+    trainer_is_fitting,
+    trainer_is_trial,
+    trainer_mllm,
+    trainer_run_dir,
+    trainer_writes_results,
+)
+from lightning_mllm.callbacks.watched_split import (
+    check_watched_features,
+    extract_watched_features,
+    watched_samples,
+)
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.module import MLLMModule
@@ -20,7 +32,7 @@ from lightning_mllm.probing import (
     mean_cosine,
     relative_change,
 )
-from lightning_mllm.store.files import write_rows
+from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.tracking.loggers import log_metrics
 
 COLUMNS = ("epoch", "step", "point", "cka", "cosine", "weight_change", "n")
@@ -51,7 +63,7 @@ class RepresentationDrift(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remember the projection of the checkpoint; a resumed run loads trained weights later."""
-        module = trainer_state.mllm(pl_module)
+        module = trainer_mllm(pl_module)
         if stage == "fit" and not self._weights:
             module.configure_model()
             for name, weight in _projector(module).items():
@@ -63,27 +75,27 @@ class RepresentationDrift(L.Callback):
         Raises:
             ConfigError: The resumed run has none, or they are of other points or samples.
         """
-        module = trainer_state.mllm(pl_module)
-        features.check_features(trainer, module, self.points, self.cache)
+        module = trainer_mllm(pl_module)
+        check_watched_features(trainer, module, self.points, self.cache)
         if not trainer.enable_validation:
             return
         if self._features or module.trained_steps:
             self._check_reference(trainer, module)
             return
         sets = self._extract(trainer, module)
-        if not trainer_state.is_trial(trainer):
+        if not trainer_is_trial(trainer):
             self._features = {point: found.features.clone() for point, found in sets.items()}
             self._sample_ids = list(next(iter(sets.values())).sample_ids)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare the current features with those before training."""
-        if not trainer_state.is_fitting(trainer):
+        if not trainer_is_fitting(trainer):
             return
-        module = trainer_state.mllm(pl_module)
+        module = trainer_mllm(pl_module)
         sets = self._extract(trainer, module)
-        if not trainer_state.writes_results(trainer):
+        if not trainer_writes_results(trainer):
             return
-        epoch, step = trainer_state.epoch_of(trainer, module), module.trained_steps
+        epoch, step = trainer_epoch(trainer, module), module.trained_steps
         weights = {name: weight.cpu() for name, weight in _projector(module).items()}
         change = relative_change(self._weights, weights)
         logged = {"drift/projector_weights": change}
@@ -93,7 +105,7 @@ class RepresentationDrift(L.Callback):
             cosine = mean_cosine(before, found.features)
             logged |= {f"drift/{point}/cka": cka, f"drift/{point}/cosine": cosine}
             self._rows.append([epoch, step, point, cka, cosine, change, len(found)])
-        write_rows(trainer_state.run_dir(trainer) / "drift.csv", COLUMNS, self._rows)
+        write_csv_file(trainer_run_dir(trainer) / "drift.csv", COLUMNS, self._rows)
         log_metrics(trainer.loggers, logged, step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,7 +124,7 @@ class RepresentationDrift(L.Callback):
             self._rows = list(state_dict["rows"])
 
     def _extract(self, trainer: L.Trainer, module: MLLMModule) -> dict[str, FeatureSet]:
-        return features.extract_features(trainer, module, "val", self.points, self.cache)
+        return extract_watched_features(trainer, module, "val", self.points, self.cache)
 
     def _check_reference(self, trainer: L.Trainer, module: MLLMModule) -> None:
         """Check that the features before training are there, and of the same points and samples."""
@@ -129,8 +141,8 @@ class RepresentationDrift(L.Callback):
                 f"RepresentationDrift has features before training at {', '.join(known)}, but its "
                 f"points are {', '.join(asked)}. Give those points, {way_out}"
             )
-        now = [sample.id for sample in features.tapped_samples(trainer, "val")]
-        if now != self._sample_ids and not trainer_state.is_trial(trainer):
+        now = [sample.id for sample in watched_samples(trainer, "val")]
+        if now != self._sample_ids and not trainer_is_trial(trainer):
             raise ConfigError(
                 "RepresentationDrift has features before training of "
                 f"{len(self._sample_ids)} validation samples, but the validation split now has "

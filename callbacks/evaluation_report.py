@@ -7,12 +7,21 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
-from lightning_mllm.callbacks import trainer_state
-from lightning_mllm.callbacks.scores import kinds_table, per_class, per_kind, scores_table
+from lightning_mllm.callbacks.score_tables import (
+    score_rows_per_class,
+    score_rows_per_kind,
+    score_table,
+    score_table_of_kinds,
+)
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_datamodule,
+    trainer_evaluation_dir,
+    trainer_mllm,
+)
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.store.files import write_json, write_rows
-from lightning_mllm.tracking.figures.run import confusion_matrix
+from lightning_mllm.store.files import write_csv_file, write_json
+from lightning_mllm.tracking.figures.run import draw_confusion_matrix_of_run
 from lightning_mllm.tracking.loggers import log_image, log_table
 
 
@@ -27,7 +36,7 @@ class EvaluationReport(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the report."""
-        module = trainer_state.mllm(pl_module)
+        module = trainer_mllm(pl_module)
         scored = module.results or module.exact_match
         if trainer.sanity_checking or not trainer.is_global_zero or not scored:
             return
@@ -36,7 +45,7 @@ class EvaluationReport(L.Callback):
             "step": module.trained_steps,
             # in 16 bit, dtype and batch size decide cases that are nearly a tie
             "dtype": str(module.adapted.dtype).removeprefix("torch."),
-            "batch_size": trainer_state.datamodule(trainer).eval_batch_size,
+            "batch_size": trainer_datamodule(trainer).eval_batch_size,
         }
         if module.results:
             scores["scorers"] = {name: result.summary() for name, result in module.results.items()}
@@ -45,12 +54,12 @@ class EvaluationReport(L.Callback):
         if module.exact_match is not None:
             scores["exact_match"] = module.exact_match.summary()
             _report_answers(trainer, module, module.exact_match)
-        folder = trainer_state.evaluation_dir(trainer, module)
+        folder = trainer_evaluation_dir(trainer, module)
         write_json(folder / "scores.json", scores)
         if trainer.testing and module.results:
-            Console().print(scores_table(folder.name, module.results))
+            Console().print(score_table(folder.name, module.results))
         if trainer.testing and module.exact_match is not None:
-            Console().print(kinds_table(folder.name, module.exact_match))
+            Console().print(score_table_of_kinds(folder.name, module.exact_match))
 
     on_test_end = on_validation_end
 
@@ -59,27 +68,27 @@ def _report_scorer(
     trainer: L.Trainer, module: MLLMModule, scorer: str, result: ClassificationResult
 ) -> None:
     """Write and log the classification by one scorer."""
-    folder = trainer_state.evaluation_dir(trainer, module)
+    folder = trainer_evaluation_dir(trainer, module)
     key, step = f"evaluation/{module.stage_name}/{scorer}", module.trained_steps
     named_counts = zip(result.names, result.confusion.tolist(), strict=True)
-    write_rows(
+    write_csv_file(
         folder / f"{scorer}-confusion.csv",
         ["true \\ predicted", *result.names, "(invalid)"],
         ([name, *counts] for name, counts in named_counts),
     )
-    columns, rows = per_class(result)
-    write_rows(folder / f"{scorer}-per-class.csv", columns, rows)
+    columns, rows = score_rows_per_class(result)
+    write_csv_file(folder / f"{scorer}-per-class.csv", columns, rows)
     log_table(trainer.loggers, f"{key}/per_class", columns, rows, step)
     if trainer.testing:
         path = folder / f"{scorer}-confusion.png"
-        picture = confusion_matrix(result, path, title=f"{folder.name}, {scorer}")
+        picture = draw_confusion_matrix_of_run(result, path, title=f"{folder.name}, {scorer}")
         log_image(trainer.loggers, f"{key}/confusion", picture, step)
 
 
 def _report_answers(trainer: L.Trainer, module: MLLMModule, result: AnswerResult) -> None:
     """Write and log the accuracy of open answers per kind of question."""
-    columns, rows = per_kind(result)
-    folder = trainer_state.evaluation_dir(trainer, module)
-    write_rows(folder / "exact-match-per-kind.csv", columns, rows)
+    columns, rows = score_rows_per_kind(result)
+    folder = trainer_evaluation_dir(trainer, module)
+    write_csv_file(folder / "exact-match-per-kind.csv", columns, rows)
     key = f"evaluation/{module.stage_name}/exact_match/per_kind"
     log_table(trainer.loggers, key, columns, rows, module.trained_steps)

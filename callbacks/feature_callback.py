@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from lightning_mllm.callbacks import features, trainer_state
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_is_due,
+    trainer_mllm,
+    trainer_starts_untrained,
+)
+from lightning_mllm.callbacks.watched_split import check_watched_features, extract_watched_features
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.probing import FeatureCache, FeatureSet, Point
@@ -56,19 +61,19 @@ class FeatureCallback(L.Callback, ABC):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the options, and use the features of the untrained model."""
-        features.check_features(trainer, pl_module, self.points, self.cache)
-        module = trainer_state.mllm(pl_module)
-        if self.before_training and trainer_state.starts_untrained(trainer, module):
+        check_watched_features(trainer, pl_module, self.points, self.cache)
+        module = trainer_mllm(pl_module)
+        if self.before_training and trainer_starts_untrained(trainer, module):
             self.use_features(trainer, pl_module, "val")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Use the features of the current model."""
-        if trainer_state.is_due(trainer, self.every_n_epochs):
+        if trainer_is_due(trainer, self.every_n_epochs):
             self.use_features(trainer, pl_module, "val")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the options."""
-        features.check_features(trainer, pl_module, self.points, self.cache)
+        check_watched_features(trainer, pl_module, self.points, self.cache)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Use the features of the test split."""
@@ -78,4 +83,4 @@ class FeatureCallback(L.Callback, ABC):
         self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split
     ) -> dict[str, FeatureSet]:
         """Return the features of a split, by the names of the points."""
-        return features.extract_features(trainer, pl_module, split, self.points, self.cache)
+        return extract_watched_features(trainer, pl_module, split, self.points, self.cache)

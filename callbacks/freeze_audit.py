@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lightning_mllm.callbacks import trainer_state
+from lightning_mllm.callbacks.trainer_state import trainer_mllm
 from lightning_mllm.tracking.loggers import log_config
 
 _CHUNK = 2**22
@@ -24,11 +24,11 @@ class FreezeAudit(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the report and remember the frozen parameters."""
-        report = trainer_state.mllm(pl_module).freeze_report
+        report = trainer_mllm(pl_module).freeze_report
         if trainer.is_global_zero:
             Console().print(report)
         log_config(trainer.loggers, {"freeze_report": report.as_dict()})
-        self._before = frozen_checksums(pl_module)
+        self._before = freeze_checksums(pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare the frozen parameters with those at the start.
@@ -36,7 +36,7 @@ class FreezeAudit(L.Callback):
         Raises:
             RuntimeError: A parameter frozen at the start has changed, or is not frozen now.
         """
-        after = frozen_checksums(pl_module)
+        after = freeze_checksums(pl_module)
         before = self._before.items()
         changed = [name for name, checksum in before if after.get(name) != checksum]
         if changed:
@@ -48,14 +48,14 @@ class FreezeAudit(L.Callback):
             )
 
 
-def frozen_checksums(module: nn.Module) -> dict[str, int]:
+def freeze_checksums(module: nn.Module) -> dict[str, int]:
     """Return name -> checksum of every parameter without requires_grad."""
-    return checksums(
+    return freeze_audit_checksums(
         {name: each for name, each in module.named_parameters() if not each.requires_grad}
     )
 
 
-def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def freeze_audit_checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return name -> checksum of tensors on one device.
 
     A checksum is the sum of the raw values, read as integers and weighted by index, modulo 2**64.

@@ -6,10 +6,14 @@ import logging
 
 import lightning as L
 
-from lightning_mllm.callbacks import trainer_state
-from lightning_mllm.callbacks.freeze_audit import checksums
+from lightning_mllm.callbacks.freeze_audit import freeze_audit_checksums
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_mllm,
+    trainer_run_dir,
+    trainer_writes_results,
+)
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.store.files import write_rows
+from lightning_mllm.store.files import write_csv_file
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +34,21 @@ class LearningAudit(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the trained weights; in a resumed fit, those of its checkpoint."""
         if trainer.is_global_zero:
-            module = trainer_state.mllm(pl_module)
+            module = trainer_mllm(pl_module)
             self._before, self._first_step = _trained_checksums(module), module.trained_steps
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare; in a trial run the only step is the first of the warm-up, at rate 0."""
-        if not trainer_state.writes_results(trainer):
+        if not trainer_writes_results(trainer):
             return
-        module = trainer_state.mllm(pl_module)
+        module = trainer_mllm(pl_module)
         backbone, after = module.backbone, _trained_checksums(module)
         still = [name for name, checksum in self._before.items() if after.get(name) == checksum]
         if not still:
             return
         sizes = {name: parameter.numel() for name, parameter in backbone.parameters()}
-        path = write_rows(
-            trainer_state.run_dir(trainer) / "never_moved.csv",
+        path = write_csv_file(
+            trainer_run_dir(trainer) / "never_moved.csv",
             ["tensor", "part", "parameters"],
             ([name, backbone.part_of(name).value, sizes[name]] for name in still),
         )
@@ -61,4 +65,4 @@ class LearningAudit(L.Callback):
 
 def _trained_checksums(module: MLLMModule) -> dict[str, int]:
     parameters = module.backbone.parameters()
-    return checksums({name: each for name, each in parameters if each.requires_grad})
+    return freeze_audit_checksums({name: each for name, each in parameters if each.requires_grad})

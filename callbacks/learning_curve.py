@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import lightning as L
 
-from lightning_mllm.callbacks import trainer_state
-from lightning_mllm.tracking.figures.run import learning_curve
+from lightning_mllm.callbacks.trainer_state import trainer_label_set, trainer_mllm, trainer_run_dir
+from lightning_mllm.tracking.figures.run import draw_learning_curve_of_run
 from lightning_mllm.tracking.loggers import log_image
 
 _FILE = "learning_curve.png"
@@ -21,17 +21,19 @@ class LearningCurve(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves again with the points of the test, if there are any curves."""
-        if trainer.is_global_zero and (trainer_state.run_dir(trainer) / _FILE).is_file():
+        if trainer.is_global_zero and (trainer_run_dir(trainer) / _FILE).is_file():
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in trainer.loggers:
             logger.save()
-        folder = trainer_state.run_dir(trainer)
+        folder = trainer_run_dir(trainer)
         if not (folder / "metrics.csv").is_file():
             return
-        labels = trainer_state.label_set(trainer)
+        labels = trainer_label_set(trainer)
         classes = None if labels is None else len(labels)
-        picture = learning_curve(folder / "metrics.csv", folder / _FILE, classes=classes)
-        step = trainer_state.mllm(pl_module).trained_steps
+        picture = draw_learning_curve_of_run(
+            folder / "metrics.csv", folder / _FILE, classes=classes
+        )
+        step = trainer_mllm(pl_module).trained_steps
         log_image(trainer.loggers, "learning_curve", picture, step)

@@ -7,15 +7,19 @@ from typing import Any
 import lightning as L
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.callbacks import trainer_state
-from lightning_mllm.callbacks.scores import write_scores
+from lightning_mllm.callbacks.score_tables import write_score_summary
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_datamodule,
+    trainer_mllm,
+    trainer_writes_results,
+)
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.hallucination.pope import (
     SAMPLINGS,
     SCORES,
     PopeMetrics,
     Reading,
-    sampling_of,
+    pope_sampling,
 )
 
 
@@ -35,8 +39,8 @@ class PopeReport(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check that there are questions of presence, and forget an earlier test."""
-        kinds = trainer_state.datamodule(trainer).kinds
-        if not any(map(sampling_of, kinds)):
+        kinds = trainer_datamodule(trainer).kinds
+        if not any(map(pope_sampling, kinds)):
             raise ConfigError(
                 f"PopeReport needs samples of a kind that ends with {', '.join(SAMPLINGS)}; the "
                 f"data have {', '.join(kinds) or 'no kinds'}. Name the kinds of questions so, or "
@@ -59,8 +63,8 @@ class PopeReport(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write and log the scores."""
         result = self._metric.result()
-        if result is None or not trainer_state.writes_results(trainer):
+        if result is None or not trainer_writes_results(trainer):
             return
         summary = {"reading": self._metric.reading, **result.summary()}
         logged = {name: result.overall.value(name) for name in SCORES}
-        write_scores(trainer, trainer_state.mllm(pl_module), "pope", summary, logged)
+        write_score_summary(trainer, trainer_mllm(pl_module), "pope", summary, logged)

@@ -10,11 +10,22 @@ from typing import Any
 import lightning as L
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.callbacks import features, processes, trainer_state
+from lightning_mllm.callbacks.processes import gather_from_processes
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_evaluated_split,
+    trainer_evaluation_dir,
+    trainer_label_set,
+    trainer_mllm,
+)
+from lightning_mllm.callbacks.watched_split import watched_thumbnail
 from lightning_mllm.evaluation import Predictions
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.store.files import write_rows
-from lightning_mllm.tracking.figures.predictions import Caption, ScoredAnswer, prediction_sheet
+from lightning_mllm.store.files import write_csv_file
+from lightning_mllm.tracking.figures.predictions import (
+    PredictedAnswer,
+    PredictionCaption,
+    draw_predictions,
+)
 from lightning_mllm.tracking.loggers import log_image, log_table
 from lightning_mllm.types import LabelSet, Sample
 
@@ -26,7 +37,7 @@ class _Row:
     sample_id: str
     prompt: str
     target: str
-    verdicts: tuple[ScoredAnswer, ...]
+    verdicts: tuple[PredictedAnswer, ...]
     kind: str | None = None  # kind of question; None if a class is predicted
 
     def cells_by_column(self) -> dict[str, Any]:
@@ -73,10 +84,10 @@ class PredictionTable(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the answers of a batch."""
-        labels = trainer_state.label_set(trainer)
+        labels = trainer_label_set(trainer)
         if trainer.sanity_checking or (labels is None and not outputs["answers"]):
             return
-        texts = trainer_state.mllm(pl_module).tokenizer.batch_decode(
+        texts = trainer_mllm(pl_module).tokenizer.batch_decode(
             batch.prompts().input_ids, skip_special_tokens=True
         )
         prompts: dict[str, str] = {}
@@ -86,7 +97,7 @@ class PredictionTable(L.Callback):
             targets = batch.targets.tolist()
             self._rows += _labelled_rows(prompts, targets, labels, outputs["predictions"])
         for answer in outputs["answers"]:
-            verdict = ScoredAnswer("exact_match", answer.answer, "", answer.correct)
+            verdict = PredictedAnswer("exact_match", answer.answer, "", answer.correct)
             prompt = prompts[answer.sample_id]
             row = _Row(answer.sample_id, prompt, answer.reference, (verdict,), answer.kind)
             self._rows.append(row)
@@ -95,16 +106,16 @@ class PredictionTable(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the table and the pictures."""
-        rows, self._rows = processes.gather_rows(self._rows), []
+        rows, self._rows = gather_from_processes(self._rows), []
         if not rows or not trainer.is_global_zero:
             return
-        samples = {sample.id: sample for sample in trainer_state.evaluated_split(trainer)}
+        samples = {sample.id: sample for sample in trainer_evaluated_split(trainer)}
         by_id = {row.sample_id: row for row in rows}
         ordered = [by_id[sample_id] for sample_id in samples if sample_id in by_id]
-        module = trainer_state.mllm(pl_module)
-        path = trainer_state.evaluation_dir(trainer, module) / "predictions.csv"
+        module = trainer_mllm(pl_module)
+        path = trainer_evaluation_dir(trainer, module) / "predictions.csv"
         columns = list(rows[0].cells_by_column())
-        write_rows(path, columns, (row.cells_by_column().values() for row in ordered))
+        write_csv_file(path, columns, (row.cells_by_column().values() for row in ordered))
         shown = [row for row in ordered if samples[row.sample_id].images][: self.images]
         if shown:
             _show(trainer, module, shown, samples, path)
@@ -123,16 +134,16 @@ def _show(
     pictures, table = [], []
     for row in rows:
         sample = samples[row.sample_id]
-        picture = features.picture_thumbnail(trainer, sample, _SHEET_PIXELS)
+        picture = watched_thumbnail(trainer, sample, _SHEET_PIXELS)
         pictures.append(picture)
         table.append({"image": picture, "prompt": row.prompt, **row.cells_by_column()})
     key, step = f"predictions/{module.stage_name}", module.trained_steps
     cells = [list(named.values()) for named in table]
     log_table(trainer.loggers, key, list(table[0]), cells, step)
     if trainer.testing:
-        captions = [Caption(row.prompt, row.target, row.verdicts) for row in rows]
+        captions = [PredictionCaption(row.prompt, row.target, row.verdicts) for row in rows]
         output = path.with_suffix(".png")
-        sheet = prediction_sheet(pictures, captions, output, title=path.parent.name)
+        sheet = draw_predictions(pictures, captions, output, title=path.parent.name)
         log_image(trainer.loggers, f"{key}/sheet", sheet, step)
 
 
@@ -150,5 +161,5 @@ def _labelled_rows(
             predicted = int(found.predicted[index])
             name = labels.names[predicted] if predicted >= 0 else ""
             correct = predicted == target
-            verdicts.append(ScoredAnswer(scorer, found.answers[index], name, correct=correct))
+            verdicts.append(PredictedAnswer(scorer, found.answers[index], name, correct=correct))
         yield _Row(sample_id, prompt, labels.names[target], tuple(verdicts))

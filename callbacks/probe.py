@@ -8,14 +8,20 @@ from typing import Any
 
 import lightning as L
 
-from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.callbacks.feature_callback import FeatureCallback
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_epoch,
+    trainer_evaluation_dir,
+    trainer_is_trial,
+    trainer_mllm,
+    trainer_run_dir,
+)
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, MLPProbe, Point, Probe, ProbeScore
-from lightning_mllm.store.files import write_json, write_rows
-from lightning_mllm.tracking.figures.run import probe_curve
+from lightning_mllm.store.files import write_csv_file, write_json
+from lightning_mllm.tracking.figures.run import draw_probe_curve_of_run
 from lightning_mllm.tracking.loggers import log_image, log_metrics
 
 COLUMNS = (
@@ -92,7 +98,7 @@ class ProbeEachEpoch(FeatureCallback):
         """Train probes on the training split, and score them on another one."""
         train = self.extract(trainer, pl_module, "train")
         held_out = self.extract(trainer, pl_module, split)
-        if trainer_state.is_trial(trainer):
+        if trainer_is_trial(trainer):
             return  # too few batches to train a probe
         halves = self.halves if split == "test" else 0
         scores: dict[tuple[str, str], ProbeScore] = {}
@@ -100,7 +106,7 @@ class ProbeEachEpoch(FeatureCallback):
             for point, score in probe.fit_score(train, held_out, self.seeds, halves).items():
                 scores[point, probe.name] = score
         if trainer.is_global_zero:
-            module = trainer_state.mllm(pl_module)
+            module = trainer_mllm(pl_module)
             stage = module.stage_name if split == "test" else "val"
             self._write(trainer, module, stage, scores)
             if split == "test":
@@ -115,15 +121,15 @@ class ProbeEachEpoch(FeatureCallback):
         self._rows = self._rows or list(state_dict["rows"])
 
     def _write(self, trainer: L.Trainer, module: MLLMModule, stage: str, scores: Scores) -> None:
-        epoch, step = trainer_state.epoch_of(trainer, module), module.trained_steps
+        epoch, step = trainer_epoch(trainer, module), module.trained_steps
         when = {"epoch": epoch, "step": step, "stage": stage}
         for (point, probe), score in scores.items():
             for row in _rows_of_seeds(score):
                 self._rows.append({**when, "point": point, "probe": probe, **row})
-        folder = trainer_state.run_dir(trainer)
-        write_rows(folder / "probes.csv", COLUMNS, map(itemgetter(*COLUMNS), self._rows))
+        folder = trainer_run_dir(trainer)
+        write_csv_file(folder / "probes.csv", COLUMNS, map(itemgetter(*COLUMNS), self._rows))
         log_metrics(trainer.loggers, _logged_values(stage, scores), step)
-        picture = probe_curve(self._rows, folder / "probes.png")
+        picture = draw_probe_curve_of_run(self._rows, folder / "probes.png")
         log_image(trainer.loggers, "probes", picture, step)
 
 
@@ -166,13 +172,13 @@ def _logged_values(stage: str, scores: Scores) -> dict[str, float]:
 
 def _write_test(trainer: L.Trainer, module: MLLMModule, scores: Scores) -> None:
     """Write what only a test has: the scores per class, and every prediction."""
-    folder = trainer_state.evaluation_dir(trainer, module)
+    folder = trainer_evaluation_dir(trainer, module)
     summaries = {f"{point}/{probe}": score.summary() for (point, probe), score in scores.items()}
     content = {"stage": module.stage_name, "step": module.trained_steps, "probes": summaries}
     write_json(folder / "probes.json", content)
     predictions = _predictions_by_column(scores)
     rows = zip(*predictions.values(), strict=True)
-    write_rows(folder / "probe-predictions.csv", list(predictions), rows)
+    write_csv_file(folder / "probe-predictions.csv", list(predictions), rows)
 
 
 def _predictions_by_column(scores: Scores) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 Row = TypeVar("Row")
 
 
-def gather_rows(rows: list[Row]) -> list[Row]:
+def gather_from_processes(rows: list[Row]) -> list[Row]:
     """Return the rows of all processes, in the order of their ranks; each process gets all."""
     if not (dist.is_available() and dist.is_initialized()):
         return rows

@@ -8,12 +8,22 @@ import lightning as L
 
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.callbacks import features, trainer_state
+from lightning_mllm.callbacks.trainer_state import (
+    check_trainer_validates,
+    trainer_is_due,
+    trainer_mllm,
+    trainer_starts_untrained,
+)
+from lightning_mllm.callbacks.watched_split import (
+    set_up_watched_split,
+    watched_batches,
+    watched_samples,
+)
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.provenance import provenance
-from lightning_mllm.tracking.analysis_run import AnalysisRun, check_analysis_names
+from lightning_mllm.tracking.analysis_run import AnalysisRun, check_analysis_run_names
 
 
 class RunAnalysis(L.Callback):
@@ -21,7 +31,7 @@ class RunAnalysis(L.Callback):
 
     The last validation of a fit always counts.
 
-    They go through the samples that the model itself is evaluated on (`features.tapped_samples`):
+    They go through the samples that the model itself is evaluated on (`watched_samples`):
     the validation split, after a test the test split. Their files are in the run's folder,
     `analysis/<split>-step<k>/<analysis>/`.
 
@@ -51,7 +61,7 @@ class RunAnalysis(L.Callback):
         before_training: bool = True,
     ) -> None:
         self.analyses = [analysis] if isinstance(analysis, Analysis) else list(analysis)
-        check_analysis_names(self.analyses)
+        check_analysis_run_names(self.analyses)
         if every_n_epochs < 1:
             raise ConfigError(
                 f"RunAnalysis.every_n_epochs must be at least 1, not {every_n_epochs}."
@@ -79,26 +89,26 @@ class RunAnalysis(L.Callback):
         if stage not in self.splits:
             return
         AnalysisRun.of(self.analyses, trainer, "analysis")  # refuses processes without a folder
-        check_analysis_names(self._written_together(trainer))
+        check_analysis_run_names(self._written_together(trainer))
         if stage == "fit":
-            trainer_state.check_validation(trainer, "RunAnalysis")
+            check_trainer_validates(trainer, "RunAnalysis")
         split = self.splits[stage]
         if self.data is not None:
-            features.set_up_beside(trainer, trainer_state.mllm(pl_module), self.data, split)
+            set_up_watched_split(trainer, trainer_mllm(pl_module), self.data, split)
         for analysis in self.analyses:
-            analysis.check(features.tapped_samples(trainer, split, self.data))
+            analysis.check(watched_samples(trainer, split, self.data))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a model that can't be analysed; analyse the untrained one."""
-        module = trainer_state.mllm(pl_module)
+        module = trainer_mllm(pl_module)
         if "fit" in self.splits:
             AnalysisRun.of(self.analyses, trainer, "analysis").check_model(module)
-        if self.before_training and trainer_state.starts_untrained(trainer, module):
+        if self.before_training and trainer_starts_untrained(trainer, module):
             self._run(trainer, pl_module, "fit")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Analyse the model as it is."""
-        if trainer_state.is_due(trainer, self.every_n_epochs):
+        if trainer_is_due(trainer, self.every_n_epochs):
             self._run(trainer, pl_module, "fit")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -119,8 +129,8 @@ class RunAnalysis(L.Callback):
         """Go through the split of a stage once; return results, on the first process only."""
         if stage not in self.splits:
             return []
-        module, split = trainer_state.mllm(pl_module), self.splits[stage]
-        batches = features.tapped_batches(trainer, split, self.data)
+        module, split = trainer_mllm(pl_module), self.splits[stage]
+        batches = watched_batches(trainer, split, self.data)
         trained_on: Any = trainer.datamodule  # type: ignore[attr-defined]
         data = trained_on if self.data is None else self.data
         where, step = f"analysis/{self.prefix}{split}", module.trained_steps

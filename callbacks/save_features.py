@@ -6,8 +6,12 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from lightning_mllm.callbacks import trainer_state
 from lightning_mllm.callbacks.feature_callback import FeatureCallback
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_mllm,
+    trainer_run_dir,
+    trainer_writes_results,
+)
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.probing import FeatureCache, Point, save_features
 
@@ -42,13 +46,13 @@ class SaveFeatures(FeatureCallback):
 
     def use_features(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split) -> None:
         """Save the features of a split, and during a fit those of the training split too."""
-        module = trainer_state.mllm(pl_module)
+        module = trainer_mllm(pl_module)
         splits: tuple[Split, ...] = ("train", "val") if split == "val" else (split,)
         for name in splits:
             sets = self.extract(trainer, pl_module, name)
-            if not trainer_state.writes_results(trainer):
+            if not trainer_writes_results(trainer):
                 continue
             step = module.trained_steps
-            path = trainer_state.run_dir(trainer) / "features" / f"{name}-step{step}.safetensors"
+            path = trainer_run_dir(trainer) / "features" / f"{name}-step{step}.safetensors"
             settings = {"checkpoint": module.source.checkpoint, "split": name, "step": step}
             save_features(path, sets, settings)

@@ -12,7 +12,7 @@ from lightning_mllm.analysis.skipping.choice import SampleTokens, skips_nothing
 from lightning_mllm.analysis.skipping.context import check_skip, skipped
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.callbacks import trainer_state
+from lightning_mllm.callbacks.trainer_state import trainer_mllm
 from lightning_mllm.models.backbone import Backbone
 
 logger = logging.getLogger(__name__)
@@ -69,13 +69,13 @@ class SkipComputations(L.Callback):
                 self.skip.tokens,
             )
         self._batches, self._has_skipped = 0, False
-        trainer_state.mllm(pl_module).adapted.edit = None
+        trainer_mllm(pl_module).adapted.edit = None
 
     def _install(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the module enter the skip for every batch."""
         if not self.in_evaluation and trainer.state.fn != TrainerFn.FITTING:
             return
-        adapted = trainer_state.mllm(pl_module).adapted
+        adapted = trainer_mllm(pl_module).adapted
         with adapted.autocast(pl_module.device.type):  # mixed precisions need autocast
             check_skip(adapted.backbone, self.skip)
 

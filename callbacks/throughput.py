@@ -65,7 +65,7 @@ class Throughput(L.Callback):
         measured = (
             ("throughput/samples_per_s", "samples/s", self._samples / seconds, "sum"),
             ("throughput/tokens_per_s", "tokens/s", tokens / seconds, "sum"),
-            ("throughput/peak_mib", "peak MiB", peak_memory(pl_module.device), "max"),
+            ("throughput/peak_mib", "peak MiB", _peak_memory(pl_module.device), "max"),
         )
         for key, short, value, over_processes in measured:
             options: dict[str, Any] = {
@@ -82,7 +82,7 @@ class Throughput(L.Callback):
         self._restart()
 
 
-def peak_memory(device: torch.device) -> float:
+def _peak_memory(device: torch.device) -> float:
     """Return the peak memory so far in MiB: allocated on a GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MEBIBYTE

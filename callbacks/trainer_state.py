@@ -14,7 +14,7 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.types import LabelSet, Sample
 
 
-def mllm(pl_module: L.LightningModule) -> MLLMModule:
+def trainer_mllm(pl_module: L.LightningModule) -> MLLMModule:
     """Return the module, checked to be an MLLMModule.
 
     Raises:
@@ -28,41 +28,43 @@ def mllm(pl_module: L.LightningModule) -> MLLMModule:
     return pl_module
 
 
-def datamodule(trainer: L.Trainer) -> MLLMDataModule:
+def trainer_datamodule(trainer: L.Trainer) -> MLLMDataModule:
     """Return the Trainer's data."""
     data: MLLMDataModule = trainer.datamodule  # type: ignore[attr-defined]
     return data
 
 
-def run_dir(trainer: L.Trainer) -> Path:
+def trainer_run_dir(trainer: L.Trainer) -> Path:
     """Return the folder of the run."""
     return Path(trainer.default_root_dir)
 
 
-def evaluation_dir(trainer: L.Trainer, module: MLLMModule) -> Path:
+def trainer_evaluation_dir(trainer: L.Trainer, module: MLLMModule) -> Path:
     """Return the folder of the current evaluation, named after its stage and the steps taken."""
-    return run_dir(trainer) / "evaluation" / f"{module.stage_name}-step{module.trained_steps}"
+    return (
+        trainer_run_dir(trainer) / "evaluation" / f"{module.stage_name}-step{module.trained_steps}"
+    )
 
 
-def writes_results(trainer: L.Trainer) -> bool:
+def trainer_writes_results(trainer: L.Trainer) -> bool:
     """Return whether this process writes files: only the first one, and never in a trial run.
 
     A trial run is one with `fast_dev_run`.
     """
-    return trainer.is_global_zero and not is_trial(trainer)
+    return trainer.is_global_zero and not trainer_is_trial(trainer)
 
 
-def is_trial(trainer: L.Trainer) -> bool:
+def trainer_is_trial(trainer: L.Trainer) -> bool:
     """Return whether this is a trial run with `fast_dev_run`, whose results mean nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-def label_set(trainer: L.Trainer) -> LabelSet | None:
+def trainer_label_set(trainer: L.Trainer) -> LabelSet | None:
     """Return the classes of the data; None for free-form data."""
-    return datamodule(trainer).label_set
+    return trainer_datamodule(trainer).label_set
 
 
-def class_names(
+def trainer_class_names(
     trainer: L.Trainer, why: str = "features are extracted to be classified"
 ) -> tuple[str, ...]:
     """Return the names of the classes.
@@ -74,21 +76,22 @@ def class_names(
     Raises:
         ConfigError: The data has no labels.
     """
-    labels = label_set(trainer)
+    labels = trainer_label_set(trainer)
     if labels is None:
+        data = type(trainer_datamodule(trainer)).__name__
         raise ConfigError(
-            f"{type(datamodule(trainer)).__name__} has no labels, but {why}. Use data whose "
+            f"{data} has no labels, but {why}. Use data whose "
             "samples have labels, or leave the callback out."
         )
     return labels.names
 
 
-def evaluated_split(trainer: L.Trainer) -> Sequence[Sample]:
+def trainer_evaluated_split(trainer: L.Trainer) -> Sequence[Sample]:
     """Return the samples of the split that is being evaluated."""
-    return datamodule(trainer).samples["test" if trainer.testing else "val"]
+    return trainer_datamodule(trainer).samples["test" if trainer.testing else "val"]
 
 
-def check_validation(trainer: L.Trainer, name: str) -> None:
+def check_trainer_validates(trainer: L.Trainer, name: str) -> None:
     """Refuse a fit without validation if a callback works only at validations.
 
     Args:
@@ -106,25 +109,25 @@ def check_validation(trainer: L.Trainer, name: str) -> None:
         )
 
 
-def starts_untrained(trainer: L.Trainer, module: MLLMModule) -> bool:
+def trainer_starts_untrained(trainer: L.Trainer, module: MLLMModule) -> bool:
     """Return whether the fit that starts trains an untrained model, and has validations."""
     return trainer.enable_validation and not module.trained_steps
 
 
-def is_due(trainer: L.Trainer, every_n_epochs: int) -> bool:
+def trainer_is_due(trainer: L.Trainer, every_n_epochs: int) -> bool:
     """Return whether `fit` is at a validation of every n-th epoch, or at its last validation."""
-    if not is_fitting(trainer):
+    if not trainer_is_fitting(trainer):
         return False
     is_last = trainer.should_stop or trainer.global_step >= trainer.estimated_stepping_batches
     return is_last or (trainer.current_epoch + 1) % every_n_epochs == 0
 
 
-def is_fitting(trainer: L.Trainer) -> bool:
+def trainer_is_fitting(trainer: L.Trainer) -> bool:
     """Return whether `fit` is running and the sanity check is over."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
-def epoch_of(trainer: L.Trainer, module: MLLMModule) -> int | None:
+def trainer_epoch(trainer: L.Trainer, module: MLLMModule) -> int | None:
     """Return the epoch, counted from 0, in which the current weights were trained.
 
     It is -1 before training. It is None where the epoch is unknown: the weights were loaded from a

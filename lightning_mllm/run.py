@@ -64,7 +64,7 @@ class Run:
                 return folder
 
 
-class OneFolder(L.Callback):
+class RunFolder(L.Callback):
     """Tells all processes which folder the first one has made, before it is used."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

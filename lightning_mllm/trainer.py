@@ -15,23 +15,27 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.subnetwork.calibration_files import StoredSubNetwork, pruned_to
+from lightning_mllm.analysis.subnetwork.stored_subnetwork import StoredSubNetwork, pruned_to_stored
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.portable import portable_processor
-from lightning_mllm.data.loading.input_record import trained_geometry
-from lightning_mllm.data.loading.sampler import limit_samples
+from lightning_mllm.data.loading.input_record import geometry_of_input_record
+from lightning_mllm.data.loading.sampler import limit_sampling
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
-from lightning_mllm.models.adapted import DType, resolve_dtype
+from lightning_mllm.models.adapted import DType, adapted_dtype
 from lightning_mllm.models.export import export
-from lightning_mllm.models.fit_checks import check_trainable
+from lightning_mllm.models.fit_checks import check_fit_trainable
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.provenance import provenance
-from lightning_mllm.run import OneFolder, Run
-from lightning_mllm.tracking.analysis_run import AnalysisRun, check_analysis_names
+from lightning_mllm.run import Run, RunFolder
+from lightning_mllm.tracking.analysis_run import AnalysisRun, check_analysis_run_names
 from lightning_mllm.tracking.loggers import make_loggers
-from lightning_mllm.trainer_options import as_list, check_options, check_strategy
+from lightning_mllm.trainer_options import (
+    check_trainer_options,
+    check_trainer_strategy,
+    trainer_option_as_list,
+)
 from lightning_mllm.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -88,7 +92,7 @@ class _Analyzing(L.Callback):
             self._run.fail()
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class TrainerCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a file beside its own and renames it; reads data only, never code."""
 
     def save_checkpoint(
@@ -114,7 +118,7 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, *, run: Run = Run(), logger: Any = None, **kwargs: Any) -> None:
-        check_options(kwargs)
+        check_trainer_options(kwargs)
         endless = kwargs.get("max_epochs") is None and kwargs.get("max_time") is None
         if endless and kwargs.get("max_steps", -1) == -1:
             kwargs["max_epochs"] = 1  # as in the study; Lightning's own default is 1,000
@@ -136,10 +140,10 @@ class Trainer(L.Trainer):
                 mode=run.wandb,
                 project=run.project,
             )
-        plugins = [*as_list(kwargs.pop("plugins", None)), AtomicCheckpointIO()]
+        plugins = [*trainer_option_as_list(kwargs.pop("plugins", None)), TrainerCheckpointIO()]
         kwargs.pop("enable_model_summary", None)  # the freeze report says all of it and more
         if kwargs.get("enable_checkpointing") is False:  # the command line always has one
-            callbacks = as_list(kwargs.get("callbacks"))
+            callbacks = trainer_option_as_list(kwargs.get("callbacks"))
             kwargs["callbacks"] = [each for each in callbacks if not isinstance(each, Checkpoint)]
         # our DataModules divide each batch among the processes: nothing is counted twice
         kwargs.pop("use_distributed_sampler", None)
@@ -153,8 +157,10 @@ class Trainer(L.Trainer):
             )
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigError(f"Lightning refuses these options of its Trainer: {error}") from error
-        check_strategy(self.strategy)  # in a notebook `auto` can be another than on a command line
-        self.callbacks.insert(0, OneFolder())  # type: ignore[attr-defined]  # of Lightning's
+        check_trainer_strategy(
+            self.strategy
+        )  # in a notebook `auto` can be another than on a command line
+        self.callbacks.insert(0, RunFolder())  # type: ignore[attr-defined]  # of Lightning's
 
     def fit(  # type: ignore[override]  # a superset, by keyword
         self,
@@ -188,7 +194,7 @@ class Trainer(L.Trainer):
         if test_before and ckpt_path is None:
             model.trainer = self
             model.configure_model()
-            check_trainable(model.adapted, model.learning_rates)
+            check_fit_trainable(model.adapted, model.learning_rates)
             own: dict[str, Any] = {"dataloaders": val_dataloaders, "datamodule": datamodule}
             self.validate(model, **own, verbose=False)
             model.test_prefix = "zero_shot"
@@ -234,8 +240,8 @@ class Trainer(L.Trainer):
             raise ConfigError(
                 "Trainer.analyze goes through the samples of a DataModule; name it: datamodule=..."
             )
-        analyses = as_list(analysis)
-        check_analysis_names(analyses)
+        analyses = trainer_option_as_list(analysis)
+        check_analysis_run_names(analyses)
         analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))
         datamodule.predict_split = split
         self.callbacks.append(analyzing)  # type: ignore[attr-defined]  # of Lightning's Trainer
@@ -279,11 +285,11 @@ class Trainer(L.Trainer):
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
             record = content[checkpoints.KEY]
-        geometry = trained_geometry(record, datamodule)
+        geometry = geometry_of_input_record(record, datamodule)
         processor = portable_processor(*astuple(model.source), geometry=geometry)
-        own_dtype = None if dtype == "auto" else resolve_dtype(dtype, "cpu")
+        own_dtype = None if dtype == "auto" else adapted_dtype(dtype, "cpu")
         options: Any = {"processor": processor, "dtype": own_dtype}
-        with pruned_to(model.backbone, subnetwork):
+        with pruned_to_stored(model.backbone, subnetwork):
             written = export(model.backbone, Path(output), source=model.source, **options)
         logger.info("Exported %s", ", ".join(map(str, written)))
         return written
@@ -293,4 +299,4 @@ def _predicted_samples(trainer: L.Trainer, split: Split) -> Sequence[Sample]:
     """Return the samples that the predict loop goes through, as `limit_predict_batches` says."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     size = data.eval_batch_size * trainer.world_size
-    return limit_samples(data.samples[split], trainer.limit_predict_batches, size)
+    return limit_sampling(data.samples[split], trainer.limit_predict_batches, size)

@@ -15,7 +15,7 @@ from lightning_mllm.errors import ConfigError
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_trainer_options(options: Mapping[str, Any]) -> None:
     """Refuse options that have another place here, or would do something else.
 
     Raises:
@@ -48,25 +48,25 @@ def check_options(options: Mapping[str, Any]) -> None:
             "trainer.val_check_interval is 0; to fit without validation set "
             "trainer.limit_val_batches=0."
         )
-    for plugin in as_list(options.get("plugins")):
+    for plugin in trainer_option_as_list(options.get("plugins")):
         if isinstance(plugin, str | Precision | CheckpointIO):
             name = plugin if isinstance(plugin, str) else type(plugin).__name__
             raise ConfigError(
                 f"trainer.plugins names {name}, but the module sets the precision, and a plugin of "
                 "this package writes checkpoints atomically. Leave it out."
             )
-    check_strategy(options.get("strategy") or "auto")
+    check_trainer_strategy(options.get("strategy") or "auto")
 
 
 def _accumulates(options: Mapping[str, Any]) -> bool:
     """Return whether gradients would be summed over batches."""
     if options.get("accumulate_grad_batches") not in (None, 1):
         return True
-    callbacks = as_list(options.get("callbacks"))
+    callbacks = trainer_option_as_list(options.get("callbacks"))
     return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
 
 
-def check_strategy(strategy: Any) -> None:
+def check_trainer_strategy(strategy: Any) -> None:
     """Refuse untested strategies: some silently train another model than the one that is saved.
 
     Args:
@@ -90,7 +90,7 @@ def check_strategy(strategy: Any) -> None:
         )
 
 
-def as_list(value: Any) -> list[Any]:
+def trainer_option_as_list(value: Any) -> list[Any]:
     """Return a sequence as a list, one thing as a list of it, and None as an empty list."""
     if value is None:
         return []

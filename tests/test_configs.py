@@ -12,10 +12,10 @@ from transformers import AutoConfig
 
 from lightning_mllm import testbed
 from lightning_mllm.callbacks import SkipComputations
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import ClassificationPrompt, PlainPrompt
-from lightning_mllm.data.datasets.crisismmd.tweets import FOUR_CLASSES
+from lightning_mllm.data.datasets.crisismmd.dataset import FOUR_CLASSES
 from lightning_mllm.evaluation import Generation
 from lightning_mllm.models.freeze import ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
@@ -56,7 +56,7 @@ def config(name: str) -> tuple[str, str]:
     return "--config", str(CONFIGS / name)
 
 
-def module_of(cli: CLI) -> MLLMModule:
+def module_of(cli: ModelCLI) -> MLLMModule:
     assert isinstance(cli.model, MLLMModule)
     return cli.model
 
@@ -82,7 +82,7 @@ def test_a_policy_trains_the_parts_that_its_name_says(
     checkpoint = ("--model.checkpoint", tiny_checkpoint(family, "vicuna"))
     small = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
 
-    cli = CLI(["fit", *checkpoint, *config("data/digits.yaml"), *config(name), *small, *TRIAL])
+    cli = ModelCLI(["fit", *checkpoint, *config("data/digits.yaml"), *config(name), *small, *TRIAL])
 
     report = module_of(cli).freeze_report
     assert report.trainable_parts == POLICIES[name]
@@ -91,7 +91,9 @@ def test_a_policy_trains_the_parts_that_its_name_says(
 
 def test_lora_stays_out_of_the_vision_tower_and_lora_vision_stays_in_it(tiny_llava: str) -> None:
     def trained(name: str) -> tuple[str, ...]:
-        cli = CLI(["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL])
+        cli = ModelCLI(
+            ["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL]
+        )
         return module_of(cli).freeze_report.trainable_names
 
     assert not any("vision_tower" in name for name in trained("policy/lora.yaml"))
@@ -102,7 +104,7 @@ def test_lora_stays_out_of_the_vision_tower_and_lora_vision_stays_in_it(tiny_lla
 def test_zero_shot_trains_nothing_and_validates(tiny_checkpoint: TinyBuilder, family: Any) -> None:
     checkpoint = ("--model.checkpoint", tiny_checkpoint(family, "vicuna"))
 
-    cli = CLI(["validate", *checkpoint, *SMALL_DIGITS, *config(NOT_FOR_FIT), *TRIAL])
+    cli = ModelCLI(["validate", *checkpoint, *SMALL_DIGITS, *config(NOT_FOR_FIT), *TRIAL])
 
     assert not module_of(cli).freeze_report.trainable_names
     assert "val/likelihood/accuracy" in cli.trainer.callback_metrics
@@ -115,7 +117,7 @@ def test_a_preset_fits_with_the_policy_batch_and_rate_that_it_promises(
     policy, batch_size, rate = PRESETS[name]
     small = ("--data.init_args.eval_batch_size", "4", "--trainer.limit_train_batches", "0.01")
 
-    cli = CLI(
+    cli = ModelCLI(
         [
             "fit",
             "--model.checkpoint",
@@ -165,9 +167,9 @@ def test_matched_presets_differ_in_the_policy_only(
 def test_released_code_drops_the_question_and_crops_in_projector_training_only(
     tiny_llava: str,
 ) -> None:
-    def run(name: str) -> CLI:
+    def run(name: str) -> ModelCLI:
         limits = ("--trainer.limit_train_batches", "0", "--trainer.limit_val_batches", "0")
-        return CLI(
+        return ModelCLI(
             ["fit", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *config(name), *TRIAL, *limits]
         )
 
@@ -187,7 +189,7 @@ def test_the_config_that_skips_blocks_skips_every_second_one_of_the_visual_token
     few = ("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4")
     preset = (*config("data/digits.yaml"), *config("policy/ft_proj.yaml"), *config(SKIP_BLOCKS))
 
-    cli = CLI(["fit", "--model.checkpoint", tiny_llava, *preset, *few, *TRIAL])
+    cli = ModelCLI(["fit", "--model.checkpoint", tiny_llava, *preset, *few, *TRIAL])
 
     (callback,) = (each for each in cli.trainer.callbacks if isinstance(each, SkipComputations))  # type: ignore[attr-defined]
     assert (callback.skip.computation, callback.skip.tokens, callback.skip.share) == (
@@ -221,7 +223,7 @@ def test_a_model_config_names_a_hub_checkpoint_and_fits(
     family, chat = MODELS[name]
     checkpoint = tiny_checkpoint(family, chat)  # type: ignore[arg-type]  # the table's strings
 
-    cli = CLI(["fit", *config(name), "--model.checkpoint", checkpoint, *SMALL_DIGITS, *TRIAL])
+    cli = ModelCLI(["fit", *config(name), "--model.checkpoint", checkpoint, *SMALL_DIGITS, *TRIAL])
 
     assert hub_id.startswith("llava-hf/")
     assert module_of(cli).backbone.model.config.model_type == family
@@ -233,7 +235,7 @@ def test_the_image_folder_config_fits_once_it_knows_the_folder(
 ) -> None:
     root = write_image_folder(tmp_path / "photos", {"red cat": 4, "dog": 4})
 
-    cli = CLI(
+    cli = ModelCLI(
         [
             *("fit", "--model.checkpoint", tiny_llava, *config("data/image_folder.yaml"), *TRIAL),
             *("--data.init_args.root", str(root), "--data.init_args.num_workers", "0"),
@@ -250,7 +252,7 @@ def test_the_llava_json_config_fits_once_it_knows_the_files(
         tmp_path / "talks", [conversation(f"p{k}", images=k % 3) for k in range(8)]
     )
 
-    cli = CLI(
+    cli = ModelCLI(
         [
             *("fit", "--model.checkpoint", tiny_llava, *config("data/llava_json.yaml"), *TRIAL),
             *("--data.init_args.train", str(file), "--data.init_args.image_root", str(file.parent)),
@@ -269,7 +271,7 @@ def test_the_config_of_a_published_dataset_fits_where_its_folder_is(
     folder, write, classes = PUBLISHED[name]
     write(tmp_path / folder)
 
-    cli = CLI(
+    cli = ModelCLI(
         [
             "fit",
             "--model.checkpoint",
@@ -299,7 +301,7 @@ def test_worker_processes_load_the_same_batches(tiny_llava: str, tmp_path: Path)
 
     def loss(workers: int) -> float:
         data = ("--data.init_args.root", str(root), "--data.init_args.num_workers", str(workers))
-        cli = CLI(
+        cli = ModelCLI(
             [
                 "fit",
                 "--model.checkpoint",
@@ -338,7 +340,7 @@ def test_the_recipe_starts_from_a_checkpoint_of_the_shipped_shape(tmp_path: Path
 
 
 def test_the_quickstart_evaluates_before_and_after_the_fit(tiny_llava: str) -> None:
-    cli = CLI(["fit", *config(QUICKSTART), "--model.checkpoint", tiny_llava, *TRIAL])
+    cli = ModelCLI(["fit", *config(QUICKSTART), "--model.checkpoint", tiny_llava, *TRIAL])
 
     assert module_of(cli).freeze_report.trainable_parts == {PROJECTOR}
     assert cli.trainer.global_step == 1
@@ -356,7 +358,7 @@ def resolved(capsys: pytest.CaptureFixture[str], checkpoint: str, name: str) -> 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        CLI([*arguments, "--print_config"])
+        ModelCLI([*arguments, "--print_config"])
     assert caught.value.code == 0
     content: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     return content

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis import AnswerLens
-from lightning_mllm.callbacks import trainer_state
+from lightning_mllm.callbacks.trainer_state import trainer_run_dir
 from lightning_mllm.data import Digits, load_processor
 from lightning_mllm.data.images.geometry import default_geometry
 from lightning_mllm.errors import CheckpointError, ConfigError
@@ -25,7 +25,7 @@ from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
 from lightning_mllm.tracking.analysis_run import AnalysisRun
-from lightning_mllm.trainer import AtomicCheckpointIO, Trainer, _Analyzing
+from lightning_mllm.trainer import Trainer, TrainerCheckpointIO, _Analyzing
 from tests.support.command_line import files_below, isolate
 
 
@@ -83,7 +83,7 @@ class Seen(L.Callback):
     """Notes the folder of the run, as other callbacks see it when they are set up."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.folder = trainer_state.run_dir(trainer)
+        self.folder = trainer_run_dir(trainer)
 
 
 def test_all_processes_work_in_the_folder_that_the_first_one_has_made(
@@ -122,7 +122,7 @@ def test_a_crash_in_the_middle_of_writing_leaves_the_old_file_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    TrainerCheckpointIO().save_checkpoint({"step": 1}, path)
 
     def power_cut(content: Any, part: Path) -> None:
         part.write_bytes(b"half a check")
@@ -130,31 +130,31 @@ def test_a_crash_in_the_middle_of_writing_leaves_the_old_file_whole(
 
     monkeypatch.setattr(torch, "save", power_cut)
     with pytest.raises(KeyboardInterrupt):
-        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+        TrainerCheckpointIO().save_checkpoint({"step": 2}, path)
 
-    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+    assert TrainerCheckpointIO().load_checkpoint(path) == {"step": 1}
 
 
 def test_the_next_checkpoint_removes_what_a_killed_process_has_left(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt.17-0a1b2c3d.part").write_bytes(b"half a check")
     (tmp_path / "step=2.ckpt.17-0a1b2c3d.part").write_bytes(b"of another file")
 
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    TrainerCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
 
     assert files_below(tmp_path) == {"last.ckpt", "step=2.ckpt.17-0a1b2c3d.part"}
 
 
 def test_a_full_disk_leaves_the_old_file_whole_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, path)
+    TrainerCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, path)
 
     with (
         largest_file(10_000),
         pytest.raises(CheckpointError, match=r"could not be written.*Free some space"),
     ):
-        AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(100_000)}, path)
+        TrainerCheckpointIO().save_checkpoint({"weights": torch.ones(100_000)}, path)
 
-    assert AtomicCheckpointIO().load_checkpoint(path)["weights"].sum() == 10
+    assert TrainerCheckpointIO().load_checkpoint(path)["weights"].sum() == 10
     assert files_below(tmp_path) == {"last.ckpt"}
 
 
@@ -174,7 +174,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(
         path.write_bytes(pickle.dumps({"state_dict": Code()}))
 
     with pytest.raises(CheckpointError, match="can't be read as a checkpoint"):
-        AtomicCheckpointIO().load_checkpoint(path)
+        TrainerCheckpointIO().load_checkpoint(path)
 
     assert not (tmp_path / "hacked").exists()
 
@@ -186,12 +186,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
 
     with pytest.raises(CheckpointError, match=r"can't be read as a checkpoint.*Use an earlier one"):
-        AtomicCheckpointIO().load_checkpoint(path)
+        TrainerCheckpointIO().load_checkpoint(path)
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no checkpoint file"):
-        AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
+        TrainerCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
 
 
 # ---- as in a notebook ---------------------------------------------------------------------------

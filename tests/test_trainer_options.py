@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import (
 )
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.trainer import AtomicCheckpointIO, Trainer
-from lightning_mllm.trainer_options import check_options, check_strategy
+from lightning_mllm.trainer import Trainer, TrainerCheckpointIO
+from lightning_mllm.trainer_options import check_trainer_options, check_trainer_strategy
 from tests.support.command_line import files_below, isolate
 
 WORKING = {"ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"}
@@ -35,9 +35,9 @@ def test_each_strategy_that_lightning_knows_works_or_is_refused_by_name() -> Non
         with pytest.raises(
             ConfigError, match=rf"trainer\.strategy {name} is not supported.* Use auto, ddp"
         ):
-            check_strategy(name)
+            check_trainer_strategy(name)
     for name in (*WORKING, "auto"):
-        check_strategy(name)
+        check_trainer_strategy(name)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_strategy_that_lightning_chooses_itself_is_looked_at_too(
 
 
 def test_ddp_in_processes_of_its_own_and_one_device_work() -> None:
-    check_strategy(DDPStrategy(find_unused_parameters=True))
+    check_trainer_strategy(DDPStrategy(find_unused_parameters=True))
     Trainer(logger=False, accelerator="cpu", devices=1)
 
 
@@ -85,7 +85,7 @@ def test_ddp_in_processes_of_its_own_and_one_device_work() -> None:
         ({"precision": "bf16-mixed"}, r"'bf16-mixed'.* model\.dtype"),
         ({"plugins": MixedPrecision("bf16-mixed", "cpu")}, r"plugins names MixedPrecision"),
         ({"plugins": [HalfPrecision("bf16-true")]}, r"plugins names HalfPrecision"),
-        ({"plugins": AtomicCheckpointIO()}, r"plugins names AtomicCheckpointIO"),
+        ({"plugins": TrainerCheckpointIO()}, r"plugins names TrainerCheckpointIO"),
         ({"accelerator": "nope"}, r"Lightning refuses .*accelerator='nope'"),
         ({"accelerator": "cpu", "devices": 0}, r"Lightning refuses .*devices"),
         ({"overfit_batches": -1}, r"Lightning refuses .*overfit_batches"),
@@ -100,7 +100,7 @@ def test_an_option_that_would_do_something_else_is_refused(
 
 
 def test_options_that_say_what_is_done_anyway_are_taken(tmp_path: Path) -> None:
-    check_options(
+    check_trainer_options(
         {"precision": "32-true", "accumulate_grad_batches": 1, "plugins": [SimpleNamespace()]}
     )
     trainer = Trainer(

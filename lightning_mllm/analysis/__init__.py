@@ -15,7 +15,8 @@ from lightning_mllm.analysis.knockout.mask import knockout
 from lightning_mllm.analysis.knockout.summary import compare_flows
 from lightning_mllm.analysis.lens.answer import AnswerLens
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
-from lightning_mllm.analysis.separability.experiment import Distinguishability, TokenMap
+from lightning_mllm.analysis.separability.experiment import Distinguishability
+from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.skipping.choice import SampleTokens
 from lightning_mllm.analysis.skipping.context import skipping
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
@@ -24,10 +25,10 @@ from lightning_mllm.analysis.subnetwork.accuracy import PrunedAccuracy
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.subnetwork.calibration import Calibration, calibrate
 from lightning_mllm.analysis.subnetwork.calibration_options import CalibrationOptions
-from lightning_mllm.analysis.subnetwork.context import pruned
-from lightning_mllm.analysis.subnetwork.mask import SubNetwork, intersection, same_size
 from lightning_mllm.analysis.subnetwork.overlap import chance_iou, iou
+from lightning_mllm.analysis.subnetwork.pruned import pruned
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
+from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork, intersection, same_size
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 
 __all__ = [

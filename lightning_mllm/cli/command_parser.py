@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from lightning_mllm.cli.commands import COMMANDS, PROGRAM, SECTIONS, Command
+from lightning_mllm.cli.commands import COMMANDS, PROGRAM, SECTIONS
+from lightning_mllm.cli.commands.command import Command
 from lightning_mllm.errors import did_you_mean
 
 _BEFORE_THE_COMMAND = ("-c", "--config", "--print_config")  # options that Lightning takes there
 
 
-def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
+def parse_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
     """Return the command that a command line names, and what follows the name.
 
     Exits if the command line asks for help, or names no command.

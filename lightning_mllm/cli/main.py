@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from lightning_mllm.cli.command_parser import find_command
+from lightning_mllm.cli.command_parser import parse_command
 from lightning_mllm.errors import UserError
 
 _EXPECTED_WARNINGS = (
@@ -22,7 +22,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: The command line; by default that of the process.
     """
-    command, arguments = find_command(sys.argv[1:] if args is None else args)
+    command, arguments = parse_command(sys.argv[1:] if args is None else args)
     # so that a config can name a class of the user's: my_data.Leaves
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

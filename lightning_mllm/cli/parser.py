@@ -15,7 +15,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 # a short class name in a config resolves only if the class is imported
 from lightning_mllm import analysis, data, evaluation  # noqa: F401
 from lightning_mllm.analysis.core.analysis import Analysis
-from lightning_mllm.cli.replaced_lists import dropped, option_name_of, takes_lists
+from lightning_mllm.cli.replaced_lists import (
+    dropped_by_replaced_list,
+    name_in_replaced_list,
+    takes_replaced_lists,
+)
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.text.prompts import Prompt
 from lightning_mllm.errors import did_you_mean
@@ -24,7 +28,7 @@ from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.optimisation.muon import MuonAdamW  # noqa: F401
 from lightning_mllm.testbed import datamodules  # noqa: F401
 from lightning_mllm.testbed.domains import datamodule  # noqa: F401
-from lightning_mllm.trainer_options import as_list
+from lightning_mllm.trainer_options import trainer_option_as_list
 
 _CHOSEN_BY_NAME = (MLLMDataModule, FreezePolicy, Prompt, Scorer, Analysis)
 
@@ -64,7 +68,7 @@ class Parser(LightningArgumentParser):
         keys = [
             action.dest
             for action in self._actions
-            if takes_lists(getattr(action, "_typehint", None))
+            if takes_replaced_lists(getattr(action, "_typehint", None))
         ]
         for _, content in [*self._files, (file, config)]:
             keys += [key for key, value in content.items() if type(value) is list]
@@ -73,7 +77,9 @@ class Parser(LightningArgumentParser):
             if not earlier or key not in config:
                 continue
             name, before = earlier[-1]
-            gone = dropped(as_list(before), as_list(config[key]))
+            gone = dropped_by_replaced_list(
+                trainer_option_as_list(before), trainer_option_as_list(config[key])
+            )
             if file is None:
                 gone = [item for item in gone if isinstance(item, Namespace)]
             if gone:
@@ -83,7 +89,7 @@ class Parser(LightningArgumentParser):
                     file or "The command line",
                     key,
                     name,
-                    ", ".join(option_name_of(item) for item in gone),
+                    ", ".join(name_in_replaced_list(item) for item in gone),
                     key.rpartition(".")[2],
                 )
 

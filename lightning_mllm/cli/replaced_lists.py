@@ -8,12 +8,12 @@ from typing import Any, get_args, get_origin
 from jsonargparse import Namespace
 
 
-def takes_lists(hint: Any) -> bool:
+def takes_replaced_lists(hint: Any) -> bool:
     """Return whether an option of this type may be a list."""
     return any(get_origin(part) in (list, Sequence) for part in (hint, *get_args(hint)))
 
 
-def dropped(before: list[Any], now: list[Any]) -> list[Any]:
+def dropped_by_replaced_list(before: list[Any], now: list[Any]) -> list[Any]:
     """Return the items of a list that another one lacks; numbers and `${...}` do not count."""
     gone = []
     for item in before:
@@ -31,7 +31,7 @@ def _replaces(other: Any, item: Any) -> bool:
     return all(other.get(key) == item[key] for key in keys)
 
 
-def option_name_of(item: Any) -> str:
+def name_in_replaced_list(item: Any) -> str:
     """Return what a message calls an item: the short name of its class, or its text."""
     if not isinstance(item, Namespace | dict):
         return str(item)

@@ -3,7 +3,7 @@
 A dataset of your own is a subclass of `MLLMDataModule` with one method, `load(split)`.
 """
 
-from lightning_mllm.data.datasets.crisismmd.tweets import CrisisMMD
+from lightning_mllm.data.datasets.crisismmd.dataset import CrisisMMD
 from lightning_mllm.data.datasets.dermnet import DermNet
 from lightning_mllm.data.datasets.digits import Digits
 from lightning_mllm.data.datasets.dtd import DTD

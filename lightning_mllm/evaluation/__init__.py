@@ -17,9 +17,13 @@ from lightning_mllm.evaluation.evaluator import Evaluator
 from lightning_mllm.evaluation.hallucination.chair import ChairMetrics, ChairResult, Mentions
 from lightning_mllm.evaluation.hallucination.objects import ObjectVocabulary, read_objects
 from lightning_mllm.evaluation.hallucination.pope import PopeMetrics, PopeResult, PopeScore
+from lightning_mllm.evaluation.open_answers.answer_metrics import (
+    AnswerMetrics,
+    AnswerResult,
+    AnswerScore,
+)
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, Match, OpenAnswer
 from lightning_mllm.evaluation.open_answers.known_answers import KnownAnswers
-from lightning_mllm.evaluation.open_answers.metrics import AnswerMetrics, AnswerResult, AnswerScore
 from lightning_mllm.statistics.interval import Interval
 from lightning_mllm.statistics.shares import Share
 

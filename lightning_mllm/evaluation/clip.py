@@ -63,7 +63,7 @@ class ClipClassifier:
         names: Sequence[str],
         templates: Sequence[str] = (TEMPLATE,),
     ) -> None:
-        check_templates(templates)
+        check_clip_templates(templates)
         self.names = tuple(names)
         self._model = model.eval().requires_grad_(False)
         self._image_processor = image_processor
@@ -99,7 +99,7 @@ class ClipClassifier:
             ConfigError: A template is not valid, a text is longer than what the model reads, or two
                 texts have the same tokens.
         """
-        check_templates(templates)  # before anything is fetched
+        check_clip_templates(templates)  # before anything is fetched
         return cls(*_load(checkpoint, revision), names, templates)
 
     def to(self, device: torch.device | str) -> ClipClassifier:
@@ -144,7 +144,7 @@ class ClipClassifier:
         return {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
 
 
-def check_templates(templates: Sequence[str]) -> None:
+def check_clip_templates(templates: Sequence[str]) -> None:
     """Check the templates of texts.
 
     Raises:

@@ -24,7 +24,7 @@ _WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "transformers_version", "_fro
 
 
 @torch.no_grad()
-def continue_prompts(
+def decode_prompts(
     model: PreTrainedModel, prompts: MultimodalBatch, max_new_tokens: int, temperature: float = 0.0
 ) -> Tensor:
     """Return the tokens after each prompt, (batch, new); after an answer's end they are padding.
@@ -45,7 +45,7 @@ def continue_prompts(
         do_sample=temperature > 0,
         num_beams=1,
         pad_token_id=prompts.pad_id,
-        eos_token_id=end_ids(model, prompts),
+        eos_token_id=decoding_end_ids(model, prompts),
         **(sampling if temperature > 0 else {}),
     )
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # a mixin's
@@ -79,7 +79,7 @@ class _FiniteLogits(LogitsProcessor):
         return scores
 
 
-def end_ids(model: PreTrainedModel, prompts: MultimodalBatch) -> list[int]:
+def decoding_end_ids(model: PreTrainedModel, prompts: MultimodalBatch) -> list[int]:
     """Return the ids that end an answer: the checkpoint's, and that of the batch's own answers."""
     return sorted({*_ends(model.generation_config), prompts.end_id})
 

@@ -16,13 +16,13 @@ from lightning_mllm.evaluation.classification.metrics import (
     ClassificationResult,
 )
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
+from lightning_mllm.evaluation.open_answers.answer_metrics import AnswerMetrics, AnswerResult
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, OpenAnswer
-from lightning_mllm.evaluation.open_answers.metrics import AnswerMetrics, AnswerResult
 from lightning_mllm.types import LabelSet
 
 
 @dataclass(frozen=True)
-class Scored:
+class EvaluatedBatch:
     """The predictions and answers of a batch.
 
     Attributes:
@@ -98,7 +98,7 @@ class Evaluator(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         batch: MultimodalBatch,
         greedy: Tensor | None = None,
-    ) -> Scored:
+    ) -> EvaluatedBatch:
         """Score a batch and count it.
 
         Args:
@@ -113,12 +113,12 @@ class Evaluator(nn.Module):
                 predictions[scorer.name] = scorer.predict(model, tokenizer, batch, self._labels)
             for name, metric in self._metrics.items():
                 metric.update(predictions[name].predicted, batch.targets)
-            return Scored(predictions)
+            return EvaluatedBatch(predictions)
         if not self._answers.kinds:
-            return Scored()
+            return EvaluatedBatch()
         answers = ExactMatch().evaluate(model, tokenizer, batch, greedy)
         self._answers.update(answers)
-        return Scored(answers=answers)
+        return EvaluatedBatch(answers=answers)
 
     def finish(self) -> dict[str, float]:
         """Compute the scores over all processes; return metric name -> value of those to log."""

@@ -20,7 +20,7 @@ from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
-from lightning_mllm.models.loss import answer_loss, keep_in_graph
+from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]
@@ -117,7 +117,7 @@ class AdaptedModel:
         """Return `AnswerLoss.total` of a (micro-)batch, under autocast and under the edit."""
         with self.autocast(batch.input_ids.device.type), self.edited(batch):
             loss = answer_loss(self.backbone, batch).total
-        return loss if batch.images else keep_in_graph(self.backbone, loss)
+        return loss if batch.images else keep_loss_in_graph(self.backbone, loss)
 
     @property
     def low_precision(self) -> bool:
@@ -167,7 +167,7 @@ def _share_dtype(*modules: nn.Module) -> None:
             module.float()
 
 
-def resolve_dtype(option: DType, device_type: str) -> torch.dtype:
+def adapted_dtype(option: DType, device_type: str) -> torch.dtype:
     """Return the dtype of an option; `auto` is bfloat16 on an accelerator, float32 on the CPU."""
     if option == "auto":
         return torch.float32 if device_type == "cpu" else torch.bfloat16

@@ -14,12 +14,12 @@ from torch import Tensor
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone, Part, fingerprint
 from lightning_mllm.models.freeze import FreezeReport
-from lightning_mllm.store.files import PARTIAL, replacing, write_tensors
+from lightning_mllm.store.files import PARTIAL, replacing_file, write_tensors
 
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
 
 
-def describe(
+def describe_checkpoint(
     backbone: Backbone, checkpoint: str, report: FreezeReport, edit: object
 ) -> dict[str, Any]:
     """Return what identifies the model of a training checkpoint, in plain types."""
@@ -35,14 +35,14 @@ def describe(
     }
 
 
-def check_fits(
+def check_checkpoint_fits(
     found: Mapping[str, Any] | None, expected: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> None:
     """Refuse a training checkpoint that was written for another model or policy.
 
     Args:
-        found: Description in the checkpoint (see `describe`); None if this package did not write
-            it.
+        found: Description in the checkpoint (see `describe_checkpoint`); None if this package did
+            not write it.
         expected: Description of the model that is to be loaded.
         state: The checkpoint's weights.
 
@@ -80,7 +80,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         CheckpointError: The disk is full or can't be written; what was at `path` is untouched.
     """
     try:
-        with replacing(path, durable=True) as temporary:
+        with replacing_file(path, durable=True) as temporary:
             torch.save(checkpoint, temporary)
         for leftover in path.parent.glob(f"{escape(path.name)}.*{PARTIAL}"):  # of killed processes
             leftover.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ _SMALLER_STEPS = (
 
 
 @dataclass(frozen=True)
-class PendingLoss:
+class DivergenceWatch:
     """A loss on its way to the CPU; it is looked at after the backward pass began, without a wait.
 
     Attributes:
@@ -34,7 +34,7 @@ class PendingLoss:
     arrived: torch.Event | None
 
     @classmethod
-    def of(cls, loss: Tensor, batch: MultimodalBatch) -> PendingLoss:
+    def of(cls, loss: Tensor, batch: MultimodalBatch) -> DivergenceWatch:
         """Start to copy a loss to the CPU."""
         value = loss.detach().to("cpu", non_blocking=True)
         if loss.device.type == "cpu":
@@ -91,7 +91,7 @@ def _describe_samples(adapted: AdaptedModel, batch: MultimodalBatch) -> str:
     )
 
 
-def check_weights(weights: Mapping[str, Tensor], step: int) -> None:
+def check_weights_for_divergence(weights: Mapping[str, Tensor], step: int) -> None:
     """Refuse to replace a sound checkpoint by weights that are not finite.
 
     Args:

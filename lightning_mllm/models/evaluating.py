@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Scorer
 from lightning_mllm.models.adapted import AdaptedModel
-from lightning_mllm.models.divergence import PendingLoss
+from lightning_mllm.models.divergence import DivergenceWatch
 from lightning_mllm.models.loss import answer_loss
 
 
@@ -54,7 +54,7 @@ class EvaluatingModule(L.LightningModule):
             with self.adapted.edited(batch):
                 loss = answer_loss(self.adapted.backbone, batch, with_greedy=greedy)
             where = f"of {self.stage_name} after step {self.trained_steps}"
-            PendingLoss.of(loss.total, batch).check(self.adapted, where)
+            DivergenceWatch.of(loss.total, batch).check(self.adapted, where)
             model, tokenizer = self.adapted.backbone.model, self.tokenizer
             with self.adapted.edited(self.evaluator.asked(batch)):
                 scored = self.evaluator.score(model, tokenizer, batch, loss.greedy)

@@ -28,12 +28,12 @@ def check_fit(adapted: AdaptedModel, rates: LearningRates, trainer: Any) -> None
         ConfigError: The model can't be fitted, no step would be taken, or tower or projector are
             trained on data without pictures.
     """
-    check_trainable(adapted, rates)
+    check_fit_trainable(adapted, rates)
     _check_length(trainer)
     _check_pictures(adapted.report, trainer.datamodule)
 
 
-def check_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:
+def check_fit_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:
     """Refuse to fit a model that can't be fitted.
 
     Args:

@@ -62,7 +62,7 @@ def answer_loss(
     return AnswerLoss(total, carries_loss.sum(), greedy)
 
 
-def keep_in_graph(backbone: Backbone, loss: Tensor) -> Tensor:
+def keep_loss_in_graph(backbone: Backbone, loss: Tensor) -> Tensor:
     """Add trained vision and projector weights, times 0, to the loss of a batch without images.
 
     Without this, such a batch would give them no gradient at all instead of a zero gradient: the

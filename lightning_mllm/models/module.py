@@ -17,9 +17,9 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
-from lightning_mllm.models.adapted import AdaptedModel, DType, Source, resolve_dtype
+from lightning_mllm.models.adapted import AdaptedModel, DType, Source, adapted_dtype
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.divergence import PendingLoss, check_weights
+from lightning_mllm.models.divergence import DivergenceWatch, check_weights_for_divergence
 from lightning_mllm.models.evaluating import EvaluatingModule
 from lightning_mllm.models.fit_checks import check_fit
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
@@ -28,7 +28,7 @@ from lightning_mllm.models.optimisation.schedule import (
     Decay,
     LearningRates,
     Schedule,
-    parameter_groups,
+    scheduled_parameter_groups,
 )
 from lightning_mllm.types import IGNORE_INDEX
 
@@ -104,7 +104,7 @@ class MLLMModule(EvaluatingModule):
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self._resumed_schedule: dict[str, Any] | None = None
-        self._pending: PendingLoss | None = None
+        self._pending: DivergenceWatch | None = None
         self._model: nn.Module | None = None
 
     def configure_model(self) -> None:
@@ -117,7 +117,7 @@ class MLLMModule(EvaluatingModule):
         self.adapted = AdaptedModel.load(
             self.source,
             self.policy,
-            dtype=resolve_dtype(self.dtype_option, device_type),
+            dtype=adapted_dtype(self.dtype_option, device_type),
             attention=self.attention,
             projector=None if self.projector is None else Path(self.projector),
         )
@@ -199,7 +199,7 @@ class MLLMModule(EvaluatingModule):
             total += loss.detach()
         loss = self.adapted.loss(last)
         total = self._over_processes(total + loss.detach()).mean()
-        self._pending = PendingLoss.of(total, batch)
+        self._pending = DivergenceWatch.of(total, batch)
         self.log("train/loss", total / mean_tokens, prog_bar=True, batch_size=len(batch))
         moment = self._moment(self.trainer.global_step + 1)  # of the step that is being taken
         # as tensors: Lightning would wait for the GPU to log a plain number
@@ -227,7 +227,7 @@ class MLLMModule(EvaluatingModule):
         self._schedule.check_resumes(self._resumed_schedule)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it need not learn
             self._schedule.check_learns()
-        groups = parameter_groups(self.backbone, self.learning_rates)
+        groups = scheduled_parameter_groups(self.backbone, self.learning_rates)
         optimizer = self.optimizer(groups, self.learning_rates.projector)
         scheduler = self._schedule.scheduler(optimizer)
         return {
@@ -251,20 +251,20 @@ class MLLMModule(EvaluatingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add model, policy, schedule and inputs; refuse weights that are not finite."""
-        check_weights(checkpoint["state_dict"], checkpoint["global_step"])
+        check_weights_for_divergence(checkpoint["state_dict"], checkpoint["global_step"])
         ours = {**self._describe(), "schedule": asdict(self._schedule), "inputs": self.inputs}
         checkpoint[checkpoints.KEY] = ours
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or policy; remember its step and schedule."""
         found: Any = checkpoint.get(checkpoints.KEY)
-        checkpoints.check_fits(found, self._describe(), checkpoint["state_dict"])
+        checkpoints.check_checkpoint_fits(found, self._describe(), checkpoint["state_dict"])
         # a fit that goes on has inputs of its own
         self.inputs = self.inputs or (found or {}).get("inputs", {})
         self._loaded_steps = int(checkpoint["global_step"])
         self._resumed_schedule = found["schedule"] if found else None
 
     def _describe(self) -> dict[str, Any]:
-        return checkpoints.describe(
+        return checkpoints.describe_checkpoint(
             self.backbone, self.source.checkpoint, self.freeze_report, self.adapted.edit
         )

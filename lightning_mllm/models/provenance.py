@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_mllm.models.backbone import fingerprint
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.store.manifest import digest
+from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.types import Sample
 
 
@@ -27,7 +27,7 @@ def provenance(module: MLLMModule, data: Any, split: str) -> dict[str, Any]:
         "data": type(data).__name__,
         "split": split,
         "samples": len(data.samples[split]),
-        "contents": digest(map(_describe, data.samples[split])),
+        "contents": manifest_digest(map(_describe, data.samples[split])),
         "prompt": repr(data.eval_collator.prompt),
         "geometry": str(data.eval_collator.geometry),
         "max_length": data.eval_collator.max_length,

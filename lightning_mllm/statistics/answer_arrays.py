@@ -17,7 +17,9 @@ Answers = Mapping[str, str]  # sample id -> class; an empty one is invalid
 OfSeed = tuple[Answers, Sequence[Answers]]  # the true classes, and the answers of each repetition
 
 
-def to_arrays(models: Mapping[Any, Sequence[OfSeed]]) -> tuple[Integers, dict[Any, Integers]]:
+def make_answer_arrays(
+    models: Mapping[Any, Sequence[OfSeed]],
+) -> tuple[Integers, dict[Any, Integers]]:
     """Turn answers by sample into arrays in which the samples of all seeds have their place.
 
     Args:

@@ -3,7 +3,8 @@
 The p-value is two-sided, from a permutation test: the share of the orders of one of the two numbers
 in which the correlation is at least as far from 0. All N! orders are counted where they are few;
 else 10,000 are drawn. So the Spearman correlation of N points has no p-value below 2 / N!, that of
-the same or the opposite order. This decides from which N on a claim can be decided (`smallest_n`).
+the same or the opposite order. This decides from which N on a claim can be decided
+(`smallest_correlation_n`).
 
 From that N on there is an interval, by a bootstrap over the points. Points that are all in the same
 or the opposite order, or on a line, have none: every resample of them is so too, which does not say
@@ -11,7 +12,7 @@ how far other points would be from it. With 8 points or fewer the intervals of P
 are too short: they hold the truth in 83 to 94 of 100 cases of normal numbers.
 
 Both the test and the interval assume that the points are independent draws. Where several share an
-origin, the means of the origins are independent (`group_means`).
+origin, the means of the origins are independent (`correlated_group_means`).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def correlate(
     value = float(ours @ theirs)
     p = _permutation_p(ours, theirs, generator)
     interval = NO_INTERVAL
-    if n >= smallest_n(1) and abs(value) < 1 - _NEAR:
+    if n >= smallest_correlation_n(1) and abs(value) < 1 - _NEAR:
         drawn = points[:, generator.integers(0, n, size=(resamples, n))]
         varied = (np.ptp(drawn, axis=2) > 0).all(axis=0)  # not one point n times
         standard = _standardise(drawn[:, varied], method)
@@ -83,7 +84,9 @@ def correlate(
     return Correlation(value, interval, p, n)
 
 
-def group_means(first: Floats, second: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:
+def correlated_group_means(
+    first: Floats, second: Floats, groups: Sequence[str]
+) -> tuple[Floats, Floats]:
     """Return the means of each group over its points that have both numbers.
 
     Groups without such a point are left out.
@@ -98,14 +101,14 @@ def group_means(first: Floats, second: Floats, groups: Sequence[str]) -> tuple[F
     return np.array(ours), np.array(theirs)
 
 
-def smallest_p(n: int) -> float:
+def smallest_correlation_p(n: int) -> float:
     """Return the p-value of N points that both numbers put in the same order."""
     return min(1.0, 2 / math.factorial(n))
 
 
-def smallest_n(tests: int) -> int:
+def smallest_correlation_n(tests: int) -> int:
     """Return from how many points on one of several tested correlations can be significant."""
-    return next(n for n in itertools.count(2) if smallest_p(n) <= ALPHA / tests)
+    return next(n for n in itertools.count(2) if smallest_correlation_p(n) <= ALPHA / tests)
 
 
 def _permutation_p(ours: Floats, theirs: Floats, generator: np.random.Generator) -> float:

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from lightning_mllm.statistics.interval import ALPHA, Interval
-from lightning_mllm.statistics.seeds_and_samples import Estimate
+from lightning_mllm.statistics.seeds_and_samples import SeedEstimate
 
 
 class Decision(StrEnum):
@@ -21,7 +21,7 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DecisionOutcome:
     """The result of a test of "this number is above 0".
 
     Attributes:
@@ -39,7 +39,7 @@ class Outcome:
     samples: int
 
 
-def t_test(estimate: Estimate, seeds: int, samples: int) -> Outcome:
+def decide_by_t_test(estimate: SeedEstimate, seeds: int, samples: int) -> DecisionOutcome:
     """Test whether a number is above 0, by its t statistic.
 
     A single seed says nothing about other seeds, and p is 1.
@@ -55,10 +55,10 @@ def t_test(estimate: Estimate, seeds: int, samples: int) -> Outcome:
         p = estimate.p
     else:  # zero variance: the sign test's probability that all samples agree
         p = 2.0 ** (1 - samples)
-    return Outcome(estimate.value, estimate.interval, p, seeds, samples)
+    return DecisionOutcome(estimate.value, estimate.interval, p, seeds, samples)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def decide_by_holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values."""
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
@@ -73,7 +73,7 @@ def decide(value: float, adjusted_p: float) -> Decision:
     return Decision.HOLDS if value > 0 else Decision.DOES_NOT
 
 
-def all_of(decisions: Sequence[Decision]) -> Decision:
+def decide_all(decisions: Sequence[Decision]) -> Decision:
     """Decide whether all claims hold.
 
     They do not if one does not. That is undecided if one is undecided, or if there is no claim.

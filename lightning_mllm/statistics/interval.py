@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student  # type: ignore[import-untyped]
 
-from lightning_mllm.statistics.missing import Floats, mean_where
+from lightning_mllm.statistics.missing import Floats, mean_unless_missing
 
 ALPHA = 0.05  # how often an interval may miss the truth, and a test reject it
 QUANTILES = (ALPHA / 2, 1 - ALPHA / 2)
@@ -38,7 +38,7 @@ class Interval(NamedTuple):
 NO_INTERVAL = Interval(math.nan, math.nan)
 
 
-def t_quantile(freedom: Any) -> Any:
+def interval_t_quantile(freedom: Any) -> Any:
     """Return the upper 97.5 % quantile of a t distribution, of a number or an array."""
     return student.ppf(QUANTILES[1], freedom)
 
@@ -49,7 +49,7 @@ def quantile_interval(resampled: Floats) -> Interval:
     return Interval(float(low), float(high))
 
 
-def stack_statistics(value: Floats, ends: Floats, n: Any) -> Floats:
+def stack_interval(value: Floats, ends: Floats, n: Any) -> Floats:
     """Return the statistics of numbers, (..., 4), in the order of `STATISTICS`.
 
     Args:
@@ -60,7 +60,7 @@ def stack_statistics(value: Floats, ends: Floats, n: Any) -> Floats:
     return np.stack([value, *ends, n], axis=-1)
 
 
-def mean_of_independent(values: Floats) -> tuple[Floats, Floats]:
+def mean_interval(values: Floats) -> tuple[Floats, Floats]:
     """Return means over the last axis, and the ends of their t intervals.
 
     Args:
@@ -70,11 +70,13 @@ def mean_of_independent(values: Floats) -> tuple[Floats, Floats]:
         (...) means and (2, ...) ends; the ends are NaN where there are fewer than two numbers.
     """
     there = ~np.isnan(values)
-    mean, count = mean_where(values, there, -1), there.sum(axis=-1)
+    mean, count = mean_unless_missing(values, there, -1), there.sum(axis=-1)
     squares = (values - mean[..., None]) ** 2
     several = count > 1
     freedom = np.where(several, count - 1, 1)
-    reach = t_quantile(freedom) * np.sqrt(mean_where(squares, there, -1) / freedom)
+    reach = interval_t_quantile(freedom) * np.sqrt(
+        mean_unless_missing(squares, there, -1) / freedom
+    )
     reach = np.where(several, reach, np.nan)
     return mean, np.stack([mean - reach, mean + reach])
 

@@ -13,28 +13,18 @@ are not independent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
-from lightning_mllm.statistics.interval import stack_statistics, t_quantile
-from lightning_mllm.statistics.missing import Floats, divide
-from lightning_mllm.store.seeds import rank_of
+from lightning_mllm.statistics.interval import interval_t_quantile, stack_interval
+from lightning_mllm.statistics.missing import Floats, divide_unless_missing
+from lightning_mllm.store.seeds import seed_rank_of
 
 GROUPS = "groups of pictures"  # what the intervals are over
 
 
-def lowest(names: Iterable[str], size: int, seed: int) -> set[str]:
-    """Draw some of the names: those with the lowest ranks.
-
-    A name that is drawn from many is also drawn from fewer, so that names can come one by one.
-    """
-    return set(sorted(names, key=lambda name: rank_of(name, seed))[:size])
-
-
-def group_of(name: str, seed: int, groups: int) -> int:
+def jackknife_group(name: str, seed: int, groups: int) -> int:
     """Return the group that a picture is in, from 0 to `groups` - 1."""
-    return rank_of(f"group/{name}", seed) % groups
+    return seed_rank_of(f"group/{name}", seed) % groups
 
 
 def jackknife(value: Floats, without: Floats, sizes: Floats) -> Floats:
@@ -52,10 +42,10 @@ def jackknife(value: Floats, without: Floats, sizes: Floats) -> Floats:
         pseudo = shares * value - (shares - 1) * without
         estimate = number * value - ((1 - 1 / shares) * without).sum(0)
         variance = ((pseudo - estimate) ** 2 / (shares - 1)).mean(0)
-        half = t_quantile(number - 1) * np.sqrt(variance)
+        half = interval_t_quantile(number - 1) * np.sqrt(variance)
         ends = np.stack([value - half, value + half])
     counted = np.where(np.isnan(value), 0.0, n)
-    return stack_statistics(value, ends, counted)
+    return stack_interval(value, ends, counted)
 
 
 def jackknife_of_means(sums: Floats, sizes: Floats) -> Floats:
@@ -67,7 +57,7 @@ def jackknife_of_means(sums: Floats, sizes: Floats) -> Floats:
     """
     sums, sizes = sums[sizes > 0], sizes[sizes > 0]
     total, n = sums.sum(0), sizes.sum()
-    without = divide(total - sums, _align(n - sizes, total))
+    without = divide_unless_missing(total - sums, _align(n - sizes, total))
     return jackknife(total / n, without, sizes)
 
 

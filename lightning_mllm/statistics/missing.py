@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-def divide(above: Any, below: Any) -> Floats:
+def divide_unless_missing(above: Any, below: Any) -> Floats:
     """Return a ratio of arrays that broadcast; NaN where the denominator is 0."""
     shape = np.broadcast_shapes(np.shape(above), np.shape(below))
     ratio: Floats = np.divide(
@@ -20,6 +20,6 @@ def divide(above: Any, below: Any) -> Floats:
     return ratio
 
 
-def mean_where(values: NDArray[Any], there: NDArray[np.bool_], axis: int = 0) -> Floats:
+def mean_unless_missing(values: NDArray[Any], there: NDArray[np.bool_], axis: int = 0) -> Floats:
     """Return the mean along an axis of the values that are there; NaN of none."""
-    return divide(np.where(there, values, 0).sum(axis=axis), there.sum(axis=axis))
+    return divide_unless_missing(np.where(there, values, 0).sum(axis=axis), there.sum(axis=axis))

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.statistics import shares
-from lightning_mllm.statistics.interval import QUANTILES, stack_statistics
-from lightning_mllm.statistics.missing import Floats, Integers, divide
+from lightning_mllm.statistics.interval import QUANTILES, stack_interval
+from lightning_mllm.statistics.missing import Floats, Integers, divide_unless_missing
 from lightning_mllm.store.seeds import numpy_generator
 
 Statistic = Callable[[Floats], Floats]  # (resamples, questions) weights -> (resamples, numbers)
@@ -83,7 +83,7 @@ def mean(values: Floats) -> Statistic:
     """Return the mean over questions of (questions, numbers) values."""
     missing = np.isnan(values)
     there, filled = (~missing).astype(np.float64), np.where(missing, 0.0, values)
-    return lambda weights: divide(weights @ filled, weights @ there)
+    return lambda weights: divide_unless_missing(weights @ filled, weights @ there)
 
 
 def ratio_of_means(numerators: Floats, denominators: Floats) -> Statistic:
@@ -94,7 +94,7 @@ def ratio_of_means(numerators: Floats, denominators: Floats) -> Statistic:
     there = ~(np.isnan(numerators) | np.isnan(denominators))
     above = np.where(there, numerators, 0.0)
     below = np.where(there, denominators, 0.0)
-    return lambda weights: divide(weights @ above, weights @ below)
+    return lambda weights: divide_unless_missing(weights @ above, weights @ below)
 
 
 def median(values: Floats) -> Statistic:
@@ -178,7 +178,7 @@ def _with_ends(
     observed = statistic(np.ones((1, len(values))))[0]
     there = ~np.isnan(values)
     kept = np.where(_are_of_several(pictures, there), ends, np.nan)
-    return stack_statistics(scale * observed, scale * kept, there.sum(axis=0))
+    return stack_interval(scale * observed, scale * kept, there.sum(axis=0))
 
 
 def _are_of_several(pictures: Integers, there: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -48,7 +48,7 @@ class Kept:
         """
         measured = table["measured"]
         ids, first = np.unique(table["sample_id"][measured], return_index=True)
-        groups = group_by_kind(table["kind"][measured][first], depth)
+        groups = group_table_by_kind(table["kind"][measured][first], depth)
         return cls(ids, table["picture"][measured][first], groups)
 
     def count_pictures(self) -> dict[str, int]:
@@ -56,14 +56,14 @@ class Kept:
         return {kind: len(np.unique(self.pictures[rows])) for kind, rows in self.groups.items()}
 
 
-def group_by_kind(kinds: NDArray[Any], depth: int | None = None) -> dict[str, Integers]:
+def group_table_by_kind(kinds: NDArray[Any], depth: int | None = None) -> dict[str, Integers]:
     """Return the questions of each kind, sorted, and of all where there are several kinds.
 
     Args:
         kinds: (questions,).
         depth: How many parts of a kind's name, between slashes, tell kinds apart; by default all.
     """
-    names = np.array([kind_of(kind, depth) for kind in kinds], dtype=np.str_)
+    names = np.array([kind_in_question_table(kind, depth) for kind in kinds], dtype=np.str_)
     found = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
     return {ALL: np.arange(len(names)), **found} if len(found) != 1 else found
 
@@ -73,13 +73,13 @@ def count_questions(table: Table, depth: int | None = None) -> dict[str, dict[st
     _, first = np.unique(table["sample_id"], return_index=True)
     asked, kept = Counter[str](), Counter[str]()
     for name, measured in zip(table["kind"][first], table["measured"][first], strict=True):
-        kind = kind_of(name, depth)
+        kind = kind_in_question_table(name, depth)
         asked[kind] += 1
         kept[kind] += int(measured)
     return {kind: {"asked": asked[kind], "kept": kept[kind]} for kind in sorted(asked)}
 
 
-def kind_of(name: str, depth: int | None) -> str:
+def kind_in_question_table(name: str, depth: int | None) -> str:
     """Return the first parts of a kind's name; a kind that is called "all" is put in quotes.
 
     Args:

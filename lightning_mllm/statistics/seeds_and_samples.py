@@ -33,7 +33,7 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.statistics.answer_arrays import ABSENT
-from lightning_mllm.statistics.interval import Interval, t_quantile
+from lightning_mllm.statistics.interval import Interval, interval_t_quantile
 from lightning_mllm.statistics.missing import Floats, Integers
 
 Measure = Literal["accuracy", "macro_f1"]
@@ -45,7 +45,7 @@ _MOST_FREEDOM = 1e6  # of a t distribution, which is normal there
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedEstimate:
     """A number that is uncertain because of seeds and samples.
 
     Attributes:
@@ -61,7 +61,7 @@ class Estimate:
     @property
     def interval(self) -> Interval:
         """The 95 % interval."""
-        margin = float(t_quantile(self.freedom)) * math.sqrt(self.variance)
+        margin = float(interval_t_quantile(self.freedom)) * math.sqrt(self.variance)
         return Interval(self.value - margin, self.value + margin)
 
     @property
@@ -72,7 +72,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class SeedScores:
     """A score of one model.
 
     Attributes:
@@ -105,7 +105,7 @@ class Scores:
         return Interval(max(low, 0.0), min(high, 1.0))
 
 
-class Resampler:
+class SeedResampler:
     """The resamples of a test split, its seeds and halves: the same for every model scored with it.
 
     Args:
@@ -153,7 +153,7 @@ class Resampler:
 
     def score(
         self, predicted: Integers, of_halves: Integers | None = None
-    ) -> dict[Measure, Scores]:
+    ) -> dict[Measure, SeedScores]:
         """Score a model.
 
         Args:
@@ -164,9 +164,9 @@ class Resampler:
         """
         observed = self._means(predicted, np.ones((1, len(self.targets))))
         resampled = self._resample(predicted, of_halves)
-        found: dict[Measure, Scores] = {}
+        found: dict[Measure, SeedScores] = {}
         for measure in MEASURES:
-            found[measure] = Scores(observed[measure][0], resampled[measure], self.draws)
+            found[measure] = SeedScores(observed[measure][0], resampled[measure], self.draws)
         return found
 
     def _resample(self, predicted: Integers, of_halves: Integers | None) -> dict[Measure, Floats]:
@@ -218,7 +218,7 @@ class Resampler:
         return np.stack([hits.sum(axis=1) / drawn, f1.mean(axis=1)])
 
 
-def estimate_over_seeds(by_seed: Floats, resampled: Floats) -> Estimate:
+def estimate_over_seeds(by_seed: Floats, resampled: Floats) -> SeedEstimate:
     """Return the mean of a number over seeds, with its uncertainty.
 
     Args:
@@ -231,20 +231,20 @@ def estimate_over_seeds(by_seed: Floats, resampled: Floats) -> Estimate:
     freedom = math.inf
     if between > _ROUNDING**2:
         freedom = (seeds - 1) * max(variance / between, 1) ** 2
-    return Estimate(
+    return SeedEstimate(
         value=value if abs(value) > _ROUNDING else 0.0,
         variance=variance if variance > _ROUNDING**2 else 0.0,
         freedom=min(freedom, _MOST_FREEDOM),
     )
 
 
-def difference_over_seeds(higher: Scores, lower: Scores) -> Estimate:
+def difference_over_seeds(higher: SeedScores, lower: SeedScores) -> SeedEstimate:
     """Return `higher` minus `lower`."""
     observed = higher.observed - lower.observed
     return estimate_over_seeds(observed, higher.resampled_means - lower.resampled_means)
 
 
-def slope(rates: Sequence[float], scores: Sequence[Scores]) -> Estimate:
+def slope_over_seeds(rates: Sequence[float], scores: Sequence[SeedScores]) -> SeedEstimate:
     """Return by how much a score rises with a rate that is ten times as high.
 
     It is the slope of the least-squares line over the logarithms of the rates.
@@ -256,7 +256,9 @@ def slope(rates: Sequence[float], scores: Sequence[Scores]) -> Estimate:
     return estimate_over_seeds(by_seed, resampled)
 
 
-def relative_change_over_seeds(new: Scores, original: Scores) -> tuple[float, float, float] | None:
+def relative_change_over_seeds(
+    new: SeedScores, original: SeedScores
+) -> tuple[float, float, float] | None:
     """Return the change of the mean in percent of the original, with its interval.
 
     The interval takes the change as linear in the scores. Its ends are NaN where the interval of

@@ -30,8 +30,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_mllm.statistics.interval import NORMAL_QUANTILE, Interval, t_quantile
-from lightning_mllm.statistics.missing import Floats, Integers, divide, mean_where
+from lightning_mllm.statistics.interval import NORMAL_QUANTILE, Interval, interval_t_quantile
+from lightning_mllm.statistics.missing import (
+    Floats,
+    Integers,
+    divide_unless_missing,
+    mean_unless_missing,
+)
 
 _STEPS = 40  # of a bisection
 
@@ -81,7 +86,7 @@ class Share:
         """The 95 % interval, over pictures."""
         share = self.value
         squared_wholes, products, squared_parts = self.squares
-        n = effective_n(
+        n = effective_n_of_shares(
             pictures=np.float64(self.pictures),
             whole=np.float64(self.whole),
             between=np.float64(squared_parts - 2 * share * products + share**2 * squared_wholes),
@@ -91,7 +96,7 @@ class Share:
         return Interval(*_wilson(np.asarray(share), n).tolist())
 
 
-def wilson(share: float, n: float) -> Interval:
+def wilson_share_interval(share: float, n: float) -> Interval:
     """Return Wilson's interval of a share of n: all p with |share - p| <= z sqrt(p (1 - p) / n)."""
     return Interval(*_wilson(np.asarray(share), np.asarray(n)).tolist())
 
@@ -103,7 +108,7 @@ def share_interval(counted: Floats, pictures: Integers) -> Floats:
         counted: (samples, numbers): 1 or 0, or NaN where a sample does not belong to a whole.
         pictures: (samples,), the number of the picture that each is about, from 0 on.
     """
-    share = mean_where(counted, ~np.isnan(counted))
+    share = mean_unless_missing(counted, ~np.isnan(counted))
     return _wilson(share, _effective_n(counted - share, pictures))
 
 
@@ -119,10 +124,10 @@ def share_difference_interval(ours: Floats, theirs: Floats, pictures: Integers) 
     """
     differences = ours - theirs
     there = ~np.isnan(differences)
-    value = mean_where(differences, there)
+    value = mean_unless_missing(differences, there)
     n = _effective_n(differences - value, pictures)
-    more = n * mean_where(differences > 0, there)
-    less = n * mean_where(-differences > 0, there)
+    more = n * mean_unless_missing(differences > 0, there)
+    less = n * mean_unless_missing(-differences > 0, there)
 
     def accepts(delta: Floats) -> NDArray[np.bool_]:
         linear = (2 * n - more + less) * delta - more - less
@@ -144,11 +149,11 @@ def share_ratio_interval(ours: Floats, theirs: Floats, pictures: Integers) -> Fl
         pictures: (samples,), see `share_interval`.
     """
     there = ~np.isnan(ours + theirs)
-    x, y = mean_where(ours, there), mean_where(theirs, there)
-    value = divide(x, y)
+    x, y = mean_unless_missing(ours, there), mean_unless_missing(theirs, there)
+    value = divide_unless_missing(x, y)
     n = _effective_n(ours - value * theirs, pictures)
-    either = n * mean_where(ours + theirs > 0, there)
-    less = n * mean_where(theirs > ours, there)
+    either = n * mean_unless_missing(ours + theirs > 0, there)
+    less = n * mean_unless_missing(theirs > ours, there)
 
     def accepts(scaled: Floats) -> NDArray[np.bool_]:
         ratio = scaled / (1 - scaled)
@@ -162,7 +167,9 @@ def share_ratio_interval(ours: Floats, theirs: Floats, pictures: Integers) -> Fl
     return ends / (1 - ends)
 
 
-def effective_n(pictures: Any, whole: Any, between: Any, within: Any, squares: Any) -> Floats:
+def effective_n_of_shares(
+    pictures: Any, whole: Any, between: Any, within: Any, squares: Any
+) -> Floats:
     """Return how many samples with a picture each would say as much: an array or a number.
 
     It is NaN where several samples are all of one picture.
@@ -176,20 +183,20 @@ def effective_n(pictures: Any, whole: Any, between: Any, within: Any, squares: A
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         effect = between * pictures / (pictures - 1) / (within * whole / (whole - 1))
-        spread = (t_quantile(pictures - 1) / NORMAL_QUANTILE) ** 2
+        spread = (interval_t_quantile(pictures - 1) / NORMAL_QUANTILE) ** 2
         least = whole**2 / squares
         n = np.clip(whole / (1 + np.maximum(effect - 1, 0) * spread), least, whole)
     return np.where((pictures > 1) | (whole == 1), np.where(within > 0, n, least), np.nan)
 
 
 def _effective_n(deviations: Floats, pictures: Integers) -> Floats:
-    """Return `effective_n` of (samples, numbers) deviations; NaN where a sample has none."""
+    """Return `effective_n_of_shares` of (samples, numbers) deviations; NaN where one is missing."""
     there, filled = ~np.isnan(deviations), np.nan_to_num(deviations)
     counts = np.zeros((int(pictures.max(initial=-1)) + 1, deviations.shape[1]))
     sums = np.zeros_like(counts)
     np.add.at(counts, pictures, there)
     np.add.at(sums, pictures, filled)
-    return effective_n(
+    return effective_n_of_shares(
         pictures=(counts > 0).sum(axis=0),
         whole=there.sum(axis=0).astype(np.float64),
         between=(sums**2).sum(axis=0),

@@ -27,7 +27,7 @@ PARTIAL = ".part"  # suffix of a file that is being written
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def replacing_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Give a file beside `path` to write to, which takes its place when the `with` block ends.
 
     Args:
@@ -65,9 +65,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         folder.replace(path)
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> Path:
+def write_csv_file(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> Path:
     """Write a CSV file with a header and make its folder; None and NaN become empty cells."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing_file(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in rows:
@@ -86,8 +89,8 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
-    """Write a file and make its folder; `durable` as in `replacing`."""
-    with replacing(path, durable=durable) as temporary:
+    """Write a file and make its folder; `durable` as in `replacing_file`."""
+    with replacing_file(path, durable=durable) as temporary:
         temporary.write_bytes(content)
     return path
 
@@ -101,13 +104,13 @@ def write_tensors(
         path: The file.
         tensors: Name -> tensor on the CPU.
         metadata: What the file says about them.
-        durable: As in `replacing`.
+        durable: As in `replacing_file`.
 
     Raises:
         OSError: The file can't be written, also where safetensors has an error of its own for it.
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path, durable=durable) as temporary:
+    with replacing_file(path, durable=durable) as temporary:
         try:
             save_file(contiguous, temporary, metadata=dict(metadata))
         except SafetensorError as error:

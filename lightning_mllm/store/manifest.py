@@ -16,7 +16,7 @@ MANIFEST = "making.json"
 Change = tuple[Any, Any]  # what a setting was, and what it is now
 
 
-def digest(parts: Iterable[str]) -> str:
+def manifest_digest(parts: Iterable[str]) -> str:
     """Return a short hash of texts, joined without a separator."""
     found = hashlib.sha256()
     for part in parts:
@@ -24,22 +24,24 @@ def digest(parts: Iterable[str]) -> str:
     return found.hexdigest()[:16]
 
 
-def find_changes(then: Any, now: Any, name: str = "") -> dict[str, Change]:
+def find_manifest_changes(then: Any, now: Any, name: str = "") -> dict[str, Change]:
     """Return the settings that differ, by their dotted names; a missing setting counts as None."""
     if not (isinstance(then, Mapping) and isinstance(now, Mapping)):
         return {} if then == now else {name: (then, now)}
     changes: dict[str, Change] = {}
     for key in {**then, **now}:
-        changes |= find_changes(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+        changes |= find_manifest_changes(
+            then.get(key), now.get(key), f"{name}.{key}" if name else key
+        )
     return changes
 
 
-def describe_changes(changes: Mapping[str, Change]) -> str:
+def describe_manifest_changes(changes: Mapping[str, Change]) -> str:
     """Return changes as a part of a sentence."""
     return "; ".join(f"{name} was {then!r}, is {now!r}" for name, (then, now) in changes.items())
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder_in_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
     """Note in `making.json` which settings make a folder's files, or check them against that note.
 
     Args:
@@ -54,9 +56,9 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     path, now = folder / MANIFEST, json.loads(json.dumps(settings, default=str))
     if not path.is_file():
         write_text(path, json.dumps(now, indent=2) + "\n")
-    elif changes := find_changes(read_json(path), now):
+    elif changes := find_manifest_changes(read_json(path), now):
         raise ConfigError(
             f"The files in {folder} were created with different settings: "
-            f"{describe_changes(changes)}. Use the settings and the weights that they were created "
-            "with, or start again in another folder."
+            f"{describe_manifest_changes(changes)}. Use the settings and the weights that they "
+            "were created with, or start again in another folder."
         )

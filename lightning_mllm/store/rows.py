@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.store.files import PARTIAL, replacing, write_text
-from lightning_mllm.store.manifest import claim_folder
+from lightning_mllm.store.files import PARTIAL, replacing_file, write_text
+from lightning_mllm.store.manifest import claim_folder_in_manifest
 from lightning_mllm.types import Table
 
 RowT = TypeVar("RowT")
@@ -63,13 +63,13 @@ class Rows(Generic[RowT]):
         rank: int = 0,
     ) -> None:
         self._row_type, self._folder, self._rank = row_type, folder, rank
-        self._columns = tuple(columns_of(row_type))
+        self._columns = tuple(columns_of_rows(row_type))
         self._kept: dict[str, Lines] = {}  # without a folder: sample id -> rows
         self._next_part = 0
         self.done: set[str] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            claim_folder(folder, {**(making or {}), "columns": self._columns})
+            claim_folder_in_manifest(folder, {**(making or {}), "columns": self._columns})
             self.done.update(_find_parts(folder))
             for sample_id, _ in _read_samples(folder / _MERGED):
                 self.done.add(sample_id)
@@ -103,7 +103,7 @@ class Rows(Generic[RowT]):
             return None
         path = self._folder / _MERGED
         with (
-            replacing(path) as temporary,
+            replacing_file(path) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,
         ):
             file.write(_format_line(self._columns))
@@ -137,7 +137,7 @@ class Rows(Generic[RowT]):
         return lines
 
 
-def columns_of(row_type: type) -> dict[str, type]:
+def columns_of_rows(row_type: type) -> dict[str, type]:
     """Return the columns of a row type and their types."""
     hints = get_type_hints(row_type)
     return {field.name: hints[field.name] for field in dataclasses.fields(row_type)}
@@ -151,7 +151,7 @@ def read_rows(path: Path, row_type: type) -> Table:
     """
     with path.open(encoding="utf-8", newline="") as file:
         header = next(csv.reader([next(file, "")]), [])
-        if header != list(columns_of(row_type)):
+        if header != list(columns_of_rows(row_type)):
             raise DataError(
                 f"{path} has the columns {', '.join(header)}, not those of {row_type.__name__}. "
                 "Name the rows.csv of such an analysis, or run it again."
@@ -164,7 +164,7 @@ def _parse(row_type: type, lines: Iterable[str]) -> Table:
 
     They are parsed in chunks, since text takes many times the memory of numbers.
     """
-    columns, reader = columns_of(row_type), csv.reader(lines)
+    columns, reader = columns_of_rows(row_type), csv.reader(lines)
     chunks = {name: [_to_array((), kind)] for name, kind in columns.items()}
     while rows := list(islice(reader, _CHUNK)):
         for name, cells in zip(columns, zip(*rows, strict=True), strict=True):

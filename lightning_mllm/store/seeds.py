@@ -8,6 +8,7 @@ ever change.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from hashlib import blake2b
 from zlib import crc32
 
@@ -35,11 +36,19 @@ def numpy_generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, crc32(name.encode())])
 
 
-def number_of(name: str, *, signed: bool = False) -> int:
+def seed_number_of(name: str, *, signed: bool = False) -> int:
     """Return a number of 64 bits that stands for a name and looks random."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=signed)
 
 
-def rank_of(name: str, seed: int) -> int:
+def seed_rank_of(name: str, seed: int) -> int:
     """Return a number of 64 bits that depends on name and seed alone; sorting by it is a draw."""
-    return number_of(f"{seed}/{name}")
+    return seed_number_of(f"{seed}/{name}")
+
+
+def draw_by_seed(names: Iterable[str], size: int, seed: int) -> set[str]:
+    """Draw some of the names: those with the lowest ranks.
+
+    A name that is drawn from many is also drawn from fewer, so that names can come one by one.
+    """
+    return set(sorted(names, key=lambda name: seed_rank_of(name, seed))[:size])

@@ -3,25 +3,32 @@
 from collections.abc import Sequence
 
 from lightning_mllm.study.alignment.command import AlignmentCommand
-from lightning_mllm.study.alignment.study import AlignmentStudy, Checkpoint
+from lightning_mllm.study.alignment.study import AlignmentStudy, AlignmentStudyCheckpoint
+from lightning_mllm.study.engine.choice import choose_study
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.engine.registry import choose_study
 from lightning_mllm.study.engine.runnable import RunnableStudy
-from lightning_mllm.study.projection.command import StudyCommand
-from lightning_mllm.study.projection.study import RateSweep, Richness, Study
+from lightning_mllm.study.projection.command import ProjectionCommand
+from lightning_mllm.study.projection.study import (
+    ProjectionStudy,
+    ProjectionStudyRates,
+    ProjectionStudyRichness,
+)
 
-KINDS: dict[str, type[RunnableStudy]] = {"projection": StudyCommand, "alignment": AlignmentCommand}
+KINDS: dict[str, type[RunnableStudy]] = {
+    "projection": ProjectionCommand,
+    "alignment": AlignmentCommand,
+}
 
 __all__ = [
     "KINDS",
     "AlignmentCommand",
     "AlignmentStudy",
-    "Checkpoint",
-    "RateSweep",
-    "Richness",
+    "AlignmentStudyCheckpoint",
+    "ProjectionCommand",
+    "ProjectionStudy",
+    "ProjectionStudyRates",
+    "ProjectionStudyRichness",
     "RunnableStudy",
-    "Study",
-    "StudyCommand",
     "run_study",
     "study_class",
 ]

@@ -13,7 +13,7 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.language import conversations
 from lightning_mllm.testbed.language.conversations import Exchange
-from lightning_mllm.testbed.language.gqa import find_referred
+from lightning_mllm.testbed.language.gqa import find_references_for_gqa
 from lightning_mllm.testbed.training.exams import PARTS, ExamQuestion, Part, examination
 from lightning_mllm.testbed.world.canvas import draw_image
 from lightning_mllm.testbed.world.draws import Draw
@@ -23,7 +23,7 @@ from lightning_mllm.types import Box, LazyImage, Options, Sample
 Material = Literal["text", "pictures"]
 
 
-def make_picture(scene: Scene, *, blind: bool = False) -> LazyImage:
+def _make_picture(scene: Scene, *, blind: bool = False) -> LazyImage:
     """Return a scene's picture, drawn when needed; if `blind`, only its ground and noise."""
     drawn = replace(scene, objects=()) if blind else scene
     return LazyImage((SIDE, SIDE), partial(draw_image, drawn))
@@ -68,25 +68,25 @@ class ConversationMaker:
         scene = draw_scene(key, objects=self.objects)
         if self.material == "text":
             if draw.happens(self.repeated):
-                exchanges = conversations.repeat_words(draw)
+                exchanges = conversations.converse_on_words(draw)
             else:
                 asked = self._make_exchanges(scene, draw)
-                exchanges = conversations.add_notes(scene, asked, draw)
-            return Sample(id=key, conversation=conversations.write_turns(exchanges))
-        turns = conversations.write_turns(self._make_exchanges(scene, draw), images=1)
-        return Sample(id=key, images=[make_picture(scene)], conversation=turns)
+                exchanges = conversations.add_notes_to_conversation(scene, asked, draw)
+            return Sample(id=key, conversation=conversations.write_conversation_turns(exchanges))
+        turns = conversations.write_conversation_turns(self._make_exchanges(scene, draw), images=1)
+        return Sample(id=key, images=[_make_picture(scene)], conversation=turns)
 
     def _make_exchanges(self, scene: Scene, draw: Draw) -> list[Exchange]:
-        exchanges = conversations.ask_caption(scene) if draw.happens(self.captioned) else []
-        exchanges += conversations.ask_lookups(scene, draw, self.lookups)
-        exchanges += conversations.ask_questions(
+        exchanges = conversations.converse_on_caption(scene) if draw.happens(self.captioned) else []
+        exchanges += conversations.converse_on_lookups(scene, draw, self.lookups)
+        exchanges += conversations.converse_on_questions(
             scene, draw, self.questions, emphasis=self.emphasis
         )
         if self.foreign and draw.happens(self.foreign):
-            exchanges += conversations.repeat_foreign_words(draw)
+            exchanges += conversations.converse_on_foreign_words(draw)
         if self.mixed:
             exchanges = draw.shuffled(exchanges)
-        return exchanges or conversations.ask_caption(scene)
+        return exchanges or conversations.converse_on_caption(scene)
 
 
 class WorldConversations(MLLMDataModule):
@@ -147,7 +147,7 @@ class WorldConversations(MLLMDataModule):
         for option, number, least in numbers:
             if number < least:
                 raise ConfigError(f"{option} must be at least {least}, not {number}.")
-        self.counts = check_counts(
+        self.counts = check_datamodule_counts(
             {
                 "train": ("scenes", scenes),
                 "val": ("val_scenes", val_scenes),
@@ -176,7 +176,7 @@ class WorldConversations(MLLMDataModule):
         return LazySamples(self.counts[split], self._makers[split])
 
 
-def check_counts(options: Mapping[Split, tuple[str, int]]) -> dict[Split, int]:
+def check_datamodule_counts(options: Mapping[Split, tuple[str, int]]) -> dict[Split, int]:
     """Return the number of samples of each split; refuse splits without samples.
 
     Args:
@@ -229,7 +229,7 @@ class WorldQuestions(MLLMDataModule):
         if unknown:
             raise ConfigError(f"parts has {sorted(unknown)}; there are {', '.join(PARTS)}.")
         self.parts = tuple(parts)
-        self.counts = check_counts(
+        self.counts = check_datamodule_counts(
             {
                 "train": ("train_per_kind", train_per_kind),
                 "val": ("val_per_kind", val_per_kind),
@@ -259,23 +259,25 @@ def _make_sample(question: ExamQuestion, part: Part) -> Sample:
         options = Options(question.answer, asked.other_option)
     exchanges = [(question.text, question.answer)]
     if part == "text":
-        exchanges = conversations.add_notes(scene, exchanges, Draw("notes", question.id))
+        exchanges = conversations.add_notes_to_conversation(
+            scene, exchanges, Draw("notes", question.id)
+        )
         return Sample(
             id=question.id,
             kind=question.kind,
-            conversation=conversations.write_turns(exchanges),
+            conversation=conversations.write_conversation_turns(exchanges),
             options=options,
         )
     things: list[SceneObject] = []
     others: list[SceneObject] = []
     if asked and part != "blind":
-        things = [thing for _, thing in find_referred(asked, scene) if thing]
+        things = [thing for _, thing in find_references_for_gqa(asked, scene) if thing]
         others = [thing for thing in scene.objects if thing not in things]
     return Sample(
         id=question.id,
         kind=question.kind,
-        images=[make_picture(scene, blind=part == "blind")],
-        conversation=conversations.write_turns(exchanges, images=1),
+        images=[_make_picture(scene, blind=part == "blind")],
+        conversation=conversations.write_conversation_turns(exchanges, images=1),
         boxes=[Box(*thing.box) for thing in things],
         distractors=[Box(*thing.box) for thing in others],
         options=options,

@@ -18,9 +18,9 @@ from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import KnownAnswers
-from lightning_mllm.store.files import write_json, write_rows
+from lightning_mllm.store.files import write_csv_file, write_json
 from lightning_mllm.store.manifest import MANIFEST
-from lightning_mllm.tracking.figures.analysis import draw_plots
+from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
 from lightning_mllm.tracking.loggers import log_image, log_table
 
 _End = Literal["done", "failed"]  # how a process ended
@@ -216,7 +216,7 @@ class AnalysisRun:
                     marker.unlink()
 
 
-def check_analysis_names(analyses: Sequence[Analysis]) -> None:
+def check_analysis_run_names(analyses: Sequence[Analysis]) -> None:
     """Refuse analyses whose files would be the same.
 
     Raises:
@@ -248,9 +248,9 @@ def _report(
 ) -> None:
     """Write and log a result: `summary.csv`, `settings.json`, and a PNG per plot."""
     columns, rows = result.table()
-    write_rows(folder / "summary.csv", columns, rows)
+    write_csv_file(folder / "summary.csv", columns, rows)
     settings = {"name": result.name, "n_samples": result.n_samples, **result.settings}
     write_json(folder / "settings.json", settings)
     log_table(loggers, f"{key}/summary", columns, rows, step)
-    for path in draw_plots(result, folder):
+    for path in draw_analysis_plots(result, folder):
         log_image(loggers, f"{key}/{path.stem}", path, step)

@@ -145,7 +145,7 @@ def log_image(loggers: Iterable[Logger], key: str, path: Path, step: int | None 
 
 
 @rank_zero_only
-def finish(loggers: Iterable[Logger]) -> None:
+def finish_loggers(loggers: Iterable[Logger]) -> None:
     """Write everything that is still in memory and close the W&B run."""
     for logger in loggers:
         logger.save()

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from lightning_mllm.store.files import write_rows
+from lightning_mllm.store.files import write_csv_file
 
 
 class MetricsFile(Logger):
@@ -93,5 +93,5 @@ class MetricsFile(Logger):
             with self.path.open(newline="") as file:
                 rows += csv.DictReader(file)
         cells = (map(row.get, columns) for row in [*rows, *self._rows])
-        write_rows(self.path, columns, cells)
+        write_csv_file(self.path, columns, cells)
         self._columns = columns

@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.probing import FeatureSet, MLPProbe
-from lightning_mllm.probing.probes.networks import POST_PROJECTION, parameter_count
+from lightning_mllm.probing.probes.networks import POST_PROJECTION, network_parameter_count
 from lightning_mllm.probing.probes.training import PRESETS
 from tests.benchmarks.harness import Row, print_table, synchronise
 from tests.support.probes_by_hand import train_by_hand
@@ -81,7 +81,7 @@ def main() -> None:
             threads=torch.get_num_threads(),
             notes=[
                 f"{len(seeds)} seeds x {len(train)} points, {options.samples} samples of "
-                f"{options.width} numbers, {parameter_count(sizes):,} weights each; preset "
+                f"{options.width} numbers, {network_parameter_count(sizes):,} weights each; preset "
                 f"{options.preset}, {options.epochs} epochs."
             ],
         )

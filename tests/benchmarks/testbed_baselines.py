@@ -40,7 +40,7 @@ from sklearn.model_selection import GridSearchCV  # type: ignore[import-untyped]
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_mllm.evaluation.open_answers.metrics import AnswerScore
+from lightning_mllm.evaluation.open_answers.answer_metrics import AnswerScore
 from lightning_mllm.testbed.language.questions import WORDINGS, QuestionType
 from lightning_mllm.testbed.training.exams import SAMPLINGS, ExamQuestion, Part, examination
 from lightning_mllm.testbed.world.canvas import draw_image

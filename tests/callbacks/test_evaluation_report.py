@@ -6,7 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from lightning_mllm.callbacks.scores import kinds_table, per_class, per_kind, scores_table
+from lightning_mllm.callbacks.score_tables import (
+    score_rows_per_class,
+    score_rows_per_kind,
+    score_table,
+    score_table_of_kinds,
+)
 from lightning_mllm.evaluation import AnswerResult, AnswerScore, ClassificationResult
 from tests.callbacks.conftest import EVALUATED, Study
 
@@ -46,7 +51,7 @@ def test_per_class_counts_and_f1() -> None:
     result = ClassificationResult.from_confusion(
         ("a", "b", "c"), np.array([[3, 1, 0, 1], [0, 2, 0, 0], [0, 0, 0, 0]])
     )
-    _, rows = per_class(result)
+    _, rows = score_rows_per_class(result)
 
     assert rows[0] == ["a", 5, 3, 3, pytest.approx(6 / 8)]
     assert rows[1] == ["b", 2, 3, 2, pytest.approx(4 / 5)]
@@ -55,7 +60,7 @@ def test_per_class_counts_and_f1() -> None:
 
 def test_the_terminal_table_shows_n_scores_and_intervals() -> None:
     result = ClassificationResult.from_confusion(("a", "b"), np.array([[5, 0, 0], [0, 4, 1]]))
-    table = scores_table("test", {"likelihood": result})
+    table = score_table("test", {"likelihood": result})
     cells = [next(iter(column.cells)) for column in table.columns]
 
     assert cells[:2] == ["likelihood", "10"]
@@ -67,7 +72,7 @@ ANSWERS = AnswerResult({"colour[red]": AnswerScore(10, 8), "shape": AnswerScore(
 
 
 def test_per_kind_counts_accuracy_and_interval() -> None:
-    columns, rows = per_kind(ANSWERS)
+    columns, rows = score_rows_per_kind(ANSWERS)
 
     assert columns == ["kind", "n", "correct", "accuracy", "low_95", "high_95"]
     assert rows[0] == [
@@ -83,7 +88,8 @@ def test_per_kind_counts_accuracy_and_interval() -> None:
 
 def test_the_terminal_table_shows_each_kind_and_all() -> None:
     cells = [
-        [str(cell) for cell in column.cells] for column in kinds_table("test", ANSWERS).columns
+        [str(cell) for cell in column.cells]
+        for column in score_table_of_kinds("test", ANSWERS).columns
     ]
 
     assert cells[0] == ["colour[red]", "shape", "all answers", "mean over kinds"]

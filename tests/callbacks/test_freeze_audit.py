@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_mllm.callbacks import FreezeAudit
-from lightning_mllm.callbacks.freeze_audit import frozen_checksums
+from lightning_mllm.callbacks.freeze_audit import freeze_checksums
 from lightning_mllm.models.module import MLLMModule
 from tests.callbacks.conftest import make_data, make_trainer
 
@@ -45,49 +45,49 @@ def test_a_changed_frozen_parameter_fails_the_fit_by_name(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_one_changed_bit_changes_the_checksum(dtype: torch.dtype) -> None:
     module = nn.Linear(8, 8).to(dtype).requires_grad_(False)
-    before = frozen_checksums(module)
+    before = freeze_checksums(module)
     with torch.no_grad():
         module.weight[3, 5] = (
             torch.nextafter(module.weight[3, 5].float(), torch.tensor(9.0)).to(dtype) + 0.01
         )
 
-    assert frozen_checksums(module)["bias"] == before["bias"]
-    assert frozen_checksums(module)["weight"] != before["weight"]
+    assert freeze_checksums(module)["bias"] == before["bias"]
+    assert freeze_checksums(module)["weight"] != before["weight"]
 
 
 def test_values_that_change_places_change_the_checksum() -> None:
     module = nn.Linear(4, 3).requires_grad_(False)
-    before = frozen_checksums(module)
+    before = freeze_checksums(module)
     module.weight.copy_(module.weight.flip(0).clone())
 
-    assert frozen_checksums(module)["weight"] != before["weight"]
+    assert freeze_checksums(module)["weight"] != before["weight"]
 
 
 def test_the_checksum_does_not_depend_on_the_size_of_its_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = nn.Linear(40, 30).requires_grad_(False)
-    whole = frozen_checksums(module)
+    whole = freeze_checksums(module)
     monkeypatch.setattr("lightning_mllm.callbacks.freeze_audit._CHUNK", 7)
 
-    assert frozen_checksums(module) == whole
+    assert freeze_checksums(module) == whole
 
 
 def test_nan_and_negative_zero_are_bits_too() -> None:
     module = nn.Linear(2, 1, bias=False).requires_grad_(False)
     nn.init.zeros_(module.weight)
-    zero = frozen_checksums(module)
+    zero = freeze_checksums(module)
     module.weight[0, 0] = -0.0
 
-    assert frozen_checksums(module) != zero
+    assert freeze_checksums(module) != zero
 
 
 def test_trainable_parameters_are_not_audited() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
 
-    assert set(frozen_checksums(module)) == {"bias"}
-    assert frozen_checksums(nn.Linear(2, 2)) == {}
+    assert set(freeze_checksums(module)) == {"bias"}
+    assert freeze_checksums(nn.Linear(2, 2)) == {}
 
 
 def test_the_report_is_shown(

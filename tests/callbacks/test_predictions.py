@@ -7,9 +7,10 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
-from lightning_mllm.callbacks import predictions, processes
+from lightning_mllm.callbacks import predictions
+from lightning_mllm.callbacks.processes import gather_from_processes
 from lightning_mllm.evaluation import AnswerParser
-from lightning_mllm.tracking.figures.predictions import ScoredAnswer
+from lightning_mllm.tracking.figures.predictions import PredictedAnswer
 from tests.callbacks.conftest import EVALUATED, Study
 
 STAGES = ("val-step0", "zero_shot-step0", "val-step2", "val-step4", "test-step4")
@@ -67,13 +68,13 @@ def test_the_sheet_is_a_picture(study: Study) -> None:
 
 def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
     row = predictions._Row(
-        "a", "What?", "zero", (ScoredAnswer("likelihood", "zero", "zero", True),)
+        "a", "What?", "zero", (PredictedAnswer("likelihood", "zero", "zero", True),)
     )
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
     try:
-        assert processes.gather_rows([row]) == [row]
+        assert gather_from_processes([row]) == [row]
     finally:
         dist.destroy_process_group()
-    assert processes.gather_rows([row]) == [row]
+    assert gather_from_processes([row]) == [row]

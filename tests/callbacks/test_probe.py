@@ -14,7 +14,7 @@ from lightning_mllm.callbacks import RepresentationDrift
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.probing import Point, linear_cka, load_features, mean_cosine
 from lightning_mllm.tracking.figures import run as figures
-from lightning_mllm.tracking.loggers import finish, make_loggers
+from lightning_mllm.tracking.loggers import finish_loggers, make_loggers
 from tests.support.fake_wandb import FakeRun, fake_wandb
 from tests.support.feature_callbacks import (
     HALVES,
@@ -38,7 +38,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Run:
         run = make_run(tiny_llava, folder, all_callbacks(folder))
         run.trainer.loggers = make_loggers(folder, name="run", mode="offline")
         run.fit().test()
-        finish(run.trainer.loggers)
+        finish_loggers(run.trainer.loggers)
         assert runs[0].finished
     return run
 

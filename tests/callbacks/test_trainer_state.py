@@ -9,13 +9,13 @@ import lightning as L
 import pytest
 
 import lightning_mllm.callbacks
-from lightning_mllm.callbacks.trainer_state import mllm
+from lightning_mllm.callbacks.trainer_state import trainer_mllm
 from lightning_mllm.errors import ConfigError
 
 
 def test_another_module_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"runs a LightningModule\. Use MLLMModule"):
-        mllm(L.LightningModule())
+        trainer_mllm(L.LightningModule())
 
 
 def test_the_folder_can_be_imported_under_one_name_only() -> None:

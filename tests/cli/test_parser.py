@@ -9,7 +9,7 @@ import pytest
 from jsonargparse import Namespace
 
 from lightning_mllm.callbacks import ProbeEachEpoch, SaveFeatures
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import NearestCentroid, Point
@@ -127,7 +127,7 @@ def test_the_parser_of_a_subcommand_says_it_too(
     ]
 
     with pytest.raises(SystemExit):
-        CLI([*arguments, "--print_config"])
+        ModelCLI([*arguments, "--print_config"])
 
     assert (
         "b.yaml sets trainer.callbacks again, which drops what a.yaml has there: ProbeEachEpoch"
@@ -142,7 +142,7 @@ def test_one_of_a_kind_needs_no_list(tiny_llava: str) -> None:
     )
     arguments = ("--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL)
 
-    cli = CLI(["validate", "--config", "one.yaml", *arguments])
+    cli = ModelCLI(["validate", "--config", "one.yaml", *arguments])
 
     (saving,) = (each for each in cli.trainer.callbacks if isinstance(each, SaveFeatures))  # type: ignore[attr-defined]
     assert [point.place for point in saving.points] == ["pre"]

@@ -13,7 +13,7 @@ import yaml
 
 from lightning_mllm.analysis import AnswerLens, Bootstrap, InformationFlow, Windows
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
@@ -412,7 +412,7 @@ def test_a_config_of_an_analysis_serves_data_check(
 
 
 def test_a_subcommand_of_lightning_goes_on_as_it_did(asked: list[str]) -> None:
-    trainer: Any = CLI(["predict", *asked, *TRIAL]).trainer
+    trainer: Any = ModelCLI(["predict", *asked, *TRIAL]).trainer
 
     assert not any("Analys" in type(callback).__name__ for callback in trainer.callbacks)
 

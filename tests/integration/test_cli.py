@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.testbed.training.checkpoints import ROOT
@@ -240,7 +240,7 @@ def test_what_no_resolver_gives_is_refused_with_those_there_are(
 
 
 def test_the_checkpoint_is_named_once_for_model_and_data(tiny_llava: str) -> None:
-    cli = CLI(["validate", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL])
+    cli = ModelCLI(["validate", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL])
 
     assert cli.datamodule.checkpoint == tiny_llava
 
@@ -647,7 +647,7 @@ def test_an_exported_projector_starts_another_fit(fitted: Fitted, tmp_path: Path
         ["export", *arguments, "--ckpt_path", str(fitted.last), "--output", str(tmp_path / "model")]
     )
 
-    cli = CLI(
+    cli = ModelCLI(
         [
             "validate",
             *arguments,
@@ -760,7 +760,7 @@ def fit(checkpoint: str, *arguments: str) -> MLLMModule:
         "--checkpointing.save_top_k",
         "0",
     )
-    cli = CLI(
+    cli = ModelCLI(
         ["fit", "--model.checkpoint", checkpoint, *SMALL_DIGITS, *options, *silent, *arguments]
     )
     assert isinstance(cli.model, MLLMModule)

@@ -9,9 +9,9 @@ import pytest
 
 from lightning_mllm.cli.main import main
 from lightning_mllm.data.datasets.gqa.extraction import RULES
-from lightning_mllm.data.datasets.gqa.rows import read_task
+from lightning_mllm.data.datasets.gqa.rows import read_task_rows
 from lightning_mllm.testbed import ExamQuestion
-from lightning_mllm.testbed.language.gqa import as_gqa
+from lightning_mllm.testbed.language.gqa import questions_as_gqa
 from tests.data.datasets.gqa.test_extraction import asked
 from tests.support.command_line import files_below, isolate, refusal
 
@@ -25,7 +25,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def questions() -> list[ExamQuestion]:
     """The test-bed's questions of all tasks, every second one in each file, and `scenes.json`."""
     found = [question for task in RULES for question in asked(task, 3)]
-    written, scenes = as_gqa(found)
+    written, scenes = questions_as_gqa(found)
     Path("scenes.json").write_text(json.dumps(scenes))
     for part, name in enumerate(("one.json", "two.json")):
         Path(name).write_text(json.dumps(dict([*written.items()][part::2])))
@@ -52,7 +52,7 @@ def test_every_task_of_all_files_gets_a_file_that_is_read(
     files = [Path("out/new", f"GQA_{task}.csv") for task in RULES]
     assert capsys.readouterr().out.splitlines() == [str(file) for file in files]
     assert files_below(Path("out/new")) == {file.name for file in files}
-    read = [row.question_id for file in files for row in read_task(file)]
+    read = [row.question_id for file in files for row in read_task_rows(file)]
     assert sorted(read) == sorted(question.id for question in questions)
 
 

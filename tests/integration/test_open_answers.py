@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightning_mllm.batches import join_images
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.evaluation import AnswerScore, ExactMatch
 from lightning_mllm.models.loss import answer_loss
@@ -94,7 +94,7 @@ def arguments(checkpoint: str, train: Path, test: Path, root: Path) -> list[str]
 class Learnt:
     """A model that has learnt one answer to each of two questions, and the folder of its fit."""
 
-    cli: CLI
+    cli: ModelCLI
     arguments: list[str]
     run: Path
 
@@ -109,7 +109,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Iterato
     with pytest.MonkeyPatch.context() as monkeypatch:
         isolate(monkeypatch, folder)
         options = arguments(tiny_llava, *write_questions(folder), folder / "runs")
-        cli = CLI(["fit", *options, "--trainer.max_steps", "12", "--test_after", "true"])
+        cli = ModelCLI(["fit", *options, "--trainer.max_steps", "12", "--test_after", "true"])
         yield Learnt(cli, options, folder / "runs" / "run")
 
 
@@ -118,7 +118,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def by_hand(cli: CLI) -> dict[str, bool]:
+def by_hand(cli: ModelCLI) -> dict[str, bool]:
     """Sample id -> whether the model says its reference; one sample at a time, to the end."""
     model, data = cli.model.backbone.model, cli.datamodule
     verdicts = {}

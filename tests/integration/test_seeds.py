@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lightning_mllm.callbacks import RunAnalysis
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import Digits
 from lightning_mllm.data.text.prompts import ClassificationPrompt
@@ -24,12 +24,14 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
 
 
-def _trial(checkpoint: str, *options: str) -> CLI:
+def _trial(checkpoint: str, *options: str) -> ModelCLI:
     quiet = ("--model.scorers", "[]", "--trainer.enable_progress_bar", "false")
-    return CLI(["fit", "--model.checkpoint", checkpoint, *SMALL_DIGITS, *TRIAL, *quiet, *options])
+    return ModelCLI(
+        ["fit", "--model.checkpoint", checkpoint, *SMALL_DIGITS, *TRIAL, *quiet, *options]
+    )
 
 
-def _drawn(cli: CLI) -> tuple[Any, ...]:
+def _drawn(cli: ModelCLI) -> tuple[Any, ...]:
     """Return what a seed decides: the split, and the order of the samples and of the class list."""
     data = cli.datamodule
     ids = [sample.id for sample in data.samples["train"]]

@@ -10,9 +10,9 @@ from scipy.stats import pearsonr, rankdata, spearmanr  # type: ignore[import-unt
 from lightning_mllm.statistics.correlation import (
     Method,
     correlate,
-    group_means,
-    smallest_n,
-    smallest_p,
+    correlated_group_means,
+    smallest_correlation_n,
+    smallest_correlation_p,
 )
 from lightning_mllm.statistics.missing import Floats
 
@@ -68,14 +68,14 @@ def test_the_same_order_has_the_smallest_p_that_n_points_can_have(n: int) -> Non
     first = np.arange(n, dtype=float)
 
     for second in (first**3, -(first**3)):
-        assert correlate(first, second, "spearman").p == pytest.approx(smallest_p(n))
+        assert correlate(first, second, "spearman").p == pytest.approx(smallest_correlation_p(n))
 
 
 def test_from_the_smallest_n_on_the_same_order_is_significant() -> None:
-    assert [smallest_n(tests) for tests in (1, 2, 6, 30)] == [5, 5, 6, 7]
+    assert [smallest_correlation_n(tests) for tests in (1, 2, 6, 30)] == [5, 5, 6, 7]
     for tests in (1, 3, 10):
-        n = smallest_n(tests)
-        assert smallest_p(n) <= 0.05 / tests < smallest_p(n - 1)
+        n = smallest_correlation_n(tests)
+        assert smallest_correlation_p(n) <= 0.05 / tests < smallest_correlation_p(n - 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -131,7 +131,7 @@ def test_a_point_that_lacks_a_number_is_left_out() -> None:
 def test_group_means_are_those_of_the_points_that_have_both_numbers() -> None:
     first, second = np.array([1.0, 3.0, 5.0, np.nan, 7.0]), np.array([1.0, 2.0, np.nan, 4.0, 6.0])
 
-    ours, theirs = group_means(first, second, ["a", "a", "b", "c", "d"])
+    ours, theirs = correlated_group_means(first, second, ["a", "a", "b", "c", "d"])
 
     assert (ours.tolist(), theirs.tolist()) == ([2.0, 7.0], [1.5, 6.0])
 

@@ -6,18 +6,18 @@ import pytest
 from lightning_mllm.statistics.answer_arrays import INVALID
 from lightning_mllm.statistics.decisions import (
     Decision,
-    all_of,
     decide,
-    holm,
-    t_test,
+    decide_all,
+    decide_by_holm,
+    decide_by_t_test,
 )
 from lightning_mllm.statistics.missing import Integers
 from lightning_mllm.statistics.seeds_and_samples import (
-    Estimate,
-    Resampler,
-    Scores,
+    SeedEstimate,
+    SeedResampler,
+    SeedScores,
     difference_over_seeds,
-    slope,
+    slope_over_seeds,
 )
 
 TARGETS = np.arange(120) % 4
@@ -30,9 +30,9 @@ def answers(seed: int, skill: float, seeds: int = 3) -> Integers:
 
 
 def decision(higher: Integers, lower: Integers) -> Decision:
-    resampler = Resampler(TARGETS, len(higher))
+    resampler = SeedResampler(TARGETS, len(higher))
     scores = [resampler.score(each)["macro_f1"] for each in (higher, lower)]
-    outcome = t_test(difference_over_seeds(*scores), len(higher), len(TARGETS))
+    outcome = decide_by_t_test(difference_over_seeds(*scores), len(higher), len(TARGETS))
     return decide(outcome.value, outcome.p)
 
 
@@ -58,25 +58,26 @@ def test_models_that_differ_by_their_seeds_alone_are_told_apart_in_5_percent_of_
         observed = 0.6 + 0.1 * rng.standard_normal((2, 3))
         samples = 0.003 * rng.standard_normal((2, 500, 1))  # the same for all seeds
         higher, lower = (
-            Scores(mean, mean + noise, draws) for mean, noise in zip(observed, samples, strict=True)
+            SeedScores(mean, mean + noise, draws)
+            for mean, noise in zip(observed, samples, strict=True)
         )
-        told_apart += t_test(difference_over_seeds(higher, lower), 3, 10_000).p <= 0.05
+        told_apart += decide_by_t_test(difference_over_seeds(higher, lower), 3, 10_000).p <= 0.05
     assert 25 <= told_apart <= 75  # 50 expected; more or less has probability 0.03 %
 
 
 def test_what_never_varies_is_as_sure_as_coins_that_fall_alike() -> None:
-    certain = Estimate(value=0.5, variance=0.0, freedom=2.0)
+    certain = SeedEstimate(value=0.5, variance=0.0, freedom=2.0)
 
-    assert t_test(certain, 3, 11).p == 2.0**-10
-    assert t_test(Estimate(value=0.0, variance=0.0, freedom=2.0), 3, 11).p == 1
+    assert decide_by_t_test(certain, 3, 11).p == 2.0**-10
+    assert decide_by_t_test(SeedEstimate(value=0.0, variance=0.0, freedom=2.0), 3, 11).p == 1
 
 
 def test_equal_models_are_seldom_told_apart() -> None:
     told_apart = 0
     for trial in range(60):
-        resampler = Resampler(TARGETS, 3, resamples=300, seed=trial)
+        resampler = SeedResampler(TARGETS, 3, resamples=300, seed=trial)
         scores = [resampler.score(answers(1000 + 2 * trial + k, 0.6))["accuracy"] for k in (0, 1)]
-        told_apart += t_test(difference_over_seeds(*scores), 3, len(TARGETS)).p <= 0.05
+        told_apart += decide_by_t_test(difference_over_seeds(*scores), 3, len(TARGETS)).p <= 0.05
     assert told_apart <= 8  # 3 expected at the nominal level; more than 8 has probability 0.2 %
 
 
@@ -85,10 +86,10 @@ def test_a_trend_is_the_slope_of_a_line_over_the_logarithm_of_the_rate() -> None
     rates, draws = [1e-4, 1e-3, 3e-3], rng.integers(0, 5, size=(2000, 4))
     observed = rng.random((3, 5))
     scores = [
-        Scores(each, each + 0.01 * rng.standard_normal((2000, 1)), draws) for each in observed
+        SeedScores(each, each + 0.01 * rng.standard_normal((2000, 1)), draws) for each in observed
     ]
 
-    found = slope(rates, scores)
+    found = slope_over_seeds(rates, scores)
 
     assert found.value == pytest.approx(np.polyfit(np.log10(rates), observed.mean(1), 1)[0])
     by_seed = [np.polyfit(np.log10(rates), observed[:, seed], 1)[0] for seed in range(5)]
@@ -96,14 +97,16 @@ def test_a_trend_is_the_slope_of_a_line_over_the_logarithm_of_the_rate() -> None
 
 
 def test_a_trend_holds_if_it_is_clear_in_seeds_and_samples_not_if_it_is_of_a_few_samples() -> None:
-    rates, resampler = [1e-3, 3e-3, 1e-2], Resampler(TARGETS, 5)
+    rates, resampler = [1e-3, 3e-3, 1e-2], SeedResampler(TARGETS, 5)
     clear = [resampler.score(answers(k, 0.9 - 0.3 * k, seeds=5))["macro_f1"] for k in range(3)]
     same = answers(0, 0.6, seeds=1).repeat(5, axis=0)
     few = [
         resampler.score(np.where(np.arange(120) < k, INVALID, same))["macro_f1"] for k in range(3)
     ]
 
-    fall, chance = (t_test(slope(rates, scores), 5, 120) for scores in (clear, few))
+    fall, chance = (
+        decide_by_t_test(slope_over_seeds(rates, scores), 5, 120) for scores in (clear, few)
+    )
 
     assert decide(-fall.value, fall.p) is Decision.HOLDS
     assert decide(fall.value, fall.p) is Decision.DOES_NOT
@@ -114,14 +117,14 @@ def test_a_trend_holds_if_it_is_clear_in_seeds_and_samples_not_if_it_is_of_a_few
 
 
 def test_holm_adjusts_as_published() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert decide_by_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert decide_by_holm([0.5, 0.9]) == [1.0, 1.0]
 
 
 def test_all_claims_hold_only_if_each_does() -> None:
     holds, does_not, undecided = Decision.HOLDS, Decision.DOES_NOT, Decision.UNDECIDED
 
-    assert all_of([holds, holds]) is holds
-    assert all_of([holds, undecided]) is undecided
-    assert all_of([holds, undecided, does_not]) is does_not
-    assert all_of([]) is undecided
+    assert decide_all([holds, holds]) is holds
+    assert decide_all([holds, undecided]) is undecided
+    assert decide_all([holds, undecided, does_not]) is does_not
+    assert decide_all([]) is undecided

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 
-from lightning_mllm.statistics.correlation import correlate, group_means
-from lightning_mllm.statistics.decisions import Decision, decide, t_test
+from lightning_mllm.statistics.correlation import correlate, correlated_group_means
+from lightning_mllm.statistics.decisions import Decision, decide, decide_by_t_test
 from lightning_mllm.statistics.interval import ALPHA
 from lightning_mllm.statistics.seeds_and_samples import (
-    Estimate,
-    Resampler,
-    Scores,
+    SeedEstimate,
+    SeedResampler,
+    SeedScores,
     difference_over_seeds,
-    slope,
+    slope_over_seeds,
 )
 
 STUDIES = 2000
@@ -42,7 +42,7 @@ PROBES: tuple[Shares, ...] = ((0.0, 0.5), (0.3, 0.3), (0.9, 0.1), (0.0, 0.9))
 
 def studies(
     rng: np.random.Generator, shares: Shares, means: Sequence[float]
-) -> Iterator[list[Scores]]:
+) -> Iterator[list[SeedScores]]:
     """Yield the scores of the models of each study.
 
     Args:
@@ -51,7 +51,7 @@ def studies(
         means: Of each model, in standard errors of a difference of two.
     """
     halves = HALVES if shares[1] else 1
-    resampler = Resampler(TARGETS, SEEDS, halves, RESAMPLES)
+    resampler = SeedResampler(TARGETS, SEEDS, halves, RESAMPLES)
     of_pictures = max(1 - sum(shares) - OF_ANSWERS, 0.0)
     weights = resampler.weights / PICTURES
     for _ in range(STUDIES):
@@ -65,16 +65,16 @@ def studies(
             trained = np.sqrt(shares[1]) * rng.standard_normal(1 + halves)
             answers = mean + (by_seed + by_picture + by_answer + trained[0]) / np.sqrt(2)
             resampled = weights @ answers.T + trained[1:][resampler.halves, None] / np.sqrt(2)
-            models.append(Scores(answers.mean(axis=1), resampled, resampler.draws))
+            models.append(SeedScores(answers.mean(axis=1), resampled, resampler.draws))
         yield models
 
 
 def share_decided(
-    found: Iterator[Estimate], expected: Decision | None = None
+    found: Iterator[SeedEstimate], expected: Decision | None = None
 ) -> tuple[float, float]:
     """Return the share of studies with a verdict, or this one, and its interval's lower end."""
     return share_of(
-        [decide(each.value, t_test(each, SEEDS, PICTURES).p) for each in found], expected
+        [decide(each.value, decide_by_t_test(each, SEEDS, PICTURES).p) for each in found], expected
     )
 
 
@@ -89,16 +89,16 @@ def share_of(decisions: Sequence[Decision], expected: Decision | None) -> tuple[
     ).low
 
 
-def differences(seed: int, shares: Shares, effect: float) -> Iterator[Estimate]:
+def differences(seed: int, shares: Shares, effect: float) -> Iterator[SeedEstimate]:
     for higher, lower in studies(np.random.default_rng(seed), shares, (effect, 0.0)):
         yield difference_over_seeds(higher, lower)
 
 
-def trends(seed: int, shares: Shares, effect: float) -> Iterator[Estimate]:
+def trends(seed: int, shares: Shares, effect: float) -> Iterator[SeedEstimate]:
     positions = np.log10(RATES) - np.log10(RATES).mean()
     error = np.sqrt(0.5 / (positions @ positions))  # of the slope; a difference of two models has 1
     for models in studies(np.random.default_rng(seed), shares, tuple(effect * error * positions)):
-        yield slope(RATES, models)
+        yield slope_over_seeds(RATES, models)
 
 
 def share_correlated(
@@ -119,12 +119,14 @@ def share_correlated(
         (2, STUDIES, ORIGINS * STEPS)
     )
     numbers[1] = correlation * numbers[0] + np.sqrt(1 - correlation**2) * numbers[1]
-    pairs = (group_means(ours, theirs, groups) for ours, theirs in zip(*numbers, strict=True))
+    pairs = (
+        correlated_group_means(ours, theirs, groups) for ours, theirs in zip(*numbers, strict=True)
+    )
     found = (correlate(*pair, "spearman", resamples=2) for pair in pairs)
     return share_of([decide(each.value, each.p) for each in found], expected)
 
 
-KINDS: dict[str, Callable[[int, Shares, float], Iterator[Estimate]]] = {
+KINDS: dict[str, Callable[[int, Shares, float], Iterator[SeedEstimate]]] = {
     "difference": differences,
     "trend": trends,
 }
@@ -177,7 +179,7 @@ def test_a_correlation_of_4_standard_errors_gets_its_verdict_in_80_percent_at_le
 
 def test_the_scores_of_these_studies_are_resampled_as_those_of_real_ones() -> None:
     rng = np.random.default_rng(0)
-    resampler = Resampler(TARGETS, SEEDS, HALVES, RESAMPLES)
+    resampler = SeedResampler(TARGETS, SEEDS, HALVES, RESAMPLES)
     right, of_halves = (rng.random((SEEDS, count, PICTURES)) < 0.6 for count in (1, HALVES))
     said = (np.where(each, TARGETS, (TARGETS + 1) % 4) for each in (right, of_halves))
 

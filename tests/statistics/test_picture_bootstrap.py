@@ -28,10 +28,10 @@ from lightning_mllm.statistics.question_table import (
     Kept,
     common_questions,
     count_questions,
-    group_by_kind,
+    group_table_by_kind,
     pivot,
 )
-from lightning_mllm.statistics.shares import wilson
+from lightning_mllm.statistics.shares import wilson_share_interval
 
 Floats = NDArray[np.float64]
 
@@ -187,7 +187,7 @@ def test_shares_have_score_intervals_over_pictures_and_none_of_one_picture() -> 
     none, every = np.zeros((22, 1)), np.ones((22, 1))
 
     np.testing.assert_allclose(
-        share(none, pictures, 100)[0], [0, *(100 * end for end in wilson(0, 11)), 22]
+        share(none, pictures, 100)[0], [0, *(100 * end for end in wilson_share_interval(0, 11)), 22]
     )
     value, low, high, n = share_difference(every, every, pictures)[0]
     assert (value, n) == (0, 22)
@@ -211,10 +211,12 @@ def test_a_bootstrap_without_resamples_is_refused() -> None:
 def test_kinds_are_told_apart_as_deep_as_is_asked() -> None:
     kinds = np.array(["seen/a/0", "held/a/0", "seen/a/1", "seen/b/0"])
 
-    found = {kind: rows.tolist() for kind, rows in group_by_kind(kinds, 2).items()}
+    found = {kind: rows.tolist() for kind, rows in group_table_by_kind(kinds, 2).items()}
 
     assert found == {ALL: [0, 1, 2, 3], "held/a": [1], "seen/a": [0, 2], "seen/b": [3]}
-    assert set(group_by_kind(kinds[:1])) == {"seen/a/0"}  # of one kind, all would be the same again
+    assert set(group_table_by_kind(kinds[:1])) == {
+        "seen/a/0"
+    }  # of one kind, all would be the same again
 
 
 def test_a_kind_that_is_called_all_is_not_taken_for_all_kinds() -> None:
@@ -224,7 +226,9 @@ def test_a_kind_that_is_called_all_is_not_taken_for_all_kinds() -> None:
         "measured": np.array([True, True, False]),
     }
 
-    assert {kind: rows.tolist() for kind, rows in group_by_kind(table["kind"], 1).items()} == {
+    assert {
+        kind: rows.tolist() for kind, rows in group_table_by_kind(table["kind"], 1).items()
+    } == {
         ALL: [0, 1, 2],
         "'all'": [0, 2],
         "some": [1],

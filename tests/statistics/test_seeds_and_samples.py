@@ -5,10 +5,10 @@ import pytest
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation.classification.metrics import ClassificationResult
-from lightning_mllm.statistics.answer_arrays import ABSENT, INVALID, to_arrays
+from lightning_mllm.statistics.answer_arrays import ABSENT, INVALID, make_answer_arrays
 from lightning_mllm.statistics.missing import Integers
 from lightning_mllm.statistics.seeds_and_samples import (
-    Resampler,
+    SeedResampler,
     difference_over_seeds,
     estimate_over_seeds,
     relative_change_over_seeds,
@@ -31,7 +31,7 @@ def test_scores_are_those_of_the_evaluation() -> None:
     for seed in range(2):
         np.add.at(counts[seed], (targets, predicted[seed, 0]), 1)  # -1 is the last column
 
-    scores = Resampler(targets, 2).score(predicted)
+    scores = SeedResampler(targets, 2).score(predicted)
 
     expected = [ClassificationResult.from_confusion(tuple("abcde"), table) for table in counts]
     assert scores["accuracy"].observed == pytest.approx([each.accuracy for each in expected])
@@ -42,7 +42,7 @@ def test_repetitions_are_averaged() -> None:
     rng = np.random.default_rng(1)
     targets = rng.integers(0, 3, size=30)
     one, other = answers(rng, targets, [0.5]), answers(rng, targets, [0.9])
-    resampler = Resampler(targets, 1)
+    resampler = SeedResampler(targets, 1)
 
     both = resampler.score(np.concatenate([one, other], axis=1))["macro_f1"]
 
@@ -60,7 +60,7 @@ def test_a_resample_takes_the_half_it_has_drawn_and_scores_stay_those_of_all_sam
         answers(rng, targets, [0.5, 0.5], classes=3),
     )
     of_halves = np.concatenate([of_halves, answers(rng, targets, [0.6, 0.1], classes=3)], axis=1)
-    resampler = Resampler(targets, 2, halves=2)
+    resampler = SeedResampler(targets, 2, halves=2)
 
     found = resampler.score(full, of_halves)["macro_f1"]
 
@@ -76,7 +76,7 @@ def test_the_chance_in_the_training_samples_of_a_probe_widens_the_interval() -> 
     rng = np.random.default_rng(3)
     targets = np.arange(60) % 3
     full = answers(rng, targets, [0.7] * 5, classes=3)
-    resampler = Resampler(targets, 5, halves=10)
+    resampler = SeedResampler(targets, 5, halves=10)
     alike = np.repeat(full, 10, axis=1)
     unlike = np.concatenate(
         [answers(rng, targets, [skill] * 5, classes=3) for skill in np.linspace(0, 1, 10)], axis=1
@@ -94,14 +94,14 @@ def test_a_sample_that_a_seed_does_not_have_does_not_count() -> None:
     targets = np.array([0, 0, 1, 1, 1])
     predicted = np.array([[[0, ABSENT, 1, 0, ABSENT]], [[ABSENT, 1, ABSENT, 1, 1]]])
 
-    accuracy = Resampler(targets, 2).score(predicted)["accuracy"]
+    accuracy = SeedResampler(targets, 2).score(predicted)["accuracy"]
 
     assert accuracy.observed == pytest.approx([2 / 3, 2 / 3])
 
 
 def test_resamples_keep_class_sizes_and_are_the_same_each_time() -> None:
     targets = np.array([0] * 7 + [1] * 3)
-    one, other = Resampler(targets, 3), Resampler(targets, 3)
+    one, other = SeedResampler(targets, 3), SeedResampler(targets, 3)
 
     assert (one.weights[:, :7].sum(axis=1) == 7).all()
     np.testing.assert_array_equal(one.weights, other.weights)
@@ -116,7 +116,7 @@ def test_the_interval_covers_the_truth_when_seeds_and_samples_are_few() -> None:
         targets = np.arange(80) % 4
         lower = answers(rng, targets, list(0.4 + 0.05 * rng.standard_normal(4)))
         higher = answers(rng, targets, list(0.6 + 0.05 * rng.standard_normal(4)))
-        resampler = Resampler(targets, 4, resamples=400, seed=int(rng.integers(1 << 30)))
+        resampler = SeedResampler(targets, 4, resamples=400, seed=int(rng.integers(1 << 30)))
         low, high = difference_over_seeds(
             resampler.score(higher)["accuracy"], resampler.score(lower)["accuracy"]
         ).interval
@@ -149,7 +149,7 @@ def test_an_estimate_is_normal_where_seeds_agree_and_exact_where_nothing_varies(
 
 def test_intervals_of_scores_stay_within_their_range() -> None:
     targets = np.arange(12) % 4
-    resampler = Resampler(targets, 3)
+    resampler = SeedResampler(targets, 3)
     some = np.zeros((3, 1, 12), dtype=bool)
     some[0, 0, :3] = True  # a quarter of the samples, in one seed of three
 
@@ -163,7 +163,7 @@ def test_intervals_of_scores_stay_within_their_range() -> None:
 def test_the_relative_change_is_that_of_the_means() -> None:
     rng = np.random.default_rng(3)
     targets = rng.integers(0, 4, size=100)
-    resampler = Resampler(targets, 3)
+    resampler = SeedResampler(targets, 3)
     old, new = (resampler.score(answers(rng, targets, [s] * 3))["macro_f1"] for s in (0.8, 0.4))
 
     change = relative_change_over_seeds(new, old)
@@ -179,7 +179,7 @@ def test_the_relative_change_is_that_of_the_means() -> None:
 
 def test_a_relative_change_of_what_could_be_0_has_no_interval() -> None:
     targets = np.arange(40) % 4
-    resampler = Resampler(targets, 3)
+    resampler = SeedResampler(targets, 3)
     rare = np.where(
         np.arange(40) == np.array([[[0]], [[1]], [[5]]]), targets, INVALID
     )  # one right answer per seed
@@ -199,7 +199,7 @@ def test_answers_by_sample_become_arrays_over_the_samples_of_all_seeds() -> None
     truth = [{"a": "x", "b": "y"}, {"b": "y", "c": "x"}]
     said = [({"a": "x", "b": ""},), ({"b": "x", "c": "z"},)]
 
-    targets, predicted = to_arrays({"model": list(zip(truth, said, strict=True))})
+    targets, predicted = make_answer_arrays({"model": list(zip(truth, said, strict=True))})
 
     assert targets.tolist() == [0, 1, 0]
     assert predicted["model"].tolist() == [[[0, INVALID, ABSENT]], [[ABSENT, 0, 2]]]
@@ -207,6 +207,6 @@ def test_answers_by_sample_become_arrays_over_the_samples_of_all_seeds() -> None
 
 def test_models_that_were_tested_on_other_samples_are_not_compared() -> None:
     with pytest.raises(DataError, match="ft_proj was tested on other samples"):
-        to_arrays(
+        make_answer_arrays(
             {"zero_shot": [({"a": "x"}, ({"a": "x"},))], "ft_proj": [({"b": "x"}, ({"b": "x"},))]}
         )

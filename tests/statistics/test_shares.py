@@ -12,7 +12,7 @@ from lightning_mllm.statistics.shares import (
     share_difference_interval,
     share_interval,
     share_ratio_interval,
-    wilson,
+    wilson_share_interval,
 )
 
 STUDIES = 1000
@@ -75,8 +75,8 @@ def test_where_each_picture_has_one_question_the_interval_is_wilsons(n: int) -> 
 
         low, high = share_interval(counted, np.arange(n))[:, 0]
 
-        assert (low, high) == pytest.approx(wilson(part / n, n))
-        assert Share.alone(part, n).interval == wilson(part / n, n)
+        assert (low, high) == pytest.approx(wilson_share_interval(part / n, n))
+        assert Share.alone(part, n).interval == wilson_share_interval(part / n, n)
 
 
 @pytest.mark.parametrize("sizes", [(1,), (2,), MIXED])
@@ -163,7 +163,7 @@ def test_several_questions_about_one_picture_have_no_interval() -> None:
     low, high = share_interval(counted, pictures)
 
     assert np.isnan([low[0], high[0]]).all()
-    assert (low[1], high[1]) == pytest.approx(wilson(0.5, 2))
+    assert (low[1], high[1]) == pytest.approx(wilson_share_interval(0.5, 2))
 
 
 def test_sums_over_pictures_say_what_the_questions_say() -> None:

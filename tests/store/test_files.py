@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.store.files import read_json, replacing_folder, write_json, write_rows
+from lightning_mllm.store.files import read_json, replacing_folder, write_csv_file, write_json
 
 
 def test_rows_are_written_with_header_and_empty_cells_for_nothing(tmp_path: Path) -> None:
-    path = write_rows(
+    path = write_csv_file(
         tmp_path / "new" / "table.csv", ["a", "b"], [["x, y", None], ["z", float("nan")]]
     )
 
@@ -29,9 +29,9 @@ def test_a_failure_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
         yield [1]
         raise KeyError("broken")
 
-    path = write_rows(tmp_path / "table.csv", ["a"], [[0]])
+    path = write_csv_file(tmp_path / "table.csv", ["a"], [[0]])
     with pytest.raises(KeyError):
-        write_rows(path, ["a"], failing())
+        write_csv_file(path, ["a"], failing())
 
     assert path.read_text().splitlines() == ["a", "0"]
     assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
@@ -42,10 +42,10 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
 
     def rows() -> Iterator[list[int]]:
         yield [1]
-        write_rows(path, ["other"], [[2]])  # another process ends first
+        write_csv_file(path, ["other"], [[2]])  # another process ends first
         yield [3]
 
-    write_rows(path, ["a"], rows())
+    write_csv_file(path, ["a"], rows())
 
     assert path.read_text().splitlines() == ["a", "1", "3"]
 

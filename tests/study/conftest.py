@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from lightning_mllm.study import StudyCommand
+from lightning_mllm.study import ProjectionCommand
 from lightning_mllm.study.projection.cells import ProjectionFolder, projection_cells
 
 CLASSES = ("ash", "beech", "cedar")
 SKILL = {"zero_shot": 0.2, "ft_proj": 0.55, "ft_e2e": 0.95}
 RICHNESS = {"zero_shot": 0.95, "ft_e2e": 0.65, "ft_proj": 0.3}
-Change = Callable[..., StudyCommand]
+Change = Callable[..., ProjectionCommand]
 
 
 def option(arguments: Sequence[str], name: str) -> str | None:
@@ -161,7 +161,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
             else f"# {name}\nx: 1\n"
         )
         Path(f"{name}.yaml").write_text(content)
-    made = StudyCommand(
+    made = ProjectionCommand(
         name="small",
         checkpoints={"tiny": "checkpoints/tiny"},
         domains={"leaves": ["leaves.yaml"], "plantdoc": ["plantdoc.yaml"]},
@@ -171,13 +171,13 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
         zero_shot=["zero.yaml"],
     )
 
-    def change(**changes: Any) -> StudyCommand:
+    def change(**changes: Any) -> ProjectionCommand:
         return replace(made, **changes)
 
     return change
 
 
-def folders_of(study: StudyCommand) -> dict[str, ProjectionFolder]:
+def folders_of(study: ProjectionCommand) -> dict[str, ProjectionFolder]:
     return {
         cell.id: ProjectionFolder(cell, study.folder / "cells" / cell.id)
         for cell in projection_cells(study)

@@ -45,11 +45,11 @@ def fingerprint() -> str:
     for scene in scenes(8) + scenes(8, "held_out"):
         draw = Draw("fingerprint", scene.id)
         exchanges = [
-            *talk.ask_questions(scene, draw, 8),
-            *talk.ask_lookups(scene, draw, 4),
-            *talk.repeat_words(draw),
+            *talk.converse_on_questions(scene, draw, 8),
+            *talk.converse_on_lookups(scene, draw, 4),
+            *talk.converse_on_words(draw),
         ]
-        said = talk.add_notes(scene, exchanges, draw)
+        said = talk.add_notes_to_conversation(scene, exchanges, draw)
         digest.update(repr((scene, scene.graph(), caption(scene), said)).encode())
         digest.update(draw_image(scene).tobytes())
     parts: tuple[Part, ...] = ("seen", "held_out", "presence")

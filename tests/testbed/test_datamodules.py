@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import yaml
 
-from lightning_mllm.data.datasets.gqa.rows import objects_of
+from lightning_mllm.data.datasets.gqa.rows import objects_of_task_row
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed import HELD_OUT, draw_scene, examination
 from lightning_mllm.testbed.datamodules import WorldConversations, WorldQuestions
-from lightning_mllm.testbed.language.gqa import row
+from lightning_mllm.testbed.language.gqa import row_as_gqa
 from lightning_mllm.testbed.training.exams import Part
 from lightning_mllm.types import Box, LazyImage, Options, Sample, Segment
 from tests.support.command_line import CONFIGS
@@ -164,10 +164,10 @@ def test_pictures_show_the_scene_and_texts_have_none() -> None:
 def test_questions_have_the_boxes_and_options_of_their_rows(part: Part) -> None:
     asked = {each.id: each for each in examination(part, 4)}
     for sample in questions(part, per_kind=4):
-        written = row(asked[sample.id])
+        written = row_as_gqa(asked[sample.id])
         names = [
             name
-            for name in objects_of(str(sample.kind).split("/")[1])
+            for name in objects_of_task_row(str(sample.kind).split("/")[1])
             if written[f"{name} x"] != "-"
         ]
         assert sample.boxes == [

@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
 from lightning_mllm.testbed.domains.datamodule import Domain, DomainName
-from lightning_mllm.testbed.domains.fields import mark_stroke, smooth_noise
-from lightning_mllm.testbed.domains.painting import measure_coverage
+from lightning_mllm.testbed.domains.fields import mark_stroke_in_field, smooth_noise_field
+from lightning_mllm.testbed.domains.painting import measure_paint_coverage
 from lightning_mllm.testbed.world.canvas import SHAPE_MASKS, TEXTURE_MASKS
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.types import LazyImage
@@ -167,7 +167,7 @@ def test_pictures_need_no_lightning() -> None:
 
 class TestFields:
     def test_smooth_noise_stays_within_one_and_has_no_steps(self) -> None:
-        noise = smooth_noise(Draw("noise"), 4, 8, fields=3, side=64)
+        noise = smooth_noise_field(Draw("noise"), 4, 8, fields=3, side=64)
 
         assert noise.shape == (3, 64, 64)
         assert abs(noise).max() <= 1
@@ -177,19 +177,19 @@ class TestFields:
     def test_a_stroke_covers_its_length_and_width(self) -> None:
         mask = np.zeros((256, 256), dtype=np.bool_)
 
-        mark_stroke(mask, [(-10.0, 5.0), (10.0, 5.0)], 4.0, samples=4)
+        mark_stroke_in_field(mask, [(-10.0, 5.0), (10.0, 5.0)], 4.0, samples=4)
 
-        area = measure_coverage(mask).sum() / 256
+        area = measure_paint_coverage(mask).sum() / 256
         assert area == pytest.approx(20 * 4 + 3.14 * 4, rel=0.02)  # with round ends
-        assert measure_coverage(mask)[:34].sum() == 0
+        assert measure_paint_coverage(mask)[:34].sum() == 0
 
     def test_a_stroke_may_leave_the_picture(self) -> None:
         mask = np.zeros((128, 128), dtype=np.bool_)
 
-        mark_stroke(mask, [(-90.0, 0.0), (-40.0, 0.0)], 2.0)
+        mark_stroke_in_field(mask, [(-90.0, 0.0), (-40.0, 0.0)], 2.0)
         assert not mask.any()
 
-        mark_stroke(mask, [(0.0, 0.0), (90.0, 90.0)], 2.0)
+        mark_stroke_in_field(mask, [(0.0, 0.0), (90.0, 90.0)], 2.0)
         assert mask[-1, -1]
 
 

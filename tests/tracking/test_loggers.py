@@ -13,7 +13,7 @@ from PIL import Image
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.network import is_reachable
 from lightning_mllm.tracking.loggers import (
-    finish,
+    finish_loggers,
     log_config,
     log_image,
     log_metrics,
@@ -122,7 +122,7 @@ def test_a_key_that_the_server_refuses_is_said_in_one_sentence_or_goes_offline(
         log_config(auto, {"a": 1})
         (run,) = (logger.experiment for logger in auto if isinstance(logger, WandbLogger))
         assert dict(run.config)["a"] == 1
-        finish(auto)
+        finish_loggers(auto)
 
     wandb.teardown()
     assert list((tmp_path / "auto").glob("wandb/offline-run-*/run-*.wandb"))
@@ -182,7 +182,7 @@ def log_everything(run_dir: Path, picture: Path) -> list[Logger]:
     table = [[Image.new("RGB", (8, 8)), "zero"]]
     log_table(loggers, "predictions", ["image", "answer"], table, step=10)
     log_image(loggers, "curve", picture, step=10)
-    finish(loggers)
+    finish_loggers(loggers)
     return loggers
 
 
@@ -262,7 +262,7 @@ def test_real_offline_runs_stay_apart_lie_in_their_folders_and_hold_no_secret(
     other = make_loggers(tmp_path / "other", name="other", mode="offline")
     log_metrics(other, {"val/accuracy": 0.5}, step=0)
     loggers = log_everything(run_dir, picture)  # while the other one is open
-    finish(other)
+    finish_loggers(other)
     wandb.teardown()  # waits until the background process has written everything
 
     files = [path for path in run_dir.rglob("*") if path.is_file()]

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.alignment.similarity import compare_tokens, normalise
+from lightning_mllm.analysis.alignment.similarity import normalise_for_similarity, token_similarity
 from lightning_mllm.analysis.core.token_sets import SETS
-from lightning_mllm.statistics.jackknife import lowest
-from lightning_mllm.statistics.missing import Floats, divide
+from lightning_mllm.statistics.missing import Floats, divide_unless_missing
+from lightning_mllm.store.seeds import draw_by_seed
 
 COMPARISONS = ("ima_same_layer", "ima_input", *SETS)
 
 
-class Member:
+class DrawnMember:
     """The tokens of a drawn sample, layer by layer.
 
     Args:
@@ -52,7 +52,7 @@ class Member:
         """Return the tokens of each set at a layer."""
         found = []
         for states, kept in zip(self._states[layer], self._kept[layer], strict=True):
-            units, _ = normalise(states.to(device))
+            units, _ = normalise_for_similarity(states.to(device))
             found.append(_Tokens(units[None], kept.to(device)[None]))
         return found
 
@@ -62,7 +62,7 @@ class _Tokens:
     """Tokens of a set, of one sample.
 
     Attributes:
-        units: (1, tokens, width), from `normalise`.
+        units: (1, tokens, width), from `normalise_for_similarity`.
         kept: (1, variants, tokens) bool, which of them are kept.
     """
 
@@ -71,14 +71,14 @@ class _Tokens:
 
     def compare(self, other: _Tokens, either_way: bool = False) -> Tensor:
         """Return (variants, token modes)."""
-        found = compare_tokens(
+        found = token_similarity(
             self.units, other.units, self.kept, other.kept, either_way=either_way
         )
         return found[0].cpu()
 
 
 @dataclass
-class PairSample:
+class DrawnPairs:
     """The samples drawn so far.
 
     Attributes:
@@ -91,20 +91,20 @@ class PairSample:
 
     size: int
     seed: int
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[str, DrawnMember] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     changed: bool = False
 
     def lowest(self, sample_ids: set[str]) -> set[str]:
         """Return the samples that are drawn of these."""
-        return lowest(sample_ids, self.size, self.seed)
+        return draw_by_seed(sample_ids, self.size, self.seed)
 
     def wanted(self, sample_ids: Sequence[str]) -> list[int]:
         """Return the rows of samples that are drawn and not here yet."""
         new = self.lowest({*self.members, *sample_ids}) - self.members.keys()
         return [row for row, sample_id in enumerate(sample_ids) if sample_id in new]
 
-    def add(self, members: Mapping[str, Member]) -> None:
+    def add(self, members: Mapping[str, DrawnMember]) -> None:
         """Take in samples, and leave out those that are not drawn any more."""
         found = {**self.members, **members}
         self.changed |= bool(members)
@@ -142,14 +142,14 @@ class PairSample:
         return {name: each.tokens(layer, self.device) for name, each in self.members.items()}
 
 
-def mean_of_pairs(pairs: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
+def mean_of_drawn_pairs(pairs: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
     """Return the mean over pairs of samples, and the same without each sample in turn.
 
     A mean over pairs is a U-statistic; the jackknife over samples gives its variance
     (Arvesen, Annals of Mathematical Statistics 40, 1969).
 
     Args:
-        pairs: From `PairSample.compare`; not empty.
+        pairs: From `DrawnPairs.compare`; not empty.
 
     Returns:
         (variants, layers, comparisons, token modes), and (samples, ...) of the same; NaN where no
@@ -164,4 +164,4 @@ def mean_of_pairs(pairs: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
             others[samples.index(name), column] = 0
     left = others.sum(1).reshape(-1, *(1,) * (values.ndim - 1))
     sums = np.tensordot(others, values, axes=1)
-    return values.mean(0), divide(sums, left)
+    return values.mean(0), divide_unless_missing(sums, left)

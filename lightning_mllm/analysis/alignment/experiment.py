@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.alignment.batch_measures import AlignmentMeasures
-from lightning_mllm.analysis.alignment.between_kinds import rows_of_kinds, sums_of_kind
-from lightning_mllm.analysis.alignment.drawn_pairs import PairSample
+from lightning_mllm.analysis.alignment.drawn_pairs import DrawnPairs
+from lightning_mllm.analysis.alignment.kinds import rows_of_kinds, sums_of_kind
+from lightning_mllm.analysis.alignment.measures import AlignmentMeasures
 from lightning_mllm.analysis.alignment.summary import summarise_alignment
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.running_sums import RunningSums
@@ -36,7 +36,7 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.store.seeds import rank_of
+from lightning_mllm.store.seeds import seed_rank_of
 from lightning_mllm.types import Sample
 
 
@@ -202,7 +202,7 @@ class Alignment(StreamedAnalysis):
         """Forget all samples; what is in a folder stays there."""
         super().reset()
         size = (1 + isqrt(1 + 8 * self.pair_budget)) // 2  # so many have at most as many pairs
-        self.pairs = PairSample(size if self.pair_budget else 0, self.seed)
+        self.pairs = DrawnPairs(size if self.pair_budget else 0, self.seed)
 
 
 class _Noise:
@@ -223,7 +223,9 @@ class _Noise:
         """Return (batch, sequence, width) with noise where the mask is."""
         changed = entering.clone()
         for row, sample_id in enumerate(self._sample_ids):
-            drawn = torch.Generator().manual_seed(rank_of(f"noise/{sample_id}", self._seed) >> 1)
+            drawn = torch.Generator().manual_seed(
+                seed_rank_of(f"noise/{sample_id}", self._seed) >> 1
+            )
             size = (int(self._mask[row].sum()), entering.shape[-1])
             changed[row, self._mask[row]] = torch.rand(size, generator=drawn).to(entering)
         return changed

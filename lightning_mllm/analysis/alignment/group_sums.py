@@ -13,7 +13,7 @@ from lightning_mllm.statistics.missing import Floats
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class GroupCurve:
     """A measure over layers.
 
     Attributes:
@@ -30,12 +30,12 @@ class Curve:
         """Return the statistics, (variants, layers, 4)."""
         return jackknife(self.value, self.without, self.sizes)
 
-    def score(self) -> Curve:
+    def score(self) -> GroupCurve:
         """Return the mean over all layers but the last."""
-        return Curve(self.value[:, :-1].mean(-1), self.without[..., :-1].mean(-1), self.sizes)
+        return GroupCurve(self.value[:, :-1].mean(-1), self.without[..., :-1].mean(-1), self.sizes)
 
 
-class SampleGroups:
+class GroupSums:
     """The sums of an alignment per group of samples; groups without any are left out."""
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
@@ -65,11 +65,11 @@ class SampleGroups:
         return [every, *(~torch.eye(len(self.sizes), dtype=torch.bool))]
 
 
-def inner_product(one: Tensor, other: Tensor) -> Tensor:
+def inner_product_of_sums(one: Tensor, other: Tensor) -> Tensor:
     """Return the inner products along the last dimension."""
     return (one * other).sum(-1)
 
 
-def divide_by(values: Tensor, number: float) -> Tensor:
+def divide_sums(values: Tensor, number: float) -> Tensor:
     """Return values / number; NaN where the number is 0."""
     return values / number if number else torch.full_like(values, torch.nan)

@@ -7,9 +7,9 @@ from itertools import combinations_with_replacement, product
 from typing import Any
 
 from lightning_mllm.alignment_names import ALL_TOKENS
-from lightning_mllm.analysis.alignment.batch_measures import PAIRED
-from lightning_mllm.analysis.alignment.between_kinds import pair_name
-from lightning_mllm.analysis.alignment.similarity import measure_names
+from lightning_mllm.analysis.alignment.kinds import name_of_kinds
+from lightning_mllm.analysis.alignment.measures import PAIRED
+from lightning_mllm.analysis.alignment.similarity import similarity_measure_names
 from lightning_mllm.analysis.core.result import Plot
 from lightning_mllm.analysis.core.token_sets import SETS
 from lightning_mllm.analysis.forward.observe import LayerState
@@ -28,7 +28,9 @@ _MAIN = {
 Coords = Mapping[str, tuple[Any, ...]]
 
 
-def make_plots(coords: Coords, gaps: Sequence[int], kinds: Sequence[str]) -> Iterator[Plot]:
+def make_alignment_plots(
+    coords: Coords, gaps: Sequence[int], kinds: Sequence[str]
+) -> Iterator[Plot]:
     """Yield what is drawn, of all tokens; the main curves without sinks too.
 
     Args:
@@ -59,14 +61,14 @@ def make_plots(coords: Coords, gaps: Sequence[int], kinds: Sequence[str]) -> Ite
     for each in SETS if kinds else ():
         between: dict[str, str] = {}
         for pair in combinations_with_replacement(kinds, 2):
-            between[f"{each} avg{pair_name(*pair)}"] = " and ".join(dict.fromkeys(pair))
+            between[f"{each} avg{name_of_kinds(*pair)}"] = " and ".join(dict.fromkeys(pair))
         title = f"{each.capitalize()} tokens of samples of two kinds"
         yield _make_plot(coords, f"{each}_kinds", between, _COSINE, title)
 
 
 def _name_by_mode(prefix: str) -> dict[str, str]:
     """Return the measures of a similarity -> their modes."""
-    return {name: name.removeprefix(f"{prefix} ") for name in measure_names(prefix)}
+    return {name: name.removeprefix(f"{prefix} ") for name in similarity_measure_names(prefix)}
 
 
 def _make_plot(

@@ -17,19 +17,23 @@ from lightning_mllm.alignment_names import (
     VECTOR_MODES,
     ScoreName,
 )
-from lightning_mllm.analysis.alignment.batch_measures import PAIRED, PAIRED_INPUT, number_names
-from lightning_mllm.analysis.alignment.between_kinds import curves_of_kinds, kinds_in
-from lightning_mllm.analysis.alignment.drawn_pairs import COMPARISONS, mean_of_pairs
+from lightning_mllm.analysis.alignment.drawn_pairs import COMPARISONS, mean_of_drawn_pairs
 from lightning_mllm.analysis.alignment.group_sums import (
-    Curve,
-    SampleGroups,
-    divide_by,
-    inner_product,
+    GroupCurve,
+    GroupSums,
+    divide_sums,
+    inner_product_of_sums,
 )
-from lightning_mllm.analysis.alignment.plots import make_plots
+from lightning_mllm.analysis.alignment.kinds import curves_of_kinds, kinds_in_sums
+from lightning_mllm.analysis.alignment.measures import (
+    PAIRED,
+    PAIRED_INPUT,
+    alignment_measure_names,
+)
+from lightning_mllm.analysis.alignment.plots import make_alignment_plots
 from lightning_mllm.analysis.alignment.similarity import (
-    measure_names,
-    name_measures,
+    name_similarity_measures,
+    similarity_measure_names,
 )
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.running_sums import RunningSums
@@ -108,7 +112,7 @@ def summarise_alignment(
         variants: The tokens for which measures are taken, in order.
         gaps: Distances, in layers, at which tokens were compared with themselves.
     """
-    groups = SampleGroups(found.sums)
+    groups = GroupSums(found.sums)
     cells = {state: _curves_of_state(state, groups, gaps) for state in states}
     if found.kept:
         cells[LayerState.RESIDUAL] |= _curves_of_pairs(
@@ -133,56 +137,56 @@ def summarise_alignment(
         "left_out": len(found.left_out),
     }
     n = int(groups.sizes.sum())
-    plots = tuple(make_plots(coords, gaps, kinds_in(groups.names())))
+    plots = tuple(make_alignment_plots(coords, gaps, kinds_in_sums(groups.names())))
     settings = {**settings, "found": more}
     return AnalysisResult(name, values, tuple(coords), coords, n, settings, plots)
 
 
 def _curves_of_state(
-    state: LayerState, groups: SampleGroups, gaps: Sequence[int]
-) -> dict[str, Curve]:
+    state: LayerState, groups: GroupSums, gaps: Sequence[int]
+) -> dict[str, GroupCurve]:
     """Return all measures of a state except those of drawn pairs."""
     first, *others = (_evaluate(state, groups, kept, gaps) for kept in groups.choices())
-    curves: dict[str, Curve] = {}
+    curves: dict[str, GroupCurve] = {}
     for measure, value in first.items():
         without = np.stack([other[measure].numpy() for other in others])
-        curves[measure] = Curve(value.numpy(), without, groups.sizes)
+        curves[measure] = GroupCurve(value.numpy(), without, groups.sizes)
     unknown = np.full((len(groups.sizes), *next(iter(curves.values())).value.shape), np.nan)
     for measure, value in _deviations(state, groups).items():
-        curves[measure] = Curve(value.numpy(), unknown, groups.sizes)
+        curves[measure] = GroupCurve(value.numpy(), unknown, groups.sizes)
     return curves
 
 
 def _evaluate(
-    state: LayerState, groups: SampleGroups, kept: Tensor, gaps: Sequence[int]
+    state: LayerState, groups: GroupSums, kept: Tensor, gaps: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return each measure of the samples in some groups, (variants, layers)."""
     n = float(groups.total("n", kept))
     numbers = groups.total(f"{state} numbers", kept) / n
-    found = dict(zip(number_names(gaps), numbers.unbind(-1), strict=True))
+    found = dict(zip(alignment_measure_names(gaps), numbers.unbind(-1), strict=True))
     sums = groups.total(f"{state} vectors", kept)  # (variants, layers, modes, sets, width)
     perceptual, textual = (sums / n).unbind(-2)
-    pairs = {"ima_same_layer": inner_product(perceptual, textual)}
+    pairs = {"ima_same_layer": inner_product_of_sums(perceptual, textual)}
     if state is LayerState.RESIDUAL:
-        pairs["ima_input"] = inner_product(perceptual[:, :1], textual)
+        pairs["ima_input"] = inner_product_of_sums(perceptual[:, :1], textual)
         if "noise vectors" in groups.names():
             noise = groups.total("noise vectors", kept)[..., 0, :] / n
-            pairs["noise-textual"] = inner_product(noise, textual)
-            pairs["noise-perceptual"] = inner_product(noise, perceptual)
+            pairs["noise-textual"] = inner_product_of_sums(noise, textual)
+            pairs["noise-perceptual"] = inner_product_of_sums(noise, perceptual)
     own = groups.total(f"{state} squares", kept)  # of each sample with itself
-    within = divide_by(inner_product(sums, sums) - own, n * (n - 1))
+    within = divide_sums(inner_product_of_sums(sums, sums) - own, n * (n - 1))
     first = groups.total(f"{state} vectors", kept & groups.half)
     of_first = float(groups.total("n", kept & groups.half))
     of_second = float(groups.total("n", kept & ~groups.half))
-    halves = divide_by(inner_product(first, sums - first), of_first * of_second)
+    halves = divide_sums(inner_product_of_sums(first, sums - first), of_first * of_second)
     for k, each in enumerate(SETS):
         pairs |= {each: within[..., k], f"{each} {HALVES}": halves[..., k]}
     for prefix, values in pairs.items():
-        found |= name_measures(prefix, values, VECTOR_MODES)
+        found |= name_similarity_measures(prefix, values, VECTOR_MODES)
     return found
 
 
-def _deviations(state: LayerState, groups: SampleGroups) -> dict[str, Tensor]:
+def _deviations(state: LayerState, groups: GroupSums) -> dict[str, Tensor]:
     """Return the standard deviations over all pairs of samples, of second moments."""
     if f"{state} moments" not in groups.names():
         return {}
@@ -198,33 +202,33 @@ def _deviations(state: LayerState, groups: SampleGroups) -> dict[str, Tensor]:
     for name in SCORE_NAMES if state is LayerState.RESIDUAL else ("ima_same_layer",):
         at = slice(0, 1) if name == "ima_input" else slice(None)
         second = (moments[:, at, :, 0] * moments[:, :, :, 1]).sum((-2, -1)) / n**2
-        pairs[name] = inner_product(means[:, at, :, 0], means[:, :, :, 1]), second
+        pairs[name] = inner_product_of_sums(means[:, at, :, 0], means[:, :, :, 1]), second
     for k, each in enumerate(SETS):  # without the pairs of a sample with itself
-        first = inner_product(sums[..., k, :], sums[..., k, :]) - squares[..., k]
+        first = inner_product_of_sums(sums[..., k, :], sums[..., k, :]) - squares[..., k]
         second = moments[..., k, :, :].square().sum((-2, -1)) - fourth[..., k]
-        pairs[each] = divide_by(first, n * (n - 1)), divide_by(second, n * (n - 1))
+        pairs[each] = divide_sums(first, n * (n - 1)), divide_sums(second, n * (n - 1))
     found: dict[str, Tensor] = {}
     for prefix, (mean, second) in pairs.items():
         deviation = (second - mean.square()).clamp(min=0).sqrt()
-        for measure, values in name_measures(prefix, deviation, VECTOR_MODES).items():
+        for measure, values in name_similarity_measures(prefix, deviation, VECTOR_MODES).items():
             found[f"{measure} deviation"] = values
     return found
 
 
 def _curves_of_pairs(
-    kept: Mapping[str, Tensor], curves: Mapping[str, Curve], own_share: float
-) -> dict[str, Curve]:
+    kept: Mapping[str, Tensor], curves: Mapping[str, GroupCurve], own_share: float
+) -> dict[str, GroupCurve]:
     """Return the measures of drawn pairs.
 
     Args:
-        kept: Similarities of pairs, from `PairSample.compare`.
+        kept: Similarities of pairs, from `DrawnPairs.compare`.
         curves: Curves of single samples: pairs of a sample with itself are a part of all pairs of
             perceptual and textual tokens.
         own_share: How large this part is.
     """
-    value, without = mean_of_pairs(kept)
+    value, without = mean_of_drawn_pairs(kept)
     sizes = np.ones(len(without))
-    found: dict[str, Curve] = {}
+    found: dict[str, GroupCurve] = {}
     for k, comparison in enumerate(COMPARISONS):
         for m, mode in enumerate(TOKEN_MODES):
             own, share = np.zeros_like(value[:, :, k, m]), 0.0
@@ -232,15 +236,15 @@ def _curves_of_pairs(
                 own, share = curves[f"{_OF_ONE_SAMPLE[comparison]} {mode}"].value, own_share
             all_pairs = share * own + (1 - share) * value[..., k, m]
             without_each = share * own + (1 - share) * without[..., k, m]
-            found[f"{comparison} {mode}"] = Curve(all_pairs, without_each, sizes)
+            found[f"{comparison} {mode}"] = GroupCurve(all_pairs, without_each, sizes)
     return found
 
 
-def _scores(curves: Mapping[str, Curve], variants: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _scores(curves: Mapping[str, GroupCurve], variants: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the scores as plain data: variant -> name -> score."""
     found: dict[str, dict[str, Any]] = {variant: {} for variant in variants}
     for prefix in SCORE_NAMES:
-        for name in measure_names(prefix):
+        for name in similarity_measure_names(prefix):
             if name in curves:
                 estimates = curves[name].score().estimate()
                 for variant, statistics in zip(variants, estimates, strict=True):

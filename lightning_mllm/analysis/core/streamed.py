@@ -24,8 +24,8 @@ from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.jackknife import group_of
-from lightning_mllm.store.manifest import claim_folder
+from lightning_mllm.statistics.jackknife import jackknife_group
+from lightning_mllm.store.manifest import claim_folder_in_manifest
 from lightning_mllm.types import Sample
 
 _MERGED, _OF_RANKS = "sums.safetensors", "sums-*.safetensors"
@@ -102,7 +102,7 @@ class StreamedAnalysis(Analysis):
         self._folder, self._rank = folder, rank
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            claim_folder(folder, self.making)
+            claim_folder_in_manifest(folder, self.making)
             files = _read(folder)
             self.found = files.get(folder / self._own_file, self.found)
             for found in files.values():
@@ -150,7 +150,7 @@ class StreamedAnalysis(Analysis):
 
     def add_to_groups(self, named: Mapping[str, Tensor], batch: MultimodalBatch) -> None:
         """Add what samples have, (batch, ...) each, to the sums of their groups."""
-        groups = [group_of(picture, self.seed, self.groups) for picture in batch.pictures]
+        groups = [jackknife_group(picture, self.seed, self.groups) for picture in batch.pictures]
         for name, values in named.items():
             at = torch.tensor(groups, device=values.device)
             self.found.add_to_groups(name, values, at, self.groups)

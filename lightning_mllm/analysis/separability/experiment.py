@@ -1,8 +1,8 @@
-"""Can perceptual and textual tokens be told apart inside the LLM? Numbers and maps, per layer.
+"""Can perceptual and textual tokens be told apart inside the LLM? Numbers, per layer.
 
-Section 3 of Shukor and Cord (arXiv 2405.16700) shows maps of token means. A map shows what it
-shows; so there are two numbers beside it: how well a linear classifier tells the two means of
-samples apart that it has not been trained on, and the linear centred kernel alignment of the two
+Section 3 of Shukor and Cord (arXiv 2405.16700) shows maps of token means (`TokenMap`). A map shows
+what it shows; so there are two numbers beside it: how well a linear classifier tells the two means
+of samples apart that it has not been trained on, and the linear centred kernel alignment of the two
 (Kornblith et al., ICML 2019), which says whether samples that are alike in one are alike in the
 other.
 """
@@ -11,28 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA  # type: ignore[import-untyped]
-from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.analysis.core.running_sums import RunningSums
-from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
-from lightning_mllm.analysis.separability.token_means import TokenMeans, name_of
-from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.analysis.core.token_sets import SETS
+from lightning_mllm.analysis.separability.token_means import TokenMeans, name_of_token_means
+from lightning_mllm.errors import DataError
 from lightning_mllm.probing import FeatureSet, LinearProbe, linear_cka
 from lightning_mllm.statistics.interval import STATISTICS, N, no_numbers
-from lightning_mllm.statistics.jackknife import GROUPS, group_of, jackknife
+from lightning_mllm.statistics.jackknife import GROUPS, jackknife, jackknife_group
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import share
 from lightning_mllm.types import Sample
 
-Method = Literal["tsne", "pca"]
 _LEARNT = 2  # samples: the classifier holds one out to stop
 MEASURES = ("classifier accuracy", "linear CKA")
 
@@ -63,7 +60,7 @@ class Distinguishability(TokenMeans):
             if sample.images:
                 with_images.append(sample)
                 picture = sample.picture or sample.id
-                pictures[name_of(picture, sample.id)] = picture
+                pictures[name_of_token_means(picture, sample.id)] = picture
         super().check(with_images)
         self._held_out([pictures[name] for name in self.drawn({*pictures})])
 
@@ -100,7 +97,9 @@ class Distinguishability(TokenMeans):
         Raises:
             DataError: No sample is scored, or there are too few others to learn from.
         """
-        groups = np.array([group_of(picture, self.seed, self.groups) for picture in pictures])
+        groups = np.array(
+            [jackknife_group(picture, self.seed, self.groups) for picture in pictures]
+        )
         held_out = groups >= self.groups // 2
         scored, learnt = int(held_out.sum()), int((~held_out).sum())
         if learnt < _LEARNT or not scored:
@@ -129,91 +128,6 @@ class Distinguishability(TokenMeans):
         accuracy = share(np.stack(right, 1), of_means)
         accuracy[:, N] = held_out.sum()
         return accuracy
-
-
-class TokenMap(TokenMeans):
-    """Draws the token means of samples on a plane, by layer.
-
-    A sample has a point for each set of tokens.
-
-    Args:
-        method: How points are put on the plane: `tsne` (perplexity 30, or less where there are few
-            points) or `pca`.
-        layers: The layers at which tokens are averaged; by default all, 0 to L.
-        samples: Number of samples that are drawn.
-        sets: Which tokens count. Attention sinks do not, where `sink_ratio` defines them.
-        seed: Seed of drawing and t-SNE.
-        snapshot_every: Number of batches between two files of what is found so far.
-        label: Name of the analysis and its folder, where one run has several of its class.
-    """
-
-    default_name: ClassVar[str] = "token_map"
-
-    def __init__(
-        self,
-        *,
-        method: Method = "tsne",
-        layers: Sequence[int] | None = None,
-        samples: int = 200,
-        sets: TokenSets = TokenSets(sink_ratio=None),
-        seed: int = 0,
-        snapshot_every: int = 50,
-        label: str = "",
-    ) -> None:
-        if method not in ("tsne", "pca"):
-            raise ConfigError(f"TokenMap.method is {method!r}; it can be 'tsne' or 'pca'.")
-        self.method = method
-        super().__init__(
-            layers=layers,
-            samples=samples,
-            sets=sets,
-            groups=2,
-            seed=seed,
-            snapshot_every=snapshot_every,
-            label=label,
-        )
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What decides the map."""
-        return {"method": self.method, **super().settings}
-
-    def summarise(self, found: RunningSums, settings: Mapping[str, Any]) -> AnalysisResult:
-        """Return the points: (layers, sets, samples, x and y)."""
-        means, names, _ = self.means(found)
-        coords: dict[str, tuple[Any, ...]] = {
-            "layer": self.layers_of(means),
-            "tokens": SETS,
-            "sample": tuple(names),
-            "coordinate": ("x", "y"),
-        }
-        points = []
-        for layer in means.permute(1, 2, 0, 3):
-            points.append(self._plane(layer.flatten(0, 1).numpy()))
-        values = np.stack(points).reshape(*map(len, coords.values()))
-        plot = Plot(
-            "map",
-            "points",
-            x="sample",
-            y="tokens",
-            shown={each: each for each in SETS},
-            fixed={},
-            xlabel="",
-            label="",
-            title=f"Token means on a plane ({self.method}); lines join the tokens of a sample",
-        )
-        return self.make_result(values, coords, settings, found=found, n=len(names), plot=plot)
-
-    def _plane(self, points: NDArray[np.float32]) -> Floats:
-        """Return (points, width) on a plane, (points, 2)."""
-        perplexity = min(30.0, (len(points) - 1) / 3)
-        method = (
-            PCA(n_components=2, random_state=self.seed)
-            if self.method == "pca"
-            else TSNE(n_components=2, perplexity=perplexity, random_state=self.seed)
-        )
-        plane: Floats = method.fit_transform(points).astype(np.float64)
-        return plane
 
 
 def _make_features(

@@ -23,8 +23,8 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.statistics.jackknife import lowest
 from lightning_mllm.statistics.missing import Floats
+from lightning_mllm.store.seeds import draw_by_seed
 
 
 class TokenMeans(StreamedAnalysis):
@@ -143,14 +143,14 @@ class TokenMeans(StreamedAnalysis):
 
     def drawn(self, names: set[str]) -> set[str]:
         """Return which of these names are drawn."""
-        return lowest(names, self.samples, self.seed)
+        return draw_by_seed(names, self.samples, self.seed)
 
 
 def _names(batch: MultimodalBatch) -> list[str]:
     """Return the names under which vectors are kept: picture and id."""
-    return list(map(name_of, batch.pictures, batch.sample_ids))
+    return list(map(name_of_token_means, batch.pictures, batch.sample_ids))
 
 
-def name_of(picture: str, sample_id: str) -> str:
+def name_of_token_means(picture: str, sample_id: str) -> str:
     """Return the name under which a sample's vectors are kept."""
     return json.dumps([picture, sample_id])

@@ -25,11 +25,11 @@ from typing import Any, ClassVar, Literal, get_args
 from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
-from lightning_mllm.analysis.subnetwork.calibration_files import load_calibrations
+from lightning_mllm.analysis.subnetwork.calibration_files import load_calibration_files
 from lightning_mllm.analysis.subnetwork.calibration_options import Tokens
-from lightning_mllm.analysis.subnetwork.context import pruned
-from lightning_mllm.analysis.subnetwork.mask import SubNetwork, intersection, same_size
-from lightning_mllm.analysis.subnetwork.summary import ALPHA, WHOLE, summarise_accuracy
+from lightning_mllm.analysis.subnetwork.pruned import pruned
+from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork, intersection, same_size
+from lightning_mllm.analysis.subnetwork.summary import ALPHA, WHOLE, summarise_pruned_accuracy
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
@@ -42,7 +42,7 @@ Comparison = Literal["tasks", "random", "magnitude"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrunedRow:
+class PrunedAccuracyRow:
     """A question and a sub-network; a question that is left out has one row, without one.
 
     Attributes:
@@ -68,7 +68,7 @@ class PrunedRow:
     answer: str = ""
 
 
-class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
+class PrunedAccuracy(QuestionAnalysis[PrunedAccuracyRow]):
     """Asks sub-networks questions.
 
     Args:
@@ -86,7 +86,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         label: Name of the analysis and its folder, where one run has several of its class.
     """
 
-    row_type = PrunedRow
+    row_type = PrunedAccuracyRow
     default_name: ClassVar[str] = "pruned_accuracy"
 
     def __init__(
@@ -157,7 +157,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
 
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
-    ) -> list[list[PrunedRow]]:
+    ) -> list[list[PrunedAccuracyRow]]:
         """Let all sub-networks answer."""
         rows = [[_row(question, WHOLE, 0.0, question.correct, "")] for question in questions]
         for name, subnetwork in self._subnetworks(backbone).items():
@@ -169,13 +169,13 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
                 own.append(_row(question, name, subnetwork.sparsity, said.correct, said.answer))
         return rows
 
-    def left_out(self, question: AskedQuestion) -> PrunedRow:
+    def left_out(self, question: AskedQuestion) -> PrunedAccuracyRow:
         """Return the row of a question that the whole LLM answers wrongly."""
-        return PrunedRow(**question.columns, measured=False)
+        return PrunedAccuracyRow(**question.columns, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per sub-network and kind."""
-        return summarise_accuracy(self.name, table, settings, self.kind_depth)
+        return summarise_pruned_accuracy(self.name, table, settings, self.kind_depth)
 
     def reset(self) -> None:
         """Forget the sub-networks and all rows; rows in a folder stay there."""
@@ -187,7 +187,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
         """Sparsity -> task -> calibration."""
         found: dict[str, dict[str, Calibration]] = {}
         for folder in self.folders:
-            tasks = load_calibrations(Path(folder), self.tokens)
+            tasks = load_calibration_files(Path(folder), self.tokens)
             sparsity = str(next(iter(tasks.values())).pruning.sparsity)
             if sparsity in found:
                 raise ConfigError(
@@ -230,8 +230,8 @@ class PrunedAccuracy(QuestionAnalysis[PrunedRow]):
 
 def _row(
     question: AskedQuestion, subnetwork: str, sparsity: float, right: bool, answer: str
-) -> PrunedRow:
-    return PrunedRow(
+) -> PrunedAccuracyRow:
+    return PrunedAccuracyRow(
         **question.columns,
         subnetwork=subnetwork,
         sparsity=sparsity,

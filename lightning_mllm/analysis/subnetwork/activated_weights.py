@@ -28,7 +28,10 @@ from transformers import PreTrainedTokenizerBase
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.subnetwork.calibration import Calibration, calibrate
-from lightning_mllm.analysis.subnetwork.calibration_files import CalibrationRow, file_name
+from lightning_mllm.analysis.subnetwork.calibration_files import (
+    CalibrationFileRow,
+    calibration_file_name,
+)
 from lightning_mllm.analysis.subnetwork.calibration_options import (
     CalibrationOptions,
     Context,
@@ -40,7 +43,7 @@ from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.question_table import ALL, kind_of
+from lightning_mllm.statistics.question_table import ALL, kind_in_question_table
 from lightning_mllm.store.rows import Rows
 from lightning_mllm.types import Sample
 
@@ -105,7 +108,7 @@ class ActivatedWeights(Analysis):
         self.pruning, self.kind_depth = pruning, kind_depth
         self.samples, self.folds = samples, folds
         self._folder: Path | None = None
-        self._rows = Rows(CalibrationRow)
+        self._rows = Rows(CalibrationFileRow)
         self._sets: dict[Key, list[Calibration]] = {}  # one of each fold
         self._waiting: dict[str, list[MultimodalBatch]] = {}  # by task, the set that is not full
         self._seen: set[str] = set()
@@ -181,14 +184,14 @@ class ActivatedWeights(Analysis):
         self.reset()
         self._tokenizer, self._source = tokenizer, source or {}
         self._folder = folder
-        self._rows = Rows(CalibrationRow, folder, self.making, rank)
+        self._rows = Rows(CalibrationFileRow, folder, self.making, rank)
         table = self._rows.table()
         finished = zip(table["task"].tolist(), table["fold"].tolist(), strict=True)
         for task, fold in sorted(set(finished)):
             assert folder is not None  # there are rows of an earlier run
             found: dict[Tokens, Calibration] = {}
             for tokens in self.options:
-                found[tokens] = Calibration.load(folder / file_name(task, tokens, fold))
+                found[tokens] = Calibration.load(folder / calibration_file_name(task, tokens, fold))
             self._add(task, found)
 
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
@@ -247,12 +250,12 @@ class ActivatedWeights(Analysis):
 
     def reset(self) -> None:
         """Forget all samples; what is in a folder stays there."""
-        self._folder, self._source, self._rows = None, {}, Rows(CalibrationRow)
+        self._folder, self._source, self._rows = None, {}, Rows(CalibrationFileRow)
         self._sets, self._waiting, self._seen = {}, {}, set()
         self._backbone = self._autocast = None
 
     def _task_of(self, kind: str | None) -> str:
-        return kind_of(kind or "", self.kind_depth) or ALL
+        return kind_in_question_table(kind or "", self.kind_depth) or ALL
 
     def _fold(self, task: str) -> int:
         """Return the number of the task's next set."""
@@ -279,7 +282,7 @@ class ActivatedWeights(Analysis):
             with self._autocast:
                 found[tokens] = calibrate(self._backbone, batches, self.pruning, options, task)
             if self._folder is not None:
-                found[tokens].save(self._folder / file_name(task, tokens, fold))
+                found[tokens].save(self._folder / calibration_file_name(task, tokens, fold))
         self._add(task, found)
 
     def _add(self, task: str, found: Mapping[Tokens, Calibration]) -> None:
@@ -291,5 +294,5 @@ class ActivatedWeights(Analysis):
         new = {}
         for sample_id in ids:
             if sample_id not in self._rows.done:
-                new[sample_id] = [CalibrationRow(sample_id=sample_id, task=task, fold=fold)]
+                new[sample_id] = [CalibrationFileRow(sample_id=sample_id, task=task, fold=fold)]
         self._rows.append(new)

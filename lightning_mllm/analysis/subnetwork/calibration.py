@@ -28,15 +28,15 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.forward.stepwise import Stream
 from lightning_mllm.analysis.subnetwork.calibration_options import CalibrationOptions
-from lightning_mllm.analysis.subnetwork.context import masked
-from lightning_mllm.analysis.subnetwork.mask import SubNetwork
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
-from lightning_mllm.analysis.subnetwork.pruning import Pruning
-from lightning_mllm.analysis.subnetwork.tensor_files import (
-    digest_of_matrices,
-    read_matrices,
-    write_matrices,
+from lightning_mllm.analysis.subnetwork.matrix_files import (
+    digest_of_matrix_file,
+    read_matrix_file,
+    write_matrix_file,
 )
+from lightning_mllm.analysis.subnetwork.pruned import pruned_layers
+from lightning_mllm.analysis.subnetwork.pruning import Pruning
+from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone, fingerprint
@@ -111,7 +111,7 @@ class Calibration:
         Raises:
             CheckpointError: The disk is full or can't be written.
         """
-        write_matrices(path, self.squares, "calibration", self._about())
+        write_matrix_file(path, self.squares, "calibration", self._about())
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -127,12 +127,12 @@ class Calibration:
             ids = tuple(about.pop("sample_ids"))
             return cls(pruning=pruning, options=options, squares=squares, sample_ids=ids, **about)
 
-        return read_matrices(path, "calibration", make)
+        return read_matrix_file(path, "calibration", make)
 
     @property
     def digest(self) -> str:
         """A short hash of the calibration."""
-        return digest_of_matrices(self.squares, self._about())
+        return digest_of_matrix_file(self.squares, self._about())
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -244,6 +244,6 @@ def _calibrate_layer_by_layer(
             for matrix, module in own.items():
                 yield module, pruning.kept(matrix, module.weight, sums.squares[matrix])
 
-        with masked(prune()):
+        with pruned_layers(prune()):
             for stream in streams:
                 stream.hidden = stream.through(index, layer)

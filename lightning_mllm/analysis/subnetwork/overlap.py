@@ -17,8 +17,8 @@ from lightning_mllm.analysis.core.result import Plot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.interval import STATISTICS, mean_of_independent, stack_statistics
-from lightning_mllm.statistics.missing import Floats, mean_where
+from lightning_mllm.statistics.interval import STATISTICS, mean_interval, stack_interval
+from lightning_mllm.statistics.missing import Floats, mean_unless_missing
 
 MEAN = "mean"  # over the matrices of a layer, which all count as much
 CHANCE = "chance"
@@ -48,22 +48,22 @@ def overlaps(backbone: Backbone, sets: Folds) -> tuple[Floats, dict[str, tuple[A
     linear = matrices(backbone)
     names = list(dict.fromkeys(matrix.name for matrix in linear))
     layers = list(dict.fromkeys(matrix.layer for matrix in linear))
-    pairs = pairs_of(sets)
+    pairs = overlap_pairs(sets)
     groups = _group_pairs(pairs)
     of_pairs, of_chance = _measure(linear, sets, pairs, names, layers)
     rows = [_present_mean(of_pairs[:, own], 1)[:, None] for own in groups.values()]
     found = np.concatenate([*rows, of_chance[:, None], of_pairs], axis=1)
     found = np.concatenate([_present_mean(found, 0)[None], found])
-    mean, ends = mean_of_independent(found)
+    mean, ends = mean_interval(found)
     counts = _count_samples(sets, pairs, groups)
     n = np.broadcast_to(np.array(counts, dtype=np.float64)[None, :, None], mean.shape)
     coords = {
         "matrix": (MEAN, *names),
-        "pair": (*groups, CHANCE, *map(name_pair, pairs)),
+        "pair": (*groups, CHANCE, *map(name_overlap_pair, pairs)),
         "layer": tuple(layers),
         "statistic": STATISTICS,
     }
-    return stack_statistics(mean, ends, n), coords
+    return stack_interval(mean, ends, n), coords
 
 
 def iou(one: Tensor, two: Tensor) -> float:
@@ -79,13 +79,13 @@ def chance_iou(one: float, two: float) -> float:
     return both / union if union else float("nan")
 
 
-def pairs_of(sets: Mapping[Key, Sequence[Any]]) -> list[Pair]:
+def overlap_pairs(sets: Mapping[Key, Sequence[Any]]) -> list[Pair]:
     """Return the pairs of different sets and, of sets that have several folds, each with itself."""
     pairs = combinations_with_replacement(sets, 2)
     return [(one, two) for one, two in pairs if one != two or len(sets[one]) > 1]
 
 
-def match_folds(folds: Mapping[Key, Sequence[_T]], pair: Pair) -> list[tuple[_T, _T]]:
+def match_overlap_folds(folds: Mapping[Key, Sequence[_T]], pair: Pair) -> list[tuple[_T, _T]]:
     """Return which folds of a pair are compared.
 
     No fold is compared twice, so that the comparisons are independent.
@@ -96,12 +96,12 @@ def match_folds(folds: Mapping[Key, Sequence[_T]], pair: Pair) -> list[tuple[_T,
     return list(zip(one[0::2], one[1::2], strict=False))
 
 
-def name_pair(pair: Pair) -> str:
+def name_overlap_pair(pair: Pair) -> str:
     """Return the name of a pair."""
     return " / ".join(f"{task} ({tokens})" for task, tokens in pair)
 
 
-def describe_pair(pair: Pair) -> str:
+def describe_overlap_pair(pair: Pair) -> str:
     """Return what the two sets of a pair have in common."""
     (first_task, first_tokens), (second_task, second_tokens) = pair
     tokens = " / ".join(sorted({first_tokens, second_tokens}))
@@ -130,7 +130,7 @@ def _group_pairs(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     """Return what pairs have in common -> their places, sorted by name."""
     groups: dict[str, list[int]] = {}
     for place, pair in enumerate(pairs):
-        groups.setdefault(describe_pair(pair), []).append(place)
+        groups.setdefault(describe_overlap_pair(pair), []).append(place)
     return dict(sorted(groups.items()))
 
 
@@ -165,7 +165,7 @@ def _measure(
         for key, calibrations in sets.items():
             kept[key] = [each.kept(matrix, module.weight) for each in calibrations]
         for place, pair in enumerate(pairs):
-            for fold, (one, two) in enumerate(match_folds(kept, pair)):
+            for fold, (one, two) in enumerate(match_overlap_folds(kept, pair)):
                 of_pairs[name, place, layer, fold] = iou(one, two)
         first = next(iter(kept.values()))[0]  # all are pruned alike
         sparsity = 1 - float(first.double().mean())
@@ -175,4 +175,4 @@ def _measure(
 
 def _present_mean(values: Floats, axis: int) -> Floats:
     """Return the mean of the numbers that are there; NaN of none."""
-    return mean_where(values, ~np.isnan(values), axis)
+    return mean_unless_missing(values, ~np.isnan(values), axis)

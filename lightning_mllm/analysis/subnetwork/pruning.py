@@ -106,10 +106,10 @@ class Pruning:
         scores = self.scores(matrix, weight, squares)
         if isinstance(self.sparsity, str):
             kept, group = self._parse()
-            return keep_highest(scores.unflatten(1, (-1, group)), kept).flatten(1)
+            return prune_to_highest(scores.unflatten(1, (-1, group)), kept).flatten(1)
         if self.per == "matrix":
-            return keep_highest(scores.flatten(), self._count(scores.numel())).view_as(scores)
-        return keep_highest(scores, self._count(scores.shape[1]))
+            return prune_to_highest(scores.flatten(), self._count(scores.numel())).view_as(scores)
+        return prune_to_highest(scores, self._count(scores.shape[1]))
 
     def scores(self, matrix: Matrix, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """Return the scores, (out, in) float64; for the arguments see `kept`."""
@@ -139,7 +139,7 @@ class Pruning:
         return int(kept), int(group)
 
 
-def keep_highest(scores: Tensor, counts: Tensor | int) -> Tensor:
+def prune_to_highest(scores: Tensor, counts: Tensor | int) -> Tensor:
     """Return which scores are among the highest of their row, as a bool tensor of the same shape.
 
     Args:

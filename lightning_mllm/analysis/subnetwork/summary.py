@@ -19,7 +19,7 @@ ALPHA = "alpha"  # how the names of the alpha-SubNet and of what it is compared 
 MEASURES = ("accuracy_percent", "change_points", "retained_percent")
 
 
-def summarise_accuracy(
+def summarise_pruned_accuracy(
     name: str, table: Table, settings: Mapping[str, Any], kind_depth: int | None
 ) -> AnalysisResult:
     """Return the numbers per sub-network and kind.

@@ -12,7 +12,7 @@ from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers
 from lightning_mllm.data.datasets.inventory import SPLITS, Inventory, take_inventory
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.full_check import WrittenOut, write_out_all
+from lightning_mllm.data.loading.full_check import FullCheck, run_full_check
 from lightning_mllm.data.loading.splits import Split
 
 _SECTIONS_WITHOUT_DATA = (
@@ -34,9 +34,9 @@ def run(name: str, arguments: list[str]) -> None:
     for option in ("checkpoint", "revision", "trust_remote_code"):
         setattr(module, option, getattr(module, option) or model.get(option))
     with module.bad_rows.gather():
-        found: list[Inventory | WrittenOut] = [take_inventory(module, options.splits)]
+        found: list[Inventory | FullCheck] = [take_inventory(module, options.splits)]
         if options.all:
-            found.append(write_out_all(module, options.splits))
+            found.append(run_full_check(module, options.splits))
     Console().print(*found, sep="\n")
 
 

@@ -8,13 +8,13 @@ from rich.console import Console
 
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.parser import Parser
-from lightning_mllm.data.datasets.gqa.extraction import write_tasks
+from lightning_mllm.data.datasets.gqa.extraction import write_extracted_tasks
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Write a CSV file per task, and say where."""
     options = _parser(f"{PROGRAM} {name}").parse_args(arguments)
-    for file in write_tasks(options.questions, options.scenes, options.output):
+    for file in write_extracted_tasks(options.questions, options.scenes, options.output):
         Console().print(file, highlight=False, soft_wrap=True)
 
 

@@ -14,17 +14,17 @@ from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.tracking.loggers import finish
+from lightning_mllm.tracking.loggers import finish_loggers
 from lightning_mllm.trainer import Trainer
-from lightning_mllm.trainer_options import as_list
+from lightning_mllm.trainer_options import trainer_option_as_list
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Run the command; without a name, the arguments say which it is."""
-    CLI([name, *arguments] if name else arguments)
+    ModelCLI([name, *arguments] if name else arguments)
 
 
-class CLI(LightningCLI):
+class ModelCLI(LightningCLI):
     """LightningCLI with our classes and commands; model and data share the option `checkpoint`.
 
     Args:
@@ -51,7 +51,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             args=args,
         )
-        finish(self.trainer.loggers)
+        finish_loggers(self.trainer.loggers)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there
         """Return the command that is run, and which parameters of its method are not options.
@@ -121,7 +121,7 @@ class CLI(LightningCLI):
             return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
         callbacks = add_defaults(
-            as_list(config.get("callbacks")),
+            trainer_option_as_list(config.get("callbacks")),
             writes=not config.get("fast_dev_run") and config.get("logger") is not False,
             shows_progress=config.get("enable_progress_bar") is not False,
         )

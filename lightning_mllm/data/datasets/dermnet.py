@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_mllm.data.datasets.published import Published, SplitFolders
+from lightning_mllm.data.datasets.published import Published, PublishedFolders
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
 
-class DermNet(SplitFolders):
+class DermNet(PublishedFolders):
     """The images of DermNet as they are on Kaggle (`shubhamgoel27/dermnet`).
 
     The layout is `root/train/<class>/<file>` and `root/test/<class>/<file>`. Some folders are
@@ -40,7 +40,7 @@ class DermNet(SplitFolders):
         """Return the samples of a split.
 
         Raises:
-            DataError: A folder can't be used (see `SplitFolders`), or two folders get the same
+            DataError: A folder can't be used (see `PublishedFolders`), or two folders get the same
                 class name.
         """
         samples = super().load(split)

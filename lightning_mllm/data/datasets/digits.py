@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.splits import Split, check_fractions, stratified_split
+from lightning_mllm.data.loading.splits import Split, check_split_fractions, stratified_split
 from lightning_mllm.types import Sample
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -37,7 +37,7 @@ class Digits(MLLMDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_fractions(val_fraction, test_fraction)
+        check_split_fractions(val_fraction, test_fraction)
         self.image_size = image_size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 

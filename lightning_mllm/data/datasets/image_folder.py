@@ -10,8 +10,13 @@ from typing import Any
 
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.duplicates import find_equal_files
-from lightning_mllm.data.loading.splits import SPLITS, Split, check_fractions, stratified_split
+from lightning_mllm.data.loading.duplicates import find_duplicate_files
+from lightning_mllm.data.loading.splits import (
+    SPLITS,
+    Split,
+    check_split_fractions,
+    stratified_split,
+)
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
@@ -60,7 +65,7 @@ class ImageFolder(MLLMDataModule):
         self, *, root: str, val_fraction: float = 0.1, test_fraction: float = 0.1, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_fractions(val_fraction, test_fraction)
+        check_split_fractions(val_fraction, test_fraction)
         self.root = Path(root)
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._parts: dict[Split, list[Path]] = {}  # of the seeded split
@@ -93,7 +98,7 @@ class ImageFolder(MLLMDataModule):
             return self._parts[split]
         classes = self._list_classes(folder)
         copies: dict[Path, list[Path]] = {}
-        for equal in find_equal_files(chain(*classes.values())):
+        for equal in find_duplicate_files(chain(*classes.values())):
             copies.update(dict.fromkeys(equal, equal))
         groups: dict[str, list[list[Path]]] = {}
         for name, files in classes.items():

@@ -17,9 +17,13 @@ from lightning_mllm.data.datasets.published import PublishedDataset
 from lightning_mllm.data.images.files import list_image_files, look_at_images
 from lightning_mllm.data.images.regions import check_boxes
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
-from lightning_mllm.data.loading.checks import check_labels, check_sample, list_labels
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.duplicates import find_first_copies
+from lightning_mllm.data.loading.duplicates import find_first_duplicates
+from lightning_mllm.data.loading.sample_checks import (
+    check_sample,
+    check_sample_labels,
+    list_sample_labels,
+)
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import SPLITS, Split
 from lightning_mllm.data.text.labels import collect_class_names
@@ -35,7 +39,7 @@ Samples = Mapping[Split, Sequence[Sample]]
 
 
 @dataclass(frozen=True)
-class CountComparison:
+class InventoryCount:
     """One published number of a split beside what was found."""
 
     split: Split
@@ -45,7 +49,7 @@ class CountComparison:
 
 
 @dataclass(frozen=True)
-class ImageOccurrence:
+class InventoryImage:
     """Where an image occurs."""
 
     split: Split
@@ -53,7 +57,7 @@ class ImageOccurrence:
     label: str | None
 
 
-Occurrences = tuple[ImageOccurrence, ...]
+Occurrences = tuple[InventoryImage, ...]
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,12 @@ class Inventory:
     counts: Mapping[Split, Counter[str]]
     files: int
     left_out: int
-    comparisons: tuple[CountComparison, ...]
+    comparisons: tuple[InventoryCount, ...]
     source: str
     copies: tuple[Occurrences, ...]
 
     @property
-    def differences(self) -> list[CountComparison]:
+    def differences(self) -> list[InventoryCount]:
         """Where what was found is not what was published."""
         return [each for each in self.comparisons if each.found != each.published]
 
@@ -151,7 +155,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
         loaded = {split: module.load_split(split) for split in dict.fromkeys([reference, *present])}
         unread = {**module.bad_rows.rows}  # rows that made no sample
         first = loaded[reference]
-        names = collect_class_names(list_labels(first))
+        names = collect_class_names(list_sample_labels(first))
         sound = {}
         for split, samples in loaded.items():
             sound[split] = _select_sound(split, samples, names, first, module.bad_rows)
@@ -160,7 +164,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
     for split in present:
         left_out += unread.get(split, 0) + len(loaded[split]) - len(checked[split])
     published = module if isinstance(module, PublishedDataset) else None
-    comparisons: tuple[CountComparison, ...] = ()
+    comparisons: tuple[InventoryCount, ...] = ()
     if published:
         comparisons = _compare_counts(published, {split: loaded[split] for split in present})
     return Inventory(
@@ -183,7 +187,7 @@ def _select_sound(
 ) -> Sequence[Sample]:
     """Return the samples without errors that are found without a model, labels normalised."""
     bad_rows.split = split
-    labelled = check_labels(samples, split, names, first, bad_rows) if names else samples
+    labelled = check_sample_labels(samples, split, names, first, bad_rows) if names else samples
     counts: Counter[str] = Counter()
     kept: dict[str, Sample] = {}  # by id: of equal ids the first
     for index in range(len(labelled)):
@@ -221,7 +225,7 @@ def _leave_out_bad_files(samples: Samples, bad_rows: BadRows) -> Samples:
     return kept
 
 
-def _compare_counts(module: PublishedDataset, samples: Samples) -> tuple[CountComparison, ...]:
+def _compare_counts(module: PublishedDataset, samples: Samples) -> tuple[InventoryCount, ...]:
     """Return the published counts of splits beside what was found."""
     published = module.published
     counts = {split: module.count_as_published(split, part) for split, part in samples.items()}
@@ -236,10 +240,10 @@ def _compare_counts(module: PublishedDataset, samples: Samples) -> tuple[CountCo
             continue
         if split in published.images:
             found = counts[split].total()
-            comparisons.append(CountComparison(split, "images", published.images[split], found))
+            comparisons.append(InventoryCount(split, "images", published.images[split], found))
         if split in published.classes:
             found = len(counts[split])
-            comparisons.append(CountComparison(split, "classes", published.classes[split], found))
+            comparisons.append(InventoryCount(split, "classes", published.classes[split], found))
     return tuple(comparisons)
 
 
@@ -256,11 +260,11 @@ def _name_group(sample: Sample) -> str:
 
 def _find_copies(samples: Samples) -> tuple[Occurrences, ...]:
     """Return where files of equal content occur, if in two splits or under two labels."""
-    first = find_first_copies(_list_files(samples))
-    found: dict[Path, dict[ImageOccurrence, None]] = {}  # sets in the order of the samples
+    first = find_first_duplicates(_list_files(samples))
+    found: dict[Path, dict[InventoryImage, None]] = {}  # sets in the order of the samples
     for split, part in samples.items():
         for sample in part:
-            occurrence = ImageOccurrence(split, sample.id, sample.label)
+            occurrence = InventoryImage(split, sample.id, sample.label)
             for file in list_image_files(sample):
                 found.setdefault(first.get(file, file), {})[occurrence] = None
     copies = []

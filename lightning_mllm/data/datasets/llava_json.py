@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.llava_rows import LlavaRow, Unread
-from lightning_mllm.data.datasets.rows import FileRow, open_text
+from lightning_mllm.data.datasets.llava_rows import LlavaRow, UnreadLlavaRows
+from lightning_mllm.data.datasets.rows import FileRow, open_rows_file
 from lightning_mllm.data.images.files import list_image_files
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.duplicates import link_samples
-from lightning_mllm.data.loading.splits import Split, check_fractions, stratified_split
+from lightning_mllm.data.loading.duplicates import link_duplicate_samples
+from lightning_mllm.data.loading.splits import Split, check_split_fractions, stratified_split
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
@@ -66,7 +66,7 @@ class LlavaJson(MLLMDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_fractions(val_fraction)
+        check_split_fractions(val_fraction)
         self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.image_root, self.val_fraction = image_root, val_fraction
         self._read_files: dict[str, list[Sample]] = {}  # training and validation may come from one
@@ -90,7 +90,7 @@ class LlavaJson(MLLMDataModule):
         samples = self._read(str(self.files["train"]))
         parts = self._parts
         if not parts:
-            linked = link_samples(samples)
+            linked = link_duplicate_samples(samples)
             parts = stratified_split({"": linked}, self.val_fraction, 0, self.seed)
         self._parts = {} if self.bad_rows.will_raise else parts
         if split == "val" and self.val_fraction and not parts["val"]:
@@ -109,7 +109,7 @@ class LlavaJson(MLLMDataModule):
 
     def _parse(self, file: Path) -> list[Sample]:
         """Return the samples of a file; those without an id of their own get their row's number."""
-        with open_text(file) as lines:
+        with open_rows_file(file) as lines:
             text = lines.read()
         root = (Path(self.image_root) if self.image_root else file.parent).resolve()
         if not root.is_dir():
@@ -119,7 +119,7 @@ class LlavaJson(MLLMDataModule):
             )
         samples: dict[str, Sample] = {}
         renamed = 0
-        unread = Unread()
+        unread = UnreadLlavaRows()
         for number, content in _parse_rows(file, text, self.bad_rows):
             with self.bad_rows.catch():
                 sample = LlavaRow(FileRow(file, number), root, unread).make_sample(content)

@@ -35,7 +35,7 @@ _WEIGHTS = {"weight", "loss", "train"}  # of a turn's loss; 1 and true change no
 logger = logging.getLogger(__name__)
 
 
-class Unread:
+class UnreadLlavaRows:
     """Counts what is not read in the rows of a file."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class LlavaRow:
         unread: Counts what is not read.
     """
 
-    def __init__(self, row: FileRow, root: Path, unread: Unread) -> None:
+    def __init__(self, row: FileRow, root: Path, unread: UnreadLlavaRows) -> None:
         self._row, self._root = row, root
         self._unread = unread
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lightning_mllm.data.datasets.published import Published, SplitFolders
+from lightning_mllm.data.datasets.published import Published, PublishedFolders
 
 
-class PlantDoc(SplitFolders):
+class PlantDoc(PublishedFolders):
     """The cropped images of PlantDoc (Singh et al., CoDS-COMAD 2020).
 
     They are in `github.com/pratikkayal/PlantDoc-Dataset`. The layout is `root/train/<class>/<file>`

@@ -45,7 +45,7 @@ class PublishedDataset:
         return Counter(sample.label or "" for sample in samples)
 
 
-class SplitFolders(PublishedDataset, ImageFolder):
+class PublishedFolders(PublishedDataset, ImageFolder):
     """A dataset published as `train/<class>/<file>` and `test/<class>/<file>` alone."""
 
     def load(self, split: Split) -> Sequence[Sample]:

@@ -77,7 +77,7 @@ class FileRow:
 
 
 @contextmanager
-def open_text(
+def open_rows_file(
     file: Path, newline: str | None = None, way_out: str = "Correct the path"
 ) -> Iterator[TextIO]:
     """Open a UTF-8 text file for reading.
@@ -109,7 +109,7 @@ def read_file_rows(file: Path, way_out: str) -> list[FileRow]:
     Raises:
         DataError: The file is missing, empty or not UTF-8 text.
     """
-    with open_text(file, way_out=way_out) as text:
+    with open_rows_file(file, way_out=way_out) as text:
         lines = text.read().split("\n")
     rows = []
     for number, line in enumerate(lines, 1):

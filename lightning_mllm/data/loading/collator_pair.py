@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import GeometryName
-from lightning_mllm.data.loading.checks import check_sample, list_labels
 from lightning_mllm.data.loading.collator import Collator
+from lightning_mllm.data.loading.sample_checks import check_sample, list_sample_labels
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.labels import collect_class_names
@@ -17,7 +17,7 @@ from lightning_mllm.data.text.prompts import ClassificationPrompt, ConversationP
 from lightning_mllm.types import LabelSet, Sample
 
 
-class InputOptions(NamedTuple):
+class CollatorPairOptions(NamedTuple):
     """What is asked about samples, and how their pictures are made square.
 
     Attributes:
@@ -36,11 +36,11 @@ class InputOptions(NamedTuple):
     seed: int
 
 
-def make_collators(
+def make_collator_pair(
     processor: CheckpointProcessor,
     first: Sequence[Sample],
     split: Split,
-    inputs: InputOptions,
+    inputs: CollatorPairOptions,
     **options: Any,
 ) -> tuple[Collator, Collator, LabelSet | None]:
     """Return the collators of training and evaluation, and the classes if evaluation asks for them.
@@ -60,7 +60,7 @@ def make_collators(
     check_sample(fetch_sample(first, 0), split)
     labelled = first[0].label is not None
     prompt = inputs.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
-    names = collect_class_names(list_labels(first)) if labelled else ()
+    names = collect_class_names(list_sample_labels(first)) if labelled else ()
 
     def make(prompt: Prompt, geometry: GeometryName | None) -> Collator:
         label_names = names if prompt.asks_for_label else ()

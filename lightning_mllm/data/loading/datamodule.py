@@ -16,19 +16,23 @@ from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.images.processor import limit_length, load_processor
 from lightning_mllm.data.loading.bad_rows import BadRows, OnBadRow
 from lightning_mllm.data.loading.batch import PaddingSide
-from lightning_mllm.data.loading.checks import check_labels
 from lightning_mllm.data.loading.collator import Collator
-from lightning_mllm.data.loading.collator_pair import InputOptions, make_collators
+from lightning_mllm.data.loading.collator_pair import CollatorPairOptions, make_collator_pair
 from lightning_mllm.data.loading.dry_run import dry_run_splits
-from lightning_mllm.data.loading.duplicates import warn_of_shared_pictures
-from lightning_mllm.data.loading.input_record import describe_inputs
+from lightning_mllm.data.loading.duplicates import warn_of_duplicate_pictures
+from lightning_mllm.data.loading.input_record import make_input_record
 from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.loaders import BatchLoader, ResumableLoader
+from lightning_mllm.data.loading.sample_checks import check_sample_labels
 from lightning_mllm.data.loading.sample_reader import SampleReader
-from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize, check_batch_sizes
+from lightning_mllm.data.loading.sampler import (
+    GlobalBatchSampler,
+    SampleSize,
+    check_sampler_batches,
+)
 from lightning_mllm.data.loading.split_scan import SplitScan
-from lightning_mllm.data.loading.splits import Split, check_splits, warn_of_another_seed
-from lightning_mllm.data.loading.template_check import warn_of_date
+from lightning_mllm.data.loading.splits import Split, check_splits, warn_of_split_seed
+from lightning_mllm.data.loading.template_check import check_template_date
 from lightning_mllm.data.text.fitting import LongAnswers
 from lightning_mllm.data.text.prompts import Prompt
 from lightning_mllm.types import LabelSet, Sample
@@ -148,7 +152,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         """
         world_size = self.trainer.world_size if self.trainer else 1
         sizes = {"batch_size": self.batch_size, "eval_batch_size": self.eval_batch_size}
-        check_batch_sizes(world_size, **sizes)
+        check_sampler_batches(world_size, **sizes)
         self._set_up((self.predict_split,) if stage == "predict" else _SPLITS_OF_STAGE[stage])
 
     def train_dataloader(self) -> ResumableLoader:
@@ -174,7 +178,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         """Let training continue at that place; other stages only compare the seeds of splits."""
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             trained = state_dict.get("train_loader", {}).get("seed", self.seed)
-            warn_of_another_seed(trained, self.seed, type(self).__name__)
+            warn_of_split_seed(trained, self.seed, type(self).__name__)
             return
         self._loader_state = state_dict["train_loader"]
         if self._train_loader is not None:  # a strategy that restores after the loader is made
@@ -204,7 +208,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
 
     def describe_inputs(self) -> dict[str, Any]:
         """Return how validation makes a model's inputs, as plain data; needs the split `val`."""
-        return describe_inputs(self.eval_collator, self.samples["val"][0])
+        return make_input_record(self.eval_collator, self.samples["val"][0])
 
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's first image as the collator reads it: upright and in RGB."""
@@ -229,7 +233,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
             self.left_out[scan.split] = scan.left_out
             self.kinds = tuple(sorted({*self.kinds, *scan.kinds}))
         new = [split for split in wanted if split != self.splits[0]]
-        warn_of_shared_pictures({self.splits[0]: self._first or (), **self.samples}, new)
+        warn_of_duplicate_pictures({self.splits[0]: self._first or (), **self.samples}, new)
         if self.trainer is not None and self.trainer.loggers and self.trainer.is_global_zero:
             self.bad_rows.report(Path(self.trainer.default_root_dir))
 
@@ -254,7 +258,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
             collator = self.collator if split == "train" else self.eval_collator
             names = collator.label_names
             if names:
-                samples = check_labels(samples, split, names, self._first, self.bad_rows)
+                samples = check_sample_labels(samples, split, names, self._first, self.bad_rows)
             scans.append(SplitScan(samples, split, collator, self.bad_rows, labelled=labelled))
         return scans
 
@@ -281,11 +285,11 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         """Load the processor and make both collators, with the classes of the first split."""
         source = (self.checkpoint, self.revision, self.trust_remote_code)
         self.processor = load_processor(*source)
-        warn_of_date(self.processor, self.checkpoint)
-        inputs = InputOptions(
+        check_template_date(self.processor, self.checkpoint)
+        inputs = CollatorPairOptions(
             self.prompt, self.train_prompt, self.geometry, self.train_geometry, self.seed
         )
-        self.collator, self.eval_collator, self.label_set = make_collators(
+        self.collator, self.eval_collator, self.label_set = make_collator_pair(
             self.processor,
             first,
             self.splits[0],

@@ -11,8 +11,8 @@ from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.images.pictures import ImageText
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, TOO_LONG, BadRows
 from lightning_mllm.data.loading.batch import check_same_end
+from lightning_mllm.data.loading.check_manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.collator import Collator
-from lightning_mllm.data.loading.manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.split_scan import SplitScan, Trait
 from lightning_mllm.errors import DataError

@@ -26,7 +26,7 @@ Picture = Path | str  # a file, or the name that samples give it
 logger = logging.getLogger(__name__)
 
 
-def find_equal_files(files: Iterable[Path]) -> list[list[Path]]:
+def find_duplicate_files(files: Iterable[Path]) -> list[list[Path]]:
     """Return the groups of two or more files of equal bytes, in the order of the files.
 
     Whole files are read only where length and end are equal. A file that can't be read equals no
@@ -47,15 +47,15 @@ def find_equal_files(files: Iterable[Path]) -> list[list[Path]]:
     return groups
 
 
-def find_first_copies(files: Iterable[Path]) -> dict[Path, Path]:
+def find_first_duplicates(files: Iterable[Path]) -> dict[Path, Path]:
     """Return file -> the first file of equal bytes, for all files that have a copy."""
     copies = {}
-    for group in find_equal_files(files):
+    for group in find_duplicate_files(files):
         copies.update(dict.fromkeys(group, group[0]))
     return copies
 
 
-def link_samples(samples: Sequence[Sample]) -> list[list[int]]:
+def link_duplicate_samples(samples: Sequence[Sample]) -> list[list[int]]:
     """Return the groups of samples that share a picture, directly or through other samples.
 
     Each sample is in one group, by its index. A picture is shared if it is the same file, a file
@@ -80,7 +80,7 @@ def link_samples(samples: Sequence[Sample]) -> list[list[int]]:
     return list(groups.values())
 
 
-def warn_of_shared_pictures(
+def warn_of_duplicate_pictures(
     splits: Mapping[Split, Sequence[Sample]], new: Collection[Split]
 ) -> None:
     """Warn of samples with a picture that another split has too.
@@ -139,7 +139,7 @@ def _find_shared(
 def _identify_pictures(samples: Sequence[Sample]) -> list[list[Picture]]:
     """Return by what each sample's pictures are known: equal for files of equal bytes."""
     files = [list_image_files(sample) for sample in samples]
-    copies = find_first_copies(chain(*files))
+    copies = find_first_duplicates(chain(*files))
     pictures: list[list[Picture]] = []
     for sample, own in zip(samples, files, strict=True):
         known: list[Picture] = [copies.get(file, file) for file in own]

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from lightning_mllm.data.images.files import look_at_images
 from lightning_mllm.data.loading.batch import check_same_end
+from lightning_mllm.data.loading.check_manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.dry_run import dry_run_suspects
-from lightning_mllm.data.loading.manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split
@@ -25,7 +25,7 @@ _CHUNK = 16  # samples that a process encodes before it reports
 
 
 @dataclass(frozen=True)
-class WrittenOut:
+class FullCheck:
     """What was checked.
 
     Attributes:
@@ -47,7 +47,7 @@ class WrittenOut:
         )
 
 
-def write_out_all(module: MLLMDataModule, splits: Sequence[Split]) -> WrittenOut:
+def run_full_check(module: MLLMDataModule, splits: Sequence[Split]) -> FullCheck:
     """Encode all samples of those splits that the dataset has, and keep the outcome.
 
     Raises:
@@ -69,7 +69,7 @@ def write_out_all(module: MLLMDataModule, splits: Sequence[Split]) -> WrittenOut
                 known += 1
             scan.warn()
             samples += len(scan.facts)
-    return WrittenOut(module.checkpoint, samples, known)
+    return FullCheck(module.checkpoint, samples, known)
 
 
 def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: CheckManifest) -> None:

@@ -17,7 +17,7 @@ _SHOWN = 120  # characters of a prompt in a warning
 logger = logging.getLogger(__name__)
 
 
-def describe_inputs(collator: Collator, sample: Sample) -> dict[str, Any]:
+def make_input_record(collator: Collator, sample: Sample) -> dict[str, Any]:
     """Return how a collator makes a model's inputs, as plain data.
 
     Returns:
@@ -35,7 +35,7 @@ def describe_inputs(collator: Collator, sample: Sample) -> dict[str, Any]:
     }
 
 
-def trained_geometry(record: Mapping[str, Any], data: Any) -> GeometryName | None:
+def geometry_of_input_record(record: Mapping[str, Any], data: Any) -> GeometryName | None:
     """Return the geometry that an export has to write, and warn of what it can't write.
 
     Args:

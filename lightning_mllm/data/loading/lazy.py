@@ -36,7 +36,7 @@ class LazySamples(Sequence[Sample]):
         return [self._make(each) for each in chosen]
 
 
-class SampleSubset(LazySamples):
+class LazySubset(LazySamples):
     """Some of the samples of a sequence.
 
     Args:

@@ -13,7 +13,7 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.sampler import GlobalBatchSampler, Key
 from lightning_mllm.errors import ConfigError, UserError
-from lightning_mllm.store.manifest import describe_changes, find_changes
+from lightning_mllm.store.manifest import describe_manifest_changes, find_manifest_changes
 from lightning_mllm.types import Sample
 
 Collate = Callable[[Sequence[tuple[int, Sample]]], MultimodalBatch]
@@ -135,13 +135,13 @@ class ResumableLoader(BatchLoader):
                 repeated or left out.
         """
         now = self.batch_sampler.options
-        changes = find_changes({name: state[name] for name in now}, now)
+        changes = find_manifest_changes({name: state[name] for name in now}, now)
         if changes:
             raise ConfigError(
                 "The checkpoint's batches were created with different settings: "
-                f"{describe_changes(changes)}. Training would repeat some samples of the epoch and "
-                "leave out others. Resume with the same data and options, or start a new run from "
-                "the checkpoint's weights."
+                f"{describe_manifest_changes(changes)}. Training would repeat some samples of "
+                "the epoch and leave out others. Resume with the same data and options, or start a "
+                "new run from the checkpoint's weights."
             )
         self._epoch, self._handed_out = state["epoch"], state["batches"]
         self._resumes = True

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.store.manifest import digest
+from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Sample
 
@@ -36,7 +36,7 @@ class SampleSize:
     characters: int
 
 
-def check_batch_sizes(world_size: int, **sizes: int) -> None:
+def check_sampler_batches(world_size: int, **sizes: int) -> None:
     """Refuse batches that processes can't share.
 
     Raises:
@@ -88,7 +88,7 @@ class GlobalBatchSampler:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        check_batch_sizes(world_size, batch_size=batch_size)
+        check_sampler_batches(world_size, batch_size=batch_size)
         self._sizes, self._batch_size = sizes, batch_size
         self._training = training
         self._group_by_length, self._seed = group_by_length, seed
@@ -96,7 +96,7 @@ class GlobalBatchSampler:
         self._rank, self._world_size = rank, world_size
         self.epoch = self.start = 0
         lines = (f"{size.id}\t{size.images}\t{size.characters}" for size in sizes)
-        self._digest = digest(["\n".join(lines)])
+        self._digest = manifest_digest(["\n".join(lines)])
 
     @property
     def sampler(self) -> GlobalBatchSampler:
@@ -180,7 +180,7 @@ def _cut(indices: list[int], size: int) -> list[list[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def limit_samples(
+def limit_sampling(
     samples: Sequence[Sample], limit: int | float, batch_size: int
 ) -> Sequence[Sample]:
     """Return the samples of the batches that one of the Trainer's limits lets through."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.images.regions import check_boxes
 from lightning_mllm.data.loading.bad_rows import TOO_LONG, BadRows
-from lightning_mllm.data.loading.checks import check_sample
 from lightning_mllm.data.loading.collator import Collator
-from lightning_mllm.data.loading.lazy import LazySamples, SampleSubset
+from lightning_mllm.data.loading.lazy import LazySamples, LazySubset
 from lightning_mllm.data.loading.left_out import LeftOut
+from lightning_mllm.data.loading.sample_checks import check_sample
 from lightning_mllm.data.loading.sample_errors import fetch_sample, join_first
 from lightning_mllm.data.loading.sampler import SampleSize
 from lightning_mllm.data.loading.splits import Split
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class SampleFacts:
+class ScannedSample:
     """What is known of a sample without opening its pictures.
 
     Attributes:
@@ -93,7 +93,7 @@ class SplitScan:
     ) -> None:
         self.samples, self.split = samples, split
         self.collator = collator
-        self.facts: dict[int, SampleFacts] = {}
+        self.facts: dict[int, ScannedSample] = {}
         self.refused: dict[int, DataError] = {}
         self.too_long: list[int] = []
         self.left_out, self._template_check = LeftOut(), TemplateCheck(collator)
@@ -154,7 +154,7 @@ class SplitScan:
         sizes = [facts.size for facts in self.facts.values()]
         if len(sizes) == len(self.samples):
             return self.samples, sizes
-        kept = SampleSubset(self.samples, list(self.facts))
+        kept = LazySubset(self.samples, list(self.facts))
         return kept if isinstance(self.samples, LazySamples) else list(kept), sizes
 
     def warn_of_unseen_boxes(self, sizes: Mapping[Path, Size]) -> None:
@@ -200,7 +200,7 @@ class SplitScan:
                 )
                 characters = 0 if sample.label is not None else _count_characters(sample)
                 size = SampleSize(sample.id, len(images), characters)
-                self.facts[index] = SampleFacts(size, images, sample.kind, bound, trait, odd)
+                self.facts[index] = ScannedSample(size, images, sample.kind, bound, trait, odd)
                 self.paths.update(image for image in images if isinstance(image, Path))
                 if sample.boxes:
                     self._boxed.append(index)

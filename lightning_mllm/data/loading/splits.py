@@ -31,7 +31,7 @@ def check_splits(wanted: Sequence[Split], present: Sequence[Split], dataset: str
         )
 
 
-def warn_of_another_seed(trained: int, seed: int, dataset: str) -> None:
+def warn_of_split_seed(trained: int, seed: int, dataset: str) -> None:
     """Warn where a model was trained with another seed than the dataset at hand has."""
     if trained != seed:
         logger.warning(
@@ -45,7 +45,7 @@ def warn_of_another_seed(trained: int, seed: int, dataset: str) -> None:
         )
 
 
-def check_fractions(val: float, test: float = 0.0) -> None:
+def check_split_fractions(val: float, test: float = 0.0) -> None:
     """Refuse fractions that leave no training data.
 
     Raises:
@@ -73,7 +73,7 @@ def stratified_split(
         test: Fraction of the test split.
         seed: Seed of the choice.
     """
-    check_fractions(val, test)
+    check_split_fractions(val, test)
     splits: dict[Split, list[Item]] = {"train": [], "val": [], "test": []}
     for name, groups in strata.items():
         rest = list(groups)

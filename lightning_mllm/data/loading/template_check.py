@@ -87,7 +87,7 @@ class TemplateCheck:
             )
 
 
-def warn_of_date(processor: CheckpointProcessor, checkpoint: str) -> None:
+def check_template_date(processor: CheckpointProcessor, checkpoint: str) -> None:
     """Warn of a chat template that writes the day's date, which changes what the model reads."""
     content: Any = [{"type": "text", "text": "a"}]
     system, user = {"role": "system", "content": content}, {"role": "user", "content": content}

@@ -7,7 +7,13 @@ import unicodedata
 from collections.abc import Sequence
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.evaluation.classification.negation import MARK, MARKS, UNCLEAR, denies, mentions
+from lightning_mllm.evaluation.classification.negation import (
+    MARK,
+    MARKS,
+    UNCLEAR,
+    has_negation,
+    negated_mentions,
+)
 
 INVALID = -1  # the answer names no class, or several, or is unclear
 
@@ -66,7 +72,7 @@ class AnswerParser:
             pattern = re.compile(rf"(?<!{_LETTER}){re.escape(key)}(?!{_LETTER})")
             mark = chr(MARKS[self._classes[key]])
             self._marks.append((pattern, mark))
-            if denies(key):
+            if has_negation(key):
                 denying.add(mark)
         self._denying = frozenset(denying)
 
@@ -80,7 +86,7 @@ class AnswerParser:
             answer = pattern.sub(mark, answer)
         named: set[str] = set()
         denied: set[str] = set()
-        for mark, negations in mentions(answer, self._denying):
+        for mark, negations in negated_mentions(answer, self._denying):
             if negations >= UNCLEAR:
                 return INVALID
             (denied if negations else named).add(mark)

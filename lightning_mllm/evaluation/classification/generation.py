@@ -14,7 +14,7 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
-from lightning_mllm.evaluation.decoding import continue_prompts
+from lightning_mllm.evaluation.decoding import decode_prompts
 from lightning_mllm.store.seeds import seed_of
 from lightning_mllm.types import LabelSet
 
@@ -69,7 +69,7 @@ class Generation(Scorer):
         ):
             if self.temperature > 0:
                 torch.manual_seed(seed_of(self.seed, batch.sample_ids))
-            new_tokens = continue_prompts(model, prompts, limit, self.temperature)
+            new_tokens = decode_prompts(model, prompts, limit, self.temperature)
         texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         answers = tuple(text.strip() for text in texts)
         parser = _parser(labels.names)

@@ -63,12 +63,12 @@ _ALONE = re.compile(
 )
 
 
-def denies(text: str) -> bool:
+def has_negation(text: str) -> bool:
     """Return whether a text has a negation."""
     return bool(_NEGATION.search(text))
 
 
-def mentions(text: str, denying: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
+def negated_mentions(text: str, denying: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
     """Yield each name of a text, in order, with the number of its negations, `UNCLEAR` at most.
 
     Args:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_mllm.statistics.shares import Share, wilson
+from lightning_mllm.statistics.shares import Share, wilson_share_interval
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ChairResult:
             "chair_i": self.chair_i,
             "chair_i_interval_95": list(self.wrong.interval),
             "chair_s": self.chair_s,
-            "chair_s_interval_95": list(wilson(self.chair_s, self.n)),
+            "chair_s_interval_95": list(wilson_share_interval(self.chair_s, self.n)),
             "recall": self.recall,
             "recall_interval_95": list(self.found.interval),
             "mentions_per_caption": self.wrong.whole / self.n,

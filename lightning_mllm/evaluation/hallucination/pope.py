@@ -28,7 +28,7 @@ from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
 from lightning_mllm.evaluation.tally import Tally
 from lightning_mllm.statistics.interval import Interval
 from lightning_mllm.statistics.shares import Share
-from lightning_mllm.store.seeds import number_of
+from lightning_mllm.store.seeds import seed_number_of
 
 Sampling = Literal["random", "popular", "adversarial"]
 Reading = Literal["named", "released"]
@@ -41,7 +41,7 @@ _PARSER = AnswerParser(("no", "yes"))
 _RELEASED_NO = {"No", "not", "no"}
 
 
-def sampling_of(kind: str) -> Sampling | None:
+def pope_sampling(kind: str) -> Sampling | None:
     """Return how a kind's absent objects were sampled, e.g. "popular" for "presence/popular".
 
     Returns:
@@ -188,14 +188,14 @@ class PopeMetrics(Tally):
         self.reading = reading
 
     def update(self, answers: Iterable[OpenAnswer]) -> None:
-        """Count the answers to questions of presence, see `sampling_of`; others are left out.
+        """Count the answers to questions of presence, see `pope_sampling`; others are left out.
 
         Raises:
             DataError: The right answer to one of them is neither yes nor no.
         """
         rows = []
         for answer in answers:
-            sampling = sampling_of(answer.kind)
+            sampling = pope_sampling(answer.kind)
             if sampling is None:
                 continue
             truth = _read_named(answer.reference)
@@ -206,7 +206,7 @@ class PopeMetrics(Tally):
                     "Correct the answer, or rename the kind."
                 )
             read = _read_named if self.reading == "named" else _read_released
-            picture = number_of(answer.picture or answer.sample_id, signed=True)
+            picture = seed_number_of(answer.picture or answer.sample_id, signed=True)
             rows.append((SAMPLINGS.index(sampling), truth, read(answer.answer), picture))
         self.add(rows)
 

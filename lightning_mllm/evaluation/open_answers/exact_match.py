@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.answer_parser import normalise
-from lightning_mllm.evaluation.decoding import continue_prompts, end_ids
+from lightning_mllm.evaluation.decoding import decode_prompts, decoding_end_ids
 from lightning_mllm.types import Segment
 
 Match = Literal["normalised", "paper"]
@@ -105,7 +105,7 @@ class ExactMatch:
         rows = [row for row, kind in enumerate(batch.kinds) if kind is not None]
         if not rows:
             return ()
-        asked, ends = batch.take(rows), frozenset(end_ids(model, batch))
+        asked, ends = batch.take(rows), frozenset(decoding_end_ids(model, batch))
         where = _last_answers(asked)
         expected = _gather_tokens(asked.input_ids, where)
         likeliest = torch.zeros_like(where) if greedy is None else greedy[rows]
@@ -154,7 +154,7 @@ class ExactMatch:
                 limits[row] = len(reference) + self.spare_tokens
         if limits:
             prompts = asked.take(list(limits)).prompts()
-            generated = continue_prompts(model, prompts, max(limits.values())).tolist()
+            generated = decode_prompts(model, prompts, max(limits.values())).tolist()
             for row, new in zip(limits, generated, strict=True):
                 answers[row] = new[: limits[row]]
         return [_cut_at_end(answers[row], ends) for row in range(len(expected))]

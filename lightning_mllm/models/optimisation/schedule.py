@@ -62,7 +62,7 @@ class LearningRates:
                 )
 
 
-def parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str, Any]]:
+def scheduled_parameter_groups(backbone: Backbone, rates: LearningRates) -> list[dict[str, Any]]:
     """Group the trained parameters by part and by how they are optimised.
 
     Parameters of norms and all vectors (biases, `image_newline`) get no weight decay. Embeddings,

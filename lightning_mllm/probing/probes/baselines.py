@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_mllm.probing.probes.probe import Fit, Probe, Task
+from lightning_mllm.probing.probes.probe import Probe, ProbeFit, ProbeTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +22,18 @@ class NearestCentroid(Probe):
 
     kind: ClassVar[str] = "nearest-centroid"
 
-    def fit_predict(self, tasks: Sequence[Task]) -> list[Fit]:
+    def fit_predict(self, tasks: Sequence[ProbeTask]) -> list[ProbeFit]:
         """Classify test features; tasks that differ only in their seed are computed once."""
-        fits: dict[tuple[str, int, tuple[int, ...]], Fit] = {}
+        fits: dict[tuple[str, int, tuple[int, ...]], ProbeFit] = {}
         keys = [(task.name, id(task.train), tuple(task.labels.tolist())) for task in tasks]
         for key, task in zip(keys, tasks, strict=True):
             if key not in fits:
                 parameters = len(task.train.names) * task.train.width
-                fits[key] = Fit(predicted=_classify(task), parameters=parameters)
+                fits[key] = ProbeFit(predicted=_classify(task), parameters=parameters)
         return [fits[key] for key in keys]
 
 
-def _classify(task: Task) -> Tensor:
+def _classify(task: ProbeTask) -> Tensor:
     classes, width = len(task.train.names), task.train.width
     features = task.train.features.double()  # so that the order of the samples does not matter
     sums = torch.zeros(classes, width, dtype=torch.float64).index_add_(0, task.labels, features)

@@ -43,8 +43,8 @@ def _check_pair(name: str, train: FeatureSet, test: FeatureSet) -> None:
     if (train.names, train.width) != (test.names, test.width):
         raise DataError(
             f"Features {name!r}: train has {train.width} numbers per sample and classes "
-            f"{list_some(train.names)}, test has {test.width} and {list_some(test.names)}. Extract "
-            "both with one model and one class list."
+            f"{list_checked_names(train.names)}, test has {test.width} and "
+            f"{list_checked_names(test.names)}. Extract both with one model and one class list."
         )
     if train.sample_ids == test.sample_ids and torch.equal(train.features, test.features):
         raise DataError(
@@ -64,11 +64,11 @@ def _check_pair(name: str, train: FeatureSet, test: FeatureSet) -> None:
             "Features %r: the test split has classes that train has no sample of, which a probe "
             "cannot learn: %s. Their samples are scored as wrong.",
             name,
-            list_some([train.names[target] for target in unknown]),
+            list_checked_names([train.names[target] for target in unknown]),
         )
 
 
-def list_some(names: Sequence[str]) -> str:
+def list_checked_names(names: Sequence[str]) -> str:
     """Return the first names, quoted, and how many more there are."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(map(repr, names[:_LISTED])) + more

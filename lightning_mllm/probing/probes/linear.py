@@ -13,9 +13,15 @@ from torch import Tensor
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing.probes.held_out import hold_out
-from lightning_mllm.probing.probes.logistic import TOLERANCE, Axes, Solution, on_axes, solve
-from lightning_mllm.probing.probes.probe import BatchedProbe, Fit, Task, cut
-from lightning_mllm.probing.probes.stacked_data import moments
+from lightning_mllm.probing.probes.logistic import (
+    TOLERANCE,
+    LogisticAxes,
+    LogisticSolution,
+    logistic_axes,
+    solve_logistic,
+)
+from lightning_mllm.probing.probes.probe import BatchedProbe, ProbeFit, ProbeTask, cut_probe_tasks
+from lightning_mllm.probing.probes.stacked_data import moments_of_stacked_data
 from lightning_mllm.store.seeds import torch_generator
 
 _HELD_OUT = 0.1  # share of each class on which the penalty is chosen
@@ -68,22 +74,22 @@ class LinearProbe(BatchedProbe):
         )
         return [*(["custom"] if custom else []), *super()._differences()]
 
-    def fit_predict(self, tasks: Sequence[Task]) -> list[Fit]:
+    def fit_predict(self, tasks: Sequence[ProbeTask]) -> list[ProbeFit]:
         """Fit one regression per task; sets of features of one shape are solved together.
 
         Raises:
             DataError: There are penalties to choose from, but no sample to hold out.
         """
-        fits: dict[int, Fit] = {}
+        fits: dict[int, ProbeFit] = {}
         for parts in self._find_alike(tasks):
             sets_at_once = max(1, self.models_at_once // len(parts[0]))
-            for chosen in cut(parts, sets_at_once):
+            for chosen in cut_probe_tasks(parts, sets_at_once):
                 positions = [*chain.from_iterable(chosen)]
                 found = self._fit([tasks[position] for position in positions], len(chosen))
                 fits |= zip(positions, found, strict=True)
         return [fits[position] for position in range(len(tasks))]
 
-    def _find_alike(self, tasks: Sequence[Task]) -> list[list[Sequence[int]]]:
+    def _find_alike(self, tasks: Sequence[ProbeTask]) -> list[list[Sequence[int]]]:
         """Group the positions of tasks by what can be solved together.
 
         Returns:
@@ -95,12 +101,12 @@ class LinearProbe(BatchedProbe):
             on_features[id(task.train), id(task.test)].append(position)
         alike: defaultdict[object, list[Sequence[int]]] = defaultdict(list)
         for positions in on_features.values():
-            for part in cut(positions, self.models_at_once):
+            for part in cut_probe_tasks(positions, self.models_at_once):
                 train, test = tasks[part[0]].train, tasks[part[0]].test
                 alike[train.features.shape, test.shape, len(train.names), len(part)].append(part)
         return [*alike.values()]
 
-    def _fit(self, tasks: Sequence[Task], sets: int) -> list[Fit]:
+    def _fit(self, tasks: Sequence[ProbeTask], sets: int) -> list[ProbeFit]:
         """Fit tasks on several sets of features: the first K on the first set, and so on."""
         per_set = len(tasks) // sets  # K
         axes = self._rotate(tasks[::per_set])
@@ -115,7 +121,7 @@ class LinearProbe(BatchedProbe):
             held = _stack_per_set([_held_out(task) for task in tasks], sets).to(device)
             penalties, start = self._choose(axes.train.float(), labels, held.float(), start.float())
         even = torch.full(labels.shape, 1 / labels.shape[1], dtype=start.dtype, device=device)
-        solution = solve(
+        solution = solve_logistic(
             axes.train,
             labels,
             even,
@@ -128,22 +134,22 @@ class LinearProbe(BatchedProbe):
         converged = (solution.gradients <= TOLERANCE).flatten().tolist()
         parameters = (tasks[0].train.width + 1) * classes
         return [
-            Fit(predicted=row, parameters=parameters, converged=done)
+            ProbeFit(predicted=row, parameters=parameters, converged=done)
             for row, done in zip(predicted, converged, strict=True)
         ]
 
-    def _rotate(self, tasks: Sequence[Task]) -> Axes:
+    def _rotate(self, tasks: Sequence[ProbeTask]) -> LogisticAxes:
         """Return the features of one task per set on their principal axes, in float64."""
         device = self.torch_device()
         train, test = [], []
         for task in tasks:
             pair = [each.to(device, torch.float64) for each in (task.train.features, task.test)]
             if self.standardise:
-                mean, deviation = moments(pair[0])
+                mean, deviation = moments_of_stacked_data(pair[0])
                 pair = [(each - mean) / deviation for each in pair]
             train.append(pair[0])
             test.append(pair[1])
-        return on_axes(torch.stack(train), torch.stack(test))
+        return logistic_axes(torch.stack(train), torch.stack(test))
 
     def _choose(
         self, features: Tensor, labels: Tensor, held: Tensor, start: Tensor
@@ -164,7 +170,7 @@ class LinearProbe(BatchedProbe):
         best = torch.zeros_like(lowest, dtype=torch.float64)
         weights = path = start
         for penalty in sorted(self.penalties, reverse=True):
-            solution = solve(
+            solution = solve_logistic(
                 features,
                 labels,
                 kept,
@@ -188,7 +194,7 @@ def _stack_per_set(rows: Sequence[Tensor], sets: int) -> Tensor:
     return per_set.mT.contiguous()
 
 
-def _held_out(task: Task) -> Tensor:
+def _held_out(task: ProbeTask) -> Tensor:
     """Return which samples choose the penalty, (samples,).
 
     Raises:
@@ -203,7 +209,9 @@ def _held_out(task: Task) -> Tensor:
     return torch.zeros(len(task.labels), dtype=torch.bool).index_fill_(0, rows, True)
 
 
-def _mean_loss(solution: Solution, features: Tensor, labels: Tensor, held: Tensor) -> Tensor:
+def _mean_loss(
+    solution: LogisticSolution, features: Tensor, labels: Tensor, held: Tensor
+) -> Tensor:
     """Return each regression's mean cross-entropy on the samples held out, (sets, K)."""
     logits = solution.logits(features)
     losses = logits.logsumexp(dim=3) - logits.gather(3, labels[..., None])[..., 0]

@@ -27,7 +27,7 @@ _ROUNDING = 16  # in units of a loss's precision: the smallest decrease that rou
 _RANK = 1e-5  # singular values below this, relative to the largest, are rounding errors
 
 
-class Axes(NamedTuple):
+class LogisticAxes(NamedTuple):
     """Sets of features on their principal axes; a regression is the same there, up to a rotation.
 
     Attributes:
@@ -41,7 +41,7 @@ class Axes(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class LogisticSolution:
     """Solved regressions, K on each set of features.
 
     Attributes:
@@ -59,7 +59,7 @@ class Solution:
         return _logits(features, self.weights)
 
 
-def on_axes(train: Tensor, test: Tensor) -> Axes:
+def logistic_axes(train: Tensor, test: Tensor) -> LogisticAxes:
     """Rotate features, (sets, samples, width) of train and test, onto the principal axes of train.
 
     The mean of train is subtracted from both; the biases compensate for that.
@@ -75,10 +75,10 @@ def on_axes(train: Tensor, test: Tensor) -> Axes:
         vectors = vectors * (_inverse_root(values) > 0)[:, None]
     scale = train.square().sum(dim=2).mean(dim=1).sqrt()[:, None, None]
     scale = torch.where(scale > 0, scale, 1)
-    return Axes(*(_with_ones(features @ vectors / scale) for features in (train, test)))
+    return LogisticAxes(*(_with_ones(features @ vectors / scale) for features in (train, test)))
 
 
-def solve(
+def solve_logistic(
     features: Tensor,
     labels: Tensor,
     sample_weights: Tensor,
@@ -87,11 +87,11 @@ def solve(
     start: Tensor,
     tolerance: float,
     max_iterations: int,
-) -> Solution:
+) -> LogisticSolution:
     """Minimise K regressions on each set of features.
 
     Args:
-        features: (sets, samples, axes + 1), as in `Axes.train`.
+        features: (sets, samples, axes + 1), as in `LogisticAxes.train`.
         labels: (sets, samples, K).
         sample_weights: (sets, samples, K), which add up to 1 over the samples.
         penalties: (sets, K).
@@ -117,7 +117,7 @@ def solve(
         step, change = moved - weights, new_gradient - gradient
         steps = [*steps, (step, change, _dot(step, change))][-_MEMORY:]
         weights, loss, gradient = moved, new_loss, new_gradient
-    return Solution(weights, gradient.square().sum(dim=(1, 3)).sqrt(), iterations)
+    return LogisticSolution(weights, gradient.square().sum(dim=(1, 3)).sqrt(), iterations)
 
 
 class _Problem:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.probing.probes.batched import predict, train_together
+from lightning_mllm.probing.probes.network_training import predict_with_trained, train_networks
 from lightning_mllm.probing.probes.networks import (
     POST_PROJECTION,
     PRE_PROJECTION,
-    Layout,
-    parameter_count,
+    NetworkLayout,
+    network_parameter_count,
 )
-from lightning_mllm.probing.probes.probe import BatchedProbe, Fit, Task, cut
+from lightning_mllm.probing.probes.probe import BatchedProbe, ProbeFit, ProbeTask, cut_probe_tasks
 from lightning_mllm.probing.probes.stacked_data import StackedData
 from lightning_mllm.probing.probes.training import PRESETS, Preset, Training
 
@@ -59,7 +59,7 @@ class MLPProbe(BatchedProbe):
             )
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> NetworkLayout:
         """Hidden sizes of the network."""
         return POST_PROJECTION if self.network == "post-projection" else PRE_PROJECTION
 
@@ -70,7 +70,7 @@ class MLPProbe(BatchedProbe):
             names.append("custom" if isinstance(self.training, Training) else self.training)
         return [*names, *super()._differences()]
 
-    def fit_predict(self, tasks: Sequence[Task]) -> list[Fit]:
+    def fit_predict(self, tasks: Sequence[ProbeTask]) -> list[ProbeFit]:
         """Train one network per task, networks of one shape and equal class sizes together.
 
         Raises:
@@ -81,27 +81,27 @@ class MLPProbe(BatchedProbe):
             features, classes = task.train.features, len(task.train.names)
             class_sizes = tuple(task.train.targets.bincount(minlength=classes).tolist())
             alike[features.shape[1], features.dtype, classes, class_sizes].append(position)
-        fits: dict[int, Fit] = {}
+        fits: dict[int, ProbeFit] = {}
         for positions in alike.values():
-            for part in cut(positions, self.models_at_once):
+            for part in cut_probe_tasks(positions, self.models_at_once):
                 fits |= zip(part, self._fit([tasks[position] for position in part]), strict=True)
         return [fits[position] for position in range(len(tasks))]
 
-    def _fit(self, tasks: Sequence[Task]) -> list[Fit]:
+    def _fit(self, tasks: Sequence[ProbeTask]) -> list[ProbeFit]:
         """Train the networks of some tasks at once."""
         data = StackedData(tasks, self.standardise, self.torch_device())
         sizes = self.layout.sizes(tasks[0].train.width, len(tasks[0].train.names))
         training = self.training
         if not isinstance(training, Training):
             training = PRESETS[training]
-        trained = train_together(tasks, data, sizes, training)
+        trained = train_networks(tasks, data, sizes, training)
         fits = []
         for model, task in enumerate(tasks):
             epochs, best_epoch = trained.epochs[model], trained.best_epochs[model]
             fits.append(
-                Fit(
-                    predicted=predict(trained, model, task.test, data),
-                    parameters=parameter_count(sizes),
+                ProbeFit(
+                    predicted=predict_with_trained(trained, model, task.test, data),
+                    parameters=network_parameter_count(sizes),
                     epochs=epochs,
                     best_epoch=best_epoch,
                     converged=training.converged(epochs, best_epoch),

@@ -19,7 +19,7 @@ SMALLEST = 16  # a hidden layer is not scaled below
 
 
 @dataclass(frozen=True)
-class Layout:
+class NetworkLayout:
     """Hidden sizes for features of one width; for other widths they are scaled.
 
     Attributes:
@@ -41,16 +41,16 @@ class Layout:
 
 # Verma et al., ACL 2024, appendix A.2; the sizes are those of the released `train_mlp.py`, for
 # LLaVA-1.5-7B
-POST_PROJECTION = Layout(4096, (2048, 1536, 1024, 512, 256))
-PRE_PROJECTION = Layout(1024, (2000, 3600, 1024, 600, 256))
+POST_PROJECTION = NetworkLayout(4096, (2048, 1536, 1024, 512, 256))
+PRE_PROJECTION = NetworkLayout(1024, (2000, 3600, 1024, 600, 256))
 
 
-def parameter_count(sizes: Sequence[int]) -> int:
+def network_parameter_count(sizes: Sequence[int]) -> int:
     """Return the number of weights and biases of a network with these layer sizes."""
     return sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
 
 
-def initial_weights(
+def initial_network_weights(
     sizes: Sequence[int], generators: Sequence[torch.Generator], dtype: torch.dtype
 ) -> list[Tensor]:
     """Draw the weights of one network per generator, as `torch.nn.Linear` does, on the CPU.
@@ -72,7 +72,7 @@ def initial_weights(
     return weights
 
 
-def logits(weights: Sequence[Tensor], features: Tensor) -> Tensor:
+def network_logits(weights: Sequence[Tensor], features: Tensor) -> Tensor:
     """Run every network on its own samples.
 
     Args:

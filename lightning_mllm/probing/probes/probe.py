@@ -20,9 +20,9 @@ from torch import Tensor
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.metrics import ClassificationResult
 from lightning_mllm.probing.features.feature_set import FeatureSet
-from lightning_mllm.probing.probes.checks import check_probe_splits, list_some
+from lightning_mllm.probing.probes.checks import check_probe_splits, list_checked_names
 from lightning_mllm.probing.probes.held_out import hold_out
-from lightning_mllm.probing.probes.scores import ProbeScore, score
+from lightning_mllm.probing.probes.scores import ProbeScore, score_probe
 from lightning_mllm.store.seeds import torch_generator
 
 ItemT = TypeVar("ItemT")
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
+class ProbeTask:
     """One classifier to train, and what it classifies afterwards.
 
     Attributes:
@@ -50,7 +50,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fit:
+class ProbeFit:
     """The outcome of a task.
 
     Attributes:
@@ -103,7 +103,7 @@ class Probe(ABC):
         return self.label or self.kind
 
     @abstractmethod
-    def fit_predict(self, tasks: Sequence[Task]) -> list[Fit]:
+    def fit_predict(self, tasks: Sequence[ProbeTask]) -> list[ProbeFit]:
         """Train one classifier per task and classify its test features.
 
         Gradients are on, autocast and inference mode off. A fit depends on its own task only.
@@ -142,7 +142,7 @@ class Probe(ABC):
             ConfigError: There are no seeds, or one of them is given twice.
         """
         check_probe_splits(train, test, seeds)
-        tasks: list[Task] = []
+        tasks: list[ProbeTask] = []
         for shuffled in (False, True) if self.control else (False,):
             for name in train:
                 tasks += [_task(name, train[name], test[name], seed, shuffled) for seed in seeds]
@@ -157,7 +157,9 @@ class Probe(ABC):
         ):
             fits = self.fit_predict(tasks)
         self._warn(tasks, fits)
-        per_set = list(cut(fits[:n_full], len(seeds)))  # of the true labels, then of the controls
+        per_set = list(
+            cut_probe_tasks(fits[:n_full], len(seeds))
+        )  # of the true labels, then of the controls
         scores: dict[str, ProbeScore] = {}
         for number, name in enumerate(train):
             control = per_set[len(train) + number] if self.control else []
@@ -167,7 +169,7 @@ class Probe(ABC):
             )
         return scores
 
-    def _warn(self, tasks: Sequence[Task], fits: Sequence[Fit]) -> None:
+    def _warn(self, tasks: Sequence[ProbeTask], fits: Sequence[ProbeFit]) -> None:
         """Log which fits have not converged."""
         stopped: Counter[str] = Counter()
         for task, fit in zip(tasks, fits, strict=True):
@@ -180,7 +182,7 @@ class Probe(ABC):
                 self.name,
                 stopped.total(),
                 len(fits),
-                list_some([*stopped]),
+                list_checked_names([*stopped]),
                 self.remedy,
             )
 
@@ -189,9 +191,9 @@ class Probe(ABC):
         train: FeatureSet,
         test: FeatureSet,
         seeds: Sequence[int],
-        fits: Sequence[Fit],
-        controls: Sequence[Fit],
-        halves: Sequence[Fit],
+        fits: Sequence[ProbeFit],
+        controls: Sequence[ProbeFit],
+        halves: Sequence[ProbeFit],
     ) -> ProbeScore:
         return ProbeScore(
             probe=self.name,
@@ -261,24 +263,24 @@ class BatchedProbe(Probe):
         return ["standardised" if self.standardise else "raw"]
 
 
-def cut(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
+def cut_probe_tasks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
     """Cut a sequence into parts of `size` items; the last may be shorter."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
-def _score_all(fits: Sequence[Fit], test: FeatureSet) -> tuple[ClassificationResult, ...]:
-    return tuple(score(test.names, fit.predicted, test.targets) for fit in fits)
+def _score_all(fits: Sequence[ProbeFit], test: FeatureSet) -> tuple[ClassificationResult, ...]:
+    return tuple(score_probe(test.names, fit.predicted, test.targets) for fit in fits)
 
 
-def _task(name: str, train: FeatureSet, test: FeatureSet, seed: int, control: bool) -> Task:
+def _task(name: str, train: FeatureSet, test: FeatureSet, seed: int, control: bool) -> ProbeTask:
     labels = train.targets
     if control:
         labels = labels[torch.randperm(len(labels), generator=torch_generator(seed, "control"))]
-    return Task(name=name, train=train, labels=labels, test=test.features, seed=seed)
+    return ProbeTask(name=name, train=train, labels=labels, test=test.features, seed=seed)
 
 
-def _task_of_half(name: str, train: FeatureSet, test: FeatureSet, half: int) -> Task:
+def _task_of_half(name: str, train: FeatureSet, test: FeatureSet, half: int) -> ProbeTask:
     rows, _ = hold_out(train.targets, 0.5, torch_generator(half, "half"))
     part = replace(
         train,
@@ -286,4 +288,4 @@ def _task_of_half(name: str, train: FeatureSet, test: FeatureSet, half: int) -> 
         targets=train.targets[rows],
         sample_ids=tuple(train.sample_ids[row] for row in rows.tolist()),
     )
-    return Task(name=name, train=part, labels=part.targets, test=test.features, seed=half)
+    return ProbeTask(name=name, train=part, labels=part.targets, test=test.features, seed=half)

@@ -130,7 +130,7 @@ class ProbeScore:
         }
 
 
-def score(names: tuple[str, ...], predicted: Tensor, targets: Tensor) -> ClassificationResult:
+def score_probe(names: tuple[str, ...], predicted: Tensor, targets: Tensor) -> ClassificationResult:
     """Score predictions; both they and the targets are (samples,) class indices."""
     counts = torch.zeros(len(names), len(names) + 1, dtype=torch.int64)
     counts.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)

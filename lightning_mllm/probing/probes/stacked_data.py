@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_mllm.probing.probes.probe import Task
+from lightning_mllm.probing.probes.probe import ProbeTask
 
 _CONSTANT = 1e-6  # deviation relative to the mean; what deviates less is constant up to rounding
 
@@ -25,7 +25,7 @@ class StackedData:
         device: Where to train.
     """
 
-    def __init__(self, tasks: Sequence[Task], standardise: bool, device: torch.device) -> None:
+    def __init__(self, tasks: Sequence[ProbeTask], standardise: bool, device: torch.device) -> None:
         sets = list({id(task.train): task.train for task in tasks}.values())  # each once
         number = {id(features): position for position, features in enumerate(sets)}
         self.device = device
@@ -38,7 +38,9 @@ class StackedData:
         self._moments: tuple[Tensor, Tensor] | None = None
         if standardise:
             parts = self._features.split(self._samples)
-            means, deviations = zip(*[moments(part.to(self.dtype)) for part in parts], strict=True)
+            means, deviations = zip(
+                *[moments_of_stacked_data(part.to(self.dtype)) for part in parts], strict=True
+            )
             self._moments = torch.stack(means), torch.stack(deviations)
 
     def batch(self, models: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +66,7 @@ class StackedData:
         return (features - mean) / deviation
 
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+def moments_of_stacked_data(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation over samples, (width,) each; 1 for a constant feature."""
     variance, mean = torch.var_mean(features, dim=0, correction=0)
     deviation = variance.sqrt()

@@ -10,7 +10,7 @@ from lightning_mllm.study.engine.cell_folder import CellFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureCell(BaseCell):
+class AlignmentCell(BaseCell):
     """One measurement of one checkpoint.
 
     Attributes:
@@ -57,10 +57,10 @@ class MeasureCell(BaseCell):
         return arguments
 
 
-MeasureFolder = CellFolder[MeasureCell]
+MeasureFolder = CellFolder[AlignmentCell]
 
 
-def alignment_cells(study: AlignmentStudy) -> list[MeasureCell]:
+def alignment_cells(study: AlignmentStudy) -> list[AlignmentCell]:
     """Return all cells, checkpoint by checkpoint: a study that is stopped early has some whole.
 
     Raises:
@@ -69,7 +69,7 @@ def alignment_cells(study: AlignmentStudy) -> list[MeasureCell]:
     cells = []
     for weights in study.weights():
         for measure, files in study.measures().items():
-            cell = MeasureCell(
+            cell = AlignmentCell(
                 checkpoint=weights.name,
                 measure=measure,
                 training=weights.training,

@@ -16,7 +16,7 @@ _SHOWN_BY_SAMPLING = ("accuracy", "f1", "yes_rate")
 Claims = dict[str, dict[str, int]]  # claim -> measure -> sign of the correlation
 
 
-def claims_of(study: AlignmentStudy) -> Claims:
+def alignment_claims(study: AlignmentStudy) -> Claims:
     """Return the claims about which a study will have results."""
     accuracies = {f"{TASK}/{name}/accuracy": 1 for name in study.tasks}
     hallucination: dict[str, int] = {}
@@ -28,7 +28,7 @@ def claims_of(study: AlignmentStudy) -> Claims:
     return {claim: signs for claim, signs in claims.items() if signs}
 
 
-def tested_measures(claims: Claims) -> list[str]:
+def measures_of_claims(claims: Claims) -> list[str]:
     """Return the measures of all claims."""
     measures: list[str] = []
     for signs in claims.values():
@@ -36,16 +36,16 @@ def tested_measures(claims: Claims) -> list[str]:
     return measures
 
 
-def measures_of(study: AlignmentStudy, scores: Sequence[CheckpointScore]) -> list[str]:
+def claimed_measures(study: AlignmentStudy, scores: Sequence[CheckpointScore]) -> list[str]:
     """Return what the alignment score is compared with, each measure once, in order.
 
     POPE's measures are those over all ways of drawing absent objects.
     """
-    shown = {*NOT_CLAIMED, *tested_measures(claims_of(study))}
+    shown = {*NOT_CLAIMED, *measures_of_claims(alignment_claims(study))}
     return [measure for measure in _measures_in(scores) if measure in shown]
 
 
-def measures_by_sampling(scores: Sequence[CheckpointScore]) -> list[str]:
+def claimed_measures_by_sampling(scores: Sequence[CheckpointScore]) -> list[str]:
     """Return POPE's measures per way of drawing absent objects, such as `presence/popular/f1`.
 
     No claim is about them.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_mllm.study.alignment.cells import MeasureCell, MeasureFolder, alignment_cells
+from lightning_mllm.study.alignment.cells import AlignmentCell, MeasureFolder, alignment_cells
 from lightning_mllm.study.alignment.report import write_alignment_report
-from lightning_mllm.study.alignment.scores import check_alignment_cell
+from lightning_mllm.study.alignment.scores import check_scores_of_alignment_cell
 from lightning_mllm.study.alignment.study import AlignmentStudy
 
 
@@ -19,13 +19,13 @@ class AlignmentCommand(AlignmentStudy):
 
     tables: ClassVar[tuple[str, ...]] = ("scores", "correlations", "verdict")
 
-    def all_cells(self) -> list[MeasureCell]:
+    def all_cells(self) -> list[AlignmentCell]:
         """Return all measurements of all checkpoints."""
         return alignment_cells(self)
 
     def check_cell(self, folder: MeasureFolder) -> None:
         """Refuse a cell that lacks what the study reads."""
-        check_alignment_cell(self, folder)
+        check_scores_of_alignment_cell(self, folder)
 
     def write_report(self, folders: Sequence[MeasureFolder]) -> Path | None:
         """Write scores, correlations, verdicts, figures and the report."""

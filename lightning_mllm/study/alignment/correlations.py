@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_mllm.statistics.correlation import Correlation, correlate, group_means
+from lightning_mllm.statistics.correlation import Correlation, correlate, correlated_group_means
 from lightning_mllm.statistics.missing import Floats
-from lightning_mllm.study.alignment.claims import measures_by_sampling, measures_of
+from lightning_mllm.study.alignment.claims import claimed_measures, claimed_measures_by_sampling
 from lightning_mllm.study.alignment.scores import CheckpointScore
 from lightning_mllm.study.alignment.study import ALIGNMENT, AlignmentStudy
 
 
 @dataclass(frozen=True)
-class Association:
+class AlignmentCorrelation:
     """How an alignment score goes with another measure.
 
     Attributes:
@@ -39,19 +39,21 @@ class Association:
         return self.of_origins.n
 
 
-def associate(study: AlignmentStudy, scores: Sequence[CheckpointScore]) -> list[Association]:
+def correlate_alignment(
+    study: AlignmentStudy, scores: Sequence[CheckpointScore]
+) -> list[AlignmentCorrelation]:
     """Return the correlations of each reading with each measure, over the checkpoints with both."""
-    table = table_of(scores)
-    checkpoints = checkpoints_of(scores)
+    table = table_to_correlate(scores)
+    checkpoints = correlated_checkpoints(scores)
     origins = study.origins()
     groups = [origins[checkpoint] for checkpoint in checkpoints]
     found = []
     for reading in study.readings:
         ours = _column(table, checkpoints, f"{ALIGNMENT}/{reading}")
-        for measure in [*measures_of(study, scores), *measures_by_sampling(scores)]:
+        for measure in [*claimed_measures(study, scores), *claimed_measures_by_sampling(scores)]:
             theirs = _column(table, checkpoints, measure)
-            means = group_means(ours, theirs, groups)
-            association = Association(
+            means = correlated_group_means(ours, theirs, groups)
+            association = AlignmentCorrelation(
                 reading=reading,
                 measure=measure,
                 pearson=correlate(ours, theirs, "pearson", study.resamples),
@@ -62,12 +64,12 @@ def associate(study: AlignmentStudy, scores: Sequence[CheckpointScore]) -> list[
     return found
 
 
-def checkpoints_of(scores: Iterable[CheckpointScore]) -> list[str]:
+def correlated_checkpoints(scores: Iterable[CheckpointScore]) -> list[str]:
     """Return the checkpoints that have scores, in order."""
     return list(dict.fromkeys(score.checkpoint for score in scores))
 
 
-def table_of(scores: Iterable[CheckpointScore]) -> dict[tuple[str, str], CheckpointScore]:
+def table_to_correlate(scores: Iterable[CheckpointScore]) -> dict[tuple[str, str], CheckpointScore]:
     """Return the scores by checkpoint and measure."""
     return {(score.checkpoint, score.measure): score for score in scores}
 

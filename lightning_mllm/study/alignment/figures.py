@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_mllm.store.files import write_rows
+from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.study.alignment.cells import MeasureFolder
-from lightning_mllm.study.alignment.claims import measures_of
-from lightning_mllm.study.alignment.correlations import checkpoints_of, table_of
-from lightning_mllm.study.alignment.scores import CheckpointScore, Curve, curves_of
+from lightning_mllm.study.alignment.claims import claimed_measures
+from lightning_mllm.study.alignment.correlations import correlated_checkpoints, table_to_correlate
+from lightning_mllm.study.alignment.scores import CheckpointScore, Curve, alignment_score_curves
 from lightning_mllm.study.alignment.study import ALIGNMENT, AlignmentStudy
-from lightning_mllm.tracking.figures.study import Dot, dot_plot, line_plot
+from lightning_mllm.tracking.figures.study import StudyDot, draw_study_dots, draw_study_lines
 
 _DOT_COLUMNS = (
     *("measure", "checkpoint", "score", "value"),
@@ -39,22 +39,22 @@ def _draw_dots(study: AlignmentStudy, scores: Sequence[CheckpointScore]) -> list
             for dot in dots:
                 x_ends, y_ends = dot.x_interval or _NO_INTERVAL, dot.y_interval or _NO_INTERVAL
                 rows.append([dot.panel, dot.label, dot.x, dot.y, *x_ends, *y_ends])
-            write_rows(path.with_suffix(".csv"), _DOT_COLUMNS, rows)
-            pictures.append(dot_plot(dots, path, xlabel=f"Alignment score: {reading}"))
+            write_csv_file(path.with_suffix(".csv"), _DOT_COLUMNS, rows)
+            pictures.append(draw_study_dots(dots, path, xlabel=f"Alignment score: {reading}"))
     return pictures
 
 
-def _dots(study: AlignmentStudy, scores: Sequence[CheckpointScore], reading: str) -> list[Dot]:
+def _dots(study: AlignmentStudy, scores: Sequence[CheckpointScore], reading: str) -> list[StudyDot]:
     """Return a dot for each measure and checkpoint that has both numbers."""
-    table = table_of(scores)
+    table = table_to_correlate(scores)
     dots = []
-    for measure in measures_of(study, scores):
-        for checkpoint in checkpoints_of(scores):
+    for measure in claimed_measures(study, scores):
+        for checkpoint in correlated_checkpoints(scores):
             ours = table.get((checkpoint, f"{ALIGNMENT}/{reading}"))
             theirs = table.get((checkpoint, measure))
             if ours is None or theirs is None or ours.value is None or theirs.value is None:
                 continue
-            dot = Dot(
+            dot = StudyDot(
                 panel=measure,
                 label=checkpoint,
                 x=ours.value,
@@ -71,7 +71,7 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
     panels: dict[str, dict[str, Curve]] = {reading: {} for reading in study.readings}
     for folder in done:
         if folder.cell.measure == ALIGNMENT:
-            for reading, curve in curves_of(study, folder).items():
+            for reading, curve in alignment_score_curves(study, folder).items():
                 panels[reading][folder.cell.checkpoint] = curve
     rows = []
     for reading, lines in panels.items():
@@ -80,6 +80,6 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
     if not rows:
         return []
     path = study.folder / "figures" / "layers.png"
-    write_rows(path.with_suffix(".csv"), _CURVE_COLUMNS, rows)
+    write_csv_file(path.with_suffix(".csv"), _CURVE_COLUMNS, rows)
     xlabel = "After how many layers (0: the LLM's input)"
-    return [line_plot(panels, path, ylabel="Cosine", xlabel=xlabel)]
+    return [draw_study_lines(panels, path, ylabel="Cosine", xlabel=xlabel)]

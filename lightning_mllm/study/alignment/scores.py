@@ -11,7 +11,12 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import read_json
 from lightning_mllm.study.alignment.cells import MeasureFolder
 from lightning_mllm.study.alignment.study import ALIGNMENT, CAPTIONS, PRESENCE, AlignmentStudy
-from lightning_mllm.study.engine.outputs import evaluation_of, last_run, read_table, way_out
+from lightning_mllm.study.engine.outputs import (
+    evaluation_output,
+    last_run_output,
+    missing_output_way_out,
+    read_output_table,
+)
 
 Curve = dict[int, float]  # layer -> value
 
@@ -69,7 +74,7 @@ def collect_alignment_scores(
     return found
 
 
-def check_alignment_cell(study: AlignmentStudy, folder: MeasureFolder) -> None:
+def check_scores_of_alignment_cell(study: AlignmentStudy, folder: MeasureFolder) -> None:
     """Refuse a cell that lacks what the study reads.
 
     Raises:
@@ -77,7 +82,7 @@ def check_alignment_cell(study: AlignmentStudy, folder: MeasureFolder) -> None:
     """
     list(scores_of_alignment_cell(study, folder))
     if folder.cell.measure == ALIGNMENT:
-        curves_of(study, folder)
+        alignment_score_curves(study, folder)
 
 
 def scores_of_alignment_cell(
@@ -104,7 +109,7 @@ def scores_of_alignment_cell(
         yield from _named_scores(folder, measure.replace(".", "/"), accuracies, ("accuracy",))
 
 
-def curves_of(study: AlignmentStudy, folder: MeasureFolder) -> dict[str, Curve]:
+def alignment_score_curves(study: AlignmentStudy, folder: MeasureFolder) -> dict[str, Curve]:
     """Return the alignment layer by layer, per reading, of a finished cell of that measure.
 
     Raises:
@@ -112,7 +117,7 @@ def curves_of(study: AlignmentStudy, folder: MeasureFolder) -> dict[str, Curve]:
     """
     path = _find_settings(folder).with_name("summary.csv")
     curves: dict[str, Curve] = {reading: {} for reading in study.readings}
-    for row in read_table(path, folder):
+    for row in read_output_table(path, folder):
         shown = row["state"] == "residual" and row["tokens"] == study.tokens
         if shown and row["value"] and row["measure"] in curves:
             curves[row["measure"]][int(row["layer"])] = float(row["value"])
@@ -121,7 +126,7 @@ def curves_of(study: AlignmentStudy, folder: MeasureFolder) -> dict[str, Curve]:
 
 def _task_scores(study: AlignmentStudy, folder: MeasureFolder) -> Mapping[str, Any]:
     """Return the scores of exact match, or else of the study's scorer."""
-    path = evaluation_of(folder) / "scores.json"
+    path = evaluation_output(folder) / "scores.json"
     content = read_json(path)
     scorers = content.get("scorers", {})
     scores: Mapping[str, Any] | None = content.get("exact_match") or scorers.get(study.scorer)
@@ -175,14 +180,14 @@ def _alignment_scores(study: AlignmentStudy, folder: MeasureFolder) -> Iterator[
 def _find_report(folder: MeasureFolder, name: str, writer: str) -> Path:
     """Return the file that a callback wrote in the cell's last run."""
     pattern = f"evaluation/*/{name}"
-    return _only_one(folder, pattern, writer, list(last_run(folder).glob(pattern)))
+    return _only_one(folder, pattern, writer, list(last_run_output(folder).glob(pattern)))
 
 
 def _find_settings(folder: MeasureFolder) -> Path:
     """Return the settings file of the analysis in the cell's last run that has alignment scores."""
     pattern = "analysis/*/*/settings.json"
     found = []
-    for path in last_run(folder).glob(pattern):
+    for path in last_run_output(folder).glob(pattern):
         if "scores" in read_json(path).get("found", {}):
             found.append(path)
     return _only_one(folder, pattern, "the analysis Alignment", found)
@@ -196,7 +201,7 @@ def _only_one(folder: MeasureFolder, pattern: str, writer: str, found: list[Path
     """
     if len(found) != 1:
         raise DataError(
-            f"{last_run(folder)}/{pattern} is there {len(found)} times: {writer} writes it, once."
-            f"{way_out(folder)}"
+            f"{last_run_output(folder)}/{pattern} is there {len(found)} times: {writer} writes it, "
+            f"once.{missing_output_way_out(folder)}"
         )
     return found[0]

@@ -12,7 +12,11 @@ from typing import Literal
 
 from lightning_mllm.alignment_names import ALL_TOKENS, MODES, NO_SINKS, SCORE_NAMES
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study.engine.checks import check_files, check_names, check_resamples
+from lightning_mllm.study.engine.checks import (
+    check_study_files,
+    check_study_names,
+    check_study_resamples,
+)
 from lightning_mllm.study.engine.runnable import RunnableStudy
 
 TASK, PRESENCE, CAPTIONS, ALIGNMENT = "task", "presence", "captions", "alignment"
@@ -21,7 +25,7 @@ _LAST = re.compile(r"last(-v\d+)?\.ckpt")  # what Lightning writes a second time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class AlignmentStudyCheckpoint:
     """A checkpoint, or all checkpoints of one training.
 
     Attributes:
@@ -41,7 +45,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class AlignmentStudyWeights:
     """The weights of one checkpoint of the study.
 
     Attributes:
@@ -53,7 +57,7 @@ class Weights:
 
     name: str
     origin: str
-    checkpoint: Checkpoint
+    checkpoint: AlignmentStudyCheckpoint
     training: str = ""
 
 
@@ -66,7 +70,7 @@ class AlignmentStudy(RunnableStudy):
 
     Attributes:
         kind: Which kind of study it is; `alignment` for this one.
-        checkpoints: Name -> hub id or folder, or a `Checkpoint`.
+        checkpoints: Name -> hub id or folder, or a `AlignmentStudyCheckpoint`.
         tasks: Name -> config files of a `lightning test`, whose accuracy counts.
         presence: Config files of a `lightning test` with the callback `PopeReport`.
         captions: Config files of a `lightning test` with the callback `ChairReport`.
@@ -81,7 +85,7 @@ class AlignmentStudy(RunnableStudy):
     """
 
     kind: Literal["alignment"] = "alignment"
-    checkpoints: dict[str, str | Checkpoint]
+    checkpoints: dict[str, str | AlignmentStudyCheckpoint]
     tasks: dict[str, list[str]] = field(default_factory=dict)
     presence: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
@@ -105,10 +109,10 @@ class AlignmentStudy(RunnableStudy):
             ConfigError: A name has other characters than a cell's id, there is nothing to measure,
                 a file is missing, or a checkpoint is there twice.
         """
-        check_names("name", [self.name])
-        check_names("checkpoints", self.checkpoints)
+        check_study_names("name", [self.name])
+        check_study_names("checkpoints", self.checkpoints)
         if self.tasks:
-            check_names("tasks", self.tasks)
+            check_study_names("tasks", self.tasks)
         measures = self.measures()
         if len(measures) < 2 or ALIGNMENT not in measures:
             raise ConfigError(
@@ -117,12 +121,12 @@ class AlignmentStudy(RunnableStudy):
                 f"for {', '.join(measures) or 'none'}."
             )
         self._check_scores()
-        check_resamples(self.resamples)
+        check_study_resamples(self.resamples)
         for option, files in {"common": self.common, **measures}.items():
-            check_files(option, files)
+            check_study_files(option, files)
         for name, entry in self._entries():
-            check_files(f"checkpoints.{name}.configs", entry.configs)
-        check_names("checkpoints", [weights.name for weights in self.weights()])
+            check_study_files(f"checkpoints.{name}.configs", entry.configs)
+        check_study_names("checkpoints", [weights.name for weights in self.weights()])
         self._check_twins()
 
     def _check_scores(self) -> None:
@@ -164,7 +168,7 @@ class AlignmentStudy(RunnableStudy):
             found[each.name] = first.setdefault(place, each.origin)
         return found
 
-    def weights(self) -> Iterator[Weights]:
+    def weights(self) -> Iterator[AlignmentStudyWeights]:
         """Yield the weights of all checkpoints, those of a training in the order of its steps.
 
         Raises:
@@ -172,17 +176,17 @@ class AlignmentStudy(RunnableStudy):
         """
         for name, entry in self._entries():
             if not entry.training:
-                yield Weights(name=name, origin=name, checkpoint=entry)
+                yield AlignmentStudyWeights(name=name, origin=name, checkpoint=entry)
                 continue
             for file in _training_checkpoints(name, entry.training):
                 suffix = re.sub("[^A-Za-z0-9_-]", "", file.stem)
-                yield Weights(
+                yield AlignmentStudyWeights(
                     name=f"{name}-{suffix}", origin=name, checkpoint=entry, training=str(file)
                 )
 
-    def _entries(self) -> Iterator[tuple[str, Checkpoint]]:
+    def _entries(self) -> Iterator[tuple[str, AlignmentStudyCheckpoint]]:
         for name, entry in self.checkpoints.items():
-            yield name, Checkpoint(source=entry) if isinstance(entry, str) else entry
+            yield name, AlignmentStudyCheckpoint(source=entry) if isinstance(entry, str) else entry
 
 
 def _training_checkpoints(name: str, pattern: str) -> list[Path]:

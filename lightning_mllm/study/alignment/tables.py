@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning_mllm.statistics.correlation import Correlation
-from lightning_mllm.study.alignment.correlations import Association, checkpoints_of
+from lightning_mllm.study.alignment.correlations import AlignmentCorrelation, correlated_checkpoints
 from lightning_mllm.study.alignment.scores import CheckpointScore
 from lightning_mllm.study.alignment.verdict import TEST, AlignmentVerdict
 from lightning_mllm.study.engine.markdown import markdown
@@ -23,7 +23,7 @@ VERDICT_COLUMNS = (
 )
 
 
-def correlation_row(each: Association) -> list[Any]:
+def correlation_table_row(each: AlignmentCorrelation) -> list[Any]:
     """Return the row of the CSV file."""
     return [
         *(each.reading, each.measure, each.origins),
@@ -32,7 +32,7 @@ def correlation_row(each: Association) -> list[Any]:
     ]
 
 
-def alignment_verdict_row(each: AlignmentVerdict) -> list[Any]:
+def alignment_verdict_table_row(each: AlignmentVerdict) -> list[Any]:
     """Return the row of the CSV file."""
     return [
         *(each.reading, each.claim, each.part, str(each.decision)),
@@ -45,20 +45,20 @@ def _correlation_cells(each: Correlation) -> tuple[float, ...]:
     return each.value, *each.interval, each.p, each.n
 
 
-def scores_as_markdown(scores: Sequence[CheckpointScore], measures: Sequence[str]) -> str:
+def alignment_scores_table(scores: Sequence[CheckpointScore], measures: Sequence[str]) -> str:
     """Return a row per checkpoint, with some of its numbers."""
     texts = {}
     for score in scores:
         interval = _interval_text(score.low_95, score.high_95)
         texts[score.checkpoint, score.measure] = f"{_number_text(score.value)}{interval}"
     rows = []
-    for checkpoint in checkpoints_of(scores):
+    for checkpoint in correlated_checkpoints(scores):
         numbers = [texts.get((checkpoint, measure), "") for measure in measures]
         rows.append([checkpoint, *numbers])
     return markdown(["checkpoint", *measures], rows)
 
 
-def correlations_as_markdown(associations: Iterable[Association]) -> str:
+def correlations_table(associations: Iterable[AlignmentCorrelation]) -> str:
     """Return a row per reading and measure."""
     rows = []
     for each in associations:
@@ -68,7 +68,7 @@ def correlations_as_markdown(associations: Iterable[Association]) -> str:
     return markdown(["score", "measure", "N", "Pearson", "Spearman"], rows)
 
 
-def alignment_verdicts_as_markdown(found: Iterable[AlignmentVerdict]) -> str:
+def alignment_verdicts_table(found: Iterable[AlignmentVerdict]) -> str:
     """Return a row per reading, claim and part."""
     rows = []
     for each in found:

@@ -17,11 +17,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_mllm.statistics.correlation import Correlation, smallest_n, smallest_p
-from lightning_mllm.statistics.decisions import Decision, all_of, decide, holm
+from lightning_mllm.statistics.correlation import (
+    Correlation,
+    smallest_correlation_n,
+    smallest_correlation_p,
+)
+from lightning_mllm.statistics.decisions import Decision, decide, decide_all, decide_by_holm
 from lightning_mllm.statistics.interval import ALPHA, NO_INTERVAL
-from lightning_mllm.study.alignment.claims import Claims, claims_of, tested_measures
-from lightning_mllm.study.alignment.correlations import Association
+from lightning_mllm.study.alignment.claims import Claims, alignment_claims, measures_of_claims
+from lightning_mllm.study.alignment.correlations import AlignmentCorrelation
 from lightning_mllm.study.alignment.scores import CheckpointScore
 from lightning_mllm.study.alignment.study import AlignmentStudy
 
@@ -61,10 +65,10 @@ class AlignmentVerdict:
 
 
 def alignment_verdicts(
-    study: AlignmentStudy, associations: Sequence[Association]
+    study: AlignmentStudy, associations: Sequence[AlignmentCorrelation]
 ) -> list[AlignmentVerdict]:
     """Decide the claims, whole (part "") and part by part, for each reading of the score."""
-    claims = claims_of(study)
+    claims = alignment_claims(study)
     found: list[AlignmentVerdict] = []
     for reading in study.readings:
         by_measure = {each.measure: each for each in associations if each.reading == reading}
@@ -73,19 +77,19 @@ def alignment_verdicts(
 
 
 def _judge(
-    reading: str, claims: Claims, found: Mapping[str, Association]
+    reading: str, claims: Claims, found: Mapping[str, AlignmentCorrelation]
 ) -> Iterator[AlignmentVerdict]:
     """Decide the claims for a reading of the score, by its correlation with each measure."""
     spearman: dict[str, Correlation] = {}
     of_origins: dict[str, Correlation] = {}
     p_values = []
-    for measure in tested_measures(claims):
+    for measure in measures_of_claims(claims):
         association = found.get(measure)
         spearman[measure] = _NOTHING if association is None else association.spearman
         of_origins[measure] = _NOTHING if association is None else association.of_origins
         p_value = of_origins[measure].p
         p_values.append(1.0 if math.isnan(p_value) else p_value)
-    adjusted = dict(zip(of_origins, holm(p_values), strict=True))
+    adjusted = dict(zip(of_origins, decide_by_holm(p_values), strict=True))
     for claim, signs in claims.items():
         decisions = {}
         for measure, sign in signs.items():
@@ -94,7 +98,7 @@ def _judge(
             reading=reading,
             claim=claim,
             part="",
-            decision=all_of(list(decisions.values())),
+            decision=decide_all(list(decisions.values())),
             checkpoints=min(spearman[measure].n for measure in signs),
             origins=min(of_origins[measure].n for measure in signs),
         )
@@ -112,24 +116,28 @@ def _judge(
             )
 
 
-def too_few(study: AlignmentStudy, associations: Sequence[Association]) -> str:
+def too_few_for_alignment_verdict(
+    study: AlignmentStudy, associations: Sequence[AlignmentCorrelation]
+) -> str:
     """Return a plain statement if there are too few checkpoints for any verdict; else empty."""
     checkpoints = max((each.spearman.n for each in associations), default=0)
     n = max((each.origins for each in associations), default=0)
-    tests = len(tested_measures(claims_of(study)))
-    least = smallest_n(tests)
+    tests = len(measures_of_claims(alignment_claims(study)))
+    least = smallest_correlation_n(tests)
     if n >= least:
         return ""
     points = "checkpoints" if n == checkpoints else "origins"
     return (
         f"N = {n} {points} are too few to say anything: even if the score and a measure put them "
-        f"in the very same order, the p-value would be {smallest_p(n):.2g} (2 of N! orders), and "
-        f"with {tests} measures tested it must be {ALPHA / tests:.2g} or less. From N = {least} on "
-        "something can be said. Below are numbers, not findings."
+        f"in the very same order, the p-value would be {smallest_correlation_p(n):.2g} (2 of N! "
+        f"orders), and with {tests} measures tested it must be {ALPHA / tests:.2g} or "
+        f"less. From N = {least} on something can be said. Below are numbers, not findings."
     )
 
 
-def not_independent(study: AlignmentStudy, scores: Sequence[CheckpointScore]) -> str:
+def not_independent_for_alignment_verdict(
+    study: AlignmentStudy, scores: Sequence[CheckpointScore]
+) -> str:
     """Return a plain statement if checkpoints of one training have scores; else empty."""
     origins = study.origins()
     checkpoints = {score.checkpoint for score in scores}

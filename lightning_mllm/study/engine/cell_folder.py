@@ -18,9 +18,9 @@ from lightning_mllm import __version__
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.store.files import read_json, write_json
 from lightning_mllm.store.fingerprint import fingerprint_files
-from lightning_mllm.store.manifest import MANIFEST, digest, find_changes
+from lightning_mllm.store.manifest import MANIFEST, find_manifest_changes, manifest_digest
 from lightning_mllm.study.engine.base import BaseCell, CellT
-from lightning_mllm.study.engine.config_files import config_of
+from lightning_mllm.study.engine.config_files import read_config_file
 
 Making = Mapping[str, Any]  # what decides a cell's results
 
@@ -100,7 +100,9 @@ class CellFolder(Generic[CellT]):
                 most, furthest = begun, run
         if furthest is None or not self.started_file.is_file():
             return []
-        changed = differences(read_json(self.started_file), making_of(self.cell))
+        changed = cell_folder_differences(
+            read_json(self.started_file), cell_folder_making(self.cell)
+        )
         return [] if changed else ["--resume", str(furthest)]
 
     def begin(self, making: Making) -> None:
@@ -131,7 +133,11 @@ class CellFolder(Generic[CellT]):
         if state is CellState.NEW:
             return []
         path = self.done_file if state is CellState.DONE else self.started_file
-        return differences(read_json(path), making_of(self.cell)) if path.is_file() else []
+        return (
+            cell_folder_differences(read_json(path), cell_folder_making(self.cell))
+            if path.is_file()
+            else []
+        )
 
     def _all_runs(self) -> list[Path]:
         numbers = {}
@@ -145,17 +151,17 @@ class CellFolder(Generic[CellT]):
 AnyFolder = CellFolder[Any]
 
 
-def finished(folders: Iterable[CellFolder[CellT]]) -> list[CellFolder[CellT]]:
+def finished_cell_folders(folders: Iterable[CellFolder[CellT]]) -> list[CellFolder[CellT]]:
     """Return the folders of the cells that are done."""
     return [folder for folder in folders if folder.state is CellState.DONE]
 
 
-def unfinished(folders: Iterable[CellFolder[CellT]]) -> list[CellFolder[CellT]]:
+def unfinished_cell_folders(folders: Iterable[CellFolder[CellT]]) -> list[CellFolder[CellT]]:
     """Return the folders of the cells that are not done."""
     return [folder for folder in folders if folder.state is not CellState.DONE]
 
 
-def making_of(cell: BaseCell) -> Making:
+def cell_folder_making(cell: BaseCell) -> Making:
     """Return what decides a cell's results: command line, config files' contents, and checkpoint.
 
     Comments, the order of keys, and the place of a local checkpoint don't count. The version is
@@ -171,7 +177,7 @@ def making_of(cell: BaseCell) -> Making:
     }
 
 
-def differences(then: Making, now: Making) -> list[str]:
+def cell_folder_differences(then: Making, now: Making) -> list[str]:
     """Return what differs between two makings of a cell, by name; the version does not count."""
     before, after = (
         {
@@ -181,10 +187,10 @@ def differences(then: Making, now: Making) -> list[str]:
         }
         for each in (then, now)
     )
-    return list(find_changes(before, after))
+    return list(find_manifest_changes(before, after))
 
 
-def refuse_changed(folders: Sequence[AnyFolder]) -> None:
+def refuse_changed_cell_folders(folders: Sequence[AnyFolder]) -> None:
     """Refuse to go on with a study that is no longer what it was.
 
     Raises:
@@ -204,4 +210,4 @@ def refuse_changed(folders: Sequence[AnyFolder]) -> None:
 
 
 def _digest(file: str) -> str:
-    return digest([json.dumps(config_of(file), sort_keys=True, default=str)])
+    return manifest_digest([json.dumps(read_config_file(file), sort_keys=True, default=str)])

@@ -12,7 +12,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")  # without a dot, which separates the name
 _FEWEST_RESAMPLES = 2000
 
 
-def check_names(option: str, names: Iterable[str]) -> None:
+def check_study_names(option: str, names: Iterable[str]) -> None:
     """Refuse names that cannot be parts of a cell's id.
 
     Raises:
@@ -37,7 +37,7 @@ def check_names(option: str, names: Iterable[str]) -> None:
             )
 
 
-def check_files(option: str, files: Iterable[str]) -> None:
+def check_study_files(option: str, files: Iterable[str]) -> None:
     """Refuse config files that do not exist.
 
     Raises:
@@ -51,7 +51,7 @@ def check_files(option: str, files: Iterable[str]) -> None:
             )
 
 
-def check_resamples(resamples: int) -> None:
+def check_study_resamples(resamples: int) -> None:
     """Refuse bootstraps that are too small for 95 % intervals.
 
     Raises:

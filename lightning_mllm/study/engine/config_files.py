@@ -10,7 +10,7 @@ import yaml
 from lightning_mllm.errors import ConfigError
 
 
-def config_of(file: str) -> Any:
+def read_config_file(file: str) -> Any:
     """Return what a config file says, before interpolation.
 
     Raises:

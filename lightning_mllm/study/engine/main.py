@@ -12,23 +12,23 @@ from lightning_mllm.study.engine.base import BaseCell
 from lightning_mllm.study.engine.cell_folder import (
     AnyFolder,
     CellFolder,
-    refuse_changed,
-    unfinished,
-)
-from lightning_mllm.study.engine.executor import (
-    Failure,
-    Lightning,
-    Runner,
-    in_a_process,
-    threads_per_job,
+    refuse_changed_cell_folders,
+    unfinished_cell_folders,
 )
 from lightning_mllm.study.engine.locks import locked
-from lightning_mllm.study.engine.plan import cells_of_machine, plan
+from lightning_mllm.study.engine.plan import plan, planned_cells_of_machine
 from lightning_mllm.study.engine.runnable import RunnableStudy
-from lightning_mllm.study.engine.wandb_summary import log_summary
+from lightning_mllm.study.engine.runner import (
+    Lightning,
+    Runner,
+    RunnerFailure,
+    run_in_process,
+    threads_per_run,
+)
+from lightning_mllm.study.engine.wandb_summary import log_wandb_summary
 
 
-def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[Failure]:
+def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[RunnerFailure]:
     """Run a study, or a part of it; what is done is not done again.
 
     Args:
@@ -49,21 +49,21 @@ def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[
         raise ConfigError(f"--jobs is {study.jobs}; at least one cell runs at a time.")
     cells = study.all_cells()
     folders = _folders_of(study, cells)
-    mine = _folders_of(study, cells_of_machine(cells, study.cells))
-    refuse_changed(folders)
+    mine = _folders_of(study, planned_cells_of_machine(cells, study.cells))
+    refuse_changed_cell_folders(folders)
     console = Console()
     console.print(plan(mine, folders, jobs=study.jobs))
     if study.dry_run:
         return []
-    to_run = unfinished(mine)
-    lightning = lightning or partial(in_a_process, threads=threads_per_job(study.jobs))
+    to_run = unfinished_cell_folders(mine)
+    lightning = lightning or partial(run_in_process, threads=threads_per_run(study.jobs))
     failures = Runner(study, lightning).run(to_run, study.jobs)
     _print_failures(console, to_run, failures)  # first: the report may be refused
     # several machines end at about the same time
     with locked(study.folder / "report.lock", wait=True):
         report = study.write_report(folders)
-        if not unfinished(folders):
-            log_summary(study, study.tables)
+        if not unfinished_cell_folders(folders):
+            log_wandb_summary(study, study.tables)
     if report is not None:
         console.print(f"Results are in {report}", highlight=False)
     return failures
@@ -74,7 +74,7 @@ def _folders_of(study: RunnableStudy, cells: Sequence[BaseCell]) -> list[AnyFold
 
 
 def _print_failures(
-    console: Console, to_run: Sequence[AnyFolder], failures: Sequence[Failure]
+    console: Console, to_run: Sequence[AnyFolder], failures: Sequence[RunnerFailure]
 ) -> None:
     """Print which cells failed and why, and how many others are left."""
     failed, concern_all = set(), False
@@ -89,7 +89,7 @@ def _print_failures(
             f"{len(failures)} of {len(to_run)} cells failed. Run the same command again to try "
             "them once more."
         )
-    left = [folder for folder in unfinished(to_run) if folder not in failed]
+    left = [folder for folder in unfinished_cell_folders(to_run) if folder not in failed]
     if left and concern_all:
         console.print(
             f"{len(left)} others were not started, since they would fail in the same way."

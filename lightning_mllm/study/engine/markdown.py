@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lightning_mllm.study.engine.cell_folder import AnyFolder, unfinished
+from lightning_mllm.study.engine.cell_folder import AnyFolder, unfinished_cell_folders
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -26,5 +26,5 @@ def pictures_as_markdown(pictures: Iterable[Path], folder: Path) -> list[str]:
 
 def unfinished_as_markdown(folders: Iterable[AnyFolder]) -> list[str]:
     """Return the section about the cells that are not finished; empty where all are."""
-    lines = [f"- {folder.cell.id}: {folder.state}" for folder in unfinished(folders)]
+    lines = [f"- {folder.cell.id}: {folder.state}" for folder in unfinished_cell_folders(folders)]
     return ["\n".join(["## Cells that are not finished\n", *lines])] if lines else []

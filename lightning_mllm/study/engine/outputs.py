@@ -12,38 +12,40 @@ from lightning_mllm.study.engine.cell_folder import AnyFolder
 Row = Mapping[str, str]
 
 
-def evaluation_of(folder: AnyFolder) -> Path:
+def evaluation_output(folder: AnyFolder) -> Path:
     """Return the folder of the cell's test, in its last run.
 
     Raises:
         DataError: There is none with scores.
     """
-    run = last_run(folder)
+    run = last_run_output(folder)
     found = [path.parent for path in run.glob("evaluation/test-step*/scores.json")]
     if not found:
-        raise DataError(f"{run}/evaluation/test-step*/scores.json is missing.{way_out(folder)}")
+        raise DataError(
+            f"{run}/evaluation/test-step*/scores.json is missing.{missing_output_way_out(folder)}"
+        )
     return max(found, key=lambda path: int(path.name.rpartition("step")[2]))
 
 
-def last_run(folder: AnyFolder) -> Path:
+def last_run_output(folder: AnyFolder) -> Path:
     """Return the folder of the cell's last run, or that of the cell without any run."""
     runs = folder.runs()
     return runs[-1] if runs else folder.path
 
 
-def read_table(path: Path, folder: AnyFolder) -> list[Row]:
+def read_output_table(path: Path, folder: AnyFolder) -> list[Row]:
     """Return the rows of a CSV file of a cell.
 
     Raises:
         DataError: The file is missing.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing.{way_out(folder)}")
+        raise DataError(f"{path} is missing.{missing_output_way_out(folder)}")
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def way_out(folder: AnyFolder) -> str:
+def missing_output_way_out(folder: AnyFolder) -> str:
     """Return how to go on where a cell lacks a file."""
     return (
         " The study needs it of each cell. Keep the callback that writes it in the study's config "

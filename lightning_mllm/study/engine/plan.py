@@ -32,7 +32,7 @@ def plan(mine: Sequence[AnyFolder], all_cells: Sequence[AnyFolder], *, jobs: int
         states.append(state)
         if state is not CellState.DONE:
             seconds = _estimate(folder.cell, times)
-            about = "?" if seconds is None else duration(seconds)
+            about = "?" if seconds is None else planned_duration(seconds)
             if seconds is not None:
                 known.append(seconds)
         note = f" ({folder.cell.note})" if folder.cell.note else ""
@@ -45,7 +45,7 @@ def plan(mine: Sequence[AnyFolder], all_cells: Sequence[AnyFolder], *, jobs: int
     return table
 
 
-def duration(seconds: float) -> str:
+def planned_duration(seconds: float) -> str:
     """Return e.g. "2 h 05 min", "12 min" or "40 s"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -75,10 +75,10 @@ def _time_left(known: Sequence[float], left: int, jobs: int) -> str:
     if not known:
         return "unknown until the first are done"
     unknown = f", {left - len(known)} unknown" if len(known) < left else ""
-    return f"about {duration(sum(known) / jobs)}, going by finished cells{unknown}"
+    return f"about {planned_duration(sum(known) / jobs)}, going by finished cells{unknown}"
 
 
-def cells_of_machine(cells: Sequence[CellT], part: str) -> list[CellT]:
+def planned_cells_of_machine(cells: Sequence[CellT], part: str) -> list[CellT]:
     """Return the cells of one machine, e.g. of "3/8", the third of eight.
 
     Cells are dealt like cards, sorted by their `order`: each machine gets some of each kind.

@@ -6,12 +6,12 @@ import csv
 from collections.abc import Sequence
 
 from lightning_mllm.store.files import read_json, write_json
-from lightning_mllm.store.manifest import digest
+from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.study.engine.runnable import RunnableStudy
-from lightning_mllm.tracking.loggers import finish, log_image, log_table, make_loggers
+from lightning_mllm.tracking.loggers import finish_loggers, log_image, log_table, make_loggers
 
 
-def log_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
+def log_wandb_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
     """Log the summary, unless `summary.json` says that these tables are logged in this mode.
 
     Args:
@@ -20,7 +20,7 @@ def log_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
     """
     marker = study.folder / "summary.json"
     contents = [(study.folder / f"{name}.csv").read_bytes().decode() for name in tables]
-    now = {"wandb": study.wandb, "tables": digest(contents)}
+    now = {"wandb": study.wandb, "tables": manifest_digest(contents)}
     if marker.is_file() and read_json(marker) == now:
         return
     loggers = make_loggers(
@@ -36,5 +36,5 @@ def log_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
         log_table(loggers, name, columns, rows)
     for path in sorted((study.folder / "figures").glob("*.png")):
         log_image(loggers, f"figures/{path.stem}", path)
-    finish(loggers)
+    finish_loggers(loggers)
     write_json(marker, now)

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lightning_mllm.store.files import write_bytes
-from lightning_mllm.study.projection.cell_files import Answers
+from lightning_mllm.study.projection.cell_files import CellFileAnswers
 from lightning_mllm.study.projection.cells import ProjectionFolder
-from lightning_mllm.study.projection.comparison import Kind, answers_of_cell
-from lightning_mllm.study.projection.study import Study
+from lightning_mllm.study.projection.comparison import Kind, answers_to_compare
+from lightning_mllm.study.projection.study import ProjectionStudy
 
 _COLUMNS = ("cell", "kind", "sample_id", "target")
 
 
-def write_answers(study: Study, done: Iterable[ProjectionFolder], path: Path) -> Path:
+def write_answers(study: ProjectionStudy, done: Iterable[ProjectionFolder], path: Path) -> Path:
     """Write a gzipped CSV file: a row per cell, kind of model, and test sample.
 
     After cell, kind, sample and its class, a row has an answer per repetition (one of the model,
@@ -27,11 +27,11 @@ def write_answers(study: Study, done: Iterable[ProjectionFolder], path: Path) ->
     Raises:
         DataError: A file of a finished cell is missing.
     """
-    found: list[tuple[str, Kind, Answers]] = []
+    found: list[tuple[str, Kind, CellFileAnswers]] = []
     repetitions = halves = 0
     for folder in done:
-        by_kind: dict[Kind, Answers] = {}  # they are the same under all presets of the cell
-        for answerer, answers in answers_of_cell(study, folder).items():
+        by_kind: dict[Kind, CellFileAnswers] = {}  # they are the same under all presets of the cell
+        for answerer, answers in answers_to_compare(study, folder).items():
             by_kind[answerer.kind] = answers
         for kind, answers in by_kind.items():
             found.append((folder.cell.id, kind, answers))

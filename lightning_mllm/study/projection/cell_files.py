@@ -8,9 +8,15 @@ from typing import Any
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import read_json
-from lightning_mllm.study.engine.outputs import Row, evaluation_of, last_run, read_table, way_out
+from lightning_mllm.study.engine.outputs import (
+    Row,
+    evaluation_output,
+    last_run_output,
+    missing_output_way_out,
+    read_output_table,
+)
 from lightning_mllm.study.projection.cells import ProjectionFolder
-from lightning_mllm.study.projection.study import Study
+from lightning_mllm.study.projection.study import ProjectionStudy
 
 _PROBED = "probe-predictions.csv"
 _CLIP, _CLIP_SCORES = "clip-predictions.csv", "clip.json"
@@ -19,7 +25,7 @@ _DRIFT_KEY = ("epoch", "point")
 
 
 @dataclass(frozen=True)
-class Answers:
+class CellFileAnswers:
     """Which class was answered for each sample of the test split.
 
     Attributes:
@@ -35,13 +41,13 @@ class Answers:
     halves: tuple[Mapping[str, str], ...] = ()
 
 
-def scores_of_projection_cell(folder: ProjectionFolder) -> dict[str, dict[str, Any]]:
+def scores_in_cell_files(folder: ProjectionFolder) -> dict[str, dict[str, Any]]:
     """Return the summary of each scorer.
 
     Raises:
         DataError: The file is missing or can't be read, or has no scores of classes.
     """
-    path = evaluation_of(folder) / "scores.json"
+    path = evaluation_output(folder) / "scores.json"
     scorers: dict[str, dict[str, Any]] | None = read_json(path).get("scorers")
     if not scorers:
         raise DataError(
@@ -51,14 +57,14 @@ def scores_of_projection_cell(folder: ProjectionFolder) -> dict[str, dict[str, A
     return scorers
 
 
-def answers_of(folder: ProjectionFolder, scorer: str) -> Answers:
+def answers_in_cell_files(folder: ProjectionFolder, scorer: str) -> CellFileAnswers:
     """Return what the model answered.
 
     Raises:
         DataError: The file is missing, or the scorer is not in it.
     """
-    path = evaluation_of(folder) / "predictions.csv"
-    rows = read_table(path, folder)
+    path = evaluation_output(folder) / "predictions.csv"
+    rows = read_output_table(path, folder)
     column = f"{scorer}/prediction"
     names = _column_names(rows)
     if rows and column not in names:
@@ -68,43 +74,45 @@ def answers_of(folder: ProjectionFolder, scorer: str) -> Answers:
             f"{path} has no scorer {scorer!r}, only {', '.join(scorers)}. Set the study's option "
             "scorer."
         )
-    return Answers(_column(rows, "target"), (_column(rows, column),))
+    return CellFileAnswers(_column(rows, "target"), (_column(rows, column),))
 
 
-def clip_answers_of(folder: ProjectionFolder) -> Answers | None:
+def clip_answers_in_cell_files(folder: ProjectionFolder) -> CellFileAnswers | None:
     """Return what CLIP itself answered on the same split.
 
     It is None where the callback `ClipZeroShot` was not in the cell's configs.
     """
-    path = evaluation_of(folder) / _CLIP
+    path = evaluation_output(folder) / _CLIP
     if not path.is_file():
         return None
-    rows = read_table(path, folder)
-    return Answers(_column(rows, "target"), (_column(rows, "prediction"),))
+    rows = read_output_table(path, folder)
+    return CellFileAnswers(_column(rows, "target"), (_column(rows, "prediction"),))
 
 
-def clip_scores_of(folder: ProjectionFolder) -> dict[str, Any] | None:
+def clip_scores_in_cell_files(folder: ProjectionFolder) -> dict[str, Any] | None:
     """Return the summary of CLIP's scores, or None."""
-    path = evaluation_of(folder) / _CLIP_SCORES
+    path = evaluation_output(folder) / _CLIP_SCORES
     return read_json(path) if path.is_file() else None
 
 
-def has_probe(folder: ProjectionFolder, point: str, probe: str) -> bool:
+def probe_in_cell_files(folder: ProjectionFolder, point: str, probe: str) -> bool:
     """Return whether a kind of probe was trained at a point."""
-    path = evaluation_of(folder) / _PROBED
+    path = evaluation_output(folder) / _PROBED
     if not path.is_file():
         return False
-    return bool(_columns_of_probe(read_table(path, folder), f"{point}/{probe}/seed"))
+    return bool(_columns_of_probe(read_output_table(path, folder), f"{point}/{probe}/seed"))
 
 
-def probed_answers_of(folder: ProjectionFolder, point: str, probe: str) -> Answers:
+def probed_answers_in_cell_files(
+    folder: ProjectionFolder, point: str, probe: str
+) -> CellFileAnswers:
     """Return what the probes of one kind at one point answered, one repetition per seed of a probe.
 
     Raises:
         DataError: The file is missing, or the probe or its halves are not in it.
     """
-    path = evaluation_of(folder) / _PROBED
-    rows = read_table(path, folder)
+    path = evaluation_output(folder) / _PROBED
+    rows = read_output_table(path, folder)
     seeds = _columns_of_probe(rows, f"{point}/{probe}/seed")
     halves = _columns_of_probe(rows, f"{point}/{probe}/half")
     if not seeds:
@@ -120,10 +128,10 @@ def probed_answers_of(folder: ProjectionFolder, point: str, probe: str) -> Answe
             "how much a richness depends on the choice of training samples. Give ProbeEachEpoch "
             "halves: 20."
         )
-    return Answers(_column(rows, "target"), _columns(rows, seeds), _columns(rows, halves))
+    return CellFileAnswers(_column(rows, "target"), _columns(rows, seeds), _columns(rows, halves))
 
 
-def probes_of(folder: ProjectionFolder) -> list[Row]:
+def probes_in_cell_files(folder: ProjectionFolder) -> list[Row]:
     """Return the rows of `probes.csv`; where a resumed run wrote a row again, the later one.
 
     Raises:
@@ -132,7 +140,7 @@ def probes_of(folder: ProjectionFolder) -> list[Row]:
     return _read_all_runs(folder, "probes.csv", _PROBE_KEY)
 
 
-def drift_of(folder: ProjectionFolder) -> list[Row]:
+def drift_in_cell_files(folder: ProjectionFolder) -> list[Row]:
     """Return the rows of `drift.csv`; where a resumed run wrote a row again, the later one.
 
     Raises:
@@ -141,24 +149,24 @@ def drift_of(folder: ProjectionFolder) -> list[Row]:
     return _read_all_runs(folder, "drift.csv", _DRIFT_KEY)
 
 
-def check_projection_cell(study: Study, folder: ProjectionFolder) -> None:
+def check_cell_files(study: ProjectionStudy, folder: ProjectionFolder) -> None:
     """Refuse a cell that lacks what the study reads.
 
     Raises:
         DataError: A file is missing, or the scorer or the probe is not in it.
     """
-    scorers = scores_of_projection_cell(folder)
+    scorers = scores_in_cell_files(folder)
     if study.scorer not in scorers:
         raise DataError(
             f"{folder.cell.id} has no scorer {study.scorer!r}, only {', '.join(scorers)}. Set the "
             "option scorer."
         )
-    answers_of(folder, study.scorer)
+    answers_in_cell_files(folder, study.scorer)
     if study.richness is not None:
-        probes_of(folder)
-        probed_answers_of(folder, study.richness.point, study.richness.probe)
+        probes_in_cell_files(folder)
+        probed_answers_in_cell_files(folder, study.richness.point, study.richness.probe)
     if study.drift and folder.cell.trains:
-        drift_of(folder)
+        drift_in_cell_files(folder)
 
 
 def _column_names(rows: Sequence[Row]) -> list[str]:
@@ -183,8 +191,10 @@ def _read_all_runs(folder: ProjectionFolder, name: str, key: Sequence[str]) -> l
     found: dict[tuple[str, ...], Row] = {}
     paths = [run / name for run in folder.runs()]
     if not any(path.is_file() for path in paths):
-        raise DataError(f"{last_run(folder) / name} is missing.{way_out(folder)}")
+        raise DataError(
+            f"{last_run_output(folder) / name} is missing.{missing_output_way_out(folder)}"
+        )
     for path in paths:
-        for row in read_table(path, folder) if path.is_file() else ():
+        for row in read_output_table(path, folder) if path.is_file() else ():
             found[tuple(row[column] for column in key)] = row
     return list(found.values())

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from lightning_mllm.study.engine.base import BaseCell, TimeKeys
 from lightning_mllm.study.engine.cell_folder import CellFolder
 from lightning_mllm.study.projection.rates import RATE
-from lightning_mllm.study.projection.study import FT_PROJ, ZERO_SHOT, Study
+from lightning_mllm.study.projection.study import FT_PROJ, ZERO_SHOT, ProjectionStudy
 
 # policy, its config files, a rate of the sweep
 Training = tuple[str, tuple[str, ...], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell(BaseCell):
+class ProjectionCell(BaseCell):
     """One run of the grid.
 
     Attributes:
@@ -83,10 +83,10 @@ class Cell(BaseCell):
         return arguments
 
 
-ProjectionFolder = CellFolder[Cell]
+ProjectionFolder = CellFolder[ProjectionCell]
 
 
-def projection_cells(study: Study) -> list[Cell]:
+def projection_cells(study: ProjectionStudy) -> list[ProjectionCell]:
     """Return all cells, seed by seed: a study that is stopped early has some of everything."""
     cells = []
     trainings = _trainings_of(study)
@@ -94,7 +94,7 @@ def projection_cells(study: Study) -> list[Cell]:
         for checkpoint, source in study.checkpoints.items():
             for domain, files in study.domains.items():
                 for (policy, configs, rate), presets in trainings.items():
-                    cell = Cell(
+                    cell = ProjectionCell(
                         checkpoint=checkpoint,
                         domain=domain,
                         policy=policy,
@@ -109,7 +109,7 @@ def projection_cells(study: Study) -> list[Cell]:
     return cells
 
 
-def _trainings_of(study: Study) -> dict[Training, list[str]]:
+def _trainings_of(study: ProjectionStudy) -> dict[Training, list[str]]:
     """Return the trainings of a domain, with the presets that each belongs to."""
     found: dict[Training, list[str]] = {(ZERO_SHOT, tuple(study.zero_shot), None): [""]}
     for preset, policies in study.presets.items():

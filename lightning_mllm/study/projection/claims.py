@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from lightning_mllm.statistics.seeds_and_samples import Measure
-from lightning_mllm.study.projection.comparison import Answerer, Kind
-from lightning_mllm.study.projection.study import FT_E2E, FT_PROJ, ZERO_SHOT, Study
+from lightning_mllm.study.projection.comparison import ComparedAnswerer, Kind
+from lightning_mllm.study.projection.study import FT_E2E, FT_PROJ, ZERO_SHOT, ProjectionStudy
 
 _POLICIES = {ZERO_SHOT: "zero-shot", FT_PROJ: "FT-Proj", FT_E2E: "FT-E2E"}
 _BASELINES = {"image-only": "image-only probe", "clip": "CLIP"}
@@ -15,7 +15,7 @@ _MEASURES: dict[Measure, str] = {"macro_f1": "macro-F1", "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True)
-class ClaimPart:
+class ProjectionClaimPart:
     """One number is higher than another.
 
     Attributes:
@@ -24,8 +24,8 @@ class ClaimPart:
         measure: The score that is compared.
     """
 
-    lower: Answerer
-    higher: Answerer
+    lower: ComparedAnswerer
+    higher: ComparedAnswerer
     measure: Measure
 
     def __str__(self) -> str:
@@ -34,23 +34,27 @@ class ClaimPart:
         return f"{_name_of(self.lower)} < {_name_of(self.higher)} in {name}"
 
 
-def _name_of(answerer: Answerer) -> str:
+def _name_of(answerer: ComparedAnswerer) -> str:
     return _BASELINES.get(answerer.kind) or _POLICIES[answerer.policy]
 
 
-def _model_rises(lower: str, higher: str, measure: Measure = "macro_f1") -> ClaimPart:
-    return ClaimPart(Answerer("model", lower), Answerer("model", higher), measure)
+def _model_rises(lower: str, higher: str, measure: Measure = "macro_f1") -> ProjectionClaimPart:
+    return ProjectionClaimPart(
+        ComparedAnswerer("model", lower), ComparedAnswerer("model", higher), measure
+    )
 
 
-def _richness_rises(lower: str, higher: str) -> ClaimPart:
-    return ClaimPart(Answerer("richness", lower), Answerer("richness", higher), "macro_f1")
+def _richness_rises(lower: str, higher: str) -> ProjectionClaimPart:
+    return ProjectionClaimPart(
+        ComparedAnswerer("richness", lower), ComparedAnswerer("richness", higher), "macro_f1"
+    )
 
 
-def _richness_falls_while_model_rises(policy: str) -> tuple[ClaimPart, ...]:
+def _richness_falls_while_model_rises(policy: str) -> tuple[ProjectionClaimPart, ...]:
     return _richness_rises(policy, ZERO_SHOT), _model_rises(ZERO_SHOT, policy)
 
 
-CLAIMS: dict[str, tuple[ClaimPart, ...]] = {
+CLAIMS: dict[str, tuple[ProjectionClaimPart, ...]] = {
     "the MLLM's macro-F1: zero-shot < FT-Proj < FT-E2E": (
         _model_rises(ZERO_SHOT, FT_PROJ, "macro_f1"),
         _model_rises(FT_PROJ, FT_E2E, "macro_f1"),
@@ -71,16 +75,20 @@ CLAIMS: dict[str, tuple[ClaimPart, ...]] = {
     ),
     # the paper's Table 3; there it is not so in the humanitarian domain
     "a probe of the vision tower beats FT-E2E": (
-        ClaimPart(Answerer("model", FT_E2E), Answerer("image-only"), "macro_f1"),
+        ProjectionClaimPart(
+            ComparedAnswerer("model", FT_E2E), ComparedAnswerer("image-only"), "macro_f1"
+        ),
     ),
     # there it is not so in the humanitarian domain either
-    "CLIP beats the MLLM zero-shot": (ClaimPart(Answerer("model"), Answerer("clip"), "macro_f1"),),
+    "CLIP beats the MLLM zero-shot": (
+        ProjectionClaimPart(ComparedAnswerer("model"), ComparedAnswerer("clip"), "macro_f1"),
+    ),
 }
 
 
-def claims_about(
-    study: Study, preset: str, kinds: Collection[Kind]
-) -> dict[str, tuple[ClaimPart, ...]]:
+def projection_claims(
+    study: ProjectionStudy, preset: str, kinds: Collection[Kind]
+) -> dict[str, tuple[ProjectionClaimPart, ...]]:
     """Return the claims about policies and probes that a study has under a preset.
 
     Args:

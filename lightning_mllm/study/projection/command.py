@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_mllm.study.projection.cell_files import check_projection_cell
-from lightning_mllm.study.projection.cells import Cell, ProjectionFolder, projection_cells
+from lightning_mllm.study.projection.cell_files import check_cell_files
+from lightning_mllm.study.projection.cells import ProjectionCell, ProjectionFolder, projection_cells
 from lightning_mllm.study.projection.report import write_projection_report
-from lightning_mllm.study.projection.study import Study
+from lightning_mllm.study.projection.study import ProjectionStudy
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyCommand(Study):
+class ProjectionCommand(ProjectionStudy):
     """The projection study, and which part of it runs now."""
 
     tables: ClassVar[tuple[str, ...]] = ("table1", "table2", "verdict")
 
-    def all_cells(self) -> list[Cell]:
+    def all_cells(self) -> list[ProjectionCell]:
         """Return the grid."""
         return projection_cells(self)
 
     def check_cell(self, folder: ProjectionFolder) -> None:
         """Refuse a cell that lacks what the study reads."""
-        check_projection_cell(self, folder)
+        check_cell_files(self, folder)
 
     def write_report(self, folders: Sequence[ProjectionFolder]) -> Path | None:
         """Write tables, verdicts, figures and the report."""

@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_mllm.statistics.answer_arrays import to_arrays
-from lightning_mllm.statistics.seeds_and_samples import Measure, Resampler, Scores
+from lightning_mllm.statistics.answer_arrays import make_answer_arrays
+from lightning_mllm.statistics.seeds_and_samples import Measure, SeedResampler, SeedScores
 from lightning_mllm.study.projection.cell_files import (
-    Answers,
-    answers_of,
-    clip_answers_of,
-    has_probe,
-    probed_answers_of,
-    scores_of_projection_cell,
+    CellFileAnswers,
+    answers_in_cell_files,
+    clip_answers_in_cell_files,
+    probe_in_cell_files,
+    probed_answers_in_cell_files,
+    scores_in_cell_files,
 )
 from lightning_mllm.study.projection.cells import ProjectionFolder
-from lightning_mllm.study.projection.study import ZERO_SHOT, Study
+from lightning_mllm.study.projection.study import ZERO_SHOT, ProjectionStudy
 
 # the MLLM, a probe of its projection, a probe of its vision tower, CLIP with the class names
 Kind = Literal["model", "richness", "image-only", "clip"]
@@ -28,7 +28,7 @@ _UNIFORM_DRAWS = 200
 
 
 @dataclass(frozen=True)
-class Answerer:
+class ComparedAnswerer:
     """A model or probe whose answers are scored.
 
     Attributes:
@@ -59,21 +59,23 @@ class DomainComparison:
     domain: str
     seeds: tuple[int, ...]
     samples: int
-    scores: Mapping[Answerer, Mapping[Measure, Scores]] = field(repr=False)
+    scores: Mapping[ComparedAnswerer, Mapping[Measure, SeedScores]] = field(repr=False)
     uniform: Mapping[Measure, float]
 
-    def get(self, kind: Kind, policy: str, preset: str, measure: Measure) -> Scores | None:
+    def get(self, kind: Kind, policy: str, preset: str, measure: Measure) -> SeedScores | None:
         """Return the score of a policy under a preset, or None without a finished cell.
 
         Zero-shot is the same under all presets. The baselines, image-only and CLIP, train nothing:
         their policy is zero-shot, too.
         """
-        answerer = Answerer(kind, policy, "" if policy == ZERO_SHOT else preset)
+        answerer = ComparedAnswerer(kind, policy, "" if policy == ZERO_SHOT else preset)
         found = self.scores.get(answerer)
         return None if found is None else found[measure]
 
 
-def compare(study: Study, done: Iterable[ProjectionFolder]) -> list[DomainComparison]:
+def compare_domains(
+    study: ProjectionStudy, done: Iterable[ProjectionFolder]
+) -> list[DomainComparison]:
     """Score the finished cells, domain by domain.
 
     Where the grid is not finished, only those seeds count that are done in every model with a
@@ -94,12 +96,12 @@ def compare(study: Study, done: Iterable[ProjectionFolder]) -> list[DomainCompar
 
 
 def _compare_domain(
-    study: Study, checkpoint: str, domain: str, folders: Sequence[ProjectionFolder]
+    study: ProjectionStudy, checkpoint: str, domain: str, folders: Sequence[ProjectionFolder]
 ) -> DomainComparison | None:
     answers, seeds = _answers_of_domain(study, folders)
     if not seeds:
         return None
-    halves: dict[Answerer, int] = {}  # the fewest that a cell has; only of probes
+    halves: dict[ComparedAnswerer, int] = {}  # the fewest that a cell has; only of probes
     entries: dict[Any, Any] = {}  # what to_arrays takes
     for answerer, own in answers.items():
         entries[answerer] = [(each.targets, each.predicted) for each in own]
@@ -109,14 +111,14 @@ def _compare_domain(
     for answerer, fewest in halves.items():
         own = answers[answerer]
         entries[answerer, "halves"] = [(each.targets, each.halves[:fewest]) for each in own]
-    targets, predicted = to_arrays(entries)
+    targets, predicted = make_answer_arrays(entries)
     fewest = min(halves.values(), default=1)
-    resampler = Resampler(targets, len(seeds), fewest, study.resamples)
+    resampler = SeedResampler(targets, len(seeds), fewest, study.resamples)
     scores = {}
     for answerer in answers:
         of_halves = predicted.get((answerer, "halves"))
         scores[answerer] = resampler.score(predicted[answerer], of_halves)
-    classes = scores_of_projection_cell(folders[0])[study.scorer]["classes"]
+    classes = scores_in_cell_files(folders[0])[study.scorer]["classes"]
     shape = (1, _UNIFORM_DRAWS, len(targets))
     guesses = np.random.default_rng(0).integers(0, classes, size=shape)
     return DomainComparison(
@@ -130,12 +132,12 @@ def _compare_domain(
 
 
 def _answers_of_domain(
-    study: Study, folders: Sequence[ProjectionFolder]
-) -> tuple[dict[Answerer, list[Answers]], list[int]]:
+    study: ProjectionStudy, folders: Sequence[ProjectionFolder]
+) -> tuple[dict[ComparedAnswerer, list[CellFileAnswers]], list[int]]:
     """Return the answers of each model, one per seed that all models have, and these seeds."""
-    found: dict[Answerer, dict[int, Answers]] = {}
+    found: dict[ComparedAnswerer, dict[int, CellFileAnswers]] = {}
     for folder in folders:
-        for answerer, answers in answers_of_cell(study, folder).items():
+        for answerer, answers in answers_to_compare(study, folder).items():
             found.setdefault(answerer, {})[folder.cell.seed] = answers
     common = set(study.seeds).intersection(*found.values())
     seeds = [seed for seed in study.seeds if seed in common]
@@ -145,23 +147,27 @@ def _answers_of_domain(
     return of_seeds, seeds
 
 
-def answers_of_cell(study: Study, folder: ProjectionFolder) -> dict[Answerer, Answers]:
+def answers_to_compare(
+    study: ProjectionStudy, folder: ProjectionFolder
+) -> dict[ComparedAnswerer, CellFileAnswers]:
     """Return the answers that a cell has, under each preset that it belongs to."""
     policy, presets = folder.cell.policy, folder.cell.presets
-    answers: dict[Answerer, Answers] = {}
-    model = answers_of(folder, study.scorer)
+    answers: dict[ComparedAnswerer, CellFileAnswers] = {}
+    model = answers_in_cell_files(folder, study.scorer)
     for preset in presets:
-        answers[Answerer("model", policy, preset)] = model
+        answers[ComparedAnswerer("model", policy, preset)] = model
     richness = study.richness
     if richness is not None:
-        probed = probed_answers_of(folder, richness.point, richness.probe)
+        probed = probed_answers_in_cell_files(folder, richness.point, richness.probe)
         for preset in presets:
-            answers[Answerer("richness", policy, preset)] = probed
-        if policy == ZERO_SHOT and has_probe(folder, richness.image_point, richness.probe):
-            of_tower = probed_answers_of(folder, richness.image_point, richness.probe)
-            answers[Answerer("image-only")] = of_tower
+            answers[ComparedAnswerer("richness", policy, preset)] = probed
+        if policy == ZERO_SHOT and probe_in_cell_files(
+            folder, richness.image_point, richness.probe
+        ):
+            of_tower = probed_answers_in_cell_files(folder, richness.image_point, richness.probe)
+            answers[ComparedAnswerer("image-only")] = of_tower
     if policy == ZERO_SHOT:
-        clip = clip_answers_of(folder)
+        clip = clip_answers_in_cell_files(folder)
         if clip is not None:
-            answers[Answerer("clip")] = clip
+            answers[ComparedAnswerer("clip")] = clip
     return answers

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import fmean
 
 from lightning_mllm.statistics.seeds_and_samples import Measure
-from lightning_mllm.store.files import write_rows
+from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.study.projection.comparison import DomainComparison
-from lightning_mllm.study.projection.scores import Result
-from lightning_mllm.study.projection.study import ZERO_SHOT, Study
-from lightning_mllm.tracking.figures.study import Slope, line_plot, slope_plot
+from lightning_mllm.study.projection.scores import ProjectionScore
+from lightning_mllm.study.projection.study import ZERO_SHOT, ProjectionStudy
+from lightning_mllm.tracking.figures.study import StudySlope, draw_study_lines, draw_study_slopes
 
 _RICHNESS_LABEL = "Richness: macro-F1 of the probe"
 _SLOPE_PLOTS: dict[str, tuple[Measure, str]] = {  # name -> the measure and label of the y-axis
@@ -26,7 +26,9 @@ _CURVE_COLUMNS = ("panel", "line", "epoch", "mean", "seeds")
 
 
 def draw_projection_figures(
-    study: Study, comparisons: Sequence[DomainComparison], results: Sequence[Result]
+    study: ProjectionStudy,
+    comparisons: Sequence[DomainComparison],
+    results: Sequence[ProjectionScore],
 ) -> list[Path]:
     """Draw the figures that there are numbers for."""
     folder = study.folder / "figures"
@@ -52,13 +54,15 @@ def _draw_slopes(comparisons: Sequence[DomainComparison], folder: Path) -> list[
         slopes = list(_slopes(comparisons, measure))
         if slopes:
             rows = [[s.panel, s.group, s.kind, *s.before, *s.after] for s in slopes]
-            write_rows(folder / f"{name}.csv", _SLOPE_COLUMNS, rows)
+            write_csv_file(folder / f"{name}.csv", _SLOPE_COLUMNS, rows)
             output = folder / f"{name}.png"
-            pictures.append(slope_plot(slopes, output, xlabel=_RICHNESS_LABEL, ylabel=ylabel))
+            pictures.append(
+                draw_study_slopes(slopes, output, xlabel=_RICHNESS_LABEL, ylabel=ylabel)
+            )
     return pictures
 
 
-def _slopes(comparisons: Sequence[DomainComparison], measure: Measure) -> Iterator[Slope]:
+def _slopes(comparisons: Sequence[DomainComparison], measure: Measure) -> Iterator[StudySlope]:
     """Yield a line for each trained model that has both a richness and a score."""
     for each in comparisons:
         for answerer in each.scores:
@@ -68,7 +72,7 @@ def _slopes(comparisons: Sequence[DomainComparison], measure: Measure) -> Iterat
             after = _point(each, answerer.policy, answerer.preset, measure)
             if before is not None and after is not None:
                 panel = f"{each.checkpoint}, {answerer.preset}"
-                yield Slope(panel, each.domain, answerer.policy, before, after)
+                yield StudySlope(panel, each.domain, answerer.policy, before, after)
 
 
 def _point(
@@ -82,7 +86,9 @@ def _point(
     return richness.mean, score.mean
 
 
-def _draw_curves(results: Sequence[Result], measure: str, output: Path, ylabel: str) -> list[Path]:
+def _draw_curves(
+    results: Sequence[ProjectionScore], measure: str, output: Path, ylabel: str
+) -> list[Path]:
     """Draw a measure over the epochs, averaged over the seeds."""
     values = _values_of_lines(results, measure)
     if not values:
@@ -93,12 +99,12 @@ def _draw_curves(results: Sequence[Result], measure: str, output: Path, ylabel: 
         mean = fmean(of_seeds)
         rows.append([panel, label, epoch, mean, len(of_seeds)])
         curves.setdefault(panel, {}).setdefault(label, {})[epoch] = mean
-    write_rows(output.with_suffix(".csv"), _CURVE_COLUMNS, rows)
-    return [line_plot(curves, output, ylabel=ylabel)]
+    write_csv_file(output.with_suffix(".csv"), _CURVE_COLUMNS, rows)
+    return [draw_study_lines(curves, output, ylabel=ylabel)]
 
 
 def _values_of_lines(
-    results: Sequence[Result], measure: str
+    results: Sequence[ProjectionScore], measure: str
 ) -> dict[tuple[str, str, int], list[float]]:
     """Return panel, line and epoch -> the values of the seeds.
 

@@ -20,7 +20,7 @@ DOMAINS = {
 }  # our name of a domain -> the paper's
 
 
-class F1Accuracy(NamedTuple):
+class PublishedF1Accuracy(NamedTuple):
     """Two scores on one test split."""
 
     macro_f1: float
@@ -35,36 +35,36 @@ class PublishedRichness(NamedTuple):
 
 
 # Table 1: state -> domain -> scores; means of five seeds according to the caption
-TABLE_1: dict[str, dict[str, F1Accuracy]] = {
+TABLE_1: dict[str, dict[str, PublishedF1Accuracy]] = {
     "random uniform": {
-        "Agriculture": F1Accuracy(0.0309, 0.0339),
-        "Textures": F1Accuracy(0.0214, 0.0218),
-        "Dermatology": F1Accuracy(0.0451, 0.0483),
-        "Humanitarian": F1Accuracy(0.2425, 0.2664),
+        "Agriculture": PublishedF1Accuracy(0.0309, 0.0339),
+        "Textures": PublishedF1Accuracy(0.0214, 0.0218),
+        "Dermatology": PublishedF1Accuracy(0.0451, 0.0483),
+        "Humanitarian": PublishedF1Accuracy(0.2425, 0.2664),
     },
     "CLIP zero-shot": {
-        "Agriculture": F1Accuracy(0.4165, 0.4492),
-        "Textures": F1Accuracy(0.4582, 0.4984),
-        "Dermatology": F1Accuracy(0.1783, 0.2401),
-        "Humanitarian": F1Accuracy(0.4139, 0.4718),
+        "Agriculture": PublishedF1Accuracy(0.4165, 0.4492),
+        "Textures": PublishedF1Accuracy(0.4582, 0.4984),
+        "Dermatology": PublishedF1Accuracy(0.1783, 0.2401),
+        "Humanitarian": PublishedF1Accuracy(0.4139, 0.4718),
     },
     "zero_shot": {
-        "Agriculture": F1Accuracy(0.1064, 0.1255),
-        "Textures": F1Accuracy(0.1882, 0.2138),
-        "Dermatology": F1Accuracy(0.0658, 0.0672),
-        "Humanitarian": F1Accuracy(0.5169, 0.5678),
+        "Agriculture": PublishedF1Accuracy(0.1064, 0.1255),
+        "Textures": PublishedF1Accuracy(0.1882, 0.2138),
+        "Dermatology": PublishedF1Accuracy(0.0658, 0.0672),
+        "Humanitarian": PublishedF1Accuracy(0.5169, 0.5678),
     },
     "ft_proj": {
-        "Agriculture": F1Accuracy(0.2221, 0.2478),
-        "Textures": F1Accuracy(0.4505, 0.4654),
-        "Dermatology": F1Accuracy(0.2932, 0.3403),
-        "Humanitarian": F1Accuracy(0.6227, 0.7151),
+        "Agriculture": PublishedF1Accuracy(0.2221, 0.2478),
+        "Textures": PublishedF1Accuracy(0.4505, 0.4654),
+        "Dermatology": PublishedF1Accuracy(0.2932, 0.3403),
+        "Humanitarian": PublishedF1Accuracy(0.6227, 0.7151),
     },
     "ft_e2e": {
-        "Agriculture": F1Accuracy(0.5984, 0.6525),
-        "Textures": F1Accuracy(0.7446, 0.7496),
-        "Dermatology": F1Accuracy(0.4947, 0.5464),
-        "Humanitarian": F1Accuracy(0.7950, 0.8554),
+        "Agriculture": PublishedF1Accuracy(0.5984, 0.6525),
+        "Textures": PublishedF1Accuracy(0.7446, 0.7496),
+        "Dermatology": PublishedF1Accuracy(0.4947, 0.5464),
+        "Humanitarian": PublishedF1Accuracy(0.7950, 0.8554),
     },
 }
 # Table 2, without its column that repeats Table 1
@@ -104,9 +104,9 @@ TABLE_2_MLLM_CHANGES: dict[str, dict[str, float]] = {
     },
 }
 # Table 3: an MLP on CLIP's image features
-TABLE_3: dict[str, F1Accuracy] = {
-    "Agriculture": F1Accuracy(0.6991, 0.7118),
-    "Textures": F1Accuracy(0.7644, 0.7638),
-    "Dermatology": F1Accuracy(0.6046, 0.6492),
-    "Humanitarian": F1Accuracy(0.7506, 0.8238),
+TABLE_3: dict[str, PublishedF1Accuracy] = {
+    "Agriculture": PublishedF1Accuracy(0.6991, 0.7118),
+    "Textures": PublishedF1Accuracy(0.7644, 0.7638),
+    "Dermatology": PublishedF1Accuracy(0.6046, 0.6492),
+    "Humanitarian": PublishedF1Accuracy(0.7506, 0.8238),
 }

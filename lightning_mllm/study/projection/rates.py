@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study.engine.config_files import config_of
+from lightning_mllm.study.engine.config_files import read_config_file
 
 _KEYS = ("model", "learning_rates", "projector")
 RATE = ".".join(_KEYS)
@@ -17,7 +17,7 @@ def without_rate(files: Iterable[str]) -> list[Any]:
     """Return the contents of config files without the projection's learning rate."""
     contents = []
     for file in files:
-        content = deepcopy(config_of(file))
+        content = deepcopy(read_config_file(file))
         node = content
         for key in _KEYS[:-1]:
             node = node.get(key) if isinstance(node, Mapping) else None
@@ -35,7 +35,7 @@ def projector_rate(files: Iterable[str]) -> float | None:
     """
     rate: Any = None
     for file in files:
-        node = config_of(file)
+        node = read_config_file(file)
         for key in _KEYS:
             node = node.get(key) if isinstance(node, Mapping) else None
         rate = rate if node is None else node

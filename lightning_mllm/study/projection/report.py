@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lightning_mllm.store.files import write_rows, write_text
-from lightning_mllm.study.engine.cell_folder import finished
+from lightning_mllm.store.files import write_csv_file, write_text
+from lightning_mllm.study.engine.cell_folder import finished_cell_folders
 from lightning_mllm.study.engine.markdown import pictures_as_markdown, unfinished_as_markdown
 from lightning_mllm.study.projection.answers import write_answers
 from lightning_mllm.study.projection.cells import ProjectionFolder
-from lightning_mllm.study.projection.comparison import DomainComparison, compare
+from lightning_mllm.study.projection.comparison import DomainComparison, compare_domains
 from lightning_mllm.study.projection.figures import draw_projection_figures
 from lightning_mllm.study.projection.scores import COLUMNS, collect_projection_scores
-from lightning_mllm.study.projection.study import Study
+from lightning_mllm.study.projection.study import ProjectionStudy
 from lightning_mllm.study.projection.tables import (
     TABLE_COLUMNS,
     VERDICT_COLUMNS,
     TableEntry,
-    entries_as_markdown,
-    projection_verdict_row,
-    projection_verdicts_as_markdown,
+    projection_table_as_markdown,
+    projection_verdict_table_row,
+    projection_verdicts_table,
     table_1,
     table_2,
 )
@@ -29,7 +29,9 @@ from lightning_mllm.study.projection.verdict import DIFFERENCE, TREND, projectio
 TableMaker = Callable[[DomainComparison, str, Sequence[str]], list[TableEntry]]
 
 
-def write_projection_report(study: Study, folders: Sequence[ProjectionFolder]) -> Path | None:
+def write_projection_report(
+    study: ProjectionStudy, folders: Sequence[ProjectionFolder]
+) -> Path | None:
     """Write the results of the finished cells.
 
     Args:
@@ -42,13 +44,13 @@ def write_projection_report(study: Study, folders: Sequence[ProjectionFolder]) -
     Raises:
         DataError: A file of a finished cell is missing, or can't be read.
     """
-    done = finished(folders)
+    done = finished_cell_folders(folders)
     if not done:
         return None
     results = collect_projection_scores(study, done)
-    write_rows(study.folder / "results.csv", COLUMNS, [result.row() for result in results])
+    write_csv_file(study.folder / "results.csv", COLUMNS, [result.row() for result in results])
     write_answers(study, done, study.folder / "answers.csv.gz")
-    comparisons = compare(study, done)
+    comparisons = compare_domains(study, done)
     sections = [
         f"# {study.name}\n\n{len(done)} of {len(folders)} cells are finished.\n"
         + "\n".join(_introduction(study, comparisons, folders)),
@@ -62,7 +64,9 @@ def write_projection_report(study: Study, folders: Sequence[ProjectionFolder]) -
 
 
 def _introduction(
-    study: Study, comparisons: Sequence[DomainComparison], folders: Sequence[ProjectionFolder]
+    study: ProjectionStudy,
+    comparisons: Sequence[DomainComparison],
+    folders: Sequence[ProjectionFolder],
 ) -> Iterator[str]:
     """Yield what the numbers mean, which seeds are compared, and which cells have several names."""
     yield (
@@ -100,7 +104,7 @@ def _shared_cells(folders: Sequence[ProjectionFolder]) -> Iterator[str]:
 
 
 def _write_table(
-    study: Study,
+    study: ProjectionStudy,
     done: Sequence[ProjectionFolder],
     comparisons: Sequence[DomainComparison],
     number: int,
@@ -115,14 +119,14 @@ def _write_table(
             if comparison.checkpoint == checkpoint:
                 entries += make_table(comparison, preset, policies)
         title = f"## Table {number}: {checkpoint}, {preset}"
-        sections.append(f"{title}\n\n{entries_as_markdown(entries)}")
+        sections.append(f"{title}\n\n{projection_table_as_markdown(entries)}")
         rows += [entry.row() for entry in entries]
-    write_rows(study.folder / f"table{number}.csv", TABLE_COLUMNS, rows)
+    write_csv_file(study.folder / f"table{number}.csv", TABLE_COLUMNS, rows)
     return sections
 
 
 def _trained_presets(
-    study: Study, done: Sequence[ProjectionFolder]
+    study: ProjectionStudy, done: Sequence[ProjectionFolder]
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Yield checkpoint, preset and policies of each table."""
     for checkpoint in study.checkpoints:
@@ -135,11 +139,11 @@ def _trained_presets(
             yield checkpoint, preset, list(trained)
 
 
-def _write_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> str:
+def _write_verdicts(study: ProjectionStudy, comparisons: Sequence[DomainComparison]) -> str:
     """Write the verdicts as CSV, and return their section."""
     found = projection_verdicts(study, comparisons)
-    rows = [projection_verdict_row(verdict) for verdict in found]
-    write_rows(study.folder / "verdict.csv", VERDICT_COLUMNS, rows)
+    rows = [projection_verdict_table_row(verdict) for verdict in found]
+    write_csv_file(study.folder / "verdict.csv", VERDICT_COLUMNS, rows)
     about = f"Tests: {DIFFERENCE}" + (f"; of the sweep: {TREND}." if study.sweep else ".")
     if len(study.seeds) < 2:
         about += " With a single seed nothing is known about other seeds: all is undecided."
@@ -148,4 +152,4 @@ def _write_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> st
             f" With {len(study.seeds)} seeds, only differences that are large compared with those "
             "between seeds can hold."
         )
-    return f"## Verdicts\n\n{about}\n\n{projection_verdicts_as_markdown(found)}"
+    return f"## Verdicts\n\n{about}\n\n{projection_verdicts_table(found)}"

@@ -8,13 +8,13 @@ from statistics import fmean
 
 from lightning_mllm.study.engine.outputs import Row
 from lightning_mllm.study.projection.cell_files import (
-    clip_scores_of,
-    drift_of,
-    probes_of,
-    scores_of_projection_cell,
+    clip_scores_in_cell_files,
+    drift_in_cell_files,
+    probes_in_cell_files,
+    scores_in_cell_files,
 )
 from lightning_mllm.study.projection.cells import ProjectionFolder
-from lightning_mllm.study.projection.study import Study
+from lightning_mllm.study.projection.study import ProjectionStudy
 
 _SCORES = ("accuracy", "macro_f1", "invalid_rate")
 _PROBE_SCORES = ("accuracy", "macro_f1", "control_accuracy")
@@ -22,7 +22,7 @@ _DRIFT = ("cka", "cosine", "weight_change")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class ProjectionScore:
     """A number of a cell.
 
     Attributes:
@@ -63,16 +63,18 @@ class Result:
         return astuple(self)
 
 
-COLUMNS = tuple(field.name for field in fields(Result))
+COLUMNS = tuple(field.name for field in fields(ProjectionScore))
 
 
-def collect_projection_scores(study: Study, done: Iterable[ProjectionFolder]) -> list[Result]:
+def collect_projection_scores(
+    study: ProjectionStudy, done: Iterable[ProjectionFolder]
+) -> list[ProjectionScore]:
     """Return the numbers of finished cells, in the order of the grid.
 
     Raises:
         DataError: A file of a finished cell is missing.
     """
-    found: list[Result] = []
+    found: list[ProjectionScore] = []
     for folder in done:
         results = list(_results_of(study, folder))
         for preset in folder.cell.presets:
@@ -80,9 +82,9 @@ def collect_projection_scores(study: Study, done: Iterable[ProjectionFolder]) ->
     return found
 
 
-def _results_of(study: Study, folder: ProjectionFolder) -> Iterator[Result]:
+def _results_of(study: ProjectionStudy, folder: ProjectionFolder) -> Iterator[ProjectionScore]:
     cell = folder.cell
-    blank = Result(
+    blank = ProjectionScore(
         study=study.name,
         cell=cell.id,
         checkpoint=cell.checkpoint,
@@ -95,16 +97,16 @@ def _results_of(study: Study, folder: ProjectionFolder) -> Iterator[Result]:
     if study.richness is not None:
         yield from _probe_results(folder, blank)
     if study.drift and cell.trains:
-        for row in drift_of(folder):
+        for row in drift_in_cell_files(folder):
             for name in _DRIFT:
                 measure, value = f"drift/{row['point']}/{name}", _number(row, name)
                 yield replace(blank, epoch=_epoch(row), measure=measure, value=value)
 
 
-def _test_results(folder: ProjectionFolder, blank: Result) -> Iterator[Result]:
+def _test_results(folder: ProjectionFolder, blank: ProjectionScore) -> Iterator[ProjectionScore]:
     """Yield the scores of the model's answers, and of CLIP's."""
-    scorers = scores_of_projection_cell(folder)
-    clip = clip_scores_of(folder)
+    scorers = scores_in_cell_files(folder)
+    clip = clip_scores_in_cell_files(folder)
     if clip is not None:
         scorers["clip"] = clip
     for scorer, scores in scorers.items():
@@ -120,10 +122,10 @@ def _test_results(folder: ProjectionFolder, blank: Result) -> Iterator[Result]:
             )
 
 
-def _probe_results(folder: ProjectionFolder, blank: Result) -> Iterator[Result]:
+def _probe_results(folder: ProjectionFolder, blank: ProjectionScore) -> Iterator[ProjectionScore]:
     """Yield the scores of probes, averaged over their seeds."""
     groups: dict[tuple[int | None, str], list[Row]] = {}
-    for row in probes_of(folder):
+    for row in probes_in_cell_files(folder):
         name = "/".join([row["stage"], "probe", row["point"], row["probe"]])
         groups.setdefault((_epoch(row), name), []).append(row)
     for (epoch, name), rows in groups.items():

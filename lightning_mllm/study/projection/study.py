@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study.engine.checks import check_files, check_names, check_resamples
+from lightning_mllm.study.engine.checks import (
+    check_study_files,
+    check_study_names,
+    check_study_resamples,
+)
 from lightning_mllm.study.engine.runnable import RunnableStudy
 from lightning_mllm.study.projection.rates import RATE, projector_rate, without_rate
 
@@ -14,7 +18,7 @@ ZERO_SHOT, FT_PROJ, FT_E2E = "zero_shot", "ft_proj", "ft_e2e"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Richness:
+class ProjectionStudyRichness:
     """Which probe's test score is called the richness of the projected features.
 
     Each cell must also train it on halves of the training samples (`ProbeEachEpoch.halves`). They
@@ -33,7 +37,7 @@ class Richness:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateSweep:
+class ProjectionStudyRates:
     """FT-Proj of one preset at several learning rates of the projection.
 
     Attributes:
@@ -49,7 +53,7 @@ class RateSweep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(RunnableStudy):
+class ProjectionStudy(RunnableStudy):
     """The grid (checkpoint x domain x policy x preset x seed), and how its results are read.
 
     A cell is a normal run. Its config files are, in this order, `common`, those of the domain, and
@@ -81,9 +85,9 @@ class Study(RunnableStudy):
     seeds: list[int]
     common: list[str] = field(default_factory=list)
     zero_shot: list[str] = field(default_factory=lambda: ["configs/policy/zero_shot.yaml"])
-    sweep: RateSweep | None = None
+    sweep: ProjectionStudyRates | None = None
     scorer: str = "generation"
-    richness: Richness | None = None
+    richness: ProjectionStudyRichness | None = None
     drift: bool = False
     resamples: int = 2000
     keep_checkpoints: bool = True
@@ -112,17 +116,17 @@ class Study(RunnableStudy):
             ConfigError: A name has other characters than a cell's id, a part of the grid is empty
                 or there twice, or a file is missing.
         """
-        check_names("name", [self.name])
-        check_names("checkpoints", self.checkpoints)
-        check_names("domains", self.domains)
-        check_names("presets", self.presets)
+        check_study_names("name", [self.name])
+        check_study_names("checkpoints", self.checkpoints)
+        check_study_names("domains", self.domains)
+        check_study_names("presets", self.presets)
         for preset, policies in self.presets.items():
-            check_names(f"presets.{preset}", policies)
+            check_study_names(f"presets.{preset}", policies)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(
                 f"seeds are {self.seeds}: give one or more, each once, and none below 0."
             )
-        check_resamples(self.resamples)
+        check_study_resamples(self.resamples)
         for preset, policies in self.presets.items():
             if ZERO_SHOT in policies:
                 raise ConfigError(
@@ -136,7 +140,7 @@ class Study(RunnableStudy):
             for preset in self.sweep.also:
                 self._check_differs_in_rate_alone(preset, self.sweep.preset)
 
-    def _check_sweep(self, sweep: RateSweep) -> None:
+    def _check_sweep(self, sweep: ProjectionStudyRates) -> None:
         able = [preset for preset, policies in self.presets.items() if FT_PROJ in policies]
         for option, presets in (("preset", [sweep.preset]), ("also", sweep.also)):
             for preset in presets:
@@ -161,10 +165,10 @@ class Study(RunnableStudy):
             )
 
     def _check_files(self) -> None:
-        check_files("common", self.common)
-        check_files("zero_shot", self.zero_shot)
+        check_study_files("common", self.common)
+        check_study_files("zero_shot", self.zero_shot)
         for name, files in self.domains.items():
-            check_files(f"domains.{name}", files)
+            check_study_files(f"domains.{name}", files)
         for preset, policies in self.presets.items():
             for policy, files in policies.items():
-                check_files(f"presets.{preset}.{policy}", files)
+                check_study_files(f"presets.{preset}.{policy}", files)

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
-from lightning_mllm.statistics.seeds_and_samples import Measure, Scores, relative_change_over_seeds
+from lightning_mllm.statistics.seeds_and_samples import (
+    Measure,
+    SeedScores,
+    relative_change_over_seeds,
+)
 from lightning_mllm.study.engine.markdown import markdown
 from lightning_mllm.study.projection import published
 from lightning_mllm.study.projection.comparison import DomainComparison, Kind
 from lightning_mllm.study.projection.study import ZERO_SHOT
-from lightning_mllm.study.projection.verdict import Verdict
+from lightning_mllm.study.projection.verdict import ProjectionVerdict
 
 TABLE_COLUMNS = (
     *("checkpoint", "preset", "domain", "state", "measure", "value", "low_95", "high_95"),
@@ -48,8 +52,8 @@ class TableEntry:
     preset: str
     state: str
     measure: str
-    scores: Scores | float
-    original: Scores | None = None
+    scores: SeedScores | float
+    original: SeedScores | None = None
     published: float | None = None
     published_change: float | None = None
 
@@ -84,22 +88,22 @@ class TableEntry:
         return f"{self.published:.4f}" + ("" if change is None else f" ({change:+.2f} %)")
 
     def _with_interval(self) -> tuple[float, float | None, float | None]:
-        if isinstance(self.scores, Scores):
+        if isinstance(self.scores, SeedScores):
             return (self.scores.mean, *self.scores.interval)
         return self.scores, None, None
 
     def _change(self) -> tuple[Decimal | None, Decimal | None, Decimal | None] | None:
         """Return the change against the original and the ends of its interval, in %."""
-        if self.original is None or not isinstance(self.scores, Scores):
+        if self.original is None or not isinstance(self.scores, SeedScores):
             return None
         change = relative_change_over_seeds(self.scores, self.original)
         if change is None:
             return None
         value, low, high = change
-        return round_percent(value), round_percent(low), round_percent(high)
+        return round_table_percent(value), round_table_percent(low), round_table_percent(high)
 
 
-def round_percent(value: float) -> Decimal | None:
+def round_table_percent(value: float) -> Decimal | None:
     """Round to two decimals, half to even as the number is written; NaN becomes None.
 
     For example, -27.486 becomes -27.49, and 0.125 becomes 0.12.
@@ -124,7 +128,9 @@ def table_1(comparison: DomainComparison, preset: str, policies: Sequence[str]) 
     entries = []
     for measure in measures:
         reported = _published_1(comparison.domain, measure)
-        scores: dict[str, Scores | float | None] = {"random uniform": comparison.uniform[measure]}
+        scores: dict[str, SeedScores | float | None] = {
+            "random uniform": comparison.uniform[measure]
+        }
         for state, kind, policy in models:
             scores[state] = comparison.get(kind, policy, preset, measure)
         for state, own in scores.items():
@@ -174,7 +180,7 @@ def _published_2(kind: Kind, policy: str, domain: str) -> tuple[float | None, fl
     return published.TABLE_1[policy][paper].macro_f1, change
 
 
-def entries_as_markdown(entries: Iterable[TableEntry]) -> str:
+def projection_table_as_markdown(entries: Iterable[TableEntry]) -> str:
     """Return a table of one preset: a row per measure and state, a column per domain.
 
     The published numbers are below.
@@ -195,7 +201,7 @@ def entries_as_markdown(entries: Iterable[TableEntry]) -> str:
     return markdown(["measure", "state", *domains], [*ours, *reported])
 
 
-def projection_verdict_row(verdict: Verdict) -> list[Any]:
+def projection_verdict_table_row(verdict: ProjectionVerdict) -> list[Any]:
     """Return the row of the CSV file."""
     numbers: tuple[float | None, ...] = (None, None, None, None)
     if verdict.outcome is not None:
@@ -208,10 +214,10 @@ def projection_verdict_row(verdict: Verdict) -> list[Any]:
     ]
 
 
-def projection_verdicts_as_markdown(found: Iterable[Verdict]) -> str:
+def projection_verdicts_table(found: Iterable[ProjectionVerdict]) -> str:
     """Return one row per claim and part, one column per domain, and one for all."""
     domains: dict[str, None] = {}  # in order
-    by_row: dict[tuple[str, str, str, str], dict[str, Verdict]] = {}
+    by_row: dict[tuple[str, str, str, str], dict[str, ProjectionVerdict]] = {}
     for each in found:
         domains[each.domain] = None
         key = (each.checkpoint, each.preset, each.claim, each.part)
@@ -226,7 +232,7 @@ def projection_verdicts_as_markdown(found: Iterable[Verdict]) -> str:
     return markdown(["checkpoint", "preset", "claim", *domains, "N"], rows)
 
 
-def _verdict_text(verdict: Verdict) -> str:
+def _verdict_text(verdict: ProjectionVerdict) -> str:
     """Return the decision with difference and p-value; in bold for the whole claim."""
     if verdict.outcome is not None and verdict.adjusted_p is not None:
         p_value = "< 0.001" if verdict.adjusted_p < 0.001 else f"{verdict.adjusted_p:.3f}"

@@ -13,11 +13,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_mllm.statistics.decisions import Decision, Outcome, all_of, decide, holm, t_test
-from lightning_mllm.statistics.seeds_and_samples import Estimate, difference_over_seeds, slope
-from lightning_mllm.study.projection.claims import ClaimPart, claims_about
+from lightning_mllm.statistics.decisions import (
+    Decision,
+    DecisionOutcome,
+    decide,
+    decide_all,
+    decide_by_holm,
+    decide_by_t_test,
+)
+from lightning_mllm.statistics.seeds_and_samples import (
+    SeedEstimate,
+    difference_over_seeds,
+    slope_over_seeds,
+)
+from lightning_mllm.study.projection.claims import ProjectionClaimPart, projection_claims
 from lightning_mllm.study.projection.comparison import DomainComparison, Kind
-from lightning_mllm.study.projection.study import FT_PROJ, Study
+from lightning_mllm.study.projection.study import FT_PROJ, ProjectionStudy
 
 ALL_DOMAINS = "all"
 _BOOTSTRAP = (
@@ -29,12 +40,12 @@ TREND = f"loss of macro-F1 per tenfold rate, {_BOOTSTRAP}, Holm over domains"
 SWEEP_CLAIM = "FT-Proj loses less richness at a lower learning rate"
 _SWEEP_PART = "loss rises with the rate"
 
-Tests = Mapping[str, Mapping[str, Outcome]]  # part -> domain -> outcome, where there is one
+Tests = Mapping[str, Mapping[str, DecisionOutcome]]  # part -> domain -> outcome, where there is one
 Place = tuple[str, str]  # a part, empty for the whole claim, and a domain
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ProjectionVerdict:
     """What is known of a claim, or of a part of it, in a domain or in all.
 
     Attributes:
@@ -60,18 +71,20 @@ class Verdict:
     test: str
     seeds: int
     samples: int
-    outcome: Outcome | None = None
+    outcome: DecisionOutcome | None = None
     adjusted_p: float | None = None
 
 
-def projection_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -> list[Verdict]:
+def projection_verdicts(
+    study: ProjectionStudy, comparisons: Sequence[DomainComparison]
+) -> list[ProjectionVerdict]:
     """Test all claims about which the finished study will have results.
 
     Args:
         study: The study.
         comparisons: Scores of the domains that have any.
     """
-    found: list[Verdict] = []
+    found: list[ProjectionVerdict] = []
     domains = list(study.domains)
     for checkpoint in study.checkpoints:
         there = [each for each in comparisons if each.checkpoint == checkpoint]
@@ -79,7 +92,7 @@ def projection_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -
         for comparison in there:
             kinds |= {answerer.kind for answerer in comparison.scores}
         for preset in ("", *study.presets):
-            for claim, parts in claims_about(study, preset, kinds).items():
+            for claim, parts in projection_claims(study, preset, kinds).items():
                 tests: Tests = {str(part): _test_part(part, preset, there) for part in parts}
                 found += _judge((checkpoint, preset, claim), tests, domains, DIFFERENCE)
         if study.sweep is not None and study.richness is not None:
@@ -89,8 +102,8 @@ def projection_verdicts(study: Study, comparisons: Sequence[DomainComparison]) -
 
 
 def _test_part(
-    part: ClaimPart, preset: str, comparisons: Sequence[DomainComparison]
-) -> dict[str, Outcome]:
+    part: ProjectionClaimPart, preset: str, comparisons: Sequence[DomainComparison]
+) -> dict[str, DecisionOutcome]:
     """Test a part of a claim in each domain that has both models."""
     tests = {}
     for each in comparisons:
@@ -98,13 +111,13 @@ def _test_part(
         lower = each.get(part.lower.kind, part.lower.policy, preset, part.measure)
         if higher is not None and lower is not None:
             above = difference_over_seeds(higher, lower)
-            tests[each.domain] = t_test(above, len(each.seeds), each.samples)
+            tests[each.domain] = decide_by_t_test(above, len(each.seeds), each.samples)
     return tests
 
 
 def _test_trend(
     rates: Mapping[str, float], comparisons: Sequence[DomainComparison]
-) -> dict[str, Outcome]:
+) -> dict[str, DecisionOutcome]:
     """Test whether richness falls with the rate, in each domain that has all rates.
 
     The loss against the original then rises with the rate.
@@ -114,15 +127,15 @@ def _test_trend(
         scores = [each.get("richness", FT_PROJ, preset, "macro_f1") for preset in rates]
         there = [score for score in scores if score is not None]
         if len(there) == len(rates):
-            rise = slope(list(rates.values()), there)
-            loss = Estimate(-rise.value, rise.variance, rise.freedom)
-            tests[each.domain] = t_test(loss, len(each.seeds), each.samples)
+            rise = slope_over_seeds(list(rates.values()), there)
+            loss = SeedEstimate(-rise.value, rise.variance, rise.freedom)
+            tests[each.domain] = decide_by_t_test(loss, len(each.seeds), each.samples)
     return tests
 
 
 def _judge(
     name: tuple[str, str, str], tests: Tests, domains: Sequence[str], test: str
-) -> Iterator[Verdict]:
+) -> Iterator[ProjectionVerdict]:
     """Decide a claim, whole (part "") and part by part, in each domain and in all.
 
     Args:
@@ -138,7 +151,7 @@ def _judge(
         for domain in (*domains, ALL_DOMAINS):
             chosen = _outcomes_at(tests, part, domain)
             outcome = tests.get(part, {}).get(domain)
-            yield Verdict(
+            yield ProjectionVerdict(
                 checkpoint=checkpoint,
                 preset=preset,
                 claim=claim,
@@ -158,7 +171,7 @@ def _adjust(tests: Tests, domains: Sequence[str]) -> dict[Place, float]:
     adjusted = {}
     for part, outcomes in tests.items():
         p_values = [outcomes[domain].p if domain in outcomes else 1.0 for domain in domains]
-        for domain, p_value in zip(domains, holm(p_values), strict=True):
+        for domain, p_value in zip(domains, decide_by_holm(p_values), strict=True):
             adjusted[part, domain] = p_value
     return adjusted
 
@@ -173,14 +186,14 @@ def _decide(
         decision = Decision.UNDECIDED if outcome is None else decide(outcome.value, p_value)
         decisions[part, domain] = decision
     for domain in domains:
-        decisions["", domain] = all_of([decisions[part, domain] for part in tests])
+        decisions["", domain] = decide_all([decisions[part, domain] for part in tests])
     for part in ("", *tests):
         of_domains = [decisions[part, domain] for domain in domains]
-        decisions[part, ALL_DOMAINS] = all_of(of_domains)
+        decisions[part, ALL_DOMAINS] = decide_all(of_domains)
     return decisions
 
 
-def _outcomes_at(tests: Tests, part: str, domain: str) -> dict[str, Outcome]:
+def _outcomes_at(tests: Tests, part: str, domain: str) -> dict[str, DecisionOutcome]:
     """Return the outcomes that a verdict rests on, by domain.
 
     All parts of a claim are tested on the same seeds and samples of a domain: one stands for all.

@@ -11,7 +11,7 @@ from PIL import Image
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.testbed.datamodules import check_counts
+from lightning_mllm.testbed.datamodules import check_datamodule_counts
 from lightning_mllm.testbed.domains import glyphs, leaves, lesions, textures
 from lightning_mllm.testbed.world.scenes import SIDE
 from lightning_mllm.types import LazyImage, Sample
@@ -58,7 +58,7 @@ class Domain(MLLMDataModule):
         if name not in _DOMAINS:
             raise ConfigError(f"There is no domain {name!r}. Choose one of {', '.join(_DOMAINS)}.")
         self.name: DomainName = name
-        self.counts = check_counts(
+        self.counts = check_datamodule_counts(
             {
                 "train": ("per_class", per_class),
                 "val": ("val_per_class", val_per_class),

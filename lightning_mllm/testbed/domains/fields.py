@@ -26,7 +26,7 @@ SAMPLES = 2  # samples per pixel and direction
 _CLOCK = ((1.0, 0.0), (0.866, 0.5), (0.5, 0.866))  # 0, 30 and 60 degrees
 
 
-def clock_point(number: int) -> Point:
+def field_clock_point(number: int) -> Point:
     """Return the point of the unit circle at `number` times 30 degrees.
 
     Angles go clockwise from the right, since y points down.
@@ -37,16 +37,16 @@ def clock_point(number: int) -> Point:
     return x, y
 
 
-def arc_points(x: float, y: float, radius: float, first: int, last: int) -> tuple[Point, ...]:
-    """Return the points of an arc, from one number to another; see `clock_point`."""
+def field_arc_points(x: float, y: float, radius: float, first: int, last: int) -> tuple[Point, ...]:
+    """Return the points of an arc, from one number to another; see `field_clock_point`."""
     points = []
     for number in range(first, last + 1):
-        across, down = clock_point(number)
+        across, down = field_clock_point(number)
         points.append((x + radius * across, y + radius * down))
     return tuple(points)
 
 
-def random_turn(draw: Draw, most: float) -> Point:
+def random_field_turn(draw: Draw, most: float) -> Point:
     """Return cosine and sine of a random angle.
 
     Half of the angle has at most the tangent `most`; with 1.0 the angle is at most a right one.
@@ -57,18 +57,18 @@ def random_turn(draw: Draw, most: float) -> Point:
 
 
 @cache
-def sample_grid(samples: int = SAMPLES) -> tuple[Field, Field]:
+def field_grid(samples: int = SAMPLES) -> tuple[Field, Field]:
     """Return the samples' x (1, n) and y (n, 1), in pixels from the picture's centre."""
     steps = (np.arange(SIDE * samples) + 0.5) / samples - SIDE / 2
     steps.flags.writeable = False
     return steps[None, :], steps[:, None]
 
 
-def turned_grid(
+def turned_field_grid(
     angle: Point, center: Point = (0.0, 0.0), scale: float = 1.0, samples: int = SAMPLES
 ) -> tuple[Field, Field]:
     """Return the samples in the axes of a thing that is turned, moved and scaled, each (n, n)."""
-    x, y = sample_grid(samples)
+    x, y = field_grid(samples)
     cosine, sine = angle
     x, y = (x - center[0]) / scale, (y - center[1]) / scale
     return cosine * x + sine * y, cosine * y - sine * x
@@ -82,7 +82,7 @@ def _interpolation_weights(side: int, cells: int) -> tuple[NDArray[np.int64], Fi
     return place // (2 * side), share * share * (3 - 2 * share)
 
 
-def smooth_noise(
+def smooth_noise_field(
     draw: Draw, rows: int, columns: int, *, fields: int = 1, side: int = SIDE * SAMPLES
 ) -> Field:
     """Return smooth noise from -1 to 1, of shape (fields, side, side): an interpolated lattice.
@@ -102,33 +102,33 @@ def smooth_noise(
     return lines[:, :, column] + (lines[:, :, column + 1] - lines[:, :, column]) * right
 
 
-def fractional_part(field: Field) -> Field:
+def fractional_field(field: Field) -> Field:
     """Return the field minus its floor: from 0 to 1, for negative numbers too."""
     return field - np.floor(field)
 
 
-def parabola_wave(field: Field) -> Field:
+def parabola_wave_field(field: Field) -> Field:
     """Return a wave of period 1 from -1 to 1, made of parabolas instead of a sine."""
-    place = 2 * fractional_part(field) - 1
+    place = 2 * fractional_field(field) - 1
     return 4 * place * (1 - abs(place))
 
 
-def zigzag_wave(field: Field) -> Field:
+def zigzag_wave_field(field: Field) -> Field:
     """Return a zigzag of period 1 from 0 to 1."""
-    return abs(2 * fractional_part(field) - 1)
+    return abs(2 * fractional_field(field) - 1)
 
 
-def soft_step(field: Field, slope: float = 1.0) -> Field:
+def soft_step_field(field: Field, slope: float = 1.0) -> Field:
     """Return a ramp from 0 to 1 around the field's zero line, with this slope."""
     return np.clip(field * slope + 0.5, 0.0, 1.0)
 
 
-def hexagon_distance(u: Field, v: Field) -> Field:
+def hexagon_field(u: Field, v: Field) -> Field:
     """Return the distance from the centre of each hexagon of a honeycomb, 0.5 at its sides."""
     tall = 1.732
-    across, down = fractional_part(u) - 0.5, (fractional_part(v / tall) - 0.5) * tall
-    other_across = fractional_part(u + 0.5) - 0.5
-    other_down = (fractional_part(v / tall + 0.5) - 0.5) * tall
+    across, down = fractional_field(u) - 0.5, (fractional_field(v / tall) - 0.5) * tall
+    other_across = fractional_field(u + 0.5) - 0.5
+    other_down = (fractional_field(v / tall + 0.5) - 0.5) * tall
     distance = across * across + down * down
     nearer = distance < other_across * other_across + other_down * other_down
     across = abs(np.where(nearer, across, other_across))
@@ -136,7 +136,7 @@ def hexagon_distance(u: Field, v: Field) -> Field:
     return np.maximum(across, 0.5 * across + 0.866 * down)
 
 
-def scatter_specks(draw: Draw, u: Field, v: Field, radius: Point, percent: int) -> Field:
+def speckled_field(draw: Draw, u: Field, v: Field, radius: Point, percent: int) -> Field:
     """Return round specks with soft edges, from 0 to 1, at most one in each unit cell.
 
     Args:
@@ -158,10 +158,12 @@ def scatter_specks(draw: Draw, u: Field, v: Field, radius: Point, percent: int) 
     reach = np.where(is_filled, size * size, -1.0)
     across = u - left - 0.5 - (shift_x * (0.5 - size))[row, column]
     down = v - top - 0.5 - (shift_y * (0.5 - size))[row, column]
-    return soft_step(reach[row, column] - (across * across + down * down), 8.0)
+    return soft_step_field(reach[row, column] - (across * across + down * down), 8.0)
 
 
-def mark_stroke(mask: Mask, points: Sequence[Point], width: float, samples: int = SAMPLES) -> None:
+def mark_stroke_in_field(
+    mask: Mask, points: Sequence[Point], width: float, samples: int = SAMPLES
+) -> None:
     """Mark a line with round joints and ends.
 
     Args:
@@ -170,12 +172,12 @@ def mark_stroke(mask: Mask, points: Sequence[Point], width: float, samples: int 
         width: Width of the line in pixels.
         samples: Samples per pixel and direction.
     """
-    columns, rows = sample_grid(samples)
+    columns, rows = field_grid(samples)
     square = width * width / 4
     for (x, y), (next_x, next_y) in pairwise(points):
         step_x, step_y = next_x - x, next_y - y
         reach = (max(abs(step_x), abs(step_y)) + width) / 2
-        part = slices_around((x + next_x) / 2, (y + next_y) / 2, reach, samples)
+        part = field_slices_around((x + next_x) / 2, (y + next_y) / 2, reach, samples)
         across, down = columns[:, part[1]] - x, rows[part[0]] - y
         length = max(step_x * step_x + step_y * step_y, 1e-9)
         along = np.clip((across * (step_x / length)) + (down * (step_y / length)), 0.0, 1.0)
@@ -183,7 +185,9 @@ def mark_stroke(mask: Mask, points: Sequence[Point], width: float, samples: int 
         mask[part] |= aside * aside + below * below < square
 
 
-def slices_around(x: float, y: float, reach: float, samples: int = SAMPLES) -> tuple[slice, slice]:
+def field_slices_around(
+    x: float, y: float, reach: float, samples: int = SAMPLES
+) -> tuple[slice, slice]:
     """Return the rows and columns of the samples around a point, clipped to the picture."""
     return _slice_around(y, reach, samples), _slice_around(x, reach, samples)
 

@@ -18,21 +18,21 @@ from PIL import Image
 from lightning_mllm.testbed.domains.fields import (
     SAMPLES,
     Field,
-    hexagon_distance,
-    mark_stroke,
-    random_turn,
-    scatter_specks,
-    smooth_noise,
-    soft_step,
-    turned_grid,
-    zigzag_wave,
+    hexagon_field,
+    mark_stroke_in_field,
+    random_field_turn,
+    smooth_noise_field,
+    soft_step_field,
+    speckled_field,
+    turned_field_grid,
+    zigzag_wave_field,
 )
 from lightning_mllm.testbed.domains.painting import (
     Canvas,
     Color,
-    add_noise,
-    draw_ground,
-    measure_coverage,
+    measure_paint_coverage,
+    paint_ground,
+    paint_noise,
     paint_over,
 )
 from lightning_mllm.testbed.world.draws import Draw
@@ -40,7 +40,7 @@ from lightning_mllm.testbed.world.scenes import SIDE
 
 
 @dataclass(frozen=True)
-class Kind:
+class LesionKind:
     """Which of the three signs a kind of lesion has."""
 
     asymmetric: bool = False
@@ -49,7 +49,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Blob:
+class LesionBlob:
     """A lesion on the canvas; fields have one value per pixel, (n, n), since all edges are soft.
 
     Attributes:
@@ -64,39 +64,39 @@ class Blob:
 
 
 KINDS = {
-    "nevus": Kind(),
-    "lentigo": Kind(irregular=True),
-    "dysplasia": Kind(asymmetric=True),
-    "keratosis": Kind(variegated=True),
-    "melanoma": Kind(asymmetric=True, irregular=True, variegated=True),
+    "nevus": LesionKind(),
+    "lentigo": LesionKind(irregular=True),
+    "dysplasia": LesionKind(asymmetric=True),
+    "keratosis": LesionKind(variegated=True),
+    "melanoma": LesionKind(asymmetric=True, irregular=True, variegated=True),
 }
 
 
-def _draw_network(draw: Draw, blob: Blob) -> Field:
+def _draw_network(draw: Draw, blob: LesionBlob) -> Field:
     """Return a mesh of pigment that fades towards the border."""
     cell = draw.between(50, 62) / 10
-    bend = 0.25 * smooth_noise(draw, 9, 9, fields=2, side=SIDE)
-    mesh = hexagon_distance(blob.x / cell + bend[0], blob.y / cell + bend[1]) - 0.36
-    return soft_step(mesh, 12.0) * soft_step(blob.depth - 0.1, 4.0)
+    bend = 0.25 * smooth_noise_field(draw, 9, 9, fields=2, side=SIDE)
+    mesh = hexagon_field(blob.x / cell + bend[0], blob.y / cell + bend[1]) - 0.36
+    return soft_step_field(mesh, 12.0) * soft_step_field(blob.depth - 0.1, 4.0)
 
 
-def _draw_globules(draw: Draw, blob: Blob) -> Field:
+def _draw_globules(draw: Draw, blob: LesionBlob) -> Field:
     """Return round clods."""
     cell = draw.between(48, 62) / 10
-    clods = scatter_specks(draw, blob.x / cell, blob.y / cell, (0.26, 0.38), 85)
-    return clods * soft_step(blob.depth - 0.08, 8.0)
+    clods = speckled_field(draw, blob.x / cell, blob.y / cell, (0.26, 0.38), 85)
+    return clods * soft_step_field(blob.depth - 0.08, 8.0)
 
 
-def _draw_streaks(draw: Draw, blob: Blob) -> Field:
+def _draw_streaks(draw: Draw, blob: LesionBlob) -> Field:
     """Return rays that cross the border; angles are measured along the sides of a square."""
     size = np.maximum(abs(blob.x) + abs(blob.y), 1e-9)
     around = np.where(blob.y < 0, 2 + blob.x / size, -blob.x / size)  # a whole turn is 4
-    rays = zigzag_wave(around * draw.between(4, 5)) + 0.25 * _draw_roughness(draw, 8)
-    outer, inner = soft_step(blob.depth + 0.3, 7.0), soft_step(0.45 - blob.depth, 7.0)
-    return soft_step(0.5 - rays, 4.0) * outer * inner
+    rays = zigzag_wave_field(around * draw.between(4, 5)) + 0.25 * _draw_roughness(draw, 8)
+    outer, inner = soft_step_field(blob.depth + 0.3, 7.0), soft_step_field(0.45 - blob.depth, 7.0)
+    return soft_step_field(0.5 - rays, 4.0) * outer * inner
 
 
-STRUCTURES: dict[str, Callable[[Draw, Blob], Field] | None] = {
+STRUCTURES: dict[str, Callable[[Draw, LesionBlob], Field] | None] = {
     "homogeneous": None,
     "reticular": _draw_network,
     "globular": _draw_globules,
@@ -119,25 +119,27 @@ def draw_lesion(name: str, key: str) -> Image.Image:
     draw = Draw("lesions", name, key)
     blob = _shape_blob(draw, KINDS[kind])
     skin, pigment = _choose_skin(draw), draw.between(62, 84)  # percent of the skin's light left
-    canvas = draw_ground(draw, skin, draw.between(5, 25))
-    canvas = canvas + draw_ground(draw, (0, 0, 0), draw.between(5, 20), cells=21)
-    inside = measure_coverage(soft_step(blob.depth, 5.0))
+    canvas = paint_ground(draw, skin, draw.between(5, 25))
+    canvas = canvas + paint_ground(draw, (0, 0, 0), draw.between(5, 20), cells=21)
+    inside = measure_paint_coverage(soft_step_field(blob.depth, 5.0))
     canvas = paint_over(canvas, _draw_pigment(draw, canvas, pigment, KINDS[kind]), inside)
     draw_marks = STRUCTURES[structure]
     if draw_marks is not None:
         dark = canvas * draw.between(66, 84) // 100
-        visible = soft_step(_draw_roughness(draw, 3) + 0.35, 3.0)  # rarely all over the lesion
-        canvas = paint_over(canvas, dark, measure_coverage(draw_marks(draw, blob) * visible))
-    return add_noise(draw, _draw_hairs(draw, canvas))
+        visible = soft_step_field(
+            _draw_roughness(draw, 3) + 0.35, 3.0
+        )  # rarely all over the lesion
+        canvas = paint_over(canvas, dark, measure_paint_coverage(draw_marks(draw, blob) * visible))
+    return paint_noise(draw, _draw_hairs(draw, canvas))
 
 
-def _shape_blob(draw: Draw, kind: Kind) -> Blob:
+def _shape_blob(draw: Draw, kind: LesionKind) -> LesionBlob:
     """Return a lesion of a kind at a random place, with a random turn."""
     radius, slender = draw.between(130, 215) / 10, draw.between(100, 135) / 100
     center = (draw.between(-60, 60) / 10, draw.between(-60, 60) / 10)
-    angle = random_turn(draw, 1.0)
+    angle = random_field_turn(draw, 1.0)
     angle = angle if draw.happens(0.5) else (-angle[0], -angle[1])
-    x, y = turned_grid(angle, center, samples=1)
+    x, y = turned_field_grid(angle, center, samples=1)
     along, across = x / radius, y * (slender / radius)
     if kind.asymmetric:
         depth = _shape_lobes(draw, along, across)
@@ -146,7 +148,7 @@ def _shape_blob(draw: Draw, kind: Kind) -> Blob:
     if kind.irregular:
         depth = depth + 0.36 * _draw_roughness(draw, 13) + 0.24 * _draw_roughness(draw, 7)
     depth = depth + 0.16 * _draw_roughness(draw, 4) + 0.12 * _draw_roughness(draw, 10)
-    return Blob(x, y, depth)
+    return LesionBlob(x, y, depth)
 
 
 def _shape_lobes(draw: Draw, along: Field, across: Field) -> Field:
@@ -161,7 +163,7 @@ def _shape_lobes(draw: Draw, along: Field, across: Field) -> Field:
 
 
 def _draw_roughness(draw: Draw, cells: int) -> Field:
-    noise: Field = smooth_noise(draw, cells, cells, side=SIDE)[0]
+    noise: Field = smooth_noise_field(draw, cells, cells, side=SIDE)[0]
     return noise
 
 
@@ -170,7 +172,7 @@ def _choose_skin(draw: Draw) -> Color:
     return light, light * draw.between(70, 84) // 100, light * draw.between(52, 72) // 100
 
 
-def _draw_pigment(draw: Draw, skin: Canvas, left: int, kind: Kind) -> Canvas:
+def _draw_pigment(draw: Draw, skin: Canvas, left: int, kind: LesionKind) -> Canvas:
     """Return the skin with pigment in it: of one colour, or in patches of three.
 
     Args:
@@ -183,14 +185,14 @@ def _draw_pigment(draw: Draw, skin: Canvas, left: int, kind: Kind) -> Canvas:
     brown: Canvas = skin * left * tint // 10_000
     if not kind.variegated:
         return brown
-    first, second = smooth_noise(draw, 5, 5, fields=2, side=SIDE)
+    first, second = smooth_noise_field(draw, 5, 5, fields=2, side=SIDE)
     blue_tint = np.array([draw.between(78, 98), draw.between(82, 102), draw.between(100, 125)])
     blue = blue_tint * skin[..., :1] // 190
     red_tint = np.array([draw.between(82, 96), draw.between(54, 68), draw.between(54, 68)])
     red = skin * red_tint // 100
     strength = draw.between(35, 65)  # percent
-    red_cover = measure_coverage(soft_step(first - 0.2, 4.0)) * strength // 100
-    blue_cover = measure_coverage(soft_step(second - 0.2, 4.0)) * strength // 100
+    red_cover = measure_paint_coverage(soft_step_field(first - 0.2, 4.0)) * strength // 100
+    blue_cover = measure_paint_coverage(soft_step_field(second - 0.2, 4.0)) * strength // 100
     return paint_over(paint_over(brown, red, red_cover), blue, blue_cover)
 
 
@@ -203,5 +205,5 @@ def _draw_hairs(draw: Draw, canvas: Canvas) -> Canvas:
         points = []
         for n in range(-2, 3):
             points.append((x + n * step_x + n * n * bend, y + n * step_y - n * n * bend / 2))
-        mark_stroke(mask, points, draw.between(7, 11) / 10)
-    return paint_over(canvas, (35, 28, 25), measure_coverage(mask) * 3 // 4)
+        mark_stroke_in_field(mask, points, draw.between(7, 11) / 10)
+    return paint_over(canvas, (35, 28, 25), measure_paint_coverage(mask) * 3 // 4)

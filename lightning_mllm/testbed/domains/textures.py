@@ -17,23 +17,23 @@ from lightning_mllm.testbed.domains.fields import (
     SAMPLES,
     Field,
     Mask,
-    fractional_part,
-    hexagon_distance,
-    mark_stroke,
-    parabola_wave,
-    random_turn,
-    sample_grid,
-    slices_around,
-    smooth_noise,
-    soft_step,
-    turned_grid,
-    zigzag_wave,
+    field_grid,
+    field_slices_around,
+    fractional_field,
+    hexagon_field,
+    mark_stroke_in_field,
+    parabola_wave_field,
+    random_field_turn,
+    smooth_noise_field,
+    soft_step_field,
+    turned_field_grid,
+    zigzag_wave_field,
 )
 from lightning_mllm.testbed.domains.painting import (
-    add_noise,
-    contrasting_colors,
-    draw_ground,
-    measure_coverage,
+    contrasting_paints,
+    measure_paint_coverage,
+    paint_ground,
+    paint_noise,
     paint_over,
 )
 from lightning_mllm.testbed.world.draws import Draw
@@ -44,22 +44,24 @@ Pattern = Callable[[Draw, Field, Field], Field | Mask]
 
 
 def _blotchy(draw: Draw, u: Field, v: Field) -> Field:
-    return soft_step(smooth_noise(draw, 6, 6)[0] + 0.4 * smooth_noise(draw, 15, 15)[0], 5.0)
+    return soft_step_field(
+        smooth_noise_field(draw, 6, 6)[0] + 0.4 * smooth_noise_field(draw, 15, 15)[0], 5.0
+    )
 
 
 def _bricked(draw: Draw, u: Field, v: Field) -> Mask:
     joint = draw.between(12, 20) / 100
-    bricks = fractional_part(u / 2 + 0.5 * np.mod(np.floor(v), 2.0))
-    return (fractional_part(v) < joint) | (bricks < joint / 2)
+    bricks = fractional_field(u / 2 + 0.5 * np.mod(np.floor(v), 2.0))
+    return (fractional_field(v) < joint) | (bricks < joint / 2)
 
 
 def _bubbly(draw: Draw, u: Field, v: Field) -> Mask:
     mask = np.zeros(u.shape, dtype=np.bool_)
-    columns, rows = sample_grid()
+    columns, rows = field_grid()
     for _ in range(draw.between(16, 24)):
         radius, thick = draw.between(30, 85) / 10, draw.between(13, 20) / 10
         x, y = draw.between(-330, 330) / 10, draw.between(-330, 330) / 10
-        part = slices_around(x, y, radius)
+        part = field_slices_around(x, y, radius)
         across, down = columns[:, part[1]] - x, rows[part[0]] - y
         square = across * across + down * down
         across, down = across + 0.4 * radius, down + 0.4 * radius
@@ -86,54 +88,54 @@ def _cracked(draw: Draw, u: Field, v: Field) -> Field:
         square = x * x + y * y
         second = np.minimum(second, np.maximum(first, square))
         first = np.minimum(first, square)
-    return soft_step(draw.between(12, 20) / 100 - (second - first), 8.0)
+    return soft_step_field(draw.between(12, 20) / 100 - (second - first), 8.0)
 
 
 def _crosshatched(draw: Draw, u: Field, v: Field) -> Mask:
     lines: Mask = np.zeros(u.shape, dtype=np.bool_)
     wide = draw.between(25, 36) / 100
-    for side, broken in zip((-1, 1), smooth_noise(draw, 9, 9, fields=2), strict=True):
-        lines |= (fractional_part(1.9 * (u + side * 0.7 * v)) < wide) & (broken > -0.35)
+    for side, broken in zip((-1, 1), smooth_noise_field(draw, 9, 9, fields=2), strict=True):
+        lines |= (fractional_field(1.9 * (u + side * 0.7 * v)) < wide) & (broken > -0.35)
     return lines
 
 
 def _grained(draw: Draw, u: Field, v: Field) -> Field:
-    bend, fibre = smooth_noise(draw, 3, 3)[0], smooth_noise(draw, 42, 5)[0]
-    rings = fractional_part(v * 0.7 + 1.3 * bend + 0.25 * u)
+    bend, fibre = smooth_noise_field(draw, 3, 3)[0], smooth_noise_field(draw, 42, 5)[0]
+    rings = fractional_field(v * 0.7 + 1.3 * bend + 0.25 * u)
     levels: Field = np.clip(rings * 0.75 + 0.45 * fibre, 0.0, 1.0)
     return levels
 
 
 def _gridded(draw: Draw, u: Field, v: Field) -> Mask:
     wide = draw.between(15, 26) / 100
-    return (fractional_part(u) < wide) | (fractional_part(v) < wide)
+    return (fractional_field(u) < wide) | (fractional_field(v) < wide)
 
 
 def _honeycombed(draw: Draw, u: Field, v: Field) -> Mask:
-    return hexagon_distance(u, v) > 0.5 - draw.between(8, 12) / 100
+    return hexagon_field(u, v) > 0.5 - draw.between(8, 12) / 100
 
 
 def _knitted(draw: Draw, u: Field, v: Field) -> Field:
-    aside = abs(fractional_part(u) - 0.5)  # 0 in the middle of a column of stitches
-    leg = 1.6 * zigzag_wave(1.5 * v + 1.1 * aside) - 0.45
+    aside = abs(fractional_field(u) - 0.5)  # 0 in the middle of a column of stitches
+    leg = 1.6 * zigzag_wave_field(1.5 * v + 1.1 * aside) - 0.45
     gap = np.minimum(aside, 0.5 - aside)
-    return soft_step(np.minimum(leg, 9 * gap - 0.7), 2.0)
+    return soft_step_field(np.minimum(leg, 9 * gap - 0.7), 2.0)
 
 
 def _marbled(draw: Draw, u: Field, v: Field) -> Field:
-    bend, detail = smooth_noise(draw, 4, 4)[0], smooth_noise(draw, 11, 11)[0]
-    bands = parabola_wave(0.16 * u + 0.22 * v + 0.9 * bend + 0.22 * detail)
-    return soft_step(0.22 - abs(bands), 3.5)
+    bend, detail = smooth_noise_field(draw, 4, 4)[0], smooth_noise_field(draw, 11, 11)[0]
+    bands = parabola_wave_field(0.16 * u + 0.22 * v + 0.9 * bend + 0.22 * detail)
+    return soft_step_field(0.22 - abs(bands), 3.5)
 
 
 def _pleated(draw: Draw, u: Field, v: Field) -> Field:
-    return fractional_part(0.8 * v + 0.15 * smooth_noise(draw, 2, 2)[0])
+    return fractional_field(0.8 * v + 0.15 * smooth_noise_field(draw, 2, 2)[0])
 
 
 def _rippled(draw: Draw, u: Field, v: Field) -> Field:
     x, y = draw.between(-20, 20) / 10, draw.between(-20, 20) / 10
     distance = np.sqrt((u - x) * (u - x) + (v - y) * (v - y))  # exactly rounded, like a quotient
-    return soft_step(parabola_wave(0.9 * distance), 0.8)
+    return soft_step_field(parabola_wave_field(0.9 * distance), 0.8)
 
 
 def _scaly(draw: Draw, u: Field, v: Field) -> Field:
@@ -141,7 +143,7 @@ def _scaly(draw: Draw, u: Field, v: Field) -> Field:
     edge = draw.between(16, 24) / 100
     for step in (2, 1, 0):  # a scale covers the scales of the row below it
         row = np.floor(v * 2) - step + 1
-        across = fractional_part(u + 0.5 * np.mod(row, 2.0)) - 0.5
+        across = fractional_field(u + 0.5 * np.mod(row, 2.0)) - 0.5
         down = v - row / 2 + 0.15
         square = (across * across + down * down) / 0.3
         scale = np.where(square > 1 - 1.6 * edge, 1.0, 0.3 * square)
@@ -154,35 +156,35 @@ def _sprinkled(draw: Draw, u: Field, v: Field) -> Mask:
     wide = draw.between(15, 23) / 10
     for _ in range(draw.between(28, 40)):
         x, y = draw.between(-320, 320) / 10, draw.between(-320, 320) / 10
-        cosine, sine = random_turn(draw, 1.0)
+        cosine, sine = random_field_turn(draw, 1.0)
         reach = draw.between(20, 32) / 10
         across, down = reach * cosine, reach * sine
-        mark_stroke(mask, [(x - across, y - down), (x + across, y + down)], wide)
+        mark_stroke_in_field(mask, [(x - across, y - down), (x + across, y + down)], wide)
     return mask
 
 
 def _stratified(draw: Draw, u: Field, v: Field) -> Field:
     shades: Field = np.array(draw.shuffled(range(16))) / 15
-    depth = 1.6 * (v + 0.7 * smooth_noise(draw, 2, 5)[0]) + 40
-    layer = np.floor(depth + 0.9 * parabola_wave(depth / 2.7)).astype(np.int64)
+    depth = 1.6 * (v + 0.7 * smooth_noise_field(draw, 2, 5)[0]) + 40
+    layer = np.floor(depth + 0.9 * parabola_wave_field(depth / 2.7)).astype(np.int64)
     levels: Field = shades[layer % 16]
     return levels
 
 
 def _wavy(draw: Draw, u: Field, v: Field) -> Field:
     tall = draw.between(28, 42) / 100
-    return soft_step(parabola_wave(v * 0.9 + tall * parabola_wave(u / 2.6)), 1.2)
+    return soft_step_field(parabola_wave_field(v * 0.9 + tall * parabola_wave_field(u / 2.6)), 1.2)
 
 
 def _woven(draw: Draw, u: Field, v: Field) -> Field:
     over = np.mod(np.floor(0.7 * u) + np.floor(0.7 * v), 2.0) < 1
     along, across = np.where(over, u, v) * 0.7, np.where(over, v, u) * 0.7
-    ends = zigzag_wave(along)  # 1 at the ends of a piece on top
-    return np.clip(1.9 - 2.2 * zigzag_wave(2 * across) - 0.8 * ends * ends, 0.0, 1.0)
+    ends = zigzag_wave_field(along)  # 1 at the ends of a piece on top
+    return np.clip(1.9 - 2.2 * zigzag_wave_field(2 * across) - 0.8 * ends * ends, 0.0, 1.0)
 
 
 def _zigzagged(draw: Draw, u: Field, v: Field) -> Mask:
-    return fractional_part(v * 0.9 + 0.9 * zigzag_wave(u / 2)) < 0.5
+    return fractional_field(v * 0.9 + 0.9 * zigzag_wave_field(u / 2)) < 0.5
 
 
 _PATTERNS: dict[str, Pattern] = {
@@ -218,13 +220,13 @@ def draw_texture(name: str, key: str) -> Image.Image:
     draw = Draw("textures", name, key)
     size = draw.between(75, 120) / 10  # pixels per cell
     phase = (draw.between(-100, 100) / 10, draw.between(-100, 100) / 10)
-    u, v = turned_grid(random_turn(draw, 0.16), phase, size)
+    u, v = turned_field_grid(random_field_turn(draw, 0.16), phase, size)
     levels = np.rot90(_PATTERNS[name](draw, u, v), draw.below(4)).astype(np.float64)
     # steeper ramps: else mixed colours would tell some classes
-    levels = soft_step(levels - 0.5, draw.between(10, 30) / 10)
-    first, second = contrasting_colors(draw, 60)
-    ground = draw_ground(draw, first, draw.between(0, 25))
-    canvas = paint_over(ground, second, measure_coverage(levels))
+    levels = soft_step_field(levels - 0.5, draw.between(10, 30) / 10)
+    first, second = contrasting_paints(draw, 60)
+    ground = paint_ground(draw, first, draw.between(0, 25))
+    canvas = paint_over(ground, second, measure_paint_coverage(levels))
     # stains hide how much of each colour there is
-    stain = smooth_noise(draw, 3, 3, fields=3, side=SIDE) * draw.between(10, 50)
-    return add_noise(draw, canvas + stain.astype(np.int64).transpose(1, 2, 0))
+    stain = smooth_noise_field(draw, 3, 3, fields=3, side=SIDE) * draw.between(10, 50)
+    return paint_noise(draw, canvas + stain.astype(np.int64).transpose(1, 2, 0))

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.language.candidates import (
-    choose_object,
-    choose_pair,
-    choose_wrong_value,
-    find_side,
-    group_named_pairs,
-    list_subjects,
+    choose_candidate_object,
+    choose_candidate_pair,
+    choose_wrong_candidate,
+    find_candidate_side,
+    group_candidate_pairs,
+    list_candidate_subjects,
 )
 from lightning_mllm.testbed.language.questions import (
     CHOOSE_ATTR,
@@ -28,14 +28,18 @@ from lightning_mllm.testbed.language.questions import (
     Question,
     QuestionType,
 )
-from lightning_mllm.testbed.language.references import Reference, add_article, refer
+from lightning_mllm.testbed.language.references import (
+    Reference,
+    add_article_to_reference,
+    make_reference,
+)
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.testbed.world.scenes import (
     Attribute,
     Pairs,
     Scene,
     SceneObject,
-    relations,
+    scene_relations,
 )
 
 _BOTH = 2  # index of the wording of LOGICAL_OBJ that asks for both things
@@ -91,14 +95,14 @@ _Maker = Callable[[Scene, Draw, Pairs, int], Question | None]
 
 def _choose_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
     attribute: Attribute = draw.one(("color", "size", "texture"))
-    thing = choose_object(scene, attribute, draw, pairs)
+    thing = choose_candidate_object(scene, attribute, draw, pairs)
     if thing is None:
         return None
-    reference = refer(scene, thing, draw, hidden=[attribute])
+    reference = make_reference(scene, thing, draw, hidden=[attribute])
     if reference is None:
         return None
     answer = thing.value(attribute)
-    wrong = choose_wrong_value(scene, thing, attribute, draw, pairs)
+    wrong = choose_wrong_candidate(scene, thing, attribute, draw, pairs)
     options = _join_options([answer, wrong], draw)
     return Question(
         type=QuestionType.CHOOSE_ATTR,
@@ -118,14 +122,14 @@ def _choose_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Q
 
 
 def _choose_category(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
-    thing = choose_object(scene, "shape", draw, pairs)
+    thing = choose_candidate_object(scene, "shape", draw, pairs)
     if thing is None:
         return None
-    reference = refer(scene, thing, draw, hidden=["shape"])
+    reference = make_reference(scene, thing, draw, hidden=["shape"])
     if reference is None:
         return None
     answer = thing.shape
-    wrong = choose_wrong_value(scene, thing, "shape", draw, pairs)
+    wrong = choose_wrong_candidate(scene, thing, "shape", draw, pairs)
     options = _join_options([f"a {answer}", f"a {wrong}"], draw)
     return Question(
         type=QuestionType.CHOOSE_CAT,
@@ -144,9 +148,9 @@ def _choose_relation(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
     relation = draw.one(axis)
 
     def is_related(thing: SceneObject, anchor: SceneObject) -> bool:
-        return relation in relations(thing, anchor)
+        return relation in scene_relations(thing, anchor)
 
-    pair = choose_pair(scene, draw, pairs, is_related)
+    pair = choose_candidate_pair(scene, draw, pairs, is_related)
     if pair is None:
         return None
     thing, anchor = pair
@@ -174,7 +178,7 @@ def _compare_attributes(scene: Scene, draw: Draw, pairs: Pairs, wording: int) ->
     def shares_only_that(thing: SceneObject, other: SceneObject) -> bool:
         return [name for name in compared if thing.value(name) == other.value(name)] == [answer]
 
-    pair = choose_pair(scene, draw, pairs, shares_only_that, hidden=compared)
+    pair = choose_candidate_pair(scene, draw, pairs, shares_only_that, hidden=compared)
     if pair is None:
         return None
     thing, other = pair
@@ -191,7 +195,7 @@ def _compare_attributes(scene: Scene, draw: Draw, pairs: Pairs, wording: int) ->
 
 def _combine_objects(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Question | None:
     both, holds = wording == _BOTH, draw.happens(0.5)
-    fitting = group_named_pairs(scene, pairs, both)
+    fitting = group_candidate_pairs(scene, pairs, both)
     forms = [form for form in fitting[True] if form in fitting[False]]
     if not forms:  # the words alone would tell the answer
         return None
@@ -202,7 +206,10 @@ def _combine_objects(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
         steps.append(("select", (), f"{noun} ({_id_of(reference)})"))
         steps += [("filter", (start,), modifier), ("exist", (start + 1,), "?")]
     steps.append(("and" if both else "or", (2, 5), ""))
-    words = [_pluralise(each.text) if wording == 1 else add_article(each.text) for each in named]
+    words = [
+        _pluralise(each.text) if wording == 1 else add_article_to_reference(each.text)
+        for each in named
+    ]
     return Question(
         type=QuestionType.LOGICAL_OBJ,
         wording=wording,
@@ -218,13 +225,17 @@ def _query_attribute(scene: Scene, draw: Draw, pairs: Pairs, wording: int) -> Qu
     attribute: Attribute = draw.one(("color", "texture"))
     side = draw.one(("left", "right"))
     if wording == 0:
-        fitting = [each for each in list_subjects(scene, pairs) if find_side(each) == side]
+        fitting = [
+            each
+            for each in list_candidate_subjects(scene, pairs)
+            if find_candidate_side(each) == side
+        ]
         thing = draw.one(fitting) if fitting else None
     else:
-        thing = choose_object(scene, attribute, draw, pairs)
+        thing = choose_candidate_object(scene, attribute, draw, pairs)
     if thing is None:
         return None
-    reference = refer(scene, thing, draw, hidden=[attribute] if wording else [])
+    reference = make_reference(scene, thing, draw, hidden=[attribute] if wording else [])
     if reference is None:
         return None
     return Question(

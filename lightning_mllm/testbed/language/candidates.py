@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import combinations, product
 
-from lightning_mllm.testbed.language.references import Reference, refer
+from lightning_mllm.testbed.language.references import Reference, make_reference
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.testbed.world.scenes import (
     ATTRIBUTES,
@@ -29,14 +29,14 @@ _MIDDLE = 4  # an object this near to the middle, in pixels, is on neither side
 _MODIFIERS: tuple[Attribute, ...] = ("color", "texture")
 
 
-def list_subjects(scene: Scene, pairs: Pairs) -> list[SceneObject]:
+def list_candidate_subjects(scene: Scene, pairs: Pairs) -> list[SceneObject]:
     """Return the objects that a question can be about."""
     if pairs != "held_out":
         return list(scene.objects)
     return [thing for thing in scene.objects if (thing.color, thing.shape) in HELD_OUT]
 
 
-def choose_object(
+def choose_candidate_object(
     scene: Scene, attribute: Attribute, draw: Draw, pairs: Pairs
 ) -> SceneObject | None:
     """Return an object to ask an attribute of.
@@ -48,12 +48,12 @@ def choose_object(
     if len(values) == 1 < len(scene.objects):
         return None
     value = draw.one(list(values))
-    subjects = list_subjects(scene, pairs)
+    subjects = list_candidate_subjects(scene, pairs)
     fitting = [thing for thing in subjects if thing.value(attribute) == value]
     return draw.one(fitting) if fitting else None
 
 
-def choose_pair(
+def choose_candidate_pair(
     scene: Scene,
     draw: Draw,
     pairs: Pairs,
@@ -62,19 +62,19 @@ def choose_pair(
 ) -> NamedPair | None:
     """Return two objects that fit together; the first of them is one that questions are about."""
     candidates = []
-    for thing in list_subjects(scene, pairs):
+    for thing in list_candidate_subjects(scene, pairs):
         for other in scene.objects:
             if other is not thing and fits(thing, other):
                 candidates.append((thing, other))
     for thing, other in draw.shuffled(candidates):
-        first = refer(scene, thing, draw, hidden=hidden)
-        second = refer(scene, other, draw, hidden=hidden)
+        first = make_reference(scene, thing, draw, hidden=hidden)
+        second = make_reference(scene, other, draw, hidden=hidden)
         if first and second:
             return first, second
     return None
 
 
-def choose_wrong_value(
+def choose_wrong_candidate(
     scene: Scene, thing: SceneObject, attribute: Attribute, draw: Draw, pairs: Pairs
 ) -> str:
     """Return a value that an object does not have, of another object of the scene if possible."""
@@ -119,7 +119,7 @@ def _name_absent(scene: Scene, pairs: Pairs) -> list[Reference]:
     return named
 
 
-def group_named_pairs(
+def group_candidate_pairs(
     scene: Scene, pairs: Pairs, both: bool
 ) -> dict[bool, dict[Form, list[NamedPair]]]:
     """Return pairs of things that a question can name, by answer (yes: True) and by form.
@@ -129,7 +129,10 @@ def group_named_pairs(
         pairs: Which pairs of colour and shape may be named.
         both: Whether the question asks for both things, not for one or the other.
     """
-    present, absent = _name_present(list_subjects(scene, pairs)), _name_absent(scene, pairs)
+    present, absent = (
+        _name_present(list_candidate_subjects(scene, pairs)),
+        _name_absent(scene, pairs),
+    )
     mixed = list(product(present, absent))
     if both:
         all_present = product(present, _name_present(scene.objects))
@@ -155,7 +158,7 @@ def _group_by_form(candidates: Sequence[NamedPair], pairs: Pairs) -> dict[Form, 
     return groups
 
 
-def find_side(thing: SceneObject) -> str | None:
+def find_candidate_side(thing: SceneObject) -> str | None:
     """Return the side of the picture, "left" or "right", that an object is on.
 
     None near the middle.

@@ -8,12 +8,12 @@ from lightning_mllm.testbed.world.scenes import ATTRIBUTES, Scene, SceneObject
 CAPTION_REQUEST = "Describe the picture from left to right."
 
 
-def describe_object(thing: SceneObject) -> str:
+def caption_object(thing: SceneObject) -> str:
     """Return an object's attributes, e.g. "small red striped circle"."""
     return " ".join(thing.value(attribute) for attribute in ATTRIBUTES)
 
 
-def describe_place(thing: SceneObject) -> str:
+def caption_place(thing: SceneObject) -> str:
     """Return the column and row of an object's centre, e.g. "3 5"."""
     return "{} {}".format(*thing.cell)
 
@@ -21,10 +21,10 @@ def describe_place(thing: SceneObject) -> str:
 def caption(scene: Scene) -> str:
     """Return all objects with attributes and places, from left to right."""
     things = sorted(scene.objects, key=lambda thing: (thing.x, thing.y))
-    return ", ".join(f"{describe_object(thing)} at {describe_place(thing)}" for thing in things)
+    return ", ".join(f"{caption_object(thing)} at {caption_place(thing)}" for thing in things)
 
 
-def write_notes(scene: Scene, draw: Draw) -> str:
+def write_caption_notes(scene: Scene, draw: Draw) -> str:
     """Return the facts of the caption, with the objects in random order, to replace the picture.
 
     In every third note, the attributes of each object are in random order too.
@@ -32,6 +32,6 @@ def write_notes(scene: Scene, draw: Draw) -> str:
     shuffles = draw.happens(1 / 3)
     parts = []
     for thing in draw.shuffled(scene.objects):
-        words = [*(thing.value(attribute) for attribute in ATTRIBUTES), describe_place(thing)]
+        words = [*(thing.value(attribute) for attribute in ATTRIBUTES), caption_place(thing)]
         parts.append(" ".join(draw.shuffled(words) if shuffles else words))
     return ", ".join(parts)

@@ -10,13 +10,13 @@ from lightning_mllm.testbed.language.asking import ask
 from lightning_mllm.testbed.language.captions import (
     CAPTION_REQUEST,
     caption,
-    describe_object,
-    describe_place,
-    write_notes,
+    caption_object,
+    caption_place,
+    write_caption_notes,
 )
 from lightning_mllm.testbed.language.presence import Sampling, ask_presence
 from lightning_mllm.testbed.language.questions import QuestionType
-from lightning_mllm.testbed.language.references import refer
+from lightning_mllm.testbed.language.references import make_reference
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.testbed.world.scenes import ATTRIBUTES, CELLS, HELD_OUT, Pairs, Scene
 from lightning_mllm.types import Turn
@@ -37,7 +37,7 @@ FOREIGN_WORDS = (
 _ROUNDS = 20  # times that every kind of exchange is tried; a scene of one object has few
 
 
-def ask_questions(
+def converse_on_questions(
     scene: Scene, draw: Draw, count: int, pairs: Pairs = "seen", emphasis: int = 1
 ) -> list[Exchange]:
     """Return `count` short questions: of the six types and of presence, in turn.
@@ -50,7 +50,7 @@ def ask_questions(
     return _collect([*makers, *hard * (emphasis - 1)], scene, draw, count, pairs)
 
 
-def ask_lookups(scene: Scene, draw: Draw, count: int) -> list[Exchange]:
+def converse_on_lookups(scene: Scene, draw: Draw, count: int) -> list[Exchange]:
     """Return `count` requests for all facts about an object, named by a description or a place."""
     return _collect([_describe, _locate, _identify], scene, draw, count, "seen")
 
@@ -70,12 +70,12 @@ def _collect(
     return asked[:count]
 
 
-def ask_caption(scene: Scene) -> list[Exchange]:
+def converse_on_caption(scene: Scene) -> list[Exchange]:
     """Return the request for a caption, and the caption."""
     return [(CAPTION_REQUEST, caption(scene))]
 
 
-def repeat_words(draw: Draw) -> list[Exchange]:
+def converse_on_words(draw: Draw) -> list[Exchange]:
     """Return words of the world in random order, to be repeated: this teaches copying.
 
     Of each held-out pair, one word is left out.
@@ -88,7 +88,7 @@ def repeat_words(draw: Draw) -> list[Exchange]:
     return _repeat(words, draw, 6, 24)
 
 
-def repeat_foreign_words(draw: Draw) -> list[Exchange]:
+def converse_on_foreign_words(draw: Draw) -> list[Exchange]:
     """Return class names of the domains, digits and numerals, to be repeated.
 
     No picture of the world needs them. But training lowers the logit of a word that is never an
@@ -102,13 +102,15 @@ def _repeat(words: Sequence[str], draw: Draw, least: int, most: int) -> list[Exc
     return [(f"Repeat: {chosen}", chosen)]
 
 
-def add_notes(scene: Scene, exchanges: Sequence[Exchange], draw: Draw) -> list[Exchange]:
+def add_notes_to_conversation(
+    scene: Scene, exchanges: Sequence[Exchange], draw: Draw
+) -> list[Exchange]:
     """Put the facts about the scene, as text, where its picture would be."""
     (first, answer), *others = exchanges
-    return [(f"{write_notes(scene, draw)}\n{first}", answer), *others]
+    return [(f"{write_caption_notes(scene, draw)}\n{first}", answer), *others]
 
 
-def write_turns(exchanges: Sequence[Exchange], images: int = 0) -> list[Turn]:
+def write_conversation_turns(exchanges: Sequence[Exchange], images: int = 0) -> list[Turn]:
     """Write exchanges as turns; the images come before the first."""
     written: list[Turn] = []
     for user, answer in exchanges:
@@ -133,21 +135,21 @@ def _ask_presence(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
 
 def _describe(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
     thing = draw.one(scene.objects)
-    reference = refer(scene, thing, draw)
+    reference = make_reference(scene, thing, draw)
     if reference is None:
         return None
-    facts = f"{describe_object(thing)} at {describe_place(thing)}"
+    facts = f"{caption_object(thing)} at {caption_place(thing)}"
     return f"Describe the {reference.text}.", facts
 
 
 def _locate(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
     thing = draw.one(scene.objects)
-    reference = refer(scene, thing, draw)
-    return None if reference is None else (f"Where is the {reference.text}?", describe_place(thing))
+    reference = make_reference(scene, thing, draw)
+    return None if reference is None else (f"Where is the {reference.text}?", caption_place(thing))
 
 
 def _identify(scene: Scene, draw: Draw, pairs: Pairs) -> Exchange | None:
     thing = draw.one(scene.objects)
     if any(other is not thing and other.cell == thing.cell for other in scene.objects):
         return None
-    return f"What is at {describe_place(thing)}?", describe_object(thing)
+    return f"What is at {caption_place(thing)}?", caption_object(thing)

@@ -13,8 +13,8 @@ from typing import Any
 from lightning_mllm.data.datasets.gqa.rows import (
     ABSENT,
     COLUMNS,
-    box_columns,
-    objects_of,
+    box_columns_of_task_row,
+    objects_of_task_row,
     write_task_rows,
 )
 from lightning_mllm.errors import DataError
@@ -37,7 +37,7 @@ _SEMANTIC_STRUCTURAL = {
 }
 
 
-def write_task(
+def write_questions_as_gqa(
     questions: Iterable[ExamQuestion],
     folder: Path,
     *,
@@ -72,7 +72,7 @@ def write_task(
         raise DataError(
             f"A task file holds questions of one type; here are {found}. Write one file per type."
         )
-    rows = [row(each) for each in asked]
+    rows = [row_as_gqa(each) for each in asked]
     ids = [each["img_id"] for each in rows]
     if len(set(ids)) != len(ids):
         twice = next(each for each in ids if ids.count(each) > 1)
@@ -88,7 +88,7 @@ def write_task(
     return write_task_rows(folder / f"{name}_{types[0]}.csv", types[0], rows)
 
 
-def as_gqa(questions: Iterable[ExamQuestion]) -> tuple[dict[str, Any], dict[str, Any]]:
+def questions_as_gqa(questions: Iterable[ExamQuestion]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return questions and scene graphs as in GQA's own JSON files, to try the extraction of tasks.
 
     Raises:
@@ -96,7 +96,7 @@ def as_gqa(questions: Iterable[ExamQuestion]) -> tuple[dict[str, Any], dict[str,
     """
     asked, scenes = {}, {}
     for each in questions:
-        written, question = row(each), _typed_question(each)
+        written, question = row_as_gqa(each), _typed_question(each)
         scenes[written["img_id"]] = each.scene.graph()
         asked[each.id] = {
             "imageId": written["img_id"],
@@ -113,7 +113,7 @@ def as_gqa(questions: Iterable[ExamQuestion]) -> tuple[dict[str, Any], dict[str,
     return asked, scenes
 
 
-def row(question: ExamQuestion) -> dict[str, str]:
+def row_as_gqa(question: ExamQuestion) -> dict[str, str]:
     """Return a question as the row of its task, in the order of `COLUMNS`.
 
     The name of an object is what the question calls it. LogicalObj has two objects: one that is
@@ -168,16 +168,20 @@ def _typed_question(question: ExamQuestion) -> Question:
 def _object_columns(question: Question, scene: Scene) -> dict[str, str]:
     """Return names, ids and boxes of one object or two."""
     values = {}
-    found = find_referred(question, scene)
-    for name, (reference, thing) in zip(objects_of(question.type), found, strict=True):
+    found = find_references_for_gqa(question, scene)
+    for name, (reference, thing) in zip(objects_of_task_row(question.type), found, strict=True):
         x, y, width, height = thing.box if thing else (ABSENT,) * 4
         values[f"{name} name"] = reference.text
         values[f"{name} id"] = thing.id if thing else ABSENT
-        values |= dict(zip(box_columns([name]), map(str, (width, height, x, y)), strict=True))
+        values |= dict(
+            zip(box_columns_of_task_row([name]), map(str, (width, height, x, y)), strict=True)
+        )
     return values
 
 
-def find_referred(question: Question, scene: Scene) -> list[tuple[Reference, SceneObject | None]]:
+def find_references_for_gqa(
+    question: Question, scene: Scene
+) -> list[tuple[Reference, SceneObject | None]]:
     """Return the references of a question, in the order of the columns, each with its object.
 
     A reference whose object is there comes first. If none is there, the first reference takes the

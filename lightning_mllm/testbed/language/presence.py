@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from lightning_mllm.testbed.language.references import add_article
+from lightning_mllm.testbed.language.references import add_article_to_reference
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.testbed.world.scenes import COLORS, HELD_OUT, SHAPES, Pairs, Scene
 
@@ -66,7 +66,7 @@ def ask_presence(
     if not there or not absent:
         return None
     pair = draw.one(there if present else absent)
-    text = QUESTION.format(pair=add_article(" ".join(pair)))
+    text = QUESTION.format(pair=add_article_to_reference(" ".join(pair)))
     return PresenceQuestion(text, "yes" if present else "no", pair, sampling)
 
 

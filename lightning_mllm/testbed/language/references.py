@@ -25,7 +25,7 @@ class Reference:
     text: str
 
 
-def name_object(thing: SceneObject, attributes: Collection[Attribute]) -> str:
+def _name_object(thing: SceneObject, attributes: Collection[Attribute]) -> str:
     """Name an object by some of its attributes, in the order of `ATTRIBUTES`.
 
     If the shape is not among them, the name ends with "object".
@@ -34,7 +34,7 @@ def name_object(thing: SceneObject, attributes: Collection[Attribute]) -> str:
     return " ".join(words if "shape" in attributes else [*words, "object"])
 
 
-def refer(
+def make_reference(
     scene: Scene, thing: SceneObject, draw: Draw, *, hidden: Collection[Attribute] = ()
 ) -> Reference | None:
     """Return a reference that fits one object only; None if two attributes are not enough.
@@ -51,7 +51,7 @@ def refer(
         for attributes in combinations(usable, count):
             if _tells_apart(scene, thing, attributes):
                 fitting.append(attributes)
-    return Reference(thing, name_object(thing, draw.one(fitting))) if fitting else None
+    return Reference(thing, _name_object(thing, draw.one(fitting))) if fitting else None
 
 
 def _tells_apart(scene: Scene, thing: SceneObject, attributes: Collection[Attribute]) -> bool:
@@ -64,6 +64,6 @@ def _tells_apart(scene: Scene, thing: SceneObject, attributes: Collection[Attrib
     return True
 
 
-def add_article(noun: str) -> str:
+def add_article_to_reference(noun: str) -> str:
     """Put the indefinite article before a noun."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

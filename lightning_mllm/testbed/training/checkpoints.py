@@ -59,7 +59,7 @@ def checkpoint(stage: str = "instructed") -> str:
     return str(ROOT / stage)
 
 
-def part_of(name: str) -> str:
+def part_of_checkpoint(name: str) -> str:
     """Return the part of a LLaVA that a saved weight belongs to: "vision", "projector" or "llm"."""
     for part, prefixes in _PREFIXES.items():
         if name.startswith(prefixes):
@@ -67,7 +67,7 @@ def part_of(name: str) -> str:
     return "llm"
 
 
-def graft(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
+def graft_checkpoint(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
     """Combine parts of checkpoints of the same shape; config and processor are the LLM's.
 
     Args:
@@ -80,9 +80,9 @@ def graft(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
         CheckpointError: The checkpoints are not of the same shape.
     """
     sources = {
-        "llm": read_weights(llm),
-        "vision": read_weights(vision),
-        "projector": read_weights(projector),
+        "llm": read_checkpoint_weights(llm),
+        "vision": read_checkpoint_weights(vision),
+        "projector": read_checkpoint_weights(projector),
     }
     first, *others = map(_shapes_of, sources.values())
     if any(shapes != first for shapes in others):
@@ -91,13 +91,15 @@ def graft(output: Path, *, llm: Path, vision: Path, projector: Path) -> None:
             "from the same checkpoint."
         )
     dtype = next(iter(sources["llm"].values())).dtype
-    weights = {name: sources[part_of(name)][name].to(dtype) for name in sources["llm"]}
+    weights = {name: sources[part_of_checkpoint(name)][name].to(dtype) for name in sources["llm"]}
     with replacing_folder(output) as folder:
         _copy_small_files(llm, folder)
         save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
-def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bfloat16) -> None:
+def pack_checkpoints(
+    root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Write checkpoints into one folder; a part that several of them have is one file.
 
     Their configs say float32, whatever the dtype of the files, so that `from_pretrained` opens them
@@ -112,7 +114,9 @@ def pack(root: Path, stages: Mapping[str, Path], dtype: torch.dtype = torch.bflo
         (folder / _SHARED).mkdir()
         written: dict[str, dict[str, Tensor]] = {}
         for stage, source in stages.items():
-            weights = {name: tensor.to(dtype) for name, tensor in read_weights(source).items()}
+            weights = {
+                name: tensor.to(dtype) for name, tensor in read_checkpoint_weights(source).items()
+            }
             _copy_small_files(source, folder / stage)
             _open_as_float32(folder / stage / _CONFIG)
             size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
@@ -139,7 +143,7 @@ def _write_parts(
     """
     files = {}
     for part in ("vision", "projector", "llm"):
-        own = {name: tensor for name, tensor in weights.items() if part_of(name) == part}
+        own = {name: tensor for name, tensor in weights.items() if part_of_checkpoint(name) == part}
         equal = (file for file, others in written.items() if _is_equal(own, others))
         file = next(equal, f"{part}-{stage}.safetensors")
         if file not in written:
@@ -149,7 +153,7 @@ def _write_parts(
     return files
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     """Return the weights of a checkpoint that is one file.
 
     Raises:

@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mllm.testbed.training.checkpoints import STAGES, graft, pack
+from lightning_mllm.testbed.training.checkpoints import STAGES, graft_checkpoint, pack_checkpoints
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Step:
+class RecipeStep:
     """One training.
 
     Attributes:
@@ -36,13 +36,13 @@ class Step:
     number: str
 
 
-WORDS = Step("words", "start", "1")
-LANGUAGE = (Step("language", "words", "2"),)
-VISION = (Step("shapes", "words", "3a"), Step("vision", "shapes", "3b"))
-TOGETHER = (Step("aligned", "before", "4"), Step("instructed", "aligned", "5"))
+WORDS = RecipeStep("words", "start", "1")
+LANGUAGE = (RecipeStep("language", "words", "2"),)
+VISION = (RecipeStep("shapes", "words", "3a"), RecipeStep("vision", "shapes", "3b"))
+TOGETHER = (RecipeStep("aligned", "before", "4"), RecipeStep("instructed", "aligned", "5"))
 
 
-def run_lightning(arguments: Sequence[str]) -> None:
+def run_recipe_step(arguments: Sequence[str]) -> None:
     """Run `lightning` in a process with one thread: two processes use two cores best."""
     subprocess.run(
         [sys.executable, "-m", "lightning_mllm", *arguments],
@@ -68,7 +68,7 @@ class Recipe:
         configs: Path,
         options: Sequence[str] = (),
         *,
-        lightning: Callable[[Sequence[str]], None] = run_lightning,
+        lightning: Callable[[Sequence[str]], None] = run_recipe_step,
         side_by_side: bool = True,
     ) -> None:
         self.folder, self.configs, self.options = folder, configs, tuple(options)
@@ -88,7 +88,7 @@ class Recipe:
             self._train_all((*LANGUAGE, *VISION))
         before, weights = self._folder_of("before"), self._folder_of("weights")
         if not before.exists():
-            graft(
+            graft_checkpoint(
                 before,
                 llm=self._folder_of("language"),
                 vision=self._folder_of("vision"),
@@ -96,9 +96,9 @@ class Recipe:
             )
         self._train_all(TOGETHER)
         if not weights.exists():
-            pack(weights, {stage: self._folder_of(stage) for stage in STAGES})
+            pack_checkpoints(weights, {stage: self._folder_of(stage) for stage in STAGES})
 
-    def _train_all(self, steps: Sequence[Step]) -> None:
+    def _train_all(self, steps: Sequence[RecipeStep]) -> None:
         for step in steps:
             try:
                 self._train(step)
@@ -107,7 +107,7 @@ class Recipe:
                 logger.error("%s failed; steps that run at the same time go on", step.name)
                 raise
 
-    def _train(self, step: Step) -> None:
+    def _train(self, step: RecipeStep) -> None:
         exported = self._folder_of(step.name)
         if exported.exists():
             logger.info("%s exists already", exported)
@@ -136,7 +136,7 @@ class Recipe:
         """Return the folder of a checkpoint."""
         return self.folder / name
 
-    def _last_checkpoint(self, step: Step) -> Path | None:
+    def _last_checkpoint(self, step: RecipeStep) -> Path | None:
         """Return the newest checkpoint of a step's runs."""
         found = self.folder.glob(f"runs/{step.name}*/checkpoints/last.ckpt")
         return max(found, key=lambda path: path.stat().st_mtime, default=None)

@@ -106,7 +106,9 @@ class Scene:
         found = []
         for other in self.objects:
             if other is not thing:
-                found += [{"name": name, "object": other.id} for name in relations(thing, other)]
+                found += [
+                    {"name": name, "object": other.id} for name in scene_relations(thing, other)
+                ]
         return {
             "name": thing.shape,
             **dict(zip("xywh", thing.box, strict=True)),
@@ -115,7 +117,7 @@ class Scene:
         }
 
 
-def relations(thing: SceneObject, other: SceneObject, least: int = 8) -> list[str]:
+def scene_relations(thing: SceneObject, other: SceneObject, least: int = 8) -> list[str]:
     """Return the relations of an object to another, e.g. "above", by at least `least` pixels."""
     found = []
     if abs(thing.x - other.x) >= least:

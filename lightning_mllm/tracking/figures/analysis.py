@@ -14,15 +14,15 @@ from matplotlib.image import AxesImage
 from lightning_mllm.analysis.core.result import AnalysisResult, Plot
 from lightning_mllm.statistics.interval import HIGH, LOW, VALUE, N
 from lightning_mllm.statistics.missing import Floats
-from lightning_mllm.tracking.figures.guard import spares_the_run
-from lightning_mllm.tracking.figures.run import GREY, PALETTE, finish_axis, save_figure
-from lightning_mllm.tracking.figures.study import make_panels
+from lightning_mllm.tracking.figures.figure import GREY, PALETTE, finish_figure_axis, save_figure
+from lightning_mllm.tracking.figures.guard import guard_figure
+from lightning_mllm.tracking.figures.study import make_figure_panels
 
 _DASHES = ("-", "--", ":")
 _SHORT = 4  # characters; a longer name of a column is written upright
 
 
-def draw_plots(result: AnalysisResult, folder: Path) -> list[Path]:
+def draw_analysis_plots(result: AnalysisResult, folder: Path) -> list[Path]:
     """Draw all plots of a result, each as `<plot>.png`.
 
     Args:
@@ -32,11 +32,11 @@ def draw_plots(result: AnalysisResult, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    return [draw_plot(result, plot, folder / f"{plot.name}.png") for plot in result.plots]
+    return [draw_analysis_plot(result, plot, folder / f"{plot.name}.png") for plot in result.plots]
 
 
-@spares_the_run
-def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
+@guard_figure
+def draw_analysis_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     """Draw a panel per coordinate of the result's first axis, with its N.
 
     Args:
@@ -56,7 +56,7 @@ def draw_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
     values = _select(result, plot)[drawn]  # (panels, lines, places, statistics)
     places = result.coords[plot.x]
     points = plot.style == "points"
-    figure, axes = make_panels(titles, same_height=not points)
+    figure, axes = make_figure_panels(titles, same_height=not points)
     images = []
     for axis, title, own in zip(axes, titles, values, strict=True):
         n = own.shape[1] if points else int(own[..., N].max(initial=0))
@@ -107,7 +107,7 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
         axis.fill_between(at, own[:, LOW], own[:, HIGH], color=colour, alpha=0.2, linewidth=0)
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.set_ylabel(plot.label)
-    finish_axis(axis)
+    finish_figure_axis(axis)
     axis.set_xlim(min(at) - 0.5, max(at) + 0.5)  # all layers, those without a number too
     if named:
         axis.set_xticks(at, places, rotation=45, ha="right", parse_math=False)
@@ -139,7 +139,7 @@ def _draw_points(axis: Axes, plot: Plot, values: Floats) -> None:
         colour = PALETTE[index % len(PALETTE)]
         axis.scatter(own[:, 0], own[:, 1], s=12, color=colour, label=label, zorder=2)
     axis.set_ylabel(plot.label)
-    finish_axis(axis)
+    finish_figure_axis(axis)
 
 
 def _find_extent(values: Floats) -> float:

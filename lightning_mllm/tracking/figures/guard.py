@@ -14,7 +14,7 @@ Arguments = ParamSpec("Arguments")
 logger = logging.getLogger(__name__)
 
 
-def spares_the_run(draw: Callable[Arguments, Path]) -> Callable[Arguments, Path]:
+def guard_figure(draw: Callable[Arguments, Path]) -> Callable[Arguments, Path]:
     """Make a function that draws a figure log a warning instead of raising an error.
 
     The numbers of a figure are in CSV files anyway, and a run is worth more than a picture.

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from lightning_mllm.tracking.figures.guard import spares_the_run
-from lightning_mllm.tracking.figures.run import GREY, PALETTE, save_figure, shorten
+from lightning_mllm.tracking.figures.figure import GREY, PALETTE, save_figure, shorten_figure_text
+from lightning_mllm.tracking.figures.guard import guard_figure
 
 _RIGHT, _WRONG = PALETTE[2], PALETTE[5]
 _TILE, _GAP = 2.5, 0.25  # inches: side of an image, and the space between two
@@ -21,7 +21,7 @@ _COLUMNS = 4
 
 
 @dataclass(frozen=True)
-class ScoredAnswer:
+class PredictedAnswer:
     """What one scorer says about a sample.
 
     Attributes:
@@ -38,17 +38,20 @@ class ScoredAnswer:
 
 
 @dataclass(frozen=True)
-class Caption:
+class PredictionCaption:
     """The text below an image of a prediction sheet."""
 
     prompt: str
     target: str
-    answers: Sequence[ScoredAnswer]
+    answers: Sequence[PredictedAnswer]
 
 
-@spares_the_run
-def prediction_sheet(
-    images: Sequence[Image.Image], captions: Sequence[Caption], output: Path, title: str = ""
+@guard_figure
+def draw_predictions(
+    images: Sequence[Image.Image],
+    captions: Sequence[PredictionCaption],
+    output: Path,
+    title: str = "",
 ) -> Path:
     """Draw a grid of images with their captions.
 
@@ -79,12 +82,15 @@ def prediction_sheet(
     return save_figure(figure, output)
 
 
-def _write_caption(axis: Axes, caption: Caption) -> None:
-    prompt = textwrap.fill(shorten(caption.prompt, 84), 44)
-    written = [(prompt, GREY, 6.5), (f"true: {shorten(caption.target, 34)}", "black", 9.0)]
+def _write_caption(axis: Axes, caption: PredictionCaption) -> None:
+    prompt = textwrap.fill(shorten_figure_text(caption.prompt, 84), 44)
+    written = [
+        (prompt, GREY, 6.5),
+        (f"true: {shorten_figure_text(caption.target, 34)}", "black", 9.0),
+    ]
     for each in caption.answers:
         sign, colour = ("\u2713", _RIGHT) if each.correct else ("\u2717", _WRONG)
-        answer = shorten(each.answer, 24) or "(empty)"
+        answer = shorten_figure_text(each.answer, 24) or "(empty)"
         written.append((f"{sign} {each.scorer}: {answer}", colour, 9.0))
     offset = -4.0
     for text, colour, size in written:

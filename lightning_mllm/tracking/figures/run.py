@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ticker import MaxNLocator
 
 from lightning_mllm.evaluation import ClassificationResult
-from lightning_mllm.tracking.figures.guard import spares_the_run
+from lightning_mllm.tracking.figures.figure import (
+    GREY,
+    PALETTE,
+    finish_figure_axis,
+    save_figure,
+    shorten_figure_text,
+)
+from lightning_mllm.tracking.figures.guard import guard_figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-GREY = "#6B6B6B"
 _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 _OF_SCORERS = tuple(f"/{name}" for name in _METRICS)  # ends of metrics' names
 _TEST_STAGES = {"zero_shot": "test, before training", "test": "test"}
@@ -35,8 +36,8 @@ _MOST_TICK_LABELS = 60
 Curves = dict[str, dict[int, float]]  # metric -> step -> value
 
 
-@spares_the_run
-def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) -> Path:
+@guard_figure
+def draw_learning_curve_of_run(metrics_csv: Path, output: Path, classes: int | None = None) -> Path:
     """Draw the model's loss, accuracy and macro-F1, as far as they exist, over the optimiser steps.
 
     Lines are the validation split (step 0 is the evaluation before training, if there was one), per
@@ -67,7 +68,7 @@ def learning_curve(metrics_csv: Path, output: Path, classes: int | None = None) 
             axis.axhline(1 / classes, color=GREY, linestyle="--", label=label)
         title = _METRICS[metric]
         axis.set(title=title, xlabel="Optimiser step", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
-        finish_axis(axis)
+        finish_figure_axis(axis)
     return save_figure(figure, output)
 
 
@@ -87,8 +88,8 @@ def _draw_scorer(axis: Axes, curves: Curves, scorer: str, metric: str, colour: s
             )
 
 
-@spares_the_run
-def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
+@guard_figure
+def draw_probe_curve_of_run(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
     """Draw the accuracy and macro-F1 of probes, per point and probe, over the optimiser steps.
 
     Lines are means over the seeds on the validation split, bands the range of the seeds at each
@@ -112,7 +113,7 @@ def probe_curve(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
             _draw_probe(axis, own, metric, ", ".join(name), colour)
         axis.set(title=f"Probes: {title}", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
         axis.set_xlabel("Optimiser step (0: before training)")
-        finish_axis(axis)
+        finish_figure_axis(axis)
     return save_figure(figure, output)
 
 
@@ -136,8 +137,8 @@ def _group_by_step(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[int, 
     return values
 
 
-@spares_the_run
-def confusion_matrix(
+@guard_figure
+def draw_confusion_matrix_of_run(
     result: ClassificationResult, output: Path, title: str = "Confusion matrix"
 ) -> Path:
     """Draw how often each class was predicted for each true class.
@@ -163,7 +164,7 @@ def confusion_matrix(
     # to the right of it: answers that name no class
     axis.axvline(classes - 0.5, color=GREY, linewidth=1)
     if classes <= _MOST_TICK_LABELS:
-        names = [shorten(name, 24) for name in result.names]
+        names = [shorten_figure_text(name, 24) for name in result.names]
         axis.set_xticks(range(classes + 1), [*names, "(invalid)"], rotation=90, parse_math=False)
         axis.set_yticks(range(classes), names, parse_math=False)
     if classes <= _MOST_CELL_LABELS:
@@ -177,14 +178,6 @@ def confusion_matrix(
         fontsize=11,
     )
     return save_figure(figure, output)
-
-
-def shorten(text: str, width: int) -> str:
-    """Return one line of a text, in characters that the font has; models answer with any."""
-    drawable = get_font(findfont(FontProperties())).get_charmap()
-    line = " ".join(text.split())
-    line = "".join(each if ord(each) in drawable else "\u25a1" for each in line)
-    return line if len(line) <= width else line[: width - 3].rstrip() + "..."
 
 
 def _read_curves(metrics_csv: Path) -> Curves:
@@ -204,7 +197,7 @@ def _draw_loss(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     axis.set(title="Loss", xlabel="Optimiser step", ylabel="Cross-entropy (nats per answer token)")
     losses = [*train.values(), *curves.get("val/loss", {}).values()]
     axis.set_ylim(0, 1.05 * max(filter(math.isfinite, losses), default=1))
-    finish_axis(axis)
+    finish_figure_axis(axis)
 
 
 def _draw_line(axis: Axes, points: Mapping[int, float], label: str, colour: str) -> None:
@@ -217,21 +210,3 @@ def _draw_line(axis: Axes, points: Mapping[int, float], label: str, colour: str)
 def _sort_by_step(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
     steps = sorted(points)
     return steps, [points[step] for step in steps]
-
-
-def finish_axis(axis: Axes) -> None:
-    """Give an axis the look that all figures share, and its legend."""
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.margins(x=0.03)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(frameon=False, fontsize=8)
-
-
-def save_figure(figure: Figure, output: Path) -> Path:
-    """Write a figure as PNG, make its folder, and return the path."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(output, dpi=150)
-    return output

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
 
-from lightning_mllm.tracking.figures.guard import spares_the_run
-from lightning_mllm.tracking.figures.run import GREY, PALETTE, finish_axis, save_figure
+from lightning_mllm.tracking.figures.figure import (
+    GREY,
+    PALETTE,
+    finish_figure_axis,
+    make_figure_panels,
+    save_figure,
+)
+from lightning_mllm.tracking.figures.guard import guard_figure
 
 _MARKERS = ("s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", ":")
-_COLUMNS = 3  # of panels
 
 Curve = Mapping[int, float]  # epoch, or what else is counted -> value
 
 
 @dataclass(frozen=True)
-class Slope:
+class StudySlope:
     """A line from the untrained model to a trained one.
 
     Attributes:
@@ -41,7 +44,7 @@ class Slope:
 
 
 @dataclass(frozen=True)
-class Dot:
+class StudyDot:
     """Two numbers of one thing, with their intervals.
 
     Attributes:
@@ -61,8 +64,10 @@ class Dot:
     y_interval: tuple[float, float] | None = None
 
 
-@spares_the_run
-def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: str) -> Path:
+@guard_figure
+def draw_study_slopes(
+    slopes: Sequence[StudySlope], output: Path, *, xlabel: str, ylabel: str
+) -> Path:
     """Draw where training moves each model: leftwards it loses richness, upwards it gets better.
 
     Args:
@@ -79,7 +84,7 @@ def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: st
     kinds = _unique(slope.kind for slope in slopes)
     colours = {group: _cycle(PALETTE, index) for index, group in enumerate(groups)}
     markers = {kind: _cycle(_MARKERS, index) for index, kind in enumerate(kinds)}
-    figure, axes = make_panels(panels, same_height=True)
+    figure, axes = make_figure_panels(panels, same_height=True)
     for axis, panel in zip(axes, panels, strict=True):
         for slope in slopes:
             if slope.panel == panel:
@@ -90,20 +95,20 @@ def slope_plot(slopes: Sequence[Slope], output: Path, *, xlabel: str, ylabel: st
         for group, colour in colours.items():
             axis.plot([], [], "-", color=colour, label=group)
         axis.set(title=panel, xlabel=xlabel, ylabel=ylabel)
-        finish_axis(axis)
+        finish_figure_axis(axis)
         axis.xaxis.set_major_locator(AutoLocator())  # scores are not whole numbers
     return save_figure(figure, output)
 
 
-def _draw_slope(axis: Axes, slope: Slope, colour: str, marker: str) -> None:
+def _draw_slope(axis: Axes, slope: StudySlope, colour: str, marker: str) -> None:
     richness, scores = zip(slope.before, slope.after, strict=True)
     axis.plot(richness, scores, color=colour, linewidth=1.5, alpha=0.8)
     axis.plot(*slope.before, "o", color=colour, markerfacecolor="white")
     axis.plot(*slope.after, marker, color=colour)
 
 
-@spares_the_run
-def line_plot(
+@guard_figure
+def draw_study_lines(
     curves: Mapping[str, Mapping[str, Curve]],
     output: Path,
     *,
@@ -125,7 +130,7 @@ def line_plot(
     for lines in curves.values():
         labels |= dict.fromkeys(lines)
     places = {label: index for index, label in enumerate(labels)}
-    figure, axes = make_panels(list(curves))
+    figure, axes = make_figure_panels(list(curves))
     for axis, (panel, lines) in zip(axes, curves.items(), strict=True):
         for label, curve in lines.items():
             epochs = sorted(curve)
@@ -139,12 +144,12 @@ def line_plot(
                 linestyle=_cycle(_DASHES, places[label] // len(PALETTE)),
             )
         axis.set(title=panel, xlabel=xlabel, ylabel=ylabel)
-        finish_axis(axis)
+        finish_figure_axis(axis)
     return save_figure(figure, output)
 
 
-@spares_the_run
-def dot_plot(dots: Sequence[Dot], output: Path, *, xlabel: str) -> Path:
+@guard_figure
+def draw_study_dots(dots: Sequence[StudyDot], output: Path, *, xlabel: str) -> Path:
     """Draw numbers over another one, a panel for each, with bars for their intervals.
 
     Args:
@@ -158,7 +163,7 @@ def dot_plot(dots: Sequence[Dot], output: Path, *, xlabel: str) -> Path:
     panels = _unique(dot.panel for dot in dots)
     labels = _unique(dot.label for dot in dots)
     places = {label: index for index, label in enumerate(labels)}
-    figure, axes = make_panels(panels)
+    figure, axes = make_figure_panels(panels)
     for axis, panel in zip(axes, panels, strict=True):
         for dot in dots:
             if dot.panel == panel:
@@ -173,7 +178,7 @@ def dot_plot(dots: Sequence[Dot], output: Path, *, xlabel: str) -> Path:
                     linewidth=1,
                 )
         axis.set(title=panel, xlabel=xlabel)
-        finish_axis(axis)
+        finish_figure_axis(axis)
         axis.xaxis.set_major_locator(AutoLocator())  # scores are not whole numbers
     return save_figure(figure, output)
 
@@ -193,20 +198,3 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 def _cycle(choices: Sequence[str], index: int) -> str:
     return choices[index % len(choices)]
-
-
-def make_panels(titles: Sequence[str], *, same_height: bool = False) -> tuple[Figure, list[Axes]]:
-    """Make a figure with a panel per title, a few to a row.
-
-    Args:
-        titles: Titles of the panels.
-        same_height: Whether the panels share the range of the y-axis, so that they can be compared.
-    """
-    columns = min(_COLUMNS, len(titles))
-    rows = math.ceil(len(titles) / columns)
-    size = (5 * columns, 4.2 * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=same_height).ravel().tolist()
-    for axis in axes[len(titles) :]:
-        axis.set_axis_off()
-    return figure, axes[: len(titles)]

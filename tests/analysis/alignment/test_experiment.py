@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from lightning_mllm.alignment_names import MODES, TOKEN_MODES, VECTOR_MODES
-from lightning_mllm.analysis.alignment.between_kinds import rows_of_kinds
 from lightning_mllm.analysis.alignment.experiment import Alignment, _Noise
+from lightning_mllm.analysis.alignment.kinds import rows_of_kinds
 from lightning_mllm.analysis.alignment.summary import AlignmentScore, alignment_score
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.jackknife import group_of
+from lightning_mllm.statistics.jackknife import jackknife_group
 from lightning_mllm.types import Segment
 from tests.support.alignment_by_hand import (
     Sample,
@@ -108,7 +108,7 @@ def test_halves_are_compared_across_only(
     result = align(backbone, batches(tiny_llava, 6), groups=2)
 
     ids = batches(tiny_llava, 6)[0].sample_ids
-    first = [group_of(name, 0, 2) == 0 for name in ids]
+    first = [jackknife_group(name, 0, 2) == 0 for name in ids]
     assert 0 < sum(first) < len(ids)
     for name, k in (("perceptual", 0), ("textual", 1)):
         for mode in VECTOR_MODES:

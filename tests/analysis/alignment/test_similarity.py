@@ -8,12 +8,12 @@ import torch
 
 from lightning_mllm.alignment_names import MODES, TOKEN_MODES
 from lightning_mllm.analysis.alignment.similarity import (
-    compact_positions,
-    compare_same_positions,
-    compare_tokens,
-    gather_tokens,
-    make_set_vectors,
-    normalise,
+    gather_for_similarity,
+    make_similarity_vectors,
+    normalise_for_similarity,
+    positions_for_similarity,
+    same_position_similarity,
+    token_similarity,
 )
 from lightning_mllm.statistics.masked import masked_max, masked_mean, masked_median, masked_min
 from tests.support.alignment_by_hand import cosine, similarity
@@ -45,14 +45,14 @@ def test_each_mode_is_that_of_the_tokens_by_hand() -> None:
     kept[1, 0, 0, 0:5], kept[1, 0, 1, 7:9] = True, True
     states[0, 0] = torch.nan_to_num(torch.tensor(1e30))  # counts nowhere
 
-    units, lengths = normalise(states)
-    at = [compact_positions(kept[:, 0, k]) for k in (0, 1)]
-    sides = [gather_tokens(units, each) for each in at]
-    own = [gather_tokens(kept[:, 0, k], each)[:, None] for k, each in enumerate(at)]
-    vectors = make_set_vectors(units, lengths, kept)
+    units, lengths = normalise_for_similarity(states)
+    at = [positions_for_similarity(kept[:, 0, k]) for k in (0, 1)]
+    sides = [gather_for_similarity(units, each) for each in at]
+    own = [gather_for_similarity(kept[:, 0, k], each)[:, None] for k, each in enumerate(at)]
+    vectors = make_similarity_vectors(units, lengths, kept)
     products = (vectors[..., 0, :] * vectors[..., 1, :]).sum(-1)
-    found = torch.cat([products, compare_tokens(*sides, *own)], dim=-1)[:, 0]
-    either = compare_tokens(*sides, *own, either_way=True)[:, 0]
+    found = torch.cat([products, token_similarity(*sides, *own)], dim=-1)[:, 0]
+    either = token_similarity(*sides, *own, either_way=True)[:, 0]
 
     for row in (0, 1):
         one, other = (states[row][kept[row, 0, k]].double().numpy() for k in (0, 1))
@@ -67,12 +67,12 @@ def test_the_same_tokens_are_alike_in_every_mode_of_one_position() -> None:
     states = torch.randn(4, 3)
 
     cosines = torch.tensor([[cosine(a, a) for a in states.numpy()]])
-    found = compare_same_positions(cosines, torch.ones(1, 4, dtype=torch.bool))
+    found = same_position_similarity(cosines, torch.ones(1, 4, dtype=torch.bool))
 
     assert [float(each) for each in found] == pytest.approx([1.0] * 3)
 
 
 def test_a_state_of_zeros_is_like_nothing() -> None:
-    units, lengths = normalise(torch.zeros(1, 2, 3))
+    units, lengths = normalise_for_similarity(torch.zeros(1, 2, 3))
 
     assert not units.any() and not lengths.any()

@@ -13,7 +13,7 @@ from lightning_mllm.analysis import AnalysisResult, Block, Window
 from lightning_mllm.analysis.knockout.measures import MEASURES
 from lightning_mllm.analysis.knockout.rows import FlowRow
 from lightning_mllm.analysis.knockout.summary import summarise_flow
-from lightning_mllm.statistics.shares import wilson
+from lightning_mllm.statistics.shares import wilson_share_interval
 from lightning_mllm.store.rows import Rows
 
 
@@ -199,8 +199,8 @@ def test_flips_of_none_and_of_all_have_intervals_with_a_width() -> None:
         for name in ("image->last", "ceiling")
     )
 
-    assert none.tolist() == pytest.approx([0, *wilson(0, 22), 22])
-    assert every.tolist() == pytest.approx([1, *wilson(1, 22), 22])
+    assert none.tolist() == pytest.approx([0, *wilson_share_interval(0, 22), 22])
+    assert every.tolist() == pytest.approx([1, *wilson_share_interval(1, 22), 22])
 
 
 def test_flips_of_questions_about_one_picture_are_not_independent() -> None:
@@ -213,5 +213,5 @@ def test_flips_of_questions_about_one_picture_are_not_independent() -> None:
         for pictures in (40, 20)
     )
 
-    assert alone.tolist() == pytest.approx([0.5, *wilson(0.5, 40), 40])
-    assert shared.tolist() == pytest.approx([0.5, *wilson(0.5, 20), 40])
+    assert alone.tolist() == pytest.approx([0.5, *wilson_share_interval(0.5, 40), 40])
+    assert shared.tolist() == pytest.approx([0.5, *wilson_share_interval(0.5, 20), 40])

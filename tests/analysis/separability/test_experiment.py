@@ -11,12 +11,13 @@ from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.separability.experiment import Distinguishability, TokenMap
+from lightning_mllm.analysis.separability.experiment import Distinguishability
+from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.separability.token_means import TokenMeans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.probing import linear_cka
-from lightning_mllm.statistics.jackknife import group_of, jackknife
+from lightning_mllm.statistics.jackknife import jackknife, jackknife_group
 from lightning_mllm.types import Sample
 from tests.support.alignment_by_hand import samples_by_hand
 from tests.support.decoders import LAYERS, make_backbone
@@ -136,7 +137,7 @@ def test_cka_is_that_of_the_two_sets_and_its_interval_leaves_out_groups() -> Non
     names = sorted(found(means).kept)
     order = [int(name.split('"')[3][1:]) for name in names]
     assert value == pytest.approx(linear_cka(perceptual[order], textual[order]))
-    groups = np.array([group_of(f"p{k}", 0, 16) for k in order])
+    groups = np.array([jackknife_group(f"p{k}", 0, 16) for k in order])
     present, sizes = np.unique(groups, return_counts=True)
     left = [[k for k, own in zip(order, groups, strict=True) if own != group] for group in present]
     without = np.array([linear_cka(perceptual[rows], textual[rows]) for rows in left])
@@ -159,7 +160,7 @@ def test_states_that_are_the_same_for_all_samples_have_no_cka() -> None:
 
 def test_samples_of_which_too_few_are_in_a_half_are_refused() -> None:
     seed = next(
-        k for k in range(99) if sum(group_of(f"test-{n}", k, 16) < 8 for n in range(3)) == 1
+        k for k in range(99) if sum(jackknife_group(f"test-{n}", k, 16) < 8 for n in range(3)) == 1
     )
 
     with pytest.raises(DataError, match="of 1 samples it has 0 to learn from and 1 to score"):

@@ -14,17 +14,17 @@ import pytest
 from lightning_mllm.analysis.subnetwork import accuracy as pruned_accuracy
 from lightning_mllm.analysis.subnetwork.accuracy import PrunedAccuracy
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
-from lightning_mllm.analysis.subnetwork.calibration_files import load_calibrations
-from lightning_mllm.analysis.subnetwork.mask import intersection, same_size
+from lightning_mllm.analysis.subnetwork.calibration_files import load_calibration_files
 from lightning_mllm.analysis.subnetwork.matrices import matrices
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
+from lightning_mllm.analysis.subnetwork.subnetwork import intersection, same_size
 from lightning_mllm.analysis.subnetwork.summary import MEASURES
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation import AnswerScore
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.tracking.figures.analysis import draw_plots
+from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
 from tests.support.question_analysis_contract import AnalysisContract
 from tests.support.questions import WRONG, batches, load, question, tokenizer
 
@@ -132,7 +132,7 @@ class TestPrunedAccuracy(AnalysisContract):
 
         tasks = [
             each.subnetwork(backbone)
-            for each in load_calibrations(Path(self.folder), "perceptual").values()
+            for each in load_calibration_files(Path(self.folder), "perceptual").values()
         ]
         alpha = intersection(tasks)
         others = [same_size(alpha, backbone, score) for score in ("random", "magnitude")]
@@ -220,7 +220,7 @@ class TestPrunedAccuracy(AnalysisContract):
     ) -> None:
         result = self.run(backbone, tiny_llava, batches(tiny_llava), compare=EVERY).compute()
 
-        assert [path.name for path in draw_plots(result, tmp_path)] == ["transfer.png"]
+        assert [path.name for path in draw_analysis_plots(result, tmp_path)] == ["transfer.png"]
         assert (result.plots[0].x, result.plots[0].y) == ("kind", "subnetwork")
         accuracy = result.at(measure="accuracy_percent")
         assert np.isfinite(

@@ -23,7 +23,7 @@ from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.store.rows import Rows
-from lightning_mllm.tracking.figures.analysis import draw_plots
+from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
 from lightning_mllm.types import Sample
 from tests.support.command_line import picture
 from tests.support.decoders import count_hooks, last_logits, make_backbone
@@ -298,7 +298,7 @@ def test_settings_are_plain_data(backbone: Backbone, tiny_llava: str) -> None:
 def test_it_is_drawn(backbone: Backbone, tiny_llava: str, tmp_path: Path) -> None:
     result: AnalysisResult = run(backbone, tiny_llava).compute()
 
-    assert [path.name for path in draw_plots(result, tmp_path)] == ["iou.png"]
+    assert [path.name for path in draw_analysis_plots(result, tmp_path)] == ["iou.png"]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.analysis.subnetwork.calibration_files import (
-    StoredSubNetwork,
-    file_name,
-    load_calibrations,
+    calibration_file_name,
+    load_calibration_files,
 )
-from lightning_mllm.analysis.subnetwork.mask import intersection
+from lightning_mllm.analysis.subnetwork.stored_subnetwork import StoredSubNetwork
+from lightning_mllm.analysis.subnetwork.subnetwork import intersection
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone
 from tests.support.decoders import make_backbone
@@ -33,13 +33,13 @@ def test_a_folder_holds_vectors_from_which_masks_are_made_again(
 
     same(analysis.compute(), in_memory)
     files = {
-        file_name(task, tokens, 0)
+        calibration_file_name(task, tokens, 0)
         for task in (CHOOSE, LOGICAL)
         for tokens in ("perceptual", "textual")
     }
     assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "making.json", *files}
     assert (tmp_path / "rows.csv").read_text().splitlines()[1] == f"test-0,{CHOOSE},0"
-    tasks = load_calibrations(tmp_path, "textual")
+    tasks = load_calibration_files(tmp_path, "textual")
     assert set(tasks) == {CHOOSE, LOGICAL}
     alpha = intersection([task.subnetwork(backbone) for task in tasks.values()])
     assert StoredSubNetwork(str(tmp_path), "textual").load(backbone).digest == alpha.digest
@@ -53,17 +53,17 @@ def test_a_finished_set_whose_file_is_gone_is_an_error(
     backbone: Backbone, tiny_llava: str, tmp_path: Path
 ) -> None:
     run(backbone, tiny_llava, tmp_path).merge()
-    (tmp_path / file_name(LOGICAL, "textual", 0)).unlink()
+    (tmp_path / calibration_file_name(LOGICAL, "textual", 0)).unlink()
 
     with pytest.raises(
         CheckpointError, match=r"There is no calibration file .*logical%2Fobj\.textual\.0"
     ):
         run(backbone, tiny_llava, tmp_path)
     with pytest.raises(CheckpointError, match="Every listed file is required"):
-        load_calibrations(tmp_path, "textual")
-    assert len(load_calibrations(tmp_path, "perceptual")) == 2
+        load_calibration_files(tmp_path, "textual")
+    assert len(load_calibration_files(tmp_path, "perceptual")) == 2
 
 
 def test_a_folder_without_calibrations_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no rows\.csv with samples"):
-        load_calibrations(tmp_path, "textual")
+        load_calibration_files(tmp_path, "textual")

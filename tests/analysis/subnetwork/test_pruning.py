@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
-from lightning_mllm.analysis.subnetwork.pruning import Pruning, keep_highest
+from lightning_mllm.analysis.subnetwork.pruning import Pruning, prune_to_highest
 from lightning_mllm.errors import ConfigError
 from tests.support.wanda_by_hand import prune_by_hand
 
@@ -107,13 +107,13 @@ def test_the_count_is_exact_in_large_matrices_too(weights: int) -> None:
 
 
 def test_of_equal_scores_those_further_left_go_first() -> None:
-    assert keep_highest(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), 2).tolist() == [
+    assert prune_to_highest(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), 2).tolist() == [
         [False, True, False, True]
     ]
 
 
 def test_each_row_can_have_a_count_of_its_own() -> None:
-    kept = keep_highest(torch.tensor([[1.0, 2.0, 3.0]] * 3), torch.tensor([[0], [1], [3]]))
+    kept = prune_to_highest(torch.tensor([[1.0, 2.0, 3.0]] * 3), torch.tensor([[0], [1], [3]]))
 
     assert kept.tolist() == [[False] * 3, [False, False, True], [True] * 3]
 

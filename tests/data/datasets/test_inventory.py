@@ -16,7 +16,7 @@ from lightning_mllm.data import (
     Published,
     Split,
 )
-from lightning_mllm.data.datasets.inventory import CountComparison, Inventory, take_inventory
+from lightning_mllm.data.datasets.inventory import Inventory, InventoryCount, take_inventory
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
 from tests.support.command_line import picture
@@ -62,10 +62,10 @@ def test_samples_are_counted_per_split_and_class(plantdoc: PlantDoc) -> None:
 
 def test_a_validation_split_of_ours_counts_as_published_training_images(plantdoc: PlantDoc) -> None:
     assert take_inventory(plantdoc).differences == [
-        CountComparison("train", "images", published=2_342, found=17),
-        CountComparison("train", "classes", published=28, found=4),
-        CountComparison("test", "images", published=236, found=6),
-        CountComparison("test", "classes", published=27, found=3),
+        InventoryCount("train", "images", published=2_342, found=17),
+        InventoryCount("train", "classes", published=28, found=4),
+        InventoryCount("test", "images", published=236, found=6),
+        InventoryCount("test", "classes", published=27, found=3),
     ]
     assert take_inventory(plantdoc, ["train"]).comparisons == ()  # a part can't be compared
 

@@ -25,7 +25,7 @@ from lightning_mllm.data import (
 )
 from lightning_mllm.data.datasets.inventory import take_inventory
 from lightning_mllm.data.loading.bad_rows import BadRows
-from lightning_mllm.data.loading.full_check import write_out_all
+from lightning_mllm.data.loading.full_check import run_full_check
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Box, LazyImage, Options, Sample, Turn
@@ -421,7 +421,7 @@ def test_a_check_of_all_samples_refuses_bad_rows_at_each_attempt(
 
     for _ in range(2):
         with pytest.raises(DataError, match="row 5"):
-            write_out_all(module, ["train"])
+            run_full_check(module, ["train"])
 
 
 def test_a_picture_in_two_splits_is_looked_for_among_what_is_kept(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.data import ImageFolder
-from lightning_mllm.data.loading.duplicates import find_equal_files, link_samples
+from lightning_mllm.data.loading.duplicates import find_duplicate_files, link_duplicate_samples
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.types import LazyImage, Sample
 from tests.data.conftest import picture
@@ -25,7 +25,7 @@ def test_files_are_copies_if_all_their_bytes_are_equal(tmp_path: Path) -> None:
         tmp_path, b"a" + end, b"b" + end, b"a" + end, b"ab" + end, b"", b"", b"b" + end, b"x", b"y"
     )
 
-    groups = find_equal_files([*found, tmp_path / "absent.jpg", found[0]])
+    groups = find_duplicate_files([*found, tmp_path / "absent.jpg", found[0]])
 
     assert [[int(path.stem) for path in group] for group in groups] == [[0, 2], [1, 6], [4, 5]]
 
@@ -39,8 +39,8 @@ def test_samples_are_linked_by_files_and_by_the_name_of_their_picture() -> None:
         for images, name in zip(shown, named, strict=True)
     ]
 
-    assert link_samples(samples) == [[0, 5, 8], [1, 7], [2, 3, 6], [4]]
-    assert link_samples([]) == []
+    assert link_duplicate_samples(samples) == [[0, 5, 8], [1, 7], [2, 3, 6], [4]]
+    assert link_duplicate_samples([]) == []
 
 
 class TestWarnings:

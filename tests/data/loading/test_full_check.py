@@ -10,10 +10,10 @@ from PIL import Image
 
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import ImageFolder
+from lightning_mllm.data.loading.check_manifest import check_manifest_folder
 from lightning_mllm.data.loading.collator import Collator
-from lightning_mllm.data.loading.full_check import write_out_all
+from lightning_mllm.data.loading.full_check import run_full_check
 from lightning_mllm.data.loading.left_out import LeftOut
-from lightning_mllm.data.loading.manifest import check_manifest_folder
 from lightning_mllm.errors import DataError
 from tests.data.loading.test_bad_rows import said
 from tests.data.loading.test_datamodule import Memory
@@ -148,8 +148,8 @@ def test_the_checkpoint_of_a_fits_config_will_do(
 
 def test_what_does_not_fit_is_known_from_then_on(tiny_llava: str) -> None:
     train = [said("long", "word " * 90), *(said(str(k)) for k in range(3))]
-    write_out_all(Memory(train, train[1:], checkpoint=tiny_llava, max_length=90), ["train"])
-    found = write_out_all(
+    run_full_check(Memory(train, train[1:], checkpoint=tiny_llava, max_length=90), ["train"])
+    found = run_full_check(
         again := Memory(train, train[1:], checkpoint=tiny_llava, max_length=90), ["train"]
     )
     again.setup("fit")
@@ -164,6 +164,6 @@ def test_what_changes_the_texts_of_samples_makes_it_unknown(
     tiny_llava: str, option: dict[str, Any]
 ) -> None:
     train = [said(str(k)) for k in range(3)]
-    write_out_all(Memory(train, checkpoint=tiny_llava), ["train"])
+    run_full_check(Memory(train, checkpoint=tiny_llava), ["train"])
 
-    assert write_out_all(Memory(train, checkpoint=tiny_llava, **option), ["train"]).known == 0
+    assert run_full_check(Memory(train, checkpoint=tiny_llava, **option), ["train"]).known == 0

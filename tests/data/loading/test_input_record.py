@@ -17,7 +17,7 @@ from lightning_mllm.data import (
     Prompt,
 )
 from lightning_mllm.data.images.geometry import GeometryName
-from lightning_mllm.data.loading.input_record import trained_geometry
+from lightning_mllm.data.loading.input_record import geometry_of_input_record
 from lightning_mllm.models.tiny import Chat
 from lightning_mllm.types import Sample, Turn
 from tests.conftest import TinyBuilder
@@ -142,7 +142,7 @@ ASKED = {
 def test_what_an_export_cannot_carry_is_said(
     caplog: pytest.LogCaptureFixture, record: Any, asked: Any, expected: str | None, warning: str
 ) -> None:
-    found = trained_geometry(record, SimpleNamespace(geometry=asked))
+    found = geometry_of_input_record(record, SimpleNamespace(geometry=asked))
 
     assert found == expected
     if warning:
@@ -154,7 +154,7 @@ def test_what_an_export_cannot_carry_is_said(
 def test_a_checkpoint_that_says_no_geometry_is_exported_with_the_default_and_a_word(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert trained_geometry({"policy": "ZeroShot()"}, None) is None
+    assert geometry_of_input_record({"policy": "ZeroShot()"}, None) is None
     assert "does not say how pictures were made square" in caplog.text
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_mllm.data.loading.splits import check_fractions, stratified_split
+from lightning_mllm.data.loading.splits import check_split_fractions, stratified_split
 from lightning_mllm.errors import ConfigError
 
 STRATA = {
@@ -39,7 +39,7 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.0), (0.5, 0.5), (1.0, 0.0)])
 def test_fractions_must_leave_training_data(val: float, test: float) -> None:
     with pytest.raises(ConfigError, match="sum below 1"):
-        check_fractions(val, test)
+        check_split_fractions(val, test)
 
 
 @pytest.mark.parametrize("seed", range(5))

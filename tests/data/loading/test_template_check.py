@@ -9,7 +9,7 @@ import pytest
 from lightning_mllm.data import ClassificationPrompt, Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading import datamodule as base_module
-from lightning_mllm.data.loading.template_check import warn_of_date
+from lightning_mllm.data.loading.template_check import check_template_date
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.tiny import CHAT_TEMPLATES
 from lightning_mllm.types import Sample, Turn
@@ -143,7 +143,7 @@ def test_a_template_without_todays_date_does_not(
 ) -> None:
     vicuna.hf.chat_template = template
     with caplog.at_level(logging.WARNING):
-        warn_of_date(vicuna, "a")
+        check_template_date(vicuna, "a")
 
     assert not caplog.records
 

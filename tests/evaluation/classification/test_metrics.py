@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation import ClassificationMetrics, ClassificationResult
-from lightning_mllm.statistics.shares import wilson
+from lightning_mllm.statistics.shares import wilson_share_interval
 
 NAMES = tuple("abcdefg")
 CLASSES = len(NAMES)
@@ -106,7 +106,7 @@ def test_the_interval_is_that_of_resampling_samples_within_their_classes() -> No
 
     result = score(predicted, targets)
 
-    assert result.accuracy_interval == wilson(result.accuracy, 300)
+    assert result.accuracy_interval == wilson_share_interval(result.accuracy, 300)
     assert result.accuracy_interval == pytest.approx(
         np.quantile(accuracies, [0.025, 0.975]), abs=0.015
     )
@@ -132,9 +132,9 @@ def test_a_perfect_scorer_and_one_that_is_always_wrong_have_intervals_with_a_wid
     perfect, wrong = score(targets, targets), score(torch.full_like(targets, -1), targets)
 
     assert (perfect.accuracy, perfect.macro_f1, perfect.invalid_rate) == (1.0, 1.0, 0.0)
-    assert perfect.accuracy_interval == perfect.macro_f1_interval == wilson(1.0, 300)
-    assert perfect.invalid_interval == wrong.macro_f1_interval == wilson(0.0, 300)
-    assert wrong.invalid_interval == wilson(1.0, 300)
+    assert perfect.accuracy_interval == perfect.macro_f1_interval == wilson_share_interval(1.0, 300)
+    assert perfect.invalid_interval == wrong.macro_f1_interval == wilson_share_interval(0.0, 300)
+    assert wrong.invalid_interval == wilson_share_interval(1.0, 300)
 
 
 @pytest.mark.parametrize("target", [-1, CLASSES])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_mllm.evaluation.hallucination.chair import ChairMetrics, ChairResult, Mentions
-from lightning_mllm.statistics.shares import wilson
+from lightning_mllm.statistics.shares import wilson_share_interval
 
 OBJECTS = "abcdefgh"
 
@@ -75,26 +75,26 @@ def test_batches_and_processes_add_up() -> None:
 def test_with_a_mention_per_caption_the_interval_is_wilsons() -> None:
     captions = [Mentions(["a"], [] if k < 7 else ["a"]) for k in range(30)]
 
-    assert score(captions).wrong.interval == pytest.approx(wilson(7 / 30, 30))
+    assert score(captions).wrong.interval == pytest.approx(wilson_share_interval(7 / 30, 30))
 
 
 def test_mentions_that_say_the_same_count_once_for_the_interval() -> None:
     captions = [Mentions(["a"] * 5, [] if k < 7 else ["a"]) for k in range(30)]
 
     assert score(captions).chair_i == 7 / 30
-    assert score(captions).wrong.interval == pytest.approx(wilson(7 / 30, 30))
+    assert score(captions).wrong.interval == pytest.approx(wilson_share_interval(7 / 30, 30))
 
 
 def test_mentions_that_are_wrong_in_equal_parts_of_all_captions_count_all() -> None:
     captions = [Mentions(["a", "b", "b"], ["b"]) for _ in range(30)]
 
-    assert score(captions).wrong.interval == pytest.approx(wilson(1 / 3, 90))
+    assert score(captions).wrong.interval == pytest.approx(wilson_share_interval(1 / 3, 90))
 
 
 def test_captions_without_any_hallucination_bound_it_by_their_number() -> None:
     captions = [Mentions(["a", "a", "b"], ["a", "b"])] * 20
 
-    assert score(captions).wrong.interval == pytest.approx(wilson(0.0, 20))
+    assert score(captions).wrong.interval == pytest.approx(wilson_share_interval(0.0, 20))
 
 
 def test_the_interval_is_about_as_wide_as_that_of_a_bootstrap_over_captions() -> None:

@@ -20,10 +20,10 @@ from lightning_mllm.evaluation.hallucination.pope import (
     PopeResult,
     PopeScore,
     Reading,
-    sampling_of,
+    pope_sampling,
 )
 from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
-from lightning_mllm.statistics.shares import wilson
+from lightning_mllm.statistics.shares import wilson_share_interval
 
 YES_NO = ("no", "yes")
 
@@ -144,9 +144,11 @@ def test_what_is_neither_yes_nor_no_is_wrong() -> None:
 def test_intervals_are_wilsons_and_that_of_f1_follows_its_jaccard_index() -> None:
     found = PopeScore(absent=(30, 10, 2), present=(5, 33, 1))
 
-    assert found.interval("accuracy") == wilson(63 / 81, 81)
-    assert found.interval("yes_rate") == wilson(43 / 81, 81)
-    low, high = wilson(33 / 49, 49)  # of the questions to which yes was said or right
+    assert found.interval("accuracy") == wilson_share_interval(63 / 81, 81)
+    assert found.interval("yes_rate") == wilson_share_interval(43 / 81, 81)
+    low, high = wilson_share_interval(
+        33 / 49, 49
+    )  # of the questions to which yes was said or right
     assert found.interval("f1") == pytest.approx((2 * low / (1 + low), 2 * high / (1 + high)))
     assert found.interval("f1").low < found.value("f1") < found.interval("f1").high
 
@@ -173,7 +175,7 @@ def test_no_questions_have_no_result() -> None:
 def test_kinds_say_how_what_is_absent_was_drawn() -> None:
     kinds = ("random", "coco/popular", "a/b/adversarial", "randomly", "random/a", "")
 
-    assert [sampling_of(kind) for kind in kinds] == [*SAMPLINGS, None, None, None]
+    assert [pope_sampling(kind) for kind in kinds] == [*SAMPLINGS, None, None, None]
 
 
 def test_what_can_not_be_is_refused() -> None:
@@ -193,9 +195,9 @@ def test_questions_about_one_picture_are_not_independent() -> None:
     apart, together = (score(each).overall for each in (alone, shared))
 
     for name in ("accuracy", "recall", "yes_rate"):
-        assert apart.interval(name) == wilson(0.5, 40)
-        assert together.interval(name) == wilson(0.5, 20)
+        assert apart.interval(name) == wilson_share_interval(0.5, 40)
+        assert together.interval(name) == wilson_share_interval(0.5, 20)
     # of the 20 pictures to which yes was said
-    assert together.interval("precision") == wilson(1.0, 10)
+    assert together.interval("precision") == wilson_share_interval(1.0, 10)
     low, high = together.interval("f1")
     assert low < apart.interval("f1").low < apart.interval("f1").high < high

@@ -11,7 +11,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import Everything
 from lightning_mllm.models.optimisation.muon import MuonAdamW
-from lightning_mllm.models.optimisation.schedule import LearningRates, parameter_groups
+from lightning_mllm.models.optimisation.schedule import LearningRates, scheduled_parameter_groups
 
 
 def _groups(seed: int = 0) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def test_embeddings_head_and_convolutions_are_not_matrices(tiny_llava: str) -> N
     Everything().apply(backbone)
     names = {id(parameter): name for name, parameter in backbone.parameters()}
 
-    groups = parameter_groups(backbone, LearningRates())
+    groups = scheduled_parameter_groups(backbone, LearningRates())
 
     matrices = {
         names[id(each)] for group in groups if group["matrices"] for each in group["params"]

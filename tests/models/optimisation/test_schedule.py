@@ -10,7 +10,11 @@ from torch.optim import SGD
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import Everything, Lora
-from lightning_mllm.models.optimisation.schedule import LearningRates, Schedule, parameter_groups
+from lightning_mllm.models.optimisation.schedule import (
+    LearningRates,
+    Schedule,
+    scheduled_parameter_groups,
+)
 
 
 def test_each_part_has_its_rate_and_vectors_do_not_decay(tiny_llava: str) -> None:
@@ -18,7 +22,7 @@ def test_each_part_has_its_rate_and_vectors_do_not_decay(tiny_llava: str) -> Non
     report = Everything().apply(backbone)
     names = {id(parameter): name for name, parameter in backbone.parameters()}
 
-    groups = parameter_groups(backbone, LearningRates(projector=1, llm=2, vision=3))
+    groups = scheduled_parameter_groups(backbone, LearningRates(projector=1, llm=2, vision=3))
 
     grouped = [names[id(parameter)] for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(report.trainable_names)
@@ -35,7 +39,7 @@ def test_adapters_have_a_rate_of_their_own(tiny_llava: str) -> None:
 
     rates = {
         group["name"]: group["lr"]
-        for group in parameter_groups(backbone, LearningRates(lora=5, projector=7))
+        for group in scheduled_parameter_groups(backbone, LearningRates(lora=5, projector=7))
     }
 
     assert rates == {"llm lora": 5, "projector": 7, "projector (no decay)": 7}

@@ -7,7 +7,12 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_mllm.probing.probes.logistic import Axes, Solution, on_axes, solve
+from lightning_mllm.probing.probes.logistic import (
+    LogisticAxes,
+    LogisticSolution,
+    logistic_axes,
+    solve_logistic,
+)
 
 FEW_SAMPLES, MANY_SAMPLES = (30, 80), (90, 12)  # of so many features
 shapes = pytest.mark.parametrize(
@@ -30,15 +35,19 @@ def _data(shape: tuple[int, int], sets: int = SETS) -> tuple[Tensor, Tensor, Ten
 
 
 def _solve(
-    axes: Axes, labels: Tensor, penalty: float, start: Tensor | None = None, tolerance: float = 1e-9
-) -> Solution:
+    axes: LogisticAxes,
+    labels: Tensor,
+    penalty: float,
+    start: Tensor | None = None,
+    tolerance: float = 1e-9,
+) -> LogisticSolution:
     weights = torch.full(labels.shape, 1 / labels.shape[1], dtype=torch.float64)
     penalties = torch.full(labels.shape[::2], penalty, dtype=torch.float64)
     if start is None:
         start = torch.zeros(
             labels.shape[0], axes.train.shape[2], labels.shape[2], CLASSES, dtype=torch.float64
         )
-    return solve(
+    return solve_logistic(
         axes.train,
         labels,
         weights,
@@ -52,7 +61,7 @@ def _solve(
 @shapes
 def test_lengths_and_angles_are_the_same_on_the_principal_axes(shape: tuple[int, int]) -> None:
     train, test, _ = _data(shape, sets=1)
-    axes = on_axes(train, test)
+    axes = logistic_axes(train, test)
 
     centred, others = train - train.mean(1, keepdim=True), test - train.mean(1, keepdim=True)
     scale = centred.square().sum(2).mean()
@@ -68,7 +77,7 @@ def test_solutions_are_scikit_learns_at_the_same_penalty(
     shape: tuple[int, int], penalty: float
 ) -> None:
     train, test, labels = _data(shape)
-    axes = on_axes(train, test)
+    axes = logistic_axes(train, test)
     found = _solve(axes, labels, penalty).logits(axes.test).softmax(3)
 
     for index in range(SETS):
@@ -83,11 +92,11 @@ def test_solutions_are_scikit_learns_at_the_same_penalty(
 @shapes
 def test_the_gradient_vanishes_at_the_solution_as_autograd_sees_it(shape: tuple[int, int]) -> None:
     train, test, labels = _data(shape)
-    axes = on_axes(train, test)
+    axes = logistic_axes(train, test)
     solution = _solve(axes, labels, 1e-3, tolerance=1e-5)
 
     weights = solution.weights.clone().requires_grad_()
-    logits = Solution(weights, solution.gradients, solution.iterations).logits(axes.train)
+    logits = LogisticSolution(weights, solution.gradients, solution.iterations).logits(axes.train)
     losses = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view(
         labels.shape
     )
@@ -102,7 +111,7 @@ def test_the_gradient_vanishes_at_the_solution_as_autograd_sees_it(shape: tuple[
 @shapes
 def test_the_start_decides_nothing(shape: tuple[int, int]) -> None:
     train, test, labels = _data(shape)
-    axes = on_axes(train, test)
+    axes = logistic_axes(train, test)
     size = (SETS, axes.train.shape[2], MODELS, CLASSES)
     start = 10 * torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -116,12 +125,12 @@ def test_the_start_decides_nothing(shape: tuple[int, int]) -> None:
 
 def test_each_regression_is_solved_as_if_it_were_alone() -> None:
     train, test, labels = _data(MANY_SAMPLES)
-    axes = on_axes(train, test)
+    axes = logistic_axes(train, test)
     together = _solve(axes, labels, 1e-4)
 
     for index in range(SETS):
         for model in range(MODELS):
-            one = Axes(axes.train[index : index + 1], axes.test[index : index + 1])
+            one = LogisticAxes(axes.train[index : index + 1], axes.test[index : index + 1])
             alone = _solve(one, labels[index : index + 1, :, model : model + 1], 1e-4)
             assert int(alone.iterations) == int(together.iterations[index, model])
             torch.testing.assert_close(together.weights[index, :, model], alone.weights[0, :, 0])
@@ -129,7 +138,7 @@ def test_each_regression_is_solved_as_if_it_were_alone() -> None:
 
 def test_separable_classes_have_a_solution_however_weak_the_penalty() -> None:
     train = torch.tensor([[[-1.0], [-2.0], [1.0], [2.0]]], dtype=torch.float64)
-    axes, labels = on_axes(train, train), torch.tensor([[[0], [0], [1], [1]]])
+    axes, labels = logistic_axes(train, train), torch.tensor([[[0], [0], [1], [1]]])
 
     for penalty in (1e-2, 1e-6, 1e-9):
         solution = _solve(axes, labels, penalty, tolerance=1e-10)
@@ -142,7 +151,7 @@ def test_features_that_are_all_the_same_give_the_frequencies_of_the_classes() ->
     same = torch.full((1, 10, 4), 7.0, dtype=torch.float64)
     labels = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)[None, :, None]
 
-    axes = on_axes(same, same)
+    axes = logistic_axes(same, same)
     found = _solve(axes, labels, 1e-3).logits(axes.test).softmax(3)
 
     torch.testing.assert_close(

@@ -7,9 +7,9 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.probing import FeatureSet, MLPProbe, Training
-from lightning_mllm.probing.probes.batched import Trained, train_together
+from lightning_mllm.probing.probes.network_training import TrainedNetworks, train_networks
 from lightning_mllm.probing.probes.networks import POST_PROJECTION
-from lightning_mllm.probing.probes.probe import Task
+from lightning_mllm.probing.probes.probe import ProbeTask
 from lightning_mllm.probing.probes.stacked_data import StackedData
 from lightning_mllm.probing.probes.training import PRESETS
 from tests.support.clusters import clusters
@@ -28,15 +28,15 @@ def _sets(split: str, dtype: torch.dtype = torch.float64) -> dict[str, FeatureSe
     }
 
 
-def _train(tasks: list[Task], training: Training) -> Trained:
-    return train_together(tasks, StackedData(tasks, True, torch.device("cpu")), SIZES, training)
+def _train(tasks: list[ProbeTask], training: Training) -> TrainedNetworks:
+    return train_networks(tasks, StackedData(tasks, True, torch.device("cpu")), SIZES, training)
 
 
 @both_ways
 def test_trained_together_equals_trained_alone(training: Training) -> None:
     train, test = _sets("train"), _sets("test")
     tasks = [
-        Task(
+        ProbeTask(
             name=name,
             train=train[name],
             labels=train[name].targets,

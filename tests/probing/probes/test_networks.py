@@ -7,18 +7,22 @@ from lightning_mllm.probing.probes.networks import (
     POST_PROJECTION,
     PRE_PROJECTION,
     SMALLEST,
-    initial_weights,
-    logits,
-    parameter_count,
+    initial_network_weights,
+    network_logits,
+    network_parameter_count,
 )
 
 
 @pytest.mark.parametrize("classes", [4, 23, 47])
 def test_networks_at_the_papers_widths_have_the_papers_parameter_counts(classes: int) -> None:
     assert POST_PROJECTION.sizes(4096, classes) == (4096, 2048, 1536, 1024, 512, 256, classes)
-    assert parameter_count(POST_PROJECTION.sizes(4096, classes)) == 13_767_936 + 257 * classes
+    assert (
+        network_parameter_count(POST_PROJECTION.sizes(4096, classes)) == 13_767_936 + 257 * classes
+    )
     assert PRE_PROJECTION.sizes(1024, classes) == (1024, 2000, 3600, 1024, 600, 256, classes)
-    assert parameter_count(PRE_PROJECTION.sizes(1024, classes)) == 13_709_880 + 257 * classes
+    assert (
+        network_parameter_count(PRE_PROJECTION.sizes(1024, classes)) == 13_709_880 + 257 * classes
+    )
 
 
 def test_hidden_layers_scale_with_the_width_down_to_the_smallest() -> None:
@@ -29,7 +33,7 @@ def test_hidden_layers_scale_with_the_width_down_to_the_smallest() -> None:
 def test_each_network_starts_as_torch_linear_layers_drawn_with_its_generator() -> None:
     sizes = (6, 5, 3)
 
-    weights = initial_weights(
+    weights = initial_network_weights(
         sizes, [torch.Generator().manual_seed(seed) for seed in (7, 8)], torch.float32
     )
 
@@ -43,12 +47,12 @@ def test_each_network_starts_as_torch_linear_layers_drawn_with_its_generator() -
 
 
 def test_each_network_sees_its_own_samples_only() -> None:
-    weights = initial_weights(
+    weights = initial_network_weights(
         (6, 5, 3), [torch.Generator().manual_seed(seed) for seed in (1, 2)], torch.float64
     )
     features = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
-    together = logits(weights, features)
+    together = network_logits(weights, features)
 
     for model in range(2):
         first, first_bias, second, second_bias = (weight[model] for weight in weights)

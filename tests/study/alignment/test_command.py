@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study import AlignmentCommand, Checkpoint, run_study
+from lightning_mllm.study import AlignmentCommand, AlignmentStudyCheckpoint, run_study
 from lightning_mllm.study.alignment.claims import AGAINST_HALLUCINATION, WITH_ACCURACY
 from lightning_mllm.study.engine.cell_folder import CellFolder, CellState
 from tests.study.conftest import option
@@ -53,7 +53,10 @@ def report() -> str:
 
 def test_every_checkpoint_is_measured_once_with_the_configs_of_the_measure(study: Change) -> None:
     made = study(
-        checkpoints={"c1": "hub/c1", "c2": Checkpoint(source="hub/c2", configs=["vqa.yaml"])}
+        checkpoints={
+            "c1": "hub/c1",
+            "c2": AlignmentStudyCheckpoint(source="hub/c2", configs=["vqa.yaml"]),
+        }
     )
 
     runs, again = FakeMeasurements(), FakeMeasurements()
@@ -208,7 +211,9 @@ def test_steps_of_one_training_decide_nothing_however_well_they_are_ordered(stud
         (folder / f"step={step}.ckpt").write_bytes(b"weights" * step)
 
     assert not run_study(
-        study(checkpoints={"fit": Checkpoint(source="a", training=f"{folder}/*.ckpt")}),
+        study(
+            checkpoints={"fit": AlignmentStudyCheckpoint(source="a", training=f"{folder}/*.ckpt")}
+        ),
         FakeMeasurements(),
     )
 
@@ -227,7 +232,9 @@ def test_the_checkpoints_of_a_training_are_checkpoints_of_the_study_in_their_ord
     for step in (100, 50, 9):
         (folder / f"epoch=0-step={step}.ckpt").write_bytes(b"weights" * step)
     (folder / "last.ckpt").touch()
-    training = Checkpoint(source="hub/c1", training=f"{folder}/*step=*.ckpt", configs=["vqa.yaml"])
+    training = AlignmentStudyCheckpoint(
+        source="hub/c1", training=f"{folder}/*step=*.ckpt", configs=["vqa.yaml"]
+    )
     made = study(checkpoints={"c1": "hub/c1", "fit": training})
 
     names = list(dict.fromkeys(cell.checkpoint for cell in made.all_cells()))
@@ -312,11 +319,11 @@ def test_a_reading_that_was_not_measured_costs_one_cell(
         ({"checkpoints": {"a.b": "x"}}, r"checkpoints has the name 'a\.b'"),
         ({"tasks": {"a/b": ["vqa.yaml"]}}, r"tasks has the name 'a/b'"),
         (
-            {"checkpoints": {"a": Checkpoint(source="x", configs=["no"])}},
+            {"checkpoints": {"a": AlignmentStudyCheckpoint(source="x", configs=["no"])}},
             r"checkpoints\.a\.configs names the config",
         ),
         (
-            {"checkpoints": {"a": Checkpoint(source="x", training="runs/*.ckpt")}},
+            {"checkpoints": {"a": AlignmentStudyCheckpoint(source="x", training="runs/*.ckpt")}},
             r"runs/\*\.ckpt, which no file",
         ),
         ({"readings": []}, r"readings is \[\]\. Name one alignment score or more"),

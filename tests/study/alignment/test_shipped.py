@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
-from lightning_mllm.statistics.correlation import smallest_n
+from lightning_mllm.statistics.correlation import smallest_correlation_n
 from lightning_mllm.study import AlignmentCommand, run_study
-from lightning_mllm.study.alignment.cells import MeasureCell
+from lightning_mllm.study.alignment.cells import AlignmentCell
 from lightning_mllm.testbed.training.checkpoints import ROOT
 from tests.study.projection.test_shipped import parse
 from tests.support.command_line import CONFIGS, isolate
@@ -41,7 +41,7 @@ def shipped(name: str, *more: str) -> AlignmentCommand:
     return study
 
 
-def cells_of(name: str, *more: str) -> list[MeasureCell]:
+def cells_of(name: str, *more: str) -> list[AlignmentCell]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(CONFIGS.parent)
         study = shipped(name, *more)
@@ -52,7 +52,7 @@ def cells_of(name: str, *more: str) -> list[MeasureCell]:
 def printed(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> Any:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        CLI([*arguments, "--print_config"])
+        ModelCLI([*arguments, "--print_config"])
     assert ended.value.code == 0
     return yaml.safe_load(capsys.readouterr().out)
 
@@ -69,7 +69,7 @@ def test_each_file_of_a_study_is_part_of_one() -> None:
 
 
 def test_the_study_of_hub_checkpoints_has_as_many_as_its_comment_says_are_needed() -> None:
-    assert len(shipped_checkpoints(ALIGNMENT_STUDY)) == smallest_n(5)
+    assert len(shipped_checkpoints(ALIGNMENT_STUDY)) == smallest_correlation_n(5)
 
 
 def test_the_cells_of_the_test_bed_are_of_its_stages() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_mllm.study.engine import wandb_summary as summary
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.projection.study import Richness
+from lightning_mllm.study.projection.study import ProjectionStudyRichness
 from tests.study.conftest import Change, FakeLightning
 from tests.support.fake_wandb import fake_wandb
 
@@ -68,7 +68,7 @@ def test_the_summary_is_a_run_of_the_study_s_group_with_its_tables_and_figures(
 ) -> None:
     runs = fake_wandb(monkeypatch)
 
-    run_study(study(wandb="offline", richness=Richness()), fake)
+    run_study(study(wandb="offline", richness=ProjectionStudyRichness()), fake)
 
     (run,) = runs
     figures = {f"figures/{path.stem}" for path in Path("studies/small/figures").glob("*.png")}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study import RateSweep
-from lightning_mllm.study.engine.plan import cells_of_machine
+from lightning_mllm.study import ProjectionStudyRates
+from lightning_mllm.study.engine.plan import planned_cells_of_machine
 from lightning_mllm.study.projection.cells import projection_cells
 from tests.study.conftest import Change, option
 
@@ -25,7 +25,7 @@ def test_the_grid_is_the_product_with_one_zero_shot_per_checkpoint_domain_and_se
 def test_the_shares_of_all_machines_are_the_grid(study: Change, parts: int) -> None:
     cells = projection_cells(study())
 
-    shares = [cells_of_machine(cells, f"{k}/{parts}") for k in range(1, parts + 1)]
+    shares = [planned_cells_of_machine(cells, f"{k}/{parts}") for k in range(1, parts + 1)]
 
     assert sorted(cell.id for share in shares for cell in share) == sorted(
         cell.id for cell in cells
@@ -37,9 +37,9 @@ def test_each_share_has_its_part_of_every_policy(study: Change) -> None:
     cells = projection_cells(study(seeds=[0, 1, 2]))  # 3 kinds of cells: every third is of one
 
     for k in (1, 2, 3):
-        assert Counter(cell.policy for cell in cells_of_machine(cells, f"{k}/3")) == dict.fromkeys(
-            ("zero_shot", "ft_proj", "ft_e2e"), 2
-        )
+        assert Counter(
+            cell.policy for cell in planned_cells_of_machine(cells, f"{k}/3")
+        ) == dict.fromkeys(("zero_shot", "ft_proj", "ft_e2e"), 2)
 
 
 def test_a_fit_and_a_zero_shot_are_commands_of_our_own_line(study: Change) -> None:
@@ -75,7 +75,7 @@ def test_a_seed_is_that_of_training_data_order_and_class_lists(study: Change) ->
 
 
 def test_the_sweep_adds_only_the_rates_that_the_preset_does_not_have(study: Change) -> None:
-    swept = study(sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3, 3e-3]))
+    swept = study(sweep=ProjectionStudyRates(preset="paper", rates=[1e-4, 1e-3, 3e-3]))
 
     assert swept.rates_of_sweep() == {"paper": 1e-3, "paper-0.0001": 1e-4, "paper-0.003": 3e-3}
     added = {cell.id: cell for cell in projection_cells(swept)}.keys() - {
@@ -95,7 +95,7 @@ def test_cells_that_are_made_in_the_same_way_are_one(study: Change) -> None:
     paper = study().presets["paper"]
     Path("slow.yaml").write_text("model:\n  learning_rates:\n    projector: 1.0e-4\n")
     matched = {"ft_proj": ["slow.yaml"], "ft_e2e": paper["ft_e2e"]}
-    sweep = RateSweep(preset="paper", rates=[1e-4, 1e-3], also=["matched"])
+    sweep = ProjectionStudyRates(preset="paper", rates=[1e-4, 1e-3], also=["matched"])
     made = study(presets={"paper": paper, "matched": matched}, sweep=sweep)
 
     cells = [cell for cell in projection_cells(made) if (cell.domain, cell.seed) == ("leaves", 0)]
@@ -112,4 +112,4 @@ def test_a_rate_that_is_no_number_is_named(study: Change) -> None:
     Path("proj.yaml").write_text("model: {learning_rates: {projector: fast}}")
 
     with pytest.raises(ConfigError, match="projector is 'fast' in a config file"):
-        projection_cells(study(sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3])))
+        projection_cells(study(sweep=ProjectionStudyRates(preset="paper", rates=[1e-4, 1e-3])))

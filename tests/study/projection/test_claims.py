@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from lightning_mllm.study import Richness
-from lightning_mllm.study.projection.claims import CLAIMS, claims_about
+from lightning_mllm.study import ProjectionStudyRichness
+from lightning_mllm.study.projection.claims import CLAIMS, projection_claims
 from tests.study.conftest import Change
 
 
@@ -20,11 +20,11 @@ def test_a_study_is_asked_only_what_its_cells_will_tell(study: Change) -> None:
         f"the MLLM's {name}: zero-shot < FT-Proj < FT-E2E" for name in ("macro-F1", "accuracy")
     }
 
-    assert claims_about(study(), "paper", {"model"}).keys() == of_models
-    assert not claims_about(
+    assert projection_claims(study(), "paper", {"model"}).keys() == of_models
+    assert not projection_claims(
         study(presets={"paper": {"ft_proj": ["proj.yaml"]}}), "paper", {"model"}
     )
-    probed = study(richness=Richness())
-    everything = claims_about(probed, "paper", {"model", "richness", "image-only", "clip"})
+    probed = study(richness=ProjectionStudyRichness())
+    everything = projection_claims(probed, "paper", {"model", "richness", "image-only", "clip"})
     assert everything.keys() == CLAIMS.keys() - {"CLIP beats the MLLM zero-shot"}
-    assert claims_about(probed, "", {"clip"}).keys() == {"CLIP beats the MLLM zero-shot"}
+    assert projection_claims(probed, "", {"clip"}).keys() == {"CLIP beats the MLLM zero-shot"}

@@ -10,22 +10,22 @@ import pytest
 from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.study import RateSweep, Richness, StudyCommand
+from lightning_mllm.study import ProjectionCommand, ProjectionStudyRates, ProjectionStudyRichness
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.projection.tables import round_percent
+from lightning_mllm.study.projection.tables import round_table_percent
 from tests.study.conftest import Change, FakeLightning, folders_of, write
 
 Rows = list[dict[str, str]]
 
 
 @pytest.fixture
-def finished(study: Change) -> StudyCommand:
+def finished(study: Change) -> ProjectionCommand:
     """A study with probes, drift and a sweep, all cells done."""
     made = study(
-        richness=Richness(),
+        richness=ProjectionStudyRichness(),
         drift=True,
         seeds=[0, 1, 2],
-        sweep=RateSweep(preset="paper", rates=[1e-4, 1e-3, 3e-3]),
+        sweep=ProjectionStudyRates(preset="paper", rates=[1e-4, 1e-3, 3e-3]),
     )
     assert not run_study(made, FakeLightning(samples=600))
     return made
@@ -36,7 +36,9 @@ def rows_of(name: str) -> Rows:
         return list(csv.DictReader(file))
 
 
-def test_a_finished_study_has_results_tables_verdicts_and_figures(finished: StudyCommand) -> None:
+def test_a_finished_study_has_results_tables_verdicts_and_figures(
+    finished: ProjectionCommand,
+) -> None:
     results = rows_of("results.csv")
     assert len({row["cell"] for row in results}) == 3 * 2 * (1 + 2 + 2)
     first = next(row for row in results if row["cell"] == "tiny.leaves.paper.ft_proj.seed0")
@@ -106,7 +108,9 @@ def test_a_run_under_several_presets_is_one_line(study: Change) -> None:
     }
 
 
-def test_the_picture_of_a_drift_that_is_not_measured_any_more_goes(finished: StudyCommand) -> None:
+def test_the_picture_of_a_drift_that_is_not_measured_any_more_goes(
+    finished: ProjectionCommand,
+) -> None:
     stale = Path("studies/small/figures/drift-elsewhere.png")
     stale.touch()
 
@@ -117,7 +121,7 @@ def test_the_picture_of_a_drift_that_is_not_measured_any_more_goes(finished: Stu
 
 
 def test_the_answers_that_are_shipped_give_the_numbers_of_the_tables(
-    finished: StudyCommand,
+    finished: ProjectionCommand,
 ) -> None:
     with gzip.open("studies/small/answers.csv.gz", "rt", newline="") as file:
         answers = list(csv.DictReader(file))
@@ -149,7 +153,7 @@ def test_the_answers_that_are_shipped_give_the_numbers_of_the_tables(
 
 
 def test_a_richness_without_halves_of_the_training_samples_has_no_interval_and_is_refused(
-    finished: StudyCommand,
+    finished: ProjectionCommand,
 ) -> None:
     path = next(
         Path("studies/small/cells/tiny.leaves.paper.ft_e2e.seed1").rglob("probe-predictions.csv")
@@ -163,7 +167,7 @@ def test_a_richness_without_halves_of_the_training_samples_has_no_interval_and_i
         run_study(finished, FakeLightning())
 
 
-def test_changes_are_against_the_original_and_rounded(finished: StudyCommand) -> None:
+def test_changes_are_against_the_original_and_rounded(finished: ProjectionCommand) -> None:
     table = {
         row["state"]: row
         for row in rows_of("table2.csv")
@@ -178,7 +182,7 @@ def test_changes_are_against_the_original_and_rounded(finished: StudyCommand) ->
     assert table["ft_proj"]["published_change_percent"] == "-27.49"
 
 
-def test_two_runs_of_a_study_give_the_same_files(finished: StudyCommand) -> None:
+def test_two_runs_of_a_study_give_the_same_files(finished: ProjectionCommand) -> None:
     first = {path.name: path.read_bytes() for path in finished.folder.glob("*.*")}
 
     run_study(finished, FakeLightning())
@@ -187,7 +191,12 @@ def test_two_runs_of_a_study_give_the_same_files(finished: StudyCommand) -> None
 
 
 def test_a_resumed_run_has_each_epoch_once(study: Change, fake: FakeLightning) -> None:
-    made = study(richness=Richness(), seeds=[0], domains={"leaves": ["leaves.yaml"]}, drift=True)
+    made = study(
+        richness=ProjectionStudyRichness(),
+        seeds=[0],
+        domains={"leaves": ["leaves.yaml"]},
+        drift=True,
+    )
     run_study(made, fake)
     folder = folders_of(made)["tiny.leaves.paper.ft_proj.seed0"]
     folder.done_file.unlink()
@@ -251,7 +260,7 @@ def test_a_cell_of_several_presets_counts_under_each(study: Change, fake: FakeLi
     paper = study().presets["paper"]
     made = study(
         presets={"paper": paper, "matched": {**paper, "ft_proj": ["common.yaml"]}},
-        richness=Richness(),
+        richness=ProjectionStudyRichness(),
     )
     run_study(made, fake)
 
@@ -329,4 +338,4 @@ def test_numbers_are_rounded_half_to_even_as_written() -> None:
         2.675: "2.68",
     }
 
-    assert {number: str(round_percent(number)) for number in numbers} == numbers
+    assert {number: str(round_table_percent(number)) for number in numbers} == numbers

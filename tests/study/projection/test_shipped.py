@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from lightning_mllm.cli.commands import study as command
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.study import RunnableStudy
-from lightning_mllm.study.engine.executor import Failure
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.projection.cells import Cell, projection_cells
+from lightning_mllm.study.engine.runner import RunnerFailure
+from lightning_mllm.study.projection.cells import ProjectionCell, projection_cells
 from lightning_mllm.testbed.training.checkpoints import ROOT
 from tests.conftest import ClipBuilder
 from tests.support.command_line import CONFIGS, isolate
@@ -31,7 +31,7 @@ def parse(*arguments: str) -> Any:
     """Return the study that the command line would run."""
     parsed: list[RunnableStudy] = []
 
-    def keep(study: RunnableStudy) -> list[Failure]:
+    def keep(study: RunnableStudy) -> list[RunnerFailure]:
         parsed.append(study)
         return []
 
@@ -47,7 +47,7 @@ def test_each_file_of_a_study_is_part_of_one() -> None:
     assert {f"configs/{part}" for part in PROJECTION_PARTS} <= named
 
 
-def shipped(name: str) -> list[Cell]:
+def shipped(name: str) -> list[ProjectionCell]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(CONFIGS.parent)
         study = parse("--config", f"configs/{name}")
@@ -99,7 +99,7 @@ def test_the_command_lines_of_a_shipped_study_parse(
     for cell in kinds.values():
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            CLI([*cell.arguments(), "--model.checkpoint", tiny_llava, "--print_config"])
+            ModelCLI([*cell.arguments(), "--model.checkpoint", tiny_llava, "--print_config"])
         assert ended.value.code == 0
         config = yaml.safe_load(capsys.readouterr().out)
         assert config["data"]["init_args"]["prompt"]["init_args"]["seed"] == 0

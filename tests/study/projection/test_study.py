@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study import RateSweep
+from lightning_mllm.study import ProjectionStudyRates
 from lightning_mllm.study.engine.main import run_study
 from tests.study.conftest import Change, FakeLightning
 
@@ -29,10 +29,16 @@ CONFIGS = Path(__file__).parents[3] / "configs"
             r"domains\.leaves names the config file missing\.yaml",
         ),
         ({"common": ["gone.yaml"]}, "common names the config file"),
-        ({"sweep": RateSweep(preset="matched", rates=[1e-3, 1e-4])}, "Presets with it: paper"),
-        ({"sweep": RateSweep(preset="paper", rates=[1e-3])}, "two or more different rates"),
         (
-            {"sweep": RateSweep(preset="paper", rates=[1e-3, 1e-4], also=["own"])},
+            {"sweep": ProjectionStudyRates(preset="matched", rates=[1e-3, 1e-4])},
+            "Presets with it: paper",
+        ),
+        (
+            {"sweep": ProjectionStudyRates(preset="paper", rates=[1e-3])},
+            "two or more different rates",
+        ),
+        (
+            {"sweep": ProjectionStudyRates(preset="paper", rates=[1e-3, 1e-4], also=["own"])},
             r"sweep\.also has 'own'",
         ),
         ({"resamples": 100}, "need 2000 or more"),
@@ -70,10 +76,13 @@ def test_a_preset_that_stands_for_a_rate_of_the_sweep_differs_in_the_rate_alone(
     swept = next(iter(presets))
 
     rates = [1e-4, 3e-4]
-    study(presets=more, sweep=RateSweep(preset=swept, rates=rates, also=["same"])).check()
+    study(
+        presets=more, sweep=ProjectionStudyRates(preset=swept, rates=rates, also=["same"])
+    ).check()
     with pytest.raises(ConfigError, match=r"also names the preset 'other'.* in more than model\."):
         study(
-            presets=more, sweep=RateSweep(preset=swept, rates=[1e-4, 3e-4], also=["other"])
+            presets=more,
+            sweep=ProjectionStudyRates(preset=swept, rates=[1e-4, 3e-4], also=["other"]),
         ).check()
 
 

@@ -3,7 +3,11 @@ import re
 import pytest
 
 from lightning_mllm.testbed import Draw, Scene, SceneObject, caption
-from lightning_mllm.testbed.language.captions import describe_object, describe_place, write_notes
+from lightning_mllm.testbed.language.captions import (
+    caption_object,
+    caption_place,
+    write_caption_notes,
+)
 from lightning_mllm.testbed.world.scenes import Pairs
 from tests.support.world_oracle import ATTRIBUTE_OF
 from tests.support.worlds import scenes
@@ -42,13 +46,15 @@ def test_columns_of_a_caption_never_go_back() -> None:
 @every_world
 def test_notes_hold_the_words_of_the_caption(pairs: Pairs) -> None:
     for scene in scenes(150, pairs):
-        assert sorted(read(write_notes(scene, Draw("notes", scene.id)))) == sorted(
+        assert sorted(read(write_caption_notes(scene, Draw("notes", scene.id)))) == sorted(
             tuple(sorted(facts(thing).items())) for thing in scene.objects
         )
 
 
 def test_a_third_of_the_notes_have_the_attributes_in_any_order() -> None:
-    found = [write_notes(scene, Draw("notes", scene.id)) for scene in scenes(300, objects=(3, 5))]
+    found = [
+        write_caption_notes(scene, Draw("notes", scene.id)) for scene in scenes(300, objects=(3, 5))
+    ]
     ordered = r"(\w+ \w+ \w+ \w+ \d \d(, )?)+"
 
     inner = [bool(re.fullmatch(ordered, text)) and in_order(text) for text in found]
@@ -65,7 +71,7 @@ def test_phrase_and_place_are_what_the_caption_is_made_of() -> None:
     (scene,) = scenes(1, objects=(1, 1))
     (thing,) = scene.objects
 
-    assert caption(scene) == f"{describe_object(thing)} at {describe_place(thing)}"
+    assert caption(scene) == f"{caption_object(thing)} at {caption_place(thing)}"
 
 
 def read(text: str) -> list[tuple[tuple[str, str], ...]]:
@@ -88,5 +94,5 @@ def in_order(text: str) -> bool:
 
 
 def text_begins_leftmost(scene: Scene) -> bool:
-    first, *_ = read(write_notes(scene, Draw("notes", scene.id)))
+    first, *_ = read(write_caption_notes(scene, Draw("notes", scene.id)))
     return dict(first) == facts(min(scene.objects, key=lambda thing: thing.x))

@@ -27,9 +27,9 @@ def said(count: int = 60) -> Iterator[tuple[Scene, list[talk.Exchange]]]:
         yield (
             scene,
             [
-                *talk.ask_caption(scene),
-                *talk.ask_lookups(scene, draw, 4),
-                *talk.ask_questions(scene, draw, 10),
+                *talk.converse_on_caption(scene),
+                *talk.converse_on_lookups(scene, draw, 4),
+                *talk.converse_on_questions(scene, draw, 10),
             ],
         )
 
@@ -42,7 +42,9 @@ def test_every_answer_is_what_the_scene_says() -> None:
 
 def test_no_held_out_pair_is_mentioned() -> None:
     for scene, exchanges in said():
-        for text, answer in talk.add_notes(scene, exchanges, Draw("notes", scene.id)):
+        for text, answer in talk.add_notes_to_conversation(
+            scene, exchanges, Draw("notes", scene.id)
+        ):
             assert not (pairs_in(text) | pairs_in(answer)) & HELD_OUT
         for text, _ in exchanges:
             assert not judge(scene, text).mentioned & HELD_OUT
@@ -50,7 +52,7 @@ def test_no_held_out_pair_is_mentioned() -> None:
 
 def test_repetitions_mention_no_held_out_pair() -> None:
     for number in range(200):
-        assert not pairs_in(talk.repeat_words(Draw(number))[0][0]) & HELD_OUT
+        assert not pairs_in(talk.converse_on_words(Draw(number))[0][0]) & HELD_OUT
 
 
 def test_nothing_is_said_twice() -> None:
@@ -60,7 +62,7 @@ def test_nothing_is_said_twice() -> None:
 
 def test_questions_are_of_all_kinds_in_turn() -> None:
     for scene in scenes(30, objects=(4, 5)):
-        texts = [text for text, _ in talk.ask_questions(scene, Draw(scene.id), 7)]
+        texts = [text for text, _ in talk.converse_on_questions(scene, Draw(scene.id), 7)]
         firsts = {" ".join(text.split()[:2]) for text in texts}
         assert len(texts) == 7
         assert len(firsts) >= 3
@@ -69,19 +71,19 @@ def test_questions_are_of_all_kinds_in_turn() -> None:
 @pytest.mark.parametrize("count", [0, 1, 6])
 def test_a_conversation_is_as_long_as_asked_for(count: int) -> None:
     for scene in scenes(20, objects=(3, 5)):
-        assert len(talk.ask_questions(scene, Draw("long"), count)) == count
-        assert len(talk.ask_lookups(scene, Draw("long"), count)) == count
+        assert len(talk.converse_on_questions(scene, Draw("long"), count)) == count
+        assert len(talk.converse_on_lookups(scene, Draw("long"), count)) == count
 
 
 def test_held_out_scenes_can_be_talked_about() -> None:
     for scene in scenes(10, "held_out"):
-        for text, answer in talk.ask_questions(scene, Draw(scene.id), 8, "held_out"):
+        for text, answer in talk.converse_on_questions(scene, Draw(scene.id), 8, "held_out"):
             assert answer == judge(scene, text).answer
 
 
 def test_repeated_words_are_those_that_were_said() -> None:
     for number in range(50):
-        ((text, answer),) = talk.repeat_words(Draw(number))
+        ((text, answer),) = talk.converse_on_words(Draw(number))
         assert text == f"Repeat: {answer}"
         assert 6 <= len(answer.split()) <= 24
 
@@ -89,7 +91,7 @@ def test_repeated_words_are_those_that_were_said() -> None:
 def test_foreign_words_are_the_classes_of_the_domains_and_digits() -> None:
     domains = [Domain(checkpoint="unused", name=name).load("val") for name in get_args(DomainName)]
     names = {sample.label for samples in domains for sample in samples}
-    said = [talk.repeat_foreign_words(Draw(number))[0] for number in range(300)]
+    said = [talk.converse_on_foreign_words(Draw(number))[0] for number in range(300)]
 
     assert set(talk.FOREIGN_WORDS) == names | set(DIGITS) | set(map(str, range(10)))
     assert all(text == f"Repeat: {answer}" for text, answer in said)
@@ -98,7 +100,7 @@ def test_foreign_words_are_the_classes_of_the_domains_and_digits() -> None:
 
 def test_notes_stand_before_the_first_question_only() -> None:
     for scene, exchanges in said(20):
-        (first, answer), *others = talk.add_notes(scene, exchanges, Draw("notes"))
+        (first, answer), *others = talk.add_notes_to_conversation(scene, exchanges, Draw("notes"))
         facts, question = first.split("\n")
         assert (question, answer) == exchanges[0]
         assert others == exchanges[1:]
@@ -106,7 +108,7 @@ def test_notes_stand_before_the_first_question_only() -> None:
 
 
 def test_turns_alternate_and_the_first_has_the_picture() -> None:
-    turns = talk.write_turns([("a", "b"), ("c", "d")], images=1)
+    turns = talk.write_conversation_turns([("a", "b"), ("c", "d")], images=1)
 
     assert turns == [
         Turn("user", "a", images=1),
@@ -137,8 +139,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 def test_each_word_of_the_world_is_one_token(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = []
     for scene, exchanges in said(100):
-        noted = talk.add_notes(scene, exchanges, Draw("notes", scene.id))
-        for text, answer in [*exchanges, *noted, *talk.repeat_words(Draw(scene.id))]:
+        noted = talk.add_notes_to_conversation(scene, exchanges, Draw("notes", scene.id))
+        for text, answer in [*exchanges, *noted, *talk.converse_on_words(Draw(scene.id))]:
             texts += [f" {text}", f" {answer}"]  # behind "USER:" and "ASSISTANT:"
         texts += [f"\n{text}" for text, _ in exchanges]  # behind a picture
     words = {word for text in texts for word in re.findall(r" ?[A-Za-z]+| ?\d|[^\w\s]|\n", text)}

@@ -12,7 +12,7 @@ from lightning_mllm.data.datasets.gqa.rows import COLUMNS
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed import ExamQuestion, QuestionType, draw_image, examination
 from lightning_mllm.testbed.datamodules import WorldQuestions
-from lightning_mllm.testbed.language.gqa import IMAGES, row, write_task
+from lightning_mllm.testbed.language.gqa import IMAGES, row_as_gqa, write_questions_as_gqa
 from lightning_mllm.testbed.training.exams import Part
 from lightning_mllm.testbed.world.scenes import SIDE
 
@@ -75,7 +75,7 @@ def test_columns_of_two_objects_are_those_of_the_study() -> None:
 def test_a_row_says_what_the_question_says(type: QuestionType, part: Part) -> None:
     for each in asked(type, part):
         assert each.question is not None
-        written = row(each)
+        written = row_as_gqa(each)
 
         assert tuple(written) == COLUMNS[type]
         assert (written["question_id"], written["question"], written["answer"]) == (
@@ -99,7 +99,7 @@ def test_a_row_says_what_the_question_says(type: QuestionType, part: Part) -> No
 @every_type
 def test_objects_have_the_words_and_boxes_of_the_scene(type: QuestionType) -> None:
     for each in asked(type):
-        written = row(each)
+        written = row_as_gqa(each)
         things = {thing.id: thing for thing in each.scene.objects}
         for name in ("central object", "object1", "object2"):
             if f"{name} id" not in written:
@@ -116,7 +116,7 @@ def test_objects_have_the_words_and_boxes_of_the_scene(type: QuestionType) -> No
 
 def test_the_first_object_of_a_relation_is_the_anchor() -> None:
     for each in asked(QuestionType.CHOOSE_REL):
-        written = row(each)
+        written = row_as_gqa(each)
         (select, _) = ast.literal_eval(written["operations"])
         assert select["argument"] == f"{written['object1 name']} ({written['object1 id']})"
         assert each.text.endswith(f"the {written['object1 name']}?")
@@ -125,7 +125,7 @@ def test_the_first_object_of_a_relation_is_the_anchor() -> None:
 def test_of_two_objects_one_that_is_there_comes_first() -> None:
     for each in asked(QuestionType.LOGICAL_OBJ, count=60):
         assert each.question is not None
-        written = row(each)
+        written = row_as_gqa(each)
         there = [reference for reference in each.question.references if reference.thing]
         if there:
             assert there[0].thing is not None
@@ -146,7 +146,7 @@ def test_of_two_objects_one_that_is_there_comes_first() -> None:
 
 def test_details_of_a_chosen_attribute() -> None:
     for each in asked(QuestionType.CHOOSE_ATTR):
-        written = row(each)
+        written = row_as_gqa(each)
         attributes = written["central object attributes"].split(", ")
         assert written["central object question attribute"] == each.answer
         assert each.answer in attributes
@@ -167,11 +167,11 @@ def test_details_of_a_chosen_attribute() -> None:
 def test_a_file_reads_back(type: QuestionType, tmp_path: Path) -> None:
     questions = asked(type, count=3)
 
-    path = write_task(questions, tmp_path / "tasks", name="Testbed_held_out")
+    path = write_questions_as_gqa(questions, tmp_path / "tasks", name="Testbed_held_out")
 
     assert path == tmp_path / "tasks" / f"Testbed_held_out_{type}.csv"
     assert path.stem.split("_")[-1] == type
-    assert read(path) == [row(each) for each in questions]
+    assert read(path) == [row_as_gqa(each) for each in questions]
     assert len({each["question_id"] for each in read(path)}) == len(questions)
     pictures = {f"{each['img_id']}.jpg" for each in read(path)}
     assert {picture.name for picture in (tmp_path / "tasks" / "images").iterdir()} == pictures
@@ -179,7 +179,7 @@ def test_a_file_reads_back(type: QuestionType, tmp_path: Path) -> None:
 
 def test_pictures_lose_less_than_their_noise(tmp_path: Path) -> None:
     questions = asked(QuestionType.CHOOSE_CAT, count=6)
-    path = write_task(questions, tmp_path)
+    path = write_questions_as_gqa(questions, tmp_path)
     for each, written in zip(questions, read(path), strict=True):
         with Image.open(tmp_path / "images" / f"{written['img_id']}.jpg") as image:
             assert image.format == "JPEG"
@@ -208,13 +208,13 @@ def test_what_is_not_one_task_is_refused(
     questions: list[ExamQuestion], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message):
-        write_task(questions, tmp_path)
+        write_questions_as_gqa(questions, tmp_path)
     assert not [*tmp_path.iterdir()]
 
 
 def test_names_of_pictures_are_names_of_files() -> None:
     questions = [*chain.from_iterable(asked(type, count=4) for type in QuestionType)]
-    names = {row(each)["img_id"] for each in questions}
+    names = {row_as_gqa(each)["img_id"] for each in questions}
 
     assert len(names) == len(questions)
     assert not any({*name} & {*'/\\:*?"<>| '} for name in names)
@@ -223,7 +223,7 @@ def test_names_of_pictures_are_names_of_files() -> None:
 def test_the_reader_of_gqas_files_reads_the_worlds(tmp_path: Path) -> None:
     asked_, files = [], []
     for type in QuestionType:
-        files.append(str(write_task(asked(type, count=2), tmp_path)))
+        files.append(str(write_questions_as_gqa(asked(type, count=2), tmp_path)))
         asked_ += asked(type, count=2)
 
     samples = GQATasks(checkpoint="unused", files=files, image_root=str(tmp_path / IMAGES)).load(

@@ -14,10 +14,10 @@ from lightning_mllm.testbed.training.checkpoints import (
     STAGES,
     Stage,
     checkpoint,
-    graft,
-    pack,
-    part_of,
-    read_weights,
+    graft_checkpoint,
+    pack_checkpoints,
+    part_of_checkpoint,
+    read_checkpoint_weights,
 )
 
 
@@ -31,12 +31,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_a_graft_has_each_part_of_its_own_source(sources: dict[str, Path], tmp_path: Path) -> None:
-    graft(tmp_path / "grafted", **sources)
+    graft_checkpoint(tmp_path / "grafted", **sources)
 
-    grafted = read_weights(tmp_path / "grafted")
-    assert {part_of(name) for name in grafted} == set(sources)
+    grafted = read_checkpoint_weights(tmp_path / "grafted")
+    assert {part_of_checkpoint(name) for name in grafted} == set(sources)
     for name, tensor in grafted.items():
-        assert torch.equal(tensor, read_weights(sources[part_of(name)])[name])
+        assert torch.equal(tensor, read_checkpoint_weights(sources[part_of_checkpoint(name)])[name])
 
 
 def test_checkpoints_of_another_shape_can_not_be_grafted(
@@ -45,7 +45,7 @@ def test_checkpoints_of_another_shape_can_not_be_grafted(
     wide = build_tiny_checkpoint(tmp_path / "wide", size=TinySize(text_width=32))
 
     with pytest.raises(CheckpointError, match="not checkpoints of one shape"):
-        graft(
+        graft_checkpoint(
             tmp_path / "grafted", llm=wide, vision=sources["vision"], projector=sources["projector"]
         )
     assert not (tmp_path / "grafted").exists()
@@ -54,7 +54,7 @@ def test_checkpoints_of_another_shape_can_not_be_grafted(
 def test_packed_checkpoints_share_what_is_equal_and_open_as_they_were(
     sources: dict[str, Path], tmp_path: Path
 ) -> None:
-    graft(
+    graft_checkpoint(
         tmp_path / "other",
         llm=sources["llm"],
         vision=sources["llm"],
@@ -62,7 +62,7 @@ def test_packed_checkpoints_share_what_is_equal_and_open_as_they_were(
     )
     stages = {"first": sources["llm"], "second": tmp_path / "other"}
 
-    pack(tmp_path / "packed", stages, dtype=torch.float32)
+    pack_checkpoints(tmp_path / "packed", stages, dtype=torch.float32)
 
     files = sorted(path.name for path in (tmp_path / "packed/parts").iterdir())
     assert files == [
@@ -83,7 +83,7 @@ def test_packed_checkpoints_are_small_files_that_open_as_float32(
     half = AutoModelForImageTextToText.from_pretrained(sources["llm"], dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
 
-    pack(tmp_path / "packed", {"first": tmp_path / "half"})
+    pack_checkpoints(tmp_path / "packed", {"first": tmp_path / "half"})
 
     opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "packed/first")
     configs = (opened.config, opened.config.text_config, opened.config.vision_config)
@@ -103,16 +103,16 @@ def test_an_interrupted_graft_leaves_nothing(
 
     monkeypatch.setattr(checkpoints, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        graft(tmp_path / "grafted", **sources)
+        graft_checkpoint(tmp_path / "grafted", **sources)
     with pytest.raises(KeyboardInterrupt):
-        pack(tmp_path / "packed", {"first": sources["llm"]})
+        pack_checkpoints(tmp_path / "packed", {"first": sources["llm"]})
 
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="lightning export"):
-        read_weights(tmp_path)
+        read_checkpoint_weights(tmp_path)
 
 
 def test_an_unknown_stage_is_refused_with_those_there_are() -> None:
@@ -129,7 +129,9 @@ def test_the_shipped_stages_differ_only_in_what_their_training_trained() -> None
     def changed(one: Stage, other: Stage) -> set[str]:
         pairs = weights[one], weights[other]
         return {
-            part_of(name) for name in pairs[0] if not torch.equal(pairs[0][name], pairs[1][name])
+            part_of_checkpoint(name)
+            for name in pairs[0]
+            if not torch.equal(pairs[0][name], pairs[1][name])
         }
 
     assert changed("before", "aligned") == {"projector"}

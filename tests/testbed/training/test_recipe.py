@@ -8,10 +8,10 @@ import pytest
 import yaml
 from transformers import AutoModelForImageTextToText
 
-from lightning_mllm.cli.commands.model import CLI
+from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.testbed.training.checkpoints import STAGES
-from lightning_mllm.testbed.training.recipe import Recipe, run_lightning
+from lightning_mllm.testbed.training.recipe import Recipe, run_recipe_step
 from tests.support.command_line import CONFIGS, TRIAL, isolate
 from tests.support.shipped_configs import EXAMINATION, START, TRAINED
 
@@ -57,7 +57,7 @@ def test_a_step_trains_the_parts_that_its_comment_says(
     )
     alone = ("--trainer.devices", "1", "--trainer.strategy", "auto")
 
-    cli = CLI(["fit", *config(name), "--model.checkpoint", start, *few, *alone, *TRIAL])
+    cli = ModelCLI(["fit", *config(name), "--model.checkpoint", start, *few, *alone, *TRIAL])
 
     assert cli.model.freeze_report.trainable_parts == TRAINED[name]
     assert cli.trainer.global_step == 1
@@ -69,7 +69,7 @@ def test_the_examination_counts_per_kind(
     isolate(monkeypatch, tmp_path)
     few = ("--data.init_args.per_kind", "2", "--data.init_args.parts", "[presence]")
 
-    cli = CLI(["test", *config(EXAMINATION), "--model.checkpoint", start, *few, *TRIAL])
+    cli = ModelCLI(["test", *config(EXAMINATION), "--model.checkpoint", start, *few, *TRIAL])
 
     assert "test/exact_match/presence/adversarial" in cli.trainer.callback_metrics
 
@@ -125,4 +125,4 @@ def test_the_recipe_makes_the_stages_once_and_mends_what_is_missing(
 
 def test_a_command_that_fails_ends_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        run_lightning(["fit", "--config", str(tmp_path / "missing.yaml")])
+        run_recipe_step(["fit", "--config", str(tmp_path / "missing.yaml")])

@@ -14,8 +14,8 @@ from lightning_mllm.analysis import AnalysisResult
 from lightning_mllm.analysis.core.result import Plot
 from lightning_mllm.statistics.interval import STATISTICS
 from lightning_mllm.tracking.figures import analysis as analysis_figures
-from lightning_mllm.tracking.figures.analysis import draw_plots
-from lightning_mllm.tracking.figures.run import save_figure
+from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
+from lightning_mllm.tracking.figures.figure import save_figure
 
 BLOCKS = ("image->last", "question->last", "object->last")
 COORDS: dict[str, tuple[Any, ...]] = {
@@ -64,7 +64,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def test_lines_are_the_values_with_their_n_and_reach_over_all_layers(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    (path,) = draw_plots(result(numbers(), "lines"), tmp_path)
+    (path,) = draw_analysis_plots(result(numbers(), "lines"), tmp_path)
 
     assert path == tmp_path / "flow.png"
     assert path.stat().st_size > 10_000
@@ -80,7 +80,7 @@ def test_lines_are_the_values_with_their_n_and_reach_over_all_layers(
 def test_a_heat_map_has_a_row_per_block_and_0_in_the_middle_of_its_colours(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    draw_plots(result(numbers(), "heat map"), tmp_path)
+    draw_analysis_plots(result(numbers(), "heat map"), tmp_path)
 
     image = drawn[0].axes[0].images[0]
     assert image.get_array().shape == (3, 3)  # type: ignore[union-attr]
@@ -95,7 +95,7 @@ def test_where_there_is_no_interval_there_is_a_line_without_a_band(
     values[:, 0, :, :, 1:3] = np.nan  # everywhere
     values[:, 1, 0, :, 1:3] = np.nan  # at one place
 
-    draw_plots(result(values, "lines"), tmp_path)
+    draw_analysis_plots(result(values, "lines"), tmp_path)
 
     lines = {str(line.get_label()): line for line in drawn[0].axes[0].lines}
     np.testing.assert_array_equal(lines["image->last!"].get_ydata(), values[0, 0, :, 0, 0])
@@ -117,7 +117,7 @@ def test_places_may_have_names(tmp_path: Path, drawn: list[Figure], style: Any) 
         "measure": COORDS["measure"],
     }
 
-    draw_plots(result(numbers(), style, {**coords, "statistic": STATISTICS}), tmp_path)
+    draw_analysis_plots(result(numbers(), style, {**coords, "statistic": STATISTICS}), tmp_path)
 
     assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == list(names)
 
@@ -127,7 +127,7 @@ def test_a_result_without_numbers_is_drawn_without_any(tmp_path: Path, style: An
     values = numbers()
     values[..., :3], values[..., 3] = np.nan, 0
 
-    (path,) = draw_plots(result(values, style), tmp_path)
+    (path,) = draw_analysis_plots(result(values, style), tmp_path)
 
     assert path.is_file()
 
@@ -144,7 +144,9 @@ def test_points_of_one_sample_are_joined_by_a_line(tmp_path: Path, drawn: list[F
         "map", "points", "sample", "tokens", {"image": "image", "text": "text"}, {}, "", "", "Map"
     )
 
-    draw_plots(AnalysisResult("map", values, tuple(coords), coords, 3, {}, (plot,)), tmp_path)
+    draw_analysis_plots(
+        AnalysisResult("map", values, tuple(coords), coords, 3, {}, (plot,)), tmp_path
+    )
 
     last = drawn[0].axes[1]
     assert last.get_title() == "layer 3 (N = 3)"
@@ -161,7 +163,7 @@ def test_what_is_not_measured_in_a_panel_is_not_in_its_legend(
     values = numbers()
     values[0, 1, ..., :3], values[0, 1, ..., 3] = np.nan, 0
 
-    draw_plots(result(values, "lines"), tmp_path)
+    draw_analysis_plots(result(values, "lines"), tmp_path)
 
     first, second = (axis.get_legend_handles_labels()[1] for axis in drawn[0].axes[:2])
     assert not any("question->last" in label for label in first)
@@ -171,6 +173,8 @@ def test_what_is_not_measured_in_a_panel_is_not_in_its_legend(
 def test_the_title_says_what_intervals_are_over(tmp_path: Path, drawn: list[Figure]) -> None:
     found = result(numbers(), "lines")
 
-    draw_plots(replace(found, plots=(replace(found.plots[0], over="sets of samples"),)), tmp_path)
+    draw_analysis_plots(
+        replace(found, plots=(replace(found.plots[0], over="sets of samples"),)), tmp_path
+    )
 
     assert drawn[0].get_suptitle().endswith("95 % intervals over sets of samples")

@@ -5,18 +5,25 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_mllm.tracking.figures.predictions import Caption, ScoredAnswer, prediction_sheet
+from lightning_mllm.tracking.figures.predictions import (
+    PredictedAnswer,
+    PredictionCaption,
+    draw_predictions,
+)
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 16])
 def test_the_sheet_shows_right_in_green_and_wrong_in_red(tmp_path: Path, count: int) -> None:
     pictures = [Image.new("L", (20 + index, 30), 128) for index in range(count)]
     answers = [
-        ScoredAnswer("generation", "$broken_{math$ \x1a \u4e2d", "", False),
-        ScoredAnswer("likelihood", "zero", "zero", True),
+        PredictedAnswer("generation", "$broken_{math$ \x1a \u4e2d", "", False),
+        PredictedAnswer("likelihood", "zero", "zero", True),
     ]
-    path = prediction_sheet(
-        pictures, [Caption("What?", "zero", answers)] * count, tmp_path / "sheet.png", "test"
+    path = draw_predictions(
+        pictures,
+        [PredictionCaption("What?", "zero", answers)] * count,
+        tmp_path / "sheet.png",
+        "test",
     )
 
     with Image.open(path) as sheet:

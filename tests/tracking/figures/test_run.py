@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from lightning_mllm.evaluation import ClassificationResult
-from lightning_mllm.store.files import write_rows
+from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.tracking.figures import run as figures
 from lightning_mllm.tracking.figures.run import (
-    confusion_matrix,
-    learning_curve,
+    draw_confusion_matrix_of_run,
+    draw_learning_curve_of_run,
 )
 
 
@@ -34,11 +34,11 @@ def metrics_csv(folder: Path) -> Path:
     columns += ["zero_shot/likelihood/accuracy", "test/likelihood/accuracy"]
     rows = [[0, None, 2.3, 0.1, 0.02, 0.12, None], [5, 1.5, None, None, None, None, None]]
     rows += [[10, None, 1.1, 0.6, 0.5, None, None], [10, None, 1.1, 0.7, 0.6, None, 0.65]]
-    return write_rows(folder / "metrics.csv", columns, rows)
+    return write_csv_file(folder / "metrics.csv", columns, rows)
 
 
 def test_the_curve_is_drawn(tmp_path: Path) -> None:
-    path = learning_curve(metrics_csv(tmp_path), tmp_path / "curve.png", classes=10)
+    path = draw_learning_curve_of_run(metrics_csv(tmp_path), tmp_path / "curve.png", classes=10)
 
     assert colours(path) > 50
 
@@ -51,18 +51,22 @@ def test_where_a_step_occurs_twice_the_later_row_counts(tmp_path: Path) -> None:
 
 
 def test_a_run_without_classes_has_a_loss_curve(tmp_path: Path) -> None:
-    csv = write_rows(tmp_path / "metrics.csv", ["step", "train/loss"], [[1, 2.0], [2, 1.0]])
+    csv = write_csv_file(tmp_path / "metrics.csv", ["step", "train/loss"], [[1, 2.0], [2, 1.0]])
 
-    assert colours(learning_curve(csv, tmp_path / "curve.png")) > 20
+    assert colours(draw_learning_curve_of_run(csv, tmp_path / "curve.png")) > 20
 
 
 def test_there_is_a_panel_for_each_score_that_there_is(tmp_path: Path) -> None:
     columns = ["step", "val/loss", "val/exact_match/accuracy", "val/exact_match/colour"]
-    csv = write_rows(tmp_path / "metrics.csv", columns, [[0, 2.0, 0.1, 0.2], [2, 1.0, 0.6, 0.5]])
+    csv = write_csv_file(
+        tmp_path / "metrics.csv", columns, [[0, 2.0, 0.1, 0.2], [2, 1.0, 0.6, 0.5]]
+    )
 
-    with Image.open(learning_curve(csv, tmp_path / "open.png")) as answers:
+    with Image.open(draw_learning_curve_of_run(csv, tmp_path / "open.png")) as answers:
         two_panels = answers.width
-    with Image.open(learning_curve(metrics_csv(tmp_path), tmp_path / "classes.png")) as classes:
+    with Image.open(
+        draw_learning_curve_of_run(metrics_csv(tmp_path), tmp_path / "classes.png")
+    ) as classes:
         assert classes.width == pytest.approx(two_panels * 1.5, rel=0.01)
 
 
@@ -77,12 +81,12 @@ def test_the_confusion_matrix_is_drawn_whatever_the_number_of_classes(
     )
     result = ClassificationResult.from_confusion(names, confusion)
 
-    assert colours(confusion_matrix(result, tmp_path / "confusion.png")) > 10
+    assert colours(draw_confusion_matrix_of_run(result, tmp_path / "confusion.png")) > 10
 
 
 def test_no_global_state_of_matplotlib_is_touched(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
-    learning_curve(metrics_csv(tmp_path), tmp_path / "curve.png", classes=10)
+    draw_learning_curve_of_run(metrics_csv(tmp_path), tmp_path / "curve.png", classes=10)
 
     assert dict(mpl.rcParams) == before
     assert (

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lightning_mllm.tracking.figures import study as study_figures
-from lightning_mllm.tracking.figures.study import Slope, slope_plot
+from lightning_mllm.tracking.figures.study import StudySlope, draw_study_slopes
 
 
 def test_the_panels_of_a_slope_plot_have_one_upright_axis(
@@ -19,10 +19,10 @@ def test_the_panels_of_a_slope_plot_have_one_upright_axis(
         return output
 
     monkeypatch.setattr(study_figures, "save_figure", keep)
-    low = Slope("low", "leaves", "ft_proj", before=(0.5, 0.1), after=(0.4, 0.2))
-    high = Slope("high", "leaves", "ft_proj", before=(0.5, 0.7), after=(0.6, 0.9))
+    low = StudySlope("low", "leaves", "ft_proj", before=(0.5, 0.1), after=(0.4, 0.2))
+    high = StudySlope("high", "leaves", "ft_proj", before=(0.5, 0.7), after=(0.6, 0.9))
 
-    slope_plot([low, high], tmp_path / "slopes.png", xlabel="Richness", ylabel="Macro-F1")
+    draw_study_slopes([low, high], tmp_path / "slopes.png", xlabel="Richness", ylabel="Macro-F1")
 
     one, two = (axis.get_ylim() for axis in figures[0].axes)
     assert one == two

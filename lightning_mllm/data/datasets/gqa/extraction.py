@@ -21,8 +21,8 @@ from lightning_mllm.data.datasets.gqa.rows import (
     ABSENT,
     COLUMNS,
     OPTIONS,
-    box_columns,
-    objects_of,
+    box_columns_of_task_row,
+    objects_of_task_row,
     write_task_rows,
 )
 from lightning_mllm.errors import DataError
@@ -135,7 +135,7 @@ def extract_tasks(questions: Json, scenes: Json) -> dict[str, Rows]:
     return tasks
 
 
-def write_tasks(
+def write_extracted_tasks(
     questions: Iterable[Path], scenes: Path, folder: Path, name: str = "GQA"
 ) -> list[Path]:
     """Extract tasks from GQA's files into `<name>_<Task>.csv`, one per task that has questions.
@@ -205,12 +205,12 @@ def _make_row(task: str, name: str, question: Json, scene: Json | None) -> dict[
         "image_w": str(scene["width"]),
         "image_h": str(scene["height"]),
     }
-    for column, (called, key) in zip(objects_of(task), objects, strict=True):
+    for column, (called, key) in zip(objects_of_task_row(task), objects, strict=True):
         box = [ABSENT] * 4
         if key != ABSENT:
             box = [str(scene["objects"][key][field]) for field in "whxy"]
         row |= {f"{column} name": called, f"{column} id": key}
-        row |= zip(box_columns([column]), box, strict=True)
+        row |= zip(box_columns_of_task_row([column]), box, strict=True)
     if task == "ChooseAttr":
         row |= _describe_scene(question, scene, objects[0][1])
     return row

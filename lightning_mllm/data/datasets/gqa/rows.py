@@ -13,7 +13,7 @@ from itertools import chain
 from math import isfinite
 from pathlib import Path
 
-from lightning_mllm.data.datasets.rows import FileRow, open_text
+from lightning_mllm.data.datasets.rows import FileRow, open_rows_file
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Options
@@ -28,18 +28,18 @@ _TYPES = ("type_detailed", "type_semantic", "type_structural", "operations")
 _PICTURE = ("captions", "image_w", "image_h")
 
 
-def name_columns(names: Sequence[str]) -> list[str]:
+def _name_columns(names: Sequence[str]) -> list[str]:
     """Return the columns of objects' names and ids."""
     return list(chain(*((f"{name} name", f"{name} id") for name in names)))
 
 
-def box_columns(names: Sequence[str]) -> list[str]:
+def box_columns_of_task_row(names: Sequence[str]) -> list[str]:
     """Return the columns of objects' boxes: width, height, left, top."""
     return list(chain(*((f"{name} w", f"{name} h", f"{name} x", f"{name} y") for name in names)))
 
 
-_TWO_NAMES, _TWO_BOXES = name_columns(TWO), box_columns(TWO)
-_NAME, _BOX = name_columns(CENTRAL), box_columns(CENTRAL)
+_TWO_NAMES, _TWO_BOXES = _name_columns(TWO), box_columns_of_task_row(TWO)
+_NAME, _BOX = _name_columns(CENTRAL), box_columns_of_task_row(CENTRAL)
 _ATTRIBUTES = (
     "central object attributes",
     "central object question attribute",
@@ -78,7 +78,7 @@ def write_task_rows(path: Path, task: str, rows: Iterable[Mapping[str, str]]) ->
     return path
 
 
-def objects_of(task: str) -> tuple[str, ...]:
+def objects_of_task_row(task: str) -> tuple[str, ...]:
     """Return what a task's columns call its objects."""
     return TWO if "object1 name" in COLUMNS[task] else CENTRAL
 
@@ -108,7 +108,7 @@ class TaskRow:
     boxes: tuple[Box, ...]
 
 
-def find_task(file: Path) -> str:
+def find_task_of_rows(file: Path) -> str:
     """Return the task that a file's name ends with.
 
     An example is "GQA_val_correct_question_with_choose_ChooseAttr.csv".
@@ -125,7 +125,7 @@ def find_task(file: Path) -> str:
     return task
 
 
-def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
+def read_task_rows(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
     """Return the questions of a task's file.
 
     Args:
@@ -137,7 +137,7 @@ def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
         DataError: The file is missing, empty or not UTF-8 text, a column is missing, or a row is
             malformed; the message names file, row and column.
     """
-    task = find_task(file)
+    task = find_task_of_rows(file)
     bad = BadRows() if bad_rows is None else bad_rows
     rows = []
     try:
@@ -156,10 +156,10 @@ def read_task(file: Path, bad_rows: BadRows | None = None) -> list[TaskRow]:
 
 def _read_cells(task: str, file: Path, bad: BadRows) -> Iterator[tuple[FileRow, dict[str, str]]]:
     """Yield each row with its cells by column."""
-    needed = [*START, "image_w", "image_h", *box_columns(objects_of(task))]
+    needed = [*START, "image_w", "image_h", *box_columns_of_task_row(objects_of_task_row(task))]
     if _has_options(task):
         needed += OPTIONS
-    with open_text(file, newline="") as lines:
+    with open_rows_file(file, newline="") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
         way_out = f"{task} needs it: name it so, or rename the file to its task"
@@ -187,8 +187,8 @@ def _parse_row(task: str, row: FileRow, cells: Mapping[str, str]) -> TaskRow:
     width = int(_parse_number(row, "image_w", cells))
     height = int(_parse_number(row, "image_h", cells))
     boxes = []
-    for name in objects_of(task):
-        if any(cells[column] != ABSENT for column in box_columns([name])):
+    for name in objects_of_task_row(task):
+        if any(cells[column] != ABSENT for column in box_columns_of_task_row([name])):
             boxes.append(_parse_box(row, name, cells))
     return TaskRow(
         at=row,
@@ -207,7 +207,7 @@ def _has_options(task: str) -> bool:
 
 
 def _parse_box(row: FileRow, name: str, cells: Mapping[str, str]) -> Box:
-    numbers = [_parse_number(row, column, cells) for column in box_columns([name])]
+    numbers = [_parse_number(row, column, cells) for column in box_columns_of_task_row([name])]
     width, height, left, top = numbers
     if min(width, height) < 0:
         raise row.error(f"the box of {name!r} is {width:g} x {height:g} pixels. Correct it")

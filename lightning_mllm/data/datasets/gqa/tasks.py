@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning_mllm.data.datasets.gqa.rows import TaskRow, find_task, read_task
+from lightning_mllm.data.datasets.gqa.rows import TaskRow, find_task_of_rows, read_task_rows
 from lightning_mllm.data.images.files import look_at_images
 from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH
@@ -56,7 +56,7 @@ class GQATasks(MLLMDataModule):
                 f"The image root {root} is not a folder. Set `image_root` to the folder of the "
                 "pictures."
             )
-        tasks = {file: read_task(Path(file), self.bad_rows) for file in self.files}
+        tasks = {file: read_task_rows(Path(file), self.bad_rows) for file in self.files}
         images: dict[str, Path] = {}
         for row in chain(*tasks.values()):
             images[row.image_id] = (root / f"{row.image_id}.jpg").resolve()
@@ -72,7 +72,7 @@ class GQATasks(MLLMDataModule):
                 image = images[row.image_id]
                 with self.bad_rows.catch():
                     _check_picture(row, image, root, sizes, problems)
-                    samples.append(make_sample(row, find_task(Path(file)), image))
+                    samples.append(make_task_sample(row, find_task_of_rows(Path(file)), image))
         self.bad_rows.settle()
         return samples
 
@@ -102,7 +102,7 @@ def _check_picture(
         )
 
 
-def make_sample(row: TaskRow, task: str, image: Path) -> Sample:
+def make_task_sample(row: TaskRow, task: str, image: Path) -> Sample:
     """Return the sample of a question, its task as its kind."""
     return Sample(
         id=row.question_id,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm import testbed
-from lightning_mllm.cli.commands.model import CLI
-from lightning_mllm.testbed.language.gqa import IMAGES, write_task
+from lightning_mllm.cli.commands.model import ModelCLI
+from lightning_mllm.testbed.language.gqa import IMAGES, write_questions_as_gqa
 from tests.support.command_line import CONFIGS, TRIAL, isolate
 from tests.support.shipped_configs import GQA
 
@@ -17,10 +17,10 @@ def test_a_model_is_tested_once_the_files_are_known(
 ) -> None:
     isolate(monkeypatch, tmp_path)
     asked = [each for each in testbed.examination("seen", 1) if each.kind == "seen/ChooseAttr/0"]
-    file = write_task(asked, tmp_path / "tasks")
+    file = write_questions_as_gqa(asked, tmp_path / "tasks")
     configs = [part for name in files for part in ("--config", str(CONFIGS / name))]
 
-    cli = CLI(
+    cli = ModelCLI(
         [
             *(
                 "test",

@@ -10,11 +10,16 @@ from typing import Any
 
 import pytest
 
-from lightning_mllm.data.datasets.gqa.extraction import RULES, extract_tasks, write_tasks
-from lightning_mllm.data.datasets.gqa.rows import COLUMNS, box_columns, objects_of, read_task
+from lightning_mllm.data.datasets.gqa.extraction import RULES, extract_tasks, write_extracted_tasks
+from lightning_mllm.data.datasets.gqa.rows import (
+    COLUMNS,
+    box_columns_of_task_row,
+    objects_of_task_row,
+    read_task_rows,
+)
 from lightning_mllm.errors import DataError
 from lightning_mllm.testbed import ExamQuestion, QuestionType, examination
-from lightning_mllm.testbed.language.gqa import as_gqa, row
+from lightning_mllm.testbed.language.gqa import questions_as_gqa, row_as_gqa
 from tests.data.datasets.gqa.test_tasks import RELEASED, released
 
 NOT_SAID = (
@@ -43,11 +48,11 @@ def asked(task: str, count: int = 24) -> list[ExamQuestion]:
 def test_what_the_world_asks_comes_back(task: str) -> None:
     questions = asked(task)
 
-    found = extract_tasks(*as_gqa(questions))
+    found = extract_tasks(*questions_as_gqa(questions))
 
     assert [each for each in found if found[each]] == [task]
     assert len(found[task]) == len(questions) > 10
-    for extracted, written in zip(found[task], map(row, questions), strict=True):
+    for extracted, written in zip(found[task], map(row_as_gqa, questions), strict=True):
         assert tuple(extracted) == COLUMNS[task]
         unlike = {column for column in COLUMNS[task] if extracted[column] != written[column]}
         if (
@@ -83,11 +88,11 @@ def test_what_the_study_released_comes_back(task: str) -> None:
 
 def in_gqas_form(cells: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a released row as a question and the part of its scene graph that the row tells."""
-    names = objects_of(next(task for task in COLUMNS if tuple(cells) == COLUMNS[task]))
+    names = objects_of_task_row(next(task for task in COLUMNS if tuple(cells) == COLUMNS[task]))
     attributes = cells.get("central object attributes", "").split(", ")
     things = {}
     for name in names:
-        box = {column[-1]: int(cells[column]) for column in box_columns([name])}
+        box = {column[-1]: int(cells[column]) for column in box_columns_of_task_row([name])}
         things[cells[f"{name} id"]] = {
             "name": cells[f"{name} name"],
             "attributes": attributes,
@@ -184,13 +189,13 @@ def test_other_questions_belong_to_no_task(path: tuple[Any, ...], value: Any) ->
 def test_files_are_written_that_the_reader_reads(tmp_path: Path) -> None:
     questions = [*asked("ChooseRel", 3), *asked("QueryAttr", 3)]
     files = tmp_path / "questions.json", tmp_path / "scenes.json"
-    for file, content in zip(files, as_gqa(questions), strict=True):
+    for file, content in zip(files, questions_as_gqa(questions), strict=True):
         file.write_text(json.dumps(content), encoding="utf-8")
 
-    written = write_tasks([files[0]], files[1], tmp_path / "tasks", name="World")
+    written = write_extracted_tasks([files[0]], files[1], tmp_path / "tasks", name="World")
 
     assert [file.name for file in written] == ["World_ChooseRel.csv", "World_QueryAttr.csv"]
-    read = [each for file in written for each in read_task(file)]
+    read = [each for file in written for each in read_task_rows(file)]
     assert [each.question_id for each in read] == [each.id for each in questions]
 
 
@@ -219,4 +224,4 @@ def test_files_that_are_none_of_gqas_are_refused(
         questions.write_text(content)
 
     with pytest.raises(DataError, match=message):
-        write_tasks([questions], scenes, tmp_path)
+        write_extracted_tasks([questions], scenes, tmp_path)

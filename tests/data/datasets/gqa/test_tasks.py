@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lightning_mllm.data import Collator, ConversationPrompt, GQATasks
-from lightning_mllm.data.datasets.gqa.rows import COLUMNS, TaskRow, read_task, write_task_rows
-from lightning_mllm.data.datasets.gqa.tasks import make_sample
+from lightning_mllm.data.datasets.gqa.rows import COLUMNS, TaskRow, read_task_rows, write_task_rows
+from lightning_mllm.data.datasets.gqa.tasks import make_task_sample
 from lightning_mllm.data.datasets.inventory import take_inventory
 from lightning_mllm.data.images.geometry import Geometry
 from lightning_mllm.data.images.pictures import ImageText
@@ -236,11 +236,13 @@ def test_an_image_root_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def released_rows() -> dict[str, list[TaskRow]]:
-    return {file.stem.split("_")[-1]: read_task(file) for file in sorted(RELEASED.glob("*.csv"))}
+    return {
+        file.stem.split("_")[-1]: read_task_rows(file) for file in sorted(RELEASED.glob("*.csv"))
+    }
 
 
 def sample_of(row: TaskRow, task: str) -> Sample:
-    return make_sample(row, task, Path("unused.jpg"))
+    return make_task_sample(row, task, Path("unused.jpg"))
 
 
 @released

@@ -12,9 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.callbacks.trainer_state import class_names, datamodule, is_trial, mllm
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_class_names,
+    trainer_datamodule,
+    trainer_is_trial,
+    trainer_mllm,
+)
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.sampler import limit_samples
+from lightning_mllm.data.loading.sampler import limit_sampling
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.module import MLLMModule
@@ -26,7 +31,7 @@ from lightning_mllm.probing.features.tapping import Tapper
 from lightning_mllm.types import Sample
 
 
-def tapped_samples(
+def watched_samples(
     trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None
 ) -> Sequence[Sample]:
     """Return the samples of a split that a callback goes through, in order.
@@ -39,29 +44,29 @@ def tapped_samples(
     as the training split.
     """
     limits: dict[Split, int | float] = {
-        "train": trainer.limit_train_batches if is_trial(trainer) else 1.0,
+        "train": trainer.limit_train_batches if trainer_is_trial(trainer) else 1.0,
         "val": trainer.limit_val_batches,
         "test": trainer.limit_test_batches,
     }
     limit = limits[split if data is None else "train"]
-    own = datamodule(trainer) if data is None else data
-    return limit_samples(own.samples[split], limit, own.eval_batch_size)
+    own = trainer_datamodule(trainer) if data is None else data
+    return limit_sampling(own.samples[split], limit, own.eval_batch_size)
 
 
-def tapped_batches(
+def watched_batches(
     trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None
 ) -> Iterator[MultimodalBatch]:
-    """Return the batches of `tapped_samples`; each of several processes gets its share."""
-    own = datamodule(trainer) if data is None else data
+    """Return the batches of `watched_samples`; each of several processes gets its share."""
+    own = trainer_datamodule(trainer) if data is None else data
     loader: Iterable[MultimodalBatch] = own.plain_dataloader(split)  # sets up the split first
-    samples = tapped_samples(trainer, split, data)
+    samples = watched_samples(trainer, split, data)
     return islice(loader, math.ceil(len(samples) / own.eval_batch_size))
 
 
-def open_pictures(
+def open_watched_pictures(
     trainer: L.Trainer, split: Split
 ) -> Iterator[tuple[tuple[str, ...], list[Image.Image]]]:
-    """Open the pictures of `tapped_samples` for another model, in the model's own batches.
+    """Open the pictures of `watched_samples` for another model, in the model's own batches.
 
     Args:
         trainer: The Trainer. Its data have the pictures, and open `num_workers` of them at a time.
@@ -73,7 +78,7 @@ def open_pictures(
     Raises:
         DataError: A picture can't be read, or a sample has none.
     """
-    data, samples = datamodule(trainer), tapped_samples(trainer, split)
+    data, samples = trainer_datamodule(trainer), watched_samples(trainer, split)
     batches = math.ceil(len(samples) / data.eval_batch_size)
     shares = islice(data.plain_dataloader(split).batch_sampler, batches)
     with ThreadPoolExecutor(max(1, data.num_workers)) as pool:  # Pillow releases the GIL
@@ -88,14 +93,14 @@ def open_pictures(
             yield tuple(sample.id for sample in batch), list(pool.map(data.picture, batch))
 
 
-def picture_thumbnail(trainer: L.Trainer, sample: Sample, longer_side: int) -> Image.Image:
+def watched_thumbnail(trainer: L.Trainer, sample: Sample, longer_side: int) -> Image.Image:
     """Return a small copy of a sample's first picture, as the model sees it."""
-    small = datamodule(trainer).picture(sample).copy()
+    small = trainer_datamodule(trainer).picture(sample).copy()
     small.thumbnail((longer_side, longer_side))
     return small
 
 
-def set_up_beside(
+def set_up_watched_split(
     trainer: L.Trainer, module: MLLMModule, data: MLLMDataModule, split: Split
 ) -> None:
     """Set up a split of other data than the Trainer's, as the Trainer would.
@@ -115,14 +120,14 @@ def set_up_beside(
     data.setup("predict")
 
 
-def extract_features(
+def extract_watched_features(
     trainer: L.Trainer,
     pl_module: L.LightningModule,
     split: Split,
     points: Sequence[Point],
     cache: FeatureCache | None = None,
 ) -> dict[str, FeatureSet]:
-    """Extract the features of `tapped_samples` with the current weights; every process gets all.
+    """Extract the features of `watched_samples` with the current weights; every process gets all.
 
     Returns:
         Name of the point -> features.
@@ -130,25 +135,25 @@ def extract_features(
     Raises:
         ConfigError: The data has no labels, or the model has no such point.
     """
-    module, names = mllm(pl_module), class_names(trainer)
-    batches = tapped_batches(trainer, split)
-    count = len(tapped_samples(trainer, split))
+    module, names = trainer_mllm(pl_module), trainer_class_names(trainer)
+    batches = watched_batches(trainer, split)
+    count = len(watched_samples(trainer, split))
     rank_zero_info("Extracting the features of %d %s samples.", count, split)
     with module.adapted.autocast(module.device.type):
         return extract(module.backbone, batches, points, names, cache=cache)
 
 
-def check_features(
+def check_watched_features(
     trainer: L.Trainer,
     pl_module: L.LightningModule,
     points: Sequence[Point],
     cache: FeatureCache | None,
 ) -> None:
-    """Refuse at the start what `extract_features` would refuse an epoch later.
+    """Refuse at the start what `extract_watched_features` would refuse an epoch later.
 
     Raises:
         ConfigError: The data has no labels, the model has no such point, or there is a cache
             although the vision tower is trained.
     """
-    class_names(trainer)
-    Tapper(mllm(pl_module).backbone, points, cache)
+    trainer_class_names(trainer)
+    Tapper(trainer_mllm(pl_module).backbone, points, cache)

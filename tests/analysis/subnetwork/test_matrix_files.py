@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
-from lightning_mllm.analysis.subnetwork.mask import SubNetwork
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
+from lightning_mllm.analysis.subnetwork.matrix_files import write_matrix_file
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
-from lightning_mllm.analysis.subnetwork.tensor_files import write_matrices
+from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork
 from lightning_mllm.errors import CheckpointError
 from tests.support.questions import load
 
@@ -68,7 +68,7 @@ def test_a_file_that_says_something_else_of_itself_is_refused(tmp_path: Path, en
 
 
 def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
-    write_matrices(
+    write_matrix_file(
         tmp_path / "old",
         {ONE: torch.zeros(2)},
         "calibration",

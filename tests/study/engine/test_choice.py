@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.study import AlignmentCommand, StudyCommand, study_class
+from lightning_mllm.study import AlignmentCommand, ProjectionCommand, study_class
 
 
 @pytest.mark.parametrize(
@@ -53,18 +53,18 @@ def test_the_kind_of_a_study_is_that_of_its_last_config_file_or_its_option(tmp_p
         paths[name] = tmp_path / f"{name}.yaml"
         paths[name].write_text(content)
 
-    assert study_class([]) is StudyCommand
-    assert study_class(["--config"]) is StudyCommand  # the parser says that a file is missing
-    assert study_class(["--config", str(paths["none"])]) is StudyCommand
+    assert study_class([]) is ProjectionCommand
+    assert study_class(["--config"]) is ProjectionCommand  # the parser says that a file is missing
+    assert study_class(["--config", str(paths["none"])]) is ProjectionCommand
     assert (
         study_class(["--config", str(paths["p"]), f"--config={paths['a']}", "--jobs", "2"])
         is AlignmentCommand
     )
-    assert study_class(["--config", str(paths["a"]), "--kind", "projection"]) is StudyCommand
+    assert study_class(["--config", str(paths["a"]), "--kind", "projection"]) is ProjectionCommand
     assert (
-        study_class(["--config", str(tmp_path / "missing.yaml")]) is StudyCommand
+        study_class(["--config", str(tmp_path / "missing.yaml")]) is ProjectionCommand
     )  # the parser says what is missing
-    assert study_class(["--kind", "--help"]) is StudyCommand  # the value is missing, too
+    assert study_class(["--kind", "--help"]) is ProjectionCommand  # the value is missing, too
     assert study_class(["--config", str(paths["a"]), "--kind", "--jobs", "2"]) is AlignmentCommand
     with pytest.raises(
         ConfigError, match=r"no kind 'oddity' of study, only projection and alignment"

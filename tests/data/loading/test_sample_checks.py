@@ -7,10 +7,10 @@ import pytest
 
 from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_processor
 from lightning_mllm.data.loading.bad_rows import BadRows
-from lightning_mllm.data.loading.checks import check_labels
+from lightning_mllm.data.loading.check_manifest import check_manifest_folder
 from lightning_mllm.data.loading.dry_run import dry_run_suspects
 from lightning_mllm.data.loading.lazy import LazySamples
-from lightning_mllm.data.loading.manifest import check_manifest_folder
+from lightning_mllm.data.loading.sample_checks import check_sample_labels
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Segment, Turn
@@ -93,7 +93,7 @@ def test_class_names_are_never_cut_from_the_question(tiny_llava: str) -> None:
 def test_a_sound_split_passes(tiny_llava: str) -> None:
     collator = Collator(load_processor(tiny_llava), ClassificationPrompt(), ("red one", "two"))
 
-    samples = check_labels(TRAIN, "train", collator.label_names, TRAIN)
+    samples = check_sample_labels(TRAIN, "train", collator.label_names, TRAIN)
     bad = BadRows()
     scan = SplitScan(samples, "train", collator, bad, labelled=True)
     dry_run_suspects(scan, {}, {})
@@ -101,7 +101,7 @@ def test_a_sound_split_passes(tiny_llava: str) -> None:
     assert not len(bad)
     assert scan.select_kept()[0] is samples
     assert [sample.label for sample in samples[:2]] == ["two", "red one"]
-    assert check_labels(OTHER, "val", collator.label_names, TRAIN) == OTHER
+    assert check_sample_labels(OTHER, "val", collator.label_names, TRAIN) == OTHER
 
 
 def test_each_sample_is_made_once_for_all_checks(

@@ -35,12 +35,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
-from lightning_mllm.analysis.subnetwork.pruning import Pruning, keep_highest
-from lightning_mllm.analysis.subnetwork.tensor_files import (
-    digest_of_matrices,
-    read_matrices,
-    write_matrices,
+from lightning_mllm.analysis.subnetwork.matrix_files import (
+    digest_of_matrix_file,
+    read_matrix_file,
+    write_matrix_file,
 )
+from lightning_mllm.analysis.subnetwork.pruning import Pruning, prune_to_highest
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 
@@ -132,7 +132,7 @@ class SubNetwork:
     @property
     def digest(self) -> str:
         """A short hash of what is kept."""
-        return digest_of_matrices(
+        return digest_of_matrix_file(
             self.bits, {str(matrix): shape for matrix, shape in self.shapes.items()}
         )
 
@@ -158,7 +158,7 @@ class SubNetwork:
             "name": self.name,
             "shapes": {str(matrix): shape for matrix, shape in self.shapes.items()},
         }
-        write_matrices(path, self.bits, "sub-network", about)
+        write_matrix_file(path, self.bits, "sub-network", about)
 
     @classmethod
     def load(cls, path: Path) -> SubNetwork:
@@ -175,7 +175,7 @@ class SubNetwork:
                 {matrix: tuple(about["shapes"][str(matrix)]) for matrix in bits},
             )
 
-        return read_matrices(path, "sub-network", make)
+        return read_matrix_file(path, "sub-network", make)
 
     def check_fits(self, linear: Mapping[Matrix, nn.Linear]) -> None:
         """Refuse a model with other matrices.
@@ -243,7 +243,7 @@ def same_size(
         for matrix, module in linear.items():
             weight = module.weight
             counts = subnetwork.kept(matrix, weight.device).sum(1, keepdim=True)
-            yield matrix, keep_highest(pruning.scores(matrix, weight), counts)
+            yield matrix, prune_to_highest(pruning.scores(matrix, weight), counts)
 
     return SubNetwork.of(f"{subnetwork.name} {score}", prune())
 

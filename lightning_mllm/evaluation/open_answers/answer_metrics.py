@@ -14,7 +14,7 @@ from lightning_mllm.evaluation.open_answers.exact_match import OpenAnswer
 from lightning_mllm.evaluation.tally import Tally
 from lightning_mllm.statistics.interval import Interval
 from lightning_mllm.statistics.shares import Share
-from lightning_mllm.store.seeds import number_of
+from lightning_mllm.store.seeds import seed_number_of
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class AnswerMetrics(Tally):
         """Count the answers of a batch; there may be none."""
         rows = []
         for answer in answers:
-            picture = number_of(answer.picture or answer.sample_id, signed=True)
+            picture = seed_number_of(answer.picture or answer.sample_id, signed=True)
             rows.append((self._numbers[answer.kind], picture, answer.correct))
         self.add(rows)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lightning_mllm.data import CrisisMMD, Split
-from lightning_mllm.data.datasets.crisismmd.tweets import FOUR_CLASSES
+from lightning_mllm.data.datasets.crisismmd.dataset import FOUR_CLASSES
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample
 from tests.support.datamodule_contract import DataModuleContract

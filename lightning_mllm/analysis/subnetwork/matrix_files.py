@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 _KEY = "lightning_mllm"  # our entry in a file's metadata
 
 
-def write_matrices(
+def write_matrix_file(
     path: Path, tensors: Mapping[Matrix, Tensor], holds: str, about: Mapping[str, Any]
 ) -> None:
     """Write a file; at every moment it is absent, old or complete.
@@ -42,7 +42,7 @@ def write_matrices(
         ) from error
 
 
-def read_matrices(
+def read_matrix_file(
     path: Path, holds: str, make: Callable[[dict[Matrix, Tensor], dict[str, Any]], _T]
 ) -> _T:
     """Return what a file holds.
@@ -79,7 +79,7 @@ def read_matrices(
     raise CheckpointError(f"{path} is not a {holds} file of this package.")
 
 
-def digest_of_matrices(tensors: Mapping[Matrix, Tensor], about: Mapping[str, Any]) -> str:
+def digest_of_matrix_file(tensors: Mapping[Matrix, Tensor], about: Mapping[str, Any]) -> str:
     """Return a short hash of tensors and what they are."""
     named = ((str(matrix), tensor) for matrix, tensor in sorted(tensors.items()))
     return fingerprint_tensors(named, json.dumps(about, sort_keys=True))[:16]

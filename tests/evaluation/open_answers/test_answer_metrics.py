@@ -7,7 +7,7 @@ import torch
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation import AnswerMetrics, AnswerResult, AnswerScore, OpenAnswer
-from lightning_mllm.statistics.shares import wilson
+from lightning_mllm.statistics.shares import wilson_share_interval
 
 
 def answers(kind: str, correct: int, n: int, per_picture: int = 1) -> list[OpenAnswer]:
@@ -87,8 +87,8 @@ def test_answers_about_one_picture_are_not_independent() -> None:
 
     assert result is not None
     # both answers about a picture are alike
-    assert result.per_kind["a"].interval == wilson(0.5, 10)
-    assert result.per_kind["b"].interval == wilson(1.0, 10)
+    assert result.per_kind["a"].interval == wilson_share_interval(0.5, 10)
+    assert result.per_kind["b"].interval == wilson_share_interval(1.0, 10)
     low, high = AnswerScore(40, 30).interval
     assert result.overall.interval.low < low < high < result.overall.interval.high
 

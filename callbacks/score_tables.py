@@ -9,7 +9,7 @@ import lightning as L
 from rich.table import Table
 from rich.text import Text
 
-from lightning_mllm.callbacks import trainer_state
+from lightning_mllm.callbacks.trainer_state import trainer_evaluation_dir
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Interval
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_json
@@ -18,7 +18,7 @@ from lightning_mllm.tracking.loggers import log_metrics
 Cell = str | int | float
 
 
-def write_scores(
+def write_score_summary(
     trainer: L.Trainer,
     module: MLLMModule,
     name: str,
@@ -26,12 +26,12 @@ def write_scores(
     logged: Mapping[str, float],
 ) -> None:
     """Write `<name>.json` into the folder of the evaluation, and log `<stage>/<name>/<score>`."""
-    write_json(trainer_state.evaluation_dir(trainer, module) / f"{name}.json", summary)
+    write_json(trainer_evaluation_dir(trainer, module) / f"{name}.json", summary)
     metrics = {f"{module.stage_name}/{name}/{score}": value for score, value in logged.items()}
     log_metrics(trainer.loggers, metrics, module.trained_steps)
 
 
-def per_class(result: ClassificationResult) -> tuple[list[str], list[list[Cell]]]:
+def score_rows_per_class(result: ClassificationResult) -> tuple[list[str], list[list[Cell]]]:
     """Return the header, and per class how often it is true, predicted and both, and its F1."""
     counts = result.confusion
     rows: list[list[Cell]] = []
@@ -42,7 +42,7 @@ def per_class(result: ClassificationResult) -> tuple[list[str], list[list[Cell]]
     return ["class", "true", "predicted", "correct", "f1"], rows
 
 
-def per_kind(result: AnswerResult) -> tuple[list[str], list[list[Cell]]]:
+def score_rows_per_kind(result: AnswerResult) -> tuple[list[str], list[list[Cell]]]:
     """Return the header, and per kind of question its number of answers and its accuracy."""
     rows: list[list[Cell]] = []
     for kind, score in result.per_kind.items():
@@ -50,7 +50,7 @@ def per_kind(result: AnswerResult) -> tuple[list[str], list[list[Cell]]]:
     return ["kind", "n", "correct", "accuracy", "low_95", "high_95"], rows
 
 
-def scores_table(title: str, results: Mapping[str, ClassificationResult]) -> Table:
+def score_table(title: str, results: Mapping[str, ClassificationResult]) -> Table:
     """Return a table of the scores, for the terminal."""
     caption = "brackets: 95 % intervals"
     table = Table("scorer", title=title, title_justify="left", caption=caption)
@@ -63,7 +63,7 @@ def scores_table(title: str, results: Mapping[str, ClassificationResult]) -> Tab
     return table
 
 
-def kinds_table(title: str, result: AnswerResult) -> Table:
+def score_table_of_kinds(title: str, result: AnswerResult) -> Table:
     """Return a table of the accuracy of open answers per kind and over all, for the terminal."""
     caption = "exact match; brackets: 95 % intervals over pictures"
     table = Table("kind", title=title, title_justify="left", caption=caption)

@@ -18,7 +18,7 @@ from lightning_mllm.types import LazyImage, Sample
 _SHOWN = 10  # classes that one message lists
 
 
-def check_labels(
+def check_sample_labels(
     samples: Sequence[Sample],
     split: Split,
     names: Sequence[str],
@@ -50,12 +50,12 @@ def check_labels(
                 known[sample.label] = _normalise_known_label(sample, split, names)
             checked.append(replace(sample, label=known[sample.label]))
     if checked:
-        collect_class_names([*list_labels(train), *list_labels(samples)])
+        collect_class_names([*list_sample_labels(train), *list_sample_labels(samples)])
     bad.settle()
     return checked
 
 
-def list_labels(samples: Sequence[Sample]) -> Iterator[str]:
+def list_sample_labels(samples: Sequence[Sample]) -> Iterator[str]:
     """Yield the labels of samples that have one; what is not a sample is skipped."""
     for sample in samples:
         if isinstance(sample, Sample) and isinstance(sample.label, str):

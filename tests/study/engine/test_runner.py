@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.study import Richness
+from lightning_mllm.study import ProjectionStudyRichness
 from lightning_mllm.study.engine.cell_folder import CellState
-from lightning_mllm.study.engine.executor import in_a_process, threads_per_job
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.projection.cell_files import probes_of
+from lightning_mllm.study.engine.runner import run_in_process, threads_per_run
+from lightning_mllm.study.projection.cell_files import probes_in_cell_files
 from tests.study.conftest import Change, FakeLightning, folders_of, option
 
 PROJ, E2E = "tiny.leaves.paper.ft_proj.seed0", "tiny.plantdoc.paper.ft_e2e.seed1"
@@ -82,7 +82,7 @@ def test_a_cell_without_what_the_study_reads_is_not_done_and_no_further_one_is_s
         for path in log.parent.rglob("probes.csv"):
             path.unlink()
 
-    failures = run_study(study(richness=Richness()), without_probes)
+    failures = run_study(study(richness=ProjectionStudyRichness()), without_probes)
 
     (failure,) = failures
     assert "probes.csv is missing" in failure.reason
@@ -90,7 +90,9 @@ def test_a_cell_without_what_the_study_reads_is_not_done_and_no_further_one_is_s
     assert "11 others were not started" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changes", [{"scorer": "likelihood"}, {"richness": Richness(probe="mpl")}])
+@pytest.mark.parametrize(
+    "changes", [{"scorer": "likelihood"}, {"richness": ProjectionStudyRichness(probe="mpl")}]
+)
 def test_a_misspelt_name_costs_one_cell(
     study: Change, fake: FakeLightning, changes: dict[str, Any]
 ) -> None:
@@ -174,7 +176,7 @@ def test_a_failed_cell_is_tried_again_with_a_repaired_config_and_its_earlier_run
     study: Change, fake: FakeLightning
 ) -> None:
     fake.breaks = {PROJ: "at once"}
-    made = study(richness=Richness(), domains={"leaves": ["leaves.yaml"]}, seeds=[0])
+    made = study(richness=ProjectionStudyRichness(), domains={"leaves": ["leaves.yaml"]}, seeds=[0])
     run_study(made, fake)
     first = folders_of(made)[PROJ].path / PROJ
     (first / "probes.csv").write_text(
@@ -186,7 +188,7 @@ def test_a_failed_cell_is_tried_again_with_a_repaired_config_and_its_earlier_run
 
     folder = folders_of(made)[PROJ]
     assert [run.name for run in folder.runs()] == [f"{PROJ}-2"]
-    assert {row["epoch"] for row in probes_of(folder)} == {"-1", "0"}
+    assert {row["epoch"] for row in probes_in_cell_files(folder)} == {"-1", "0"}
     assert first.is_dir()
 
 
@@ -216,7 +218,7 @@ def test_a_cell_has_its_lock_to_hand_on(study: Change, fake: FakeLightning) -> N
 def test_jobs_share_the_threads_that_the_study_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
 
-    assert [threads_per_job(jobs) for jobs in (1, 2, 4, 9)] == [None, 3, 1, 1]
+    assert [threads_per_run(jobs) for jobs in (1, 2, 4, 9)] == [None, 3, 1, 1]
 
 
 @pytest.mark.slow
@@ -224,7 +226,7 @@ def test_a_process_of_its_own_logs_to_the_cell_and_tells_of_its_failure(tmp_path
     log = tmp_path / "log.txt"
 
     with pytest.raises(subprocess.CalledProcessError), log.open("a") as lock:
-        in_a_process(
+        run_in_process(
             ["fit", "--config", str(tmp_path / "missing.yaml")], log, lock.fileno(), threads=1
         )
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.subnetwork.mask import SubNetwork
 from lightning_mllm.analysis.subnetwork.matrices import matrices
+from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork
 from lightning_mllm.models.backbone import Backbone
 
 logger = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ def pruned(backbone: Backbone, subnetwork: SubNetwork) -> Iterator[None]:
         for matrix, module in linear.items():
             yield module, subnetwork.kept(matrix, module.weight.device)
 
-    with masked(masks()):
+    with pruned_layers(masks()):
         yield
 
 
 @contextmanager
-def masked(layers: Iterable[tuple[nn.Linear, Tensor]]) -> Iterator[None]:
+def pruned_layers(layers: Iterable[tuple[nn.Linear, Tensor]]) -> Iterator[None]:
     """Set weights of linear layers to 0 while the `with` block lasts.
 
     Args:

@@ -18,9 +18,9 @@ from lightning_mllm.study.engine.cell_folder import (
     AnyFolder,
     CellState,
     Making,
-    differences,
-    making_of,
-    refuse_changed,
+    cell_folder_differences,
+    cell_folder_making,
+    refuse_changed_cell_folders,
 )
 from lightning_mllm.study.engine.locks import locked
 from lightning_mllm.study.engine.runnable import RunnableStudy
@@ -33,7 +33,7 @@ Lightning = Callable[[Sequence[str], Path, int], None]
 
 
 @dataclass(frozen=True)
-class Failure:
+class RunnerFailure:
     """A cell that failed.
 
     Attributes:
@@ -47,7 +47,7 @@ class Failure:
     concerns_all: bool = False
 
 
-def in_a_process(
+def run_in_process(
     arguments: Sequence[str], log_file: Path, lock: int, *, threads: int | None = None
 ) -> None:
     """Run `lightning`.
@@ -74,7 +74,7 @@ def in_a_process(
         )
 
 
-def threads_per_job(jobs: int) -> int | None:
+def threads_per_run(jobs: int) -> int | None:
     """Return how many of the CPU threads that the study may use each job gets; None for one job."""
     if jobs == 1:
         return None
@@ -100,13 +100,13 @@ class Runner:
         self._study, self._lightning = study, lightning
         self._stop = threading.Event()  # set when no further cell is to be started
 
-    def run(self, folders: Sequence[AnyFolder], jobs: int) -> list[Failure]:
+    def run(self, folders: Sequence[AnyFolder], jobs: int) -> list[RunnerFailure]:
         """Run cells, `jobs` of them at the same time, and return those that failed.
 
         Raises:
             ConfigError: Their folder has no locks.
         """
-        planned = [(folder, making_of(folder.cell)) for folder in folders]
+        planned = [(folder, cell_folder_making(folder.cell)) for folder in folders]
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 futures = [pool.submit(self._run_cell, *each) for each in planned]
@@ -116,7 +116,7 @@ class Runner:
                 raise
         return [failure for failure in results if failure is not None]
 
-    def _run_cell(self, folder: AnyFolder, making: Making) -> Failure | None:
+    def _run_cell(self, folder: AnyFolder, making: Making) -> RunnerFailure | None:
         if self._stop.is_set():
             return None
         with locked(folder.path / "lock", wait=False) as lock:
@@ -134,11 +134,11 @@ class Runner:
                 self._study.tidy(folder)
         return failure
 
-    def _run_and_check(self, folder: AnyFolder, making: Making, lock: int) -> Failure | None:
+    def _run_and_check(self, folder: AnyFolder, making: Making, lock: int) -> RunnerFailure | None:
         began = time.monotonic()
         continuation: list[str] = []
         try:
-            refuse_changed([folder])  # another process may have begun it since
+            refuse_changed_cell_folders([folder])  # another process may have begun it since
             _refuse_edited(folder, making)
             continuation = folder.continuation()
             logger.info("%s %s", "Resuming" if continuation else "Running", folder.cell.id)
@@ -150,13 +150,13 @@ class Runner:
             if continuation:
                 reason += f" If it can't resume from {continuation[1]}, delete {folder.path}"
                 reason += " to start the cell again."
-            return Failure(folder, reason)
+            return RunnerFailure(folder, reason)
         except (ConfigError, DataError, OSError) as error:
-            return Failure(folder, str(error))
+            return RunnerFailure(folder, str(error))
         try:
             self._study.check_cell(folder)
         except DataError as error:  # it ran to its end, but not as the study needs it
-            return Failure(folder, str(error), concerns_all=True)
+            return RunnerFailure(folder, str(error), concerns_all=True)
         folder.finish(making, None if continuation else time.monotonic() - began)
         return None
 
@@ -167,7 +167,7 @@ def _refuse_edited(folder: AnyFolder, making: Making) -> None:
     Raises:
         ConfigError: Something has changed.
     """
-    if changed := differences(making, making_of(folder.cell)):
+    if changed := cell_folder_differences(making, cell_folder_making(folder.cell)):
         raise ConfigError(
             f"{', '.join(changed)} changed while the study ran, so that its cells would differ in "
             f"it. If {folder.path} has a run, delete it; then run the study again."

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.probing.probes.held_out import hold_out
-from lightning_mllm.probing.probes.networks import initial_weights, logits
-from lightning_mllm.probing.probes.probe import Task
+from lightning_mllm.probing.probes.networks import initial_network_weights, network_logits
+from lightning_mllm.probing.probes.probe import ProbeTask
 from lightning_mllm.probing.probes.stacked_data import StackedData
 from lightning_mllm.probing.probes.training import Training
 from lightning_mllm.store.seeds import torch_generator
@@ -28,7 +28,7 @@ _EVALUATED_AT_ONCE = 1024  # samples per network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trained:
+class TrainedNetworks:
     """Networks after training.
 
     Attributes:
@@ -42,9 +42,9 @@ class Trained:
     best_epochs: list[int]
 
 
-def train_together(
-    tasks: Sequence[Task], data: StackedData, sizes: Sequence[int], training: Training
-) -> Trained:
+def train_networks(
+    tasks: Sequence[ProbeTask], data: StackedData, sizes: Sequence[int], training: Training
+) -> TrainedNetworks:
     """Train a network per task.
 
     Args:
@@ -81,14 +81,16 @@ def train_together(
 
 
 @torch.no_grad()
-def predict(trained: Trained, model: int, features: Tensor, data: StackedData) -> Tensor:
+def predict_with_trained(
+    trained: TrainedNetworks, model: int, features: Tensor, data: StackedData
+) -> Tensor:
     """Return the classes, on the CPU, that a network gives to features, (samples, width)."""
     weights = [weight[model : model + 1] for weight in trained.weights]
     models = torch.tensor([model], device=data.device)
     scores = []
     for part in features.split(_EVALUATED_AT_ONCE):
         prepared = data.prepare(part[None].to(data.device), models)
-        scores.append(logits(weights, prepared))
+        scores.append(network_logits(weights, prepared))
     return torch.cat(scores, dim=1).argmax(dim=2)[0].cpu()
 
 
@@ -100,11 +102,15 @@ class _Run:
     """
 
     def __init__(
-        self, tasks: Sequence[Task], data: StackedData, sizes: Sequence[int], training: Training
+        self,
+        tasks: Sequence[ProbeTask],
+        data: StackedData,
+        sizes: Sequence[int],
+        training: Training,
     ) -> None:
         self._data, self._training = data, training
         self._orders = [torch_generator(task.seed, "order") for task in tasks]
-        weights = initial_weights(
+        weights = initial_network_weights(
             sizes, [torch_generator(task.seed, "weights") for task in tasks], data.dtype
         )
         self._weights = [weight.to(data.device).requires_grad_() for weight in weights]
@@ -154,18 +160,20 @@ class _Run:
         if not going_on.all():
             self._keep(going_on)
 
-    def result(self) -> Trained:
+    def result(self) -> TrainedNetworks:
         """Return the best weights, or, without early stopping, the last."""
         epochs = self._epochs.tolist()
         if not self._training.val_fraction:
             weights = [weight.detach() for weight in self._weights]
-            return Trained(weights=weights, epochs=epochs, best_epochs=epochs)
-        return Trained(weights=self._best, epochs=epochs, best_epochs=self._best_epochs.tolist())
+            return TrainedNetworks(weights=weights, epochs=epochs, best_epochs=epochs)
+        return TrainedNetworks(
+            weights=self._best, epochs=epochs, best_epochs=self._best_epochs.tolist()
+        )
 
     def _losses(self, rows: Tensor) -> Tensor:
         """Return the cross-entropy of each sample, (networks in training, samples) as rows has."""
         features, labels = self._data.batch(self.models, rows)
-        scores = logits(self._weights, features).flatten(0, 1)
+        scores = network_logits(self._weights, features).flatten(0, 1)
         return F.cross_entropy(scores, labels.flatten(), reduction="none").view(rows.shape)
 
     def _keep(self, going_on: Tensor) -> None:
@@ -179,7 +187,7 @@ class _Run:
             self._optimizer.state[weight] = {"step": state["step"], **moments}
 
 
-def _check_finite(tasks: Sequence[Task], trained: Trained) -> None:
+def _check_finite(tasks: Sequence[ProbeTask], trained: TrainedNetworks) -> None:
     """Refuse weights that are not finite, and networks whose loss never was."""
     broken = torch.zeros(len(tasks), dtype=torch.bool)
     for weight in trained.weights:

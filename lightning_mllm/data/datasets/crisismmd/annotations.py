@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Columns:
+class AnnotationColumns:
     """The columns of a file that are read.
 
     Attributes:
@@ -51,7 +51,7 @@ class AnnotatedImage:
 
 
 def read_annotations(
-    file: Path, root: Path, columns: Columns, bad_rows: BadRows
+    file: Path, root: Path, columns: AnnotationColumns, bad_rows: BadRows
 ) -> list[AnnotatedImage]:
     """Return the images of a file; rows that repeat one are merged.
 
@@ -87,7 +87,9 @@ def read_annotations(
     return list(images.values())
 
 
-def _read_row(row: FileRow, names: list[str], root: Path, columns: Columns) -> AnnotatedImage:
+def _read_row(
+    row: FileRow, names: list[str], root: Path, columns: AnnotationColumns
+) -> AnnotatedImage:
     cells = _split_cells(row, names)
     agrees = columns.agrees_with is None or cells[columns.agrees_with] == cells[columns.label]
     confidence = 1.0

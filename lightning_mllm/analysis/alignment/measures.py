@@ -9,18 +9,18 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.alignment.drawn_pairs import Member
+from lightning_mllm.analysis.alignment.drawn_pairs import DrawnMember
 from lightning_mllm.analysis.alignment.similarity import (
     SAME_POSITION_MODES,
     TINY,
-    compact_positions,
-    compare_same_positions,
-    compare_tokens,
-    gather_tokens,
-    make_set_vectors,
-    measure_names,
-    name_measures,
-    normalise,
+    gather_for_similarity,
+    make_similarity_vectors,
+    name_similarity_measures,
+    normalise_for_similarity,
+    positions_for_similarity,
+    same_position_similarity,
+    similarity_measure_names,
+    token_similarity,
 )
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.forward.observe import LayerState
@@ -30,9 +30,9 @@ PAIRED, PAIRED_INPUT = "paired", "paired input"
 NORMS = {"median": masked_median, "max": masked_max, "min": masked_min}
 
 
-def number_names(gaps: Sequence[int]) -> tuple[str, ...]:
+def alignment_measure_names(gaps: Sequence[int]) -> tuple[str, ...]:
     """Return the names of the numbers that each sample has of itself, per state and layer."""
-    found = [*measure_names(PAIRED), *measure_names(PAIRED_INPUT)]
+    found = [*similarity_measure_names(PAIRED), *similarity_measure_names(PAIRED_INPUT)]
     for gap, each in product(gaps, SETS):
         found += _consecutive_names(gap, each)
     found += [f"norm {each} {statistic}" for each, statistic in product(SETS, NORMS)]
@@ -77,11 +77,11 @@ class AlignmentMeasures:
         gaps: Sequence[int],
         members: Sequence[int] = (),
     ) -> None:
-        self.members = {row: Member(masks[row]) for row in members}
+        self.members = {row: DrawnMember(masks[row]) for row in members}
         self._sets, self._masks, self._depth, self._gaps = sets, masks, depth, gaps
         self._counted = masks.any(1)[..., None]
-        self._at = [compact_positions(masks[:, k]) for k in range(len(SETS))]
-        self._columns = {name: column for column, name in enumerate(number_names(gaps))}
+        self._at = [positions_for_similarity(masks[:, k]) for k in range(len(SETS))]
+        self._columns = {name: column for column, name in enumerate(alignment_measure_names(gaps))}
         self._numbers: dict[LayerState, Tensor] = {}  # (batch, variants, layers, numbers)
         # (batch, variants, layers, vector modes, sets, width)
         self._vectors: dict[LayerState, Tensor] = {}
@@ -92,9 +92,9 @@ class AlignmentMeasures:
     def observe(self, state: LayerState, layer: int, states: Tensor) -> None:
         """Take in the states of a layer, (batch, sequence, width)."""
         states = states.masked_fill(~self._counted, 0)  # whatever the states of padding are
-        units, norms = normalise(states)
+        units, norms = normalise_for_similarity(states)
         kept = self._sets.kept(self._masks, norms)
-        here = _Layer(states, norms, kept, make_set_vectors(units, norms, kept))
+        here = _Layer(states, norms, kept, make_similarity_vectors(units, norms, kept))
         self._put_vectors(state, layer, here.vectors)
         self._compare_sets(state, layer, units, here)
         self._compare_layers(state, layer, here)
@@ -120,16 +120,18 @@ class AlignmentMeasures:
 
         The perceptual tokens are those of the layer, and those that enter the LLM.
         """
-        perceptual, textual = (gather_tokens(units, at) for at in self._at)
-        kept = [gather_tokens(here.kept[:, :, k].mT, at).mT for k, at in enumerate(self._at)]
-        found = compare_tokens(perceptual, textual, *kept)
+        perceptual, textual = (gather_for_similarity(units, at) for at in self._at)
+        kept = [
+            gather_for_similarity(here.kept[:, :, k].mT, at).mT for k, at in enumerate(self._at)
+        ]
+        found = token_similarity(perceptual, textual, *kept)
         self._put_similarity(PAIRED, state, layer, here.vectors, found)
         if state is LayerState.RESIDUAL:
             self._input = self._input or [perceptual, kept[0]]  # layer 0 comes first
             entering, entering_kept = self._input
             of_input = self._vectors[state][:, :, 0, :, :1]
             vectors = torch.cat([of_input, here.vectors[..., 1:, :]], dim=-2)
-            found = compare_tokens(entering, textual, entering_kept, kept[1])
+            found = token_similarity(entering, textual, entering_kept, kept[1])
             self._put_similarity(PAIRED_INPUT, state, layer, vectors, found)
 
     def _compare_layers(self, state: LayerState, layer: int, here: _Layer) -> None:
@@ -146,7 +148,7 @@ class AlignmentMeasures:
             for k, name in enumerate(SETS):
                 kept = here.kept[:, :, k] & before.kept[:, :, k]
                 of_means = (here.vectors[:, :, 0, k] * before.vectors[:, :, 0, k]).sum(-1)
-                values = [*compare_same_positions(cosines, kept), of_means]
+                values = [*same_position_similarity(cosines, kept), of_means]
                 found = zip(_consecutive_names(gap, name), values, strict=True)
                 self._put(state, layer - gap, dict(found))
 
@@ -194,7 +196,7 @@ class AlignmentMeasures:
         # (batch, variants, vector modes)
         products = (vectors[..., 0, :] * vectors[..., 1, :]).sum(-1)
         found = torch.cat([products, tokens], dim=-1)
-        self._put(state, layer, name_measures(prefix, found))
+        self._put(state, layer, name_similarity_measures(prefix, found))
 
     def _put(self, state: LayerState, layer: int, found: Mapping[str, Tensor]) -> None:
         if state not in self._numbers:
@@ -214,4 +216,4 @@ class AlignmentMeasures:
 
 
 def _consecutive_names(gap: int, tokens: str) -> tuple[str, ...]:
-    return measure_names(f"consecutive {gap} {tokens}", (*SAME_POSITION_MODES, "avg"))
+    return similarity_measure_names(f"consecutive {gap} {tokens}", (*SAME_POSITION_MODES, "avg"))

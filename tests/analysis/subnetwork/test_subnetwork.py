@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from lightning_mllm.analysis.subnetwork.context import pruned
-from lightning_mllm.analysis.subnetwork.mask import SubNetwork, intersection, same_size
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.analysis.subnetwork.overlap import chance_iou, iou
+from lightning_mllm.analysis.subnetwork.pruned import pruned
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
+from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork, intersection, same_size
 from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.adapted import Source

@@ -17,7 +17,7 @@ from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import write_text
-from lightning_mllm.store.manifest import digest
+from lightning_mllm.store.manifest import manifest_digest
 
 # libraries that decide what comes out
 _LIBRARIES = ("lightning-mllm", "transformers", "tokenizers", "pillow", "numpy")
@@ -76,7 +76,7 @@ class CheckManifest:
         write_text(self.path, json.dumps(content))
 
     def _digest(self) -> str:
-        return digest(f"{part}\0" for part in self._parts())
+        return manifest_digest(f"{part}\0" for part in self._parts())
 
     def _parts(self) -> Iterator[str]:
         scan, collator = self._scan, self._scan.collator

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.crisismmd.rows import AnnotatedImage, Columns, read_annotations
+from lightning_mllm.data.datasets.crisismmd.annotations import (
+    AnnotatedImage,
+    AnnotationColumns,
+    read_annotations,
+)
 from lightning_mllm.data.datasets.published import Published, PublishedDataset
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
@@ -85,7 +89,7 @@ class CrisisMMD(PublishedDataset, MLLMDataModule):
             )
         self.root = Path(root)
         self.files: dict[Split, str] = {"train": train, "val": val, "test": test}
-        self.columns = Columns(label_column, image_column, agrees_with, confidence_column)
+        self.columns = AnnotationColumns(label_column, image_column, agrees_with, confidence_column)
         self.classes = FOUR_CLASSES if classes is None else classes
         self.min_confidence = min_confidence
         # train is read again to look for its tweets in other splits

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from lightning_mllm.alignment_names import VECTOR_MODES
 from lightning_mllm.analysis.alignment.group_sums import (
-    Curve,
-    SampleGroups,
-    divide_by,
-    inner_product,
+    GroupCurve,
+    GroupSums,
+    divide_sums,
+    inner_product_of_sums,
 )
-from lightning_mllm.analysis.alignment.similarity import name_measures
+from lightning_mllm.analysis.alignment.similarity import name_similarity_measures
 from lightning_mllm.analysis.core.token_sets import SETS
-from lightning_mllm.statistics.question_table import kind_of
+from lightning_mllm.statistics.question_table import kind_in_question_table
 
 
 def rows_of_kinds(kinds: Sequence[str | None], depth: int | None) -> dict[str, list[int]]:
@@ -37,7 +37,7 @@ def rows_of_kinds(kinds: Sequence[str | None], depth: int | None) -> dict[str, l
     found: dict[str, list[int]] = {}
     for row, kind in enumerate(kinds):
         if kind is not None:
-            found.setdefault(kind_of(kind, depth), []).append(row)
+            found.setdefault(kind_in_question_table(kind, depth), []).append(row)
     return found
 
 
@@ -57,7 +57,7 @@ def sums_of_kind(kind: str, vectors: Tensor, squares: Tensor) -> dict[str, Tenso
     }
 
 
-def kinds_in(sums: Sequence[str]) -> list[str]:
+def kinds_in_sums(sums: Sequence[str]) -> list[str]:
     """Return the kinds that sums of these names are of, sorted."""
     found = []
     for name in sums:
@@ -66,19 +66,19 @@ def kinds_in(sums: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def pair_name(one: str, other: str) -> str:
+def name_of_kinds(one: str, other: str) -> str:
     """Return how the names of measures of two kinds, or of one, end."""
     return f" of {one}" if one == other else f" of {one} and {other}"
 
 
-def curves_of_kinds(groups: SampleGroups) -> dict[str, Curve]:
+def curves_of_kinds(groups: GroupSums) -> dict[str, GroupCurve]:
     """Return the measures of each kind and of each two kinds.
 
     Of each set there is the similarity within it; of a single kind also that across the sets.
     Intervals are over the groups that have samples of one of the two; N counts the samples of both.
     """
-    found: dict[str, Curve] = {}
-    for one, other in combinations_with_replacement(kinds_in(groups.names()), 2):
+    found: dict[str, GroupCurve] = {}
+    for one, other in combinations_with_replacement(kinds_in_sums(groups.names()), 2):
         numbers = [groups.per_group(f"kind {kind} n") for kind in {one, other}]
         sizes = torch.stack(numbers).sum(0)
         every, *others = groups.choices()
@@ -89,30 +89,30 @@ def curves_of_kinds(groups: SampleGroups) -> dict[str, Curve]:
                 without.append(_compare(groups, one, other, kept))
         for measure, own in value.items():
             parts = np.stack([each[measure].numpy() for each in without])
-            curve = Curve(own.numpy(), parts, sizes[sizes > 0].numpy())
-            found[measure + pair_name(one, other)] = curve
+            curve = GroupCurve(own.numpy(), parts, sizes[sizes > 0].numpy())
+            found[measure + name_of_kinds(one, other)] = curve
     return found
 
 
-def _compare(groups: SampleGroups, one: str, other: str, kept: Tensor) -> Mapping[str, Tensor]:
+def _compare(groups: GroupSums, one: str, other: str, kept: Tensor) -> Mapping[str, Tensor]:
     """Return each measure of two kinds in some groups, (variants, layers)."""
     n = float(groups.total(f"kind {one} n", kept))
     first = groups.total(f"kind {one} vectors", kept)
     pairs: dict[str, Tensor] = {}
     if one == other:
         own = groups.total(f"kind {one} squares", kept)  # of each sample with itself
-        within = divide_by(inner_product(first, first) - own, n * (n - 1))
-        perceptual, textual = divide_by(first, n).unbind(-2)
+        within = divide_sums(inner_product_of_sums(first, first) - own, n * (n - 1))
+        perceptual, textual = divide_sums(first, n).unbind(-2)
         pairs |= {
-            "ima_same_layer": inner_product(perceptual, textual),
-            "ima_input": inner_product(perceptual[:, :1], textual),
+            "ima_same_layer": inner_product_of_sums(perceptual, textual),
+            "ima_input": inner_product_of_sums(perceptual[:, :1], textual),
         }
     else:
         second = groups.total(f"kind {other} vectors", kept)
         of_other = float(groups.total(f"kind {other} n", kept))
-        within = divide_by(inner_product(first, second), n * of_other)
+        within = divide_sums(inner_product_of_sums(first, second), n * of_other)
     pairs |= {each: within[..., k] for k, each in enumerate(SETS)}
     found: dict[str, Tensor] = {}
     for prefix, values in pairs.items():
-        found |= name_measures(prefix, values, VECTOR_MODES)
+        found |= name_similarity_measures(prefix, values, VECTOR_MODES)
     return found

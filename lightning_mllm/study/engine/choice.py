@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.errors import ConfigError, did_you_mean
-from lightning_mllm.study.engine.config_files import config_of
+from lightning_mllm.study.engine.config_files import read_config_file
 from lightning_mllm.study.engine.runnable import RunnableStudy
 
 Kinds = Mapping[str, type[RunnableStudy]]
@@ -62,7 +62,7 @@ def _read_configs(files: Sequence[str]) -> dict[str, Mapping[Any, Any]]:
     """Read the config files that exist; the command line's parser complains about the others."""
     configs = {}
     for file in files:
-        content = config_of(file) if Path(file).is_file() else None
+        content = read_config_file(file) if Path(file).is_file() else None
         if isinstance(content, Mapping):
             configs[file] = content
     return configs
