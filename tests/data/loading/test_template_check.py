@@ -156,10 +156,10 @@ def test_of_every_family_a_date_is_found_and_texts_are_unaltered(
     sample = TURNS if reads(family, TURNS) else ONE
 
     with caplog.at_level(logging.WARNING):
-        warn_of_date(processor, family)
+        check_template_date(processor, family)
         assert not caplog.records
         Collator(processor, ConversationPrompt()).check_template(sample)
         date = "{% if strftime_now is defined %}{{ strftime_now('%d %b') }}{% endif %}"
         processor.hf.chat_template = date + processor.chat_template
-        warn_of_date(processor, family)
+        check_template_date(processor, family)
     assert "writes today's date" in caplog.text
