@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_mllm.analysis.skipping.choice import SampleTokens, skips_nothing
-from lightning_mllm.analysis.skipping.context import check_skip, skipped
+from lightning_mllm.analysis.skipping.choice import SampleTokens, chooses_nothing
+from lightning_mllm.analysis.skipping.context import check_skipping, skipped
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks.trainer_state import trainer_mllm
@@ -77,14 +77,14 @@ class SkipComputations(L.Callback):
             return
         adapted = trainer_mllm(pl_module).adapted
         with adapted.autocast(pl_module.device.type):  # mixed precisions need autocast
-            check_skip(adapted.backbone, self.skip)
+            check_skipping(adapted.backbone, self.skip)
 
         def edit(backbone: Backbone, batch: MultimodalBatch) -> AbstractContextManager[None]:
             if not (self.in_evaluation or trainer.training):
                 return nullcontext()
             tokens = SampleTokens.of(batch)
             self._batches += 1
-            self._has_skipped = self._has_skipped or not skips_nothing(tokens, self.skip)
+            self._has_skipped = self._has_skipped or not chooses_nothing(tokens, self.skip)
             return skipped(backbone, tokens, self.skip)
 
         adapted.edit = edit

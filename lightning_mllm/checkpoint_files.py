@@ -29,7 +29,7 @@ _JSON_FILES = (
 )
 
 
-def check_available(checkpoint: str, revision: str | None) -> None:
+def check_checkpoint_available(checkpoint: str, revision: str | None) -> None:
     """Refuse, within seconds, a checkpoint that is neither on this machine nor in reach.
 
     Raises:
@@ -54,7 +54,7 @@ def check_available(checkpoint: str, revision: str | None) -> None:
         )
 
 
-def reason(checkpoint: str, revision: str | None, error: Exception) -> str:
+def why_checkpoint_fails(checkpoint: str, revision: str | None, error: Exception) -> str:
     """Return why a checkpoint can't be opened, without a full stop.
 
     The reason is its first damaged file; if there is none, the message of the library.
@@ -64,7 +64,7 @@ def reason(checkpoint: str, revision: str | None, error: Exception) -> str:
         revision: Branch, tag or commit of a hub id.
         error: The error that the library raised.
     """
-    if damage := find_damage(checkpoint, revision):
+    if damage := find_checkpoint_damage(checkpoint, revision):
         return damage
     said = shorten(" ".join(str(error).split()) or type(error).__name__, _LONGEST).rstrip(".: ")
     if isinstance(error, OSError | ValueError | ImportError):
@@ -72,7 +72,7 @@ def reason(checkpoint: str, revision: str | None, error: Exception) -> str:
     return f"{type(error).__name__}: {said}"
 
 
-def find_damage(checkpoint: str, revision: str | None) -> str | None:
+def find_checkpoint_damage(checkpoint: str, revision: str | None) -> str | None:
     """Return what is wrong with the first damaged JSON file, without a full stop."""
     for name in _JSON_FILES:
         if (path := _find(checkpoint, revision, name)) is None:
@@ -86,14 +86,14 @@ def find_damage(checkpoint: str, revision: str | None) -> str | None:
     return None
 
 
-def check_config(config: PretrainedConfig, checkpoint: str) -> None:
+def check_checkpoint_config(config: PretrainedConfig, checkpoint: str) -> None:
     """Refuse an MLLM's config that can't be right, or is not supported.
 
     Raises:
         CheckpointError: The weights are quantised, a picture has no patch, or the config names a
             layer or a token that does not exist.
     """
-    for part in parts_of(config):
+    for part in checkpoint_config_parts(config):
         if (quantised := getattr(part, "quantization_config", None)) is None:
             continue
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
@@ -107,13 +107,13 @@ def check_config(config: PretrainedConfig, checkpoint: str) -> None:
     _check_image_token(config, checkpoint)
 
 
-def parts_of(config: PretrainedConfig) -> list[PretrainedConfig]:
+def checkpoint_config_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
     """Return a config and the configs of the tower and the LLM in it."""
     parts = (getattr(config, name, None) for name in config.sub_configs)
     return [config, *(part for part in parts if part is not None)]
 
 
-def check_tokens(processor: Any, config: PretrainedConfig, checkpoint: str) -> None:
+def check_checkpoint_tokens(processor: Any, config: PretrainedConfig, checkpoint: str) -> None:
     """Refuse a tokenizer that has more tokens than the model.
 
     Raises:

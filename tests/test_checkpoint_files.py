@@ -243,8 +243,8 @@ def test_what_is_in_the_cache_needs_no_hub(
     cached = str(checkpoint / "config.json")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: cached)
 
-    checkpoint_files.check_available("llava-hf/cached", None)
-    checkpoint_files.check_available(str(checkpoint), None)
+    checkpoint_files.check_checkpoint_available("llava-hf/cached", None)
+    checkpoint_files.check_checkpoint_available(str(checkpoint), None)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_mllm.checkpoint_files import check_available, reason
+from lightning_mllm.checkpoint_files import check_checkpoint_available, why_checkpoint_fails
 from lightning_mllm.errors import CheckpointError, ConfigError
 
 # of the projection study; it is the default of Hugging Face's pipeline
@@ -171,7 +171,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Any]:
     """Return model, tokenizer and image processor."""
     options: dict[str, Any] = {"revision": revision}
-    check_available(checkpoint, revision)
+    check_checkpoint_available(checkpoint, revision)
     try:
         config = AutoConfig.from_pretrained(checkpoint, **options)
         _check_is_dual_encoder(config, checkpoint)  # before gigabytes of weights are loaded
@@ -185,7 +185,7 @@ def _load(
         raise
     except Exception as error:  # transformers raises whatever a damaged file provokes
         raise CheckpointError(
-            f"No CLIP can be read from {checkpoint!r}: {reason(checkpoint, revision, error)}. Give "
+            f"No CLIP can be read from {checkpoint!r}: {why_checkpoint_fails(checkpoint, revision, error)}. Give "
             f"a hub id such as {_EXAMPLE}, or a folder with config.json, weights, tokenizer and "
             "processor files."
         ) from error

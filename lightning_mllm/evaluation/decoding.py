@@ -105,7 +105,7 @@ def describe_decoding(config: GenerationConfig) -> str | None:
     )
 
 
-def check_ends(config: GenerationConfig, vocabulary: int, checkpoint: str) -> None:
+def check_decoding_ends(config: GenerationConfig, vocabulary: int, checkpoint: str) -> None:
     """Check the ids of the tokens that end an answer.
 
     Raises:

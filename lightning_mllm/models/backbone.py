@@ -44,7 +44,7 @@ class Backbone:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.family = family_of(model.config)
-        self.fingerprint = "" if model.device.type == "meta" else fingerprint(model)
+        self.fingerprint = "" if model.device.type == "meta" else fingerprint_backbone(model)
         self._base_projector = self._hash_projector()
 
     @classmethod
@@ -166,7 +166,7 @@ class Backbone:
 
 
 @torch.no_grad()
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint_backbone(model: PreTrainedModel) -> str:
     """Hash each parameter's name, shape and first values, whatever the loading dtype."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_mllm.errors import CheckpointError
-from lightning_mllm.models.backbone import Backbone, Part, fingerprint
+from lightning_mllm.models.backbone import Backbone, Part, fingerprint_backbone
 from lightning_mllm.models.freeze import FreezeReport
-from lightning_mllm.store.files import PARTIAL, replacing_file, write_tensors
+from lightning_mllm.store.files import PARTIAL, replacing_file, write_tensor_file
 
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
 
@@ -126,7 +126,7 @@ def save_projector(backbone: Backbone, path: Path, dtype: torch.dtype) -> None:
         for name, parameter in backbone.parameters(Part.PROJECTOR)
     }
     metadata = {"format": "pt", "base": backbone.fingerprint}
-    write_tensors(path, tensors, metadata, durable=True)
+    write_tensor_file(path, tensors, metadata, durable=True)
 
 
 @torch.no_grad()
@@ -158,4 +158,6 @@ def load_projector(backbone: Backbone, path: Path) -> None:
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
-    backbone.fingerprint = fingerprint(backbone.model)  # training starts from these weights
+    backbone.fingerprint = fingerprint_backbone(
+        backbone.model
+    )  # training starts from these weights

@@ -26,7 +26,7 @@ _EXCHANGED = ("forward", "gradient_checkpointing")  # attributes of a layer
 
 
 @contextmanager
-def before_layers(layers: Mapping[int, nn.Module], function: BeforeLayer) -> Iterator[None]:
+def hook_before_layers(layers: Mapping[int, nn.Module], function: BeforeLayer) -> Iterator[None]:
     """Call a function before each of these decoder layers runs.
 
     Args:
@@ -43,7 +43,7 @@ def before_layers(layers: Mapping[int, nn.Module], function: BeforeLayer) -> Ite
 
 
 @contextmanager
-def between_layers(modules: Sequence[nn.Module], found: dict[int, Tensor]) -> Iterator[None]:
+def hook_between_layers(modules: Sequence[nn.Module], found: dict[int, Tensor]) -> Iterator[None]:
     """Find what is added to the residual stream between two layers, such as DeepStack's features.
 
     Args:
@@ -58,12 +58,12 @@ def between_layers(modules: Sequence[nn.Module], found: dict[int, Tensor]) -> It
             found[layer - 1] = hidden - before
 
     named = dict(enumerate(modules))
-    with outputs_of(named, left.__setitem__), before_layers(named, compare):
+    with hook_outputs(named, left.__setitem__), hook_before_layers(named, compare):
         yield
 
 
 @contextmanager
-def before_call(module: nn.Module, function: BeforeCall) -> Iterator[None]:
+def hook_before_call(module: nn.Module, function: BeforeCall) -> Iterator[None]:
     """Call a function with the keyword arguments of each call of a module, before it runs."""
     with _put_on(
         [
@@ -76,7 +76,7 @@ def before_call(module: nn.Module, function: BeforeCall) -> Iterator[None]:
 
 
 @contextmanager
-def inputs_of(
+def hook_inputs(
     modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]
 ) -> Iterator[None]:
     """Show a function what enters each of these modules, e.g. linear layers; it changes nothing.
@@ -96,7 +96,7 @@ def inputs_of(
 
 
 @contextmanager
-def outputs_of(
+def hook_outputs(
     modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]
 ) -> Iterator[None]:
     """Show a function what each of these modules returns; it changes nothing.
@@ -114,21 +114,21 @@ def outputs_of(
 
 
 @contextmanager
-def output_of(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def hook_output(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let a module return a function of its input instead of its own output."""
     with _put_on([module.register_forward_hook(lambda _, positional, __: function(positional[0]))]):
         yield
 
 
 @contextmanager
-def stream_into(layer: nn.Module, function: Work) -> Iterator[None]:
+def hook_stream(layer: nn.Module, function: Work) -> Iterator[None]:
     """Let a function of the residual stream enter a decoder layer instead of the stream itself."""
     with _put_on([layer.register_forward_pre_hook(partial(_enter, function), with_kwargs=True)]):
         yield
 
 
 @contextmanager
-def replacing_layers(layers: Mapping[int, nn.Module], function: InsteadOfLayer) -> Iterator[None]:
+def hook_in_layers(layers: Mapping[int, nn.Module], function: InsteadOfLayer) -> Iterator[None]:
     """Let decoder layers compute something else. Unlike with a hook, their own work is not done.
 
     A layer that checkpoints its activations still does so, with what it computes now; this is

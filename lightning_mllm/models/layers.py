@@ -28,7 +28,7 @@ def layers_and_norm(backbone: Backbone) -> list[nn.Module]:
     return [*decoder_layers(backbone), norm]
 
 
-def run_uncompiled(
+def run_layers_uncompiled(
     backbone: Backbone, batch: MultimodalBatch, images: Sequence[EncodedImage] = ()
 ) -> Any:
     """Run the model without its head, and without what torch.compile made of it.
@@ -64,18 +64,18 @@ def layers_without_keys(backbone: Backbone) -> list[int]:
     return found
 
 
-def attention_of(backbone: Backbone) -> str:
+def attention_of_layers(backbone: Backbone) -> str:
     """Return the name of the LLM's attention implementation."""
     return str(backbone.model.get_decoder().config._attn_implementation)
 
 
-def mask_dtype(hidden: Tensor) -> torch.dtype:
+def layer_mask_dtype(hidden: Tensor) -> torch.dtype:
     """Return the dtype of an additive mask: that of the queries, under autocast too."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def hidden_value(dtype: torch.dtype) -> float:
+def layer_hidden_value(dtype: torch.dtype) -> float:
     """Return the value of an additive mask where a key is hidden: below any score, yet finite.
 
     Eager attention computes its softmax in float32. For a padding row, from which every key is

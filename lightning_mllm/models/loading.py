@@ -18,14 +18,14 @@ from transformers import (
 )
 
 from lightning_mllm.checkpoint_files import (
-    check_available,
-    check_config,
-    find_damage,
-    parts_of,
-    reason,
+    check_checkpoint_available,
+    check_checkpoint_config,
+    checkpoint_config_parts,
+    find_checkpoint_damage,
+    why_checkpoint_fails,
 )
 from lightning_mllm.errors import CheckpointError, ConfigError
-from lightning_mllm.evaluation.decoding import check_ends, describe_decoding
+from lightning_mllm.evaluation.decoding import check_decoding_ends, describe_decoding
 from lightning_mllm.families import family_of
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
@@ -76,7 +76,7 @@ def load_model(
     model: PreTrainedModel = loaded[0]
     _check_complete(checkpoint, model, loaded[1])
     vocabulary = model.config.get_text_config().vocab_size
-    check_ends(model.generation_config, vocabulary, checkpoint)
+    check_decoding_ends(model.generation_config, vocabulary, checkpoint)
     if decoding := describe_decoding(model.generation_config):
         logger.warning(decoding)
     return model
@@ -96,28 +96,28 @@ def load_config(
             f"The folder {checkpoint!r} holds no config.json. Expected a checkpoint in the Hugging "
             "Face format: config.json, *.safetensors, tokenizer and processor files."
         )
-    check_available(checkpoint, revision)
+    check_checkpoint_available(checkpoint, revision)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             checkpoint, revision=revision, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers raises whatever a damaged config provokes
         raise CheckpointError(
-            f"Checkpoint {checkpoint!r} can't be opened: {reason(checkpoint, revision, error)}. "
+            f"Checkpoint {checkpoint!r} can't be opened: {why_checkpoint_fails(checkpoint, revision, error)}. "
             "Check the spelling and the revision; for a gated model accept its licence and set "
             "HF_TOKEN; for a small model to try things out, run "
             f"`lightning tiny {checkpoint}`."
         ) from error
     family_of(config)
-    check_config(config, checkpoint)
-    for part in parts_of(config):  # the caller of a forward decides what it returns
+    check_checkpoint_config(config, checkpoint)
+    for part in checkpoint_config_parts(config):  # the caller of a forward decides what it returns
         part.return_dict, part.output_attentions, part.output_hidden_states = True, False, False
     return config
 
 
 def _check_generation_config(checkpoint: str, revision: str | None) -> None:
     """Refuse a broken one; transformers itself ignores a file that is not JSON."""
-    damage = find_damage(checkpoint, revision)
+    damage = find_checkpoint_damage(checkpoint, revision)
     try:
         GenerationConfig.from_pretrained(checkpoint, revision=revision or "main")
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_mllm.models.backbone import fingerprint
+from lightning_mllm.models.backbone import fingerprint_backbone
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.types import Sample
@@ -21,7 +21,7 @@ def provenance(module: MLLMModule, data: Any, split: str) -> dict[str, Any]:
     return {
         "checkpoint": module.source.checkpoint,
         "trained_steps": module.trained_steps,
-        "weights": fingerprint(module.backbone.model),
+        "weights": fingerprint_backbone(module.backbone.model),
         "dtype": str(module.adapted.dtype).removeprefix("torch."),
         "attention": module.attention,
         "data": type(data).__name__,

@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 
 from lightning_mllm.errors import CheckpointError
-from lightning_mllm.models.hooks import inputs_of
+from lightning_mllm.models.hooks import hook_inputs
 from lightning_mllm.models.vision import VisionPath
 
 _OTHER_INPUTS = ("image_grid", "image_position", "pixel_attention")  # grids, positions, masks
@@ -84,7 +84,7 @@ def _run_to_projector(
 
     named = {f"model.{name}": tensor for name, tensor in tensors.items()}
     encoding = _Encoding(path.model)
-    with torch.enable_grad(), _eager(path.tower), inputs_of({"": path.projector}, stop):
+    with torch.enable_grad(), _eager(path.tower), hook_inputs({"": path.projector}, stop):
         try:
             functional_call(encoding, named, kwargs=dict(picture))
         except _Arrived as arrived:

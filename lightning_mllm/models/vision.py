@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lightning_mllm.batches import Image, join_images
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import Family
-from lightning_mllm.models.hooks import Arguments, Work, inputs_of, outputs_of, replacing_layers
+from lightning_mllm.models.hooks import Arguments, Work, hook_in_layers, hook_inputs, hook_outputs
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 # of the output of `get_image_features`; the rest is said once for all images
@@ -144,8 +144,8 @@ class VisionPath:
         taps = {tap: self.tower_layers[tap] for tap in self.taps}
         projector = {self.family.projector_name: self.projector}
         with (
-            outputs_of(taps, tower.__setitem__),
-            inputs_of(projector, lambda _, value: entering.append(value)),
+            hook_outputs(taps, tower.__setitem__),
+            hook_inputs(projector, lambda _, value: entering.append(value)),
         ):
             encoded = self.encode(images)
         shares = _Shares(images, [len(each.tokens) for each in encoded])
@@ -172,7 +172,7 @@ class VisionPath:
             given = joined[index].reshape(hidden.shape) if index in joined else None
             return lambda entering: entering if given is None else given.to(entering.dtype)
 
-        with replacing_layers(layers, give_back):
+        with hook_in_layers(layers, give_back):
             return self.observe(images)
 
     def join(self, encoded: Sequence[EncodedImage]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def mean_interval(values: Floats) -> tuple[Floats, Floats]:
     return mean, np.stack([mean - reach, mean + reach])
 
 
-def no_numbers(coords: Mapping[str, Sequence[Any]]) -> Floats:
+def missing_interval(coords: Mapping[str, Sequence[Any]]) -> Floats:
     """Return statistics without a number at each place: NaN, with an N of 0.
 
     Args:

@@ -36,7 +36,7 @@ Statistic = Callable[[Floats], Floats]  # (resamples, questions) weights -> (res
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class BootstrapDraws:
     """Resamples of some questions.
 
     Attributes:
@@ -64,7 +64,7 @@ class Bootstrap:
         if self.resamples < 1:
             raise ConfigError(f"A bootstrap needs one resample or more, not {self.resamples}.")
 
-    def draw(self, pictures: NDArray[Any], key: str = "") -> Draws:
+    def draw(self, pictures: NDArray[Any], key: str = "") -> BootstrapDraws:
         """Draw as many pictures as there are, with all questions about each.
 
         Args:
@@ -76,17 +76,17 @@ class Bootstrap:
         generator = numpy_generator(self.seed, key)
         even = np.full(len(first), 1 / len(first))
         drawn = generator.multinomial(len(first), even, size=self.resamples)
-        return Draws(drawn[:, numbers].astype(np.float64), numbers)
+        return BootstrapDraws(drawn[:, numbers].astype(np.float64), numbers)
 
 
-def mean(values: Floats) -> Statistic:
+def bootstrap_mean(values: Floats) -> Statistic:
     """Return the mean over questions of (questions, numbers) values."""
     missing = np.isnan(values)
     there, filled = (~missing).astype(np.float64), np.where(missing, 0.0, values)
     return lambda weights: divide_unless_missing(weights @ filled, weights @ there)
 
 
-def ratio_of_means(numerators: Floats, denominators: Floats) -> Statistic:
+def bootstrap_ratio_of_means(numerators: Floats, denominators: Floats) -> Statistic:
     """Return the mean of (questions, numbers) numerators over that of denominators.
 
     Both means are of the questions that have both numbers.
@@ -97,7 +97,7 @@ def ratio_of_means(numerators: Floats, denominators: Floats) -> Statistic:
     return lambda weights: divide_unless_missing(weights @ above, weights @ below)
 
 
-def median(values: Floats) -> Statistic:
+def bootstrap_median(values: Floats) -> Statistic:
     """Return the median over questions of (questions, numbers) values.
 
     The median of an even number of values is the mean of the middle two.
@@ -110,7 +110,7 @@ def median(values: Floats) -> Statistic:
     return compute
 
 
-def estimate(statistic: Statistic, values: Floats, draws: Draws) -> Floats:
+def bootstrap_estimate(statistic: Statistic, values: Floats, draws: BootstrapDraws) -> Floats:
     """Return the statistics of each number, (numbers, 4), in the order of `interval.STATISTICS`.
 
     The ends are NaN where all questions that have the number are about one picture.
@@ -124,7 +124,9 @@ def estimate(statistic: Statistic, values: Floats, draws: Draws) -> Floats:
     return _with_ends(statistic, ends, values, draws.pictures)
 
 
-def difference(ours: Statistic, theirs: Statistic, values: Floats, draws: Draws) -> Floats:
+def bootstrap_difference(
+    ours: Statistic, theirs: Statistic, values: Floats, draws: BootstrapDraws
+) -> Floats:
     """Return the statistics of the difference of two statistics, (numbers, 4).
 
     Each resample has the same questions for both.
@@ -136,10 +138,10 @@ def difference(ours: Statistic, theirs: Statistic, values: Floats, draws: Draws)
             count such a question.
         draws: From `Bootstrap.draw`, of the same questions.
     """
-    return estimate(lambda weights: ours(weights) - theirs(weights), values, draws)
+    return bootstrap_estimate(lambda weights: ours(weights) - theirs(weights), values, draws)
 
 
-def share(counted: Floats, pictures: Integers, scale: float = 1) -> Floats:
+def bootstrap_share(counted: Floats, pictures: Integers, scale: float = 1) -> Floats:
     """Return the statistics of shares, (numbers, 4).
 
     Args:
@@ -148,19 +150,23 @@ def share(counted: Floats, pictures: Integers, scale: float = 1) -> Floats:
         scale: What values and ends are multiplied by; 100 for percent.
     """
     ends = shares.share_interval(counted, pictures)
-    return _with_ends(mean(counted), ends, counted, pictures, scale)
+    return _with_ends(bootstrap_mean(counted), ends, counted, pictures, scale)
 
 
-def share_difference(ours: Floats, theirs: Floats, pictures: Integers, scale: float = 1) -> Floats:
+def bootstrap_share_difference(
+    ours: Floats, theirs: Floats, pictures: Integers, scale: float = 1
+) -> Floats:
     """Return the statistics of differences of shares, in the questions that have both."""
     ends = shares.share_difference_interval(ours, theirs, pictures)
-    return _with_ends(mean(ours - theirs), ends, ours - theirs, pictures, scale)
+    return _with_ends(bootstrap_mean(ours - theirs), ends, ours - theirs, pictures, scale)
 
 
-def share_ratio(ours: Floats, theirs: Floats, pictures: Integers, scale: float = 1) -> Floats:
+def bootstrap_share_ratio(
+    ours: Floats, theirs: Floats, pictures: Integers, scale: float = 1
+) -> Floats:
     """Return the statistics of ratios of shares, in the questions that have both."""
     ends = shares.share_ratio_interval(ours, theirs, pictures)
-    return _with_ends(ratio_of_means(ours, theirs), ends, ours + theirs, pictures, scale)
+    return _with_ends(bootstrap_ratio_of_means(ours, theirs), ends, ours + theirs, pictures, scale)
 
 
 def _quantiles(resampled: Floats) -> Floats:

@@ -23,7 +23,7 @@ ALL = "all"  # the kind that holds all kinds, where there are several
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class KeptQuestions:
     """The questions that count.
 
     Attributes:
@@ -38,7 +38,7 @@ class Kept:
     groups: Mapping[str, Integers]
 
     @classmethod
-    def of(cls, table: Table, depth: int | None = None) -> Kept:
+    def of(cls, table: Table, depth: int | None = None) -> KeptQuestions:
         """Find them in rows.
 
         Args:
@@ -90,7 +90,7 @@ def kind_in_question_table(name: str, depth: int | None) -> str:
     return f"'{kind}'" if kind == ALL else kind
 
 
-def pivot(
+def pivot_question_table(
     table: Table,
     column: str,
     axes: Mapping[str, Sequence[Any]],

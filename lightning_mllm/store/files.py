@@ -95,7 +95,7 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
     return path
 
 
-def write_tensors(
+def write_tensor_file(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, durable: bool = False
 ) -> Path:
     """Write a safetensors file and make its folder.

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.analysis import Block, Case, SuffixEngine, Windows, knockout
-from lightning_mllm.analysis.forward.prompts import Prompts, log_probabilities
+from lightning_mllm.analysis.forward.prompts import Prompts, prompt_log_probabilities
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.models.backbone import Backbone
@@ -130,11 +130,11 @@ def one_forward_per_window(
 ) -> Tensor:
     """Return log-probability of the clean run's argmax, clean and per case: (batch, 1 + cases)."""
     prompts = Prompts.of(backbone, batch)
-    clean = log_probabilities(prompts.forward(backbone)[0])
+    clean = prompt_log_probabilities(prompts.forward(backbone)[0])
     found = [clean]
     for case in cases:
         with knockout(backbone, prompts.batch, [case.block], case.window):
-            found.append(log_probabilities(prompts.forward(backbone)[0]))
+            found.append(prompt_log_probabilities(prompts.forward(backbone)[0]))
     return torch.stack(
         [each.gather(1, clean.argmax(1, keepdim=True))[:, 0] for each in found], dim=1
     )

@@ -37,7 +37,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_mllm.analysis import Block, Case, ReferenceEngine, SuffixEngine, Windows
-from lightning_mllm.analysis.knockout.mask import positions
+from lightning_mllm.analysis.knockout.mask import mask_positions
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.testbed import checkpoint
@@ -61,8 +61,8 @@ def keep_of(case: Case, prompts: MultimodalBatch, layer: int) -> Tensor:
     keep = torch.ones(len(prompts), 1, length, length)
     if case.window.start <= layer < case.window.stop:
         for sample in range(len(prompts)):
-            for row in positions(prompts.spans, case.block.target)[sample].nonzero():
-                keep[sample, 0, row, positions(prompts.spans, case.block.source)[sample]] = 0.0
+            for row in mask_positions(prompts.spans, case.block.target)[sample].nonzero():
+                keep[sample, 0, row, mask_positions(prompts.spans, case.block.source)[sample]] = 0.0
     return keep
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_in_prompts
 from lightning_mllm.analysis.skipping.context import skipping
-from lightning_mllm.analysis.skipping.costs import DecoderPass
+from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
@@ -94,7 +94,7 @@ def compare(
     options: argparse.Namespace, backbone: Backbone, batch: MultimodalBatch
 ) -> tuple[list[Row], list[str]]:
     """Check that both give the same, then measure them in turn."""
-    once = DecoderPass.of(backbone, batch)
+    once = DecoderPassCosts.of(backbone, batch)
     rows, notes = [], []
     for start in options.starts:
         skip = Skip(share=options.share, start=start)
@@ -123,7 +123,7 @@ def _times(
     backbone: Backbone,
     batch: MultimodalBatch,
     skip: Skip,
-    once: DecoderPass,
+    once: DecoderPassCosts,
 ) -> list[list[float]]:
     """Return the seconds of passes: nothing skipped, baseline, ours; a first round warms up."""
     contexts: tuple[Context | None, ...] = (None, left_out, skipping)

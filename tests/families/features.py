@@ -25,15 +25,15 @@ from lightning_mllm.analysis import (
     Window,
 )
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.data.images.files import open_image
+from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import apply_geometry
-from lightning_mllm.data.text.special_tokens import needs_bos
+from lightning_mllm.data.text.special_tokens import needs_special_bos
 from lightning_mllm.evaluation import Generation, Likelihood
 from lightning_mllm.evaluation.decoding import decode_prompts
 from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone, Part
-from lightning_mllm.models.hooks import before_call
-from lightning_mllm.models.layers import run_uncompiled
+from lightning_mllm.models.hooks import hook_before_call
+from lightning_mllm.models.layers import run_layers_uncompiled
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, Point, extract
@@ -157,8 +157,8 @@ def check_probes(tiny: TinyModel) -> None:
     def keep(arguments: dict[str, Any]) -> None:
         fed.append(arguments["inputs_embeds"].detach())
 
-    with torch.no_grad(), before_call(backbone.decoder, keep):
-        run_uncompiled(backbone, batch)
+    with torch.no_grad(), hook_before_call(backbone.decoder, keep):
+        run_layers_uncompiled(backbone, batch)
         features = torch.cat([each.tokens for each in backbone.encode_images(batch.images)])
     assert torch.equal(fed[0][batch.spans[Segment.IMAGE]], features)
     points = [Point("pre"), Point("post"), Point("image", 1), Point("last", 1)]
@@ -304,7 +304,7 @@ def _ask_the_familys_processor(
     text, call = rendered.text, processor.hf
     images = []
     for image in sample.images:
-        opened = open_image(image, sample.id)
+        opened = open_image_file(image, sample.id)
         images.append(apply_geometry(opened, collator.geometry, processor.image_processor))
     if prompt_only or processor.family.sees == "prompt whole":
         text = text[: rendered.answers[-1].start]
@@ -313,7 +313,7 @@ def _ask_the_familys_processor(
             text = text.replace(token, "")
         text = text.strip()
         return dict(call(text=[text], images=images, return_tensors="pt"))
-    bos = needs_bos(processor.tokenizer, text)
+    bos = needs_special_bos(processor.tokenizer, text)
     return dict(call(text=[text], images=images, return_tensors="pt", add_special_tokens=bos))
 
 

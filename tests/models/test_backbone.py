@@ -16,7 +16,7 @@ from lightning_mllm.errors import CheckpointError
 from lightning_mllm.families import FAMILIES, Family
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze import Everything, ProjectorOnly
-from lightning_mllm.models.hooks import inputs_of
+from lightning_mllm.models.hooks import hook_inputs
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
@@ -81,7 +81,7 @@ def fed_to_the_llm(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
     """What the full model hands its LLM at all image positions, (tokens, width)."""
     seen: list[Tensor] = []
     first = {0: decoder_layers(backbone)[0]}
-    with inputs_of(first, lambda _, hidden: seen.append(hidden)):
+    with hook_inputs(first, lambda _, hidden: seen.append(hidden)):
         backbone.model(**batch.model_inputs())
     return seen[0][batch.spans[Segment.IMAGE]]
 
@@ -106,7 +106,7 @@ def test_encoded_images_are_what_the_full_model_feeds_its_llm(
     projected: list[Tensor] = []
     projector = {"projector": backbone.projector}
 
-    with inputs_of(projector, lambda _, hidden: projected.append(hidden)):
+    with hook_inputs(projector, lambda _, hidden: projected.append(hidden)):
         expected = fed_to_the_llm(backbone, batch)
 
     seen = backbone.vision_path.observe(batch.images)

@@ -11,7 +11,7 @@ from lightning_mllm.evaluation.decoding import continue_prompts
 from lightning_mllm.models import freeze
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Backbone, Part
-from lightning_mllm.models.hooks import before_call
+from lightning_mllm.models.hooks import hook_before_call
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.optimisation.schedule import LearningRates, parameter_groups
 from lightning_mllm.models.tiny import build_tiny_checkpoint
@@ -47,7 +47,7 @@ def batch(checkpoint: str) -> MultimodalBatch:
 def enters_decoder(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
     """What enters the LLM at all image positions if the model gets pixels, (tokens, width)."""
     entering: list[Tensor] = []
-    with before_call(backbone.decoder, lambda given: entering.append(given["inputs_embeds"])):
+    with hook_before_call(backbone.decoder, lambda given: entering.append(given["inputs_embeds"])):
         backbone.model(**batch.model_inputs())
     return entering[0][batch.spans[Segment.IMAGE]]
 

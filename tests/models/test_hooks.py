@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.models.hooks import (
-    before_call,
-    before_layers,
-    inputs_of,
-    outputs_of,
-    replacing_layers,
-    stream_into,
+    hook_before_call,
+    hook_before_layers,
+    hook_in_layers,
+    hook_inputs,
+    hook_outputs,
+    hook_stream,
 )
 
 
@@ -43,7 +43,7 @@ def test_the_function_sees_each_layer_and_changes_what_it_is_called_with(
         seen.append((layer, hidden.tolist(), others))
         return {"add": others["add"] + layer}
 
-    with before_layers(layers, more):
+    with hook_before_layers(layers, more):
         by_position = layers[3](torch.zeros(1), add=1.0)
         by_name = layers[5](hidden_states=torch.ones(1), add=2.0)
 
@@ -52,13 +52,13 @@ def test_the_function_sees_each_layer_and_changes_what_it_is_called_with(
 
 
 def test_a_function_that_returns_nothing_changes_nothing(layers: dict[int, nn.Module]) -> None:
-    with before_layers(layers, nothing):
+    with hook_before_layers(layers, nothing):
         assert layers[3](hidden_states=torch.ones(1), add=2.0).item() == 3.0
 
 
 def test_no_hook_is_left_behind_also_nested(layers: dict[int, nn.Module]) -> None:
-    with before_layers(layers, nothing):
-        with before_layers({3: layers[3]}, nothing):
+    with hook_before_layers(layers, nothing):
+        with hook_before_layers({3: layers[3]}, nothing):
             assert hooks_of(layers) == [2, 1]
         assert hooks_of(layers) == [1, 1]
 
@@ -66,7 +66,7 @@ def test_no_hook_is_left_behind_also_nested(layers: dict[int, nn.Module]) -> Non
 
 
 def test_no_hook_is_left_after_an_exception(layers: dict[int, nn.Module]) -> None:
-    with pytest.raises(RuntimeError, match="inside"), before_layers(layers, nothing):
+    with pytest.raises(RuntimeError, match="inside"), hook_before_layers(layers, nothing):
         raise RuntimeError("inside")
 
     assert hooks_of(layers) == [0, 0]
@@ -75,7 +75,7 @@ def test_no_hook_is_left_after_an_exception(layers: dict[int, nn.Module]) -> Non
 def test_no_hook_is_left_when_one_can_not_be_put_on(layers: dict[int, nn.Module]) -> None:
     broken: Any = {**layers, 7: None}
 
-    with pytest.raises(AttributeError), before_layers(broken, nothing):
+    with pytest.raises(AttributeError), hook_before_layers(broken, nothing):
         pass
 
     assert hooks_of(layers) == [0, 0]
@@ -90,8 +90,8 @@ def test_observers_see_inputs_and_outputs_by_key_and_change_nothing() -> None:
     seen: list[tuple[str, str, float]] = []
 
     with (
-        inputs_of(modules, lambda key, x: seen.append(("in", key, x.item()))),
-        outputs_of(modules, lambda key, x: seen.append(("out", key, x.item()))),
+        hook_inputs(modules, lambda key, x: seen.append(("in", key, x.item()))),
+        hook_outputs(modules, lambda key, x: seen.append(("out", key, x.item()))),
     ):
         kept, changed = modules["plain"](torch.ones(1)), modules["two"](torch.ones(1))[0]
 
@@ -112,8 +112,8 @@ def test_what_enters_a_layer_can_be_exchanged_and_later_hooks_see_it(
     seen: list[float] = []
 
     with (
-        stream_into(layers[3], lambda hidden: hidden * 10),
-        before_layers({3: layers[3]}, lambda _, hidden, __: seen.append(hidden.item())),
+        hook_stream(layers[3], lambda hidden: hidden * 10),
+        hook_before_layers({3: layers[3]}, lambda _, hidden, __: seen.append(hidden.item())),
     ):
         by_position, by_name = (
             layers[3](torch.ones(1), add=2.0),
@@ -128,7 +128,7 @@ def test_what_enters_a_layer_can_be_exchanged_and_later_hooks_see_it(
 def test_a_call_is_seen_before_it_runs(layers: dict[int, nn.Module]) -> None:
     seen: list[dict[str, Any]] = []
 
-    with before_call(layers[3], seen.append):
+    with hook_before_call(layers[3], seen.append):
         layers[3](torch.ones(1), add=2.0)
 
     assert seen == [{"add": 2.0}]
@@ -138,8 +138,8 @@ def test_a_replaced_layer_does_not_run_unless_it_is_asked_to(layers: dict[int, n
     def instead(index: int, layer: nn.Module, hidden: Tensor, others: dict[str, Any]) -> Any:
         return None if others["add"] else lambda stream: stream * index
 
-    with replacing_layers(layers, instead):
-        with replacing_layers({5: layers[5]}, lambda *_: lambda stream: stream - 1):
+    with hook_in_layers(layers, instead):
+        with hook_in_layers({5: layers[5]}, lambda *_: lambda stream: stream - 1):
             inner = layers[5](torch.ones(1), add=0.0)
         replaced, own = (
             layers[5](torch.ones(1), add=0.0),
@@ -155,7 +155,7 @@ def test_nothing_of_a_replacement_is_left_after_an_exception(layers: dict[int, n
     layers[3].gradient_checkpointing = True  # type: ignore[assignment]
     before = {name: value for name, value in layers[3].__dict__.items() if not name.startswith("_")}
 
-    with pytest.raises(RuntimeError, match="inside"), replacing_layers(layers, lambda *_: None):
+    with pytest.raises(RuntimeError, match="inside"), hook_in_layers(layers, lambda *_: None):
         assert not layers[3].gradient_checkpointing
         raise RuntimeError("inside")
 

@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.statistics.picture_bootstrap import (
     Bootstrap,
-    Draws,
-    difference,
-    estimate,
-    mean,
-    median,
-    ratio_of_means,
-    share,
-    share_difference,
-    share_ratio,
+    BootstrapDraws,
+    bootstrap_difference,
+    bootstrap_estimate,
+    bootstrap_mean,
+    bootstrap_median,
+    bootstrap_ratio_of_means,
+    bootstrap_share,
+    bootstrap_share_difference,
+    bootstrap_share_ratio,
 )
 from lightning_mllm.statistics.question_table import (
     ALL,
-    Kept,
+    KeptQuestions,
     common_questions,
     count_questions,
     group_table_by_kind,
-    pivot,
+    pivot_question_table,
 )
 from lightning_mllm.statistics.shares import wilson_share_interval
 
@@ -59,13 +59,15 @@ def by_hand(of: Callable[[Floats], Any], values: Floats) -> list[float]:
 
 
 @pytest.mark.parametrize("draws", [ALONE, SHARED], ids=["alone", "shared"])
-@pytest.mark.parametrize(("statistic", "of"), [(mean, np.mean), (median, np.median)])
+@pytest.mark.parametrize(
+    ("statistic", "of"), [(bootstrap_mean, np.mean), (bootstrap_median, np.median)]
+)
 def test_values_and_intervals_are_those_of_a_loop_over_resamples(
-    statistic: Any, of: Any, draws: Draws
+    statistic: Any, of: Any, draws: BootstrapDraws
 ) -> None:
     values = numbers()
 
-    found = estimate(statistic(values), values, draws)
+    found = bootstrap_estimate(statistic(values), values, draws)
 
     resampled = np.array([by_hand(of, drawn(values, row)) for row in draws.weights])
     np.testing.assert_allclose(found[:, 0], by_hand(of, values), rtol=1e-12)
@@ -97,14 +99,14 @@ def test_a_picture_brings_all_its_questions() -> None:
     assert (first != second).any()
 
 
-@pytest.mark.parametrize("statistic", [mean, median])
+@pytest.mark.parametrize("statistic", [bootstrap_mean, bootstrap_median])
 def test_questions_that_say_nothing_new_make_an_interval_no_narrower(statistic: Any) -> None:
     values = np.random.default_rng(1).normal(size=(30, 2))
     pictures = np.arange(30)
 
-    once = estimate(statistic(values), values, BOOTSTRAP.draw(pictures))
+    once = bootstrap_estimate(statistic(values), values, BOOTSTRAP.draw(pictures))
     thrice = np.repeat(values, 3, axis=0)
-    repeated = estimate(statistic(thrice), thrice, BOOTSTRAP.draw(np.repeat(pictures, 3)))
+    repeated = bootstrap_estimate(statistic(thrice), thrice, BOOTSTRAP.draw(np.repeat(pictures, 3)))
 
     np.testing.assert_allclose(repeated[:, :3], once[:, :3], rtol=1e-12)
     assert (repeated[:, 3] == 90).all()
@@ -114,7 +116,7 @@ def test_of_one_picture_there_is_a_value_and_an_n_but_no_interval() -> None:
     values = np.array([[1.0, 1.0], [2.0, np.nan], [3.0, 3.0], [np.nan, 5.0]])
     draws = BOOTSTRAP.draw(np.array(["a", "a", "a", "b"]))
 
-    found = estimate(mean(values), values, draws)
+    found = bootstrap_estimate(bootstrap_mean(values), values, draws)
 
     np.testing.assert_array_equal(
         found[0], [2.0, np.nan, np.nan, 3]
@@ -124,7 +126,7 @@ def test_of_one_picture_there_is_a_value_and_an_n_but_no_interval() -> None:
 
 def test_the_ratio_of_means_is_of_the_questions_that_have_both() -> None:
     above, below = numbers(), np.abs(numbers(1)) + 1
-    found = ratio_of_means(above, below)(SHARED.weights)
+    found = bootstrap_ratio_of_means(above, below)(SHARED.weights)
 
     for row, expected in zip(SHARED.weights, found, strict=True):
         top, bottom = drawn(above, row), drawn(np.where(np.isnan(above), np.nan, below), row)
@@ -143,8 +145,10 @@ def test_the_interval_of_a_difference_is_paired() -> None:
     ours, theirs = shared + 1.0, shared
     draws = BOOTSTRAP.draw(np.arange(40))
 
-    value, low, high, n = difference(mean(ours), mean(theirs), ours, draws)[0]
-    alone = estimate(mean(ours), ours, draws)[0]
+    value, low, high, n = bootstrap_difference(
+        bootstrap_mean(ours), bootstrap_mean(theirs), ours, draws
+    )[0]
+    alone = bootstrap_estimate(bootstrap_mean(ours), ours, draws)[0]
 
     assert (value, low, high, n) == pytest.approx((1.0, 1.0, 1.0, 40))
     assert alone[2] - alone[1] > 10
@@ -153,8 +157,12 @@ def test_the_interval_of_a_difference_is_paired() -> None:
 def test_a_number_that_no_question_has_is_nan_and_has_an_n_of_0() -> None:
     values = np.full((QUESTIONS, 1), np.nan)
 
-    for statistic in (mean(values), median(values), ratio_of_means(values, values)):
-        found = estimate(statistic, values, SHARED)[0]
+    for statistic in (
+        bootstrap_mean(values),
+        bootstrap_median(values),
+        bootstrap_ratio_of_means(values, values),
+    ):
+        found = bootstrap_estimate(statistic, values, SHARED)[0]
         assert np.isnan(found[:3]).all()
         assert found[3] == 0
 
@@ -177,7 +185,9 @@ def test_an_interval_covers_the_mean_in_about_95_of_100_studies() -> None:
     )  # three questions about each picture are alike
     studies = shared + 0.3 * generator.normal(size=shared.shape)
 
-    _, low, high, _ = estimate(mean(studies), studies, Bootstrap().draw(np.arange(180) // 3)).T
+    _, low, high, _ = bootstrap_estimate(
+        bootstrap_mean(studies), studies, Bootstrap().draw(np.arange(180) // 3)
+    ).T
 
     assert 0.92 <= ((low <= 0) & (high >= 0)).mean() <= 0.97
 
@@ -187,19 +197,23 @@ def test_shares_have_score_intervals_over_pictures_and_none_of_one_picture() -> 
     none, every = np.zeros((22, 1)), np.ones((22, 1))
 
     np.testing.assert_allclose(
-        share(none, pictures, 100)[0], [0, *(100 * end for end in wilson_share_interval(0, 11)), 22]
+        bootstrap_share(none, pictures, 100)[0],
+        [0, *(100 * end for end in wilson_share_interval(0, 11)), 22],
     )
-    value, low, high, n = share_difference(every, every, pictures)[0]
+    value, low, high, n = bootstrap_share_difference(every, every, pictures)[0]
     assert (value, n) == (0, 22)
     assert low < -0.1 and high == pytest.approx(-low)
     half = (pictures % 2)[:, None].astype(np.float64)
-    value, low, high, n = share_ratio(half, half, pictures, 100)[0]
+    value, low, high, n = bootstrap_share_ratio(half, half, pictures, 100)[0]
     assert (value, n) == (100, 22)
     assert low < 80 and high > 120
     missing = np.where(
         np.arange(22)[:, None] < 2, every, np.nan
     )  # both that have it are about picture 0
-    for found in (share(missing, pictures), share_difference(missing, none, pictures)):
+    for found in (
+        bootstrap_share(missing, pictures),
+        bootstrap_share_difference(missing, none, pictures),
+    ):
         np.testing.assert_array_equal(found, [[1, np.nan, np.nan, 2]])
 
 
@@ -247,7 +261,7 @@ def test_what_is_kept_is_told_per_kind_with_its_pictures() -> None:
         "measured": np.array([True, True, True, True, False, True, True]),
     }
 
-    kept = Kept.of(table)
+    kept = KeptQuestions.of(table)
 
     assert (kept.ids.tolist(), kept.pictures.tolist()) == (["a", "b", "d"], ["p", "p", "p"])
     assert {kind: rows.tolist() for kind, rows in kept.groups.items()} == {
@@ -267,7 +281,7 @@ def test_a_pivot_puts_each_number_in_its_place_whatever_the_order() -> None:
     }
     where = np.array([True, True, True, False])
 
-    found = pivot(
+    found = pivot_question_table(
         table, "value", {"block": ("y", "x"), "layer": (2, 5)}, np.array(["a", "b"]), where
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.text.chat_messages import build_messages
-from lightning_mllm.data.text.turns import put_images_first
+from lightning_mllm.data.text.turns import put_images_first_in_turn
 from lightning_mllm.types import Sample, Turn
 
 VICUNA_LIKE = ("llava", "llava_dinov2", "llava_vit", "llava_next", "vipllava")
@@ -87,7 +87,9 @@ def ask_own(collator: Collator, family: str, sample: Sample) -> str:
     dialogue = collator.prompt.dialogue(sample, (), 0)
     if not collator.renderer.keeps_places:
         dialogue = type(dialogue)(
-            tuple(map(put_images_first, dialogue.turns)), dialogue.system, joint=dialogue.joint
+            tuple(map(put_images_first_in_turn, dialogue.turns)),
+            dialogue.system,
+            joint=dialogue.joint,
         )
     messages, texts = build_messages(dialogue)
     if family in PREFIX:

@@ -26,11 +26,11 @@ from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.forward.observe import (
-    LayerState,
+    ObservedState,
     StateName,
-    check_states,
-    states_of,
-    stream_states,
+    check_observed_states,
+    observe_states,
+    observe_stream,
 )
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
@@ -90,12 +90,12 @@ class Alignment(StreamedAnalysis):
         snapshot_every: int = 50,
         label: str = "",
     ) -> None:
-        self.states, self.gaps = states_of(states), tuple(gaps)
+        self.states, self.gaps = observe_states(states), tuple(gaps)
         self.pair_budget, self.deviation, self.noise = pair_budget, deviation, noise
         self.between_kinds, self.kind_depth = between_kinds, kind_depth
-        if LayerState.RESIDUAL not in self.states:
+        if ObservedState.RESIDUAL not in self.states:
             raise ConfigError(
-                f"Alignment.states needs {LayerState.RESIDUAL!s}, of which the scores are made. "
+                f"Alignment.states needs {ObservedState.RESIDUAL!s}, of which the scores are made. "
                 "Add it."
             )
         if min(self.gaps, default=1) < 1 or pair_budget < 0:
@@ -137,7 +137,7 @@ class Alignment(StreamedAnalysis):
 
     def check_model(self, backbone: Backbone) -> None:
         """Refuse states that the model's layers do not have."""
-        check_states(backbone, self.states)
+        check_observed_states(backbone, self.states)
 
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, masks: Tensor
@@ -146,13 +146,13 @@ class Alignment(StreamedAnalysis):
         depth = len(decoder_layers(backbone))
         members = self.pairs.wanted(batch.sample_ids)
         measures = AlignmentMeasures(self.sets, masks, depth, self.gaps, members)
-        stream_states(backbone, batch, self.states, measures.observe)
+        observe_stream(backbone, batch, self.states, measures.observe)
         measured = measures.measured()
         if self.noise:
             blind = AlignmentMeasures(self.sets, masks, depth, ())
             enter = _Noise(batch.sample_ids, masks[:, 0], self.seed).replace_tokens
-            stream_states(backbone, batch, (LayerState.RESIDUAL,), blind.observe, enter)
-            measured["noise vectors"] = blind.measured()[f"{LayerState.RESIDUAL} vectors"][
+            observe_stream(backbone, batch, (ObservedState.RESIDUAL,), blind.observe, enter)
+            measured["noise vectors"] = blind.measured()[f"{ObservedState.RESIDUAL} vectors"][
                 ..., :1, :
             ]
         self.pairs.device = masks.device
@@ -163,8 +163,8 @@ class Alignment(StreamedAnalysis):
         """Add to the sums, including those of kinds, and to the second moments of all samples."""
         super().add(measured, batch)
         if self.between_kinds:
-            vectors = measured[f"{LayerState.RESIDUAL} vectors"]
-            squares = measured[f"{LayerState.RESIDUAL} squares"]
+            vectors = measured[f"{ObservedState.RESIDUAL} vectors"]
+            squares = measured[f"{ObservedState.RESIDUAL} squares"]
             for kind, rows in rows_of_kinds(batch.kinds, self.kind_depth).items():
                 sums = sums_of_kind(kind, vectors[rows], squares[rows])
                 self.add_to_groups(sums, batch.take(rows))

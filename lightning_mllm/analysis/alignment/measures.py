@@ -23,7 +23,7 @@ from lightning_mllm.analysis.alignment.similarity import (
     token_similarity,
 )
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
-from lightning_mllm.analysis.forward.observe import LayerState
+from lightning_mllm.analysis.forward.observe import ObservedState
 from lightning_mllm.statistics.masked import masked_max, masked_median, masked_min
 
 PAIRED, PAIRED_INPUT = "paired", "paired input"
@@ -82,14 +82,14 @@ class AlignmentMeasures:
         self._counted = masks.any(1)[..., None]
         self._at = [positions_for_similarity(masks[:, k]) for k in range(len(SETS))]
         self._columns = {name: column for column, name in enumerate(alignment_measure_names(gaps))}
-        self._numbers: dict[LayerState, Tensor] = {}  # (batch, variants, layers, numbers)
+        self._numbers: dict[ObservedState, Tensor] = {}  # (batch, variants, layers, numbers)
         # (batch, variants, layers, vector modes, sets, width)
-        self._vectors: dict[LayerState, Tensor] = {}
-        self._earlier: dict[tuple[LayerState, int], _Layer] = {}
+        self._vectors: dict[ObservedState, Tensor] = {}
+        self._earlier: dict[tuple[ObservedState, int], _Layer] = {}
         # the perceptual tokens that enter the LLM, and which of them are kept
         self._input: list[Tensor] = []
 
-    def observe(self, state: LayerState, layer: int, states: Tensor) -> None:
+    def observe(self, state: ObservedState, layer: int, states: Tensor) -> None:
         """Take in the states of a layer, (batch, sequence, width)."""
         states = states.masked_fill(~self._counted, 0)  # whatever the states of padding are
         units, norms = normalise_for_similarity(states)
@@ -99,7 +99,7 @@ class AlignmentMeasures:
         self._compare_sets(state, layer, units, here)
         self._compare_layers(state, layer, here)
         self._measure_sizes(state, layer, here)
-        if state is LayerState.RESIDUAL:
+        if state is ObservedState.RESIDUAL:
             for row, member in self.members.items():
                 member.add(states[row], kept[row])
         self._earlier[state, layer] = here
@@ -115,7 +115,7 @@ class AlignmentMeasures:
             found |= {f"{state} vectors": vectors, f"{state} squares": vectors.square().sum(-1)}
         return found
 
-    def _compare_sets(self, state: LayerState, layer: int, units: Tensor, here: _Layer) -> None:
+    def _compare_sets(self, state: ObservedState, layer: int, units: Tensor, here: _Layer) -> None:
         """Compare a sample's perceptual tokens with its textual ones.
 
         The perceptual tokens are those of the layer, and those that enter the LLM.
@@ -126,7 +126,7 @@ class AlignmentMeasures:
         ]
         found = token_similarity(perceptual, textual, *kept)
         self._put_similarity(PAIRED, state, layer, here.vectors, found)
-        if state is LayerState.RESIDUAL:
+        if state is ObservedState.RESIDUAL:
             self._input = self._input or [perceptual, kept[0]]  # layer 0 comes first
             entering, entering_kept = self._input
             of_input = self._vectors[state][:, :, 0, :, :1]
@@ -134,7 +134,7 @@ class AlignmentMeasures:
             found = token_similarity(entering, textual, entering_kept, kept[1])
             self._put_similarity(PAIRED_INPUT, state, layer, vectors, found)
 
-    def _compare_layers(self, state: LayerState, layer: int, here: _Layer) -> None:
+    def _compare_layers(self, state: ObservedState, layer: int, here: _Layer) -> None:
         """Compare each token with itself some layers before.
 
         The numbers are stored at the earlier layer.
@@ -152,7 +152,7 @@ class AlignmentMeasures:
                 found = zip(_consecutive_names(gap, name), values, strict=True)
                 self._put(state, layer - gap, dict(found))
 
-    def _measure_sizes(self, state: LayerState, layer: int, here: _Layer) -> None:
+    def _measure_sizes(self, state: ObservedState, layer: int, here: _Layer) -> None:
         """Store the tokens' norms, update ratios, and the share of attention sinks.
 
         The update ratio is the norm of an update, over that of the stream that it is added to.
@@ -172,33 +172,33 @@ class AlignmentMeasures:
                 found[f"sinks {name}"] = share[:, None].expand(-1, kept.shape[1])
         self._put(state, layer, found)
 
-    def _norms_before(self, state: LayerState, layer: int) -> Tensor | None:
+    def _norms_before(self, state: ObservedState, layer: int) -> Tensor | None:
         """Return the norms of the stream that an update is added to, (batch, sequence).
 
         The result is None where the state is not an update, or the stream is not observed.
         """
-        stream = self._earlier.get((LayerState.RESIDUAL, layer - 1))
-        attention = self._earlier.get((LayerState.SA, layer))
-        if stream is not None and state is LayerState.SA:
+        stream = self._earlier.get((ObservedState.RESIDUAL, layer - 1))
+        attention = self._earlier.get((ObservedState.SA, layer))
+        if stream is not None and state is ObservedState.SA:
             return stream.norms
-        if stream is not None and attention is not None and state is LayerState.FC2:
+        if stream is not None and attention is not None and state is ObservedState.FC2:
             added: Tensor = (stream.states.double() + attention.states.double()).norm(dim=-1)
             return added
         return None
 
-    def _gaps_of(self, state: LayerState) -> list[int]:
+    def _gaps_of(self, state: ObservedState) -> list[int]:
         """Return the gaps across which a state is compared; inside layers it is 1 only."""
-        return [gap for gap in self._gaps if state is LayerState.RESIDUAL or gap == 1]
+        return [gap for gap in self._gaps if state is ObservedState.RESIDUAL or gap == 1]
 
     def _put_similarity(
-        self, prefix: str, state: LayerState, layer: int, vectors: Tensor, tokens: Tensor
+        self, prefix: str, state: ObservedState, layer: int, vectors: Tensor, tokens: Tensor
     ) -> None:
         # (batch, variants, vector modes)
         products = (vectors[..., 0, :] * vectors[..., 1, :]).sum(-1)
         found = torch.cat([products, tokens], dim=-1)
         self._put(state, layer, name_similarity_measures(prefix, found))
 
-    def _put(self, state: LayerState, layer: int, found: Mapping[str, Tensor]) -> None:
+    def _put(self, state: ObservedState, layer: int, found: Mapping[str, Tensor]) -> None:
         if state not in self._numbers:
             samples, variants = len(self._masks), len(self._sets.variants)
             shape = (samples, variants, self._depth + 1, len(self._columns))
@@ -207,7 +207,7 @@ class AlignmentMeasures:
         for name, values in found.items():
             self._numbers[state][:, :, layer, self._columns[name]] = values
 
-    def _put_vectors(self, state: LayerState, layer: int, vectors: Tensor) -> None:
+    def _put_vectors(self, state: ObservedState, layer: int, vectors: Tensor) -> None:
         if state not in self._vectors:
             batch, variants, *rest = vectors.shape
             shape = (batch, variants, self._depth + 1, *rest)

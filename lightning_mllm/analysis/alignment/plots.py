@@ -10,9 +10,9 @@ from lightning_mllm.alignment_names import ALL_TOKENS
 from lightning_mllm.analysis.alignment.kinds import name_of_kinds
 from lightning_mllm.analysis.alignment.measures import PAIRED
 from lightning_mllm.analysis.alignment.similarity import similarity_measure_names
-from lightning_mllm.analysis.core.result import Plot
+from lightning_mllm.analysis.core.result import ResultPlot
 from lightning_mllm.analysis.core.token_sets import SETS
-from lightning_mllm.analysis.forward.observe import LayerState
+from lightning_mllm.analysis.forward.observe import ObservedState
 from lightning_mllm.statistics.jackknife import GROUPS
 
 _COSINE = "Cosine similarity"
@@ -30,7 +30,7 @@ Coords = Mapping[str, tuple[Any, ...]]
 
 def make_alignment_plots(
     coords: Coords, gaps: Sequence[int], kinds: Sequence[str]
-) -> Iterator[Plot]:
+) -> Iterator[ResultPlot]:
     """Yield what is drawn, of all tokens; the main curves without sinks too.
 
     Args:
@@ -54,7 +54,7 @@ def make_alignment_plots(
         yield _make_plot(coords, "consecutive", later, _COSINE, title)
     norms = {f"norm {each} median": each for each in SETS}
     yield _make_plot(coords, "norms", norms, "Norm", "Median norm of a sample's tokens")
-    if {LayerState.SA, LayerState.FC2} & set(coords["state"]):
+    if {ObservedState.SA, ObservedState.FC2} & set(coords["state"]):
         ratios = {f"update ratio {each}": each for each in SETS}
         title = "Updates beside the residual stream, median"
         yield _make_plot(coords, "update_ratios", ratios, "Norm / norm", title)
@@ -79,10 +79,10 @@ def _make_plot(
     title: str,
     *,
     tokens: str = ALL_TOKENS,
-) -> Plot:
+) -> ResultPlot:
     """Return curves over layers, of those measures that there are."""
     there = {measure: called for measure, called in shown.items() if measure in coords["measure"]}
-    return Plot(
+    return ResultPlot(
         name,
         "lines",
         x="layer",

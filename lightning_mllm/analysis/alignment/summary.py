@@ -38,9 +38,9 @@ from lightning_mllm.analysis.alignment.similarity import (
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import SETS
-from lightning_mllm.analysis.forward.observe import LayerState
+from lightning_mllm.analysis.forward.observe import ObservedState
 from lightning_mllm.errors import DataError
-from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 
 HALVES = "halves"
 _OF_ONE_SAMPLE = {"ima_same_layer": PAIRED, "ima_input": PAIRED_INPUT}
@@ -98,7 +98,7 @@ def summarise_alignment(
     found: RunningSums,
     settings: Mapping[str, Any],
     *,
-    states: Sequence[LayerState],
+    states: Sequence[ObservedState],
     variants: Sequence[str],
     gaps: Sequence[int],
 ) -> AnalysisResult:
@@ -115,12 +115,12 @@ def summarise_alignment(
     groups = GroupSums(found.sums)
     cells = {state: _curves_of_state(state, groups, gaps) for state in states}
     if found.kept:
-        cells[LayerState.RESIDUAL] |= _curves_of_pairs(
-            found.kept, cells[LayerState.RESIDUAL], 1 / groups.sizes.sum()
+        cells[ObservedState.RESIDUAL] |= _curves_of_pairs(
+            found.kept, cells[ObservedState.RESIDUAL], 1 / groups.sizes.sum()
         )
-    cells[LayerState.RESIDUAL] |= curves_of_kinds(groups)
+    cells[ObservedState.RESIDUAL] |= curves_of_kinds(groups)
     measures = tuple(dict.fromkeys(chain.from_iterable(cells.values())))
-    depth = next(iter(cells[LayerState.RESIDUAL].values())).value.shape[1] - 1
+    depth = next(iter(cells[ObservedState.RESIDUAL].values())).value.shape[1] - 1
     coords: dict[str, tuple[Any, ...]] = {
         "state": tuple(map(str, states)),
         "tokens": tuple(variants),
@@ -128,12 +128,12 @@ def summarise_alignment(
         "layer": tuple(range(depth + 1)),
         "statistic": STATISTICS,
     }
-    values = no_numbers(coords)
+    values = missing_interval(coords)
     for k, curves in enumerate(cells.values()):
         for measure, curve in curves.items():
             values[k, :, measures.index(measure)] = curve.estimate()
     more = {
-        "scores": _scores(cells[LayerState.RESIDUAL], variants),
+        "scores": _scores(cells[ObservedState.RESIDUAL], variants),
         "left_out": len(found.left_out),
     }
     n = int(groups.sizes.sum())
@@ -143,7 +143,7 @@ def summarise_alignment(
 
 
 def _curves_of_state(
-    state: LayerState, groups: GroupSums, gaps: Sequence[int]
+    state: ObservedState, groups: GroupSums, gaps: Sequence[int]
 ) -> dict[str, GroupCurve]:
     """Return all measures of a state except those of drawn pairs."""
     first, *others = (_evaluate(state, groups, kept, gaps) for kept in groups.choices())
@@ -158,7 +158,7 @@ def _curves_of_state(
 
 
 def _evaluate(
-    state: LayerState, groups: GroupSums, kept: Tensor, gaps: Sequence[int]
+    state: ObservedState, groups: GroupSums, kept: Tensor, gaps: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return each measure of the samples in some groups, (variants, layers)."""
     n = float(groups.total("n", kept))
@@ -167,7 +167,7 @@ def _evaluate(
     sums = groups.total(f"{state} vectors", kept)  # (variants, layers, modes, sets, width)
     perceptual, textual = (sums / n).unbind(-2)
     pairs = {"ima_same_layer": inner_product_of_sums(perceptual, textual)}
-    if state is LayerState.RESIDUAL:
+    if state is ObservedState.RESIDUAL:
         pairs["ima_input"] = inner_product_of_sums(perceptual[:, :1], textual)
         if "noise vectors" in groups.names():
             noise = groups.total("noise vectors", kept)[..., 0, :] / n
@@ -186,7 +186,7 @@ def _evaluate(
     return found
 
 
-def _deviations(state: LayerState, groups: GroupSums) -> dict[str, Tensor]:
+def _deviations(state: ObservedState, groups: GroupSums) -> dict[str, Tensor]:
     """Return the standard deviations over all pairs of samples, of second moments."""
     if f"{state} moments" not in groups.names():
         return {}
@@ -199,7 +199,7 @@ def _deviations(state: LayerState, groups: GroupSums) -> dict[str, Tensor]:
     fourth = groups.per_group(f"{state} fourth moments")
     means = sums / n
     pairs: dict[str, tuple[Tensor, Tensor]] = {}  # means of inner products, and of their squares
-    for name in SCORE_NAMES if state is LayerState.RESIDUAL else ("ima_same_layer",):
+    for name in SCORE_NAMES if state is ObservedState.RESIDUAL else ("ima_same_layer",):
         at = slice(0, 1) if name == "ima_input" else slice(None)
         second = (moments[:, at, :, 0] * moments[:, :, :, 1]).sum((-2, -1)) / n**2
         pairs[name] = inner_product_of_sums(means[:, at, :, 0], means[:, :, :, 1]), second

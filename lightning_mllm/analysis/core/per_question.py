@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.forward.out_of_memory import Pieces
+from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, KnownAnswers, Match
@@ -26,7 +26,7 @@ RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True)
-class AskedQuestion:
+class PerQuestionAnswer:
     """A question, and how the model answers it.
 
     Attributes:
@@ -96,12 +96,12 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
 
     @abstractmethod
     def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
     ) -> Iterable[Sequence[RowT]]:
         """Yield the rows of each sample of a batch, in order."""
 
     @abstractmethod
-    def left_out(self, question: AskedQuestion) -> RowT:
+    def left_out(self, question: PerQuestionAnswer) -> RowT:
         """Return the one row of a question that is left out."""
 
     @abstractmethod
@@ -156,7 +156,7 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         """Forget all rows and answers; rows in a folder stay there."""
         self.rows = Rows(self.row_type)
         self._answers = KnownAnswers()
-        self._pieces = Pieces("questions")
+        self._pieces = MemoryPieces("questions")
 
     def _take_in(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Measure the questions of a batch; rows are written when all have been measured."""
@@ -173,7 +173,7 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
             found.update(zip(kept, measured, strict=True))
         self.rows.append({question.sample_id: found[row] for row, question in enumerate(questions)})
 
-    def _ask(self, backbone: Backbone, batch: MultimodalBatch) -> list[AskedQuestion]:
+    def _ask(self, backbone: Backbone, batch: MultimodalBatch) -> list[PerQuestionAnswer]:
         """Return the questions of a batch, answered and judged."""
         columns = zip(batch.sample_ids, batch.kinds, batch.pictures, strict=True)
         self._check_kinds(zip(batch.sample_ids, batch.kinds, strict=True))
@@ -182,7 +182,7 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         for sample_id, kind, picture in columns:
             answer = answers.get(sample_id)
             questions.append(
-                AskedQuestion(
+                PerQuestionAnswer(
                     sample_id,
                     kind or "",
                     picture,

@@ -13,7 +13,7 @@ from lightning_mllm.statistics.missing import Floats
 
 
 @dataclass(frozen=True)
-class Plot:
+class ResultPlot:
     """How a result is drawn: a panel for each coordinate of its first axis.
 
     Attributes:
@@ -68,7 +68,7 @@ class AnalysisResult:
     coords: Mapping[str, tuple[Any, ...]]
     n_samples: int
     settings: Mapping[str, Any]
-    plots: tuple[Plot, ...] = ()
+    plots: tuple[ResultPlot, ...] = ()
 
     def __post_init__(self) -> None:
         expected = tuple(len(self.coords.get(axis, ())) for axis in self.axes)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.store.files import write_tensors
+from lightning_mllm.store.files import write_tensor_file
 
 
 @dataclass
@@ -63,7 +63,7 @@ class RunningSums:
             "done": sorted(self.done),
             "left_out": sorted(self.left_out),
         }
-        write_tensors(path, tensors, {name: json.dumps(each) for name, each in more.items()})
+        write_tensor_file(path, tensors, {name: json.dumps(each) for name, each in more.items()})
 
     @classmethod
     def read(cls, path: Path) -> RunningSums:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_mllm.errors import ConfigError
 
 
-def cached_positions(cache: Any, layer: int = 0) -> int:
+def positions_of_cache(cache: Any, layer: int = 0) -> int:
     """Return how many positions are in a cache before a layer adds its own.
 
     Raises:

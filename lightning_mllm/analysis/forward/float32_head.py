@@ -16,24 +16,24 @@ from torch import Tensor, nn
 
 from lightning_mllm.families import finish_logits
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import output_of
+from lightning_mllm.models.hooks import hook_output
 
 LOGITS = 1 << 23  # that exist at once, where states go through the head some at a time
 _WORDS = 8192  # rows of the head that are in float32 at once
 
 
-def vocabulary_size(head: nn.Module) -> int:
+def head_vocabulary_size(head: nn.Module) -> int:
     """Return for how many tokens a head has logits."""
     weight: Tensor = head.weight  # type: ignore[assignment]  # of a linear layer
     return len(weight)
 
 
-def states_at_once(head: nn.Module) -> int:
+def head_states_at_once(head: nn.Module) -> int:
     """Return how many states to send through a head at a time."""
-    return max(1, LOGITS // vocabulary_size(head))
+    return max(1, LOGITS // head_vocabulary_size(head))
 
 
-def next_token_logits(backbone: Backbone, states: Tensor) -> Tensor:
+def next_token_head_logits(backbone: Backbone, states: Tensor) -> Tensor:
     """Return the logits of what leaves a layer, (..., width): after the final norm and the head."""
     norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]  # a module
     return model_logits(backbone, norm(states))
@@ -66,7 +66,7 @@ def head_in_float32(head: nn.Module) -> Iterator[None]:
     if type(head) is not nn.Linear:
         yield
         return
-    with output_of(head, partial(_product, head)):
+    with hook_output(head, partial(_product, head)):
         yield
 
 

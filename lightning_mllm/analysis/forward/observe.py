@@ -22,16 +22,16 @@ from lightning_mllm.analysis.core.refusal import refusal
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import before_layers, inputs_of, outputs_of, stream_into
+from lightning_mllm.models.hooks import hook_before_layers, hook_inputs, hook_outputs, hook_stream
 from lightning_mllm.models.layers import (
     decoder_layers,
     layers_and_norm,
-    run_uncompiled,
+    run_layers_uncompiled,
     scale_added,
 )
 
 
-class LayerState(StrEnum):
+class ObservedState(StrEnum):
     """Where in a layer of the LLM a state is."""
 
     RESIDUAL = "residual"
@@ -43,40 +43,40 @@ class LayerState(StrEnum):
 
 
 StateName = Literal["residual", "LN1", "SA", "LN2", "FC1", "FC2"]
-Observe = Callable[[LayerState, int, Tensor], None]
+Observe = Callable[[ObservedState, int, Tensor], None]
 
 _MODULES = {
-    LayerState.LN1: "input_layernorm",
-    LayerState.SA: "self_attn",
-    LayerState.LN2: "post_attention_layernorm",
-    LayerState.FC1: "mlp.down_proj",  # what enters it
-    LayerState.FC2: "mlp",
+    ObservedState.LN1: "input_layernorm",
+    ObservedState.SA: "self_attn",
+    ObservedState.LN2: "post_attention_layernorm",
+    ObservedState.FC1: "mlp.down_proj",  # what enters it
+    ObservedState.FC2: "mlp",
 }
-_ADDED = (LayerState.SA, LayerState.FC2)
+_ADDED = (ObservedState.SA, ObservedState.FC2)
 _PARTS = {name.partition(".")[0] for name in _MODULES.values()}
 
 
-def states_of(names: Sequence[str]) -> tuple[LayerState, ...]:
+def observe_states(names: Sequence[str]) -> tuple[ObservedState, ...]:
     """Return the states of these names.
 
     Raises:
         ConfigError: A name is unknown, or comes twice.
     """
-    known = set(LayerState)
+    known = set(ObservedState)
     if len(set(names)) < len(names) or not known.issuperset(names):
         raise ConfigError(
-            f"States are {', '.join(names)}; each can be one of {', '.join(LayerState)}, once."
+            f"States are {', '.join(names)}; each can be one of {', '.join(ObservedState)}, once."
         )
-    return tuple(map(LayerState, names))
+    return tuple(map(ObservedState, names))
 
 
-def check_states(backbone: Backbone, states: Sequence[LayerState]) -> None:
+def check_observed_states(backbone: Backbone, states: Sequence[ObservedState]) -> None:
     """Refuse states that are asked for inside layers which have other modules.
 
     Raises:
         ConfigError: There is such a state.
     """
-    inside = [state for state in states if state is not LayerState.RESIDUAL]
+    inside = [state for state in states if state is not ObservedState.RESIDUAL]
     for layer in decoder_layers(backbone) if inside else ():
         parts = {name for name, _ in layer.named_children()}
         if parts != _PARTS:
@@ -86,15 +86,15 @@ def check_states(backbone: Backbone, states: Sequence[LayerState]) -> None:
                 f"these states are known where a layer has {', '.join(sorted(_PARTS))}, as those "
                 f"of Llama, Mistral and Qwen2; a {type(layer).__name__} has "
                 f"{', '.join(sorted(parts))}",
-                f"Ask for {LayerState.RESIDUAL!s} states only.",
+                f"Ask for {ObservedState.RESIDUAL!s} states only.",
             )
 
 
 @torch.no_grad()
-def stream_states(
+def observe_stream(
     backbone: Backbone,
     batch: MultimodalBatch,
-    states: Sequence[LayerState],
+    states: Sequence[ObservedState],
     observe: Observe,
     enter: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
@@ -113,7 +113,7 @@ def stream_states(
         ConfigError: States inside layers are asked for, and the layers have other modules.
         DataError: States of a sample are not finite.
     """
-    check_states(backbone, states)
+    check_observed_states(backbone, states)
     layers = decoder_layers(backbone)
 
     def check(_: int, leaving: Tensor, __: Any) -> None:  # what is not finite stays so
@@ -124,7 +124,7 @@ def stream_states(
                 "the model in bfloat16 or float32."
             )
 
-    def show(key: tuple[LayerState, int], values: Tensor) -> None:
+    def show(key: tuple[ObservedState, int], values: Tensor) -> None:
         state, layer = key
         if state in _ADDED:
             values = scale_added(layers[layer - 1], values)
@@ -132,27 +132,29 @@ def stream_states(
             observe(state, layer, values)
 
     def show_stream(layer: int, values: Tensor, _: Any) -> None:
-        show((LayerState.RESIDUAL, layer), values)
+        show((ObservedState.RESIDUAL, layer), values)
 
     with ExitStack() as hooks:
         if enter is not None:
-            hooks.enter_context(stream_into(layers[0], enter))
+            hooks.enter_context(hook_stream(layers[0], enter))
         entered = dict(enumerate(layers_and_norm(backbone)))
-        hooks.enter_context(before_layers({len(layers): entered[len(layers)]}, check))
-        if LayerState.RESIDUAL in states:
-            hooks.enter_context(before_layers(entered, show_stream))
-        inputs = [state for state in states if state is LayerState.FC1]
-        outputs = [state for state in _MODULES if state in states and state is not LayerState.FC1]
-        hooks.enter_context(inputs_of(_modules(layers, inputs), show))
-        hooks.enter_context(outputs_of(_modules(layers, outputs), show))
-        run_uncompiled(backbone, batch)
+        hooks.enter_context(hook_before_layers({len(layers): entered[len(layers)]}, check))
+        if ObservedState.RESIDUAL in states:
+            hooks.enter_context(hook_before_layers(entered, show_stream))
+        inputs = [state for state in states if state is ObservedState.FC1]
+        outputs = [
+            state for state in _MODULES if state in states and state is not ObservedState.FC1
+        ]
+        hooks.enter_context(hook_inputs(_modules(layers, inputs), show))
+        hooks.enter_context(hook_outputs(_modules(layers, outputs), show))
+        run_layers_uncompiled(backbone, batch)
 
 
 def _modules(
-    layers: Sequence[nn.Module], states: Sequence[LayerState]
-) -> dict[tuple[LayerState, int], nn.Module]:
+    layers: Sequence[nn.Module], states: Sequence[ObservedState]
+) -> dict[tuple[ObservedState, int], nn.Module]:
     """Return (state, number of the layer) -> module."""
-    modules: dict[tuple[LayerState, int], nn.Module] = {}
+    modules: dict[tuple[ObservedState, int], nn.Module] = {}
     for state in states:
         for number, layer in enumerate(layers, 1):
             modules[state, number] = layer.get_submodule(_MODULES[state])

@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 _Thing = TypeVar("_Thing")
 
 
-def free_bytes(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Return about how much this process can still allocate.
 
     On the CPU this is what the system has free and a job scheduler or container allows, divided
@@ -33,7 +33,7 @@ def free_bytes(device: torch.device) -> int:
     return max(_LEAST, min([_free_pages(), *_free_in_groups()]) // processes)
 
 
-class Pieces:
+class MemoryPieces:
     """Runs things some at a time; out of memory, it continues with half as many.
 
     After a while it tries more again.

@@ -52,6 +52,6 @@ class Prompts:
         return output.logits[:, -1], output.past_key_values
 
 
-def log_probabilities(logits: Tensor) -> Tensor:
+def prompt_log_probabilities(logits: Tensor) -> Tensor:
     """Return the log-softmax in float32, or in float64 if the logits are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, before_layers, between_layers
-from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_uncompiled
+from lightning_mllm.models.hooks import Arguments, hook_before_layers, hook_between_layers
+from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_layers_uncompiled
 
 
 @dataclass
-class Stream:
+class StepwiseStream:
     """A batch between two layers of the decoder.
 
     Attributes:
@@ -30,7 +30,7 @@ class Stream:
     between: Mapping[int, Tensor]
 
     @classmethod
-    def of(cls, backbone: Backbone, batch: MultimodalBatch, counted: Tensor) -> Stream:
+    def of(cls, backbone: Backbone, batch: MultimodalBatch, counted: Tensor) -> StepwiseStream:
         """Catch a batch before the first layer."""
         states: list[Tensor] = []
         arguments: list[Arguments] = []
@@ -42,10 +42,10 @@ class Stream:
 
         layers, between = dict(enumerate(decoder_layers(backbone))), dict[int, Tensor]()
         with (
-            before_layers(layers, catch),
-            between_layers(layers_and_norm(backbone), between),
+            hook_before_layers(layers, catch),
+            hook_between_layers(layers_and_norm(backbone), between),
         ):
-            run_uncompiled(backbone, batch)
+            run_layers_uncompiled(backbone, batch)
         return cls(states[0], arguments, counted, between)
 
     def through(self, index: int, layer: nn.Module) -> Tensor:

@@ -15,7 +15,7 @@ _FORM = re.compile(
 
 
 @dataclass(frozen=True)
-class Positions:
+class BlockPositions:
     """Token positions: a union of intersections of segments.
 
     For example "image object&image tiles+question".
@@ -49,8 +49,8 @@ class Block:
         heads: Attention heads in which they are hidden; None for all.
     """
 
-    source: Positions
-    target: Positions
+    source: BlockPositions
+    target: BlockPositions
     heads: tuple[int, ...] | None = None
 
     @classmethod
@@ -79,11 +79,11 @@ class Block:
         return f"{self.source}->{self.target}{heads}"
 
 
-def _parse_positions(side: str, text: str) -> Positions:
+def _parse_positions(side: str, text: str) -> BlockPositions:
     terms = []
     for term in side.split("+"):
         terms.append(frozenset(_parse_segment(name, text) for name in term.split("&")))
-    return Positions(frozenset(terms))
+    return BlockPositions(frozenset(terms))
 
 
 def _parse_segment(name: str, text: str) -> Segment:

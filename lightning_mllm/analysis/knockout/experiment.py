@@ -26,14 +26,14 @@ from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any, ClassVar
 
-from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.engine.interface import Case, KnockoutEngine
 from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
-from lightning_mllm.analysis.knockout.mask import check_attention
-from lightning_mllm.analysis.knockout.rows import FlowRow, OptionIds, flow_rows, row_of
+from lightning_mllm.analysis.knockout.mask import check_mask_attention
+from lightning_mllm.analysis.knockout.rows import FlowOptionIds, FlowRow, flow_rows, make_flow_row
 from lightning_mllm.analysis.knockout.summary import CEILING, summarise_flow
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
@@ -172,10 +172,10 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
 
     def check_model(self, backbone: Backbone) -> None:
         """Refuse a model whose attention can't be blocked."""
-        check_attention(backbone)
+        check_mask_attention(backbone)
 
     def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
     ) -> list[list[FlowRow]]:
         """Run all blocks in all windows, and the ceiling."""
         depth = len(decoder_layers(backbone))
@@ -184,7 +184,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         for block in self.blocks:
             cases += [Case(block, window) for window in windows]
         cases.append(Case(CEILING, Window(depth // 2, 0, depth)))
-        options = OptionIds.of(batch.answers)
+        options = FlowOptionIds.of(batch.answers)
         if self._engine is None:
             memory = None if self.memory_gib is None else int(self.memory_gib * 2**30)
             self._engine = choose_engine(self.engine, memory)
@@ -193,9 +193,9 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         rows = flow_rows(questions, batch, cases, readings, options)
         return [[*swept, replace(ceiling, ceiling=True)] for *swept, ceiling in rows]
 
-    def left_out(self, question: AskedQuestion) -> FlowRow:
+    def left_out(self, question: PerQuestionAnswer) -> FlowRow:
         """Return the row of a question that the model answers wrongly."""
-        return row_of(question, measured=False)
+        return make_flow_row(question, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per kind, block and window."""

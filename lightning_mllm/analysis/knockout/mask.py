@@ -18,19 +18,19 @@ from torch import Tensor
 
 from lightning_mllm.analysis.core.refusal import refusal
 from lightning_mllm.analysis.core.windows import Window
-from lightning_mllm.analysis.forward.caches import cached_positions
+from lightning_mllm.analysis.forward.caches import positions_of_cache
 from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys, find_horizons
-from lightning_mllm.analysis.knockout.block import Block, Positions
+from lightning_mllm.analysis.knockout.block import Block, BlockPositions
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, before_layers
+from lightning_mllm.models.hooks import Arguments, hook_before_layers
 from lightning_mllm.models.layers import (
-    attention_of,
+    attention_of_layers,
     decoder_layers,
-    hidden_value,
+    layer_hidden_value,
+    layer_mask_dtype,
     layers_without_keys,
-    mask_dtype,
 )
 
 _NO_DENSE_MASK = ("flash", "flex", "paged")
@@ -70,14 +70,14 @@ def knockout(
             "The model is compiled, and what was compiled before would run on without the block. "
             "Use a model that is not, or an engine, which runs the uncompiled forward."
         )
-    check_attention(backbone)
-    check_window(window, backbone)
+    check_mask_attention(backbone)
+    check_mask_window(window, backbone)
     spans = batch if isinstance(batch, TokenSpans) else batch.spans
-    hidden = [hidden_keys(block, spans, backbone) for block in blocks]
-    with hide_keys(backbone, hidden, window):
+    hidden = [masked_keys(block, spans, backbone) for block in blocks]
+    with mask_keys(backbone, hidden, window):
         for block, keys in zip(blocks, hidden, strict=True):
             if not keys.acts.any():
-                reason = why_nothing(block, bool(keys.source.any()), bool(keys.target.any()))
+                reason = why_mask_is_empty(block, bool(keys.source.any()), bool(keys.target.any()))
                 logger.warning(
                     "%s blocks nothing in any of the %d samples: %s.",
                     block,
@@ -88,15 +88,15 @@ def knockout(
 
 
 @contextmanager
-def hide_keys(backbone: Backbone, hidden: Sequence[HiddenKeys], window: Window) -> Iterator[None]:
+def mask_keys(backbone: Backbone, hidden: Sequence[HiddenKeys], window: Window) -> Iterator[None]:
     """Hide keys in the layers of a window, around `model.forward(...)` only; nothing is checked."""
     layers = decoder_layers(backbone)
     within = {index: layers[index] for index in range(window.start, window.stop)}
-    with before_layers(within, _MaskMaker(hidden).replace_mask):
+    with hook_before_layers(within, _MaskMaker(hidden).replace_mask):
         yield
 
 
-def hidden_keys(block: Block, spans: TokenSpans, backbone: Backbone) -> HiddenKeys:
+def masked_keys(block: Block, spans: TokenSpans, backbone: Backbone) -> HiddenKeys:
     """Find the positions of a block.
 
     Raises:
@@ -104,14 +104,16 @@ def hidden_keys(block: Block, spans: TokenSpans, backbone: Backbone) -> HiddenKe
         DataError: The batch lacks the positions of a segment.
     """
     device = backbone.model.device
-    source, target = (positions(spans, each).to(device) for each in (block.source, block.target))
+    source, target = (
+        mask_positions(spans, each).to(device) for each in (block.source, block.target)
+    )
     horizon = find_horizons(backbone.family.sees, spans)
     if horizon is not None:
         horizon = horizon.to(device)
     return HiddenKeys(source, target, _head_mask(block, backbone), str(block), horizon)
 
 
-def positions(spans: TokenSpans, wanted: Positions) -> Tensor:
+def mask_positions(spans: TokenSpans, wanted: BlockPositions) -> Tensor:
     """Return the mask of positions, (batch, sequence).
 
     Raises:
@@ -128,7 +130,7 @@ def positions(spans: TokenSpans, wanted: Positions) -> Tensor:
     return torch.stack(terms).any(dim=0)
 
 
-def why_nothing(block: Block, has_source: bool, has_target: bool) -> str:
+def why_mask_is_empty(block: Block, has_source: bool, has_target: bool) -> str:
     """Say why a block hides nothing in any sample.
 
     Args:
@@ -145,7 +147,7 @@ def why_nothing(block: Block, has_source: bool, has_target: bool) -> str:
     return f"none has {' or '.join(lacking)}"
 
 
-def check_attention(backbone: Backbone) -> None:
+def check_mask_attention(backbone: Backbone) -> None:
     """Refuse attention that is known to ignore or reject a dense mask, and layers without keys.
 
     Raises:
@@ -159,7 +161,7 @@ def check_attention(backbone: Backbone) -> None:
             "none can be hidden",
             "Use a model whose layers all have attention, such as qwen2_5_vl.",
         )
-    name = attention_of(backbone)
+    name = attention_of_layers(backbone)
     if any(word in name for word in _NO_DENSE_MASK):
         raise ConfigError(
             f"Attention is blocked with a dense mask, which {name!r} ignores or rejects: nothing "
@@ -167,7 +169,7 @@ def check_attention(backbone: Backbone) -> None:
         )
 
 
-def check_window(window: Window, backbone: Backbone) -> None:
+def check_mask_window(window: Window, backbone: Backbone) -> None:
     """Refuse layers that the decoder does not have.
 
     Raises:
@@ -204,12 +206,12 @@ class _MaskMaker:
 
     def replace_mask(self, layer: int, states: Tensor, arguments: Arguments) -> Arguments | None:
         """Return the layer's arguments with the other mask."""
-        past = cached_positions(arguments.get("past_key_values"), layer)
+        past = positions_of_cache(arguments.get("past_key_values"), layer)
         length = self.hidden[0].source.shape[1] if self.hidden else past + 1
         if past >= length:  # after the batch's own positions nothing is hidden
             return None
         given = arguments.get("attention_mask")
-        key = (id(given), past, *states.shape[:2], mask_dtype(states))
+        key = (id(given), past, *states.shape[:2], layer_mask_dtype(states))
         if self._last is None or self._last[0] != key:
             self._given, self._last = given, (key, self._build(given, states, past))
         return {**arguments, "attention_mask": self._last[1]}
@@ -220,7 +222,7 @@ class _MaskMaker:
         mask = _additive_mask(given, states, past)
         for keys in self.hidden:
             pairs = keys.pairs(rows, mask.shape[-1], len(states) // len(keys.source))
-            blocked = mask.masked_fill(pairs, hidden_value(mask.dtype))
+            blocked = mask.masked_fill(pairs, layer_hidden_value(mask.dtype))
             if (_sees_nothing(blocked) & ~_sees_nothing(mask)).any():
                 raise ConfigError(
                     f"{keys.name} hides everything that one of its rows can attend to, and "
@@ -252,7 +254,7 @@ def _additive_mask(given: Tensor | None, states: Tensor, past: int) -> Tensor:
     Returns:
         (batch or 1, 1, rows, keys).
     """
-    dtype, count = mask_dtype(states), states.shape[1]
+    dtype, count = layer_mask_dtype(states), states.shape[1]
     if given is not None and given.ndim != 4:
         raise ConfigError(
             f"A decoder layer gets an attention mask of shape {tuple(given.shape)} instead of "
@@ -260,14 +262,14 @@ def _additive_mask(given: Tensor | None, states: Tensor, past: int) -> Tensor:
         )
     if given is not None and given.dtype != torch.bool:
         exact = given.to(torch.promote_types(given.dtype, dtype))
-        return exact.clamp(min=hidden_value(dtype)).to(dtype)
+        return exact.clamp(min=layer_hidden_value(dtype)).to(dtype)
     if given is None:
         every = torch.ones(count, past + count, dtype=torch.bool, device=states.device)
         given = every.tril(past)[None, None]
     mask = torch.zeros(given.shape, dtype=dtype, device=states.device)
-    return mask.masked_fill_(~given, hidden_value(dtype))
+    return mask.masked_fill_(~given, layer_hidden_value(dtype))
 
 
 def _sees_nothing(mask: Tensor) -> Tensor:
     """Return from which rows of an additive mask everything is hidden."""
-    return mask.amax(-1) <= hidden_value(mask.dtype)
+    return mask.amax(-1) <= layer_hidden_value(mask.dtype)

@@ -9,16 +9,16 @@ import numpy as np
 from lightning_mllm.statistics.interval import ENDS, STATISTICS, N
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
-    Draws,
+    BootstrapDraws,
     Statistic,
-    difference,
-    estimate,
-    mean,
-    median,
-    ratio_of_means,
-    share,
-    share_difference,
-    share_ratio,
+    bootstrap_difference,
+    bootstrap_estimate,
+    bootstrap_mean,
+    bootstrap_median,
+    bootstrap_ratio_of_means,
+    bootstrap_share,
+    bootstrap_share_difference,
+    bootstrap_share_ratio,
 )
 
 MEASURES = (
@@ -45,8 +45,12 @@ _FLIPS = MEASURES.index("flip_rate")
 Cells = Mapping[str, Floats]  # column -> (questions, blocks, windows)
 
 
-def flow_numbers(
-    cells: Cells, fair: Cells, ceiling: Cells, pairs: Sequence[tuple[int, int]], draws: Draws
+def flow_measures(
+    cells: Cells,
+    fair: Cells,
+    ceiling: Cells,
+    pairs: Sequence[tuple[int, int]],
+    draws: BootstrapDraws,
 ) -> Floats:
     """Return the numbers of all blocks, of the ceiling and of contrasts between blocks.
 
@@ -66,8 +70,10 @@ def flow_numbers(
     questions, blocks, windows = with_ceiling["p_before"].shape
     flat = {column: own.reshape(questions, -1) for column, own in with_ceiling.items()}
     above = {column: np.tile(own[:, 0], blocks) for column, own in ceiling.items()}
-    numbers = [estimate(statistic, values, draws) for statistic, values in _statistics(flat)]
-    numbers.insert(_FLIPS, share(flat["flipped"], draws.pictures))
+    numbers = [
+        bootstrap_estimate(statistic, values, draws) for statistic, values in _statistics(flat)
+    ]
+    numbers.insert(_FLIPS, bootstrap_share(flat["flipped"], draws.pictures))
     numbers += _relative_to_ceiling(flat, above, draws)
     stacked = np.stack(numbers, axis=1).reshape(blocks, windows, len(MEASURES), len(STATISTICS))
     stacked[-1, :, -1, ENDS] = stacked[-1, :, -1, :1]  # the ceiling's flips relative to itself
@@ -75,7 +81,7 @@ def flow_numbers(
     return np.concatenate([stacked, *contrasts])
 
 
-def _contrast(fair: Cells, first: int, second: int, draws: Draws) -> Floats:
+def _contrast(fair: Cells, first: int, second: int, draws: BootstrapDraws) -> Floats:
     """Return the differences between two blocks, (windows, measures, statistics)."""
     ours: dict[str, Floats] = {}
     theirs: dict[str, Floats] = {}
@@ -87,8 +93,8 @@ def _contrast(fair: Cells, first: int, second: int, draws: Draws) -> Floats:
     numbers = []
     both = zip(_statistics(ours), _statistics(theirs), strict=True)
     for (our_statistic, values), (their_statistic, _) in both:
-        numbers.append(difference(our_statistic, their_statistic, values, draws))
-    flips = share_difference(ours["flipped"], theirs["flipped"], draws.pictures)
+        numbers.append(bootstrap_difference(our_statistic, their_statistic, values, draws))
+    flips = bootstrap_share_difference(ours["flipped"], theirs["flipped"], draws.pictures)
     numbers.insert(_FLIPS, flips)
     undefined = np.full_like(flips, np.nan)  # relative to the ceiling
     undefined[:, N] = 0
@@ -100,25 +106,27 @@ def _statistics(cells: Cells) -> list[tuple[Statistic, Floats]]:
     """Return statistic and values of each measure, but of flips and those of the ceiling."""
     change, before, after = cells["relative_change_percent"], cells["p_before"], cells["p_after"]
     margin = cells["margin_after"] - cells["margin_before"]
-    ratio = ratio_of_means(after, before)
+    ratio = bootstrap_ratio_of_means(after, before)
     return [
-        (mean(change), change),
+        (bootstrap_mean(change), change),
         (lambda weights: 100 * (ratio(weights) - 1), change),
-        (median(change), change),
-        (mean(cells["logprob_change"]), cells["logprob_change"]),
-        (mean(margin), margin),
+        (bootstrap_median(change), change),
+        (bootstrap_mean(cells["logprob_change"]), cells["logprob_change"]),
+        (bootstrap_mean(margin), margin),
     ]
 
 
-def _relative_to_ceiling(cells: Cells, ceiling: Cells, draws: Draws) -> list[Floats]:
+def _relative_to_ceiling(cells: Cells, ceiling: Cells, draws: BootstrapDraws) -> list[Floats]:
     """Return change and flips in percent of those of the ceiling, of (questions, numbers) cells.
 
     The change has no interval where the ceiling's own holds 0: no interval would be bounded.
     """
     change, above = cells["relative_change_percent"], ceiling["relative_change_percent"]
-    relative = estimate(ratio_of_means(100 * change, above), change + above, draws)
-    _, low, high, _ = estimate(mean(above), change + above, draws).T
+    relative = bootstrap_estimate(
+        bootstrap_ratio_of_means(100 * change, above), change + above, draws
+    )
+    _, low, high, _ = bootstrap_estimate(bootstrap_mean(above), change + above, draws).T
     bounded = (low > 0) | (high < 0)
     relative[:, ENDS] = np.where(bounded[:, None], relative[:, ENDS], np.nan)
-    flips = share_ratio(cells["flipped"], ceiling["flipped"], draws.pictures, 100)
+    flips = bootstrap_share_ratio(cells["flipped"], ceiling["flipped"], draws.pictures, 100)
     return [relative, flips]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.core.per_question import AskedQuestion
+from lightning_mllm.analysis.core.per_question import PerQuestionAnswer
 from lightning_mllm.analysis.knockout.engine.interface import Case, Readings
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.types import AnswerForms, Forms, Segment
@@ -90,7 +90,7 @@ class FlowRow:
 
 
 @dataclass(frozen=True)
-class OptionIds:
+class FlowOptionIds:
     """The tokens with which the options of a batch's questions begin.
 
     Attributes:
@@ -102,7 +102,7 @@ class OptionIds:
     there: Tensor
 
     @classmethod
-    def of(cls, answers: Sequence[AnswerForms | None]) -> OptionIds:
+    def of(cls, answers: Sequence[AnswerForms | None]) -> FlowOptionIds:
         """Return those of the options of each question."""
         ids = torch.zeros(len(answers), 2 * _WIDTH, dtype=torch.long)
         there = torch.zeros_like(ids, dtype=torch.bool)
@@ -128,11 +128,11 @@ class OptionIds:
 
 
 def flow_rows(
-    questions: Sequence[AskedQuestion],
+    questions: Sequence[PerQuestionAnswer],
     batch: MultimodalBatch,
     cases: Sequence[Case],
     readings: Readings,
-    options: OptionIds,
+    options: FlowOptionIds,
 ) -> list[list[FlowRow]]:
     """Return the rows of each question, a row per case.
 
@@ -170,16 +170,16 @@ def flow_rows(
     return rows
 
 
-def row_of(question: AskedQuestion, **cells: Any) -> FlowRow:
+def make_flow_row(question: PerQuestionAnswer, **cells: Any) -> FlowRow:
     """Return a row of a question, with the cells that are not the question's."""
     reference = json.dumps(question.reference, ensure_ascii=False)
     return FlowRow(**question.columns, reference=reference, **cells)
 
 
 def _row_of_case(
-    question: AskedQuestion, case: Case, engine: str, numbers: dict[str, Any]
+    question: PerQuestionAnswer, case: Case, engine: str, numbers: dict[str, Any]
 ) -> FlowRow:
-    return row_of(
+    return make_flow_row(
         question,
         block=str(case.block),
         centre=case.window.centre,

@@ -13,15 +13,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.knockout.block import Block
-from lightning_mllm.analysis.knockout.mask import why_nothing
-from lightning_mllm.analysis.knockout.measures import MEASURES, Cells, flow_numbers
+from lightning_mllm.analysis.knockout.mask import why_mask_is_empty
+from lightning_mllm.analysis.knockout.measures import MEASURES, Cells, flow_measures
 from lightning_mllm.analysis.knockout.rows import FlowRow
-from lightning_mllm.analysis.knockout.sweep import Sweep, split_ceiling
-from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.analysis.knockout.sweep import Sweep, sweep_ceiling
+from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
-from lightning_mllm.statistics.question_table import ALL, Kept, common_questions, count_questions
+from lightning_mllm.statistics.question_table import (
+    ALL,
+    KeptQuestions,
+    common_questions,
+    count_questions,
+)
 from lightning_mllm.store.rows import read_rows
 from lightning_mllm.types import Segment, Table
 
@@ -71,7 +76,7 @@ def summarise_flow(
         third axis is `window` instead, with coordinates such as "4 (3-5)": layers 3 to 5, around
         layer 4. The block `ceiling`, which is in all layers, is the same for all windows.
     """
-    kept, (table, above) = Kept.of(table, kind_depth), split_ceiling(table)
+    kept, (table, above) = KeptQuestions.of(table, kind_depth), sweep_ceiling(table)
     sweep = Sweep.of(table)
     if not len(kept.ids):
         asked = len(np.unique(table["sample_id"]))
@@ -80,14 +85,14 @@ def summarise_flow(
     groups = {**kept.groups, **_by_answer(table, kept, least_per_answer)}
     pairs = _index_pairs(contrasts, sweep)
     coords = _coordinates(groups, sweep, pairs)
-    values = no_numbers(coords)
+    values = missing_interval(coords)
     cells = sweep.cells(table, kept.ids)
     fair = sweep.without_overlap(cells, table, kept.ids)
     ceiling = sweep.ceiling(above, kept.ids)
     for index, (kind, rows) in enumerate(groups.items() if len(kept.ids) else ()):
         own, contrasted, most = (_take_questions(each, rows) for each in (cells, fair, ceiling))
         draws = bootstrap.draw(kept.pictures[rows], kind)
-        values[index] = flow_numbers(own, contrasted, most, [*pairs.values()], draws)
+        values[index] = flow_measures(own, contrasted, most, [*pairs.values()], draws)
     more = {
         "kind_depth": kind_depth,
         "least_per_answer": least_per_answer,
@@ -149,7 +154,7 @@ def _index_pairs(contrasts: Sequence[tuple[str, str]], sweep: Sweep) -> dict[str
     return pairs
 
 
-def _by_answer(table: Table, kept: Kept, least: int) -> dict[str, NDArray[np.int64]]:
+def _by_answer(table: Table, kept: KeptQuestions, least: int) -> dict[str, NDArray[np.int64]]:
     """Return the questions of each right answer of a kind, if they are enough and not all of it."""
     measured = table["measured"]
     _, first = np.unique(table["sample_id"][measured], return_index=True)
@@ -170,14 +175,16 @@ def _warn_of_nothing(table: Table, sweep: Sweep, name: str) -> None:
         if table["empty"][own].all():
             has_source = bool(table["source_size"][own].any())
             has_target = bool(table["target_size"][own].any())
-            reason = why_nothing(Block.parse(block), has_source, has_target)
+            reason = why_mask_is_empty(Block.parse(block), has_source, has_target)
             count = len(np.unique(table["sample_id"][own]))
             logger.warning(
                 "%s: %s blocks nothing in any of %d questions: %s.", name, block, count, reason
             )
 
 
-def _count(table: Table, kept: Kept, sweep: Sweep, kind_depth: int | None) -> dict[str, Any]:
+def _count(
+    table: Table, kept: KeptQuestions, sweep: Sweep, kind_depth: int | None
+) -> dict[str, Any]:
     """Return numbers of questions, of pictures, of questions that lack something, and the sweep."""
     measured = table["measured"]
     once = measured & table["empty"] & (sweep.window == 0)
@@ -197,7 +204,7 @@ def _count(table: Table, kept: Kept, sweep: Sweep, kind_depth: int | None) -> di
     }
 
 
-def _plots(sweep: Sweep, compared: Sequence[str], kinds: Sequence[str]) -> tuple[Plot, ...]:
+def _plots(sweep: Sweep, compared: Sequence[str], kinds: Sequence[str]) -> tuple[ResultPlot, ...]:
     """Return a plot for each of the paper's three groups of blocks, and one for the other blocks.
 
     The contrasts follow, and a heat map of all blocks. Each plot has a panel per kind; the curves
@@ -222,13 +229,13 @@ def _plot(
     blocks: Sequence[str],
     sweep: Sweep,
     kinds: Sequence[str],
-) -> Plot:
+) -> ResultPlot:
     width = int((sweep.windows[:, 2] - sweep.windows[:, 1]).max())
     layers = "one layer" if width == 1 else f"up to {width} layers"
     shown = {}
     for block in blocks:
         shown[block] = _SHOWN.get(block, block.replace("->", f" {_CROSSED_ARROW} "))
-    return Plot(
+    return ResultPlot(
         name=name,
         style=style,
         x=sweep.axis,

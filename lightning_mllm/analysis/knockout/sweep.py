@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.measures import COLUMNS, Cells
 from lightning_mllm.statistics.missing import Floats
-from lightning_mllm.statistics.question_table import pivot
+from lightning_mllm.statistics.question_table import pivot_question_table
 from lightning_mllm.types import Segment, Table
 
 
@@ -68,17 +68,19 @@ class Sweep:
         axes, there = {"ceiling": (True,)}, ~above["empty"]
         cells = {}
         for column in COLUMNS:
-            found = pivot(above, column, axes, questions, there)
+            found = pivot_question_table(above, column, axes, questions, there)
             cells[column] = np.repeat(found[..., None], len(self.windows), axis=2)
         return cells
 
     def _pivot(self, table: Table, column: str, questions: NDArray[Any]) -> Floats:
         axes = {"block": self.blocks, "window": range(len(self.windows))}
         blocked = table["measured"] & ~table["empty"]
-        return pivot({**table, "window": self.window}, column, axes, questions, blocked)
+        return pivot_question_table(
+            {**table, "window": self.window}, column, axes, questions, blocked
+        )
 
 
-def split_ceiling(table: Table) -> tuple[Table, Table]:
+def sweep_ceiling(table: Table) -> tuple[Table, Table]:
     """Return the rows of the sweep, with those that are left out, and the rows of the ceiling."""
     above = table["ceiling"]
     swept = {column: cells[~above] for column, cells in table.items()}

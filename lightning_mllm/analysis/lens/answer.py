@@ -29,25 +29,34 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.lens.readout import (
     WORDS,
-    LensPositions,
     Norm,
+    ReadoutPositions,
     TokensOf,
-    look,
-    residual_states,
+    read_out,
+    readout_states,
 )
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
 from lightning_mllm.families import finish_logits
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 from lightning_mllm.statistics.missing import Floats
-from lightning_mllm.statistics.picture_bootstrap import Bootstrap, estimate, mean, median
-from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
+from lightning_mllm.statistics.picture_bootstrap import (
+    Bootstrap,
+    bootstrap_estimate,
+    bootstrap_mean,
+    bootstrap_median,
+)
+from lightning_mllm.statistics.question_table import (
+    KeptQuestions,
+    count_questions,
+    pivot_question_table,
+)
 from lightning_mllm.types import Table
 
 CURVES = dict(zip(WORDS, ("answer", "Answer", "false option", "False option"), strict=True))
@@ -56,7 +65,7 @@ JOINT = "whole reference"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LensRow:
+class AnswerLensRow:
     """A question and a layer; a question that is left out has one row, without a layer.
 
     Attributes:
@@ -100,7 +109,7 @@ class LensRow:
     top_probabilities: str = ""
 
 
-class AnswerLens(QuestionAnalysis[LensRow]):
+class AnswerLens(QuestionAnalysis[AnswerLensRow]):
     """Reads the answer word from every layer.
 
     Args:
@@ -118,7 +127,7 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         label: A name of your own for this analysis and its folder.
     """
 
-    row_type = LensRow
+    row_type = AnswerLensRow
     default_name: ClassVar[str] = "answer_lens"
 
     def __init__(
@@ -157,17 +166,17 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         return {**own, **self.shared_settings}
 
     def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
-    ) -> list[list[LensRow]]:
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
+    ) -> list[list[AnswerLensRow]]:
         """Put the lens on all layers."""
-        positions = LensPositions.of(batch)
+        positions = ReadoutPositions.of(batch)
         vocabulary = len(self.tokenizer) if self.vocabulary == "tokenizer" else None
         finish = partial(finish_logits, backbone.model.config)
-        states = residual_states(backbone, batch, positions.seen, self.norm)
+        states = readout_states(backbone, batch, positions.seen, self.norm)
         lengths = positions.lengths.tolist()
-        rows: list[list[LensRow]] = [[] for _ in questions]
+        rows: list[list[AnswerLensRow]] = [[] for _ in questions]
         for layer, hidden in enumerate(states):
-            seen = look(
+            seen = read_out(
                 backbone.lm_head,
                 hidden,
                 positions.ids,
@@ -189,16 +198,16 @@ class AnswerLens(QuestionAnalysis[LensRow]):
                     "top_words": _write_words(self.tokenizer, top[number]),
                     "top_probabilities": _write_probabilities(top_logprobs[number]),
                 }
-                rows[number].append(LensRow(**question.columns, layer=layer, **cells))
+                rows[number].append(AnswerLensRow(**question.columns, layer=layer, **cells))
         return rows
 
-    def left_out(self, question: AskedQuestion) -> LensRow:
+    def left_out(self, question: PerQuestionAnswer) -> AnswerLensRow:
         """Return the row of a question that the model answers wrongly."""
-        return LensRow(**question.columns, measured=False)
+        return AnswerLensRow(**question.columns, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per kind, word and layer."""
-        kept = Kept.of(table, self.kind_depth)
+        kept = KeptQuestions.of(table, self.kind_depth)
         layers = tuple(np.unique(table["layer"][table["measured"]]).tolist())
         coords: dict[str, tuple[Any, ...]] = {
             "kind": tuple(kept.groups),
@@ -209,19 +218,25 @@ class AnswerLens(QuestionAnalysis[LensRow]):
         }
 
         def per_layer(column: str) -> Floats:  # (questions, layers)
-            return pivot(table, column, {"layer": layers}, kept.ids, table["measured"])
+            return pivot_question_table(
+                table, column, {"layer": layers}, kept.ids, table["measured"]
+            )
 
         probabilities = [per_layer(f"p_{word}") for word in WORDS]
         probabilities.append(np.exp(per_layer("reference_logprob")))
         ranks = [per_layer(f"rank_{word}") for word in WORDS]
-        values = no_numbers(coords)
+        values = missing_interval(coords)
         for index, (kind, rows) in enumerate(kept.groups.items() if layers else ()):
             own = values[index]  # (words, layers, measures, statistics)
             draws = self.bootstrap.draw(kept.pictures[rows], kind)
             for word, each in enumerate(probabilities):
-                own[word, :, 0] = estimate(mean(100 * each[rows]), each[rows], draws)
+                own[word, :, 0] = bootstrap_estimate(
+                    bootstrap_mean(100 * each[rows]), each[rows], draws
+                )
             for word, each in enumerate(ranks):
-                own[word, :, 1] = estimate(median(each[rows]), each[rows], draws)
+                own[word, :, 1] = bootstrap_estimate(
+                    bootstrap_median(each[rows]), each[rows], draws
+                )
         found = {
             "questions": count_questions(table, self.kind_depth),
             "pictures": kept.count_pictures(),
@@ -250,9 +265,9 @@ def _write_probabilities(logprobs: Tensor) -> str:
     return json.dumps([float(f"{p:.4g}") for p in logprobs.exp().tolist()])
 
 
-def _plot(norm: Norm) -> Plot:
+def _plot(norm: Norm) -> ResultPlot:
     without = ", without the final norm" if norm == "none" else ""
-    return Plot(
+    return ResultPlot(
         name="lens",
         style="lines",
         x="layer",

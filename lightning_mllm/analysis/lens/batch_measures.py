@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.core.token_sets import SETS
-from lightning_mllm.analysis.forward.observe import LayerState
+from lightning_mllm.analysis.forward.observe import ObservedState
 
 # (tokens, width) -> log-probabilities in float64, (tokens, vocabulary)
 Lens = Callable[[Tensor], Tensor]
@@ -17,7 +17,7 @@ Lens = Callable[[Tensor], Tensor]
 Keep = Callable[[Tensor], Tensor]
 
 
-def word_numbers(gaps: Sequence[int]) -> tuple[str, ...]:
+def word_measure_names(gaps: Sequence[int]) -> tuple[str, ...]:
     """Return the names of the numbers that each sample has per layer, all in nats."""
     names = ["kl of means", "kl of tokens"]
     names += [f"entropy {each}" for each in SETS]
@@ -98,7 +98,7 @@ class WordMeasures:
         self._lens, self._keep, self._layers, self._gaps = lens, keep, layers, gaps
         self._vocabulary, self._per_token, self._at_once = vocabulary, per_token, at_once
         self._earlier: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> states, and which count
-        self._columns = {name: k for k, name in enumerate(word_numbers(gaps))}
+        self._columns = {name: k for k, name in enumerate(word_measure_names(gaps))}
         shape = (len(masks), len(layers), len(self._columns))
         self.numbers = masks.new_full(shape, torch.nan, dtype=torch.float64)
         self.words = []  # per set, (batch, layers, tokens, per token)
@@ -106,7 +106,7 @@ class WordMeasures:
             words_shape = (len(masks), len(layers), most, per_token)
             self.words.append(masks.new_full(words_shape, -1, dtype=torch.int64))
 
-    def observe(self, _: LayerState, layer: int, states: Tensor) -> None:
+    def observe(self, _: ObservedState, layer: int, states: Tensor) -> None:
         """Take in the residual stream at a layer, (batch, sequence, width)."""
         self._earlier[layer] = states, self._keep(states)
         gaps = [gap for gap in self._gaps if layer - gap in self._layers]

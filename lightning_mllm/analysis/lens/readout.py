@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.forward.float32_head import head_logits, states_at_once
+from lightning_mllm.analysis.forward.float32_head import head_logits, head_states_at_once
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import before_layers
-from lightning_mllm.models.layers import decoder_layers, run_uncompiled
+from lightning_mllm.models.hooks import hook_before_layers
+from lightning_mllm.models.layers import decoder_layers, run_layers_uncompiled
 from lightning_mllm.types import AnswerForms, Segment
 
 Norm = Literal["final", "none"]
@@ -30,7 +30,7 @@ WORDS = ("lower", "capitalised", "false_lower", "false_capitalised")
 
 
 @dataclass(frozen=True)
-class Seen:
+class Readout:
     """What the lens sees in n states.
 
     Attributes:
@@ -47,7 +47,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class LensPositions:
+class ReadoutPositions:
     """Where the lens is put: n positions, LAST and those of the reference without its last token.
 
     Attributes:
@@ -65,7 +65,7 @@ class LensPositions:
     lengths: Tensor
 
     @classmethod
-    def of(cls, batch: MultimodalBatch) -> LensPositions:
+    def of(cls, batch: MultimodalBatch) -> ReadoutPositions:
         """Find them."""
         last = batch.spans[Segment.LAST]
         after_last = (last.int().cumsum(1) - last.int()).bool()
@@ -90,7 +90,7 @@ class LensPositions:
         return total.where(self.lengths.cpu() > 0, nan)
 
 
-def residual_states(
+def readout_states(
     backbone: Backbone, batch: MultimodalBatch, seen: Tensor, norm: Norm
 ) -> list[Tensor]:
     """Return what goes through the head, for each index from 0 to L: (n, width).
@@ -107,15 +107,15 @@ def residual_states(
     def keep(_: int, hidden: Tensor, __: Any) -> None:
         states.append(hidden[seen])
 
-    with before_layers(dict(enumerate(decoder_layers(backbone))), keep):
-        last = run_uncompiled(backbone, batch).last_hidden_state
+    with hook_before_layers(dict(enumerate(decoder_layers(backbone))), keep):
+        last = run_layers_uncompiled(backbone, batch).last_hidden_state
     check_finite(last.where(seen[..., None], 0), batch.sample_ids, "The LLM's states")
     if norm == "final":
         states = [final_norm(each) for each in states]
     return [*states, last[seen]]
 
 
-def look(
+def read_out(
     head: nn.Module,
     states: Tensor,
     ids: Tensor,
@@ -123,7 +123,7 @@ def look(
     *,
     vocabulary: int | None = None,
     finish: Callable[[Tensor], Tensor] = lambda logits: logits,
-) -> Seen:
+) -> Readout:
     """Send states through the head, some at a time.
 
     Args:
@@ -135,7 +135,7 @@ def look(
             default all.
         finish: What the model does to the logits of its head, such as a soft cap.
     """
-    size = states_at_once(head)
+    size = head_states_at_once(head)
     logprobs, ranks, best, best_logprobs = [], [], [], []
     for some, own in zip(states.split(size), ids.split(size), strict=True):
         logits = finish(head_logits(head, some))[:, :vocabulary]  # (some, vocabulary)
@@ -147,7 +147,7 @@ def look(
         ranks.append(torch.stack(likelier, dim=1).to(logits.dtype).masked_fill(none, nan))
         best.append(found.indices)
         best_logprobs.append(found.values - normaliser)
-    return Seen(*map(torch.cat, (logprobs, ranks, best, best_logprobs)))
+    return Readout(*map(torch.cat, (logprobs, ranks, best, best_logprobs)))
 
 
 def _word_ids(answers: Sequence[AnswerForms | None]) -> Tensor:

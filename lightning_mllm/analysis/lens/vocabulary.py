@@ -18,22 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.alignment_names import ALL_TOKENS, NO_SINKS
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.forward.float32_head import (
+    head_states_at_once,
+    head_vocabulary_size,
     model_logits,
-    states_at_once,
-    vocabulary_size,
 )
-from lightning_mllm.analysis.forward.observe import LayerState, stream_states
-from lightning_mllm.analysis.lens.batch_measures import Keep, Lens, WordMeasures, word_numbers
+from lightning_mllm.analysis.forward.observe import ObservedState, observe_stream
+from lightning_mllm.analysis.lens.batch_measures import Keep, Lens, WordMeasures, word_measure_names
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 from lightning_mllm.statistics.jackknife import GROUPS, jackknife_of_means
 
 
@@ -110,7 +110,7 @@ class Vocabulary(StreamedAnalysis):
         """Put the lens on the tokens of a batch."""
         _ = self.tokenizer  # needed after the last batch; refused now if it is lacking
         layers = self._layers_of(backbone)
-        self._size = vocabulary_size(backbone.lm_head)
+        self._size = head_vocabulary_size(backbone.lm_head)
         if self.per_token > self._size:
             raise ConfigError(
                 f"{self.name}.per_token is {self.per_token}, but the model has {self._size} words."
@@ -123,9 +123,9 @@ class Vocabulary(StreamedAnalysis):
             gaps=self.gaps,
             vocabulary=self._size,
             per_token=self.per_token,
-            at_once=states_at_once(backbone.lm_head),
+            at_once=head_states_at_once(backbone.lm_head),
         )
-        stream_states(backbone, batch, (LayerState.RESIDUAL,), measures.observe)
+        observe_stream(backbone, batch, (ObservedState.RESIDUAL,), measures.observe)
         measured = {"numbers": measures.numbers}
         for each, ids in zip(SETS, measures.words, strict=True):
             measured[f"words {each}"] = ids.flatten(2)
@@ -143,7 +143,7 @@ class Vocabulary(StreamedAnalysis):
 
     def summarise(self, found: RunningSums, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return curves with their intervals, and the words."""
-        numbers, names = found.sums["numbers"], word_numbers(self.gaps)
+        numbers, names = found.sums["numbers"], word_measure_names(self.gaps)
         layers = tuple(range(numbers.shape[1])) if self.layers is None else self.layers
         coords: dict[str, tuple[Any, ...]] = {
             "tokens": (NO_SINKS if self.without_sinks else ALL_TOKENS,),
@@ -151,7 +151,7 @@ class Vocabulary(StreamedAnalysis):
             "layer": layers,
             "statistic": STATISTICS,
         }
-        values = no_numbers(coords)
+        values = missing_interval(coords)
         values[0] = jackknife_of_means(numbers.movedim(-1, 1).numpy(), found.sums["n"].numpy())
         more = {"left_out": len(found.left_out), "top_words": self._top_words(found, layers)}
         return AnalysisResult(
@@ -213,7 +213,7 @@ def _lens(backbone: Backbone) -> Lens:
     return lens
 
 
-def _plots(gaps: Sequence[int]) -> tuple[Plot, ...]:
+def _plots(gaps: Sequence[int]) -> tuple[ResultPlot, ...]:
     one_sample = {
         "kl of means": "of mean distributions",
         "kl of tokens": "mean of pairs of tokens",
@@ -233,8 +233,8 @@ def _plots(gaps: Sequence[int]) -> tuple[Plot, ...]:
     return tuple(plots)
 
 
-def _plot(name: str, shown: Mapping[str, str], title: str) -> Plot:
-    return Plot(
+def _plot(name: str, shown: Mapping[str, str], title: str) -> ResultPlot:
+    return ResultPlot(
         name,
         "lines",
         x="layer",

@@ -18,16 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import SETS
 from lightning_mllm.analysis.separability.token_means import TokenMeans, name_of_token_means
 from lightning_mllm.errors import DataError
 from lightning_mllm.probing import FeatureSet, LinearProbe, linear_cka
-from lightning_mllm.statistics.interval import STATISTICS, N, no_numbers
+from lightning_mllm.statistics.interval import STATISTICS, N, missing_interval
 from lightning_mllm.statistics.jackknife import GROUPS, jackknife, jackknife_group
 from lightning_mllm.statistics.missing import Floats
-from lightning_mllm.statistics.picture_bootstrap import share
+from lightning_mllm.statistics.picture_bootstrap import bootstrap_share
 from lightning_mllm.types import Sample
 
 _LEARNT = 2  # samples: the classifier holds one out to stop
@@ -74,10 +74,10 @@ class Distinguishability(TokenMeans):
             "layer": self.layers_of(means),
             "statistic": STATISTICS,
         }
-        values = no_numbers(coords)
+        values = missing_interval(coords)
         values[0, 0] = self._accuracy(names, means, np.array(pictures), held_out)
         values[0, 1] = _estimate_cka(means, groups)
-        plot = Plot(
+        plot = ResultPlot(
             "distinguishability",
             "lines",
             x="layer",
@@ -125,7 +125,7 @@ class Distinguishability(TokenMeans):
             right.append((score.predictions[0] == score.targets).double().numpy())
         _, numbers = np.unique(pictures[held_out], return_inverse=True)
         of_means = np.tile(numbers, len(SETS))  # a sample has a mean for each set of tokens
-        accuracy = share(np.stack(right, 1), of_means)
+        accuracy = bootstrap_share(np.stack(right, 1), of_means)
         accuracy[:, N] = held_out.sum()
         return accuracy
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
 from lightning_mllm.analysis.separability.token_means import TokenMeans
@@ -84,7 +84,7 @@ class TokenMap(TokenMeans):
         for layer in means.permute(1, 2, 0, 3):
             points.append(self._plane(layer.flatten(0, 1).numpy()))
         values = np.stack(points).reshape(*map(len, coords.values()))
-        plot = Plot(
+        plot = ResultPlot(
             "map",
             "points",
             x="sample",

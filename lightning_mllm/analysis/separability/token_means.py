@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import LayerState, stream_states
+from lightning_mllm.analysis.forward.observe import ObservedState, observe_stream
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -90,7 +90,7 @@ class TokenMeans(StreamedAnalysis):
         rows = [row for row, name in enumerate(_names(batch)) if name in drawn]
         found: dict[int, Tensor] = {}
 
-        def observe(_: LayerState, layer: int, states: Tensor) -> None:
+        def observe(_: ObservedState, layer: int, states: Tensor) -> None:
             if layer in layers:
                 counted = masks[rows].any(1)[..., None]
                 exact = states.double().masked_fill(~counted, 0)  # whatever padding has
@@ -99,7 +99,7 @@ class TokenMeans(StreamedAnalysis):
 
         if not rows:
             return {}
-        stream_states(backbone, batch.take(rows), (LayerState.RESIDUAL,), observe)
+        observe_stream(backbone, batch.take(rows), (ObservedState.RESIDUAL,), observe)
         means = torch.stack([found[layer] for layer in layers], dim=1).float().cpu()
         every = torch.full((len(batch), *means.shape[1:]), torch.nan)
         every[rows] = means
@@ -130,7 +130,7 @@ class TokenMeans(StreamedAnalysis):
         *,
         found: RunningSums,
         n: int,
-        plot: Plot,
+        plot: ResultPlot,
     ) -> AnalysisResult:
         """Return a result with the numbers of samples that were left out and seen."""
         more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}

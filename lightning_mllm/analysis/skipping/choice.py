@@ -103,7 +103,7 @@ def choose_lowest(values: Tensor, qualified: Tensor, share: float) -> Tensor:
     return qualified & (ordered.argsort(dim=1) < counts)
 
 
-def skips_nothing(tokens: SampleTokens, skip: Skip) -> bool:
+def chooses_nothing(tokens: SampleTokens, skip: Skip) -> bool:
     """Return whether no token of any sample will be skipped, though a share of them should be."""
     some_after_prompts = skip.phase != "prefill" and skip.tokens != "perceptual"
     if not skip.share or some_after_prompts:

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.refusal import refusal
-from lightning_mllm.analysis.skipping.choice import SampleTokens, skips_nothing
-from lightning_mllm.analysis.skipping.layer import keys_and_values, run_layer
+from lightning_mllm.analysis.skipping.choice import SampleTokens, chooses_nothing
+from lightning_mllm.analysis.skipping.layer import layer_keys_and_values, run_layer
 from lightning_mllm.analysis.skipping.run import SkipRun
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, before_call, outputs_of, replacing_layers
-from lightning_mllm.models.layers import attention_of, decoder_layers
+from lightning_mllm.models.hooks import Arguments, hook_before_call, hook_in_layers, hook_outputs
+from lightning_mllm.models.layers import attention_of_layers, decoder_layers
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _DENSE_MASK_ATTENTION = ("sdpa", "eager")
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _WAY_OUT = "Use a checkpoint whose LLM is a Llama, Mistral, Qwen2 or Granite."
-# layers that are known to compute what `run_layer` does, and keys as `keys_and_values` does
+# layers that are known to compute what `run_layer` does, and keys as `layer_keys_and_values` does
 _checked: WeakSet[nn.Module] = WeakSet()
 _checked_keys: WeakSet[nn.Module] = WeakSet()
 
@@ -61,7 +61,7 @@ def skipping(
             model's forward: it is run on other samples, or its cache is static or slides.
     """
     tokens = batch if isinstance(batch, SampleTokens) else SampleTokens.of(batch)
-    if skips_nothing(tokens, skip):
+    if chooses_nothing(tokens, skip):
         logger.warning(
             "Nothing is skipped in any of the %d samples: a share of %s of their %s tokens is "
             "less than one token.",
@@ -81,14 +81,14 @@ def skipped(
     """
     tokens = batch if isinstance(batch, SampleTokens) else SampleTokens.of(batch)
     layers = decoder_layers(backbone)
-    check_skip(backbone, skip)
+    check_skipping(backbone, skip)
     run = SkipRun(skip, frozenset(skip.layers(len(layers))), tokens.to(backbone.model.device))
     replaced = {index: layers[index] for index in sorted(skip.touched(len(layers)))}
-    with before_call(backbone.decoder, run.begin), replacing_layers(replaced, run.work):
+    with hook_before_call(backbone.decoder, run.begin), hook_in_layers(replaced, run.work):
         yield
 
 
-def check_skip(backbone: Backbone, skip: Skip) -> None:
+def check_skipping(backbone: Backbone, skip: Skip) -> None:
     """Refuse what `skipping` refuses at once, before there are samples.
 
     Raises:
@@ -116,7 +116,7 @@ def _check_model(backbone: Backbone, skip: Skip) -> None:
             "The model is compiled, and the compiled code would run without skipping anything. Use "
             "a model that is not compiled."
         )
-    attention = attention_of(backbone)
+    attention = attention_of_layers(backbone)
     if skip.computation in ("block", "attention") and attention not in _DENSE_MASK_ATTENTION:
         raise ConfigError(
             f"Tokens are left out of attention with a dense mask, which {attention!r} may ignore "
@@ -156,7 +156,7 @@ def _check_layers(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
 
 
 def _check_keys(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
-    """Refuse layers that make keys and values in another way than `keys_and_values`."""
+    """Refuse layers that make keys and values in another way than `layer_keys_and_values`."""
     for index, layer in layers.items():
         if layer not in _checked_keys and not _keys_as_here(backbone, layer):
             raise refusal(
@@ -172,7 +172,7 @@ def _check_keys(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
 
 @torch.no_grad()
 def _keys_as_here(backbone: Backbone, layer: Any) -> bool:
-    """Return whether a layer makes keys and values, of three tokens, as `keys_and_values` does."""
+    """Return whether a layer makes keys and values, of three tokens, as `layer_keys_and_values` does."""
     attention = layer.self_attn
     hidden, embeddings = _make_tokens(backbone, layer)
     named = {name for name, _ in attention.named_children()} == _PROJECTIONS
@@ -181,10 +181,12 @@ def _keys_as_here(backbone: Backbone, layer: Any) -> bool:
     projected: dict[str, Tensor] = {}
     modules = {name: getattr(attention, name) for name in ("k_proj", "v_proj")}
     made = _RecordingCache()
-    with outputs_of(modules, projected.__setitem__), _same_draws(hidden.device):
+    with hook_outputs(modules, projected.__setitem__), _same_draws(hidden.device):
         normed = layer.input_layernorm(hidden)
         attention(normed, position_embeddings=embeddings, attention_mask=None, past_key_values=made)
-    expected = keys_and_values(attention, projected["k_proj"], projected["v_proj"], embeddings)
+    expected = layer_keys_and_values(
+        attention, projected["k_proj"], projected["v_proj"], embeddings
+    )
     return all(map(torch.equal, made.given, expected))
 
 

@@ -26,14 +26,14 @@ from lightning_mllm.analysis.skipping.context import skipped
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, before_call
+from lightning_mllm.models.hooks import Arguments, hook_before_call
 from lightning_mllm.types import Table
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DecoderPass:
+class DecoderPassCosts:
     """The decoder's part of a pass, which can be repeated; the images are already encoded.
 
     What is added to the stream at images after the first layers (DeepStack) is left out.
@@ -51,10 +51,10 @@ class DecoderPass:
     tokens: SampleTokens
 
     @classmethod
-    def of(cls, backbone: Backbone, batch: MultimodalBatch) -> DecoderPass:
+    def of(cls, backbone: Backbone, batch: MultimodalBatch) -> DecoderPassCosts:
         """Record the decoder's part of a pass of the model over a batch."""
         seen: list[Arguments] = []
-        with torch.no_grad(), before_call(backbone.decoder, seen.append):
+        with torch.no_grad(), hook_before_call(backbone.decoder, seen.append):
             backbone.model.model(**batch.model_inputs(), use_cache=False)
         return cls(
             seen[0]["inputs_embeds"],
@@ -63,10 +63,10 @@ class DecoderPass:
             SampleTokens.of(batch),
         )
 
-    def alone(self, row: int) -> DecoderPass:
+    def alone(self, row: int) -> DecoderPassCosts:
         """Return the pass of one sample, without padding."""
         real = self.attention_mask[row].bool()
-        return DecoderPass(
+        return DecoderPassCosts(
             self.embeddings[row : row + 1, real],
             self.attention_mask[row : row + 1, real],
             self.position_ids[..., row : row + 1, :][..., real],
@@ -113,7 +113,7 @@ class DecoderPass:
         return nullcontext() if skip is None else skipped(backbone, self.tokens, skip)
 
 
-def warn_of_nothing_skipped(name: str, skip: Skip, table: Table) -> None:
+def warn_of_no_costs_saved(name: str, skip: Skip, table: Table) -> None:
     """Warn of cases that should skip tokens of prompts, but skip none in any sample.
 
     They are found by their costs, which are those with nothing skipped.

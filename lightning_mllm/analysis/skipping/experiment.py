@@ -18,10 +18,10 @@ from itertools import product
 from math import nan
 from typing import Any, ClassVar
 
-from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.skipping.context import check_skip, skipped
-from lightning_mllm.analysis.skipping.costs import DecoderPass, warn_of_nothing_skipped
+from lightning_mllm.analysis.skipping.context import check_skipping, skipped
+from lightning_mllm.analysis.skipping.costs import DecoderPassCosts, warn_of_no_costs_saved
 from lightning_mllm.analysis.skipping.rows import SkippingRow
 from lightning_mllm.analysis.skipping.spec import Computation, Skip
 from lightning_mllm.analysis.skipping.summary import summarise_skipping
@@ -123,14 +123,14 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
     def check_model(self, backbone: Backbone) -> None:
         """Refuse a model in whose layers one of the cases can't be skipped."""
         for case in self.cases:
-            check_skip(backbone, case)
+            check_skipping(backbone, case)
 
     def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
     ) -> list[list[SkippingRow]]:
         """Answer and measure with each skip."""
         starts = self._starts(len(decoder_layers(backbone)))
-        once = DecoderPass.of(backbone, batch)
+        once = DecoderPassCosts.of(backbone, batch)
         alone = [once.alone(row) for row in range(len(batch))]
         seconds = [nan] * (1 + len(self.cases))
         if self.repetitions:
@@ -158,13 +158,13 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
                 )
         return rows
 
-    def left_out(self, question: AskedQuestion) -> SkippingRow:
+    def left_out(self, question: PerQuestionAnswer) -> SkippingRow:
         """Return the row of a question that the model answers wrongly."""
         return SkippingRow(**question.columns, measured=False)
 
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return the numbers per kind, computation, first layer and share."""
-        warn_of_nothing_skipped(self.name, self.skip, table)
+        warn_of_no_costs_saved(self.name, self.skip, table)
         return summarise_skipping(
             self.name, table, settings, kind_depth=self.kind_depth, bootstrap=self.bootstrap
         )
@@ -179,7 +179,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
             answers = ExactMatch(match=self.match).evaluate(backbone.model, self.tokenizer, asked)
         return {answer.sample_id: float(answer.correct) for answer in answers}
 
-    def _count(self, backbone: Backbone, alone: DecoderPass, case: Skip | None) -> int:
+    def _count(self, backbone: Backbone, alone: DecoderPassCosts, case: Skip | None) -> int:
         """Return a sample's operations; they are counted once for all samples that need as many."""
         tokens = alone.tokens
         sizes = (alone.position_ids.shape[-1], int(tokens.lengths), int(tokens.perceptual.sum()))

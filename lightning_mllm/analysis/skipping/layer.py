@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lightning_mllm.models.hooks import Arguments
-from lightning_mllm.models.layers import hidden_value, mask_dtype, scale_added
+from lightning_mllm.models.layers import layer_hidden_value, layer_mask_dtype, scale_added
 
 
 @dataclass(frozen=True)
-class Split:
+class LayerSplit:
     """The rows of a forward: those that are computed, and those that are skipped.
 
     Attributes:
@@ -63,7 +63,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Attending:
+class AttendingLayer:
     """Which rows go through attention, and which keys they can attend to.
 
     Attributes:
@@ -72,15 +72,15 @@ class Attending:
             None if the rows can attend to all keys.
     """
 
-    split: Split
+    split: LayerSplit
     unseen: Tensor | None
 
 
 def run_layer(
     layer: Any,
     others: Arguments,
-    attending: Attending | None,
-    feeding: Split | None,
+    attending: AttendingLayer | None,
+    feeding: LayerSplit | None,
     hidden: Tensor,
 ) -> Tensor:
     """Return what leaves a layer.
@@ -105,7 +105,9 @@ def run_layer(
     return _put_back(attended, feeding.kept, fed[0])
 
 
-def run_in_parallel(layer: Any, others: Arguments, split: Split, hidden: Tensor) -> Tensor:
+def run_layer_in_parallel(
+    layer: Any, others: Arguments, split: LayerSplit, hidden: Tensor
+) -> Tensor:
     """Return X + SA(LN1(X)) + FFN(LN1(X)) at skipped rows, and the layer's own output at others."""
     normed = layer.input_layernorm(hidden)
     attended = hidden + _attend_all(layer, normed, others)
@@ -113,7 +115,7 @@ def run_in_parallel(layer: Any, others: Arguments, split: Split, hidden: Tensor)
     return attended + _feed(layer, fed)
 
 
-def run_beside(layer: Any, others: Arguments, entering: Tensor, first: Tensor) -> Tensor:
+def run_layer_beside(layer: Any, others: Arguments, entering: Tensor, first: Tensor) -> Tensor:
     """Return the mean of the outputs of two layers that get the same residual stream.
 
     Args:
@@ -125,7 +127,7 @@ def run_beside(layer: Any, others: Arguments, entering: Tensor, first: Tensor) -
     return (first + run_layer(layer, others, None, None, entering)) / 2
 
 
-def keys_and_values(
+def layer_keys_and_values(
     attention: Any, keys: Tensor, values: Tensor, rotary: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return keys and values as attention gives them to its cache.
@@ -154,7 +156,7 @@ def _feed(layer: Any, normed: Tensor) -> Tensor:
     return scale_added(layer, layer.mlp(normed))
 
 
-def _attend(layer: Any, others: Arguments, attending: Attending, hidden: Tensor) -> Tensor:
+def _attend(layer: Any, others: Arguments, attending: AttendingLayer, hidden: Tensor) -> Tensor:
     """Return the residual stream after attention; at skipped rows it is as it was."""
     split = attending.split
     cache = _Cache(layer, others, attending, hidden)
@@ -193,7 +195,9 @@ class _Cache:
         hidden: (batch, rows, width), the residual stream of all rows.
     """
 
-    def __init__(self, layer: Any, others: Arguments, attending: Attending, hidden: Tensor) -> None:
+    def __init__(
+        self, layer: Any, others: Arguments, attending: AttendingLayer, hidden: Tensor
+    ) -> None:
         self._layer, self._attention = layer, layer.self_attn
         self._others, self._split, self._hidden = others, attending.split, hidden
         self._seen = attending.unseen is None
@@ -223,7 +227,7 @@ class _Cache:
         So the cache has as many positions as without skipping.
         """
         if self._real is not None:
-            dtype = mask_dtype(self._hidden)
+            dtype = layer_mask_dtype(self._hidden)
             self._real.update(*self._make_skipped(dtype, dtype), self._attention.layer_idx)
 
     def _make_skipped(
@@ -240,27 +244,27 @@ class _Cache:
         values = self._hidden.new_zeros(size, dtype=value_dtype)
         if not self._seen:
             return keys, values
-        rest = Split(~self._split.skipped)
+        rest = LayerSplit(~self._split.skipped)
         normed = self._layer.input_layernorm(rest.gather_rows(self._hidden))
         projected = (self._attention.k_proj(normed), self._attention.v_proj(normed))
         rotary = map(rest.gather_rows, self._others["position_embeddings"])
-        own_keys, own_values = keys_and_values(self._attention, *projected, rotary)
+        own_keys, own_values = layer_keys_and_values(self._attention, *projected, rotary)
         keys = rest.scatter_rows(own_keys.to(key_dtype), keys)
         return keys, rest.scatter_rows(own_values.to(value_dtype), values)
 
 
-def _mask(given: Tensor | None, attending: Attending, hidden: Tensor, past: int) -> Tensor:
+def _mask(given: Tensor | None, attending: AttendingLayer, hidden: Tensor, past: int) -> Tensor:
     """Return the additive mask of the gathered rows, (batch, 1 or heads, most, keys)."""
-    split, dtype = attending.split, mask_dtype(hidden)
+    split, dtype = attending.split, layer_mask_dtype(hidden)
     batch, count = split.skipped.shape
     if given is None:
         causal = torch.ones(count, past + count, dtype=torch.bool, device=hidden.device)
         given = causal.tril(past)[None, None]
     if given.dtype == torch.bool:
         additive = torch.zeros(given.shape, dtype=dtype, device=hidden.device)
-        given = additive.masked_fill_(~given, hidden_value(dtype))
+        given = additive.masked_fill_(~given, layer_hidden_value(dtype))
     index = split.columns[:, None, :, None].expand(-1, given.shape[1], -1, given.shape[3])
     mask = given.expand(batch, -1, -1, -1).gather(2, index)
     if attending.unseen is not None:
-        mask = mask.masked_fill(attending.unseen[:, None, None], hidden_value(dtype))
+        mask = mask.masked_fill(attending.unseen[:, None, None], layer_hidden_value(dtype))
     return mask

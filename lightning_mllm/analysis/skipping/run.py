@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.forward.caches import cached_positions
+from lightning_mllm.analysis.forward.caches import positions_of_cache
 from lightning_mllm.analysis.skipping.choice import (
     SampleTokens,
     choose_after_prompts,
@@ -16,11 +16,11 @@ from lightning_mllm.analysis.skipping.choice import (
     choose_lowest,
 )
 from lightning_mllm.analysis.skipping.layer import (
-    Attending,
-    Split,
-    run_beside,
-    run_in_parallel,
+    AttendingLayer,
+    LayerSplit,
     run_layer,
+    run_layer_beside,
+    run_layer_in_parallel,
 )
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.errors import ConfigError
@@ -38,7 +38,7 @@ class _Rows:
             key.
     """
 
-    split: Split
+    split: LayerSplit
     any_row: bool
     unseen: Tensor | None
 
@@ -99,7 +99,7 @@ class SkipRun:
         if self._skip.computation == "parallel_blocks":
             if before is None or index - 1 not in self._layers:
                 return None
-            return partial(run_beside, layer, others, before[1])
+            return partial(run_layer_beside, layer, others, before[1])
         if index not in self._layers:
             return None
         key = index if self._skip.per_layer else -1
@@ -109,8 +109,10 @@ class SkipRun:
         if not rows.any_row and rows.unseen is None:
             return None
         if self._skip.computation == "parallel":
-            return partial(run_in_parallel, layer, others, rows.split)
-        attending = None if self._skip.computation == "ffn" else Attending(rows.split, rows.unseen)
+            return partial(run_layer_in_parallel, layer, others, rows.split)
+        attending = (
+            None if self._skip.computation == "ffn" else AttendingLayer(rows.split, rows.unseen)
+        )
         feeding = None if self._skip.computation == "attention" else rows.split
         return partial(run_layer, layer, others, attending, feeding)
 
@@ -138,7 +140,7 @@ class SkipRun:
         rows = keys[:, past:]
         if bool((rows | (places[:, past:] < 0)).all()):
             rows = torch.ones_like(rows)  # nothing has to be run for padding alone
-        return _Rows(Split(rows), bool(keys[:, past:].any()), keys if hides else None)
+        return _Rows(LayerSplit(rows), bool(keys[:, past:].any()), keys if hides else None)
 
     def _choose_in_prompts(self, layer: int, key: int) -> Tensor:
         """Return which tokens of the prompts are chosen, (samples, prompt) bool."""
@@ -210,7 +212,10 @@ def _find_places(arguments: Arguments, before: Tensor, ahead: Tensor) -> tuple[T
     embedded = arguments.get("inputs_embeds")
     entering: Tensor = arguments["input_ids"] if embedded is None else embedded
     batch, count = entering.shape[:2]
-    past, mask = cached_positions(arguments.get("past_key_values")), arguments.get("attention_mask")
+    past, mask = (
+        positions_of_cache(arguments.get("past_key_values")),
+        arguments.get("attention_mask"),
+    )
     if mask is None:
         return torch.arange(past + count, device=entering.device).expand(batch, -1), past
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == past + count:

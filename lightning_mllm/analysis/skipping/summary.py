@@ -9,19 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
-from lightning_mllm.statistics.interval import STATISTICS, no_numbers
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
+from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
     Bootstrap,
-    Draws,
-    estimate,
-    mean,
-    ratio_of_means,
-    share,
-    share_difference,
+    BootstrapDraws,
+    bootstrap_estimate,
+    bootstrap_mean,
+    bootstrap_ratio_of_means,
+    bootstrap_share,
+    bootstrap_share_difference,
 )
-from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
+from lightning_mllm.statistics.question_table import (
+    KeptQuestions,
+    count_questions,
+    pivot_question_table,
+)
 from lightning_mllm.types import Table
 
 MEASURES = (
@@ -54,7 +58,7 @@ def summarise_skipping(
         bootstrap: How intervals are drawn.
     """
     measured = table["measured"]
-    kept = Kept.of(table, kind_depth)
+    kept = KeptQuestions.of(table, kind_depth)
     axes: dict[str, Sequence[Any]] = {
         "computation": tuple(dict.fromkeys(table["computation"][measured].tolist())),
         "start": tuple(np.unique(table["start"][measured]).tolist()),
@@ -68,9 +72,12 @@ def summarise_skipping(
         "measure": MEASURES,
         "statistic": STATISTICS,
     }
-    values = no_numbers(coords)
+    values = missing_interval(coords)
     if len(kept.ids):
-        cells = {column: pivot(table, column, axes, kept.ids, measured) for column in _COLUMNS}
+        cells = {
+            column: pivot_question_table(table, column, axes, kept.ids, measured)
+            for column in _COLUMNS
+        }
         clean = _answer_without_skips(table, cells["right"])
         for group, (kind, rows) in enumerate(kept.groups.items()):
             own = {column: each[rows].reshape(len(rows), -1) for column, each in cells.items()}
@@ -103,7 +110,7 @@ def _answer_without_skips(table: Table, right: Floats) -> Floats:
     return np.where(answered, table["correct"][measured][first].astype(np.float64), nan)
 
 
-def _compute_measures(cells: Mapping[str, Floats], clean: Floats, draws: Draws) -> Floats:
+def _compute_measures(cells: Mapping[str, Floats], clean: Floats, draws: BootstrapDraws) -> Floats:
     """Return the statistics of cases, (cases, measures, statistics).
 
     Args:
@@ -114,17 +121,21 @@ def _compute_measures(cells: Mapping[str, Floats], clean: Floats, draws: Draws) 
     right, pictures = cells["right"], draws.pictures
     flops, seconds = cells["flops"], cells["seconds"]
     measures = [
-        share(right, pictures, 100),
-        share_difference(right, clean, pictures, 100),
-        estimate(ratio_of_means(flops, cells["flops_clean"]), flops, draws) * _PERCENT,
-        estimate(ratio_of_means(seconds, cells["seconds_clean"]), seconds, draws) * _PERCENT,
-        estimate(mean(1000 * seconds), seconds, draws),
+        bootstrap_share(right, pictures, 100),
+        bootstrap_share_difference(right, clean, pictures, 100),
+        bootstrap_estimate(bootstrap_ratio_of_means(flops, cells["flops_clean"]), flops, draws)
+        * _PERCENT,
+        bootstrap_estimate(
+            bootstrap_ratio_of_means(seconds, cells["seconds_clean"]), seconds, draws
+        )
+        * _PERCENT,
+        bootstrap_estimate(bootstrap_mean(1000 * seconds), seconds, draws),
     ]
     return np.stack(measures, axis=1)
 
 
-def _make_plot(computation: str, starts: Sequence[str]) -> Plot:
-    return Plot(
+def _make_plot(computation: str, starts: Sequence[str]) -> ResultPlot:
+    return ResultPlot(
         f"accuracy_{computation}",
         "lines",
         x="percent",

@@ -22,7 +22,7 @@ from math import nan
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.calibration_files import load_calibration_files
@@ -156,7 +156,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedAccuracyRow]):
             )
 
     def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
     ) -> list[list[PrunedAccuracyRow]]:
         """Let all sub-networks answer."""
         rows = [[_row(question, WHOLE, 0.0, question.correct, "")] for question in questions]
@@ -169,7 +169,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedAccuracyRow]):
                 own.append(_row(question, name, subnetwork.sparsity, said.correct, said.answer))
         return rows
 
-    def left_out(self, question: AskedQuestion) -> PrunedAccuracyRow:
+    def left_out(self, question: PerQuestionAnswer) -> PrunedAccuracyRow:
         """Return the row of a question that the whole LLM answers wrongly."""
         return PrunedAccuracyRow(**question.columns, measured=False)
 
@@ -229,7 +229,7 @@ class PrunedAccuracy(QuestionAnalysis[PrunedAccuracyRow]):
 
 
 def _row(
-    question: AskedQuestion, subnetwork: str, sparsity: float, right: bool, answer: str
+    question: PerQuestionAnswer, subnetwork: str, sparsity: float, right: bool, answer: str
 ) -> PrunedAccuracyRow:
     return PrunedAccuracyRow(
         **question.columns,

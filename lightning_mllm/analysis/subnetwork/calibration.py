@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.forward.stepwise import Stream
+from lightning_mllm.analysis.forward.stepwise import StepwiseStream
 from lightning_mllm.analysis.subnetwork.calibration_options import CalibrationOptions
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.analysis.subnetwork.matrix_files import (
@@ -39,9 +39,9 @@ from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError, ConfigError, DataError
-from lightning_mllm.models.backbone import Backbone, fingerprint
-from lightning_mllm.models.hooks import inputs_of
-from lightning_mllm.models.layers import decoder_layers, run_uncompiled
+from lightning_mllm.models.backbone import Backbone, fingerprint_backbone
+from lightning_mllm.models.hooks import hook_inputs
+from lightning_mllm.models.layers import decoder_layers, run_layers_uncompiled
 
 Layers = Mapping[Matrix, nn.Linear]
 
@@ -97,7 +97,7 @@ class Calibration:
         Raises:
             CheckpointError: The weights differ.
         """
-        weights = fingerprint(backbone.decoder)  # type: ignore[arg-type]  # a PreTrainedModel
+        weights = fingerprint_backbone(backbone.decoder)  # type: ignore[arg-type]  # a PreTrainedModel
         if weights != self.weights:
             raise CheckpointError(
                 f"The calibration of {self.task!r} was made with other weights ({self.weights}) "
@@ -175,16 +175,16 @@ def calibrate(
     pruning.check_fits({matrix: module.weight for matrix, module in linear.items()})
     sums, tokens = _SquareSums(linear), 0
     ids: list[str] = []
-    streams: list[Stream] = []
+    streams: list[StepwiseStream] = []
     for each in batches:
         shown, counted = options.cut(each.to(backbone.model.device))
         ids += each.sample_ids
         tokens += int(counted.sum())
         if options.sequential:
-            streams.append(Stream.of(backbone, shown, counted))
+            streams.append(StepwiseStream.of(backbone, shown, counted))
         else:
-            with inputs_of(linear, partial(sums.add, counted)):
-                run_uncompiled(backbone, shown)
+            with hook_inputs(linear, partial(sums.add, counted)):
+                run_layers_uncompiled(backbone, shown)
     if not tokens:
         raise DataError(
             f"None of the {len(ids)} samples of {task!r} has {options.tokens} tokens. Choose "
@@ -193,7 +193,7 @@ def calibrate(
     if options.sequential:
         _calibrate_layer_by_layer(backbone, streams, sums, pruning)
     squares = sums.on_cpu()
-    weights = fingerprint(backbone.decoder)  # type: ignore[arg-type]  # a PreTrainedModel
+    weights = fingerprint_backbone(backbone.decoder)  # type: ignore[arg-type]  # a PreTrainedModel
     return Calibration(task, pruning, options, squares, tuple(ids), tokens, weights)
 
 
@@ -230,14 +230,14 @@ class _SquareSums:
 
 
 def _calibrate_layer_by_layer(
-    backbone: Backbone, streams: Sequence[Stream], sums: _SquareSums, pruning: Pruning
+    backbone: Backbone, streams: Sequence[StepwiseStream], sums: _SquareSums, pruning: Pruning
 ) -> None:
     """Add up what enters each layer after the pruned ones."""
     linear = matrices(backbone)
     for index, layer in enumerate(decoder_layers(backbone)):
         own = {matrix: module for matrix, module in linear.items() if matrix.layer == index}
         for stream in streams:
-            with inputs_of(own, partial(sums.add, stream.counted)):
+            with hook_inputs(own, partial(sums.add, stream.counted)):
                 stream.through(index, layer)
 
         def prune(own: Layers = own) -> Iterator[tuple[nn.Linear, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_mllm.analysis.subnetwork.matrices import Matrix
 from lightning_mllm.errors import CheckpointError
-from lightning_mllm.store.files import write_tensors
+from lightning_mllm.store.files import write_tensor_file
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 _T = TypeVar("_T")
@@ -35,7 +35,9 @@ def write_matrix_file(
     """
     metadata = {"format": "pt", _KEY: json.dumps({"holds": holds, **about})}
     try:
-        write_tensors(path, {str(matrix): tensor for matrix, tensor in tensors.items()}, metadata)
+        write_tensor_file(
+            path, {str(matrix): tensor for matrix, tensor in tensors.items()}, metadata
+        )
     except OSError as error:
         raise CheckpointError(
             f"{path} could not be written: {error}. Free some space, or choose another disk."

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.core.result import Plot
+from lightning_mllm.analysis.core.result import ResultPlot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.models.backbone import Backbone
@@ -108,10 +108,10 @@ def describe_overlap_pair(pair: Pair) -> str:
     return f"{tokens}, {'one task' if first_task == second_task else 'two tasks'}"
 
 
-def make_overlap_plots(pairs: Sequence[str]) -> tuple[Plot, ...]:
+def make_overlap_plots(pairs: Sequence[str]) -> tuple[ResultPlot, ...]:
     """Return how overlaps are drawn: the groups of pairs, and chance."""
     return (
-        Plot(
+        ResultPlot(
             "iou",
             "lines",
             x="layer",

@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
-from lightning_mllm.statistics.interval import HIGH, LOW, STATISTICS, VALUE, no_numbers
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
+from lightning_mllm.statistics.interval import HIGH, LOW, STATISTICS, VALUE, missing_interval
 from lightning_mllm.statistics.missing import Floats, Integers
-from lightning_mllm.statistics.picture_bootstrap import share, share_difference, share_ratio
-from lightning_mllm.statistics.question_table import Kept, count_questions, pivot
+from lightning_mllm.statistics.picture_bootstrap import (
+    bootstrap_share,
+    bootstrap_share_difference,
+    bootstrap_share_ratio,
+)
+from lightning_mllm.statistics.question_table import (
+    KeptQuestions,
+    count_questions,
+    pivot_question_table,
+)
 from lightning_mllm.types import Table
 
 WHOLE = "whole"  # the name of the whole LLM among the sub-networks
@@ -32,7 +40,7 @@ def summarise_pruned_accuracy(
             all.
     """
     measured = table["measured"]
-    kept = Kept.of(table, kind_depth)
+    kept = KeptQuestions.of(table, kind_depth)
     names = sorted(set(table["subnetwork"][measured].tolist()), key=_sort_key)
     coords: dict[str, tuple[Any, ...]] = {
         "measure": MEASURES,
@@ -40,8 +48,8 @@ def summarise_pruned_accuracy(
         "kind": tuple(kept.groups),
         "statistic": STATISTICS,
     }
-    values = no_numbers(coords)
-    right = pivot(table, "right", {"subnetwork": names}, kept.ids, measured)
+    values = missing_interval(coords)
+    right = pivot_question_table(table, "right", {"subnetwork": names}, kept.ids, measured)
     for kind, rows in enumerate(kept.groups.values() if len(kept.ids) else ()):
         _, pictures = np.unique(kept.pictures[rows], return_inverse=True)
         values[:, :, kind] = _compare_with_whole(right[rows], names.index(WHOLE), pictures)
@@ -70,11 +78,11 @@ def _compare_with_whole(right: Floats, whole: int, pictures: Integers) -> Floats
         pictures: (questions,), the number of the picture that each is about.
     """
     dense = np.repeat(right[:, whole : whole + 1], right.shape[1], axis=1)
-    change = share_difference(right, dense, pictures, 100)
-    retained = share_ratio(right, dense, pictures, 100)
+    change = bootstrap_share_difference(right, dense, pictures, 100)
+    retained = bootstrap_share_ratio(right, dense, pictures, 100)
     for own in (change, retained):  # against itself
         own[whole, LOW] = own[whole, HIGH] = own[whole, VALUE]
-    return np.stack([share(right, pictures, 100), change, retained])
+    return np.stack([bootstrap_share(right, pictures, 100), change, retained])
 
 
 def _sort_key(name: str) -> tuple[bool, bool, str]:
@@ -82,11 +90,11 @@ def _sort_key(name: str) -> tuple[bool, bool, str]:
     return name != WHOLE, not name.startswith(ALPHA), name
 
 
-def _make_plots(names: Sequence[str]) -> tuple[Plot, ...]:
+def _make_plots(names: Sequence[str]) -> tuple[ResultPlot, ...]:
     if not names:
         return ()
     return (
-        Plot(
+        ResultPlot(
             "transfer",
             "heat map",
             x="kind",

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_mllm.data.datasets.published import PublishedDataset
-from lightning_mllm.data.images.files import list_image_files, look_at_images
-from lightning_mllm.data.images.regions import check_boxes
+from lightning_mllm.data.images.files import list_image_files, look_at_image_files
+from lightning_mllm.data.images.regions import check_region_boxes
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.duplicates import find_first_duplicates
@@ -26,7 +26,7 @@ from lightning_mllm.data.loading.sample_checks import (
 )
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import SPLITS, Split
-from lightning_mllm.data.text.labels import collect_class_names
+from lightning_mllm.data.text.labels import collect_labels
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
@@ -155,7 +155,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
         loaded = {split: module.load_split(split) for split in dict.fromkeys([reference, *present])}
         unread = {**module.bad_rows.rows}  # rows that made no sample
         first = loaded[reference]
-        names = collect_class_names(list_sample_labels(first))
+        names = collect_labels(list_sample_labels(first))
         sound = {}
         for split, samples in loaded.items():
             sound[split] = _select_sound(split, samples, names, first, module.bad_rows)
@@ -195,7 +195,7 @@ def _select_sound(
             sample = fetch_sample(labelled, index)
             if not names:
                 check_sample(sample, split)
-            check_boxes(sample)
+            check_region_boxes(sample)
             counts[sample.id] += 1
             kept.setdefault(sample.id, sample)
     for name, count in counts.items():
@@ -208,7 +208,7 @@ def _select_sound(
 def _leave_out_bad_files(samples: Samples, bad_rows: BadRows) -> Samples:
     """Return the samples whose image files are sound."""
     files = _list_files(samples)
-    _, problems = look_at_images(files)
+    _, problems = look_at_image_files(files)
     bad_rows.count_image_files(len(files))
     if not problems:
         return samples

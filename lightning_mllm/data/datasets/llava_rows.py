@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_mllm.data.datasets.rows import FileRow
-from lightning_mllm.data.text.turns import join_around_images
+from lightning_mllm.data.text.turns import join_turn_around_images
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
 
@@ -166,7 +166,7 @@ class LlavaRow:
         built = []
         for turn in turns:
             if turn.role == "user":
-                built.append(join_around_images(turn.pieces))
+                built.append(join_turn_around_images(turn.pieces))
             else:
                 built.append(Turn("assistant", turn.pieces[0].strip()))
         placeholders = sum(turn.images for turn in built)

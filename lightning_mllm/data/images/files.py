@@ -48,7 +48,7 @@ def list_image_files(sample: Sample) -> list[Path]:
     return [image for image in sample.images if isinstance(image, Path)]
 
 
-def open_image(source: Path | Image.Image | LazyImage, name: str | None = None) -> Image.Image:
+def open_image_file(source: Path | Image.Image | LazyImage, name: str | None = None) -> Image.Image:
     """Open a picture and make it plain 8-bit RGB.
 
     The EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not
@@ -80,7 +80,7 @@ def open_image(source: Path | Image.Image | LazyImage, name: str | None = None) 
         raise _make_error(_describe_broken(source, name, error)) from error
 
 
-def look_at_images(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[Path, str]]:
+def look_at_image_files(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[Path, str]]:
     """Check image files at set-up: header, size, end, and checksums where there are some.
 
     A file is decoded only where these can't tell whether it is whole.

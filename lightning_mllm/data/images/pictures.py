@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_mllm.batches import Image
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.data.images.files import open_image
+from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import (
     Geometry,
     Size,
@@ -21,7 +21,7 @@ from lightning_mllm.data.images.geometry import (
     size_before_processor,
 )
 from lightning_mllm.data.images.views import count_class_tokens, count_views, find_views
-from lightning_mllm.data.loading.sample_errors import name_errors
+from lightning_mllm.data.loading.sample_errors import name_sample_errors
 from lightning_mllm.types import LazyImage, Sample
 
 # what a processor returns of the text; all other tensors are the picture's
@@ -36,7 +36,7 @@ _OF_TEXT = (
 
 
 @dataclass(frozen=True)
-class ImageText:
+class PictureText:
     """What stands for a picture in the text that the model reads.
 
     Attributes:
@@ -69,7 +69,7 @@ class Picture(NamedTuple):
 
     image: Image
     size: Size
-    text: ImageText
+    text: PictureText
 
 
 class PictureReader:
@@ -87,7 +87,7 @@ class PictureReader:
         self._processor, self._geometry = processor, geometry
         self._run = re.compile(f"(?:{re.escape(processor.feature_token)})+")
         self._frames: dict[str, int] = {}
-        self._texts: dict[object, ImageText] = {}
+        self._texts: dict[object, PictureText] = {}
         self.example = self._process(PIL.new("RGB", (8, 8)))[1]
         self._has_frame = self.example.text != processor.feature_token
 
@@ -99,16 +99,16 @@ class PictureReader:
         Raises:
             DataError: One can't be opened or processed; the message names the sample.
         """
-        with name_errors(sample):
+        with name_sample_errors(sample):
             pictures = []
             for k, image in enumerate(sample.images, 1):
-                opened = open_image(image, _name_image(sample, image, k))
+                opened = open_image_file(image, _name_image(sample, image, k))
                 prepared = apply_geometry(opened, self._geometry, self._processor.image_processor)
                 pixels, text = self._process(prepared)
                 pictures.append(Picture(pixels, opened.size, text))
             return pictures
 
-    def find_text(self, size: Size) -> ImageText:
+    def find_text(self, size: Size) -> PictureText:
         """Return what stands for a picture of a size, without opening it.
 
         The text depends on nothing but the grids of visual tokens. So one picture of each layout is
@@ -117,7 +117,7 @@ class PictureReader:
         views = find_views(size, self._geometry, self._processor)
         if views is not None and not self._has_frame:
             count = count_class_tokens(self._processor) + sum(map(len, views))
-            return ImageText(self._processor.feature_token, (count,))
+            return PictureText(self._processor.feature_token, (count,))
         shape = size_before_processor(size, self._geometry)
         layout: object = shape if views is None else tuple(view.layout for view in views)
         if layout not in self._texts:
@@ -128,7 +128,7 @@ class PictureReader:
         """Return how many views the processor makes of a picture of a size."""
         return count_views(size_before_processor(size, self._geometry), self._processor)
 
-    def _process(self, picture: PIL.Image) -> tuple[dict[str, Tensor], ImageText]:
+    def _process(self, picture: PIL.Image) -> tuple[dict[str, Tensor], PictureText]:
         """Call the family's processor on one picture, and return its tensors and its text."""
         call: Any = self._processor.hf  # each family's class can be called
         made: Mapping[str, Any] = call(
@@ -151,7 +151,7 @@ class PictureReader:
         for name, value in made.items():
             if name not in _OF_TEXT and isinstance(value, Tensor):
                 image[name] = value
-        return image, ImageText(text, tuple(runs), self._count_frame(text, len(runs)))
+        return image, PictureText(text, tuple(runs), self._count_frame(text, len(runs)))
 
     def _count_frame(self, text: str, runs: int) -> int:
         if text not in self._frames:

@@ -8,15 +8,15 @@ from PIL import Image
 from transformers import AutoConfig, PretrainedConfig, ProcessorMixin
 
 from lightning_mllm.checkpoint_files import (
-    check_available,
-    check_config,
+    check_checkpoint_available,
+    check_checkpoint_config,
+    check_checkpoint_tokens,
     check_features,
-    check_tokens,
-    reason,
+    why_checkpoint_fails,
 )
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.opening import open_processor
-from lightning_mllm.data.images.visual_tokens import align_with_model
+from lightning_mllm.data.images.visual_tokens import align_visual_tokens
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import Family, family_of
 
@@ -50,18 +50,18 @@ def load_processor(
             and pictures of the size that the model takes.
     """
     options: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
-    check_available(checkpoint, revision)
+    check_checkpoint_available(checkpoint, revision)
     try:
         config = AutoConfig.from_pretrained(checkpoint, **options)
         family = family_of(config)  # before its processor, which may need packages, is opened
-        check_config(config, checkpoint)
+        check_checkpoint_config(config, checkpoint)
         processor = open_processor(checkpoint, config, **options)
     except CheckpointError:
         raise
     except Exception as error:  # transformers raises whatever a damaged file provokes
         raise CheckpointError(
             f"No multimodal checkpoint can be read from {checkpoint!r}: "
-            f"{reason(checkpoint, revision, error)}. Give a hub id such as "
+            f"{why_checkpoint_fails(checkpoint, revision, error)}. Give a hub id such as "
             "llava-hf/llava-1.5-7b-hf, in the right spelling and revision (for a gated model "
             "accept its licence and set HF_TOKEN), or a folder with config.json, tokenizer and "
             "processor files."
@@ -69,8 +69,8 @@ def load_processor(
     if not family.native:  # LLaVA-1.5's own pads pictures, which Geometry decides
         processor.image_processor.do_pad = False
     _check_parts(processor, family, checkpoint)
-    check_tokens(processor, config, checkpoint)
-    align_with_model(processor, config, checkpoint)
+    check_checkpoint_tokens(processor, config, checkpoint)
+    align_visual_tokens(processor, config, checkpoint)
     _try_a_picture(processor, config, checkpoint)
     return CheckpointProcessor(processor, config)
 
@@ -139,7 +139,7 @@ def _try_a_picture(processor: ProcessorMixin, config: PretrainedConfig, checkpoi
     except Exception as error:  # transformers raises whatever a wrong option provokes
         raise CheckpointError(
             f"The processor of {checkpoint!r} can't process a picture: "
-            f"{reason(checkpoint, None, error)}. Correct its processor_config.json or "
+            f"{why_checkpoint_fails(checkpoint, None, error)}. Correct its processor_config.json or "
             "preprocessor_config.json."
         ) from error
     check_features(made["input_ids"][0].tolist(), processor, config, checkpoint)

@@ -128,7 +128,7 @@ class Regions:
             DataError: It has boxes but not exactly one image, or it is not known which patches
                 show what for its family.
         """
-        check_boxes(sample)
+        check_region_boxes(sample)
         layouts = []
         for size, count in zip(sizes, counts, strict=True):
             layouts.append(self._find_layout(size, count))
@@ -184,7 +184,7 @@ class Regions:
         return self._layouts[size, count]
 
 
-def check_boxes(sample: Sample) -> None:
+def check_region_boxes(sample: Sample) -> None:
     """Refuse boxes that can't be placed.
 
     Raises:

@@ -15,7 +15,9 @@ from lightning_mllm.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 
-def align_with_model(processor: ProcessorMixin, config: PreTrainedConfig, checkpoint: str) -> None:
+def align_visual_tokens(
+    processor: ProcessorMixin, config: PreTrainedConfig, checkpoint: str
+) -> None:
     """Make a LLaVA-like processor count visual tokens as its model does.
 
     Older checkpoints don't say how. Left alone are processors that have nothing to say of it, and

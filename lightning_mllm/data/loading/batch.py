@@ -87,7 +87,7 @@ def make_batch(
     )
 
 
-def check_same_end(end: int, sample_id: str, ends: dict[int, str]) -> None:
+def check_batch_end(end: int, sample_id: str, ends: dict[int, str]) -> None:
     """Refuse an answer that ends with another token than the answers before it.
 
     Answers of one split could be in one batch, which has one end token.
@@ -115,7 +115,7 @@ def _find_common_end(rows: Sequence[BatchRow]) -> int:
     """Return the token that ends the answers of all samples."""
     ends: dict[int, str] = {}
     for row in rows:
-        check_same_end(row.tokens.end_id, row.tokens.id, ends)
+        check_batch_end(row.tokens.end_id, row.tokens.id, ends)
     return rows[0].tokens.end_id
 
 

@@ -16,10 +16,10 @@ from lightning_mllm.data.images.geometry import (
     check_geometry,
     default_geometry,
 )
-from lightning_mllm.data.images.pictures import ImageText, Picture, PictureReader
+from lightning_mllm.data.images.pictures import Picture, PictureReader, PictureText
 from lightning_mllm.data.images.regions import Regions
 from lightning_mllm.data.loading.batch import BatchRow, PaddingSide, make_batch
-from lightning_mllm.data.loading.sample_errors import name_errors
+from lightning_mllm.data.loading.sample_errors import name_sample_errors
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.encoding import Encoder
 from lightning_mllm.data.text.family_limits import check_dialogue
@@ -27,7 +27,7 @@ from lightning_mllm.data.text.fitting import Fitted, Fitter, LongAnswers
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue, Prompt
 from lightning_mllm.data.text.rendering import Renderer
-from lightning_mllm.data.text.turns import put_images_first
+from lightning_mllm.data.text.turns import put_images_first_in_turn
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import AnswerForms, Forms, LabelSet, Sample, Turn
 
@@ -90,12 +90,12 @@ class Collator:
         pictures = [self._reader.read(sample) for _, sample in items]
         rows = []
         for (epoch, sample), shown in zip(items, pictures, strict=True):
-            with name_errors(sample):
+            with name_sample_errors(sample):
                 rows.append(self._encode(sample, epoch, shown))
         targets = [self._find_target(row.sample) for row in rows]
         return make_batch(rows, targets, self.processor, self.pad_id, self.padding_side)
 
-    def fit(self, sample: Sample, images: Sequence[ImageText]) -> Fitted | None:
+    def fit(self, sample: Sample, images: Sequence[PictureText]) -> Fitted | None:
         """Encode the part of a sample that fits, without opening its pictures.
 
         Args:
@@ -108,7 +108,7 @@ class Collator:
         Raises:
             DataError: It can't be encoded, or its last answer does not fit.
         """
-        with name_errors(sample):
+        with name_sample_errors(sample):
             fitted = self._fitter.fit(self._ask(sample), sample, images)
             if fitted is not None and sample.kind:
                 self._encode_answer_forms(fitted.dialogue, sample)
@@ -116,7 +116,7 @@ class Collator:
 
     def bound_text(self, sample: Sample) -> int | None:
         """Return an upper bound of the tokens of a sample's text, or None if it is not known."""
-        with name_errors(sample):
+        with name_sample_errors(sample):
             return self._encoder.bound(self._ask(sample))
 
     def check(self, sample: Sample) -> int:
@@ -135,7 +135,7 @@ class Collator:
         Raises:
             CheckpointError: It alters one.
         """
-        with name_errors(sample):
+        with name_sample_errors(sample):
             self.renderer.check(self._ask(sample), sample.id)
 
     def check_turns(self, sample: Sample) -> tuple[Turn, ...]:
@@ -155,7 +155,7 @@ class Collator:
         self.renderer.check_shape(dialogue)
         questions = [turn for turn in dialogue.turns if turn.role == "user" and turn.text]
         if sample.options and questions:
-            find_options(put_images_first(questions[-1]).text, sample.options, sample.id)
+            find_options(put_images_first_in_turn(questions[-1]).text, sample.options, sample.id)
         return dialogue.turns
 
     @property
@@ -172,7 +172,7 @@ class Collator:
         count = self.find_image_text(size).features
         return bool(self._regions.find_shown(sample, size, count).any())
 
-    def find_image_text(self, size: Size) -> ImageText:
+    def find_image_text(self, size: Size) -> PictureText:
         """Return what stands for a picture of a size in the text."""
         return self._reader.find_text(size)
 

@@ -12,7 +12,7 @@ from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.sample_checks import check_sample, list_sample_labels
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import Split
-from lightning_mllm.data.text.labels import collect_class_names
+from lightning_mllm.data.text.labels import collect_labels
 from lightning_mllm.data.text.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.types import LabelSet, Sample
 
@@ -60,7 +60,7 @@ def make_collator_pair(
     check_sample(fetch_sample(first, 0), split)
     labelled = first[0].label is not None
     prompt = inputs.prompt or (ClassificationPrompt() if labelled else ConversationPrompt())
-    names = collect_class_names(list_sample_labels(first)) if labelled else ()
+    names = collect_labels(list_sample_labels(first)) if labelled else ()
 
     def make(prompt: Prompt, geometry: GeometryName | None) -> Collator:
         label_names = names if prompt.asks_for_label else ()

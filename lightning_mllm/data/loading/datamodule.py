@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.data.images.files import open_image
+from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.images.processor import limit_length, load_processor
 from lightning_mllm.data.loading.bad_rows import BadRows, OnBadRow
@@ -212,7 +212,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
 
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's first image as the collator reads it: upright and in RGB."""
-        return open_image(sample.images[0], f"The image of sample {sample.id!r}")
+        return open_image_file(sample.images[0], f"The image of sample {sample.id!r}")
 
     def _set_up(self, splits: Iterable[Split]) -> None:
         """Load and check the splits that are not there yet."""

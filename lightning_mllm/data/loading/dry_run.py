@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from lightning_mllm.data.images.files import look_at_images
+from lightning_mllm.data.images.files import look_at_image_files
 from lightning_mllm.data.images.geometry import Size
-from lightning_mllm.data.images.pictures import ImageText
+from lightning_mllm.data.images.pictures import PictureText
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, TOO_LONG, BadRows
-from lightning_mllm.data.loading.batch import check_same_end
+from lightning_mllm.data.loading.batch import check_batch_end
 from lightning_mllm.data.loading.check_manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.sample_errors import fetch_sample
@@ -38,7 +38,7 @@ def dry_run_splits(scans: Sequence[SplitScan], bad_rows: BadRows) -> dict[Path, 
     files: set[Path] = set()
     for scan in left:
         files |= scan.paths
-    sizes, problems = look_at_images(files)
+    sizes, problems = look_at_image_files(files)
     bad_rows.count_image_files(len(files))
     for scan in left:
         dry_run_suspects(scan, sizes, problems)
@@ -113,7 +113,7 @@ def _refuse_bad_files(
     return pictures
 
 
-def _check_room_for_classes(scan: SplitScan, texts: Mapping[int, Sequence[ImageText]]) -> None:
+def _check_room_for_classes(scan: SplitScan, texts: Mapping[int, Sequence[PictureText]]) -> None:
     """Refuse a context that is too short for any question that lists the classes.
 
     No row is to blame for this, so it is raised at once.
@@ -135,14 +135,14 @@ def _check_room_for_classes(scan: SplitScan, texts: Mapping[int, Sequence[ImageT
 def _fit(
     scan: SplitScan,
     index: int,
-    texts: Sequence[ImageText],
+    texts: Sequence[PictureText],
     ends: dict[int, str],
     sample: Sample,
 ) -> None:
     """Encode a sample, check its end, and count or leave out what does not fit."""
     fitted = scan.collator.fit(sample, texts)
     if fitted is not None:
-        check_same_end(fitted.tokens.end_id, sample.id, ends)
+        check_batch_end(fitted.tokens.end_id, sample.id, ends)
     scan.left_out.count(fitted)
     if fitted is None:
         scan.leave_out(index)

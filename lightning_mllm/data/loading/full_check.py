@@ -9,8 +9,8 @@ from rich.progress import track
 from rich.text import Text
 from torch.utils.data import DataLoader
 
-from lightning_mllm.data.images.files import look_at_images
-from lightning_mllm.data.loading.batch import check_same_end
+from lightning_mllm.data.images.files import look_at_image_files
+from lightning_mllm.data.loading.batch import check_batch_end
 from lightning_mllm.data.loading.check_manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
@@ -74,7 +74,7 @@ def run_full_check(module: MLLMDataModule, splits: Sequence[Split]) -> FullCheck
 
 def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: CheckManifest) -> None:
     """Encode all samples of a split, refuse the bad ones, and write the outcome down."""
-    sizes, problems = look_at_images(scan.paths)
+    sizes, problems = look_at_image_files(scan.paths)
     module.bad_rows.count_image_files(len(scan.paths))
     dry_run_suspects(scan, sizes, problems)
     loader: DataLoader[list[tuple[int, int | UserError]]] = DataLoader(
@@ -89,7 +89,7 @@ def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: CheckManifest)
             try:
                 if isinstance(result, UserError):
                     raise result
-                check_same_end(result, scan.facts[index].size.id, ends)
+                check_batch_end(result, scan.facts[index].size.id, ends)
             except DataError as error:
                 scan.refuse(index, error)
     manifest.write(sizes)

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.text.chat_messages import build_messages
-from lightning_mllm.data.text.rendering import Renderer, quote_difference
+from lightning_mllm.data.text.rendering import Renderer, quote_rendering_difference
 from lightning_mllm.types import Sample
 
 _SHOWN = 120  # characters of a prompt in a warning
@@ -57,7 +57,7 @@ def geometry_of_input_record(record: Mapping[str, Any], data: Any) -> GeometryNa
             "The exported chat template does not write what the model was asked. It was asked %r, "
             "the template makes %r of this. Whoever opens the folder has to write the prompt as "
             "the first.",
-            *quote_difference(inputs["asked"], inputs["template"], _SHOWN),
+            *quote_rendering_difference(inputs["asked"], inputs["template"], _SHOWN),
         )
     asked: GeometryName | None = getattr(data, "geometry", None)
     validated: GeometryName | None = inputs.get("geometry")

@@ -11,7 +11,7 @@ from PIL import Image
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.sample_errors import fetch_sample, join_first
 from lightning_mllm.data.loading.splits import Split
-from lightning_mllm.data.text.labels import collect_class_names, normalise_label
+from lightning_mllm.data.text.labels import collect_labels, normalise_label
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage, Sample
 
@@ -50,7 +50,7 @@ def check_sample_labels(
                 known[sample.label] = _normalise_known_label(sample, split, names)
             checked.append(replace(sample, label=known[sample.label]))
     if checked:
-        collect_class_names([*list_sample_labels(train), *list_sample_labels(samples)])
+        collect_labels([*list_sample_labels(train), *list_sample_labels(samples)])
     bad.settle()
     return checked
 

@@ -11,7 +11,7 @@ from lightning_mllm.types import Sample
 
 
 @contextmanager
-def name_errors(sample: Sample) -> Iterator[None]:
+def name_sample_errors(sample: Sample) -> Iterator[None]:
     """Turn what a library raises on a sample into an error that names the sample and its files.
 
     Raises:

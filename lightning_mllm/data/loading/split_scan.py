@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_mllm.data.images.geometry import Size
-from lightning_mllm.data.images.regions import check_boxes
+from lightning_mllm.data.images.regions import check_region_boxes
 from lightning_mllm.data.loading.bad_rows import TOO_LONG, BadRows
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.lazy import LazySamples, LazySubset
@@ -19,9 +19,9 @@ from lightning_mllm.data.loading.sample_errors import fetch_sample, join_first
 from lightning_mllm.data.loading.sampler import SampleSize
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.loading.template_check import TemplateCheck
-from lightning_mllm.data.text.labels import fold_answer
+from lightning_mllm.data.text.labels import fold_label
 from lightning_mllm.data.text.prompts import ClassificationPrompt, PlainPrompt
-from lightning_mllm.data.text.turns import cut_at_images, put_images_first
+from lightning_mllm.data.text.turns import cut_turn_at_images, put_images_first_in_turn
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
 
@@ -190,7 +190,7 @@ class SplitScan:
         with self._bad.catch():
             sample = fetch_sample(self.samples, index)
             check_sample(sample, self.split)
-            for check in (self._check_id, self._check_label, self._check_kind, check_boxes):
+            for check in (self._check_id, self._check_label, self._check_kind, check_region_boxes):
                 with self._bad.catch():
                     check(sample)
             bound, trait, odd = self._look_at_text(index, sample)
@@ -240,7 +240,7 @@ class SplitScan:
                 "scored.",
                 "kind",
             )
-        if not sample.conversation or not fold_answer(sample.conversation[-1].text):
+        if not sample.conversation or not fold_label(sample.conversation[-1].text):
             raise DataError(
                 f"{where}, so its last answer is scored by exact match, but nothing is left of it "
                 "once quotes, full stops and blanks are removed. Correct the answer, or give the "
@@ -272,7 +272,7 @@ def _list_borders(turns: Sequence[Turn], system: str) -> Iterator[Trait]:
     for turn in turns:
         written = [turn.text]
         if turn.places:
-            written = [*cut_at_images(turn), put_images_first(turn).text]
+            written = [*cut_turn_at_images(turn), put_images_first_in_turn(turn).text]
         texts += [(turn.role, text) for text in written]
     for role, text in texts:
         yield role, "first", *map(_classify, text[:2])

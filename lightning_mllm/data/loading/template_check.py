@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.splits import Split
-from lightning_mllm.data.text.turns import has_image_within
+from lightning_mllm.data.text.turns import has_image_within_turn
 from lightning_mllm.types import Sample, Turn
 
 # replaces the function that tells the day
@@ -59,7 +59,7 @@ class TemplateCheck:
                     self._marked[turn.role, mark] = index
             for word in self._collator.renderer.template.quoted.findall(turn.text):
                 self._quoting.setdefault(word, index)
-            if turn.places and has_image_within(turn):
+            if turn.places and has_image_within_turn(turn):
                 self._moved += 1
                 self._moved_in = self._moved_in or sample.id
 

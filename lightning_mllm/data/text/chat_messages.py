@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_mllm.data.text.prompts import Dialogue
-from lightning_mllm.data.text.turns import cut_at_images
+from lightning_mllm.data.text.turns import cut_turn_at_images
 from lightning_mllm.types import Segment, Turn
 
 SYSTEM = 0  # slot of the system text; the other slots count from 1
@@ -20,7 +20,7 @@ Parts = tuple[str | None, ...]  # texts with slots in them; None is an image
 
 
 @dataclass(frozen=True)
-class SlotText:
+class MessageText:
     """The text that belongs in a slot, without the blanks around it."""
 
     segment: Segment
@@ -52,7 +52,7 @@ class ChatMessages:
                 numbers += [int(number) for number in _SLOT.findall(part or "")]
         return numbers
 
-    def to_list(self, texts: Sequence[SlotText] | None = None) -> list[Message]:
+    def to_list(self, texts: Sequence[MessageText] | None = None) -> list[Message]:
         """Return the messages as the template takes them, with `texts` in their slots if given."""
         turns = self.turns
         if self.system:
@@ -60,9 +60,9 @@ class ChatMessages:
         return [{"role": role, "content": _write_content(parts, texts)} for role, parts in turns]
 
 
-def build_messages(dialogue: Dialogue) -> tuple[ChatMessages, list[SlotText]]:
+def build_messages(dialogue: Dialogue) -> tuple[ChatMessages, list[MessageText]]:
     """Return the messages of a conversation, and the texts of their slots by number."""
-    texts = [SlotText(Segment.SYSTEM, dialogue.system.strip())]
+    texts = [MessageText(Segment.SYSTEM, dialogue.system.strip())]
     turns: list[tuple[str, Parts]] = []
     for turn in dialogue.turns:
         if turn.role == "assistant":
@@ -72,12 +72,12 @@ def build_messages(dialogue: Dialogue) -> tuple[ChatMessages, list[SlotText]]:
     return ChatMessages(bool(dialogue.system), tuple(turns), dialogue.cue), texts
 
 
-def fill_slots(text: str, texts: Sequence[SlotText]) -> str:
+def fill_message_slots(text: str, texts: Sequence[MessageText]) -> str:
     """Replace each slot by its text."""
     return _SLOT.sub(lambda found: texts[int(found[1])].words, text)
 
 
-def split_at_slots(text: str) -> tuple[Piece, ...]:
+def split_message_at_slots(text: str) -> tuple[Piece, ...]:
     """Return the literal pieces of a text and the numbers of its slots, in order."""
     pieces: list[Piece] = []
     for k, part in enumerate(_SLOT.split(text)):  # literal, number, literal, ..., number, literal
@@ -86,22 +86,22 @@ def split_at_slots(text: str) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def _write_content(parts: Parts, texts: Sequence[SlotText] | None) -> list[dict[str, str]]:
+def _write_content(parts: Parts, texts: Sequence[MessageText] | None) -> list[dict[str, str]]:
     """Return the content of one message, with `texts` in their slots if given."""
     content = []
     for part in parts:
         if part is None:
             content.append({"type": "image"})
         else:
-            text = part if texts is None else fill_slots(part, texts)
+            text = part if texts is None else fill_message_slots(part, texts)
             content.append({"type": "text", "text": text})
     return content
 
 
-def _build_user_parts(turn: Turn, joint: str, texts: list[SlotText]) -> Parts:
+def _build_user_parts(turn: Turn, joint: str, texts: list[MessageText]) -> Parts:
     """Return the parts of a user's turn, and add its question and instruction to `texts`."""
     parts: list[str | None] = []
-    for k, piece in enumerate(cut_at_images(turn)):
+    for k, piece in enumerate(cut_turn_at_images(turn)):
         if k:
             parts.append(None)
         words = piece.strip()
@@ -120,9 +120,9 @@ def _build_user_parts(turn: Turn, joint: str, texts: list[SlotText]) -> Parts:
     return tuple(parts)
 
 
-def _add_slot(texts: list[SlotText], segment: Segment, words: str) -> str:
+def _add_slot(texts: list[MessageText], segment: Segment, words: str) -> str:
     """Add a text, and return the slot that stands for it."""
-    texts.append(SlotText(segment, words))
+    texts.append(MessageText(segment, words))
     return _write_slot(len(texts) - 1)
 
 

@@ -16,16 +16,16 @@ from lightning_mllm.data.text.chat_messages import (
     ChatMessages,
     Message,
     Piece,
-    split_at_slots,
+    split_message_at_slots,
 )
-from lightning_mllm.data.text.special_tokens import find_special_ids
+from lightning_mllm.data.text.special_tokens import find_special_token_ids
 from lightning_mllm.errors import CheckpointError, ConfigError
 
 _BLANKS = re.compile(" +\n")
 _QUOTED = re.compile(r"""(['"])((?:(?!\1)[^\\])+)\1""")  # strings without escapes
 
 
-class Exchange(NamedTuple):
+class TemplateExchange(NamedTuple):
     """What the template writes from the end of one answer to the end of the next.
 
     Attributes:
@@ -80,7 +80,7 @@ class ChatTemplate:
             ) from error
         return str(text)
 
-    def lay_out(self, messages: ChatMessages) -> tuple[Exchange, ...]:
+    def lay_out(self, messages: ChatMessages) -> tuple[TemplateExchange, ...]:
         """Return the exchanges that the template writes, each text in them once.
 
         If the template drops or repeats the system text, it is put before the first turn.
@@ -102,7 +102,7 @@ class ChatTemplate:
             "template that does."
         )
 
-    def _cut_into_exchanges(self, messages: ChatMessages) -> tuple[Exchange, ...]:
+    def _cut_into_exchanges(self, messages: ChatMessages) -> tuple[TemplateExchange, ...]:
         """Run the template on one message more at a time, and cut its text around the answers."""
         listed = messages.to_list()
         exchanges = []
@@ -121,10 +121,14 @@ class ChatTemplate:
                 # Llama 3 on the hub: line breaks on both sides would become one token
                 continuation = continuation.lstrip()
             answer, between = self._end_answer(continuation)
-            exchanges.append(Exchange(split_at_slots(opening), split_at_slots(answer)))
+            exchanges.append(
+                TemplateExchange(split_message_at_slots(opening), split_message_at_slots(answer))
+            )
         return tuple(exchanges)
 
-    def _insert_system(self, exchanges: tuple[Exchange, ...]) -> tuple[Exchange, ...]:
+    def _insert_system(
+        self, exchanges: tuple[TemplateExchange, ...]
+    ) -> tuple[TemplateExchange, ...]:
         """Put the slot of the system text, and a blank, before the words of the first turn."""
         (opening, answer), *rest = exchanges
         first = opening[0] if isinstance(opening[0], str) else ""
@@ -141,12 +145,12 @@ class ChatTemplate:
                 "system turn."
             )
         opening = (SYSTEM, f" {words}", *opening[1:])
-        return (Exchange((start, *opening) if start else opening, answer), *rest)
+        return (TemplateExchange((start, *opening) if start else opening, answer), *rest)
 
     def _end_answer(self, continuation: str) -> tuple[str, str]:
         """Return an answer with its end-of-turn token, and the blanks before the next turn."""
         stripped = continuation.rstrip()
-        pieces = split_at_slots(stripped)
+        pieces = split_message_at_slots(stripped)
         end = pieces[-1] if pieces and isinstance(pieces[-1], str) else ""
         eos = str(self._processor.tokenizer.eos_token)
         if end.strip() != eos and end.strip().replace("\\", "/") == eos:
@@ -156,7 +160,7 @@ class ChatTemplate:
             # Hugging Face's LLaVA templates write no end; Vicuna's turns follow it without a space
             return stripped + eos, ""
         ids = self._processor.tokenizer.encode(end.strip(), add_special_tokens=False)
-        if ids[-1] not in find_special_ids(self._processor.tokenizer):
+        if ids[-1] not in find_special_token_ids(self._processor.tokenizer):
             raise CheckpointError(
                 f"The chat template ends the assistant's turn with {end!r}, in which no special "
                 "token can end the answer. Use a template that ends it with the end-of-sequence "
@@ -188,7 +192,7 @@ def _cut_prefix(prefix: str, text: str) -> str:
     return text[len(prefix) :]
 
 
-def _has_each_slot_once(messages: ChatMessages, exchanges: Sequence[Exchange]) -> bool:
+def _has_each_slot_once(messages: ChatMessages, exchanges: Sequence[TemplateExchange]) -> bool:
     """Return whether the template wrote each text exactly once."""
     found: list[int] = []
     for exchange in exchanges:
@@ -197,7 +201,7 @@ def _has_each_slot_once(messages: ChatMessages, exchanges: Sequence[Exchange]) -
     return sorted(found) == messages.slots
 
 
-def _count_literal(token: str, exchanges: Sequence[Exchange]) -> int:
+def _count_literal(token: str, exchanges: Sequence[TemplateExchange]) -> int:
     """Return how often the template itself writes a token."""
     count = 0
     for exchange in exchanges:

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.data.images.pictures import ImageText
+from lightning_mllm.data.images.pictures import PictureText
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.options import find_option_spans
 from lightning_mllm.data.text.prompts import Dialogue
-from lightning_mllm.data.text.rendering import RenderedText, Renderer, TextSpan
+from lightning_mllm.data.text.rendering import RenderedSpan, RenderedText, Renderer
 from lightning_mllm.data.text.special_tokens import (
-    build_special_pattern,
+    build_special_token_pattern,
     describe_special,
-    find_special_ids,
-    needs_bos,
-    tokenise_quotes,
+    find_special_token_ids,
+    needs_special_bos,
+    tokenise_special_quotes,
 )
 from lightning_mllm.data.text.token_bound import TokenBound, decode_all, is_same_text
 from lightning_mllm.errors import CheckpointError, DataError
@@ -54,9 +54,9 @@ class Encoder:
         self._feature_id = processor.feature_token_id
         names = (processor.placeholder, processor.feature_token)
         special = {self._feature_id, self._tokenizer.convert_tokens_to_ids(names[0])}
-        special |= find_special_ids(self._tokenizer)
+        special |= find_special_token_ids(self._tokenizer)
         self._special_ids = torch.tensor(sorted(special))
-        self._special_pattern = build_special_pattern(self._tokenizer, *names)
+        self._special_pattern = build_special_token_pattern(self._tokenizer, *names)
         with_special = self._tokenizer.encode("a", add_special_tokens=True)
         without = self._tokenizer.encode("a", add_special_tokens=False)
         if with_special[-1] != without[-1]:
@@ -70,7 +70,7 @@ class Encoder:
         self,
         dialogue: Dialogue,
         sample_id: str,
-        images: Sequence[ImageText],
+        images: Sequence[PictureText],
         options: Options | None = None,
     ) -> EncodedSample:
         """Tokenise a conversation; each run of visual tokens is still one, without its regions.
@@ -115,7 +115,7 @@ class Encoder:
         return self._token_bound.bound(rendered.text)
 
     def encode_answer(
-        self, dialogue: Dialogue, sample_id: str, image: ImageText
+        self, dialogue: Dialogue, sample_id: str, image: PictureText
     ) -> tuple[int, ...]:
         """Return the tokens of the (last) answer without the end of its turn, unchecked.
 
@@ -221,7 +221,7 @@ class Encoder:
             return self._tokenise_quotes(rendered, len(text))
         encoding = self._tokenizer(
             text,
-            add_special_tokens=needs_bos(self._tokenizer, text),
+            add_special_tokens=needs_special_bos(self._tokenizer, text),
             return_offsets_mapping=True,
             verbose=False,
         )
@@ -241,7 +241,7 @@ class Encoder:
         """Do as `_tokenise` up to `end`, with the special tokens that texts quote read as text."""
         texts = [(span.start, span.end) for span in rendered.slots if span.end <= end]
         text = rendered.text[:end]
-        return tokenise_quotes(self._tokenizer, self._special_pattern, text, texts)
+        return tokenise_special_quotes(self._tokenizer, self._special_pattern, text, texts)
 
     def _measure_prompt(self, rendered: RenderedText, input_ids: Tensor, sample_id: str) -> int:
         """Return how many tokens the (last) prompt has, and check that its answer changes none."""
@@ -250,7 +250,7 @@ class Encoder:
         if self._quotes_special(rendered, start):
             alone = self._tokenise_quotes(rendered, start)[0].tolist()
         else:
-            bos = needs_bos(self._tokenizer, prompt)
+            bos = needs_special_bos(self._tokenizer, prompt)
             encoding = self._tokenizer(prompt, add_special_tokens=bos, verbose=False)
             alone = encoding["input_ids"]
         if not alone or input_ids[: len(alone)].tolist() != alone:
@@ -275,7 +275,7 @@ class Encoder:
             )
 
     def _check_slot(
-        self, rendered: RenderedText, span: TextSpan, input_ids: Tensor, sample_id: str
+        self, rendered: RenderedText, span: RenderedSpan, input_ids: Tensor, sample_id: str
     ) -> None:
         """Refuse tokens that are special, or do not decode to the text of their span."""
         text = rendered.text[span.start : span.end]
@@ -294,7 +294,7 @@ class Encoder:
             )
 
 
-def _cover(offsets: Tensor, span: TextSpan) -> Tensor:
+def _cover(offsets: Tensor, span: RenderedSpan) -> Tensor:
     """Return which tokens touch a span; tokens without characters (BOS) touch none."""
     starts, ends = offsets.unbind(dim=1)
     return (ends > starts) & (starts < span.end) & (ends > span.start)

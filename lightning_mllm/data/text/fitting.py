@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lightning_mllm.data.images.pictures import ImageText
+from lightning_mllm.data.images.pictures import PictureText
 from lightning_mllm.data.loading.bad_rows import TOO_LONG
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.encoding import Encoder
@@ -58,7 +58,9 @@ class Fitter:
         self._encoder, self._max_length = encoder, max_length
         self._long_answers, self._classes = long_answers, classes
 
-    def fit(self, dialogue: Dialogue, sample: Sample, images: Sequence[ImageText]) -> Fitted | None:
+    def fit(
+        self, dialogue: Dialogue, sample: Sample, images: Sequence[PictureText]
+    ) -> Fitted | None:
         """Return as many of the last exchanges as fit, or None where the sample is left out.
 
         A sample is left out where the question of its last exchange is too long, or where none of
@@ -92,7 +94,7 @@ class Fitter:
         return replace(fitted, excess=0)
 
     def _skip_exchanges(
-        self, first: int, dialogue: Dialogue, sample: Sample, images: Sequence[ImageText]
+        self, first: int, dialogue: Dialogue, sample: Sample, images: Sequence[PictureText]
     ) -> Fitted:
         """Return a conversation from an exchange on; its excess is negative where there is room."""
         skipped = sum(turn.images for turn in dialogue.turns[: 2 * first])

@@ -19,7 +19,7 @@ def normalise_label(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
 
 
-def collect_class_names(labels: Iterable[str]) -> tuple[str, ...]:
+def collect_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """Return the sorted class names of raw labels.
 
     Raises:
@@ -27,7 +27,7 @@ def collect_class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """
     seen: dict[str, str] = {}
     for label in sorted(set(labels)):
-        name = fold_answer(normalise_label(label))
+        name = fold_label(normalise_label(label))
         if not name:
             raise DataError(
                 f"The class name {label!r} is empty once underscores, quotes, full stops and "
@@ -43,6 +43,6 @@ def collect_class_names(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(normalise_label(label) for label in seen.values()))
 
 
-def fold_answer(name: str) -> str:
+def fold_label(name: str) -> str:
     """Remove what an answer's score does not depend on, as evaluation's answer parser does."""
     return name.casefold().lstrip(_QUOTES + " ").rstrip(_QUOTES + " .")

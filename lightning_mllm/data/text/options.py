@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import product
 
-from lightning_mllm.data.text.rendering import RenderedText, TextSpan
+from lightning_mllm.data.text.rendering import RenderedSpan, RenderedText
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Options, Segment
 
@@ -52,7 +52,7 @@ def find_options(question: str, options: Options, sample_id: str) -> tuple[Range
 
 def find_option_spans(
     rendered: RenderedText, options: Options | None, sample_id: str
-) -> list[TextSpan]:
+) -> list[RenderedSpan]:
     """Return where the last question names its options; empty where nothing is asked."""
     questions = [span for span in rendered.slots if span.segment is Segment.QUESTION]
     if options is None or not questions:
@@ -65,7 +65,7 @@ def find_option_spans(
     ranges = find_options(rendered.text[start : last.end], options, sample_id)
     spans = []
     for segment, (first, end) in zip(_SEGMENTS, ranges, strict=True):
-        spans.append(TextSpan(segment, start + first, start + end))
+        spans.append(RenderedSpan(segment, start + first, start + end))
     return spans
 
 

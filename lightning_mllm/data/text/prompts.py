@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lightning_mllm.data.text.turns import strip_blanks
+from lightning_mllm.data.text.turns import strip_turn
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Sample, Turn
@@ -174,7 +174,7 @@ class ConversationPrompt(Prompt):
         instruction = turn.instruction.strip()
         if turn.role == "user" and turn.text.strip():
             instruction = instruction or self.instruction.strip()
-        return replace(strip_blanks(turn), instruction=instruction)
+        return replace(strip_turn(turn), instruction=instruction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,15 @@ from functools import cached_property
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.chat_messages import (
     ChatMessages,
+    MessageText,
     Piece,
-    SlotText,
     build_messages,
-    fill_slots,
-    split_at_slots,
+    fill_message_slots,
+    split_message_at_slots,
 )
-from lightning_mllm.data.text.chat_template import ChatTemplate, Exchange
+from lightning_mllm.data.text.chat_template import ChatTemplate, TemplateExchange
 from lightning_mllm.data.text.prompts import Dialogue
-from lightning_mllm.data.text.turns import put_images_first
+from lightning_mllm.data.text.turns import put_images_first_in_turn
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.types import Segment, Turn
 
@@ -31,7 +31,7 @@ _SHOWN = 40  # characters that a message quotes
 
 
 @dataclass(frozen=True)
-class TextSpan:
+class RenderedSpan:
     """Characters `start` to `end` (exclusive) of a rendered text, and their segment."""
 
     segment: Segment
@@ -52,9 +52,9 @@ class RenderedText:
     """
 
     text: str
-    slots: tuple[TextSpan, ...]
-    answers: tuple[TextSpan, ...]
-    images: tuple[TextSpan, ...]
+    slots: tuple[RenderedSpan, ...]
+    answers: tuple[RenderedSpan, ...]
+    images: tuple[RenderedSpan, ...]
 
 
 class Renderer:
@@ -68,7 +68,7 @@ class Renderer:
     def __init__(self, processor: CheckpointProcessor) -> None:
         self.template = ChatTemplate(processor)
         self.placeholder = processor.placeholder
-        self._layouts: dict[ChatMessages, tuple[Exchange, ...]] = {}
+        self._layouts: dict[ChatMessages, tuple[TemplateExchange, ...]] = {}
         self._checked_shapes: set[tuple[object, ...]] = set()
 
     @cached_property
@@ -82,7 +82,7 @@ class Renderer:
         """
         probe = Dialogue((Turn("user", "a b", images=1, places=(1,)), Turn("assistant", "c")))
         question = build_messages(probe)[0].to_list()[:1]
-        written = split_at_slots(self.template.run(question, add_generation_prompt=True))
+        written = split_message_at_slots(self.template.run(question, add_generation_prompt=True))
         if 1 not in written or 2 not in written:
             return False
         between = written[written.index(1) + 1 : written.index(2)]
@@ -103,12 +103,12 @@ class Renderer:
         """
         layout, texts = self._lay_out(dialogue)
         writer = _Writer(texts, self.placeholder, images)
-        answers: list[TextSpan] = []
+        answers: list[RenderedSpan] = []
         for exchange in layout:
             writer.write(exchange.opening)
             start = len(writer.text)
             writer.write(exchange.answer)
-            answers.append(TextSpan(Segment.ANSWER, start, len(writer.text)))
+            answers.append(RenderedSpan(Segment.ANSWER, start, len(writer.text)))
         return RenderedText(writer.text, tuple(writer.slots), tuple(answers), tuple(writer.images))
 
     def check_shape(self, dialogue: Dialogue) -> None:
@@ -139,22 +139,24 @@ class Renderer:
         with_slots, with_texts = messages.to_list(), messages.to_list(texts)
         for end, message in enumerate(with_slots, 1):
             asks = message["role"] == "user"
-            expected = fill_slots(self.template.run(with_slots[:end], asks), texts)
+            expected = fill_message_slots(self.template.run(with_slots[:end], asks), texts)
             written = self.template.run(with_texts[:end], asks)
             if written != expected:
-                found, wanted = quote_difference(written, expected, _SHOWN)
+                found, wanted = quote_rendering_difference(written, expected, _SHOWN)
                 raise CheckpointError(
                     f"The checkpoint's chat template alters the texts of sample {sample_id!r}: it "
                     f"writes {found!r} where {wanted!r} was expected. Use a template that writes "
                     "texts as they are, or remove from the texts what it alters."
                 )
 
-    def _lay_out(self, dialogue: Dialogue) -> tuple[tuple[Exchange, ...], list[SlotText]]:
+    def _lay_out(
+        self, dialogue: Dialogue
+    ) -> tuple[tuple[TemplateExchange, ...], list[MessageText]]:
         """Return the exchanges of a conversation, and the texts of their slots."""
         messages, texts = build_messages(self._place_images(dialogue))
         if dialogue.plain:
             images = self.placeholder * dialogue.turns[0].images
-            return (Exchange((images,), (len(texts) - 1, "\n")),), texts
+            return (TemplateExchange((images,), (len(texts) - 1, "\n")),), texts
         if messages not in self._layouts:
             self._layouts[messages] = self.template.lay_out(messages)
         return self._layouts[messages], texts
@@ -163,10 +165,10 @@ class Renderer:
         """Put images first in their turns, unless the template keeps their places."""
         if not any(turn.places for turn in dialogue.turns) or self.keeps_places:
             return dialogue
-        return replace(dialogue, turns=tuple(map(put_images_first, dialogue.turns)))
+        return replace(dialogue, turns=tuple(map(put_images_first_in_turn, dialogue.turns)))
 
 
-def quote_difference(first: str, second: str, shown: int) -> tuple[str, str]:
+def quote_rendering_difference(first: str, second: str, shown: int) -> tuple[str, str]:
     """Return `shown` characters of each text, around the first place where they differ."""
     common = 0
     for one, other in zip(first, second, strict=False):
@@ -180,10 +182,12 @@ def quote_difference(first: str, second: str, shown: int) -> tuple[str, str]:
 class _Writer:
     """Writes pieces of a template, slots filled and images replaced, and notes where these are."""
 
-    def __init__(self, texts: Sequence[SlotText], placeholder: str, images: Sequence[str]) -> None:
+    def __init__(
+        self, texts: Sequence[MessageText], placeholder: str, images: Sequence[str]
+    ) -> None:
         self.text = ""
-        self.slots: list[TextSpan] = []
-        self.images: list[TextSpan] = []
+        self.slots: list[RenderedSpan] = []
+        self.images: list[RenderedSpan] = []
         self._texts, self._placeholder, self._replacements = texts, placeholder, images
 
     def write(self, pieces: Sequence[Piece]) -> None:
@@ -204,7 +208,7 @@ class _Writer:
         known = number < len(self._replacements)
         return self._replacements[number] if known else self._placeholder
 
-    def _add(self, segment: Segment, words: str) -> TextSpan:
+    def _add(self, segment: Segment, words: str) -> RenderedSpan:
         start = len(self.text)
         self.text += words
-        return TextSpan(segment, start, len(self.text))
+        return RenderedSpan(segment, start, len(self.text))

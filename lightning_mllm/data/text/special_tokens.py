@@ -14,7 +14,7 @@ from lightning_mllm.errors import CheckpointError
 _Range = tuple[int, int]  # characters, end exclusive
 
 
-def find_special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def find_special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids of all special tokens, with those without a role (Llama 3's headers).
 
     The token for unknown text is not among them: text can become it.
@@ -24,9 +24,11 @@ def find_special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(ids - {tokenizer.unk_token_id})
 
 
-def build_special_pattern(tokenizer: PreTrainedTokenizerBase, *others: str) -> re.Pattern[str]:
+def build_special_token_pattern(
+    tokenizer: PreTrainedTokenizerBase, *others: str
+) -> re.Pattern[str]:
     """Return a pattern that finds special tokens, and `others`, in a text."""
-    special = tokenizer.convert_ids_to_tokens(sorted(find_special_ids(tokenizer)))
+    special = tokenizer.convert_ids_to_tokens(sorted(find_special_token_ids(tokenizer)))
     longest_first = sorted({*map(str, special), *others}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)))
 
@@ -40,12 +42,12 @@ def describe_special(what: str, token: str, text: str) -> str:
     )
 
 
-def needs_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+def needs_special_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Return whether the tokenizer has to add its BOS to a text, which may have one already."""
     return tokenizer.bos_token is None or not text.startswith(str(tokenizer.bos_token))
 
 
-def tokenise_quotes(
+def tokenise_special_quotes(
     tokenizer: PreTrainedTokenizerBase,
     pattern: re.Pattern[str],
     text: str,
@@ -75,7 +77,7 @@ def tokenise_quotes(
             harmless = harmless[:start] + "x" * (end - start) + harmless[end:]
         else:
             special.append((start, end))
-    bos = needs_bos(tokenizer, text)
+    bos = needs_special_bos(tokenizer, text)
     whole = tokenizer(harmless, add_special_tokens=bos, verbose=False)["input_ids"]
     if _tokenise_sections(tokenizer, harmless, special)[0] != whole:
         raise CheckpointError(
@@ -97,7 +99,7 @@ def _tokenise_sections(
     for start, end in [*special, (len(text), len(text))]:
         encoding = tokenizer(
             text[begin:start],
-            add_special_tokens=begin == 0 and needs_bos(tokenizer, text),
+            add_special_tokens=begin == 0 and needs_special_bos(tokenizer, text),
             split_special_tokens=True,
             return_offsets_mapping=True,
             verbose=False,

@@ -8,22 +8,22 @@ from itertools import pairwise
 from lightning_mllm.types import Turn
 
 
-def join_around_images(pieces: list[str]) -> Turn:
+def join_turn_around_images(pieces: list[str]) -> Turn:
     """Return the user's turn with an image between each two pieces, outer blanks stripped."""
     text, places = pieces[0], []
     for piece in pieces[1:]:
         places.append(len(text))
         text += piece
-    return strip_blanks(Turn("user", text, images=len(places), places=tuple(places)))
+    return strip_turn(Turn("user", text, images=len(places), places=tuple(places)))
 
 
-def cut_at_images(turn: Turn) -> list[str]:
+def cut_turn_at_images(turn: Turn) -> list[str]:
     """Return the text of a turn, cut where its images stand: one piece more than images."""
     cuts = [0, *(turn.places or (0,) * turn.images), len(turn.text)]
     return [turn.text[start:end] for start, end in pairwise(cuts)]
 
 
-def strip_blanks(turn: Turn) -> Turn:
+def strip_turn(turn: Turn) -> Turn:
     """Return a turn without blanks around its text; those between text and a later image stay."""
     text = turn.text.lstrip()
     places = tuple(max(place - len(turn.text) + len(text), 0) for place in turn.places)
@@ -32,10 +32,10 @@ def strip_blanks(turn: Turn) -> Turn:
     return replace(turn, text=text, places=places if any(places) else ())
 
 
-def put_images_first(turn: Turn) -> Turn:
+def put_images_first_in_turn(turn: Turn) -> Turn:
     """Return a turn with its images before its text, and a blank or line break in their place."""
     text = ""
-    for piece in cut_at_images(turn):
+    for piece in cut_turn_at_images(turn):
         before, after = text.rstrip(), piece.lstrip()
         blanks = text[len(before) :] + piece[: len(piece) - len(after)]
         joint = "\n" if "\n" in blanks else " "
@@ -43,6 +43,6 @@ def put_images_first(turn: Turn) -> Turn:
     return replace(turn, text=text.strip(), places=())
 
 
-def has_image_within(turn: Turn) -> bool:
+def has_image_within_turn(turn: Turn) -> bool:
     """Return whether an image stands within the text, with words on both sides."""
     return any(turn.text[:place].strip() and turn.text[place:].strip() for place in turn.places)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.probing.features.feature_set import FeatureSet
-from lightning_mllm.store.files import write_tensors
+from lightning_mllm.store.files import write_tensor_file
 
 
 def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[str, Any]) -> None:
@@ -35,7 +35,7 @@ def save_features(path: Path, sets: Mapping[str, FeatureSet], settings: Mapping[
     tensors = {point: each.features for point, each in sets.items()} | {"targets": first.targets}
     about = {"names": first.names, "sample_ids": first.sample_ids, "settings": dict(settings)}
     try:
-        write_tensors(path, tensors, {"about": json.dumps(about)})
+        write_tensor_file(path, tensors, {"about": json.dumps(about)})
     except OSError as error:
         raise DataError(
             f"The features can't be written to {path}: {error}. Make room there, put the run into "

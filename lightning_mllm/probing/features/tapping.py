@@ -14,8 +14,8 @@ from torch import Tensor
 from lightning_mllm.batches import Image, MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import inputs_of
-from lightning_mllm.models.layers import layers_and_norm, run_uncompiled
+from lightning_mllm.models.hooks import hook_inputs
+from lightning_mllm.models.layers import layers_and_norm, run_layers_uncompiled
 from lightning_mllm.models.vision import EncodedImage, ImageStates
 from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.points import Point
@@ -160,8 +160,8 @@ class Tapper:
                 vectors[point.name] = _pool_samples(_as_one_view(tokens), batch, point)
 
         modules = layers_and_norm(self._backbone)
-        with inputs_of({point: modules[point.layer or 0] for point in points}, keep):
-            run_uncompiled(self._backbone, batch, encoded)
+        with hook_inputs({point: modules[point.layer or 0] for point in points}, keep):
+            run_layers_uncompiled(self._backbone, batch, encoded)
         return vectors
 
 

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from lightning_mllm.analysis.core.result import AnalysisResult, Plot
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.statistics.interval import HIGH, LOW, VALUE, N
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.tracking.figures.figure import GREY, PALETTE, finish_figure_axis, save_figure
@@ -36,7 +36,7 @@ def draw_analysis_plots(result: AnalysisResult, folder: Path) -> list[Path]:
 
 
 @guard_figure
-def draw_analysis_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path:
+def draw_analysis_plot(result: AnalysisResult, plot: ResultPlot, output: Path) -> Path:
     """Draw a panel per coordinate of the result's first axis, with its N.
 
     Args:
@@ -76,7 +76,7 @@ def draw_analysis_plot(result: AnalysisResult, plot: Plot, output: Path) -> Path
     return save_figure(figure, output)
 
 
-def _select(result: AnalysisResult, plot: Plot) -> Floats:
+def _select(result: AnalysisResult, plot: ResultPlot) -> Floats:
     """Return the values of a plot, (panels, lines, places, statistics)."""
     values = result.at(**plot.fixed)
     axes = [axis for axis in result.axes if axis not in plot.fixed]
@@ -84,7 +84,9 @@ def _select(result: AnalysisResult, plot: Plot) -> Floats:
     return values[:, [result.coords[plot.y].index(each) for each in plot.shown]]
 
 
-def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n: int) -> None:
+def _draw_lines(
+    axis: Axes, plot: ResultPlot, places: Sequence[Any], values: Floats, n: int
+) -> None:
     named = isinstance(places[0], str)
     at = range(len(places)) if named else places
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
@@ -114,7 +116,7 @@ def _draw_lines(axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, n
 
 
 def _draw_map(
-    axis: Axes, plot: Plot, places: Sequence[Any], values: Floats, extent: float
+    axis: Axes, plot: ResultPlot, places: Sequence[Any], values: Floats, extent: float
 ) -> AxesImage:
     colours = colormaps["RdBu"].with_extremes(bad="#DDDDDD")  # where there is no number
     image = axis.imshow(
@@ -133,7 +135,7 @@ def _draw_map(
     return image
 
 
-def _draw_points(axis: Axes, plot: Plot, values: Floats) -> None:
+def _draw_points(axis: Axes, plot: ResultPlot, values: Floats) -> None:
     axis.plot(*values.transpose(2, 0, 1), color=GREY, linewidth=0.5, alpha=0.4)  # of one sample
     for index, (label, own) in enumerate(zip(plot.shown.values(), values, strict=True)):
         colour = PALETTE[index % len(PALETTE)]

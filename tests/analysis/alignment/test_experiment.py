@@ -16,7 +16,7 @@ from lightning_mllm.analysis.alignment.experiment import Alignment, _Noise
 from lightning_mllm.analysis.alignment.kinds import rows_of_kinds
 from lightning_mllm.analysis.alignment.summary import AlignmentScore, alignment_score
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.observe import LayerState
+from lightning_mllm.analysis.forward.observe import ObservedState
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
@@ -48,7 +48,7 @@ class TestAlignmentOfEverything(StreamedContract):
 
     def make(self, **options: Any) -> Alignment:
         everything = {
-            "states": list(LayerState),
+            "states": list(ObservedState),
             "deviation": True,
             "noise": True,
             "between_kinds": True,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_mllm.alignment_names import MODES
-from lightning_mllm.analysis.forward.observe import LayerState, stream_states
+from lightning_mllm.analysis.forward.observe import ObservedState, observe_stream
 from lightning_mllm.models.backbone import Backbone
 from tests.support.alignment_by_hand import (
     Sample,
@@ -118,20 +118,20 @@ def test_inside_blocks_padding_counts_nowhere_and_updates_are_measured_beside_th
 ) -> None:
     """The released code averages left padding into the textual mean of these states (bug A9)."""
     (batch,) = batches(tiny_llava, 6)
-    seen: dict[tuple[LayerState, int], Any] = {}
-    stream_states(
+    seen: dict[tuple[ObservedState, int], Any] = {}
+    observe_stream(
         backbone,
         batch,
-        list(LayerState),
+        list(ObservedState),
         lambda s, k, values: seen.__setitem__((s, k), values.numpy()),
     )
 
-    result = align(backbone, [batch], states=tuple(LayerState))
+    result = align(backbone, [batch], states=tuple(ObservedState))
 
     at = [places(batch, row) for row in range(len(batch))]
     assert not batch.attention_mask.all()
     for layer in range(1, LAYERS + 1):
-        for state in LayerState:
+        for state in ObservedState:
             tokens = [
                 [seen[state, layer][row][own] for own in at[row]] for row in range(len(batch))
             ]
@@ -143,10 +143,10 @@ def test_inside_blocks_padding_counts_nowhere_and_updates_are_measured_beside_th
             )
             norm = np.mean([np.median(np.linalg.norm(t[1], axis=1)) for t in tokens])
             assert curve(result, "norm textual median", state)[layer] == pytest.approx(norm)
-        before = seen[LayerState.RESIDUAL, layer - 1]
+        before = seen[ObservedState.RESIDUAL, layer - 1]
         for state, stream in (
-            (LayerState.SA, before),
-            (LayerState.FC2, before + seen[LayerState.SA, layer]),
+            (ObservedState.SA, before),
+            (ObservedState.FC2, before + seen[ObservedState.SA, layer]),
         ):
             ratio = np.linalg.norm(seen[state, layer], axis=-1) / np.linalg.norm(stream, axis=-1)
             expected = np.mean([np.median(ratio[row][at[row][0]]) for row in range(len(batch))])

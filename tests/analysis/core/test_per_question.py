@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from lightning_mllm.analysis.core.per_question import AskedQuestion, QuestionAnalysis
+from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation import KnownAnswers, OpenAnswer
@@ -34,14 +34,14 @@ class Parts(QuestionAnalysis[Row]):
     def __init__(self, room: int = 99) -> None:
         super().__init__(correct_only=True, match="normalised", label="")
         self.room = room
-        self.seen: list[AskedQuestion] = []
+        self.seen: list[PerQuestionAnswer] = []
 
     @property
     def settings(self) -> Mapping[str, Any]:
         return {}
 
     def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[AskedQuestion]
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
     ) -> Iterator[list[Row]]:
         assert [question.sample_id for question in questions] == list(batch.sample_ids)
         assert [question.picture for question in questions] == list(batch.pictures)
@@ -51,7 +51,7 @@ class Parts(QuestionAnalysis[Row]):
             self.seen.append(question)
             yield [Row(question.sample_id, part) for part in range(2)]
 
-    def left_out(self, question: AskedQuestion) -> Row:
+    def left_out(self, question: PerQuestionAnswer) -> Row:
         return Row(question.sample_id, -1)
 
     def summarise(self, table: Table, settings: Any) -> AnalysisResult:

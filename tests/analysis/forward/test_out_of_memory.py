@@ -12,8 +12,8 @@ from torch import nn
 
 from lightning_mllm.analysis import KnockoutEngine, ReferenceEngine, SuffixEngine
 from lightning_mllm.analysis.forward import out_of_memory as memory
-from lightning_mllm.analysis.forward.out_of_memory import Pieces, free_bytes
-from lightning_mllm.analysis.forward.suffix.budget import Plan
+from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces, free_memory
+from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
 from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun
 from lightning_mllm.models.layers import decoder_layers
 from tests.support.decoders import PAPER, apart, count_hooks, make_backbone, make_batch, sweep
@@ -50,11 +50,11 @@ def test_what_does_not_fit_even_alone_is_an_error() -> None:
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Pieces("things").run([1, 2, 3], 3, full)
+        MemoryPieces("things").run([1, 2, 3], 3, full)
 
 
 def test_the_size_that_fitted_is_kept_for_a_while() -> None:
-    pieces, seen, room = Pieces("things"), [], 2
+    pieces, seen, room = MemoryPieces("things"), [], 2
 
     def note(piece: Any) -> int:
         seen.append(len(piece))
@@ -70,7 +70,7 @@ def test_the_size_that_fitted_is_kept_for_a_while() -> None:
 
 
 def test_what_fits_is_counted_in_weights() -> None:
-    pieces = Pieces("things")
+    pieces = MemoryPieces("things")
 
     def run(weight: int) -> list[int]:
         def fill(piece: Any) -> int:
@@ -137,7 +137,7 @@ def test_a_7b_model_is_planned_within_the_budget(gib: int) -> None:
         num_attention_heads, num_key_value_heads = 32, 32
 
     length, questions = 644, 16
-    plan = Plan.of(Llama7B, length, torch.float16, gib * 2**30)
+    plan = BudgetPlan.of(Llama7B, length, torch.float16, gib * 2**30)
     prompts = plan.prompts(questions)
     kept = 32 * length * 3 * 4096 * 2  # keys, values, residuals of a prompt
 
@@ -165,6 +165,6 @@ def test_what_a_job_may_use_is_the_least_that_its_groups_leave_it(
     monkeypatch.setattr(memory, "_OWN_GROUP", own)
     monkeypatch.setattr(memory, "_free_pages", lambda: 32 * gib)
 
-    assert free_bytes(device) == 4 * gib
+    assert free_memory(device) == 4 * gib
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert free_bytes(device) == 2 * gib
+    assert free_memory(device) == 2 * gib

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mllm.analysis.forward.stepwise import Stream
-from lightning_mllm.models.hooks import inputs_of
-from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_uncompiled
+from lightning_mllm.analysis.forward.stepwise import StepwiseStream
+from lightning_mllm.models.hooks import hook_inputs
+from lightning_mllm.models.layers import decoder_layers, layers_and_norm, run_layers_uncompiled
 from tests.conftest import FamilyBuilder
 from tests.support.decoders import count_hooks
 from tests.support.family_questions import ask, load
@@ -25,10 +25,10 @@ def test_a_stream_enters_each_layer_as_in_the_model(
     backbone, batch = load(tiny_family(name)), ask(tiny_family(name), "right")
     real, hooks = batch.attention_mask.bool(), count_hooks(backbone)
     expected: dict[int, torch.Tensor] = {}
-    with inputs_of(dict(enumerate(layers_and_norm(backbone))), expected.__setitem__):
-        run_uncompiled(backbone, batch)
+    with hook_inputs(dict(enumerate(layers_and_norm(backbone))), expected.__setitem__):
+        run_layers_uncompiled(backbone, batch)
 
-    stream = Stream.of(backbone, batch, real)
+    stream = StepwiseStream.of(backbone, batch, real)
 
     assert bool(stream.between) == added
     for number, layer in enumerate(decoder_layers(backbone)):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Window, knockout
-from lightning_mllm.analysis.knockout.mask import positions
+from lightning_mllm.analysis.knockout.mask import mask_positions
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
@@ -134,7 +134,7 @@ def test_a_block_changes_no_row_before_its_first_target(setting: Setting) -> Non
     for block in (TO_LAST, TO_QUESTION):
         with knockout(backbone, batch, [block], everywhere()):
             blocked = states(backbone, batch)
-        target = positions(batch.spans, block.target)
+        target = mask_positions(batch.spans, block.target)
         before = batch.attention_mask.bool() & (target.cumsum(1) == 0)
         assert all(torch.equal(a[before], b[before]) for a, b in zip(clean, blocked, strict=True))
         assert not torch.isclose(clean[1][target], blocked[1][target]).all(dim=1).any()
@@ -220,7 +220,9 @@ def test_positions_are_unions_of_intersections() -> None:
         ("last+image tiles&image object", [0, 1, 0, 1]),
         ("image object&last", [0, 0, 0, 0]),
     ):
-        assert positions(spans, Block.parse(f"{side}->last").source).int().tolist() == [expected]
+        assert mask_positions(spans, Block.parse(f"{side}->last").source).int().tolist() == [
+            expected
+        ]
 
 
 def test_afterwards_the_model_is_as_it_was(backbone: Backbone, prompts: MultimodalBatch) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis import Block, Case, Readings, Windows
-from lightning_mllm.analysis.core.per_question import AskedQuestion
-from lightning_mllm.analysis.knockout.rows import FlowRow, OptionIds, flow_rows
+from lightning_mllm.analysis.core.per_question import PerQuestionAnswer
+from lightning_mllm.analysis.knockout.rows import FlowOptionIds, FlowRow, flow_rows
 from lightning_mllm.analysis.knockout.summary import summarise_flow
 from lightning_mllm.store.rows import Rows
 from lightning_mllm.types import AnswerForms, Forms
@@ -23,18 +23,20 @@ CASES = [Case(Block.parse("image->last"), window) for window in Windows(width=1)
 def rows_of(checkpoint: str, name: str, first_token: int | None = None) -> list[FlowRow]:
     """The rows of a question in two cases, of which the first blocks something."""
     batch = batches(checkpoint, 6)[0].take([0])
-    question = AskedQuestion(
+    question = PerQuestionAnswer(
         sample_id=name, kind="", picture=name, correct=True, first_token=first_token
     )
-    (rows,) = flow_rows([question], batch, CASES, readings(), OptionIds.of([None]))
+    (rows,) = flow_rows([question], batch, CASES, readings(), FlowOptionIds.of([None]))
     return rows
 
 
 @pytest.mark.parametrize("questions", [0, 2])
 def test_each_reading_needs_its_question(tiny_llava: str, questions: int) -> None:
     batch = batches(tiny_llava, 6)[0].take([0])
-    question = AskedQuestion(sample_id="a", kind="", picture="a", correct=True, first_token=None)
-    options = OptionIds.of([None])
+    question = PerQuestionAnswer(
+        sample_id="a", kind="", picture="a", correct=True, first_token=None
+    )
+    options = FlowOptionIds.of([None])
 
     with pytest.raises(ValueError, match=r"argument 2 is (shorter|longer)"):
         flow_rows([question] * questions, batch, CASES, readings(), options)
@@ -84,7 +86,7 @@ def test_a_token_that_begins_both_options_tells_nothing() -> None:
         AnswerForms(Forms((0,), (1,))),
         None,
     ]
-    options = OptionIds.of(answers)
+    options = FlowOptionIds.of(answers)
 
     margins = options.margins(logprobs[options.ids][:, None])[:, 0]
 

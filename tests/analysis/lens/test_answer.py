@@ -17,7 +17,7 @@ from lightning_mllm.analysis import AnswerLens, Bootstrap
 from lightning_mllm.analysis.forward import float32_head
 from lightning_mllm.analysis.forward.float32_head import head_logits
 from lightning_mllm.analysis.lens import readout as lens
-from lightning_mllm.analysis.lens.readout import LensPositions, Norm, look, residual_states
+from lightning_mllm.analysis.lens.readout import Norm, ReadoutPositions, read_out, readout_states
 from lightning_mllm.batches import MultimodalBatch, map_image
 from lightning_mllm.errors import ConfigError, NotFiniteError
 from lightning_mllm.models.backbone import Backbone
@@ -171,7 +171,7 @@ def test_at_the_last_layer_the_lens_is_the_model(
     last = batch.spans[Segment.LAST]
 
     with torch.no_grad():
-        states = residual_states(backbone, batch, last, norm)
+        states = readout_states(backbone, batch, last, norm)
         logits = backbone.model(**batch.model_inputs()).logits[last]
 
     assert len(states) == DEPTH + 1
@@ -187,7 +187,7 @@ def test_states_that_are_not_finite_are_refused_by_name(tiny_llava: str) -> None
     with pytest.raises(
         NotFiniteError, match=r"The LLM's states are NaN .* 1 of 6 samples, first for 'test-2'"
     ):
-        residual_states(load(tiny_llava), replace(batch, images=tuple(images)), last, "none")
+        readout_states(load(tiny_llava), replace(batch, images=tuple(images)), last, "none")
 
 
 def test_norms_differ_everywhere_but_at_the_last_layer(tiny_llava: str) -> None:
@@ -196,7 +196,7 @@ def test_norms_differ_everywhere_but_at_the_last_layer(tiny_llava: str) -> None:
     last = batch.spans[Segment.LAST]
 
     with torch.no_grad():
-        final, raw = (residual_states(backbone, batch, last, norm) for norm in ("final", "none"))
+        final, raw = (readout_states(backbone, batch, last, norm) for norm in ("final", "none"))
 
     assert [torch.equal(a, b) for a, b in zip(final, raw, strict=True)] == [False, False, True]
 
@@ -205,9 +205,9 @@ def test_half_precision_of_a_head_does_not_round_what_it_says() -> None:
     head, states = torch.nn.Linear(8, 500, bias=False).bfloat16(), 20 * torch.randn(3, 8).bfloat16()
     ids = torch.randint(500, (3, 2))
 
-    found = look(head, states, ids, top=4)
+    found = read_out(head, states, ids, top=4)
 
-    exact = look(deepcopy(head).float(), states.float(), ids, top=4)
+    exact = read_out(deepcopy(head).float(), states.float(), ids, top=4)
     for name in ("logprobs", "ranks", "top", "top_logprobs"):
         torch.testing.assert_close(getattr(found, name), getattr(exact, name))
 
@@ -217,9 +217,9 @@ def test_the_vocabulary_ends_where_it_is_said_to() -> None:
     short.weight.data = head.weight.data[:40]
     states, ids = torch.randn(6, 4), torch.randint(40, (6, 2))
 
-    found = look(head, states, ids, top=45, vocabulary=40)
+    found = read_out(head, states, ids, top=45, vocabulary=40)
 
-    expected = look(short, states, ids, top=45)
+    expected = read_out(short, states, ids, top=45)
     for name in ("logprobs", "ranks", "top", "top_logprobs"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
 
@@ -228,7 +228,7 @@ def test_the_vocabulary_is_met_by_few_states_at_a_time(monkeypatch: pytest.Monke
     head = torch.nn.Linear(4, 50, bias=False)
     states, ids = torch.randn(23, 4), torch.randint(50, (23, 2))
     ids[3] = -1
-    whole = look(head, states, ids, top=2)
+    whole = read_out(head, states, ids, top=2)
     met: list[int] = []
 
     def count(head: torch.nn.Module, some: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def test_the_vocabulary_is_met_by_few_states_at_a_time(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(lens, "head_logits", count)
     monkeypatch.setattr(float32_head, "LOGITS", 250)
-    parts = look(head, states, ids, top=2)
+    parts = read_out(head, states, ids, top=2)
 
     assert met == [5, 5, 5, 5, 3]
     for name in ("logprobs", "ranks", "top", "top_logprobs"):
@@ -249,7 +249,7 @@ def test_an_answer_without_tokens_has_no_joint_probability(tiny_llava: str) -> N
     (batch,) = batches(tiny_llava, 6)
     prompts = batch.prompts()
 
-    positions = LensPositions.of(prompts)
+    positions = ReadoutPositions.of(prompts)
 
     assert positions.lengths.tolist() == [0] * 6
     assert positions.joint(torch.zeros(6)).isnan().all()

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lightning_mllm.analysis import AnswerLens
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.forward.float32_head import next_token_logits
+from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import outputs_of
+from lightning_mllm.models.hooks import hook_outputs
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.types import Segment
 from tests.conftest import FamilyBuilder
@@ -25,7 +25,7 @@ from tests.support.questions import tokenizer
 def own_logits(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
     """Return the model's own logits, which are not those of its head."""
     of_head: list[Tensor] = []
-    with outputs_of({0: backbone.lm_head}, lambda _, logits: of_head.append(logits)):
+    with hook_outputs({0: backbone.lm_head}, lambda _, logits: of_head.append(logits)):
         own: Tensor = backbone.model(**batch.model_inputs()).logits
     assert (of_head[0] - own).abs().amax() > 0.1
     return own
@@ -39,11 +39,11 @@ def test_what_leaves_the_last_layer_says_what_the_model_says(tiny_family: Family
     leaving: list[Tensor] = []
     last = decoder_layers(backbone)[-1]
 
-    with outputs_of({0: last}, lambda _, states: leaving.append(states)):
+    with hook_outputs({0: last}, lambda _, states: leaving.append(states)):
         expected = own_logits(backbone, batch)
 
     with torch.no_grad():
-        found = next_token_logits(backbone, leaving[0])
+        found = next_token_head_logits(backbone, leaving[0])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 

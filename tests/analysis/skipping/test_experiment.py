@@ -11,7 +11,7 @@ import pytest
 from lightning_mllm.analysis import Bootstrap
 from lightning_mllm.analysis.skipping import experiment as computation_skipping
 from lightning_mllm.analysis.skipping.context import skipping
-from lightning_mllm.analysis.skipping.costs import DecoderPass
+from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.batches import MultimodalBatch
@@ -61,7 +61,7 @@ class TestComputationSkipping(AnalysisContract):
             "correct_only": False,
         }
         table = self.run(backbone, tiny_llava, [batch], skip=skip, **grid).rows.table()
-        once = DecoderPass.of(backbone, batch)
+        once = DecoderPassCosts.of(backbone, batch)
 
         with skipping(backbone, batch, skip):
             answers = Parity().evaluate(backbone.model, tokenizer(tiny_llava), batch)

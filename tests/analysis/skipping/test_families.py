@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_mllm.analysis.skipping.context import skipping
-from lightning_mllm.analysis.skipping.costs import DecoderPass
+from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.spec import Skip
 from lightning_mllm.errors import ConfigError
@@ -78,9 +78,9 @@ def test_a_sample_of_a_batch_costs_what_it_costs_alone_and_less_with_skips(
 ) -> None:
     checkpoint = tiny_family(name)
     backbone, batch = load(checkpoint, dtype=torch.float32), ask(checkpoint, "right")
-    own = DecoderPass.of(backbone, ask(checkpoint, "left", count=1))
+    own = DecoderPassCosts.of(backbone, ask(checkpoint, "left", count=1))
 
-    padded = DecoderPass.of(backbone, batch).alone(0)
+    padded = DecoderPassCosts.of(backbone, batch).alone(0)
 
     assert torch.equal(padded.position_ids, own.position_ids)
     for skip in (None, Skip(), LATE):

@@ -5,7 +5,7 @@ import pytest
 
 from lightning_mllm.data import Digits
 from lightning_mllm.data.datasets.digits import NAMES
-from lightning_mllm.data.images.files import open_image
+from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.errors import ConfigError
 from tests.support.datamodule_contract import DataModuleContract
 
@@ -37,7 +37,7 @@ def test_no_scan_is_in_two_splits() -> None:
 
 def test_scans_are_enlarged_and_use_the_whole_scale() -> None:
     (sample, *_) = Digits(checkpoint="unused", image_size=40).load("test")
-    image = np.asarray(open_image(sample.images[0]))
+    image = np.asarray(open_image_file(sample.images[0]))
 
     assert image.shape == (40, 40, 3)
     assert image.min() == 0

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from lightning_mllm.data.images import files as images
-from lightning_mllm.data.images.files import look_at_images, open_image
+from lightning_mllm.data.images.files import look_at_image_files, open_image_file
 from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.errors import DataError
@@ -32,7 +32,7 @@ def truncated(folder: Path, name: str) -> Path:
 
 def check_images(paths: Iterable[Path]) -> dict[Path, Size]:
     """Do what set-up does with image files: refuse the bad ones in one message."""
-    sizes, problems = look_at_images(paths)
+    sizes, problems = look_at_image_files(paths)
     bad = BadRows()
     bad.count_image_files(len(sizes) + len(problems))
     for problem in problems.values():
@@ -44,7 +44,7 @@ def check_images(paths: Iterable[Path]) -> dict[Path, Size]:
 class TestOpening:
     @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "PA"])
     def test_every_mode_becomes_rgb(self, mode: str) -> None:
-        opened = open_image(
+        opened = open_image_file(
             Image.new("L", (6, 4), 255)
             .convert("RGB")
             .convert(mode if mode not in {"LA", "PA"} else "L")
@@ -58,7 +58,7 @@ class TestOpening:
     def test_cmyk_files_keep_their_colour(self, tmp_path: Path) -> None:
         path = saved(tmp_path, "a.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
 
-        red, green, blue = np.asarray(open_image(path))[8, 8].tolist()
+        red, green, blue = np.asarray(open_image_file(path))[8, 8].tolist()
 
         assert red > 200
         assert max(green, blue) < 60
@@ -69,18 +69,18 @@ class TestOpening:
         palette.putpalette([10, 20, 30])
         with_index = saved(tmp_path, "b.png", palette, transparency=0)
 
-        assert open_image(path).getpixel((0, 0)) == (255, 255, 255)
-        assert open_image(with_index).getpixel((0, 0)) == (255, 255, 255)
+        assert open_image_file(path).getpixel((0, 0)) == (255, 255, 255)
+        assert open_image_file(with_index).getpixel((0, 0)) == (255, 255, 255)
 
     def test_16_bits_are_scaled_not_clipped(self, tmp_path: Path) -> None:
         pixels = np.array([[0, 32768], [65535, 257]], dtype=np.uint16)
         path = saved(tmp_path, "a.png", Image.fromarray(pixels))
 
-        assert np.asarray(open_image(path))[..., 0].tolist() == [[0, 127], [255, 1]]
+        assert np.asarray(open_image_file(path))[..., 0].tolist() == [[0, 127], [255, 1]]
 
     def test_pixels_of_unknown_scale_are_refused(self) -> None:
         with pytest.raises(DataError, match=r"mode 'F' from 0\.0 to 0\.0, whose scale is unknown"):
-            open_image(Image.new("F", (4, 4)))
+            open_image_file(Image.new("F", (4, 4)))
 
     def test_the_exif_rotation_is_applied(self, tmp_path: Path) -> None:
         image = picture(40, 20)
@@ -88,17 +88,17 @@ class TestOpening:
         exif[0x0112] = ROTATED_BY_90
         path = saved(tmp_path, "a.jpg", image, exif=exif)
 
-        assert open_image(path).size == (20, 40)
+        assert open_image_file(path).size == (20, 40)
 
     def test_of_an_animation_the_first_frame_is_taken(self, tmp_path: Path) -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
         path = saved(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
 
-        assert open_image(path).getpixel((0, 0)) == (255, 0, 0)
+        assert open_image_file(path).getpixel((0, 0)) == (255, 0, 0)
 
     def test_a_picture_in_memory_is_not_changed(self) -> None:
         image = picture()
-        open_image(image).putpixel((0, 0), (9, 9, 9))
+        open_image_file(image).putpixel((0, 0), (9, 9, 9))
         assert image.getpixel((0, 0)) == (0, 0, 0)
 
 
@@ -124,7 +124,7 @@ class TestBadFiles:
     def test_each_is_refused_with_its_name_and_the_reason(self, tmp_path: Path) -> None:
         for reason, path in bad_files(tmp_path).items():
             with pytest.raises(DataError, match=reason) as caught:
-                open_image(path)
+                open_image_file(path)
             assert path.name in str(caught.value)
 
     def test_all_are_reported_at_once(self, tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ class TestBadFiles:
         )  # what Pillow itself refuses beyond twice
 
         with pytest.raises(DataError, match=r"a\.png: is too large"):
-            open_image(path)
+            open_image_file(path)
         with pytest.raises(DataError, match=r"a\.png: is too large"):
             check_images([path])
 
     def test_the_number_of_pixels_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(images, "MAX_PIXELS", 100)
         with pytest.raises(DataError, match="is too large"):
-            open_image(picture(20, 20))
+            open_image_file(picture(20, 20))
 
 
 class TestChecking:
@@ -184,7 +184,7 @@ class TestChecking:
         plain, turned = saved(tmp_path, "a.png"), saved(tmp_path, "b.jpg", exif=exif)
 
         assert check_images([plain, turned]) == {plain: (40, 30), turned: (30, 40)}
-        assert open_image(turned).size == (30, 40)
+        assert open_image_file(turned).size == (30, 40)
 
     def test_no_other_program_is_started_for_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "a.png"
@@ -192,7 +192,7 @@ class TestChecking:
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n"
         )
 
-        for use in (open_image, lambda path: check_images([path])):
+        for use in (open_image_file, lambda path: check_images([path])):
             with pytest.raises(
                 DataError, match=r"a\.png: is a picture in the format EPS, which is not read"
             ):
@@ -251,9 +251,9 @@ class TestDamage:
             for place in draw.integers(0, len(content), draw.integers(1, 6)):
                 content[place] = draw.integers(256)
             path.write_bytes(content[: draw.integers(1, len(content))] if k % 3 == 0 else content)
-            sizes, problems = images.look_at_images([path])
+            sizes, problems = images.look_at_image_files([path])
             try:
-                opened = open_image(path)
+                opened = open_image_file(path)
             except DataError:
                 assert path in problems or path.suffix not in decided
             else:

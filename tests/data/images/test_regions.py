@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Geometry, GeometryName
-from lightning_mllm.data.images.regions import Regions, check_boxes
+from lightning_mllm.data.images.regions import Regions, check_region_boxes
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Segment
@@ -318,4 +318,4 @@ def test_a_distractor_that_can_not_be_is_refused(vicuna: CheckpointProcessor) ->
     sample = replace(sample_of((28, 28), Box(0, 0, 3, 3)), distractors=[Box(0, 0, -1, 3)])
 
     with pytest.raises(DataError, match=r"Sample 'a' has the box \(0, 0, -1, 3\)"):
-        check_boxes(sample)
+        check_region_boxes(sample)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_mllm.data.images.files import look_at_images, open_image
+from lightning_mllm.data.images.files import look_at_image_files, open_image_file
 from lightning_mllm.errors import DataError
 from tests.data.conftest import picture
 
@@ -29,8 +29,8 @@ def test_what_is_saved_under_a_pictures_name_is_named(
     path.write_bytes(content)
 
     with pytest.raises(DataError) as caught:
-        open_image(path)
-    (problem,) = look_at_images([path])[1].values()
+        open_image_file(path)
+    (problem,) = look_at_image_files([path])[1].values()
 
     assert f"a.jpg: {said}" in str(caught.value)
     assert f"a.jpg: {said}" in problem
@@ -47,4 +47,4 @@ def test_a_picture_in_a_format_that_is_not_read_is_named_so(tmp_path: Path, name
     with pytest.raises(
         DataError, match=rf"a\.png: is a picture in the format {name}, which is not read\."
     ):
-        open_image(path)
+        open_image_file(path)

@@ -12,7 +12,7 @@ from lightning_mllm.data import ClassificationPrompt, Collator, ConversationProm
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.text.prompts import PlainPrompt, Prompt
-from lightning_mllm.data.text.special_tokens import find_special_ids
+from lightning_mllm.data.text.special_tokens import find_special_token_ids
 from lightning_mllm.types import IGNORE_INDEX, Options, Sample, Segment, Turn
 from tests.data.conftest import NAMES, collate, decode, tokens
 from tests.support.families import (
@@ -152,7 +152,7 @@ def test_answer_forms_are_the_tokens_behind_the_real_prompt(
         batch = collate(collator, replace(JAR, conversation=turns))
         answer = batch.labels[batch.labels != IGNORE_INDEX].tolist()
         assert tuple(answer[: len(ids)]) == ids
-        special = find_special_ids(collator.processor.tokenizer)
+        special = find_special_token_ids(collator.processor.tokenizer)
         assert special.isdisjoint(ids) and special.issuperset(answer[len(ids) :])
 
 

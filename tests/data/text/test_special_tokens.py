@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerFast
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.special_tokens import (
-    build_special_pattern,
-    find_special_ids,
-    tokenise_quotes,
+    build_special_token_pattern,
+    find_special_token_ids,
+    tokenise_special_quotes,
 )
 from lightning_mllm.errors import CheckpointError, DataError
 from lightning_mllm.types import Sample, Segment, Turn
@@ -21,14 +21,14 @@ from tests.data.text.test_sentencepiece import llama_tokenizer
 def test_tokens_without_a_role_are_special_too() -> None:
     tokenizer = llama3_tokenizer()
 
-    assert find_special_ids(tokenizer) == set(range(len(LLAMA3_SPECIAL)))
-    assert find_special_ids(tokenizer) > set(tokenizer.all_special_ids)
+    assert find_special_token_ids(tokenizer) == set(range(len(LLAMA3_SPECIAL)))
+    assert find_special_token_ids(tokenizer) > set(tokenizer.all_special_ids)
 
 
 def test_unknown_text_is_not_special(tiny_llava: str) -> None:
     tokenizer = llama_tokenizer()
-    assert tokenizer.unk_token_id not in find_special_ids(tokenizer)
-    assert load_processor(tiny_llava).tokenizer.eos_token_id in find_special_ids(
+    assert tokenizer.unk_token_id not in find_special_token_ids(tokenizer)
+    assert load_processor(tiny_llava).tokenizer.eos_token_id in find_special_token_ids(
         load_processor(tiny_llava).tokenizer
     )
 
@@ -37,7 +37,7 @@ def test_unknown_text_is_not_special(tiny_llava: str) -> None:
     ("text", "found"), [("a <s> b", "<s>"), ("<S>", None), ("x<im>", "<im>"), ("a < s >", None)]
 )
 def test_special_tokens_are_found_in_texts(text: str, found: str | None) -> None:
-    match = build_special_pattern(llama_tokenizer(), "<im>").search(text)
+    match = build_special_token_pattern(llama_tokenizer(), "<im>").search(text)
     assert (match and match.group()) == found
 
 
@@ -64,7 +64,7 @@ def test_quoted_special_tokens_are_read_as_text(processor: CheckpointProcessor) 
 
     batch = collate(Collator(processor, ConversationPrompt(), split_special_tokens=True), sample)
 
-    special = torch.tensor(sorted(find_special_ids(processor.tokenizer)))
+    special = torch.tensor(sorted(find_special_token_ids(processor.tokenizer)))
     quiet = collate(Collator(processor, ConversationPrompt()), quoting("What?", "Say."))
     assert torch.isin(batch.input_ids, special).sum() == torch.isin(quiet.input_ids, special).sum()
     assert (
@@ -98,22 +98,22 @@ def test_a_text_is_cut_as_the_tokenizer_cuts_it(tokenizer: PreTrainedTokenizerFa
     text = f"{bos}user: one{end} two {bos} three{end}<image>\nfour"
     quote = text.index(f"{bos} three")
 
-    ids, offsets = tokenise_quotes(
-        tokenizer, build_special_pattern(tokenizer), text, [(quote - 5, quote + 5)]
+    ids, offsets = tokenise_special_quotes(
+        tokenizer, build_special_token_pattern(tokenizer), text, [(quote - 5, quote + 5)]
     )
 
     ended, image = (tokenizer.convert_tokens_to_ids(token) for token in (end, "<image>"))
-    assert [int(number) for number in ids if int(number) in find_special_ids(tokenizer)] == [
+    assert [int(number) for number in ids if int(number) in find_special_token_ids(tokenizer)] == [
         tokenizer.bos_token_id,
         ended,
         ended,
         image,
     ]
     for number, (start, stop) in zip(ids.tolist(), offsets.tolist(), strict=True):
-        if number in find_special_ids(tokenizer):
+        if number in find_special_token_ids(tokenizer):
             assert text[start:stop] == tokenizer.convert_ids_to_tokens(number)
     whole = text.replace(f"{bos} three", "so three")
-    cut, _ = tokenise_quotes(tokenizer, build_special_pattern(tokenizer), whole, [])
+    cut, _ = tokenise_special_quotes(tokenizer, build_special_token_pattern(tokenizer), whole, [])
     assert cut.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
 
 
@@ -124,8 +124,8 @@ def test_a_tokenizer_that_reads_a_cut_text_otherwise_is_refused() -> None:
     )
 
     with pytest.raises(CheckpointError, match="`split_special_tokens` can't be trusted with it"):
-        tokenise_quotes(
-            tokenizer, build_special_pattern(tokenizer), "one  <|x|> two <s>", [(11, 20)]
+        tokenise_special_quotes(
+            tokenizer, build_special_token_pattern(tokenizer), "one  <|x|> two <s>", [(11, 20)]
         )
 
 

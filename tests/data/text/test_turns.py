@@ -13,11 +13,11 @@ from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.data.text.turns import (
-    cut_at_images,
-    has_image_within,
-    join_around_images,
-    put_images_first,
-    strip_blanks,
+    cut_turn_at_images,
+    has_image_within_turn,
+    join_turn_around_images,
+    put_images_first_in_turn,
+    strip_turn,
 )
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Options, Sample, Segment, Turn
@@ -41,7 +41,7 @@ PARTED = [
 
 
 def sample_of(parts: list[str], instruction: str = "") -> Sample:
-    turn = replace(join_around_images(parts), instruction=instruction)
+    turn = replace(join_turn_around_images(parts), instruction=instruction)
     images = [picture(30 + 30 * k, 40) for k in range(turn.images)]
     return Sample(id="a", images=images, conversation=[turn, Turn("assistant", "two")])
 
@@ -126,7 +126,7 @@ def test_a_template_that_puts_images_first_gets_words_that_are_not_glued(
     vicuna: CheckpointProcessor, parts: list[str], text: str
 ) -> None:
     vicuna.hf.chat_template = LLAVA_15
-    turn = join_around_images(parts)
+    turn = join_turn_around_images(parts)
 
     rendered = Renderer(vicuna).render(Dialogue((turn, Turn("assistant", "two"))))
 
@@ -158,13 +158,13 @@ def test_images_that_lose_their_place_are_counted_and_said(
 def test_a_turn_is_cut_at_its_images_and_stripped() -> None:
     turn = Turn("user", "  a b ", images=2, places=(3, 6))
 
-    assert cut_at_images(turn) == ["  a", " b ", ""]
-    assert strip_blanks(turn) == Turn("user", "a b ", images=2, places=(1, 4))
-    assert strip_blanks(Turn("user", " a ", images=1, places=(0,))) == Turn("user", "a", images=1)
-    assert cut_at_images(Turn("user", "a", images=2)) == ["", "", "a"]
-    assert put_images_first(turn).text == "a b"
-    assert has_image_within(turn)
-    assert not has_image_within(Turn("user", "a", images=1, places=(1,)))
+    assert cut_turn_at_images(turn) == ["  a", " b ", ""]
+    assert strip_turn(turn) == Turn("user", "a b ", images=2, places=(1, 4))
+    assert strip_turn(Turn("user", " a ", images=1, places=(0,))) == Turn("user", "a", images=1)
+    assert cut_turn_at_images(Turn("user", "a", images=2)) == ["", "", "a"]
+    assert put_images_first_in_turn(turn).text == "a b"
+    assert has_image_within_turn(turn)
+    assert not has_image_within_turn(Turn("user", "a", images=1, places=(1,)))
 
 
 @pytest.mark.parametrize("places", [(1,), (2, 1), (0, 9), (-1, 0)])

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lightning_mllm.analysis import AnalysisResult
-from lightning_mllm.analysis.core.result import Plot
+from lightning_mllm.analysis.core.result import ResultPlot
 from lightning_mllm.statistics.interval import STATISTICS
 from lightning_mllm.tracking.figures import analysis as analysis_figures
 from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
@@ -28,7 +28,7 @@ COORDS: dict[str, tuple[Any, ...]] = {
 
 
 def result(values: Any, style: Any, coords: dict[str, tuple[Any, ...]] = COORDS) -> AnalysisResult:
-    plot = Plot(
+    plot = ResultPlot(
         name="flow",
         style=style,
         x=list(coords)[2],
@@ -140,7 +140,7 @@ def test_points_of_one_sample_are_joined_by_a_line(tmp_path: Path, drawn: list[F
         "coordinate": ("x", "y"),
     }
     values = np.random.default_rng(0).normal(size=(2, 2, 3, 2))
-    plot = Plot(
+    plot = ResultPlot(
         "map", "points", "sample", "tokens", {"image": "image", "text": "text"}, {}, "", "", "Map"
     )
 

@@ -12,7 +12,7 @@ _MIN_ROWS = 128
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetPlan:
     """Sizes of pieces within a budget.
 
     Attributes:
@@ -31,7 +31,7 @@ class Plan:
     key: int
 
     @classmethod
-    def of(cls, config: Any, length: int, dtype: torch.dtype, memory: int) -> Plan:
+    def of(cls, config: Any, length: int, dtype: torch.dtype, memory: int) -> BudgetPlan:
         """Plan for a decoder of this configuration, with weights of this dtype."""
         width, heads = config.hidden_size, config.num_attention_heads
         head_width = getattr(config, "head_dim", None) or width // heads

@@ -12,14 +12,14 @@ from torch import Tensor
 from lightning_mllm.analysis.forward.hidden_keys import find_horizons
 from lightning_mllm.analysis.forward.prompts import Prompts
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, before_layers, between_layers
+from lightning_mllm.models.hooks import Arguments, hook_before_layers, hook_between_layers
 from lightning_mllm.models.layers import decoder_layers, layers_and_norm
 
 _PER_POSITION = ("position_ids", "position_embeddings")
 _REPLACED = ("attention_mask", "past_key_values", "use_cache", *_PER_POSITION)
 
 
-class UnfitError(Exception):
+class UnfitRunError(Exception):
     """Single rows can't be run after this model's clean run; the message says why."""
 
 
@@ -66,8 +66,8 @@ class CleanRun:
 
         layers, between = decoder_layers(backbone), dict[int, Tensor]()
         with (
-            before_layers(dict(enumerate(layers)), keep),
-            between_layers(layers_and_norm(backbone), between),
+            hook_before_layers(dict(enumerate(layers)), keep),
+            hook_between_layers(layers_and_norm(backbone), between),
         ):
             logits, cache = prompts.forward(backbone, use_cache=True)
         length = prompts.batch.input_ids.shape[1]
@@ -95,7 +95,7 @@ class CleanRun:
 
 
 @dataclass(frozen=True)
-class CleanPrefix:
+class CleanRunPrefix:
     """A layer's cache: clean keys and values of `length` positions, and after them the rows'."""
 
     clean: CleanRun
@@ -122,11 +122,11 @@ def _check_arguments(arguments: Sequence[Arguments], length: int) -> None:
             if name in _PER_POSITION and not all(
                 part.ndim >= 2 and part.shape[1] == length for part in tensors
             ):
-                raise UnfitError(
+                raise UnfitRunError(
                     f"its layers get {name} of another shape than (batch, sequence, ...)"
                 )
             if name not in _REPLACED and (tensors or (isinstance(value, dict) and value)):
-                raise UnfitError(
+                raise UnfitRunError(
                     f"its layers also get {name!r}, and what that means for single rows is not "
                     "known"
                 )
@@ -138,5 +138,5 @@ def _keys_and_values(cache: Any, layer: int, length: int) -> tuple[Tensor, Tenso
     window = getattr(kept, "sliding_window", None)  # of more positions, it is none
     slides = window is not None and window <= length
     if keys is None or values is None or slides or keys.shape[2] != length:
-        raise UnfitError(f"its layer {layer} does not keep the keys and values of all positions")
+        raise UnfitRunError(f"its layer {layer} does not keep the keys and values of all positions")
     return keys, values

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.core.windows import Window
-from lightning_mllm.analysis.forward.float32_head import next_token_logits
+from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
 from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
-from lightning_mllm.analysis.forward.prompts import Prompts, log_probabilities
-from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, UnfitError
-from lightning_mllm.analysis.forward.suffix.rows import Variant, run_rows
+from lightning_mllm.analysis.forward.prompts import Prompts, prompt_log_probabilities
+from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, UnfitRunError
+from lightning_mllm.analysis.forward.suffix.rows import RowVariant, run_rows
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.layers import attention_of, decoder_layers, mask_dtype
+from lightning_mllm.models.layers import attention_of_layers, decoder_layers, layer_mask_dtype
 
 _REPLAYED_ROWS = 8
 # how far a replay may be off, relative to the largest logit; norms, and the softmax of eager
@@ -31,20 +31,20 @@ _TOLERANCE = {
 }
 
 
-def check_rows(backbone: Backbone, prompts: Prompts) -> None:
+def check_compatibility(backbone: Backbone, prompts: Prompts) -> None:
     """Try the rows' code on prompts.
 
     Raises:
         UnfitError: It does not give what the model does; the message says how.
     """
     if backbone.family.sees == "prompt whole":
-        raise UnfitError(
+        raise UnfitRunError(
             "each position of its prompts sees all others, so that all rows can change"
         )
     clean = CleanRun.of(backbone, prompts, 0)
     if not clean.logits.isfinite().all():
-        raise UnfitError(
-            f"with {attention_of(backbone)} attention its own logits are not finite, as happens in "
+        raise UnfitRunError(
+            f"with {attention_of_layers(backbone)} attention its own logits are not finite, as happens in "
             "float64 beside padding"
         )
     try:
@@ -53,23 +53,26 @@ def check_rows(backbone: Backbone, prompts: Prompts) -> None:
     except (TypeError, RuntimeError, IndexError, AttributeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
             raise
-        raise UnfitError(f"its layers can't be called for single rows ({error})") from error
+        raise UnfitRunError(f"its layers can't be called for single rows ({error})") from error
 
 
 def _replay(backbone: Backbone, clean: CleanRun) -> None:
     """Compute the clean logits from rows: all of them, and the last few in two variants."""
     layers, length = decoder_layers(backbone), clean.real.shape[1]
     nothing, half = HiddenKeys.nothing(clean.real), len(layers) // 2
-    whole, later = Variant(nothing, Window(0, 0, 1)), Variant(nothing, Window(half, half, half + 1))
-    expected = log_probabilities(clean.logits)[:, None]
+    whole, later = (
+        RowVariant(nothing, Window(0, 0, 1)),
+        RowVariant(nothing, Window(half, half, half + 1)),
+    )
+    expected = prompt_log_probabilities(clean.logits)[:, None]
     largest = float(clean.logits.abs().max().clamp(min=1))
-    tolerance = _TOLERANCE[mask_dtype(clean.residuals[0])] * largest
+    tolerance = _TOLERANCE[layer_mask_dtype(clean.residuals[0])] * largest
     for start, variants in ((0, [whole]), (max(0, length - _REPLAYED_ROWS), [whole, later])):
         hidden = run_rows(layers, clean, start, variants)
         off = float((_logprobs(backbone, hidden) - expected).abs().max())
         if not off <= tolerance:
-            raise UnfitError(
-                f"with {attention_of(backbone)} attention, a clean run that was replayed from "
+            raise UnfitRunError(
+                f"with {attention_of_layers(backbone)} attention, a clean run that was replayed from "
                 f"position {start} on has log-probabilities that are off by {off:.2g}, more than "
                 f"{tolerance:.2g}, so it is not causal or computes something between its layers"
             )
@@ -82,17 +85,17 @@ def _check_masks(backbone: Backbone, clean: CleanRun) -> None:
     before, everywhere = clean.real & ~last, Window(len(layers) // 2, 0, len(layers))
     if not before.any():
         return
-    seeing = Variant(HiddenKeys.nothing(last), everywhere)
-    blind = Variant(HiddenKeys(before, last), everywhere)
+    seeing = RowVariant(HiddenKeys.nothing(last), everywhere)
+    blind = RowVariant(HiddenKeys(before, last), everywhere)
     start = clean.real.shape[1] - 1
     one, two = (run_rows(layers, clean, start, [first, seeing]) for first in (seeing, blind))
-    attention = attention_of(backbone)
+    attention = attention_of_layers(backbone)
     if torch.equal(one[:, 1], two[:, 1]):
-        raise UnfitError(
+        raise UnfitRunError(
             f"hiding the whole prompt changes nothing: attention {attention!r} ignores masks"
         )
     if not torch.equal(one[:, 2], two[:, 2]):
-        raise UnfitError(
+        raise UnfitRunError(
             f"attention {attention!r} ignores masks: rows attend to what stands beside them for "
             "another case"
         )
@@ -100,4 +103,4 @@ def _check_masks(backbone: Backbone, clean: CleanRun) -> None:
 
 def _logprobs(backbone: Backbone, hidden: Tensor) -> Tensor:
     """Return what the model says after these states, (batch, variants, vocabulary)."""
-    return log_probabilities(next_token_logits(backbone, hidden))
+    return prompt_log_probabilities(next_token_head_logits(backbone, hidden))

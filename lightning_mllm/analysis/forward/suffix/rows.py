@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.windows import Window
 from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
-from lightning_mllm.analysis.forward.suffix.clean_run import CleanPrefix, CleanRun
-from lightning_mllm.models.layers import hidden_value, mask_dtype
+from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, CleanRunPrefix
+from lightning_mllm.models.layers import layer_hidden_value, layer_mask_dtype
 
 
 @dataclass(frozen=True)
-class Variant:
+class RowVariant:
     """Keys that are hidden in the layers of a window, on some prompts."""
 
     hidden: HiddenKeys
@@ -40,7 +40,7 @@ class Variant:
 
 
 def run_rows(
-    layers: Sequence[nn.Module], clean: CleanRun, start: int, variants: Sequence[Variant]
+    layers: Sequence[nn.Module], clean: CleanRun, start: int, variants: Sequence[RowVariant]
 ) -> Tensor:
     """Return what leaves the last layer at the last position, first with nothing hidden.
 
@@ -55,7 +55,7 @@ def run_rows(
         (batch, 1 + variants, width).
     """
     first = variants[0].window
-    masks = _Masks(clean, start, [Variant(HiddenKeys.nothing(clean.real), first), *variants])
+    masks = _Masks(clean, start, [RowVariant(HiddenKeys.nothing(clean.real), first), *variants])
     # (batch, 1 + variants so far, rows, width)
     hidden = clean.residuals[first.start][:, None, start - clean.tail :]
     for index in range(first.start, len(layers)):
@@ -64,8 +64,8 @@ def run_rows(
         batch, count, rows, width = hidden.shape
         columns = torch.arange(start, start + rows, device=hidden.device).repeat(count)
         arguments = clean.arguments_at(index, columns) | {
-            "attention_mask": masks.at(index, count, mask_dtype(hidden)),
-            "past_key_values": CleanPrefix(clean, start),
+            "attention_mask": masks.at(index, count, layer_mask_dtype(hidden)),
+            "past_key_values": CleanRunPrefix(clean, start),
             "use_cache": True,
         }
         output = layers[index](hidden.reshape(batch, count * rows, width), **arguments)
@@ -79,7 +79,7 @@ def run_rows(
 class _Masks:
     """The additive mask of each layer, made again only where a variant joins or a window ends."""
 
-    def __init__(self, clean: CleanRun, start: int, variants: Sequence[Variant]) -> None:
+    def __init__(self, clean: CleanRun, start: int, variants: Sequence[RowVariant]) -> None:
         hidden = [each.hidden for each in variants]
         self._windows = [each.window for each in variants]
         self._start, self._real, self._horizon = start, clean.real, clean.horizon
@@ -99,7 +99,7 @@ class _Masks:
         if self._last is None or self._last[0] != on:
             visible = self._visible(on)
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-            self._last = on, mask.masked_fill_(~visible, hidden_value(dtype))
+            self._last = on, mask.masked_fill_(~visible, layer_hidden_value(dtype))
         return self._last[1]
 
     def _visible(self, on: tuple[bool, ...]) -> Tensor:

@@ -13,17 +13,21 @@ from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.windows import Window
 from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
-from lightning_mllm.analysis.forward.out_of_memory import Pieces
+from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces
 from lightning_mllm.analysis.forward.prompts import Prompts
-from lightning_mllm.analysis.forward.suffix.budget import Plan
-from lightning_mllm.analysis.forward.suffix.rows import Variant
+from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
+from lightning_mllm.analysis.forward.suffix.rows import RowVariant
 from lightning_mllm.analysis.knockout.block import Block
-from lightning_mllm.analysis.knockout.mask import check_attention, check_window, hidden_keys
+from lightning_mllm.analysis.knockout.mask import (
+    check_mask_attention,
+    check_mask_window,
+    masked_keys,
+)
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.layers import attention_of
+from lightning_mllm.models.layers import attention_of_layers
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Readings:
 
     @classmethod
     def unchanged(
-        cls, clean: Tensor, ids: Tensor, variants: Sequence[Variant], engine: str
+        cls, clean: Tensor, ids: Tensor, variants: Sequence[RowVariant], engine: str
     ) -> Readings:
         """Return readings in which every case says what the clean run does.
 
@@ -131,7 +135,7 @@ class KnockoutEngine(ABC):
 
     def __init__(self) -> None:
         self._checked: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # -> its attention
-        self._pieces = Pieces("prompts")
+        self._pieces = MemoryPieces("prompts")
 
     @torch.no_grad()
     def run(
@@ -160,7 +164,7 @@ class KnockoutEngine(ABC):
         prompts = Prompts.of(backbone, batch)
         hidden: dict[Block, HiddenKeys] = {}
         for block in dict.fromkeys(case.block for case in cases):
-            hidden[block] = hidden_keys(block, prompts.batch.spans, backbone)
+            hidden[block] = masked_keys(block, prompts.batch.spans, backbone)
             _check_something_is_left(hidden[block], prompts.batch)
         wanted = torch.empty(len(batch), 0, dtype=torch.long) if ids is None else ids
         wanted = wanted.to(prompts.batch.input_ids.device)
@@ -169,7 +173,7 @@ class KnockoutEngine(ABC):
 
         def read(rows: Sequence[int]) -> Readings:
             some = {block: keys.take(rows) for block, keys in hidden.items()}
-            variants = [Variant(some[case.block], case.window) for case in cases]
+            variants = [RowVariant(some[case.block], case.window) for case in cases]
             chosen = wanted[rows[0] : rows[-1] + 1]
             return self.read(backbone, prompts.take(rows), variants, chosen, plan)
 
@@ -181,7 +185,7 @@ class KnockoutEngine(ABC):
 
     def _check_once(self, backbone: Backbone, prompts: Prompts) -> None:
         """Check the model on the first prompt, unless it was checked with this attention before."""
-        attention = attention_of(backbone)
+        attention = attention_of_layers(backbone)
         if self._checked.get(backbone.model) != attention:
             self.check(backbone, prompts.take(range(1)))
             self._checked[backbone.model] = attention
@@ -191,13 +195,13 @@ class KnockoutEngine(ABC):
         self,
         backbone: Backbone,
         prompts: Prompts,
-        variants: Sequence[Variant],
+        variants: Sequence[RowVariant],
         ids: Tensor,
-        plan: Plan | None,
+        plan: BudgetPlan | None,
     ) -> Readings:
         """Run all cases on these prompts at once."""
 
-    def plan(self, backbone: Backbone, prompts: Prompts) -> Plan | None:
+    def plan(self, backbone: Backbone, prompts: Prompts) -> BudgetPlan | None:
         """Return how much to run at a time; None for all prompts at once."""
         return None
 
@@ -217,9 +221,9 @@ def _check(backbone: Backbone, cases: Sequence[Case]) -> None:
         raise ConfigError(
             "The LLM is in train mode, so its answers could be random. Call model.eval() first."
         )
-    check_attention(backbone)
+    check_mask_attention(backbone)
     for window in {case.window for case in cases}:
-        check_window(window, backbone)
+        check_mask_window(window, backbone)
 
 
 def _check_something_is_left(keys: HiddenKeys, batch: MultimodalBatch) -> None:

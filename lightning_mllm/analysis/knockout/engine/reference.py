@@ -10,14 +10,14 @@ from torch import Tensor
 
 from lightning_mllm.analysis.core.windows import Window
 from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
-from lightning_mllm.analysis.forward.prompts import Prompts, log_probabilities
-from lightning_mllm.analysis.forward.suffix.budget import Plan
-from lightning_mllm.analysis.forward.suffix.rows import Variant
+from lightning_mllm.analysis.forward.prompts import Prompts, prompt_log_probabilities
+from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
+from lightning_mllm.analysis.forward.suffix.rows import RowVariant
 from lightning_mllm.analysis.knockout.engine.interface import KnockoutEngine, Readings
-from lightning_mllm.analysis.knockout.mask import hide_keys
+from lightning_mllm.analysis.knockout.mask import mask_keys
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.layers import attention_of, decoder_layers
+from lightning_mllm.models.layers import attention_of_layers, decoder_layers
 
 
 class ReferenceEngine(KnockoutEngine):
@@ -40,13 +40,13 @@ class ReferenceEngine(KnockoutEngine):
         last[:, -1] = True
         if not (real & ~last).any():
             return
-        variant = Variant(HiddenKeys(real & ~last, last), _all_layers(backbone))
+        variant = RowVariant(HiddenKeys(real & ~last, last), _all_layers(backbone))
         some = torch.arange(64, device=real.device)[None]  # any will do, in any vocabulary
         readings = self.read(backbone, prompts, [variant], some)
         if torch.equal(readings.logprobs, readings.clean_logprobs):
             raise ConfigError(
                 "Hiding the whole prompt from its last position, in all layers, changes nothing at "
-                f"all: attention {attention_of(backbone)!r} ignores the mask. Load the model with "
+                f"all: attention {attention_of_layers(backbone)!r} ignores the mask. Load the model with "
                 "attention=sdpa or attention=eager."
             )
 
@@ -54,17 +54,17 @@ class ReferenceEngine(KnockoutEngine):
         self,
         backbone: Backbone,
         prompts: Prompts,
-        variants: Sequence[Variant],
+        variants: Sequence[RowVariant],
         ids: Tensor,
-        plan: Plan | None = None,
+        plan: BudgetPlan | None = None,
     ) -> Readings:
         """Run all cases on these prompts, one after the other."""
-        with hide_keys(backbone, [], _all_layers(backbone)):
-            clean = log_probabilities(prompts.forward(backbone)[0])
+        with mask_keys(backbone, [], _all_layers(backbone)):
+            clean = prompt_log_probabilities(prompts.forward(backbone)[0])
             readings = Readings.unchanged(clean, ids, variants, self.name)
             for number, variant in enumerate(variants):
-                with hide_keys(backbone, [variant.hidden], variant.window):
-                    blocked = log_probabilities(prompts.forward(backbone)[0])
+                with mask_keys(backbone, [variant.hidden], variant.window):
+                    blocked = prompt_log_probabilities(prompts.forward(backbone)[0])
                 readings.put(
                     [number],
                     variant.hidden.acts[:, None],

@@ -17,13 +17,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.forward.float32_head import next_token_logits, states_at_once
-from lightning_mllm.analysis.forward.out_of_memory import Pieces, free_bytes
-from lightning_mllm.analysis.forward.prompts import Prompts, log_probabilities
-from lightning_mllm.analysis.forward.suffix.budget import Plan
-from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, UnfitError
-from lightning_mllm.analysis.forward.suffix.compatibility import check_rows
-from lightning_mllm.analysis.forward.suffix.rows import Variant, run_rows
+from lightning_mllm.analysis.forward.float32_head import head_states_at_once, next_token_head_logits
+from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces, free_memory
+from lightning_mllm.analysis.forward.prompts import Prompts, prompt_log_probabilities
+from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
+from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, UnfitRunError
+from lightning_mllm.analysis.forward.suffix.compatibility import check_compatibility
+from lightning_mllm.analysis.forward.suffix.rows import RowVariant, run_rows
 from lightning_mllm.analysis.knockout.engine.interface import KnockoutEngine, Readings
 from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
 from lightning_mllm.errors import ConfigError
@@ -76,7 +76,7 @@ class SuffixEngine(KnockoutEngine):
         self._reference = ReferenceEngine()
         self._unfit: WeakSet[nn.Module] = WeakSet()
         # of one prompt; of several, fewer prompts at a time are tried first
-        self._side_by_side = Pieces("knockouts")
+        self._side_by_side = MemoryPieces("knockouts")
 
     def check(self, backbone: Backbone, prompts: Prompts) -> None:
         """Try the rows' code on the prompts.
@@ -87,8 +87,8 @@ class SuffixEngine(KnockoutEngine):
         """
         self._unfit.discard(backbone.model)
         try:
-            check_rows(backbone, prompts)
-        except UnfitError as error:
+            check_compatibility(backbone, prompts)
+        except UnfitRunError as error:
             name = type(backbone.model).__name__
             if self.strict:
                 raise ConfigError(
@@ -104,19 +104,19 @@ class SuffixEngine(KnockoutEngine):
             self._reference.check(backbone, prompts)
             self._unfit.add(backbone.model)
 
-    def plan(self, backbone: Backbone, prompts: Prompts) -> Plan:
+    def plan(self, backbone: Backbone, prompts: Prompts) -> BudgetPlan:
         """Return what fits into the memory."""
-        memory = self.memory or free_bytes(backbone.model.device) // 2
+        memory = self.memory or free_memory(backbone.model.device) // 2
         length = prompts.batch.input_ids.shape[1]
-        return Plan.of(backbone.decoder.config, length, backbone.model.dtype, memory)
+        return BudgetPlan.of(backbone.decoder.config, length, backbone.model.dtype, memory)
 
     def read(
         self,
         backbone: Backbone,
         prompts: Prompts,
-        variants: Sequence[Variant],
+        variants: Sequence[RowVariant],
         ids: Tensor,
-        plan: Plan | None,
+        plan: BudgetPlan | None,
     ) -> Readings:
         """Run all cases on these prompts: the clean pass, then the rows."""
         if backbone.model in self._unfit:
@@ -128,7 +128,9 @@ class SuffixEngine(KnockoutEngine):
         clean = CleanRun.of(
             backbone, prompts, tail=min((start for start, _ in groups), default=length)
         )
-        readings = Readings.unchanged(log_probabilities(clean.logits), ids, variants, self.name)
+        readings = Readings.unchanged(
+            prompt_log_probabilities(clean.logits), ids, variants, self.name
+        )
         for start, group in groups:
 
             def read_some(cases: Sequence[int], start: int = start) -> None:
@@ -146,7 +148,7 @@ class SuffixEngine(KnockoutEngine):
         return readings
 
 
-def _can_change(variants: Sequence[Variant], depth: int) -> Tensor:
+def _can_change(variants: Sequence[RowVariant], depth: int) -> Tensor:
     """Return whether a case can change what LAST says, (batch, cases).
 
     It can't where nothing is hidden, nor when the window holds only the last layer and LAST itself
@@ -161,7 +163,7 @@ def _can_change(variants: Sequence[Variant], depth: int) -> Tensor:
 
 
 def _group_by_start(
-    variants: Sequence[Variant], changing: Sequence[bool]
+    variants: Sequence[RowVariant], changing: Sequence[bool]
 ) -> list[tuple[int, list[int]]]:
     """Put the cases together whose rows start at the same position; all heads apart from some.
 
@@ -184,7 +186,7 @@ def _group_by_start(
 
 
 def _read_rows(
-    backbone: Backbone, clean: CleanRun, start: int, ids: Tensor, variants: Sequence[Variant]
+    backbone: Backbone, clean: CleanRun, start: int, ids: Tensor, variants: Sequence[RowVariant]
 ) -> dict[str, Tensor]:
     """Run variants, and read the ids, (batch, k), and the argmax after what leaves the last layer.
 
@@ -194,10 +196,10 @@ def _read_rows(
     hidden = run_rows(decoder_layers(backbone), clean, start, variants)
     batch, count, _ = hidden.shape
     wanted = ids[:, None].expand(-1, count, -1).flatten(0, 1)
-    size = states_at_once(backbone.lm_head)
+    size = head_states_at_once(backbone.lm_head)
     logprobs, tops = [], []
     for rows, chosen in zip(hidden.flatten(0, 1).split(size), wanted.split(size), strict=True):
-        every = log_probabilities(next_token_logits(backbone, rows))
+        every = prompt_log_probabilities(next_token_head_logits(backbone, rows))
         logprobs.append(every.gather(1, chosen))
         tops.append(every.argmax(1))
     read = torch.cat(logprobs).view(batch, count, -1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning_mllm.data.datasets.gqa.rows import TaskRow, find_task_of_rows, read_task_rows
-from lightning_mllm.data.images.files import look_at_images
+from lightning_mllm.data.images.files import look_at_image_files
 from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
@@ -61,7 +61,7 @@ class GQATasks(MLLMDataModule):
         for row in chain(*tasks.values()):
             images[row.image_id] = (root / f"{row.image_id}.jpg").resolve()
         inside = [image for image in images.values() if image.is_relative_to(root)]
-        sizes, problems = look_at_images(image for image in inside if image.is_file())
+        sizes, problems = look_at_image_files(image for image in inside if image.is_file())
         self.bad_rows.titles[_ABSENT] = (
             f"of {len(images):,} pictures are not there. Fetch GQA's images, or correct "
             "`image_root`"

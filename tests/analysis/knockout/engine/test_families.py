@@ -19,7 +19,7 @@ from lightning_mllm.analysis.forward.hidden_keys import find_horizons
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.layers import decoder_layers, run_uncompiled
+from lightning_mllm.models.layers import decoder_layers, run_layers_uncompiled
 from lightning_mllm.types import Segment
 from tests.conftest import FamilyBuilder
 from tests.support.decoders import apart
@@ -77,7 +77,7 @@ def test_a_block_acts_where_it_changes_a_state_and_nowhere_else(
     backbone = Backbone(backbone.model)
     depth = len(decoder_layers(backbone))
     prompts, whole = batch.prompts(), Window(0, 0, depth)
-    clean = run_uncompiled(backbone, prompts).last_hidden_state
+    clean = run_layers_uncompiled(backbone, prompts).last_hidden_state
     blocks = [*IN_IMAGES, *PLAIN]
 
     readings = ReferenceEngine().run(backbone, batch, [Case(each, whole) for each in blocks])
@@ -85,7 +85,7 @@ def test_a_block_acts_where_it_changes_a_state_and_nowhere_else(
     expected = []
     for block in blocks:
         with torch.no_grad(), knockout(backbone, prompts, [block], whole):
-            blocked = run_uncompiled(backbone, prompts).last_hidden_state
+            blocked = run_layers_uncompiled(backbone, prompts).last_hidden_state
         real = prompts.attention_mask.bool()[..., None]
         changes = ((blocked - clean) * real).abs().amax((1, 2))
         expected.append(changes > 1e-4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_mllm.analysis import ReferenceEngine, SuffixEngine
-from lightning_mllm.analysis.forward.out_of_memory import free_bytes
+from lightning_mllm.analysis.forward.out_of_memory import free_memory
 from tests.support.decoders import OTHERS, PAPER, apart, make_backbone, make_batch, sweep
 
 pytestmark = [
@@ -53,7 +53,7 @@ def test_in_half_precision_engines_differ_as_little_as_their_clean_runs(
 
 def test_what_torch_has_reserved_but_does_not_use_counts_as_free() -> None:
     device = torch.device("cuda", 0)
-    before = free_bytes(device)
+    before = free_memory(device)
     torch.empty(2**28, dtype=torch.uint8, device=device)  # freed at once, but kept by torch
 
-    assert abs(free_bytes(device) - before) < 2**26
+    assert abs(free_memory(device) - before) < 2**26

@@ -15,7 +15,7 @@ from lightning_mllm.data.datasets.gqa.rows import COLUMNS, TaskRow, read_task_ro
 from lightning_mllm.data.datasets.gqa.tasks import make_task_sample
 from lightning_mllm.data.datasets.inventory import take_inventory
 from lightning_mllm.data.images.geometry import Geometry
-from lightning_mllm.data.images.pictures import ImageText
+from lightning_mllm.data.images.pictures import PictureText
 from lightning_mllm.data.images.regions import Regions
 from lightning_mllm.data.text.encoding import Encoder
 from lightning_mllm.errors import DataError
@@ -284,7 +284,7 @@ def test_each_released_question_gets_its_spans(tiny_checkpoint: TinyBuilder, nam
             masks = encoder.encode(
                 prompt.dialogue(sample, (), 0),
                 sample.id,
-                [ImageText("<image>", (1,))],
+                [PictureText("<image>", (1,))],
                 sample.options,
             ).masks
             assert masks[Segment.QUESTION].any() and masks[Segment.SUFFIX].any()
