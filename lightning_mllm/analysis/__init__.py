@@ -7,7 +7,7 @@ from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.knockout.block import Block
-from lightning_mllm.analysis.knockout.engine.interface import Case, KnockoutEngine, Readings
+from lightning_mllm.analysis.knockout.engine.base import Case, KnockoutEngine, Readings
 from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
 from lightning_mllm.analysis.knockout.engine.suffix import EngineName, SuffixEngine, choose_engine
 from lightning_mllm.analysis.knockout.experiment import InformationFlow
@@ -18,9 +18,9 @@ from lightning_mllm.analysis.lens.vocabulary import Vocabulary
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.skipping.choice import SampleTokens
-from lightning_mllm.analysis.skipping.context import skipping
+from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
-from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.subnetwork.accuracy import PrunedAccuracy
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.subnetwork.calibration import Calibration, calibrate

@@ -14,7 +14,7 @@ from lightning_mllm.analysis.skipping.choice import (
     choose_after_prompts,
     choose_in_prompts,
 )
-from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Segment

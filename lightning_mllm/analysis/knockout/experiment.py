@@ -30,7 +30,7 @@ from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, Questio
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.knockout.block import Block
-from lightning_mllm.analysis.knockout.engine.interface import Case, KnockoutEngine
+from lightning_mllm.analysis.knockout.engine.base import Case, KnockoutEngine
 from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
 from lightning_mllm.analysis.knockout.mask import check_mask_attention
 from lightning_mllm.analysis.knockout.rows import FlowOptionIds, FlowRow, flow_rows, make_flow_row

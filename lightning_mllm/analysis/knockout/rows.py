@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.core.per_question import PerQuestionAnswer
-from lightning_mllm.analysis.knockout.engine.interface import Case, Readings
+from lightning_mllm.analysis.knockout.engine.base import Case, Readings
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.types import AnswerForms, Forms, Segment
 

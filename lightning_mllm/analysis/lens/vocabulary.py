@@ -28,7 +28,7 @@ from lightning_mllm.analysis.forward.float32_head import (
     model_logits,
 )
 from lightning_mllm.analysis.forward.observe import ObservedState, observe_stream
-from lightning_mllm.analysis.lens.batch_measures import Keep, Lens, WordMeasures, word_measure_names
+from lightning_mllm.analysis.lens.measures import Keep, Lens, WordMeasures, word_measure_names
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.store.seeds import numpy_generator
 from lightning_mllm.types import Segment

@@ -14,7 +14,7 @@ from lightning_mllm.analysis.skipping.choice import (
     choose_in_prompts,
     choose_lowest,
 )
-from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.types import Segment
 from tests.support.decoders import make_batch
 

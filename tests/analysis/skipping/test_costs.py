@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
-from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Segment
 from tests.support.decoders import LAYERS, make_backbone, make_batch

@@ -13,7 +13,7 @@ from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
 from lightning_mllm.analysis.forward.prompts import Prompts, prompt_log_probabilities
 from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
 from lightning_mllm.analysis.forward.suffix.rows import RowVariant
-from lightning_mllm.analysis.knockout.engine.interface import KnockoutEngine, Readings
+from lightning_mllm.analysis.knockout.engine.base import KnockoutEngine, Readings
 from lightning_mllm.analysis.knockout.mask import mask_keys
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone

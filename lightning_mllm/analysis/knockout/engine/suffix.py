@@ -24,7 +24,7 @@ from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
 from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, UnfitRunError
 from lightning_mllm.analysis.forward.suffix.compatibility import check_compatibility
 from lightning_mllm.analysis.forward.suffix.rows import RowVariant, run_rows
-from lightning_mllm.analysis.knockout.engine.interface import KnockoutEngine, Readings
+from lightning_mllm.analysis.knockout.engine.base import KnockoutEngine, Readings
 from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone

@@ -22,7 +22,7 @@ from lightning_mllm.analysis.skipping.layer import (
     run_layer_beside,
     run_layer_in_parallel,
 )
-from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.hooks import Arguments, Work
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_mllm.analysis.skipping.spec import Skip
+from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.errors import ConfigError
 
 PAIRS: dict[str, Any] = {
