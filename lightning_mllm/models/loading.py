@@ -103,8 +103,8 @@ def load_config(
         )
     except Exception as error:  # transformers raises whatever a damaged config provokes
         raise CheckpointError(
-            f"Checkpoint {checkpoint!r} can't be opened: {why_checkpoint_fails(checkpoint, revision, error)}. "
-            "Check the spelling and the revision; for a gated model accept its licence and set "
+            f"Checkpoint {checkpoint!r} can't be opened: "
+            f"{why_checkpoint_fails(checkpoint, revision, error)}. Check the spelling and the revision; for a gated model accept its licence and set "
             "HF_TOKEN; for a small model to try things out, run "
             f"`lightning tiny {checkpoint}`."
         ) from error

@@ -172,7 +172,7 @@ def _check_keys(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
 
 @torch.no_grad()
 def _keys_as_here(backbone: Backbone, layer: Any) -> bool:
-    """Return whether a layer makes keys and values, of three tokens, as `layer_keys_and_values` does."""
+    """Return whether a layer makes keys and values of tokens as `layer_keys_and_values`."""
     attention = layer.self_attn
     hidden, embeddings = _make_tokens(backbone, layer)
     named = {name for name, _ in attention.named_children()} == _PROJECTIONS

@@ -139,7 +139,7 @@ def _try_a_picture(processor: ProcessorMixin, config: PretrainedConfig, checkpoi
     except Exception as error:  # transformers raises whatever a wrong option provokes
         raise CheckpointError(
             f"The processor of {checkpoint!r} can't process a picture: "
-            f"{why_checkpoint_fails(checkpoint, None, error)}. Correct its processor_config.json or "
-            "preprocessor_config.json."
+            f"{why_checkpoint_fails(checkpoint, None, error)}. Correct its "
+            "processor_config.json or preprocessor_config.json."
         ) from error
     check_features(made["input_ids"][0].tolist(), processor, config, checkpoint)

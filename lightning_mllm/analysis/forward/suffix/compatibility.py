@@ -44,8 +44,8 @@ def check_compatibility(backbone: Backbone, prompts: Prompts) -> None:
     clean = CleanRun.of(backbone, prompts, 0)
     if not clean.logits.isfinite().all():
         raise UnfitRunError(
-            f"with {attention_of_layers(backbone)} attention its own logits are not finite, as happens in "
-            "float64 beside padding"
+            f"with {attention_of_layers(backbone)} attention its own logits are not finite, as "
+            "happens in float64 beside padding"
         )
     try:
         _check_masks(backbone, clean)
@@ -72,8 +72,8 @@ def _replay(backbone: Backbone, clean: CleanRun) -> None:
         off = float((_logprobs(backbone, hidden) - expected).abs().max())
         if not off <= tolerance:
             raise UnfitRunError(
-                f"with {attention_of_layers(backbone)} attention, a clean run that was replayed from "
-                f"position {start} on has log-probabilities that are off by {off:.2g}, more than "
+                f"with {attention_of_layers(backbone)} attention, a clean run that was replayed "
+                f"from position {start} on has log-probabilities that are off by {off:.2g}, more than "
                 f"{tolerance:.2g}, so it is not causal or computes something between its layers"
             )
 

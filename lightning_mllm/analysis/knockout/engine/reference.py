@@ -46,8 +46,8 @@ class ReferenceEngine(KnockoutEngine):
         if torch.equal(readings.logprobs, readings.clean_logprobs):
             raise ConfigError(
                 "Hiding the whole prompt from its last position, in all layers, changes nothing at "
-                f"all: attention {attention_of_layers(backbone)!r} ignores the mask. Load the model with "
-                "attention=sdpa or attention=eager."
+                f"all: attention {attention_of_layers(backbone)!r} ignores the mask. Load the "
+                "model with attention=sdpa or attention=eager."
             )
 
     def read(
