@@ -9,8 +9,8 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mllm.analysis.skipping.choice import SampleTokens, chooses_nothing
-from lightning_mllm.analysis.skipping.skipping import check_skipping, skipped
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skipping import check_skipping, skipped
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks.trainer_state import trainer_mllm
 from lightning_mllm.models.backbone import Backbone

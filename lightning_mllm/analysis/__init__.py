@@ -18,9 +18,9 @@ from lightning_mllm.analysis.lens.vocabulary import Vocabulary
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.skipping.choice import SampleTokens
-from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.analysis.subnetwork.accuracy import PrunedAccuracy
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.subnetwork.calibration import Calibration, calibrate

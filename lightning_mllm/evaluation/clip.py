@@ -186,8 +186,8 @@ def _load(
     except Exception as error:  # transformers raises whatever a damaged file provokes
         raise CheckpointError(
             f"No CLIP can be read from {checkpoint!r}: "
-            f"{why_checkpoint_fails(checkpoint, revision, error)}. Give a hub id such as {_EXAMPLE}, or a folder with config.json, weights, tokenizer and "
-            "processor files."
+            f"{why_checkpoint_fails(checkpoint, revision, error)}. Give a hub id such as "
+            f"{_EXAMPLE}, or a folder with config.json, weights, tokenizer and processor files."
         ) from error
     known, embedded = len(tokenizer), config.text_config.vocab_size
     if known < embedded / 2:  # transformers makes an empty tokenizer where there are no files

@@ -104,9 +104,9 @@ def load_config(
     except Exception as error:  # transformers raises whatever a damaged config provokes
         raise CheckpointError(
             f"Checkpoint {checkpoint!r} can't be opened: "
-            f"{why_checkpoint_fails(checkpoint, revision, error)}. Check the spelling and the revision; for a gated model accept its licence and set "
-            "HF_TOKEN; for a small model to try things out, run "
-            f"`lightning tiny {checkpoint}`."
+            f"{why_checkpoint_fails(checkpoint, revision, error)}. Check the spelling and the "
+            "revision; for a gated model accept its licence and set HF_TOKEN; for a small model to "
+            f"try things out, run `lightning tiny {checkpoint}`."
         ) from error
     family_of(config)
     check_checkpoint_config(config, checkpoint)

@@ -3,8 +3,8 @@
 from lightning_mllm.probing.drift import linear_cka, mean_cosine, relative_change
 from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.extraction import extract
-from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.feature_files import load_features, save_features
+from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.probes.baselines import NearestCentroid
 from lightning_mllm.probing.probes.linear import LinearProbe

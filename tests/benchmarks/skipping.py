@@ -26,9 +26,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_in_prompts
-from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import LlavaJson

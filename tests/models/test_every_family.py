@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.evaluation.decoding import continue_prompts
+from lightning_mllm.evaluation.decoding import decode_prompts
 from lightning_mllm.models import freeze
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.hooks import hook_before_call
 from lightning_mllm.models.loss import answer_loss
-from lightning_mllm.models.optimisation.schedule import LearningRates, parameter_groups
+from lightning_mllm.models.optimisation.schedule import LearningRates, scheduled_parameter_groups
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 from lightning_mllm.models.vision import ImageStates
 from lightning_mllm.types import Segment
@@ -129,7 +129,7 @@ def test_a_step_moves_all_that_is_trained_and_nothing_else(
     adapted.enable_gradient_checkpointing()
     adapted.set_train_modes()
     before = {name: each.detach().clone() for name, each in backbone.parameters()}
-    groups = parameter_groups(backbone, LearningRates(1, 1, 1, 1))
+    groups = scheduled_parameter_groups(backbone, LearningRates(1, 1, 1, 1))
     optimizer = torch.optim.SGD(groups, lr=1.0)
 
     for _ in range(2):  # LoRA's first matrix moves only after its second
@@ -186,5 +186,5 @@ def test_low_precision_runs_without_autocast(checkpoint: str, batch: MultimodalB
     encoded = backbone.encode_images(batch.images)
 
     assert answer_loss(backbone, batch).total.isfinite()
-    assert continue_prompts(backbone.model, batch.prompts(), 2).shape == (len(batch), 2)
+    assert decode_prompts(backbone.model, batch.prompts(), 2).shape == (len(batch), 2)
     assert {each.tokens.dtype for each in encoded} == {torch.bfloat16}

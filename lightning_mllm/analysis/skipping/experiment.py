@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 
 from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.skipping.skipping import check_skipping, skipped
 from lightning_mllm.analysis.skipping.costs import DecoderPassCosts, warn_of_no_costs_saved
 from lightning_mllm.analysis.skipping.rows import SkippingRow
 from lightning_mllm.analysis.skipping.skip import Computation, Skip
+from lightning_mllm.analysis.skipping.skipping import check_skipping, skipped
 from lightning_mllm.analysis.skipping.summary import summarise_skipping
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError

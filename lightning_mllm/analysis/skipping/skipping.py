@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lightning_mllm.analysis.core.refusal import refusal
 from lightning_mllm.analysis.skipping.choice import SampleTokens, chooses_nothing
 from lightning_mllm.analysis.skipping.layer import layer_keys_and_values, run_layer
-from lightning_mllm.analysis.skipping.skip_run import SkipRun
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skip_run import SkipRun
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone

@@ -14,9 +14,14 @@ from matplotlib.image import AxesImage
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.statistics.interval import HIGH, LOW, VALUE, N
 from lightning_mllm.statistics.missing import Floats
-from lightning_mllm.tracking.figures.figure import GREY, PALETTE, finish_figure_axis, save_figure
+from lightning_mllm.tracking.figures.figure import (
+    GREY,
+    PALETTE,
+    finish_figure_axis,
+    make_figure_panels,
+    save_figure,
+)
 from lightning_mllm.tracking.figures.guard import guard_figure
-from lightning_mllm.tracking.figures.study import make_figure_panels
 
 _DASHES = ("-", "--", ":")
 _SHORT = 4  # characters; a longer name of a column is written upright

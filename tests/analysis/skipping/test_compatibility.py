@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lightning_mllm.analysis import Block, knockout
-from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers

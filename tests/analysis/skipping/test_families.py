@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Likelihood
 from lightning_mllm.models.layers import decoder_layers

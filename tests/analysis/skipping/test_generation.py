@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.batches import join_images
 from lightning_mllm.evaluation import ExactMatch, Likelihood
 from lightning_mllm.models.backbone import Backbone
