@@ -74,7 +74,8 @@ def _replay(backbone: Backbone, clean: CleanRun) -> None:
             raise UnfitRunError(
                 f"with {attention_of_layers(backbone)} attention, a clean run that was replayed "
                 f"from position {start} on has log-probabilities that are off by {off:.2g}, more "
-                f"than {tolerance:.2g}, so it is not causal or computes something between its layers"
+                f"than {tolerance:.2g}, so it is not causal or computes something between its "
+                "layers"
             )
 
 
