@@ -19,7 +19,8 @@ class MuonAdamW(Optimizer):
     so one schedule drives both.
 
     Args:
-        params: Parameter groups from `scheduled_parameter_groups`; those with `matrices` set are for Muon.
+        params: Parameter groups from `scheduled_parameter_groups`; those with `matrices` set are
+            for Muon.
         lr: Learning rate of groups without one of their own.
         matrix_scale: Factor on the learning rate of matrices. Their steps already have the size of
             AdamW's (Moonshot's rule: 0.2 times the square root of the longer side).
@@ -44,7 +45,8 @@ class MuonAdamW(Optimizer):
         given = list(params)
         if not all(isinstance(group, dict) and "matrices" in group for group in given):
             raise ConfigError(
-                "MuonAdamW needs the groups of `scheduled_parameter_groups`, which say where matrices are."
+                "MuonAdamW needs the groups of `scheduled_parameter_groups`, which say where "
+                "matrices are."
             )
         groups = [{**group, "lr": group.get("lr", lr)} for group in given]
         for group in groups:
