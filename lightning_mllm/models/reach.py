@@ -29,7 +29,8 @@ def find_reached(path: VisionPath) -> frozenset[str]:
 
     A tower that needs more than a picture can't run so: one for pictures of any size, whose patches
     come with a grid, positions or a mask, or one whose way depends on the pixels. Of these, all
-    parameters up to the last tapped layer are meant, all of which such towers use.
+    parameters up to the last tapped layer are meant, all of which such towers use; and those after
+    the layers, unless the config names a layer whose states are projected.
     """
     picture = _picture(path)
     if picture is None:
@@ -48,11 +49,21 @@ def find_reached(path: VisionPath) -> frozenset[str]:
 
 
 def _before_last_tap(path: VisionPath) -> frozenset[str]:
-    unused = set()
+    unused: set[int] = set()
     for layer in path.tower_layers[1 + max(path.taps) :]:
         unused |= set(map(id, layer.parameters()))
+    if getattr(path.model.config, "vision_feature_layer", None) is not None:
+        unused |= _after_layers(path)
     named = path.tower.named_parameters()
     return frozenset(name for name, parameter in named if id(parameter) not in unused)
+
+
+def _after_layers(path: VisionPath) -> set[int]:
+    """Return the ids of the tower's parameters that were made after its layers, as a last norm."""
+    inside = set(map(id, path.tower_layers.parameters()))
+    parameters = [id(parameter) for parameter in path.tower.parameters()]
+    last = max(k for k, parameter in enumerate(parameters) if parameter in inside)
+    return set(parameters[last + 1 :])
 
 
 class _Arrived(Exception):  # no error

@@ -1,11 +1,12 @@
 """The table of `docs/families.md`: which feature works for which family.
 
-Write it anew with `python -m tests.families.table`.
+`python -m tests.families.table` writes it again, `... table qwen2_vl` the rows that are named.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,16 +54,16 @@ def write_table(cells: Cells, features: Sequence[str] = tuple(FEATURES)) -> None
     PAGE.write_text(re.sub(pattern, lambda _: table, PAGE.read_text(), flags=re.DOTALL))
 
 
-def main() -> None:
-    """Try every feature on every checkpoint."""
-    cells: dict[str, dict[str, str]] = {}
+def main(names: Sequence[str]) -> None:
+    """Try every feature on these checkpoints, and write each row when it is done."""
     with tempfile.TemporaryDirectory() as scratch:
-        for name in NAMES:
+        for name in names:
             path = build_tiny_checkpoint(Path(scratch) / name, name)  # type: ignore[arg-type]
             tiny = TinyModel(name, str(path), Path(scratch))
-            cells[name] = {feature: try_feature(tiny, feature)[0] for feature in FEATURES}
-            write_table(cells)
+            row = {feature: try_feature(tiny, feature)[0] for feature in FEATURES}
+            cells = read_table() | {name: row}
+            write_table({each: cells[each] for each in NAMES if each in cells})
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or NAMES)

@@ -127,7 +127,7 @@ def granite4_vision(size: TinySize) -> Blueprint:
         "vision_config": vision,
         "text_config": text,
         "qformer_config": projector,
-        "downsample_rate": "1/2",
+        "downsample_rate": "2/4",
         "deepstack_layer_map": [[-1, 0]],
         "spatial_vision_layer": -1,
         "spatial_target_layers": [1, 2, 3, 4],
@@ -137,5 +137,5 @@ def granite4_vision(size: TinySize) -> Blueprint:
         base,
         config=base.config | config,
         processor="Granite4VisionProcessor",
-        options=base.options | {"downsample_rate": "1/2"},
+        options=base.options | {"downsample_rate": "2/4"},
     )
