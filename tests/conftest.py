@@ -9,7 +9,7 @@ import torch
 from lightning_mllm.models.tiny import Chat, TinyFamily, build_tiny_checkpoint
 from tests.support.clip_checkpoints import DualEncoder, build_clip
 
-TinyBuilder = Callable[[TinyFamily, Chat], str]
+TinyBuilder = Callable[[TinyFamily, Chat | None], str]
 FamilyBuilder = Callable[[str], str]
 ClipBuilder = Callable[[DualEncoder], str]
 
@@ -23,7 +23,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyBuilder:
     """A function from family and chat style to the path of a tiny checkpoint."""
 
     @cache
-    def build(family: TinyFamily, chat: Chat) -> str:
+    def build(family: TinyFamily, chat: Chat | None) -> str:
         return str(
             build_tiny_checkpoint(
                 tmp_path_factory.mktemp("checkpoints") / f"{family}-{chat}", family, chat

@@ -21,11 +21,26 @@ from tests.support.published_datasets import (
 PROJECTOR, LLM, VISION, LORA = Part.PROJECTOR, Part.LLM, Part.VISION, Part.LLM_LORA
 
 QUICKSTART = "quickstart.yaml"
-MODELS = {  # family and chat style
+MODELS: dict[str, tuple[str, str | None]] = {  # tiny checkpoint of its kind, and chat style
+    "model/aya-vision-8b.yaml": ("aya_vision", None),
+    "model/gemma-3-4b.yaml": ("gemma3", None),
+    "model/granite-vision-2b.yaml": ("granite_vision", None),
+    "model/idefics3-8b.yaml": ("idefics3", None),
+    "model/internvl3-1b.yaml": ("internvl", None),
     "model/llava-1.5-13b.yaml": ("llava", "vicuna"),
     "model/llava-1.5-7b.yaml": ("llava", "vicuna"),
     "model/llava-1.6-vicuna-7b.yaml": ("llava_next", "vicuna"),
     "model/llava-next-llama3-8b.yaml": ("llava_next", "llama3"),
+    "model/llava-onevision-0.5b.yaml": ("llava_onevision", None),
+    "model/mistral-small-24b.yaml": ("mistral3", None),
+    "model/pixtral-12b.yaml": ("llava_pixtral", None),
+    "model/qwen2-vl-2b.yaml": ("qwen2_vl", None),
+    "model/qwen2.5-vl-3b.yaml": ("qwen2_5_vl", None),
+    "model/qwen2.5-vl-7b.yaml": ("qwen2_5_vl", None),
+    "model/qwen3-vl-4b.yaml": ("qwen3_vl", None),
+    "model/smolvlm-256m.yaml": ("idefics3", None),
+    "model/smolvlm2-500m.yaml": ("smolvlm", None),
+    "model/vip-llava-7b.yaml": ("vipllava", None),
 }
 
 # ---- data ----

@@ -13,7 +13,9 @@ from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import Sample, Turn
 
-TINY_FAMILIES: tuple[TinyFamily, ...] = get_args(TinyFamily)
+# the contract in tests/families holds the others
+OTHERS = ("aria", "glm4v", "got_ocr2", "granite4_vision", "lighton_ocr", "ovis2", "paddleocr_vl")
+TINY_FAMILIES = tuple(name for name in get_args(TinyFamily) if name not in OTHERS)
 SIZES = ((40, 28), (48, 28), (28, 56))
 ANSWERS = ("red", "blue circle", "no")
 
