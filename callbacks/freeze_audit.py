@@ -50,12 +50,12 @@ class FreezeAudit(L.Callback):
 
 def freeze_checksums(module: nn.Module) -> dict[str, int]:
     """Return name -> checksum of every parameter without requires_grad."""
-    return freeze_audit_checksums(
+    return checksums_of_tensors(
         {name: each for name, each in module.named_parameters() if not each.requires_grad}
     )
 
 
-def freeze_audit_checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def checksums_of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return name -> checksum of tensors on one device.
 
     A checksum is the sum of the raw values, read as integers and weighted by index, modulo 2**64.

@@ -6,7 +6,7 @@ import logging
 
 import lightning as L
 
-from lightning_mllm.callbacks.freeze_audit import freeze_audit_checksums
+from lightning_mllm.callbacks.freeze_audit import checksums_of_tensors
 from lightning_mllm.callbacks.trainer_state import (
     trainer_mllm,
     trainer_run_dir,
@@ -65,4 +65,4 @@ class LearningAudit(L.Callback):
 
 def _trained_checksums(module: MLLMModule) -> dict[str, int]:
     parameters = module.backbone.parameters()
-    return freeze_audit_checksums({name: each for name, each in parameters if each.requires_grad})
+    return checksums_of_tensors({name: each for name, each in parameters if each.requires_grad})

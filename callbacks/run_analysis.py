@@ -111,6 +111,11 @@ class RunAnalysis(L.Callback):
         if trainer_is_due(trainer, self.every_n_epochs):
             self._run(trainer, pl_module, "fit")
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse a model that can't be analysed."""
+        if "test" in self.splits:
+            AnalysisRun.of(self.analyses, trainer, "analysis").check_model(trainer_mllm(pl_module))
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Analyse the model on the test split."""
         self._run(trainer, pl_module, "test")

@@ -3,6 +3,8 @@
 The merger is the projector; as a rule it lies in the tower.
 """
 
+from dataclasses import replace
+
 from lightning_mllm.families.family import Family
 
 _QWEN2 = Family(
@@ -21,8 +23,7 @@ QWEN = {
     "qwen3_vl": _QWEN3,
     "qwen3_vl_moe": _QWEN3,
     "qwen3_5": _QWEN2,
-    "glm4v": _QWEN2,
-    "paddleocr_vl": Family(
-        vision=("model.visual.",), projector=("model.projector.",), axes=3, grid="merged"
-    ),
+    # these round sizes in ways of their own
+    "glm4v": replace(_QWEN2, grid=None),
+    "paddleocr_vl": Family(vision=("model.visual.",), projector=("model.projector.",), axes=3),
 }

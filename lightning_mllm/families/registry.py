@@ -35,7 +35,8 @@ def family_of(config: PretrainedConfig) -> Family:
     text_config: Any = config.get_text_config()
     if getattr(text_config, "use_bidirectional_attention", "vision") is None:
         family = replace(family, sees="causal")
-    if getattr(config.vision_config, "model_type", "") == "pixtral":
+    tower = getattr(config, "vision_config", None)
+    if getattr(tower, "model_type", "") == "pixtral":
         return replace(family, grid="rows", native=True)
     return family
 
@@ -49,7 +50,7 @@ def _refuse(config: PretrainedConfig) -> NoReturn:
         raise CheckpointError(
             f"{checkpoint} is a {model_type!r} model, which can't be used: {why}. {way_out}."
         )
-    if not hasattr(config, "vision_config"):
+    if not hasattr(config, "vision_config") and not hasattr(config, "thinker_config"):
         raise CheckpointError(
             f"{checkpoint} is a text-only model (model_type {model_type!r}). {way_out}."
         )

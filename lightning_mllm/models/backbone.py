@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.batches import Image
+from lightning_mllm.errors import CheckpointError
 from lightning_mllm.families import family_of, finish_logits
 from lightning_mllm.models.loading import AttentionImplementation, load_model
 from lightning_mllm.models.reach import find_reached
@@ -44,6 +45,13 @@ class Backbone:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.family = family_of(model.config)
+        modules = dict(model.named_modules())
+        for name in (self.family.tower_name, self.family.projector_name):
+            if name not in modules:
+                raise CheckpointError(
+                    f"A {type(model).__name__} has no module {name!r}, which its family names. "
+                    "Correct its `register_family`: see docs/add_a_family.md."
+                )
         self.fingerprint = "" if model.device.type == "meta" else fingerprint_backbone(model)
         self._base_projector = self._hash_projector()
 

@@ -7,6 +7,7 @@ layers return what they returned before instead of computing it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from lightning_mllm.batches import Image, join_images
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import Family
 from lightning_mllm.models.hooks import Arguments, Work, hook_in_layers, hook_inputs, hook_outputs
+from lightning_mllm.models.image_shares import ImageShares, count_rows
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 # of the output of `get_image_features`; the rest is said once for all images
@@ -119,7 +121,10 @@ class VisionPath:
             layer = -1
         depth = len(self.tower_layers)
         found = set(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
-        for each in [layer] if isinstance(layer, int) else layer:
+        layers = [layer] if isinstance(layer, int) else list(layer)
+        layers += [tap for tap, _ in getattr(config, "deepstack_layer_map", None) or ()]
+        layers += [getattr(config, "spatial_vision_layer", layers[0])]
+        for each in layers:
             if each == 0:
                 raise CheckpointError(
                     "The model projects the embeddings of its vision tower (vision_feature_layer "
@@ -148,7 +153,7 @@ class VisionPath:
             hook_inputs(projector, lambda _, value: entering.append(value)),
         ):
             encoded = self.encode(images)
-        shares = _Shares(images, [len(each.tokens) for each in encoded])
+        shares = ImageShares(images, [len(each.tokens) for each in encoded])
         entered = entering[0]
         if entered.ndim == 4:  # (views, width, rows, columns), for a projector that convolves
             entered = entered.flatten(2).mT
@@ -219,10 +224,11 @@ class VisionPath:
         config = self.model.config
         settings = (self.taps, config.vision_config._attn_implementation)
         own = self.tower
-        inside = self.family.projector_name.removeprefix(f"{self.family.tower_name}.")
+        prefix = f"{self.family.tower_name}."
+        mergers = tuple(each.removeprefix(prefix) for each in self.family.projector)
         tensors = []
         for name, tensor in (*own.named_parameters(), *own.named_buffers()):
-            if not name.startswith(f"{inside}."):  # a merger in the tower is the projector
+            if not name.startswith(mergers):  # in the tower, but of the projector
                 tensors.append((name, tensor))
         return fingerprint_tensors(tensors, f"{settings}{config.vision_config.to_json_string()}")[
             :32
@@ -232,9 +238,13 @@ class VisionPath:
         """Return the output of the model's own `get_image_features`."""
         model: Any = self.model
         dtype = next(self.tower.parameters()).dtype
-        inputs = {}
+        inputs: dict[str, Any] = {}
         for name, value in join_images(images).items():
             inputs[name] = value.to(model.device, dtype if value.is_floating_point() else None)
+        name = "vision_feature_layer"  # Aria's forward hands it on, its function does not look
+        layer = getattr(model.config, name, None)
+        if layer is not None and name in inspect.signature(model.get_image_features).parameters:
+            inputs[name] = layer
         return model.get_image_features(**inputs, return_dict=True)
 
     def _split_features(self, output: Any, images: Sequence[Image]) -> list[EncodedImage]:
@@ -249,7 +259,7 @@ class VisionPath:
                 "encoded once. Train and evaluate it without, or choose a model of another family."
             )
         if isinstance(features, Tensor):
-            features = features.split(_count_rows(images, len(features)))
+            features = features.split(count_rows(images, len(features)))
         deep = getattr(output, "deepstack_features", None) or []
         shared = {name: value for name, value in output.items() if name not in _PER_IMAGE}
         encoded = []
@@ -257,44 +267,6 @@ class VisionPath:
             layers = tuple(layer[k].to(dtype) for layer in deep)
             encoded.append(EncodedImage(own.to(dtype), layers, shared))
         return encoded
-
-
-class _Shares:
-    """Which part of the tower's and the projector's tensors is each image's.
-
-    Args:
-        images: The images of a batch.
-        tokens: How many visual tokens each has.
-    """
-
-    def __init__(self, images: Sequence[Image], tokens: Sequence[int]) -> None:
-        self._views = [_count_views(image) for image in images]
-        self._tokens = tokens
-
-    def split(self, states: Tensor) -> list[Tensor]:
-        """Return (views, tokens, width) of each image.
-
-        Args:
-            states: (views of all, tokens, width); or the patches of all images, one after the
-                other, (patches, width) or (1, patches, width).
-        """
-        if len(states) == sum(self._views) and states.ndim == 3:
-            return list(states.split(self._views))
-        flat = states.reshape(-1, states.shape[-1])
-        per_token = len(flat) // sum(self._tokens)  # patches that are merged into a token
-        return [own[None] for own in flat.split([per_token * count for count in self._tokens])]
-
-
-def _count_rows(images: Sequence[Image], rows: int) -> list[int]:
-    """Return how many rows of the features are each image's: as many as it has views."""
-    views = [_count_views(image) for image in images]
-    return views if sum(views) == rows else [rows // len(images)] * len(images)
-
-
-def _count_views(image: Image) -> int:
-    """Return how many pictures of one size the processor made of an image."""
-    pixels = image["pixel_values"]
-    return int(pixels.shape[:-3].numel()) if pixels.ndim > 3 else 1
 
 
 def _edge(value: int | Sequence[int]) -> int:

@@ -21,9 +21,11 @@ from lightning_mllm.analysis import (
     ReferenceEngine,
     Skip,
     SuffixEngine,
+    TokenSets,
     Vocabulary,
     Window,
 )
+from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import apply_geometry
@@ -32,8 +34,8 @@ from lightning_mllm.evaluation import Generation, Likelihood
 from lightning_mllm.evaluation.decoding import decode_prompts
 from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone, Part
-from lightning_mllm.models.hooks import hook_before_call
-from lightning_mllm.models.layers import run_layers_uncompiled
+from lightning_mllm.models.hooks import hook_before_call, hook_outputs
+from lightning_mllm.models.layers import decoder_layers, run_layers_uncompiled
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, Point, extract
@@ -105,7 +107,7 @@ def check_idle(tiny: TinyModel) -> None:
 
 
 def check_lora(tiny: TinyModel) -> None:
-    """LoRA trains adapters of the LLM and nothing else."""
+    """LoRA makes adapters of the LLM trainable and nothing else."""
     backbone = tiny.load()
     names = freeze.Lora(rank=2).apply(backbone).trainable_names
     assert names
@@ -204,58 +206,72 @@ def check_knockout(tiny: TinyModel) -> str | None:
 
 
 def check_boxes(tiny: TinyModel) -> None:
-    """What a box shows can be blocked."""
+    """Blocking what a box shows runs."""
     blocks = ["image object->question", "image random->question"]
     _analyse(tiny, InformationFlow(blocks=blocks, correct_only=False), BoxedShapes)
 
 
 def check_lens(tiny: TinyModel) -> None:
-    """After the last layer the lens reads the model's own probabilities."""
+    """After the last layer the lens reads the model's own logits."""
+    backbone, leaving = tiny.load(tiny.double), list[Tensor]()
+    last = {0: decoder_layers(backbone)[-1]}
+    with torch.no_grad(), hook_outputs(last, lambda _, state: leaving.append(state)):
+        own = backbone.model(**tiny.batch.model_inputs()).logits
+        read = next_token_head_logits(backbone, leaving[0])
+    real = tiny.batch.attention_mask.bool()
+    torch.testing.assert_close(read[real], own[real].to(read.dtype), rtol=0, atol=1e-4)
     _analyse(tiny, AnswerLens(correct_only=False))
 
 
 def check_vocabulary(tiny: TinyModel) -> None:
-    """Visual tokens are read as words."""
+    """Reading visual tokens as words runs."""
     _analyse(tiny, Vocabulary())
 
 
 def check_alignment(tiny: TinyModel) -> None:
-    """Image and text are compared in the residual stream."""
+    """Comparing image and text in the residual stream runs, and noise stands for any picture."""
+    backbone, vectors = tiny.load(), []
+    analysis = Alignment(states=["residual"], noise=True)
+    for batch in (tiny.batch, _with_other_pictures(tiny.batch)):
+        masks = TokenSets().of(batch).unbind(1)
+        measured = analysis.measure(backbone, batch, torch.stack(masks, dim=1))
+        vectors.append(measured["noise vectors"])
+    torch.testing.assert_close(*vectors, rtol=0, atol=1e-5)
     _analyse(tiny, Alignment(states=["residual"]))
 
 
 def check_alignment_inside(tiny: TinyModel) -> None:
-    """Image and text are compared inside the layers."""
+    """Comparing image and text inside the layers runs."""
     _analyse(tiny, Alignment(states=["residual", "SA", "FC2"]))
 
 
 def check_subnetworks(tiny: TinyModel) -> None:
-    """Each layer is pruned before the next one is calibrated."""
+    """Calibrating each layer after pruning those before runs."""
     _analyse(tiny, ActivatedWeights(samples=3))
 
 
 def check_subnetworks_at_once(tiny: TinyModel) -> None:
-    """All layers are calibrated in one pass."""
+    """Calibrating all layers in one pass runs."""
     _analyse(tiny, ActivatedWeights(samples=3, sequential=False, context="full"))
 
 
 def check_skipping_ffn(tiny: TinyModel) -> None:
-    """The FFN is skipped."""
+    """Skipping the FFN runs."""
     _skip(tiny, "ffn", Skip())
 
 
 def check_skipping_layers(tiny: TinyModel) -> None:
-    """Whole layers are skipped."""
+    """Skipping whole layers runs."""
     _skip(tiny, "block", Skip(visible=False))
 
 
 def check_skipping_visibly(tiny: TinyModel) -> None:
-    """Attention is skipped by tokens that others can attend to."""
+    """Skipping attention at tokens that others can attend to runs."""
     _skip(tiny, "attention", Skip(visible=True))
 
 
 def check_export(tiny: TinyModel) -> None:
-    """The exported folder opens with equal weights, and makes the same inputs."""
+    """The exported folder opens with equal weights, inputs and logits."""
     module = MLLMModule(tiny.path, policy=freeze.ProjectorOnly(), attention=tiny.attention)
     output = str(tiny.scratch / f"export-{tiny.name}")
     _trainer(tiny).export(module, output=output)
@@ -266,6 +282,9 @@ def check_export(tiny: TinyModel) -> None:
     assert again.batch.input_ids.equal(tiny.batch.input_ids)
     for ours, theirs in zip(again.batch.images, tiny.batch.images, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with torch.no_grad():
+        logits = [each.load().model(**each.batch.model_inputs()).logits for each in (tiny, again)]
+    assert torch.equal(*logits)
 
 
 FEATURES: dict[str, Feature] = {
@@ -290,6 +309,14 @@ FEATURES: dict[str, Feature] = {
     "skip layers": Feature(check_skipping_layers, fast=False),
     "skip visibly": Feature(check_skipping_visibly, fast=False),
 }
+
+
+def _with_other_pictures(batch: MultimodalBatch) -> MultimodalBatch:
+    """The same text about other pixels of the same shapes."""
+    images = []
+    for image in batch.images:
+        images.append({**image, "pixel_values": image["pixel_values"].flip(0).neg()})
+    return replace(batch, images=tuple(images))
 
 
 def _ask_the_familys_processor(

@@ -1,8 +1,8 @@
 """How often studies in which nothing is true show a verdict, and how often planted effects do.
 
 Scores are means over test pictures, so that all studies are resampled at once; a law below holds
-these resamples against those of `Resampler.score`. What differs between models is drawn: for each
-training seed, for each test picture (the same for all seeds), for each answer, and, of probes, for
+these resamples against those of `SeedResampler.score`. What differs between models is drawn: for
+each training seed, for each test picture (the same for all seeds), for each answer, and, of probes, for
 the training samples: what they are in this study, and in each half.
 """
 

@@ -2,7 +2,7 @@
 
 The median, maximum and minimum over the tokens of two samples do not follow from one vector per
 sample, as their means do. So some samples are drawn, and all pairs of them compared. The draw
-depends on a seed and the samples' names alone: the samples with the lowest `rank_of` are drawn.
+depends on a seed and the samples' names alone: those with the lowest `seed_rank_of` are drawn.
 While samples come, the tokens of the lowest ones so far are kept, on the CPU and in the model's
 dtype: memory is that of the drawn samples, however many come.
 """

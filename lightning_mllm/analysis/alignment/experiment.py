@@ -10,7 +10,7 @@ tokens at once is taken over the pairs of a drawn few.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isqrt
 from typing import Any, ClassVar
 
@@ -151,7 +151,8 @@ class Alignment(StreamedAnalysis):
         if self.noise:
             blind = AlignmentMeasures(self.sets, masks, depth, ())
             enter = _Noise(batch.sample_ids, masks[:, 0], self.seed).replace_tokens
-            observe_stream(backbone, batch, (ObservedState.RESIDUAL,), blind.observe, enter)
+            unseen = replace(batch, images=())  # DeepStack would add the picture after the noise
+            observe_stream(backbone, unseen, (ObservedState.RESIDUAL,), blind.observe, enter)
             measured["noise vectors"] = blind.measured()[f"{ObservedState.RESIDUAL} vectors"][
                 ..., :1, :
             ]

@@ -47,7 +47,7 @@ def sums_of_kind(kind: str, vectors: Tensor, squares: Tensor) -> dict[str, Tenso
     Args:
         kind: Name of the kind.
         vectors: (samples, variants, layers, vector modes, sets, width), from
-            `similarity.make_set_vectors`.
+            `similarity.make_similarity_vectors`.
         squares: (samples, variants, layers, vector modes, sets), the squares of their lengths.
     """
     return {

@@ -59,7 +59,7 @@ class _Layer:
 
 
 class AlignmentMeasures:
-    """Observes the states of a batch; see `stream_states`.
+    """Observes the states of a batch; see `observe_stream`.
 
     Args:
         sets: Which tokens count as perceptual and as textual.

@@ -27,6 +27,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
+from lightning_mllm.analysis.core.refusal import refusal
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.knockout.block import Block
@@ -173,6 +174,21 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
     def check_model(self, backbone: Backbone) -> None:
         """Refuse a model whose attention can't be blocked."""
         check_mask_attention(backbone)
+        if self.engine == "suffix" and backbone.family.sees == "prompt whole":
+            raise refusal(
+                backbone,
+                "The suffix engine",
+                "each position of its prompts sees all others, so that all rows can change",
+                "Use engine=auto or engine=reference.",
+            )
+        if getattr(backbone.model.config, "deepstack_layer_map", None):
+            raise refusal(
+                backbone,
+                "Attention knockout",
+                "it adds the features of an image between the layers of its LLM and puts none at "
+                "the input, so that they can't be encoded once",
+                "Choose a model of another family.",
+            )
 
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]

@@ -70,7 +70,7 @@ class _DistributionSums:
 
 
 class WordMeasures:
-    """Observes the states of a batch; see `stream_states`.
+    """Observes the states of a batch; see `observe_stream`.
 
     Args:
         lens: From states to distributions.

@@ -1,7 +1,7 @@
 """Analyses of the mean of a sample's perceptual tokens and that of its textual ones, per layer.
 
 They need the samples side by side, so a few vectors of each sample are kept. Of many samples only
-some are drawn: those with the lowest `rank_of`, which depends on a seed and their names alone.
+some are drawn: those with the lowest `seed_rank_of`, which depends on a seed and their names alone.
 """
 
 from __future__ import annotations

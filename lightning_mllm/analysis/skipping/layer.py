@@ -115,16 +115,22 @@ def run_layer_in_parallel(
     return attended + _feed(layer, fed)
 
 
-def run_layer_beside(layer: Any, others: Arguments, entering: Tensor, first: Tensor) -> Tensor:
+def run_layer_beside(
+    layer: Any, others: Arguments, entering: Tensor, first: Tensor, second: Tensor
+) -> Tensor:
     """Return the mean of the outputs of two layers that get the same residual stream.
+
+    What is added between the two (DeepStack) is added to the mean.
 
     Args:
         layer: The second layer.
         others: What the second layer is called with besides the residual stream.
         entering: What entered the first layer.
         first: What left the first layer.
+        second: What would enter the second layer.
     """
-    return (first + run_layer(layer, others, None, None, entering)) / 2
+    mean = (first + run_layer(layer, others, None, None, entering)) / 2
+    return mean if second is first else mean + (second - first)
 
 
 def layer_keys_and_values(

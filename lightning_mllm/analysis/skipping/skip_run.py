@@ -61,13 +61,15 @@ class SkipRun:
         self._ahead = torch.zeros(1, 1, dtype=torch.long, device=tokens.lengths.device)
         self._rows: dict[int, _Rows] = {}  # of this forward
         self._entered: tuple[int, Tensor] | None = None  # the last layer reached, and its input
+        # what left that layer, to which DeepStack adds afterwards
+        self._left: Tensor | None = None
         self._in_prompts: dict[int, Tensor] = {}
         self._after_prompts: dict[int, Tensor] = {}
 
     def begin(self, arguments: Arguments) -> None:
         """Find out which tokens the decoder is run on."""
         self._rows.clear()
-        self._entered = None
+        self._entered = self._left = None
         self._places, self._past = _find_places(arguments, self._places, self._ahead)
         if not self._past:
             self._ahead = _count_ahead(arguments.get("position_ids"), self._places)
@@ -93,18 +95,23 @@ class SkipRun:
                 "`skipping` the samples that the model gets, in their order."
             )
 
+    def leave(self, _: int, hidden: Tensor) -> None:
+        """Take in what leaves a layer."""
+        self._left = hidden
+
     def work(self, index: int, layer: nn.Module, hidden: Tensor, others: Arguments) -> Work | None:
         """Return what a layer computes instead; None for its own work."""
         before, self._entered = self._entered, (index, hidden)
+        left = hidden if self._left is None else self._left
         if self._skip.computation == "parallel_blocks":
             if before is None or index - 1 not in self._layers:
                 return None
-            return partial(run_layer_beside, layer, others, before[1])
+            return partial(run_layer_beside, layer, others, before[1], left)
         if index not in self._layers:
             return None
         key = index if self._skip.per_layer else -1
         if key not in self._rows:
-            self._rows[key] = self._find(index, key, hidden, before)
+            self._rows[key] = self._find(index, key, left, before)
         rows = self._rows[key]
         if not rows.any_row and rows.unseen is None:
             return None
@@ -116,9 +123,7 @@ class SkipRun:
         feeding = None if self._skip.computation == "attention" else rows.split
         return partial(run_layer, layer, others, attending, feeding)
 
-    def _find(
-        self, layer: int, key: int, hidden: Tensor, before: tuple[int, Tensor] | None
-    ) -> _Rows:
+    def _find(self, layer: int, key: int, left: Tensor, before: tuple[int, Tensor] | None) -> _Rows:
         """Return what is skipped in a layer."""
         skip, past = self._skip, self._past
         places = self._places
@@ -127,7 +132,7 @@ class SkipRun:
         in_prompt = (places >= 0) & (places < lengths)
         ranks = skip.choice == "lowest_change" and bool(in_prompt[:, past:].any())
         if ranks and before is not None:
-            self._in_prompts[key] = self._choose_least_changed(before[1], hidden, in_prompt)
+            self._in_prompts[key] = self._choose_least_changed(before[1], left, in_prompt)
         keys = torch.zeros_like(in_prompt)
         if skip.phase != "decode":
             table = self._choose_in_prompts(layer, key).repeat_interleave(repeats, dim=0)

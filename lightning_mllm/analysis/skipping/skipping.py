@@ -84,7 +84,11 @@ def skipped(
     check_skipping(backbone, skip)
     run = SkipRun(skip, frozenset(skip.layers(len(layers))), tokens.to(backbone.model.device))
     replaced = {index: layers[index] for index in sorted(skip.touched(len(layers)))}
-    with hook_before_call(backbone.decoder, run.begin), hook_in_layers(replaced, run.work):
+    with (
+        hook_before_call(backbone.decoder, run.begin),
+        hook_in_layers(replaced, run.work),
+        hook_outputs(replaced, run.leave),
+    ):
         yield
 
 

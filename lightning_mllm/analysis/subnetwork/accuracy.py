@@ -155,6 +155,10 @@ class PrunedAccuracy(QuestionAnalysis[PrunedAccuracyRow]):
                 known[0],
             )
 
+    def check_model(self, backbone: Backbone) -> None:
+        """Refuse a model that is not the one that was calibrated."""
+        self._subnetworks(backbone)
+
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
     ) -> list[list[PrunedAccuracyRow]]:

@@ -150,16 +150,9 @@ class ActivatedWeights(Analysis):
                     )
 
     def check_model(self, backbone: Backbone) -> None:
-        """Refuse a model that can't be pruned to this pattern; warn of what is left whole."""
+        """Refuse a model that can't be pruned to this pattern."""
         linear = matrices(backbone)
         self.pruning.check_fits({matrix: module.weight for matrix, module in linear.items()})
-        if whole := names_left_whole(backbone):
-            logger.warning(
-                "%s: the LLM's layers have weights that are not of linear layers and are never "
-                "pruned: %s.",
-                self.name,
-                ", ".join(whole),
-            )
 
     def prepare(
         self,
@@ -202,6 +195,7 @@ class ActivatedWeights(Analysis):
         """
         if self._backbone is not backbone:
             self.check_model(backbone)
+            self._warn_of_whole(backbone)
         self._backbone = backbone
         device = backbone.model.device.type
         self._autocast = torch.autocast(
@@ -215,6 +209,15 @@ class ActivatedWeights(Analysis):
                 tasks.setdefault(self._task_of(kind), []).append(row)
         for task, rows in tasks.items():
             self._put(task, batch, rows)
+
+    def _warn_of_whole(self, backbone: Backbone) -> None:
+        if whole := names_left_whole(backbone):
+            logger.warning(
+                "%s: the LLM's layers have weights that are not of linear layers and are never "
+                "pruned: %s.",
+                self.name,
+                ", ".join(whole),
+            )
 
     def settle(self) -> None:
         """Calibrate on sets that are not full, and warn of them."""

@@ -34,7 +34,7 @@ def summarise_pruned_accuracy(
 
     Args:
         name: Name of the analysis.
-        table: Rows, see `PrunedRow`.
+        table: Rows, see `PrunedAccuracyRow`.
         settings: What decided the rows.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; None for
             all.

@@ -11,8 +11,8 @@ def check_dialogue(dialogue: Dialogue, sample_id: str, processor: CheckpointProc
     """Refuse a conversation of which a family's model would not read what is meant.
 
     Raises:
-        DataError: It has several exchanges, and positions of the prompt see later ones; or it has
-            several images, and the family takes one.
+        DataError: It has several exchanges or a system text, and positions of the prompt see later
+            ones; or it has several images, and the family takes one.
     """
     family, name = processor.family, processor.config.model_type
     exchanges = len(dialogue.turns) // 2
@@ -21,6 +21,12 @@ def check_dialogue(dialogue: Dialogue, sample_id: str, processor: CheckpointProc
             f"Sample {sample_id!r} has {exchanges} exchanges, but {name} reads one: positions of "
             "its prompt see later ones, so an earlier answer would be seen before it is given, and "
             "its processor writes no turns. Make a sample of each exchange.",
+            "turns",
+        )
+    if family.sees == "prompt whole" and dialogue.system:
+        raise DataError(
+            f"Sample {sample_id!r} has a system text, but {name} reads images and a question only. "
+            "Set `prompt.system: null`, or write it into the question.",
             "turns",
         )
     images = sum(turn.images for turn in dialogue.turns)

@@ -127,6 +127,7 @@ def granite4_vision(size: TinySize) -> Blueprint:
         "vision_config": vision,
         "text_config": text,
         "qformer_config": projector,
+        "vision_feature_layer": -2,  # as by default; it is not looked at
         "downsample_rate": "2/4",
         "deepstack_layer_map": [[-1, 0]],
         "spatial_vision_layer": -1,

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
@@ -75,9 +76,12 @@ def test_the_frame_of_an_image_is_neither_perceptual_nor_textual(
 def test_what_is_never_pruned_is_named(
     tiny_family: FamilyBuilder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backbone = load(tiny_family("qwen3_vl_moe"), dtype=torch.float32)
+    checkpoint = tiny_family("qwen3_vl_moe")
+    backbone, analysis = load(checkpoint, dtype=torch.float32), ActivatedWeights(samples=9)
+    analysis.prepare(AutoTokenizer.from_pretrained(checkpoint))
 
     with caplog.at_level(logging.WARNING):
-        ActivatedWeights().check_model(backbone)
+        for row in range(2):
+            analysis.update(backbone, ask(checkpoint).take([row]))
 
-    assert "mlp.experts.gate_up_proj" in caplog.text
+    assert caplog.text.count("mlp.experts.gate_up_proj") == 1

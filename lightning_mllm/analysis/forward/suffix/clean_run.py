@@ -54,7 +54,7 @@ class CleanRun:
         """Run the prompts.
 
         Raises:
-            UnfitError: A layer does not keep the keys and values of all positions, or gets
+            UnfitRunError: A layer does not keep the keys and values of all positions, or gets
                 arguments that are not understood.
         """
         residuals: list[Tensor] = []

@@ -1,9 +1,10 @@
 """Whether a model can be run for single rows: tried on a prompt, before the first result.
 
-The clean run is replayed with the rows' code. This shows, up to rounding, whether the model is
-causal, keeps a cache that is understood, and computes nothing between its layers. Whether attention
-respects the rows' masks is checked to the bit, in any precision: of two rows that stand side by
-side, when everything is hidden from the first, the first has to change and the second must not.
+The clean run is replayed with the rows' code. This shows, up to rounding, whether tokens see what
+the model's family says, the cache is understood, and layers are called for rows as for all tokens.
+Whether attention respects the rows' masks is checked to the bit, in any precision: of two rows that
+stand side by side, when everything is hidden from the first, the first has to change and the second
+must not.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def check_compatibility(backbone: Backbone, prompts: Prompts) -> None:
     """Try the rows' code on prompts.
 
     Raises:
-        UnfitError: It does not give what the model does; the message says how.
+        UnfitRunError: It does not give what the model does; the message says how.
     """
     if backbone.family.sees == "prompt whole":
         raise UnfitRunError(
@@ -74,8 +75,7 @@ def _replay(backbone: Backbone, clean: CleanRun) -> None:
             raise UnfitRunError(
                 f"with {attention_of_layers(backbone)} attention, a clean run that was replayed "
                 f"from position {start} on has log-probabilities that are off by {off:.2g}, more "
-                f"than {tolerance:.2g}, so it is not causal or computes something between its "
-                "layers"
+                f"than {tolerance:.2g}, so its layers see or compute something that is not known"
             )
 
 

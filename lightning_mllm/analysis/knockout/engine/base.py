@@ -134,7 +134,8 @@ class KnockoutEngine(ABC):
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        self._checked: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # -> its attention
+        # model -> its attention, and whether it was checked on a prompt with an image
+        self._checked: WeakKeyDictionary[nn.Module, tuple[str, bool]] = WeakKeyDictionary()
         self._pieces = MemoryPieces("prompts")
 
     @torch.no_grad()
@@ -184,11 +185,16 @@ class KnockoutEngine(ABC):
         return found
 
     def _check_once(self, backbone: Backbone, prompts: Prompts) -> None:
-        """Check the model on the first prompt, unless it was checked with this attention before."""
-        attention = attention_of_layers(backbone)
-        if self._checked.get(backbone.model) != attention:
-            self.check(backbone, prompts.take(range(1)))
-            self._checked[backbone.model] = attention
+        """Check the model on the first prompt, and on the first one with an image.
+
+        It is checked once with each attention.
+        """
+        counts = prompts.batch.image_counts
+        key = attention_of_layers(backbone), any(counts)
+        if self._checked.get(backbone.model) not in (key, (key[0], True)):
+            row = next((row for row, count in enumerate(counts) if count), 0)
+            self.check(backbone, prompts.take(range(row, row + 1)))
+            self._checked[backbone.model] = key
 
     @abstractmethod
     def read(

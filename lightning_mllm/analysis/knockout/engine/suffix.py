@@ -53,8 +53,8 @@ def choose_engine(name: EngineName = "auto", memory: int | None = None) -> Knock
 class SuffixEngine(KnockoutEngine):
     """One clean pass, then only the rows that can change.
 
-    The model must be causal, keep keys and values of all positions, respect masks, and call its
-    layers in a way that is understood. This is checked before the first result
+    The model must see what its family says, keep keys and values of all positions, respect masks,
+    and call its layers in a way that is understood. This is checked before the first result
     (`forward.suffix.compatibility`).
 
     Attributes:
@@ -89,20 +89,24 @@ class SuffixEngine(KnockoutEngine):
         try:
             check_compatibility(backbone, prompts)
         except UnfitRunError as error:
-            name = type(backbone.model).__name__
-            if self.strict:
-                raise ConfigError(
-                    f"The suffix engine can't be used with this {name}: {error}. Use engine=auto "
-                    "or engine=reference."
-                ) from error
-            logger.warning(
-                "The suffix engine can't be used with this %s: %s. The reference engine, which is "
-                "slower, does the work instead.",
-                name,
-                error,
-            )
-            self._reference.check(backbone, prompts)
-            self._unfit.add(backbone.model)
+            self._give_way(backbone, prompts, error)
+
+    def _give_way(self, backbone: Backbone, prompts: Prompts, error: UnfitRunError) -> None:
+        """Leave the model to the reference engine, or refuse it."""
+        name = type(backbone.model).__name__
+        if self.strict:
+            raise ConfigError(
+                f"The suffix engine can't be used with this {name}: {error}. Use engine=auto "
+                "or engine=reference."
+            ) from error
+        logger.warning(
+            "The suffix engine can't be used with this %s: %s. The reference engine, which is "
+            "slower, does the work instead.",
+            name,
+            error,
+        )
+        self._reference.check(backbone, prompts.take(range(1)))
+        self._unfit.add(backbone.model)
 
     def plan(self, backbone: Backbone, prompts: Prompts) -> BudgetPlan:
         """Return what fits into the memory."""
@@ -125,9 +129,12 @@ class SuffixEngine(KnockoutEngine):
         changes = _can_change(variants, len(decoder_layers(backbone)))
         groups = _group_by_start(variants, changes.any(0).tolist())
         length = prompts.batch.input_ids.shape[1]
-        clean = CleanRun.of(
-            backbone, prompts, tail=min((start for start, _ in groups), default=length)
-        )
+        tail = min((start for start, _ in groups), default=length)
+        try:
+            clean = CleanRun.of(backbone, prompts, tail)
+        except UnfitRunError as error:  # prompts that are longer than a window, after shorter ones
+            self._give_way(backbone, prompts, error)
+            return self._reference.read(backbone, prompts, variants, ids)
         readings = Readings.unchanged(
             prompt_log_probabilities(clean.logits), ids, variants, self.name
         )

@@ -28,8 +28,8 @@ class GQATasks(MLLMDataModule):
     test split only: the questions were chosen from GQA's validation split to look into models that
     answer them, not to train any.
 
-    Files made from GQA's own by `extract_tasks`, or from the test-bed's by `write_task`, are read
-    too.
+    Files made from GQA's own by `extract_tasks`, or from the test-bed's by
+    `write_questions_as_gqa`, are read too.
 
     Args:
         files: CSV files, one or more tasks.

@@ -56,7 +56,10 @@ def count_class_tokens(processor: CheckpointProcessor) -> int:
 
 
 def count_views(size: Size, processor: CheckpointProcessor) -> int:
-    """Return how many views a processor makes of a picture of a size, all tiles counted."""
+    """Return how many views a processor makes of a picture of a size, all tiles counted.
+
+    1 where the family has no known grid.
+    """
     if processor.family.grid == "anyres":
         return count_anyres(size, processor)
     views = find_views(size, Geometry.NATIVE, processor)
