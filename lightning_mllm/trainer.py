@@ -266,12 +266,10 @@ class Trainer(L.Trainer):
 
         Args:
             model: The module, as it was trained.
-            datamodule: Data whose `geometry`, if it has one, is used instead of that of the last
-                validation.
+            datamodule: Data whose `geometry`, if any, goes before that of the last validation.
             ckpt_path: Training checkpoint; without it the model is exported as it is.
             output: The folder to make.
-            dtype: Data type in which the weights are written; `auto` is that of the checkpoint from
-                which training started.
+            dtype: Data type of the written weights; `auto` is that of the starting checkpoint.
             subnetwork: Which of the LLM's weights are kept, the others are written as 0; by default
                 all are kept.
 

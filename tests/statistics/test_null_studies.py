@@ -2,8 +2,8 @@
 
 Scores are means over test pictures, so that all studies are resampled at once; a law below holds
 these resamples against those of `SeedResampler.score`. What differs between models is drawn: for
-each training seed, for each test picture (the same for all seeds), for each answer, and, of probes, for
-the training samples: what they are in this study, and in each half.
+each training seed, for each test picture (the same for all seeds), for each answer, and, of probes,
+for the training samples: what they are in this study, and in each half.
 """
 
 from __future__ import annotations

@@ -18,10 +18,11 @@ from lightning_mllm.types import Sample, Turn
 VICUNA_LIKE = ("llava", "llava_dinov2", "llava_vit", "llava_next", "vipllava")
 SPLIT = ("idefics3", "smolvlm")
 PREFIX = ("paligemma", "paligemma2")
-MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
+MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "paddleocr_vl")
 FAMILIES = (
     *VICUNA_LIKE,
     *("llava_siglip", "llava_pixtral", "granite_vision", "llava_onevision", "mistral3"),
+    *("lighton_ocr", "ovis2", "granite4_vision"),
     *("internvl", "aya_vision", *SPLIT, *MROPE, "gemma3", "gemma4", *PREFIX),
 )
 ONE_IMAGE = ("llava_onevision",)

@@ -1,9 +1,9 @@
 """Shows the states of a batch as they come out of the LLM, layer by layer; none is kept.
 
 Index 0 of the residual stream is what enters the first layer, index l what leaves layer l and
-enters the next, un-normed. This holds for the last layer too, of which `output_hidden_states` gives the normed state
-only. Inside layer l, counted from 1, are the states that are not in the residual stream yet (Shukor
-and Cord, arXiv 2405.16700, section 3):
+enters the next, un-normed. This holds for the last layer too, of which `output_hidden_states` gives
+the normed state only. Inside layer l, counted from 1, are the states that are not in the residual
+stream yet (Shukor and Cord, arXiv 2405.16700, section 3):
 
     X' = X + SA(LN1(X));  next X = X' + FC2(FC1(LN2(X')))
 """

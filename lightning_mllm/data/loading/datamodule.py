@@ -77,16 +77,15 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
             itself. On the command line it is `seed_everything` by default, else 0.
         padding_side: On which side shorter samples are padded.
         on_bad_row: What happens to rows that can't be used: `raise` refuses the dataset and names
-            all of them in one message; `skip` leaves them out, with a warning, logs their number
-            and writes the whole list to the run's `bad_rows.csv`.
+            all of them in one message; `skip` leaves them out, with a warning and a metric of
+            their number, and lists them in the run's `bad_rows.csv`.
 
     Attributes:
         predict_split: The split of the predict loop, which `Trainer.analyze` uses.
         samples: Split -> samples, for splits that are set up.
         left_out: Split -> what of it does not fit into the context, for splits that are set up.
         label_set: The classes; None without labels.
-        kinds: Kinds of questions of the validation and test splits that are set up, sorted; empty
-            with labels.
+        kinds: Sorted kinds of questions of validation and test, as far as set up; else empty.
         processor: The processor of the checkpoint.
         collator: Makes the batches of training.
         eval_collator: Makes the batches of validation and test.
