@@ -215,7 +215,15 @@ def test_only_the_released_code_samples_its_answers(
     assert temperatures == [0.2 if "released_code" in name else 0.0]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if "llava-" in name or "smolvlm-" in name
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 def test_a_model_config_names_a_hub_checkpoint_and_fits(
     tiny_checkpoint: TinyBuilder, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -290,7 +290,7 @@ def check_export(tiny: TinyModel) -> None:
 FEATURES: dict[str, Feature] = {
     "inputs": Feature(check_inputs, fast=True),
     "FT-Proj": Feature(check_training, fast=True),
-    "idle": Feature(check_idle, fast=True),
+    "idle": Feature(check_idle, fast=False),
     "LoRA": Feature(check_lora, fast=False),
     "export": Feature(check_export, fast=False),
     "generation": Feature(check_generation, fast=False),

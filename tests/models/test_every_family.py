@@ -84,6 +84,7 @@ def test_what_is_encoded_enters_the_llm_and_a_replay_repeats_it(
         assert_equal_states(path.replay(batch.images[:1], [alone[0].tower]), alone[:1])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_replay_that_fails_leaves_no_hooks(checkpoint: str, batch: MultimodalBatch) -> None:
     path = open_backbone(checkpoint).vision_path
@@ -100,6 +101,7 @@ def test_a_replay_that_fails_leaves_no_hooks(checkpoint: str, batch: MultimodalB
         assert not module._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_idle_parameters_are_those_that_get_no_gradient(
     checkpoint: str, batch: MultimodalBatch
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_step_moves_all_that_is_trained_and_nothing_else(
     assert sum(len(group["params"]) for group in groups) == len(report.trainable_names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["llm", "vision"])
 def test_new_adapters_keep_to_their_part_and_change_nothing(
     checkpoint: str, batch: MultimodalBatch, target: str
@@ -162,6 +165,7 @@ def test_new_adapters_keep_to_their_part_and_change_nothing(
     assert live == idle
 
 
+@pytest.mark.slow
 def test_a_batch_with_and_without_pictures_is_the_sum_of_its_pieces(checkpoint: str) -> None:
     backbone, batch = open_backbone(checkpoint), with_and_without_pictures(checkpoint)
     adapted = AdaptedModel(backbone, freeze.ProjectorAndVision(), torch.float32)
@@ -179,6 +183,7 @@ def test_a_batch_with_and_without_pictures_is_the_sum_of_its_pieces(checkpoint: 
     assert all(each is not None and not each.any() for each in gradients[2])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_low_precision_runs_without_autocast(checkpoint: str, batch: MultimodalBatch) -> None:
     backbone = open_backbone(checkpoint, dtype=torch.bfloat16)

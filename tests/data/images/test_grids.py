@@ -86,6 +86,7 @@ def test_tokens_are_as_many_as_the_processor_writes(tiny_family: FamilyBuilder, 
                 assert found.features == sum(map(len, views)) + count_class_tokens(processor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TILES, *SPLITS, *ANYRES])
 def test_views_are_as_many_as_the_processor_makes(tiny_family: FamilyBuilder, name: str) -> None:
     processor = load_processor(tiny_family(name))
@@ -144,6 +145,7 @@ def test_the_tokens_that_change_with_a_box_are_those_that_show_it(
             assert torch.equal(of_image(batch, Segment.IMAGE_OBJECT), found), (size, box)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_GRID)
 def test_with_the_resampling_of_the_family_only_borders_blur(
     tiny_family: FamilyBuilder, name: str

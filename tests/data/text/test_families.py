@@ -57,6 +57,7 @@ def assert_same_inputs(
     assert unseen <= {"mm_token_type_ids", "labels", "image_sizes", "batch_num_images"}, unseen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.id)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_is_what_the_familys_own_processor_makes(

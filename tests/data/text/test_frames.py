@@ -27,7 +27,7 @@ from tests.support.families import (
 )
 
 Processors = Callable[[Any], CheckpointProcessor]
-WITHOUT_FRAME = ("qwen", "llava", "vipllava", "granite", "paligemma")
+WITHOUT_FRAME = ("qwen", "llava", "vipllava", "granite", "paligemma", "paddleocr", "lighton")
 JAR = Sample(
     id="jar",
     images=[noise(9, (50, 40))],
@@ -99,6 +99,7 @@ def test_an_images_tokens_are_those_of_the_text_that_stands_for_it(
     assert bool(text.frame) == has_frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_fits_to_the_token_stays_and_what_is_one_longer_does_not(
     family_processor: Processors, family: str
@@ -138,6 +139,7 @@ def test_a_labels_tokens_are_those_behind_the_real_prompt(
         assert tuple(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answer_forms_are_the_tokens_behind_the_real_prompt(
     family_processor: Processors, family: str

@@ -49,6 +49,7 @@ def _repeat(token_ids: tuple[int, ...], rows: int) -> Tensor:
     return torch.tensor(token_ids).expand(rows, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_packed_labels_score_as_one_forward_each_or_are_refused(
     family: Any, tmp_path_factory: pytest.TempPathFactory

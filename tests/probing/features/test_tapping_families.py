@@ -30,6 +30,7 @@ POINTS = [Point("pre"), Point("post"), Point("post", pooling="max"), Point("imag
 GRID = Point("pre", pooling="grid")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_states_of_the_tower_give_the_same_features_again_bit_for_bit(
     tiny_family: FamilyBuilder, name: str
@@ -51,6 +52,7 @@ def test_states_of_the_tower_give_the_same_features_again_bit_for_bit(
                 assert torch.equal(layer, replayed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_the_cache_gives_the_same_features_whether_it_has_them_or_not(
     tiny_family: FamilyBuilder, name: str, tmp_path: Path
