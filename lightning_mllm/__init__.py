@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from lightning_mllm.models.module import MLLMModule as MLLMModule
     from lightning_mllm.run import Run as Run
     from lightning_mllm.trainer import Trainer as Trainer
+    from lightning_mllm.types import Box as Box
     from lightning_mllm.types import Sample as Sample
     from lightning_mllm.types import Turn as Turn
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Box": "types",
     "MLLMDataModule": "data.loading.datamodule",
     "MLLMModule": "models.module",
     "Run": "run",
@@ -25,7 +27,16 @@ _HOMES = {
     "Trainer": "trainer",
     "Turn": "types",
 }
-__all__ = ["MLLMDataModule", "MLLMModule", "Run", "Sample", "Trainer", "Turn", "__version__"]
+__all__ = [
+    "Box",
+    "MLLMDataModule",
+    "MLLMModule",
+    "Run",
+    "Sample",
+    "Trainer",
+    "Turn",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

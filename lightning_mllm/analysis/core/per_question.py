@@ -198,6 +198,6 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         if self.correct_only and (sample_id := next(nameless, None)) is not None:
             raise ConfigError(
                 f"{self.name} leaves out what the model answers wrongly, but sample {sample_id!r} "
-                "has no kind, so its answer is not scored. Set correct_only: false, or use data "
-                "whose samples have a kind."
+                "has no kind, so its answer is not scored. Set correct_only to false "
+                "(--analysis.correct_only false), or use data whose samples have a kind."
             )

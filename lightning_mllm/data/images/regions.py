@@ -188,7 +188,8 @@ def check_region_boxes(sample: Sample) -> None:
     """Refuse boxes that can't be placed.
 
     Raises:
-        DataError: There are some, and not exactly one image; or one has a negative side.
+        DataError: There are some, and not exactly one image; or one is not a box, or has a
+            negative side.
     """
     if sample.boxes and len(sample.images) != 1:
         raise DataError(
@@ -197,6 +198,12 @@ def check_region_boxes(sample: Sample) -> None:
             "boxes",
         )
     for box in (*sample.boxes, *sample.distractors):
+        if not isinstance(box, Box):
+            raise DataError(
+                f"Sample {sample.id!r} has the box {box!r}. Expected lightning_mllm.Box(left, top, "
+                "width, height), in pixels of the stored picture.",
+                "boxes",
+            )
         if not all(map(isfinite, astuple(box))) or min(box.width, box.height) < 0:
             raise DataError(
                 f"Sample {sample.id!r} has the box {astuple(box)}: left, top, width and height "

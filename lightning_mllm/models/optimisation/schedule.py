@@ -173,8 +173,8 @@ class Schedule:
         if self.steps == 1 and self._warmup_steps:
             raise ConfigError(
                 f"The training has a single step, and model.warmup_ratio {self.warmup_ratio} gives "
-                "it a rate of 0, so nothing would be learnt. Train for more steps, or set "
-                "model.warmup_ratio to 0."
+                "it a rate of 0, so nothing would be learnt. Train for more steps, use a smaller "
+                "batch_size, or set model.warmup_ratio to 0."
             )
 
     @property

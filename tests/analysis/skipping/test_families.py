@@ -7,15 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from lightning_mllm.analysis.forward.stepwise import StepwiseStream
 from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Likelihood
-from lightning_mllm.models.layers import decoder_layers
-from lightning_mllm.types import LabelSet
+from lightning_mllm.models.hooks import hook_inputs
+from lightning_mllm.models.layers import (
+    decoder_layers,
+    layers_and_norm,
+    run_layers_uncompiled,
+)
+from lightning_mllm.types import LabelSet, Segment
 from tests.conftest import FamilyBuilder
 from tests.support.decoders import generate
 from tests.support.family_questions import ask, load
@@ -54,6 +61,30 @@ def test_labels_are_scored_one_by_one_as_all_at_once(tiny_family: FamilyBuilder,
         expected[:, column] = logprobs.gather(2, answer[..., None]).sum((1, 2))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert (prompts.next_position[:, 0] < prompts.attention_mask.sum(1)).all()
+
+
+@torch.no_grad()
+def test_layers_side_by_side_keep_what_is_added_between_them(tiny_family: FamilyBuilder) -> None:
+    """DeepStack's features are no work of the first layer, so they are not halved."""
+    checkpoint = tiny_family("qwen3_vl")
+    backbone, batch = load(checkpoint), ask(checkpoint)
+    stream = StepwiseStream.of(backbone, batch, batch.attention_mask.bool())
+    outputs = []
+    for index, layer in enumerate(decoder_layers(backbone)[:2]):
+        outputs.append(layer.forward(stream.hidden, **stream.arguments[index]))
+    entering: dict[int, Tensor] = {}
+    skip = Skip(computation="parallel_blocks", share=1.0, tokens="all", phase="both", interval=2)
+
+    with (
+        skipping(backbone, batch, skip),
+        hook_inputs({0: layers_and_norm(backbone)[2]}, entering.__setitem__),
+    ):
+        run_layers_uncompiled(backbone, batch)
+
+    expected = (outputs[0] + outputs[1]) / 2 + stream.between[0]
+    real = batch.attention_mask.bool()
+    torch.testing.assert_close(entering[0][real], expected[real])
+    assert stream.between[0][batch.spans[Segment.IMAGE]].abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl_moe", "granite_vision"])

@@ -16,10 +16,11 @@ from lightning_mllm.data.images.geometry import Geometry, GeometryName
 from lightning_mllm.data.images.regions import Regions, check_region_boxes
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import Box, Segment
+from lightning_mllm.types import Box, Sample, Segment
 from tests.conftest import TinyBuilder
 from tests.data.conftest import TEXT_ONLY, chat_sample, collate
 from tests.support.boxes import boxes_in, of_image, sample_of
+from tests.support.feature_samples import picture
 
 
 def test_two_boxes_are_one_object(processor: CheckpointProcessor) -> None:
@@ -318,4 +319,10 @@ def test_a_distractor_that_can_not_be_is_refused(vicuna: CheckpointProcessor) ->
     sample = replace(sample_of((28, 28), Box(0, 0, 3, 3)), distractors=[Box(0, 0, -1, 3)])
 
     with pytest.raises(DataError, match=r"Sample 'a' has the box \(0, 0, -1, 3\)"):
+        check_region_boxes(sample)
+
+
+def test_a_box_that_is_a_tuple_is_named() -> None:
+    sample = Sample(id="a", images=[picture(1, (28, 28))], boxes=[(1, 2, 3, 4)])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"'a' has the box \(1, 2, 3, 4\).*Box\(left, top"):
         check_region_boxes(sample)

@@ -16,6 +16,7 @@ from lightning_mllm.analysis import (
     knockout,
 )
 from lightning_mllm.analysis.forward.hidden_keys import find_horizons
+from lightning_mllm.analysis.forward.prompts import Prompts
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -142,3 +143,47 @@ def test_eager_attention_in_float64_is_left_to_the_reference_beside_padding(
 
     assert found.engine == "reference"
     assert "its own logits are not finite, as happens in float64 beside padding" in caplog.text
+
+
+def test_a_prompt_longer_than_a_window_gives_way_to_the_reference_engine(
+    tiny_family: FamilyBuilder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first prompts fit into the window, so that only later ones show it."""
+    checkpoint = tiny_family("gemma3")
+    backbone, short = load(checkpoint), ask(checkpoint, count=1)
+    engine, cases = SuffixEngine(), [Case(block, Window(1, 0, 2)) for block in PLAIN]
+    first = engine.run(backbone, short, cases)
+    length = short.prompts().input_ids.shape[1]
+    for layer in backbone.decoder.layers:  # type: ignore[union-attr]
+        if layer.self_attn.sliding_window is not None:
+            layer.self_attn.sliding_window = length + 1
+    backbone.decoder.config.sliding_window = length + 1  # type: ignore[union-attr]
+
+    long = ask(checkpoint).take([1])
+    found = engine.run(backbone, long, cases)
+
+    assert long.prompts().input_ids.shape[1] > length + 1
+    assert (first.engine, found.engine) == ("suffix", "reference")
+    assert "does not keep the keys" in caplog.text
+    assert apart(ReferenceEngine().run(backbone, long, cases), found) == 0
+
+
+def test_the_first_prompt_with_an_image_is_tried_too(tiny_family: FamilyBuilder) -> None:
+    """What a text alone allows may be wrong beside an image."""
+    checkpoint = tiny_family("gemma3")
+    backbone, batch = load(checkpoint), ask(checkpoint, count=1)
+    text = replace(batch.prompts(), images=(), image_counts=(0,))
+    text = text.gather(torch.arange(2)[None], torch.ones(1, 2, dtype=torch.bool))
+    tried: list[tuple[int, ...]] = []
+
+    class Engine(SuffixEngine):
+        def check(self, backbone: Backbone, prompts: Prompts) -> None:
+            tried.append(prompts.batch.image_counts)
+            super().check(backbone, prompts)
+
+    engine = Engine()
+    with torch.no_grad():
+        for each in (text, batch, batch, text):
+            engine._check_once(backbone, Prompts.of(backbone, each))
+
+    assert tried == [(0,), (1,)]
