@@ -175,7 +175,7 @@ def test_samples_without_a_kind_are_refused_before_the_model_is_loaded(
     run = make_run(tiny_llava, tmp_path, [callback])
 
     with pytest.raises(
-        ConfigError, match=r"has no kind, so its answer is not scored. Set correct_only: false"
+        ConfigError, match=r"has no kind, so its answer is not scored. Set correct_only to false"
     ):
         run.fit()
 

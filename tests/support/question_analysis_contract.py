@@ -174,7 +174,7 @@ class AnalysisContract:
     ) -> None:
         nameless = [replace(batch, kinds=(None,) * len(batch)) for batch in batches(tiny_llava)]
 
-        with pytest.raises(ConfigError, match=r"'test-0' has no kind.*Set correct_only: false"):
+        with pytest.raises(ConfigError, match=r"'test-0' has no kind.*Set correct_only to false"):
             self.run(backbone, tiny_llava, nameless)
 
         assert self.run(backbone, tiny_llava, nameless, correct_only=False).compute().n_samples == 6
@@ -182,7 +182,7 @@ class AnalysisContract:
     def test_samples_without_a_kind_are_refused_before_the_first_batch_too(self) -> None:
         samples = [question("test", 0), replace(question("test", 1), kind=None)]
 
-        with pytest.raises(ConfigError, match=r"'test-1' has no kind.*Set correct_only: false"):
+        with pytest.raises(ConfigError, match=r"'test-1' has no kind.*Set correct_only to false"):
             self.make().check(samples)
 
         self.make().check(samples[:1])
