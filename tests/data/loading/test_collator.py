@@ -185,7 +185,7 @@ class TestSequence:
             opened.append(weakref.ref(image))
             return image
 
-        monkeypatch.setattr(pictures_module, "open_image", watched)
+        monkeypatch.setattr(pictures_module, "open_image_file", watched)
         collate(Collator(vicuna, PlainPrompt(), NAMES), *(labelled(str(k)) for k in range(5)))
         assert len(opened) == 5
 

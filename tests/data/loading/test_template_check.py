@@ -157,7 +157,7 @@ def test_of_every_family_a_date_is_found_and_texts_are_unaltered(
 
     with caplog.at_level(logging.WARNING):
         check_template_date(processor, family)
-        assert not caplog.records
+        assert family not in caplog.text
         Collator(processor, ConversationPrompt()).check_template(sample)
         date = "{% if strftime_now is defined %}{{ strftime_now('%d %b') }}{% endif %}"
         processor.hf.chat_template = date + processor.chat_template

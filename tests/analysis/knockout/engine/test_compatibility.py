@@ -112,8 +112,8 @@ def with_a_sliding_window(backbone: Backbone) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (of_a_prefix_lm, "is not causal or computes something between its layers"),
-        (with_features_between_layers, "is not causal or computes something between its layers"),
+        (of_a_prefix_lm, "its layers see or compute something that is not known"),
+        (with_features_between_layers, "its layers see or compute something that is not known"),
         (with_more_arguments, "its layers also get 'features'"),
         (with_a_sliding_window, "its layer 0 does not keep the keys and values of all positions"),
     ],
