@@ -209,7 +209,7 @@ def join_images(images: Sequence[Image]) -> dict[str, Tensor]:
     joined = {}
     for name in images[0] if images else ():
         parts = [image[name] for image in images]
-        sizes = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
+        sizes = torch.tensor([part.shape[1:] for part in parts]).amax(0).tolist()
         joined[name] = torch.cat([_pad_to(part, sizes) for part in parts])
     return joined
 

@@ -33,10 +33,11 @@ class ImageShares:
             return list(states.split(self._views))
         flat = states.reshape(-1, states.shape[-1])
         per_token = len(flat) // sum(self._tokens)  # patches that are merged into a token
-        return [own[None] for own in flat.split([per_token * count for count in self._tokens])]
+        patches = [per_token * count for count in self._tokens]
+        return [own[None] for own in flat.split(patches)]
 
 
-def count_rows(images: Sequence[Image], rows: int) -> list[int]:
+def count_image_rows(images: Sequence[Image], rows: int) -> list[int]:
     """Return how many rows of the features are each image's: as many as it has views.
 
     Raises:

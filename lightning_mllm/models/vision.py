@@ -21,7 +21,7 @@ from lightning_mllm.batches import Image, join_images
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import Family
 from lightning_mllm.models.hooks import Arguments, Work, hook_in_layers, hook_inputs, hook_outputs
-from lightning_mllm.models.image_shares import ImageShares, count_rows
+from lightning_mllm.models.image_shares import ImageShares, count_image_rows
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
 # of the output of `get_image_features`; the rest is said once for all images
@@ -191,7 +191,8 @@ class VisionPath:
         features: Any = [each.features for each in encoded]
         if features[0].ndim > 2:  # a list or one tensor, as the model's own `get_image_features`
             features = torch.cat(features)
-        deep = [list(layer) for layer in zip(*(each.deep for each in encoded), strict=True)]
+        per_image = [each.deep for each in encoded]
+        deep = [list(layer) for layer in zip(*per_image, strict=True)]
         output = SimpleNamespace(
             **encoded[0].shared, pooler_output=features, deepstack_features=deep
         )
@@ -259,7 +260,7 @@ class VisionPath:
                 "encoded once. Train and evaluate it without, or choose a model of another family."
             )
         if isinstance(features, Tensor):
-            features = features.split(count_rows(images, len(features)))
+            features = features.split(count_image_rows(images, len(features)))
         deep = getattr(output, "deepstack_features", None) or []
         shared = {name: value for name, value in output.items() if name not in _PER_IMAGE}
         encoded = []

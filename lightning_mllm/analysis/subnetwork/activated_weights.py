@@ -213,8 +213,7 @@ class ActivatedWeights(Analysis):
     def _warn_of_whole(self, backbone: Backbone) -> None:
         if whole := names_left_whole(backbone):
             logger.warning(
-                "%s: the LLM's layers have weights that are not of linear layers and are never "
-                "pruned: %s.",
+                "%s: weights that are not of linear layers are never pruned: %s.",
                 self.name,
                 ", ".join(whole),
             )

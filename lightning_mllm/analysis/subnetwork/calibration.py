@@ -97,7 +97,8 @@ class Calibration:
         Raises:
             CheckpointError: The weights differ.
         """
-        weights = fingerprint_backbone(backbone.decoder)  # type: ignore[arg-type]  # a PreTrainedModel
+        decoder: Any = backbone.decoder
+        weights = fingerprint_backbone(decoder)
         if weights != self.weights:
             raise CheckpointError(
                 f"The calibration of {self.task!r} was made with other weights ({self.weights}) "

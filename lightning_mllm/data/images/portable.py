@@ -23,7 +23,11 @@ from lightning_mllm.data.images.geometry import (
 )
 from lightning_mllm.data.images.opening import open_processor
 from lightning_mllm.data.images.processor import load_processor
-from lightning_mllm.data.images.processor_files import ProcessorFiles, find_folder, list_changes
+from lightning_mllm.data.images.processor_files import (
+    ProcessorFiles,
+    find_processor_folder,
+    list_processor_changes,
+)
 
 _ANY_SIDE = 64  # pixels, where the tower takes any size
 _SHAPES = ((3, 1), (1, 3), (2, 2))  # of pictures to try: width and height in halves of the side
@@ -67,9 +71,9 @@ def portable_processor(
             to_do,
         )
     return ProcessorFiles(
-        source=find_folder(checkpoint, revision, trust_remote_code),
-        own=list_changes(untouched, processor.hf),
-        image=list_changes(untouched.image_processor, processor.image_processor),
+        source=find_processor_folder(checkpoint, revision, trust_remote_code),
+        own=list_processor_changes(untouched, processor.hf),
+        image=list_processor_changes(untouched.image_processor, processor.image_processor),
         kind=type(processor.hf).__name__,
         with_code=trust_remote_code,
     )

@@ -62,7 +62,7 @@ class ProcessorFiles:
             _write(folder / _PROCESSOR, config)
 
 
-def find_folder(checkpoint: str, revision: str | None, with_code: bool = False) -> Path:
+def find_processor_folder(checkpoint: str, revision: str | None, with_code: bool = False) -> Path:
     """Return the folder with the files of a checkpoint's processor.
 
     Of a hub id it is the one in the cache, to which the files that are missing are fetched.
@@ -87,7 +87,7 @@ def find_folder(checkpoint: str, revision: str | None, with_code: bool = False) 
         ) from error
 
 
-def list_changes(before: Any, after: Any) -> Settings:
+def list_processor_changes(before: Any, after: Any) -> Settings:
     """Return the settings of a processor, or image processor, that another has otherwise."""
     found, expected = (json.loads(owner.to_json_string()) for owner in (before, after))
     missing = object()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
@@ -62,7 +61,9 @@ def make_batch(
     for segment in Segment:
         masks[segment] = _pad([row.tokens.masks[segment] for row in rows], False, side)
     real = _pad(ones, 0, side)
-    images = [picture.image for picture in chain.from_iterable(row.pictures for row in rows)]
+    images = []
+    for row in rows:
+        images += [picture.image for picture in row.pictures]
     steps, offsets = real, None
     if processor.family.axes == 3:
         grids = [_find_grid(image, processor) for image in images]

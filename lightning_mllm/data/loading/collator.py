@@ -22,7 +22,7 @@ from lightning_mllm.data.loading.batch import BatchRow, PaddingSide, make_batch
 from lightning_mllm.data.loading.sample_errors import name_sample_errors
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.encoding import Encoder
-from lightning_mllm.data.text.family_limits import check_dialogue
+from lightning_mllm.data.text.family_limits import check_family_limits
 from lightning_mllm.data.text.fitting import Fitted, Fitter, LongAnswers
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue, Prompt
@@ -204,7 +204,7 @@ class Collator:
     def _ask(self, sample: Sample, epoch: int = 0) -> Dialogue:
         """Return the conversation that the prompt makes of a sample."""
         dialogue = self.prompt.dialogue(sample, self.label_names, epoch)
-        check_dialogue(dialogue, sample.id, self.processor)
+        check_family_limits(dialogue, sample.id, self.processor)
         return dialogue
 
     def _encode(self, sample: Sample, epoch: int, pictures: list[Picture]) -> BatchRow:

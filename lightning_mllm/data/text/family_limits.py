@@ -7,7 +7,7 @@ from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.errors import DataError
 
 
-def check_dialogue(dialogue: Dialogue, sample_id: str, processor: CheckpointProcessor) -> None:
+def check_family_limits(dialogue: Dialogue, sample_id: str, processor: CheckpointProcessor) -> None:
     """Refuse a conversation of which a family's model would not read what is meant.
 
     Raises:

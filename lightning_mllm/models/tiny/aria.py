@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.llava import llama
-from lightning_mllm.models.tiny.parts import tower
+from lightning_mllm.models.tiny.llava import llava_llm
+from lightning_mllm.models.tiny.parts import tower_part
 from lightning_mllm.models.tiny.size import TinySize
 from lightning_mllm.models.tiny.templates import ARIA
 
@@ -16,14 +16,14 @@ def aria(size: TinySize) -> Blueprint:
     patch = _SIDE // 20
     width = size.vision_width // 2
     queries = size.grid**2
-    text = llama(size) | {
+    text = llava_llm(size) | {
         "model_type": "aria_text",
         "intermediate_size": size.text_width,
         "moe_num_experts": 4,
         "moe_topk": 2,
         "moe_num_shared_experts": 2,
     }
-    vision = tower(
+    vision = tower_part(
         size,
         model_type="idefics3_vision",
         hidden_size=width,

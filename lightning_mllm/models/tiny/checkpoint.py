@@ -14,7 +14,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.tiny.blueprint import Blueprint
 from lightning_mllm.models.tiny.initialise import initialise
 from lightning_mllm.models.tiny.llava import Chat
-from lightning_mllm.models.tiny.names import TinyFamily, blueprint_of
+from lightning_mllm.models.tiny.names import TinyFamily, blueprint_by_name
 from lightning_mllm.models.tiny.size import TinySize
 from lightning_mllm.models.tiny.tokenizer import CORPUS, train_tokenizer
 from lightning_mllm.store.files import replacing_folder
@@ -60,7 +60,7 @@ def build_tiny_checkpoint(
             f"{output} is not empty, and nothing is overwritten. Choose another folder or remove "
             "it."
         )
-    blueprint = blueprint_of(family, size, chat)
+    blueprint = blueprint_by_name(family, size, chat)
     tokenizer = train_tokenizer(blueprint.tokens, size, corpus, blueprint.processor)
     config = AutoConfig.for_model(**_config(blueprint, tokenizer))
     with torch.random.fork_rng(devices=[]):

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.parts import alternate, llm, siglip, square, tower
+from lightning_mllm.models.tiny.parts import alternate, llm_part, siglip_part, square, tower_part
 from lightning_mllm.models.tiny.size import TinySize
-from lightning_mllm.models.tiny.templates import PALIGEMMA, gemma
+from lightning_mllm.models.tiny.templates import PALIGEMMA, gemma_template
 
 _LINE_BREAKS = ("\n\n", "\n\n\n", "\n\n\n\n")  # each a token: breaks that meet are joined
 _GEMMA3 = {
@@ -44,10 +44,10 @@ def gemma3(size: TinySize, window: int = _WINDOW) -> Blueprint:
     visual = size.joined(2)
     return Blueprint(
         tokens=_tokens((opening, closing), _GEMMA3),
-        template=gemma(opening, closing, "<start_of_image>"),
+        template=gemma_template(opening, closing, "<start_of_image>"),
         config={
             "model_type": "gemma3",
-            "vision_config": siglip(size),
+            "vision_config": siglip_part(size),
             "text_config": _sliding(size, window, query_pre_attn_scalar=size.head_dim),
             "mm_tokens_per_image": visual,
         },
@@ -76,7 +76,7 @@ def gemma4(size: TinySize) -> Blueprint:
         vocab_size_per_layer_input=0,
         num_kv_shared_layers=0,
     )
-    vision = tower(
+    vision = tower_part(
         size,
         num_key_value_heads=size.heads,
         head_dim=size.vision_width // size.heads,
@@ -91,7 +91,7 @@ def gemma4(size: TinySize) -> Blueprint:
     }
     return Blueprint(
         tokens=_tokens((opening, closing), _GEMMA4),
-        template=gemma(opening, closing, "<|image|>"),
+        template=gemma_template(opening, closing, "<|image|>"),
         config={"model_type": "gemma4", "vision_config": vision, "text_config": text},
         token_ids=_token_ids(_GEMMA4, ("image", "boi", "eoi", "audio", "video")),
         image_processor="Gemma4ImageProcessor",
@@ -112,14 +112,14 @@ def gemma4(size: TinySize) -> Blueprint:
 
 def paligemma(size: TinySize) -> Blueprint:
     """Return PaliGemma, which sees its whole prompt, not only what stands before."""
-    text = llm(size, model_type="gemma", head_dim=size.head_dim, num_key_value_heads=1)
+    text = llm_part(size, model_type="gemma", head_dim=size.head_dim, num_key_value_heads=1)
     named = {"image_token": "<image>"}
     return Blueprint(
         tokens=replace(_tokens((), named), plain=(*_LINE_BREAKS, *_PLACES), adds_bos=False),
         template=PALIGEMMA,
         config={
             "model_type": "paligemma",
-            "vision_config": siglip(size, projection_dim=size.text_width),
+            "vision_config": siglip_part(size, projection_dim=size.text_width),
             "text_config": text,
             "projection_dim": size.text_width,
         },
@@ -133,7 +133,7 @@ def paligemma(size: TinySize) -> Blueprint:
 def paligemma2(size: TinySize) -> Blueprint:
     """Return PaliGemma 2: on Gemma 2, whose logits are capped softly."""
     base = paligemma(size)
-    text = llm(
+    text = llm_part(
         size,
         model_type="gemma2",
         head_dim=size.head_dim,
@@ -153,7 +153,7 @@ def _token_ids(named: dict[str, str], names: tuple[str, ...]) -> dict[str, str |
 
 
 def _sliding(size: TinySize, window: int, **more: Any) -> dict[str, Any]:
-    return llm(
+    return llm_part(
         size,
         head_dim=size.head_dim,
         sliding_window=window,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.llava import llama
-from lightning_mllm.models.tiny.parts import tower
+from lightning_mllm.models.tiny.llava import llava_llm
+from lightning_mllm.models.tiny.parts import tower_part
 from lightning_mllm.models.tiny.size import TinySize
 from lightning_mllm.models.tiny.templates import IDEFICS
 
@@ -55,8 +55,8 @@ def _idefics(
         template=IDEFICS,
         config={
             "model_type": family,
-            "vision_config": tower(size),
-            "text_config": llama(size),
+            "vision_config": tower_part(size),
+            "text_config": llava_llm(size),
             "scale_factor": _SHUFFLE,
             "tie_word_embeddings": False,
         },

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.parts import clip, llm, siglip, square, tower
+from lightning_mllm.models.tiny.parts import clip_part, llm_part, siglip_part, square, tower_part
 from lightning_mllm.models.tiny.size import TinySize
-from lightning_mllm.models.tiny.templates import CHAT_TEMPLATES, chatml
+from lightning_mllm.models.tiny.templates import CHAT_TEMPLATES, chatml_template
 
 Chat = Literal["vicuna", "llama3"]
 
@@ -40,8 +40,8 @@ def llava(size: TinySize, chat: Chat = "vicuna") -> Blueprint:
         template=CHAT_TEMPLATES[chat],
         config={
             "model_type": "llava",
-            "vision_config": clip(size),
-            "text_config": llama(size),
+            "vision_config": clip_part(size),
+            "text_config": llava_llm(size),
             "vision_feature_layer": -2,
             "vision_feature_select_strategy": "default",
             "image_seq_length": size.grid**2,
@@ -49,9 +49,9 @@ def llava(size: TinySize, chat: Chat = "vicuna") -> Blueprint:
         },
         token_ids={"image_token_id": "<image>"},
         image_processor="CLIPImageProcessor",
-        image_options=clip_views(size),
+        image_options=llava_views(size),
         processor="LlavaProcessor",
-        options=view_options(size),
+        options=llava_view_options(size),
     )
 
 
@@ -67,8 +67,8 @@ def vipllava(size: TinySize) -> Blueprint:
 def llava_siglip(size: TinySize) -> Blueprint:
     """Return a LLaVA of SigLIP, all of whose tokens are used, and a Qwen2 with a tied head."""
     config = {
-        "vision_config": siglip(size),
-        "text_config": llm(size, model_type="qwen2", tie_word_embeddings=True),
+        "vision_config": siglip_part(size),
+        "text_config": llm_part(size, model_type="qwen2", tie_word_embeddings=True),
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
         "tie_word_embeddings": True,
@@ -78,23 +78,23 @@ def llava_siglip(size: TinySize) -> Blueprint:
         base,
         config=base.config | config,
         tokens=QWEN2_CHAT,
-        template=chatml("<image>\n", after="", images_first=True),
+        template=chatml_template("<image>\n", after="", images_first=True),
         image_processor="SiglipImageProcessor",
         image_options={"size": square(size)},
-        options=view_options(size, full=True),
+        options=llava_view_options(size, full=True),
     )
 
 
 def llava_dinov2(size: TinySize) -> Blueprint:
     """Return a LLaVA whose tower is a DINOv2, which has a class token and a mask token."""
     base = llava(size)
-    vision = tower(size, model_type="dinov2", mlp_ratio=4)
+    vision = tower_part(size, model_type="dinov2", mlp_ratio=4)
     del vision["intermediate_size"]
     return replace(
         base,
         config=base.config | {"vision_config": vision},
         image_processor="BitImageProcessor",
-        image_options=clip_views(size),
+        image_options=llava_views(size),
     )
 
 
@@ -103,23 +103,23 @@ def llava_vit(size: TinySize) -> Blueprint:
     base = llava(size)
     return replace(
         base,
-        config=base.config | {"vision_config": tower(size, model_type="vit")},
+        config=base.config | {"vision_config": tower_part(size, model_type="vit")},
         image_processor="ViTImageProcessor",
         image_options={"size": square(size)},
     )
 
 
-def llama(size: TinySize) -> dict[str, Any]:
+def llava_llm(size: TinySize) -> dict[str, Any]:
     """Return the options of a Llama with as many keys as queries."""
-    return llm(size, model_type="llama", num_key_value_heads=size.heads)
+    return llm_part(size, model_type="llama", num_key_value_heads=size.heads)
 
 
-def clip_views(size: TinySize) -> dict[str, Any]:
+def llava_views(size: TinySize) -> dict[str, Any]:
     """Return the options of an image processor that resizes and crops, as CLIP's does."""
     return {"size": {"shortest_edge": size.image_size}, "crop_size": square(size)}
 
 
-def view_options(size: TinySize, *, full: bool = False) -> dict[str, Any]:
+def llava_view_options(size: TinySize, *, full: bool = False) -> dict[str, Any]:
     """Return the options of LLaVA's processors.
 
     Args:

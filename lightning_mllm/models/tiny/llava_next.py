@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.llava import Chat, llava, view_options
-from lightning_mllm.models.tiny.parts import llm, pinpoints, siglip, square
+from lightning_mllm.models.tiny.llava import Chat, llava, llava_view_options
+from lightning_mllm.models.tiny.parts import llm_part, pinpoints, siglip_part, square
 from lightning_mllm.models.tiny.size import TinySize
 from lightning_mllm.models.tiny.templates import GRANITE, ONEVISION
 
@@ -30,7 +30,7 @@ def granite_vision(size: TinySize) -> Blueprint:
     Granite scales embeddings, attention and what a layer adds, and its head is its embedding.
     """
     base = llava_next(size)
-    granite = llm(
+    granite = llm_part(
         size,
         model_type="granite",
         embedding_multiplier=4.0,
@@ -40,7 +40,7 @@ def granite_vision(size: TinySize) -> Blueprint:
         tie_word_embeddings=True,
     )
     config = {
-        "vision_config": siglip(size, num_hidden_layers=max(4, size.vision_layers)),
+        "vision_config": siglip_part(size, num_hidden_layers=max(4, size.vision_layers)),
         "text_config": granite,
         "vision_feature_layer": [-4, -3, -2, -1],
         "vision_feature_select_strategy": "full",
@@ -53,7 +53,7 @@ def granite_vision(size: TinySize) -> Blueprint:
         template=GRANITE,
         config=base.config | config,
         image_options=base.image_options | {"size": square(size)},
-        options=view_options(size, full=True),
+        options=llava_view_options(size, full=True),
     )
 
 
@@ -70,8 +70,8 @@ def llava_onevision(size: TinySize) -> Blueprint:
         template=ONEVISION,
         config={
             "model_type": "llava_onevision",
-            "vision_config": siglip(size),
-            "text_config": llm(size, model_type="qwen2", tie_word_embeddings=True),
+            "vision_config": siglip_part(size),
+            "text_config": llm_part(size, model_type="qwen2", tie_word_embeddings=True),
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
             "vision_aspect_ratio": "anyres_max_9",
@@ -113,7 +113,7 @@ def granite4_vision(size: TinySize) -> Blueprint:
         "num_hidden_layers": layers,
         "intermediate_size": 2 * size.text_width,
     }
-    vision = siglip(size, hidden_size=width, intermediate_size=width)
+    vision = siglip_part(size, hidden_size=width, intermediate_size=width)
     projector = {
         "model_type": "blip_2_qformer",
         "num_hidden_layers": 1,

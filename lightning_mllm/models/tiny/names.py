@@ -100,7 +100,7 @@ _OTHERS: dict[str, Callable[[TinySize], Blueprint]] = {
 }
 
 
-def blueprint_of(family: TinyFamily, size: TinySize, chat: Chat | None) -> Blueprint:
+def blueprint_by_name(family: TinyFamily, size: TinySize, chat: Chat | None) -> Blueprint:
     """Return what a checkpoint of a family holds.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_mllm.models.tiny.size import TinySize
 
 
-def llm(size: TinySize, **more: Any) -> dict[str, Any]:
+def llm_part(size: TinySize, **more: Any) -> dict[str, Any]:
     """Return the options of an LLM with grouped queries; sizes of a vocabulary are filled in."""
     return {
         "vocab_size": 0,
@@ -21,7 +21,7 @@ def llm(size: TinySize, **more: Any) -> dict[str, Any]:
     }
 
 
-def tower(size: TinySize, **more: Any) -> dict[str, Any]:
+def tower_part(size: TinySize, **more: Any) -> dict[str, Any]:
     """Return the options of a vision transformer."""
     return {
         "hidden_size": size.vision_width,
@@ -34,14 +34,14 @@ def tower(size: TinySize, **more: Any) -> dict[str, Any]:
     }
 
 
-def clip(size: TinySize) -> dict[str, Any]:
+def clip_part(size: TinySize) -> dict[str, Any]:
     """Return the options of a CLIP tower."""
-    return tower(size, model_type="clip_vision_model", projection_dim=size.vision_width)
+    return tower_part(size, model_type="clip_vision_model", projection_dim=size.vision_width)
 
 
-def siglip(size: TinySize, **more: Any) -> dict[str, Any]:
+def siglip_part(size: TinySize, **more: Any) -> dict[str, Any]:
     """Return the options of a SigLIP tower without its pooling head."""
-    return tower(size, model_type="siglip_vision_model", vision_use_head=False, **more)
+    return tower_part(size, model_type="siglip_vision_model", vision_use_head=False, **more)
 
 
 def alternate(size: TinySize, first: str, second: str) -> list[str]:
@@ -67,6 +67,6 @@ def rotary_sections(half: int) -> list[int]:
     return [half - 2 * axis, axis, axis]
 
 
-def rope_of(more: dict[str, Any]) -> dict[str, Any]:
+def rope_part(more: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a rotary position embedding."""
     return {"rope_type": "default", "rope_theta": 10000.0, **more}

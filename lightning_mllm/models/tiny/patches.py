@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.parts import llm, rope_of, rotary_sections, tower
+from lightning_mllm.models.tiny.parts import llm_part, rope_part, rotary_sections, tower_part
 from lightning_mllm.models.tiny.size import TinySize
 from lightning_mllm.models.tiny.templates import GLM, PADDLE
 
@@ -47,7 +47,7 @@ def glm4v(size: TinySize) -> Blueprint:
         config={
             "model_type": "glm4v",
             "vision_config": vision,
-            "text_config": llm(size, rope_parameters=rope_of(rope)),
+            "text_config": llm_part(size, rope_parameters=rope_part(rope)),
             "tie_word_embeddings": False,
         },
         token_ids={
@@ -65,10 +65,10 @@ def glm4v(size: TinySize) -> Blueprint:
 
 def paddleocr_vl(size: TinySize) -> Blueprint:
     """Return PaddleOCR-VL: pictures of one frame, and a tied ERNIE."""
-    text = llm(
+    text = llm_part(
         size,
         head_dim=size.head_dim,
-        rope_parameters=rope_of({"mrope_section": rotary_sections(size.head_dim // 2)}),
+        rope_parameters=rope_part({"mrope_section": rotary_sections(size.head_dim // 2)}),
         tie_word_embeddings=True,
     )
     image, start, end = "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|IMAGE_END|>"
@@ -84,7 +84,7 @@ def paddleocr_vl(size: TinySize) -> Blueprint:
         template=PADDLE,
         config={
             "model_type": "paddleocr_vl",
-            "vision_config": tower(size),
+            "vision_config": tower_part(size),
             "text_config": text,
             "tie_word_embeddings": True,
         },

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.parts import llm, tower
+from lightning_mllm.models.tiny.parts import llm_part, tower_part
 from lightning_mllm.models.tiny.size import TinySize
-from lightning_mllm.models.tiny.templates import MISTRAL, chatml
+from lightning_mllm.models.tiny.templates import MISTRAL, chatml_template
 
 
 def llava_pixtral(size: TinySize) -> Blueprint:
@@ -25,7 +25,7 @@ def mistral3(size: TinySize) -> Blueprint:
 def lighton_ocr(size: TinySize) -> Blueprint:
     """Return LightOnOCR: Pixtral's tower and a tied Qwen3."""
     base = mistral3(size)
-    text = llm(size, model_type="qwen3", head_dim=size.head_dim, tie_word_embeddings=True)
+    text = llm_part(size, model_type="qwen3", head_dim=size.head_dim, tie_word_embeddings=True)
     names = ("vision_config", "spatial_merge_size")
     kept = {name: base.config[name] for name in names}
     return replace(
@@ -40,7 +40,7 @@ def lighton_ocr(size: TinySize) -> Blueprint:
             },
             others=("<|im_start|>", "<|vision_start|>"),
         ),
-        template=chatml("<|image_pad|>"),
+        template=chatml_template("<|image_pad|>"),
         config={
             "model_type": "lighton_ocr",
             "text_config": text,
@@ -70,8 +70,8 @@ def _pixtral(size: TinySize, family: str, merge: int, options: dict[str, Any]) -
         template=MISTRAL,
         config={
             "model_type": family,
-            "vision_config": tower(size, model_type="pixtral", image_size=longest),
-            "text_config": llm(size, model_type="mistral", sliding_window=None),
+            "vision_config": tower_part(size, model_type="pixtral", image_size=longest),
+            "text_config": llm_part(size, model_type="mistral", sliding_window=None),
             "vision_feature_layer": -1,
             "tie_word_embeddings": False,
             **options,

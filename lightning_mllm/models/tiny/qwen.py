@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.parts import alternate, llm, rope_of, rotary_sections
+from lightning_mllm.models.tiny.parts import alternate, llm_part, rope_part, rotary_sections
 from lightning_mllm.models.tiny.size import TinySize
-from lightning_mllm.models.tiny.templates import chatml
+from lightning_mllm.models.tiny.templates import chatml_template
 
 _TOKENS = SpecialTokens(
     "<|endoftext|>",
@@ -97,8 +97,8 @@ def _qwen2(family: str, processor: str, size: TinySize, vision: dict[str, Any]) 
         family,
         size,
         vision,
-        llm(size, rope_parameters=rope_of(rope)),
-        template=chatml(_IMAGE, system),
+        llm_part(size, rope_parameters=rope_part(rope)),
+        template=chatml_template(_IMAGE, system),
         processor=processor,
         video="Qwen2VLVideoProcessor",
     )
@@ -118,8 +118,8 @@ def _qwen3(
         family,
         size,
         vision,
-        llm(size, head_dim=size.head_dim, rope_parameters=rope_of(rope), **more),
-        template=chatml(_IMAGE),
+        llm_part(size, head_dim=size.head_dim, rope_parameters=rope_part(rope), **more),
+        template=chatml_template(_IMAGE),
         processor="Qwen3VLProcessor",
         video="Qwen3VLVideoProcessor",
         **_HALF,

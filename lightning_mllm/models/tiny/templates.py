@@ -25,7 +25,9 @@ def _parts(image: str, text: str = "part['text']") -> str:
     )
 
 
-def chatml(image: str, system: str = "", after: str = "\n", images_first: bool = False) -> str:
+def chatml_template(
+    image: str, system: str = "", after: str = "\n", images_first: bool = False
+) -> str:
     """Return the template of the families whose turns are `<|im_start|>role ... <|im_end|>`.
 
     Args:
@@ -45,7 +47,7 @@ def chatml(image: str, system: str = "", after: str = "\n", images_first: bool =
     )
 
 
-def gemma(opening: str, closing: str, image: str) -> str:
+def gemma_template(opening: str, closing: str, image: str) -> str:
     """Return Gemma's template: a system text begins the first user turn, texts are trimmed."""
     return (
         "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"

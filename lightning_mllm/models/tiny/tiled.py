@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_mllm.models.tiny.blueprint import Blueprint, SpecialTokens
-from lightning_mllm.models.tiny.parts import alternate, llm, siglip, square, tower
+from lightning_mllm.models.tiny.parts import alternate, llm_part, siglip_part, square, tower_part
 from lightning_mllm.models.tiny.size import TinySize
-from lightning_mllm.models.tiny.templates import AYA, chatml
+from lightning_mllm.models.tiny.templates import AYA, chatml_template
 
 _SHUFFLE = 2  # patches along a side that become one token
 
@@ -29,11 +29,11 @@ def internvl(size: TinySize) -> Blueprint:
             },
             others=("<|im_start|>",),
         ),
-        template=chatml("<IMG_CONTEXT>\n"),
+        template=chatml_template("<IMG_CONTEXT>\n"),
         config={
             "model_type": "internvl",
-            "vision_config": tower(size, image_size=side, patch_size=patch),
-            "text_config": llm(size, model_type="qwen2"),
+            "vision_config": tower_part(size, image_size=side, patch_size=patch),
+            "text_config": llm_part(size, model_type="qwen2"),
             "downsample_ratio": 1 / _SHUFFLE,
             "image_seq_length": visual,
             "tie_word_embeddings": False,
@@ -50,7 +50,7 @@ def internvl(size: TinySize) -> Blueprint:
 def aya_vision(size: TinySize) -> Blueprint:
     """Return Aya Vision: SigLIP and a tied Command R, whose layers slide and see all in turn."""
     size.joined(_SHUFFLE)  # refuses what does not divide
-    text = llm(
+    text = llm_part(
         size,
         model_type="cohere2",
         head_dim=size.head_dim,
@@ -73,7 +73,7 @@ def aya_vision(size: TinySize) -> Blueprint:
         template=AYA,
         config={
             "model_type": "aya_vision",
-            "vision_config": siglip(size),
+            "vision_config": siglip_part(size),
             "text_config": text,
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
@@ -96,7 +96,9 @@ def ovis2(size: TinySize) -> Blueprint:
     """Return Ovis 2, where a patch is a mixture of visual words, which have their own embedding."""
     words = 64
     marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
-    vision = tower(size, hidden_stride=1, vocab_size=words, num_visual_indicator_tokens=len(marks))
+    vision = tower_part(
+        size, hidden_stride=1, vocab_size=words, num_visual_indicator_tokens=len(marks)
+    )
     return Blueprint(
         tokens=SpecialTokens(
             "<|endoftext|>",
@@ -104,11 +106,11 @@ def ovis2(size: TinySize) -> Blueprint:
             named={"image_token": "<image>"},
             others=("<|im_start|>", "<IMG_ATOM>", *marks),
         ),
-        template=chatml("<image>\n"),
+        template=chatml_template("<image>\n"),
         config={
             "model_type": "ovis2",
             "vision_config": vision,
-            "text_config": llm(size, model_type="qwen2", tie_word_embeddings=True),
+            "text_config": llm_part(size, model_type="qwen2", tie_word_embeddings=True),
             "vocab_size": 0,
             "hidden_size": size.text_width,
             "tie_word_embeddings": True,
@@ -142,11 +144,11 @@ def got_ocr2(size: TinySize) -> Blueprint:
             named={"image_token": "<imgpad>"},
             others=("<|im_start|>", "<img>", "</img>"),
         ),
-        template=chatml("<img><imgpad></img>\n", after=""),
+        template=chatml_template("<img><imgpad></img>\n", after=""),
         config={
             "model_type": "got_ocr2",
             "vision_config": vision,
-            "text_config": llm(size, model_type="qwen2", tie_word_embeddings=True),
+            "text_config": llm_part(size, model_type="qwen2", tie_word_embeddings=True),
             "image_seq_length": (side // patch // 4) ** 2,
             "tie_word_embeddings": True,
         },

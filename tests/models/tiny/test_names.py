@@ -15,12 +15,12 @@ from lightning_mllm.models.tiny import (
     TinySize,
     build_tiny_checkpoint,
 )
-from lightning_mllm.models.tiny.names import blueprint_of
+from lightning_mllm.models.tiny.names import blueprint_by_name
 
 
 @pytest.mark.parametrize("family", get_args(TinyFamily))
 def test_every_name_has_a_blueprint(family: TinyFamily) -> None:
-    assert blueprint_of(family, TinySize(), None).config["model_type"]
+    assert blueprint_by_name(family, TinySize(), None).config["model_type"]
 
 
 def test_an_unknown_family_is_answered_with_the_known_ones(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.images.views.view import AxisPair, View
 
 
-def find_anyres(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
+def find_anyres_views(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
     """Return the whole picture, squashed, and its tiles as one view.
 
     Rows and columns that the model cuts off are left out. OneVision shrinks large maps of tiles:
@@ -63,7 +63,7 @@ def find_anyres(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View
     return picture.resize(side, side).cut_into_patches(patch), tiles
 
 
-def count_anyres(size: Size, processor: CheckpointProcessor) -> int:
+def count_anyres_views(size: Size, processor: CheckpointProcessor) -> int:
     """Return how many pictures of one size a picture becomes: itself and its tiles."""
     image_processor = processor.image_processor
     height, width = select_best_resolution(size[::-1], image_processor.image_grid_pinpoints)

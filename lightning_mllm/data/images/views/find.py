@@ -7,22 +7,22 @@ from typing import Any
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Geometry, Size, crops_itself, squashed_size
-from lightning_mllm.data.images.views.anyres import count_anyres, find_anyres
+from lightning_mllm.data.images.views.anyres import count_anyres_views, find_anyres_views
 from lightning_mllm.data.images.views.axis import Axis
-from lightning_mllm.data.images.views.fixed import find_fixed, find_square
-from lightning_mllm.data.images.views.resized import find_merged, find_rows
-from lightning_mllm.data.images.views.tiled import find_splits, find_tiles
+from lightning_mllm.data.images.views.fixed import find_fixed_views, find_square_views
+from lightning_mllm.data.images.views.resized import find_merged_views, find_row_views
+from lightning_mllm.data.images.views.tiled import find_split_views, find_tiled_views
 from lightning_mllm.data.images.views.view import AxisPair, View
 from lightning_mllm.families import Grid
 
 _FINDERS: Mapping[Grid, Callable[[AxisPair, CheckpointProcessor], tuple[View, ...] | None]] = {
-    "fixed": find_fixed,
-    "anyres": find_anyres,
-    "merged": find_merged,
-    "rows": find_rows,
-    "square": find_square,
-    "tiles": find_tiles,
-    "splits": find_splits,
+    "fixed": find_fixed_views,
+    "anyres": find_anyres_views,
+    "merged": find_merged_views,
+    "rows": find_row_views,
+    "square": find_square_views,
+    "tiles": find_tiled_views,
+    "splits": find_split_views,
 }
 
 _RESIZES_ANYWAY: tuple[Grid, ...] = ("fixed", "anyres")  # or does without
@@ -61,7 +61,7 @@ def count_views(size: Size, processor: CheckpointProcessor) -> int:
     1 where the family has no known grid.
     """
     if processor.family.grid == "anyres":
-        return count_anyres(size, processor)
+        return count_anyres_views(size, processor)
     views = find_views(size, Geometry.NATIVE, processor)
     return len(views) if views else 1
 

@@ -12,7 +12,7 @@ from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.views.view import AxisPair, View
 
 
-def find_fixed(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
+def find_fixed_views(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
     """Return the one view that the processors of CLIP, SigLIP and LLaVA-1.5 make.
 
     Returns:
@@ -25,7 +25,7 @@ def find_fixed(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View,
     return (resized.cut_into_patches(patch, resized.across.length),)
 
 
-def find_square(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
+def find_square_views(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
     """Return the one view of a squashed picture, whose patches may be pooled into larger ones."""
     config: Any = processor.config
     size = processor.image_processor.size

@@ -13,7 +13,7 @@ from lightning_mllm.data.images.views.view import AxisPair, View
 from lightning_mllm.errors import DataError
 
 
-def find_merged(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
+def find_merged_views(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
     """Return Qwen's one view: both edges are rounded to whole squares of merged patches.
 
     Raises:
@@ -30,7 +30,7 @@ def find_merged(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View
     return _cut(picture, processor, (width, height), square)
 
 
-def find_rows(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
+def find_row_views(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
     """Return Pixtral's one view: both edges are rounded up to whole squares of merged patches.
 
     Raises:

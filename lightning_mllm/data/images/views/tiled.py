@@ -14,7 +14,7 @@ from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.views.view import AxisPair, View
 
 
-def find_tiles(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
+def find_tiled_views(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...]:
     """Return the tiles of a squashed picture and, if there are several, the whole picture."""
     config: Any = processor.config
     image_processor = processor.image_processor
@@ -34,7 +34,7 @@ def find_tiles(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View,
     return _cut_into_tiles(picture, (columns, rows), side, config.vision_config, shrinks)
 
 
-def find_splits(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
+def find_split_views(picture: AxisPair, processor: CheckpointProcessor) -> tuple[View, ...] | None:
     """Return the splits of a picture and, if there are several, the whole picture, squashed.
 
     Returns:
