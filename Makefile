@@ -19,7 +19,7 @@ test-slow: .venv/ready
 
 # Runs each notebook, which takes some minutes.
 notebooks: .venv/ready
-	$(BIN)/pytest -m notebook
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m notebook
 
 # Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
 testbed: .venv/ready
