@@ -9,9 +9,9 @@ from PIL import Image
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, load_processor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.models.tiny import Chat, TinyFamily, build_tiny_checkpoint
+from lightning_mllm.models.tiny import Chat, TinyFamily
 from lightning_mllm.types import Sample, Segment, Turn
-from tests.conftest import TinyBuilder
+from tests.conftest import FamilyBuilder, TinyBuilder
 
 CHECKPOINTS: list[tuple[TinyFamily, Chat]] = [
     ("llava", "vicuna"),
@@ -34,22 +34,11 @@ def vicuna(tiny_llava: str) -> CheckpointProcessor:
 
 
 @pytest.fixture(scope="session")
-def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyFamily], str]:
-    """A function from a family to the path of a tiny checkpoint."""
-
-    @cache
-    def build(family: TinyFamily) -> str:
-        return str(build_tiny_checkpoint(tmp_path_factory.mktemp("families") / family, family))
-
-    return build
-
-
-@pytest.fixture(scope="session")
 def family_processor(
-    family_folder: Callable[[TinyFamily], str],
+    tiny_family: FamilyBuilder,
 ) -> Callable[[TinyFamily], CheckpointProcessor]:
     """A function from a family to its processor, which tests do not change."""
-    return cache(lambda family: load_processor(family_folder(family)))
+    return cache(lambda family: load_processor(tiny_family(family)))
 
 
 def picture(

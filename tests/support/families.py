@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
@@ -14,6 +12,7 @@ from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.text.chat_messages import build_messages
 from lightning_mllm.data.text.turns import put_images_first_in_turn
 from lightning_mllm.types import Sample, Turn
+from tests.support.feature_samples import picture
 
 VICUNA_LIKE = ("llava", "llava_dinov2", "llava_vit", "llava_next", "vipllava")
 SPLIT = ("idefics3", "smolvlm")
@@ -28,21 +27,14 @@ FAMILIES = (
 ONE_IMAGE = ("llava_onevision",)
 
 
-def noise(number: int, size: tuple[int, int]) -> Image.Image:
-    """Draw a picture of a size, (width, height), each number another."""
-    generator = torch.Generator().manual_seed(number)
-    pixels = torch.randint(256, (size[1], size[0], 3), generator=generator)
-    return Image.fromarray(pixels.to(torch.uint8).numpy())
-
-
 ONE = Sample(
     id="one",
-    images=[noise(1, (56, 28))],
+    images=[picture(1, (56, 28))],
     conversation=[Turn("user", "What is it?", images=1), Turn("assistant", "red")],
 )
 WITHIN = Sample(
     id="within",
-    images=[noise(2, (56, 28)), noise(3, (40, 64))],
+    images=[picture(2, (56, 28)), picture(3, (40, 64))],
     conversation=[
         Turn("user", "Is  older than , or not?", "Answer.", images=2, places=(3, 15)),
         Turn("assistant", "yes"),
@@ -54,7 +46,7 @@ TEXT = Sample(
 )
 TURNS = Sample(
     id="turns",
-    images=[noise(4, (30, 60)), noise(5, (60, 30))],
+    images=[picture(4, (30, 60)), picture(5, (60, 30))],
     conversation=[
         Turn("user", "One?", images=1),
         Turn("assistant", "yes"),

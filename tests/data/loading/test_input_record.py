@@ -160,11 +160,11 @@ def test_a_checkpoint_that_says_no_geometry_is_exported_with_the_default_and_a_w
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_every_family_is_asked_is_what_its_chat_template_writes(
-    family_folder: Callable[[Any], str], family: str
+    tiny_family: Callable[[Any], str], family: str
 ) -> None:
     sample = TURNS if reads(family, TURNS) else ONE
 
-    inputs = _described(family_folder(family), sample)
+    inputs = _described(tiny_family(family), sample)
 
     if family in VICUNA_LIKE:  # their templates leave out the end of earlier answers
         inputs["asked"] = inputs["asked"].replace("</s>", " ")
@@ -172,13 +172,13 @@ def test_what_every_family_is_asked_is_what_its_chat_template_writes(
 
 
 def test_the_history_is_written_as_the_chat_template_writes_it(
-    family_folder: Callable[[Any], str],
+    tiny_family: Callable[[Any], str],
 ) -> None:
     """LLaVA-OneVision's writes other blanks before an answer than it asks with."""
     more = [Turn("user", "And now?"), Turn("assistant", "no")]
     sample = Sample(id="a", images=ONE.images, conversation=[*ONE.conversation, *more])
 
-    inputs = _described(family_folder("llava_onevision"), sample)
+    inputs = _described(tiny_family("llava_onevision"), sample)
 
     assert "assistant \nred" in inputs["asked"]
     assert inputs["asked"] == inputs["template"]

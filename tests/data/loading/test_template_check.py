@@ -150,9 +150,9 @@ def test_a_template_without_todays_date_does_not(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_of_every_family_a_date_is_found_and_texts_are_unaltered(
-    family_folder: Callable[[Any], str], caplog: pytest.LogCaptureFixture, family: str
+    tiny_family: Callable[[Any], str], caplog: pytest.LogCaptureFixture, family: str
 ) -> None:
-    processor = load_processor(family_folder(family))
+    processor = load_processor(tiny_family(family))
     sample = TURNS if reads(family, TURNS) else ONE
 
     with caplog.at_level(logging.WARNING):

@@ -42,10 +42,10 @@ def test_it_is_refused(
 
 @pytest.mark.parametrize(("family", "sample", "message"), CASES)
 def test_it_is_refused_at_set_up(
-    family_folder: Callable[[Any], str], family: str, sample: Sample, message: str
+    tiny_family: Callable[[Any], str], family: str, sample: Sample, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        Memory([ONE, sample], [ONE], checkpoint=family_folder(family)).setup("fit")
+        Memory([ONE, sample], [ONE], checkpoint=tiny_family(family)).setup("fit")
 
 
 def test_a_sample_may_have_several_exchanges_about_one_image(

@@ -21,16 +21,16 @@ from tests.support.families import (
     TEXT,
     TURNS,
     WITHIN,
-    noise,
     readable,
     reads,
 )
+from tests.support.feature_samples import picture
 
 Processors = Callable[[Any], CheckpointProcessor]
 WITHOUT_FRAME = ("qwen", "llava", "vipllava", "granite", "paligemma", "paddleocr", "lighton")
 JAR = Sample(
     id="jar",
-    images=[noise(9, (50, 40))],
+    images=[picture(9, (50, 40))],
     kind="choose",
     options=Options("full", "empty"),
     conversation=[Turn("user", "Is it full or empty?", images=1), Turn("assistant", "full")],
@@ -130,12 +130,12 @@ def test_a_labels_tokens_are_those_behind_the_real_prompt(
     family_processor: Processors, family: str, prompt: Prompt
 ) -> None:
     collator = Collator(family_processor(family), prompt, NAMES)
-    first = Sample(id="first", images=[noise(1, (40, 30))], label="two")
+    first = Sample(id="first", images=[picture(1, (40, 30))], label="two")
 
     labels = collator.label_set(first)
 
     for name, ids in zip(NAMES, labels.token_ids, strict=True):
-        batch = collate(collator, Sample(id="a", images=[noise(2, (90, 50))], label=name))
+        batch = collate(collator, Sample(id="a", images=[picture(2, (90, 50))], label=name))
         assert tuple(batch.labels[batch.labels != IGNORE_INDEX].tolist()) == ids
 
 

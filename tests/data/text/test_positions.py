@@ -15,14 +15,15 @@ from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.data.conftest import collate
-from tests.support.families import FAMILIES, MROPE, ONE, TEXT, TURNS, WITHIN, noise
+from tests.support.families import FAMILIES, MROPE, ONE, TEXT, TURNS, WITHIN
+from tests.support.feature_samples import picture
 
 Processors = Callable[[Any], CheckpointProcessor]
 Folders = Callable[[Any], str]
 
 WIDE = Sample(  # its picture ends the prompt, and its longer side is that of the columns
     id="wide",
-    images=[noise(8, (168, 56))],
+    images=[picture(8, (168, 56))],
     conversation=[
         Turn("user", "What is this: ", images=1, places=(14,)),
         Turn("assistant", "a long red line"),
@@ -66,30 +67,30 @@ def batch_of(processor: CheckpointProcessor, side: PaddingSide = "right") -> Mul
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", MROPE)
 def test_positions_are_those_of_the_familys_own_model(
-    family_processor: Processors, family_folder: Folders, family: str, side: PaddingSide
+    family_processor: Processors, tiny_family: Folders, family: str, side: PaddingSide
 ) -> None:
     batch = batch_of(family_processor(family), side)
 
-    assert_own(family_folder(family), batch)
-    assert_own(family_folder(family), batch.prompts())
+    assert_own(tiny_family(family), batch)
+    assert_own(tiny_family(family), batch.prompts())
 
 
 @pytest.mark.parametrize("family", MROPE)
 def test_some_of_the_samples_keep_their_positions(
-    family_processor: Processors, family_folder: Folders, family: str
+    family_processor: Processors, tiny_family: Folders, family: str
 ) -> None:
     batch = batch_of(family_processor(family))
 
     for rows in ([1], [3, 0], [1, 2, 3], [2, 2]):
-        assert_own(family_folder(family), batch.take(rows))
-        assert_own(family_folder(family), batch.prompts().take(rows))
+        assert_own(tiny_family(family), batch.take(rows))
+        assert_own(tiny_family(family), batch.prompts().take(rows))
     for part in batch.split(2):
-        assert_own(family_folder(family), part)
+        assert_own(tiny_family(family), part)
 
 
 @pytest.mark.parametrize("family", MROPE)
 def test_tokens_that_are_left_are_counted_again(
-    family_processor: Processors, family_folder: Folders, family: str
+    family_processor: Processors, tiny_family: Folders, family: str
 ) -> None:
     """The text before an image goes, and the rows move to the other side."""
     batch = batch_of(family_processor(family), "left")
@@ -101,7 +102,7 @@ def test_tokens_that_are_left_are_counted_again(
     left = batch.gather(order, keeps.gather(1, order))
 
     assert int(left.attention_mask.sum()) == int(keeps.sum())
-    assert_own(family_folder(family), left)
+    assert_own(tiny_family(family), left)
 
 
 @pytest.mark.parametrize("family", MROPE)
