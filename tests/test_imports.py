@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_mllm"
 
-SHARED = {"types", "batches", "errors"}
+SHARED = {"types", "batches", "errors", "progress"}
 MODELS = {
     "models/backbone",
     "models/hooks",
@@ -44,6 +44,7 @@ BORDERS: dict[str, set[str]] = {
     "types": set(),
     "batches": {"types"},
     "errors": set(),
+    "progress": set(),
     "families": {"types", "errors"},
     "network": set(),
     "alignment_names": set(),
