@@ -117,7 +117,8 @@ class EpochLine(L.Callback):
         console = progress.console
         if len(module.results) > 1 and self._names_scorer:
             self._names_scorer = False
-            console.print(f"Below, accuracy is by {next(iter(module.results))} [95 % interval].")
+            scorer = next(iter(module.results))
+            console.print(f"In these lines accuracy is by {scorer}, with its 95 % interval.")
         width = console.width if console.is_terminal else None
         line = join_line(parts, times, width)
         console.print(line, markup=False, soft_wrap=True)

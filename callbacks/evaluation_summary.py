@@ -64,7 +64,7 @@ class EvaluationSummary(L.Callback):
         if columns:
             caption = "brackets: 95 % intervals"
             caption += f" · best validation: {self._best_by}" if self._best_by else ""
-            progress.console.print(draw_summary_table(columns, caption))
+            progress.console.print(draw_summary_table(columns), caption)
 
     def _keep_if_best(self, trainer: L.Trainer, scores: EvaluationScores) -> None:
         metric, sign = "val/loss", 1

@@ -57,14 +57,13 @@ class SummaryColumn:
         return f"{self.name}\nstep {max(each.step for each in self.scores.values())}"
 
 
-def draw_summary_table(columns: Sequence[SummaryColumn], caption: str) -> Table:
+def draw_summary_table(columns: Sequence[SummaryColumn]) -> Table:
     """Return the table for the terminal; with three columns it is 80 wide.
 
     Args:
         columns: The moments, each with the scores of a split at least.
-        caption: What stands below.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", max_width=_LABEL_WIDTH, overflow="fold")
     for column in columns:
         table.add_column(column.heading, justify="right")
