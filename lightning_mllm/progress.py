@@ -65,7 +65,7 @@ class ProgressBar:
     def describe_time_left(self) -> str:
         """Return the time that is left by the mean speed so far; nothing if it is not known."""
         done = self.done - self._first
-        if self.total is None or not done:
+        if self.total is None or not done or self.done >= self.total:
             return ""
         each = (self._advanced - self._started) / done
         waited = min(time.monotonic() - self._advanced, each)  # for the part that is being done

@@ -14,8 +14,8 @@ import lightning as L
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from rich.console import Console
 
+from lightning_mllm import progress
 from lightning_mllm.callbacks import (
     EpochLine,
     EvaluationReport,
@@ -55,6 +55,15 @@ class Shown:
         return [each for each in self.lines if each.startswith(words) and TEXT.search(each)]
 
 
+class Refresh(L.Callback):
+    """Draws the bars after each batch, not ten times a second."""
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        progress._DISPLAY.refresh()
+
+    on_validation_batch_end = on_train_batch_end
+
+
 def _fit(
     checkpoint: str,
     folder: Path,
@@ -89,7 +98,7 @@ def on_terminal(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> It
     """Two epochs with two validations each, on a terminal of 80 columns."""
     folder = tmp_path_factory.mktemp("terminal")
     options = {"is_terminal": True, "val_check_interval": 1, "enable_progress_bar": True}
-    yield _fit(tiny_llava, folder, TrainingBar(), **options)
+    yield _fit(tiny_llava, folder, TrainingBar(), Refresh(), **options)
 
 
 def test_each_epoch_has_a_line_counted_from_1_also_where_steps_limit_the_fit(piped: Shown) -> None:
@@ -216,10 +225,10 @@ def _columns(*steps: int) -> Sequence[SummaryColumn]:
 
 @pytest.mark.parametrize("steps", [(320,), (0, 320), (0, 280, 123_456)])
 def test_the_table_of_a_fit_fits_on_a_terminal(steps: tuple[int, ...]) -> None:
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(draw_summary_table(_columns(*steps)))
-    lines = console.export_text().splitlines()
+    with captured_screen(is_terminal=True) as written:
+        progress.console.print(draw_summary_table(_columns(*steps)))
+    lines = printed_lines(written)
 
-    assert max(map(len, map(str.rstrip, lines))) <= 80
+    assert max(map(len, lines)) <= 80
     assert sum("accuracy" in line for line in lines) == 4
     assert not any("…" in line for line in lines)
