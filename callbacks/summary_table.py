@@ -75,7 +75,8 @@ def draw_summary_table(columns: Sequence[SummaryColumn]) -> Table:
             row = [each.get(key, "") for each in cells]
             if key[1] != _INVALID or set(row) - {"", "0.0%"}:
                 table.add_row(Text(key[1]), *row)
-        table.add_section()
+        if split == "validation":
+            table.add_section()
     return table
 
 

@@ -89,7 +89,7 @@ def show_progress(name: str, total: float | None = None, done: float = 0) -> Ite
         yield bar
     finally:
         bar.close()
-        if not _DISPLAY.tasks:
+        if not _DISPLAY.tasks and _DISPLAY.live.is_started:
             _DISPLAY.stop()
 
 

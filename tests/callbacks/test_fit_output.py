@@ -89,7 +89,7 @@ def piped(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Iterator
     """Three epochs, the last of a single step; the output is no terminal."""
     folder = tmp_path_factory.mktemp("piped")
     bars = [EvaluationReport(), TrainingBar()]
-    options = {"max_epochs": None, "max_steps": 5, "enable_progress_bar": True}
+    options: dict[str, Any] = {"max_epochs": None, "max_steps": 5, "enable_progress_bar": True}
     yield _fit(tiny_llava, folder, *bars, before=True, **options)
 
 
@@ -97,7 +97,11 @@ def piped(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Iterator
 def on_terminal(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Iterator[Shown]:
     """Two epochs with two validations each, on a terminal of 80 columns."""
     folder = tmp_path_factory.mktemp("terminal")
-    options = {"is_terminal": True, "val_check_interval": 1, "enable_progress_bar": True}
+    options: dict[str, Any] = {
+        "is_terminal": True,
+        "val_check_interval": 1,
+        "enable_progress_bar": True,
+    }
     yield _fit(tiny_llava, folder, TrainingBar(), Refresh(), **options)
 
 

@@ -143,7 +143,8 @@ class ModelCLI(LightningCLI):
         """Show the scores of all evaluations in one table, and say where the results are."""
         if not self.trainer.is_global_zero:
             return
-        for callback in self.trainer.callbacks:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning's
+        for callback in callbacks:
             if isinstance(callback, EvaluationSummary):
                 callback.print_table()
         if self.trainer.loggers:
