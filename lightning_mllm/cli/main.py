@@ -6,7 +6,6 @@ import os
 import sys
 
 from lightning_mllm.cli.command_parser import parse_command
-from lightning_mllm.cli.messages import show_messages
 from lightning_mllm.errors import UserError
 
 
@@ -20,6 +19,8 @@ def main(args: list[str] | None = None) -> None:
     # so that a config can name a class of the user's: my_data.Leaves
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    from lightning_mllm.cli.messages import show_messages  # noqa: PLC0415  # imports rich
+
     try:
         with show_messages():
             command.run(arguments)
