@@ -54,7 +54,7 @@ def test_the_time_left_counts_down_and_ignores_what_was_done_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("lightning_mllm.progress.time.monotonic", lambda: now[0])
     with show_progress("training", 10, done=6) as bar:
         assert not bar.describe_time_left()
         now[0] = 10
