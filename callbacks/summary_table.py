@@ -51,11 +51,6 @@ class SummaryColumn:
     name: str
     scores: Mapping[str, EvaluationScores]
 
-    @property
-    def heading(self) -> str:
-        """The name, and the step."""
-        return f"{self.name}\nstep {max(each.step for each in self.scores.values())}"
-
 
 def draw_summary_table(columns: Sequence[SummaryColumn]) -> Table:
     """Return the table for the terminal; with three columns it is 80 wide.
@@ -66,7 +61,7 @@ def draw_summary_table(columns: Sequence[SummaryColumn]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", max_width=_LABEL_WIDTH, overflow="fold")
     for column in columns:
-        table.add_column(column.heading, justify="right")
+        table.add_column(column.name, justify="right")
     for split in ("validation", "test"):
         moments = [column.scores.get(split) for column in columns]
         cells = [{} if each is None else _cells_of_scores(each) for each in moments]
@@ -83,7 +78,8 @@ def draw_summary_table(columns: Sequence[SummaryColumn]) -> Table:
 def _cells_of_scores(scores: EvaluationScores) -> dict[tuple[str, str], str]:
     """Return (scorer, label of the row) -> cell; an indented row belongs to the one above."""
     loss = "" if math.isnan(scores.loss) else f"{scores.loss:.3f}"
-    cells = {("", scores.split): "", ("", " N"): str(scores.n), ("", " loss"): loss}
+    cells = {("", scores.split): "", ("", " step"): str(scores.step)}
+    cells |= {("", " N"): str(scores.n), ("", " loss"): loss}
     for scorer, result in scores.results.items():
         cells[scorer, f" {scorer}"] = ""
         cells[scorer, "  accuracy"] = format_score(result.accuracy, result.accuracy_interval)
