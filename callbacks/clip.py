@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import lightning as L
 import torch
-from rich.console import Console
 
 from lightning_mllm.callbacks.processes import gather_from_processes
 from lightning_mllm.callbacks.score_tables import score_table, write_score_summary
@@ -20,6 +19,7 @@ from lightning_mllm.callbacks.watched_split import open_watched_pictures, watche
 from lightning_mllm.evaluation.clip import TEMPLATE, ClipClassifier, check_clip_templates
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing.probes.scores import score_probe
+from lightning_mllm.progress import console
 from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.types import Sample
 
@@ -102,7 +102,7 @@ class ClipZeroShot(L.Callback):
         }
         logged = {"accuracy": result.accuracy, "macro_f1": result.macro_f1}
         write_score_summary(trainer, module, "clip", summary, logged)
-        Console().print(score_table(f"{folder.name}, {self.checkpoint}", {"clip": result}))
+        console.print(score_table(f"{folder.name}, {self.checkpoint}", {"clip": result}))
 
     def _load(self, trainer: L.Trainer) -> ClipClassifier:
         """Return CLIP with the classes of the data, loaded when they change."""

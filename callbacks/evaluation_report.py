@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from rich.console import Console
 
 from lightning_mllm.callbacks.score_tables import (
     score_rows_per_class,
     score_rows_per_kind,
-    score_table,
-    score_table_of_kinds,
 )
 from lightning_mllm.callbacks.trainer_state import (
     trainer_datamodule,
@@ -30,8 +27,7 @@ class EvaluationReport(L.Callback):
 
     The scores are in `scores.json`, with the dtype and the batch size of the evaluation. Each
     scorer has `<scorer>-per-class.csv` and `<scorer>-confusion.csv`; open answers have
-    `exact-match-per-kind.csv`. A test also draws the confusion matrix, `<scorer>-confusion.png`,
-    and shows its scores in the terminal.
+    `exact-match-per-kind.csv`. A test also draws the confusion matrix, `<scorer>-confusion.png`.
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -56,10 +52,6 @@ class EvaluationReport(L.Callback):
             _report_answers(trainer, module, module.exact_match)
         folder = trainer_evaluation_dir(trainer, module)
         write_json(folder / "scores.json", scores)
-        if trainer.testing and module.results:
-            Console().print(score_table(folder.name, module.results))
-        if trainer.testing and module.exact_match is not None:
-            Console().print(score_table_of_kinds(folder.name, module.exact_match))
 
     on_test_end = on_validation_end
 

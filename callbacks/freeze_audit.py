@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import lightning as L
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_mllm.callbacks.trainer_state import trainer_mllm
+from lightning_mllm.progress import console
 from lightning_mllm.tracking.loggers import log_config
 
 _CHUNK = 2**22
@@ -26,7 +26,7 @@ class FreezeAudit(L.Callback):
         """Show the report and remember the frozen parameters."""
         report = trainer_mllm(pl_module).freeze_report
         if trainer.is_global_zero:
-            Console().print(report)
+            console.print(report)
         log_config(trainer.loggers, {"freeze_report": report.as_dict()})
         self._before = freeze_checksums(pl_module)
 

@@ -57,8 +57,8 @@ def score_table(title: str, results: Mapping[str, ClassificationResult]) -> Tabl
     for column in ("N", "accuracy", "macro-F1", "invalid"):
         table.add_column(column, justify="right")
     for scorer, result in results.items():
-        accuracy = _format_interval(result.accuracy, result.accuracy_interval)
-        macro_f1 = _format_interval(result.macro_f1, result.macro_f1_interval)
+        accuracy = format_score(result.accuracy, result.accuracy_interval)
+        macro_f1 = format_score(result.macro_f1, result.macro_f1_interval)
         table.add_row(scorer, str(result.n), accuracy, macro_f1, f"{result.invalid_rate:.1%}")
     return table
 
@@ -70,14 +70,15 @@ def score_table_of_kinds(title: str, result: AnswerResult) -> Table:
     for column in ("N", "accuracy"):
         table.add_column(column, justify="right")
     for kind, score in result.per_kind.items():
-        table.add_row(Text(kind), str(score.n), _format_interval(score.accuracy, score.interval))
+        table.add_row(Text(kind), str(score.n), format_score(score.accuracy, score.interval))
     table.add_section()
     overall = result.overall
-    accuracy = _format_interval(overall.accuracy, overall.interval)
+    accuracy = format_score(overall.accuracy, overall.interval)
     table.add_row("all answers", str(overall.n), accuracy)
     table.add_row("mean over kinds", "", f"{result.mean_over_kinds:.3f}")
     return table
 
 
-def _format_interval(value: float, interval: Interval) -> str:
+def format_score(value: float, interval: Interval) -> str:
+    """Return a score and its interval, e.g. `0.947 [0.919, 0.966]`."""
     return "{:.3f} [{:.3f}, {:.3f}]".format(value, *interval)

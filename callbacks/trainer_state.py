@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -140,3 +141,28 @@ def trainer_epoch(trainer: L.Trainer, module: MLLMModule) -> int | None:
     if trainer.current_epoch and module.trained_steps == trainer.global_step:
         return trainer.current_epoch - 1
     return None
+
+
+def trainer_total_steps(trainer: L.Trainer) -> int | None:
+    """Return the steps of the whole fit; None if they are not known."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if math.isfinite(steps) and steps >= 0 else None
+
+
+def trainer_place(trainer: L.Trainer) -> str:
+    """Say where the fit is, for people: `epoch 3/8`, counted from 1.
+
+    The number of epochs is that of the steps, also where `max_steps` or a part of the data limits
+    them. Where the data has no length, it is `step 500/2000`, and without a known end `step 500`.
+    """
+    steps, per_epoch = trainer_total_steps(trainer), trainer.num_training_batches
+    if steps is not None and math.isfinite(per_epoch) and per_epoch:
+        epochs = max(1, math.ceil(steps / per_epoch))
+        return f"epoch {min(trainer.current_epoch + 1, epochs)}/{epochs}"
+    return trainer_step_place(trainer)
+
+
+def trainer_step_place(trainer: L.Trainer) -> str:
+    """Say after which step the fit is, for people: `step 500/2000`, or `step 500`."""
+    steps = trainer_total_steps(trainer)
+    return f"step {trainer.global_step}" + ("" if steps is None else f"/{steps}")

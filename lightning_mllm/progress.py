@@ -32,25 +32,26 @@ class ProgressBar:
     Args:
         name: What is being done.
         total: How much there is to do, in any unit.
+        done: How much of it was done before.
     """
 
-    def __init__(self, name: str, total: float | None) -> None:
-        self.name, self.total, self.done = name, total, 0.0
-        self._started = time.monotonic()
+    def __init__(self, name: str, total: float | None, done: float = 0) -> None:
+        self.name, self.total, self.done, self._first = name, total, done, done
+        self._started = self._advanced = time.monotonic()
         self._due = self._started + _LINE_EVERY
-        self._task = _DISPLAY.add_task(name, total=total)
+        self._task = _DISPLAY.add_task(name, total=total, bar=self)
+        _DISPLAY.update(self._task, completed=done)
 
     def advance(self, amount: float = 1) -> None:
         """Count more work as finished."""
         self.done += amount
+        self._advanced = now = time.monotonic()
         _DISPLAY.advance(self._task, amount)
-        now = time.monotonic()
-        if not console.is_terminal and _is_first_process() and now >= self._due:
+        if not console.is_terminal and is_first_process() and now >= self._due:
             self._due = now + _LINE_EVERY
             counted = f"{self.done:g}" if self.total is None else f"{self.done:g}/{self.total:g}"
-            left = self._seconds_left(now)
-            ending = "" if left is None else f" · {format_duration(left)} left"
-            logger.info("%s: %s%s", self.name, counted, ending)
+            left = self.describe_time_left()
+            logger.info("%s: %s%s", self.name, counted, f" · {left}" if left else "")
 
     def rename(self, name: str) -> None:
         """Say what is being done now."""
@@ -61,28 +62,34 @@ class ProgressBar:
         """Take the bar away."""
         _DISPLAY.remove_task(self._task)
 
-    def _seconds_left(self, now: float) -> float | None:
-        if self.total is None or not self.done:
-            return None
-        return (now - self._started) / self.done * (self.total - self.done)
+    def describe_time_left(self) -> str:
+        """Return the time that is left by the mean speed so far; nothing if it is not known."""
+        done = self.done - self._first
+        if self.total is None or not done or self.done >= self.total:
+            return ""
+        each = (self._advanced - self._started) / done
+        waited = min(time.monotonic() - self._advanced, each)  # for the part that is being done
+        left = max(0.0, each * (self.total - self.done) - waited)
+        return f"{format_duration(left)} left"
 
 
 @contextmanager
-def show_progress(name: str, total: float | None = None) -> Iterator[ProgressBar]:
+def show_progress(name: str, total: float | None = None, done: float = 0) -> Iterator[ProgressBar]:
     """Show a bar while the block runs.
 
     Args:
         name: What is being done, in a few words.
         total: How much there is to do; None if that is not known.
+        done: How much of it was done before, and says nothing of the speed.
     """
-    bar = ProgressBar(name, total)
-    if console.is_terminal and _is_first_process():
+    bar = ProgressBar(name, total, done)
+    if console.is_terminal and is_first_process():
         _DISPLAY.start()
     try:
         yield bar
     finally:
         bar.close()
-        if not _DISPLAY.tasks:
+        if not _DISPLAY.tasks and _DISPLAY.live.is_started:
             _DISPLAY.stop()
 
 
@@ -111,17 +118,16 @@ def format_duration(seconds: float) -> str:
 
 
 class _TimeLeft(ProgressColumn):
-    """The time that is left, by the mean speed so far."""
+    """The time that is left."""
 
     def render(self, task: Task) -> Text:
         """Return the time, or nothing as long as it is not known."""
-        if task.total is None or not task.completed or task.elapsed is None:
-            return Text("")
-        left = task.elapsed / task.completed * (task.total - task.completed)
-        return Text(f"{format_duration(left)} left")
+        bar: ProgressBar = task.fields["bar"]
+        return Text(bar.describe_time_left())
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Return whether this is the first process of a run, which alone shows anything."""
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 

@@ -90,6 +90,7 @@ BORDERS: dict[str, set[str]] = {
         "data",
         "evaluation",
         "models",
+        "progress",
         "study",
         "testbed",
         "tracking",

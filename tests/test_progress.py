@@ -48,3 +48,21 @@ def test_only_the_first_process_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_durations_have_the_unit_that_a_person_would_use(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_the_time_left_counts_down_and_ignores_what_was_done_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("lightning_mllm.progress.time.monotonic", lambda: now[0])
+    with show_progress("training", 10, done=6) as bar:
+        assert not bar.describe_time_left()
+        now[0] = 10
+        bar.advance()
+        assert bar.describe_time_left() == "30 s left"
+        now[0] = 14
+        assert bar.describe_time_left() == "26 s left"
+        now[0] = 900  # one item takes long: it is still one item
+        assert bar.describe_time_left() == "20 s left"
+        bar.advance(3)
+        assert not bar.describe_time_left()

@@ -7,17 +7,21 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_mllm.callbacks import (
+    EpochLine,
     EvaluationReport,
+    EvaluationSummary,
     FreezeAudit,
     LearningAudit,
     LearningCurve,
     LearningRateLog,
+    LogInterval,
     PredictionTable,
     Throughput,
+    TrainingBar,
 )
 from lightning_mllm.tracking.loggers import log_config
 from lightning_mllm.tracking.secrets import mask_secrets
@@ -43,17 +47,25 @@ class SaveConfig(SaveConfigCallback):
         log_config(trainer.loggers, config)
 
 
-def add_defaults(chosen: list[Callback], *, writes: bool, shows_progress: bool) -> list[Callback]:
+def add_defaults(
+    chosen: list[Callback], *, writes: bool, shows_progress: bool, fits: bool, sets_interval: bool
+) -> list[Callback]:
     """Return the callbacks of a config, and each default one whose class is not among them.
 
     Args:
         chosen: Callbacks that the config names.
         writes: Whether the run keeps files; a trial with `fast_dev_run` does not.
-        shows_progress: Whether there is a progress bar.
+        shows_progress: Whether there is a progress bar; one that the config names replaces ours.
+        fits: Whether the command trains.
+        sets_interval: Whether the config leaves open how often numbers are logged.
     """
-    defaults: list[Callback] = [FreezeAudit(), Throughput()]
-    if shows_progress:
-        defaults.insert(0, RichProgressBar())
+    defaults: list[Callback] = [FreezeAudit(), Throughput(), EvaluationSummary()]
+    if shows_progress and not any(isinstance(each, ProgressBar) for each in chosen):
+        defaults.insert(0, TrainingBar())
+    if fits:
+        defaults.append(EpochLine())
+    if sets_interval:
+        defaults.append(LogInterval())
     if writes:
         defaults += [
             LearningRateLog(),

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 
 from lightning_mllm.cli.command_parser import parse_command
 from lightning_mllm.errors import UserError
-
-_EXPECTED_WARNINGS = (
-    "Found .* module.s. in eval mode",  # frozen parts stay in eval mode
-    "The dirpath has changed",  # checkpoints of a resumed run go to a new folder
-    ".isinstance.treespec, LeafSpec",  # lightning 2.6 with torch 2.13: out of our control
-)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -26,10 +19,11 @@ def main(args: list[str] | None = None) -> None:
     # so that a config can name a class of the user's: my_data.Leaves
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    for message in _EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message)
+    from lightning_mllm.cli.messages import show_messages  # noqa: PLC0415  # imports rich
+
     try:
-        command.run(arguments)
+        with show_messages():
+            command.run(arguments)
     except ValueError as error:
         sys.exit(f"error: {_user_error(error)}")
 

@@ -103,6 +103,7 @@ class MLLMModule(EvaluatingModule):
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
+        self.last_loss: Tensor | None = None  # of the last training step, over all processes
         self._resumed_schedule: dict[str, Any] | None = None
         self._pending: DivergenceWatch | None = None
         self._model: nn.Module | None = None
@@ -200,7 +201,8 @@ class MLLMModule(EvaluatingModule):
         loss = self.adapted.loss(last)
         total = self._over_processes(total + loss.detach()).mean()
         self._pending = DivergenceWatch.of(total, batch)
-        self.log("train/loss", total / mean_tokens, prog_bar=True, batch_size=len(batch))
+        self.last_loss = total / mean_tokens
+        self.log("train/loss", self.last_loss, prog_bar=True, batch_size=len(batch))
         moment = self._moment(self.trainer.global_step + 1)  # of the step that is being taken
         # as tensors: Lightning would wait for the GPU to log a plain number
         self.log_dict({name: torch.tensor(value) for name, value in moment.items()})

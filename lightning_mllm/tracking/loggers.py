@@ -6,6 +6,7 @@ imports wandb.
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,13 +18,15 @@ from urllib.parse import urlsplit
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.network import is_reachable
 from lightning_mllm.tracking.metrics_file import MetricsFile
 from lightning_mllm.tracking.secrets import mask_secrets
+
+logger = logging.getLogger(__name__)
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -100,7 +103,7 @@ class _WandbRun(WandbLogger):
                     f"W&B refuses to be online: {reason}. Check the key (`wandb login --relogin`) "
                     "and the project, or use --trainer.run.wandb offline."
                 ) from error
-        rank_zero_info(f"W&B refuses to be online: {reason}.")
+        logger.info(f"W&B refuses to be online: {reason}.")
         _say_how_to_sync(Path(self.save_dir or "."))
         self._wandb_init["mode"] = "offline"
         return super().experiment
@@ -175,7 +178,7 @@ def _staging_in(folder: Path) -> Iterator[None]:
 
 
 def _say_how_to_sync(run_dir: Path) -> None:
-    rank_zero_info(
+    logger.info(
         f"W&B is offline. To upload this run later: wandb sync {run_dir / 'wandb'}/offline-run-* "
         "(before the folder is moved, or with a link left in its place: W&B finds the pictures of "
         "tables by their full path)"
@@ -219,7 +222,7 @@ def _resolve(mode: WandbMode) -> WandbMode:
         return asked
     if find_spec("wandb") is None:
         if mode == "auto":
-            rank_zero_info("wandb is not installed: metrics go to metrics.csv only.")
+            logger.info("wandb is not installed: metrics go to metrics.csv only.")
             return "disabled"
         raise ConfigError(
             f"W&B mode {mode!r} needs the package wandb: pip install wandb, or use mode disabled."
@@ -239,7 +242,7 @@ def _resolve(mode: WandbMode) -> WandbMode:
     if is_reachable(server):
         return "online"
     if asked == "auto":
-        rank_zero_info(f"The W&B server {server} can't be reached.")
+        logger.info(f"The W&B server {server} can't be reached.")
         return "offline"
     raise ConfigError(
         f"W&B is requested to be online, but {server} can't be reached. Check the network, or use "

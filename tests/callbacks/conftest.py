@@ -40,13 +40,17 @@ def make_trainer(folder: Path, callbacks: list[L.Callback], **options: Any) -> L
         logger=make_loggers(folder, name="run", mode="disabled"),
         callbacks=callbacks,
         accelerator="cpu",
-        enable_progress_bar=False,
-        enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         log_every_n_steps=1,
         limit_test_batches=2,
-        **{"max_steps": 4, "limit_val_batches": 2, **options},
+        **{
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "max_steps": 4,
+            "limit_val_batches": 2,
+            **options,
+        },
     )
 
 

@@ -17,10 +17,12 @@ import pytest
 import torch
 import wandb
 import yaml
+from lightning.pytorch.callbacks import RichProgressBar
 from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lightning_mllm.callbacks import TrainingBar
 from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.models.module import MLLMModule
@@ -528,7 +530,9 @@ def test_test_of_a_checkpoint_scores_the_trained_weights(fitted: Fitted, tmp_pat
     assert found["test/loss"] != pytest.approx(expected["zero_shot/loss"], abs=1e-3)
 
 
-def test_validate_works_on_an_untouched_checkpoint(fitted: Fitted, tmp_path: Path) -> None:
+def test_validate_works_on_an_untouched_checkpoint_and_shows_its_scores_once(
+    fitted: Fitted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(
         [
             *("validate", "--model.checkpoint", fitted.checkpoint, "--model.policy", "ZeroShot"),
@@ -543,6 +547,10 @@ def test_validate_works_on_an_untouched_checkpoint(fitted: Fitted, tmp_path: Pat
     )
     first, second = (json.loads(path.read_text())["scorers"] for path in scores)
     assert first == second
+    shown = capsys.readouterr()
+    assert shown.out.count("likelihood") == shown.out.count("validation, step 0, loss") == 1
+    assert f"Results are in {tmp_path / 'zero'}" in shown.out
+    assert "GPU" not in shown.err and "Tip" not in shown.err
 
 
 def test_export_gives_a_folder_that_transformers_opens_with_the_fitted_weights(
@@ -699,22 +707,22 @@ def test_a_trial_writes_nothing(tiny_llava: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_progress_bar_can_be_switched_off(
-    tiny_llava: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "bar"),
+    [
+        (("--trainer.enable_progress_bar", "false"), type(None)),
+        (("--trainer.callbacks", "RichProgressBar"), RichProgressBar),
+        ((), TrainingBar),
+    ],
+)
+def test_the_progress_bar_can_be_switched_off_and_replaced(
+    tiny_llava: str, options: tuple[str, ...], bar: type
 ) -> None:
-    main(
-        [
-            "fit",
-            "--model.checkpoint",
-            tiny_llava,
-            *SMALL_DIGITS,
-            *TRIAL,
-            "--trainer.enable_progress_bar",
-            "false",
-        ]
-    )
+    command = ["validate", "--model.checkpoint", tiny_llava, *SMALL_DIGITS, *TRIAL]
 
-    assert "Epoch 0" not in capsys.readouterr().out
+    cli = ModelCLI([*command, "--model.scorers", "[]", *options])
+
+    assert type(cli.trainer.progress_bar_callback) is bar
 
 
 def test_a_checkpoint_of_the_last_step_is_there_whatever_the_interval(

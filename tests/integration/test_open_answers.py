@@ -253,4 +253,4 @@ def test_a_checkpoint_is_scored_from_the_command_line(
         "colour": 3,
         "shape/2d": 4,
     }
-    assert ("mean over kinds" in capsys.readouterr().out) == (command == "test")
+    assert "mean over kinds" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,12 +55,12 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_without_a_key_auto_is_offline_and_says_once_how_to_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("lightning_mllm.tracking.loggers.rank_zero_info", said.append)
+    with caplog.at_level(logging.INFO, "lightning_mllm"):
+        assert modes(tmp_path / "run") == ["offline"]
 
-    assert modes(tmp_path / "run") == ["offline"]
+    said = [each.getMessage() for each in caplog.records if each.name.startswith("lightning_mllm")]
     (message,) = said
     assert f"wandb sync {tmp_path / 'run' / 'wandb'}/offline-run-*" in message
 
@@ -88,12 +89,12 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_server")
 def test_without_a_server_auto_is_offline_at_once_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("lightning_mllm.tracking.loggers.rank_zero_info", said.append)
+    with caplog.at_level(logging.INFO, "lightning_mllm"):
+        assert modes(tmp_path / "run") == ["offline"]
 
-    assert modes(tmp_path / "run") == ["offline"]
+    said = [each.getMessage() for each in caplog.records if each.name.startswith("lightning_mllm")]
     assert said[0] == "The W&B server http://127.0.0.1:9 can't be reached."
     assert "wandb sync" in said[1]
     assert "before the folder is moved" in said[1]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from rich.console import Console
 
+from lightning_mllm.callbacks import EvaluationSummary
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.defaults import Checkpointing, SaveConfig, add_defaults
+from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.progress import console
 from lightning_mllm.tracking.loggers import finish_loggers
 from lightning_mllm.trainer import Trainer
 from lightning_mllm.trainer_options import trainer_option_as_list
+
+logger = logging.getLogger(__name__)
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -33,6 +38,7 @@ class ModelCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self._first = args[0]
+        send_library_messages()  # of those that are imported now
         register_resolvers()
         super().__init__(
             MLLMModule,
@@ -86,6 +92,8 @@ class ModelCLI(LightningCLI):
             for option in ("test_before", "test_after"):
                 help = "Used by `fit` only; ignored by this command."
                 parser.add_argument(f"--{option}", type=bool, default=False, help=help)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(verbose=False)  # Lightning's table; there is one of ours
         if subcommand == "export":
             parser._extra_required_keys.discard("data")
             next(action for action in parser._actions if action.dest == "data").required = False
@@ -120,19 +128,30 @@ class ModelCLI(LightningCLI):
         if self.subcommand == "export":
             return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
+        if config.get("fast_dev_run"):
+            logger.info("A trial (trainer.fast_dev_run): few batches, and nothing is written.")
         callbacks = add_defaults(
             trainer_option_as_list(config.get("callbacks")),
             writes=not config.get("fast_dev_run") and config.get("logger") is not False,
             shows_progress=config.get("enable_progress_bar") is not False,
+            fits=self.subcommand == "fit",
+            sets_interval=config.get("log_every_n_steps") is None,
         )
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
-        """Say where the results are."""
-        if self.trainer.is_global_zero and self.trainer.loggers:
-            Console().print(f"Results are in {self.trainer.default_root_dir}", highlight=False)
+        """Show the scores of all evaluations in one table, and say where the results are."""
+        if not self.trainer.is_global_zero:
+            return
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning's
+        for callback in callbacks:
+            if isinstance(callback, EvaluationSummary):
+                callback.print_table()
+        if self.trainer.loggers:
+            folder = self.trainer.default_root_dir
+            console.print(f"Results are in {folder}", markup=False, soft_wrap=True)
 
-    after_analyze = after_fit
+    after_validate = after_test = after_analyze = after_fit
 
 
 def _fill_in_seeds(node: Any, seed: int) -> None:
