@@ -36,6 +36,7 @@ from lightning_mllm.trainer_options import (
     check_trainer_strategy,
     trainer_option_as_list,
 )
+from lightning_mllm.trainer_verbs import TrainerVerbs
 from lightning_mllm.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class TrainerCheckpointIO(TorchCheckpointIO):
         return checkpoints.load_training_checkpoint(Path(path))
 
 
-class Trainer(L.Trainer):
+class Trainer(TrainerVerbs):
     """Lightning's Trainer, set up for MLLM studies.
 
     Args:

@@ -1,4 +1,4 @@
-"""`lightning fit`, `validate`, `test`, `predict`, `analyze` and `export`."""
+"""`lightning fit`, `validate`, `test`, `predict`, `analyze`, `extract` and `export`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
+from lightning_mllm.callbacks import AnswerTable
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.defaults import Checkpointing, SaveConfig, add_defaults
 from lightning_mllm.cli.parser import Parser
@@ -59,7 +60,7 @@ class ModelCLI(LightningCLI):
         Only its parser is built, which takes a tenth of a second. All are built if the arguments
         begin with a config that has a section per command.
         """
-        ours = {name: {"model", "datamodule"} for name in ("analyze", "export")}
+        ours = {name: {"model", "datamodule"} for name in ("analyze", "extract", "export")}
         every = {**LightningCLI.subcommands(), **ours}
         return {self._first: every[self._first]} if self._first in every else every
 
@@ -78,7 +79,7 @@ class ModelCLI(LightningCLI):
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
-        """Let the saved config of a fit serve every sub-command, and `export` do without data."""
+        """Let the saved config of a fit serve every sub-command, and some do without data."""
         parser: LightningArgumentParser = super()._prepare_subcommand_parser(
             klass, subcommand, **kwargs
         )
@@ -86,7 +87,7 @@ class ModelCLI(LightningCLI):
             for option in ("test_before", "test_after"):
                 help = "Used by `fit` only; ignored by this command."
                 parser.add_argument(f"--{option}", type=bool, default=False, help=help)
-        if subcommand == "export":
+        if subcommand in ("export", "predict"):
             parser._extra_required_keys.discard("data")
             next(action for action in parser._actions if action.dest == "data").required = False
         return parser
@@ -113,18 +114,23 @@ class ModelCLI(LightningCLI):
         """Give the run's seed to data and prompts without one; `config.yaml` then shows it."""
         seed = self._get(self.config, "seed_everything")
         if seed is not False:
-            _fill_in_seeds(self.config[self.subcommand], seed)
+            fill_in_seeds(self.config[self.subcommand], seed)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the default callbacks that the config does not replace."""
         if self.subcommand == "export":
             return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
+        if self.subcommand == "extract":  # leaves a folder of its own, and no run
+            nothing = {"enable_progress_bar": False, "enable_checkpointing": False}
+            return Trainer(**{**config, "logger": False, "callbacks": None, **nothing})
         callbacks = add_defaults(
             trainer_option_as_list(config.get("callbacks")),
             writes=not config.get("fast_dev_run") and config.get("logger") is not False,
             shows_progress=config.get("enable_progress_bar") is not False,
         )
+        if self.subcommand == "predict" and not any(isinstance(c, AnswerTable) for c in callbacks):
+            callbacks.append(AnswerTable())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
@@ -135,13 +141,13 @@ class ModelCLI(LightningCLI):
     after_analyze = after_fit
 
 
-def _fill_in_seeds(node: Any, seed: int) -> None:
+def fill_in_seeds(node: Any, seed: int) -> None:
     """Set every `seed` of a config that is null."""
     if isinstance(node, list):
         for each in node:
-            _fill_in_seeds(each, seed)
+            fill_in_seeds(each, seed)
     for key, value in vars(node).items() if isinstance(node, Namespace) else ():
         if key == "seed" and value is None:
             node[key] = seed
         else:
-            _fill_in_seeds(value, seed)
+            fill_in_seeds(value, seed)

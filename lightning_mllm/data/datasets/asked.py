@@ -40,7 +40,7 @@ class QuestionPrompt(Prompt):
     """
 
     question: str
-    conversation: ConversationPrompt = ConversationPrompt()
+    conversation: ConversationPrompt
 
     def dialogue(self, sample: Sample, label_names: Sequence[str], epoch: int) -> Dialogue:
         """Return question and class as one exchange."""
@@ -147,7 +147,7 @@ def _find_classes(data: MLLMDataModule | None) -> Sequence[str]:
         labels = list(list_sample_labels(data.load_split(data.splits[0])))
     if not labels:
         raise ConfigError(
-            "There is no question. Write one, e.g. \"What is this?\", or name the classes to "
+            'There is no question. Write one, e.g. "What is this?", or name the classes to '
             "choose from (--classes cat dog); a run that was trained on classes (--config "
             "runs/<name>/config.yaml) asks its own."
         )

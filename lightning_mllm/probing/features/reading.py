@@ -1,4 +1,4 @@
-"""Runs a batch through the model, as far as the points need, and reads the states of each sample."""
+"""Runs a batch through the model, as far as the points need, and reads the states at them."""
 
 from __future__ import annotations
 

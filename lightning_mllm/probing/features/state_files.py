@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lightning_mllm.errors import ConfigError, DataError, NotFiniteError
@@ -83,6 +84,7 @@ class StateWriter:
         self,
         folder: Path,
         points: Sequence[Point],
+        *,
         dtype: StateDType,
         split: str,
         rank: int = 0,
@@ -246,3 +248,10 @@ def _describe_images(shapes: Sequence[tuple[int, int]], grids: Any) -> str:
             image["grids"] = grids[k]
         described.append(image)
     return json.dumps(described) if described else ""
+
+
+def state_shape(path: Path) -> tuple[int, str]:
+    """Return the width of the states in a file, and their data type."""
+    with safe_open(path, framework="pt") as file:
+        states = file.get_slice("states")
+        return int(states.get_shape()[1]), str(states.get_dtype())
