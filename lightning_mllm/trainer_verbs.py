@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import astuple
@@ -133,7 +134,9 @@ class TrainerVerbs(L.Trainer):
             )
         elif split is not None:
             datamodule.predict_split = split
-        return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path)
+        with warnings.catch_warnings():  # states of a fit's callbacks, which nothing here needs
+            warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+            return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path)
 
 
 class _Extracting(L.Callback):

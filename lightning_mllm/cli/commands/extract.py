@@ -45,10 +45,10 @@ class ExtractCLI(ModelCLI):
 
 def describe_reading(folder: Path, point: str) -> str:
     """Return three lines of Python that read the states of a point."""
+    lines = f'Path("{folder}/{INDEX}").read_text().splitlines()'
     return (
-        "import csv, torch; from safetensors.torch import load_file\n"
-        f'index = [row for row in csv.DictReader(open("{folder}/{INDEX}")) '
-        f'if row["point"] == "{point}"]\n'
+        "import csv, torch; from pathlib import Path; from safetensors.torch import load_file\n"
+        f'index = [row for row in csv.DictReader({lines}) if row["point"] == "{point}"]\n'
         f'states = torch.cat([load_file(f"{folder}/{{file}}")["states"] '
         'for file in dict.fromkeys(row["file"] for row in index)])'
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, chain, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -253,7 +254,7 @@ def _check_points(points: Sequence[Point], backbone: Backbone) -> None:
             raise ConfigError(
                 f"{point} can't be tapped: the LLM has layers 0 (its input) to {deepest}."
             )
-        if point.place == "tower":
+        if point.place in ("tower", "pre"):
             _check_tower_point(point, backbone)
         if point.pooling == "grid" and backbone.family.grid in _NOT_SQUARE:
             raise ConfigError(
@@ -270,11 +271,12 @@ def _check_tower_point(point: Point, backbone: Backbone) -> None:
         raise ConfigError(
             f"{point} can't be tapped: the vision tower has layers 0 (its input) to {depth}."
         )
-    if point.pooling == "none" and hasattr(path.tower, "get_window_index"):
+    config: Any = backbone.model.config.vision_config
+    if point.pooling == "none" and getattr(config, "fullatt_block_indexes", None):
         raise ConfigError(
-            f"{point} can't be kept token by token: within its layers the vision tower of "
-            f"{backbone.model.config.model_type} orders the patches by windows, so a row could "
-            "not be told from another. Use pooling mean or max, or the place post or image."
+            f"{point} can't be kept token by token: the vision tower of "
+            f"{backbone.model.config.model_type} orders the patches by windows, so it can't be "
+            "told which row is which. Use pooling mean or max, or the place post or image."
         )
 
 

@@ -96,9 +96,10 @@ def test_layers_of_the_tower_are_its_own_hidden_states(tiny_llava: str, tmp_path
 def test_what_a_model_can_not_give_is_refused(tiny_family: FamilyBuilder, tmp_path: Path) -> None:
     backbone = TinyModel("qwen2_5_vl", tiny_family("qwen2_5_vl"), tmp_path).load()
 
-    with pytest.raises(ConfigError, match="qwen2_5_vl orders the patches by windows"):
-        PointReader(backbone, [Point("tower", 1, "none")])
-    with pytest.raises(ConfigError, match=r"vision tower has layers 0 \(its input\) to 2"):
+    for point in (Point("tower", 1, "none"), Point("pre", pooling="none")):
+        with pytest.raises(ConfigError, match="qwen2_5_vl orders the patches by windows"):
+            PointReader(backbone, [point])
+    with pytest.raises(ConfigError, match=r"vision tower has layers 0 \(its input\) to 3"):
         PointReader(backbone, [Point("tower", 9)])
     with pytest.raises(ConfigError, match="a probe takes one vector per sample"):
         Tapper(backbone, [Point("image", 1, "none")])
