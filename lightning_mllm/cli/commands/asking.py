@@ -26,7 +26,10 @@ from lightning_mllm.progress import console, show_progress
 from lightning_mllm.trainer import Trainer
 from lightning_mllm.types import Sample
 
-_NOT_USED = ("checkpointing", "test_before", "test_after")  # sections of a run's config
+_NOT_USED = (  # what the config of a run may say, too
+    *("checkpointing", "test_before", "test_after", "analysis", "split", "resume"),
+    *("images", "return_predictions"),
+)
 
 
 def run(name: str, arguments: list[str]) -> None:

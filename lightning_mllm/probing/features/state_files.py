@@ -41,7 +41,7 @@ class StateRow:
 
     Attributes:
         sample_id: Id of the sample.
-        label: Its class; empty without one.
+        label: The sample's class; empty without one.
         split: Split of the data.
         point: Name of the point.
         file: Name of the file.

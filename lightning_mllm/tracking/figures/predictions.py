@@ -29,7 +29,7 @@ class PredictedAnswer:
         answer: The answer.
         predicted: The class that the answer names; empty if it names none.
         correct: Whether that is right; None if it is not known.
-        log_probability: Of the class as the answer; None if the scorer does not compute it.
+        log_probability: That of the class as the answer; None if the scorer does not compute it.
     """
 
     scorer: str
