@@ -32,15 +32,9 @@ def test_what_the_pages_say_runs(
     for scan in scans:
         scan.images[0].save(tmp_path / "new_pictures" / f"{scan.id}.png")
     shutil.copy(tmp_path / "new_pictures" / f"{scans[0].id}.png", tmp_path / "digit.png")
-    quick = (
-        "--trainer.max_epochs",
-        "1",
-        "--trainer.limit_train_batches",
-        "4",
-        "--test_after",
-        "false",
-    )
-    main(["fit", "--config", "configs/quickstart.yaml", *quick, "--test_before", "false"])
+    quick = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4")
+    untested = ("--test_before", "false", "--test_after", "false")
+    main(["fit", "--config", "configs/quickstart.yaml", *quick, *untested])
     few = ("--trainer.limit_predict_batches", "1")
 
     names: dict[str, Any] = {}

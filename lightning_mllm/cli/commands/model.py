@@ -62,6 +62,7 @@ class ModelCLI(LightningCLI):
         """
         ours = {name: {"model", "datamodule"} for name in ("analyze", "extract", "export")}
         every = {**LightningCLI.subcommands(), **ours}
+        every["predict"] = every["predict"] | {"classes"}  # which is added with its own syntax
         return {self._first: every[self._first]} if self._first in every else every
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -87,6 +88,10 @@ class ModelCLI(LightningCLI):
             for option in ("test_before", "test_after"):
                 help = "Used by `fit` only; ignored by this command."
                 parser.add_argument(f"--{option}", type=bool, default=False, help=help)
+        if subcommand == "predict":
+            help = "The classes to choose from for these pictures; by default those of the data."
+            parser.add_argument("--classes", nargs="+", type=str, default=[], help=help)
+            self._subcommand_method_arguments[subcommand].append("classes")
         if subcommand in ("export", "predict"):
             parser._extra_required_keys.discard("data")
             next(action for action in parser._actions if action.dest == "data").required = False

@@ -157,7 +157,9 @@ def _find_classes(data: MLLMDataModule | None) -> Sequence[str]:
 def _name_like_data(asked: Sequence[Sample], data: MLLMDataModule | None) -> list[Sample]:
     """Give pictures of the run's data the ids that they have there: an order is drawn by the id."""
     ids: dict[Path, str] = {}
-    for split in () if data is None else data.splits:
+    if data is None:
+        return list(asked)
+    for split in data.splits:
         with suppress(DataError):  # a split that is not there has none of the pictures
             for sample in data.load_split(split):
                 if len(sample.images) == 1 and isinstance(sample.images[0], Path):

@@ -234,8 +234,8 @@ def read_state_index(path: Path) -> list[StateRow]:
             )
         rows = []
         for row in reader:
-            numbers = {name: int(row[name]) for name in ("start", "end")}
-            rows.append(StateRow(**{**row, **numbers}))
+            cells: dict[str, Any] = {**row, "start": int(row["start"]), "end": int(row["end"])}
+            rows.append(StateRow(**cells))
         return rows
 
 
