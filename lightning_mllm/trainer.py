@@ -158,9 +158,8 @@ class Trainer(TrainerVerbs):
             )
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigError(f"Lightning refuses these options of its Trainer: {error}") from error
-        check_trainer_strategy(
-            self.strategy
-        )  # in a notebook `auto` can be another than on a command line
+        # in a notebook `auto` can be another than on a command line
+        check_trainer_strategy(self.strategy)
         self.callbacks.insert(0, RunFolder())  # type: ignore[attr-defined]  # of Lightning's
 
     def fit(  # type: ignore[override]  # a superset, by keyword
