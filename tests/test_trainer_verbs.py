@@ -23,7 +23,7 @@ from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import Point, extract_states
 from lightning_mllm.probing.features import state_files
-from lightning_mllm.probing.features.state_files import StateWriter
+from lightning_mllm.probing.features.state_files import StateWriter, claim_state_folder
 from lightning_mllm.probing.features.states import SampleStates
 from lightning_mllm.trainer import Trainer
 from tests.families.checkpoints import Colours
@@ -84,6 +84,7 @@ def test_three_lines_read_what_the_framework_extracts(
     assert (rows * columns, newline) == (image["tokens"], False)
 
 
+@pytest.mark.slow
 def test_what_was_stopped_is_continued_and_ends_as_one_that_was_not(
     tiny_llava: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,19 +113,18 @@ def test_what_was_stopped_is_continued_and_ends_as_one_that_was_not(
     assert all(Path("stopped", file).stat().st_mtime_ns == left[file] for file in kept)
 
 
-def test_states_of_other_settings_and_other_files_are_not_mixed(tiny_llava: str) -> None:
-    extract(tiny_llava, "states")
-    before = files_below(Path("states"))
-    Path("mine").mkdir()
-    Path("mine", "thesis.txt").write_text("mine")
+def test_states_of_other_settings_and_other_files_are_not_mixed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    claim_state_folder(tmp_path / "states", {"dtype": "float32"})
+    claim_state_folder(tmp_path / "states", {"dtype": "float32"})
 
     with pytest.raises(ConfigError, match="dtype was 'float32', is 'float16'"):
-        extract(tiny_llava, "states", dtype="float16")
-    with pytest.raises(ConfigError, match="The folder mine is not empty"):
-        extract(tiny_llava, "mine")
+        claim_state_folder(tmp_path / "states", {"dtype": "float16"})
+    with pytest.raises(ConfigError, match="mine is not empty"):
+        claim_state_folder(tmp_path / "mine", {"dtype": "float32"})
 
-    assert files_below(Path("states")) == before
-    assert files_below(Path("mine")) == {"thesis.txt"}
+    assert files_below(tmp_path) == {"mine/thesis.txt", "states/making.json"}
 
 
 def test_the_command_ends_with_what_it_has_written_and_leaves_no_run(
@@ -148,6 +148,24 @@ def test_what_a_data_type_can_not_hold_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(NotFiniteError, match=r"reach 1e\+05, which torch.float16 can't hold"):
         writer.add([SampleStates("a", point, torch.full((1, 2), 1e5))], {}, {})
+
+
+def test_a_writer_goes_on_after_the_samples_that_are_written(tmp_path: Path) -> None:
+    point = Point("last", 1)
+    first = StateWriter(tmp_path, [point], dtype="float32", split="test")
+    first.add([SampleStates("a", point, torch.ones(1, 2))], {"a": "cat"}, {})
+    first.flush()
+    first.add([SampleStates("lost", point, torch.ones(1, 2))], {}, {})  # it is killed here
+
+    second = StateWriter(tmp_path, [point], dtype="float32", split="test")
+    assert second.done == {"a"}
+    second.add([SampleStates("b", point, torch.ones(1, 2))], {}, {})
+    second.flush()
+
+    rows = table(second.merge())
+    assert [(row["sample_id"], row["label"]) for row in rows] == [("a", "cat"), ("b", "")]
+    assert len({row["file"] for row in rows}) == 2
+    assert StateWriter(tmp_path, [point], dtype="float32", split="test").done == {"a", "b"}
 
 
 def test_at_most_a_shard_and_a_batch_are_held(

@@ -14,8 +14,10 @@ from lightning_mllm.callbacks import PredictionTable
 from lightning_mllm.cli.commands.asking import Asking
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import ImageFolder
+from lightning_mllm.errors import DataError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
+from tests.conftest import FamilyBuilder
 from tests.support.command_line import files_below, isolate, refusal, write_image_folder
 
 
@@ -100,6 +102,16 @@ def test_what_arguments_and_files_show_is_refused_before_anything_is_loaded(
     }
     for message, arguments in cases.items():
         assert message in refusal(capsys, ["ask", "--model.checkpoint", "x", *arguments])
+
+
+def test_a_family_that_takes_one_picture_says_so(
+    tiny_family: FamilyBuilder, pictures: Path
+) -> None:
+    asking = Asking(MLLMModule(tiny_family("llava_onevision")), None, "cpu")
+    both = [str(pictures / "test/cat/0.png"), str(pictures / "test/red_fox/0.png")]
+
+    with pytest.raises(DataError, match="llava_onevision takes one per sample"):
+        asking.ask(both, "Which is it?")
 
 
 @pytest.mark.slow
