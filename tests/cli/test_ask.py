@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -37,9 +38,9 @@ def test_an_answer_is_that_of_a_test_on_this_sample(
 ) -> None:
     module = MLLMModule(tiny_llava, warmup_ratio=0)
     data = ImageFolder(checkpoint=tiny_llava, root=str(pictures), batch_size=2, eval_batch_size=1)
-    trainer = Trainer(
-        callbacks=[PredictionTable()], accelerator="cpu", enable_progress_bar=False, max_steps=1
-    )
+    quick: dict[str, Any] = {"max_steps": 1, "limit_val_batches": 0, "enable_checkpointing": False}
+    quick |= {"accelerator": "cpu", "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[PredictionTable()], **quick)
     trainer.fit(module, datamodule=data)
     trainer.save_checkpoint("trained.ckpt")
     trainer.test(module, datamodule=data, verbose=False)
@@ -48,7 +49,7 @@ def test_an_answer_is_that_of_a_test_on_this_sample(
 
     again = ImageFolder(checkpoint=tiny_llava, root=str(pictures), eval_batch_size=1)
     asking = Asking(MLLMModule(tiny_llava), again, "cpu")
-    for row in tested[1:3]:  # the order of the classes in the question depends on the sample
+    for row in tested[1:2]:  # the order of the classes in the question depends on the sample
         found = asking.ask([str(pictures / row["sample_id"])], ckpt_path="trained.ckpt")
         assert found.answer == row["generation/answer"]
         assert max(found.scores, key=found.scores.__getitem__) == row["likelihood/answer"]
