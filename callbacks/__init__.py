@@ -7,6 +7,7 @@ if __name__ != "lightning_mllm.callbacks":
     )
 
 from lightning_mllm.callbacks.alignment import AlignmentMonitor
+from lightning_mllm.callbacks.answers import AnswerTable
 from lightning_mllm.callbacks.chair import ChairReport
 from lightning_mllm.callbacks.clip import ClipZeroShot
 from lightning_mllm.callbacks.drift import RepresentationDrift
@@ -29,6 +30,7 @@ from lightning_mllm.callbacks.training_bar import TrainingBar
 
 __all__ = [
     "AlignmentMonitor",
+    "AnswerTable",
     "ChairReport",
     "ClipZeroShot",
     "EpochLine",

@@ -33,12 +33,22 @@ _SHEET_PIXELS = 336  # longer side of a picture in table and sheet
 
 
 @dataclass(frozen=True)
-class _Row:
+class PredictionRow:
+    """One row of `predictions.csv`.
+
+    Attributes:
+        sample_id: Id of the sample.
+        prompt: The prompt as text.
+        target: The right class or answer.
+        verdicts: What each scorer says.
+        kind: Kind of question; None if a class is predicted.
+    """
+
     sample_id: str
     prompt: str
     target: str
     verdicts: tuple[PredictedAnswer, ...]
-    kind: str | None = None  # kind of question; None if a class is predicted
+    kind: str | None = None
 
     def cells_by_column(self) -> dict[str, Any]:
         """Return column -> cell."""
@@ -57,6 +67,8 @@ class _Row:
             cells[f"{verdict.scorer}/answer"] = verdict.answer
             cells[f"{verdict.scorer}/prediction"] = verdict.predicted
             cells[f"{verdict.scorer}/correct"] = verdict.correct
+            if verdict.log_probability is not None:
+                cells[f"{verdict.scorer}/log_probability"] = verdict.log_probability
         return cells
 
 
@@ -72,7 +84,7 @@ class PredictionTable(L.Callback):
 
     def __init__(self, images: int = 16) -> None:
         self.images = images
-        self._rows: list[_Row] = []
+        self._rows: list[PredictionRow] = []
 
     def on_validation_batch_end(  # noqa: PLR0917 - as Lightning calls it
         self,
@@ -95,11 +107,11 @@ class PredictionTable(L.Callback):
             prompts[sample_id] = text.strip()
         if labels is not None:
             targets = batch.targets.tolist()
-            self._rows += _labelled_rows(prompts, targets, labels, outputs["predictions"])
+            self._rows += list_labelled_rows(prompts, targets, labels, outputs["predictions"])
         for answer in outputs["answers"]:
             verdict = PredictedAnswer("exact_match", answer.answer, "", answer.correct)
             prompt = prompts[answer.sample_id]
-            row = _Row(answer.sample_id, prompt, answer.reference, (verdict,), answer.kind)
+            row = PredictionRow(answer.sample_id, prompt, answer.reference, (verdict,), answer.kind)
             self._rows.append(row)
 
     on_test_batch_end = on_validation_batch_end
@@ -126,7 +138,7 @@ class PredictionTable(L.Callback):
 def _show(
     trainer: L.Trainer,
     module: MLLMModule,
-    rows: Sequence[_Row],
+    rows: Sequence[PredictionRow],
     samples: Mapping[str, Sample],
     path: Path,
 ) -> None:
@@ -147,12 +159,12 @@ def _show(
         log_image(trainer.loggers, f"{key}/sheet", sheet, step)
 
 
-def _labelled_rows(
+def list_labelled_rows(
     prompts: Mapping[str, str],
     targets: Sequence[int],
     labels: LabelSet,
     predictions: Mapping[str, Predictions],
-) -> Iterator[_Row]:
+) -> Iterator[PredictionRow]:
     """Yield a row per sample with the class that each scorer predicts."""
     for index, (sample_id, prompt) in enumerate(prompts.items()):
         target = targets[index]
@@ -160,6 +172,8 @@ def _labelled_rows(
         for scorer, found in predictions.items():
             predicted = int(found.predicted[index])
             name = labels.names[predicted] if predicted >= 0 else ""
-            correct = predicted == target
-            verdicts.append(PredictedAnswer(scorer, found.answers[index], name, correct=correct))
-        yield _Row(sample_id, prompt, labels.names[target], tuple(verdicts))
+            score = None if found.scores is None else float(found.scores[index, predicted])
+            verdicts.append(
+                PredictedAnswer(scorer, found.answers[index], name, predicted == target, score)
+            )
+        yield PredictionRow(sample_id, prompt, labels.names[target], tuple(verdicts))

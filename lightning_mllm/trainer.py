@@ -36,6 +36,7 @@ from lightning_mllm.trainer_options import (
     check_trainer_strategy,
     trainer_option_as_list,
 )
+from lightning_mllm.trainer_verbs import TrainerVerbs
 from lightning_mllm.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class TrainerCheckpointIO(TorchCheckpointIO):
         return checkpoints.load_training_checkpoint(Path(path))
 
 
-class Trainer(L.Trainer):
+class Trainer(TrainerVerbs):
     """Lightning's Trainer, set up for MLLM studies.
 
     Args:
@@ -157,9 +158,8 @@ class Trainer(L.Trainer):
             )
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigError(f"Lightning refuses these options of its Trainer: {error}") from error
-        check_trainer_strategy(
-            self.strategy
-        )  # in a notebook `auto` can be another than on a command line
+        # in a notebook `auto` can be another than on a command line
+        check_trainer_strategy(self.strategy)
         self.callbacks.insert(0, RunFolder())  # type: ignore[attr-defined]  # of Lightning's
 
     def fit(  # type: ignore[override]  # a superset, by keyword

@@ -81,21 +81,25 @@ BORDERS: dict[str, set[str]] = {
     "run": {"errors", "tracking"},
     "trainer_options": {"errors"},
     "trainer": SHARED
-    | {"run", "trainer_options", "data", "models", "tracking"}
+    | {"run", "trainer_options", "trainer_verbs", "data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
+    "trainer_verbs": SHARED | {"data", "models", "probing"},
     "cli": {
+        "batches",
         "errors",
         "analysis",
         "callbacks",
         "data",
         "evaluation",
         "models",
+        "probing",
         "progress",
         "study",
         "testbed",
         "tracking",
         "trainer",
         "trainer_options",
+        "types",
     },
 }
 # library -> the files that may import it
@@ -115,6 +119,7 @@ LIBRARIES: dict[str, set[str]] = {
         "tracking/loggers.py",
         "tracking/metrics_file.py",
         "trainer_options.py",
+        "trainer_verbs.py",
     },
 }
 FILES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.glob("callbacks/*.py")])  # rglob follows no links

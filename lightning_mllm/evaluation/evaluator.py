@@ -16,6 +16,7 @@ from lightning_mllm.evaluation.classification.metrics import (
     ClassificationResult,
 )
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
+from lightning_mllm.evaluation.decoding import decode_prompts
 from lightning_mllm.evaluation.open_answers.answer_metrics import AnswerMetrics, AnswerResult
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, OpenAnswer
 from lightning_mllm.types import LabelSet
@@ -28,10 +29,12 @@ class EvaluatedBatch:
     Attributes:
         predictions: Scorer name -> predictions; empty for free-form data.
         answers: Answers to the free-form samples that have a kind.
+        texts: Sample id -> answer to each other free-form sample; `score` asks these nothing.
     """
 
     predictions: dict[str, Predictions] = field(default_factory=dict)
     answers: tuple[OpenAnswer, ...] = ()
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 class Evaluator(nn.Module):
@@ -108,17 +111,45 @@ class Evaluator(nn.Module):
             greedy: `AnswerLoss.greedy` of the batch; answers known from it are not generated.
         """
         if self._labels is not None:
-            predictions: dict[str, Predictions] = {}
-            for scorer in self.scorers:
-                predictions[scorer.name] = scorer.predict(model, tokenizer, batch, self._labels)
+            found = self.answer(model, tokenizer, batch)
             for name, metric in self._metrics.items():
-                metric.update(predictions[name].predicted, batch.targets)
-            return EvaluatedBatch(predictions)
+                metric.update(found.predictions[name].predicted, batch.targets)
+            return found
         if not self._answers.kinds:
             return EvaluatedBatch()
         answers = ExactMatch().evaluate(model, tokenizer, batch, greedy)
         self._answers.update(answers)
         return EvaluatedBatch(answers=answers)
+
+    def answer(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: MultimodalBatch,
+        max_new_tokens: int = 128,
+    ) -> EvaluatedBatch:
+        """Answer every sample of a batch, and count nothing.
+
+        Args:
+            model: The MLLM.
+            tokenizer: The model's tokenizer.
+            batch: Prompts.
+            max_new_tokens: Length at which the answer to a free-form sample without a kind is cut.
+        """
+        if self._labels is not None:
+            predictions: dict[str, Predictions] = {}
+            for scorer in self.scorers:
+                predictions[scorer.name] = scorer.predict(model, tokenizer, batch, self._labels)
+            return EvaluatedBatch(predictions)
+        scored = ExactMatch().evaluate(model, tokenizer, batch)
+        rest = [row for row, kind in enumerate(batch.kinds) if kind is None]
+        if not rest:
+            return EvaluatedBatch(answers=scored)
+        free = batch.take(rest)
+        tokens = decode_prompts(model, free.prompts(), max_new_tokens)
+        answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = {name: text.strip() for name, text in zip(free.sample_ids, answers, strict=True)}
+        return EvaluatedBatch(answers=scored, texts=texts)
 
     def finish(self) -> dict[str, float]:
         """Compute the scores over all processes; return metric name -> value of those to log."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Scorer
+from lightning_mllm.evaluation.evaluator import EvaluatedBatch
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.divergence import DivergenceWatch
 from lightning_mllm.models.loss import answer_loss
@@ -60,6 +61,17 @@ class EvaluatingModule(L.LightningModule):
                 scored = self.evaluator.score(model, tokenizer, batch, loss.greedy)
         self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
         return {"loss": loss.mean, "predictions": scored.predictions, "answers": scored.answers}
+
+    def answer(self, batch: MultimodalBatch, max_new_tokens: int = 128) -> EvaluatedBatch:
+        """Answer every sample of a batch as `test` does, and count nothing.
+
+        Args:
+            batch: Samples; answers in it are not used, except to score those that have a kind.
+            max_new_tokens: Length at which the answer to a free-form sample without a kind is cut.
+        """
+        with self.adapted.autocast(self.device.type), self.adapted.edited(batch):
+            model = self.adapted.backbone.model
+            return self.evaluator.answer(model, self.tokenizer, batch, max_new_tokens)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums again."""

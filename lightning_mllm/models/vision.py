@@ -64,11 +64,14 @@ class ImageStates:
         projected_from: (views, tokens, width), what enters the projector.
         tower: (taps, views, tokens, width), what leaves each tower layer that is tapped; one view
             where the family has no view dimension.
+        layers: Number of a tower layer that was asked for -> (views, tokens, width): 0 is what
+            enters the first layer, k what layer k puts out.
     """
 
     encoded: EncodedImage
     projected_from: Tensor
     tower: Tensor
+    layers: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,14 +145,22 @@ class VisionPath:
         """
         return self._split_features(self._run(images), images)
 
-    def observe(self, images: Sequence[Image]) -> list[ImageStates]:
-        """Do as `encode`, and return what was seen on the way."""
+    def observe(self, images: Sequence[Image], layers: Sequence[int] = ()) -> list[ImageStates]:
+        """Do as `encode`, and return what was seen on the way.
+
+        Args:
+            images: As for `encode`.
+            layers: Numbers of further tower layers to look at, as in `ImageStates.layers`.
+        """
         tower: dict[int, Tensor] = {}
         entering: list[Tensor] = []
-        taps = {tap: self.tower_layers[tap] for tap in self.taps}
+        wanted = {*self.taps, *(layer - 1 for layer in layers if layer)}
+        taps = {tap: self.tower_layers[tap] for tap in sorted(wanted)}
+        first = {-1: self.tower_layers[0]} if 0 in layers else {}
         projector = {self.family.projector_name: self.projector}
         with (
             hook_outputs(taps, tower.__setitem__),
+            hook_inputs(first, tower.__setitem__),
             hook_inputs(projector, lambda _, value: entering.append(value)),
         ):
             encoded = self.encode(images)
@@ -160,7 +171,12 @@ class VisionPath:
         projected_from = shares.split(entered)
         per_tap = [shares.split(tower[tap]) for tap in self.taps]
         states = [torch.stack(each) for each in zip(*per_tap, strict=True)]
-        return [ImageStates(*each) for each in zip(encoded, projected_from, states, strict=True)]
+        per_layer = {layer: shares.split(tower[layer - 1]) for layer in layers}
+        seen = []
+        for k, each in enumerate(encoded):
+            own = {layer: split[k] for layer, split in per_layer.items()}
+            seen.append(ImageStates(each, projected_from[k], states[k], own))
+        return seen
 
     def replay(self, images: Sequence[Image], states: Sequence[Tensor]) -> list[ImageStates]:
         """Do as `observe` without the tower's work.
@@ -206,15 +222,25 @@ class VisionPath:
         Args:
             tower: As in `ImageStates`.
         """
+        if not self.count_class_tokens(tower.shape[2]):
+            return None
+        return torch.cat(list(tower[:, :, 0]), dim=-1)
+
+    def count_class_tokens(self, tokens: int) -> int:
+        """Return how many of a view's tokens in the tower are not patches; 0 if all are.
+
+        The class token is the first of them; registers follow it.
+
+        Args:
+            tokens: How many tokens a view has in the tower.
+        """
         config: Any = self.model.config.vision_config
         side, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
         if side is None or patch is None:
-            return None
+            return 0
         patches = (_edge(side) // _edge(patch)) ** 2
-        registers: int = getattr(config, "num_register_tokens", 0)  # after the class token
-        if tower.shape[2] != 1 + registers + patches:
-            return None
-        return torch.cat(list(tower[:, :, 0]), dim=-1)
+        registers: int = getattr(config, "num_register_tokens", 0)
+        return 1 + registers if tokens == 1 + registers + patches else 0
 
     @torch.no_grad()
     def fingerprint(self) -> str:

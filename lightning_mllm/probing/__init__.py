@@ -6,6 +6,7 @@ from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.feature_files import load_features, save_features
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
+from lightning_mllm.probing.features.states import SampleStates, extract_states
 from lightning_mllm.probing.probes.baselines import NearestCentroid
 from lightning_mllm.probing.probes.linear import LinearProbe
 from lightning_mllm.probing.probes.mlp import MLPProbe
@@ -22,8 +23,10 @@ __all__ = [
     "Point",
     "Probe",
     "ProbeScore",
+    "SampleStates",
     "Training",
     "extract",
+    "extract_states",
     "linear_cka",
     "load_features",
     "mean_cosine",

@@ -67,7 +67,7 @@ def test_the_sheet_is_a_picture(study: Study) -> None:
 
 
 def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
-    row = predictions._Row(
+    row = predictions.PredictionRow(
         "a", "What?", "zero", (PredictedAnswer("likelihood", "zero", "zero", True),)
     )
     dist.init_process_group(

@@ -163,7 +163,8 @@ def check_probes(tiny: TinyModel) -> None:
         run_layers_uncompiled(backbone, batch)
         features = torch.cat([each.tokens for each in backbone.encode_images(batch.images)])
     assert torch.equal(fed[0][batch.spans[Segment.IMAGE]], features)
-    points = [Point("pre"), Point("post"), Point("image", 1), Point("last", 1)]
+    points = [Point("tower", 1), Point("pre"), Point("post")]
+    points += [Point("image", 1), Point("text", 1), Point("last", 1)]
     assert data.label_set is not None
     found = extract(backbone, [batch], points, data.label_set.names)
     assert all(len(each.features) == len(batch) for each in found.values())

@@ -18,6 +18,7 @@ from lightning_mllm.data.loading.splits import Split
 _SECTIONS_WITHOUT_DATA = (
     *("model", "trainer", "checkpointing", "seed_everything", "test_before", "test_after"),
     *("ckpt_path", "analysis", "split", "resume"),
+    *("images", "question", "classes", "return_predictions"),
 )
 
 

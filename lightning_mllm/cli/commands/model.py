@@ -1,4 +1,4 @@
-"""`lightning fit`, `validate`, `test`, `predict`, `analyze` and `export`."""
+"""`lightning fit`, `validate`, `test`, `predict`, `analyze`, `extract` and `export`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_mllm.callbacks import EvaluationSummary
+from lightning_mllm.callbacks import AnswerTable, EvaluationSummary
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.defaults import Checkpointing, SaveConfig, add_defaults
 from lightning_mllm.cli.messages import send_library_messages
@@ -65,8 +65,9 @@ class ModelCLI(LightningCLI):
         Only its parser is built, which takes a tenth of a second. All are built if the arguments
         begin with a config that has a section per command.
         """
-        ours = {name: {"model", "datamodule"} for name in ("analyze", "export")}
+        ours = {name: {"model", "datamodule"} for name in ("analyze", "extract", "export")}
         every = {**LightningCLI.subcommands(), **ours}
+        every["predict"] = every["predict"] | {"classes"}  # which is added with its own syntax
         return {self._first: every[self._first]} if self._first in every else every
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -84,7 +85,7 @@ class ModelCLI(LightningCLI):
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
-        """Let the saved config of a fit serve every sub-command, and `export` do without data."""
+        """Let the saved config of a fit serve every sub-command, and some do without data."""
         parser: LightningArgumentParser = super()._prepare_subcommand_parser(
             klass, subcommand, **kwargs
         )
@@ -94,7 +95,11 @@ class ModelCLI(LightningCLI):
                 parser.add_argument(f"--{option}", type=bool, default=False, help=help)
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # Lightning's table; there is one of ours
-        if subcommand == "export":
+        if subcommand == "predict":
+            help = "The classes to choose from for these pictures; by default those of the data."
+            parser.add_argument("--classes", nargs="+", type=str, default=[], help=help)
+            self._subcommand_method_arguments[subcommand].append("classes")
+        if subcommand in ("export", "predict"):
             parser._extra_required_keys.discard("data")
             next(action for action in parser._actions if action.dest == "data").required = False
         return parser
@@ -121,7 +126,7 @@ class ModelCLI(LightningCLI):
         """Give the run's seed to data and prompts without one; `config.yaml` then shows it."""
         seed = self._get(self.config, "seed_everything")
         if seed is not False:
-            _fill_in_seeds(self.config[self.subcommand], seed)
+            fill_in_seeds(self.config[self.subcommand], seed)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the default callbacks that the config does not replace."""
@@ -130,6 +135,9 @@ class ModelCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("fast_dev_run"):
             logger.info("A trial (trainer.fast_dev_run): few batches, and nothing is written.")
+        if self.subcommand == "extract":  # leaves a folder of its own, and no run
+            nothing = {"enable_progress_bar": False, "enable_checkpointing": False}
+            return Trainer(**{**config, "logger": False, "callbacks": None, **nothing})
         callbacks = add_defaults(
             trainer_option_as_list(config.get("callbacks")),
             writes=not config.get("fast_dev_run") and config.get("logger") is not False,
@@ -137,6 +145,8 @@ class ModelCLI(LightningCLI):
             fits=self.subcommand == "fit",
             sets_interval=config.get("log_every_n_steps") is None,
         )
+        if self.subcommand == "predict" and not any(isinstance(c, AnswerTable) for c in callbacks):
+            callbacks.append(AnswerTable())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
@@ -154,13 +164,13 @@ class ModelCLI(LightningCLI):
     after_validate = after_test = after_analyze = after_fit
 
 
-def _fill_in_seeds(node: Any, seed: int) -> None:
+def fill_in_seeds(node: Any, seed: int) -> None:
     """Set every `seed` of a config that is null."""
     if isinstance(node, list):
         for each in node:
-            _fill_in_seeds(each, seed)
+            fill_in_seeds(each, seed)
     for key, value in vars(node).items() if isinstance(node, Namespace) else ():
         if key == "seed" and value is None:
             node[key] = seed
         else:
-            _fill_in_seeds(value, seed)
+            fill_in_seeds(value, seed)

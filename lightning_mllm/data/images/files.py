@@ -80,6 +80,16 @@ def open_image_file(source: Path | Image.Image | LazyImage, name: str | None = N
         raise _make_error(_describe_broken(source, name, error)) from error
 
 
+def find_image_size(image: Path | Image.Image | LazyImage) -> Size:
+    """Return the size of a picture, EXIF rotation applied; of a file only the header is read."""
+    if isinstance(image, LazyImage):
+        return image.size
+    if isinstance(image, Image.Image):
+        return _find_upright_size(image)
+    with Image.open(image, formats=FORMATS) as opened:
+        return _find_upright_size(opened)
+
+
 def look_at_image_files(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[Path, str]]:
     """Check image files at set-up: header, size, end, and checksums where there are some.
 

@@ -63,7 +63,7 @@ def extract(
     """
     own: list[TappedBatch] | UserError
     try:
-        with _evaluating(backbone.model):
+        with evaluating(backbone.model):
             tapper = Tapper(backbone, points, cache)
             own = _stack_vectors(tapper.tap(batch) for batch in batches)
     except UserError as error:  # goes to the other processes too, which would wait for ever
@@ -72,7 +72,8 @@ def extract(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode while the block lasts."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from lightning_mllm.errors import ConfigError
 
-PoolingName = Literal["mean", "max", "grid", "cls"]
+PoolingName = Literal["mean", "max", "grid", "cls", "none"]
 
 
 def pool(
@@ -26,7 +26,8 @@ def pool(
     Args:
         images: Images of the sample, each (views, tokens, width).
         pooling: `grid` averages the patches in each of cells x cells equal fields, row by row;
-            `cls` takes the first token, so the class token must be among the tokens.
+            `cls` takes the first token, so the class token must be among the tokens. `none` is not
+            for one vector.
         cells: Number of cells per side of `grid`.
         whole: Which view is the whole picture: the first or the last (-1).
 

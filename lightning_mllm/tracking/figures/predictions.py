@@ -28,13 +28,15 @@ class PredictedAnswer:
         scorer: Name of the scorer.
         answer: The answer.
         predicted: The class that the answer names; empty if it names none.
-        correct: Whether that is right.
+        correct: Whether that is right; None if it is not known.
+        log_probability: That of the class as the answer; None if the scorer does not compute it.
     """
 
     scorer: str
     answer: str
     predicted: str
-    correct: bool
+    correct: bool | None
+    log_probability: float | None = None
 
 
 @dataclass(frozen=True)
