@@ -8,6 +8,7 @@ if __name__ != "lightning_mllm.callbacks":
 
 from lightning_mllm.callbacks.alignment import AlignmentMonitor
 from lightning_mllm.callbacks.chair import ChairReport
+from lightning_mllm.callbacks.checkpointing import Checkpointing
 from lightning_mllm.callbacks.clip import ClipZeroShot
 from lightning_mllm.callbacks.drift import RepresentationDrift
 from lightning_mllm.callbacks.evaluation_report import EvaluationReport
@@ -26,6 +27,7 @@ from lightning_mllm.callbacks.throughput import Throughput
 __all__ = [
     "AlignmentMonitor",
     "ChairReport",
+    "Checkpointing",
     "ClipZeroShot",
     "EvaluationReport",
     "FreezeAudit",

@@ -8,10 +8,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
+from lightning_mllm.callbacks import Checkpointing
 from lightning_mllm.cli.commands import PROGRAM
-from lightning_mllm.cli.defaults import Checkpointing, SaveConfig, add_defaults
+from lightning_mllm.cli.defaults import add_defaults
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
+from lightning_mllm.cli.save_config import SaveConfig
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.loggers import finish_loggers
