@@ -55,6 +55,9 @@ class StepGuard:
             "loops": connector._get_loops_state_dict(),
             "callbacks": {key: _copy_state(state) for key, state in states.items()},
         }
+        data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and (state := data.state_dict()):
+            self.moment[type(data).__qualname__] = _copy_state(state)
         self.is_whole = True
 
     def let_go(self) -> None:

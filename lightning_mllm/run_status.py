@@ -72,7 +72,7 @@ class RunStatus:
             raise
         else:
             if self._depth == 1:
-                self.write(status="finished", step=trainer.global_step, ended=_now())
+                self.write(status="finished", step=_steps_of(trainer), ended=_now())
         finally:
             self._depth -= 1
 
@@ -127,13 +127,18 @@ class RunStatus:
             "status": "failed" if self._stopped is None else "stopped",
             "reason": self._stopped or mask_secrets(reason),
         }
-        self.write(**ending, step=trainer.global_step, ended=_now())
+        self.write(**ending, step=_steps_of(trainer), ended=_now())
 
     def _holds_set_up_only(self) -> bool:
         if self.folder is None:
             return False
         files = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
         return all(str(file) in _OF_SET_UP or file.parts[0] == "wandb" for file in files)
+
+
+def _steps_of(trainer: Any) -> int:
+    """Return the steps that the model has had, also before its checkpoint was loaded."""
+    return int(getattr(trainer.lightning_module, "trained_steps", trainer.global_step))
 
 
 def describe_run_environment() -> dict[str, Any]:
