@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,8 @@ class Checkpointing(ModelCheckpoint):
     ) -> None:
         """Remember the step; write it if it is one of every few."""
         self._guard.end_update(trainer)
-        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        with self._writing_moment():
+            super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop here if Ctrl-C was pressed during the step before."""
@@ -114,11 +117,8 @@ class Checkpointing(ModelCheckpoint):
         if written or trainer_is_trial(trainer):
             return
         whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        self._writes_moment = not whole and self._guard.moment is not None
-        try:
+        with nullcontext() if whole else self._writing_moment():
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        finally:
-            self._writes_moment = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave Ctrl-C alone again."""
@@ -164,21 +164,28 @@ class Checkpointing(ModelCheckpoint):
         if self.best is not None and found and found["name"] == self.best.name:
             self.best.value, self.best.step = found["value"], found["step"]
 
+    @contextmanager
+    def _writing_moment(self) -> Iterator[None]:
+        """Let checkpoints be of the end of the last step."""
+        self._writes_moment = True
+        try:
+            yield
+        finally:
+            self._writes_moment = False
+
     def _write_stopped(self, trainer: L.Trainer) -> None:
         """Write the guard's moment, unless that step is written; other processes may be gone."""
         if self._last_global_step_saved == trainer.global_step:
             return
         assert self.dirpath is not None  # since `setup`
         self.last_model_path = self.last_model_path or str(Path(self.dirpath, "last.ckpt"))
-        self._writes_moment = True
         try:  # not `trainer.save_checkpoint`, which waits for the other processes
-            content = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-            trainer.strategy.save_checkpoint(content, self.last_model_path)
+            with self._writing_moment():
+                content = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+                trainer.strategy.save_checkpoint(content, self.last_model_path)
             self._last_global_step_saved = trainer.global_step
         except UserError as error:  # the reason for the stop is what the user must read
             logger.warning("Step %d is not saved. %s", trainer.global_step, error)
-        finally:
-            self._writes_moment = False
 
     def _take_over_best(self, trainer: L.Trainer, best: BestMetric) -> None:
         """Put the best checkpoint of the run that goes on into this run's folder, too."""

@@ -49,10 +49,13 @@ class StepGuard:
     def end_update(self, trainer: L.Trainer) -> None:
         """The step is done: remember where the fit is."""
         connector = trainer._checkpoint_connector
-        states = _call_callbacks_state_dict(trainer)
+        states, loops = _call_callbacks_state_dict(trainer), connector._get_loops_state_dict()
+        epoch_loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        if fetcher is not None and epoch_loop._should_check_val_fx(fetcher):
+            _put_before_validation(loops["fit_loop"])
         self.moment = {
             "epoch": trainer.current_epoch,
-            "loops": connector._get_loops_state_dict(),
+            "loops": loops,
             "callbacks": {key: _copy_state(state) for key, state in states.items()},
         }
         data: L.LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
@@ -77,6 +80,21 @@ class StepGuard:
             self._earlier(number, frame)
         else:
             raise KeyboardInterrupt
+
+
+def _put_before_validation(loop: dict[str, Any]) -> None:
+    """Let a fit that goes on after a step begin with the validation that is due after it.
+
+    Lightning would leave it out: as it counts, the step's batch is not quite done. Now it is, and a
+    first batch of the validation has begun, for which Lightning begins the validation anew.
+    """
+    step, validation = loop["epoch_loop.batch_progress"], loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (step["total"], step["current"]):
+        counts["completed"] = counts["processed"]
+    done = validation["total"]["completed"]
+    for counts, before in ((validation["total"], done), (validation["current"], 0)):
+        counts |= {"ready": before + 1, "started": before + 1}
+        counts |= {"processed": before, "completed": before}
 
 
 def _copy_state(state: Any) -> Any:

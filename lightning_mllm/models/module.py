@@ -233,8 +233,8 @@ class MLLMModule(EvaluatingModule):
         steps = self.trainer.estimated_stepping_batches
         if (self._loaded_steps or 0) >= steps:
             logger.warning(
-                "The checkpoint has had all %d steps of this training, so nothing is left to "
-                "train. To prolong it, raise trainer.max_epochs, or trainer.max_steps if it is set.",
+                "The checkpoint has had all %d steps of this training: nothing is left to train. "
+                "To prolong it, raise trainer.max_epochs, or trainer.max_steps if it is set.",
                 steps,
             )
         self._schedule = Schedule(self.learning_rates, self.warmup_ratio, self.decay, steps)
