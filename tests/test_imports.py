@@ -78,10 +78,12 @@ BORDERS: dict[str, set[str]] = {
         }
         for study in STUDIES
     },
-    "run": {"errors", "tracking"},
+    "run": {"errors", "run_status", "tracking"},
+    "run_status": {"__version__", "errors", "store", "tracking"},
     "trainer_options": {"errors"},
+    "analyzing": SHARED | {"data", "models", "tracking", "analysis/core"},
     "trainer": SHARED
-    | {"run", "trainer_options", "data", "models", "tracking"}
+    | {"analyzing", "run", "run_status", "trainer_options", "data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
     "cli": {
         "errors",
@@ -90,6 +92,7 @@ BORDERS: dict[str, set[str]] = {
         "data",
         "evaluation",
         "models",
+        "store",
         "study",
         "testbed",
         "tracking",
@@ -106,7 +109,9 @@ LIBRARIES: dict[str, set[str]] = {
     "lightning": {
         "models/evaluating.py",
         "models/module.py",
+        "analyzing.py",
         "run.py",
+        "run_status.py",
         "data/loading/datamodule.py",
         "trainer.py",
         "cli/",

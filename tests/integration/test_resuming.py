@@ -110,20 +110,22 @@ def status(run: Path) -> dict[str, Any]:
 
 
 class Interruption:
-    """Presses Ctrl-C in the n-th call of a function, before or after its work."""
+    """Sends a signal in the n-th call of a function, before or after its work."""
 
-    def __init__(self, function: Callable[..., Any], call: int, after: bool) -> None:
-        self.function, self.call, self.after = function, call, after
+    def __init__(
+        self, function: Callable[..., Any], call: int, after: bool, sent: int = signal.SIGINT
+    ) -> None:
+        self.function, self.call, self.after, self.sent = function, call, after, sent
         self.calls = 0
 
     def method(self) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
             self.calls += 1
             if self.calls == self.call and not self.after:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.sent)
             result = self.function(*args, **kwargs)
             if self.calls == self.call and self.after:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.sent)
             return result
 
         return called
@@ -168,6 +170,24 @@ def test_wherever_ctrl_c_is_pressed_the_run_that_goes_on_equals_one_that_was_not
     main(["fit", "--resume", str(stopped)])
 
     check_equal(whole.root / f"{label}-2", whole.root / "whole")
+
+
+@pytest.mark.slow
+def test_a_terminated_fit_goes_on_as_if_nothing_had_happened(
+    whole: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Interruption(MLLMModule.training_step, 4, after=False, sent=signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(MLLMModule, "training_step", step.method())
+        whole.fit("terminated")
+
+    stopped = whole.root / "terminated"
+    assert content(stopped)["global_step"] == 4
+    assert (status(stopped)["status"], status(stopped)["reason"]) == ("stopped", "SIGTERM")
+
+    main(["fit", "--resume", str(stopped)])
+
+    check_equal(whole.root / "terminated-2", whole.root / "whole")
 
 
 @pytest.mark.slow

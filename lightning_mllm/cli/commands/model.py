@@ -76,7 +76,7 @@ class ModelCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Take the last checkpoint of a run whose folder is given."""
-        options = self.config.get(self.config.subcommand) or Namespace()
+        options = self.config.get(self.config.subcommand) or {}
         folder = Path(options.get("ckpt_path") or "")
         if options.get("ckpt_path") and folder.is_dir():
             options["ckpt_path"] = str(folder / "checkpoints" / "last.ckpt")

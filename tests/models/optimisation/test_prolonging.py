@@ -35,8 +35,8 @@ def test_from_the_step_reached_on_the_rates_are_those_of_the_longer_training(
 ) -> None:
     short, long, resumed = plan(6, decay), plan(15, decay), plan(15, decay)
     rates(*short, 6)
-    for one, other in zip(resumed, short, strict=True):
-        one.load_state_dict(other.state_dict())  # type: ignore[arg-type]
+    resumed[0].load_state_dict(short[0].state_dict())
+    resumed[1].load_state_dict(short[1].state_dict())
 
     with caplog.at_level(logging.WARNING):
         follow_longer_schedule(resumed[1], 6, 15)
