@@ -124,7 +124,7 @@ class RunFolder(L.Callback):
             logger.info("This run goes on from step %d of %s.", step, source)
         rows = checkpoint["callbacks"].get(self.state_key, {}).get("rows")
         if self._metrics is not None and rows is not None:
-            self._metrics.begin_with(source.parents[1], rows, step)
+            self._metrics.begin_with(source.parent.parent, rows, step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note how far the run is."""

@@ -106,7 +106,8 @@ class Trainer(L.Trainer):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """Do what all commands do, and note in the run's folder how it ends."""
-        with self._status.during(str(self.state.fn), self):
+        assert self.state.fn is not None  # Lightning calls this from one of its commands
+        with self._status.during(self.state.fn.value, self):
             return super()._run(*args, **kwargs)
 
     def fit(  # type: ignore[override]  # a superset, by keyword

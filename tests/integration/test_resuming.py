@@ -19,7 +19,6 @@ import yaml
 from torch.optim import SGD
 
 from lightning_mllm.cli import resolvers
-from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.module import MLLMModule
@@ -132,6 +131,7 @@ class Interruption:
 
 
 def slow(*values: Any) -> Any:
+    """Return a case that runs with the slow tests."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -281,10 +281,10 @@ def test_what_can_not_be_resumed_is_refused_with_the_way_out(
 @pytest.mark.parametrize(
     "wrong",
     [
-        ("--model.policy", "ZeroShot"),
         ("--ckpt_path", "none.ckpt"),
-        ("--checkpointing.best", "val/los:min"),
         ("--trainer.strategy", "fsdp"),
+        slow(("--model.policy", "ZeroShot")),
+        slow(("--checkpointing.best", "val/los:min")),
     ],
 )
 def test_a_refused_fit_leaves_no_folder(
@@ -296,7 +296,10 @@ def test_a_refused_fit_leaves_no_folder(
 
 
 def test_a_config_keeps_what_another_machine_resolves_to_something_else(
-    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llava: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SCORES", "Likelihood")
     for root in ("here", "there"):
@@ -311,5 +314,9 @@ def test_a_config_keeps_what_another_machine_resolves_to_something_else(
     config = yaml.safe_load(saved.read_text())
     assert config["model"]["checkpoint"] == "${testbed:instructed}"
     monkeypatch.setattr(resolvers, "ROOT", tmp_path / "there")
-    again = ModelCLI(["validate", "--config", str(saved), "--trainer.limit_val_batches", "1"])
-    assert again.model.source.checkpoint == str(tmp_path / "there" / "instructed")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["validate", "--config", str(saved), "--print_config"])
+    again = yaml.safe_load(capsys.readouterr().out)
+    assert again["model"]["checkpoint"] == str(tmp_path / "there" / "instructed")
+    assert status(saved.parent)["command"] == "validate"
