@@ -9,6 +9,7 @@ if __name__ != "lightning_mllm.callbacks":
 from lightning_mllm.callbacks.alignment import AlignmentMonitor
 from lightning_mllm.callbacks.answers import AnswerTable
 from lightning_mllm.callbacks.chair import ChairReport
+from lightning_mllm.callbacks.checkpointing import Checkpointing
 from lightning_mllm.callbacks.clip import ClipZeroShot
 from lightning_mllm.callbacks.drift import RepresentationDrift
 from lightning_mllm.callbacks.epoch_line import EpochLine
@@ -32,6 +33,7 @@ __all__ = [
     "AlignmentMonitor",
     "AnswerTable",
     "ChairReport",
+    "Checkpointing",
     "ClipZeroShot",
     "EpochLine",
     "EvaluationReport",

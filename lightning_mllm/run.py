@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.tracking.loggers import WandbMode
+from lightning_mllm.run_status import RunStatus
+from lightning_mllm.tracking.loggers import WandbMode, make_loggers
+from lightning_mllm.tracking.metrics_file import MetricsFile
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,70 @@ class Run:
             else:
                 return folder
 
+    def make_loggers(self, folder: Path) -> list[Logger]:
+        """Return the loggers of the run whose folder this is."""
+        return make_loggers(
+            folder,
+            name=folder.name,
+            group=self.group,
+            tags=self.tags,
+            mode=self.wandb,
+            project=self.project,
+        )
+
 
 class RunFolder(L.Callback):
-    """Tells all processes which folder the first one has made, before it is used."""
+    """Keeps the run's folder: all processes use one, and a run that goes on has earlier rows, too.
+
+    Args:
+        status: What the folder says of the run.
+    """
+
+    def __init__(self, status: RunStatus) -> None:
+        self.status = status
+        self._metrics: MetricsFile | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Use the first process' folder."""
         folder: str = trainer.strategy.broadcast(trainer.default_root_dir)
         trainer._default_root_dir = folder  # type: ignore[attr-defined]  # of Lightning's Trainer
+        found = (each for each in trainer.loggers if isinstance(each, MetricsFile))
+        self._metrics = next(found, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many rows `metrics.csv` has."""
+        return {} if self._metrics is None else {"rows": self._metrics.count}
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the rows that belong to the checkpoint."""
+        if self._metrics is not None:
+            self._metrics.save_with_step()
+        self.status.write(step=trainer.global_step)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Begin with the rows of the run that goes on, and say which it is."""
+        if trainer.state.fn != "fit" or trainer.ckpt_path is None:
+            return
+        source, step = Path(trainer.ckpt_path), int(checkpoint["global_step"])
+        self.status.write(step=step, continues=str(source))
+        if trainer.is_global_zero:
+            logger.info("This run goes on from step %d of %s.", step, source)
+        rows = checkpoint["callbacks"].get(self.state_key, {}).get("rows")
+        if self._metrics is not None and rows is not None:
+            self._metrics.begin_with(source.parent.parent, rows, step)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note how far the run is."""
+        self.status.write(step=trainer.global_step)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Note that the set-up is over."""
+        self.status.began |= not trainer.sanity_checking
+
+    on_validation_batch_start = on_train_batch_start
+    on_test_batch_start = on_train_batch_start
+    on_predict_batch_start = on_train_batch_start

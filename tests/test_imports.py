@@ -78,10 +78,13 @@ BORDERS: dict[str, set[str]] = {
         }
         for study in STUDIES
     },
-    "run": {"errors", "tracking"},
+    "run": {"errors", "run_status", "tracking"},
+    "run_status": {"__version__", "errors", "store", "tracking"},
     "trainer_options": {"errors"},
+    "analyzing": SHARED | {"data", "models", "tracking", "analysis/core"},
     "trainer": SHARED
-    | {"run", "trainer_options", "trainer_verbs", "data", "models", "tracking"}
+    | {"analyzing", "run", "run_status", "trainer_options", "trainer_verbs"}
+    | {"data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
     "trainer_verbs": SHARED | {"data", "models", "probing"},
     "cli": {
@@ -94,6 +97,7 @@ BORDERS: dict[str, set[str]] = {
         "models",
         "probing",
         "progress",
+        "store",
         "study",
         "testbed",
         "tracking",
@@ -111,7 +115,9 @@ LIBRARIES: dict[str, set[str]] = {
     "lightning": {
         "models/evaluating.py",
         "models/module.py",
+        "analyzing.py",
         "run.py",
+        "run_status.py",
         "data/loading/datamodule.py",
         "trainer.py",
         "cli/",

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis import AnswerLens
+from lightning_mllm.analyzing import Analyzing
 from lightning_mllm.callbacks.trainer_state import trainer_run_dir
 from lightning_mllm.data import Digits, load_processor
 from lightning_mllm.data.images.geometry import default_geometry
@@ -25,7 +26,7 @@ from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
 from lightning_mllm.tracking.analysis_run import AnalysisRun
-from lightning_mllm.trainer import Trainer, TrainerCheckpointIO, _Analyzing
+from lightning_mllm.trainer import Trainer, TrainerCheckpointIO
 from tests.support.command_line import files_below, isolate
 
 
@@ -104,7 +105,7 @@ def test_all_processes_work_in_the_folder_that_the_first_one_has_made(
 
 def test_an_analysis_that_fails_tells_the_other_processes(tmp_path: Path) -> None:
     trainer: Any = None
-    analyzing = _Analyzing([AnswerLens()], "test", None)
+    analyzing = Analyzing([AnswerLens()], "test", None)
     analyzing.on_exception(trainer, MLLMModule("none"), ValueError())  # before it has begun
     analyzing._run = AnalysisRun(
         [AnswerLens()], tmp_path, rank=1, world_size=2, barrier=lambda: None

@@ -10,10 +10,17 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.training.checkpoints import ROOT
 
+_RESOLVER = re.compile(r"\$\{[\w.]+:[^{}]*\}")
+
 
 def register_resolvers() -> None:
     """Make `${testbed:...}` known to config files."""
     OmegaConf.register_resolver("testbed", lambda stage: str(ROOT / stage), replace=True)
+
+
+def has_resolver(text: str) -> bool:
+    """Return whether a text has a part like `${testbed:instructed}`."""
+    return _RESOLVER.search(text) is not None
 
 
 def resolved(argument: str) -> str:
@@ -23,9 +30,7 @@ def resolved(argument: str) -> str:
         ConfigError: A resolver is unknown, or has no value.
     """
     try:
-        return re.sub(
-            r"\$\{[\w.]+:[^{}]*\}", lambda match: str(OmegaConf.create([match[0]])[0]), argument
-        )
+        return _RESOLVER.sub(lambda match: str(OmegaConf.create([match[0]])[0]), argument)
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(

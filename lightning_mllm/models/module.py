@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from lightning_mllm.models.evaluating import EvaluatingModule
 from lightning_mllm.models.fit_checks import check_fit
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
 from lightning_mllm.models.loading import AttentionImplementation
+from lightning_mllm.models.optimisation.prolonging import follow_longer_schedule
 from lightning_mllm.models.optimisation.schedule import (
     Decay,
     LearningRates,
@@ -31,6 +33,8 @@ from lightning_mllm.models.optimisation.schedule import (
     scheduled_parameter_groups,
 )
 from lightning_mllm.types import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 
@@ -162,8 +166,12 @@ class MLLMModule(EvaluatingModule):
         self._seed = torch.initial_seed()
 
     def on_train_start(self) -> None:
-        """Log how many samples are left out because they do not fit the context."""
+        """Log how many samples do not fit the context; follow the schedule of a longer training."""
         self._loaded_steps = None  # Lightning has restored its own count
+        before = (self._resumed_schedule or {}).get("steps", self._schedule.steps)
+        if before < self._schedule.steps:
+            scheduler: Any = self.lr_schedulers()
+            follow_longer_schedule(scheduler, before, self._schedule.steps)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if left_out := data.left_out_metrics(*data.left_out):
             for logger in self.loggers:  # `self.log` would wait for the end of the epoch
@@ -225,6 +233,12 @@ class MLLMModule(EvaluatingModule):
                 that it resumes had a different schedule.
         """
         steps = self.trainer.estimated_stepping_batches
+        if (self._loaded_steps or 0) >= steps:
+            logger.warning(
+                "The checkpoint has had all %d steps of this training: nothing is left to train. "
+                "To prolong it, raise trainer.max_epochs, or trainer.max_steps if it is set.",
+                steps,
+            )
         self._schedule = Schedule(self.learning_rates, self.warmup_ratio, self.decay, steps)
         self._schedule.check_resumes(self._resumed_schedule)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it need not learn

@@ -24,6 +24,9 @@ class MetricsFile(Logger):
     Args:
         run_dir: Folder of the run.
         rows_per_write: Rows are kept in memory until there are this many, or until `save`.
+
+    Attributes:
+        count: Number of rows so far.
     """
 
     def __init__(self, run_dir: Path, rows_per_write: int = 20) -> None:
@@ -32,6 +35,8 @@ class MetricsFile(Logger):
         self._rows_per_write = rows_per_write
         self._columns: list[str] = []  # of the file
         self._rows: list[dict[str, Any]] = []  # that are not in the file yet
+        self._writes_next = False
+        self.count = 0  # of all rows
 
     @property
     def name(self) -> str:
@@ -57,7 +62,9 @@ class MetricsFile(Logger):
         if "epoch" in row:
             row["epoch"] = int(row["epoch"])  # Lightning makes it a float
         self._rows.append(row)
-        if len(self._rows) >= self._rows_per_write:
+        self.count += 1
+        if self._writes_next or len(self._rows) >= self._rows_per_write:
+            self._writes_next = False
             self.save()
 
     @rank_zero_only
@@ -86,6 +93,36 @@ class MetricsFile(Logger):
         """Write what is left."""
         self.save()
 
+    @rank_zero_only
+    def save_with_step(self) -> None:
+        """Write what is left, and the next row at once: a checkpoint is written before its row."""
+        self.save()
+        self._writes_next = True
+
+    @rank_zero_only
+    def begin_with(self, earlier: Path, count: int, step: int) -> None:
+        """Begin with the rows that another run had when it wrote a checkpoint.
+
+        Args:
+            earlier: The folder of the run; without a `metrics.csv` in it, nothing is done, and
+                neither in this file's own folder.
+            count: Number of rows that it had.
+            step: Step of the checkpoint. The row of this step's training may be the next one.
+        """
+        path = earlier / self.path.name
+        if not path.is_file() or path.resolve() == self.path.resolve():
+            return
+        with path.open(newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        kept = rows[:count]
+        for row in rows[count:]:
+            if row["step"] != str(step) or not any(map(row.get, filter(_is_training, row))):
+                break
+            kept.append(row)
+        self._rows = [*kept, *self._rows]
+        self.count += len(kept)
+        self.save()
+
     def _replace(self, columns: list[str]) -> None:
         """Replace the file by one with more columns and the new rows."""
         rows: list[dict[str, Any]] = []
@@ -95,3 +132,7 @@ class MetricsFile(Logger):
         cells = (map(row.get, columns) for row in [*rows, *self._rows])
         write_csv_file(self.path, columns, cells)
         self._columns = columns
+
+
+def _is_training(column: str) -> bool:
+    return column.startswith("train/")

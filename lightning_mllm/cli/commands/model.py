@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_mllm.callbacks import AnswerTable, EvaluationSummary
+from lightning_mllm.callbacks import AnswerTable, Checkpointing, EvaluationSummary
 from lightning_mllm.cli.commands import PROGRAM
-from lightning_mllm.cli.defaults import Checkpointing, SaveConfig, add_defaults
+from lightning_mllm.cli.defaults import add_defaults
 from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
+from lightning_mllm.cli.resumed_fit import HELP as RESUME_HELP
+from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
+from lightning_mllm.cli.save_config import SaveConfig
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.progress import console
@@ -39,6 +43,8 @@ class ModelCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self._first = args[0]
         send_library_messages()  # of those that are imported now
+        if self._first == "fit":
+            args = ["fit", *resumed_fit_arguments(args[1:])]
         register_resolvers()
         super().__init__(
             MLLMModule,
@@ -47,7 +53,7 @@ class ModelCLI(LightningCLI):
             trainer_class=Trainer,
             parser_class=Parser,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_kwargs={"save_to_log_dir": False, "arguments": args},
             parser_kwargs={
                 "prog": f"{PROGRAM} {args[0]}" if len(self.subcommands()) == 1 else PROGRAM,
                 "parser_mode": "omegaconf",
@@ -75,7 +81,11 @@ class ModelCLI(LightningCLI):
         self.config = parser.parse_args([resolved(argument) for argument in args])
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would look for hyper-parameters, which our checkpoints lack."""
+        """Take the last checkpoint of a run whose folder is given."""
+        options = self.config.get(self.config.subcommand) or {}
+        folder = Path(options.get("ckpt_path") or "")
+        if options.get("ckpt_path") and folder.is_dir():
+            options["ckpt_path"] = str(folder / "checkpoints" / "last.ckpt")
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -89,7 +99,9 @@ class ModelCLI(LightningCLI):
         parser: LightningArgumentParser = super()._prepare_subcommand_parser(
             klass, subcommand, **kwargs
         )
-        if subcommand != "fit":
+        if subcommand == "fit":
+            parser.add_argument("--resume", default=SUPPRESS, metavar="RUN", help=RESUME_HELP)
+        else:
             for option in ("test_before", "test_after"):
                 help = "Used by `fit` only; ignored by this command."
                 parser.add_argument(f"--{option}", type=bool, default=False, help=help)

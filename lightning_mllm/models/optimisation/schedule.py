@@ -148,20 +148,23 @@ class Schedule:
     def check_resumes(self, earlier: Mapping[str, Any] | None) -> None:
         """Refuse to go on from a checkpoint that was written under another schedule.
 
+        A longer one is planned anew from the step reached (`follow_longer_schedule`).
+
         Args:
             earlier: `asdict` of the schedule in the checkpoint; None if the run does not resume.
 
         Raises:
-            ConfigError: The two schedules differ.
+            ConfigError: The two schedules differ, and not only in that ours is longer.
         """
         ours = asdict(self)
-        if earlier is not None and self.decay == "constant" and self.warmup_ratio == 0:
-            earlier = {**earlier, "steps": self.steps}  # the length does not matter
+        is_endless = self.decay == "constant" and self.warmup_ratio == 0
+        if earlier is not None and (is_endless or earlier["steps"] < self.steps):
+            earlier = {**earlier, "steps": self.steps}
         if earlier not in (None, ours):
             raise ConfigError(
                 f"The checkpoint was written under the schedule {earlier}, but this run has "
-                f"{ours}. A resumed run goes on as it began; to change it, `lightning export` the "
-                "model and fit from the exported folder."
+                f"{ours}. A run that goes on may become longer, but not shorter or another one; to "
+                "change the rest, `lightning export` the model and fit from the exported folder."
             )
 
     def check_learns(self) -> None:

@@ -73,11 +73,23 @@ def test_an_impossible_rate_is_refused(rate: float) -> None:
         LearningRates(llm=rate)
 
 
-def test_a_constant_rate_without_warm_up_may_go_on_for_longer() -> None:
-    Schedule(LearningRates(), 0.0, "constant", 9).check_resumes(
-        asdict(Schedule(LearningRates(), 0.0, "constant", 6))
-    )
+def test_a_training_may_become_longer_but_not_shorter() -> None:
+    shorter, longer = (Schedule(LearningRates(), 0.1, "cosine", steps) for steps in (6, 9))
+
+    longer.check_resumes(asdict(shorter))
     with pytest.raises(ConfigError, match="was written under the schedule"):
-        Schedule(LearningRates(), 0.0, "cosine", 9).check_resumes(
-            asdict(Schedule(LearningRates(), 0.0, "cosine", 6))
+        shorter.check_resumes(asdict(longer))
+
+
+def test_a_constant_rate_without_warm_up_may_have_any_length() -> None:
+    shorter, longer = (Schedule(LearningRates(), 0.0, "constant", steps) for steps in (6, 9))
+
+    longer.check_resumes(asdict(shorter))
+    shorter.check_resumes(asdict(longer))
+
+
+def test_a_longer_training_that_differs_otherwise_is_refused() -> None:
+    with pytest.raises(ConfigError, match="was written under the schedule"):
+        Schedule(LearningRates(), 0.1, "cosine", 9).check_resumes(
+            asdict(Schedule(LearningRates(llm=1.0), 0.1, "cosine", 6))
         )

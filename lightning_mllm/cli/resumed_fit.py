@@ -1,0 +1,87 @@
+"""`lightning fit --resume RUN`: goes on with a run that was stopped, or prolongs a finished one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.store.files import read_json
+
+_OPTION = "--resume"
+_LENGTHS = ("--trainer.max_epochs", "--trainer.max_steps", "--trainer.max_time")
+HELP = (
+    "Folder of a run to go on with, from its last checkpoint and with its options; others on the "
+    "command line go before them. A finished run is prolonged: --resume runs/x --max_epochs 20."
+)
+
+
+def resumed_fit_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a fit, with those of the run that `--resume` names in its place.
+
+    `--max_epochs` beside it is that of the trainer. The fit has a folder of its own, beside that of
+    the run; without `--resume` the arguments stay as they are.
+
+    Raises:
+        ConfigError: There is no such run, it has no checkpoint, or it is finished and there is no
+            new length.
+    """
+    run, others = _take_option(arguments)
+    if run is None:
+        return list(arguments)
+    checkpoint = _find_checkpoint(Path(run))
+    others = [_name_in_trainer(argument) for argument in others]
+    if _is_finished(Path(run)) and not any(each.startswith(_LENGTHS) for each in others):
+        raise ConfigError(
+            f"The run {run} is finished, so nothing is left to train. Say how long it is to be in "
+            f"all: lightning fit {_OPTION} {run} --max_epochs <more than now>."
+        )
+    return [
+        *("--config", str(Path(run, "config.yaml")), "--ckpt_path", str(checkpoint)),
+        *("--trainer.run.root", str(Path(run).parent)),
+        *others,
+    ]
+
+
+def _take_option(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the value of `--resume`, None without it, and the other arguments."""
+    run, others, rest = None, [], iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        if name == _OPTION:
+            run = value or next(rest, "")
+        else:
+            others.append(argument)
+    return run, others
+
+
+def _name_in_trainer(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"--trainer.max_epochs{equals}{value}" if name == "--max_epochs" else argument
+
+
+def _find_checkpoint(run: Path) -> Path:
+    """Return the last checkpoint of a run.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    if not (run / "config.yaml").is_file():
+        runs = sorted(file.parent.name for file in run.parent.glob("*/config.yaml"))
+        known = f" Runs there: {', '.join(runs)}." if runs else ""
+        raise ConfigError(
+            f"{run} is not the folder of a run: there is no {run / 'config.yaml'}. Name one, e.g. "
+            f"{_OPTION} runs/run, or a single file with --ckpt_path.{known}"
+        )
+    if not checkpoint.is_file():
+        raise ConfigError(
+            f"The run {run} ended before its first checkpoint: there is no {checkpoint}. Begin "
+            f"again with `lightning fit --config {run / 'config.yaml'}`."
+        )
+    return checkpoint
+
+
+def _is_finished(run: Path) -> bool:
+    status = run / "status.json"
+    return status.is_file() and read_json(status).get("status") == "finished"
