@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.tracking.loggers import WandbMode
+from lightning_mllm.tracking.wandb_mode import WandbMode
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 from lightning_mllm.cli.command_parser import parse_command
+from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.errors import UserError
 
 _EXPECTED_WARNINGS = (
@@ -26,12 +27,24 @@ def main(args: list[str] | None = None) -> None:
     # so that a config can name a class of the user's: my_data.Leaves
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    _check(command.name, arguments)
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     try:
         command.run(arguments)
     except ValueError as error:
         sys.exit(f"error: {_user_error(error)}")
+
+
+def _check(name: str, arguments: list[str]) -> None:
+    """Exit with status 2 and a sentence if arguments or config files show a mistake."""
+    from lightning_mllm.cli.early_checks import check_early  # noqa: PLC0415  # reads YAML
+
+    try:
+        check_early(name, arguments)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\nFor all options: {PROGRAM} {name} --help\n")
+        sys.exit(2)
 
 
 def _user_error(error: BaseException) -> UserError:

@@ -7,13 +7,19 @@ import re
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_mllm.cli.stages import WEIGHTS, check_stages
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.testbed.training.checkpoints import ROOT
 
 
 def register_resolvers() -> None:
     """Make `${testbed:...}` known to config files."""
-    OmegaConf.register_resolver("testbed", lambda stage: str(ROOT / stage), replace=True)
+    OmegaConf.register_resolver("testbed", _stage_folder, replace=True)
+
+
+def _stage_folder(stage: str) -> str:
+    name = f"${{testbed:{stage}}}"
+    check_stages(name, name)
+    return str(WEIGHTS / stage)
 
 
 def resolved(argument: str) -> str:

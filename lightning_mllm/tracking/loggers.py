@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -24,8 +24,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.network import is_reachable
 from lightning_mllm.tracking.metrics_file import MetricsFile
 from lightning_mllm.tracking.secrets import mask_secrets
-
-WandbMode = Literal["auto", "online", "offline", "disabled"]
+from lightning_mllm.tracking.wandb_mode import WandbMode
 
 _ENVIRONMENT_MODES: dict[str, WandbMode] = {
     "online": "online",

@@ -14,9 +14,9 @@ from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.tracking.loggers import finish_loggers
 from lightning_mllm.trainer import Trainer
-from lightning_mllm.trainer_options import trainer_option_as_list
 
 
 def run(name: str, arguments: list[str]) -> None:
