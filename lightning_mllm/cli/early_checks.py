@@ -18,10 +18,10 @@ from lightning_mllm.cli.stages import check_stages
 from lightning_mllm.errors import ConfigError, did_you_mean
 
 _FLAGS = {"-h", "--help", "--print_config"}
-_MODEL_COMMANDS = ("fit", "validate", "test", "predict", "analyze", "export")
+_MODEL_COMMANDS = ("fit", "validate", "test", "predict", "extract", "analyze", "export")
 # command -> what it can't do without
 _NEEDED = {
-    **dict.fromkeys(_MODEL_COMMANDS[:4], ("model.checkpoint", "data")),
+    **dict.fromkeys(_MODEL_COMMANDS[:5], ("model.checkpoint", "data")),
     "analyze": ("model.checkpoint", "data", "analysis"),
     "export": ("model.checkpoint",),
     "data check": ("data",),
@@ -40,8 +40,12 @@ _EXAMPLES = {
         "--analysis AnswerLens, or --config configs/analysis/information_flow.yaml",
     ),
 }
-# an option that only some commands have -> those
-_OWN_OPTIONS = {"analysis": ("analyze",), "split": ("analyze",)}
+_INSTEAD = {"data": "images"}  # the option that makes one unnecessary
+# an option that only some commands have -> those that lack it
+_LACKING = {
+    "analysis": tuple(set(_MODEL_COMMANDS) - {"analyze"}),
+    "split": ("fit", "validate", "test", "export"),
+}
 _OF_STUDIES = {"cells", "checkpoints", "domains", "jobs", "kind", "presets", "resamples"}
 _OF_RUNS = {"checkpointing", "data", "model", "trainer"}
 
@@ -80,12 +84,11 @@ def _check_place(command: str, each: Given) -> None:
         way_out = f"Write --config {each.value}." if is_config else "Options begin with `--`."
         raise ConfigError(f"{each.value!r} belongs to no option. {way_out}")
     option = each.option.partition(".")[0]
-    for own, commands in _OWN_OPTIONS.items():
-        if option == own and command not in commands:
-            raise ConfigError(
-                f"{each.where} sets {own}, which `lightning {command}` does not have: it is for "
-                f"`lightning {commands[0]}`."
-            )
+    if command in _LACKING.get(option, ()):
+        raise ConfigError(
+            f"{each.where} sets {option}, which `lightning {command}` does not have: it is for "
+            "`lightning analyze`."
+        )
 
 
 def _check_kind_of_config(command: str, each: Given) -> None:
@@ -179,7 +182,7 @@ def _check_needed(command: str, given: Sequence[Given]) -> None:
     for needed in _NEEDED[command]:
         section = needed.partition(".")[0]
         if any(
-            _chooses(each, needed) or (each.option == section and each.value is not None)
+            each.value is not None and each.option in (needed, section, _INSTEAD.get(needed))
             for each in given
         ):
             continue

@@ -55,7 +55,12 @@ def _explain_own_class(message: str, key: str) -> str | None:
     if match := re.search(
         r"Import path does not correspond to a subclass of (\w+)[\s\S]*Given value: (.+)", message
     ):
-        return f"{key} takes a {match[1]}, and {match[2]} is none."
+        kinds = {base: kind for base, kind, _ in BASES.values()}
+        return (
+            f"{key} takes a {kinds.get(match[1], match[1])}, and {match[2]} is none ({match[1]})."
+        )
+    if match := re.search(problem + r"(\w+ takes .*(?:\n.*Did you mean.*)?)", message):
+        return f"{key}.init_args.{match[2]}"
     if match := re.search(problem + r"(?!Parser key|Option|Problem)(.+)", message):
         return f"{key}: {match[1]} can't be used: {match[2].rstrip('.')}."
     return None
@@ -74,6 +79,8 @@ def _explain_value(message: str) -> str | None:
         return None
     listed = ", or ".join(name.replace("NoneType", "null") for name in names)
     hint = did_you_mean(value[1], re.findall(r"'([^']+)'", listed))
+    if value[1] == "None":
+        return f"{_key(message)} is missing; it takes {listed}."
     return f"{_key(message)} takes {listed}, not {value[1]!r}.{hint}"
 
 

@@ -33,6 +33,8 @@ def resolved(argument: str) -> str:
             r"\$\{[\w.]+:[^{}]*\}", lambda match: str(OmegaConf.create([match[0]])[0]), argument
         )
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"The argument {argument!r} can't be resolved: {reason}. "
