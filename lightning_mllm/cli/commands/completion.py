@@ -6,6 +6,7 @@ import argparse
 
 from lightning_mllm.cli.commands import COMMANDS, PROGRAM
 
+_SHELLS = ("bash", "zsh", "fish")
 _PROGRAMS = (PROGRAM, "lightning-mllm")
 _OPTIONS = "--config --help --print_config --model.checkpoint --data --trainer.max_epochs"
 _HOW = """put one line where the shell reads it when it starts:
@@ -46,7 +47,7 @@ def run(name: str, arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.add_argument("shell", choices=_SHELLS)
     shell = parser.parse_args(arguments).shell
     print(_fish() if shell == "fish" else (_ZSH if shell == "zsh" else "") + _bash(), end="")
 
@@ -57,13 +58,14 @@ def _commands() -> dict[str, list[str]]:
     for command in COMMANDS:
         first, _, second = command.name.partition(" ")
         words.setdefault(first, []).extend([second] if second else [])
-    return words
+    return words | {"completion": list(_SHELLS)}
 
 
 def _bash() -> str:
     groups = (
         f'      {first}) words="{" ".join(seconds)}" ;;'
-        for first, seconds in _groups_with_shells().items()
+        for first, seconds in _commands().items()
+        if seconds
     )
     return (
         _BASH.replace("@FIRST@", " ".join(_commands()))
@@ -73,24 +75,14 @@ def _bash() -> str:
     )
 
 
-def _groups_with_shells() -> dict[str, list[str]]:
-    groups = {first: seconds for first, seconds in _commands().items() if seconds}
-    return groups | {"completion": ["bash", "zsh", "fish"]}
-
-
 def _fish() -> str:
     lines = []
     for program in _PROGRAMS:
-        for command in COMMANDS:
-            first, _, second = command.name.partition(" ")
-            condition = (
-                f"__fish_seen_subcommand_from {first}" if second else "__fish_use_subcommand"
-            )
-            help = command.help.replace("'", "")
-            lines.append(f"complete -c {program} -n '{condition}' -a {second or first} -d '{help}'")
-        for group in _groups_with_shells():
-            if " " not in group and group not in {command.name for command in COMMANDS}:
-                lines.append(f"complete -c {program} -n __fish_use_subcommand -a {group}")
-        for option in _OPTIONS.replace("--", "").split():
-            lines.append(f"complete -c {program} -l {option}")
+        start = f"complete -c {program}"
+        for first, seconds in _commands().items():
+            lines.append(f"{start} -n __fish_use_subcommand -a {first}")
+            lines += [
+                f"{start} -n '__fish_seen_subcommand_from {first}' -a {each}" for each in seconds
+            ]
+        lines += [f"{start} -l {option.removeprefix('--')}" for option in _OPTIONS.split()]
     return "\n".join([*lines, ""])
