@@ -66,7 +66,8 @@ class _Version(argparse.Action):
                 found.append(f"{name} {version(name)}")
             except PackageNotFoundError:
                 found.append(f"{name} missing")
-        parser.exit(message=f"lightning-mllm {__version__} ({', '.join(found)})\n")
+        sys.stdout.write(f"lightning-mllm {__version__} ({', '.join(found)})\n")
+        parser.exit()
 
 
 def _command_line() -> _CommandParser:

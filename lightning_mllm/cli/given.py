@@ -22,7 +22,7 @@ class Given:
     Attributes:
         place: Number of the file, or of the argument, that gives it.
         where: Name of the file, or what was typed.
-        key: Its option, e.g. `trainer.callbacks[0].class_path`; empty where a value has none.
+        key: The option, e.g. `trainer.callbacks[0].class_path`; empty for a word without one.
         value: The value; of a file's text as YAML has it, of an argument often the text.
     """
 

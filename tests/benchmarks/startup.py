@@ -4,8 +4,8 @@
     python tests/benchmarks/startup.py --against ../older
 
 Each command is run in a process of its own, in turn with one that only imports torch, and with that
-of another source tree. They must end as they should, so that nothing is timed that fails for another
-reason.
+of another source tree. Commands of this tree must end as they should, so that nothing is timed that
+fails for another reason.
 """
 
 from __future__ import annotations
