@@ -26,7 +26,7 @@ _DEFINITION = re.compile(r"^class (\w+)(?:\(([^)]*)\))?", re.MULTILINE)
 def subclass_names(base: str) -> set[str]:
     """Return the names of all classes of this package, and of Lightning, below a base class."""
     found = {base}
-    classes = _own_classes() | _lightning_classes()
+    classes = {**_lightning_classes(), **_own_classes()}
     while new := {name for name, bases in classes.items() if bases & found} - found:
         found |= new
     return found - {base}
@@ -67,5 +67,7 @@ def _classes_of(files: Iterable[Path]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for file in files:
         for name, bases in _DEFINITION.findall(file.read_text(encoding="utf-8")):
-            found[name] = set(re.findall(r"(\w+)(?:\[[^\]]*\])?\s*(?:,|$)", bases))
+            found.setdefault(name, set()).update(
+                re.findall(r"(\w+)(?:\[[^\]]*\])?\s*(?:,|$)", bases)
+            )
     return found

@@ -15,6 +15,7 @@ from lightning_mllm.cli.class_index import BASES, explain_class, subclass_names
 from lightning_mllm.cli.given import Given, names_file, read_given
 from lightning_mllm.cli.other_names import OTHER_NAMES
 from lightning_mllm.cli.stages import check_stages
+from lightning_mllm.cli.value_checks import check_value
 from lightning_mllm.errors import ConfigError, did_you_mean
 
 _FLAGS = {"-h", "--help", "--print_config"}
@@ -72,6 +73,10 @@ def check_early(command: str, arguments: Sequence[str]) -> None:
         return
     _check_order(given)
     _check_classes(given)
+    own_data = any(_is_own_class(each) and each.option == "data" for each in given)
+    for each in given:
+        if not own_data or not each.option.startswith("data."):
+            check_value(each.option, each.value, each.where)
     printed = any(argument.startswith("--print_config") for argument in arguments)
     if not printed and not any(each.key == "resume" for each in given):
         _check_needed(command, given)

@@ -97,6 +97,18 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "split": (["fit", *START, "--split", "val"], ["`lightning fit` does not have"]),
     "config without --config": (["fit", "quickstart.yaml"], ["Write --config quickstart.yaml"]),
     "word": (["fit", *START, "extra"], ["'extra' belongs to no option"]),
+    "word for a number": (
+        ["fit", *START, "--trainer.max_epochs", "ten"],
+        ["trainer.max_epochs takes a whole number (int), not 'ten'"],
+    ),
+    "word for a rate": (
+        ["fit", *START, "--model.warmup_ratio", "little"],
+        ["model.warmup_ratio takes a number (float), not 'little'"],
+    ),
+    "geometry": (
+        ["fit", *START, "--data.init_args.geometry", "padd"],
+        ["data.init_args.geometry takes pad, crop", 'Did you mean "pad"'],
+    ),
     "kind of class": (
         ["fit", *START, "--data", "ProbeEachEpoch"],
         ["ProbeEachEpoch is no dataset", "Digits"],
@@ -200,6 +212,10 @@ RIGHT = {
     "preset after data": [
         *("fit", *MODEL, "--config", "digits.yaml", "--config", "preset.yaml"),
         "--data.init_args.batch_size=2",
+    ],
+    "words that are values": [
+        *("fit", *START, "--trainer.max_epochs", "null", "--trainer.devices", "auto"),
+        *("--data.init_args.geometry=crop", "--trainer.gradient_clip_val=inf"),
     ],
     "null": ["export", *MODEL, "--data", "null", "--output", "x"],
     "a class of one's own": ["fit", *MODEL, "--data", "my_data.Leaves"],
