@@ -26,8 +26,9 @@ _DEFINITION = re.compile(r"^class (\w+)(?:\(([^)]*)\))?", re.MULTILINE)
 def subclass_names(base: str) -> set[str]:
     """Return the names of all classes of this package, and of Lightning, below a base class."""
     found = {base}
-    classes = {**_lightning_classes(), **_own_classes()}
-    while new := {name for name, bases in classes.items() if bases & found} - found:
+    # a name may be in both
+    classes = [*_own_classes().items(), *_lightning_classes().items()]
+    while new := {name for name, bases in classes if bases & found} - found:
         found |= new
     return found - {base}
 
