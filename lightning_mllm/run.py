@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.run_status import RunStatus
-from lightning_mllm.tracking.loggers import WandbMode, make_loggers
+from lightning_mllm.tracking.loggers import make_loggers
 from lightning_mllm.tracking.metrics_file import MetricsFile
+from lightning_mllm.tracking.wandb_mode import WandbMode
 
 logger = logging.getLogger(__name__)
 

@@ -26,13 +26,13 @@ from lightning_mllm.models.adapted import DType, adapted_dtype
 from lightning_mllm.models.export import export
 from lightning_mllm.models.fit_checks import check_fit_trainable
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.run import Run, RunFolder
 from lightning_mllm.run_status import RunStatus
 from lightning_mllm.tracking.analysis_run import check_analysis_run_names
 from lightning_mllm.trainer_options import (
     check_trainer_options,
     check_trainer_strategy,
-    trainer_option_as_list,
 )
 from lightning_mllm.trainer_verbs import TrainerVerbs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO, Precision
@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.option_lists import trainer_option_as_list
 
 # DDP in processes that run the whole program; forked ones would have to send the model back
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
@@ -88,12 +89,3 @@ def check_trainer_strategy(strategy: Any) -> None:
             f"model that is saved. Use {', '.join(_STRATEGIES[:-1])} or {_STRATEGIES[-1]}, or one "
             "device; in a notebook, set trainer.devices=1, or use the command line for several."
         )
-
-
-def trainer_option_as_list(value: Any) -> list[Any]:
-    """Return a sequence as a list, one thing as a list of it, and None as an empty list."""
-    if value is None:
-        return []
-    if isinstance(value, Sequence) and not isinstance(value, str | Mapping):
-        return list(value)
-    return [value]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from lightning_mllm import __version__
 from lightning_mllm.cli.commands import COMMANDS, PROGRAM, SECTIONS
 from lightning_mllm.cli.commands.command import Command
 from lightning_mllm.errors import did_you_mean
@@ -50,8 +51,28 @@ class _CommandParser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+class _Version(argparse.Action):
+    """Prints the versions of the program and of what it stands on, none of which is imported."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, nargs=0)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  # slow
+
+        found = []
+        for name in ("lightning", "torch", "transformers"):
+            try:
+                found.append(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                found.append(f"{name} missing")
+        sys.stdout.write(f"lightning-mllm {__version__} ({', '.join(found)})\n")
+        parser.exit()
+
+
 def _command_line() -> _CommandParser:
     parser = _parser_of_a_group("")
+    parser.add_argument("--version", action=_Version, help="show the versions and exit")
     groups = {"": _subparsers(parser)}
     for command in COMMANDS:
         group, _, name = command.name.rpartition(" ")

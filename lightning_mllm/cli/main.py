@@ -6,6 +6,7 @@ import os
 import sys
 
 from lightning_mllm.cli.command_parser import parse_command
+from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.errors import UserError
 
 
@@ -19,6 +20,7 @@ def main(args: list[str] | None = None) -> None:
     # so that a config can name a class of the user's: my_data.Leaves
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    _check(command.name, arguments)
     from lightning_mllm.cli.messages import show_messages  # noqa: PLC0415  # imports rich
 
     try:
@@ -26,6 +28,17 @@ def main(args: list[str] | None = None) -> None:
             command.run(arguments)
     except ValueError as error:
         sys.exit(f"error: {_user_error(error)}")
+
+
+def _check(name: str, arguments: list[str]) -> None:
+    """Exit with status 2 and a sentence if arguments or config files show a mistake."""
+    from lightning_mllm.cli.early_checks import check_early  # noqa: PLC0415  # reads YAML
+
+    try:
+        check_early(name, arguments)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\nFor all options: {PROGRAM} {name} --help\n")
+        sys.exit(2)
 
 
 def _user_error(error: BaseException) -> UserError:

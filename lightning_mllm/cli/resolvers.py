@@ -7,15 +7,21 @@ import re
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_mllm.cli.stages import WEIGHTS, check_stages
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.testbed.training.checkpoints import ROOT
 
 _RESOLVER = re.compile(r"\$\{[\w.]+:[^{}]*\}")
 
 
 def register_resolvers() -> None:
     """Make `${testbed:...}` known to config files."""
-    OmegaConf.register_resolver("testbed", lambda stage: str(ROOT / stage), replace=True)
+    OmegaConf.register_resolver("testbed", _stage_folder, replace=True)
+
+
+def _stage_folder(stage: str) -> str:
+    name = f"${{testbed:{stage}}}"
+    check_stages(name, name)
+    return str(WEIGHTS / stage)
 
 
 def has_resolver(text: str) -> bool:
@@ -32,6 +38,8 @@ def resolved(argument: str) -> str:
     try:
         return _RESOLVER.sub(lambda match: str(OmegaConf.create([match[0]])[0]), argument)
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"The argument {argument!r} can't be resolved: {reason}. "

@@ -1,18 +1,23 @@
-"""LoRA adapters on chosen parts of the model, and their files; the only importer of peft."""
+"""LoRA adapters on chosen parts of the model, and their files; the only importer of peft.
+
+It is imported when it is used, since most runs have no adapters.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ADAPTER = "default"
 
@@ -43,6 +48,9 @@ def inject_lora(
     Raises:
         ConfigError: A name in `modules` is not a linear layer of these parts.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415
+    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415
+
     if any(isinstance(module, BaseTunerLayer) for module in backbone.model.modules()):
         return
     last_names = _linear_layers(backbone, parts)
@@ -95,6 +103,8 @@ def save_adapter(backbone: Backbone, base: str, revision: str | None, output: Pa
         revision: Revision of the base checkpoint on the hub.
         output: Folder to write to.
     """
+    from peft import get_peft_model_state_dict  # noqa: PLC0415
+
     config: LoraConfig = backbone.model.peft_config[ADAPTER]  # type: ignore[assignment]
     config.base_model_name_or_path = base
     config.revision = revision
@@ -116,6 +126,8 @@ def save_adapter(backbone: Backbone, base: str, revision: str | None, output: Pa
 
 def merge_lora(model: PreTrainedModel) -> None:
     """Add the adapters to the weights and remove them, in place: the model is a plain one again."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415
+
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -25,10 +25,9 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.network import is_reachable
 from lightning_mllm.tracking.metrics_file import MetricsFile
 from lightning_mllm.tracking.secrets import mask_secrets
+from lightning_mllm.tracking.wandb_mode import WandbMode
 
 logger = logging.getLogger(__name__)
-
-WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 _ENVIRONMENT_MODES: dict[str, WandbMode] = {
     "online": "online",

@@ -379,7 +379,7 @@ def test_table_and_pictures_are_in_the_wandb_run(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "analyze.analysis"),
+        ((), "needs analysis"),
         (("--analysis", "AnswerLnes"), 'Did you mean "AnswerLens"?'),
         ((*LENS, "--analysis.norn", "none"), 'Did you mean "norm"?'),
         ((*LENS, "--split", "tset"), "split"),

@@ -100,8 +100,8 @@ def test_nothing_there_is_one_message(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--data", "PlantDok"], 'Did you mean "PlantDoc"?'),
         (["--data", "PlantDoc", "--data.init_args.rot", "x"], 'Did you mean "root"?'),
-        (["--split", "[train]"], 'Did you mean "splits"?'),
-        ([], "required: data"),
+        (["--data", "PlantDoc", "--split", "[train]"], 'Did you mean "splits"?'),
+        ([], "needs data"),
     ],
     ids=["class", "option of the class", "option", "nothing"],
 )

@@ -11,8 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA  # type: ignore[import-untyped]
-from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
@@ -99,6 +97,9 @@ class TokenMap(TokenMeans):
 
     def _plane(self, points: NDArray[np.float32]) -> Floats:
         """Return (points, width) on a plane, (points, 2)."""
+        from sklearn.decomposition import PCA  # type: ignore[import-untyped] # noqa: PLC0415  # slow
+        from sklearn.manifold import TSNE  # type: ignore[import-untyped] # noqa: PLC0415
+
         perplexity = min(30.0, (len(points) - 1) / 3)
         method = (
             PCA(n_components=2, random_state=self.seed)

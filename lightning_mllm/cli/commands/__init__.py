@@ -17,12 +17,15 @@ COMMANDS = (
     Command("predict", "model", "Answer a split, or your own pictures: predictions.csv."),
     Command("analyze", "model", "Run analyses of a model, e.g. attention knockout."),
     Command("extract", "extract", "Write hidden states, per token or pooled, for notebooks."),
+    Command("compare", "compare", "Compare runs: paired tests on the same samples, curves."),
     Command("ask", "ask", "Ask a model a question, about pictures or without."),
     Command("export", "model", "Write a trained model as a Hugging Face folder."),
     Command("study", "study", "Run a grid of fits or measure checkpoints, and write a report."),
     Command("data check", "data_check", "Show what a dataset holds, and which files are broken."),
     Command("data gqa-tasks", "gqa_tasks", "Take the six information-flow tasks from GQA's files."),
     Command("tiny", "tiny", "Build a small checkpoint with random weights, for trials."),
+    Command("configs", "configs", "Copy the configs that come with the program into a folder."),
+    Command("completion", "completion", "Print what lets bash, zsh or fish complete commands."),
 )
 SECTIONS = Command(
     "", "model", "Run the command that a config file with a section per command is for."

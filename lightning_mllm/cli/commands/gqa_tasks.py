@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lightning_mllm.cli.commands import PROGRAM
-from lightning_mllm.cli.parser import Parser
+from lightning_mllm.cli.plain_parser import PlainParser
 from lightning_mllm.data.datasets.gqa.extraction import write_extracted_tasks
 
 
@@ -18,9 +18,9 @@ def run(name: str, arguments: list[str]) -> None:
         Console().print(file, highlight=False, soft_wrap=True)
 
 
-def _parser(prog: str) -> Parser:
+def _parser(prog: str) -> PlainParser:
     description = "Take the six information-flow tasks from GQA's own questions."
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = PlainParser(prog=prog, description=description, allow_abbrev=False)
     for option, count, help in (
         ("questions", "+", "Question files of GQA, e.g. val_all_questions.json."),
         ("scenes", None, "File of GQA with the scene graphs, e.g. val_sceneGraphs.json."),

@@ -20,10 +20,10 @@ from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
 from lightning_mllm.cli.save_config import SaveConfig
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.progress import console
 from lightning_mllm.tracking.loggers import finish_loggers
 from lightning_mllm.trainer import Trainer
-from lightning_mllm.trainer_options import trainer_option_as_list
 
 logger = logging.getLogger(__name__)
 

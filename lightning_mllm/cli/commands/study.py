@@ -7,7 +7,7 @@ import sys
 from jsonargparse import auto_cli
 
 from lightning_mllm.cli.commands import PROGRAM
-from lightning_mllm.cli.parser import Parser
+from lightning_mllm.cli.plain_parser import PlainParser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.study import run_study, study_class
 
@@ -26,7 +26,7 @@ def run(name: str, arguments: list[str]) -> None:
         ),
         as_positional=False,
         return_instance=True,
-        parser_class=Parser,
+        parser_class=PlainParser,
         parser_mode="omegaconf",  # the cells get what ${testbed:instructed} stands for
         allow_abbrev=False,
     )

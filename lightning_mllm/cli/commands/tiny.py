@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import auto_cli
 
 from lightning_mllm.cli.commands import PROGRAM
-from lightning_mllm.cli.parser import Parser
+from lightning_mllm.cli.plain_parser import PlainParser
 from lightning_mllm.models.tiny import build_tiny_checkpoint
 
 
@@ -13,5 +13,9 @@ def run(name: str, arguments: list[str]) -> None:
     """Build it."""
     prog = f"{PROGRAM} {name}"
     auto_cli(
-        build_tiny_checkpoint, args=arguments, as_positional=True, parser_class=Parser, prog=prog
+        build_tiny_checkpoint,
+        args=arguments,
+        as_positional=True,
+        parser_class=PlainParser,
+        prog=prog,
     )

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split, check_split_fractions, stratified_split
@@ -43,6 +42,8 @@ class Digits(MLLMDataModule):
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the scans of a split, enlarged, in the order of the dataset."""
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped] # noqa: PLC0415
+
         digits = load_digits()
         strata: dict[str, dict[bytes, list[int]]] = {name: {} for name in NAMES}
         for index, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):

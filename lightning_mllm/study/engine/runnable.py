@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from lightning_mllm.study.engine.base import BaseCell
 from lightning_mllm.study.engine.cell_folder import AnyFolder
-from lightning_mllm.tracking.loggers import WandbMode
+from lightning_mllm.tracking.wandb_mode import WandbMode
 
 
 @dataclass(frozen=True, kw_only=True)

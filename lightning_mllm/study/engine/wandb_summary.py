@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from lightning_mllm.store.files import read_json, write_json
 from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.study.engine.runnable import RunnableStudy
-from lightning_mllm.tracking.loggers import finish_loggers, log_image, log_table, make_loggers
 
 
 def log_wandb_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
@@ -18,6 +17,13 @@ def log_wandb_summary(study: RunnableStudy, tables: Sequence[str]) -> None:
         study: The study.
         tables: Names of the CSV files to log.
     """
+    from lightning_mllm.tracking.loggers import (  # noqa: PLC0415  # they need Lightning
+        finish_loggers,
+        log_image,
+        log_table,
+        make_loggers,
+    )
+
     marker = study.folder / "summary.json"
     contents = [(study.folder / f"{name}.csv").read_bytes().decode() for name in tables]
     now = {"wandb": study.wandb, "tables": manifest_digest(contents)}
