@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.knockout.block import Block
+from lightning_mllm.analysis.knockout.headline import make_flow_headline
 from lightning_mllm.analysis.knockout.mask import why_mask_is_empty
 from lightning_mllm.analysis.knockout.measures import MEASURES, Cells, flow_measures
 from lightning_mllm.analysis.knockout.rows import FlowRow
@@ -107,6 +108,7 @@ def summarise_flow(
         len(kept.ids),
         {**(settings or {}), **more},
         _plots(sweep, [*pairs], [*kept.groups]),
+        make_flow_headline(values[0, :, :, 0], coords["block"], sweep),
     )
 
 

@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
+from lightning_mllm.analysis.lens.headline import make_lens_headline
 from lightning_mllm.analysis.lens.readout import (
     WORDS,
     Norm,
@@ -254,6 +255,7 @@ class AnswerLens(QuestionAnalysis[AnswerLensRow]):
                 "found": found,
             },
             (_plot(self.norm),) if layers else (),
+            make_lens_headline(values[:, :2], coords["kind"], layers),
         )
 
 

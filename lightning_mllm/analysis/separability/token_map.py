@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
+from lightning_mllm.analysis.core.headline import Headline
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
@@ -95,7 +96,10 @@ class TokenMap(TokenMeans):
             label="",
             title=f"Token means on a plane ({self.method}); lines join the tokens of a sample",
         )
-        return self.make_result(values, coords, settings, found=found, n=len(names), plot=plot)
+        headline = Headline("A map has no main numbers: look at map.png.")
+        return self.make_result(
+            values, coords, settings, found=found, n=len(names), plot=plot, headline=headline
+        )
 
     def _plane(self, points: NDArray[np.float32]) -> Floats:
         """Return (points, width) on a plane, (points, 2)."""

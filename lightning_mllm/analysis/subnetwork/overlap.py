@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
+from lightning_mllm.analysis.core.headline import Headline, format_count, format_estimate
 from lightning_mllm.analysis.core.result import ResultPlot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.interval import STATISTICS, mean_interval, stack_interval
+from lightning_mllm.statistics.interval import STATISTICS, VALUE, mean_interval, stack_interval
 from lightning_mllm.statistics.missing import Floats, mean_unless_missing
 
 MEAN = "mean"  # over the matrices of a layer, which all count as much
@@ -124,6 +125,20 @@ def make_overlap_plots(pairs: Sequence[str]) -> tuple[ResultPlot, ...]:
             over="sets of samples",
         ),
     )
+
+
+def make_overlap_headline(values: Floats, coords: Mapping[str, tuple[Any, ...]]) -> Headline:
+    """Return the IoU of the groups of pairs, and chance: mean, lowest and highest of the layers."""
+    pairs, rows = coords["pair"], []
+    for number, pair in enumerate(pairs[: pairs.index(CHANCE) + 1]):
+        own = values[0, number]  # of the mean over matrices, (layers, statistics)
+        if np.isnan(own[:, VALUE]).all():
+            continue
+        low, high = int(np.nanargmin(own[:, VALUE])), int(np.nanargmax(own[:, VALUE]))
+        ends = [f"{format_estimate(own[at])} ({coords['layer'][at]})" for at in (low, high)]
+        rows.append((pair, f"{np.nanmean(own[:, VALUE]):.2f}", *ends, format_count(own[0])))
+    columns = ("pair", "mean", "lowest (layer)", "highest (layer)", "N")
+    return Headline("IoU of the weights that two sub-networks keep.", columns, tuple(rows))
 
 
 def _group_pairs(pairs: Sequence[Pair]) -> dict[str, list[int]]:
