@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.subnetwork.stored_subnetwork import StoredSubNetwork, pruned_to_stored
-from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.data.loading.input_record import geometry_of_input_record
-from lightning_mllm.data.loading.sampler import limit_sampling
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
@@ -27,69 +24,18 @@ from lightning_mllm.models.adapted import DType, adapted_dtype
 from lightning_mllm.models.export import export
 from lightning_mllm.models.fit_checks import check_fit_trainable
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.models.provenance import provenance
 from lightning_mllm.run import Run, RunFolder
-from lightning_mllm.tracking.analysis_run import AnalysisRun, check_analysis_run_names
+from lightning_mllm.tracking.analysis_run import check_analysis_run_names
+from lightning_mllm.tracking.headlines import print_headlines
 from lightning_mllm.tracking.loggers import make_loggers
+from lightning_mllm.trainer_analysis import TrainerAnalysis
 from lightning_mllm.trainer_options import (
     check_trainer_options,
     check_trainer_strategy,
     trainer_option_as_list,
 )
-from lightning_mllm.types import Sample
 
 logger = logging.getLogger(__name__)
-
-
-class _Analyzing(L.Callback):
-    """Runs analyses in the predict loop, which loads the weights and starts all processes."""
-
-    def __init__(self, analyses: Sequence[Analysis], split: Split, earlier: Path | None) -> None:
-        self.analyses, self.split, self.earlier = analyses, split, earlier
-        self.results: list[AnalysisResult] = []
-        self._run: AnalysisRun | None = None  # while it goes on
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what can't be analysed, before the model is loaded."""
-        AnalysisRun.of(self.analyses, trainer, "analysis")  # refuses processes without a folder
-        for analysis in self.analyses:
-            analysis.check(_predicted_samples(trainer, self.split))
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Get the analyses ready."""
-        assert isinstance(pl_module, MLLMModule)  # `Trainer.analyze` has it so
-        where = f"analysis/{self.split}-step{pl_module.trained_steps}"
-        run = self._run = AnalysisRun.of(self.analyses, trainer, where)
-        run.check_model(pl_module)
-        source = provenance(pl_module, trainer.datamodule, self.split)  # type: ignore[attr-defined]
-        earlier = None if self.earlier is None else self.earlier / where
-        run.begin(pl_module.tokenizer, source, earlier)
-
-    def on_predict_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: MultimodalBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Take in a batch, which is on the device already."""
-        assert self._run is not None  # `on_predict_start` has it so
-        self._run.update(pl_module, batch)
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put together and write down what was found."""
-        assert self._run is not None and isinstance(pl_module, MLLMModule)  # as above
-        key, step = f"analysis/{self.split}", pl_module.trained_steps
-        self.results = self._run.finish(trainer.loggers, key, step)
-        self._run = None
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Tell the other processes not to wait for this one."""
-        if self._run is not None:
-            self._run.fail()
 
 
 class TrainerCheckpointIO(TorchCheckpointIO):
@@ -219,7 +165,7 @@ class Trainer(L.Trainer):
         """Dissect a model: run a split through analyses and write down what they find.
 
         The run's folder gets `analysis/<split>-step<k>/<analysis>/`, with a row per sample and case
-        in `rows.csv`.
+        in `rows.csv`. The main numbers are printed.
 
         Args:
             model: The module.
@@ -234,7 +180,8 @@ class Trainer(L.Trainer):
             The results, on the first process only.
 
         Raises:
-            ConfigError: There is no data, there are no analyses, or two have one name.
+            ConfigError: There is no data, there are no analyses, or two have one name; or, when all
+                is written, an analysis has measured no sample.
         """
         if datamodule is None:
             raise ConfigError(
@@ -242,14 +189,20 @@ class Trainer(L.Trainer):
             )
         analyses = trainer_option_as_list(analysis)
         check_analysis_run_names(analyses)
-        analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))
+        analyzing = TrainerAnalysis(analyses, split, None if resume is None else Path(resume))
         datamodule.predict_split = split
-        self.callbacks.append(analyzing)  # type: ignore[attr-defined]  # of Lightning's Trainer
+        before: list[L.Callback] = self.callbacks  # type: ignore[has-type]  # of Lightning's
+        # instead of Lightning's bar, which knows batches only, the analyses show theirs
+        own = [each for each in before if not isinstance(each, ProgressBar)]
+        self.callbacks = [*own, analyzing]
         options: dict[str, Any] = {"ckpt_path": ckpt_path, "return_predictions": False}
         try:
             self.predict(model, datamodule=datamodule, **options)
         finally:
-            self.callbacks.remove(analyzing)  # type: ignore[attr-defined]
+            self.callbacks = before
+        if self.is_global_zero:
+            print_headlines(analyzing.results, analyzing.folder)
+            analyzing.check_results()
         return analyzing.results
 
     def export(
@@ -291,10 +244,3 @@ class Trainer(L.Trainer):
             written = export(model.backbone, Path(output), source=model.source, **options)
         logger.info("Exported %s", ", ".join(map(str, written)))
         return written
-
-
-def _predicted_samples(trainer: L.Trainer, split: Split) -> Sequence[Sample]:
-    """Return the samples that the predict loop goes through, as `limit_predict_batches` says."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    size = data.eval_batch_size * trainer.world_size
-    return limit_sampling(data.samples[split], trainer.limit_predict_batches, size)

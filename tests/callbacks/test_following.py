@@ -92,13 +92,21 @@ def test_a_fit_without_validation_is_not_followed(tiny_llava: str, tmp_path: Pat
 
 
 def test_a_trial_extracts_and_writes_nothing(
-    tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        make_run(tiny_llava, tmp_path, all_callbacks(tmp_path)[:-1], fast_dev_run=1).fit().test()
+    extracted = []
 
-    for split in ("train", "val", "test"):
-        assert f"Extracting the features of 8 {split} samples" in caplog.text
+    def extract(*args: Any, **options: Any) -> dict[str, FeatureSet]:
+        found = probing_extract(*args, **options)
+        extracted.append({len(each.sample_ids) for each in found.values()})
+        return found
+
+    monkeypatch.setattr("lightning_mllm.callbacks.watched_split.extract", extract)
+
+    make_run(tiny_llava, tmp_path, all_callbacks(tmp_path)[:-1], fast_dev_run=1).fit().test()
+
+    assert len(extracted) >= 3
+    assert all(counts == {8} for counts in extracted)
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
 
 

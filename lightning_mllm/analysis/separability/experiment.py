@@ -94,7 +94,7 @@ class Distinguishability(TokenMeans):
             values[0],
             MEASURES,
             coords["layer"],
-            "How well perceptual and textual tokens can be told apart; by chance the accuracy is 0.5.",
+            "How well perceptual and textual tokens are told apart; by chance the accuracy is 0.5.",
         )
         return self.make_result(
             values, coords, settings, found=found, n=len(names), plot=plot, headline=headline

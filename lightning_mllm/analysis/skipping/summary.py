@@ -11,6 +11,7 @@ import numpy as np
 
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.skipping.headline import make_skipping_headline
+from lightning_mllm.progress import track
 from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
@@ -80,7 +81,8 @@ def summarise_skipping(
             for column in _COLUMNS
         }
         clean = _answer_without_skips(table, cells["right"])
-        for group, (kind, rows) in enumerate(kept.groups.items()):
+        kinds = track(kept.groups.items(), f"{name}: intervals of kinds")
+        for group, (kind, rows) in enumerate(kinds):
             own = {column: each[rows].reshape(len(rows), -1) for column, each in cells.items()}
             if len(rows) < len(kept.ids):
                 own["seconds"] *= nan  # a pass is of a batch of all kinds

@@ -132,8 +132,6 @@ class ModelCLI(LightningCLI):
         if self.trainer.is_global_zero and self.trainer.loggers:
             Console().print(f"Results are in {self.trainer.default_root_dir}", highlight=False)
 
-    after_analyze = after_fit
-
 
 def _fill_in_seeds(node: Any, seed: int) -> None:
     """Set every `seed` of a config that is null."""
