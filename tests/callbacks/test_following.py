@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from lightning_mllm.callbacks import ProbeEachEpoch, RepresentationDrift, SaveFe
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.freeze import Lora, ProjectorAndVision
-from lightning_mllm.probing import FeatureCache, MLPProbe, Point
+from lightning_mllm.probing import FeatureCache, FeatureSet, MLPProbe, Point
+from lightning_mllm.probing.features.extraction import extract as extract_features
 from lightning_mllm.store import files
 from lightning_mllm.types import Sample, Turn
 from tests.support.command_line import picture
@@ -97,7 +97,7 @@ def test_a_trial_extracts_and_writes_nothing(
     extracted = []
 
     def extract(*args: Any, **options: Any) -> dict[str, FeatureSet]:
-        found = probing_extract(*args, **options)
+        found = extract_features(*args, **options)
         extracted.append({len(each.sample_ids) for each in found.values()})
         return found
 

@@ -25,17 +25,19 @@ class Headline:
     rows: tuple[tuple[str, ...], ...] = ()
 
 
-def format_estimate(statistics: Floats) -> str:
+def format_estimate(statistics: Floats, decimals: int | None = None) -> str:
     """Return a number with its interval, e.g. `-61.2 [-65.0, -57.4]`; a dash for none.
 
     Args:
         statistics: (4,), in the order of `STATISTICS`.
+        decimals: Number of decimals; by default as many as the size of the number asks for.
     """
     value, low, high = (float(statistics[index]) for index in (VALUE, LOW, HIGH))
     if not math.isfinite(value):
         return "-"
     size = max(abs(each) for each in (value, low, high) if math.isfinite(each))
-    decimals = 1 if size >= 10 else 2 if size >= 0.1 else 3
+    if decimals is None:
+        decimals = 1 if size >= 10 else 2 if size >= 0.1 else 3
     text = f"{value:.{decimals}f}"
     has_interval = math.isfinite(low) and math.isfinite(high)
     return f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]" if has_interval else text

@@ -35,5 +35,5 @@ def make_flow_headline(values: Floats, blocks: Sequence[str], sweep: Sweep) -> H
         _, start, stop = sweep.windows[most].tolist()
         layers = f"{start}" if stop - start == 1 else f"{start}-{stop - 1}"
         layers = "all" if block == "ceiling" else layers
-        rows.append((block, layers, format_estimate(own[most]), format_count(own[most])))
+        rows.append((block, layers, format_estimate(own[most], 1), format_count(own[most])))
     return Headline(_CAPTION, ("block", "layers", "change (%)", "N"), tuple(rows))

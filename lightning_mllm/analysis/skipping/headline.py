@@ -38,8 +38,8 @@ def make_skipping_headline(values: Floats, coords: Mapping[str, tuple[Any, ...]]
                     computation,
                     start,
                     f"{coords['percent'][max(kept, 0)]:g}" if kept >= 0 else "none",
-                    format_estimate(accuracy),
-                    format_estimate(operations),
+                    format_estimate(accuracy, 1),
+                    format_estimate(operations, 1),
                     format_count(operations),
                 )
             )

@@ -98,8 +98,8 @@ def _make_headline(
             (
                 name,
                 f"{100 * sparsities[name]:.0f}",
-                format_estimate(accuracy),
-                format_estimate(change),
+                format_estimate(accuracy, 1),
+                format_estimate(change, 1),
                 format_count(accuracy),
             )
         )
