@@ -43,12 +43,12 @@ class ProgressBar:
     def advance(self, amount: float = 1) -> None:
         """Count more work as finished."""
         self.done += amount
-        _DISPLAY.advance(self._task, amount)
         now = time.monotonic()
+        left = self._seconds_left(now)
+        _DISPLAY.update(self._task, advance=amount, ends=None if left is None else now + left)
         if not console.is_terminal and _is_first_process() and now >= self._due:
             self._due = now + _LINE_EVERY
             counted = f"{self.done:g}" if self.total is None else f"{self.done:g}/{self.total:g}"
-            left = self._seconds_left(now)
             ending = "" if left is None else f" · {format_duration(left)} left"
             logger.info("%s: %s%s", self.name, counted, ending)
 
@@ -111,14 +111,14 @@ def format_duration(seconds: float) -> str:
 
 
 class _TimeLeft(ProgressColumn):
-    """The time that is left, by the mean speed so far."""
+    """The time that is left, by the mean speed up to the part that was finished last."""
 
     def render(self, task: Task) -> Text:
         """Return the time, or nothing as long as it is not known."""
-        if task.total is None or not task.completed or task.elapsed is None:
+        ends = task.fields.get("ends")
+        if ends is None:
             return Text("")
-        left = task.elapsed / task.completed * (task.total - task.completed)
-        return Text(f"{format_duration(left)} left")
+        return Text(f"{format_duration(max(0.0, ends - time.monotonic()))} left")
 
 
 def _is_first_process() -> bool:

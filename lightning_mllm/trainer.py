@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.subnetwork.stored_subnetwork import StoredSubNetwork, pruned_to_stored
+from lightning_mllm.analyzing import Analyzing
 from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.data.loading.input_record import geometry_of_input_record
 from lightning_mllm.data.loading.splits import Split
@@ -28,7 +29,6 @@ from lightning_mllm.run import Run, RunFolder
 from lightning_mllm.tracking.analysis_run import check_analysis_run_names
 from lightning_mllm.tracking.headlines import print_headlines
 from lightning_mllm.tracking.loggers import make_loggers
-from lightning_mllm.trainer_analysis import TrainerAnalysis
 from lightning_mllm.trainer_options import (
     check_trainer_options,
     check_trainer_strategy,
@@ -189,7 +189,7 @@ class Trainer(L.Trainer):
             )
         analyses = trainer_option_as_list(analysis)
         check_analysis_run_names(analyses)
-        analyzing = TrainerAnalysis(analyses, split, None if resume is None else Path(resume))
+        analyzing = Analyzing(analyses, split, None if resume is None else Path(resume))
         datamodule.predict_split = split
         before: list[L.Callback] = self.callbacks  # type: ignore[has-type]  # of Lightning's
         # instead of Lightning's bar, which knows batches only, the analyses show theirs

@@ -96,7 +96,7 @@ class TokenMap(TokenMeans):
             label="",
             title=f"Token means on a plane ({self.method}); lines join the tokens of a sample",
         )
-        headline = Headline("A map has no main numbers: look at map.png.")
+        headline = Headline("A map has no main numbers: look at the figure.")
         return self.make_result(
             values, coords, settings, found=found, n=len(names), plot=plot, headline=headline
         )

@@ -23,7 +23,7 @@ from lightning_mllm.tracking.analysis_run import AnalysisRun
 from lightning_mllm.types import Sample
 
 
-class TrainerAnalysis(L.Callback):
+class Analyzing(L.Callback):
     """Runs analyses in the predict loop, which loads the weights and starts all processes.
 
     Args:
