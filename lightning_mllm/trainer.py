@@ -93,6 +93,7 @@ class Trainer(L.Trainer):
             kwargs["callbacks"] = [each for each in callbacks if not isinstance(each, Checkpoint)]
         # our DataModules divide each batch among the processes: nothing is counted twice
         kwargs.pop("use_distributed_sampler", None)
+        self.will_fit = False
         try:
             super().__init__(
                 logger=logger,
@@ -137,6 +138,7 @@ class Trainer(L.Trainer):
                 f"There is no checkpoint file {ckpt_path}. A run never uses the folder of another, "
                 "so name the file to continue from, e.g. runs/<name>/checkpoints/last.ckpt."
             )
+        self.will_fit = True  # what an evaluation before it then refuses, too
         if test_before and ckpt_path is None:
             model.trainer = self
             model.configure_model()
