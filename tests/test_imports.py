@@ -66,7 +66,7 @@ BORDERS: dict[str, set[str]] = {
     | {"alignment_names"},
     "testbed": SHARED | {"store", "data", "models"},
     "study/__init__": {"study"},
-    "study/engine": {"__version__", "errors", "store", "tracking"},
+    "study/engine": {"__version__", "errors", "progress", "store", "tracking"},
     **{
         f"study/{study}": {
             "errors",
@@ -80,8 +80,9 @@ BORDERS: dict[str, set[str]] = {
     },
     "run": {"errors", "tracking"},
     "trainer_options": {"errors"},
+    "analyzing": SHARED | {"data", "models", "tracking", "analysis/core"},
     "trainer": SHARED
-    | {"run", "trainer_options", "data", "models", "tracking"}
+    | {"analyzing", "run", "trainer_options", "data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
     "cli": {
         "errors",
@@ -90,6 +91,7 @@ BORDERS: dict[str, set[str]] = {
         "data",
         "evaluation",
         "models",
+        "progress",
         "study",
         "testbed",
         "tracking",
@@ -108,6 +110,7 @@ LIBRARIES: dict[str, set[str]] = {
         "models/module.py",
         "run.py",
         "data/loading/datamodule.py",
+        "analyzing.py",
         "trainer.py",
         "cli/",
         "callbacks/",
