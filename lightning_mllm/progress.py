@@ -82,7 +82,7 @@ def show_progress(name: str, total: float | None = None) -> Iterator[ProgressBar
         yield bar
     finally:
         bar.close()
-        if not _DISPLAY.tasks:
+        if not _DISPLAY.tasks and _DISPLAY.live.is_started:  # else it prints an empty line
             _DISPLAY.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lightning_mllm.models.adapted import DType, adapted_dtype
 from lightning_mllm.models.export import export
 from lightning_mllm.models.fit_checks import check_fit_trainable
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.progress import console
 from lightning_mllm.run import Run, RunFolder
 from lightning_mllm.tracking.analysis_run import check_analysis_run_names
 from lightning_mllm.tracking.headlines import print_headlines
@@ -231,9 +233,11 @@ class Trainer(L.Trainer):
         Returns:
             The files that were written.
         """
+        logger.info("Loading %s", model.source.checkpoint)
         model.configure_model()
         record = {"inputs": model.inputs}
         if ckpt_path is not None:
+            logger.info("Loading the training checkpoint %s", ckpt_path)
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
@@ -244,5 +248,20 @@ class Trainer(L.Trainer):
         options: Any = {"processor": processor, "dtype": own_dtype}
         with pruned_to_stored(model.backbone, subnetwork):
             written = export(model.backbone, Path(output), source=model.source, **options)
-        logger.info("Exported %s", ", ".join(map(str, written)))
+        _print_export(written, processor.needs_torchvision)
         return written
+
+
+def _print_export(written: Sequence[Path], needs_torchvision: bool) -> None:
+    """Print what an export has written, and how it is opened."""
+    folder, *alone = written
+    console.print(f"Exported to {folder}", soft_wrap=True)
+    for path in alone:
+        what = "the LoRA adapter, for PEFT" if path.is_dir() else "the projector"
+        console.print(f"  {path.name}: {what} alone", soft_wrap=True)
+    console.print(
+        "Open it with transformers: AutoModelForImageTextToText.from_pretrained(folder) and "
+        "AutoProcessor.from_pretrained(folder)."
+    )
+    if needs_torchvision:
+        console.print("AutoProcessor needs torchvision for this family: pip install torchvision.")
