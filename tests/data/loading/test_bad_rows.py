@@ -136,7 +136,7 @@ class TestOneMessage:
             rows.add(DataError("bad" + "!" * number))
 
         assert rows.text().endswith("!" * 19 + "\n  ... and 10 more")
-        assert len(message.splitlines()) == 22
+        assert len(rows.text().splitlines()) == 22
 
     def test_a_sample_that_cannot_be_made_is_one_of_them(self, tiny_llava: str) -> None:
         def make(index: int) -> Sample:
