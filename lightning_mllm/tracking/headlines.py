@@ -35,7 +35,7 @@ def print_headlines(results: Sequence[AnalysisResult], folder: Path | None) -> N
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
             for number, column in enumerate(numbers.columns):
                 options = {"justify": "right", "no_wrap": True} if number else {"overflow": "fold"}
-                table.add_column(column, **options)  # type: ignore[arg-type]  # as its own are
+                table.add_column(column, **options)
             for row in numbers.rows[:_MOST_ROWS]:
                 table.add_row(*map(Text, row))
             console.print(Padding(table, (0, 2), expand=False), width=_WIDTH)
