@@ -195,15 +195,16 @@ class Trainer(L.Trainer):
         check_analysis_run_names(analyses)
         analyzing = Analyzing(analyses, split, None if resume is None else Path(resume))
         datamodule.predict_split = split
-        before: list[L.Callback] = self.callbacks  # type: ignore[has-type]  # of Lightning's
+        trainer: Any = self
+        before: list[L.Callback] = trainer.callbacks
         # instead of Lightning's bar, which knows batches only, the analyses show theirs
         own = [each for each in before if not isinstance(each, ProgressBar)]
-        self.callbacks = [*own, analyzing]
+        trainer.callbacks = [*own, analyzing]
         options: dict[str, Any] = {"ckpt_path": ckpt_path, "return_predictions": False}
         try:
             self.predict(model, datamodule=datamodule, **options)
         finally:
-            self.callbacks = before
+            trainer.callbacks = before
         if self.is_global_zero:
             print_headlines(analyzing.results, analyzing.folder)
             analyzing.check_results()

@@ -25,7 +25,7 @@ from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
 from lightning_mllm.tracking.analysis_run import AnalysisRun
-from lightning_mllm.trainer import Trainer, TrainerCheckpointIO, _Analyzing
+from lightning_mllm.trainer import Analyzing, Trainer, TrainerCheckpointIO
 from tests.support.command_line import files_below, isolate
 
 
@@ -104,7 +104,7 @@ def test_all_processes_work_in_the_folder_that_the_first_one_has_made(
 
 def test_an_analysis_that_fails_tells_the_other_processes(tmp_path: Path) -> None:
     trainer: Any = None
-    analyzing = _Analyzing([AnswerLens()], "test", None)
+    analyzing = Analyzing([AnswerLens()], "test", None)
     analyzing.on_exception(trainer, MLLMModule("none"), ValueError())  # before it has begun
     analyzing._run = AnalysisRun(
         [AnswerLens()], tmp_path, rank=1, world_size=2, barrier=lambda: None

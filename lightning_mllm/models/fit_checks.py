@@ -84,7 +84,7 @@ def check_fit_monitors(trainer: Any, module: Any, scores: Sequence[str]) -> None
     if trainer.limit_val_batches:
         logged += [f"val/{name}" for name in ("loss", *scores)]
     for callback in trainer.callbacks:
-        watched = getattr(callback, "monitor", None)
+        watched: Any = getattr(callback, "monitor", None)
         lenient = not getattr(callback, "strict", True)  # EarlyStopping that does without it
         if watched in (None, "epoch", "step", *logged) or lenient or watched.startswith(_SPEED):
             continue

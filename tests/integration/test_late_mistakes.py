@@ -106,7 +106,10 @@ def test_an_analysis_of_no_right_answer_ends_with_the_reason_and_keeps_its_files
 def test_an_analysis_prints_its_main_numbers_and_where_its_files_are(
     tiny_llava: str, questions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flow = {"class_path": "InformationFlow", "init_args": {"blocks": ["image->last"]}}
+    flow: dict[str, Any] = {
+        "class_path": "InformationFlow",
+        "init_args": {"blocks": ["image->last"]},
+    }
     lens: dict[str, Any] = {"class_path": "AnswerLens", "init_args": {}}
     for each in (flow, lens):
         each["init_args"] |= {"correct_only": False, "bootstrap": {"resamples": 20}}
