@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis import AnswerLens
+from lightning_mllm.analyzing import Analyzing
 from lightning_mllm.callbacks.trainer_state import trainer_run_dir
 from lightning_mllm.data import Digits, load_processor
 from lightning_mllm.data.images.geometry import default_geometry
@@ -25,7 +26,7 @@ from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
 from lightning_mllm.tracking.analysis_run import AnalysisRun
-from lightning_mllm.trainer import Analyzing, Trainer, TrainerCheckpointIO
+from lightning_mllm.trainer import Trainer, TrainerCheckpointIO
 from tests.support.command_line import files_below, isolate
 
 

@@ -340,7 +340,7 @@ def test_a_notebook_analyses_with_three_objects(
     assert result.at(kind="all", block="question->last", statistic="n")[:, 0].tolist() == [10, 10]
     assert (tmp_path / "runs/run/analysis/test-step0/information_flow/to_last.png").is_file()
     remaining: Any = trainer
-    assert not any(type(each).__name__ == "_Analyzing" for each in remaining.callbacks)
+    assert not any(type(each).__name__ == "Analyzing" for each in remaining.callbacks)
 
 
 def test_analyses_of_one_run_ask_the_model_once(
