@@ -20,6 +20,7 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, MLPProbe, Point, Probe, ProbeScore
+from lightning_mllm.progress import track
 from lightning_mllm.store.files import write_csv_file, write_json
 from lightning_mllm.tracking.figures.run import draw_probe_curve_of_run
 from lightning_mllm.tracking.loggers import log_image, log_metrics
@@ -102,7 +103,7 @@ class ProbeEachEpoch(FeatureCallback):
             return  # too few batches to train a probe
         halves = self.halves if split == "test" else 0
         scores: dict[tuple[str, str], ProbeScore] = {}
-        for probe in self.probes:
+        for probe in track(self.probes, "Probes"):
             for point, score in probe.fit_score(train, held_out, self.seeds, halves).items():
                 scores[point, probe.name] = score
         if trainer.is_global_zero:

@@ -135,7 +135,7 @@ class RunAnalysis(L.Callback):
         if stage not in self.splits:
             return []
         module, split = trainer_mllm(pl_module), self.splits[stage]
-        batches = watched_batches(trainer, split, self.data)
+        batches = watched_batches(trainer, split, "Analysing", self.data)
         trained_on: Any = trainer.datamodule  # type: ignore[attr-defined]
         data = trained_on if self.data is None else self.data
         where, step = f"analysis/{self.prefix}{split}", module.trained_steps

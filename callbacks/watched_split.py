@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from lightning_mllm.batches import MultimodalBatch
@@ -28,6 +27,7 @@ from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.tapping import Tapper
+from lightning_mllm.progress import track
 from lightning_mllm.types import Sample
 
 
@@ -54,13 +54,23 @@ def watched_samples(
 
 
 def watched_batches(
-    trainer: L.Trainer, split: Split, data: MLLMDataModule | None = None
+    trainer: L.Trainer, split: Split, what: str, data: MLLMDataModule | None = None
 ) -> Iterator[MultimodalBatch]:
-    """Return the batches of `watched_samples`; each of several processes gets its share."""
+    """Return the batches of `watched_samples`, and show how many are done.
+
+    Each of several processes gets its share.
+
+    Args:
+        trainer: The Trainer, with its data.
+        split: The split that is gone through.
+        what: What is done with the batches, for the progress bar.
+        data: Other data than the Trainer's.
+    """
     own = trainer_datamodule(trainer) if data is None else data
     loader: Iterable[MultimodalBatch] = own.plain_dataloader(split)  # sets up the split first
     samples = watched_samples(trainer, split, data)
-    return islice(loader, math.ceil(len(samples) / own.eval_batch_size))
+    count = math.ceil(len(samples) / own.eval_batch_size)
+    return track(islice(loader, count), f"{what}: batches of {split}", count)
 
 
 def open_watched_pictures(
@@ -82,7 +92,7 @@ def open_watched_pictures(
     batches = math.ceil(len(samples) / data.eval_batch_size)
     shares = islice(data.plain_dataloader(split).batch_sampler, batches)
     with ThreadPoolExecutor(max(1, data.num_workers)) as pool:  # Pillow releases the GIL
-        for share in shares:
+        for share in track(shares, f"Pictures: batches of {split}", batches):
             batch = [samples[index] for _, index in share]
             for sample in batch:
                 if not sample.images:
@@ -136,9 +146,7 @@ def extract_watched_features(
         ConfigError: The data has no labels, or the model has no such point.
     """
     module, names = trainer_mllm(pl_module), trainer_class_names(trainer)
-    batches = watched_batches(trainer, split)
-    count = len(watched_samples(trainer, split))
-    rank_zero_info("Extracting the features of %d %s samples.", count, split)
+    batches = watched_batches(trainer, split, "Features")
     with module.adapted.autocast(module.device.type):
         return extract(module.backbone, batches, points, names, cache=cache)
 

@@ -7,6 +7,8 @@ its own files, and either may be the first.
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -21,6 +23,8 @@ from transformers import PretrainedConfig
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.network import is_reachable
 
+logger = logging.getLogger(__name__)
+
 _LONGEST = 300  # characters of a library's message: some list all models that they know
 _JSON_FILES = (
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
@@ -32,26 +36,37 @@ _JSON_FILES = (
 def check_checkpoint_available(checkpoint: str, revision: str | None) -> None:
     """Refuse, within seconds, a checkpoint that is neither on this machine nor in reach.
 
+    Where the hub can't be reached and the checkpoint is in the cache, this process asks the hub no
+    more: the library would try again and again, for minutes, for each file that is not cached.
+
     Raises:
-        CheckpointError: It is not a folder and not in the cache, and the hub can't be reached.
+        CheckpointError: It is not a folder and not in the cache, and the hub can't be reached, or
+            HF_HUB_OFFLINE says not to ask it.
     """
     try:
         validate_repo_id(checkpoint)
     except ValueError:
         return  # a path
-    if (
-        Path(checkpoint).is_dir()
-        or _find(checkpoint, revision, "config.json")
-        or constants.HF_HUB_OFFLINE
-    ):
+    if Path(checkpoint).is_dir():
         return
-    if not is_reachable(constants.ENDPOINT):
+    cached = _find(checkpoint, revision, "config.json") is not None
+    if constants.HF_HUB_OFFLINE:
+        why, way_out = "HF_HUB_OFFLINE says not to ask the hub", "unset HF_HUB_OFFLINE"
+    elif is_reachable(constants.ENDPOINT):
+        return
+    else:
+        why, way_out = f"{constants.ENDPOINT} can't be reached", "check the network and its proxy"
+    if not cached:
         raise CheckpointError(
             f"Checkpoint {checkpoint!r} is not a folder on this machine, not in the cache of the "
-            f"Hugging Face hub, and {constants.ENDPOINT} can't be reached. Check the spelling of a "
-            "folder; to use a model of the hub, fetch it where there is a network (`hf download "
-            f"{checkpoint}`), or check the network and its proxy."
+            f"Hugging Face hub, and {why}. Check the spelling of a folder or hub id; to use a "
+            f"model of the hub, fetch it where there is a network (`hf download {checkpoint}`), or "
+            f"{way_out}."
         )
+    if not constants.HF_HUB_OFFLINE:
+        logger.warning("%s: %s is read from the cache.", why, checkpoint)
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
+        constants.HF_HUB_OFFLINE = True
 
 
 def why_checkpoint_fails(checkpoint: str, revision: str | None, error: Exception) -> str:

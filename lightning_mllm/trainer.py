@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis.core.analysis import Analysis
@@ -27,9 +28,11 @@ from lightning_mllm.models.export import export
 from lightning_mllm.models.fit_checks import check_fit_trainable
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.option_lists import trainer_option_as_list
+from lightning_mllm.progress import console
 from lightning_mllm.run import Run, RunFolder
 from lightning_mllm.run_status import RunStatus
 from lightning_mllm.tracking.analysis_run import check_analysis_run_names
+from lightning_mllm.tracking.headlines import print_headlines
 from lightning_mllm.trainer_options import (
     check_trainer_options,
     check_trainer_strategy,
@@ -86,6 +89,7 @@ class Trainer(TrainerVerbs):
             kwargs["callbacks"] = [each for each in callbacks if not isinstance(each, Checkpoint)]
         # our DataModules divide each batch among the processes: nothing is counted twice
         kwargs.pop("use_distributed_sampler", None)
+        self.will_fit = False
         with self._status.setting_up():
             if folder is not None:
                 kwargs["default_root_dir"], logger = folder, run.make_loggers(folder)
@@ -142,6 +146,7 @@ class Trainer(TrainerVerbs):
                     "another, so name the file to continue from, e.g. "
                     "runs/<name>/checkpoints/last.ckpt."
                 )
+            self.will_fit = True  # what an evaluation before it then refuses, too
             if test_before and ckpt_path is None:
                 model.trainer = self
                 model.configure_model()
@@ -170,7 +175,7 @@ class Trainer(TrainerVerbs):
         """Dissect a model: run a split through analyses and write down what they find.
 
         The run's folder gets `analysis/<split>-step<k>/<analysis>/`, with a row per sample and case
-        in `rows.csv`.
+        in `rows.csv`. The main numbers are printed.
 
         Args:
             model: The module.
@@ -185,7 +190,8 @@ class Trainer(TrainerVerbs):
             The results, on the first process only.
 
         Raises:
-            ConfigError: There is no data, there are no analyses, or two have one name.
+            ConfigError: There is no data, there are no analyses, or two have one name; or, when all
+                is written, an analysis has measured no sample.
         """
         with self._status.during("analyze", self):
             if datamodule is None:
@@ -197,12 +203,19 @@ class Trainer(TrainerVerbs):
             check_analysis_run_names(analyses)
             analyzing = Analyzing(analyses, split, None if resume is None else Path(resume))
             datamodule.predict_split = split
-            self.callbacks.append(analyzing)  # type: ignore[attr-defined]  # of Lightning's Trainer
+            trainer: Any = self
+            before: list[L.Callback] = trainer.callbacks
+            # instead of Lightning's bar, which knows batches only, the analyses show theirs
+            own = [each for each in before if not isinstance(each, ProgressBar)]
+            trainer.callbacks = [*own, analyzing]
             options: dict[str, Any] = {"ckpt_path": ckpt_path, "return_predictions": False}
             try:
                 self.predict(model, datamodule=datamodule, **options)
             finally:
-                self.callbacks.remove(analyzing)  # type: ignore[attr-defined]
+                trainer.callbacks = before
+            if self.is_global_zero:
+                print_headlines(analyzing.results, analyzing.folder)
+                analyzing.check_results()
         return analyzing.results
 
     def export(
@@ -229,9 +242,11 @@ class Trainer(TrainerVerbs):
         Returns:
             The files that were written.
         """
+        logger.info("Loading %s", model.source.checkpoint)
         model.configure_model()
         record = {"inputs": model.inputs}
         if ckpt_path is not None:
+            logger.info("Loading the training checkpoint %s", ckpt_path)
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
@@ -242,5 +257,20 @@ class Trainer(TrainerVerbs):
         options: Any = {"processor": processor, "dtype": own_dtype}
         with pruned_to_stored(model.backbone, subnetwork):
             written = export(model.backbone, Path(output), source=model.source, **options)
-        logger.info("Exported %s", ", ".join(map(str, written)))
+        _print_export(written, processor.needs_torchvision)
         return written
+
+
+def _print_export(written: Sequence[Path], needs_torchvision: bool) -> None:
+    """Print what an export has written, and how it is opened."""
+    folder, *alone = written
+    console.print(f"Exported to {folder}", soft_wrap=True)
+    for path in alone:
+        what = "the LoRA adapter, for PEFT" if path.is_dir() else "the projector"
+        console.print(f"  {path.name}: {what} alone", soft_wrap=True)
+    console.print(
+        "Open it with transformers: AutoModelForImageTextToText.from_pretrained(folder) and "
+        "AutoProcessor.from_pretrained(folder)."
+    )
+    if needs_torchvision:
+        console.print("AutoProcessor needs torchvision for this family: pip install torchvision.")

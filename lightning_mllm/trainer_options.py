@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import CheckpointIO, Precision
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
@@ -22,6 +24,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: There is one.
     """
+    _check_accelerator(options.get("accelerator"))
     if options.get("precision") not in (None, 32, "32", "32-true"):
         raise ConfigError(
             f"trainer.precision is {options['precision']!r}, but the module sets the precision: "
@@ -57,6 +60,22 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
                 "this package writes checkpoints atomically. Leave it out."
             )
     check_trainer_strategy(options.get("strategy") or "auto")
+
+
+def _check_accelerator(accelerator: Any) -> None:
+    """Refuse a GPU that is not there."""
+    found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    found["gpu"] = any(found.values())
+    if found.get(accelerator, True):
+        return
+    version = torch.__version__
+    why = f"PyTorch {version} sees none: ask nvidia-smi, and look at CUDA_VISIBLE_DEVICES"
+    if accelerator == "mps" or not torch.version.cuda:
+        why = f"PyTorch {version} is not built for one or sees none"
+    raise ConfigError(
+        f"trainer.accelerator is {accelerator!r}, but there is no such device here ({why}). Set "
+        "--trainer.accelerator cpu, or leave it out: auto takes what there is."
+    )
 
 
 def _accumulates(options: Mapping[str, Any]) -> bool:

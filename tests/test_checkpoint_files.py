@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,18 +235,42 @@ def test_a_hub_that_is_not_there_is_said_in_seconds_and_not_tried_again(
             open_one("llava-hf/none")
 
 
-def test_what_is_in_the_cache_needs_no_hub(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: Path
-) -> None:
+def test_a_folder_needs_no_hub(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(
         checkpoint_files, "is_reachable", lambda url: pytest.fail("The hub was asked.")
     )
-    cached = str(checkpoint / "config.json")
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: cached)
 
-    checkpoint_files.check_checkpoint_available("llava-hf/cached", None)
     checkpoint_files.check_checkpoint_available(str(checkpoint), None)
+
+
+def test_without_a_hub_what_is_in_the_cache_is_read_and_the_hub_asked_once_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llava: str
+) -> None:
+    cache = tmp_path / "models--acme--tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    shutil.copytree(tiny_llava, cache / "snapshots" / "abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    began = time.monotonic()
+
+    processor = load_processor("acme/tiny")
+
+    assert processor.tokenizer.is_fast
+    assert time.monotonic() - began < 8  # the library's first second try comes after as long
+    assert huggingface_hub.constants.HF_HUB_OFFLINE and os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_what_is_not_in_the_cache_is_refused_where_the_hub_must_not_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(CheckpointError, match=r"not in the cache .* unset HF_HUB_OFFLINE"):
+        load_processor("llava-hf/none")
 
 
 @pytest.mark.parametrize(

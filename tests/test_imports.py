@@ -66,7 +66,7 @@ BORDERS: dict[str, set[str]] = {
     | {"alignment_names"},
     "testbed": SHARED | {"store", "data", "models"},
     "study/__init__": {"study"},
-    "study/engine": {"__version__", "errors", "store", "tracking"},
+    "study/engine": {"__version__", "errors", "progress", "store", "tracking"},
     **{
         f"study/{study}": {
             "errors",

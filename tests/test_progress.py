@@ -21,6 +21,11 @@ def test_bars_are_gone_after_an_error() -> None:
     assert not progress._DISPLAY.tasks and not progress._DISPLAY.live.is_started
 
 
+def test_where_there_is_no_terminal_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track("ab", "counting")) == ["a", "b"]
+    assert capsys.readouterr().out == ""
+
+
 def test_where_there_is_no_terminal_a_line_in_the_log_says_how_far_it_is(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

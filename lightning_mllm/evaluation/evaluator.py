@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import cast
 
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from lightning_mllm.evaluation.decoding import decode_prompts
 from lightning_mllm.evaluation.open_answers.answer_metrics import AnswerMetrics, AnswerResult
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, OpenAnswer
 from lightning_mllm.types import LabelSet
+
+_LOGGED = ("accuracy", "macro_f1", "invalid_rate")
 
 
 @dataclass(frozen=True)
@@ -157,14 +160,21 @@ class Evaluator(nn.Module):
         self.exact_match = self._answers.result() if self._answers.kinds else None
         logged: dict[str, float] = {}
         for name, result in self.results.items():
-            logged[f"{name}/accuracy"] = result.accuracy
-            logged[f"{name}/macro_f1"] = result.macro_f1
-            logged[f"{name}/invalid_rate"] = result.invalid_rate
+            for measure in _LOGGED:
+                logged[f"{name}/{measure}"] = getattr(result, measure)
         if self.exact_match is not None:
             logged["exact_match/accuracy"] = self.exact_match.overall.accuracy
             for kind, score in self.exact_match.per_kind.items():
                 logged[f"exact_match/{kind}"] = score.accuracy
         return logged
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the scores that `finish` returns for the dataset that is prepared."""
+        names = [f"{scorer}/{measure}" for scorer, measure in product(self._metrics, _LOGGED)]
+        if self._answers.kinds:
+            names += [f"exact_match/{kind}" for kind in ("accuracy", *self._answers.kinds)]
+        return tuple(names)
 
     @property
     def _metrics(self) -> dict[str, ClassificationMetrics]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -15,6 +16,8 @@ from lightning_mllm.families.llava import LLAVA
 from lightning_mllm.families.qwen import QWEN
 from lightning_mllm.families.refused import REFUSED
 from lightning_mllm.families.tiled import TILED
+
+logger = logging.getLogger(__name__)
 
 FAMILIES: dict[str, Family] = {**LLAVA, **TILED, **IDEFICS, **QWEN, **GEMMA}
 
@@ -77,4 +80,6 @@ def register_family(model_type: str, family: Family) -> None:
             f"vision is {family.vision}, projector {family.projector}. Give each at least one "
             "prefix of `model.named_parameters()`."
         )
+    if model_type in FAMILIES:
+        logger.warning("The family of model type %r is replaced in this process.", model_type)
     FAMILIES[model_type] = family

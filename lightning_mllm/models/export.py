@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from lightning_mllm.models.checkpoint import save_projector
 from lightning_mllm.models.loading import load_config
 from lightning_mllm.models.lora import has_lora, merge_lora, save_adapter
 from lightning_mllm.store.files import replacing_folder
+
+logger = logging.getLogger(__name__)
 
 
 class SavableProcessor(Protocol):
@@ -65,6 +68,7 @@ def export(
     try:
         with replacing_folder(output) as folder:
             _write(backbone, folder, source, dtype)
+            logger.info("Writing the processor")
             processor.save(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -87,8 +91,11 @@ def _write(backbone: Backbone, folder: Path, source: Source, dtype: torch.dtype)
     save_projector(backbone, folder / "projector.safetensors", dtype)
     if has_lora(model):
         save_adapter(backbone, source.checkpoint, source.revision, folder / "adapter")
+        logger.info("Merging the adapters into the weights")
         merge_lora(model)
         _check_finite(model, dtype)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("Writing %s weights in %s", f"{count:,}", str(dtype).partition(".")[2])
     model.to(dtype)  # type: ignore[arg-type]  # its signature lost in a decorator
     model.save_pretrained(folder)
 

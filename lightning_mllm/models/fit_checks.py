@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, did_you_mean
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze import FreezeReport
 from lightning_mllm.models.optimisation.schedule import LearningRates
 
+_SPEED = "throughput/"  # what the callback Throughput logs
+_MOST_NAMES = 12  # in a message
 # only pictures go through these parts
 _BEFORE_LLM = frozenset({Part.VISION, Part.VISION_LORA, Part.PROJECTOR})
 
@@ -60,6 +63,42 @@ def check_fit_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:
             )
     if adapted.dtype == torch.float16:
         raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
+
+
+def check_fit_monitors(trainer: Any, module: Any, scores: Sequence[str]) -> None:
+    """Refuse callbacks that watch a metric which the fit does not log.
+
+    Nothing is refused where a module or a callback of the user's own may log it.
+
+    Args:
+        trainer: Lightning's trainer.
+        module: The module that is fitted.
+        scores: Names of the scores of an evaluation, without their stage.
+
+    Raises:
+        ConfigError: There is such a callback.
+    """
+    if any(not _is_known(each) for each in (module, *trainer.callbacks)):
+        return
+    logged = ["train/loss"]
+    if trainer.limit_val_batches:
+        logged += [f"val/{name}" for name in ("loss", *scores)]
+    for callback in trainer.callbacks:
+        watched: Any = getattr(callback, "monitor", None)
+        lenient = not getattr(callback, "strict", True)  # EarlyStopping that does without it
+        if watched in (None, "epoch", "step", *logged) or lenient or watched.startswith(_SPEED):
+            continue
+        more = f" and {len(logged) - _MOST_NAMES} more" if len(logged) > _MOST_NAMES else ""
+        raise ConfigError(
+            f"{type(callback).__name__} watches {watched!r}, which this fit does not log. Set its "
+            f"option monitor to one of: {', '.join(logged[:_MOST_NAMES])}{more}."
+            f"{did_you_mean(watched, logged)}"
+        )
+
+
+def _is_known(thing: object) -> bool:
+    """Return whether a class is of this package or of Lightning's."""
+    return type(thing).__module__.partition(".")[0] in ("lightning", "lightning_mllm")
 
 
 def _check_length(trainer: Any) -> None:

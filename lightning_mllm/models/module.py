@@ -22,7 +22,7 @@ from lightning_mllm.models.adapted import AdaptedModel, DType, Source, adapted_d
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.divergence import DivergenceWatch, check_weights_for_divergence
 from lightning_mllm.models.evaluating import EvaluatingModule
-from lightning_mllm.models.fit_checks import check_fit
+from lightning_mllm.models.fit_checks import check_fit, check_fit_monitors
 from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.optimisation.prolonging import follow_longer_schedule
@@ -156,6 +156,8 @@ class MLLMModule(EvaluatingModule):
             check_fit(self.adapted, self.learning_rates, self.trainer)
             self.inputs = data.describe_inputs()
         self.evaluator.prepare(data.label_set, data.kinds)
+        if stage == "fit" or getattr(self.trainer, "will_fit", False):
+            check_fit_monitors(self.trainer, self, self.evaluator.metric_names)
 
     def on_fit_start(self) -> None:
         """Put the trained parts into train mode.

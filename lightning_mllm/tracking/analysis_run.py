@@ -18,6 +18,7 @@ from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import KnownAnswers
+from lightning_mllm.progress import show_progress
 from lightning_mllm.store.files import write_csv_file, write_json
 from lightning_mllm.store.manifest import MANIFEST
 from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
@@ -189,12 +190,17 @@ class AnalysisRun:
     def _merge(self, loggers: Sequence[Any], key: str, step: int) -> list[AnalysisResult]:
         self._clear_markers()
         results: list[AnalysisResult] = []
-        for analysis in self.analyses:
-            analysis.merge()
-            results.append(analysis.compute())
-            if self.folder is not None:
-                folder, name = self.folder / analysis.name, f"{key}/{analysis.name}"
-                _report(results[-1], folder, loggers, name, step)
+        with show_progress("Results", len(self.analyses)) as bar:
+            for analysis in self.analyses:
+                bar.rename(f"{analysis.name}: merging rows")
+                analysis.merge()
+                bar.rename(f"{analysis.name}: numbers and intervals")
+                results.append(analysis.compute())
+                if self.folder is not None:
+                    bar.rename(f"{analysis.name}: files and figures")
+                    folder, name = self.folder / analysis.name, f"{key}/{analysis.name}"
+                    _report(results[-1], folder, loggers, name, step)
+                bar.advance()
         return results
 
     def _marker(self, rank: int, end: _End) -> Path:

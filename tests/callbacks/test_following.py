@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from lightning_mllm.callbacks import ProbeEachEpoch, RepresentationDrift, SaveFe
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.freeze import Lora, ProjectorAndVision
-from lightning_mllm.probing import FeatureCache, MLPProbe, Point
+from lightning_mllm.probing import FeatureCache, FeatureSet, MLPProbe, Point
+from lightning_mllm.probing.features.extraction import extract as extract_features
 from lightning_mllm.store import files
 from lightning_mllm.types import Sample, Turn
 from tests.support.command_line import picture
@@ -92,13 +92,21 @@ def test_a_fit_without_validation_is_not_followed(tiny_llava: str, tmp_path: Pat
 
 
 def test_a_trial_extracts_and_writes_nothing(
-    tiny_llava: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        make_run(tiny_llava, tmp_path, all_callbacks(tmp_path)[:-1], fast_dev_run=1).fit().test()
+    extracted = []
 
-    for split in ("train", "val", "test"):
-        assert f"Extracting the features of 8 {split} samples" in caplog.text
+    def extract(*args: Any, **options: Any) -> dict[str, FeatureSet]:
+        found = extract_features(*args, **options)
+        extracted.append({len(each.sample_ids) for each in found.values()})
+        return found
+
+    monkeypatch.setattr("lightning_mllm.callbacks.watched_split.extract", extract)
+
+    make_run(tiny_llava, tmp_path, all_callbacks(tmp_path)[:-1], fast_dev_run=1).fit().test()
+
+    assert len(extracted) >= 3
+    assert all(counts == {8} for counts in extracted)
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
 
 

@@ -107,7 +107,9 @@ def test_python_m_is_that_program_too(tiny_llava: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_tiny_builds_a_checkpoint_that_transformers_opens(tmp_path: Path) -> None:
+def test_tiny_builds_a_checkpoint_that_transformers_opens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(
         [
             "tiny",
@@ -125,6 +127,8 @@ def test_tiny_builds_a_checkpoint_that_transformers_opens(tmp_path: Path) -> Non
     assert model.config.model_type == "llava_next"
     assert model.config.text_config.hidden_size == 32
     assert AutoProcessor.from_pretrained(tmp_path / "small").chat_template
+    printed = capsys.readouterr().out
+    assert f"lightning fit --model.checkpoint {tmp_path / 'small'} --data Digits" in printed
 
 
 def test_tiny_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -566,8 +570,21 @@ def test_export_gives_a_folder_that_transformers_opens_with_the_fitted_weights(
     assert (tmp_path / "model" / "projector.safetensors").is_file()
 
 
-def test_export_needs_no_data(fitted: Fitted, tmp_path: Path) -> None:
-    main(["export", "--model.checkpoint", fitted.checkpoint, "--output", str(tmp_path / "model")])
+def test_export_needs_no_data_and_says_what_it_does(
+    fitted: Fitted,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "lightning_mllm"):
+        main(["export", "--model.checkpoint", fitted.checkpoint, "--output", "model"])
+
+    own = [each for each in caplog.records if each.name.startswith("lightning_mllm")]
+    said = [each.getMessage().partition(" ")[0] for each in own]
+    assert said == ["Loading", "Writing", "Writing"]
+    printed = capsys.readouterr().out
+    assert "Exported to model\n  projector.safetensors: the projector alone\n" in printed
+    assert "torchvision" not in printed
 
     assert AutoProcessor.from_pretrained(tmp_path / "model").chat_template
 

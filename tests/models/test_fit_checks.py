@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models import freeze
+from lightning_mllm.models.fit_checks import check_fit_monitors
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.schedule import LearningRates
 from lightning_mllm.trainer import Trainer
@@ -112,3 +115,31 @@ def test_parts_that_only_pictures_go_through_are_not_trained_without_any(
 
 def test_the_llm_learns_without_pictures(tiny_llava: str) -> None:
     assert _fit(tiny_llava, images=0, policy=freeze.LLMOnly()).global_step == 2
+
+
+SCORES = ("generation/accuracy", "likelihood/accuracy")
+
+
+def _watch(*callbacks: Any, limit_val_batches: int = 1) -> None:
+    trainer = SimpleNamespace(callbacks=callbacks, limit_val_batches=limit_val_batches)
+    check_fit_monitors(trainer, MLLMModule("any"), SCORES)
+
+
+@pytest.mark.parametrize("monitor", [None, "train/loss", "val/loss", "val/generation/accuracy"])
+def test_what_a_fit_logs_can_be_watched(monitor: str | None) -> None:
+    _watch(ModelCheckpoint(monitor=monitor), EarlyStopping("val/loss"))
+
+
+def test_what_it_does_not_log_is_refused_with_what_it_logs() -> None:
+    with pytest.raises(ConfigError, match=r"ModelCheckpoint watches 'val/los', .* train/loss, val"):
+        _watch(ModelCheckpoint(monitor="val/los"))
+    with pytest.raises(ConfigError, match=r"'val/loss', .* option monitor to one of: train/loss\."):
+        _watch(EarlyStopping("val/loss"), limit_val_batches=0)
+
+
+def test_a_callback_of_the_users_own_may_log_what_is_watched() -> None:
+    class Own(Callback):
+        pass
+
+    _watch(EarlyStopping("val/mine"), Own())
+    _watch(EarlyStopping("val/mine", strict=False))

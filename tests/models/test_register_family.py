@@ -93,3 +93,14 @@ def test_a_projector_that_the_model_does_not_run_is_refused(own_checkpoint: str)
 def test_a_family_without_a_name_or_a_part_is_refused(model_type: str, family: Family) -> None:
     with pytest.raises(ConfigError, match="lacks its model_type, or the name of a tower"):
         register_family(model_type, family)
+
+
+def test_a_family_that_is_replaced_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "own_mllm", Family())
+
+    register_family("own_mllm", Family(grid="fixed"))
+
+    assert caplog.messages == ["The family of model type 'own_mllm' is replaced in this process."]
+    assert FAMILIES["own_mllm"].grid == "fixed"

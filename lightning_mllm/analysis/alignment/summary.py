@@ -24,6 +24,7 @@ from lightning_mllm.analysis.alignment.group_sums import (
     divide_sums,
     inner_product_of_sums,
 )
+from lightning_mllm.analysis.alignment.headline import make_alignment_headline
 from lightning_mllm.analysis.alignment.kinds import curves_of_kinds, kinds_in_sums
 from lightning_mllm.analysis.alignment.measures import (
     PAIRED,
@@ -132,14 +133,15 @@ def summarise_alignment(
     for k, curves in enumerate(cells.values()):
         for measure, curve in curves.items():
             values[k, :, measures.index(measure)] = curve.estimate()
-    more = {
+    more: dict[str, Any] = {
         "scores": _scores(cells[ObservedState.RESIDUAL], variants),
         "left_out": len(found.left_out),
     }
     n = int(groups.sizes.sum())
     plots = tuple(make_alignment_plots(coords, gaps, kinds_in_sums(groups.names())))
     settings = {**settings, "found": more}
-    return AnalysisResult(name, values, tuple(coords), coords, n, settings, plots)
+    headline = make_alignment_headline(more["scores"])
+    return AnalysisResult(name, values, tuple(coords), coords, n, settings, plots, headline)
 
 
 def _curves_of_state(

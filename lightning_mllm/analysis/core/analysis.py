@@ -130,6 +130,10 @@ class Analysis(ABC):
     def compute(self) -> AnalysisResult:
         """Return the result of all batches so far, of all processes where they have a folder."""
 
+    def explain_nothing(self) -> str:
+        """Return why a result of no sample is one, and the way out."""
+        return f"{self.name} has measured no sample."
+
     @abstractmethod
     def reset(self) -> None:
         """Forget all batches; what is in a folder stays there."""

@@ -152,6 +152,15 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         """Return the result of all rows."""
         return self.summarise(self.rows.table(), self.making)
 
+    def explain_nothing(self) -> str:
+        """Return that no question was answered right, and what can be done."""
+        return (
+            f"{self.name} has measured none of {len(self.rows.done)} questions, because the model "
+            "answers none of them right and correct_only leaves wrong ones out. Train the model "
+            "longer, ask easier questions, or set correct_only to false (--analysis.correct_only "
+            "false)."
+        )
+
     def reset(self) -> None:
         """Forget all rows and answers; rows in a folder stay there."""
         self.rows = Rows(self.row_type)

@@ -8,8 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lightning_mllm.analysis.core.headline import Headline, format_count, format_estimate
 from lightning_mllm.errors import DataError
+from lightning_mllm.statistics.interval import STATISTICS
 from lightning_mllm.statistics.missing import Floats
+
+_FIRST_ROWS = 8  # of a table, where the analysis does not say which are its main numbers
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class AnalysisResult:
         n_samples: How many samples the numbers come from.
         settings: What decided them, as plain data.
         plots: How they are drawn.
+        headline: The main numbers; by default the first rows of the table.
 
     Raises:
         DataError: The shape disagrees with the coordinates.
@@ -69,6 +74,7 @@ class AnalysisResult:
     n_samples: int
     settings: Mapping[str, Any]
     plots: tuple[ResultPlot, ...] = ()
+    headline: Headline | None = None
 
     def __post_init__(self) -> None:
         expected = tuple(len(self.coords.get(axis, ())) for axis in self.axes)
@@ -113,3 +119,25 @@ class AnalysisResult:
                 [*where, *(int(cell) if name == "n" else cell for name, cell in cells.items())]
             )
         return [*axes, *names], rows
+
+    def main_numbers(self) -> Headline:
+        """Return the headline; where there is none, the first rows of the table."""
+        if self.headline is not None:
+            return self.headline
+        *axes, last = self.axes
+        named = [axis for axis in axes if len(self.coords[axis]) > 1]
+        of_statistics = self.coords[last] == STATISTICS
+        columns = ("value", "N") if of_statistics else tuple(map(str, self.coords[last]))
+        shape, rows = self.values.shape[:-1], []
+        for index in [*np.ndindex(*shape)][:_FIRST_ROWS]:
+            where = dict(zip(axes, index, strict=True))
+            cells = [str(self.coords[axis][where[axis]]) for axis in named]
+            own = self.values[index]
+            if of_statistics:
+                cells += [format_estimate(own), format_count(own)]
+            else:
+                cells += [f"{number:.4g}" for number in own.tolist()]
+            rows.append(tuple(cells))
+        count = int(np.prod(shape))
+        caption = "All numbers." if count == len(rows) else f"{len(rows)} of {count} rows."
+        return Headline(caption, (*named, *columns), tuple(rows))

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.knockout.block import Block
+from lightning_mllm.analysis.knockout.headline import make_flow_headline
 from lightning_mllm.analysis.knockout.mask import why_mask_is_empty
 from lightning_mllm.analysis.knockout.measures import MEASURES, Cells, flow_measures
 from lightning_mllm.analysis.knockout.rows import FlowRow
 from lightning_mllm.analysis.knockout.sweep import Sweep, sweep_ceiling
+from lightning_mllm.progress import track
 from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 from lightning_mllm.statistics.question_table import (
@@ -89,7 +91,8 @@ def summarise_flow(
     cells = sweep.cells(table, kept.ids)
     fair = sweep.without_overlap(cells, table, kept.ids)
     ceiling = sweep.ceiling(above, kept.ids)
-    for index, (kind, rows) in enumerate(groups.items() if len(kept.ids) else ()):
+    kinds = groups.items() if len(kept.ids) else ()
+    for index, (kind, rows) in enumerate(track(kinds, f"{name}: intervals of kinds")):
         own, contrasted, most = (_take_questions(each, rows) for each in (cells, fair, ceiling))
         draws = bootstrap.draw(kept.pictures[rows], kind)
         values[index] = flow_measures(own, contrasted, most, [*pairs.values()], draws)
@@ -107,6 +110,7 @@ def summarise_flow(
         len(kept.ids),
         {**(settings or {}), **more},
         _plots(sweep, [*pairs], [*kept.groups]),
+        make_flow_headline(values[0, :, :, 0], coords["block"], sweep),
     )
 
 

@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
+from lightning_mllm.analysis.lens.headline import make_lens_headline
 from lightning_mllm.analysis.lens.readout import (
     WORDS,
     Norm,
@@ -44,6 +45,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Match
 from lightning_mllm.families import finish_logits
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.progress import track
 from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
@@ -226,7 +228,8 @@ class AnswerLens(QuestionAnalysis[AnswerLensRow]):
         probabilities.append(np.exp(per_layer("reference_logprob")))
         ranks = [per_layer(f"rank_{word}") for word in WORDS]
         values = missing_interval(coords)
-        for index, (kind, rows) in enumerate(kept.groups.items() if layers else ()):
+        kinds = kept.groups.items() if layers else ()
+        for index, (kind, rows) in enumerate(track(kinds, f"{self.name}: intervals of kinds")):
             own = values[index]  # (words, layers, measures, statistics)
             draws = self.bootstrap.draw(kept.pictures[rows], kind)
             for word, each in enumerate(probabilities):
@@ -254,6 +257,7 @@ class AnswerLens(QuestionAnalysis[AnswerLensRow]):
                 "found": found,
             },
             (_plot(self.norm),) if layers else (),
+            make_lens_headline(values[:, :2], coords["kind"], layers),
         )
 
 

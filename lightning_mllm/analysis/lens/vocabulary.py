@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.alignment_names import ALL_TOKENS, NO_SINKS
+from lightning_mllm.analysis.core.headline import make_layers_headline
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
@@ -162,6 +163,12 @@ class Vocabulary(StreamedAnalysis):
             int(found.sums["n"].sum()),
             {**settings, "found": more},
             _plots(self.gaps),
+            make_layers_headline(
+                values[0, : 2 + len(SETS)],
+                names[: 2 + len(SETS)],
+                layers,
+                "Divergence of textual from perceptual tokens, and entropy of both, in nats.",
+            ),
         )
 
     def _layers_of(self, backbone: Backbone) -> tuple[int, ...]:

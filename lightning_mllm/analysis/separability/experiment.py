@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_mllm.analysis.core.headline import make_layers_headline
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import SETS
@@ -89,7 +90,15 @@ class Distinguishability(TokenMeans):
             title="Token means of perceptual and textual tokens",
             over=GROUPS,
         )
-        return self.make_result(values, coords, settings, found=found, n=len(names), plot=plot)
+        headline = make_layers_headline(
+            values[0],
+            MEASURES,
+            coords["layer"],
+            "How well perceptual and textual tokens are told apart; by chance the accuracy is 0.5.",
+        )
+        return self.make_result(
+            values, coords, settings, found=found, n=len(names), plot=plot, headline=headline
+        )
 
     def _held_out(self, pictures: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the groups of samples with these pictures, and which are scored.

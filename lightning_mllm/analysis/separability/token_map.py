@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_mllm.analysis.core.headline import Headline
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.token_sets import SETS, TokenSets
@@ -93,7 +94,10 @@ class TokenMap(TokenMeans):
             label="",
             title=f"Token means on a plane ({self.method}); lines join the tokens of a sample",
         )
-        return self.make_result(values, coords, settings, found=found, n=len(names), plot=plot)
+        headline = Headline("A map has no main numbers: look at the figure.")
+        return self.make_result(
+            values, coords, settings, found=found, n=len(names), plot=plot, headline=headline
+        )
 
     def _plane(self, points: NDArray[np.float32]) -> Floats:
         """Return (points, width) on a plane, (points, 2)."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_mllm.analysis.core.headline import Headline
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.core.streamed import StreamedAnalysis
@@ -131,11 +132,14 @@ class TokenMeans(StreamedAnalysis):
         found: RunningSums,
         n: int,
         plot: ResultPlot,
+        headline: Headline,
     ) -> AnalysisResult:
         """Return a result with the numbers of samples that were left out and seen."""
         more = {"left_out": len(found.left_out), "seen": int(found.sums["n"].sum())}
         settings = {**settings, "found": more}
-        return AnalysisResult(self.name, values, tuple(coords), coords, n, settings, (plot,))
+        return AnalysisResult(
+            self.name, values, tuple(coords), coords, n, settings, (plot,), headline
+        )
 
     def layers_of(self, means: Tensor) -> tuple[int, ...]:
         """Return the layers of token means."""

@@ -30,6 +30,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.progress import track
 from lightning_mllm.statistics.picture_bootstrap import (
     Bootstrap,
 )
@@ -140,7 +141,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
             ]
         clean = [self._count(backbone, each, None) for each in alone]
         rows: list[list[SkippingRow]] = [[] for _ in questions]
-        for case, time in zip(self.cases, seconds[1:], strict=True):
+        for case, time in zip(track(self.cases, "Skips of a batch"), seconds[1:], strict=True):
             right = self._answer(backbone, batch, case)
             for row, question in enumerate(questions):
                 rows[row].append(

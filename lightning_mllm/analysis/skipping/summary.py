@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
+from lightning_mllm.analysis.skipping.headline import make_skipping_headline
+from lightning_mllm.progress import track
 from lightning_mllm.statistics.interval import STATISTICS, missing_interval
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
@@ -79,7 +81,8 @@ def summarise_skipping(
             for column in _COLUMNS
         }
         clean = _answer_without_skips(table, cells["right"])
-        for group, (kind, rows) in enumerate(kept.groups.items()):
+        kinds = track(kept.groups.items(), f"{name}: intervals of kinds")
+        for group, (kind, rows) in enumerate(kinds):
             own = {column: each[rows].reshape(len(rows), -1) for column, each in cells.items()}
             if len(rows) < len(kept.ids):
                 own["seconds"] *= nan  # a pass is of a batch of all kinds
@@ -96,7 +99,8 @@ def summarise_skipping(
     }
     settings, n = {**settings, **more}, len(kept.ids)
     plots = tuple(_make_plot(each, coords["start"]) for each in coords["computation"])
-    return AnalysisResult(name, values, tuple(coords), coords, n, settings, plots)
+    headline = make_skipping_headline(values[0], coords)
+    return AnalysisResult(name, values, tuple(coords), coords, n, settings, plots, headline)
 
 
 def _answer_without_skips(table: Table, right: Floats) -> Floats:

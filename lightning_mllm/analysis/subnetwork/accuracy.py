@@ -34,6 +34,7 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import ExactMatch, Match
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.progress import track
 from lightning_mllm.types import Sample, Table
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,8 @@ class PrunedAccuracy(QuestionAnalysis[PrunedAccuracyRow]):
     ) -> list[list[PrunedAccuracyRow]]:
         """Let all sub-networks answer."""
         rows = [[_row(question, WHOLE, 0.0, question.correct, "")] for question in questions]
-        for name, subnetwork in self._subnetworks(backbone).items():
+        subnetworks = self._subnetworks(backbone).items()
+        for name, subnetwork in track(subnetworks, "Sub-networks that answer a batch"):
             with pruned(backbone, subnetwork):
                 answers = ExactMatch(match=self.match).evaluate(
                     backbone.model, self.tokenizer, batch

@@ -38,7 +38,7 @@ from lightning_mllm.analysis.subnetwork.calibration_options import (
     Tokens,
 )
 from lightning_mllm.analysis.subnetwork.matrices import matrices, names_left_whole
-from lightning_mllm.analysis.subnetwork.overlap import Key, make_overlap_plots, overlaps
+from lightning_mllm.analysis.subnetwork.overlap import Key, make_overlap_result, overlaps
 from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
@@ -247,8 +247,8 @@ class ActivatedWeights(Analysis):
         for (task, tokens), folds in sets.items():
             counted[f"{task} ({tokens})"] = [each.counts() for each in folds]
         settings = {**self.making, "found": {"calibrations": counted}}
-        n, plots = len(self._rows.done), make_overlap_plots(coords["pair"])
-        return AnalysisResult(self.name, values, tuple(coords), coords, n, settings, plots)
+        n = len(self._rows.done)
+        return make_overlap_result(self.name, values, coords, n, settings)
 
     def reset(self) -> None:
         """Forget all samples; what is in a folder stays there."""

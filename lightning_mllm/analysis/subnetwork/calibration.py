@@ -42,6 +42,7 @@ from lightning_mllm.errors import CheckpointError, ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone, fingerprint_backbone
 from lightning_mllm.models.hooks import hook_inputs
 from lightning_mllm.models.layers import decoder_layers, run_layers_uncompiled
+from lightning_mllm.progress import track
 
 Layers = Mapping[Matrix, nn.Linear]
 
@@ -235,7 +236,7 @@ def _calibrate_layer_by_layer(
 ) -> None:
     """Add up what enters each layer after the pruned ones."""
     linear = matrices(backbone)
-    for index, layer in enumerate(decoder_layers(backbone)):
+    for index, layer in enumerate(track(decoder_layers(backbone), "Calibrating layers")):
         own = {matrix: module for matrix, module in linear.items() if matrix.layer == index}
         for stream in streams:
             with hook_inputs(own, partial(sums.add, stream.counted)):

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.core.result import ResultPlot
+from lightning_mllm.analysis.core.headline import Headline, format_count, format_estimate
+from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.subnetwork.calibration import Calibration
 from lightning_mllm.analysis.subnetwork.matrices import Matrix, matrices
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.statistics.interval import STATISTICS, mean_interval, stack_interval
+from lightning_mllm.progress import track
+from lightning_mllm.statistics.interval import STATISTICS, VALUE, mean_interval, stack_interval
 from lightning_mllm.statistics.missing import Floats, mean_unless_missing
 
 MEAN = "mean"  # over the matrices of a layer, which all count as much
@@ -108,7 +110,27 @@ def describe_overlap_pair(pair: Pair) -> str:
     return f"{tokens}, {'one task' if first_task == second_task else 'two tasks'}"
 
 
-def make_overlap_plots(pairs: Sequence[str]) -> tuple[ResultPlot, ...]:
+def make_overlap_result(
+    name: str,
+    values: Floats,
+    coords: Mapping[str, tuple[Any, ...]],
+    n: int,
+    settings: Mapping[str, Any],
+) -> AnalysisResult:
+    """Return the result of `overlaps`.
+
+    Args:
+        name: Name of the analysis.
+        values: What `overlaps` returns.
+        coords: The coordinates that it returns.
+        n: How many samples were calibrated on.
+        settings: What decided the values.
+    """
+    plots, headline = _make_plots(coords["pair"]), _make_headline(values, coords)
+    return AnalysisResult(name, values, tuple(coords), coords, n, settings, plots, headline)
+
+
+def _make_plots(pairs: Sequence[str]) -> tuple[ResultPlot, ...]:
     """Return how overlaps are drawn: the groups of pairs, and chance."""
     return (
         ResultPlot(
@@ -124,6 +146,20 @@ def make_overlap_plots(pairs: Sequence[str]) -> tuple[ResultPlot, ...]:
             over="sets of samples",
         ),
     )
+
+
+def _make_headline(values: Floats, coords: Mapping[str, tuple[Any, ...]]) -> Headline:
+    """Return the IoU of the groups of pairs, and chance: mean, lowest and highest of the layers."""
+    pairs, rows = coords["pair"], []
+    for number, pair in enumerate(pairs[: pairs.index(CHANCE) + 1]):
+        own = values[0, number]  # of the mean over matrices, (layers, statistics)
+        if np.isnan(own[:, VALUE]).all():
+            continue
+        low, high = int(np.nanargmin(own[:, VALUE])), int(np.nanargmax(own[:, VALUE]))
+        ends = [f"{format_estimate(own[at])} ({coords['layer'][at]})" for at in (low, high)]
+        rows.append((pair, f"{np.nanmean(own[:, VALUE]):.2f}", *ends, format_count(own[0])))
+    columns = ("pair", "mean", "lowest (layer)", "highest (layer)", "N")
+    return Headline("IoU of the weights that two sub-networks keep.", columns, tuple(rows))
 
 
 def _group_pairs(pairs: Sequence[Pair]) -> dict[str, list[int]]:
@@ -159,7 +195,7 @@ def _measure(
     folds = max(map(len, sets.values()))
     of_pairs = np.full((len(names), len(pairs), len(layers), folds), np.nan)
     of_chance = np.full((len(names), len(layers), folds), np.nan)
-    for matrix, module in linear.items():
+    for matrix, module in track(linear.items(), "Overlaps of matrices"):
         name, layer = names.index(matrix.name), layers.index(matrix.layer)
         kept = {}
         for key, calibrations in sets.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_mllm.analysis.core.headline import Headline, format_count, format_estimate
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.statistics.interval import HIGH, LOW, STATISTICS, VALUE, missing_interval
 from lightning_mllm.statistics.missing import Floats, Integers
@@ -66,7 +67,8 @@ def summarise_pruned_accuracy(
     }
     settings = {**settings, **more}
     axes, plots = tuple(coords), _make_plots(names)
-    return AnalysisResult(name, values, axes, coords, len(kept.ids), settings, plots)
+    headline = _make_headline(values, names, sparsities) if len(kept.ids) else None
+    return AnalysisResult(name, values, axes, coords, len(kept.ids), settings, plots, headline)
 
 
 def _compare_with_whole(right: Floats, whole: int, pictures: Integers) -> Floats:
@@ -83,6 +85,27 @@ def _compare_with_whole(right: Floats, whole: int, pictures: Integers) -> Floats
     for own in (change, retained):  # against itself
         own[whole, LOW] = own[whole, HIGH] = own[whole, VALUE]
     return np.stack([bootstrap_share(right, pictures, 100), change, retained])
+
+
+def _make_headline(
+    values: Floats, names: Sequence[str], sparsities: Mapping[str, float]
+) -> Headline:
+    """Return the accuracy of each sub-network on all kinds, which come first."""
+    rows = []
+    for number, name in enumerate(names):
+        accuracy, change, _ = values[:, number, 0]
+        rows.append(
+            (
+                name,
+                f"{100 * sparsities[name]:.0f}",
+                format_estimate(accuracy, 1),
+                format_estimate(change, 1),
+                format_count(accuracy),
+            )
+        )
+    columns = ("sub-network", "pruned (%)", "accuracy (%)", "change", "N")
+    caption = "Accuracy of each sub-network, and its change against the whole LLM in points."
+    return Headline(caption, columns, tuple(rows))
 
 
 def _sort_key(name: str) -> tuple[bool, bool, str]:

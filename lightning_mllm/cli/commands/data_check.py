@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
-
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers
@@ -14,6 +12,7 @@ from lightning_mllm.data.datasets.inventory import SPLITS, Inventory, take_inven
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.full_check import FullCheck, run_full_check
 from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.progress import console
 
 _SECTIONS_WITHOUT_DATA = (
     *("model", "trainer", "checkpointing", "seed_everything", "test_before", "test_after"),
@@ -38,7 +37,7 @@ def run(name: str, arguments: list[str]) -> None:
         found: list[Inventory | FullCheck] = [take_inventory(module, options.splits)]
         if options.all:
             found.append(run_full_check(module, options.splits))
-    Console().print(*found, sep="\n")
+    console.print(*found, sep="\n")
 
 
 def _parser(prog: str) -> Parser:

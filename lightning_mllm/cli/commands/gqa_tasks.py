@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.plain_parser import PlainParser
 from lightning_mllm.data.datasets.gqa.extraction import write_extracted_tasks
+from lightning_mllm.progress import console
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Write a CSV file per task, and say where."""
     options = _parser(f"{PROGRAM} {name}").parse_args(arguments)
-    for file in write_extracted_tasks(options.questions, options.scenes, options.output):
-        Console().print(file, highlight=False, soft_wrap=True)
+    files = write_extracted_tasks(options.questions, options.scenes, options.output)
+    for file in files:
+        console.print(file, soft_wrap=True)
+    console.print(f"{len(files)} tasks; configs/data/gqa.yaml shows how a run reads them.")
 
 
 def _parser(prog: str) -> PlainParser:

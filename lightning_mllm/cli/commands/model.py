@@ -173,7 +173,7 @@ class ModelCLI(LightningCLI):
             folder = self.trainer.default_root_dir
             console.print(f"Results are in {folder}", markup=False, soft_wrap=True)
 
-    after_validate = after_test = after_analyze = after_fit
+    after_validate = after_test = after_fit
 
 
 def fill_in_seeds(node: Any, seed: int) -> None:

@@ -82,7 +82,10 @@ class LlavaJson(MLLMDataModule):
             return self._draw_part(split)
         file = self.files[split]
         if file is None:
-            raise DataError(f"There is no {split!r} split: set `{split}` to a JSON file.")
+            raise DataError(
+                f"There is no {split!r} split: set `{split}` to a JSON file, or let a command that "
+                "has the option --split, such as analyze, take train or val."
+            )
         return self._read(file)
 
     def _draw_part(self, split: Split) -> list[Sample]:

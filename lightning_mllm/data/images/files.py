@@ -17,6 +17,7 @@ from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.images.unreadable import describe_unreadable
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.errors import DataError
+from lightning_mllm.progress import track
 from lightning_mllm.types import LazyImage, Sample
 
 # below Pillow's own limit, whose warning would otherwise be the first sign of a bomb
@@ -104,7 +105,8 @@ def look_at_image_files(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[P
     problems: dict[Path, str] = {}
     animated = []
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for path, result in zip(unique, pool.map(_inspect, unique), strict=True):
+        looked_at = track(pool.map(_inspect, unique), "Image files", len(unique))
+        for path, result in zip(unique, looked_at, strict=True):
             if isinstance(result, str):
                 problems[path] = result
             else:

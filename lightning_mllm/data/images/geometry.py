@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
+from functools import cache
 from typing import Any, Literal
 
 from PIL import Image
@@ -15,6 +17,8 @@ Size = tuple[int, int]  # width and height in pixels
 RECORD = "trained_geometry"  # key of a processor that this package exported
 # of transformers, which sets its options (`size`, `do_resize`, ...) from the checkpoint's files
 ImageProcessor = Any
+
+logger = logging.getLogger(__name__)
 
 
 # a Geometry as configs write it; "tiles" is LLaVA-NeXT's word for "native"
@@ -65,6 +69,16 @@ def check_geometry(geometry: Geometry, processor: CheckpointProcessor) -> None:
             f"shape, such as LLaVA-NeXT or Qwen-VL; {type(processor.hf).__name__} with its vision "
             "tower does not. Use 'pad', 'crop' or 'squash'."
         )
+
+
+@cache
+def warn_of_no_tiles(processor: str) -> None:
+    """Say, once for a processor's class, that `tiles` is `native` where none are made."""
+    logger.warning(
+        "geometry 'tiles' is another word for 'native', and %s makes no tiles: pictures go to it "
+        "as they are.",
+        processor,
+    )
 
 
 def fill_colour(image_processor: ImageProcessor) -> Colour:

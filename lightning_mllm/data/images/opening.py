@@ -91,6 +91,12 @@ def _find_class(
     return found
 
 
+def processor_needs_torchvision(kind: type) -> bool:
+    """Return whether `AutoProcessor` opens a processor of this class with torchvision only."""
+    parts: Any = getattr(kind, "get_attributes", list)()
+    return issubclass(kind, PixtralText) or "video_processor" in parts
+
+
 @cache
 def _let_parts_be_missing(kind: type) -> type:
     """Return a processor class that can be made without some of its parts."""

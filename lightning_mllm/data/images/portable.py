@@ -21,7 +21,7 @@ from lightning_mllm.data.images.geometry import (
     default_geometry,
     fill_colour,
 )
-from lightning_mllm.data.images.opening import open_processor
+from lightning_mllm.data.images.opening import open_processor, processor_needs_torchvision
 from lightning_mllm.data.images.processor import load_processor
 from lightning_mllm.data.images.processor_files import (
     ProcessorFiles,
@@ -76,6 +76,7 @@ def portable_processor(
         image=list_processor_changes(untouched.image_processor, processor.image_processor),
         kind=type(processor.hf).__name__,
         with_code=trust_remote_code,
+        needs_torchvision=processor_needs_torchvision(type(processor.hf)),
     )
 
 

@@ -35,6 +35,7 @@ class ProcessorFiles:
         image: Settings of its image processor that are not as in the files.
         kind: Name of the processor's class, for a checkpoint that does not have a file for `own`.
         with_code: Whether the checkpoint's own code belongs to them.
+        needs_torchvision: Whether `AutoProcessor` opens them with torchvision only.
     """
 
     source: Path
@@ -42,6 +43,7 @@ class ProcessorFiles:
     image: Settings
     kind: str
     with_code: bool = False
+    needs_torchvision: bool = False
 
     def save(self, folder: Path) -> None:
         """Copy the files to a folder and change the settings there; nothing else is changed."""

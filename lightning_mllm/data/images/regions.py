@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from fractions import Fraction
 from math import isfinite
@@ -19,6 +19,7 @@ from lightning_mllm.families import FAMILIES
 from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Box, Sample, Segment
 
+_FAR = 0.1  # of a side of the picture; published boxes reach a pixel or two out of it
 _KEPT = 1024  # sizes of pictures whose layout is kept
 _ABOUT_BOXES = (
     Segment.IMAGE_OBJECT,
@@ -210,6 +211,20 @@ def check_region_boxes(sample: Sample) -> None:
                 "must be numbers, and the last two at least 0. Correct it.",
                 "boxes",
             )
+
+
+def region_leaves_picture(boxes: Iterable[Box], size: Size) -> bool:
+    """Return whether a box reaches far out of its picture, by a tenth of a side or more.
+
+    Such boxes are often in the pixels of a picture of another size.
+    """
+    width, height = size
+    for box in boxes:
+        across = max(-box.left, box.left + box.width - width)
+        down = max(-box.top, box.top + box.height - height)
+        if across >= _FAR * width or down >= _FAR * height:
+            return True
+    return False
 
 
 def _find_edges(box: Box, size: Size) -> tuple[Fraction, Fraction, Fraction, Fraction]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ IMAGE_FILE = "image file"
 IMAGE_PATH = "image path"
 TOO_LONG = "too long"
 FILE = "bad_rows.csv"  # in the folder of a run
+
+_NAMED = re.compile(r"(?P<before>.*?)(?P<name>\brow \d+|'[^']*')(?P<after>.*)", re.DOTALL)
+_ALIKE = 3  # problems that differ in a name only; more than these are named in one line
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +156,10 @@ class BadRows:
         else:
             kinds = ", ".join(f"{kind}: {count:,}" for kind, count in counts.most_common())
             title = f"{len(self):,} rows can't be used ({kinds}):"
-        lines = [title, *(f"  {problem}" for problem in problems[:SHOWN])]
-        if len(self) > SHOWN:
-            lines.append(f"  ... and {len(self) - SHOWN:,} more")
+        shown = _put_alike_together(problems)
+        lines = [title, *(f"  {problem}" for problem, _ in shown[:SHOWN])]
+        if more := sum(count for _, count in shown[SHOWN:]):
+            lines.append(f"  ... and {more:,} more")
         return "\n".join(lines)
 
     def metrics(self, split: str) -> dict[str, float]:
@@ -176,3 +181,24 @@ class BadRows:
             writer.writerow(BadRow.__dataclass_fields__)
             writer.writerows(astuple(row) for row in self)
         return path
+
+
+def _put_alike_together(problems: Sequence[str]) -> list[tuple[str, int]]:
+    """Return texts, and how many problems each is about; those of many rows have one text.
+
+    They are alike that differ only in the first name between quotes, or in the number of the row.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for problem in problems:
+        match = _NAMED.fullmatch(problem)
+        key = (match["before"], match["after"]) if match else (problem,)
+        alike.setdefault(key, []).append(problem)
+    texts = []
+    for same in alike.values():
+        if len(same) <= _ALIKE:
+            texts += [(problem, 1) for problem in same]
+            continue
+        names = [match["name"] for problem in same[1:_ALIKE] if (match := _NAMED.match(problem))]
+        others = ", ".join([*names, "..."])
+        texts.append((f"{same[0]} So it is with {len(same) - 1:,} others: {others}", len(same)))
+    return texts

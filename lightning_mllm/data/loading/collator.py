@@ -15,6 +15,8 @@ from lightning_mllm.data.images.geometry import (
     Size,
     check_geometry,
     default_geometry,
+    makes_tiles,
+    warn_of_no_tiles,
 )
 from lightning_mllm.data.images.pictures import Picture, PictureReader, PictureText
 from lightning_mllm.data.images.regions import Regions
@@ -67,6 +69,8 @@ class Collator:
         self.label_names = tuple(label_names)
         self.geometry = default_geometry(processor) if geometry is None else Geometry(geometry)
         check_geometry(self.geometry, processor)
+        if geometry == "tiles" and not makes_tiles(processor.image_processor):
+            warn_of_no_tiles(type(processor.hf).__name__)
         self.max_length = int(max_length or processor.tokenizer.model_max_length)
         self.padding_side = padding_side
         self.long_answers, self.split_special_tokens = long_answers, split_special_tokens

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.progress import track
 from rich.text import Text
 from torch.utils.data import DataLoader
 
@@ -19,6 +18,7 @@ from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError, DataError, UserError
+from lightning_mllm.progress import track
 from lightning_mllm.types import Sample
 
 _CHUNK = 16  # samples that a process encodes before it reports
@@ -84,7 +84,7 @@ def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: CheckManifest)
         collate_fn=_CheckSamples(scan.samples, scan.collator),
     )
     ends: dict[int, str] = {}
-    for results in track(loader, f"Writing out {scan.split!r}", total=len(loader)):
+    for results in track(loader, f"Encoding {scan.split}, {_CHUNK} at a time"):
         for index, result in results:
             try:
                 if isinstance(result, UserError):

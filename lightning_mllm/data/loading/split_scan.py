@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_mllm.data.images.geometry import Size
-from lightning_mllm.data.images.regions import check_region_boxes
+from lightning_mllm.data.images.regions import check_region_boxes, region_leaves_picture
 from lightning_mllm.data.loading.bad_rows import TOO_LONG, BadRows
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.lazy import LazySamples, LazySubset
@@ -166,7 +166,7 @@ class SplitScan:
         Raises:
             DataError: It is not known which patches show what for this family.
         """
-        unseen = []
+        unseen, outside = [], []
         boxed = [index for index in self._boxed if index in self.facts]
         for index in boxed:
             (image,) = self.facts[index].images
@@ -174,6 +174,16 @@ class SplitScan:
             size = sizes[image] if isinstance(image, Path) else image
             if not self.collator.shows_a_box(sample, size):
                 unseen.append(sample.id)
+            elif region_leaves_picture((*sample.boxes, *sample.distractors), size):
+                outside.append(sample.id)
+        if outside:
+            logger.warning(
+                "Boxes of %d samples of the %r split reach far out of their pictures: %s. Are they "
+                "in pixels of the stored picture?",
+                len(outside),
+                self.split,
+                join_first(outside, _SHOWN),
+            )
         if unseen:
             logger.warning(
                 "No patch shows the boxes of %d of the %d samples with boxes in the %r split: %s. "

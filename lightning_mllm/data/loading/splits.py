@@ -25,9 +25,11 @@ def check_splits(wanted: Sequence[Split], present: Sequence[Split], dataset: str
     """
     absent = [split for split in wanted if split not in present]
     if absent:
+        way_out = "Name another one (`split` of analyze and of callbacks)."
+        if absent[0] != "test":
+            way_out = "Use it to test or analyse a model that is trained on another dataset."
         raise DataError(
-            f"{dataset} has no {absent[0]!r} split, only {', '.join(map(repr, present))}. Use it "
-            "to test or analyse a model that is trained on another dataset."
+            f"{dataset} has no {absent[0]!r} split, only {', '.join(map(repr, present))}. {way_out}"
         )
 
 

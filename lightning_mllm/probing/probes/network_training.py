@@ -22,6 +22,7 @@ from lightning_mllm.probing.probes.networks import initial_network_weights, netw
 from lightning_mllm.probing.probes.probe import ProbeTask
 from lightning_mllm.probing.probes.stacked_data import StackedData
 from lightning_mllm.probing.probes.training import Training
+from lightning_mllm.progress import track
 from lightning_mllm.store.seeds import torch_generator
 
 _EVALUATED_AT_ONCE = 1024  # samples per network
@@ -69,7 +70,7 @@ def train_networks(
             "epochs with val_fraction 0."
         )
     run = _Run(tasks, data, sizes, training)
-    for _ in range(training.max_epochs):
+    for _ in track(range(training.max_epochs), "Training probes: epochs, at most"):
         run.train_epoch(kept)
         if training.val_fraction:
             run.stop_early(held.to(data.device))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from rich.console import Console
-
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.progress import console, show_progress
 from lightning_mllm.study.engine.base import BaseCell
 from lightning_mllm.study.engine.cell_folder import (
     AnyFolder,
@@ -51,21 +50,21 @@ def run_study(study: RunnableStudy, lightning: Lightning | None = None) -> list[
     folders = _folders_of(study, cells)
     mine = _folders_of(study, planned_cells_of_machine(cells, study.cells))
     refuse_changed_cell_folders(folders)
-    console = Console()
     console.print(plan(mine, folders, jobs=study.jobs))
     if study.dry_run:
         return []
     to_run = unfinished_cell_folders(mine)
     lightning = lightning or partial(run_in_process, threads=threads_per_run(study.jobs))
     failures = Runner(study, lightning).run(to_run, study.jobs)
-    _print_failures(console, to_run, failures)  # first: the report may be refused
+    _print_failures(to_run, failures)  # first: the report may be refused
     # several machines end at about the same time
     with locked(study.folder / "report.lock", wait=True):
-        report = study.write_report(folders)
+        with show_progress("Writing the report"):
+            report = study.write_report(folders)
         if not unfinished_cell_folders(folders):
             log_wandb_summary(study, study.tables)
     if report is not None:
-        console.print(f"Results are in {report}", highlight=False)
+        console.print(f"Results are in {report}", soft_wrap=True)
     return failures
 
 
@@ -73,9 +72,7 @@ def _folders_of(study: RunnableStudy, cells: Sequence[BaseCell]) -> list[AnyFold
     return [CellFolder(cell, study.folder / "cells" / cell.id) for cell in cells]
 
 
-def _print_failures(
-    console: Console, to_run: Sequence[AnyFolder], failures: Sequence[RunnerFailure]
-) -> None:
+def _print_failures(to_run: Sequence[AnyFolder], failures: Sequence[RunnerFailure]) -> None:
     """Print which cells failed and why, and how many others are left."""
     failed, concern_all = set(), False
     for failure in failures:
@@ -83,7 +80,7 @@ def _print_failures(
         concern_all = concern_all or failure.concerns_all
         reason = f"{failure.folder.cell.id} failed: {failure.reason}"
         console.print(reason, style="red", markup=False)
-        console.print(f"  Its log is {failure.folder.log}", markup=False, highlight=False)
+        console.print(f"  Its log is {failure.folder.log}", markup=False)
     if failures:
         console.print(
             f"{len(failures)} of {len(to_run)} cells failed. Run the same command again to try "

@@ -51,3 +51,13 @@ def missing_output_way_out(folder: AnyFolder) -> str:
         " The study needs it of each cell. Keep the callback that writes it in the study's config "
         f"files; if the file was removed by hand, delete {folder.path} and run the study again."
     )
+
+
+def describe_output_number(
+    name: str, value: float | None, low: float | None, high: float | None
+) -> str:
+    """Return a cell's number in a few words, with its interval if there is one."""
+    if value is None:
+        return f"{name} not defined"
+    interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{name} {value:.2f}{interval}"

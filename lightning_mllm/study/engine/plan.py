@@ -9,6 +9,7 @@ from statistics import fmean
 from rich.table import Table
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.progress import format_duration
 from lightning_mllm.study.engine.base import BaseCell, CellT
 from lightning_mllm.study.engine.cell_folder import AnyFolder, CellState
 
@@ -32,7 +33,7 @@ def plan(mine: Sequence[AnyFolder], all_cells: Sequence[AnyFolder], *, jobs: int
         states.append(state)
         if state is not CellState.DONE:
             seconds = _estimate(folder.cell, times)
-            about = "?" if seconds is None else planned_duration(seconds)
+            about = "?" if seconds is None else format_duration(seconds)
             if seconds is not None:
                 known.append(seconds)
         note = f" ({folder.cell.note})" if folder.cell.note else ""
@@ -43,14 +44,6 @@ def plan(mine: Sequence[AnyFolder], all_cells: Sequence[AnyFolder], *, jobs: int
     if left:
         table.caption += f". Time: {_time_left(known, left, jobs)}"
     return table
-
-
-def planned_duration(seconds: float) -> str:
-    """Return e.g. "2 h 05 min", "12 min" or "40 s"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
 def _times_of(folders: Sequence[AnyFolder]) -> Times:
@@ -75,7 +68,7 @@ def _time_left(known: Sequence[float], left: int, jobs: int) -> str:
     if not known:
         return "unknown until the first are done"
     unknown = f", {left - len(known)} unknown" if len(known) < left else ""
-    return f"about {planned_duration(sum(known) / jobs)}, going by finished cells{unknown}"
+    return f"about {format_duration(sum(known) / jobs)}, going by finished cells{unknown}"
 
 
 def planned_cells_of_machine(cells: Sequence[CellT], part: str) -> list[CellT]:

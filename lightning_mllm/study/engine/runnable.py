@@ -75,5 +75,13 @@ class RunnableStudy(ABC):
             DataError: A file of a finished cell is missing, or can't be read.
         """
 
+    def main_number(self, folder: AnyFolder) -> str:
+        """Return what a finished cell found, in a few words; empty without a number.
+
+        Raises:
+            DataError: A file of the cell is missing, or can't be read.
+        """
+        return ""
+
     def tidy(self, folder: AnyFolder) -> None:  # noqa: B027 - most studies remove nothing
         """Remove what a finished cell does not keep."""

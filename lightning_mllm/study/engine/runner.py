@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.progress import console, format_duration, show_progress
 from lightning_mllm.study.engine.cell_folder import (
     AnyFolder,
     CellState,
@@ -107,14 +108,26 @@ class Runner:
             ConfigError: Their folder has no locks.
         """
         planned = [(folder, cell_folder_making(folder.cell)) for folder in folders]
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(jobs) as pool, show_progress("Cells", len(planned)) as bar:
             try:
-                futures = [pool.submit(self._run_cell, *each) for each in planned]
-                results = [future.result() for future in futures]
+                futures = {pool.submit(self._run_cell, *each): each[0] for each in planned}
+                for number, future in enumerate(as_completed(futures), start=1):
+                    failure = future.result()
+                    bar.advance()
+                    if failure is None and futures[future].state is CellState.DONE:
+                        self._print_done(futures[future], f"{number}/{len(planned)}")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # interrupted: start no further cell
                 raise
+        results = [future.result() for future in futures]  # in the order of the cells
         return [failure for failure in results if failure is not None]
+
+    def _print_done(self, folder: AnyFolder, count: str) -> None:
+        """Print a line for a finished cell: its main number, and how long it took."""
+        parts = [count, folder.cell.id, self._study.main_number(folder)]
+        seconds = folder.seconds()
+        parts.append("" if seconds is None else format_duration(seconds))
+        console.print(" · ".join(filter(None, parts)), markup=False, soft_wrap=True)
 
     def _run_cell(self, folder: AnyFolder, making: Making) -> RunnerFailure | None:
         if self._stop.is_set():
@@ -141,7 +154,8 @@ class Runner:
             refuse_changed_cell_folders([folder])  # another process may have begun it since
             _refuse_edited(folder, making)
             continuation = folder.continuation()
-            logger.info("%s %s", "Resuming" if continuation else "Running", folder.cell.id)
+            if continuation:
+                logger.info("Resuming %s", folder.cell.id)
             folder.begin(making)
             self._lightning([*_arguments(self._study, folder), *continuation], folder.log, lock)
             _refuse_edited(folder, making)

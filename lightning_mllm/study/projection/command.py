@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_mllm.study.projection.cell_files import check_cell_files
+from lightning_mllm.study.engine.outputs import describe_output_number
+from lightning_mllm.study.projection.cell_files import check_cell_files, scores_in_cell_files
 from lightning_mllm.study.projection.cells import ProjectionCell, ProjectionFolder, projection_cells
 from lightning_mllm.study.projection.report import write_projection_report
 from lightning_mllm.study.projection.study import ProjectionStudy
@@ -31,6 +32,12 @@ class ProjectionCommand(ProjectionStudy):
     def write_report(self, folders: Sequence[ProjectionFolder]) -> Path | None:
         """Write tables, verdicts, figures and the report."""
         return write_projection_report(self, folders)
+
+    def main_number(self, folder: ProjectionFolder) -> str:
+        """Return the accuracy of the model's answers."""
+        scores = scores_in_cell_files(folder)[self.scorer]
+        low, high = scores.get("accuracy_interval_95", (None, None))
+        return describe_output_number("accuracy", scores["accuracy"], low, high)
 
     def tidy(self, folder: ProjectionFolder) -> None:
         """Remove the checkpoints, unless they stay."""

@@ -14,6 +14,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from lightning_mllm.data import load_processor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
+from lightning_mllm.data.images.opening import processor_needs_torchvision
 from lightning_mllm.data.images.processor import limit_length
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.tiny import TinyFamily
@@ -56,6 +57,7 @@ def test_a_processor_makes_what_that_of_transformers_makes(
     found = load_processor(path)
 
     assert type(found.hf) is type(expected)
+    assert not processor_needs_torchvision(type(found.hf))
     assert found.chat_template == expected.chat_template
     check_equal(found, expected)
 

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.images.geometry import Geometry, GeometryName
-from lightning_mllm.data.images.regions import Regions, check_region_boxes
+from lightning_mllm.data.images.regions import Regions, check_region_boxes, region_leaves_picture
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Box, Sample, Segment
@@ -326,3 +326,17 @@ def test_a_box_that_is_a_tuple_is_named() -> None:
     sample = Sample(id="a", images=[picture(1, (28, 28))], boxes=[(1, 2, 3, 4)])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"'a' has the box \(1, 2, 3, 4\).*Box\(left, top"):
         check_region_boxes(sample)
+
+
+@pytest.mark.parametrize(
+    ("box", "leaves"),
+    [
+        (Box(0, 0, 100, 50), False),
+        (Box(-2, 0, 103, 50), False),  # as published boxes do
+        (Box(0, 0, 111, 50), True),
+        (Box(0, -6, 10, 10), True),
+        (Box(300, 10, 5, 5), True),
+    ],
+)
+def test_a_box_that_reaches_far_out_of_its_picture_is_found(box: Box, leaves: bool) -> None:
+    assert region_leaves_picture([box], (100, 50)) is leaves

@@ -121,14 +121,22 @@ class TestOneMessage:
             "too long: 1):"
         )
 
-    def test_of_many_the_first_twenty_are_shown_and_all_are_counted(self, tiny_llava: str) -> None:
+    def test_of_many_that_are_alike_one_is_shown_and_all_are_counted(self, tiny_llava: str) -> None:
         train = [*TALK, *(said(f"bad-{k}", "<s>" if k % 2 else LONE) for k in range(30))]
 
         message = refused(Memory(train, TALK, checkpoint=tiny_llava))
 
         assert message.startswith("30 rows can't be used (text: 15, special token: 15):")
-        assert message.endswith("  ... and 10 more")
-        assert len(message.splitlines()) == 22
+        assert len(message.splitlines()) == 3
+        assert message.count("So it is with 14 others: 'bad-") == 2
+
+    def test_of_many_others_the_first_twenty_are_shown_and_all_are_counted(self) -> None:
+        rows = BadRows()
+        for number in range(30):
+            rows.add(DataError("bad" + "!" * number))
+
+        assert rows.text().endswith("!" * 19 + "\n  ... and 10 more")
+        assert len(rows.text().splitlines()) == 22
 
     def test_a_sample_that_cannot_be_made_is_one_of_them(self, tiny_llava: str) -> None:
         def make(index: int) -> Sample:

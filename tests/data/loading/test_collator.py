@@ -20,12 +20,12 @@ from lightning_mllm.data import (
 )
 from lightning_mllm.data.images import pictures as pictures_module
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.data.images.geometry import Geometry, apply_geometry
+from lightning_mllm.data.images.geometry import Geometry, apply_geometry, warn_of_no_tiles
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import IGNORE_INDEX, Sample, Segment, Turn
-from tests.conftest import TinyBuilder
+from tests.conftest import FamilyBuilder, TinyBuilder
 from tests.data.conftest import (
     CHECKPOINTS,
     NAMES,
@@ -204,6 +204,17 @@ class TestGeometry:
     def test_tiles_need_a_family_that_makes_them(self, vicuna: CheckpointProcessor) -> None:
         with pytest.raises(ConfigError, match=r"'native' .* needs a family whose processor takes"):
             Collator(vicuna, PlainPrompt(), geometry=Geometry.NATIVE)
+
+    def test_that_tiles_are_native_pictures_where_none_are_made_is_said_once(
+        self, tiny_family: FamilyBuilder, tiny_llava_next: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        warn_of_no_tiles.cache_clear()
+        for path in (tiny_llava_next, tiny_family("qwen2_vl"), tiny_family("qwen2_vl")):
+            Collator(load_processor(path), PlainPrompt(), geometry="tiles")
+
+        assert [text.partition(",")[0] for text in caplog.messages] == [
+            "geometry 'tiles' is another word for 'native'"
+        ]
 
     def test_a_square_geometry_with_llava_next_makes_the_picture_square_first(
         self, tiny_llava_next: str

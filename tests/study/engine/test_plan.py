@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_mllm.progress import format_duration
 from lightning_mllm.study.engine.cell_folder import CellState
 from lightning_mllm.study.engine.main import run_study
-from lightning_mllm.study.engine.plan import plan, planned_duration
+from lightning_mllm.study.engine.plan import plan
 from tests.study.conftest import Change, FakeLightning, folders_of
 
 
@@ -44,14 +45,5 @@ def test_the_time_of_a_cell_is_that_of_the_finished_ones_that_are_the_most_alike
     # another seed of leaves and two of plantdoc, which has none of its own
     assert (
         table.caption
-        == f"9 to do. Time: about {planned_duration(3 * 1860 / 2)}, going by finished cells"
+        == f"9 to do. Time: about {format_duration(3 * 1860 / 2)}, going by finished cells"
     )
-
-
-def test_durations_read_like_durations() -> None:
-    assert [planned_duration(s) for s in (12.4, 90, 3599, 7500)] == [
-        "12 s",
-        "2 min",
-        "1 h 00 min",
-        "2 h 05 min",
-    ]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -53,6 +54,19 @@ def test_a_failed_cell_is_reported_and_the_others_are_done(
     assert (states.pop(PROJ), states.pop(E2E)) == (CellState.NEW, CellState.BEGUN)
     assert set(states.values()) == {CellState.DONE}
     assert "2 of 12 cells failed" in capsys.readouterr().out
+
+
+def test_each_finished_cell_has_a_line_with_its_number_and_time(
+    study: Change, fake: FakeLightning, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.breaks = {PROJ: "at once"}
+
+    run_study(study(), fake)
+
+    lines = re.findall(
+        r"^\d+/12 · (\S+) · accuracy (?:0|1)\.\d\d.* · \d+ s$", capsys.readouterr().out, re.M
+    )
+    assert sorted(lines) == sorted({*folders_of(study())} - {PROJ})
 
 
 def test_the_next_call_completes_only_what_is_missing_from_its_last_checkpoint(

@@ -18,6 +18,7 @@ from lightning_mllm.analysis.knockout.mask import mask_keys
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import attention_of_layers, decoder_layers
+from lightning_mllm.progress import track
 
 
 class ReferenceEngine(KnockoutEngine):
@@ -62,7 +63,7 @@ class ReferenceEngine(KnockoutEngine):
         with mask_keys(backbone, [], _all_layers(backbone)):
             clean = prompt_log_probabilities(prompts.forward(backbone)[0])
             readings = Readings.unchanged(clean, ids, variants, self.name)
-            for number, variant in enumerate(variants):
+            for number, variant in enumerate(track(variants, "Knockouts of a batch")):
                 with mask_keys(backbone, [variant.hidden], variant.window):
                     blocked = prompt_log_probabilities(prompts.forward(backbone)[0])
                 readings.put(

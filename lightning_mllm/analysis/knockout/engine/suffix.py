@@ -29,6 +29,7 @@ from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.progress import show_progress
 
 EngineName = Literal["auto", "suffix", "reference"]
 
@@ -138,20 +139,22 @@ class SuffixEngine(KnockoutEngine):
         readings = Readings.unchanged(
             prompt_log_probabilities(clean.logits), ids, variants, self.name
         )
-        for start, group in groups:
+        with show_progress("Knockouts of a batch", sum(len(group) for _, group in groups)) as bar:
+            for start, group in groups:
 
-            def read_some(cases: Sequence[int], start: int = start) -> None:
-                some = [variants[case] for case in cases]
-                read = _read_rows(backbone, clean, start, readings.ids, some)
-                readings.put(cases, changes[:, cases], **read)
+                def read_some(cases: Sequence[int], start: int = start) -> None:
+                    some = [variants[case] for case in cases]
+                    read = _read_rows(backbone, clean, start, readings.ids, some)
+                    readings.put(cases, changes[:, cases], **read)
+                    bar.advance(len(cases))
 
-            self._side_by_side.run(
-                group,
-                plan.side_by_side(start, len(prompts)),
-                read_some,
-                weight=length - start,
-                halve=len(prompts) == 1,
-            )
+                self._side_by_side.run(
+                    group,
+                    plan.side_by_side(start, len(prompts)),
+                    read_some,
+                    weight=length - start,
+                    halve=len(prompts) == 1,
+                )
         return readings
 
 

@@ -26,6 +26,7 @@ from lightning_mllm.data.datasets.gqa.rows import (
     write_task_rows,
 )
 from lightning_mllm.errors import DataError
+from lightning_mllm.progress import show_progress, track
 
 Json = Mapping[str, Any]
 Rows = list[dict[str, str]]
@@ -110,7 +111,7 @@ def extract_tasks(questions: Json, scenes: Json) -> dict[str, Rows]:
     """
     tasks: dict[str, Rows] = {task: [] for task in RULES}
     left_out: Counter[str] = Counter()
-    for name, question in questions.items():
+    for name, question in track(questions.items(), "Questions"):
         try:
             task = next((task for task, rule in RULES.items() if rule.fits(question)), None)
             if task is None:
@@ -150,9 +151,11 @@ def write_extracted_tasks(
         DataError: A file is missing or not in GQA's format, or no question fits.
     """
     asked: dict[str, Any] = {}
-    for file in questions:
+    for file in track([*questions], "Reading question files"):
         asked |= _load(file)
-    tasks = extract_tasks(asked, _load(scenes))
+    with show_progress("Reading scene graphs"):
+        graphs = _load(scenes)
+    tasks = extract_tasks(asked, graphs)
     if not any(tasks.values()):
         raise DataError(
             f"None of {len(asked)} questions belongs to a task. Give GQA's question files, and "
