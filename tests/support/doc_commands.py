@@ -32,6 +32,7 @@ _NOT_RUN = (  # a regular expression for what a command line has, and why it is 
         r"^lightning data gqa-tasks",
         "needs GQA's files; tests/integration has small ones",
     ),
+    (r"fit --config configs/quickstart\.yaml", "minutes; tests/test_configs.py tries it"),
     (r"testbed_training/", "trains for long; tests/test_configs.py tries it"),
     (r"^lightning --", "tests/cli has it"),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -24,7 +25,7 @@ from tests.support.command_line import (
 )
 from tests.support.doc_commands import DocBlock, commands_of_block, doc_blocks
 from tests.support.published_datasets import write_plantdoc
-from tests.support.shipped_configs import MODELS
+from tests.support.shipped_configs import MODELS, OTHERS_ON_THE_TESTBED
 
 _CLASSES = {
     "train/green leaf": 6,
@@ -33,6 +34,11 @@ _CLASSES = {
     "test/brown leaf": 4,
 }
 _ROWS = [conversation(f"row{number}", kind=f"kind{number % 2}") for number in range(12)]
+_ON_THE_TESTBED = {  # options that make a config small
+    "configs/runs/testbed/eval.yaml": ["--data.init_args.per_kind", "1"],
+    "configs/runs/testbed/information_flow.yaml": ["--data.init_args.per_kind", "1"],
+    **{f"configs/{name}": small for name, (small, *_) in OTHERS_ON_THE_TESTBED.items()},
+}
 _LIMITS = {  # of a command: some steps, some batches
     "fit": ("train", "val", "test"),
     "validate": ("val",),
@@ -53,7 +59,8 @@ class PageRunner:
 
     def __init__(self, folder: Path, tiny: TinyBuilder, patch: pytest.MonkeyPatch) -> None:
         self._folder, self._tiny = folder, tiny
-        self._variables: dict[str, str] = {}
+        self._variables: dict[str, str] = {}  # of the shell
+        self._names: dict[str, Any] = {"__name__": "__main__"}  # of Python
         patch.setattr(sys, "path", [str(folder), *sys.path])
         patch.setattr(sys, "modules", dict(sys.modules))  # a page's modules are forgotten
         (folder / "configs").symlink_to(CONFIGS)
@@ -94,13 +101,20 @@ class PageRunner:
 
     def _in_small(self, words: tuple[str, ...]) -> list[str]:
         """Return options that make a command small and let it do without the network."""
+        if small := [option for word in words for option in _ON_THE_TESTBED.get(word, ())]:
+            return small
         options: list[str] = []
         for stage in _LIMITS.get(words[1], ()):
-            options += [f"--trainer.limit_{stage}_batches", "2"]
+            options += [f"--trainer.limit_{stage}_batches", "1"]
         if words[1] == "fit":
-            options += ["--trainer.max_steps", "2"]
+            options += ["--trainer.max_steps", "2", "--data.init_args.batch_size", "4"]
         if words[1] in _LIMITS:
-            options += ["--data.init_args.num_workers", "0"]
+            options += [
+                "--data.init_args.num_workers",
+                "0",
+                "--data.init_args.eval_batch_size",
+                "8",
+            ]
         if checkpoint := self._stand_in(words):
             options += ["--model.checkpoint", checkpoint]
         return options
