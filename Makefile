@@ -23,7 +23,7 @@ notebooks: .venv/ready
 
 # Builds the pages and the API reference into site/; a warning is an error. It needs no torch, and no network.
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
 testbed: .venv/ready

@@ -108,6 +108,8 @@ class PageRunner:
             options += [f"--trainer.limit_{stage}_batches", "1"]
         if words[1] == "fit":
             options += ["--trainer.max_steps", "2", "--data.init_args.batch_size", "4"]
+            if "ProbeEachEpoch" in words:
+                options += ["--trainer.callbacks.init_args.seeds", "[0]"]
         if words[1] in _LIMITS:
             options += [
                 "--data.init_args.num_workers",
