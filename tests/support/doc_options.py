@@ -15,9 +15,11 @@ from lightning_mllm.cli.commands.command import Command
 from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import MLLMDataModule, Prompt
+from lightning_mllm.models.freeze import FreezePolicy
 
 # classes whose options stand on command lines
-_CHOSEN = (MLLMDataModule, Analysis, Prompt, StoredSubNetwork)
+_CHOSEN = (MLLMDataModule, Analysis, Prompt, FreezePolicy, StoredSubNetwork)
+_EVERYWHERE = {"help", "version"}
 _HIDDEN = {"data check": {"checkpoint"}}  # options that are not in the help
 
 
@@ -55,11 +57,13 @@ class KnownOptions:
 
     def _accepts(self, options: set[str], word: str) -> bool:
         name = word.partition("=")[0].removeprefix("--").rstrip("+").replace("-", "_")
-        if name in options or name == "help":
+        if name in options or name in _EVERYWHERE:
             return True
-        head, _, rest = name.partition(".")
-        keys = [key for key in rest.split(".") if key != "init_args"]
-        return head in options and bool(rest) and self._parameters.issuperset(keys)
+        head, inner = name, list[str]()
+        while head and head not in options:
+            head, _, key = head.rpartition(".")
+            inner += [key] if key != "init_args" else []
+        return bool(head) and self._parameters.issuperset(inner)
 
 
 @cache
