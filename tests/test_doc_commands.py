@@ -34,8 +34,12 @@ COMMANDS_OF_PAGES = [command for page in PAGES for command in doc_commands(page)
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 BENCHMARKS = "".join(path.read_text() for path in (ROOT / "tests/benchmarks").glob("*.py"))
 OTHER_PROGRAMS = {"pip", "source"}
-# run by tests/integration/test_pages_of_verbs.py
-RUN_ELSEWHERE = {"extract.md", "ask_and_predict.md"}
+RUN_ELSEWHERE = {  # page -> where its commands are run
+    "extract.md": "tests/integration/test_pages_of_verbs.py",
+    "ask_and_predict.md": "tests/integration/test_pages_of_verbs.py",
+    "information_flow.md": "knockout.md has the same command",
+    "implicit_alignment.md": "alignment.md, subnetworks.md and skipping.md have the same commands",
+}
 NOT_THERE = {"--model.lr"}  # the text says so
 
 

@@ -18,7 +18,7 @@ import tempfile
 import termios
 from pathlib import Path
 
-import pyte  # type: ignore[import]  # has no types
+import pyte
 
 from tests.support.doc_commands import PAGES, ROOT
 
@@ -56,7 +56,9 @@ def record(command: str, folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in size}
     process = subprocess.Popen(
         [sys.executable, "-m", "lightning_mllm", *arguments],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
         cwd=folder,
         env={**environment, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)},
     )
@@ -69,7 +71,7 @@ def record(command: str, folder: Path) -> str:
 
 def _read_all(terminal: int) -> bytes:
     """Return what is written to a terminal until nobody has it open."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         try:
             part = os.read(terminal, 65536)
