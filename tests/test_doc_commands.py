@@ -156,6 +156,7 @@ def can_be_run(page: Path) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a page's Python leaves files to the end
 @pytest.mark.parametrize("page", [page for page in PAGES if can_be_run(page)], ids=name)
 def test_a_page_runs(
     page: Path,
