@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow notebooks testbed lint clean
+.PHONY: quickstart test test-slow notebooks docs testbed lint clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config configs/quickstart.yaml
@@ -21,6 +21,10 @@ test-slow: .venv/ready
 notebooks: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m notebook
 
+# Builds the pages and the API reference into site/; a warning is an error. It needs no torch, and no network.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
 testbed: .venv/ready
 	$(BIN)/python -m lightning_mllm.testbed.training.recipe checkpoints/testbed
@@ -38,4 +42,4 @@ lint: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info
