@@ -9,7 +9,7 @@ import torch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Part
-from lightning_mllm.models.freeze import FreezeReport
+from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.optimisation.schedule import LearningRates
 
 # only pictures go through these parts
