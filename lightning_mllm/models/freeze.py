@@ -200,9 +200,8 @@ class LastLayers(FreezePolicy):
                 f"LastLayers: the LLM has {len(layers)} layers, so the last {self.layers} can't be "
                 f"trained. Set layers to a number from 1 to {len(layers)}."
             )
-        trained = {
-            id(each) for layer in list(layers)[-self.layers :] for each in layer.parameters()
-        }
+        last = nn.ModuleList(list(layers)[-self.layers :])
+        trained = set(map(id, last.parameters()))
         names = {name for name, each in backbone.parameters(Part.LLM) if id(each) in trained}
         return names | _names_of(backbone, (Part.PROJECTOR,) if self.projector else ())
 
