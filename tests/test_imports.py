@@ -53,7 +53,7 @@ BORDERS: dict[str, set[str]] = {
     "statistics": SHARED | {"store/seeds"},
     "data": SHARED | {"checkpoint_files", "families", "store", "statistics"},
     "evaluation": SHARED | {"checkpoint_files", "families", "store", "statistics"},
-    "models": SHARED | {"checkpoint_files", "families", "store", "evaluation"},
+    "models": SHARED | {"__version__", "checkpoint_files", "families", "store", "evaluation"},
     "probing": SHARED | MODELS | {"store", "evaluation"},
     "analysis/__init__": {"analysis", "statistics"},  # the names that users import
     "analysis/core": SCIENCE,
@@ -78,6 +78,7 @@ BORDERS: dict[str, set[str]] = {
         }
         for study in STUDIES
     },
+    "comparison": SHARED | {"store", "statistics", "tracking"},
     "run": {"errors", "tracking"},
     "trainer_options": {"errors"},
     "trainer": SHARED
@@ -87,6 +88,8 @@ BORDERS: dict[str, set[str]] = {
         "errors",
         "analysis",
         "callbacks",
+        "comparison",
+        "progress",
         "data",
         "evaluation",
         "models",

@@ -16,6 +16,7 @@ COMMANDS = (
     Command("test", "model", "Evaluate a model on the test split."),
     Command("predict", "model", "Go through the test split with your own callbacks."),
     Command("analyze", "model", "Run analyses of a model, e.g. attention knockout."),
+    Command("compare", "compare", "Compare runs: paired tests on the same samples, curves."),
     Command("export", "model", "Write a trained model as a Hugging Face folder."),
     Command("study", "study", "Run a grid of fits or measure checkpoints, and write a report."),
     Command("data check", "data_check", "Show what a dataset holds, and which files are broken."),
