@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +11,78 @@ import yaml
 from lightning_mllm.comparison.run_files import ComparedRun
 from lightning_mllm.errors import DataError
 
-_NAMES = ("trainer.run.", "ckpt_path")  # of runs and files, which always differ
-NOT_SET = "-"
+_ALWAYS_DIFFERENT = ("trainer.run.", "ckpt_path")  # names of runs and files
+_CLASS, _OPTIONS = "class_path", "init_args"
 
 
 def find_config_differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     """Return option -> its value in each run, for the options that are not the same in all.
 
+    Where the runs use different classes, the option is the class with all its options.
+
     Raises:
         DataError: A config can't be read.
     """
     configs = [_read_config(run.folder / "config.yaml") for run in runs]
-    options: dict[str, None] = {}  # in order
-    for config in configs:
-        options |= dict.fromkeys(config)
     found: dict[str, list[str]] = {}
-    for option in options:
-        values = [config.get(option, NOT_SET) for config in configs]
-        if len(set(values)) > 1 and not option.startswith(_NAMES):
+    for option, values in _compare_nodes("", configs):
+        if not option.startswith(_ALWAYS_DIFFERENT):
             found[option] = values
     return found
 
 
-def _read_config(path: Path) -> dict[str, str]:
+def _read_config(path: Path) -> Any:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read as YAML: {error}. Restore it.") from error
-    return dict(_flatten(content, ""))
 
 
-def _flatten(node: Any, option: str) -> Iterator[tuple[str, str]]:
-    """Yield option and value of what is set; items of lists are options that have a number."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _flatten(value, f"{option}.{key}" if option else str(key))
-    elif isinstance(node, list) and any(isinstance(each, dict | list) for each in node):
-        for number, value in enumerate(node):
-            yield from _flatten(value, f"{option}.{number}")
-    elif node is not None:
-        text = str(node)
-        # the modules of classes say nothing
-        yield option, text.rpartition(".")[2] if option.endswith("class_path") else text
+def _compare_nodes(option: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the options below a node that differ, with their values."""
+    nodes = [_name_classes(node) for node in nodes]
+    if all(isinstance(node, Mapping) and node.get(_CLASS) == _class_of(nodes[0]) for node in nodes):
+        keys: dict[str, None] = {}  # in order
+        for node in nodes:
+            keys |= dict.fromkeys(node)
+        for key in keys:
+            name = option if key == _OPTIONS else f"{option}.{key}".lstrip(".")
+            yield from _compare_nodes(name, [node.get(key) for node in nodes])
+    elif any(node != nodes[0] for node in nodes):
+        yield option, [_format_node(node) for node in nodes]
+
+
+def _class_of(node: Any) -> Any:
+    return node.get(_CLASS) if isinstance(node, Mapping) else None
+
+
+def _name_classes(node: Any) -> Any:
+    """Return a list of objects of different classes as a mapping from the names of the classes."""
+    classes = [_class_of(each) for each in node] if isinstance(node, list) else []
+    if not classes or None in classes or len(set(classes)) < len(classes):
+        return node
+    return {_last_word(each[_CLASS]): each for each in node}
+
+
+def _format_node(node: Any) -> str:
+    """Return the value of an option as it would be written in Python, without what is not set."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_format_node, node))}]"
+    if not isinstance(node, Mapping):
+        return "-" if node is None else str(node)
+    if _CLASS not in node:
+        return ", ".join(_format_options(node))
+    options = ", ".join(_format_options(node.get(_OPTIONS) or {}))
+    return f"{_last_word(node[_CLASS])}({options})"
+
+
+def _format_options(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if value not in (None, [], {}):
+            yield f"{name}={_format_node(value)}"
+
+
+def _last_word(path: Any) -> str:
+    return str(path).rpartition(".")[2]

@@ -24,7 +24,7 @@ Curves = dict[str, dict[str, dict[int, float]]]  # metric -> run -> step -> valu
 def read_compared_curves(runs: Sequence[ComparedRun]) -> Curves:
     """Return the curves of the validation split that two runs or more have."""
     found: Curves = {}
-    for run in runs:
+    for run in _distinct_runs(runs):
         path = run.folder / "metrics.csv"
         if not path.is_file():
             continue
@@ -47,6 +47,9 @@ def join_analyses(runs: Sequence[ComparedRun]) -> dict[str, tuple[list[str], lis
 
     Of each run it is the last step. A row has the numbers of every run.
     """
+    runs = _distinct_runs(runs)
+    if len(runs) < 2:
+        return {}
     summaries = [_find_summaries(run.folder) for run in runs]
     tables: dict[str, tuple[list[str], list[list[str]]]] = {}
     for name in summaries[0]:
@@ -56,6 +59,12 @@ def join_analyses(runs: Sequence[ComparedRun]) -> dict[str, tuple[list[str], lis
                 columns = [f"{run.name}/{number}" for run in runs for number in _NUMBERS]
                 tables[name] = ([*axes[0], *columns], _join(numbers))
     return tables
+
+
+def _distinct_runs(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """Return the runs, each once: two evaluations of one run are compared, too."""
+    found = {run.folder: run for run in reversed(runs)}
+    return list(reversed(found.values()))
 
 
 def _join(numbers: Sequence[dict[tuple[str, ...], list[str]]]) -> list[list[str]]:

@@ -11,9 +11,11 @@ from rich.text import Text
 
 from lightning_mllm.comparison.comparison import Comparison
 from lightning_mllm.comparison.differences import ScoreDifference
+from lightning_mllm.comparison.run_files import ComparedRun
 from lightning_mllm.statistics.interval import Interval
 
 _MOST_OPTIONS = 15  # that are shown; all are in the file
+_MOST_CHARACTERS = 200  # of a value that is shown
 _LEAST_P = 0.001
 
 
@@ -23,6 +25,7 @@ def report_comparison(comparison: Comparison) -> Iterator[RenderableType]:
         yield _table_of_options(comparison)
     else:
         yield Text("The configs of the runs say the same, or are not there.")
+    yield Text("Compared: " + ", ".join(_name_evaluation(run) for run in comparison.runs))
     yield _table_of_scores(comparison)
     for name, count in comparison.left_out.items():
         yield Text(
@@ -43,7 +46,7 @@ def _table_of_options(comparison: Comparison) -> Table:
     for run in comparison.runs:
         table.add_column(Text(run.name), overflow="fold")
     for option, values in list(comparison.options.items())[:_MOST_OPTIONS]:
-        table.add_row(Text(option), *map(Text, values))
+        table.add_row(Text(option), *(Text(_shorten(value)) for value in values))
     if (more := len(comparison.options) - _MOST_OPTIONS) > 0:
         table.caption = f"and {more} more, in config_differences.csv"
     return table
@@ -73,6 +76,15 @@ def _table_of_scores(comparison: Comparison) -> Table:
         p = () if math.isnan(each.p) else (_format_p(each.p_holm),)
         table.add_row(Text(each.run), f"{each.value:.3f}", _format_difference(each), *tested, *p)
     return table
+
+
+def _name_evaluation(run: ComparedRun) -> str:
+    """Return run and evaluation; of an evaluation that was named, the name says both."""
+    return run.name if run.name.endswith(run.stage) else f"{run.name} ({run.stage})"
+
+
+def _shorten(value: str) -> str:
+    return value if len(value) <= _MOST_CHARACTERS else f"{value[:_MOST_CHARACTERS]} ..."
 
 
 def _format_difference(of: ScoreDifference) -> str:

@@ -28,6 +28,11 @@ class ComparedRun:
     folder: Path
     evaluation: Path | None = None
 
+    @property
+    def stage(self) -> str:
+        """Name of the evaluation that is compared, e.g. `test-step320`; empty if none is yet."""
+        return "" if self.evaluation is None else self.evaluation.name
+
     def evaluations(self) -> dict[str, Path]:
         """Return stage (`test`, `val`, `zero_shot`) -> folder of its last step, with answers."""
         found: dict[str, Path] = {}
