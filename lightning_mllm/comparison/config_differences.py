@@ -43,6 +43,10 @@ def _read_config(path: Path) -> Any:
 def _compare_nodes(option: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield the options below a node that differ, with their values."""
     nodes = [_name_classes(node) for node in nodes]
+    if any(isinstance(node, Mapping) and _CLASS not in node for node in nodes):
+        nodes = [
+            {} if node in (None, []) else node for node in nodes
+        ]  # a section that is not there
     if all(isinstance(node, Mapping) and node.get(_CLASS) == _class_of(nodes[0]) for node in nodes):
         keys: dict[str, None] = {}  # in order
         for node in nodes:

@@ -22,10 +22,12 @@ _LEAST_P = 0.001
 def report_comparison(comparison: Comparison) -> Iterator[RenderableType]:
     """Yield what is shown: which options differ, the scores, and what limits them."""
     if comparison.options:
+        yield Text("What the configs say differently:")
         yield _table_of_options(comparison)
     else:
         yield Text("The configs of the runs say the same, or are not there.")
-    yield Text("Compared: " + ", ".join(_name_evaluation(run) for run in comparison.runs))
+    named = ", ".join(_name_evaluation(run) for run in comparison.runs)
+    yield Text(f"Compared on the same samples: {named}")
     yield _table_of_scores(comparison)
     for name, count in comparison.left_out.items():
         yield Text(
@@ -40,8 +42,7 @@ def report_comparison(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def _table_of_options(comparison: Comparison) -> Table:
-    title = "What the configs say differently"
-    table = Table("option", title=title, title_justify="left")
+    table = Table("option")
     table.columns[0].overflow = "fold"
     for run in comparison.runs:
         table.add_column(Text(run.name), overflow="fold")
@@ -61,7 +62,7 @@ def _table_of_scores(comparison: Comparison) -> Table:
     )
     if several:
         caption += f", by Holm for {len(comparison.runs) - 1} comparisons"
-    table = Table("", title="On the same samples", title_justify="left", caption=caption)
+    table = Table("", caption=caption)
     table.columns[0].overflow = "fold"
     for column in ("score", "difference", "won", "lost", "p"):
         table.add_column(column, justify="right", no_wrap=True)
