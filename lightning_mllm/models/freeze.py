@@ -203,7 +203,7 @@ class LastLayers(FreezePolicy):
         last = nn.ModuleList(list(layers)[-self.layers :])
         trained = set(map(id, last.parameters()))
         names = {name for name, each in backbone.parameters(Part.LLM) if id(each) in trained}
-        return names | _names_of(backbone, (Part.PROJECTOR,) if self.projector else ())
+        return frozenset(names) | _names_of(backbone, (Part.PROJECTOR,) if self.projector else ())
 
 
 @dataclass(frozen=True)

@@ -91,4 +91,4 @@ def test_pictures_are_named_where_samples_share_them(
 
     written = predictions._cells_with_shared_pictures(rows, samples)
 
-    assert [cells.get("picture") for cells in written] == (column or [None] * 3)
+    assert [cells.get("picture") for cells in written] == (column or [None, None, None])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from scipy.stats import binomtest  # type: ignore[import-untyped]
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 
 from lightning_mllm.cli.main import main
 from lightning_mllm.comparison.comparison import compare_runs

@@ -35,7 +35,7 @@ REPORT = FreezeReport(
 ASKED = {"asked": "Which?", "template": "Which?"}
 
 
-def _card(tmp_path: Path, checkpoint: str, facts: CardFacts, **options: Any) -> ModelCard:
+def _card(tmp_path: Path, checkpoint: str, facts: CardFacts, **options: Any) -> Any:
     """Write a card, and read it as the hub's library does."""
     card = make_model_card(Source(checkpoint, **options), facts, tmp_path, "my-llava")
     file = tmp_path / "written.md"
