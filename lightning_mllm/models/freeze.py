@@ -13,13 +13,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze_report import FreezeReport
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.lora import inject_lora
 
 
@@ -194,13 +195,13 @@ class LastLayers(FreezePolicy):
         Raises:
             ConfigError: The LLM has fewer layers.
         """
-        layers: Any = backbone.decoder.layers
+        layers = decoder_layers(backbone)
         if self.layers > len(layers):
             raise ConfigError(
                 f"LastLayers: the LLM has {len(layers)} layers, so the last {self.layers} can't be "
                 f"trained. Set layers to a number from 1 to {len(layers)}."
             )
-        last = nn.ModuleList(list(layers)[-self.layers :])
+        last = nn.ModuleList(layers[-self.layers :])
         trained = set(map(id, last.parameters()))
         names = {name for name, each in backbone.parameters(Part.LLM) if id(each) in trained}
         return frozenset(names) | _names_of(backbone, (Part.PROJECTOR,) if self.projector else ())

@@ -42,7 +42,7 @@ def make_model_card(source: Source, facts: CardFacts, folder: Path, name: str) -
         tags=tags,
         **_read_license(source),
     )
-    base = Path(source.checkpoint).name
+    base = Path(source.checkpoint).resolve().name
     if on_hub:
         base = f"[{source.checkpoint}](https://huggingface.co/{source.checkpoint})"
     if source.revision is not None:
@@ -147,10 +147,11 @@ def _describe_use(folder: Path, name: str, source: Source) -> Iterator[str]:
             "run from the same base."
         )
     if (folder / "adapter").is_dir():
-        base = Path(source.checkpoint).name if Path(source.checkpoint).exists() else None
+        local = Path(source.checkpoint).exists()
+        base = Path(source.checkpoint).resolve().name if local else source.checkpoint
         alone.append(
             "The adapters are merged into the weights. They are also in `adapter/`, for "
-            f'`PeftModel.from_pretrained(<{base or source.checkpoint}>, "{name}/adapter")`.'
+            f'`PeftModel.from_pretrained(<{base}>, "{name}/adapter")`.'
         )
     if alone:
         yield "\n".join(f"- {each}" for each in alone)

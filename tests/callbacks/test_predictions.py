@@ -81,9 +81,11 @@ def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
     assert gather_from_processes([row]) == [row]
 
 
-@pytest.mark.parametrize(("pictures", "column"), [("aab", ["a", "a", "b"]), ("abc", None)])
+@pytest.mark.parametrize(
+    ("pictures", "column"), [("aab", ["a", "a", "b"]), ("abc", [None, None, None])]
+)
 def test_pictures_are_named_where_samples_share_them(
-    pictures: str, column: list[str] | None
+    pictures: str, column: list[str | None]
 ) -> None:
     samples = {str(k): Sample(id=str(k), picture=name) for k, name in enumerate(pictures)}
     verdict = PredictedAnswer("exact_match", "red", "", True)
@@ -91,4 +93,4 @@ def test_pictures_are_named_where_samples_share_them(
 
     written = predictions._cells_with_shared_pictures(rows, samples)
 
-    assert [cells.get("picture") for cells in written] == (column or [None, None, None])
+    assert [cells.get("picture") for cells in written] == column

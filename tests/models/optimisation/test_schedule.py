@@ -12,6 +12,7 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import Everything, Lora
+from lightning_mllm.models.optimisation.muon import MuonAdamW
 from lightning_mllm.models.optimisation.schedule import (
     LearningRates,
     PartSchedule,
@@ -80,7 +81,10 @@ def _factor(step: int, total: int, ratio: float, decay: str) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-def test_each_part_follows_its_own_formula_at_every_step(tiny_llava: str) -> None:
+@pytest.mark.parametrize("optimizer_class", [SGD, MuonAdamW])
+def test_each_part_follows_its_own_formula_at_every_step(
+    tiny_llava: str, optimizer_class: Any
+) -> None:
     total, own = 20, {"projector": (0.0, "constant"), "llm": (0.03, "cosine")}
     backbone = Backbone.from_pretrained(tiny_llava)
     Everything().apply(backbone)
@@ -89,7 +93,7 @@ def test_each_part_follows_its_own_formula_at_every_step(tiny_llava: str) -> Non
         projector=PartSchedule(0.0, "constant"), vision=PartSchedule(warmup_ratio=0.25)
     )
     own["vision"] = (0.25, "cosine")  # the decay is the model's
-    optimizer = SGD(scheduled_parameter_groups(backbone, rates))
+    optimizer = optimizer_class(scheduled_parameter_groups(backbone, rates))
     scheduler = Schedule(rates, 0.03, "cosine", total, parts).scheduler(optimizer)
 
     for step in range(total):
