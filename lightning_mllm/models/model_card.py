@@ -42,7 +42,7 @@ def make_model_card(source: Source, facts: CardFacts, folder: Path, name: str) -
         tags=tags,
         **_read_license(source),
     )
-    base = Path(source.checkpoint).resolve().name
+    base = f"the checkpoint `{Path(source.checkpoint).resolve().name}`"
     if on_hub:
         base = f"[{source.checkpoint}](https://huggingface.co/{source.checkpoint})"
     if source.revision is not None:
@@ -53,7 +53,7 @@ def make_model_card(source: Source, facts: CardFacts, folder: Path, name: str) -
         *_describe_training(facts),
         *_describe_data(facts),
         *_describe_scores(facts),
-        *_describe_use(folder, name, source),
+        *_describe_use(folder, name),
         *_describe_inputs(facts),
         f"## Versions\n\n{_list_versions()}",
     ]
@@ -127,7 +127,7 @@ def _describe_scores(facts: CardFacts) -> Iterator[str]:
     yield _make_table(_SCORE_COLUMNS, rows)
 
 
-def _describe_use(folder: Path, name: str, source: Source) -> Iterator[str]:
+def _describe_use(folder: Path, name: str) -> Iterator[str]:
     yield "## How to open it"
     yield (
         "With transformers, where the folder or repository is called "
@@ -147,11 +147,9 @@ def _describe_use(folder: Path, name: str, source: Source) -> Iterator[str]:
             "run from the same base."
         )
     if (folder / "adapter").is_dir():
-        local = Path(source.checkpoint).exists()
-        base = Path(source.checkpoint).resolve().name if local else source.checkpoint
         alone.append(
             "The adapters are merged into the weights. They are also in `adapter/`, for "
-            f'`PeftModel.from_pretrained(<{base}>, "{name}/adapter")`.'
+            f'`PeftModel.from_pretrained(base_model, "{name}/adapter")` on the base model.'
         )
     if alone:
         yield "\n".join(f"- {each}" for each in alone)

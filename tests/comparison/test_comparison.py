@@ -281,6 +281,7 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(
         ([first, broken], ("not a table of answers", "broken")),
         ([first, unclear], ("'yes'", "expected True or False")),
         ([first, other, "--baseline", far], ("--baseline", "none of the runs")),
+        ([first, other, "--baselin", first], ("unrecognized", 'mean "--baseline"?')),
     ):
         message = refusal(capsys, ["compare", *arguments])
         assert all(part in message for part in parts), message

@@ -65,7 +65,7 @@ def test_a_card_of_a_local_base_tells_no_path_and_states_its_licence(tmp_path: P
 
     assert card.data.license == "apache-2.0"
     assert "base_model" not in card.data.to_dict()
-    assert "trained from base with" in card.text and "secret" not in card.content
+    assert "trained from the checkpoint `base` with" in card.text and "secret" not in card.content
 
 
 @pytest.mark.parametrize("text", ["---\nlicense: [\n---\n", "---\n- a list\n---\n"])
