@@ -116,9 +116,8 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
 def test_a_run_that_answers_the_same_differs_by_nothing(tmp_path: Path) -> None:
     rows = _answers(0, 0.5)
 
-    accuracy, macro_f1 = compare_runs(
-        [make_run(tmp_path, name, rows) for name in ("a", "b")]
-    ).differences
+    runs = [make_run(tmp_path, name, rows) for name in ("a", "b")]
+    accuracy, macro_f1 = compare_runs(runs).differences
 
     assert (accuracy.difference, accuracy.p, macro_f1.difference) == (0, 1, 0)
     assert accuracy.interval.low < 0 < accuracy.interval.high
@@ -219,9 +218,8 @@ def test_analyses_of_all_runs_stand_side_by_side(tmp_path: Path) -> None:
     main(["compare", *(str(tmp_path / name) for name in "ab"), "--output", str(tmp_path / "out")])
 
     table = _read(tmp_path / "out" / "analysis-test-lens.csv")
-    assert [(row["layer"], row["a/value"], row["b/value"]) for row in table] == [
-        *(("0", "1.0", "3.0"), ("1", "2.0", "4.0"))
-    ]
+    numbers = [(row["layer"], row["a/value"], row["b/value"]) for row in table]
+    assert numbers == [("0", "1.0", "3.0"), ("1", "2.0", "4.0")]
 
 
 def test_options_that_differ_are_listed_and_other_classes_as_a_whole(tmp_path: Path) -> None:
