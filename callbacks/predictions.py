@@ -75,7 +75,8 @@ class PredictionRow:
 class PredictionTable(L.Callback):
     """Writes every answer of an evaluation to `evaluation/<stage>-step<k>/predictions.csv`.
 
-    On free-form data only samples with a kind are scored, and only those are written.
+    On free-form data only samples with a kind are scored, and only those are written. Where
+    several samples are about one picture, a column says which.
 
     Args:
         images: Number of samples shown with image and prompt in W&B and, for a test, in
@@ -126,13 +127,25 @@ class PredictionTable(L.Callback):
         ordered = [by_id[sample_id] for sample_id in samples if sample_id in by_id]
         module = trainer_mllm(pl_module)
         path = trainer_evaluation_dir(trainer, module) / "predictions.csv"
-        columns = list(rows[0].cells_by_column())
-        write_csv_file(path, columns, (row.cells_by_column().values() for row in ordered))
+        written = _cells_with_shared_pictures(ordered, samples)
+        write_csv_file(path, list(written[0]), (cells.values() for cells in written))
         shown = [row for row in ordered if samples[row.sample_id].images][: self.images]
         if shown:
             _show(trainer, module, shown, samples, path)
 
     on_test_end = on_validation_end
+
+
+def _cells_with_shared_pictures(
+    rows: Sequence[PredictionRow], samples: Mapping[str, Sample]
+) -> list[dict[str, Any]]:
+    """Return column -> cell of each row, with the picture where several rows have the same."""
+    pictures = [samples[row.sample_id].picture or row.sample_id for row in rows]
+    cells = [row.cells_by_column() for row in rows]
+    if len(set(pictures)) < len(rows):
+        for own, picture in zip(cells, pictures, strict=True):
+            own["picture"] = picture
+    return cells
 
 
 def _show(

@@ -24,6 +24,7 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import DType, adapted_dtype
+from lightning_mllm.models.card_facts import gather_card_facts
 from lightning_mllm.models.export import export
 from lightning_mllm.models.fit_checks import check_fit_trainable
 from lightning_mllm.models.module import MLLMModule
@@ -228,7 +229,7 @@ class Trainer(TrainerVerbs):
         dtype: DType = "auto",
         subnetwork: StoredSubNetwork | None = None,
     ) -> list[Path]:
-        """Write a Hugging Face folder, with projector and PEFT adapter beside it.
+        """Write a Hugging Face folder with a model card; projector and PEFT adapter beside it.
 
         Args:
             model: The module, as it was trained.
@@ -244,17 +245,21 @@ class Trainer(TrainerVerbs):
         """
         logger.info("Loading %s", model.source.checkpoint)
         model.configure_model()
-        record = {"inputs": model.inputs}
+        record: dict[str, Any] = {"inputs": model.inputs, "steps": self.global_step}
         if ckpt_path is not None:
             logger.info("Loading the training checkpoint %s", ckpt_path)
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
-            record = content[checkpoints.KEY]
+            record = {**content[checkpoints.KEY], "steps": content["global_step"]}
         geometry = geometry_of_input_record(record, datamodule)
         processor = portable_processor(*astuple(model.source), geometry=geometry)
         own_dtype = None if dtype == "auto" else adapted_dtype(dtype, "cpu")
-        options: Any = {"processor": processor, "dtype": own_dtype}
+        kept = None if subnetwork is None else subnetwork.path
+        facts = gather_card_facts(
+            model.freeze_report, record, ckpt_path, geometry=geometry, subnetwork=kept
+        )
+        options: Any = {"processor": processor, "dtype": own_dtype, "facts": facts}
         with pruned_to_stored(model.backbone, subnetwork):
             written = export(model.backbone, Path(output), source=model.source, **options)
         _print_export(written, processor.needs_torchvision)

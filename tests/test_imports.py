@@ -53,7 +53,7 @@ BORDERS: dict[str, set[str]] = {
     "statistics": SHARED | {"store/seeds"},
     "data": SHARED | {"checkpoint_files", "families", "store", "statistics"},
     "evaluation": SHARED | {"checkpoint_files", "families", "store", "statistics"},
-    "models": SHARED | {"checkpoint_files", "families", "store", "evaluation"},
+    "models": SHARED | {"__version__", "checkpoint_files", "families", "store", "evaluation"},
     "probing": SHARED | MODELS | {"store", "evaluation"},
     "analysis/__init__": {"analysis", "statistics"},  # the names that users import
     "analysis/core": SCIENCE,
@@ -83,6 +83,7 @@ BORDERS: dict[str, set[str]] = {
     "option_lists": set(),
     "trainer_options": {"errors", "option_lists"},
     "analyzing": SHARED | {"data", "models", "tracking", "analysis/core"},
+    "comparison": SHARED | {"store", "statistics", "tracking"},
     "trainer": SHARED
     | {"analyzing", "run", "run_status", "option_lists", "trainer_options", "trainer_verbs"}
     | {"data", "models", "tracking"}
@@ -95,11 +96,12 @@ BORDERS: dict[str, set[str]] = {
         "option_lists",
         "analysis",
         "callbacks",
+        "comparison",
+        "progress",
         "data",
         "evaluation",
         "models",
         "probing",
-        "progress",
         "store",
         "study",
         "testbed",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector
-from lightning_mllm.models.freeze import FreezePolicy, FreezeReport
+from lightning_mllm.models.freeze import FreezePolicy
+from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone, Part, fingerprint_backbone
-from lightning_mllm.models.freeze import FreezeReport
+from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.store.files import PARTIAL, replacing_file, write_tensor_file
 
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint

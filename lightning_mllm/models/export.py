@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.card_facts import CardFacts
 from lightning_mllm.models.checkpoint import save_projector
 from lightning_mllm.models.loading import load_config
 from lightning_mllm.models.lora import has_lora, merge_lora, save_adapter
-from lightning_mllm.store.files import replacing_folder
+from lightning_mllm.models.model_card import make_model_card
+from lightning_mllm.store.files import replacing_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +37,9 @@ def export(
     source: Source,
     processor: SavableProcessor,
     dtype: torch.dtype | None = None,
+    facts: CardFacts = CardFacts(),
 ) -> list[Path]:
-    """Write the model, its processor, `projector.safetensors` and, with LoRA, `adapter/`.
+    """Write the model, its processor and card, `projector.safetensors` and, with LoRA, `adapter/`.
 
     `AutoModelForImageTextToText.from_pretrained(output)` opens the folder, with adapters merged
     into the weights. `AutoProcessor.from_pretrained(output)`, with the packages that the family's
@@ -51,6 +54,7 @@ def export(
         source: Checkpoint that the training started from.
         processor: Processor of the model's inputs, which is written beside the weights.
         dtype: Dtype of the written weights; by default that of the source.
+        facts: What the model card, `README.md`, says of the training.
 
     Returns:
         What was written: the folder, and in it the files that can be used alone.
@@ -70,6 +74,8 @@ def export(
             _write(backbone, folder, source, dtype)
             logger.info("Writing the processor")
             processor.save(folder)
+            card = make_model_card(source, facts, folder, output.resolve().name)
+            write_text(folder / "README.md", str(card))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The export to {output} could not be written: {error}. Nothing was left behind. Free "

@@ -10,7 +10,7 @@ import torch
 from lightning_mllm.errors import ConfigError, did_you_mean
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Part
-from lightning_mllm.models.freeze import FreezeReport
+from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.optimisation.schedule import LearningRates
 
 _SPEED = "throughput/"  # what the callback Throughput logs

@@ -13,71 +13,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from rich.console import Group
-from rich.table import Table
+from torch import nn
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.freeze_report import FreezeReport
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.lora import inject_lora
-
-
-@dataclass(frozen=True)
-class FreezeReport:
-    """What a policy made trainable, as data.
-
-    Attributes:
-        policy: The policy, as it would be written in Python.
-        parameters: Part -> number of parameters.
-        trainable: Part -> how many of them are trained.
-        trainable_names: Names of the trained parameters, as in `model.named_parameters()`.
-        idle: Number of parameters of the vision tower that have no part in what the projector
-            reads, e.g. layers after it. They stay frozen under every policy because no gradient
-            reaches them.
-    """
-
-    policy: str
-    parameters: dict[Part, int]
-    trainable: dict[Part, int]
-    trainable_names: tuple[str, ...]
-    idle: int
-
-    @property
-    def trainable_parts(self) -> frozenset[Part]:
-        """Parts of which at least one parameter is trained."""
-        return frozenset(part for part, count in self.trainable.items() if count)
-
-    def rows(self) -> list[tuple[str, int, int, float]]:
-        """Return (part, parameters, trainable, trainable in %) per part, and then for the total."""
-        counts: list[tuple[str, int, int]] = []
-        for part in Part:
-            if self.parameters[part]:
-                counts.append((part.value, self.parameters[part], self.trainable[part]))
-        counts.append(("total", sum(self.parameters.values()), sum(self.trainable.values())))
-        return [(name, total, trained, 100 * trained / total) for name, total, trained in counts]
-
-    def __rich__(self) -> Group:
-        table = Table("part")
-        for column in ("parameters", "trainable", "%"):
-            table.add_column(column, justify="right")
-        for name, count, trained, percent in self.rows():
-            if name == "total":
-                table.add_section()
-            table.add_row(name, f"{count:,}", f"{trained:,}", f"{percent:.2f}")
-        note = (
-            f"{self.idle:,} vision parameters have no part in what is projected: no gradient "
-            "reaches them.\n"
-        )
-        return Group(f"What {self.policy} trains", table, note if self.idle else "")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain types for a logger's config."""
-        return {
-            "policy": self.policy,
-            "parameters": {part.value: count for part, count in self.parameters.items()},
-            "trainable": {part.value: count for part, count in self.trainable.items()},
-        }
 
 
 @dataclass(frozen=True)
@@ -224,6 +168,75 @@ class Lora(FreezePolicy):
         )
         trained = (Part.VISION_LORA, Part.LLM_LORA)
         return _names_of(backbone, (*trained, Part.PROJECTOR) if self.projector else trained)
+
+
+@dataclass(frozen=True)
+class LastLayers(FreezePolicy):
+    """Train the last layers of the LLM; its embeddings, final norm and head stay frozen.
+
+    Attributes:
+        layers: How many of the LLM's layers are trained, counted from its end.
+        projector: Whether the whole projection is trained with them.
+
+    Raises:
+        ConfigError: There is no layer to train.
+    """
+
+    layers: int
+    projector: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise ConfigError(f"LastLayers: layers must be at least 1, not {self.layers}.")
+
+    def select(self, backbone: Backbone) -> frozenset[str]:
+        """Return the names of the last layers' parameters, with the projector's if it is trained.
+
+        Raises:
+            ConfigError: The LLM has fewer layers.
+        """
+        layers = decoder_layers(backbone)
+        if self.layers > len(layers):
+            raise ConfigError(
+                f"LastLayers: the LLM has {len(layers)} layers, so the last {self.layers} can't be "
+                f"trained. Set layers to a number from 1 to {len(layers)}."
+            )
+        last = nn.ModuleList(layers[-self.layers :])
+        trained = set(map(id, last.parameters()))
+        names = {name for name, each in backbone.parameters(Part.LLM) if id(each) in trained}
+        return frozenset(names) | _names_of(backbone, (Part.PROJECTOR,) if self.projector else ())
+
+
+@dataclass(frozen=True)
+class Combined(FreezePolicy):
+    """Train all that any of several policies trains, e.g. a tower in full and adapters on the LLM.
+
+    Attributes:
+        policies: The policies; at most one of them puts adapters into the model.
+
+    Raises:
+        ConfigError: There is no policy, or several put adapters into the model.
+    """
+
+    policies: Sequence[FreezePolicy]
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ConfigError("Combined: name at least one policy in `policies`.")
+        if sum(isinstance(policy, Lora) for policy in self.policies) > 1:
+            raise ConfigError(
+                "Combined: a model takes the adapters of one Lora. For adapters on tower and LLM, "
+                "give it `target: both`."
+            )
+
+    def select(self, backbone: Backbone) -> frozenset[str]:
+        """Return the names that any of the policies selects."""
+        for policy in self.policies:
+            policy.select(backbone)  # adapters change the names of the layers that they are on
+        names: set[str] = set()
+        for policy in self.policies:
+            names |= policy.select(backbone)
+        return frozenset(names)
 
 
 @dataclass(frozen=True)

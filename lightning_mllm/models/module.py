@@ -23,12 +23,14 @@ from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.divergence import DivergenceWatch, check_weights_for_divergence
 from lightning_mllm.models.evaluating import EvaluatingModule
 from lightning_mllm.models.fit_checks import check_fit, check_fit_monitors
-from lightning_mllm.models.freeze import FreezePolicy, FreezeReport, ProjectorOnly
+from lightning_mllm.models.freeze import FreezePolicy, ProjectorOnly
+from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.optimisation.prolonging import follow_longer_schedule
 from lightning_mllm.models.optimisation.schedule import (
     Decay,
     LearningRates,
+    PartSchedules,
     Schedule,
     scheduled_parameter_groups,
 )
@@ -58,6 +60,7 @@ class MLLMModule(EvaluatingModule):
             out.
         warmup_ratio: Fraction of the training steps over which the learning rate rises from 0.
         decay: What the learning rate does after the warm-up: fall to 0 along a cosine, or stay.
+        schedules: Warm-up and decay of single parts, where they differ from those of the model.
         dtype: Dtype of the frozen weights; `auto` is bfloat16 on an accelerator, float32 on the
             CPU.
         attention: Attention implementation of transformers.
@@ -85,6 +88,7 @@ class MLLMModule(EvaluatingModule):
         micro_batch_size: int | None = None,
         warmup_ratio: float = 0.03,
         decay: Decay = "cosine",
+        schedules: PartSchedules = PartSchedules(),
         dtype: DType = "auto",
         attention: AttentionImplementation = "sdpa",
         gradient_checkpointing: bool = False,
@@ -103,6 +107,7 @@ class MLLMModule(EvaluatingModule):
         self.learning_rates, self.optimizer = learning_rates, optimizer
         self.micro_batch_size, self.warmup_ratio = micro_batch_size, warmup_ratio
         self.decay: Decay = decay
+        self.schedules = schedules
         self.dtype_option: DType = dtype
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
@@ -228,7 +233,7 @@ class MLLMModule(EvaluatingModule):
         """Do nothing: Lightning calls this after `training_step`, which already adds gradients."""
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Create one parameter group per trained part and weight decay, and one schedule for all.
+        """Create one parameter group per trained part and weight decay, and their schedules.
 
         Raises:
             ConfigError: The training has no known length or no learning rate above 0, or the run
@@ -241,11 +246,13 @@ class MLLMModule(EvaluatingModule):
                 "To prolong it, raise trainer.max_epochs, or trainer.max_steps if it is set.",
                 steps,
             )
-        self._schedule = Schedule(self.learning_rates, self.warmup_ratio, self.decay, steps)
+        self._schedule = Schedule(
+            self.learning_rates, self.warmup_ratio, self.decay, steps, self.schedules
+        )
         self._schedule.check_resumes(self._resumed_schedule)
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it need not learn
-            self._schedule.check_learns()
         groups = scheduled_parameter_groups(self.backbone, self.learning_rates)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it need not learn
+            self._schedule.check_learns(group["option"] for group in groups)
         optimizer = self.optimizer(groups, self.learning_rates.projector)
         scheduler = self._schedule.scheduler(optimizer)
         return {

@@ -6,6 +6,7 @@ Every interval is a 95 % interval, and every test that decides is done at 5 % (`
 |---|---|
 | `interval` | the type `Interval`; t intervals of a few independent numbers, such as folds |
 | `shares` | shares (right answers, flips) and their differences and ratios: scores over pictures |
+| `paired` | two models on the same samples: McNemar's exact test, interval of the difference |
 | `picture_bootstrap` | means, medians, ratios of numbers per question: bootstrap over pictures |
 | `jackknife` | what is made of sums over samples, where the samples are not kept |
 | `seeds_and_samples` | scores of models trained with several seeds: bootstrap over both |

@@ -14,14 +14,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
 from lightning_mllm.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".part"  # suffix of a file that is being written
 
@@ -109,6 +108,10 @@ def write_tensor_file(
     Raises:
         OSError: The file can't be written, also where safetensors has an error of its own for it.
     """
+    # a command that writes tables alone does without torch
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing_file(path, durable=durable) as temporary:
         try:

@@ -11,6 +11,7 @@ from lightning_mllm.callbacks import predictions
 from lightning_mllm.callbacks.processes import gather_from_processes
 from lightning_mllm.evaluation import AnswerParser
 from lightning_mllm.tracking.figures.predictions import PredictedAnswer
+from lightning_mllm.types import Sample
 from tests.callbacks.conftest import EVALUATED, Study
 
 STAGES = ("val-step0", "zero_shot-step0", "val-step2", "val-step4", "test-step4")
@@ -78,3 +79,18 @@ def test_the_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
     finally:
         dist.destroy_process_group()
     assert gather_from_processes([row]) == [row]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "column"), [("aab", ["a", "a", "b"]), ("abc", [None, None, None])]
+)
+def test_pictures_are_named_where_samples_share_them(
+    pictures: str, column: list[str | None]
+) -> None:
+    samples = {str(k): Sample(id=str(k), picture=name) for k, name in enumerate(pictures)}
+    verdict = PredictedAnswer("exact_match", "red", "", True)
+    rows = [predictions._Row(name, "?", "red", (verdict,), "colour") for name in samples]
+
+    written = predictions._cells_with_shared_pictures(rows, samples)
+
+    assert [cells.get("picture") for cells in written] == column

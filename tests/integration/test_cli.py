@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ import pytest
 import torch
 import wandb
 import yaml
+from huggingface_hub import ModelCard
 from lightning.pytorch.callbacks import RichProgressBar
 from PIL import Image
 from torch.nn.functional import cross_entropy
@@ -568,6 +570,21 @@ def test_export_gives_a_folder_that_transformers_opens_with_the_fitted_weights(
     for name, tensor in weights(fitted.last).items():
         assert torch.equal(own[name], tensor), name
     assert (tmp_path / "model" / "projector.safetensors").is_file()
+
+
+def test_an_export_says_what_was_trained_on_what_and_how_good_it_is(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    arguments = ["--model.checkpoint", fitted.checkpoint, "--ckpt_path", str(fitted.last)]
+
+    main(["export", *arguments, "--output", str(tmp_path / "model")])
+
+    text = ModelCard.load(tmp_path / "model" / "README.md").text
+    scores = json.loads((fitted.folder / "evaluation" / "test-step6" / "scores.json").read_text())
+    accuracy = scores["scorers"]["likelihood"]["accuracy"]
+    assert "`ProjectorOnly()`, 6 optimiser steps" in text
+    assert "`Digits`, samples: " in text and "10 classes" in text
+    assert re.search(rf"\| test \| likelihood \| \d+ \| {accuracy:.3f} \[", text)
 
 
 def test_export_needs_no_data_and_says_what_it_does(

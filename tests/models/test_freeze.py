@@ -9,6 +9,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss
 from tests.models.conftest import batch_of
 
@@ -23,6 +24,11 @@ POLICIES: list[tuple[freeze.FreezePolicy, set[Part]]] = [
     (
         freeze.Lora(rank=2, target="both", projector=True),
         {Part.LLM_LORA, Part.VISION_LORA, Part.PROJECTOR},
+    ),
+    (freeze.LastLayers(1, projector=True), {Part.LLM, Part.PROJECTOR}),
+    (
+        freeze.Combined([freeze.ProjectorAndVision(), freeze.Lora(rank=2)]),
+        {Part.LLM_LORA, Part.VISION, Part.PROJECTOR},
     ),
     (freeze.ByPattern(["linear_1", r"layers\.0\.mlp"]), {Part.PROJECTOR, Part.VISION, Part.LLM}),
 ]
@@ -127,6 +133,66 @@ def test_lora_takes_only_the_named_layers_of_its_part(tiny_llava: str) -> None:
 
     assert len(report.trainable_names) == 2 * 2 * 2  # layers x modules x (A, B)
     assert all("language_model" in name for name in report.trainable_names)
+
+
+def test_the_last_layers_are_all_of_the_last_layers_and_nothing_else(checkpoint: str) -> None:
+    backbone = Backbone.from_pretrained(checkpoint)
+
+    report = freeze.LastLayers(1).apply(backbone)
+
+    last = len(decoder_layers(backbone)) - 1
+    prefix = f"model.language_model.layers.{last}."
+    names = [name for name, _ in backbone.parameters() if name.startswith(prefix)]
+    assert sorted(report.trainable_names) == sorted(names)
+
+
+def test_all_layers_are_the_last_layers_but_not_more(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+    count = len(decoder_layers(backbone))
+
+    report = freeze.LastLayers(count).apply(backbone)
+
+    assert all("language_model.layers." in name for name in report.trainable_names)
+    with pytest.raises(ConfigError, match=rf"the LLM has {count} layers.*from 1 to {count}"):
+        freeze.LastLayers(count + 1).apply(backbone)
+    with pytest.raises(ConfigError, match="layers must be at least 1"):
+        freeze.LastLayers(0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_policies_together_train_what_each_trains(tiny_llava: str, first: bool) -> None:
+    policies = [freeze.ProjectorAndVision(), freeze.Lora(rank=2)]
+
+    combined = freeze.Combined(policies if first else policies[::-1])
+
+    report = combined.apply(Backbone.from_pretrained(tiny_llava))
+    alone = [each.apply(Backbone.from_pretrained(tiny_llava)) for each in policies]
+    names = {name for each in alone for name in each.trainable_names}
+    assert set(report.trainable_names) == names
+    assert all("language_model" in name for name in names if ".lora_" in name)
+
+
+def test_policies_together_know_the_names_that_adapters_change(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+
+    report = freeze.Combined([freeze.LastLayers(1), freeze.Lora(rank=2)]).apply(backbone)
+
+    assert report.trainable[Part.LLM] == sum(
+        each.numel()
+        for name, each in decoder_layers(backbone)[-1].named_parameters()
+        if ".lora_" not in name
+    )
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [([], "at least one policy"), ([freeze.Lora(), freeze.Lora(rank=2)], "of one Lora")],
+)
+def test_policies_that_cannot_be_together_are_refused(
+    policies: list[freeze.FreezePolicy], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        freeze.Combined(policies)
 
 
 def test_untrained_adapters_change_nothing(tiny_llava: str) -> None:

@@ -60,11 +60,14 @@ POLICIES = {  # the parts that learn
     "policy/everything.yaml": {VISION, PROJECTOR, LLM},
     "policy/ft_e2e.yaml": {PROJECTOR, LLM},
     "policy/ft_proj.yaml": {PROJECTOR},
+    "policy/last_layers.yaml": {LLM},
     "policy/llm_only.yaml": {LLM},
     "policy/lora.yaml": {LORA},
     "policy/lora_and_projector.yaml": {LORA, PROJECTOR},
+    "policy/lora_projector_and_vision.yaml": {LORA, PROJECTOR, VISION},
     "policy/lora_vision.yaml": {Part.VISION_LORA},
     "policy/projector_and_vision.yaml": {PROJECTOR, VISION},
+    "policy/rate_and_schedule_per_part.yaml": {VISION, PROJECTOR, LLM},
 }
 NOT_FOR_FIT = "policy/zero_shot.yaml"
 PRESETS: dict[str, tuple[type, int, float]] = {  # policy, global batch, rate of the projector

@@ -207,7 +207,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
 
     def describe_inputs(self) -> dict[str, Any]:
         """Return how validation makes a model's inputs, as plain data; needs the split `val`."""
-        return make_input_record(self.eval_collator, self.samples["val"][0])
+        return make_input_record(self.eval_collator, self.samples, type(self).__name__)
 
     def picture(self, sample: Sample) -> Image.Image:
         """Return a sample's first image as the collator reads it: upright and in RGB."""

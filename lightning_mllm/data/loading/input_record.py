@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.loading.collator import Collator
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.chat_messages import build_messages
 from lightning_mllm.data.text.rendering import Renderer, quote_rendering_difference
 from lightning_mllm.types import Sample
@@ -17,13 +18,22 @@ _SHOWN = 120  # characters of a prompt in a warning
 logger = logging.getLogger(__name__)
 
 
-def make_input_record(collator: Collator, sample: Sample) -> dict[str, Any]:
-    """Return how a collator makes a model's inputs, as plain data.
+def make_input_record(
+    collator: Collator, samples: Mapping[Split, Sequence[Sample]], name: str
+) -> dict[str, Any]:
+    """Return how a collator makes a model's inputs, and of what, as plain data.
+
+    Args:
+        collator: Makes the inputs of validation.
+        samples: Split -> samples, with the split `val`.
+        name: What the data is called.
 
     Returns:
-        The `geometry`; and for the sample, what is `asked`, and what the checkpoint's own chat
-        `template` makes of the same conversation.
+        The `geometry`; for the first sample, what is `asked`, and what the checkpoint's own chat
+        `template` makes of the same conversation; and of the `data` its `class`, its number of
+        `samples` per split, and its number of `classes`.
     """
+    sample = samples["val"][0]
     dialogue = collator.prompt.dialogue(sample, collator.label_names, epoch=0)
     renderer = Renderer(collator.processor)
     rendered = renderer.render(dialogue)
@@ -32,6 +42,11 @@ def make_input_record(collator: Collator, sample: Sample) -> dict[str, Any]:
         "geometry": str(collator.geometry),
         "asked": rendered.text[: rendered.answers[-1].start],
         "template": renderer.template.run(messages.to_list(texts)[:-1], add_generation_prompt=True),
+        "data": {
+            "class": name,
+            "samples": {split: len(each) for split, each in samples.items()},
+            "classes": len(collator.label_names),
+        },
     }
 
 

@@ -1,14 +1,15 @@
-"""Parameter groups with their own learning rates, and the linear warm-up with cosine decay."""
+"""Parameter groups with their own learning rates, warm-up and decay."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
@@ -69,8 +70,9 @@ def scheduled_parameter_groups(backbone: Backbone, rates: LearningRates) -> list
     the head and convolutions are groups of their own: optimisers for matrices leave them to others.
 
     Returns:
-        Groups with `name`, `params`, `lr`, `matrices` (whether the parameters are weight matrices)
-        and, where there must be none, `weight_decay`; empty groups are left out.
+        Groups with `name`, `params`, `lr`, `option` (of `LearningRates` and `PartSchedules`),
+        `matrices` (whether the parameters are weight matrices) and, where there must be none,
+        `weight_decay`; empty groups are left out.
     """
     norms, lookups = _norm_parameters(backbone), _lookup_tables(backbone)
     grouped: dict[tuple[Part, str], list[nn.Parameter]] = {}
@@ -90,6 +92,7 @@ def scheduled_parameter_groups(backbone: Backbone, rates: LearningRates) -> list
             "name": part.value + suffix,
             "params": parameters,
             "lr": rates.of(part),
+            "option": rates.option_of(part),
             "matrices": not suffix,
         }
         if suffix == _NO_DECAY:
@@ -118,6 +121,48 @@ def _lookup_tables(backbone: Backbone) -> set[int]:
 
 
 @dataclass(frozen=True)
+class PartSchedule:
+    """How the rate of one part goes, where it differs from that of the other parts.
+
+    Attributes:
+        warmup_ratio: Fraction of the training steps over which the part's rate rises from 0; by
+            default `model.warmup_ratio`.
+        decay: What the part's rate does after its warm-up; by default `model.decay`.
+    """
+
+    warmup_ratio: float | None = None
+    decay: Decay | None = None
+
+
+@dataclass(frozen=True)
+class PartSchedules:
+    """Schedules of single parts; a part whose schedule says nothing goes as the model does.
+
+    Attributes:
+        projector: Schedule of the projector.
+        llm: Schedule of the LLM's own weights.
+        lora: Schedule of adapters, in the LLM or in the vision tower.
+        vision: Schedule of the vision tower's own weights.
+
+    Raises:
+        ConfigError: A warm-up is not between 0 and 1.
+    """
+
+    projector: PartSchedule = PartSchedule()
+    llm: PartSchedule = PartSchedule()
+    lora: PartSchedule = PartSchedule()
+    vision: PartSchedule = PartSchedule()
+
+    def __post_init__(self) -> None:
+        for part, own in asdict(self).items():
+            ratio = own["warmup_ratio"]
+            if ratio is not None and not 0 <= ratio <= 1:
+                raise ConfigError(
+                    f"model.schedules.{part}.warmup_ratio must lie between 0 and 1, not {ratio}."
+                )
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Linear rise from 0 in ceil(warmup_ratio * steps) steps, then half a cosine to 0, or constant.
 
@@ -128,6 +173,7 @@ class Schedule:
         warmup_ratio: Fraction of the steps over which the rates rise.
         decay: What the rates do after the warm-up.
         steps: Number of optimiser steps of the whole training.
+        parts: Schedules of single parts.
 
     Raises:
         ConfigError: The number of steps is infinite.
@@ -137,6 +183,7 @@ class Schedule:
     warmup_ratio: float
     decay: Decay
     steps: int | float
+    parts: PartSchedules = PartSchedules()
 
     def __post_init__(self) -> None:
         if self.steps == math.inf:
@@ -157,9 +204,11 @@ class Schedule:
             ConfigError: The two schedules differ, and not only in that ours is longer.
         """
         ours = asdict(self)
-        is_endless = self.decay == "constant" and self.warmup_ratio == 0
-        if earlier is not None and (is_endless or earlier["steps"] < self.steps):
-            earlier = {**earlier, "steps": self.steps}
+        if earlier is not None:
+            # in checkpoints of versions in which all parts had one schedule, it is not there
+            earlier = {"parts": asdict(PartSchedules()), **earlier}
+            if self._is_endless or earlier["steps"] < self.steps:
+                earlier["steps"] = self.steps
         if earlier not in (None, ours):
             raise ConfigError(
                 f"The checkpoint was written under the schedule {earlier}, but this run has "
@@ -167,31 +216,55 @@ class Schedule:
                 "change the rest, `lightning export` the model and fit from the exported folder."
             )
 
-    def check_learns(self) -> None:
+    def check_learns(self, options: Iterable[str]) -> None:
         """Refuse a training whose only step is the first of a warm-up, which has a rate of 0.
+
+        Args:
+            options: The `option` of each parameter group.
 
         Raises:
             ConfigError: There is a single step, with warm-up.
         """
-        if self.steps == 1 and self._warmup_steps:
+        ratio = max((self._of(option)[0] for option in options), default=0.0)
+        if self.steps == 1 and ratio:
             raise ConfigError(
-                f"The training has a single step, and model.warmup_ratio {self.warmup_ratio} gives "
+                f"The training has a single step, and model.warmup_ratio {ratio} gives "
                 "it a rate of 0, so nothing would be learnt. Train for more steps, use a smaller "
                 "batch_size, or set model.warmup_ratio to 0."
             )
 
-    @property
-    def _warmup_steps(self) -> int:
-        return math.ceil(self.warmup_ratio * self.steps)
-
     def scheduler(self, optimizer: Optimizer) -> LambdaLR:
-        """Return the schedule for an optimiser whose rates are the peaks."""
-        warmup = self._warmup_steps
-        scheduler: LambdaLR
-        if self.decay == "constant":
-            scheduler = get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup)
+        """Return the schedule for an optimiser whose rates are the peaks.
+
+        Args:
+            optimizer: Optimiser of groups from `scheduled_parameter_groups`; a group without
+                `option` goes as the model does.
+        """
+        groups = optimizer.param_groups
+        return LambdaLR(optimizer, [self._multiplier(group.get("option")) for group in groups])
+
+    def _multiplier(self, option: str | None) -> Callable[[int], float]:
+        """Return what makes of a step the factor on the peak: that of transformers."""
+        ratio, decay = self._of(option)
+        warmup = math.ceil(ratio * self.steps)
+        unused = SGD([torch.zeros(1, requires_grad=True)])  # transformers asks for an optimiser
+        made: LambdaLR
+        if decay == "constant":
+            made = get_constant_schedule_with_warmup(unused, num_warmup_steps=warmup)
         else:
-            scheduler = get_cosine_schedule_with_warmup(
-                optimizer, num_warmup_steps=warmup, num_training_steps=int(self.steps)
+            made = get_cosine_schedule_with_warmup(
+                unused, num_warmup_steps=warmup, num_training_steps=int(self.steps)
             )
-        return scheduler
+        multiplier: Callable[[int], float] = made.lr_lambdas[0]
+        return multiplier
+
+    def _of(self, option: str | None) -> tuple[float, Decay]:
+        """Return warm-up and decay of a part, named as in `PartSchedules`; None for the model's."""
+        own = PartSchedule() if option is None else getattr(self.parts, option)
+        ratio: float = self.warmup_ratio if own.warmup_ratio is None else own.warmup_ratio
+        return ratio, own.decay or self.decay
+
+    @property
+    def _is_endless(self) -> bool:
+        """Whether no part's rate depends on the number of steps."""
+        return all(self._of(option) == (0, "constant") for option in asdict(self.parts))
