@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.tracking.figures import FigureKind
 from lightning_mllm.tracking.loggers import WandbMode
 
 
@@ -24,6 +25,7 @@ class Run:
         group: The W&B group that the run belongs to.
         tags: The tags of the run in W&B.
         project: The W&B project that the run belongs to.
+        figures: Kind of file of the figures: `png`, or `svg` or `pdf` for papers, beside a PNG.
         wandb: Where W&B logs to: `auto` is online where a key is set up, else offline.
     """
 
@@ -32,6 +34,7 @@ class Run:
     group: str | None = None
     tags: Sequence[str] = ()
     project: str = "lightning-mllm"
+    figures: FigureKind = "png"
     wandb: WandbMode = "auto"
 
     def make_folder(self) -> Path:

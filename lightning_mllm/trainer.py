@@ -160,6 +160,7 @@ class Trainer(L.Trainer):
         check_trainer_strategy(
             self.strategy
         )  # in a notebook `auto` can be another than on a command line
+        self.figures = run.figures
         self.callbacks.insert(0, RunFolder())  # type: ignore[attr-defined]  # of Lightning's
 
     def fit(  # type: ignore[override]  # a superset, by keyword

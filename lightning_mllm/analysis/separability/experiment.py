@@ -88,6 +88,7 @@ class Distinguishability(TokenMeans):
             label="Accuracy, CKA",
             title="Token means of perceptual and textual tokens",
             over=GROUPS,
+            chance=0.5,  # as many perceptual as textual means
         )
         return self.make_result(values, coords, settings, found=found, n=len(names), plot=plot)
 

@@ -122,6 +122,7 @@ def make_overlap_plots(pairs: Sequence[str]) -> tuple[ResultPlot, ...]:
             label="IoU of kept weights",
             title="What two sub-networks share",
             over="sets of samples",
+            references=(CHANCE,),
         ),
     )
 
