@@ -13,9 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
-from lightning_mllm.statistics.interval import HIGH, LOW, VALUE, N
+from lightning_mllm.statistics.interval import VALUE, N
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.tracking.figures import FigureKind
+from lightning_mllm.tracking.figures.curves import (
+    draw_figure_chance,
+    draw_figure_curve,
+    draw_figure_rows,
+)
 from lightning_mllm.tracking.figures.figure import (
     finish_figure_axis,
     label_figure_panels,
@@ -27,9 +32,7 @@ from lightning_mllm.tracking.figures.figure import (
 )
 from lightning_mllm.tracking.figures.guard import guard_figure
 from lightning_mllm.tracking.figures.style import (
-    CHANCE_STYLE,
     GREY,
-    PALETTE,
     REFERENCE_STYLES,
     FigureStyle,
     choose_figure_styles,
@@ -156,45 +159,14 @@ def _draw_lines(
     label_figure_panels(axes, plot.xlabel, plot.label)
 
 
-def draw_figure_curve(
-    axis: Axes, at: Sequence[float], values: Floats, label: str, style: FigureStyle
-) -> None:
-    """Draw a line with its band, if there is a number.
-
-    Args:
-        axis: The axis.
-        at: (places,), where it goes.
-        values: (places, statistics), of which the first are value, low_95 and high_95.
-        label: Name of the line.
-        style: How it looks.
-    """
-    if np.isfinite(values[:, VALUE]).any():
-        axis.plot(at, values[:, VALUE], label=label, **style.line())
-        low, high = values[:, LOW], values[:, HIGH]
-        axis.fill_between(at, low, high, color=style.colour, alpha=0.18, linewidth=0)
-
-
-def draw_figure_chance(axis: Axes, chance: float, label: str = "chance") -> None:
-    """Draw what guessing gets as a level line."""
-    axis.axhline(chance, label=label, color=CHANCE_STYLE.colour, linestyle=CHANCE_STYLE.dashes)
-
-
 def _draw_rows(axes: Sequence[Axes], plot: ResultPlot, values: Floats) -> None:
     """Draw a row per line with its interval; the values are (panels, lines, statistics)."""
-    rows = range(len(plot.shown))
-    for axis, panel in zip(axes, values, strict=True):
-        axis.axvline(0, color=GREY, linewidth=0.8)
-        for row, line, own in zip(rows, plot.shown, panel, strict=True):
-            if np.isfinite(own[VALUE]):
-                reach = np.abs(own[[LOW, HIGH]] - own[VALUE])[:, None]
-                colour = GREY if line in plot.references else PALETTE[0]
-                axis.errorbar(own[VALUE], row, xerr=reach, fmt="o", color=colour, markersize=4)
-        finish_figure_axis(axis, whole_steps=False)
-        axis.set_yticks(rows, list(plot.shown.values()), parse_math=False)
+    references = [plot.shown[each] for each in plot.shown if each in plot.references]
+    draw_figure_rows(axes, list(plot.shown.values()), values, references)
     ends = np.array([axis.get_xlim() for axis in axes])
     for axis in axes:
-        axis.set_xlim(ends.min(), ends.max())
-    axes[0].invert_yaxis()  # of all panels
+        axis.axvline(0, color=GREY, linewidth=0.8)
+        axis.set_xlim(min(ends.min(), 0), max(ends.max(), 0))
     label_figure_panels(axes, plot.label, "")
 
 

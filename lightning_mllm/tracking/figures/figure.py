@@ -31,6 +31,10 @@ def shorten_figure_text(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 3].rstrip() + "..."
 
 
+def _fill(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_on_hyphens=False)
+
+
 def make_figure_panels(
     titles: Sequence[str], *, same_height: bool = False
 ) -> tuple[Figure, list[Axes]]:
@@ -54,14 +58,14 @@ def make_figure_panels(
 
 def title_figure(figure: Figure, title: str) -> None:
     """Write the title above all panels, in as many lines as the width needs."""
-    text = textwrap.fill(title, int(10.5 * figure.get_figwidth()))
+    text = _fill(title, int(10.5 * figure.get_figwidth()))
     figure.suptitle(text, fontsize=_LARGE, parse_math=False)
 
 
 def title_figure_axis(axis: Axes, *paragraphs: str) -> None:
     """Write the title above a panel, in as many lines as its width needs."""
     width = 12.5 * (axis.get_position().width * axis.figure.get_figwidth() + 0.3)
-    text = "\n".join(textwrap.fill(each, max(20, int(width))) for each in paragraphs)
+    text = "\n".join(_fill(each, max(20, int(width))) for each in paragraphs)
     axis.set_title(text, fontsize=_MEDIUM, parse_math=False)
 
 
@@ -86,11 +90,12 @@ def finish_figure_axis(axis: Axes, *, whole_steps: bool = True) -> None:
 def label_figure_panels(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
     """Write what runs to the right below the lowest panels, what runs upwards left of the first."""
     columns = _COLUMNS.get(len(axes), 3)
+    width, height = _PANELS[columns]
     for index, axis in enumerate(axes):
         if index + columns >= len(axes):
-            axis.set_xlabel(xlabel, fontsize=_MEDIUM)
+            axis.set_xlabel(_fill(xlabel, int(12 * (width - 0.6))), fontsize=_MEDIUM)
         if index % columns == 0:
-            axis.set_ylabel(ylabel, fontsize=_MEDIUM)
+            axis.set_ylabel(_fill(ylabel, int(12 * (height - 0.7))), fontsize=_MEDIUM)
 
 
 def place_figure_legend(axes: Sequence[Axes]) -> None:
@@ -114,7 +119,7 @@ def place_figure_legend(axes: Sequence[Axes]) -> None:
 
 def _place_legend_outside(named: dict[str, Artist], axes: Sequence[Axes]) -> None:
     figure: Figure = axes[0].figure  # type: ignore[assignment]  # there are no subfigures
-    texts = [textwrap.fill(label, int(10 * figure.get_figwidth())) for label in named]
+    texts = [_fill(label, int(10 * figure.get_figwidth())) for label in named]
     width = 0.075 * max(len(line) for text in texts for line in text.splitlines()) + 0.6
     free = [each for each in figure.axes if each not in axes and not each.axison]
     options: dict[str, Any] = {"frameon": False, "fontsize": _SMALL, "handlelength": 3.5}

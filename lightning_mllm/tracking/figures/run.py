@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_mllm.evaluation import ClassificationResult
-from lightning_mllm.tracking.figures.analysis import draw_figure_chance
+from lightning_mllm.tracking.figures.curves import draw_figure_chance
 from lightning_mllm.tracking.figures.figure import (
     finish_figure_axis,
     make_figure_panels,

@@ -11,7 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lightning_mllm.statistics.interval import NO_INTERVAL, Interval
-from lightning_mllm.tracking.figures.analysis import draw_figure_chance, draw_figure_curve
+from lightning_mllm.tracking.figures.curves import (
+    draw_figure_chance,
+    draw_figure_curve,
+    draw_figure_rows,
+)
 from lightning_mllm.tracking.figures.figure import (
     finish_figure_axis,
     label_figure_panels,
@@ -151,6 +155,8 @@ def draw_study_lines(
 ) -> Path:
     """Draw a number over the epochs, or over something else that is counted.
 
+    Where there is a single epoch, a row per line is drawn instead.
+
     Args:
         curves: Panel -> label of the line -> epoch, -1 for before training -> number.
         output: The file to write.
@@ -162,21 +168,36 @@ def draw_study_lines(
     Returns:
         `output`.
     """
-    styles = choose_figure_styles(_unique(label for lines in curves.values() for label in lines))
-    figure, axes = make_figure_panels(list(curves))
-    has_bands = False
-    for axis, (panel, lines) in zip(axes, curves.items(), strict=True):
+    labels = _unique(label for lines in curves.values() for label in lines)
+    places: set[int] = set()
+    for lines in curves.values():
+        places.update(*lines.values())
+    at = sorted(places)
+    values = np.full((len(curves), len(labels), len(at), 3), np.nan)
+    for panel, lines in enumerate(curves.values()):
         for label, curve in lines.items():
-            epochs = sorted(curve)
-            points = [curve[each] for each in epochs]
-            values = np.array([[point.value, *point.interval] for point in points])
-            draw_figure_curve(axis, epochs, values, label, styles[label])
-            has_bands = has_bands or bool(np.isfinite(values[:, 1:]).any())
+            for place, point in curve.items():
+                own = (point.value, *point.interval)
+                values[panel, labels.index(label), at.index(place)] = own
+    is_single = len(at) == 1
+    figure, axes = make_figure_panels(list(curves), same_height=is_single)
+    has_intervals = bool(np.isfinite(values[..., 1:]).any())
+    if is_single:
+        draw_figure_rows(axes, labels, values[:, :, 0])
+        ending = f"; bars: 95 % intervals over {over}" if has_intervals else ""
+        title_figure(figure, f"{xlabel.partition(' (')[0]} {at[0]}{ending}")
+        label_figure_panels(axes, ylabel, "")
+        return save_figure(figure, output)
+    styles = choose_figure_styles(labels)
+    for axis, panel, own in zip(axes, curves, values, strict=True):
+        for label, line in zip(labels, own, strict=True):
+            there = np.isfinite(line[:, 0])
+            draw_figure_curve(axis, np.array(at)[there], line[there], label, styles[label])
         if chance is not None and panel in chance:
             draw_figure_chance(axis, chance[panel], "guessing")
         finish_figure_axis(axis)
     label_figure_panels(axes, xlabel, ylabel)
-    if has_bands:
+    if has_intervals:
         title_figure(figure, f"Bands: 95 % intervals over {over}")
     place_figure_legend(axes)
     return save_figure(figure, output)

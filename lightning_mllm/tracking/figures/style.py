@@ -63,11 +63,9 @@ def choose_figure_styles(names: Sequence[str]) -> dict[str, FigureStyle]:
             dashes = DASHES[number % len(DASHES)]
             styles[name] = FigureStyle(to_hex(colour), dashes, MARKERS[index % len(MARKERS)])
     for index, name in enumerate(name for name in names if name not in styles):
-        styles[name] = FigureStyle(
-            PALETTE[index % len(PALETTE)],
-            DASHES[index % len(DASHES)],
-            MARKERS[index % len(MARKERS)],
-        )
+        place = index + len(in_order)  # the first dash is theirs
+        dashes, marker = DASHES[place % len(DASHES)], MARKERS[place % len(MARKERS)]
+        styles[name] = FigureStyle(PALETTE[index % len(PALETTE)], dashes, marker)
     return {name: styles[name] for name in names}
 
 

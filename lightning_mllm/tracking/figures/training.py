@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_mllm.analysis.core.result import ResultPlot
 from lightning_mllm.tracking.analysis_curves import AnalysisCurveRow
-from lightning_mllm.tracking.figures.analysis import draw_figure_chance, draw_figure_curve
+from lightning_mllm.tracking.figures.curves import draw_figure_chance, draw_figure_curve
 from lightning_mllm.tracking.figures.figure import (
     finish_figure_axis,
     label_figure_panels,
