@@ -60,6 +60,8 @@ def make_curve_rows(
         plot: One of its plots.
         step: Optimiser steps taken.
     """
+    if not result.values.size:
+        return
     values = result.plot_values(plot)[0]
     panel = str(result.coords[result.axes[0]][0])
     for line, label in enumerate(plot.shown.values()):
