@@ -80,8 +80,9 @@ def test_steps_go_from_dark_to_light_in_the_order_of_their_numbers() -> None:
     assert len({(each.colour, str(each.dashes), each.marker) for each in styles.values()}) == 6
 
 
-@pytest.mark.parametrize(("kinds", "lines"), [(1, 2), (1, 17), (4, 3), (5, 3), (7, 17)])
-@pytest.mark.parametrize("places", [1, 4])
+@pytest.mark.parametrize(
+    ("kinds", "lines", "places"), [(1, 2, 4), (1, 17, 4), (4, 3, 4), (5, 3, 4), (7, 9, 1)]
+)
 def test_nothing_is_cut_and_legends_of_many_curves_or_panels_hide_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: int, lines: int, places: int
 ) -> None:
@@ -100,11 +101,8 @@ def test_nothing_is_cut_and_legends_of_many_curves_or_panels_hide_none(
         assert len(list(legends(figure))) == kinds
 
 
-@pytest.mark.parametrize("style", ["heat map", "lines"])
-def test_a_heat_map_is_not_cut_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, style: str
-) -> None:
-    (figure,) = _draw(made_up(7, 9, style=style), tmp_path, monkeypatch)
+def test_a_heat_map_is_not_cut_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (figure,) = _draw(made_up(2, 9, style="heat map"), tmp_path, monkeypatch)
 
     check_figure_reaches_nowhere_outside(figure)
 
@@ -153,7 +151,8 @@ def test_main_numbers_over_the_steps_are_a_curve_per_place_in_a_panel_per_line(
 
     (figure,) = figures
     check_figure_reaches_nowhere_outside(figure)
-    assert [axis.get_title() for axis in figure.axes] == list(plot.shown.values())
+    titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]
+    assert titles == list(plot.shown.values())
     names = figure.axes[0].get_legend_handles_labels()[1]
     assert names == [f"layer {layer}" for layer in range(4)]
     line = figure.axes[1].lines[2]
@@ -177,7 +176,8 @@ def test_a_study_draws_the_intervals_that_it_has(
     check_figure_reaches_nowhere_outside(figure)
     assert "95 % intervals over seeds" in figure.get_suptitle()
     (axis,) = figure.axes
-    drawn = np.concatenate(
-        [each.get_datalim(axis.transData).get_points() for each in axis.collections]
-    )
-    assert {0.4, 0.7} <= {*np.round(drawn[:, 0 if len(epochs) == 1 else 1], 3).tolist()}
+    ends: set[float] = set()
+    for each in axis.collections:
+        corners = each.get_datalim(axis.transData).get_points()
+        ends |= {*np.round(corners[:, 0 if len(epochs) == 1 else 1], 3).tolist()}
+    assert {0.4, 0.7} <= ends
