@@ -101,8 +101,12 @@ class RunAnalysis(L.Callback):
     @property
     def state_key(self) -> str:
         """Name of the state in checkpoints; a run may have several such callbacks."""
-        names = [analysis.name for analysis in self.analyses]
-        return self._generate_state_key(data=self.prefix, analyses=names)
+        return self._generate_state_key(
+            data=self.prefix,
+            analyses=[analysis.name for analysis in self.analyses],
+            every_n_epochs=self.every_n_epochs,
+            before_training=self.before_training,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves so far, so that a resumed run has them too."""
@@ -113,7 +117,7 @@ class RunAnalysis(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the curves of the resumed run; keep the own when testing a checkpoint."""
-        for name, rows in state_dict["curves"].items():
+        for name, rows in state_dict.get("curves", {}).items():
             self._curves.setdefault(name, [AnalysisCurveRow(*row) for row in rows])
 
     def forget(self) -> None:

@@ -155,7 +155,7 @@ class Trainer(L.Trainer):
                 plugins=plugins,
                 **kwargs,
             )
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
             raise ConfigError(f"Lightning refuses these options of its Trainer: {error}") from error
         check_trainer_strategy(
             self.strategy

@@ -198,20 +198,8 @@ class AnalysisRun:
             results.append(analysis.compute())
             if self.folder is not None:
                 folder, name = self.folder / analysis.name, f"{key}/{analysis.name}"
-                self._report(results[-1], folder, loggers, name, step)
+                _report(results[-1], folder, loggers, name, step, self.figures)
         return results
-
-    def _report(
-        self, result: AnalysisResult, folder: Path, loggers: Sequence[Any], key: str, step: int
-    ) -> None:
-        """Write and log a result: `summary.csv`, `settings.json`, and a figure per plot."""
-        columns, rows = result.table()
-        write_csv_file(folder / "summary.csv", columns, rows)
-        settings = {"name": result.name, "n_samples": result.n_samples, **result.settings}
-        write_json(folder / "settings.json", settings)
-        log_table(loggers, f"{key}/summary", columns, rows, step)
-        for path in draw_analysis_plots(result, folder, self.figures):
-            log_image(loggers, f"{key}/{path.stem}", path, step)
 
     def _marker(self, rank: int, end: _End) -> Path:
         assert self.folder is not None  # of several processes
@@ -257,3 +245,21 @@ def _copy_finished(earlier: Path, folder: Path) -> None:
     for pattern in _RESUMED:
         for path in earlier.glob(pattern):
             shutil.copyfile(path, folder / path.name)
+
+
+def _report(  # noqa: PLR0917 - all of them belong to one result
+    result: AnalysisResult,
+    folder: Path,
+    loggers: Sequence[Any],
+    key: str,
+    step: int,
+    figures: FigureKind,
+) -> None:
+    """Write and log a result: `summary.csv`, `settings.json`, and a figure per plot."""
+    columns, rows = result.table()
+    write_csv_file(folder / "summary.csv", columns, rows)
+    settings = {"name": result.name, "n_samples": result.n_samples, **result.settings}
+    write_json(folder / "settings.json", settings)
+    log_table(loggers, f"{key}/summary", columns, rows, step)
+    for path in draw_analysis_plots(result, folder, figures):
+        log_image(loggers, f"{key}/{path.stem}", path, step)

@@ -22,6 +22,8 @@ from lightning_mllm.tracking.figures.curves import (
     draw_figure_rows,
 )
 from lightning_mllm.tracking.figures.figure import (
+    MEDIUM,
+    SMALL,
     finish_figure_axis,
     label_figure_panels,
     make_figure_panels,
@@ -29,6 +31,7 @@ from lightning_mllm.tracking.figures.figure import (
     save_figure,
     title_figure,
     title_figure_axis,
+    wrap_figure_text,
 )
 from lightning_mllm.tracking.figures.guard import guard_figure
 from lightning_mllm.tracking.figures.style import (
@@ -191,8 +194,10 @@ def _draw_maps(
         images.append(image)
         axis.set_xticks(ticks, names, rotation=rotation, parse_math=False)
         axis.set_yticks(range(len(plot.shown)), list(plot.shown.values()), parse_math=False)
-        axis.tick_params(labelsize=8)
-    axes[0].figure.colorbar(images[0], ax=list(axes), label=plot.label, shrink=0.8)
+        axis.tick_params(labelsize=SMALL)
+    bar = axes[0].figure.colorbar(images[0], ax=list(axes), shrink=0.8)
+    bar.set_label(wrap_figure_text(plot.label, 2.8), fontsize=MEDIUM)
+    bar.ax.tick_params(labelsize=SMALL)
     label_figure_panels(axes, plot.xlabel, "")
 
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 _COLUMNS = {1: 1, 2: 2, 4: 2}  # number of panels -> panels in a row; of other numbers 3
 _PANELS = {1: (6.4, 4.2), 2: (4.8, 3.6), 3: (3.8, 3.1)}  # panels in a row -> size in inches
-_SMALL, _MEDIUM, _LARGE = 8, 9, 11  # points
+SMALL, MEDIUM, LARGE = 8, 9, 11  # points
 _MOST_INSIDE = 4  # curves, and panels, up to which legends are inside the axes
 _LEGEND_LINE = 0.19  # inches
 
@@ -31,7 +31,9 @@ def shorten_figure_text(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 3].rstrip() + "..."
 
 
-def _fill(text: str, width: int) -> str:
+def wrap_figure_text(text: str, inches: float, points: int = MEDIUM) -> str:
+    """Return a text in as many lines as a width needs."""
+    width = max(20, int(inches * 108 / points))  # an average character is 2/3 as wide as high
     return textwrap.fill(text, width, break_on_hyphens=False)
 
 
@@ -58,15 +60,15 @@ def make_figure_panels(
 
 def title_figure(figure: Figure, title: str) -> None:
     """Write the title above all panels, in as many lines as the width needs."""
-    text = _fill(title, int(10.5 * figure.get_figwidth()))
-    figure.suptitle(text, fontsize=_LARGE, parse_math=False)
+    text = wrap_figure_text(title, figure.get_figwidth(), LARGE)
+    figure.suptitle(text, fontsize=LARGE, parse_math=False)
 
 
 def title_figure_axis(axis: Axes, *paragraphs: str) -> None:
     """Write the title above a panel, in as many lines as its width needs."""
-    width = 12.5 * (axis.get_position().width * axis.figure.get_figwidth() + 0.3)
-    text = "\n".join(_fill(each, max(20, int(width))) for each in paragraphs)
-    axis.set_title(text, fontsize=_MEDIUM, parse_math=False)
+    inches = axis.get_position().width * axis.figure.get_figwidth() + 0.3
+    text = "\n".join(wrap_figure_text(each, inches) for each in paragraphs)
+    axis.set_title(text, fontsize=MEDIUM, parse_math=False)
 
 
 def finish_figure_axis(axis: Axes, *, whole_steps: bool = True) -> None:
@@ -80,9 +82,9 @@ def finish_figure_axis(axis: Axes, *, whole_steps: bool = True) -> None:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.03)
-    axis.tick_params(labelsize=_SMALL)
+    axis.tick_params(labelsize=SMALL)
     for label in (axis.xaxis.label, axis.yaxis.label):
-        label.set_fontsize(_MEDIUM)
+        label.set_fontsize(MEDIUM)
     if whole_steps:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -93,9 +95,9 @@ def label_figure_panels(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
     width, height = _PANELS[columns]
     for index, axis in enumerate(axes):
         if index + columns >= len(axes):
-            axis.set_xlabel(_fill(xlabel, int(12 * (width - 0.6))), fontsize=_MEDIUM)
+            axis.set_xlabel(wrap_figure_text(xlabel, width - 0.6), fontsize=MEDIUM)
         if index % columns == 0:
-            axis.set_ylabel(_fill(ylabel, int(12 * (height - 0.7))), fontsize=_MEDIUM)
+            axis.set_ylabel(wrap_figure_text(ylabel, height - 0.7), fontsize=MEDIUM)
 
 
 def place_figure_legend(axes: Sequence[Axes]) -> None:
@@ -112,17 +114,17 @@ def place_figure_legend(axes: Sequence[Axes]) -> None:
     if max(len(named), len(axes)) <= _MOST_INSIDE:
         for axis in axes:
             if axis.get_legend_handles_labels()[1]:
-                axis.legend(frameon=False, fontsize=_SMALL)
+                axis.legend(frameon=False, fontsize=SMALL)
     elif named:
         _place_legend_outside(named, axes)
 
 
 def _place_legend_outside(named: dict[str, Artist], axes: Sequence[Axes]) -> None:
     figure: Figure = axes[0].figure  # type: ignore[assignment]  # there are no subfigures
-    texts = [_fill(label, int(10 * figure.get_figwidth())) for label in named]
+    texts = [wrap_figure_text(label, figure.get_figwidth() - 1, SMALL) for label in named]
     width = 0.075 * max(len(line) for text in texts for line in text.splitlines()) + 0.6
     free = [each for each in figure.axes if each not in axes and not each.axison]
-    options: dict[str, Any] = {"frameon": False, "fontsize": _SMALL, "handlelength": 3.5}
+    options: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 3.5}
     handles = [*named.values()]
     panel_width, panel_height = _PANELS[_COLUMNS.get(len(axes), 3)]
     columns = int(len(free) * panel_width // width)
