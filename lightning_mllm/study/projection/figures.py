@@ -130,7 +130,9 @@ def _draw_curves(
         rows.append([panel, label, epoch, point.value, len(of_seeds), *point.interval])
         curves.setdefault(panel, {}).setdefault(label, {})[epoch] = point
     write_csv_file(output.with_suffix(".csv"), _CURVE_COLUMNS, rows)
-    return [draw_study_lines(curves, output, ylabel=ylabel, chance=chance)]
+    counts = {len(of_seeds) for of_seeds in values.values()}
+    over = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
+    return [draw_study_lines(curves, output, ylabel=ylabel, over=over, chance=chance)]
 
 
 def _values_of_lines(
