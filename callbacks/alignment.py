@@ -23,8 +23,6 @@ from lightning_mllm.callbacks.trainer_state import (
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.statistics.interval import Interval
-from lightning_mllm.statistics.jackknife import GROUPS
 from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.tracking.figures.study import StudyPoint, draw_study_lines
 from lightning_mllm.tracking.loggers import log_image, log_metrics
@@ -126,7 +124,7 @@ class AlignmentMonitor(RunAnalysis):
             picture = draw_study_lines(
                 {"Validation split": curves},
                 trainer_figure(trainer, folder, "alignment"),
-                over=GROUPS,
+                over=result.plots[0].over,
                 xlabel="Optimiser step (0: before training)",
                 ylabel=f"Alignment score ({self.mode})",
             )
@@ -137,5 +135,5 @@ class AlignmentMonitor(RunAnalysis):
         curves: dict[str, dict[int, StudyPoint]] = {}
         for _, step, split, name, value, low, high, _ in self._rows:
             if split == "val":
-                curves.setdefault(name, {})[step] = StudyPoint(value, Interval(low, high))
+                curves.setdefault(name, {})[step] = StudyPoint(value, low, high)
         return curves

@@ -83,7 +83,7 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
     for reading, lines in panels.items():
         for checkpoint, curve in lines.items():
             for layer, point in curve.items():
-                rows.append([reading, checkpoint, layer, point.value, *point.interval])
+                rows.append([reading, checkpoint, layer, *point])
     if not rows:
         return []
     path = study.folder / "figures" / f"layers.{study.figures}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.statistics.interval import Interval
 from lightning_mllm.store.files import read_json
 from lightning_mllm.study.alignment.cells import MeasureFolder
 from lightning_mllm.study.alignment.study import ALIGNMENT, CAPTIONS, PRESENCE, AlignmentStudy
@@ -123,9 +122,8 @@ def alignment_score_curves(
     for row in read_output_table(path, folder):
         shown = row["state"] == "residual" and row["tokens"] == study.tokens
         if shown and row["value"] and row["measure"] in curves:
-            ends = [float(row[end]) if row[end] else nan for end in ("low_95", "high_95")]
-            point = StudyPoint(float(row["value"]), Interval(*ends))
-            curves[row["measure"]][int(row["layer"])] = point
+            ends = [float(row.get(end) or nan) for end in ("low_95", "high_95")]
+            curves[row["measure"]][int(row["layer"])] = StudyPoint(float(row["value"]), *ends)
     return curves
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_mllm.statistics.interval import Interval, mean_interval
+from lightning_mllm.statistics.interval import mean_interval
 from lightning_mllm.statistics.seeds_and_samples import Measure, SeedScores
 from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.study.projection.comparison import DomainComparison
@@ -126,8 +126,8 @@ def _draw_curves(
     curves: dict[str, dict[str, dict[int, StudyPoint]]] = {}
     for (panel, label, epoch), of_seeds in values.items():
         mean, ends = mean_interval(np.array(of_seeds))
-        point = StudyPoint(float(mean), Interval(*ends.tolist()))
-        rows.append([panel, label, epoch, point.value, len(of_seeds), *point.interval])
+        point = StudyPoint(float(mean), *ends.tolist())
+        rows.append([panel, label, epoch, mean, len(of_seeds), *ends])
         curves.setdefault(panel, {}).setdefault(label, {})[epoch] = point
     write_csv_file(output.with_suffix(".csv"), _CURVE_COLUMNS, rows)
     counts = {len(of_seeds) for of_seeds in values.values()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ class StudyPoint(NamedTuple):
     """A number of a curve, with its interval if there is one."""
 
     value: float
-    interval: Interval = NO_INTERVAL
+    low_95: float = nan
+    high_95: float = nan
 
 
 Curve = Mapping[int, StudyPoint]  # epoch, or what else is counted -> number
@@ -177,8 +179,7 @@ def draw_study_lines(
     for panel, lines in enumerate(curves.values()):
         for label, curve in lines.items():
             for place, point in curve.items():
-                own = (point.value, *point.interval)
-                values[panel, labels.index(label), at.index(place)] = own
+                values[panel, labels.index(label), at.index(place)] = point
     is_single = len(at) == 1
     figure, axes = make_figure_panels(list(curves), same_height=is_single)
     has_intervals = bool(np.isfinite(values[..., 1:]).any())

@@ -166,7 +166,7 @@ def test_a_study_draws_the_intervals_that_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: tuple[int, ...]
 ) -> None:
     figures = keep_figures(monkeypatch, study_figures)
-    line = {epoch: StudyPoint(0.5, study_figures.Interval(0.4, 0.7)) for epoch in epochs}
+    line = {epoch: StudyPoint(0.5, 0.4, 0.7) for epoch in epochs}
 
     draw_study_lines(
         {"a": {"one": line, "two": {3: StudyPoint(0.6)}}}, tmp_path / "lines.png", ylabel="CKA"
