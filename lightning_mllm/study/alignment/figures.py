@@ -77,8 +77,8 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
     panels: dict[str, dict[str, Curve]] = {reading: {} for reading in study.readings}
     for folder in done:
         if folder.cell.measure == ALIGNMENT:
-            for reading, curve in alignment_score_curves(study, folder).items():
-                panels[reading][folder.cell.checkpoint] = curve
+            for reading, found in alignment_score_curves(study, folder).items():
+                panels[reading][folder.cell.checkpoint] = found
     rows = []
     for reading, lines in panels.items():
         for checkpoint, curve in lines.items():
@@ -89,5 +89,4 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
     path = study.folder / "figures" / f"layers.{study.figures}"
     write_csv_file(path.with_suffix(".csv"), _CURVE_COLUMNS, rows)
     xlabel = "After how many layers (0: the LLM's input)"
-    options = {"ylabel": "Cosine", "xlabel": xlabel, "over": GROUPS}
-    return [draw_study_lines(panels, path, **options)]
+    return [draw_study_lines(panels, path, ylabel="Cosine", xlabel=xlabel, over=GROUPS)]

@@ -206,7 +206,7 @@ def _draw_points(axis: Axes, plot: ResultPlot, values: Floats) -> None:
     axis.plot(*values.transpose(2, 0, 1), color=GREY, linewidth=0.5, alpha=0.4)  # of one sample
     for label, own in zip(plot.shown.values(), values, strict=True):
         colour, _, marker = styles[label]
-        axis.scatter(*own.T, s=12, color=colour, marker=marker, label=label, zorder=2)
+        axis.scatter(own[:, 0], own[:, 1], s=12, color=colour, marker=marker, label=label, zorder=2)
     finish_figure_axis(axis)
     axis.set_xticks([])  # a plane has no unit
     axis.set_yticks([])

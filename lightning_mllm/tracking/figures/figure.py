@@ -66,7 +66,8 @@ def title_figure(figure: Figure, title: str) -> None:
 
 def title_figure_axis(axis: Axes, *paragraphs: str) -> None:
     """Write the title above a panel, in as many lines as its width needs."""
-    inches = axis.get_position().width * axis.figure.get_figwidth() + 0.3
+    figure: Figure = axis.figure  # type: ignore[assignment]  # there are no subfigures
+    inches = axis.get_position().width * figure.get_figwidth() + 0.3
     text = "\n".join(wrap_figure_text(each, inches) for each in paragraphs)
     axis.set_title(text, fontsize=MEDIUM, parse_math=False)
 

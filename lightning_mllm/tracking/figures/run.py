@@ -92,8 +92,8 @@ def _draw_scorer(axis: Axes, curves: Curves, scorer: str, metric: str, style: Fi
                 label=f"{scorer}, {label}",
                 clip_on=False,
                 markersize=9,
-                markeredgecolor=style.colour if stage == "zero_shot" else "black",
-                markerfacecolor="none" if stage == "zero_shot" else style.colour,
+                markeredgewidth=1 if stage == "zero_shot" else 2,
+                markerfacecolor="none",  # what scores the same is seen, too
             )
 
 
@@ -156,7 +156,8 @@ def _draw_probe(
             label=f"{label}, test",
             clip_on=False,
             markersize=9,
-            markeredgecolor="black",
+            markeredgewidth=1.5,
+            markerfacecolor="none",
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -140,7 +140,7 @@ def _draw_slope(axis: Axes, slope: StudySlope, style: FigureStyle, marker: str) 
     axis.plot(*slope.before, "o", color=colour, markerfacecolor="white")
     axis.plot(*slope.after, marker, color=colour)
     (x, y), (of_x, of_y) = slope.after, slope.intervals
-    bars = {"color": colour, "linewidth": 0.8, "alpha": 0.6}
+    bars: dict[str, Any] = {"color": colour, "linewidth": 0.8, "alpha": 0.6}
     axis.plot(of_x, (y, y), **bars)
     axis.plot((x, x), of_y, **bars)
 
@@ -176,10 +176,10 @@ def draw_study_lines(
         places.update(*lines.values())
     at = sorted(places)
     values = np.full((len(curves), len(labels), len(at), 3), np.nan)
-    for panel, lines in enumerate(curves.values()):
+    for index, lines in enumerate(curves.values()):
         for label, curve in lines.items():
             for place, point in curve.items():
-                values[panel, labels.index(label), at.index(place)] = point
+                values[index, labels.index(label), at.index(place)] = point
     is_single = len(at) == 1
     figure, axes = make_figure_panels(list(curves), same_height=is_single)
     has_intervals = bool(np.isfinite(values[..., 1:]).any())

@@ -109,7 +109,7 @@ def test_at_a_single_place_there_is_a_row_with_its_interval_per_line(
     axis = drawn[0].axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == [f"{b}!" for b in BLOCKS]
     for row, own in enumerate(numbers()[0, :, 0, 0]):
-        assert axis.lines[row].get_xydata().tolist() == [[own[0], row]]
+        np.testing.assert_array_equal(axis.lines[row].get_xydata(), [[own[0], row]])
         (bar,) = axis.collections[row].get_segments()  # type: ignore[attr-defined]
         assert bar.tolist() == [[own[1], row], [own[2], row]]
     assert axis.yaxis_inverted()
