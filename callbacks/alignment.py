@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,6 +15,7 @@ from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
 from lightning_mllm.callbacks.trainer_state import (
     trainer_epoch,
+    trainer_figure,
     trainer_is_trial,
     trainer_mllm,
     trainer_run_dir,
@@ -24,7 +24,7 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_csv_file
-from lightning_mllm.tracking.figures.study import draw_study_lines
+from lightning_mllm.tracking.figures.study import StudyPoint, draw_study_lines
 from lightning_mllm.tracking.loggers import log_image, log_metrics
 
 COLUMNS = ("epoch", "step", "split", "score", "value", "low_95", "high_95", "n")
@@ -82,21 +82,19 @@ class AlignmentMonitor(RunAnalysis):
             )
         self.scores, self.mode, self.tokens = tuple(scores), mode, tokens
         self._rows: list[list[Any]] = []
-        self._run_dir: Path | None = None  # folder of the run that the rows belong to
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the scores of another run, and measure the untrained model."""
-        is_other_run = self._run_dir != trainer_run_dir(trainer)
-        if is_other_run and not trainer_mllm(pl_module).trained_steps:
-            self._rows = []
-        super().on_fit_start(trainer, pl_module)
+    def forget(self) -> None:
+        """Forget the scores of another run."""
+        super().forget()
+        self._rows = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, so that a resumed run has them too."""
-        return {"rows": self._rows}
+        return {**super().state_dict(), "rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the rows of the resumed run; keep the own rows when testing a checkpoint."""
+        super().load_state_dict(state_dict)
         self._rows = self._rows or list(state_dict["rows"])
 
     def _run(
@@ -118,23 +116,24 @@ class AlignmentMonitor(RunAnalysis):
             interval = (score.low_95, score.high_95)
             self._rows.append([epoch, step, split, name, score.value, *interval, score.n])
             logged[f"alignment/{split}/{name}"] = score.value
-        self._run_dir = trainer_run_dir(trainer)
-        write_csv_file(self._run_dir / "alignment.csv", COLUMNS, self._rows)
+        folder = trainer_run_dir(trainer)
+        write_csv_file(folder / "alignment.csv", COLUMNS, self._rows)
         log_metrics(trainer.loggers, logged, step)
         curves = self._validation_curves()
         if curves:
             picture = draw_study_lines(
                 {"Validation split": curves},
-                self._run_dir / "alignment.png",
+                trainer_figure(trainer, folder, "alignment"),
+                over=result.plots[0].over,
                 xlabel="Optimiser step (0: before training)",
                 ylabel=f"Alignment score ({self.mode})",
             )
             log_image(trainer.loggers, "alignment", picture, step)
 
-    def _validation_curves(self) -> dict[str, dict[int, float]]:
-        """Return score -> step -> value on the validation split."""
-        curves: dict[str, dict[int, float]] = {}
-        for _, step, split, name, value, *_ in self._rows:
+    def _validation_curves(self) -> dict[str, dict[int, StudyPoint]]:
+        """Return score -> step -> value with its interval, on the validation split."""
+        curves: dict[str, dict[int, StudyPoint]] = {}
+        for _, step, split, name, value, low, high, _ in self._rows:
             if split == "val":
-                curves.setdefault(name, {})[step] = value
+                curves.setdefault(name, {})[step] = StudyPoint(value, low, high)
         return curves

@@ -13,6 +13,7 @@ from lightning_mllm.callbacks.score_tables import (
 from lightning_mllm.callbacks.trainer_state import (
     trainer_datamodule,
     trainer_evaluation_dir,
+    trainer_figure,
     trainer_mllm,
 )
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult
@@ -72,7 +73,7 @@ def _report_scorer(
     write_csv_file(folder / f"{scorer}-per-class.csv", columns, rows)
     log_table(trainer.loggers, f"{key}/per_class", columns, rows, step)
     if trainer.testing:
-        path = folder / f"{scorer}-confusion.png"
+        path = trainer_figure(trainer, folder, f"{scorer}-confusion")
         picture = draw_confusion_matrix_of_run(result, path, title=f"{folder.name}, {scorer}")
         log_image(trainer.loggers, f"{key}/confusion", picture, step)
 

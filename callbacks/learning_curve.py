@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
 
-from lightning_mllm.callbacks.trainer_state import trainer_label_set, trainer_mllm, trainer_run_dir
+from lightning_mllm.callbacks.trainer_state import (
+    trainer_figure,
+    trainer_label_set,
+    trainer_mllm,
+    trainer_run_dir,
+)
 from lightning_mllm.tracking.figures.run import draw_learning_curve_of_run
 from lightning_mllm.tracking.loggers import log_image
 
-_FILE = "learning_curve.png"
+_NAME = "learning_curve"
 
 
 class LearningCurve(L.Callback):
@@ -21,7 +28,7 @@ class LearningCurve(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves again with the points of the test, if there are any curves."""
-        if trainer.is_global_zero and (trainer_run_dir(trainer) / _FILE).is_file():
+        if trainer.is_global_zero and _find_picture(trainer).is_file():
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -33,7 +40,11 @@ class LearningCurve(L.Callback):
         labels = trainer_label_set(trainer)
         classes = None if labels is None else len(labels)
         picture = draw_learning_curve_of_run(
-            folder / "metrics.csv", folder / _FILE, classes=classes
+            folder / "metrics.csv", _find_picture(trainer), classes=classes
         )
         step = trainer_mllm(pl_module).trained_steps
-        log_image(trainer.loggers, "learning_curve", picture, step)
+        log_image(trainer.loggers, _NAME, picture, step)
+
+
+def _find_picture(trainer: L.Trainer) -> Path:
+    return trainer_figure(trainer, trainer_run_dir(trainer), _NAME)

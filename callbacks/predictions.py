@@ -14,6 +14,7 @@ from lightning_mllm.callbacks.processes import gather_from_processes
 from lightning_mllm.callbacks.trainer_state import (
     trainer_evaluated_split,
     trainer_evaluation_dir,
+    trainer_figure,
     trainer_label_set,
     trainer_mllm,
 )
@@ -167,7 +168,7 @@ def _show(
     log_table(trainer.loggers, key, list(table[0]), cells, step)
     if trainer.testing:
         captions = [PredictionCaption(row.prompt, row.target, row.verdicts) for row in rows]
-        output = path.with_suffix(".png")
+        output = trainer_figure(trainer, path.parent, path.stem)
         sheet = draw_predictions(pictures, captions, output, title=path.parent.name)
         log_image(trainer.loggers, f"{key}/sheet", sheet, step)
 

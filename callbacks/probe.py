@@ -12,7 +12,9 @@ from lightning_mllm.callbacks.feature_callback import FeatureCallback
 from lightning_mllm.callbacks.trainer_state import (
     trainer_epoch,
     trainer_evaluation_dir,
+    trainer_figure,
     trainer_is_trial,
+    trainer_label_set,
     trainer_mllm,
     trainer_run_dir,
 )
@@ -130,7 +132,12 @@ class ProbeEachEpoch(FeatureCallback):
         folder = trainer_run_dir(trainer)
         write_csv_file(folder / "probes.csv", COLUMNS, map(itemgetter(*COLUMNS), self._rows))
         log_metrics(trainer.loggers, _logged_values(stage, scores), step)
-        picture = draw_probe_curve_of_run(self._rows, folder / "probes.png")
+        labels = trainer_label_set(trainer)
+        picture = draw_probe_curve_of_run(
+            self._rows,
+            trainer_figure(trainer, folder, "probes"),
+            classes=None if labels is None else len(labels),
+        )
         log_image(trainer.loggers, "probes", picture, step)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,8 +11,11 @@ from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.callbacks.trainer_state import (
     check_trainer_validates,
+    trainer_figure,
     trainer_is_due,
+    trainer_is_trial,
     trainer_mllm,
+    trainer_run_dir,
     trainer_starts_untrained,
 )
 from lightning_mllm.callbacks.watched_split import (
@@ -23,7 +27,17 @@ from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.provenance import provenance
+from lightning_mllm.store.files import write_csv_file
+from lightning_mllm.tracking.analysis_curves import (
+    COLUMNS,
+    AnalysisCurveRow,
+    find_curve_plot,
+    make_curve_rows,
+    replace_curve_step,
+)
 from lightning_mllm.tracking.analysis_run import AnalysisRun, check_analysis_run_names
+from lightning_mllm.tracking.figures.training import draw_analysis_training
+from lightning_mllm.tracking.loggers import log_image
 
 
 class RunAnalysis(L.Callback):
@@ -39,6 +53,9 @@ class RunAnalysis(L.Callback):
     while the model is trained on something else. Nothing is run after a test then, since its
     weights are those of the last validation. The files are in
     `analysis/<class of the data>-<split>-step<k>/<analysis>/`.
+
+    From the second time of a fit on, the main numbers of each analysis over the steps are in
+    `analysis/<split>-training/<analysis>.csv`, and a figure beside it shows the curves.
 
     Args:
         analysis: The analyses; one pass through the data serves all of them.
@@ -78,6 +95,34 @@ class RunAnalysis(L.Callback):
         if data is not None:
             self.splits = {"fit": split or "test"}
         self._running: AnalysisRun | None = None  # while it goes on
+        self._curves: dict[str, list[AnalysisCurveRow]] = {}  # name of the analysis -> rows
+        self._run_dir: Path | None = None  # folder of the run that the curves belong to
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in checkpoints; a run may have several such callbacks."""
+        return self._generate_state_key(
+            data=self.prefix,
+            analyses=[analysis.name for analysis in self.analyses],
+            every_n_epochs=self.every_n_epochs,
+            before_training=self.before_training,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curves so far, so that a resumed run has them too."""
+        curves: dict[str, list[list[Any]]] = {}
+        for name, rows in self._curves.items():
+            curves[name] = [list(row.row()) for row in rows]
+        return {"curves": curves}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the curves of the resumed run; keep the own when testing a checkpoint."""
+        for name, rows in state_dict.get("curves", {}).items():
+            self._curves.setdefault(name, [AnalysisCurveRow(*row) for row in rows])
+
+    def forget(self) -> None:
+        """Forget the curves of another run."""
+        self._curves = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Set up `data`; refuse at the start what would be refused in the middle of a run.
@@ -101,6 +146,8 @@ class RunAnalysis(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a model that can't be analysed; analyse the untrained one."""
         module = trainer_mllm(pl_module)
+        if self._run_dir != trainer_run_dir(trainer) and not module.trained_steps:
+            self.forget()
         if "fit" in self.splits:
             AnalysisRun.of(self.analyses, trainer, "analysis").check_model(module)
         if self.before_training and trainer_starts_untrained(trainer, module):
@@ -149,8 +196,29 @@ class RunAnalysis(L.Callback):
         finally:
             module.train(was_training)
         results = run.finish(trainer.loggers, where, step)
-        self._running = None
+        self._running, self._run_dir = None, trainer_run_dir(trainer)
+        if stage == "fit" and not trainer_is_trial(trainer):
+            for result in results:
+                self._write_curves(trainer, result, where, step)
         return results
+
+    def _write_curves(
+        self, trainer: L.Trainer, result: AnalysisResult, where: str, step: int
+    ) -> None:
+        """Write and draw the main numbers of all times so far."""
+        plot = find_curve_plot(result)
+        if plot is None:
+            return
+        earlier = self._curves.get(result.name, [])
+        rows = replace_curve_step(earlier, make_curve_rows(result, plot, step))
+        self._curves[result.name] = rows
+        if len({row.step for row in rows}) > 1:
+            folder = trainer_run_dir(trainer) / f"{where}-training"
+            table = [row.row() for row in rows]
+            write_csv_file(folder / f"{result.name}.csv", COLUMNS, table)
+            picture = trainer_figure(trainer, folder, result.name)
+            draw_analysis_training(rows, plot, picture)
+            log_image(trainer.loggers, f"{where}/{result.name}/training", picture, step)
 
     def _written_together(self, trainer: L.Trainer) -> list[Analysis]:
         """Return the analyses of all callbacks that write where this one does, its own included."""

@@ -47,6 +47,11 @@ def trainer_evaluation_dir(trainer: L.Trainer, module: MLLMModule) -> Path:
     )
 
 
+def trainer_figure(trainer: L.Trainer, folder: Path, name: str) -> Path:
+    """Return the file of a figure, of the kind that the run's figures have."""
+    return folder / f"{name}.{getattr(trainer, 'figures', 'png')}"
+
+
 def trainer_writes_results(trainer: L.Trainer) -> bool:
     """Return whether this process writes files: only the first one, and never in a trial run.
 

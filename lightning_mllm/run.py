@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.run_status import RunStatus
+from lightning_mllm.tracking.figures import FigureKind
 from lightning_mllm.tracking.loggers import make_loggers
 from lightning_mllm.tracking.metrics_file import MetricsFile
 from lightning_mllm.tracking.wandb_mode import WandbMode
@@ -32,6 +33,7 @@ class Run:
         group: The W&B group that the run belongs to.
         tags: The tags of the run in W&B.
         project: The W&B project that the run belongs to.
+        figures: Kind of file of the figures: `png`, or `svg` or `pdf` for papers, beside a PNG.
         wandb: Where W&B logs to: `auto` is online where a key is set up, else offline.
     """
 
@@ -40,6 +42,7 @@ class Run:
     group: str | None = None
     tags: Sequence[str] = ()
     project: str = "lightning-mllm"
+    figures: FigureKind = "png"
     wandb: WandbMode = "auto"
 
     def make_folder(self) -> Path:

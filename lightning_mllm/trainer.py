@@ -102,12 +102,13 @@ class Trainer(TrainerVerbs):
                     plugins=plugins,
                     **kwargs,
                 )
-            except (MisconfigurationException, ValueError, TypeError) as error:
+            except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
                 raise ConfigError(
                     f"Lightning refuses these options of its Trainer: {error}"
                 ) from error
             # in a notebook `auto` can be another than on a command line
             check_trainer_strategy(self.strategy)
+        self.figures = run.figures
         self.callbacks.insert(0, RunFolder(self._status))  # type: ignore[attr-defined]  # Lightning
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis import AnswerLens
 from lightning_mllm.analyzing import Analyzing
-from lightning_mllm.callbacks.trainer_state import trainer_run_dir
+from lightning_mllm.callbacks.trainer_state import trainer_figure, trainer_run_dir
 from lightning_mllm.data import Digits, load_processor
 from lightning_mllm.data.images.geometry import default_geometry
 from lightning_mllm.errors import CheckpointError, ConfigError
@@ -297,3 +297,12 @@ def largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_figures_are_of_the_kind_of_the_run(tmp_path: Path, kind: Any) -> None:
+    run = Run(root=str(tmp_path), wandb="disabled", figures=kind)
+    trainer = Trainer(run=run, accelerator="cpu")
+
+    assert trainer_figure(trainer, tmp_path, "probes") == tmp_path / f"probes.{kind}"
+    assert AnalysisRun.of([], trainer, "analysis").figures == kind

@@ -21,6 +21,7 @@ from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.progress import show_progress
 from lightning_mllm.store.files import write_csv_file, write_json
 from lightning_mllm.store.manifest import MANIFEST
+from lightning_mllm.tracking.figures import FigureKind
 from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
 from lightning_mllm.tracking.loggers import log_image, log_table
 
@@ -46,6 +47,7 @@ class AnalysisRun:
         world_size: Number of processes.
         barrier: Waits for all processes.
         parent: Id of the process that has started this one; None if a person has.
+        figures: Kind of file of the figures.
 
     Raises:
         ConfigError: There are several processes, and no folder for what they find.
@@ -57,6 +59,7 @@ class AnalysisRun:
     world_size: int
     barrier: Callable[[], Any]
     parent: int | None = None
+    figures: FigureKind = "png"
 
     def __post_init__(self) -> None:
         if self.folder is None and self.world_size > 1:
@@ -82,6 +85,7 @@ class AnalysisRun:
             world_size=1 if trainer.fast_dev_run else trainer.world_size,
             barrier=trainer.strategy.barrier,
             parent=os.getppid() if trainer.local_rank else None,
+            figures=getattr(trainer, "figures", "png"),  # Lightning's own Trainer has none
         )
 
     def check_model(self, module: Any) -> None:
@@ -199,7 +203,7 @@ class AnalysisRun:
                 if self.folder is not None:
                     bar.rename(f"{analysis.name}: files and figures")
                     folder, name = self.folder / analysis.name, f"{key}/{analysis.name}"
-                    _report(results[-1], folder, loggers, name, step)
+                    _report(results[-1], folder, loggers, name, step, self.figures)
                 bar.advance()
         return results
 
@@ -249,14 +253,19 @@ def _copy_finished(earlier: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def _report(
-    result: AnalysisResult, folder: Path, loggers: Sequence[Any], key: str, step: int
+def _report(  # noqa: PLR0917 - all of them belong to one result
+    result: AnalysisResult,
+    folder: Path,
+    loggers: Sequence[Any],
+    key: str,
+    step: int,
+    figures: FigureKind,
 ) -> None:
-    """Write and log a result: `summary.csv`, `settings.json`, and a PNG per plot."""
+    """Write and log a result: `summary.csv`, `settings.json`, and a figure per plot."""
     columns, rows = result.table()
     write_csv_file(folder / "summary.csv", columns, rows)
     settings = {"name": result.name, "n_samples": result.n_samples, **result.settings}
     write_json(folder / "settings.json", settings)
     log_table(loggers, f"{key}/summary", columns, rows, step)
-    for path in draw_analysis_plots(result, folder):
+    for path in draw_analysis_plots(result, folder, figures):
         log_image(loggers, f"{key}/{path.stem}", path, step)

@@ -140,10 +140,11 @@ def log_table(
 
 @rank_zero_only
 def log_image(loggers: Iterable[Logger], key: str, path: Path, step: int | None = None) -> None:
-    """Log an image file; without the file, of a figure that could not be drawn, do nothing."""
-    if path.is_file():
+    """Log a figure, its PNG in any case; without the file of one that is not drawn, do nothing."""
+    picture = path.with_suffix(".png")
+    if picture.is_file():
         for logger in _only_wandb(loggers):
-            logger.log_image(key, [str(path)], step=step)
+            logger.log_image(key, [str(picture)], step=step)
 
 
 @rank_zero_only

@@ -17,6 +17,7 @@ from lightning_mllm.callbacks import RunAnalysis
 from lightning_mllm.cli.main import main
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.tracking.analysis_curves import AnalysisCurveRow, replace_curve_step
 from lightning_mllm.tracking.analysis_run import AnalysisRun
 from lightning_mllm.types import Sample
 from tests.callbacks.conftest import make_trainer
@@ -35,6 +36,7 @@ def folders(run: Run) -> set[str]:
     return {
         path.relative_to(run.folder / "analysis").as_posix()
         for path in run.folder.glob("analysis/*/*")
+        if path.is_dir()
     }
 
 
@@ -63,6 +65,35 @@ def test_each_time_it_is_of_the_weights_at_hand(analysed: Run) -> None:
 
     assert len(numbers[0]) == 8 * 3  # samples and layers
     assert numbers[0] != numbers[1] != numbers[2]
+
+
+def test_its_main_numbers_over_the_steps_are_a_table_and_a_figure(analysed: Run) -> None:
+    folder = analysed.folder / "analysis"
+    with (folder / "val-training" / "answer_lens.csv").open(newline="") as file:
+        curves = list(csv.DictReader(file))
+
+    assert (folder / "val-training" / "answer_lens.png").is_file()
+    assert {row["step"] for row in curves} == {"0", "2", "4"}
+    for step in ("0", "2", "4"):
+        with (folder / f"val-step{step}" / "answer_lens" / "summary.csv").open(newline="") as file:
+            summary = list(csv.DictReader(file))
+        there = {(row["kind"], row["word"], row["layer"], row["value"]) for row in summary}
+        own = [row for row in curves if row["step"] == step]
+        shown = {(row["panel"], row["line"], row["place"], row["value"]) for row in own}
+        assert len(shown) == len(own) > 2
+        assert shown <= there
+
+
+def test_the_curves_go_on_where_a_resumed_run_was_stopped() -> None:
+    row = AnalysisCurveRow(2, "all", "answer", "0", 1.0, 0.5, 1.5, 8)
+    stopped, resumed = RunAnalysis(lens()), RunAnalysis(lens())
+    stopped._curves = {"answer_lens": [row]}
+
+    resumed.load_state_dict(yaml.safe_load(yaml.safe_dump(stopped.state_dict())))
+
+    assert resumed._curves == stopped._curves
+    assert replace_curve_step([row], [replace(row, value=3.0)]) == [replace(row, value=3.0)]
+    assert stopped.state_key != RunAnalysis(lens("again")).state_key
 
 
 def test_the_fit_is_that_without_it(analysed: Run, tiny_llava: str, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ class ResultPlot:
 
     Attributes:
         name: Name of the file.
-        style: `lines`, with their intervals as bands; `heat map`; or `points` on a plane, for
-            results whose last axis is x and y, with a grey line between points that have `x` in
-            common.
+        style: `lines`, with their intervals as bands, or with a single place on `x` a row for each,
+            with its interval; `heat map`; or `points` on a plane, for results whose last axis is x
+            and y, with a grey line between points that have `x` in common.
         x: Axis that runs to the right; for points, the axis along which they are counted.
         y: Axis with a line, a row, or a colour per coordinate.
         shown: Coordinates of `y` that are drawn, and how they are called.
@@ -34,6 +34,8 @@ class ResultPlot:
         title: Title of the figure.
         over: What the intervals are taken over.
         panels: Coordinates of the first axis that have a panel; None for all.
+        references: Those of `shown` that others are compared with. Alone they are no figure.
+        chance: What guessing gets, if that is known.
     """
 
     name: str
@@ -47,6 +49,8 @@ class ResultPlot:
     title: str
     over: str = "pictures"
     panels: tuple[str, ...] | None = None
+    references: tuple[str, ...] = ()
+    chance: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +107,13 @@ class AnalysisResult:
             index[self.axes.index(axis)] = self.coords[axis].index(coordinate)
         chosen_values: Floats = self.values[tuple(index)]
         return chosen_values
+
+    def plot_values(self, plot: ResultPlot) -> Floats:
+        """Return the values that a plot shows, (panels, lines, places, statistics)."""
+        values = self.at(**plot.fixed)
+        axes = [axis for axis in self.axes if axis not in plot.fixed]
+        values = np.moveaxis(values, [axes.index(plot.y), axes.index(plot.x)], [1, 2])
+        return values[:, [self.coords[plot.y].index(each) for each in plot.shown]]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Return the header and the rows of a table.

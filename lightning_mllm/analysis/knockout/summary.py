@@ -212,19 +212,25 @@ def _plots(sweep: Sweep, compared: Sequence[str], kinds: Sequence[str]) -> tuple
     """Return a plot for each of the paper's three groups of blocks, and one for the other blocks.
 
     The contrasts follow, and a heat map of all blocks. Each plot has a panel per kind; the curves
-    have the ceiling beside them.
+    have the ceiling beside them. With a single window there are no curves: all blocks are in one
+    plot.
     """
     groups: dict[str, list[str]] = {}
     for block in sweep.blocks:
         groups.setdefault(_group_of(Block.parse(block)), []).append(block)
     if not groups:
         return ()
+    is_single = len(sweep.labels) == 1
+    if is_single:
+        groups = {"blocks": list(sweep.blocks)}
     for shown in groups.values():
         shown.append(_CEILING)
     if compared:
         groups["contrasts"] = list(compared)
-    lines = [_plot(group, "lines", shown, sweep, kinds) for group, shown in groups.items()]
-    return (*lines, _plot("heat_map", "heat map", sweep.blocks, sweep, kinds))
+    plots = [_plot(group, "lines", shown, sweep, kinds) for group, shown in groups.items()]
+    if not is_single:
+        plots.append(_plot("heat_map", "heat map", sweep.blocks, sweep, kinds))
+    return tuple(plots)
 
 
 def _plot(
@@ -250,6 +256,7 @@ def _plot(
         label="Change in probability (%)",
         title=f"Effect of blocking attention in {layers} on the first token's probability",
         panels=tuple(kinds),
+        references=(_CEILING,),
     )
 
 

@@ -271,12 +271,15 @@ def _write_probabilities(logprobs: Tensor) -> str:
 
 def _plot(norm: Norm) -> ResultPlot:
     without = ", without the final norm" if norm == "none" else ""
+    shown = {}
+    for name in (*CURVES.values(), JOINT):
+        shown[name] = name if name.islower() else f"{name.lower()}, capitalised"
     return ResultPlot(
         name="lens",
         style="lines",
         x="layer",
         y="word",
-        shown={name: name for name in (*CURVES.values(), JOINT)},
+        shown=shown,
         fixed={"measure": MEASURES[0]},
         xlabel="Layers before the lens (0: embedding)",
         label="Probability (%)",

@@ -89,6 +89,7 @@ class Distinguishability(TokenMeans):
             label="Accuracy, CKA",
             title="Token means of perceptual and textual tokens",
             over=GROUPS,
+            chance=0.5,  # as many perceptual as textual means
         )
         headline = make_layers_headline(
             values[0],

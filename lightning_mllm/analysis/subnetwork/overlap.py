@@ -144,6 +144,7 @@ def _make_plots(pairs: Sequence[str]) -> tuple[ResultPlot, ...]:
             label="IoU of kept weights",
             title="What two sub-networks share",
             over="sets of samples",
+            references=(CHANCE,),
         ),
     )
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_mllm.statistics.jackknife import GROUPS
 from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.study.alignment.cells import MeasureFolder
 from lightning_mllm.study.alignment.claims import claimed_measures
 from lightning_mllm.study.alignment.correlations import correlated_checkpoints, table_to_correlate
-from lightning_mllm.study.alignment.scores import CheckpointScore, Curve, alignment_score_curves
+from lightning_mllm.study.alignment.scores import CheckpointScore, alignment_score_curves
 from lightning_mllm.study.alignment.study import ALIGNMENT, AlignmentStudy
-from lightning_mllm.tracking.figures.study import StudyDot, draw_study_dots, draw_study_lines
+from lightning_mllm.tracking.figures.study import (
+    Curve,
+    StudyDot,
+    draw_study_dots,
+    draw_study_lines,
+)
 
 _DOT_COLUMNS = (
     *("measure", "checkpoint", "score", "value"),
     *("score_low_95", "score_high_95", "value_low_95", "value_high_95"),
 )
-_CURVE_COLUMNS = ("score", "checkpoint", "layer", "value")
+_CURVE_COLUMNS = ("score", "checkpoint", "layer", "value", "low_95", "high_95")
 _NO_INTERVAL = (None, None)
 
 
@@ -34,7 +40,7 @@ def _draw_dots(study: AlignmentStudy, scores: Sequence[CheckpointScore]) -> list
     for reading in study.readings:
         dots = _dots(study, scores, reading)
         if dots:
-            path = study.folder / "figures" / f"score-{reading.replace(' ', '-')}.png"
+            path = study.folder / "figures" / f"score-{reading.replace(' ', '-')}.{study.figures}"
             rows = []
             for dot in dots:
                 x_ends, y_ends = dot.x_interval or _NO_INTERVAL, dot.y_interval or _NO_INTERVAL
@@ -71,15 +77,16 @@ def _draw_curves(study: AlignmentStudy, done: Sequence[MeasureFolder]) -> list[P
     panels: dict[str, dict[str, Curve]] = {reading: {} for reading in study.readings}
     for folder in done:
         if folder.cell.measure == ALIGNMENT:
-            for reading, curve in alignment_score_curves(study, folder).items():
-                panels[reading][folder.cell.checkpoint] = curve
+            for reading, found in alignment_score_curves(study, folder).items():
+                panels[reading][folder.cell.checkpoint] = found
     rows = []
     for reading, lines in panels.items():
         for checkpoint, curve in lines.items():
-            rows += [[reading, checkpoint, layer, value] for layer, value in curve.items()]
+            for layer, point in curve.items():
+                rows.append([reading, checkpoint, layer, *point])
     if not rows:
         return []
-    path = study.folder / "figures" / "layers.png"
+    path = study.folder / "figures" / f"layers.{study.figures}"
     write_csv_file(path.with_suffix(".csv"), _CURVE_COLUMNS, rows)
     xlabel = "After how many layers (0: the LLM's input)"
-    return [draw_study_lines(panels, path, ylabel="Cosine", xlabel=xlabel)]
+    return [draw_study_lines(panels, path, ylabel="Cosine", xlabel=xlabel, over=GROUPS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from lightning_mllm.study.engine.outputs import (
     missing_output_way_out,
     read_output_table,
 )
-
-Curve = dict[int, float]  # layer -> value
+from lightning_mllm.tracking.figures.study import StudyPoint
 
 _POPE = ("accuracy", "precision", "recall", "f1", "yes_rate")
 _CHAIR = ("chair_i", "chair_s", "recall")
@@ -109,18 +109,21 @@ def scores_of_alignment_cell(
         yield from _named_scores(folder, measure.replace(".", "/"), accuracies, ("accuracy",))
 
 
-def alignment_score_curves(study: AlignmentStudy, folder: MeasureFolder) -> dict[str, Curve]:
+def alignment_score_curves(
+    study: AlignmentStudy, folder: MeasureFolder
+) -> dict[str, dict[int, StudyPoint]]:
     """Return the alignment layer by layer, per reading, of a finished cell of that measure.
 
     Raises:
         DataError: A file is missing.
     """
     path = _find_settings(folder).with_name("summary.csv")
-    curves: dict[str, Curve] = {reading: {} for reading in study.readings}
+    curves: dict[str, dict[int, StudyPoint]] = {reading: {} for reading in study.readings}
     for row in read_output_table(path, folder):
         shown = row["state"] == "residual" and row["tokens"] == study.tokens
         if shown and row["value"] and row["measure"] in curves:
-            curves[row["measure"]][int(row["layer"])] = float(row["value"])
+            ends = [float(row.get(end) or nan) for end in ("low_95", "high_95")]
+            curves[row["measure"]][int(row["layer"])] = StudyPoint(float(row["value"]), *ends)
     return curves
 
 

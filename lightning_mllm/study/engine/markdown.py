@@ -20,8 +20,12 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def pictures_as_markdown(pictures: Iterable[Path], folder: Path) -> list[str]:
-    """Return the link to each picture, from a file in a folder."""
-    return [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in pictures]
+    """Return the link to the PNG of each picture, from a file in a folder."""
+    links = []
+    for path in pictures:
+        target = path.relative_to(folder).with_suffix(".png").as_posix()
+        links.append(f"![{path.stem}]({target})")
+    return links
 
 
 def unfinished_as_markdown(folders: Iterable[AnyFolder]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from lightning_mllm.study.engine.base import BaseCell
 from lightning_mllm.study.engine.cell_folder import AnyFolder
+from lightning_mllm.tracking.figures import FigureKind
 from lightning_mllm.tracking.wandb_mode import WandbMode
 
 
@@ -20,6 +21,7 @@ class RunnableStudy(ABC):
     Attributes:
         name: Name of the study, of its folder and of its W&B group.
         root: Folder that holds all studies.
+        figures: Kind of file of the figures: `png`, or `svg` or `pdf` for papers, beside a PNG.
         wandb: W&B mode of the cells and of the summary.
         project: W&B project of the cells and of the summary.
         cells: Which part of the cells runs here, e.g. 3/8 on the third of eight machines. In a
@@ -32,6 +34,7 @@ class RunnableStudy(ABC):
 
     name: str
     root: str = "studies"
+    figures: FigureKind = "png"
     wandb: WandbMode = "auto"
     project: str = "lightning-mllm"
     cells: str = "1/1"

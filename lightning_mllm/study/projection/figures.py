@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
-from lightning_mllm.statistics.seeds_and_samples import Measure
+import numpy as np
+
+from lightning_mllm.statistics.interval import mean_interval
+from lightning_mllm.statistics.seeds_and_samples import Measure, SeedScores
 from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.study.projection.comparison import DomainComparison
 from lightning_mllm.study.projection.scores import ProjectionScore
 from lightning_mllm.study.projection.study import ZERO_SHOT, ProjectionStudy
-from lightning_mllm.tracking.figures.study import StudySlope, draw_study_lines, draw_study_slopes
+from lightning_mllm.tracking.figures import FigureKind
+from lightning_mllm.tracking.figures.study import (
+    StudyPoint,
+    StudySlope,
+    draw_study_lines,
+    draw_study_slopes,
+)
 
 _RICHNESS_LABEL = "Richness: macro-F1 of the probe"
 _SLOPE_PLOTS: dict[str, tuple[Measure, str]] = {  # name -> the measure and label of the y-axis
@@ -21,8 +29,9 @@ _SLOPE_PLOTS: dict[str, tuple[Measure, str]] = {  # name -> the measure and labe
 _SLOPE_COLUMNS = (
     *("panel", "domain", "policy"),
     *("richness_before", "score_before", "richness_after", "score_after"),
+    *("richness_low_95", "richness_high_95", "score_low_95", "score_high_95"),
 )
-_CURVE_COLUMNS = ("panel", "line", "epoch", "mean", "seeds")
+_CURVE_COLUMNS = ("panel", "line", "epoch", "mean", "seeds", "low_95", "high_95")
 
 
 def draw_projection_figures(
@@ -32,11 +41,15 @@ def draw_projection_figures(
 ) -> list[Path]:
     """Draw the figures that there are numbers for."""
     folder = study.folder / "figures"
-    pictures = _draw_slopes(comparisons, folder)
+    kind = study.figures
+    pictures = _draw_slopes(comparisons, folder, kind)
     if study.richness is not None:
         measure = f"val/probe/{study.richness.point}/{study.richness.probe}/macro_f1"
         label = f"{_RICHNESS_LABEL} (validation)"
-        pictures += _draw_curves(results, measure, folder / "richness.png", label)
+        chance = {}
+        for each in comparisons:
+            chance[f"{each.checkpoint}, {each.domain}"] = each.uniform["macro_f1"]
+        pictures += _draw_curves(results, measure, folder / f"richness.{kind}", label, chance)
     for stale in folder.glob("drift*"):  # perhaps of points that are not drawn any more
         stale.unlink()
     drifts = [result.measure for result in results if result.measure.startswith("drift/")]
@@ -44,21 +57,31 @@ def draw_projection_figures(
     for point in points:
         label = f"Linear CKA with before training ({point})"
         name = "drift" if len(points) == 1 else f"drift-{point}"
-        pictures += _draw_curves(results, f"drift/{point}/cka", folder / f"{name}.png", label)
+        pictures += _draw_curves(results, f"drift/{point}/cka", folder / f"{name}.{kind}", label)
     return pictures
 
 
-def _draw_slopes(comparisons: Sequence[DomainComparison], folder: Path) -> list[Path]:
+def _draw_slopes(
+    comparisons: Sequence[DomainComparison], folder: Path, kind: FigureKind
+) -> list[Path]:
     pictures = []
     for name, (measure, ylabel) in _SLOPE_PLOTS.items():
         slopes = list(_slopes(comparisons, measure))
         if slopes:
-            rows = [[s.panel, s.group, s.kind, *s.before, *s.after] for s in slopes]
+            rows = []
+            for slope in slopes:
+                of_richness, of_score = slope.intervals
+                where = (slope.panel, slope.group, slope.kind)
+                rows.append([*where, *slope.before, *slope.after, *of_richness, *of_score])
             write_csv_file(folder / f"{name}.csv", _SLOPE_COLUMNS, rows)
-            output = folder / f"{name}.png"
-            pictures.append(
-                draw_study_slopes(slopes, output, xlabel=_RICHNESS_LABEL, ylabel=ylabel)
+            picture = draw_study_slopes(
+                slopes,
+                folder / f"{name}.{kind}",
+                xlabel=_RICHNESS_LABEL,
+                ylabel=ylabel,
+                chance=[each.uniform[measure] for each in comparisons],
             )
+            pictures.append(picture)
     return pictures
 
 
@@ -72,35 +95,44 @@ def _slopes(comparisons: Sequence[DomainComparison], measure: Measure) -> Iterat
             after = _point(each, answerer.policy, answerer.preset, measure)
             if before is not None and after is not None:
                 panel = f"{each.checkpoint}, {answerer.preset}"
-                yield StudySlope(panel, each.domain, answerer.policy, before, after)
+                means = [score.mean for score in before], [score.mean for score in after]
+                intervals = [score.interval for score in after]
+                yield StudySlope(panel, each.domain, answerer.policy, *means, intervals)
 
 
 def _point(
     comparison: DomainComparison, policy: str, preset: str, measure: Measure
-) -> tuple[float, float] | None:
+) -> tuple[SeedScores, SeedScores] | None:
     """Return richness and score of a policy, if it has both."""
     richness = comparison.get("richness", policy, preset, "macro_f1")
     score = comparison.get("model", policy, preset, measure)
     if richness is None or score is None:
         return None
-    return richness.mean, score.mean
+    return richness, score
 
 
 def _draw_curves(
-    results: Sequence[ProjectionScore], measure: str, output: Path, ylabel: str
+    results: Sequence[ProjectionScore],
+    measure: str,
+    output: Path,
+    ylabel: str,
+    chance: Mapping[str, float] | None = None,
 ) -> list[Path]:
     """Draw a measure over the epochs, averaged over the seeds."""
     values = _values_of_lines(results, measure)
     if not values:
         return []
     rows = []
-    curves: dict[str, dict[str, dict[int, float]]] = {}
+    curves: dict[str, dict[str, dict[int, StudyPoint]]] = {}
     for (panel, label, epoch), of_seeds in values.items():
-        mean = fmean(of_seeds)
-        rows.append([panel, label, epoch, mean, len(of_seeds)])
-        curves.setdefault(panel, {}).setdefault(label, {})[epoch] = mean
+        mean, ends = mean_interval(np.array(of_seeds))
+        point = StudyPoint(float(mean), *ends.tolist())
+        rows.append([panel, label, epoch, mean, len(of_seeds), *ends])
+        curves.setdefault(panel, {}).setdefault(label, {})[epoch] = point
     write_csv_file(output.with_suffix(".csv"), _CURVE_COLUMNS, rows)
-    return [draw_study_lines(curves, output, ylabel=ylabel)]
+    counts = {len(of_seeds) for of_seeds in values.values()}
+    over = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
+    return [draw_study_lines(curves, output, ylabel=ylabel, over=over, chance=chance)]
 
 
 def _values_of_lines(

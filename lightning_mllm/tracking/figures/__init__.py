@@ -1,1 +1,7 @@
-"""Pictures of results as PNG files: nothing else imports matplotlib, whose global state stays."""
+"""Pictures of results as files: nothing else imports matplotlib, whose global state stays."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+FigureKind = Literal["png", "svg", "pdf"]

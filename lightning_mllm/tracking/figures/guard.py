@@ -30,7 +30,8 @@ def guard_figure(draw: Callable[Arguments, Path]) -> Callable[Arguments, Path]:
             return draw(*args, **kwargs)
         except Exception as error:  # NaN, infinity and missing numbers raise all kinds of errors
             output: Path = signature.bind(*args, **kwargs).arguments["output"]
-            output.unlink(missing_ok=True)
+            for path in (output, output.with_suffix(".png")):
+                path.unlink(missing_ok=True)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             logger.warning(
                 "The figure %s can't be drawn (%s); its numbers are in the CSV files.",

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from lightning_mllm.tracking.figures.figure import GREY, PALETTE, save_figure, shorten_figure_text
+from lightning_mllm.tracking.figures.figure import save_figure, shorten_figure_text
 from lightning_mllm.tracking.figures.guard import guard_figure
+from lightning_mllm.tracking.figures.style import GREY, PALETTE
 
 _RIGHT, _WRONG = PALETTE[2], PALETTE[5]
 _TILE, _GAP = 2.5, 0.25  # inches: side of an image, and the space between two
@@ -60,7 +61,7 @@ def draw_predictions(
     Args:
         images: The images.
         captions: One caption per image.
-        output: The PNG to write.
+        output: The file to write.
         title: The title above the grid.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pictures of a run as PNG files: its learning curve, the probes' curve, a confusion matrix.
+"""Pictures of a run: its learning curve, the probes' curve, a confusion matrix.
 
 Only the modules of `tracking.figures` import matplotlib, and none of them its global state.
 """
@@ -17,14 +17,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_mllm.evaluation import ClassificationResult
+from lightning_mllm.tracking.figures.curves import draw_figure_chance
 from lightning_mllm.tracking.figures.figure import (
-    GREY,
-    PALETTE,
     finish_figure_axis,
+    make_figure_panels,
+    place_figure_legend,
     save_figure,
     shorten_figure_text,
+    title_figure_axis,
 )
 from lightning_mllm.tracking.figures.guard import guard_figure
+from lightning_mllm.tracking.figures.style import (
+    GREY,
+    PALETTE,
+    FigureStyle,
+    choose_figure_styles,
+)
 
 _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 _OF_SCORERS = tuple(f"/{name}" for name in _METRICS)  # ends of metrics' names
@@ -41,11 +49,11 @@ def draw_learning_curve_of_run(metrics_csv: Path, output: Path, classes: int | N
     """Draw the model's loss, accuracy and macro-F1, as far as they exist, over the optimiser steps.
 
     Lines are the validation split (step 0 is the evaluation before training, if there was one), per
-    scorer; diamonds are the test split before and after training.
+    scorer; single large markers are the test split before and after training.
 
     Args:
         metrics_csv: The run's `metrics.csv`.
-        output: The PNG to write.
+        output: The file to write.
         classes: Number of classes, for the line of chance accuracy.
 
     Returns:
@@ -56,78 +64,101 @@ def draw_learning_curve_of_run(metrics_csv: Path, output: Path, classes: int | N
     scorers = sorted({parts[1] for parts in scored})
     found = {parts[-1] for parts in scored}
     metrics = [metric for metric in _METRICS if metric in found]
-    size = (5 * (1 + len(metrics)) if scorers else 6, 4.2)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
+    figure, axes = make_figure_panels(["Loss", *(_METRICS[metric] for metric in metrics)])
     _draw_loss(axes[0], curves)
+    place_figure_legend(axes[:1])
     for axis, metric in zip(axes[1:], metrics, strict=True):
-        for scorer, colour in zip(scorers, PALETTE * len(scorers), strict=False):
-            _draw_scorer(axis, curves, scorer, metric, colour)
-        if classes and metric == "accuracy":
-            label = f"chance (1/{classes})"
-            axis.axhline(1 / classes, color=GREY, linestyle="--", label=label)
-        title = _METRICS[metric]
-        axis.set(title=title, xlabel="Optimiser step", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
+        for scorer, style in choose_figure_styles(scorers).items():
+            _draw_scorer(axis, curves, scorer, metric, style)
+        if metric == "accuracy":
+            _draw_chance(axis, classes)
+        axis.set(xlabel="Optimiser step", ylabel=f"{_METRICS[metric]} (0-1)", ylim=(0, 1.02))
         finish_figure_axis(axis)
+    if metrics:
+        place_figure_legend(axes[1:])
     return save_figure(figure, output)
 
 
-def _draw_scorer(axis: Axes, curves: Curves, scorer: str, metric: str, colour: str) -> None:
-    """Draw a metric of a scorer: a line for the validation split, diamonds for the test split."""
+def _draw_scorer(axis: Axes, curves: Curves, scorer: str, metric: str, style: FigureStyle) -> None:
+    """Draw a metric of a scorer: a line for the validation split, markers for the test split."""
     validation = curves.get(f"val/{scorer}/{metric}", {})
-    _draw_line(axis, validation, f"{scorer}, validation", colour)
+    _draw_line(axis, validation, f"{scorer}, validation", style)
     for stage, label in _TEST_STAGES.items():
         if points := curves.get(f"{stage}/{scorer}/{metric}"):
             axis.plot(
                 *_sort_by_step(points),
-                "D",
-                color=colour,
+                style.marker,
+                color=style.colour,
                 label=f"{scorer}, {label}",
                 clip_on=False,
-                markerfacecolor="white" if stage == "zero_shot" else colour,
+                markersize=9,
+                markeredgewidth=1 if stage == "zero_shot" else 2,
+                markerfacecolor="none",  # what scores the same is seen, too
             )
 
 
+def _draw_chance(axis: Axes, classes: int | None) -> None:
+    if classes:
+        draw_figure_chance(axis, 1 / classes, f"chance (1/{classes})")
+
+
 @guard_figure
-def draw_probe_curve_of_run(rows: Sequence[Mapping[str, Any]], output: Path) -> Path:
+def draw_probe_curve_of_run(
+    rows: Sequence[Mapping[str, Any]], output: Path, classes: int | None = None
+) -> Path:
     """Draw the accuracy and macro-F1 of probes, per point and probe, over the optimiser steps.
 
     Lines are means over the seeds on the validation split, bands the range of the seeds at each
-    step; diamonds are the test split.
+    step; single large markers are the test split.
 
     Args:
         rows: The rows of `probes.csv`.
-        output: The PNG to write.
+        output: The file to write.
+        classes: Number of classes, for the line of chance accuracy.
 
     Returns:
         `output`.
     """
-    figure = Figure(figsize=(5 * len(_METRICS), 4.2), layout="constrained")
-    by_probe: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    titles = [f"Probes, {title}; bands: range of the seeds" for title in _METRICS.values()]
+    figure, axes = make_figure_panels(titles)
+    by_probe: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        by_probe.setdefault((row["point"], row["probe"]), []).append(row)
-    axes = figure.subplots(1, len(_METRICS))
+        by_probe.setdefault(f"{row['point']}, {row['probe']}", []).append(row)
+    styles = choose_figure_styles(list(by_probe))
     for axis, (metric, title) in zip(axes, _METRICS.items(), strict=True):
-        colours = PALETTE * len(by_probe)
-        for (name, own), colour in zip(by_probe.items(), colours, strict=False):
-            _draw_probe(axis, own, metric, ", ".join(name), colour)
-        axis.set(title=f"Probes: {title}", ylabel=f"{title} (0-1)", ylim=(0, 1.02))
+        for name, own in by_probe.items():
+            _draw_probe(axis, own, metric, name, styles[name])
+        if metric == "accuracy":
+            _draw_chance(axis, classes)
+        axis.set(ylabel=f"{title} (0-1)", ylim=(0, 1.02))
         axis.set_xlabel("Optimiser step (0: before training)")
         finish_figure_axis(axis)
+    place_figure_legend(axes)
     return save_figure(figure, output)
 
 
 def _draw_probe(
-    axis: Axes, rows: Sequence[Mapping[str, Any]], metric: str, label: str, colour: str
+    axis: Axes, rows: Sequence[Mapping[str, Any]], metric: str, label: str, style: FigureStyle
 ) -> None:
     validation = _group_by_step([row for row in rows if row["stage"] == "val"], metric)
     test = _group_by_step([row for row in rows if row["stage"] != "val"], metric)
     steps, values = list(validation), list(validation.values())
-    _draw_line(axis, dict(zip(steps, map(fmean, values), strict=True)), label, colour)
+    means = dict(zip(steps, map(fmean, values), strict=True))
+    _draw_line(axis, means, f"{label}, validation", style)
     low, high = list(map(min, values)), list(map(max, values))
-    axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-    for step, scores in test.items():
-        axis.plot([step], [fmean(scores)], "D", color=colour, clip_on=False)
+    axis.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
+    if test:
+        axis.plot(
+            list(test),
+            list(map(fmean, test.values())),
+            style.marker,
+            color=style.colour,
+            label=f"{label}, test",
+            clip_on=False,
+            markersize=9,
+            markeredgewidth=1.5,
+            markerfacecolor="none",
+        )
 
 
 def _group_by_step(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[int, list[float]]:
@@ -147,7 +178,7 @@ def draw_confusion_matrix_of_run(
 
     Args:
         result: The counts.
-        output: The PNG to write.
+        output: The file to write.
         title: The title, to which the scores are added.
 
     Returns:
@@ -173,10 +204,8 @@ def draw_confusion_matrix_of_run(
                 ink = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=8)
     axis.set(xlabel="Predicted class", ylabel="True class")
-    axis.set_title(
-        f"{title}\nN = {result.n}, accuracy {result.accuracy:.3f}, macro-F1 {result.macro_f1:.3f}",
-        fontsize=11,
-    )
+    scores = f"accuracy {result.accuracy:.3f}, macro-F1 {result.macro_f1:.3f}"
+    title_figure_axis(axis, title, f"N = {result.n}, {scores}")
     return save_figure(figure, output)
 
 
@@ -193,18 +222,17 @@ def _read_curves(metrics_csv: Path) -> Curves:
 def _draw_loss(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     train = curves.get("train/loss") or curves.get("train/loss_step", {})
     axis.plot(*_sort_by_step(train), color=GREY, linewidth=1, alpha=0.8, label="training batch")
-    _draw_line(axis, curves.get("val/loss", {}), "validation", PALETTE[0])
-    axis.set(title="Loss", xlabel="Optimiser step", ylabel="Cross-entropy (nats per answer token)")
+    style = FigureStyle(PALETTE[0], "-", "o")
+    _draw_line(axis, curves.get("val/loss", {}), "validation", style)
+    axis.set(xlabel="Optimiser step", ylabel="Cross-entropy (nats per answer token)")
     losses = [*train.values(), *curves.get("val/loss", {}).values()]
     axis.set_ylim(0, 1.05 * max(filter(math.isfinite, losses), default=1))
     finish_figure_axis(axis)
 
 
-def _draw_line(axis: Axes, points: Mapping[int, float], label: str, colour: str) -> None:
+def _draw_line(axis: Axes, points: Mapping[int, float], label: str, style: FigureStyle) -> None:
     if points:
-        axis.plot(
-            *_sort_by_step(points), "o-", color=colour, label=label, linewidth=2, markersize=4
-        )
+        axis.plot(*_sort_by_step(points), label=label, **style.line())
 
 
 def _sort_by_step(points: Mapping[int, float]) -> tuple[list[int], list[float]]:

@@ -116,9 +116,17 @@ def test_one_question_has_numbers_and_no_interval() -> None:
     ],
 )
 def test_composed_blocks_are_in_the_figure_of_their_family(block: str, family: str) -> None:
-    plots = summarised([block], [Window(0, 0, 1)]).plots
+    plots = summarised([block], [Window(0, 0, 1), Window(1, 1, 2)]).plots
 
     assert [plot.name for plot in plots] == [family, "heat_map"]
+
+
+def test_of_a_single_window_all_blocks_and_the_ceiling_are_in_one_figure() -> None:
+    (plot,) = summarised(["image->last", "image->question"], [Window(0, 0, 1)]).plots
+
+    assert plot.name == "blocks"
+    assert list(plot.shown) == ["image->last", "image->question", "ceiling"]
+    assert plot.references == ("ceiling",)
 
 
 def studied(

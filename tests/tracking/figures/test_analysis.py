@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_mllm.statistics.interval import STATISTICS
 from lightning_mllm.tracking.figures import analysis as analysis_figures
 from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
 from lightning_mllm.tracking.figures.figure import save_figure
+from lightning_mllm.tracking.figures.style import GREY
 
 BLOCKS = ("image->last", "question->last", "object->last")
 COORDS: dict[str, tuple[Any, ...]] = {
@@ -61,6 +63,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
+def lines_by_name(figure: Figure, panel: int) -> dict[str, Any]:
+    return {str(line.get_label()): line for line in figure.axes[panel].lines}
+
+
 def test_lines_are_the_values_with_their_n_and_reach_over_all_layers(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
@@ -69,11 +75,14 @@ def test_lines_are_the_values_with_their_n_and_reach_over_all_layers(
     assert path == tmp_path / "flow.png"
     assert path.stat().st_size > 10_000
     axes = drawn[0].axes[:2]
-    assert [axis.get_title() for axis in axes] == ["all (N = 5)", "$odd_{kind$ (N = 5)"]
-    labels = axes[0].get_legend_handles_labels()[1]
-    assert labels == ["image->last!", "question->last!", "object->last! (N = 4)"]
-    lines = [line for line in axes[1].lines if str(line.get_label()).startswith("image->last")]
-    np.testing.assert_array_equal(lines[0].get_ydata(), numbers()[1, 0, :, 0, 0])
+    note = "\nN = 4: object->last!"
+    assert [axis.get_title() for axis in axes] == [
+        f"all (N = 5){note}",
+        f"$odd_{{kind$ (N = 5){note}",
+    ]
+    assert axes[0].get_legend_handles_labels()[1] == [f"{block}!" for block in BLOCKS]
+    line = lines_by_name(drawn[0], 1)["image->last!"]
+    np.testing.assert_array_equal(line.get_ydata(), numbers()[1, 0, :, 0, 0])
     assert axes[0].get_xlim() == (-0.5, 2.5)
 
 
@@ -88,6 +97,47 @@ def test_a_heat_map_has_a_row_per_block_and_0_in_the_middle_of_its_colours(
     assert -low == high == np.nanmax(np.abs(numbers()[:, :, :, 0, 0]))
 
 
+def test_at_a_single_place_there_is_a_row_with_its_interval_per_line(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    coords = {**COORDS, "centre": (3,)}
+    found = result(numbers()[:, :, :1], "lines", coords)
+    found = replace(found, plots=(replace(found.plots[0], references=(BLOCKS[1],)),))
+
+    draw_analysis_plots(found, tmp_path)
+
+    axis = drawn[0].axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [f"{b}!" for b in BLOCKS]
+    for row, own in enumerate(numbers()[0, :, 0, 0]):
+        np.testing.assert_array_equal(axis.lines[row].get_xydata(), [[own[0], row]])
+        (bar,) = axis.collections[row].get_segments()  # type: ignore[attr-defined]
+        assert bar.tolist() == [[own[1], row], [own[2], row]]
+    assert axis.yaxis_inverted()
+    assert axis.lines[1].get_color() != axis.lines[0].get_color() == axis.lines[2].get_color()
+
+
+def test_what_others_are_compared_with_is_grey_and_alone_no_figure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, drawn: list[Figure]
+) -> None:
+    values = numbers()
+    values[0, :2, ..., :3] = np.nan
+    caplog.set_level(logging.INFO)
+    plot = replace(result(values, "lines").plots[0], references=(BLOCKS[2],), chance=0.25)
+
+    draw_analysis_plots(replace(result(values, "lines"), plots=(plot,)), tmp_path)
+    values[1, :2, ..., :3] = np.nan
+    assert draw_analysis_plots(replace(result(values, "lines"), plots=(plot,)), tmp_path) == []
+
+    (figure,) = drawn
+    (axis,) = figure.axes
+    assert axis.get_title().startswith("$odd_{kind$")
+    lines = lines_by_name(figure, 0)
+    assert lines["object->last!"].get_color() == GREY
+    assert set(lines["chance"].get_ydata()) == {0.25}
+    assert caplog.messages == ["flow: the figure flow is not drawn: it has no number."]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_where_there_is_no_interval_there_is_a_line_without_a_band(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
@@ -97,7 +147,7 @@ def test_where_there_is_no_interval_there_is_a_line_without_a_band(
 
     draw_analysis_plots(result(values, "lines"), tmp_path)
 
-    lines = {str(line.get_label()): line for line in drawn[0].axes[0].lines}
+    lines = lines_by_name(drawn[0], 0)
     np.testing.assert_array_equal(lines["image->last!"].get_ydata(), values[0, 0, :, 0, 0])
     bands = [
         [path for path in band.get_paths() if len(path)] for band in drawn[0].axes[0].collections
@@ -123,13 +173,14 @@ def test_places_may_have_names(tmp_path: Path, drawn: list[Figure], style: Any) 
 
 
 @pytest.mark.parametrize("style", ["lines", "heat map"])
-def test_a_result_without_numbers_is_drawn_without_any(tmp_path: Path, style: Any) -> None:
+def test_a_result_without_numbers_is_not_drawn(tmp_path: Path, style: Any) -> None:
     values = numbers()
     values[..., :3], values[..., 3] = np.nan, 0
+    (tmp_path / "flow.png").touch()  # of an earlier result
 
-    (path,) = draw_analysis_plots(result(values, style), tmp_path)
+    assert draw_analysis_plots(result(values, style), tmp_path) == []
 
-    assert path.is_file()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_points_of_one_sample_are_joined_by_a_line(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lightning_mllm.evaluation import ClassificationResult
@@ -14,7 +15,9 @@ from lightning_mllm.tracking.figures import run as figures
 from lightning_mllm.tracking.figures.run import (
     draw_confusion_matrix_of_run,
     draw_learning_curve_of_run,
+    draw_probe_curve_of_run,
 )
+from tests.support.figures import keep_figures
 
 
 def colours(path: Path) -> int:
@@ -56,18 +59,41 @@ def test_a_run_without_classes_has_a_loss_curve(tmp_path: Path) -> None:
     assert colours(draw_learning_curve_of_run(csv, tmp_path / "curve.png")) > 20
 
 
-def test_there_is_a_panel_for_each_score_that_there_is(tmp_path: Path) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    return keep_figures(monkeypatch, figures)
+
+
+def test_there_is_a_panel_for_each_score_that_there_is(tmp_path: Path, drawn: list[Figure]) -> None:
     columns = ["step", "val/loss", "val/exact_match/accuracy", "val/exact_match/colour"]
     csv = write_csv_file(
         tmp_path / "metrics.csv", columns, [[0, 2.0, 0.1, 0.2], [2, 1.0, 0.6, 0.5]]
     )
 
-    with Image.open(draw_learning_curve_of_run(csv, tmp_path / "open.png")) as answers:
-        two_panels = answers.width
-    with Image.open(
-        draw_learning_curve_of_run(metrics_csv(tmp_path), tmp_path / "classes.png")
-    ) as classes:
-        assert classes.width == pytest.approx(two_panels * 1.5, rel=0.01)
+    draw_learning_curve_of_run(csv, tmp_path / "open.png")
+    draw_learning_curve_of_run(metrics_csv(tmp_path), tmp_path / "classes.png")
+
+    titles = [[axis.get_title() for axis in figure.axes] for figure in drawn]
+    assert titles == [["Loss", "Accuracy"], ["Loss", "Accuracy", "Macro-F1"]]
+
+
+def test_chance_is_a_line_where_the_number_of_classes_is_known(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    row = {"point": "post", "probe": "mlp", "stage": "val", "step": 0}
+    rows = [{**row, "accuracy": 0.5, "macro_f1": 0.4}]
+
+    draw_learning_curve_of_run(metrics_csv(tmp_path), tmp_path / "curve.png", classes=4)
+    draw_probe_curve_of_run(rows, tmp_path / "probes.png", classes=4)
+    draw_probe_curve_of_run(rows, tmp_path / "probes.png")
+
+    found = []
+    for figure in drawn:
+        for axis in figure.axes:
+            found += [(axis.get_ylabel(), *line.get_ydata()) for line in axis.lines]  # type: ignore[misc]
+    assert [each for each in found if each[1:] == (0.25, 0.25)] == [
+        ("Accuracy (0-1)", 0.25, 0.25)
+    ] * 2
 
 
 @pytest.mark.parametrize("classes", [2, 25, 70])
