@@ -89,7 +89,7 @@ def test_pictures_are_named_where_samples_share_them(
 ) -> None:
     samples = {str(k): Sample(id=str(k), picture=name) for k, name in enumerate(pictures)}
     verdict = PredictedAnswer("exact_match", "red", "", True)
-    rows = [predictions._Row(name, "?", "red", (verdict,), "colour") for name in samples]
+    rows = [predictions.PredictionRow(name, "?", "red", (verdict,), "colour") for name in samples]
 
     written = predictions._cells_with_shared_pictures(rows, samples)
 
