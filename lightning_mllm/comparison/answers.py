@@ -23,7 +23,7 @@ class RunAnswers:
     Attributes:
         run: Whose they are.
         truth: Sample id -> the right answer: a class, or a reference.
-        pictures: Sample id -> what the sample is about.
+        pictures: Sample id -> what the sample is about; empty where the table does not say it.
         right: Scorer -> sample id -> whether the answer is right.
         predicted: Scorer -> sample id -> predicted class, empty where none was; only of classes.
     """
@@ -63,7 +63,7 @@ def read_run_answers(run: ComparedRun) -> RunAnswers:
     return RunAnswers(
         run,
         truth={row["sample_id"]: row[truth] for row in rows},
-        pictures={row["sample_id"]: row.get("picture") or row["sample_id"] for row in rows},
+        pictures={row["sample_id"]: row["picture"] for row in rows if row.get("picture")},
         right=right,
         predicted=predicted,
     )
@@ -109,6 +109,14 @@ def match_answers(answers: Sequence[RunAnswers]) -> list[str]:
     return common
 
 
+def find_pictures(answers: Sequence[RunAnswers], samples: Sequence[str]) -> list[str]:
+    """Return what each sample is about, as the first table that has it says; else the sample."""
+    known: dict[str, str] = {}
+    for each in reversed(answers):
+        known |= each.pictures
+    return [known.get(sample, sample) for sample in samples]
+
+
 def common_scorers(answers: Sequence[RunAnswers]) -> list[str]:
     """Return the scorers that all runs have.
 
@@ -124,3 +132,11 @@ def common_scorers(answers: Sequence[RunAnswers]) -> list[str]:
             "model.scorers."
         )
     return found
+
+
+def other_scorers(answers: Sequence[RunAnswers], common: Sequence[str]) -> list[str]:
+    """Return the scorers that some runs have, but not all."""
+    found: dict[str, None] = {}  # in order
+    for each in answers:
+        found |= dict.fromkeys(each.right)
+    return [name for name in found if name not in common]

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mllm.comparison.answers import common_scorers, match_answers, read_run_answers
+from lightning_mllm.comparison.answers import (
+    common_scorers,
+    match_answers,
+    other_scorers,
+    read_run_answers,
+)
 from lightning_mllm.comparison.config_differences import find_config_differences
 from lightning_mllm.comparison.differences import (
     DIFFERENCE_COLUMNS,
@@ -28,6 +33,7 @@ class Comparison:
         runs: The runs; the first one is the baseline.
         samples: Number of samples that all runs have answered.
         left_out: Name of a run -> how many of its samples another run does not have.
+        scorers_left_out: Scorers that some runs have, but not all.
         differences: Scores of each run and of the baseline.
         options: Option -> its value in each run, where they differ.
     """
@@ -35,6 +41,7 @@ class Comparison:
     runs: Sequence[ComparedRun]
     samples: int
     left_out: Mapping[str, int]
+    scorers_left_out: Sequence[str]
     differences: Sequence[ScoreDifference]
     options: Mapping[str, Sequence[str]]
 
@@ -53,12 +60,14 @@ def compare_runs(paths: Sequence[Path], split: str | None = None) -> Comparison:
     runs = open_compared_runs(paths, split)
     answers = [read_run_answers(run) for run in runs]
     samples = match_answers(answers)
+    scorers = common_scorers(answers)
     left_out = {each.run.name: len(each.truth) - len(samples) for each in answers}
     return Comparison(
         runs=runs,
         samples=len(samples),
         left_out={name: count for name, count in left_out.items() if count},
-        differences=compare_answers(answers, samples, common_scorers(answers)),
+        scorers_left_out=other_scorers(answers, scorers),
+        differences=compare_answers(answers, samples, scorers),
         options=find_config_differences(runs),
     )
 

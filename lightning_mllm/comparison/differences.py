@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from lightning_mllm.comparison.answers import RunAnswers
+from lightning_mllm.comparison.answers import RunAnswers, find_pictures
 from lightning_mllm.statistics.answer_arrays import make_answer_arrays
 from lightning_mllm.statistics.decisions import decide_by_holm
 from lightning_mllm.statistics.interval import NO_INTERVAL, Interval
@@ -75,8 +75,11 @@ def compare_answers(
         scorers: Whose answers are compared.
     """
     found: list[ScoreDifference] = []
+    pictures = find_pictures(answers, samples)
     for scorer in scorers:
-        accuracy = [_compare_accuracy(answers[0], run, samples, scorer) for run in answers[1:]]
+        accuracy = []
+        for run in answers[1:]:
+            accuracy.append(_compare_accuracy(answers[0], run, samples, scorer, pictures))
         adjusted = decide_by_holm([each.p for each in accuracy])
         for each, p_holm in zip(accuracy, adjusted, strict=True):
             found.append(replace(each, p_holm=p_holm))
@@ -86,10 +89,14 @@ def compare_answers(
 
 
 def _compare_accuracy(
-    baseline: RunAnswers, run: RunAnswers, samples: Sequence[str], scorer: str
+    baseline: RunAnswers,
+    run: RunAnswers,
+    samples: Sequence[str],
+    scorer: str,
+    pictures: Sequence[str],
 ) -> ScoreDifference:
     ours, theirs = ([each.right[scorer][sample] for sample in samples] for each in (run, baseline))
-    found = PairedShares.of(ours, theirs, [baseline.pictures[sample] for sample in samples])
+    found = PairedShares.of(ours, theirs, pictures)
     return ScoreDifference(
         score=f"{scorer}/accuracy",
         run=run.run.name,

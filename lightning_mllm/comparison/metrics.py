@@ -46,7 +46,8 @@ def read_compared_curves(runs: Sequence[ComparedRun]) -> Curves:
 def join_analyses(runs: Sequence[ComparedRun]) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Return `<split>-<analysis>` -> columns and rows of what all runs have measured.
 
-    Of each run it is the last step. A row has the numbers of every run.
+    Of each run it is the last step. A row has the numbers of every run. Analyses without a `value`,
+    such as maps of points, are left out: there is nothing to set side by side.
     """
     runs = _distinct_runs(runs)
     if len(runs) < 2:
@@ -84,6 +85,9 @@ def _find_summaries(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for step in find_step_folders(folder / "analysis", f"*/{_SUMMARY}"):
         for path in sorted(step.glob(f"*/{_SUMMARY}")):
+            with path.open(newline="", encoding="utf-8") as file:
+                if "value" not in next(csv.reader(file), ()):
+                    continue
             found[f"{split_step_folder(step)[0]}-{path.parent.name}"] = path
     return found
 

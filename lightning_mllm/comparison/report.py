@@ -33,11 +33,15 @@ def report_comparison(comparison: Comparison) -> Iterator[RenderableType]:
         yield Text(
             f"Of {name} {count} samples are left out, because not all runs were evaluated on them."
         )
+    if comparison.scorers_left_out:
+        named = ", ".join(comparison.scorers_left_out)
+        yield Text(f"Left out, because not all runs have its answers: {named}.")
     first = comparison.differences[0]
     if first.pictures < first.n:
         yield Text(
-            f"The {first.n} samples are about {first.pictures} pictures. The intervals know that, "
-            "the test counts them as independent: its p is too small where they are not."
+            f"The {first.n} samples are about {first.pictures} pictures. The intervals of "
+            "accuracies know that. The test and the intervals of macro-F1 count them as "
+            "independent: p is too small, and these intervals are too narrow, where they are not."
         )
 
 

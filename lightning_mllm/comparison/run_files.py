@@ -66,7 +66,8 @@ def open_compared_runs(paths: Sequence[Path], split: str | None = None) -> list[
             else the validation split. Paths of evaluations say it themselves.
 
     Raises:
-        ConfigError: There are fewer than two runs, one is named twice, or one is no run.
+        ConfigError: There are fewer than two runs, one is named twice, one is no run, or a split is
+            named that changes nothing.
         DataError: There is no split that all runs have answers of.
     """
     if len(paths) < 2:
@@ -80,8 +81,27 @@ def open_compared_runs(paths: Sequence[Path], split: str | None = None) -> list[
             raise ConfigError(f"{paths[number]} is named twice; a comparison needs different runs.")
     runs = [_open_run(path) for path in paths]
     runs = _give_different_names(runs, paths)
+    if split and all(run.evaluation for run in runs):
+        raise ConfigError(
+            f"--split {split} changes nothing, because each path names an evaluation. Leave it "
+            "out, or name the folders of the runs."
+        )
     chosen = split or _common_split([run for run in runs if run.evaluation is None])
-    return [run if run.evaluation else _choose(run, chosen) for run in runs]
+    runs = [run if run.evaluation else _choose(run, chosen) for run in runs]
+    _refuse_one_evaluation_twice(runs)
+    return runs
+
+
+def _refuse_one_evaluation_twice(runs: Sequence[ComparedRun]) -> None:
+    """Refuse a run and, beside it, the evaluation of it that would be compared."""
+    names: dict[Path | None, str] = {}
+    for run in runs:
+        if run.evaluation in names:
+            raise ConfigError(
+                f"{names[run.evaluation]} and {run.name} are the same evaluation, {run.stage}; a "
+                "comparison needs different ones."
+            )
+        names[run.evaluation] = run.name
 
 
 def _open_run(path: Path) -> ComparedRun:

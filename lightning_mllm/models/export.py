@@ -46,7 +46,8 @@ def export(
     needs, makes the pixels and tokens that the model was validated with, if the processor comes
     from `data.images.portable.portable_processor`.
     The adapter is for `PeftModel.from_pretrained(base_model, output / "adapter")`; it includes the
-    projection if that is not the base model's.
+    projection if that is not the base model's, but no weights of LLM or tower that were trained
+    beside the adapters.
 
     Args:
         backbone: The trained model; its adapters are merged into the weights.

@@ -223,11 +223,18 @@ class Combined(FreezePolicy):
     def __post_init__(self) -> None:
         if not self.policies:
             raise ConfigError("Combined: name at least one policy in `policies`.")
-        if sum(isinstance(policy, Lora) for policy in self.policies) > 1:
+        if self._count_lora() > 1:
             raise ConfigError(
                 "Combined: a model takes the adapters of one Lora. For adapters on tower and LLM, "
                 "give it `target: both`."
             )
+
+    def _count_lora(self) -> int:
+        count = 0
+        for policy in self.policies:
+            count += policy._count_lora() if isinstance(policy, Combined) else 0
+            count += isinstance(policy, Lora)
+        return count
 
     def select(self, backbone: Backbone) -> frozenset[str]:
         """Return the names that any of the policies selects."""

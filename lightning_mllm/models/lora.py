@@ -92,10 +92,11 @@ def has_lora(model: PreTrainedModel) -> bool:
 def save_adapter(backbone: Backbone, base: str, revision: str | None, output: Path) -> None:
     """Write the adapters in PEFT's format.
 
-    `PeftModel.from_pretrained(base_model, output)` opens the whole model: the projection is written
-    too, unless it is that of the base checkpoint. LLaVA-NeXT's `image_newline` is in no module that
-    PEFT could wrap, so it is written under its own name: PEFT puts it into the base model, and does
-    not take it out again with the adapter.
+    `PeftModel.from_pretrained(base_model, output)` opens the whole model, unless weights of the LLM
+    or the tower were trained beside the adapters: the projection is written too, unless it is that
+    of the base checkpoint. LLaVA-NeXT's `image_newline` is in no module that PEFT could wrap, so it
+    is written under its own name: PEFT puts it into the base model, and does not take it out again
+    with the adapter.
 
     Args:
         backbone: The model with its adapters.

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from lightning_mllm import __version__
 from lightning_mllm.models.adapted import Source
+from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.card_facts import CardFacts
 
 _CARD = "README.md"
@@ -33,7 +34,8 @@ def make_model_card(source: Source, facts: CardFacts, folder: Path, name: str) -
     """
     on_hub = not Path(source.checkpoint).exists()
     tags = ["lightning-mllm"]
-    if facts.report is not None:
+    trained = facts.report is not None and facts.steps > 0
+    if facts.report is not None and trained:
         tags.append(facts.report.policy.partition("(")[0])
     data = ModelCardData(
         base_model=source.checkpoint if on_hub else None,
@@ -49,11 +51,11 @@ def make_model_card(source: Source, facts: CardFacts, folder: Path, name: str) -
         base += f" (revision `{source.revision}`)"
     sections = [
         f"# {name}",
-        f"A model trained from {base} with lightning_mllm.",
+        f"A model {'trained' if trained else 'exported'} from {base} with lightning_mllm.",
         *_describe_training(facts),
         *_describe_data(facts),
         *_describe_scores(facts),
-        *_describe_use(folder, name),
+        *_describe_use(facts, folder, name),
         *_describe_inputs(facts),
         f"## Versions\n\n{_list_versions()}",
     ]
@@ -91,8 +93,9 @@ def _describe_training(facts: CardFacts) -> Iterator[str]:
     if facts.schedule is not None:
         rates = ", ".join(f"{option} {rate:g}" for option, rate in facts.rates.items())
         yield (
-            f"Peak learning rates: {rates}; warm-up over {facts.schedule['warmup_ratio']:.0%} of "
-            f"the steps, then {facts.schedule['decay']}{_list_own_schedules(facts)}."
+            f"Peak learning rates: {rates}; warm-up over "
+            f"{100 * facts.schedule['warmup_ratio']:g}% of the steps, then "
+            f"{facts.schedule['decay']}{_list_own_schedules(facts)}."
         )
 
 
@@ -109,7 +112,9 @@ def _list_own_schedules(facts: CardFacts) -> str:
 
 def _describe_data(facts: CardFacts) -> Iterator[str]:
     if facts.data:
-        sizes = [f"{count:,} {split}" for split, count in facts.data["samples"].items()]
+        samples = facts.data["samples"]
+        order = sorted(samples, key=("train", "val", "test").index)
+        sizes = [f"{samples[split]:,} {split}" for split in order]
         classes = facts.data.get("classes")
         ending = f", {classes:,} classes" if classes else ""
         yield f"## Data\n\n`{facts.data['class']}`, samples: {', '.join(sizes)}{ending}."
@@ -127,7 +132,7 @@ def _describe_scores(facts: CardFacts) -> Iterator[str]:
     yield _make_table(_SCORE_COLUMNS, rows)
 
 
-def _describe_use(folder: Path, name: str) -> Iterator[str]:
+def _describe_use(facts: CardFacts, folder: Path, name: str) -> Iterator[str]:
     yield "## How to open it"
     yield (
         "With transformers, where the folder or repository is called "
@@ -150,9 +155,23 @@ def _describe_use(folder: Path, name: str) -> Iterator[str]:
         alone.append(
             "The adapters are merged into the weights. They are also in `adapter/`, for "
             f'`PeftModel.from_pretrained(base_model, "{name}/adapter")` on the base model.'
+            + _name_weights_beside_adapters(facts)
         )
     if alone:
         yield "\n".join(f"- {each}" for each in alone)
+
+
+def _name_weights_beside_adapters(facts: CardFacts) -> str:
+    """Return what an adapter's file lacks: it has the adapters, and the projector."""
+    trained = facts.report.trainable_parts if facts.report is not None and facts.steps else ()
+    called = {Part.LLM: "LLM", Part.VISION: "vision tower"}
+    names = [name for part, name in called.items() if part in trained]
+    if not names:
+        return ""
+    return (
+        f" That is another model than this one: weights of the {' and '.join(names)} were trained "
+        "too, and are in this folder's weights alone."
+    )
 
 
 def _describe_inputs(facts: CardFacts) -> Iterator[str]:

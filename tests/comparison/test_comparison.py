@@ -187,6 +187,17 @@ def test_samples_that_not_all_have_are_left_out_and_counted(
     assert "Of a 30 samples are left out" in shown and "Of b 5 samples are left out" in shown
 
 
+def test_scorers_that_not_all_have_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [{**row, "generation/correct": True} for row in _answers(0, 0.5)]
+    paths = [make_run(tmp_path, "a", more), make_run(tmp_path, "b", _answers(1, 0.5))]
+
+    main(["compare", *map(str, paths), "--output", str(tmp_path / "out")])
+
+    assert "not all runs have its answers: generation." in " ".join(capsys.readouterr().out.split())
+
+
 def test_open_answers_are_compared_over_their_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +216,52 @@ def test_open_answers_are_compared_over_their_pictures(
     assert "90 samples are about 30 pictures" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("told", ["a", "b"])
+def test_pictures_that_one_table_names_are_those_of_all(tmp_path: Path, told: str) -> None:
+    answers: dict[str, list[dict[str, Any]]] = {
+        name: [row for row in _answers(ord(name), 0.6, range(30)) for _ in range(3)]
+        for name in "ab"
+    }
+    intervals = []
+    for tables in ({told}, {"a", "b"}, set()):
+        root = tmp_path / "-".join(["of", *sorted(tables)])
+        for name, rows in answers.items():
+            own = []
+            for k, row in enumerate(rows):
+                picture = {"picture": row["sample_id"]} if name in tables else {}
+                own.append({**row, "sample_id": str(k), **picture})
+            make_run(root, name, own)
+        accuracy, _ = compare_runs([root / "a", root / "b"]).differences
+        intervals.append((accuracy.pictures, accuracy.interval))
+
+    assert intervals[0] == intervals[1]
+    assert (intervals[0][0], intervals[2][0]) == (30, 90)
+    assert intervals[0][1].low < intervals[2][1].low  # wider than that of independent samples
+
+
+def test_what_is_said_of_shared_pictures_holds_for_macro_f1_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        rows = _answers(ord(name), 0.6)
+        make_run(tmp_path, name, [{**row, "picture": k // 3} for k, row in enumerate(rows)])
+
+    main(["compare", *(str(tmp_path / name) for name in "ab"), "--output", str(tmp_path / "out")])
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The test and the intervals of macro-F1 count them as independent" in shown
+
+
+def test_the_folder_that_is_named_is_the_one_that_was_written(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "of [bold] runs"
+
+    main(["compare", *map(str, runs), "--output", str(output)])
+
+    assert output.is_dir() and f"Written to {output}: " in capsys.readouterr().out
+
+
 def test_analyses_of_all_runs_stand_side_by_side(tmp_path: Path) -> None:
     for name, values in (("a", (1, 2)), ("b", (3, 4, 5))):
         folder = make_run(tmp_path, name, _answers(0, 0.5))
@@ -214,10 +271,14 @@ def test_analyses_of_all_runs_stand_side_by_side(tmp_path: Path) -> None:
                 for k, value in enumerate(values)
             ]
             _write(folder / f"analysis/test-step{step}/lens/summary.csv", rows)
+        points = [{"token": 0, "x": 0.5, "y": 0.5}]
+        _write(folder / "analysis/test-step20/map/summary.csv", points)
 
     main(["compare", *(str(tmp_path / name) for name in "ab"), "--output", str(tmp_path / "out")])
 
-    table = _read(tmp_path / "out" / "analysis-test-lens.csv")
+    (file,) = (tmp_path / "out").glob("analysis-*.csv")  # nothing of points, which have no value
+    assert file.name == "analysis-test-lens.csv"
+    table = _read(file)
     numbers = [(row["layer"], row["a/value"], row["b/value"]) for row in table]
     assert numbers == [("0", "1.0", "3.0"), ("1", "2.0", "4.0")]
 
@@ -269,6 +330,11 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(
         ([first], ("two runs or more", str(first))),
         ([], ("two runs or more",)),
         ([first, first], ("named twice",)),
+        ([first, first / "evaluation" / "test-step20"], ("the same evaluation, test-step20",)),
+        (
+            [*(run / "evaluation/test-step20" for run in runs[:2]), "--split", "val"],
+            ("--split val changes nothing",),
+        ),
         ([first, tmp_path / "aa"], ("no folder", 'mean "a"?')),
         ([first, tmp_path / "empty"], ("not the folder of a run", "config.yaml")),
         ([first, other], ("different data", "60 of 90", "'s0' 'cat' and 'dog'")),

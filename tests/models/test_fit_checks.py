@@ -78,7 +78,7 @@ def test_a_rate_of_0_of_a_frozen_part_is_no_matter(tiny_llava: str) -> None:
 
 def test_a_single_step_at_the_first_rate_of_the_warm_up_is_refused(tiny_llava: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"a single step, and model\.warmup_ratio 0\.03 gives it a rate of 0"
+        ConfigError, match=r"a single step, and a warm-up ratio of 0\.03 gives it a rate of 0"
     ):
         _fit(tiny_llava, trainer={"max_steps": 1})
 

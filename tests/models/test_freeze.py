@@ -186,7 +186,11 @@ def test_policies_together_know_the_names_that_adapters_change(tiny_llava: str) 
 
 @pytest.mark.parametrize(
     ("policies", "message"),
-    [([], "at least one policy"), ([freeze.Lora(), freeze.Lora(rank=2)], "of one Lora")],
+    [
+        ([], "at least one policy"),
+        ([freeze.Lora(), freeze.Lora(rank=2)], "of one Lora"),
+        ([freeze.Combined([freeze.Lora()]), freeze.Lora(target="vision")], "of one Lora"),
+    ],
 )
 def test_policies_that_cannot_be_together_are_refused(
     policies: list[freeze.FreezePolicy], message: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def test_a_card_says_what_the_checkpoint_and_its_run_know(tmp_path: Path) -> Non
         "schedule": asdict(Schedule(LearningRates(projector=3e-3), 0.03, "cosine", 320, parts)),
         "inputs": {
             **ASKED,
-            "data": {"class": "Digits", "samples": {"train": 1078, "val": 360}, "classes": 10},
+            "data": {"class": "Digits", "samples": {"val": 360, "train": 1078}, "classes": 10},
         },
     }
     score = {"n": 359, "accuracy": 0.9472, "accuracy_interval_95": [0.919, 0.966]}
@@ -130,6 +130,35 @@ def test_a_card_of_a_part_of_the_model_has_no_scores_of_the_whole(tmp_path: Path
     text = _card(tmp_path, "org/base", facts).text
     for said in ("sub-network `alpha`", "does not write the prompt", "computations of the model"):
         assert said in text
+
+
+def test_a_card_of_an_untrained_model_claims_no_training(tmp_path: Path) -> None:
+    card = _card(tmp_path, "org/base", CardFacts(REPORT, 0))
+
+    assert card.data.tags == ["lightning-mllm"]
+    assert "trained from" not in card.text and "ProjectorOnly" not in card.text
+
+
+def test_a_card_says_where_weights_are_that_an_adapter_lacks(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    with_tower = {part: int(part in (Part.VISION, Part.LLM_LORA)) for part in Part}
+    alone = {part: int(part in (Part.PROJECTOR, Part.LLM_LORA)) for part in Part}
+
+    texts = []
+    for trainable in (with_tower, alone):
+        facts = CardFacts(replace(REPORT, trainable=trainable), 5)
+        texts.append(_card(tmp_path, "org/base", facts).text)
+
+    assert "another model than this one: weights of the vision tower were trained" in texts[0]
+    assert "another model" not in texts[1]
+
+
+def test_a_short_warm_up_is_not_rounded_away(tmp_path: Path) -> None:
+    schedule = asdict(Schedule(LearningRates(), 0.004, "cosine", 320))
+
+    text = _card(tmp_path, "org/base", CardFacts(REPORT, 320, schedule)).text
+
+    assert "warm-up over 0.4% of the steps" in text
 
 
 def test_every_export_has_a_card(tiny_llava: str, tmp_path: Path) -> None:

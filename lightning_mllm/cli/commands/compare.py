@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from rich.text import Text
+
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.comparison.comparison import compare_runs, write_comparison
 from lightning_mllm.comparison.report import report_comparison
@@ -31,7 +33,7 @@ def run(name: str, arguments: list[str]) -> None:
         console.print(each)
     output = _free_folder(options.output)
     names = ", ".join(file.name for file in write_comparison(comparison, output))
-    console.print(f"Written to {output}: {names}", soft_wrap=True)
+    console.print(Text(f"Written to {output}: {names}"), soft_wrap=True)
 
 
 class _CompareParser(argparse.ArgumentParser):

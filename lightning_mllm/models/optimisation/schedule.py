@@ -228,9 +228,9 @@ class Schedule:
         ratio = max((self._of(option)[0] for option in options), default=0.0)
         if self.steps == 1 and ratio:
             raise ConfigError(
-                f"The training has a single step, and model.warmup_ratio {ratio} gives "
-                "it a rate of 0, so nothing would be learnt. Train for more steps, use a smaller "
-                "batch_size, or set model.warmup_ratio to 0."
+                f"The training has a single step, and a warm-up ratio of {ratio} gives it a rate "
+                "of 0, so a trained part would learn nothing. Train for more steps, use a smaller "
+                "batch_size, or set model.warmup_ratio to 0, and those in model.schedules too."
             )
 
     def scheduler(self, optimizer: Optimizer) -> LambdaLR:
