@@ -238,9 +238,18 @@ class Schedule:
 
         Args:
             optimizer: Optimiser of groups from `scheduled_parameter_groups`; a group without
-                `option` goes as the model does.
+                `option`, of an optimiser that makes groups of its own, goes as the model does.
+
+        Raises:
+            ConfigError: A group has no `option`, and parts have schedules of their own.
         """
         groups = optimizer.param_groups
+        if self.parts != PartSchedules() and any("option" not in group for group in groups):
+            raise ConfigError(
+                f"{type(optimizer).__name__} makes parameter groups of its own, without the key "
+                "`option`, so model.schedules can't be applied. Leave model.schedules out, or let "
+                "the optimiser keep the keys of the groups that it gets."
+            )
         return LambdaLR(optimizer, [self._multiplier(group.get("option")) for group in groups])
 
     def _multiplier(self, option: str | None) -> Callable[[int], float]:

@@ -180,3 +180,12 @@ def test_a_single_step_may_be_taken_by_parts_without_warm_up() -> None:
     schedule.check_learns(["projector"])
     with pytest.raises(ConfigError, match="a single step"):
         schedule.check_learns(["projector", "llm"])
+
+
+def test_schedules_of_parts_refuse_an_optimiser_that_makes_groups_of_its_own() -> None:
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    parts = PartSchedules(projector=PartSchedule(decay="constant"))
+
+    with pytest.raises(ConfigError, match="SGD makes parameter groups of its own"):
+        Schedule(LearningRates(), 0.1, "cosine", 6, parts).scheduler(optimizer)
+    assert Schedule(LearningRates(), 0.1, "cosine", 6).scheduler(optimizer).get_last_lr() == [0.0]
