@@ -244,12 +244,7 @@ class Trainer(TrainerVerbs):
         check_analysis_run_names(analyses)
         analyzing = _Analyzing(analyses, split, None if resume is None else Path(resume))
         datamodule.predict_split = split
-        self.callbacks.append(analyzing)  # type: ignore[attr-defined]  # of Lightning's Trainer
-        options: dict[str, Any] = {"ckpt_path": ckpt_path, "return_predictions": False}
-        try:
-            self.predict(model, datamodule=datamodule, **options)
-        finally:
-            self.callbacks.remove(analyzing)  # type: ignore[attr-defined]
+        self.go_through(model, datamodule, ckpt_path, analyzing)
         return analyzing.results
 
     def export(
