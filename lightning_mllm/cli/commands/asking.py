@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.commands.model import fill_in_seeds
 from lightning_mllm.cli.parser import Parser
@@ -24,6 +25,7 @@ from lightning_mllm.evaluation.evaluator import EvaluatedBatch
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.progress import console, show_progress
 from lightning_mllm.trainer import Trainer
+from lightning_mllm.trainer_options import trainer_option_as_list
 from lightning_mllm.types import Sample
 
 _NOT_USED = (  # what the config of a run may say, too
@@ -39,8 +41,12 @@ def run(name: str, arguments: list[str]) -> None:
     config = parser.parse_args([resolved(argument) for argument in arguments])
     fill_in_seeds(config, config.seed_everything)
     options = parser.instantiate(config)
+    trainer = options.trainer or {}
     asking = Asking(
-        options.model, options.data, (options.trainer or {}).get("accelerator") or "auto"
+        options.model,
+        options.data,
+        trainer.get("accelerator") or "auto",
+        skips=make_skips(trainer.get("callbacks")),
     )
     with show_progress("Asking the model"):
         found = asking.ask(
@@ -75,12 +81,19 @@ class Asking:
         module: The model.
         data: The data of the run that it was trained in; None if there is no run.
         accelerator: What it runs on, as in Lightning.
+        skips: What the run lets the model skip, in a test too.
     """
 
     def __init__(
-        self, module: MLLMModule, data: MLLMDataModule | None, accelerator: str = "auto"
+        self,
+        module: MLLMModule,
+        data: MLLMDataModule | None,
+        accelerator: str = "auto",
+        *,
+        skips: Sequence[SkipComputations] = (),
     ) -> None:
         self._module, self._data, self._accelerator = module, data, accelerator
+        self._skips = skips
 
     def ask(
         self,
@@ -115,7 +128,7 @@ class Asking:
             enable_progress_bar=False,
             accelerator=self._accelerator,
             devices=1,
-            callbacks=[answering],
+            callbacks=[*self._skips, answering],
         )
         trainer.predict(
             self._module, datamodule=asked, ckpt_path=ckpt_path, return_predictions=False
@@ -155,6 +168,15 @@ def _describe_answer(found: EvaluatedBatch, classes: Sequence[str]) -> Answer:
         if predictions.scores is not None:
             scores = dict(zip(classes, predictions.scores[0].tolist(), strict=True))
     return Answer(shown.answers[0], scores)
+
+
+def make_skips(callbacks: Any) -> list[SkipComputations]:
+    """Return those callbacks of a run's config that decide what the model computes."""
+    parser = Parser()
+    parser.add_argument("--callbacks", type=list[L.Callback])
+    config = parser.parse_object({"callbacks": trainer_option_as_list(callbacks)})
+    made = parser.instantiate(config).callbacks
+    return [each for each in made if isinstance(each, SkipComputations)]
 
 
 def _make_table(scores: dict[str, float]) -> Table:
