@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from PIL import Image
 
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.callbacks import PredictionTable, SkipComputations
-from lightning_mllm.cli.commands.asking import Asking, make_skips
+from lightning_mllm.cli.commands.asking import Asking, make_parser, make_skips
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import ImageFolder
 from lightning_mllm.errors import DataError
@@ -140,6 +141,20 @@ def test_what_a_run_skips_is_skipped(tiny_llava: str, pictures: Path) -> None:
     assert max(found.scores.values()) == float(row["likelihood/log_probability"])
     assert make_skips(None) == []
     assert make_skips(said)[0].skip == skip
+
+
+@pytest.mark.parametrize("verb", ["test", "validate", "predict", "analyze"])
+def test_the_config_of_any_run_is_read(verb: str) -> None:
+    data = {"class_path": "ImageFolder", "init_args": {"root": "pictures"}}
+    said = {"model": {"checkpoint": "x"}, "data": data, "seed_everything": False}
+    options = inspect.signature(getattr(Trainer, verb)).parameters
+    of_lightning = {"self", "model", "dataloaders", "datamodule"}
+    said |= dict.fromkeys(options.keys() - of_lightning)
+    Path("config.yaml").write_text(yaml.safe_dump(said))
+
+    config = make_parser("lightning ask").parse_args(["--config", "config.yaml"])
+
+    assert config.seed_everything is False
 
 
 @pytest.mark.slow

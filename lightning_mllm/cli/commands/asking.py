@@ -30,16 +30,17 @@ from lightning_mllm.types import Sample
 
 _NOT_USED = (  # what the config of a run may say, too
     *("checkpointing", "test_before", "test_after", "analysis", "split", "resume"),
-    *("images", "return_predictions"),
+    *("images", "return_predictions", "verbose", "weights_only"),
 )
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Ask, and show the answer; on a pipe it is all that is printed."""
     register_resolvers()
-    parser = _make_parser(f"{PROGRAM} {name}")
+    parser = make_parser(f"{PROGRAM} {name}")
     config = parser.parse_args([resolved(argument) for argument in arguments])
-    fill_in_seeds(config, config.seed_everything)
+    if config.seed_everything is not False:  # as in a run
+        fill_in_seeds(config, config.seed_everything)
     options = parser.instantiate(config)
     trainer = options.trainer or {}
     asking = Asking(
@@ -189,7 +190,7 @@ def _make_table(scores: dict[str, float]) -> Table:
     return table
 
 
-def _make_parser(prog: str) -> Parser:
+def make_parser(prog: str) -> Parser:
     """Return a parser that accepts the config of any run, and reads of it what a test would."""
     parser = Parser(
         prog=prog,
@@ -207,7 +208,7 @@ def _make_parser(prog: str) -> Parser:
     parser.add_argument(
         "--max_new_tokens", type=int, default=128, help="Length at which an answer is cut."
     )
-    parser.add_argument("--seed_everything", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--seed_everything", type=int | bool, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--trainer", type=dict[str, Any], default={}, help=argparse.SUPPRESS)
     for section in _NOT_USED:
         parser.add_argument(f"--{section}", type=Any, help=argparse.SUPPRESS)
