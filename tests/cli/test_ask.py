@@ -19,7 +19,7 @@ from lightning_mllm.callbacks import PredictionTable, SkipComputations
 from lightning_mllm.cli.commands.asking import Asking, make_parser, make_skips
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import ImageFolder
-from lightning_mllm.errors import DataError
+from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import Likelihood
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
@@ -112,7 +112,7 @@ def test_what_arguments_and_files_show_is_refused_before_anything_is_loaded(
         assert message in refusal(capsys, ["ask", "--model.checkpoint", "x", *arguments])
 
 
-def test_a_family_that_takes_one_picture_says_so(
+def test_what_can_not_be_asked_is_said_in_a_sentence(
     tiny_family: FamilyBuilder, pictures: Path
 ) -> None:
     asking = Asking(MLLMModule(tiny_family("llava_onevision")), None, "cpu")
@@ -120,6 +120,8 @@ def test_a_family_that_takes_one_picture_says_so(
 
     with pytest.raises(DataError, match="llava_onevision takes one per sample"):
         asking.ask(both, "Which is it?")
+    with pytest.raises(ConfigError, match="--max_new_tokens is 0; give 1 or more"):
+        asking.ask([], "Which is it?", max_new_tokens=0)
 
 
 def test_what_a_run_skips_is_skipped(tiny_llava: str, pictures: Path) -> None:

@@ -20,6 +20,7 @@ from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.data.datasets.asked import ask_about_samples
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation
 from lightning_mllm.evaluation.evaluator import EvaluatedBatch
 from lightning_mllm.models.module import MLLMModule
@@ -115,9 +116,11 @@ class Asking:
             max_new_tokens: Length at which an answer is cut.
 
         Raises:
-            ConfigError: There is no question.
+            ConfigError: There is no question, or no token may be written.
             DataError: A picture can't be read, or the model takes no such question.
         """
+        if max_new_tokens < 1:
+            raise ConfigError(f"--max_new_tokens is {max_new_tokens}; give 1 or more.")
         name = " ".join(images) or "the question"
         sample = Sample(id=name, images=[Path(image) for image in images])
         source = astuple(self._module.source)
