@@ -13,6 +13,7 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks.predictions import PredictionRow, list_labelled_rows
 from lightning_mllm.callbacks.processes import gather_from_processes
 from lightning_mllm.callbacks.trainer_state import (
+    trainer_answers,
     trainer_datamodule,
     trainer_label_set,
     trainer_mllm,
@@ -62,6 +63,8 @@ class AnswerTable(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Answer a batch."""
+        if not trainer_answers(trainer):
+            return
         module = trainer_mllm(pl_module)
         found = module.answer(batch, self.max_new_tokens)
         texts = module.tokenizer.batch_decode(batch.prompts().input_ids, skip_special_tokens=True)

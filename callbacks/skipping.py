@@ -12,7 +12,7 @@ from lightning_mllm.analysis.skipping.choice import SampleTokens, chooses_nothin
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skipping import check_skipping, skipped
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.callbacks.trainer_state import trainer_mllm
+from lightning_mllm.callbacks.trainer_state import trainer_answers, trainer_mllm
 from lightning_mllm.models.backbone import Backbone
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class SkipComputations(L.Callback):
 
     Args:
         skip: Which computations are skipped, and for which tokens.
-        in_evaluation: Whether validation and test skip them too.
+        in_evaluation: Whether validation, test and the answers of `predict` skip them too.
 
     Raises:
         ConfigError: The model can't skip this, see `skipping`. Raised at the start of a run.
@@ -57,6 +57,11 @@ class SkipComputations(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a test skip."""
         self._install(trainer, pl_module)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let answers skip as those of a test do."""
+        if trainer_answers(trainer):
+            self._install(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the module as it was; warn if nothing was skipped."""

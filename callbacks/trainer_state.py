@@ -65,6 +65,11 @@ def trainer_is_trial(trainer: L.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
+def trainer_answers(trainer: L.Trainer) -> bool:
+    """Return whether the predict loop answers samples: `extract` and `analyze` use it, too."""
+    return bool(getattr(trainer, "answers", True))  # Lightning's own Trainer has none
+
+
 def trainer_label_set(trainer: L.Trainer) -> LabelSet | None:
     """Return the classes of the data; None for free-form data."""
     return trainer_datamodule(trainer).label_set

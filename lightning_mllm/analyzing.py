@@ -109,5 +109,5 @@ class Analyzing(L.Callback):
 def _predicted_samples(trainer: L.Trainer, split: Split) -> Sequence[Sample]:
     """Return the samples that the predict loop goes through, as `limit_predict_batches` says."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    size = data.eval_batch_size * trainer.world_size
-    return limit_sampling(data.samples[split], trainer.limit_predict_batches, size)
+    limit: int | float = trainer.limit_predict_batches
+    return limit_sampling(data.samples[split], limit, data.eval_batch_size)

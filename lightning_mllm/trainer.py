@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis.core.analysis import Analysis
@@ -205,16 +205,7 @@ class Trainer(TrainerVerbs):
             check_analysis_run_names(analyses)
             analyzing = Analyzing(analyses, split, None if resume is None else Path(resume))
             datamodule.predict_split = split
-            trainer: Any = self
-            before: list[L.Callback] = trainer.callbacks
-            # instead of Lightning's bar, which knows batches only, the analyses show theirs
-            own = [each for each in before if not isinstance(each, ProgressBar)]
-            trainer.callbacks = [*own, analyzing]
-            options: dict[str, Any] = {"ckpt_path": ckpt_path, "return_predictions": False}
-            try:
-                self.predict(model, datamodule=datamodule, **options)
-            finally:
-                trainer.callbacks = before
+            self.go_through(model, datamodule, ckpt_path, analyzing)
             if self.is_global_zero:
                 print_headlines(analyzing.results, analyzing.folder)
                 analyzing.check_results()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar as LightningBar
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.datasets.asked import ask_about_samples, list_asked_pictures
@@ -22,6 +23,7 @@ from lightning_mllm.models.provenance import provenance
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.reading import PointReader
 from lightning_mllm.probing.features.state_files import (
+    INDEX,
     StateDType,
     StateWriter,
     claim_state_folder,
@@ -34,7 +36,14 @@ _AFTER_PROJECTOR = Point("post")
 
 
 class TrainerVerbs(L.Trainer):
-    """Lightning's Trainer with `extract`, and with `predict` for pictures without answers."""
+    """Lightning's Trainer with `extract`, and with `predict` for pictures without answers.
+
+    Attributes:
+        answers: Whether samples are answered in the predict loop; `extract` and `analyze` use it
+            for other work.
+    """
+
+    answers = True
 
     def extract(
         self,
@@ -76,14 +85,33 @@ class TrainerVerbs(L.Trainer):
         points = [points] if isinstance(points, Point) else list(points)
         extracting = _Extracting(Path(output), points, split, dtype)
         datamodule.predict_split = split
-        self.callbacks.append(extracting)  # type: ignore[attr-defined]  # of Lightning's Trainer
+        try:
+            self.go_through(model, datamodule, ckpt_path, extracting)
+        finally:
+            extracting.close()
+        return Path(output) / INDEX  # which the first process has made
+
+    def go_through(
+        self, model: MLLMModule, datamodule: Any, ckpt_path: str | Path | None, work: L.Callback
+    ) -> None:
+        """Let a callback do its work in the predict loop, in which nothing is answered.
+
+        Args:
+            model: The module.
+            datamodule: The data, whose `predict_split` says what is gone through.
+            ckpt_path: Training checkpoint.
+            work: The callback, which shows how far it is: Lightning's bars know batches only.
+        """
+        trainer: Any = self
+        before: list[L.Callback] = trainer.callbacks
+        trainer.callbacks = [each for each in before if not isinstance(each, LightningBar)] + [work]
+        self.answers = False
         options: dict[str, Any] = {"ckpt_path": ckpt_path, "return_predictions": False}
         try:
             self.predict(model, datamodule=datamodule, **options)
         finally:
-            self.callbacks.remove(extracting)  # type: ignore[attr-defined]
-            extracting.close()
-        return extracting.index
+            self.answers = True
+            trainer.callbacks = before
 
     def predict(  # type: ignore[override]  # a superset, by keyword
         self,
@@ -123,6 +151,10 @@ class TrainerVerbs(L.Trainer):
                 "--question and --classes are about pictures of your own. Name their folder: "
                 "--images FOLDER."
             )
+        if images is not None and split is not None:
+            raise ConfigError(
+                "--split is about the data, --images about pictures of your own. Leave one out."
+            )
         if images is not None:
             asked = list_asked_pictures(Path(images))
             source = astuple(model.source)
@@ -141,8 +173,6 @@ class TrainerVerbs(L.Trainer):
 
 class _Extracting(L.Callback):
     """Writes states in the predict loop, which loads the weights and starts all processes."""
-
-    index: Path
 
     def __init__(
         self, folder: Path, points: Sequence[Point], split: Split, dtype: StateDType
@@ -195,11 +225,12 @@ class _Extracting(L.Callback):
             samples = [data.samples[self._split][index] for _, index in self._shares[batch_idx]]
             with pl_module.adapted.autocast(pl_module.device.type):
                 states = list(read_states(self._reader, batch.take(new), self._points))
+            shown = {each.sample_id: len(each.images) for each in states if each.images}
             labels, grids = {}, {}
             for sample in samples:
                 labels[sample.id] = sample.label or ""
-                if any(each.images for each in states):
-                    grids[sample.id] = _list_grids(sample, data.eval_collator)
+                if count := shown.get(sample.id):
+                    grids[sample.id] = _list_grids(sample, count, data.eval_collator)
             self._writer.add(states, labels, grids)
         self._bar.advance()
 
@@ -208,7 +239,7 @@ class _Extracting(L.Callback):
         self._writer.flush()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            self.index = self._writer.merge()
+            self._writer.merge()
         trainer.strategy.barrier()
         self.close()
 
@@ -217,13 +248,14 @@ class _Extracting(L.Callback):
         self._open.close()
 
 
-def _list_grids(sample: Sample, collator: Any) -> list[Any]:
+def _list_grids(sample: Sample, count: int, collator: Any) -> list[Any]:
     """Return [rows, columns, whether a separator ends each row] of each view of each picture.
 
-    None stands for a picture of which it is not known.
+    None stands for a picture of which it is not known. Only the last `count` pictures are there: a
+    conversation that is too long has lost those of its first exchanges.
     """
     grids: list[Any] = []
-    for image in sample.images:
+    for image in sample.images[-count:]:
         views = find_views(find_image_size(image), collator.geometry, collator.processor)
         grid = None
         if views is not None:

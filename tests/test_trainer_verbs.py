@@ -11,13 +11,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
+from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.callbacks import AnswerTable, PredictionTable
+from lightning_mllm.callbacks import AnswerTable, PredictionTable, SkipComputations
 from lightning_mllm.cli.commands.extract import describe_reading
 from lightning_mllm.cli.main import main
-from lightning_mllm.data import ImageFolder
-from lightning_mllm.errors import ConfigError, NotFiniteError, UserError
+from lightning_mllm.data import ImageFolder, LlavaJson
+from lightning_mllm.data.datasets.asked import list_asked_pictures
+from lightning_mllm.errors import ConfigError, DataError, NotFiniteError, UserError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
@@ -26,12 +30,16 @@ from lightning_mllm.probing.features import state_files
 from lightning_mllm.probing.features.state_files import StateWriter, claim_state_folder
 from lightning_mllm.probing.features.states import SampleStates
 from lightning_mllm.trainer import Trainer
+from tests.conftest import FamilyBuilder
 from tests.families.checkpoints import Colours
 from tests.support.command_line import (
     SMALL_DIGITS,
+    conversation,
     files_below,
     isolate,
+    picture,
     write_image_folder,
+    write_llava_json,
 )
 
 POINTS = [Point("last", 2), Point("prompt", 1, "none")]
@@ -184,6 +192,40 @@ def test_at_most_a_shard_and_a_batch_are_held(
     assert len(table(writer.merge())) == 30
 
 
+def test_grids_are_of_the_pictures_that_are_left(tiny_family: FamilyBuilder) -> None:
+    checkpoint = tiny_family("qwen2_vl")  # whose grid is that of the picture
+    turns = conversation("a")["conversations"]
+    file = write_llava_json(Path("long"), [conversation("a", images=2, conversations=2 * turns)])
+    picture(0, (280, 140)).save(Path("long", "a-0.png"))
+    picture(1, (56, 112)).save(Path("long", "a-1.png"))
+    data = LlavaJson(checkpoint=checkpoint, test=str(file), train=str(file), max_length=90)
+    module = MLLMModule(checkpoint, policy=ZeroShot())
+    point = Point("image", 1, "none")
+    index = Trainer(logger=False, **QUIET).extract(module, data, output="states", points=point)
+
+    (row,) = table(index)
+    (image,) = json.loads(row["images"])
+    ((rows, columns, _),) = image["grids"]
+    assert rows > columns
+    assert rows * columns == image["tokens"] == int(row["end"])
+
+
+def test_a_folder_of_states_may_have_other_files_and_any_label(tmp_path: Path) -> None:
+    point = Point("last", 1)
+    save_file({"weights": torch.ones(1)}, tmp_path / "my-probe.safetensors")
+    writer = StateWriter(tmp_path, [point], dtype="float32", split="test")
+    labels = {"a": "x\u2028y", "b": "1\x85"}
+    states = [SampleStates(name, point, torch.full((1, 2), k)) for k, name in enumerate(labels)]
+    writer.add(states, labels, {})
+    writer.flush()
+    writer.merge()
+
+    read: dict[str, Any] = {}
+    exec(describe_reading(tmp_path, point.name), read)
+    assert {row["sample_id"]: row["label"] for row in read["index"]} == labels
+    assert read["states"].tolist() == [[0, 0], [1, 1]]
+
+
 # ---- predict -------------------------------------------------------------------------------------
 
 
@@ -225,6 +267,54 @@ def test_predict_answers_a_labelled_split_as_test_does_and_pictures_as_the_runs_
     assert table(answers.path) == predicted
 
 
+def test_answers_skip_what_a_test_skips(tiny_llava: str, folder: Path) -> None:
+    skip = Skip(computation="block", share=1.0, tokens="all", phase="both", start=1)
+    module = MLLMModule(tiny_llava, policy=ZeroShot())
+    data = ImageFolder(checkpoint=tiny_llava, root=str(folder))
+    answers = AnswerTable()
+    trainer = Trainer(callbacks=[PredictionTable(), SkipComputations(skip), answers], **QUIET)
+    trainer.test(module, datamodule=data, verbose=False)
+    trainer.predict(module, datamodule=data)
+
+    assert table(answers.path) == table("runs/run/evaluation/test-step0/predictions.csv")
+    asked = write_llava_json(Path("mixed"), [conversation("a"), conversation("b", images=0)])
+    rows = json.loads(asked.read_text())
+    asked.write_text(json.dumps([{**rows[0], "kind": "thing"}, rows[1]]))
+    mixed = LlavaJson(checkpoint=tiny_llava, train=str(asked), test=str(asked))
+    trainer.predict(module, datamodule=mixed)
+    assert [bool(row["kind"]) for row in table(answers.path)] == [True, False]
+
+
+def test_only_predict_answers(tiny_llava: str) -> None:
+    answers = AnswerTable()
+    trainer = Trainer(logger=False, callbacks=[answers], **QUIET)
+    data = Colours(checkpoint=tiny_llava, eval_batch_size=3)
+    module = MLLMModule(tiny_llava, policy=ZeroShot())
+
+    trainer.extract(module, data, output="states", points=POINTS)
+
+    assert answers.path is None
+    assert trainer.answers
+
+
+def test_every_picture_of_a_folder_is_answered_or_named(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "test" / ".thumbnails").mkdir()
+    for name in (".thumbnails/0.png", "._0.png", "notes.txt", "CMYK.JPG", 'a, "b".png'):
+        mode = "CMYK" if name == "CMYK.JPG" else "RGB"
+        Image.new(mode, (8, 8)).save(folder / "test" / name, "JPEG")
+
+    found = [sample.id for sample in list_asked_pictures(folder / "test")]
+
+    assert found[:2] == ["CMYK.JPG", 'a, "b".png']
+    assert len(found) == 6
+    assert "1 files in" in caplog.text and "notes.txt" in caplog.text
+    (folder / "test" / "cat" / "IMG_1.HEIC").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 pictures in .*formats that are not read.*IMG_1\.HEIC"):
+        list_asked_pictures(folder / "test")
+
+
 def test_pictures_are_asked_a_question_without_a_dataset(
     tiny_llava: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +339,7 @@ def test_nothing_to_answer_is_said_in_a_sentence(tiny_llava: str, folder: Path) 
         "nowhere does not exist": {"images": "nowhere"},
         "There is no question": {"images": str(folder / "test")},
         "are about pictures of your own": {"question": "Eh?"},
+        "Leave one out": {"images": str(folder / "test"), "split": "val"},
     }
     for message, options in cases.items():
         with pytest.raises(UserError, match=message):

@@ -124,6 +124,18 @@ class Evaluator(nn.Module):
         self._answers.update(answers)
         return EvaluatedBatch(answers=answers)
 
+    def list_parts(self, batch: MultimodalBatch) -> list[MultimodalBatch]:
+        """Return the parts of a batch on which `answer` runs the model: with a kind, and without.
+
+        Each is to be answered by itself where the model is edited for a batch.
+        """
+        if self._labels is not None:
+            return [batch]
+        rows: dict[bool, list[int]] = {True: [], False: []}
+        for row, kind in enumerate(batch.kinds):
+            rows[kind is not None].append(row)
+        return [batch.take(own) for own in rows.values() if own]
+
     def answer(
         self,
         model: PreTrainedModel,

@@ -69,9 +69,14 @@ class EvaluatingModule(L.LightningModule):
             batch: Samples; answers in it are not used, except to score those that have a kind.
             max_new_tokens: Length at which the answer to a free-form sample without a kind is cut.
         """
-        with self.adapted.autocast(self.device.type), self.adapted.edited(batch):
-            model = self.adapted.backbone.model
-            return self.evaluator.answer(model, self.tokenizer, batch, max_new_tokens)
+        model, joined = self.adapted.backbone.model, EvaluatedBatch()
+        with self.adapted.autocast(self.device.type):
+            for part in self.evaluator.list_parts(batch):
+                with self.adapted.edited(part):
+                    found = self.evaluator.answer(model, self.tokenizer, part, max_new_tokens)
+                answers, texts = joined.answers + found.answers, joined.texts | found.texts
+                joined = EvaluatedBatch(found.predictions, answers, texts)
+        return joined
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums again."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
-from lightning_mllm.callbacks import PredictionTable
-from lightning_mllm.cli.commands.asking import Asking
+from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.callbacks import PredictionTable, SkipComputations
+from lightning_mllm.cli.commands.asking import Asking, make_parser, make_skips
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import ImageFolder
-from lightning_mllm.errors import DataError
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.evaluation import Likelihood
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.trainer import Trainer
 from tests.conftest import FamilyBuilder
@@ -91,11 +96,13 @@ def test_what_arguments_and_files_show_is_refused_before_anything_is_loaded(
     pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("notes.txt").write_text("mine")
+    Image.new("1", (20_000, 20_000)).save("bomb.png")
     image = ("--image", str(pictures / "test/cat/0.png"))
     cases = {
         "--image nowhere.jpg: does not exist": ["--image", "nowhere.jpg", "What?"],
         f"--image {pictures}: is a folder": [f"--image={pictures}", "What?"],
         "--image notes.txt is not a picture": ["--image", "notes.txt", "What?"],
+        "--image bomb.png is not a picture that can be read": ["--image", "bomb.png", "What?"],
         "There is no question": image,
         "There is no question. ": [*image, " "],
         "There are 2 questions: 'b.jpg', 'What?'": [*image, "b.jpg", "What?"],
@@ -105,7 +112,7 @@ def test_what_arguments_and_files_show_is_refused_before_anything_is_loaded(
         assert message in refusal(capsys, ["ask", "--model.checkpoint", "x", *arguments])
 
 
-def test_a_family_that_takes_one_picture_says_so(
+def test_what_can_not_be_asked_is_said_in_a_sentence(
     tiny_family: FamilyBuilder, pictures: Path
 ) -> None:
     asking = Asking(MLLMModule(tiny_family("llava_onevision")), None, "cpu")
@@ -113,6 +120,43 @@ def test_a_family_that_takes_one_picture_says_so(
 
     with pytest.raises(DataError, match="llava_onevision takes one per sample"):
         asking.ask(both, "Which is it?")
+    with pytest.raises(ConfigError, match="--max_new_tokens is 0; give 1 or more"):
+        asking.ask([], "Which is it?", max_new_tokens=0)
+
+
+def test_what_a_run_skips_is_skipped(tiny_llava: str, pictures: Path) -> None:
+    skip = Skip(computation="block", share=1.0, tokens="all", phase="both", start=1)
+    module = MLLMModule(tiny_llava, scorers=Likelihood())
+    data = ImageFolder(checkpoint=tiny_llava, root=str(pictures), eval_batch_size=1)
+    callbacks = [PredictionTable(), SkipComputations(skip)]
+    trainer = Trainer(accelerator="cpu", enable_progress_bar=False, callbacks=callbacks)
+    trainer.test(module, datamodule=data, verbose=False)
+    with Path("runs/run/evaluation/test-step0/predictions.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    said = {"class_path": "SkipComputations", "init_args": {"skip": asdict(skip)}}
+
+    (own,) = make_skips([{"class_path": "ProbeEachEpoch"}, said])
+    asking = Asking(MLLMModule(tiny_llava, scorers=Likelihood()), data, "cpu", skips=[own])
+    found = asking.ask([str(pictures / row["sample_id"])])
+
+    assert own.skip == skip
+    assert max(found.scores.values()) == float(row["likelihood/log_probability"])
+    assert make_skips(None) == []
+    assert make_skips(said)[0].skip == skip
+
+
+@pytest.mark.parametrize("verb", ["test", "validate", "predict", "analyze"])
+def test_the_config_of_any_run_is_read(verb: str) -> None:
+    data = {"class_path": "ImageFolder", "init_args": {"root": "pictures"}}
+    said = {"model": {"checkpoint": "x"}, "data": data, "seed_everything": False}
+    options = inspect.signature(getattr(Trainer, verb)).parameters
+    of_lightning = {"self", "model", "dataloaders", "datamodule"}
+    said |= dict.fromkeys(options.keys() - of_lightning)
+    Path("config.yaml").write_text(yaml.safe_dump(said))
+
+    config = make_parser("lightning ask").parse_args(["--config", "config.yaml"])
+
+    assert config.seed_everything is False
 
 
 @pytest.mark.slow

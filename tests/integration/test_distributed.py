@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lightning_mllm.cli.main import main
 from lightning_mllm.probing import load_features
@@ -70,6 +71,7 @@ def run_two(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]  # of the second process
 
 
 def compare(one: Path, two: Path) -> None:
@@ -274,3 +276,33 @@ def test_processes_that_torchrun_starts_share_one_new_folder(
         assert {path.name for path in (tmp_path / "runs").iterdir()} == expected
     for run in (tmp_path / "runs").iterdir():
         assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_states_and_answers_of_two_processes_are_those_of_one(
+    tiny_llava: str, tmp_path: Path
+) -> None:
+    train, test = write_questions(tmp_path)  # 9 samples in batches of 4: one is left for the last
+    given = arguments(tiny_llava, train, test, tmp_path)
+    points = ("--points", "[{place: last, layer: 1}, {place: prompt, layer: 1, pooling: none}]")
+    for folder, run in (("one", main), ("two", lambda each: run_two(each, tmp_path))):
+        run(["extract", *given, *points, "--output", f"states-{folder}"])
+        run(["predict", *given, "--trainer.run.name", folder])
+
+    states: list[dict[tuple[str, str], torch.Tensor]] = [{}, {}]
+    for found, folder in zip(states, ("one", "two"), strict=True):
+        with (tmp_path / f"states-{folder}" / "index.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            tensors = load_file(tmp_path / f"states-{folder}" / row["file"])
+            own = tensors["states"][int(row["start"]) : int(row["end"])]
+            found[row["point"], row["sample_id"]] = own
+    assert states[0].keys() == states[1].keys()
+    assert len(states[0]) == 2 * 9
+    for key, own in states[0].items():
+        torch.testing.assert_close(states[1][key], own, atol=1e-5, rtol=0)
+    answers = [
+        (tmp_path / name / "predict" / "test-step0" / "predictions.csv").read_text()
+        for name in ("one", "two")
+    ]
+    assert answers[0] == answers[1]
+    assert len(list(csv.DictReader(answers[0].split("\n")))) == 9

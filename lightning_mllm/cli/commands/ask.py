@@ -7,7 +7,7 @@ from collections import defaultdict
 from importlib import import_module
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lightning_mllm.errors import ConfigError, DataError, UserError
 
@@ -81,7 +81,7 @@ def _check_picture(named: str) -> None:
     try:
         with Image.open(path):
             pass
-    except UnidentifiedImageError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise DataError(
             f"--image {named} is not a picture that can be read. Name a file such as .jpg or .png."
         ) from error

@@ -13,34 +13,42 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.commands.model import fill_in_seeds
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.data.datasets.asked import ask_about_samples
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation
 from lightning_mllm.evaluation.evaluator import EvaluatedBatch
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.progress import console, show_progress
 from lightning_mllm.trainer import Trainer
+from lightning_mllm.trainer_options import trainer_option_as_list
 from lightning_mllm.types import Sample
 
 _NOT_USED = (  # what the config of a run may say, too
     *("checkpointing", "test_before", "test_after", "analysis", "split", "resume"),
-    *("images", "return_predictions"),
+    *("images", "return_predictions", "verbose", "weights_only"),
 )
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Ask, and show the answer; on a pipe it is all that is printed."""
     register_resolvers()
-    parser = _make_parser(f"{PROGRAM} {name}")
+    parser = make_parser(f"{PROGRAM} {name}")
     config = parser.parse_args([resolved(argument) for argument in arguments])
-    fill_in_seeds(config, config.seed_everything)
+    if config.seed_everything is not False:  # as in a run
+        fill_in_seeds(config, config.seed_everything)
     options = parser.instantiate(config)
+    trainer = options.trainer or {}
     asking = Asking(
-        options.model, options.data, (options.trainer or {}).get("accelerator") or "auto"
+        options.model,
+        options.data,
+        trainer.get("accelerator") or "auto",
+        skips=make_skips(trainer.get("callbacks")),
     )
     with show_progress("Asking the model"):
         found = asking.ask(
@@ -75,12 +83,19 @@ class Asking:
         module: The model.
         data: The data of the run that it was trained in; None if there is no run.
         accelerator: What it runs on, as in Lightning.
+        skips: What the run lets the model skip, in a test too.
     """
 
     def __init__(
-        self, module: MLLMModule, data: MLLMDataModule | None, accelerator: str = "auto"
+        self,
+        module: MLLMModule,
+        data: MLLMDataModule | None,
+        accelerator: str = "auto",
+        *,
+        skips: Sequence[SkipComputations] = (),
     ) -> None:
         self._module, self._data, self._accelerator = module, data, accelerator
+        self._skips = skips
 
     def ask(
         self,
@@ -101,9 +116,11 @@ class Asking:
             max_new_tokens: Length at which an answer is cut.
 
         Raises:
-            ConfigError: There is no question.
+            ConfigError: There is no question, or no token may be written.
             DataError: A picture can't be read, or the model takes no such question.
         """
+        if max_new_tokens < 1:
+            raise ConfigError(f"--max_new_tokens is {max_new_tokens}; give 1 or more.")
         name = " ".join(images) or "the question"
         sample = Sample(id=name, images=[Path(image) for image in images])
         source = astuple(self._module.source)
@@ -115,7 +132,7 @@ class Asking:
             enable_progress_bar=False,
             accelerator=self._accelerator,
             devices=1,
-            callbacks=[answering],
+            callbacks=[*self._skips, answering],
         )
         trainer.predict(
             self._module, datamodule=asked, ckpt_path=ckpt_path, return_predictions=False
@@ -157,6 +174,15 @@ def _describe_answer(found: EvaluatedBatch, classes: Sequence[str]) -> Answer:
     return Answer(shown.answers[0], scores)
 
 
+def make_skips(callbacks: Any) -> list[SkipComputations]:
+    """Return those callbacks of a run's config that decide what the model computes."""
+    parser = Parser()
+    parser.add_argument("--callbacks", type=list[L.Callback])
+    config = parser.parse_object({"callbacks": trainer_option_as_list(callbacks)})
+    made = parser.instantiate(config).callbacks
+    return [each for each in made if isinstance(each, SkipComputations)]
+
+
 def _make_table(scores: dict[str, float]) -> Table:
     """Return the classes, the likeliest first."""
     table = Table("class", "probability", "log-likelihood")
@@ -167,7 +193,7 @@ def _make_table(scores: dict[str, float]) -> Table:
     return table
 
 
-def _make_parser(prog: str) -> Parser:
+def make_parser(prog: str) -> Parser:
     """Return a parser that accepts the config of any run, and reads of it what a test would."""
     parser = Parser(
         prog=prog,
@@ -185,7 +211,7 @@ def _make_parser(prog: str) -> Parser:
     parser.add_argument(
         "--max_new_tokens", type=int, default=128, help="Length at which an answer is cut."
     )
-    parser.add_argument("--seed_everything", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--seed_everything", type=int | bool, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--trainer", type=dict[str, Any], default={}, help=argparse.SUPPRESS)
     for section in _NOT_USED:
         parser.add_argument(f"--{section}", type=Any, help=argparse.SUPPRESS)

@@ -45,7 +45,7 @@ class ExtractCLI(ModelCLI):
 
 def describe_reading(folder: Path, point: str) -> str:
     """Return three lines of Python that read the states of a point."""
-    lines = f'Path("{folder}/{INDEX}").read_text().splitlines()'
+    lines = f'Path("{folder}/{INDEX}").read_text().split("\\n")'
     return (
         "import csv, torch; from pathlib import Path; from safetensors.torch import load_file\n"
         f'index = [row for row in csv.DictReader({lines}) if row["point"] == "{point}"]\n'

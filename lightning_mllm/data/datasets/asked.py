@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning_mllm.data.datasets.image_folder import IMAGE_SUFFIXES
+from lightning_mllm.data.datasets.image_folder import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.sample_checks import list_sample_labels
 from lightning_mllm.data.loading.splits import Split
@@ -28,6 +29,8 @@ _KEPT = (
     *("geometry", "max_length", "long_answers", "split_special_tokens", "padding_side"),
     *("seed", "eval_batch_size", "num_workers"),
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +127,31 @@ def list_asked_pictures(folder: Path) -> list[Sample]:
     """Return a sample per picture in a folder and its subfolders, sorted, named by its path.
 
     Raises:
-        DataError: There is no such folder, or no picture in it.
+        DataError: There is no such folder, no picture in it, or one in a format that is not read.
     """
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {found}. Name a folder of pictures: --images FOLDER.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+    files: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not is_hidden:
+            suffix = path.suffix.lower()
+            (files if suffix in IMAGE_SUFFIXES else others).append(path)
+    unread = [path for path in others if path.suffix.lower() in OTHER_SUFFIXES]
+    if unread:
+        raise DataError(
+            f"{len(unread)} pictures in {folder} are in formats that are not read (e.g. "
+            f"{unread[0]}). Convert them, or move them away."
+        )
+    if files and others:
+        logger.warning(
+            "%d files in %s are not pictures and are ignored (e.g. %s)",
+            len(others),
+            folder,
+            others[0],
+        )
     if not files:
         raise DataError(
             f"{folder} has no picture in it. Expected files such as .jpg or .png, there or in "

@@ -99,7 +99,9 @@ class StateWriter:
         self._rows: list[StateRow] = []
         self._bytes = 0
         self.done = {row.sample_id for row in self._written()}
-        numbers = [int(file.stem.rpartition("-")[2]) for file in folder.glob("*-*.safetensors")]
+        files = [file for point in points for file in folder.glob(f"{point.name}-*.safetensors")]
+        ends = [file.stem.rpartition("-")[2] for file in files]  # other files may lie there, too
+        numbers = [int(end) for end in ends if end.isdecimal()]
         turn = max(numbers, default=-1) // world_size + 1  # that no process has used
         self._number = turn * world_size + rank
 
