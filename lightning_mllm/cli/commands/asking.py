@@ -24,9 +24,9 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation
 from lightning_mllm.evaluation.evaluator import EvaluatedBatch
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.progress import console, show_progress
 from lightning_mllm.trainer import Trainer
-from lightning_mllm.trainer_options import trainer_option_as_list
 from lightning_mllm.types import Sample
 
 _NOT_USED = (  # what the config of a run may say, too

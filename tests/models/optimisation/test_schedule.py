@@ -167,10 +167,10 @@ def test_a_checkpoint_from_before_schedules_of_parts_goes_on() -> None:
 
 def test_the_length_matters_where_any_part_depends_on_it() -> None:
     own = PartSchedules(vision=PartSchedule(decay="cosine"))
-    earlier = asdict(Schedule(LearningRates(), 0.0, "constant", 6, own))
+    earlier = asdict(Schedule(LearningRates(), 0.0, "constant", 9, own))
 
     with pytest.raises(ConfigError, match="was written under the schedule"):
-        Schedule(LearningRates(), 0.0, "constant", 9, own).check_resumes(earlier)
+        Schedule(LearningRates(), 0.0, "constant", 6, own).check_resumes(earlier)
 
 
 def test_a_single_step_may_be_taken_by_parts_without_warm_up() -> None:
