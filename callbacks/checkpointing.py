@@ -124,6 +124,20 @@ class Checkpointing(ModelCheckpoint):
         """Leave Ctrl-C alone again."""
         self._guard.stop()
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the checkpoints of a run that goes on with nothing left to train."""
+        if trainer.ckpt_path is None or not self.save_last or trainer_is_trial(trainer):
+            return
+        assert self.dirpath is not None  # since `setup`
+        target = Path(self.dirpath, "last.ckpt")
+        if self.last_model_path or target.exists():  # it has taken steps
+            return
+        self.last_model_path = str(target)
+        if trainer.is_global_zero:
+            _take_over(Path(trainer.ckpt_path), target)
+        if self.best is not None and self.best.value is not None:
+            self._take_over_best(trainer, self.best)
+
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -199,11 +213,15 @@ class Checkpointing(ModelCheckpoint):
                 best.step,
             )
         elif trainer.is_global_zero and not target.exists():
-            with replacing_file(target) as temporary:
-                try:
-                    os.link(source, temporary)  # checkpoints are replaced, never changed
-                except OSError:  # another disk, or one without hard links
-                    shutil.copyfile(source, temporary)
+            _take_over(source, target)
+
+
+def _take_over(source: Path, target: Path) -> None:
+    with replacing_file(target) as temporary:
+        try:
+            os.link(source, temporary)  # checkpoints are replaced, never changed
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(source, temporary)
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -24,7 +24,8 @@ from lightning_mllm.store.files import write_json
 from lightning_mllm.tracking.secrets import mask_secrets
 
 _STATUS, _ENVIRONMENT = "status.json", "environment.json"
-_OF_SET_UP = (_STATUS, _ENVIRONMENT, "config.yaml")
+# metrics.csv: before the first batch, it has no rows but those of the run that goes on
+_OF_SET_UP = (_STATUS, _ENVIRONMENT, "config.yaml", "metrics.csv")
 _PACKAGES = (
     *("lightning", "torch", "torchmetrics", "transformers", "tokenizers", "accelerate", "peft"),
     *("safetensors", "numpy", "scipy", "pillow", "wandb"),
