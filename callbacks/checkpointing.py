@@ -132,7 +132,7 @@ class Checkpointing(ModelCheckpoint):
         target = Path(self.dirpath, "last.ckpt")
         if self.last_model_path or target.exists():  # it has taken steps
             return
-        self.last_model_path = str(target)
+        self.last_model_path, self._last_global_step_saved = str(target), trainer.global_step
         if trainer.is_global_zero:
             _take_over(Path(trainer.ckpt_path), target)
         if self.best is not None and self.best.value is not None:
@@ -148,11 +148,12 @@ class Checkpointing(ModelCheckpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Write the last whole step, and say how to go on from it."""
+        """Write the last whole step, and say how to go on from it, also from a test after a fit."""
         self._guard.stop()
-        if trainer.state.fn != "fit" or trainer_is_trial(trainer) or not self.save_last:
+        if trainer_is_trial(trainer) or not self.save_last:
             return
-        if self._guard.is_whole and not isinstance(exception, NotFiniteError):
+        is_whole = self._guard.is_whole and not isinstance(exception, NotFiniteError)
+        if is_whole and trainer.state.fn == "fit":
             self._write_stopped(trainer)
         folder = trainer_run_dir(trainer)
         is_there = (folder / "checkpoints" / "last.ckpt").is_file()

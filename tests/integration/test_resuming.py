@@ -256,14 +256,24 @@ def test_a_finished_run_is_prolonged_and_begins_with_all_it_had(
     assert status(after)["status"] == "finished"
 
 
-def test_where_nothing_is_left_to_train_the_run_keeps_the_checkpoints(whole: Runs) -> None:
-    stopped, expected = whole.root / "tested", whole.root / "whole"  # stopped in its last test
+def test_a_fit_stopped_in_its_test_keeps_the_checkpoints_with_nothing_left_to_train(
+    whole: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped, expected = whole.root / "tested", whole.root / "whole"
     shutil.copytree(expected, stopped)
     (stopped / "status.json").write_text('{"status": "stopped"}')
 
-    main(["fit", "--resume", str(stopped), "--trainer.run.name", "tested"])
+    monkeypatch.setattr(
+        MLLMModule, "test_step", Interruption(MLLMModule.test_step, 1, after=False).method()
+    )
+    names = ("--trainer.run.name", "tested", "--test_after", "true")
+
+    with pytest.raises(SystemExit):
+        main(["fit", "--resume", str(stopped), *names])
 
     run = whole.root / "tested-2"
+    assert f"from step 6: lightning fit --resume {run}" in capsys.readouterr().out
+    assert status(run)["status"] == "stopped"
     for name in ("last.ckpt", "best.ckpt"):
         assert same(content(run, name), content(expected, name))
     assert rows(run) == rows(expected)
