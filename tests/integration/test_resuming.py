@@ -351,8 +351,8 @@ def test_a_config_keeps_what_another_machine_resolves_to_something_else(
         shutil.copytree(tiny_llava, tmp_path / root / "instructed")
     monkeypatch.setattr(resolvers, "ROOT", tmp_path / "here")
     (tmp_path / "mine.yaml").write_text("model: {checkpoint: '${testbed:instructed}'}")
-    options = (*SMALL_DIGITS, "--trainer.limit_val_batches", "1")
-    options += ("--trainer.accelerator", "${oc.env:CHIP}")
+    chip = ("--trainer.accelerator", "${oc.env:CHIP}")
+    options = (*SMALL_DIGITS, "--trainer.limit_val_batches", "1", *chip)
 
     main(["validate", "--config", "mine.yaml", "--model.scorers", "${oc.env:SCORES}", *options])
 
