@@ -124,6 +124,20 @@ class Checkpointing(ModelCheckpoint):
         """Leave Ctrl-C alone again."""
         self._guard.stop()
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the checkpoints of a run that goes on with nothing left to train."""
+        if trainer.ckpt_path is None or not self.save_last or trainer_is_trial(trainer):
+            return
+        assert self.dirpath is not None  # since `setup`
+        target = Path(self.dirpath, "last.ckpt")
+        if self.last_model_path or target.exists():  # it has taken steps
+            return
+        self.last_model_path, self._last_global_step_saved = str(target), trainer.global_step
+        if trainer.is_global_zero:
+            _take_over(Path(trainer.ckpt_path), target)
+        if self.best is not None and self.best.value is not None:
+            self._take_over_best(trainer, self.best)
+
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -134,11 +148,12 @@ class Checkpointing(ModelCheckpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Write the last whole step, and say how to go on from it."""
+        """Write the last whole step, and say how to go on from it, also from a test after a fit."""
         self._guard.stop()
-        if trainer.state.fn != "fit" or trainer_is_trial(trainer) or not self.save_last:
+        if trainer_is_trial(trainer) or not self.save_last:
             return
-        if self._guard.is_whole and not isinstance(exception, NotFiniteError):
+        is_whole = self._guard.is_whole and not isinstance(exception, NotFiniteError)
+        if is_whole and trainer.state.fn == "fit":
             self._write_stopped(trainer)
         folder = trainer_run_dir(trainer)
         is_there = (folder / "checkpoints" / "last.ckpt").is_file()
@@ -199,11 +214,15 @@ class Checkpointing(ModelCheckpoint):
                 best.step,
             )
         elif trainer.is_global_zero and not target.exists():
-            with replacing_file(target) as temporary:
-                try:
-                    os.link(source, temporary)  # checkpoints are replaced, never changed
-                except OSError:  # another disk, or one without hard links
-                    shutil.copyfile(source, temporary)
+            _take_over(source, target)
+
+
+def _take_over(source: Path, target: Path) -> None:
+    with replacing_file(target) as temporary:
+        try:
+            os.link(source, temporary)  # checkpoints are replaced, never changed
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(source, temporary)
 
 
 def _step_of(checkpoint: Path) -> int:

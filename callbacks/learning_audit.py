@@ -39,9 +39,10 @@ class LearningAudit(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare; in a trial run the only step is the first of the warm-up, at rate 0."""
-        if not trainer_writes_results(trainer):
-            return
         module = trainer_mllm(pl_module)
+        took_steps = module.trained_steps > self._first_step  # else nothing was left to train
+        if not took_steps or not trainer_writes_results(trainer):
+            return
         backbone, after = module.backbone, _trained_checksums(module)
         still = [name for name, checksum in self._before.items() if after.get(name) == checksum]
         if not still:

@@ -21,10 +21,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_mllm import __version__
 from lightning_mllm.errors import UserError
 from lightning_mllm.store.files import write_json
+from lightning_mllm.tracking.metrics_file import MetricsFile
 from lightning_mllm.tracking.secrets import mask_secrets
 
 _STATUS, _ENVIRONMENT = "status.json", "environment.json"
-_OF_SET_UP = (_STATUS, _ENVIRONMENT, "config.yaml")
+# metrics.csv: before the first batch, it has no rows but those of the run that goes on
+_OF_SET_UP = (_STATUS, _ENVIRONMENT, "config.yaml", "metrics.csv")
 _PACKAGES = (
     *("lightning", "torch", "torchmetrics", "transformers", "tokenizers", "accelerate", "peft"),
     *("safetensors", "numpy", "scipy", "pillow", "wandb"),
@@ -117,9 +119,12 @@ class RunStatus:
 
     def _end(self, error: BaseException, trainer: Any) -> None:
         if not self.began and self._holds_set_up_only():
-            for each in trainer.loggers:
-                if isinstance(each, WandbLogger) and each._experiment is not None:
-                    each.experiment.finish(exit_code=1)  # it writes into the folder
+            for each in trainer.loggers:  # they write into the folder, also of the next try
+                if isinstance(each, MetricsFile):
+                    each.clear()
+                elif isinstance(each, WandbLogger) and each._experiment is not None:
+                    each.experiment.finish(exit_code=1)
+                    each._experiment = None
             self._remove_set_up()
             return
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import pickle
 import resource
@@ -25,6 +26,7 @@ from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
+from lightning_mllm.store.files import read_json
 from lightning_mllm.tracking.analysis_run import AnalysisRun
 from lightning_mllm.trainer import Trainer, TrainerCheckpointIO
 from tests.support.command_line import files_below, isolate
@@ -239,6 +241,35 @@ def test_test_before_counts_as_step_0_and_does_not_move_the_fit(
 
     for name, weights in without.items():
         assert torch.equal(weights, after[name]), name
+
+
+class _FailsOnce(L.Callback):
+    """Logs a number, and fails the first time that a sanity check is over."""
+
+    fails = True
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for each in trainer.loggers:
+            each.log_metrics({"mine": 1}, 0)
+            each.save()
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("not yet")
+
+
+def test_a_fit_whose_set_up_has_failed_can_be_tried_again(tiny_llava: str, tmp_path: Path) -> None:
+    trainer = Trainer(callbacks=[_FailsOnce()], **{**SMALL, "num_sanity_val_steps": 1})
+    module, data = MLLMModule(tiny_llava, scorers=()), digits(tiny_llava)
+    with pytest.raises(RuntimeError, match="not yet"):
+        trainer.fit(module, datamodule=data)
+    assert not files_below(tmp_path)
+
+    trainer.fit(module, datamodule=data)
+
+    with Path(trainer.default_root_dir, "metrics.csv").open(newline="") as file:
+        assert [row["mine"] for row in csv.DictReader(file)].count("1") == 1
+    status = read_json(Path(trainer.default_root_dir, "status.json"))
+    assert status["status"] == "finished"
 
 
 def test_a_zero_shot_model_is_refused_before_its_evaluation_not_after(

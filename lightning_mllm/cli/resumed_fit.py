@@ -29,16 +29,19 @@ def resumed_fit_arguments(arguments: Sequence[str]) -> list[str]:
     run, others = _take_option(arguments)
     if run is None:
         return list(arguments)
-    checkpoint = _find_checkpoint(Path(run))
+    folder = Path(run)
+    if folder.name in ("", ".."):  # `.`: the new run is to be beside it, not in it
+        folder = folder.resolve()
+    checkpoint = _find_checkpoint(folder)
     others = [_name_in_trainer(argument) for argument in others]
-    if _is_finished(Path(run)) and not any(each.startswith(_LENGTHS) for each in others):
+    if _is_finished(folder) and not any(each.startswith(_LENGTHS) for each in others):
         raise ConfigError(
             f"The run {run} is finished, so nothing is left to train. Say how long it is to be in "
             f"all: lightning fit {_OPTION} {run} --max_epochs <more than now>."
         )
     return [
-        *("--config", str(Path(run, "config.yaml")), "--ckpt_path", str(checkpoint)),
-        *("--trainer.run.root", str(Path(run).parent)),
+        *("--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)),
+        *("--trainer.run.root", str(folder.parent)),
         *others,
     ]
 

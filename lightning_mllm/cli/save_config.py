@@ -19,7 +19,8 @@ class SaveConfig(SaveConfigCallback):
     """Writes the config into the run's own folder, and to W&B.
 
     In the folder, a text with `${testbed:...}` or `${oc.env:...}` stands as it was given, so that
-    another machine gives it a value of its own.
+    another machine gives it a value of its own. So does a path elsewhere that has come from it, as
+    by `${model.checkpoint}`; another option that merely has the same word, such as `auto`, stays.
 
     Args:
         args: As for Lightning's callback.
@@ -29,10 +30,14 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, *args: Any, arguments: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._as_given: dict[str, str] = {}  # text with its values -> as it was given
-        for text in _texts_of_arguments(arguments):
+        # option, None for any one; and text with its values -> as it was given
+        self._as_given: dict[tuple[str | None, str], str] = {}
+        for option, text in _texts_of_arguments(arguments):
             if has_resolver(text):
-                self._as_given.setdefault(resolved(text), text)
+                value = resolved(text)
+                self._as_given[option, value] = text
+                if "/" in value:
+                    self._as_given.setdefault((None, value), text)
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Write `config.yaml`; Lightning calls this on rank zero only, before anything runs."""
@@ -42,32 +47,38 @@ class SaveConfig(SaveConfigCallback):
         write_text(file, yaml.safe_dump(portable, sort_keys=False))
         log_config(trainer.loggers, mask_secrets(config))
 
-    def _restore(self, node: Any) -> Any:
+    def _restore(self, node: Any, option: str = "") -> Any:
         if isinstance(node, Mapping):
-            return {key: self._restore(value) for key, value in node.items()}
+            return {key: self._restore(value, key) for key, value in node.items()}
         if isinstance(node, list):
-            return [self._restore(item) for item in node]
-        return self._as_given.get(node, node) if isinstance(node, str) else node
+            return [self._restore(item, option) for item in node]
+        if not isinstance(node, str):
+            return node
+        return self._as_given.get((option, node), self._as_given.get((None, node), node))
 
 
-def _texts_of_arguments(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield the texts of a command line and of the YAML files that it names."""
+def _texts_of_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield option and text, for all of a command line and of the YAML files that it names."""
+    option = ""
     for argument in arguments:
-        value = argument.partition("=")[2] if argument.startswith("--") else argument
+        value = argument
+        if argument.startswith("--"):
+            name, _, value = argument.partition("=")
+            option = name.strip("-+").rpartition(".")[2]
         is_file = value.endswith((".yaml", ".yml")) and Path(value).is_file()
         content = Path(value).read_text(encoding="utf-8") if is_file else value
         try:
-            yield from _texts_in(yaml.safe_load(content))
+            yield from _texts_in(yaml.safe_load(content), option)
         except yaml.YAMLError:  # e.g. a prompt with a colon
-            yield value
+            yield option, value
 
 
-def _texts_in(node: Any) -> Iterator[str]:
+def _texts_in(node: Any, option: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
-        for value in node.values():
-            yield from _texts_in(value)
+        for key, value in node.items():
+            yield from _texts_in(value, str(key).rstrip("+"))
     elif isinstance(node, list):
         for item in node:
-            yield from _texts_in(item)
+            yield from _texts_in(item, option)
     elif isinstance(node, str):
-        yield node
+        yield option, node

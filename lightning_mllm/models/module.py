@@ -240,16 +240,16 @@ class MLLMModule(EvaluatingModule):
                 that it resumes had a different schedule.
         """
         steps = self.trainer.estimated_stepping_batches
+        self._schedule = Schedule(
+            self.learning_rates, self.warmup_ratio, self.decay, steps, self.schedules
+        )
+        self._schedule.check_resumes(self._resumed_schedule)
         if (self._loaded_steps or 0) >= steps:
             logger.warning(
                 "The checkpoint has had all %d steps of this training: nothing is left to train. "
                 "To prolong it, raise trainer.max_epochs, or trainer.max_steps if it is set.",
                 steps,
             )
-        self._schedule = Schedule(
-            self.learning_rates, self.warmup_ratio, self.decay, steps, self.schedules
-        )
-        self._schedule.check_resumes(self._resumed_schedule)
         groups = scheduled_parameter_groups(self.backbone, self.learning_rates)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it need not learn
             self._schedule.check_learns(group["option"] for group in groups)

@@ -123,6 +123,10 @@ class MetricsFile(Logger):
         self.count += len(kept)
         self.save()
 
+    def clear(self) -> None:
+        """Forget all rows: the file is no longer there."""
+        self._columns, self._rows, self.count, self._writes_next = [], [], 0, False
+
     def _replace(self, columns: list[str]) -> None:
         """Replace the file by one with more columns and the new rows."""
         rows: list[dict[str, Any]] = []

@@ -12,6 +12,7 @@ _MASK = "********"
 _SECRET_KEY = re.compile(  # not: tokenizer
     r"token(?!i[sz])|secret|passw|api_?key|credential", re.IGNORECASE
 )
+_REFERENCE = re.compile(r"\$\{oc\.env:\w+\}")  # says where the secret is, and not what it is
 _SHORTEST_SECRET = 8  # a shorter value of a secret environment variable would mask innocent text
 
 
@@ -39,5 +40,7 @@ def _mask(node: Any, secret: bool, values: list[str]) -> Any:
         return [_mask(item, secret, values) for item in node]
     if isinstance(node, str | Path):
         text = str(node)
+        if _REFERENCE.fullmatch(text):
+            return node
         return _MASK if secret or any(value in text for value in values) else node
     return node

@@ -20,6 +20,7 @@ from torch.optim import SGD
 
 from lightning_mllm.cli import resolvers
 from lightning_mllm.cli.main import main
+from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
 from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.schedule import LearningRates, Schedule
@@ -255,6 +256,40 @@ def test_a_finished_run_is_prolonged_and_begins_with_all_it_had(
     assert status(after)["status"] == "finished"
 
 
+def test_a_fit_stopped_in_its_test_keeps_the_checkpoints_with_nothing_left_to_train(
+    whole: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped, expected = whole.root / "tested", whole.root / "whole"
+    shutil.copytree(expected, stopped)
+    (stopped / "status.json").write_text('{"status": "stopped"}')
+
+    monkeypatch.setattr(
+        MLLMModule, "test_step", Interruption(MLLMModule.test_step, 1, after=False).method()
+    )
+    names = ("--trainer.run.name", "tested", "--test_after", "true")
+
+    with pytest.raises(SystemExit):
+        main(["fit", "--resume", str(stopped), *names])
+
+    run = whole.root / "tested-2"
+    assert f"from step 6: lightning fit --resume {run}" in capsys.readouterr().out
+    assert status(run)["status"] == "stopped"
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(content(run, name), content(expected, name))
+    assert rows(run) == rows(expected)
+    assert not (run / "never_moved.csv").exists()
+
+
+def test_a_run_is_resumed_beside_itself_from_within_its_folder(
+    whole: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole.root / "whole")
+
+    arguments = resumed_fit_arguments(["--resume", ".", "--max_epochs", "3"])
+
+    assert arguments[arguments.index("--trainer.run.root") + 1] == str(whole.root.resolve())
+
+
 def test_a_run_says_what_it_ran_with(whole: Runs) -> None:
     environment = json.loads((whole.root / "whole" / "environment.json").read_text())
 
@@ -273,6 +308,15 @@ def test_what_can_not_be_resumed_is_refused_with_the_way_out(
     early.mkdir()
     (early / "config.yaml").touch()
 
+    (tmp_path / "mine.yaml").write_text(f"resume: {run}")
+    folders = set(whole.root.iterdir())
+
+    shorter = refusal(capsys, ["fit", "--resume", run, "--max_epochs", "1"])
+    assert "may become longer, but not shorter" in shorter
+    assert set(whole.root.iterdir()) == folders
+    assert f"lightning fit --resume {run}" in refusal(
+        capsys, ["fit", *SMALL_DIGITS, "--model.checkpoint", whole.checkpoint, "--config=mine.yaml"]
+    )
     assert "--max_epochs" in refusal(capsys, ["fit", "--resume", run])
     assert "whole" in refusal(capsys, ["fit", "--resume", run.with_name("hole")])
     assert f"fit --config {early}/config.yaml" in refusal(capsys, ["fit", f"--resume={early}"])
@@ -302,17 +346,21 @@ def test_a_config_keeps_what_another_machine_resolves_to_something_else(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SCORES", "Likelihood")
+    monkeypatch.setenv("CHIP", "auto")
     for root in ("here", "there"):
         shutil.copytree(tiny_llava, tmp_path / root / "instructed")
     monkeypatch.setattr(resolvers, "ROOT", tmp_path / "here")
     (tmp_path / "mine.yaml").write_text("model: {checkpoint: '${testbed:instructed}'}")
-    options = (*SMALL_DIGITS, "--trainer.limit_val_batches", "1")
+    chip = ("--trainer.accelerator", "${oc.env:CHIP}")
+    options = (*SMALL_DIGITS, "--trainer.limit_val_batches", "1", *chip)
 
     main(["validate", "--config", "mine.yaml", "--model.scorers", "${oc.env:SCORES}", *options])
 
     saved = Path("runs", "run", "config.yaml")
     config = yaml.safe_load(saved.read_text())
     assert config["model"]["checkpoint"] == "${testbed:instructed}"
+    assert config["trainer"]["accelerator"] == "${oc.env:CHIP}"
+    assert config["trainer"]["strategy"] == "auto"  # the same word, but not from there
     monkeypatch.setattr(resolvers, "ROOT", tmp_path / "there")
     capsys.readouterr()
     with pytest.raises(SystemExit):

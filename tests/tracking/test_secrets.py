@@ -14,6 +14,8 @@ MASK = "********"
     ("config", "expected"),
     [
         ({"hf_token": "x"}, {"hf_token": MASK}),
+        ({"token": "${oc.env:MINE}"}, {"token": "${oc.env:MINE}"}),
+        ({"token": "${oc.env:MINE,x}"}, {"token": MASK}),
         ({"API_KEY": "x", "apikey": "x"}, {"API_KEY": MASK, "apikey": MASK}),
         ({"db_password": "x", "client_secret": "x"}, {"db_password": MASK, "client_secret": MASK}),
         ({"credentials": {"user": "x", "port": 1}}, {"credentials": {"user": MASK, "port": 1}}),

@@ -19,6 +19,7 @@ from lightning_mllm.cli.resumed_fit import HELP as RESUME_HELP
 from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
 from lightning_mllm.cli.save_config import SaveConfig
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.progress import console
@@ -81,8 +82,17 @@ class ModelCLI(LightningCLI):
         self.config = parser.parse_args([resolved(argument) for argument in args])
 
     def _parse_ckpt_path(self) -> None:
-        """Take the last checkpoint of a run whose folder is given."""
+        """Take the last checkpoint of a run whose folder is given.
+
+        Raises:
+            ConfigError: A config file has `resume`, which would come too late to be obeyed.
+        """
         options = self.config.get(self.config.subcommand) or {}
+        if run := options.get("resume"):
+            raise ConfigError(
+                "resume is an option of the command line, which a config file can't set: "
+                f"lightning fit --resume {run}"
+            )
         folder = Path(options.get("ckpt_path") or "")
         if options.get("ckpt_path") and folder.is_dir():
             options["ckpt_path"] = str(folder / "checkpoints" / "last.ckpt")
