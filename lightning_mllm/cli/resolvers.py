@@ -7,7 +7,7 @@ import re
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_mllm.cli.stages import WEIGHTS, check_stages
+from lightning_mllm.cli.stages import stage_folder
 from lightning_mllm.errors import ConfigError
 
 _RESOLVER = re.compile(r"\$\{[\w.]+:[^{}]*\}")
@@ -15,13 +15,7 @@ _RESOLVER = re.compile(r"\$\{[\w.]+:[^{}]*\}")
 
 def register_resolvers() -> None:
     """Make `${testbed:...}` known to config files."""
-    OmegaConf.register_resolver("testbed", _stage_folder, replace=True)
-
-
-def _stage_folder(stage: str) -> str:
-    name = f"${{testbed:{stage}}}"
-    check_stages(name, name)
-    return str(WEIGHTS / stage)
+    OmegaConf.register_resolver("testbed", stage_folder, replace=True)
 
 
 def has_resolver(text: str) -> bool:

@@ -23,3 +23,14 @@ def check_stages(value: object, where: str) -> None:
                 f"{where}: the test-bed has no model {stage!r}. It has {', '.join(stages)}."
                 f"{did_you_mean(stage, stages)}"
             )
+
+
+def stage_folder(stage: str) -> str:
+    """Return the folder of the model that `${testbed:<stage>}` names.
+
+    Raises:
+        ConfigError: There is no such stage.
+    """
+    name = f"${{testbed:{stage}}}"
+    check_stages(name, name)
+    return str(WEIGHTS / stage)

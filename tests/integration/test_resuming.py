@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch.optim import SGD
 
-from lightning_mllm.cli import resolvers
+from lightning_mllm.cli import stages
 from lightning_mllm.cli.main import main
 from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
 from lightning_mllm.errors import NotFiniteError
@@ -349,7 +349,7 @@ def test_a_config_keeps_what_another_machine_resolves_to_something_else(
     monkeypatch.setenv("CHIP", "auto")
     for root in ("here", "there"):
         shutil.copytree(tiny_llava, tmp_path / root / "instructed")
-    monkeypatch.setattr(resolvers, "ROOT", tmp_path / "here")
+    monkeypatch.setattr(stages, "WEIGHTS", tmp_path / "here")
     (tmp_path / "mine.yaml").write_text("model: {checkpoint: '${testbed:instructed}'}")
     chip = ("--trainer.accelerator", "${oc.env:CHIP}")
     options = (*SMALL_DIGITS, "--trainer.limit_val_batches", "1", *chip)
@@ -361,7 +361,7 @@ def test_a_config_keeps_what_another_machine_resolves_to_something_else(
     assert config["model"]["checkpoint"] == "${testbed:instructed}"
     assert config["trainer"]["accelerator"] == "${oc.env:CHIP}"
     assert config["trainer"]["strategy"] == "auto"  # the same word, but not from there
-    monkeypatch.setattr(resolvers, "ROOT", tmp_path / "there")
+    monkeypatch.setattr(stages, "WEIGHTS", tmp_path / "there")
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["validate", "--config", str(saved), "--print_config"])

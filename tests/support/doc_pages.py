@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -61,8 +62,8 @@ class PageRunner:
         self._folder, self._tiny = folder, tiny
         self._variables: dict[str, str] = {}  # of the shell
         self._names: dict[str, Any] = {"__name__": "__main__"}  # of Python
+        self._patch = patch
         patch.setattr(sys, "path", [str(folder), *sys.path])
-        patch.setattr(sys, "modules", dict(sys.modules))  # a page's modules are forgotten
         (folder / "configs").symlink_to(CONFIGS)
         self._write_data()
 
@@ -85,10 +86,13 @@ class PageRunner:
     def _run_python(self, block: DocBlock) -> None:
         first, _, rest = block.text.partition("\n")
         if first.startswith("# ") and first.endswith(".py"):
-            (self._folder / first.removeprefix("# ")).write_text(rest)
+            file = self._folder / first.removeprefix("# ")
+            file.write_text(rest)
+            self._patch.setitem(sys.modules, file.stem, ModuleType(file.stem))
+            del sys.modules[file.stem]  # so that it is forgotten afterwards, should it be imported
             return
         place = f"{block.page.name}:{block.line}"
-        exec(compile(block.text, place, "exec"), {"__name__": "__main__"})
+        exec(compile(block.text, place, "exec"), self._names)
 
     def _parse_config(self, block: DocBlock) -> None:
         """Parse a part of a config after a whole one."""
