@@ -86,14 +86,16 @@ def check_fit_monitors(trainer: Any, module: Any, scores: Sequence[str]) -> None
     for callback in trainer.callbacks:
         watched: Any = getattr(callback, "monitor", None)
         lenient = not getattr(callback, "strict", True)  # EarlyStopping that does without it
-        if watched in (None, "epoch", "step", *logged) or lenient or watched.startswith(_SPEED):
-            continue
-        more = f" and {len(logged) - _MOST_NAMES} more" if len(logged) > _MOST_NAMES else ""
-        raise ConfigError(
-            f"{type(callback).__name__} watches {watched!r}, which this fit does not log. Set its "
-            f"option monitor to one of: {', '.join(logged[:_MOST_NAMES])}{more}."
-            f"{did_you_mean(watched, logged)}"
-        )
+        best = getattr(getattr(callback, "best", None), "name", None)  # of our Checkpointing
+        for option, name in (("monitor", None if lenient else watched), ("best", best)):
+            if name in (None, "epoch", "step", *logged) or name.startswith(_SPEED):
+                continue
+            more = f" and {len(logged) - _MOST_NAMES} more" if len(logged) > _MOST_NAMES else ""
+            raise ConfigError(
+                f"{type(callback).__name__} watches {name!r}, which this fit does not log. Set its "
+                f"option {option} to one of: {', '.join(logged[:_MOST_NAMES])}{more}."
+                f"{did_you_mean(name, logged)}"
+            )
 
 
 def _is_known(thing: object) -> bool:
