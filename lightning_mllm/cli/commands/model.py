@@ -153,13 +153,13 @@ class ModelCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the default callbacks that the config does not replace."""
         if self.subcommand == "export":
-            return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
+            return Trainer(logger=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
         if config.get("fast_dev_run"):
             logger.info("A trial (trainer.fast_dev_run): few batches, and nothing is written.")
         if self.subcommand == "extract":  # leaves a folder of its own, and no run
-            nothing = {"enable_progress_bar": False, "enable_checkpointing": False}
-            return Trainer(**{**config, "logger": False, "callbacks": None, **nothing})
+            nothing = {"logger": False, "callbacks": None, "enable_checkpointing": False}
+            return Trainer(**{**config, **nothing})
         callbacks = add_defaults(
             trainer_option_as_list(config.get("callbacks")),
             writes=not config.get("fast_dev_run") and config.get("logger") is not False,
