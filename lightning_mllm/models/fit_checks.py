@@ -87,14 +87,17 @@ def check_fit_monitors(trainer: Any, module: Any, scores: Sequence[str]) -> None
         watched: Any = getattr(callback, "monitor", None)
         lenient = not getattr(callback, "strict", True)  # EarlyStopping that does without it
         best = getattr(getattr(callback, "best", None), "name", None)  # of our Checkpointing
-        for option, name in (("monitor", None if lenient else watched), ("best", best)):
-            if name in (None, "epoch", "step", *logged) or name.startswith(_SPEED):
+        for option, name, known in (
+            ("monitor", None if lenient else watched, logged),
+            ("best", best, logged[1:]),  # of a validation
+        ):
+            if name in (None, "epoch", "step", *known) or name.startswith(_SPEED):
                 continue
-            more = f" and {len(logged) - _MOST_NAMES} more" if len(logged) > _MOST_NAMES else ""
+            more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
             raise ConfigError(
                 f"{type(callback).__name__} watches {name!r}, which this fit does not log. Set its "
-                f"option {option} to one of: {', '.join(logged[:_MOST_NAMES])}{more}."
-                f"{did_you_mean(name, logged)}"
+                f"option {option} to one of: {', '.join(known[:_MOST_NAMES])}{more}."
+                f"{did_you_mean(name, known)}"
             )
 
 

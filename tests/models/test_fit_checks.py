@@ -141,7 +141,9 @@ def test_what_it_does_not_log_is_refused_with_what_it_logs() -> None:
 def test_the_best_checkpoint_goes_by_what_a_validation_logs() -> None:
     _watch(Checkpointing(best="val/generation/accuracy"))
 
-    with pytest.raises(ConfigError, match=r"Checkpointing watches 'val/generation/acuracy'.* best"):
+    with pytest.raises(
+        ConfigError, match=r"watches 'val/generation/acuracy'.* option best .*: val/"
+    ):
         _watch(Checkpointing(best="val/generation/acuracy:max"))
 
 
