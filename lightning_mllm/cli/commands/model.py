@@ -13,7 +13,7 @@ from lightning_mllm.callbacks import AnswerTable, Checkpointing, EvaluationSumma
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.defaults import add_defaults
 from lightning_mllm.cli.messages import send_library_messages
-from lightning_mllm.cli.parser import Parser
+from lightning_mllm.cli.parser import Parser, take_whole_numbers_first
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import HELP as RESUME_HELP
 from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
@@ -109,6 +109,7 @@ class ModelCLI(LightningCLI):
         parser: LightningArgumentParser = super()._prepare_subcommand_parser(
             klass, subcommand, **kwargs
         )
+        take_whole_numbers_first(parser)
         if subcommand == "fit":
             parser.add_argument("--resume", default=SUPPRESS, metavar="RUN", help=RESUME_HELP)
         else:
