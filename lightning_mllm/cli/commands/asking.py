@@ -16,6 +16,7 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.commands.model import fill_in_seeds
+from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.data.datasets.asked import ask_about_samples
@@ -37,6 +38,7 @@ _NOT_USED = (  # what the config of a run may say, too
 
 def run(name: str, arguments: list[str]) -> None:
     """Ask, and show the answer; on a pipe it is all that is printed."""
+    send_library_messages()  # of those that are imported now
     register_resolvers()
     parser = make_parser(f"{PROGRAM} {name}")
     config = parser.parse_args([resolved(argument) for argument in arguments])
