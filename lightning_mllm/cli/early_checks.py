@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning_mllm.cli.class_index import BASES, explain_class, subclass_names
 from lightning_mllm.cli.given import Given, describe_place, names_file, read_given
 from lightning_mllm.cli.other_names import OTHER_NAMES
-from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
+from lightning_mllm.cli.resumed_fit import checkpoint_file, resumed_fit_arguments
 from lightning_mllm.cli.stages import check_stages
 from lightning_mllm.cli.value_checks import check_option_name, check_value
 from lightning_mllm.errors import ConfigError, did_you_mean
@@ -214,7 +214,7 @@ def _check_training_checkpoint(given: Sequence[Given]) -> None:
         text = str(each.value)
         if "${" in text or text.lower() in ("none", "null", ""):
             continue
-        if not Path(text).is_file() and not Path(text, "checkpoints", "last.ckpt").is_file():
+        if not checkpoint_file(text).is_file():
             raise ConfigError(
                 f"{each.where}: there is no checkpoint file {text}. Expected e.g. "
                 "runs/<name>/checkpoints/last.ckpt, or the folder of a run."

@@ -15,6 +15,7 @@ from lightning_mllm.cli import early_checks
 from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.early_checks import check_early
 from lightning_mllm.cli.other_names import OTHER_NAMES
+from lightning_mllm.cli.resumed_fit import checkpoint_file
 from tests.cli.test_command_parser import HEAVY
 from tests.support.command_line import CONFIGS, isolate, refusal
 from tests.support.shipped_configs import shipped_yaml
@@ -313,3 +314,8 @@ def test_names_that_are_suggested_exist(options_of_commands: dict[str, set[str]]
     for command, needed in early_checks._NEEDED.items():
         if command in options_of_commands:
             assert set(needed) <= options_of_commands[command]
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint() -> None:
+    assert checkpoint_file("runs/a") == Path("runs/a/checkpoints/last.ckpt")
+    assert checkpoint_file("runs/a/checkpoints/last.ckpt") == checkpoint_file("runs/a")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import SUPPRESS, Namespace
@@ -16,7 +15,7 @@ from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser, take_whole_numbers_first
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import HELP as RESUME_HELP
-from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
+from lightning_mllm.cli.resumed_fit import checkpoint_file, resumed_fit_arguments
 from lightning_mllm.cli.save_config import SaveConfig
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.errors import ConfigError
@@ -93,9 +92,8 @@ class ModelCLI(LightningCLI):
                 "resume is an option of the command line, which a config file can't set: "
                 f"lightning fit --resume {run}"
             )
-        folder = Path(options.get("ckpt_path") or "")
-        if options.get("ckpt_path") and folder.is_dir():
-            options["ckpt_path"] = str(folder / "checkpoints" / "last.ckpt")
+        if options.get("ckpt_path"):
+            options["ckpt_path"] = str(checkpoint_file(options["ckpt_path"]))
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
