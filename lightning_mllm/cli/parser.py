@@ -27,7 +27,8 @@ def take_whole_numbers_first(parser: LightningArgumentParser) -> None:
     Members of a union are tried in order. Lightning writes `Union[int, float]` for its limits, but
     `typing` may give it `Union[float, int]` from its cache, depending on what was imported before.
     """
-    for action in parser._actions:
+    actions: list[Any] = parser._actions
+    for action in actions:
         kind = getattr(action, "_typehint", None)
         if kind is not None:
             action._typehint = whole_number_first(kind)

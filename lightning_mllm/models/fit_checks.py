@@ -86,11 +86,12 @@ def check_fit_monitors(trainer: Any, module: Any, scores: Sequence[str]) -> None
     for callback in trainer.callbacks:
         watched: Any = getattr(callback, "monitor", None)
         lenient = not getattr(callback, "strict", True)  # EarlyStopping that does without it
-        best = getattr(getattr(callback, "best", None), "name", None)  # of our Checkpointing
-        for option, name, known in (
+        best: Any = getattr(getattr(callback, "best", None), "name", None)  # of our Checkpointing
+        choices: list[tuple[str, Any, list[str]]] = [
             ("monitor", None if lenient else watched, logged),
             ("best", best, logged[1:]),  # of a validation
-        ):
+        ]
+        for option, name, known in choices:
             if name in (None, "epoch", "step", *known) or name.startswith(_SPEED):
                 continue
             more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
