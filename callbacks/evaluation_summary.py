@@ -7,6 +7,7 @@ import math
 import lightning as L
 
 from lightning_mllm import progress
+from lightning_mllm.callbacks.checkpointing import Checkpointing
 from lightning_mllm.callbacks.score_tables import score_table, score_table_of_kinds
 from lightning_mllm.callbacks.summary_table import (
     EvaluationScores,
@@ -67,15 +68,25 @@ class EvaluationSummary(L.Callback):
             progress.console.print(draw_summary_table(columns), caption)
 
     def _keep_if_best(self, trainer: L.Trainer, scores: EvaluationScores) -> None:
-        metric, sign = "val/loss", 1
-        for callback in trainer.checkpoint_callbacks:
-            monitor = getattr(callback, "monitor", None)
-            if monitor in trainer.callback_metrics:
-                metric, sign = monitor, -1 if getattr(callback, "mode", "min") == "max" else 1
+        metric, mode = _deciding_metric(trainer)
+        sign = -1 if mode == "max" else 1
         value = trainer.callback_metrics.get(metric)
         if value is not None and sign * float(value) < self._best_value:
             self._best, self._best_value = scores, sign * float(value)
             self._best_by = f"{'lowest' if sign > 0 else 'highest'} {metric}"
+
+
+def _deciding_metric(trainer: L.Trainer) -> tuple[str, str]:
+    """Return the metric that the checkpoints go by, or else the loss, and `min` or `max`."""
+    checkpoints = trainer.checkpoint_callbacks
+    for callback in checkpoints:
+        if isinstance(callback, Checkpointing) and callback.best is not None:
+            return callback.best.name, callback.best.mode
+    for callback in checkpoints:
+        monitor = getattr(callback, "monitor", None)
+        if monitor in trainer.callback_metrics:
+            return monitor, getattr(callback, "mode", "min")
+    return "val/loss", "min"
 
 
 def _take_scores(trainer: L.Trainer, module: MLLMModule) -> EvaluationScores:

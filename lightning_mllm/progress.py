@@ -103,6 +103,9 @@ def track(items: Iterable[T], name: str, total: float | None = None) -> Iterator
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
+    if total == 0:  # a bar of nothing says nothing
+        yield from items
+        return
     with show_progress(name, total) as bar:
         for item in items:
             yield item

@@ -15,6 +15,11 @@ def test_tracking_yields_every_item_and_leaves_no_bar() -> None:
     assert not progress._DISPLAY.tasks
 
 
+def test_nothing_to_do_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "show_progress", None)
+    assert list(track([], "counting")) == []
+
+
 def test_bars_are_gone_after_an_error() -> None:
     with pytest.raises(ValueError, match="in the block"), show_progress("a"), show_progress("b", 3):
         raise ValueError("in the block")

@@ -62,10 +62,19 @@ def table(path: Path | str | None) -> list[dict[str, str]]:
 
 def extract(checkpoint: str, folder: str, **options: Any) -> Path:
     """Extract three batches, as in a notebook."""
-    trainer = Trainer(logger=False, **QUIET)
+    trainer = Trainer(logger=False, accelerator="cpu", callbacks=[_NoSecondBar()])
     data = Colours(checkpoint=checkpoint, eval_batch_size=3)
     module = MLLMModule(checkpoint, policy=ZeroShot())
-    return trainer.extract(module, data, output=folder, points=POINTS, **options)
+    index = trainer.extract(module, data, output=folder, points=POINTS, **options)
+    assert trainer.progress_bar_callback is not None  # is back
+    return index
+
+
+class _NoSecondBar(L.Callback):
+    """While states are extracted, which has a bar of its own, there is none of Lightning's."""
+
+    def on_predict_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        assert trainer.progress_bar_callback is None
 
 
 def test_three_lines_read_what_the_framework_extracts(

@@ -12,19 +12,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_mllm.cli.class_index import BASES, explain_class, subclass_names
-from lightning_mllm.cli.given import Given, names_file, read_given
+from lightning_mllm.cli.given import Given, describe_place, names_file, read_given
 from lightning_mllm.cli.other_names import OTHER_NAMES
+from lightning_mllm.cli.resumed_fit import checkpoint_file, resumed_fit_arguments
 from lightning_mllm.cli.stages import check_stages
-from lightning_mllm.cli.value_checks import check_value
+from lightning_mllm.cli.value_checks import check_option_name, check_value
 from lightning_mllm.errors import ConfigError, did_you_mean
 
 _FLAGS = {"-h", "--help", "--print_config"}
 _MODEL_COMMANDS = ("fit", "validate", "test", "predict", "extract", "analyze", "export")
 # command -> what it can't do without
 _NEEDED = {
-    **dict.fromkeys(_MODEL_COMMANDS[:5], ("model.checkpoint", "data")),
+    **dict.fromkeys(_MODEL_COMMANDS[:4], ("model.checkpoint", "data")),
     "analyze": ("model.checkpoint", "data", "analysis"),
-    "export": ("model.checkpoint",),
+    "extract": ("model.checkpoint", "data", "output"),
+    "export": ("model.checkpoint", "output"),
     "data check": ("data",),
 }
 _EXAMPLES = {
@@ -36,6 +38,7 @@ _EXAMPLES = {
         "which data are used",
         "--data ImageFolder --data.init_args.root photos, or --config configs/data/digits.yaml",
     ),
+    "output": ("where the files go", "--output my_folder"),
     "analysis": (
         "what is analysed",
         "--analysis AnswerLens, or --config configs/analysis/information_flow.yaml",
@@ -59,6 +62,8 @@ def check_early(command: str, arguments: Sequence[str]) -> None:
     """
     if any(argument in ("-h", "--help") or ".help" in argument for argument in arguments):
         return
+    if command == "fit":
+        arguments = resumed_fit_arguments(arguments)
     given = read_given([each for each in arguments if each.partition("=")[0] not in _FLAGS])
     for each in given:
         check_stages(each.value, each.where)
@@ -78,8 +83,9 @@ def check_early(command: str, arguments: Sequence[str]) -> None:
         if not own_data or not each.option.startswith("data."):
             check_value(each.option, each.value, each.where)
     printed = any(argument.startswith("--print_config") for argument in arguments)
-    if not printed and not any(each.key == "resume" for each in given):
+    if not printed:
         _check_needed(command, given)
+        _check_training_checkpoint(given)
 
 
 def _check_place(command: str, each: Given) -> None:
@@ -89,10 +95,11 @@ def _check_place(command: str, each: Given) -> None:
         way_out = f"Write --config {each.value}." if is_config else "Options begin with `--`."
         raise ConfigError(f"{each.value!r} belongs to no option. {way_out}")
     option = each.option.partition(".")[0]
-    if command in _LACKING.get(option, ()):
+    if command in (lacking := _LACKING.get(option, ())):
+        having = [f"`lightning {name}`" for name in _MODEL_COMMANDS if name not in lacking]
         raise ConfigError(
             f"{each.where} sets {option}, which `lightning {command}` does not have: it is for "
-            "`lightning analyze`."
+            f"{' and '.join(having)}."
         )
 
 
@@ -112,12 +119,14 @@ def _check_kind_of_config(command: str, each: Given) -> None:
 
 
 def _check_option(each: Given) -> None:
-    """Refuse the names that other programs have for our options."""
+    """Refuse misspelt options, and the names that other programs have for ours."""
     section, _, name = each.option.rpartition(".")
     if section in ("", "model", "trainer") and name in OTHER_NAMES:
+        place = describe_place(each.where, each.option)
         raise ConfigError(
-            f"{each.where}: there is no option {each.option}. Here it is {OTHER_NAMES[name]}."
+            f"{place}there is no option {each.option}. Here it is {OTHER_NAMES[name]}."
         )
+    check_option_name(each.option, each.where)
 
 
 def _check_order(given: Sequence[Given]) -> None:
@@ -197,3 +206,16 @@ def _check_needed(command: str, given: Sequence[Given]) -> None:
         raise ConfigError(
             f"`lightning {command}` needs {needed}: {what}.{because} For example {example}."
         )
+
+
+def _check_training_checkpoint(given: Sequence[Given]) -> None:
+    """Refuse a `ckpt_path` that is neither a file nor the folder of a run; the last one counts."""
+    for each in [each for each in given if each.option == "ckpt_path"][-1:]:
+        text = str(each.value)
+        if "${" in text or text.lower() in ("none", "null", ""):
+            continue
+        if not checkpoint_file(text).is_file():
+            raise ConfigError(
+                f"{each.where}: there is no checkpoint file {text}. Expected e.g. "
+                "runs/<name>/checkpoints/last.ckpt, or the folder of a run."
+            )

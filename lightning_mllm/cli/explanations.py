@@ -6,6 +6,7 @@ import inspect
 import pydoc
 import re
 from collections.abc import Collection
+from dataclasses import fields, is_dataclass
 
 from lightning_mllm.cli.class_index import BASES, explain_class, subclass_names
 from lightning_mllm.errors import did_you_mean
@@ -42,9 +43,19 @@ def _explain_class(message: str) -> str | None:
     if match := re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE):
         if key in BASES:
             return explain_class(key, match[1])
+        if shape := _describe_fields(message):
+            return f"{key} takes {shape}, not {match[1]!r}."
         names: set[str] = set().union(*(subclass_names(base) for base, _, _ in BASES.values()))
         return f"There is no class {match[1]!r}.{did_you_mean(match[1], names)}"
     return _explain_own_class(message, key)
+
+
+def _describe_fields(message: str) -> str | None:
+    """Return the fields of the dataclass that is expected, as a config has them."""
+    for name in re.findall(r"<class '([\w.]+)'>", message):
+        if is_dataclass(kind := pydoc.locate(name)):
+            return f"{{{', '.join(f'{field.name}: ...' for field in fields(kind))}}}"
+    return None
 
 
 def _explain_own_class(message: str, key: str) -> str | None:

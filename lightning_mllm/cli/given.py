@@ -68,6 +68,11 @@ def read_given(arguments: Sequence[str]) -> list[Given]:
     return found
 
 
+def describe_place(where: str, option: str) -> str:
+    """Return what a message about an option begins with: nothing if it names the option anyway."""
+    return "" if where.lstrip("-") == option else f"{where}: "
+
+
 def names_file(value: object) -> bool:
     """Return whether a value is a file that an option is read from."""
     return isinstance(value, str) and Path(value).suffix in (".yaml", ".yml", ".json")

@@ -9,6 +9,8 @@ from lightning_mllm.cli.command_parser import parse_command
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.errors import UserError
 
+_STOPPED = 130  # as shells have it for Ctrl-C
+
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of `lightning` and `lightning-mllm`.
@@ -28,6 +30,9 @@ def main(args: list[str] | None = None) -> None:
             command.run(arguments)
     except ValueError as error:
         sys.exit(f"error: {_user_error(error)}")
+    except KeyboardInterrupt:  # elsewhere than in a fit, which says how to go on
+        sys.stderr.write("Stopped by Ctrl-C.\n")
+        sys.exit(_STOPPED)
 
 
 def _check(name: str, arguments: list[str]) -> None:

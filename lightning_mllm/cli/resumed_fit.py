@@ -46,6 +46,15 @@ def resumed_fit_arguments(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def checkpoint_file(path: str) -> Path:
+    """Return the file that a `ckpt_path` stands for: of a run, its last checkpoint."""
+    return _last_checkpoint(Path(path)) if Path(path).is_dir() else Path(path)
+
+
+def _last_checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"
+
+
 def _take_option(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the value of `--resume`, None without it, and the other arguments."""
     run, others, rest = None, [], iter(arguments)
@@ -69,7 +78,7 @@ def _find_checkpoint(run: Path) -> Path:
     Raises:
         ConfigError: It is not there.
     """
-    checkpoint = run / "checkpoints" / "last.ckpt"
+    checkpoint = _last_checkpoint(run)
     if not (run / "config.yaml").is_file():
         runs = sorted(file.parent.name for file in run.parent.glob("*/config.yaml"))
         known = f" Runs there: {', '.join(runs)}." if runs else ""

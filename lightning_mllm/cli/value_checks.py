@@ -1,4 +1,4 @@
-"""Numbers and choices that are none, by the annotations of constructors: read, not imported."""
+"""Options, numbers and choices that are none, by the constructors' texts: read, not imported."""
 
 from __future__ import annotations
 
@@ -10,16 +10,38 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_mllm.cli.class_index import PACKAGE
+from lightning_mllm.cli.given import describe_place
 from lightning_mllm.errors import ConfigError, did_you_mean
 
-# section -> files of this package and of Lightning, and the class in them
+# section -> file of this package, and of Lightning, with the class whose options it has
 _CONSTRUCTORS = {
     "trainer": ("Trainer", "trainer.py", "pytorch/trainer/trainer.py"),
     "model": ("MLLMModule", "models/module.py", ""),
+    "checkpointing": (
+        "Checkpointing ModelCheckpoint",
+        "callbacks/checkpointing.py",
+        "pytorch/callbacks/model_checkpoint.py",
+    ),
     "data.init_args": ("MLLMDataModule", "data/loading/datamodule.py", ""),
 }
+_OF_METHODS = {"split": "Split"}  # option of several commands -> its annotation
 # words that YAML, or our reader of numbers, takes for something else
 _OTHER_WORDS = {"null", "none", "true", "false", "yes", "no", "on", "off", "inf", "nan", "infinity"}
+
+
+def check_option_name(option: str, where: str) -> None:
+    """Refuse an option that its section does not have.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    section, _, name = option.partition(".")
+    name = name.partition(".")[0]
+    if not name or section not in _CONSTRUCTORS or name in (known := _annotations(section)):
+        return
+    hint = did_you_mean(f"{section}.{name}", [f"{section}.{each}" for each in known])
+    place = describe_place(where, option)
+    raise ConfigError(f"{place}there is no option {section}.{name}.{hint}")
 
 
 def check_value(option: str, value: object, where: str) -> None:
@@ -30,18 +52,21 @@ def check_value(option: str, value: object, where: str) -> None:
     """
     section, _, name = option.rpartition(".")
     is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value)
-    if not is_word or section not in _CONSTRUCTORS or str(value).lower() in _OTHER_WORDS:
+    known = section in _CONSTRUCTORS or option in _OF_METHODS
+    if not is_word or not known or str(value).lower() in _OTHER_WORDS:
         return
-    kinds = _kinds(_annotations(section).get(name, ""))
+    annotation = _OF_METHODS.get(option) or _annotations(section).get(name, "")
+    kinds = _kinds(annotation)
+    place = describe_place(where, option)
     if kinds <= {"int", "float"} and kinds:
         number = "a number" if "float" in kinds else "a whole number"
         raise ConfigError(
-            f"{where}: {option} takes {number} ({', '.join(sorted(kinds))}), not {value!r}."
+            f"{place}{option} takes {number} ({', '.join(sorted(kinds))}), not {value!r}."
         )
     choices = _choices().get(next(iter(kinds)), ()) if len(kinds) == 1 else ()
     if choices and value not in choices:
         raise ConfigError(
-            f"{where}: {option} takes {', '.join(choices)}, not {value!r}."
+            f"{place}{option} takes {', '.join(choices)}, not {value!r}."
             f"{did_you_mean(str(value), choices)}"
         )
 
@@ -57,7 +82,7 @@ def _kinds(annotation: str) -> set[str]:
 @cache
 def _annotations(section: str) -> Mapping[str, str]:
     """Return the annotations of the parameters of a section."""
-    name, own, lightnings = _CONSTRUCTORS[section]
+    names, own, lightnings = _CONSTRUCTORS[section]
     files = [PACKAGE / own]
     spec = find_spec("lightning")
     if lightnings and spec is not None:
@@ -65,7 +90,7 @@ def _annotations(section: str) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for file in files:
         for node in ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else ():
-            if isinstance(node, ast.ClassDef) and node.name == name:
+            if isinstance(node, ast.ClassDef) and node.name in names.split():
                 found |= _parameters(node)
     return found
 

@@ -86,14 +86,20 @@ def check_fit_monitors(trainer: Any, module: Any, scores: Sequence[str]) -> None
     for callback in trainer.callbacks:
         watched: Any = getattr(callback, "monitor", None)
         lenient = not getattr(callback, "strict", True)  # EarlyStopping that does without it
-        if watched in (None, "epoch", "step", *logged) or lenient or watched.startswith(_SPEED):
-            continue
-        more = f" and {len(logged) - _MOST_NAMES} more" if len(logged) > _MOST_NAMES else ""
-        raise ConfigError(
-            f"{type(callback).__name__} watches {watched!r}, which this fit does not log. Set its "
-            f"option monitor to one of: {', '.join(logged[:_MOST_NAMES])}{more}."
-            f"{did_you_mean(watched, logged)}"
-        )
+        best: Any = getattr(getattr(callback, "best", None), "name", None)  # of our Checkpointing
+        choices: list[tuple[str, Any, list[str]]] = [
+            ("monitor", None if lenient else watched, logged),
+            ("best", best, logged[1:]),  # of a validation
+        ]
+        for option, name, known in choices:
+            if name in (None, "epoch", "step", *known) or name.startswith(_SPEED):
+                continue
+            more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
+            raise ConfigError(
+                f"{type(callback).__name__} watches {name!r}, which this fit does not log. Set its "
+                f"option {option} to one of: {', '.join(known[:_MOST_NAMES])}{more}."
+                f"{did_you_mean(name, known)}"
+            )
 
 
 def _is_known(thing: object) -> bool:

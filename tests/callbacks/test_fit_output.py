@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_mllm import progress
 from lightning_mllm.callbacks import (
+    Checkpointing,
     EpochLine,
     EvaluationReport,
     EvaluationSummary,
@@ -24,6 +26,7 @@ from lightning_mllm.callbacks import (
     TrainingBar,
 )
 from lightning_mllm.callbacks.epoch_line import format_loss, join_line
+from lightning_mllm.callbacks.evaluation_summary import _deciding_metric
 from lightning_mllm.callbacks.log_interval import log_interval_of
 from lightning_mllm.callbacks.summary_table import (
     EvaluationScores,
@@ -187,6 +190,26 @@ def test_a_fit_that_stops_early_says_why_and_its_best_is_that_of_its_checkpoints
     assert len(shown.begin("epoch")) == 2
     assert any(line.startswith("Stopped early, after step 4/18.") for line in shown.lines)
     assert any(line.endswith("highest val/likelihood/accuracy") for line in shown.lines)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "expected"),
+    [
+        ([Checkpointing()], ("val/loss", "min")),
+        ([Checkpointing(best="val/a/f1", save_last=True)], ("val/a/f1", "max")),
+        ([ModelCheckpoint(monitor="val/b", mode="max")], ("val/b", "max")),
+        (
+            [ModelCheckpoint(monitor="val/b"), Checkpointing(best="val/a/loss")],
+            ("val/a/loss", "min"),
+        ),
+    ],
+)
+def test_the_best_of_the_table_is_that_of_the_best_checkpoint(
+    checkpoints: list[Any], expected: tuple[str, str]
+) -> None:
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=checkpoints, callback_metrics={"val/b": 1})
+
+    assert _deciding_metric(trainer) == expected
 
 
 @pytest.mark.parametrize("width", [None, 200, 80, 79, 70, 60])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import logging
 import subprocess
 import sys
 from dataclasses import asdict
@@ -16,8 +17,10 @@ from PIL import Image
 
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.callbacks import PredictionTable, SkipComputations
+from lightning_mllm.cli.commands import asking as asking_module
 from lightning_mllm.cli.commands.asking import Asking, make_parser, make_skips
 from lightning_mllm.cli.main import main
+from lightning_mllm.cli.messages import show_messages
 from lightning_mllm.data import ImageFolder
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import Likelihood
@@ -173,3 +176,12 @@ main(["ask", "--model.checkpoint", "x", "--image", "nowhere.jpg", "What?"])
 
     assert done.returncode == 1
     assert done.stderr.startswith("error: --image nowhere.jpg: does not exist")
+
+
+def test_what_lightning_says_of_devices_and_tips_is_not_shown() -> None:
+    library = logging.getLogger("lightning")
+    with show_messages():
+        library.addHandler(logging.StreamHandler())  # as when it is imported
+        with pytest.raises(SystemExit):
+            asking_module.run("ask", ["--help"])
+        assert not library.handlers

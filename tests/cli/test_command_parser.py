@@ -89,7 +89,7 @@ def test_the_version_names_what_the_program_stands_on(capsys: pytest.CaptureFixt
     ids=str,
 )
 def test_help_and_mistakes_import_nothing_heavy(arguments: list[str], status: int | None) -> None:
-    allowed = {"yaml"} if arguments[:1] in (["completion"], ["configs"]) else set()
+    allowed = {"rich", "yaml"} if arguments[:1] in (["completion"], ["configs"]) else set()
     program = f"""
 import sys
 from lightning_mllm.cli.main import main

@@ -15,6 +15,7 @@ from lightning_mllm.cli import early_checks
 from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.early_checks import check_early
 from lightning_mllm.cli.other_names import OTHER_NAMES
+from lightning_mllm.cli.resumed_fit import checkpoint_file
 from tests.cli.test_command_parser import HEAVY
 from tests.support.command_line import CONFIGS, isolate, refusal
 from tests.support.shipped_configs import shipped_yaml
@@ -32,6 +33,8 @@ FILES = {
     "bracket.yaml": "model: {checkpoint: x\ndata: Digits\n",
     "my_data.py": "class Leaves: pass\n",
     "folder/a.yaml": "",
+    "runs/a/config.yaml": (CONFIGS / "quickstart.yaml").read_text(),
+    "runs/a/checkpoints/last.ckpt": "",
 }
 MODEL, DATA = ["--model.checkpoint", "x"], ["--data", "Digits"]
 # what is typed -> what the answer says
@@ -52,7 +55,18 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no checkpoint": (["test", *DATA], ["needs model.checkpoint", "--model.checkpoint llava-hf"]),
     "no analysis": (["analyze", *MODEL, *DATA], ["needs analysis", "--analysis AnswerLens"]),
     "no data to check": (["data", "check"], ["`lightning data check` needs data"]),
-    "lr": (["fit", *START, "--model.lr", "1"], ["no option model.lr", "model.learning_rates"]),
+    "lr": (
+        ["fit", *START, "--model.lr", "1"],
+        ["error: there is no option model.lr", "model.learning_rates"],
+    ),
+    "misspelt option": (
+        ["fit", *START, "--trainer.max_epoch", "3"],
+        ["error: there is no option trainer.max_epoch", 'Did you mean "trainer.max_epochs"'],
+    ),
+    "misspelt option of checkpoints": (
+        ["fit", *START, "--checkpointing.bset", "val/loss"],
+        ["there is no option checkpointing.bset", 'Did you mean "checkpointing.best"'],
+    ),
     "epochs": (["fit", *START, "--epochs", "1"], ["no option epochs", "trainer.max_epochs"]),
     "preset first": (
         ["fit", *MODEL, "--config", "preset.yaml", "--config", "digits.yaml"],
@@ -94,7 +108,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["fit", *START, "--config", "lens.yaml"],
         ["lens.yaml sets analysis", "for `lightning analyze`"],
     ),
-    "split": (["fit", *START, "--split", "val"], ["`lightning fit` does not have"]),
+    "split": (
+        ["fit", *START, "--split", "val"],
+        ["`lightning fit` does not have", "for `lightning predict` and `lightning extract` and"],
+    ),
     "config without --config": (["fit", "quickstart.yaml"], ["Write --config quickstart.yaml"]),
     "word": (["fit", *START, "extra"], ["'extra' belongs to no option"]),
     "word for a number": (
@@ -108,6 +125,23 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "geometry": (
         ["fit", *START, "--data.init_args.geometry", "padd"],
         ["data.init_args.geometry takes pad, crop", 'Did you mean "pad"'],
+    ),
+    "split that is none": (
+        ["extract", *START, "--output", "x", "--split", "tset"],
+        ["split takes train, val, test, not 'tset'", 'Did you mean "test"'],
+    ),
+    "no output": (["export", *MODEL], ["`lightning export` needs output", "--output my_folder"]),
+    "checkpoint of a training": (
+        ["test", *START, "--ckpt_path", "runs/b"],
+        ["--ckpt_path: there is no checkpoint file runs/b", "folder of a run"],
+    ),
+    "run that goes on": (
+        ["fit", "--resume", "runs/b"],
+        ["runs/b is not the folder of a run", "Runs there: a"],
+    ),
+    "analysis that goes on without data": (
+        ["analyze", *MODEL, "--analysis", "AnswerLens", "--resume", "runs/a"],
+        ["needs data"],
     ),
     "kind of class": (
         ["fit", *START, "--data", "ProbeEachEpoch"],
@@ -137,7 +171,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def write_files(folder: Path) -> None:
     for name, text in FILES.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
 
 
@@ -224,6 +258,10 @@ RIGHT = {
     ],
     "pictures in place of data": ["predict", *MODEL, "--images", "folder"],
     "a run that goes on": ["fit", "--resume", "runs/a"],
+    "a checkpoint, or the folder of its run": [
+        *("test", *START, "--ckpt_path", "gone.ckpt", "--ckpt_path", "runs/a"),
+    ],
+    "a checkpoint in the environment": ["test", *START, "--ckpt_path", "${oc.env:CHECKPOINT}"],
     "data check with the config of a fit": ["data check", *START, "--all", "-c", "callback.yaml"],
 }
 
@@ -276,3 +314,8 @@ def test_names_that_are_suggested_exist(options_of_commands: dict[str, set[str]]
     for command, needed in early_checks._NEEDED.items():
         if command in options_of_commands:
             assert set(needed) <= options_of_commands[command]
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint() -> None:
+    assert checkpoint_file("runs/a") == Path("runs/a/checkpoints/last.ckpt")
+    assert checkpoint_file("runs/a/checkpoints/last.ckpt") == checkpoint_file("runs/a")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
 from jsonargparse import Namespace
 
 from lightning_mllm.callbacks import ProbeEachEpoch, SaveFeatures
 from lightning_mllm.cli.commands.model import ModelCLI
-from lightning_mllm.cli.parser import Parser
+from lightning_mllm.cli.parser import Parser, whole_number_first
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import NearestCentroid, Point
 from lightning_mllm.trainer import Trainer
@@ -166,3 +168,28 @@ def test_nor_do_points_and_probes() -> None:
         "ProbeEachEpoch",
         "FreezeAudit",
     ]
+
+
+@pytest.mark.parametrize("kind", [float | int | None, float | str | int, int | float])
+def test_a_whole_number_is_tried_before_a_share(kind: Any) -> None:
+    members = get_args(whole_number_first(kind))
+
+    assert members.index(int) < members.index(float) and {*members} == {*get_args(kind)}
+
+
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+
+
+def test_a_limit_of_1_is_one_batch_and_not_all_whatever_was_imported_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = [word for name in LIMITS for word in (f"--trainer.{name}", "1")]
+    shown = ("--trainer.val_check_interval", "1", "--trainer.overfit_batches", "0.5")
+
+    with pytest.raises(SystemExit):
+        ModelCLI(["fit", *options, *shown, "--print_config"])
+
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    limits = [trainer[name] for name in (*LIMITS, "val_check_interval")]
+    assert limits == [1] * 5 and {*map(type, limits)} == {int}
+    assert trainer["overfit_batches"] == 0.5

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from lightning_mllm.callbacks import Checkpointing
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models import freeze
@@ -135,6 +136,15 @@ def test_what_it_does_not_log_is_refused_with_what_it_logs() -> None:
         _watch(ModelCheckpoint(monitor="val/los"))
     with pytest.raises(ConfigError, match=r"'val/loss', .* option monitor to one of: train/loss\."):
         _watch(EarlyStopping("val/loss"), limit_val_batches=0)
+
+
+def test_the_best_checkpoint_goes_by_what_a_validation_logs() -> None:
+    _watch(Checkpointing(best="val/generation/accuracy"))
+
+    with pytest.raises(
+        ConfigError, match=r"watches 'val/generation/acuracy'.* option best .*: val/"
+    ):
+        _watch(Checkpointing(best="val/generation/acuracy:max"))
 
 
 def test_a_callback_of_the_users_own_may_log_what_is_watched() -> None:

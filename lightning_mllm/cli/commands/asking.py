@@ -16,8 +16,10 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.commands.model import fill_in_seeds
+from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
+from lightning_mllm.cli.resumed_fit import checkpoint_file
 from lightning_mllm.data.datasets.asked import ask_about_samples
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.errors import ConfigError
@@ -37,6 +39,7 @@ _NOT_USED = (  # what the config of a run may say, too
 
 def run(name: str, arguments: list[str]) -> None:
     """Ask, and show the answer; on a pipe it is all that is printed."""
+    send_library_messages()  # of those that are imported now
     register_resolvers()
     parser = make_parser(f"{PROGRAM} {name}")
     config = parser.parse_args([resolved(argument) for argument in arguments])
@@ -55,7 +58,7 @@ def run(name: str, arguments: list[str]) -> None:
             options.image or [],
             options.question,
             options.classes or [],
-            ckpt_path=options.ckpt_path,
+            ckpt_path=options.ckpt_path and str(checkpoint_file(options.ckpt_path)),
             max_new_tokens=options.max_new_tokens,
         )
     console.print(found.answer, markup=False, soft_wrap=True)
@@ -207,7 +210,9 @@ def make_parser(prog: str) -> Parser:
     parser.add_argument(
         "--classes", nargs="+", type=str, help="Answers to choose from; each gets a probability."
     )
-    parser.add_argument("--ckpt_path", type=str, help="Training checkpoint of the run.")
+    parser.add_argument(
+        "--ckpt_path", type=str, help="Training checkpoint, or the folder of its run."
+    )
     parser.add_argument(
         "--max_new_tokens", type=int, default=128, help="Length at which an answer is cut."
     )

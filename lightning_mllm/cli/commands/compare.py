@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 from rich.text import Text
 
 from lightning_mllm.cli.commands import PROGRAM
+from lightning_mllm.cli.sentence_parser import SentenceParser
 from lightning_mllm.comparison.comparison import compare_runs, write_comparison
 from lightning_mllm.comparison.report import report_comparison
-from lightning_mllm.errors import ConfigError, did_you_mean
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.progress import console
 
 
@@ -36,19 +34,8 @@ def run(name: str, arguments: list[str]) -> None:
     console.print(Text(f"Written to {output}: {names}"), soft_wrap=True)
 
 
-class _CompareParser(argparse.ArgumentParser):
-    """Answers a mistake in a sentence, with the nearest option."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        wrong = re.search(r"--[\w-]+", message)
-        nearest = did_you_mean(wrong[0], self._option_string_actions) if wrong else ""
-        sys.stderr.write(f"error: {message}.{nearest}\nFor all options: {self.prog} --help\n")
-        sys.exit(2)
-
-
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = _CompareParser(
+    parser = SentenceParser(
         prog=prog,
         allow_abbrev=False,
         description="Compare runs: paired tests on the same samples, configs, curves.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lightning_mllm.cli.commands import COMMANDS, PROGRAM
+from lightning_mllm.cli.sentence_parser import SentenceParser
 
 _SHELLS = ("bash", "zsh", "fish")
 _PROGRAMS = (PROGRAM, "lightning-mllm")
@@ -40,7 +41,7 @@ _ZSH = "autoload -Uz bashcompinit && bashcompinit\n"
 
 def run(name: str, arguments: list[str]) -> None:
     """Print the script."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=f"{PROGRAM} {name}",
         description="Print what lets a shell complete commands, options and files.",
         epilog=_HOW,

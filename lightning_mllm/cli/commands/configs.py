@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.config_files import SHIPPED
+from lightning_mllm.cli.sentence_parser import SentenceParser
 from lightning_mllm.errors import ConfigError
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Copy them; what is there already stays, unless it is to be overwritten."""
-    parser = argparse.ArgumentParser(
+    parser = SentenceParser(
         prog=f"{PROGRAM} {name}",
         description="Copy the shipped configs into a folder, to read and to change.",
         allow_abbrev=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import SUPPRESS, Namespace
@@ -13,10 +12,10 @@ from lightning_mllm.callbacks import AnswerTable, Checkpointing, EvaluationSumma
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.defaults import add_defaults
 from lightning_mllm.cli.messages import send_library_messages
-from lightning_mllm.cli.parser import Parser
+from lightning_mllm.cli.parser import Parser, take_whole_numbers_first
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import HELP as RESUME_HELP
-from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
+from lightning_mllm.cli.resumed_fit import checkpoint_file, resumed_fit_arguments
 from lightning_mllm.cli.save_config import SaveConfig
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.errors import ConfigError
@@ -93,9 +92,8 @@ class ModelCLI(LightningCLI):
                 "resume is an option of the command line, which a config file can't set: "
                 f"lightning fit --resume {run}"
             )
-        folder = Path(options.get("ckpt_path") or "")
-        if options.get("ckpt_path") and folder.is_dir():
-            options["ckpt_path"] = str(folder / "checkpoints" / "last.ckpt")
+        if options.get("ckpt_path"):
+            options["ckpt_path"] = str(checkpoint_file(options["ckpt_path"]))
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -109,6 +107,7 @@ class ModelCLI(LightningCLI):
         parser: LightningArgumentParser = super()._prepare_subcommand_parser(
             klass, subcommand, **kwargs
         )
+        take_whole_numbers_first(parser)
         if subcommand == "fit":
             parser.add_argument("--resume", default=SUPPRESS, metavar="RUN", help=RESUME_HELP)
         else:
@@ -153,13 +152,13 @@ class ModelCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the default callbacks that the config does not replace."""
         if self.subcommand == "export":
-            return Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
+            return Trainer(logger=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
         if config.get("fast_dev_run"):
             logger.info("A trial (trainer.fast_dev_run): few batches, and nothing is written.")
         if self.subcommand == "extract":  # leaves a folder of its own, and no run
-            nothing = {"enable_progress_bar": False, "enable_checkpointing": False}
-            return Trainer(**{**config, "logger": False, "callbacks": None, **nothing})
+            nothing = {"logger": False, "callbacks": None, "enable_checkpointing": False}
+            return Trainer(**{**config, **nothing})
         callbacks = add_defaults(
             trainer_option_as_list(config.get("callbacks")),
             writes=not config.get("fast_dev_run") and config.get("logger") is not False,

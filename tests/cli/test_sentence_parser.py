@@ -1,0 +1,56 @@
+"""What a mistake is answered with where argparse or jsonargparse find it, and Ctrl-C."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_mllm.cli.explanations import explain
+from lightning_mllm.cli.main import main
+from tests.support.command_line import refusal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["completion", "fsh"], ["there is no 'fsh': choose bash, zsh, fish", '"fish"']),
+        (["configs"], ["required: DIR"]),
+        (["configs", "x", "--overwrit"], ["--overwrit", 'Did you mean "--overwrite"']),
+        (["compare", "a", "b", "--outptu", "x"], ['Did you mean "--output"']),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(
+    arguments: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, arguments)
+
+    assert message.startswith("error: ") and "usage" not in message
+    assert all(part in message for part in expected), message
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_mllm.cli.commands.command.Command.run", press)
+    with pytest.raises(SystemExit) as ended:
+        main(["tiny", "folder"])
+
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Stopped by Ctrl-C.\n"
+
+
+def test_a_word_in_place_of_a_mapping_is_answered_with_its_fields() -> None:
+    said = """Parser key "points":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'lightning_mllm.probing.features.points.Point'>, collections.abc.Sequence]
+  Errors:
+    - Expected a dot import path string: layer99
+    - Expected a <class 'collections.abc.Sequence'>
+  Given value type: <class 'str'>
+  Given value: layer99"""
+
+    assert explain(said, "lightning extract", []) == (
+        "points takes {place: ..., layer: ..., pooling: ..., cells: ...}, not 'layer99'."
+    )
