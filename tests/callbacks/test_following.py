@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import safetensors.torch
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import ProbeEachEpoch, RepresentationDrift, SaveFeatures
@@ -16,7 +17,6 @@ from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.freeze import Lora, ProjectorAndVision
 from lightning_mllm.probing import FeatureCache, FeatureSet, MLPProbe, Point
 from lightning_mllm.probing.features.extraction import extract as extract_features
-from lightning_mllm.store import files
 from lightning_mllm.types import Sample, Turn
 from tests.support.command_line import picture
 from tests.support.feature_callbacks import all_callbacks, make_run, moments, quick_probes
@@ -177,7 +177,7 @@ def test_a_full_disk_ends_the_run_with_the_name_of_the_file(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
 
     with pytest.raises(
         DataError, match=r"features/train-step0\.safetensors: .*No space left on device"

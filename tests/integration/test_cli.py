@@ -704,25 +704,6 @@ def test_an_exported_projector_starts_another_fit(fitted: Fitted, tmp_path: Path
     assert all(torch.equal(own[name], tensor) for name, tensor in weights(fitted.last).items())
 
 
-def test_a_run_that_ended_is_not_prolonged(
-    fitted: Fitted, capsys: pytest.CaptureFixture[str]
-) -> None:
-    longer = (
-        "--trainer.run.name",
-        "longer",
-        "--trainer.max_epochs",
-        "3",
-        "--ckpt_path",
-        str(fitted.last),
-    )
-
-    message = refusal(capsys, [*fitted.arguments, *longer])
-
-    assert "'steps': 6" in message
-    assert "'steps': 9" in message
-    assert "lightning export" in message
-
-
 def test_a_trial_writes_nothing(tiny_llava: str, tmp_path: Path) -> None:
     main(
         [

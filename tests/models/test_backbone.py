@@ -229,7 +229,7 @@ def test_a_further_family_is_one_entry(
 def test_a_wrong_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # the variable is read at import
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="'no/such-model' can't be opened"):
+    with pytest.raises(CheckpointError, match="'no/such-model' is not a folder"):
         Backbone.from_pretrained("no/such-model")
 
 

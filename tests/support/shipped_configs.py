@@ -82,15 +82,13 @@ PRESETS: dict[str, tuple[type, int, float]] = {  # policy, global batch, rate of
 SKIP_BLOCKS = "presets/skip_blocks.yaml"
 
 # ---- analyses ----
-ANALYSES = {  # name of the folder, pictures in it
+ANALYSES = {  # name of the folder, pictures in it; those about boxes are not drawn without any
     "analysis/answer_lens.yaml": ("answer_lens", {"lens.png"}),
     "analysis/information_flow.yaml": (
         "information_flow",
         {
             "to_last.png",
             "image_to_question.png",
-            "patches_to_question.png",
-            "contrasts.png",
             "heat_map.png",
         },
     ),

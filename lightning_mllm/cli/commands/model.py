@@ -87,7 +87,7 @@ class ModelCLI(LightningCLI):
             ConfigError: A config file has `resume`, which would come too late to be obeyed.
         """
         options = self.config.get(self.config.subcommand) or {}
-        if run := options.get("resume"):
+        if self.config.subcommand == "fit" and (run := options.get("resume")):
             raise ConfigError(
                 "resume is an option of the command line, which a config file can't set: "
                 f"lightning fit --resume {run}"

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.probing import load_features, save_features
-from lightning_mllm.store import files
 from tests.support.clusters import clusters
 
 ABOUT = {"names": ["a", "b"], "sample_ids": ["x", "y"], "settings": {}}
@@ -55,7 +55,7 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_behind(
 
     path = tmp_path / "val.safetensors"
     save_features(path, {"post-mean": clusters("val")}, {})
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
 
     with pytest.raises(
         DataError, match=r"can't be written to .*val\.safetensors: .*No space left.*Make room"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mllm.study.engine import wandb_summary as summary
 from lightning_mllm.study.engine.main import run_study
 from lightning_mllm.study.projection.study import ProjectionStudyRichness
+from lightning_mllm.tracking import loggers
 from tests.study.conftest import Change, FakeLightning
 from tests.support.fake_wandb import fake_wandb
 
@@ -22,7 +22,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise ConnectionError("no route to W&B")
         tables.append(name)
 
-    monkeypatch.setattr(summary, "log_table", log_table)
+    monkeypatch.setattr(loggers, "log_table", log_table)
     return tables
 
 
