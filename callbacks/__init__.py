@@ -11,6 +11,7 @@ from lightning_mllm.callbacks.answers import AnswerTable
 from lightning_mllm.callbacks.chair import ChairReport
 from lightning_mllm.callbacks.checkpointing import Checkpointing
 from lightning_mllm.callbacks.clip import ClipZeroShot
+from lightning_mllm.callbacks.defaults import default_callbacks
 from lightning_mllm.callbacks.drift import RepresentationDrift
 from lightning_mllm.callbacks.epoch_line import EpochLine
 from lightning_mllm.callbacks.evaluation_report import EvaluationReport
@@ -52,4 +53,5 @@ __all__ = [
     "SkipComputations",
     "Throughput",
     "TrainingBar",
+    "default_callbacks",
 ]

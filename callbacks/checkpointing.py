@@ -157,11 +157,12 @@ class Checkpointing(ModelCheckpoint):
             self._write_stopped(trainer)
         folder = trainer_run_dir(trainer)
         is_there = (folder / "checkpoints" / "last.ckpt").is_file()
-        if trainer.is_global_zero and is_there and (folder / "config.yaml").is_file():
-            step = self._last_global_step_saved
-            console.print(
-                f"To go on from step {step}: lightning fit --resume {folder}", soft_wrap=True
-            )
+        if trainer.is_global_zero and is_there:
+            how = f"lightning fit --resume {folder}"
+            if not (folder / "config.yaml").is_file():  # a script's
+                how = f'trainer.fit(..., ckpt_path="{folder}/checkpoints/last.ckpt")'
+            text = f"To go on from step {self._last_global_step_saved}: {how}"
+            console.print(text, markup=False, soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return Lightning's own state, and the best value so far."""

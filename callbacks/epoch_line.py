@@ -29,7 +29,7 @@ class EpochLine(L.Callback):
     The numbers are the mean loss of the training since the line before, the validation's loss, and
     its accuracy with the 95 % interval: of the first scorer, which is named once if there are
     several, or of open answers. A validation within an epoch has a line of its own, and so has each
-    evaluation before the training. Time left is that of the whole training.
+    evaluation of a fit before its training. Time left is that of the whole training.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class EpochLine(L.Callback):
         if trainer_is_fitting(trainer):
             if not _is_last_of_epoch(trainer):
                 self._print_line(trainer, module, trainer_step_place(trainer))
-        elif not module.trained_steps:
+        elif not module.trained_steps and getattr(trainer, "will_fit", True):
             seconds = format_duration(time.monotonic() - self._line_began)
             self._print(trainer, module, ["before", *self._scores], [seconds])
 

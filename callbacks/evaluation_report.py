@@ -14,6 +14,7 @@ from lightning_mllm.callbacks.trainer_state import (
     trainer_datamodule,
     trainer_evaluation_dir,
     trainer_figure,
+    trainer_has_folder,
     trainer_mllm,
 )
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult
@@ -36,6 +37,8 @@ class EvaluationReport(L.Callback):
         module = trainer_mllm(pl_module)
         scored = module.results or module.exact_match
         if trainer.sanity_checking or not trainer.is_global_zero or not scored:
+            return
+        if not trainer_has_folder(trainer):
             return
         scores: dict[str, Any] = {
             "stage": module.stage_name,

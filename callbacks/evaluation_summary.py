@@ -48,6 +48,18 @@ class EvaluationSummary(L.Callback):
 
     on_test_end = on_validation_end
 
+    def show_results(self, trainer: L.Trainer) -> None:
+        """Show the scores of all evaluations in one table, and say where the results are.
+
+        Our Trainer calls this at the end of each `fit`, `validate` and `test`.
+        """
+        if not trainer.is_global_zero:
+            return
+        self.print_table()
+        if trainer.loggers:
+            text = f"Results are in {trainer.default_root_dir}"
+            progress.console.print(text, markup=False, soft_wrap=True)
+
     def print_table(self) -> None:
         """Print all that is known: a column per moment of a fit, or the table of an evaluation."""
         validation = self._last.get("validation")

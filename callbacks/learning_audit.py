@@ -8,9 +8,9 @@ import lightning as L
 
 from lightning_mllm.callbacks.freeze_audit import checksums_of_tensors
 from lightning_mllm.callbacks.trainer_state import (
+    trainer_has_folder,
     trainer_mllm,
     trainer_run_dir,
-    trainer_writes_results,
 )
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_csv_file
@@ -41,7 +41,7 @@ class LearningAudit(L.Callback):
         """Compare; in a trial run the only step is the first of the warm-up, at rate 0."""
         module = trainer_mllm(pl_module)
         took_steps = module.trained_steps > self._first_step  # else nothing was left to train
-        if not took_steps or not trainer_writes_results(trainer):
+        if not took_steps or not trainer.is_global_zero or not trainer_has_folder(trainer):
             return
         backbone, after = module.backbone, _trained_checksums(module)
         still = [name for name, checksum in self._before.items() if after.get(name) == checksum]

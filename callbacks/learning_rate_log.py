@@ -16,8 +16,13 @@ class LearningRateLog(LearningRateMonitor):
     def __init__(self) -> None:
         super().__init__("step")
 
+    def on_train_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Find the rates; where nothing is logged, do nothing."""
+        if trainer.loggers:
+            super().on_train_start(trainer, *args, **kwargs)
+
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Log the rates, as often as the loss."""
-        if trainer._logger_connector.should_update_logs:
+        if trainer.loggers and trainer._logger_connector.should_update_logs:
             rates = self._extract_stats(trainer, "step")
             log_metrics(trainer.loggers, rates, trainer.global_step + 1)

@@ -13,7 +13,8 @@ _LONGEST = 50  # steps between two points
 class LogInterval(L.Callback):
     """Sets `log_every_n_steps` so that a fit logs a hundred times, and at least every 50 steps.
 
-    A fit of fewer than a hundred steps logs each of them.
+    A fit of fewer than a hundred steps logs each of them. An interval that the Trainer was given
+    stays.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -34,4 +35,5 @@ def log_interval_of(steps: int) -> int:
 
 
 def _set_log_interval(trainer: L.Trainer, steps: int) -> None:
-    trainer.log_every_n_steps = steps  # type: ignore[attr-defined]  # of Lightning's Trainer
+    if not getattr(trainer, "has_log_interval", False):  # Lightning's own does not say
+        trainer.log_every_n_steps = steps  # type: ignore[attr-defined]  # of Lightning's Trainer

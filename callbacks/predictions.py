@@ -15,6 +15,7 @@ from lightning_mllm.callbacks.trainer_state import (
     trainer_evaluated_split,
     trainer_evaluation_dir,
     trainer_figure,
+    trainer_has_folder,
     trainer_label_set,
     trainer_mllm,
 )
@@ -121,7 +122,7 @@ class PredictionTable(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the table and the pictures."""
         rows, self._rows = gather_from_processes(self._rows), []
-        if not rows or not trainer.is_global_zero:
+        if not rows or not trainer.is_global_zero or not trainer_has_folder(trainer):
             return
         samples = {sample.id: sample for sample in trainer_evaluated_split(trainer)}
         by_id = {row.sample_id: row for row in rows}

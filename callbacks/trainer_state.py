@@ -60,6 +60,16 @@ def trainer_writes_results(trainer: L.Trainer) -> bool:
     return trainer.is_global_zero and not trainer_is_trial(trainer)
 
 
+def trainer_has_folder(trainer: L.Trainer) -> bool:
+    """Return whether files have a folder to go to, which a trial run and `logger=False` have not.
+
+    Without a logger Lightning's folder is the current one, unless it is given another.
+    """
+    if trainer_is_trial(trainer):
+        return False
+    return bool(trainer.loggers) or trainer_run_dir(trainer).resolve() != Path.cwd()
+
+
 def trainer_is_trial(trainer: L.Trainer) -> bool:
     """Return whether this is a trial run with `fast_dev_run`, whose results mean nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

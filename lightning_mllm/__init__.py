@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_mllm.callbacks.defaults import default_callbacks as default_callbacks
     from lightning_mllm.data.loading.datamodule import MLLMDataModule as MLLMDataModule
+    from lightning_mllm.messages import show_messages as show_messages
     from lightning_mllm.models.module import MLLMModule as MLLMModule
     from lightning_mllm.run import Run as Run
     from lightning_mllm.trainer import Trainer as Trainer
@@ -26,6 +28,8 @@ _HOMES = {
     "Sample": "types",
     "Trainer": "trainer",
     "Turn": "types",
+    "default_callbacks": "callbacks",
+    "show_messages": "messages",
 }
 __all__ = [
     "Box",
@@ -36,6 +40,8 @@ __all__ = [
     "Trainer",
     "Turn",
     "__version__",
+    "default_callbacks",
+    "show_messages",
 ]
 
 

@@ -78,6 +78,11 @@ class RunStatus:
         finally:
             self._depth -= 1
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a command runs."""
+        return self._depth > 0
+
     def write(self, **changes: Any) -> None:
         """Change entries of `status.json`."""
         self._content |= {**changes, "updated": _now()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mllm.analysis.core.analysis import Analysis
@@ -37,8 +37,11 @@ from lightning_mllm.tracking.headlines import print_headlines
 from lightning_mllm.trainer_options import (
     check_trainer_options,
     check_trainer_strategy,
+    find_usable_callbacks,
 )
 from lightning_mllm.trainer_verbs import TrainerVerbs
+
+_EVALUATING = ("fit", "validate", "test")  # commands after which scores are shown
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class TrainerCheckpointIO(TorchCheckpointIO):
 
 class Trainer(TrainerVerbs):
     """Lightning's Trainer, set up for MLLM studies.
+
+    With `callbacks=default_callbacks()` a script shows and writes what the command line does.
 
     Args:
         run: Name, folder and tracking of the run.
@@ -85,9 +90,8 @@ class Trainer(TrainerVerbs):
         self._status = RunStatus(folder if is_first else None)
         plugins = [*trainer_option_as_list(kwargs.pop("plugins", None)), TrainerCheckpointIO()]
         kwargs.pop("enable_model_summary", None)  # the freeze report says all of it and more
-        if kwargs.get("enable_checkpointing") is False:  # the command line always has one
-            callbacks = trainer_option_as_list(kwargs.get("callbacks"))
-            kwargs["callbacks"] = [each for each in callbacks if not isinstance(each, Checkpoint)]
+        kwargs["callbacks"] = find_usable_callbacks(kwargs)
+        self.has_log_interval = kwargs.get("log_every_n_steps") is not None  # no callback sets it
         # our DataModules divide each batch among the processes: nothing is counted twice
         kwargs.pop("use_distributed_sampler", None)
         self.will_fit = False
@@ -114,8 +118,19 @@ class Trainer(TrainerVerbs):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """Do what all commands do, and note in the run's folder how it ends."""
         assert self.state.fn is not None  # Lightning calls this from one of its commands
-        with self._status.during(self.state.fn.value, self):
+        with self._during(self.state.fn.value):
             return super()._run(*args, **kwargs)
+
+    @contextmanager
+    def _during(self, command: str) -> Iterator[None]:
+        """Note in the run's folder how a command ends; let callbacks show what came of it."""
+        with self._status.during(command, self):
+            yield
+        if command in _EVALUATING and not self._status.is_running:
+            callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]  # Lightning's
+            for each in callbacks:
+                if hasattr(each, "show_results"):
+                    each.show_results(self)
 
     def fit(  # type: ignore[override]  # a superset, by keyword
         self,
@@ -141,7 +156,7 @@ class Trainer(TrainerVerbs):
                 (step 0) and on the test split (`zero_shot/...`).
             test_after: Whether to evaluate the trained model on the test split.
         """
-        with self._status.during("fit", self):
+        with self._during("fit"):
             if ckpt_path is not None and not Path(ckpt_path).is_file():
                 raise CheckpointError(
                     f"There is no checkpoint file {ckpt_path}. A run never uses the folder of "

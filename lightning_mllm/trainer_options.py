@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO, Precision
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lightning_mllm.errors import ConfigError
@@ -60,6 +60,20 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
                 "this package writes checkpoints atomically. Leave it out."
             )
     check_trainer_strategy(options.get("strategy") or "auto")
+
+
+def find_usable_callbacks(options: Mapping[str, Any]) -> list[Any]:
+    """Return the callbacks without those that other options switch off.
+
+    Lightning would refuse a checkpoint callback or a bar where there is to be none; the default
+    callbacks always have them.
+    """
+    callbacks = trainer_option_as_list(options.get("callbacks"))
+    if options.get("enable_checkpointing") is False:
+        callbacks = [each for each in callbacks if not isinstance(each, Checkpoint)]
+    if options.get("enable_progress_bar") is False:
+        callbacks = [each for each in callbacks if not isinstance(each, ProgressBar)]
+    return callbacks
 
 
 def _check_accelerator(accelerator: Any) -> None:

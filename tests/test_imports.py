@@ -39,7 +39,7 @@ STUDIES = ("projection", "alignment")
 
 # room -> the rooms that it may import; its own always, and a room includes those inside it
 BORDERS: dict[str, set[str]] = {
-    "__init__": {"data", "models", "run", "trainer", "types"},  # lazily
+    "__init__": {"callbacks", "data", "messages", "models", "run", "trainer", "types"},  # lazily
     "__main__": {"cli"},
     "types": set(),
     "batches": {"types"},
@@ -47,6 +47,7 @@ BORDERS: dict[str, set[str]] = {
     "progress": set(),
     "families": {"types", "errors"},
     "network": set(),
+    "messages": {"progress"},
     "alignment_names": set(),
     "checkpoint_files": {"errors", "network"},
     "store": SHARED,
@@ -100,6 +101,7 @@ BORDERS: dict[str, set[str]] = {
         "progress",
         "data",
         "evaluation",
+        "messages",
         "models",
         "probing",
         "store",

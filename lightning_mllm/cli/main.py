@@ -23,7 +23,7 @@ def main(args: list[str] | None = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     _check(command.name, arguments)
-    from lightning_mllm.cli.messages import show_messages  # noqa: PLC0415  # imports rich
+    from lightning_mllm.messages import show_messages  # noqa: PLC0415  # imports rich
 
     try:
         with show_messages():

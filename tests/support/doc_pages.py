@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from lightning_mllm.cli.main import main
+from lightning_mllm.messages import show_messages
 from lightning_mllm.testbed.language.gqa import write_questions_as_gqa
 from lightning_mllm.testbed.training.exams import examination
 from tests.conftest import TinyBuilder
@@ -73,13 +74,14 @@ class PageRunner:
 
     def run(self, page: Path) -> None:
         """Run all blocks of a page that can be run."""
-        for block in doc_blocks(page):
-            if block.language == "bash":
-                self._run_commands(block)
-            elif block.language == "python" and not block.reason:
-                self._run_python(block)
-            elif block.language == "yaml" and not block.reason:
-                self._parse_config(block)
+        with show_messages():  # a page may call it, too
+            for block in doc_blocks(page):
+                if block.language == "bash":
+                    self._run_commands(block)
+                elif block.language == "python" and not block.reason:
+                    self._run_python(block)
+                elif block.language == "yaml" and not block.reason:
+                    self._parse_config(block)
 
     def _run_commands(self, block: DocBlock) -> None:
         for command in commands_of_block(block, self._variables):

@@ -16,7 +16,6 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.commands.model import fill_in_seeds
-from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import checkpoint_file
@@ -25,6 +24,7 @@ from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation
 from lightning_mllm.evaluation.evaluator import EvaluatedBatch
+from lightning_mllm.messages import send_library_messages
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.progress import console, show_progress

@@ -8,10 +8,8 @@ from typing import Any
 from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_mllm.callbacks import AnswerTable, Checkpointing, EvaluationSummary
+from lightning_mllm.callbacks import AnswerTable, Checkpointing, default_callbacks
 from lightning_mllm.cli.commands import PROGRAM
-from lightning_mllm.cli.defaults import add_defaults
-from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser, take_whole_numbers_first
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import HELP as RESUME_HELP
@@ -19,9 +17,8 @@ from lightning_mllm.cli.resumed_fit import checkpoint_file, resumed_fit_argument
 from lightning_mllm.cli.save_config import SaveConfig
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.messages import send_library_messages
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.option_lists import trainer_option_as_list
-from lightning_mllm.progress import console
 from lightning_mllm.tracking.loggers import finish_loggers
 from lightning_mllm.trainer import Trainer
 
@@ -159,30 +156,10 @@ class ModelCLI(LightningCLI):
         if self.subcommand == "extract":  # leaves a folder of its own, and no run
             nothing = {"logger": False, "callbacks": None, "enable_checkpointing": False}
             return Trainer(**{**config, **nothing})
-        callbacks = add_defaults(
-            trainer_option_as_list(config.get("callbacks")),
-            writes=not config.get("fast_dev_run") and config.get("logger") is not False,
-            shows_progress=config.get("enable_progress_bar") is not False,
-            fits=self.subcommand == "fit",
-            sets_interval=config.get("log_every_n_steps") is None,
-        )
+        callbacks = default_callbacks(*chosen, self._get(self.config_init, "checkpointing"))
         if self.subcommand == "predict" and not any(isinstance(c, AnswerTable) for c in callbacks):
             callbacks.append(AnswerTable())
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-
-    def after_fit(self) -> None:
-        """Show the scores of all evaluations in one table, and say where the results are."""
-        if not self.trainer.is_global_zero:
-            return
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning's
-        for callback in callbacks:
-            if isinstance(callback, EvaluationSummary):
-                callback.print_table()
-        if self.trainer.loggers:
-            folder = self.trainer.default_root_dir
-            console.print(f"Results are in {folder}", markup=False, soft_wrap=True)
-
-    after_validate = after_test = after_fit
+        return self._instantiate_trainer({**config, **kwargs, "callbacks": callbacks}, [])
 
 
 def fill_in_seeds(node: Any, seed: int) -> None:

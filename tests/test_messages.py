@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
 import warnings
 
 import pytest
+from transformers.utils.logging import is_progress_bar_enabled
 
-from lightning_mllm.cli import messages
-from lightning_mllm.cli.messages import show_messages
+from lightning_mllm import messages
+from lightning_mllm.messages import show_messages
 
 OURS = logging.getLogger("lightning_mllm.somewhere")
 THEIRS = logging.getLogger("lightning.pytorch.somewhere")
@@ -91,6 +93,29 @@ def test_afterwards_logging_is_as_it_was(capsys: pytest.CaptureFixture[str]) -> 
     after = (list(root.handlers), list(library.handlers), library.propagate, warnings.showwarning)
     assert after == before
     assert not any(isinstance(each, messages._MessageHandler) for each in root.handlers)
+
+
+def test_a_script_shows_messages_to_its_end_without_a_block(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = show_messages()
+    try:
+        show_messages()
+        gc.collect()
+        OURS.info("This run goes on.")
+        THEIRS.info("Consider our product.")
+    finally:
+        shown.close()
+    OURS.info("It is over.")
+
+    assert said(capsys) == ["This run goes on."]
+
+
+def test_off_a_terminal_no_bar_of_a_library_is_shown_in_the_block() -> None:
+    before = is_progress_bar_enabled()
+    with show_messages():
+        assert not is_progress_bar_enabled()
+    assert is_progress_bar_enabled() == before
 
 
 def test_importing_the_package_installs_no_handler() -> None:

@@ -7,8 +7,7 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from lightning_mllm.progress import console, is_first_process
@@ -25,42 +24,50 @@ _UNWANTED_WARNINGS = (
 )
 
 
-@contextmanager
-def show_messages() -> Iterator[None]:
-    """Show messages on stderr while the block runs, each once, and only of the first process.
+def show_messages() -> ExitStack:
+    """Show messages on stderr from now on, each once, and only of the first process.
 
     Of our loggers they are shown from INFO on, as plain sentences; of all others, and of Python's
     warnings, from WARNING on. Where stderr is no terminal, the bars of libraries are not shown.
+    The command line does so; a script or a notebook calls it after its imports.
+
+    Returns:
+        A context; where it ends, all is as it was. Without `with` messages are shown to the end.
     """
-    root, ours = logging.getLogger(), logging.getLogger(_OURS)
+    shown, root, ours = ExitStack(), logging.getLogger(), logging.getLogger(_OURS)
     if any(isinstance(each, _MessageHandler) for each in root.handlers):
-        yield
-        return
-    handler, level = _MessageHandler(), ours.level
+        return shown
+    handler = _MessageHandler()
+    shown.callback(root.removeHandler, handler)
     root.addHandler(handler)
+    shown.callback(ours.setLevel, ours.level)
     ours.setLevel(logging.INFO)
-    taken = [(each, each.handlers, each.propagate) for each in map(logging.getLogger, _LIBRARIES)]
+    for library in map(logging.getLogger, _LIBRARIES):
+        shown.callback(_send_messages_of, library, library.handlers, library.propagate)
     send_library_messages()
     if not console.is_terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
-    try:
-        with warnings.catch_warnings():
-            for message in _UNWANTED_WARNINGS:
-                warnings.filterwarnings("ignore", message)
-            warnings.showwarning = _show_warning
-            yield
-    finally:
-        for library, handlers, propagate in taken:
-            library.handlers, library.propagate = handlers, propagate
-        ours.setLevel(level)
-        root.removeHandler(handler)
+        bars: Any = sys.modules.get("transformers.utils.logging")  # for what is imported already
+        if bars is not None and bars.is_progress_bar_enabled():
+            shown.callback(bars.enable_progress_bar)
+            bars.disable_progress_bar()
+    shown.enter_context(warnings.catch_warnings())
+    for message in _UNWANTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    warnings.showwarning = _show_warning
+    return shown
 
 
 def send_library_messages() -> None:
     """Let the messages of libraries go where ours go; call it again when they are imported."""
-    for name in _LIBRARIES:
-        library = logging.getLogger(name)
-        library.handlers, library.propagate = [], True
+    for library in map(logging.getLogger, _LIBRARIES):
+        _send_messages_of(library, [], propagate=True)
+
+
+def _send_messages_of(
+    library: logging.Logger, handlers: list[logging.Handler], propagate: bool
+) -> None:
+    library.handlers, library.propagate = handlers, propagate
 
 
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
