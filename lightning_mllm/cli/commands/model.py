@@ -19,6 +19,7 @@ from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.messages import send_library_messages
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.tracking.loggers import finish_loggers
 from lightning_mllm.trainer import Trainer
 
@@ -156,6 +157,7 @@ class ModelCLI(LightningCLI):
         if self.subcommand == "extract":  # leaves a folder of its own, and no run
             nothing = {"logger": False, "callbacks": None, "enable_checkpointing": False}
             return Trainer(**{**config, **nothing})
+        chosen = trainer_option_as_list(config.get("callbacks"))
         callbacks = default_callbacks(*chosen, self._get(self.config_init, "checkpointing"))
         if self.subcommand == "predict" and not any(isinstance(c, AnswerTable) for c in callbacks):
             callbacks.append(AnswerTable())
