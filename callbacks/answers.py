@@ -122,6 +122,10 @@ def _list_free_rows(prompts: dict[str, str], found: EvaluatedBatch) -> Iterator[
 
 def _count_classes(named: list[str | None]) -> str:
     """Return how often the most frequent classes were predicted: `7 dog, 5 cat`."""
-    counts = Counter(name or "(no class)" for name in named).most_common()
+    counts = Counter(name for name in named if name).most_common()
     text = ", ".join(f"{count} {name}" for name, count in counts[:_SHOWN])
-    return text if len(counts) <= _SHOWN else f"{text} and {len(counts) - _SHOWN} other classes"
+    if len(counts) > _SHOWN:
+        text += f" and {len(counts) - _SHOWN} other classes"
+    unnamed = len(named) - sum(count for _, count in counts)
+    without = f"no class named in {unnamed} of {len(named)}" if unnamed else ""
+    return "; ".join(filter(None, (text, without)))
