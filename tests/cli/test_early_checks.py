@@ -223,6 +223,9 @@ RIGHT = {
         *("fit", *MODEL, "--data", "my_data.Leaves", "--trainer.callbacks", "Mine")
     ],
     "pictures in place of data": ["predict", *MODEL, "--images", "folder"],
+    "several classes": [
+        *("predict", *MODEL, "--classes", "circle", "red fox", "--images", "folder"),
+    ],
     "a run that goes on": ["fit", "--resume", "runs/a"],
     "data check with the config of a fit": ["data check", *START, "--all", "-c", "callback.yaml"],
 }
