@@ -105,7 +105,7 @@ class AnswerTable(L.Callback):
         for scorer in module.evaluator.scorers:
             named = [cells.get(f"{scorer.name}/prediction") for cells in ordered]
             if any(name is not None for name in named):
-                console.print(f"{scorer.name}: {_count_classes(named)}", markup=False)
+                console.print(f"{scorer.name}: {count_classes(named)}", markup=False)
         console.print(f"{len(ordered)} answers are in {self.path}", markup=False, soft_wrap=True)
 
 
@@ -120,8 +120,12 @@ def _list_free_rows(prompts: dict[str, str], found: EvaluatedBatch) -> Iterator[
         yield PredictionRow(sample_id, prompts[sample_id], "", (verdict,), "")
 
 
-def _count_classes(named: list[str | None]) -> str:
+def count_classes(named: list[str | None]) -> str:
     """Return how often the most frequent classes were predicted: `7 dog, 5 cat`."""
-    counts = Counter(name or "(no class)" for name in named).most_common()
+    counts = Counter(name for name in named if name).most_common()
     text = ", ".join(f"{count} {name}" for name, count in counts[:_SHOWN])
-    return text if len(counts) <= _SHOWN else f"{text} and {len(counts) - _SHOWN} other classes"
+    if len(counts) > _SHOWN:
+        text += f" and {len(counts) - _SHOWN} other classes"
+    unnamed = len(named) - sum(count for _, count in counts)
+    without = f"no class named in {unnamed} of {len(named)}" if unnamed else ""
+    return "; ".join(filter(None, (text, without)))

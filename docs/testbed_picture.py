@@ -1,5 +1,7 @@
 """Draws docs/testbed.png: scenes, questions, and what the test-bed's model answers.
 
+One of the scenes is docs/scene.png, too.
+
 Run it: `python docs/testbed_picture.py`.
 """
 
@@ -103,6 +105,8 @@ def main() -> None:
             pen.text((left, SIDE + 2 * GAP + row * LINE), line, fill=colour, font=font)
         print(caption(scene), "\n ", model.answer(draw_image(scene), CAPTION_REQUEST))
     canvas.save(Path(__file__).parent / "testbed.png")
+    alone = draw_image(scenes[1]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    alone.save(Path(__file__).parent / "scene.png")
 
 
 if __name__ == "__main__":

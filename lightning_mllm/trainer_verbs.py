@@ -30,6 +30,7 @@ from lightning_mllm.probing.features.state_files import (
 )
 from lightning_mllm.probing.features.states import read_states
 from lightning_mllm.progress import ProgressBar, show_progress
+from lightning_mllm.run_status import RunStatus
 from lightning_mllm.types import Sample
 
 _AFTER_PROJECTOR = Point("post")
@@ -44,6 +45,7 @@ class TrainerVerbs(L.Trainer):
     """
 
     answers = True
+    _status: RunStatus
 
     def extract(
         self,
@@ -146,28 +148,30 @@ class TrainerVerbs(L.Trainer):
             ConfigError: There is neither data nor a folder of pictures, or nothing to ask.
             DataError: There is no such folder, or no picture in it.
         """
-        if images is None and (question is not None or classes):
-            raise ConfigError(
-                "--question and --classes are about pictures of your own. Name their folder: "
-                "--images FOLDER."
-            )
-        if images is not None and split is not None:
-            raise ConfigError(
-                "--split is about the data, --images about pictures of your own. Leave one out."
-            )
-        if images is not None:
-            asked = list_asked_pictures(Path(images))
-            source = astuple(model.source)
-            datamodule = ask_about_samples(asked, source, datamodule, question, classes)
-        elif datamodule is None and dataloaders is None:
-            raise ConfigError(
-                "There is nothing to answer. Name a dataset (--data ImageFolder --data.init_args."
-                "root FOLDER), or a folder of pictures without labels (--images FOLDER)."
-            )
-        elif split is not None:
-            datamodule.predict_split = split
-        with warnings.catch_warnings():  # states of a fit's callbacks, which nothing here needs
+        with self._status.during("predict", self), warnings.catch_warnings():
+            # states of a fit's callbacks, which nothing here needs
             warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+            if images is None and (question is not None or classes):
+                raise ConfigError(
+                    "--question and --classes are about pictures of your own. Name their folder: "
+                    "--images FOLDER."
+                )
+            if images is not None and split is not None:
+                raise ConfigError(
+                    "--split is about the data, --images about pictures of your own. Leave one out."
+                )
+            if images is not None:
+                asked = list_asked_pictures(Path(images))
+                source = astuple(model.source)
+                datamodule = ask_about_samples(asked, source, datamodule, question, classes)
+            elif datamodule is None and dataloaders is None:
+                raise ConfigError(
+                    "There is nothing to answer. Name a dataset (--data ImageFolder --data."
+                    "init_args.root FOLDER), or a folder of pictures without labels (--images "
+                    "FOLDER)."
+                )
+            elif split is not None:
+                datamodule.predict_split = split
             return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path)
 
 

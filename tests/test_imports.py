@@ -89,7 +89,7 @@ BORDERS: dict[str, set[str]] = {
     | {"analyzing", "run", "run_status", "option_lists", "trainer_options", "trainer_verbs"}
     | {"data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
-    "trainer_verbs": SHARED | {"data", "models", "probing"},
+    "trainer_verbs": SHARED | {"data", "models", "probing", "run_status"},
     "cli": {
         "__version__",
         "batches",

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import AnswerTable, PredictionTable, SkipComputations
+from lightning_mllm.callbacks.answers import count_classes
 from lightning_mllm.cli.commands.extract import describe_reading
 from lightning_mllm.cli.main import main
 from lightning_mllm.data import ImageFolder, LlavaJson
@@ -238,6 +239,13 @@ def test_a_folder_of_states_may_have_other_files_and_any_label(tmp_path: Path) -
 # ---- predict -------------------------------------------------------------------------------------
 
 
+def test_answers_are_counted_by_class_and_those_without_one_apart() -> None:
+    assert count_classes(["cat", "red fox", "cat"]) == "2 cat, 1 red fox"
+    assert count_classes(["cat", "", None]) == "1 cat; no class named in 2 of 3"
+    assert count_classes(["", ""]) == "no class named in 2 of 2"
+    assert count_classes(list("aabcdefg")) == "2 a, 1 b, 1 c, 1 d, 1 e and 2 other classes"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     counts = {f"{split}/{name}": 2 for split in ("train", "test") for name in ("cat", "red_fox")}
@@ -353,3 +361,6 @@ def test_nothing_to_answer_is_said_in_a_sentence(tiny_llava: str, folder: Path) 
     for message, options in cases.items():
         with pytest.raises(UserError, match=message):
             trainer.predict(module, **options)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        Trainer(**QUIET).predict(module, images="nowhere")
+    assert not list(Path("runs").iterdir())

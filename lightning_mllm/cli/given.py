@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lightning_mllm.cli.class_lists import CLASSES
 from lightning_mllm.cli.config_files import read_config_file
 from lightning_mllm.errors import ConfigError
 
@@ -55,7 +56,11 @@ def read_given(arguments: Sequence[str]) -> list[Given]:
             continue
         option, has_value, value = argument.partition("=")
         takes_next = rest and not rest[0].startswith("--") and rest[0] not in CONFIG_OPTIONS
-        if not has_value and takes_next:
+        if option == CLASSES:  # the only option with several values
+            while rest and not rest[0].startswith("-"):
+                value = rest.pop(0)
+            has_value = "="
+        elif not has_value and takes_next:
             value, has_value = rest.pop(0), "="
         if option not in CONFIG_OPTIONS:
             key = option.lstrip("-")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 from lightning_mllm.cli.command_parser import parse_command
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.errors import UserError
 
-_STOPPED = 130  # as shells have it for Ctrl-C
+_CTRL_C = 130  # exit code: 128 and the number of the signal
 
 
 def main(args: list[str] | None = None) -> None:
@@ -28,11 +29,20 @@ def main(args: list[str] | None = None) -> None:
     try:
         with show_messages():
             command.run(arguments)
+    except KeyboardInterrupt:
+        _stop()
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning has answered it
+            _stop()
+        raise
     except ValueError as error:
         sys.exit(f"error: {_user_error(error)}")
-    except KeyboardInterrupt:  # elsewhere than in a fit, which says how to go on
-        sys.stderr.write("Stopped by Ctrl-C.\n")
-        sys.exit(_STOPPED)
+
+
+def _stop() -> NoReturn:
+    """Exit as programs do that Ctrl-C ends."""
+    sys.stderr.write("Stopped.\n")
+    sys.exit(_CTRL_C)
 
 
 def _check(name: str, arguments: list[str]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.store.files import read_json
+
+logger = logging.getLogger(__name__)
 
 _OPTION = "--resume"
 _LENGTHS = ("--trainer.max_epochs", "--trainer.max_steps", "--trainer.max_time")
@@ -34,11 +38,13 @@ def resumed_fit_arguments(arguments: Sequence[str]) -> list[str]:
         folder = folder.resolve()
     checkpoint = _find_checkpoint(folder)
     others = [_name_in_trainer(argument) for argument in others]
-    if _is_finished(folder) and not any(each.startswith(_LENGTHS) for each in others):
+    is_finished = _read_status(folder).get("status") == "finished"
+    if is_finished and not any(each.startswith(_LENGTHS) for each in others):
         raise ConfigError(
             f"The run {run} is finished, so nothing is left to train. Say how long it is to be in "
             f"all: lightning fit {_OPTION} {run} --max_epochs <more than now>."
         )
+    _warn_of_continuations(folder)
     return [
         *("--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)),
         *("--trainer.run.root", str(folder.parent)),
@@ -87,6 +93,12 @@ def _find_checkpoint(run: Path) -> Path:
             f"{_OPTION} runs/run, or a single file with --ckpt_path.{known}"
         )
     if not checkpoint.is_file():
+        continued = _continued_run(run)
+        if continued is not None:
+            raise ConfigError(
+                f"The run {run} ended before its first checkpoint. It went on from {continued}, "
+                f"and so can the next: lightning fit {_OPTION} {continued}."
+            )
         raise ConfigError(
             f"The run {run} ended before its first checkpoint: there is no {checkpoint}. Begin "
             f"again with `lightning fit --config {run / 'config.yaml'}`."
@@ -94,6 +106,26 @@ def _find_checkpoint(run: Path) -> Path:
     return checkpoint
 
 
-def _is_finished(run: Path) -> bool:
+def _warn_of_continuations(run: Path) -> None:
+    """Say which runs beside this one have gone on from it already."""
+    for file in sorted(run.parent.glob("*/status.json")):
+        other, continued = file.parent, _continued_run(file.parent)
+        if continued is not None and continued.resolve() == run.resolve():
+            said = _read_status(other)
+            logger.warning(
+                "%s already goes on from this run (%s, step %s). To go on from there: lightning "
+                "fit %s %s",
+                *(other, said.get("status"), said.get("step"), _OPTION, other),
+            )
+
+
+def _continued_run(run: Path) -> Path | None:
+    """Return the run that a run has gone on from, None if it is a beginning."""
+    checkpoint = _read_status(run).get("continues")
+    return None if checkpoint is None else Path(checkpoint).parent.parent
+
+
+def _read_status(run: Path) -> dict[str, Any]:
+    """Return what a run says of itself; nothing where it can't."""
     status = run / "status.json"
-    return status.is_file() and read_json(status).get("status") == "finished"
+    return read_json(status) if status.is_file() else {}

@@ -243,7 +243,8 @@ class MLLMModule(EvaluatingModule):
         self._schedule = Schedule(
             self.learning_rates, self.warmup_ratio, self.decay, steps, self.schedules
         )
-        self._schedule.check_resumes(self._resumed_schedule)
+        epochs = self.trainer.max_epochs if self.trainer.max_steps == -1 else None
+        self._schedule.check_resumes(self._resumed_schedule, self.trainer.ckpt_path, epochs)
         if (self._loaded_steps or 0) >= steps:
             logger.warning(
                 "The checkpoint has had all %d steps of this training: nothing is left to train. "

@@ -20,6 +20,7 @@ from lightning_mllm.callbacks import PredictionTable, SkipComputations
 from lightning_mllm.cli.commands import asking as asking_module
 from lightning_mllm.cli.commands.asking import Asking, make_parser, make_skips
 from lightning_mllm.cli.main import main
+from lightning_mllm.cli.messages import show_messages
 from lightning_mllm.data import ImageFolder
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import Likelihood
@@ -87,12 +88,29 @@ def test_a_question_of_ones_own_needs_no_run_and_no_picture(
     both = [str(pictures / "test/cat/0.png"), str(pictures / "test/red_fox/0.png")]
 
     free = asking.ask([], "What colour is the sky?", max_new_tokens=3)
-    scored = asking.ask(both, "Which {is} it?", ["no", "yes"])
+    scored = asking.ask(both, "Which {is} it?", ["no", "yes"], max_new_tokens=3)
     again = asking.ask(both, "Which {is} it?", ["yes", "no"], max_new_tokens=3)
 
     assert not free.scores
     assert list(scored.scores) == ["no", "yes"]
     assert scored.scores == again.scores
+    assert scored.answer == again.answer == max(scored.scores, key=scored.scores.__getitem__)
+    with pytest.raises(ConfigError, match=r"one class to choose from, 'red fox'.* 'red fox' other"):
+        asking.ask(both, "Which is it?", ["red fox"])
+
+
+def test_on_a_pipe_there_is_one_of_the_classes_and_nothing_of_libraries(
+    tiny_llava: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = logging.getLogger("lightning.pytorch")
+    given = ("What?", "--model.checkpoint", tiny_llava, "--classes=[no, red fox]")
+    with show_messages():
+        library.addHandler(logging.StreamHandler(sys.stderr))  # as when it is imported
+        main(["ask", *given, "--max_new_tokens", "1"])
+
+    said = capsys.readouterr()
+    assert said.out in ("no\n", "red fox\n")
+    assert "GPU available" not in said.err
 
 
 def test_what_arguments_and_files_show_is_refused_before_anything_is_loaded(
@@ -106,6 +124,7 @@ def test_what_arguments_and_files_show_is_refused_before_anything_is_loaded(
         f"--image {pictures}: is a folder": [f"--image={pictures}", "What?"],
         "--image notes.txt is not a picture": ["--image", "notes.txt", "What?"],
         "--image bomb.png is not a picture that can be read": ["--image", "bomb.png", "What?"],
+        "notes.txt is a file. Did you mean `--image notes.txt`?": ["notes.txt"],
         "There is no question": image,
         "There is no question. ": [*image, " "],
         "There are 2 questions: 'b.jpg', 'What?'": [*image, "b.jpg", "What?"],

@@ -31,6 +31,20 @@ HEAVY = (
 )
 
 
+def test_ctrl_c_ends_with_its_own_code_and_a_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_mllm.cli.commands.command.Command.run", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["tiny"])
+
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
 def test_the_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

@@ -257,6 +257,9 @@ RIGHT = {
         *("fit", *MODEL, "--data", "my_data.Leaves", "--trainer.callbacks", "Mine")
     ],
     "pictures in place of data": ["predict", *MODEL, "--images", "folder"],
+    "several classes": [
+        *("predict", *MODEL, "--classes", "circle", "red fox", "--images", "folder"),
+    ],
     "a run that goes on": ["fit", "--resume", "runs/a"],
     "a checkpoint, or the folder of its run": [
         *("test", *START, "--ckpt_path", "gone.ckpt", "--ckpt_path", "runs/a"),

@@ -21,7 +21,7 @@ from torch.optim import SGD
 from lightning_mllm.cli import stages
 from lightning_mllm.cli.main import main
 from lightning_mllm.cli.resumed_fit import resumed_fit_arguments
-from lightning_mllm.errors import NotFiniteError
+from lightning_mllm.errors import ConfigError, NotFiniteError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.schedule import LearningRates, Schedule
 from tests.support.command_line import SMALL_DIGITS, files_below, isolate, refusal
@@ -159,14 +159,16 @@ def test_wherever_ctrl_c_is_pressed_the_run_that_goes_on_equals_one_that_was_not
     saved: int,
 ) -> None:
     label = f"{name}-{call}-{after}"
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(owner, name, Interruption(getattr(owner, name), call, after).method())
         whole.fit(label)
 
     stopped = whole.root / label
     assert content(stopped)["global_step"] == saved
     assert (status(stopped)["status"], status(stopped)["reason"]) == ("stopped", "Ctrl-C")
-    assert f"lightning fit --resume {stopped}" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"lightning fit --resume {stopped}" in said.out
+    assert said.err.endswith("Stopped.\n") and ended.value.code == 130
 
     main(["fit", "--resume", str(stopped)])
 
@@ -278,6 +280,24 @@ def test_a_fit_stopped_in_its_test_keeps_the_checkpoints_with_nothing_left_to_tr
         assert same(content(run, name), content(expected, name))
     assert rows(run) == rows(expected)
     assert not (run / "never_moved.csv").exists()
+
+
+def test_a_run_that_goes_on_points_to_the_one_before_and_the_one_before_to_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = tmp_path / "a", tmp_path / "a-2"
+    for run in (first, second):
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").touch()
+    last = first / "checkpoints" / "last.ckpt"
+    last.touch()
+    said = {"status": "stopped", "step": 7, "continues": str(last)}
+    (second / "status.json").write_text(json.dumps(said))
+
+    resumed_fit_arguments(["--resume", str(first)])
+    assert f"{second} already goes on from this run (stopped, step 7)" in caplog.text
+    with pytest.raises(ConfigError, match=rf"lightning fit --resume {first}\."):
+        resumed_fit_arguments(["--resume", str(second)])
 
 
 def test_a_run_is_resumed_beside_itself_from_within_its_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import sys
 from collections import defaultdict
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lightning_mllm.cli.class_lists import CLASSES, split_class_lists
 from lightning_mllm.errors import ConfigError, DataError, UserError
 
 _WITHOUT_VALUE = ("--help", "-h", "--print_config")
@@ -16,6 +18,7 @@ _WITHOUT_VALUE = ("--help", "-h", "--print_config")
 
 def run(name: str, arguments: list[str]) -> None:
     """Ask."""
+    arguments = split_class_lists(arguments)
     try:
         check_asking(arguments)
     except UserError as error:
@@ -27,13 +30,16 @@ def check_asking(arguments: list[str]) -> None:
     """Refuse what can be seen to be wrong before anything is loaded.
 
     Raises:
-        ConfigError: There is no question, or more than one.
+        ConfigError: There is no question, more than one, or a file where it should be.
         DataError: A file of `--image` is not there, or is not a picture.
     """
     options, questions = _sort_arguments(arguments)
     for named in options.get("--image", ()):
         _check_picture(named)
-    among = [name for name in options.get("--classes", ()) if name.rstrip().endswith("?")]
+    for question in questions:
+        if os.path.isfile(question):  # a long question is no path at all, which Path refuses
+            raise ConfigError(f"{question} is a file. Did you mean `--image {question}`?")
+    among = [name for name in options.get(CLASSES, ()) if name.rstrip().endswith("?")]
     if not questions and among:
         raise ConfigError(
             f"The question {among[0]!r} stands among the classes. Write it before --classes."
@@ -43,7 +49,7 @@ def check_asking(arguments: list[str]) -> None:
             f"There are {len(questions)} questions: {', '.join(map(repr, questions))}. Put the "
             "question in quotes, and --image before each picture."
         )
-    knows_what = {"--classes", "--config", *_WITHOUT_VALUE} & options.keys()
+    knows_what = {CLASSES, "--config", *_WITHOUT_VALUE} & options.keys()
     if not knows_what and not any(question.strip() for question in questions):
         raise ConfigError(
             'There is no question. Write one, e.g. lightning ask --image cat.jpg "What is this?", '
@@ -61,7 +67,7 @@ def _sort_arguments(arguments: list[str]) -> tuple[dict[str, list[str]], list[st
         if option.startswith("-") and " " not in option:
             options[option] += [value] if equals else []
             is_done = bool(equals) or option in _WITHOUT_VALUE
-            takes, wants = option, 0 if is_done else len(arguments) if option == "--classes" else 1
+            takes, wants = option, 0 if is_done else len(arguments) if option == CLASSES else 1
         elif wants:
             options[takes].append(argument)
             wants -= 1

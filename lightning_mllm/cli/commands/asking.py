@@ -16,6 +16,7 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.commands.model import fill_in_seeds
+from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import checkpoint_file
@@ -71,7 +72,7 @@ class Answer:
     """The answer to a question.
 
     Attributes:
-        answer: The answer as the model writes it.
+        answer: The answer as the model writes it; of classes that are named, the likeliest one.
         scores: Class -> log-likelihood as the answer; empty without classes.
     """
 
@@ -140,7 +141,7 @@ class Asking:
         trainer.predict(
             self._module, datamodule=asked, ckpt_path=ckpt_path, return_predictions=False
         )
-        return _describe_answer(answering.found, asked.classes)
+        return _describe_answer(answering.found, asked.classes, chooses=bool(classes))
 
 
 class _Answering(L.Callback):
@@ -165,7 +166,7 @@ class _Answering(L.Callback):
         self.found = pl_module.answer(batch, self._max_new_tokens)
 
 
-def _describe_answer(found: EvaluatedBatch, classes: Sequence[str]) -> Answer:
+def _describe_answer(found: EvaluatedBatch, classes: Sequence[str], *, chooses: bool) -> Answer:
     if not classes:
         return Answer(next(iter(found.texts.values())), {})
     by_scorer = found.predictions
@@ -174,7 +175,8 @@ def _describe_answer(found: EvaluatedBatch, classes: Sequence[str]) -> Answer:
     for predictions in by_scorer.values():
         if predictions.scores is not None:
             scores = dict(zip(classes, predictions.scores[0].tolist(), strict=True))
-    return Answer(shown.answers[0], scores)
+    likeliest = max(scores, key=scores.__getitem__) if scores and chooses else None
+    return Answer(likeliest or shown.answers[0], scores)
 
 
 def make_skips(callbacks: Any) -> list[SkipComputations]:
@@ -208,7 +210,10 @@ def make_parser(prog: str) -> Parser:
     parser.add_argument("--config", action="config", help="Config of a run, runs/*/config.yaml.")
     parser.add_argument("--image", action="append", type=str, help="A picture; may be repeated.")
     parser.add_argument(
-        "--classes", nargs="+", type=str, help="Answers to choose from; each gets a probability."
+        "--classes",
+        nargs="+",
+        type=str,
+        help="Answers to choose from, two or more; each gets a probability.",
     )
     parser.add_argument(
         "--ckpt_path", type=str, help="Training checkpoint, or the folder of its run."

@@ -9,11 +9,13 @@ from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_mllm.callbacks import AnswerTable, Checkpointing, default_callbacks
+from lightning_mllm.cli.class_lists import split_class_lists
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.parser import Parser, take_whole_numbers_first
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import HELP as RESUME_HELP
 from lightning_mllm.cli.resumed_fit import checkpoint_file, resumed_fit_arguments
+from lightning_mllm.cli.run_names import name_after_run
 from lightning_mllm.cli.save_config import SaveConfig
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.errors import ConfigError
@@ -22,6 +24,8 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.tracking.loggers import finish_loggers
 from lightning_mllm.trainer import Trainer
+
+_NAMED_AFTER_RUN = ("validate", "test", "predict", "analyze")
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,10 @@ class ModelCLI(LightningCLI):
         send_library_messages()  # of those that are imported now
         if self._first == "fit":
             args = ["fit", *resumed_fit_arguments(args[1:])]
+        elif self._first in _NAMED_AFTER_RUN:
+            args = [self._first, *name_after_run(self._first, args[1:])]
+        if self._first == "predict":
+            args = split_class_lists(args)
         register_resolvers()
         super().__init__(
             MLLMModule,

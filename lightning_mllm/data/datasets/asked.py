@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -98,9 +99,15 @@ def ask_about_samples(
             them.
 
     Raises:
-        ConfigError: There is no question, and nothing that could be asked for.
+        ConfigError: There is no question and nothing that could be asked for, or a single class to
+            choose from.
         DataError: The run's data can't be read.
     """
+    if len(set(classes)) == 1:
+        raise ConfigError(
+            f"There is one class to choose from, {classes[0]!r}. Name two or more: --classes "
+            f"{shlex.quote(classes[0])} other."
+        )
     own = None if data is None else data.prompt
     if question is None:
         classes = classes or _find_classes(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.optimisation.prolonging import explain_other_schedule
 
 Decay = Literal["cosine", "constant"]
 
@@ -192,13 +194,20 @@ class Schedule:
                 "trainer.max_steps."
             )
 
-    def check_resumes(self, earlier: Mapping[str, Any] | None) -> None:
+    def check_resumes(
+        self,
+        earlier: Mapping[str, Any] | None,
+        checkpoint: str | Path | None = None,
+        epochs: int | None = None,
+    ) -> None:
         """Refuse to go on from a checkpoint that was written under another schedule.
 
         A longer one is planned anew from the step reached (`follow_longer_schedule`).
 
         Args:
             earlier: `asdict` of the schedule in the checkpoint; None if the run does not resume.
+            checkpoint: The checkpoint's file, by which the run that goes on is named.
+            epochs: Number of epochs that the steps make, if that is what was asked for.
 
         Raises:
             ConfigError: The two schedules differ, and not only in that ours is longer.
@@ -209,12 +218,8 @@ class Schedule:
             earlier = {"parts": asdict(PartSchedules()), **earlier}
             if self._is_endless or earlier["steps"] < self.steps:
                 earlier["steps"] = self.steps
-        if earlier not in (None, ours):
-            raise ConfigError(
-                f"The checkpoint was written under the schedule {earlier}, but this run has "
-                f"{ours}. A run that goes on may become longer, but not shorter or another one; to "
-                "change the rest, `lightning export` the model and fit from the exported folder."
-            )
+        if earlier is not None and earlier != ours:
+            raise ConfigError(explain_other_schedule(earlier, ours, checkpoint, epochs))
 
     def check_learns(self, options: Iterable[str]) -> None:
         """Refuse a training whose only step is the first of a warm-up, which has a rate of 0.

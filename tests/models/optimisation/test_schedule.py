@@ -137,8 +137,14 @@ def test_a_training_may_become_longer_but_not_shorter() -> None:
     shorter, longer = (Schedule(LearningRates(), 0.1, "cosine", steps) for steps in (6, 9))
 
     longer.check_resumes(asdict(shorter))
-    with pytest.raises(ConfigError, match="was written under the schedule"):
-        shorter.check_resumes(asdict(longer))
+    with pytest.raises(ConfigError) as refused:
+        shorter.check_resumes(asdict(longer), "runs/a/checkpoints/last.ckpt", 2)
+    assert str(refused.value).startswith(
+        "runs/a was planned for 9 steps (3 epochs), and this asks for 6 steps (2 epochs)."
+    )
+    assert str(refused.value).endswith("lightning fit --resume runs/a")
+    with pytest.raises(ConfigError, match=r"mine\.ckpt was planned for 9 steps, .* 6 steps\."):
+        shorter.check_resumes(asdict(longer), "mine.ckpt")
 
 
 def test_a_constant_rate_without_warm_up_may_have_any_length() -> None:
@@ -149,7 +155,8 @@ def test_a_constant_rate_without_warm_up_may_have_any_length() -> None:
 
 
 def test_a_longer_training_that_differs_otherwise_is_refused() -> None:
-    with pytest.raises(ConfigError, match="was written under the schedule"):
+    changed = r"another schedule: model\.learning_rates\.llm was 1\.0 and is 2e-05\. Leave"
+    with pytest.raises(ConfigError, match=changed):
         Schedule(LearningRates(), 0.1, "cosine", 9).check_resumes(
             asdict(Schedule(LearningRates(llm=1.0), 0.1, "cosine", 6))
         )
@@ -160,7 +167,7 @@ def test_a_checkpoint_from_before_schedules_of_parts_goes_on() -> None:
     del earlier["parts"]
 
     Schedule(LearningRates(), 0.1, "cosine", 6).check_resumes(earlier)
-    with pytest.raises(ConfigError, match="was written under the schedule"):
+    with pytest.raises(ConfigError, match=r"model\.schedules\.llm\.decay was None and is constant"):
         own = PartSchedules(llm=PartSchedule(decay="constant"))
         Schedule(LearningRates(), 0.1, "cosine", 6, own).check_resumes(earlier)
 
@@ -169,7 +176,7 @@ def test_the_length_matters_where_any_part_depends_on_it() -> None:
     own = PartSchedules(vision=PartSchedule(decay="cosine"))
     earlier = asdict(Schedule(LearningRates(), 0.0, "constant", 9, own))
 
-    with pytest.raises(ConfigError, match="was written under the schedule"):
+    with pytest.raises(ConfigError, match="was planned for 9 steps"):
         Schedule(LearningRates(), 0.0, "constant", 6, own).check_resumes(earlier)
 
 
