@@ -7,7 +7,11 @@ import math
 import lightning as L
 
 from lightning_mllm import progress
-from lightning_mllm.callbacks.score_tables import score_table, score_table_of_kinds
+from lightning_mllm.callbacks.score_tables import (
+    explain_brackets,
+    score_table,
+    score_table_of_kinds,
+)
 from lightning_mllm.callbacks.summary_table import (
     EvaluationScores,
     SummaryColumn,
@@ -62,9 +66,10 @@ class EvaluationSummary(L.Callback):
         columns.append(SummaryColumn("best and last" if is_best else "last", self._last))
         columns = [each for each in columns if each.scores]
         if columns:
-            caption = "brackets: 95 % intervals"
+            table = draw_summary_table(columns)
+            caption = explain_brackets(table)
             caption += f" · best validation: {self._best_by}" if self._best_by else ""
-            progress.console.print(draw_summary_table(columns), caption)
+            progress.console.print(table, caption)
 
     def _keep_if_best(self, trainer: L.Trainer, scores: EvaluationScores) -> None:
         metric, sign = "val/loss", 1

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_mllm.callbacks import AnswerTable, Checkpointing, EvaluationSummary
+from lightning_mllm.callbacks import AnswerTable, Checkpointing, EvaluationSummary, ProbeEachEpoch
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.defaults import add_defaults
 from lightning_mllm.cli.messages import send_library_messages
@@ -177,11 +177,13 @@ class ModelCLI(LightningCLI):
             return
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning's
         for callback in callbacks:
-            if isinstance(callback, EvaluationSummary):
+            if isinstance(callback, (EvaluationSummary, ProbeEachEpoch)):
                 callback.print_table()
         if self.trainer.loggers:
             folder = self.trainer.default_root_dir
-            console.print(f"Results are in {folder}", markup=False, soft_wrap=True)
+            pictures = ", ".join(path.name for path in sorted(Path(folder).glob("*.png")))
+            text = f"Results are in {folder}{f': {pictures}' if pictures else ''}"
+            console.print(text, markup=False, soft_wrap=True)
 
     after_validate = after_test = after_fit
 
