@@ -203,10 +203,10 @@ class WorldQuestions(MLLMDataModule):
 
     Args:
         parts: Parts of the examination, see `examination`.
-        per_kind: Number of test questions per wording of a kind; a multiple of 12 balances all
-            answers.
-        val_per_kind: Number of validation questions per wording of a kind.
-        train_per_kind: Number of training questions per wording of a kind. The test-bed's own models are trained
+        per_kind: Number of test questions per kind, that is per wording; a multiple of 12 balances
+            all answers.
+        val_per_kind: Number of validation questions per kind.
+        train_per_kind: Number of training questions per kind. The test-bed's own models are trained
             on `WorldConversations`.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
