@@ -67,9 +67,8 @@ class EvaluationSummary(L.Callback):
         columns = [each for each in columns if each.scores]
         if columns:
             table = draw_summary_table(columns)
-            caption = explain_brackets(table)
-            caption += f" · best validation: {self._best_by}" if self._best_by else ""
-            progress.console.print(table, caption)
+            best_by = f" · best validation: {self._best_by}" if self._best_by else ""
+            progress.console.print(table, explain_brackets(table, best_by))
 
     def _keep_if_best(self, trainer: L.Trainer, scores: EvaluationScores) -> None:
         metric, sign = "val/loss", 1

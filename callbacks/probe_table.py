@@ -27,7 +27,7 @@ def draw_probe_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.columns[0].overflow = "fold"
     for column in ("split", "N", "before", "last"):
         table.add_column(column, justify="right")
-    for (point, probe, split), own in groups.items():
+    for (point, probe, split), own in sorted(groups.items(), key=lambda each: each[0][2] == "test"):
         last = max(row["step"] for row in own)
         means = (_mean_at_step(own, 0), _mean_at_step(own, last) if last else "")
         table.add_row(Text(f"{point}, {probe}"), split, str(own[-1]["n_test"]), *means)

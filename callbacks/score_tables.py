@@ -90,9 +90,9 @@ def format_score(value: float, interval: Interval) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(value, *interval)
 
 
-def explain_brackets(table: Table) -> str:
-    """Return what the brackets of a table of scores are."""
+def explain_brackets(table: Table, more: str = "") -> str:
+    """Return what the brackets of a table of scores are, with more on the same line."""
     cells = map(str, chain.from_iterable(column.cells for column in table.columns))
     lacking = any(cell.endswith(_NO_ENDS) for cell in cells)
-    note = f"; {_NO_ENDS}: none, for answers that are the same within each class"
-    return f"brackets: 95 % intervals{note if lacking else ''}"
+    note = f"\n{_NO_ENDS}: none, for answers that are the same within each class"
+    return f"brackets: 95 % intervals{more}{note if lacking else ''}"

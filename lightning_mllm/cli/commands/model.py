@@ -176,9 +176,10 @@ class ModelCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning's
-        for callback in callbacks:
-            if isinstance(callback, (EvaluationSummary, ProbeEachEpoch)):
-                callback.print_table()
+        for kind in (EvaluationSummary, ProbeEachEpoch):
+            for callback in callbacks:
+                if isinstance(callback, kind):
+                    callback.print_table()
         if self.trainer.loggers:
             folder = self.trainer.default_root_dir
             pictures = ", ".join(path.name for path in sorted(Path(folder).glob("*.png")))
