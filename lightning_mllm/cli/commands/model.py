@@ -175,11 +175,11 @@ class ModelCLI(LightningCLI):
         """Show the scores of all evaluations in one table, and say where the results are."""
         if not self.trainer.is_global_zero:
             return
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning's
-        for kind in (EvaluationSummary, ProbeEachEpoch):
-            for callback in callbacks:
-                if isinstance(callback, kind):
-                    callback.print_table()
+        callbacks: list[Any] = [*self.trainer.callbacks]  # type: ignore[attr-defined]  # Lightning's
+        callbacks.sort(key=lambda callback: isinstance(callback, ProbeEachEpoch))  # the model first
+        for callback in callbacks:
+            if isinstance(callback, (EvaluationSummary, ProbeEachEpoch)):
+                callback.print_table()
         if self.trainer.loggers:
             folder = self.trainer.default_root_dir
             pictures = ", ".join(path.name for path in sorted(Path(folder).glob("*.png")))
