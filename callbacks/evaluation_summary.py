@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 
 from lightning_mllm import progress
 from lightning_mllm.callbacks.checkpointing import Checkpointing
-from lightning_mllm.callbacks.score_tables import score_table, score_table_of_kinds
+from lightning_mllm.callbacks.probe import ProbeEachEpoch
+from lightning_mllm.callbacks.score_tables import (
+    explain_brackets,
+    score_table,
+    score_table_of_kinds,
+)
 from lightning_mllm.callbacks.summary_table import (
     EvaluationScores,
     SummaryColumn,
@@ -49,15 +56,21 @@ class EvaluationSummary(L.Callback):
     on_test_end = on_validation_end
 
     def show_results(self, trainer: L.Trainer) -> None:
-        """Show the scores of all evaluations in one table, and say where the results are.
+        """Show the scores of all evaluations, then the probes', and say where the results are.
 
         Our Trainer calls this at the end of each `fit`, `validate` and `test`.
         """
         if not trainer.is_global_zero:
             return
         self.print_table()
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's
+        for each in callbacks:
+            if isinstance(each, ProbeEachEpoch):
+                each.print_table()
         if trainer.loggers:
-            text = f"Results are in {trainer.default_root_dir}"
+            folder = trainer.default_root_dir
+            pictures = ", ".join(path.name for path in sorted(Path(folder).glob("*.png")))
+            text = f"Results are in {folder}{f': {pictures}' if pictures else ''}"
             progress.console.print(text, markup=False, soft_wrap=True)
 
     def print_table(self) -> None:
@@ -75,9 +88,9 @@ class EvaluationSummary(L.Callback):
         columns.append(SummaryColumn("best and last" if is_best else "last", self._last))
         columns = [each for each in columns if each.scores]
         if columns:
-            caption = "brackets: 95 % intervals"
-            caption += f" · best validation: {self._best_by}" if self._best_by else ""
-            progress.console.print(draw_summary_table(columns), caption)
+            table = draw_summary_table(columns)
+            best_by = f" · best validation: {self._best_by}" if self._best_by else ""
+            progress.console.print(table, explain_brackets(table, best_by))
 
     def _keep_if_best(self, trainer: L.Trainer, scores: EvaluationScores) -> None:
         metric, mode = _deciding_metric(trainer)

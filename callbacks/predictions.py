@@ -64,7 +64,11 @@ class PredictionRow:
                 "answer": verdict.answer,
                 "correct": verdict.correct,
             }
-        cells: dict[str, Any] = {"sample_id": self.sample_id, "target": self.target}
+        cells: dict[str, Any] = {
+            "sample_id": self.sample_id,
+            "prompt": self.prompt,
+            "target": self.target,
+        }
         for verdict in self.verdicts:
             cells[f"{verdict.scorer}/answer"] = verdict.answer
             cells[f"{verdict.scorer}/prediction"] = verdict.predicted

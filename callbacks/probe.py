@@ -8,7 +8,9 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mllm import progress
 from lightning_mllm.callbacks.feature_callback import FeatureCallback
+from lightning_mllm.callbacks.probe_table import draw_probe_table
 from lightning_mllm.callbacks.trainer_state import (
     trainer_epoch,
     trainer_evaluation_dir,
@@ -21,8 +23,7 @@ from lightning_mllm.callbacks.trainer_state import (
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.probing import FeatureCache, MLPProbe, Point, Probe, ProbeScore
-from lightning_mllm.progress import track
+from lightning_mllm.probing import FeatureCache, LinearProbe, Point, Probe, ProbeScore
 from lightning_mllm.store.files import write_csv_file, write_json
 from lightning_mllm.tracking.figures.run import draw_probe_curve_of_run
 from lightning_mllm.tracking.loggers import log_image, log_metrics
@@ -55,7 +56,7 @@ class ProbeEachEpoch(FeatureCallback):
     Args:
         points: Where features are read; by default before and after the projection, averaged over
             the tokens.
-        probes: Probes to train; by default the paper's `MLPProbe`.
+        probes: Probes to train; by default a `LinearProbe`, which is also sound on few pictures.
         seeds: Seeds; each probe is trained once per seed, all seeds and points at once.
         halves: Number of random halves of the training samples on which each probe is trained once
             more for a test. Their predictions show how much a score depends on the choice of
@@ -83,7 +84,7 @@ class ProbeEachEpoch(FeatureCallback):
             before_training=before_training,
             cache=cache,
         )
-        probes = MLPProbe() if probes is None else probes
+        probes = LinearProbe() if probes is None else probes
         self.probes = (probes,) if isinstance(probes, Probe) else tuple(probes)
         self.seeds, self.halves = tuple(seeds), halves
         _check_each_once("points", [point.name for point in self.points])
@@ -105,7 +106,7 @@ class ProbeEachEpoch(FeatureCallback):
             return  # too few batches to train a probe
         halves = self.halves if split == "test" else 0
         scores: dict[tuple[str, str], ProbeScore] = {}
-        for probe in track(self.probes, "Probes"):
+        for probe in progress.track(self.probes, "Probes"):
             for point, score in probe.fit_score(train, held_out, self.seeds, halves).items():
                 scores[point, probe.name] = score
         if trainer.is_global_zero:
@@ -114,6 +115,11 @@ class ProbeEachEpoch(FeatureCallback):
             self._write(trainer, module, stage, scores)
             if split == "test":
                 _write_test(trainer, module, scores)
+
+    def print_table(self) -> None:
+        """Print what the probes read before the training and at its end."""
+        if self._rows:
+            progress.console.print(draw_probe_table(self._rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, so that a resumed run has them too."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -16,6 +18,8 @@ from lightning_mllm.store.files import write_json
 from lightning_mllm.tracking.loggers import log_metrics
 
 Cell = str | int | float
+
+_NO_ENDS = "[-]"
 
 
 def write_score_summary(
@@ -52,14 +56,14 @@ def score_rows_per_kind(result: AnswerResult) -> tuple[list[str], list[list[Cell
 
 def score_table(title: str, results: Mapping[str, ClassificationResult]) -> Table:
     """Return a table of the scores, for the terminal."""
-    caption = "brackets: 95 % intervals"
-    table = Table("scorer", title=title, title_justify="left", caption=caption)
+    table = Table("scorer", title=title, title_justify="left")
     for column in ("N", "accuracy", "macro-F1", "invalid"):
         table.add_column(column, justify="right")
     for scorer, result in results.items():
         accuracy = format_score(result.accuracy, result.accuracy_interval)
         macro_f1 = format_score(result.macro_f1, result.macro_f1_interval)
         table.add_row(scorer, str(result.n), accuracy, macro_f1, f"{result.invalid_rate:.1%}")
+    table.caption = explain_brackets(table)
     return table
 
 
@@ -80,5 +84,15 @@ def score_table_of_kinds(title: str, result: AnswerResult) -> Table:
 
 
 def format_score(value: float, interval: Interval) -> str:
-    """Return a score and its interval, e.g. `0.947 [0.919, 0.966]`."""
+    """Return a score and its interval, e.g. `0.947 [0.919, 0.966]`; `[-]` where there is none."""
+    if math.isnan(interval.low):
+        return f"{value:.3f} {_NO_ENDS}"
     return "{:.3f} [{:.3f}, {:.3f}]".format(value, *interval)
+
+
+def explain_brackets(table: Table, more: str = "") -> str:
+    """Return what the brackets of a table of scores are, with more on the same line."""
+    cells = map(str, chain.from_iterable(column.cells for column in table.columns))
+    lacking = any(cell.endswith(_NO_ENDS) for cell in cells)
+    note = f"\n{_NO_ENDS}: none, for answers that are the same within each class"
+    return f"brackets: 95 % intervals{more}{note if lacking else ''}"

@@ -22,7 +22,7 @@ from lightning_mllm.comparison.metrics import join_analyses, read_compared_curve
 from lightning_mllm.comparison.run_files import ComparedRun, open_compared_runs
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.store.files import write_csv_file
-from lightning_mllm.tracking.figures.study import draw_study_lines
+from lightning_mllm.tracking.figures.comparison import draw_compared_curves
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Comparison:
         scorers_left_out: Scorers that some runs have, but not all.
         differences: Scores of each run and of the baseline.
         options: Option -> its value in each run, where they differ.
+        without_test: Runs without a test, for whose sake validations are compared.
     """
 
     runs: Sequence[ComparedRun]
@@ -44,6 +45,7 @@ class Comparison:
     scorers_left_out: Sequence[str]
     differences: Sequence[ScoreDifference]
     options: Mapping[str, Sequence[str]]
+    without_test: Sequence[str] = ()
 
 
 def compare_runs(paths: Sequence[Path], split: str | None = None) -> Comparison:
@@ -69,7 +71,14 @@ def compare_runs(paths: Sequence[Path], split: str | None = None) -> Comparison:
         scorers_left_out=other_scorers(answers, scorers),
         differences=compare_answers(answers, samples, scorers),
         options=find_config_differences(runs),
+        without_test=[] if split else _find_without_test(runs),
     )
+
+
+def _find_without_test(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return the runs without a test, if their last validation was chosen for that."""
+    chosen = [run for run in runs if run.stage.startswith("val-") and not run.is_evaluation]
+    return [run.name for run in chosen if "test" not in run.evaluations()]
 
 
 def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
@@ -98,8 +107,6 @@ def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
     for name, (columns, rows) in join_analyses(comparison.runs).items():
         written.append(write_csv_file(output / f"analysis-{name}.csv", columns, rows))
     if curves := read_compared_curves(comparison.runs):
-        drawn = draw_study_lines(
-            curves, output / "curves.png", ylabel="Value", xlabel="Optimiser step"
-        )
+        drawn = draw_compared_curves(curves, output / "curves.png")
         written += [drawn] if drawn.is_file() else []
     return written

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightning_mllm.comparison.run_files import ComparedRun
+from lightning_mllm.comparison.run_files import CONFIG, ComparedRun
 from lightning_mllm.errors import DataError
 
 _ALWAYS_DIFFERENT = ("trainer.run.", "ckpt_path")  # names of runs and files
@@ -23,7 +23,7 @@ def find_config_differences(runs: Sequence[ComparedRun]) -> dict[str, list[str]]
     Raises:
         DataError: A config can't be read.
     """
-    configs = [_read_config(run.folder / "config.yaml") for run in runs]
+    configs = [_read_config(run.folder / CONFIG) for run in runs]
     found: dict[str, list[str]] = {}
     for option, values in _compare_nodes("", configs):
         if not option.startswith(_ALWAYS_DIFFERENT):

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_mllm.comparison.run_files import ComparedRun, find_step_folders, split_step_folder
-from lightning_mllm.tracking.figures.study import StudyPoint
 
 _CURVES = (  # metrics that are drawn, in this order
     r"val/loss",
@@ -19,7 +18,7 @@ _CURVES = (  # metrics that are drawn, in this order
 _SUMMARY = "summary.csv"
 _NUMBERS = ("value", "low_95", "high_95", "n")  # columns of a summary; the others say of what
 
-Curves = dict[str, dict[str, dict[int, StudyPoint]]]  # metric -> run -> step -> value
+Curves = dict[str, dict[str, dict[int, float]]]  # metric -> run -> step -> value
 
 
 def read_compared_curves(runs: Sequence[ComparedRun]) -> Curves:
@@ -34,7 +33,7 @@ def read_compared_curves(runs: Sequence[ComparedRun]) -> Curves:
                 for metric, value in row.items():
                     if value and "/" in metric:
                         curve = found.setdefault(metric, {}).setdefault(run.name, {})
-                        curve[int(row["step"])] = StudyPoint(float(value))
+                        curve[int(row["step"])] = float(value)
     chosen: Curves = {}
     for pattern in _CURVES:
         for metric in sorted(found):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -11,12 +11,13 @@ from rich.text import Text
 
 from lightning_mllm.comparison.comparison import Comparison
 from lightning_mllm.comparison.differences import ScoreDifference
-from lightning_mllm.comparison.run_files import ComparedRun
+from lightning_mllm.comparison.run_files import CONFIG, ComparedRun
 from lightning_mllm.statistics.interval import Interval
 
 _MOST_OPTIONS = 15  # that are shown; all are in the file
 _MOST_CHARACTERS = 200  # of a value that is shown
 _LEAST_P = 0.001
+_WIDEST_NAME = 21  # that the table of scores has room for
 
 
 def report_comparison(comparison: Comparison) -> Iterator[RenderableType]:
@@ -25,7 +26,9 @@ def report_comparison(comparison: Comparison) -> Iterator[RenderableType]:
         yield Text("What the configs say differently:")
         yield _table_of_options(comparison)
     else:
-        yield Text("The configs of the runs say the same, or are not there.")
+        yield Text(_explain_no_options(comparison.runs))
+    for name in comparison.without_test:
+        yield Text(f"{name} has no test: validations are compared.")
     named = ", ".join(_name_evaluation(run) for run in comparison.runs)
     yield Text(f"Compared on the same samples: {named}")
     yield _table_of_scores(comparison)
@@ -49,7 +52,7 @@ def _table_of_options(comparison: Comparison) -> Table:
     table = Table("option")
     table.columns[0].overflow = "fold"
     for run in comparison.runs:
-        table.add_column(Text(run.name), overflow="fold")
+        table.add_column(_break_name(run.name), overflow="fold")
     for option, values in list(comparison.options.items())[:_MOST_OPTIONS]:
         table.add_row(Text(option), *(Text(_shorten(value)) for value in values))
     if (more := len(comparison.options) - _MOST_OPTIONS) > 0:
@@ -75,17 +78,32 @@ def _table_of_scores(comparison: Comparison) -> Table:
         if each.score != shown:
             table.add_section()
             table.add_row(Text(each.score, style="bold"))
-            table.add_row(Text(each.baseline), f"{each.baseline_value:.3f}", "baseline")
+            table.add_row(_break_name(each.baseline), f"{each.baseline_value:.3f}", "baseline")
             shown = each.score
         tested = () if math.isnan(each.p) else (str(each.won), str(each.lost))
         p = () if math.isnan(each.p) else (_format_p(each.p_holm),)
-        table.add_row(Text(each.run), f"{each.value:.3f}", _format_difference(each), *tested, *p)
+        table.add_row(
+            _break_name(each.run), f"{each.value:.3f}", _format_difference(each), *tested, *p
+        )
     return table
 
 
 def _name_evaluation(run: ComparedRun) -> str:
     """Return run and evaluation; of an evaluation that was named, the name says both."""
-    return run.name if run.name.endswith(run.stage) else f"{run.name} ({run.stage})"
+    return run.name if run.is_evaluation else f"{run.name} ({run.stage})"
+
+
+def _explain_no_options(runs: Sequence[ComparedRun]) -> str:
+    if len({run.folder for run in runs}) == 1:
+        return f"{'Both' if len(runs) == 2 else 'All'} are from the run {runs[0].folder.name}."
+    if any(not (run.folder / CONFIG).is_file() for run in runs):  # then none has one
+        return f"The runs have no {CONFIG}, so nothing is known of what was set differently."
+    return "The configs of the runs say the same."
+
+
+def _break_name(name: str) -> Text:
+    """Return run and evaluation, on a line each if one is too short for both."""
+    return Text(name if len(name) <= _WIDEST_NAME else "/\n".join(name.rsplit("/", 1)))
 
 
 def _shorten(value: str) -> str:

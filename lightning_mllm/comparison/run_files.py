@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_mllm.errors import ConfigError, DataError, did_you_mean
 
 PREDICTIONS = "predictions.csv"
+CONFIG = "config.yaml"
 _SPLITS = ("test", "val")  # the first that all runs have is compared
 _EVALUATION = re.compile(r"(?P<stage>.+)-step(?P<step>\d+)")
 
@@ -32,6 +33,11 @@ class ComparedRun:
     def stage(self) -> str:
         """Name of the evaluation that is compared, e.g. `test-step320`; empty if none is yet."""
         return "" if self.evaluation is None else self.evaluation.name
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether an evaluation of the run was named, not the run."""
+        return self.name.endswith(f"/{self.stage}")
 
     def evaluations(self) -> dict[str, Path]:
         """Return stage (`test`, `val`, `zero_shot`) -> folder of its last step, with answers."""
@@ -116,7 +122,7 @@ def _open_run(path: Path) -> ComparedRun:
     if folder.parent.name == "evaluation" and (folder / PREDICTIONS).is_file():
         run = folder.parent.parent
         return ComparedRun(f"{run.name}/{folder.name}", run, folder)
-    if not any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "evaluation")):
+    if not any((folder / name).exists() for name in (CONFIG, "metrics.csv", "evaluation")):
         raise ConfigError(
             f"{path} is not the folder of a run: it has neither a config.yaml nor a metrics.csv "
             "nor evaluations. Expected e.g. runs/<name>."

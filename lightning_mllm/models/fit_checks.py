@@ -65,6 +65,19 @@ def check_fit_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:
         raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
 
 
+def describe_fit_length(trainer: Any) -> str:
+    """Return the subject and the verb of "... a single step" for a training of one step.
+
+    Args:
+        trainer: Lightning's trainer, whose DataModule is set up.
+    """
+    data = trainer.datamodule
+    samples = len(data.samples["train"])
+    if trainer.max_steps == 1 or samples > data.batch_size:
+        return "The training has"
+    return f"{samples} training samples in batches of {data.batch_size} are"
+
+
 def check_fit_monitors(trainer: Any, module: Any, scores: Sequence[str]) -> None:
     """Refuse callbacks that watch a metric which the fit does not log.
 

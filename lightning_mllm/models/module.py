@@ -22,7 +22,7 @@ from lightning_mllm.models.adapted import AdaptedModel, DType, Source, adapted_d
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.divergence import DivergenceWatch, check_weights_for_divergence
 from lightning_mllm.models.evaluating import EvaluatingModule
-from lightning_mllm.models.fit_checks import check_fit, check_fit_monitors
+from lightning_mllm.models.fit_checks import check_fit, check_fit_monitors, describe_fit_length
 from lightning_mllm.models.freeze import FreezePolicy, ProjectorOnly
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
@@ -253,7 +253,8 @@ class MLLMModule(EvaluatingModule):
             )
         groups = scheduled_parameter_groups(self.backbone, self.learning_rates)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it need not learn
-            self._schedule.check_learns(group["option"] for group in groups)
+            length = describe_fit_length(self.trainer)
+            self._schedule.check_learns((group["option"] for group in groups), length)
         optimizer = self.optimizer(groups, self.learning_rates.projector)
         scheduler = self._schedule.scheduler(optimizer)
         return {

@@ -203,7 +203,8 @@ class WorldQuestions(MLLMDataModule):
 
     Args:
         parts: Parts of the examination, see `examination`.
-        per_kind: Number of test questions per kind; a multiple of 12 balances all answers.
+        per_kind: Number of test questions per kind, that is per wording; a multiple of 12 balances
+            all answers.
         val_per_kind: Number of validation questions per kind.
         train_per_kind: Number of training questions per kind. The test-bed's own models are trained
             on `WorldConversations`.

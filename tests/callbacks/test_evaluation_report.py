@@ -13,6 +13,7 @@ from lightning_mllm.callbacks.score_tables import (
     score_table_of_kinds,
 )
 from lightning_mllm.evaluation import AnswerResult, AnswerScore, ClassificationResult
+from lightning_mllm.progress import console
 from tests.callbacks.conftest import EVALUATED, Study
 
 SCORERS = ("generation", "likelihood")
@@ -66,6 +67,17 @@ def test_the_terminal_table_shows_n_scores_and_intervals() -> None:
     assert cells[:2] == ["likelihood", "10"]
     assert str(cells[2]).startswith("0.900 [")
     assert cells[4] == "10.0%"
+
+
+def test_a_score_without_an_interval_says_so_and_why() -> None:
+    result = ClassificationResult.from_confusion(("a", "b"), np.array([[5, 0, 0], [5, 0, 0]]))
+    table = score_table("test", {"generation": result})
+
+    assert list(table.columns[3].cells) == ["0.333 [-]"]
+    assert "[-]: none, for answers that are the same" in str(table.caption)
+    with console.capture() as shown:
+        console.print(table)
+    assert "0.333 [-]" in shown.get()  # it is no markup
 
 
 ANSWERS = AnswerResult({"colour[red]": AnswerScore(10, 8), "shape": AnswerScore(30, 15)})

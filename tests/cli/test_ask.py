@@ -20,7 +20,6 @@ from lightning_mllm.callbacks import PredictionTable, SkipComputations
 from lightning_mllm.cli.commands import asking as asking_module
 from lightning_mllm.cli.commands.asking import Asking, make_parser, make_skips
 from lightning_mllm.cli.main import main
-from lightning_mllm.cli.messages import show_messages
 from lightning_mllm.data import ImageFolder
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import Likelihood

@@ -17,7 +17,9 @@ def test_all_configs_are_copied(tmp_path: Path, capsys: pytest.CaptureFixture[st
     main(["configs", str(tmp_path / "mine")])  # again: nothing differs
 
     assert files_below(tmp_path / "mine") == files_below(CONFIGS)
-    assert "quickstart.yaml" in capsys.readouterr().out
+    first, start, again = capsys.readouterr().out.splitlines()
+    assert "files are in" in first and "quickstart.yaml" in start
+    assert again.endswith("already; nothing was copied.")
 
 
 def test_a_changed_file_is_kept_unless_the_user_says_otherwise(

@@ -38,7 +38,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback(
         main(["tiny", "folder"])
 
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "Stopped by Ctrl-C.\n"
+    assert capsys.readouterr().err == "Stopped.\n"
 
 
 def test_a_word_in_place_of_a_mapping_is_answered_with_its_fields() -> None:

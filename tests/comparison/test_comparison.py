@@ -148,6 +148,35 @@ def test_the_command_shows_a_table_of_80_columns_and_names_its_files(
     assert (tmp_path / "out-2" / "comparison.csv").is_file()  # nothing is overwritten
 
 
+def test_two_evaluations_of_one_run_are_said_to_be_its(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folders = []
+    for stage, skill in (("zero_shot-step0", 0.3), ("test-step12", 0.8)):
+        make_run(tmp_path, "leaves-e2e", _answers(0, skill), stage)
+        folders.append(tmp_path / "leaves-e2e" / "evaluation" / stage)
+
+    main(["compare", *map(str, folders), "--output", str(tmp_path / "out")])
+
+    shown = capsys.readouterr().out
+    assert "Both are from the run leaves-e2e." in shown
+    assert "│ leaves-e2e/ " in shown and "│ test-step12 " in shown  # broken where a reader would
+
+
+def test_a_run_without_a_test_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = make_run(tmp_path, "a", _answers(0, 0.5), "val-step2")
+    second = make_run(tmp_path, "b", _answers(1, 0.5), "val-step2")
+    make_run(tmp_path, "b", _answers(1, 0.5), "test-step2")
+
+    main(["compare", str(first), str(second), "--output", str(tmp_path / "out")])
+
+    shown = capsys.readouterr().out
+    assert "a has no test: validations are compared." in shown
+    assert "The configs of the runs say the same." in shown
+    assert compare_runs([first, second], "val").without_test == []
+
+
 def test_the_last_test_is_compared_else_the_last_validation(tmp_path: Path) -> None:
     rows = _answers(0, 0.5)
     for name in ("a", "b"):

@@ -26,13 +26,20 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def _fit(
-    checkpoint: str, *, images: int = 1, trainer: dict[str, Any] | None = None, **options: Any
+    checkpoint: str,
+    *,
+    images: int = 1,
+    batch_size: int = 2,
+    trainer: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Trainer:
-    """Fit on four conversations, two to a step, and return the trainer."""
+    """Fit on four conversations, and return the trainer."""
     file = str(
         write_llava_json(Path("data"), [conversation(f"r{row}", images) for row in range(4)])
     )
-    data = LlavaJson(train=file, val=file, image_root="data", checkpoint=checkpoint, batch_size=2)
+    data = LlavaJson(
+        train=file, val=file, image_root="data", checkpoint=checkpoint, batch_size=batch_size
+    )
     quiet: dict[str, Any] = {
         "enable_checkpointing": False,
         "enable_progress_bar": False,
@@ -82,6 +89,9 @@ def test_a_single_step_at_the_first_rate_of_the_warm_up_is_refused(tiny_llava: s
         ConfigError, match=r"a single step, and a warm-up ratio of 0\.03 gives it a rate of 0"
     ):
         _fit(tiny_llava, trainer={"max_steps": 1})
+
+    with pytest.raises(ConfigError, match=r"^4 training samples in batches of 8 are a single step"):
+        _fit(tiny_llava, batch_size=8, trainer={"max_epochs": 1})
 
     assert _fit(tiny_llava, trainer={"max_steps": 1}, warmup_ratio=0.0).global_step == 1
     assert _fit(tiny_llava, trainer={"fast_dev_run": 1}).global_step == 1

@@ -131,6 +131,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         self.windows, self.engine, self.memory_gib = windows, engine, memory_gib
         self.least_per_answer = least_per_answer
         self._engine: KnockoutEngine | None = None
+        self._told: set[str] = set()  # blocks of which it was said that they hide nothing
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -150,7 +151,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
     def check(self, samples: Iterable[Sample]) -> None:
         """Refuse samples without a kind where it matters.
 
-        Blocks whose positions no sample has are reported by a warning.
+        Blocks whose positions no sample has are reported by a warning for all that lack the same.
         """
         samples = [*samples]
         super().check(samples)
@@ -158,18 +159,21 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         for field, segments in _NEEDED.items():
             if not any(getattr(sample, field) for sample in samples):
                 lacking |= dict.fromkeys(segments, field)
+        found: dict[str, dict[str, None]] = {}  # what is lacking -> blocks, in order
         for block in self.blocks:
             for side in (block.source, block.target):
                 if all(term & lacking.keys() for term in side.terms):
                     needed = sorted({lacking[each] for each in side.segments & lacking.keys()})
-                    logger.warning(
-                        "%s: %s will block nothing: none of the %d samples has %r, which needs %s.",
-                        self.name,
-                        block,
-                        len(samples),
-                        str(side),
-                        " and ".join(needed),
-                    )
+                    found.setdefault(" and ".join(needed), {})[str(block)] = None
+        self._told = {*chain.from_iterable(found.values())}
+        for fields, blocks in found.items():
+            logger.warning(
+                "%s: none of the %d samples has %s, so these blocks hide nothing: %s.",
+                self.name,
+                len(samples),
+                fields,
+                ", ".join(blocks),
+            )
 
     def check_model(self, backbone: Backbone) -> None:
         """Refuse a model whose attention can't be blocked."""
@@ -223,6 +227,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
             least_per_answer=self.least_per_answer,
             bootstrap=self.bootstrap,
             settings=settings,
+            told=self._told,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,7 @@ def summarise_flow(
     least_per_answer: int = 20,
     bootstrap: Bootstrap = Bootstrap(),
     settings: Mapping[str, Any] | None = None,
+    told: Collection[str] = (),
 ) -> AnalysisResult:
     """Return the numbers of rows, with their intervals.
 
@@ -72,6 +73,7 @@ def summarise_flow(
             `<kind>: <answer>`, where a kind has several answers.
         bootstrap: How intervals are drawn.
         settings: What decided the rows.
+        told: Blocks of which it has been said already that they hide nothing.
 
     Returns:
         On the axes kind, block, centre, measure and statistic. Where windows share a centre, the
@@ -83,7 +85,7 @@ def summarise_flow(
     if not len(kept.ids):
         asked = len(np.unique(table["sample_id"]))
         logger.warning("%s: none of %d questions is measured.", name, asked)
-    _warn_of_nothing(table, sweep, name)
+    _warn_of_nothing(table, [block for block in sweep.blocks if block not in told], name)
     groups = {**kept.groups, **_by_answer(table, kept, least_per_answer)}
     pairs = _index_pairs(contrasts, sweep)
     coords = _coordinates(groups, sweep, pairs)
@@ -172,9 +174,9 @@ def _by_answer(table: Table, kept: KeptQuestions, least: int) -> dict[str, NDArr
     return found
 
 
-def _warn_of_nothing(table: Table, sweep: Sweep, name: str) -> None:
+def _warn_of_nothing(table: Table, blocks: Iterable[str], name: str) -> None:
     """Warn of blocks that hide nothing in any question."""
-    for block in sweep.blocks:
+    for block in blocks:
         own = table["measured"] & (table["block"] == block)
         if table["empty"][own].all():
             has_source = bool(table["source_size"][own].any())

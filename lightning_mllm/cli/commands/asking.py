@@ -16,7 +16,6 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.callbacks import SkipComputations
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.commands.model import fill_in_seeds
-from lightning_mllm.cli.messages import send_library_messages
 from lightning_mllm.cli.parser import Parser
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import checkpoint_file

@@ -56,6 +56,9 @@ def copy_configs(folder: Path, *, overwrite: bool) -> None:
             f"In {folder}, {count} from the shipped configs, e.g. {changed[0]}; nothing was "
             "copied. Choose another folder, or give --overwrite to lose the changes."
         )
+    if not changed and all(target.is_file() for target in targets.values()):
+        print(f"All {len(files)} files are in {folder} already; nothing was copied.")
+        return
     for path, target in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_mllm.errors import DataError
-from lightning_mllm.statistics.interval import Interval, quantile_interval
+from lightning_mllm.statistics.interval import NO_INTERVAL, Interval, quantile_interval
 from lightning_mllm.statistics.shares import Share
 
 _RESAMPLES = 1000
@@ -39,7 +39,8 @@ class ClassificationResult:
         accuracy_interval: 95 % interval of the accuracy, see `statistics.shares`.
         macro_f1_interval: 95 % interval of macro-F1: bootstrap percentiles over samples resampled
             within their classes. Where all answers are right, or all are wrong, resamples do not
-            differ; then it is the interval of the accuracy.
+            differ; then it is the interval of the accuracy. Where the answers within each class
+            are otherwise all the same, nothing can be said, and its ends are NaN.
         invalid_interval: 95 % interval of the invalid rate, see `statistics.shares`.
     """
 
@@ -80,7 +81,9 @@ class ClassificationResult:
         invalid = Share.alone(int(confusion[:, -1].sum()), n)
         macro_f1_interval = right.interval
         if 0 < right.part < n:
-            macro_f1_interval = _bootstrap(confusion, np.random.default_rng(seed))
+            varied = bool(((confusion > 0).sum(axis=1) > 1).any())  # else resamples are all alike
+            generator = np.random.default_rng(seed)
+            macro_f1_interval = _bootstrap(confusion, generator) if varied else NO_INTERVAL
         return cls(
             names=names,
             confusion=confusion,

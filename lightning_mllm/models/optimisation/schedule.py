@@ -221,11 +221,12 @@ class Schedule:
         if earlier is not None and earlier != ours:
             raise ConfigError(explain_other_schedule(earlier, ours, checkpoint, epochs))
 
-    def check_learns(self, options: Iterable[str]) -> None:
+    def check_learns(self, options: Iterable[str], length: str = "The training has") -> None:
         """Refuse a training whose only step is the first of a warm-up, which has a rate of 0.
 
         Args:
             options: The `option` of each parameter group.
+            length: What has a single step, for the message.
 
         Raises:
             ConfigError: There is a single step, with warm-up.
@@ -233,9 +234,10 @@ class Schedule:
         ratio = max((self._of(option)[0] for option in options), default=0.0)
         if self.steps == 1 and ratio:
             raise ConfigError(
-                f"The training has a single step, and a warm-up ratio of {ratio} gives it a rate "
-                "of 0, so a trained part would learn nothing. Train for more steps, use a smaller "
-                "batch_size, or set model.warmup_ratio to 0, and those in model.schedules too."
+                f"{length} a single step, and a warm-up ratio of {ratio} gives it a rate of 0, so "
+                "a trained part would learn nothing. Train for more steps in smaller batches, e.g. "
+                "`--data.init_args.batch_size 8 --trainer.max_epochs 3`, or set "
+                "model.warmup_ratio to 0, and those in model.schedules too."
             )
 
     def scheduler(self, optimizer: Optimizer) -> LambdaLR:

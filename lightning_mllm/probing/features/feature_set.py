@@ -10,7 +10,7 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.evaluation.finite import check_finite
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FeatureSet:
     """The pooled features of the samples of a split.
 
@@ -56,6 +56,10 @@ class FeatureSet:
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.sample_ids)
+
+    def __repr__(self) -> str:
+        """Return its sizes: all numbers of a split would fill the screen."""
+        return f"FeatureSet({len(self)} samples, width {self.width}, {len(self.names)} classes)"
 
     @property
     def width(self) -> int:

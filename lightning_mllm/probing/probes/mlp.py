@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.probing.probes.network_training import predict_with_trained, train_networks
 from lightning_mllm.probing.probes.networks import (
@@ -45,7 +47,9 @@ class MLPProbe(BatchedProbe):
     """
 
     kind: ClassVar[str] = "mlp"
-    remedy: ClassVar[str] = "Give it more epochs (training.max_epochs), or a higher learning rate."
+    remedy: ClassVar[str] = (
+        "Give it more epochs (training.max_epochs) or another learning rate, or use a LinearProbe."
+    )
     training: Preset | Training = "converging"
     standardise: bool = True
     network: Literal["post-projection", "pre-projection"] = "post-projection"
@@ -104,7 +108,19 @@ class MLPProbe(BatchedProbe):
                     parameters=network_parameter_count(sizes),
                     epochs=epochs,
                     best_epoch=best_epoch,
-                    converged=training.converged(epochs, best_epoch),
+                    converged=_has_converged(training, task, epochs, best_epoch),
                 )
             )
         return fits
+
+
+def _has_converged(
+    training: Training, task: ProbeTask, epochs: int, best_epoch: int
+) -> bool | None:
+    """Return whether early stopping ended the training, after something was learnt.
+
+    Where the first epoch is the best, the loss on held-out samples has risen from the start. From
+    shuffled labels there is nothing to learn.
+    """
+    is_control = not torch.equal(task.labels, task.train.targets)
+    return training.converged(epochs, best_epoch) and (best_epoch > 1 or is_control)

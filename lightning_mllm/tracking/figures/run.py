@@ -119,7 +119,8 @@ def draw_probe_curve_of_run(
     Returns:
         `output`.
     """
-    titles = [f"Probes, {title}; bands: range of the seeds" for title in _METRICS.values()]
+    counts = _count_samples(rows)
+    titles = [f"Probes, {title}; bands: range of the seeds{counts}" for title in _METRICS.values()]
     figure, axes = make_figure_panels(titles)
     by_probe: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -135,6 +136,16 @@ def draw_probe_curve_of_run(
         finish_figure_axis(axis)
     place_figure_legend(axes)
     return save_figure(figure, output)
+
+
+def _count_samples(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many samples probes are trained and scored on, as far as the rows say it."""
+    counts: dict[str, Any] = {}
+    for row in rows:
+        if row.get("n_test") is not None:
+            counts["train"] = row["n_train"]
+            counts["validation" if row["stage"] == "val" else "test"] = row["n_test"]
+    return f"; N: {', '.join(f'{name} {n}' for name, n in counts.items())}" if counts else ""
 
 
 def _draw_probe(

@@ -183,11 +183,24 @@ class TestInformationFlow(AnalysisContract):
         ]
         assert np.isnan(result.at(kind="all", measure=MEASURES[0], statistic="value")[1:3]).all()
 
+        caplog.clear()
+        analysis.check([replace(question("test", number), boxes=()) for number in range(6)])
+        analysis.compute()
+
+        first, second = (record.getMessage() for record in caplog.records)  # nothing is said twice
+        assert first.endswith("has boxes, so these blocks hide nothing: image object->question.")
+        assert second.startswith("information_flow: last->image blocks nothing")
+
     def test_what_no_sample_has_is_told_before_anything_is_run(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         analysis = self.make(
-            blocks=["image object->question", "image object+last->last", "true option->last"]
+            blocks=[
+                "image object->question",
+                "image object+last->last",
+                "true option->last",
+                "image other->question",
+            ]
         )
         samples = [question("test", number) for number in range(6)]
 
@@ -196,10 +209,10 @@ class TestInformationFlow(AnalysisContract):
         analysis.check([replace(sample, boxes=(), options=None) for sample in samples])
 
         assert [record.getMessage() for record in caplog.records] == [
-            "information_flow: image object->question will block nothing: none of the 6 samples "
-            "has 'image object', which needs boxes.",
-            "information_flow: true option->last will block nothing: none of the 6 samples has "
-            "'true option', which needs options.",
+            "information_flow: none of the 6 samples has boxes, so these blocks hide nothing: "
+            "image object->question, image other->question.",
+            "information_flow: none of the 6 samples has options, so these blocks hide nothing: "
+            "true option->last.",
         ]
 
     def test_the_control_is_as_large_as_the_object(self, table: Any) -> None:

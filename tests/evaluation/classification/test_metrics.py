@@ -137,6 +137,14 @@ def test_a_perfect_scorer_and_one_that_is_always_wrong_have_intervals_with_a_wid
     assert wrong.invalid_interval == wilson_share_interval(1.0, 300)
 
 
+def test_one_answer_to_everything_has_no_interval_of_macro_f1() -> None:
+    result = score(torch.zeros(8, dtype=torch.int64), torch.arange(8) % CLASSES)
+
+    assert 0 < result.macro_f1 < 1
+    assert np.isnan(result.macro_f1_interval).all()
+    assert result.accuracy_interval == wilson_share_interval(result.accuracy, 8)
+
+
 @pytest.mark.parametrize("target", [-1, CLASSES])
 def test_a_sample_without_a_known_label_is_refused(target: int) -> None:
     with pytest.raises(

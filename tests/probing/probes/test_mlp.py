@@ -176,6 +176,21 @@ def test_a_probe_ended_by_early_stopping_has_converged_and_one_out_of_epochs_say
     assert "Give it more epochs" in caplog.text
 
 
+def test_a_probe_that_is_best_after_its_first_epoch_has_not_converged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train = clusters("train")
+    noise = torch.randn(train.features.shape, generator=torch.Generator().manual_seed(0))
+    probe = MLPProbe(training=replace(EARLY, learning_rate=3e-3), control=True)
+
+    sets = {"x": replace(train, features=noise)}, {"x": clusters("test")}
+    score = probe.fit_score(*sets, range(4))["x"]
+
+    assert 1 in score.best_epochs
+    assert score.converged == tuple(best > 1 for best in score.best_epochs)
+    assert f"has not converged in {score.best_epochs.count(1)} of 8 fits" in caplog.text
+
+
 def test_of_a_fixed_number_of_epochs_nothing_tells_whether_they_were_enough(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

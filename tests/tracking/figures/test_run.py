@@ -96,6 +96,21 @@ def test_chance_is_a_line_where_the_number_of_classes_is_known(
     ] * 2
 
 
+def test_the_probes_curve_says_how_many_samples_there_are(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    row = {"point": "post", "probe": "linear", "step": 0, "accuracy": 0.5, "macro_f1": 0.4}
+    rows = [
+        {**row, "stage": stage, "n_train": 44, "n_test": n}
+        for stage, n in (("val", 7), ("test", 9))
+    ]
+
+    draw_probe_curve_of_run(rows, tmp_path / "probes.png")
+
+    title = " ".join(drawn[0].axes[0].get_title().split())
+    assert title.endswith("N: train 44, validation 7, test 9")
+
+
 @pytest.mark.parametrize("classes", [2, 25, 70])
 def test_the_confusion_matrix_is_drawn_whatever_the_number_of_classes(
     tmp_path: Path, classes: int

@@ -1,0 +1,39 @@
+"""The table of probes at the end of a fit: what they read before the training and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+
+def draw_probe_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the accuracy of each probe before the training and at the last step.
+
+    Args:
+        rows: The rows of `probes.csv`.
+    """
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        split = "validation" if row["stage"] == "val" else "test"
+        groups.setdefault((row["point"], row["probe"], split), []).append(row)
+    seeds = len({row["seed"] for row in rows})
+    caption = "accuracy" + (f", mean of {seeds} seeds" if seeds > 1 else "")
+    table = Table("probes", box=SIMPLE_HEAD, pad_edge=False, caption=caption)
+    table.columns[0].overflow = "fold"
+    for column in ("split", "N", "before", "last"):
+        table.add_column(column, justify="right")
+    for (point, probe, split), own in sorted(groups.items(), key=lambda each: each[0][2] == "test"):
+        last = max(row["step"] for row in own)
+        means = (_mean_at_step(own, 0), _mean_at_step(own, last) if last else "")
+        table.add_row(Text(f"{point}, {probe}"), split, str(own[-1]["n_test"]), *means)
+    return table
+
+
+def _mean_at_step(rows: Sequence[Mapping[str, Any]], step: int) -> str:
+    found = [row["accuracy"] for row in rows if row["step"] == step]
+    return f"{fmean(found):.3f}" if found else ""
