@@ -57,7 +57,7 @@ def test_a_script_shows_and_writes_what_the_command_line_does(
     assert "What ProjectorOnly() trains" in shown
     assert re.search(r"^epoch 1/1 · train .* · val .* · accuracy ", shown, re.MULTILINE)
     assert shown.count("brackets: 95 % intervals") == 1
-    assert shown.splitlines()[-1] == "Results are in runs/script"
+    assert shown.splitlines()[-1] == "Results are in runs/script: learning_curve.png"
     assert "Epoch 0" not in shown
     folder = Path(trainer.default_root_dir)
     for file in ("learning_curve.png", "metrics.csv", "checkpoints/last.ckpt"):
