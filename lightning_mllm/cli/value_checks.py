@@ -36,12 +36,11 @@ def check_option_name(option: str, where: str) -> None:
         ConfigError: It is one.
     """
     section, _, name = option.partition(".")
-    name = name.partition(".")[0]
+    name, dot, rest = name.partition(".")
     if not name or section not in _CONSTRUCTORS or name in (known := _annotations(section)):
         return
-    hint = did_you_mean(f"{section}.{name}", [f"{section}.{each}" for each in known])
-    place = describe_place(where, option)
-    raise ConfigError(f"{place}there is no option {section}.{name}.{hint}")
+    hint = did_you_mean(option, [f"{section}.{each}{dot}{rest}" for each in known])
+    raise ConfigError(f"{describe_place(where, option)}there is no option {option}.{hint}")
 
 
 def check_value(option: str, value: object, where: str) -> None:
