@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,8 @@ scorer: likelihood
     assert "undecided" in report  # of a single seed nothing is known
     assert "| accuracy | CLIP zero-shot | " in report
     clip = next(Path("studies").rglob("clip-predictions.csv"))
-    ids = [
-        [line.split(",")[0] for line in file.read_text().split()]
-        for file in (clip, clip.with_name("predictions.csv"))
-    ]
+    ids = []
+    for path in (clip, clip.with_name("predictions.csv")):
+        with path.open(newline="") as file:
+            ids.append([row["sample_id"] for row in csv.DictReader(file)])
     assert ids[0] == ids[1]
