@@ -92,15 +92,20 @@ class AnswerTable(L.Callback):
             if sample.conversation and not cells.get("reference"):
                 cells["reference"] = sample.conversation[-1].text.strip()
             ordered.append(cells)
-        columns = list(dict.fromkeys(column for cells in ordered for column in cells))
+        known: dict[str, None] = {}
+        for cells in ordered:
+            known |= dict.fromkeys(cells)
+        columns = list(known)
         if isinstance(data, AskedPictures):
             columns = [name for name in columns if name.rpartition("/")[2] not in _OF_LABELS]
-        empty = {name for name in _OFTEN_EMPTY if not any(cells.get(name) for cells in ordered)}
+        empty = set(_OFTEN_EMPTY)
+        for cells in ordered:
+            empty -= {name for name in empty if cells.get(name)}
         empty |= {"correct"} if "kind" in empty else set()
         columns = [name for name in columns if name not in empty]
         name = "pictures" if isinstance(data, AskedPictures) else data.predict_split
         folder = trainer_run_dir(trainer) / "predict" / f"{name}-step{module.trained_steps}"
-        table = ([cells.get(column) for column in columns] for cells in ordered)
+        table = (map(cells.get, columns) for cells in ordered)
         self.path = write_csv_file(folder / "predictions.csv", columns, table)
         for scorer in module.evaluator.scorers:
             named = [cells.get(f"{scorer.name}/prediction") for cells in ordered]

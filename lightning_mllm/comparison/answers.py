@@ -85,7 +85,8 @@ def match_answers(answers: Sequence[RunAnswers]) -> list[str]:
         DataError: There is no such sample, or the right answer of one is not the same everywhere.
     """
     first, *others = answers
-    common = [each for each in first.truth if all(each in other.truth for other in others)]
+    shared = set(first.truth).intersection(*(other.truth for other in others))
+    common = [each for each in first.truth if each in shared]
     for other in others:
         if not first.truth.keys() & other.truth.keys():
             raise DataError(
@@ -124,7 +125,8 @@ def common_scorers(answers: Sequence[RunAnswers]) -> list[str]:
         DataError: There is none.
     """
     first, *others = answers
-    found = [name for name in first.right if all(name in other.right for other in others)]
+    shared = set(first.right).intersection(*(other.right for other in others))
+    found = [name for name in first.right if name in shared]
     if not found:
         there = "; ".join(f"{each.run.name}: {', '.join(each.right)}" for each in answers)
         raise DataError(

@@ -95,7 +95,8 @@ def _compare_accuracy(
     scorer: str,
     pictures: Sequence[str],
 ) -> ScoreDifference:
-    ours, theirs = ([each.right[scorer][sample] for sample in samples] for each in (run, baseline))
+    ours = [run.right[scorer][sample] for sample in samples]
+    theirs = [baseline.right[scorer][sample] for sample in samples]
     found = PairedShares.of(ours, theirs, pictures)
     return ScoreDifference(
         score=f"{scorer}/accuracy",

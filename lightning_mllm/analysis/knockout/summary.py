@@ -104,15 +104,11 @@ def summarise_flow(
         "bootstrap": asdict(bootstrap),
         "found": _count(table, kept, sweep, kind_depth),
     }
+    decided = {**(settings or {}), **more}
+    plots = _plots(sweep, [*pairs], [*kept.groups])
+    headline = make_flow_headline(values[0, :, :, 0], coords["block"], sweep)
     return AnalysisResult(
-        name,
-        values,
-        tuple(coords),
-        coords,
-        len(kept.ids),
-        {**(settings or {}), **more},
-        _plots(sweep, [*pairs], [*kept.groups]),
-        make_flow_headline(values[0, :, :, 0], coords["block"], sweep),
+        name, values, tuple(coords), coords, len(kept.ids), decided, plots, headline
     )
 
 
