@@ -240,6 +240,7 @@ def test_the_best_checkpoint_is_that_of_the_best_row(whole: Runs) -> None:
     assert content(run, "best.ckpt")["global_step"] == min(losses, key=losses.__getitem__)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_prolonged_and_begins_with_all_it_had(
     whole: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_finished_run_is_prolonged_and_begins_with_all_it_had(
     assert status(after)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_fit_stopped_in_its_test_keeps_the_checkpoints_with_nothing_left_to_train(
     whole: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
