@@ -240,10 +240,7 @@ class Combined(FreezePolicy):
         """Return the names that any of the policies selects."""
         for policy in self.policies:
             policy.select(backbone)  # adapters change the names of the layers that they are on
-        names: set[str] = set()
-        for policy in self.policies:
-            names |= policy.select(backbone)
-        return frozenset(names)
+        return frozenset[str]().union(*(policy.select(backbone) for policy in self.policies))
 
 
 @dataclass(frozen=True)

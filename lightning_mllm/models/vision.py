@@ -64,8 +64,7 @@ class ImageStates:
         projected_from: (views, tokens, width), what enters the projector.
         tower: (taps, views, tokens, width), what leaves each tower layer that is tapped; one view
             where the family has no view dimension.
-        layers: Number of a tower layer that was asked for -> (views, tokens, width): 0 is what
-            enters the first layer, k what layer k puts out.
+        layers: k -> (views, tokens, width), what tower layer k puts out; 0: what enters the first.
     """
 
     encoded: EncodedImage
