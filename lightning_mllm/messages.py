@@ -15,6 +15,9 @@ from lightning_mllm.progress import console, is_first_process
 _OURS = "lightning_mllm"
 # they bring handlers of their own, which write through a progress bar
 _LIBRARIES = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
+# transformers imports torchao wherever it is installed, which then names each kernel that this
+# machine can't run
+_NOISY = ("torchao", "torch.utils._pytree")
 _UNWANTED_WARNINGS = (
     "Found .* module.s. in eval mode",  # frozen parts stay in eval mode
     "The dirpath has changed",  # checkpoints of a resumed run go to a new folder
@@ -42,6 +45,9 @@ def show_messages() -> ExitStack:
     root.addHandler(handler)
     shown.callback(ours.setLevel, ours.level)
     ours.setLevel(logging.INFO)
+    for library in map(logging.getLogger, _NOISY):
+        shown.callback(library.setLevel, library.level)
+        library.setLevel(logging.ERROR)
     for library in map(logging.getLogger, _LIBRARIES):
         shown.callback(_send_messages_of, library, library.handlers, library.propagate)
     send_library_messages()

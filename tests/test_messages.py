@@ -125,3 +125,11 @@ def test_importing_the_package_installs_no_handler() -> None:
         "raise SystemExit(bool(ours.handlers or logging.getLogger().handlers or ours.level))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_installed_torchao_says_nothing_of_kernels_that_can_not_run_here(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with show_messages():
+        logging.getLogger("torchao.kernels").warning("Failed to load a library")
+    assert capsys.readouterr().err == ""
