@@ -15,9 +15,9 @@ from lightning_mllm.progress import console, is_first_process
 _OURS = "lightning_mllm"
 # they bring handlers of their own, which write through a progress bar
 _LIBRARIES = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
-# transformers imports torchao wherever it is installed, which then names each kernel that this
+# imported by transformers and peft wherever they are installed, they name each kernel that this
 # machine can't run
-_NOISY = ("torchao", "torch.utils._pytree")
+_NOISY = ("torchao", "bitsandbytes", "torch.utils._pytree")
 _UNWANTED_WARNINGS = (
     "Found .* module.s. in eval mode",  # frozen parts stay in eval mode
     "The dirpath has changed",  # checkpoints of a resumed run go to a new folder
