@@ -31,7 +31,8 @@ from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import apply_geometry
 from lightning_mllm.data.text.special_tokens import needs_special_bos
 from lightning_mllm.evaluation import Generation, Likelihood
-from lightning_mllm.evaluation.decoding import decode_prompts
+from lightning_mllm.evaluation.decoding import decode_answers
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.hooks import hook_before_call, hook_outputs
@@ -119,7 +120,7 @@ def check_generation(tiny: TinyModel) -> None:
     backbone = tiny.load()
     data = Shapes(checkpoint=tiny.path, eval_batch_size=4)
     batch = next(iter(data.plain_dataloader("test")))
-    ours = decode_prompts(backbone.model, batch.prompts(), max_new_tokens=4)
+    ours = decode_answers(PromptPass(backbone.model, batch), max_new_tokens=4)
     backbone.model.generation_config.eos_token_id = batch.end_id
     for row in range(len(batch)):
         own = _ask_the_familys_processor(data, row, prompt_only=True)
