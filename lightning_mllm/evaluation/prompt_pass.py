@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.errors import ConfigError
 from lightning_mllm.families import finish_logits
 from lightning_mllm.types import Segment
 
@@ -87,18 +86,10 @@ class PromptPass:
 
     @property
     def cache(self) -> Cache:
-        """Keys and values of `inputs`, and of what `extend` has added.
-
-        Raises:
-            ConfigError: The model returns none.
-        """
-        if self._hidden is None:
-            self._run()
+        """Keys and values of `inputs`, and of what `extend` has added."""
         if self._cache is None:
-            raise ConfigError(
-                f"Answers are scored and decoded from keys and values of their prompts, which a "
-                f"{type(self.model).__name__} does not return. Use another checkpoint."
-            )
+            self._run()
+        assert self._cache is not None
         return self._cache
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -160,8 +151,10 @@ class PromptPass:
 
     @torch.no_grad()
     def _run(self) -> None:
-        outputs = self.model.base_model(**self.inputs.model_inputs(), use_cache=True)
-        self._hidden, self._cache = outputs.last_hidden_state, outputs.past_key_values
+        cache = DynamicCache(config=self.model.config)
+        inputs = self.inputs.model_inputs()
+        outputs = self.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+        self._hidden, self._cache = outputs.last_hidden_state, cache
 
     def _forget(self) -> None:
         self._hidden = self._cache = None
