@@ -13,13 +13,13 @@ appended, whose positions go on from the prompt:
            | ■ ■ ■ ■  . . . . .   ■ ■ .
 ```
 
-That takes a cache which keeps the keys of all positions. Where layers slide over fewer, or mix
-tokens without keys (linear attention), the prompts are computed by themselves, and again for
-each that asks.
+That takes a cache that keeps the keys of all positions. Where layers have a sliding window of
+fewer, or no keys (linear attention), the prompts are run by themselves, for each that asks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,6 +52,7 @@ class PromptPass:
         self, model: PreTrainedModel, batch: MultimodalBatch, *, with_answers: bool = False
     ) -> None:
         self.model, self.batch = model, batch
+        self._reach = _find_reach(model)
         self.with_answers = with_answers and self._keeps(batch.input_ids.shape[1])
         self._given: MultimodalBatch | None = None
         self._hidden: Tensor | None = None
@@ -160,11 +161,16 @@ class PromptPass:
         self._hidden = self._cache = None
 
     def _keeps(self, length: int) -> bool:
-        """Return whether the model's cache keeps the keys of so many positions in every layer."""
-        for layer in DynamicCache(config=self.model.config).layers:
-            window = getattr(layer, "sliding_window", None)
-            if not hasattr(layer, "keys") or not getattr(layer, "is_croppable", True):
-                return False
-            if window is not None and window <= length:
-                return False
-        return True
+        """Return whether the cache keeps the keys of so many positions in every layer."""
+        return length < self._reach
+
+
+def _find_reach(model: PreTrainedModel) -> float:
+    """Return below which number of positions a model's cache keeps all keys in every layer."""
+    reach = math.inf
+    for layer in DynamicCache(config=model.config).layers:
+        if not hasattr(layer, "keys") or not getattr(layer, "is_croppable", True):
+            return 0
+        window: int | None = getattr(layer, "sliding_window", None)
+        reach = min(reach, math.inf if window is None else window)
+    return reach

@@ -74,27 +74,26 @@ def test_some_samples_get_their_keys_and_the_others_would_be_run_again(llava: Sc
     assert torch.equal(decode_answers(asked, 4), expected)
 
 
-@pytest.mark.parametrize("spare", [0, 3, 1000])
 def test_answers_are_left_out_where_a_window_has_no_room_for_them(
-    llava: Scene, monkeypatch: pytest.MonkeyPatch, spare: int
+    llava: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache of a window keeps fewer keys; the prompts are then run by themselves."""
-    expected = Likelihood().predict(llava.model, llava.tokenizer, llava.batch, llava.labels)
-    length = llava.batch.input_ids.shape[1]
-    window = "transformers.cache_utils.DynamicLayer.sliding_window"
+    expected = Likelihood().predict(llava.model, llava.tokenizer, llava.batch, llava.labels).scores
     labels = sum(map(len, llava.labels.token_ids))
-    monkeypatch.setattr(window, length + spare + 1, raising=False)
+    prompts, length = (each.input_ids.shape[1] for each in (llava.batch.prompts(), llava.batch))
 
-    asked = PromptPass(llava.model, llava.batch, with_answers=True)
-    assert asked.with_answers
-    assert (asked.with_room(labels) is asked) == (labels <= spare)
-    if spare:
-        prompts = llava.batch.prompts().input_ids.shape[1]
-        monkeypatch.setattr(window, prompts + labels + 1)
-        found = Likelihood().classify(asked, llava.tokenizer, llava.labels)
-        torch.testing.assert_close(found.scores, expected.scores)
-    monkeypatch.setattr(window, length)
-    assert not PromptPass(llava.model, llava.batch, with_answers=True).with_answers
+    def pass_with(window: int) -> PromptPass:
+        name = "transformers.cache_utils.DynamicLayer.sliding_window"
+        monkeypatch.setattr(name, window, raising=False)
+        return PromptPass(llava.model, llava.batch, with_answers=True)
+
+    wide, narrow = pass_with(length + labels + 1), pass_with(prompts + labels + 1)
+    assert wide.with_room(labels) is wide
+    assert narrow.with_answers
+    assert not narrow.with_room(labels).with_answers
+    scores = Likelihood().classify(narrow, llava.tokenizer, llava.labels).scores
+    torch.testing.assert_close(scores, expected)
+    assert not pass_with(length).with_answers
 
 
 def mixed_batch(checkpoint: str, side: Any) -> MultimodalBatch:
