@@ -76,8 +76,8 @@ class PromptPass:
     @property
     def last(self) -> Tensor:
         """(batch, 1, width): the state after each prompt, which predicts the first new token."""
-        index = self.inputs.spans[Segment.LAST].int().argmax(dim=1)
-        return self.hidden[torch.arange(len(index)), index][:, None]
+        last = self.inputs.spans[Segment.LAST].int().argmax(dim=1).to(self.hidden.device)
+        return self.hidden[torch.arange(len(last), device=last.device), last][:, None]
 
     @property
     def seen(self) -> Tensor:
@@ -169,7 +169,7 @@ def _find_reach(model: PreTrainedModel) -> float:
     """Return below which number of positions a model's cache keeps all keys in every layer."""
     reach = math.inf
     for layer in DynamicCache(config=model.config).layers:
-        if not hasattr(layer, "keys") or not getattr(layer, "is_croppable", True):
+        if not hasattr(layer, "keys") or hasattr(layer, "conv_states"):  # linear attention
             return 0
         window: int | None = getattr(layer, "sliding_window", None)
         reach = min(reach, math.inf if window is None else window)

@@ -11,9 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Scorer
+from lightning_mllm.evaluation import (
+    AnswerResult,
+    ClassificationResult,
+    Evaluator,
+    PromptPass,
+    Scorer,
+)
 from lightning_mllm.evaluation.evaluator import EvaluatedBatch
-from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.divergence import DivergenceWatch
 from lightning_mllm.models.loss import answer_loss
