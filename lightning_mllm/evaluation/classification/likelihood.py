@@ -79,7 +79,7 @@ class Likelihood(Scorer):
 
 
 def _score_labels(asked: PromptPass, labels: Sequence[tuple[int, ...]]) -> Tensor:
-    """Return (batch, labels) float32: log p(tokens 1, 2, ... of a label | prompt, token 0)."""
+    """Return (batch, labels): log p(tokens 1, 2, ... of a label | prompt, token 0)."""
     lengths = [len(tokens) - 1 for tokens in labels]
     device = asked.inputs.input_ids.device
     if not any(lengths):

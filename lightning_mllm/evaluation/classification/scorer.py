@@ -21,8 +21,8 @@ class Predictions:
     Attributes:
         answers: Text per sample: generated, or the name of the most likely class.
         predicted: (batch,) class indices, -1 where the answer names no class.
-        scores: (batch, classes) float32, log-probability of each class as the answer; None if the
-            scorer does not compute them.
+        scores: (batch, classes), log-probability of each class as the answer, in float32 or better;
+            None if the scorer does not compute them.
     """
 
     answers: tuple[str, ...]
