@@ -18,9 +18,10 @@ from lightning_mllm.callbacks.trainer_state import (
 )
 from lightning_mllm.callbacks.watched_split import watched_samples
 from lightning_mllm.errors import ConfigError, DataError
-from lightning_mllm.evaluation.decoding import decode_prompts
+from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.hallucination.chair import ChairMetrics, Mentions
 from lightning_mllm.evaluation.hallucination.objects import ObjectVocabulary, read_objects
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.tracking.loggers import log_table
 from lightning_mllm.types import Sample
@@ -102,8 +103,8 @@ class ChairReport(L.Callback):
         """Describe the pictures of a batch, and count the objects that are named."""
         module = trainer_mllm(pl_module)
         with module.adapted.autocast(module.device.type), module.adapted.edited(batch):
-            prompts = batch.prompts()
-            tokens = decode_prompts(module.backbone.model, prompts, self.max_new_tokens)
+            asked = PromptPass(module.backbone.model, batch)
+            tokens = decode_answers(asked, self.max_new_tokens)
         texts = module.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         counted = []
         for sample_id, text in zip(batch.sample_ids, texts, strict=True):

@@ -24,6 +24,7 @@ from lightning_mllm.evaluation.open_answers.answer_metrics import (
 )
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, Match, OpenAnswer
 from lightning_mllm.evaluation.open_answers.known_answers import KnownAnswers
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.statistics.interval import Interval
 from lightning_mllm.statistics.shares import Share
 
@@ -52,6 +53,7 @@ __all__ = [
     "PopeResult",
     "PopeScore",
     "Predictions",
+    "PromptPass",
     "Scorer",
     "Share",
     "normalise",

@@ -1,4 +1,4 @@
-"""Generates the answers to prompts; nothing else in the package generates.
+"""Decodes the answers to prompts, token by token; nothing else in the package generates.
 
 Of a checkpoint's generation config only the tokens that end an answer are used. The rest says how
 its makers like to chat, and scores that depend on it could not be compared between checkpoints.
@@ -6,17 +6,16 @@ its makers like to chat, and scores that depend on it could not be compared betw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.evaluation.finite import check_finite
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 
 _USED = "eos_token_id"
 # a batch has ids of its own
@@ -24,14 +23,11 @@ _WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "transformers_version", "_fro
 
 
 @torch.no_grad()
-def decode_prompts(
-    model: PreTrainedModel, prompts: MultimodalBatch, max_new_tokens: int, temperature: float = 0.0
-) -> Tensor:
+def decode_answers(asked: PromptPass, max_new_tokens: int, temperature: float = 0.0) -> Tensor:
     """Return the tokens after each prompt, (batch, new); after an answer's end they are padding.
 
     Args:
-        model: The MLLM.
-        prompts: From `MultimodalBatch.prompts`.
+        asked: The prompts; afterwards it is as before.
         max_new_tokens: Length at which an answer is cut.
         temperature: 0 for greedy decoding; above 0, answers are sampled from the whole softmax at
             this temperature.
@@ -39,44 +35,33 @@ def decode_prompts(
     Raises:
         NotFiniteError: A logit is NaN or infinite.
     """
-    sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        num_beams=1,
-        pad_token_id=prompts.pad_id,
-        eos_token_id=decoding_end_ids(model, prompts),
-        **(sampling if temperature > 0 else {}),
-    )
-    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # a mixin's
-    with _use_config(model, config):
-        tokens = generate(  # (batch, prompt + new)
-            **_cast(prompts.model_inputs(), model.get_input_embeddings()),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([_FiniteLogits(prompts.sample_ids)]),
-        )
-    return tokens[:, prompts.input_ids.shape[1] :]
+    asked = asked.with_room(max_new_tokens)
+    ids, seen = asked.inputs.input_ids, asked.seen
+    ends = torch.tensor(decoding_end_ids(asked.model, asked.batch), device=ids.device)
+    running = torch.ones_like(ids[:, 0], dtype=torch.bool)
+    new, hidden = ids[:, :0], asked.last
+    try:
+        while True:
+            token = _choose_tokens(asked, hidden[:, 0], temperature).to(ids.device)
+            token = token.where(running, asked.batch.pad_id)
+            new = torch.cat([new, token[:, None]], dim=1)
+            running &= ~torch.isin(token, ends)
+            if new.shape[1] >= max_new_tokens or not running.any():
+                return new
+            mask = torch.cat([seen, torch.ones_like(new)], dim=1)
+            hidden = asked.extend(token[:, None], new.shape[1] - 1, mask)
+    finally:
+        asked.restore()
 
 
-def _cast(inputs: dict[str, Tensor], embeddings: Any) -> dict[str, Tensor]:
-    """Give pixels the LLM's dtype: `generate` encodes pictures before a forward could cast them."""
-    dtype = embeddings.weight.dtype
-    cast = {}
-    for name, value in inputs.items():
-        cast[name] = value.to(dtype) if value.is_floating_point() else value
-    return cast
-
-
-class _FiniteLogits(LogitsProcessor):
-    """Refuses logits that are not finite, from which no likeliest token follows."""
-
-    def __init__(self, sample_ids: Sequence[str]) -> None:
-        self.sample_ids = sample_ids
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Check the largest logit of each row, which is NaN if any logit is."""
-        check_finite(scores.amax(dim=1), self.sample_ids, "The model's logits")
-        return scores
+def _choose_tokens(asked: PromptPass, hidden: Tensor, temperature: float) -> Tensor:
+    """Return the next token of each sample, (batch,), after its last state, (batch, width)."""
+    logits = asked.logits(hidden).float()
+    # the largest of a row is NaN if any is
+    check_finite(logits.amax(dim=1), asked.batch.sample_ids, "The model's logits")
+    if temperature > 0:
+        return torch.multinomial((logits / temperature).softmax(dim=1), 1)[:, 0]
+    return logits.argmax(dim=1)
 
 
 def decoding_end_ids(model: PreTrainedModel, prompts: MultimodalBatch) -> list[int]:
@@ -123,13 +108,3 @@ def check_decoding_ends(config: GenerationConfig, vocabulary: int, checkpoint: s
 def _ends(config: GenerationConfig) -> list[Any]:
     ends = config.eos_token_id
     return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [ends]
-
-
-@contextmanager
-def _use_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Give a model this generation config: `generate` takes missing values from the model's own."""
-    own, model.generation_config = model.generation_config, config
-    try:
-        yield
-    finally:
-        model.generation_config = own

@@ -8,7 +8,7 @@ from itertools import product
 from typing import cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
@@ -17,9 +17,10 @@ from lightning_mllm.evaluation.classification.metrics import (
     ClassificationResult,
 )
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
-from lightning_mllm.evaluation.decoding import decode_prompts
+from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.open_answers.answer_metrics import AnswerMetrics, AnswerResult
 from lightning_mllm.evaluation.open_answers.exact_match import ExactMatch, OpenAnswer
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.types import LabelSet
 
 _LOGGED = ("accuracy", "macro_f1", "invalid_rate")
@@ -99,28 +100,23 @@ class Evaluator(nn.Module):
         return batch.take([row for row, kind in enumerate(kinds) if kind is not None])
 
     def score(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: MultimodalBatch,
-        greedy: Tensor | None = None,
+        self, asked: PromptPass, tokenizer: PreTrainedTokenizerBase, greedy: Tensor | None = None
     ) -> EvaluatedBatch:
         """Score a batch and count it.
 
         Args:
-            model: The MLLM.
+            asked: Prompts with labels or references.
             tokenizer: The model's tokenizer.
-            batch: Prompts with labels or references.
             greedy: `AnswerLoss.greedy` of the batch; answers known from it are not generated.
         """
         if self._labels is not None:
-            found = self.answer(model, tokenizer, batch)
+            found = self.answer(asked, tokenizer)
             for name, metric in self._metrics.items():
-                metric.update(found.predictions[name].predicted, batch.targets)
+                metric.update(found.predictions[name].predicted, asked.batch.targets)
             return found
         if not self._answers.kinds:
             return EvaluatedBatch()
-        answers = ExactMatch().evaluate(model, tokenizer, batch, greedy)
+        answers = ExactMatch().judge(asked, tokenizer, greedy)
         self._answers.update(answers)
         return EvaluatedBatch(answers=answers)
 
@@ -137,34 +133,30 @@ class Evaluator(nn.Module):
         return [batch.take(own) for own in rows.values() if own]
 
     def answer(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: MultimodalBatch,
-        max_new_tokens: int = 128,
+        self, asked: PromptPass, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int = 128
     ) -> EvaluatedBatch:
         """Answer every sample of a batch, and count nothing.
 
         Args:
-            model: The MLLM.
+            asked: Prompts.
             tokenizer: The model's tokenizer.
-            batch: Prompts.
             max_new_tokens: Length at which the answer to a free-form sample without a kind is cut.
         """
         if self._labels is not None:
             predictions: dict[str, Predictions] = {}
             for scorer in self.scorers:
-                predictions[scorer.name] = scorer.predict(model, tokenizer, batch, self._labels)
+                predictions[scorer.name] = scorer.classify(asked, tokenizer, self._labels)
             return EvaluatedBatch(predictions)
-        scored = ExactMatch().evaluate(model, tokenizer, batch)
-        rest = [row for row, kind in enumerate(batch.kinds) if kind is None]
+        scored = ExactMatch().judge(asked, tokenizer)
+        rest = [row for row, kind in enumerate(asked.batch.kinds) if kind is None]
         if not rest:
             return EvaluatedBatch(answers=scored)
-        free = batch.take(rest)
-        tokens = decode_prompts(model, free.prompts(), max_new_tokens)
-        answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        texts = {name: text.strip() for name, text in zip(free.sample_ids, answers, strict=True)}
-        return EvaluatedBatch(answers=scored, texts=texts)
+        free = asked.take(rest)
+        texts = tokenizer.batch_decode(
+            decode_answers(free, max_new_tokens), skip_special_tokens=True
+        )
+        named = zip(free.batch.sample_ids, map(str.strip, texts), strict=True)
+        return EvaluatedBatch(answers=scored, texts=dict(named))
 
     def finish(self) -> dict[str, float]:
         """Compute the scores over all processes; return metric name -> value of those to log."""

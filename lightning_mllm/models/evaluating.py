@@ -11,7 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.evaluation import AnswerResult, ClassificationResult, Evaluator, Scorer
+from lightning_mllm.evaluation import (
+    AnswerResult,
+    ClassificationResult,
+    Evaluator,
+    PromptPass,
+    Scorer,
+)
 from lightning_mllm.evaluation.evaluator import EvaluatedBatch
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.divergence import DivergenceWatch
@@ -48,19 +54,22 @@ class EvaluatingModule(L.LightningModule):
         Returns:
             `loss`, `predictions` per scorer, and `answers` of free-form samples that have a kind.
         """
-        # the loss also tells which answers greedy decoding gives; an edit may differ between
-        # batches
-        greedy = self.adapted.edit is None and not self.adapted.low_precision
+        model, plain = self.adapted.backbone.model, self.adapted.edit is None
+        scored = self.evaluator.asked(batch)
+        # an edit may differ between batches, and between a prompt with and without its answer
+        asked = PromptPass(model, batch, with_answers=plain and len(scored) > 0)
+        # the loss also tells which answers greedy decoding gives
+        greedy = plain and not self.adapted.low_precision
         with self.adapted.autocast(self.device.type):
             with self.adapted.edited(batch):
-                loss = answer_loss(self.adapted.backbone, batch, with_greedy=greedy)
+                hidden = asked.hidden if asked.with_answers else None
+                loss = answer_loss(self.adapted.backbone, batch, with_greedy=greedy, hidden=hidden)
             where = f"of {self.stage_name} after step {self.trained_steps}"
             DivergenceWatch.of(loss.total, batch).check(self.adapted, where)
-            model, tokenizer = self.adapted.backbone.model, self.tokenizer
-            with self.adapted.edited(self.evaluator.asked(batch)):
-                scored = self.evaluator.score(model, tokenizer, batch, loss.greedy)
+            with self.adapted.edited(scored):
+                found = self.evaluator.score(asked, self.tokenizer, loss.greedy)
         self._loss_sum += torch.stack([loss.total, loss.tokens.float()]).cpu()
-        return {"loss": loss.mean, "predictions": scored.predictions, "answers": scored.answers}
+        return {"loss": loss.mean, "predictions": found.predictions, "answers": found.answers}
 
     def answer(self, batch: MultimodalBatch, max_new_tokens: int = 128) -> EvaluatedBatch:
         """Answer every sample of a batch as `test` does, and count nothing.
@@ -73,7 +82,8 @@ class EvaluatingModule(L.LightningModule):
         with self.adapted.autocast(self.device.type):
             for part in self.evaluator.list_parts(batch):
                 with self.adapted.edited(part):
-                    found = self.evaluator.answer(model, self.tokenizer, part, max_new_tokens)
+                    asked = PromptPass(model, part)
+                    found = self.evaluator.answer(asked, self.tokenizer, max_new_tokens)
                 answers, texts = joined.answers + found.answers, joined.texts | found.texts
                 joined = EvaluatedBatch(found.predictions, answers, texts)
         return joined

@@ -35,7 +35,11 @@ class AnswerLoss:
 
 
 def answer_loss(
-    backbone: Backbone, batch: MultimodalBatch, *, with_greedy: bool = False
+    backbone: Backbone,
+    batch: MultimodalBatch,
+    *,
+    with_greedy: bool = False,
+    hidden: Tensor | None = None,
 ) -> AnswerLoss:
     """Compute the cross-entropy of the answer tokens, each given all tokens before it.
 
@@ -47,9 +51,13 @@ def answer_loss(
         backbone: The model.
         batch: Prompts and answers.
         with_greedy: Whether to return which answer tokens are the likeliest.
+        hidden: (batch, sequence, width), the decoder's last states of the batch, where they are
+            known.
     """
-    output = backbone.model.base_model(**batch.model_inputs(), use_cache=False)
-    hidden = output.last_hidden_state  # (batch, sequence, width)
+    if hidden is None:
+        output = backbone.model.base_model(**batch.model_inputs(), use_cache=False)
+        hidden = output.last_hidden_state
+        assert hidden is not None
     next_tokens = batch.labels[:, 1:]
     carries_loss = next_tokens != IGNORE_INDEX
     logits = backbone.logits(hidden[:, :-1][carries_loss])  # (answer tokens, vocabulary)

@@ -22,8 +22,9 @@ from lightning_mllm.callbacks import (
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import ChairMetrics, Mentions
-from lightning_mllm.evaluation.decoding import decode_prompts
+from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.hallucination.pope import SAMPLINGS
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.testbed import checkpoint, draw_scene
@@ -159,7 +160,7 @@ def test_a_model_that_skips_describes_what_it_sees_then(described: Path, tmp_pat
     expected = []
     for batch in data.plain_dataloader("test"):
         with skipping(module.backbone, batch, everything):
-            tokens = decode_prompts(module.backbone.model, batch.prompts(), 48)
+            tokens = decode_answers(PromptPass(module.backbone.model, batch), 48)
         expected += [
             text.strip() for text in module.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         ]

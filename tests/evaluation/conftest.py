@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -19,6 +20,8 @@ from transformers import (
 )
 
 from lightning_mllm.batches import MultimodalBatch, TokenSpans, map_image
+from lightning_mllm.evaluation import decoding
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import IGNORE_INDEX, LabelSet, Segment
 
@@ -121,16 +124,17 @@ def make_batch(processor: Any, prompts: Any, sizes: Any, seeds: Any) -> Multimod
 
 
 def generated(scene: Scene, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> dict[str, Any]:
-    """Make the model say `texts`; returns the options that `generate` will be called with."""
+    """Make the model say `texts`; returns what is known of the last decoding, once there is one."""
     seen: dict[str, Any] = {}
     answers = scene.tokenizer(
         [f" {text}</s>" for text in texts], add_special_tokens=False, padding_side="right"
     )
     new = torch.tensor(scene.tokenizer.pad(answers, padding_side="right")["input_ids"])
 
-    def generate(**options: Any) -> torch.Tensor:
-        seen.update(options | options["generation_config"].to_dict())
-        return torch.cat([options["input_ids"], new[:, : seen["max_new_tokens"]]], dim=1)
+    def choose(asked: PromptPass, hidden: Tensor, temperature: float) -> Tensor:
+        step = asked.cache.get_seq_length() - asked.inputs.input_ids.shape[1]
+        seen.update(asked.inputs.model_inputs(), temperature=temperature, tokens=step + 1)
+        return new[:, step]
 
-    monkeypatch.setattr(scene.model, "generate", generate)
+    monkeypatch.setattr(decoding, "_choose_tokens", choose)
     return seen

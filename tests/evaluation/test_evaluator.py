@@ -6,6 +6,7 @@ import pytest
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import AnswerScore, Evaluator, Generation, Likelihood
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from tests.evaluation.conftest import Scene, generated
 
 KINDS = ("a", None, "b")
@@ -15,7 +16,9 @@ def test_labels_win_over_kinds(llava: Scene) -> None:
     evaluator = Evaluator([Likelihood()])
     evaluator.prepare(llava.labels, ())
 
-    scored = evaluator.score(llava.model, llava.tokenizer, replace(llava.batch, kinds=KINDS))
+    scored = evaluator.score(
+        PromptPass(llava.model, replace(llava.batch, kinds=KINDS)), llava.tokenizer
+    )
 
     assert set(scored.predictions) == {"likelihood"}
     assert scored.answers == ()
@@ -33,7 +36,7 @@ def test_open_answers_are_counted_per_kind(llava: Scene, monkeypatch: pytest.Mon
 
     for _ in range(2):
         evaluator.reset()
-        evaluator.score(llava.model, llava.tokenizer, replace(llava.batch, kinds=KINDS))
+        evaluator.score(PromptPass(llava.model, replace(llava.batch, kinds=KINDS)), llava.tokenizer)
         logged = evaluator.finish()
 
     assert logged == {"exact_match/accuracy": 0.5, "exact_match/a": 1.0, "exact_match/b": 0.0}
@@ -49,7 +52,7 @@ def test_free_form_data_without_kinds_is_not_asked(
     evaluator = Evaluator([Generation()])
     evaluator.prepare(None, ())
 
-    evaluator.score(llava.model, llava.tokenizer, llava.batch)
+    evaluator.score(PromptPass(llava.model, llava.batch), llava.tokenizer)
 
     assert not seen
     assert evaluator.finish() == {}
@@ -61,12 +64,14 @@ def test_another_dataset_takes_the_place_of_the_first(
 ) -> None:
     evaluator = Evaluator([Likelihood()])
     evaluator.prepare(llava.labels, ())
-    evaluator.score(llava.model, llava.tokenizer, llava.batch)
+    evaluator.score(PromptPass(llava.model, llava.batch), llava.tokenizer)
     evaluator.finish()
     generated(llava, monkeypatch, ["three"])
 
     evaluator.prepare(None, ("a",))
-    evaluator.score(llava.model, llava.tokenizer, replace(llava.batch, kinds=("a", None, None)))
+    evaluator.score(
+        PromptPass(llava.model, replace(llava.batch, kinds=("a", None, None))), llava.tokenizer
+    )
 
     assert evaluator.finish() == {"exact_match/accuracy": 1.0, "exact_match/a": 1.0}
     assert evaluator.results == {}

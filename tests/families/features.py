@@ -31,7 +31,8 @@ from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import apply_geometry
 from lightning_mllm.data.text.special_tokens import needs_special_bos
 from lightning_mllm.evaluation import Generation, Likelihood
-from lightning_mllm.evaluation.decoding import decode_prompts
+from lightning_mllm.evaluation.decoding import decode_answers
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.hooks import hook_before_call, hook_outputs
@@ -119,7 +120,11 @@ def check_generation(tiny: TinyModel) -> None:
     backbone = tiny.load()
     data = Shapes(checkpoint=tiny.path, eval_batch_size=4)
     batch = next(iter(data.plain_dataloader("test")))
-    ours = decode_prompts(backbone.model, batch.prompts(), max_new_tokens=4)
+    ours = decode_answers(PromptPass(backbone.model, batch), max_new_tokens=4)
+    shared = PromptPass(backbone.model, batch, with_answers=True)
+    assert shared.with_answers == (tiny.name not in ("gemma3_narrow", "qwen3_5"))
+    for _ in range(2):  # what is decoded leaves no trace
+        assert torch.equal(decode_answers(shared, max_new_tokens=4), ours)
     backbone.model.generation_config.eos_token_id = batch.end_id
     for row in range(len(batch)):
         own = _ask_the_familys_processor(data, row, prompt_only=True)
@@ -137,7 +142,7 @@ def check_generation(tiny: TinyModel) -> None:
 
 
 def check_likelihood(tiny: TinyModel) -> None:
-    """Packed label scores are those of one forward per label."""
+    """Packed label scores are those of one forward per label, after the loss' own pass too."""
     backbone, data = tiny.load(), _colours(tiny)
     batch = next(iter(data.plain_dataloader("test"))).take(range(3))
     assert data.label_set is not None
@@ -148,6 +153,13 @@ def check_likelihood(tiny: TinyModel) -> None:
         labelled = [(0, replace(samples[each], label=name)) for each in batch.sample_ids]
         expected = _score_answers(backbone, data.eval_collator(labelled))
         torch.testing.assert_close(scores[:, column], expected, rtol=0, atol=5e-5)
+    asked = PromptPass(backbone.model, batch, with_answers=True)
+    assert asked.with_answers
+    with torch.no_grad():
+        known = answer_loss(backbone, batch, hidden=asked.hidden).total
+        torch.testing.assert_close(known, answer_loss(backbone, batch).total)
+    after = Likelihood().classify(asked, tiny.tokenizer, data.label_set).scores
+    torch.testing.assert_close(after, scores, rtol=0, atol=5e-5)
 
 
 def check_probes(tiny: TinyModel) -> None:

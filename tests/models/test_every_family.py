@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.evaluation.decoding import decode_prompts
+from lightning_mllm.evaluation.decoding import decode_answers
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models import freeze
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Backbone, Part
@@ -191,5 +192,5 @@ def test_low_precision_runs_without_autocast(checkpoint: str, batch: MultimodalB
     encoded = backbone.encode_images(batch.images)
 
     assert answer_loss(backbone, batch).total.isfinite()
-    assert decode_prompts(backbone.model, batch.prompts(), 2).shape == (len(batch), 2)
+    assert decode_answers(PromptPass(backbone.model, batch), 2).shape == (len(batch), 2)
     assert {each.tokens.dtype for each in encoded} == {torch.bfloat16}

@@ -8,13 +8,13 @@ from functools import cache
 from typing import ClassVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.answer_parser import AnswerParser
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
-from lightning_mllm.evaluation.decoding import decode_prompts
+from lightning_mllm.evaluation.decoding import decode_answers
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.store.seeds import seed_of
 from lightning_mllm.types import LabelSet
 
@@ -53,23 +53,18 @@ class Generation(Scorer):
                 f"Generation: temperature must be a number of at least 0, not {self.temperature}."
             )
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: MultimodalBatch,
-        labels: LabelSet,
+    def classify(
+        self, asked: PromptPass, tokenizer: PreTrainedTokenizerBase, labels: LabelSet
     ) -> Predictions:
-        """Generate an answer to each prompt and read the class from it; `scores` stays empty."""
-        prompts = batch.prompts()
-        device = prompts.input_ids.device
+        """Decode an answer to each prompt and read the class from it; `scores` stays empty."""
+        device = asked.batch.input_ids.device
         limit = self.max_new_tokens or max(_LIMIT, *map(len, labels.token_ids))
         with torch.random.fork_rng(
             [device] if device.type == "cuda" else [], enabled=self.temperature > 0
         ):
             if self.temperature > 0:
-                torch.manual_seed(seed_of(self.seed, batch.sample_ids))
-            new_tokens = decode_prompts(model, prompts, limit, self.temperature)
+                torch.manual_seed(seed_of(self.seed, asked.batch.sample_ids))
+            new_tokens = decode_answers(asked, limit, self.temperature)
         texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         answers = tuple(text.strip() for text in texts)
         parser = _parser(labels.names)

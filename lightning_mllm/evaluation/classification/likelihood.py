@@ -22,14 +22,13 @@ from itertools import chain
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.scorer import Predictions, Scorer
 from lightning_mllm.evaluation.finite import check_finite
-from lightning_mllm.families import finish_logits
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.types import LabelSet
 
 _HEAD_ROWS = 256
@@ -51,12 +50,8 @@ class Likelihood(Scorer):
     tokens_per_pass: int = 1024
 
     @torch.no_grad()
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: MultimodalBatch,
-        labels: LabelSet,
+    def classify(
+        self, asked: PromptPass, tokenizer: PreTrainedTokenizerBase, labels: LabelSet
     ) -> Predictions:
         """Score every label for every sample; the answer is the name of the most likely class.
 
@@ -65,96 +60,73 @@ class Likelihood(Scorer):
                 not keep the keys of all positions.
             NotFiniteError: A log-probability is NaN or infinite.
         """
-        _check_attention(model)
-        prompts = batch.prompts()
-        outputs = model.base_model(**prompts.model_inputs(), use_cache=True)
+        _check_attention(asked.model)
         count = sum(map(len, labels.token_ids))
         rows = max(min(count, self.tokens_per_pass), *map(len, labels.token_ids))
-        _check_cache(outputs.past_key_values, prompts.input_ids.shape[1] + rows)
-        prefix = _Prefix(
-            model, outputs.past_key_values, prompts.attention_mask, prompts.next_position
-        )
+        asked = asked.with_room(rows)
+        _check_cache(asked.cache, asked.inputs.input_ids.shape[1] + rows)
 
-        last = outputs.last_hidden_state[:, -1:]  # (batch, 1, width), since padding is on the left
         first_tokens = [tokens[0] for tokens in labels.token_ids]
-        first_ids = torch.tensor([first_tokens], device=last.device)
-        scores = _log_probabilities(model, last, first_ids)[:, 0]  # (batch, classes)
+        first_ids = torch.tensor([first_tokens], device=asked.last.device)
+        scores = _log_probabilities(asked, asked.last, first_ids)[:, 0]  # (batch, classes)
         chunks = _cut_labels(labels.token_ids, self.tokens_per_pass)
-        scores = scores + torch.cat([prefix.score(chunk) for chunk in chunks], dim=1)
+        scores = scores + torch.cat([_score_labels(asked, chunk) for chunk in chunks], dim=1)
 
-        check_finite(scores, batch.sample_ids, "The model's log-probabilities of the classes")
+        check_finite(scores, asked.batch.sample_ids, "The model's log-probabilities of the classes")
         predicted = scores.argmax(dim=1)
         answers = tuple(labels.names[index] for index in predicted.tolist())
         return Predictions(answers, predicted, scores)
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """The keys and values of the prompts, after which labels are scored; scoring leaves them as is.
+def _score_labels(asked: PromptPass, labels: Sequence[tuple[int, ...]]) -> Tensor:
+    """Return (batch, labels): log p(tokens 1, 2, ... of a label | prompt, token 0)."""
+    lengths = [len(tokens) - 1 for tokens in labels]
+    device = asked.inputs.input_ids.device
+    if not any(lengths):
+        return torch.zeros(len(asked.batch), len(labels), device=device)
+    given = chain.from_iterable(tokens[:-1] for tokens in labels)
+    expected = chain.from_iterable(tokens[1:] for tokens in labels)
+    inputs = torch.tensor([*given], device=device)  # (row,)
+    targets = torch.tensor([*expected], device=device)
+    repeats = torch.tensor(lengths, device=device)
+    label = torch.arange(len(labels), device=device).repeat_interleave(repeats)
+    offset = torch.cat([torch.arange(length, device=device) for length in lengths])
+    hidden = asked.extend(inputs.expand(len(asked.batch), -1), offset, _mask_labels(asked, label))
+    asked.restore()
+    per_token = _log_probabilities(asked, hidden, targets[:, None])
+    per_label = torch.split(per_token[..., 0], lengths, dim=1)  # of (batch, row)
+    return torch.stack([part.sum(dim=1) for part in per_label], dim=1)
 
-    Attributes:
-        model: The MLLM.
-        cache: Keys and values of the prompts.
-        attention_mask: (batch, prompt), 1 at real tokens.
-        next_position: (batch, 1), the position of the first token after each prompt.
+
+def _mask_labels(asked: PromptPass, label: Tensor) -> Tensor:
+    """Return the additive mask, (batch, 1, row, sequence + row).
+
+    A token attends to the prompt's real tokens, and to its own label up to itself.
+
+    Args:
+        asked: The prompts.
+        label: (row,), which label each token is of.
     """
-
-    model: PreTrainedModel
-    cache: Cache
-    attention_mask: Tensor
-    next_position: Tensor
-
-    def score(self, labels: Sequence[tuple[int, ...]]) -> Tensor:
-        """Return (batch, labels) float32: log p(tokens 1, 2, ... of a label | prompt, token 0)."""
-        lengths = [len(tokens) - 1 for tokens in labels]
-        batch, device = self.attention_mask.shape[0], self.attention_mask.device
-        if not any(lengths):
-            return torch.zeros(batch, len(labels), device=device)
-        given = chain.from_iterable(tokens[:-1] for tokens in labels)
-        expected = chain.from_iterable(tokens[1:] for tokens in labels)
-        inputs = torch.tensor([*given], device=device)  # (row,)
-        targets = torch.tensor([*expected], device=device)
-        repeats = torch.tensor(lengths, device=device)
-        label = torch.arange(len(labels), device=device).repeat_interleave(repeats)
-        offset = torch.cat([torch.arange(length, device=device) for length in lengths])
-        outputs = self.model.base_model(
-            input_ids=inputs.expand(batch, -1),
-            attention_mask=self._mask(label),
-            position_ids=self.next_position + offset,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache.crop(-len(inputs))
-        per_token = _log_probabilities(self.model, outputs.last_hidden_state, targets[:, None])
-        per_label = torch.split(per_token[..., 0], lengths, dim=1)  # of (batch, row)
-        return torch.stack([part.sum(dim=1) for part in per_label], dim=1)
-
-    def _mask(self, label: Tensor) -> Tensor:
-        """Return the additive mask, (batch, 1, row, prompt + row).
-
-        A token attends to the prompt's real tokens, and to its own label up to itself.
-        """
-        row, (batch, prompt) = len(label), self.attention_mask.shape
-        of_prompt = self.attention_mask.bool()[:, None].expand(batch, row, prompt)
-        same_label = (label[:, None] == label).tril()  # (row, row)
-        seen = torch.cat([of_prompt, same_label.expand(batch, row, row)], dim=2)
-        keys: Tensor = self.cache.layers[0].keys  # type: ignore[union-attr,assignment]
-        # in the queries' dtype, under autocast too
-        mask = torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device)
-        return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
+    row, (batch, sequence) = len(label), asked.seen.shape
+    of_prompt = asked.seen.bool()[:, None].expand(batch, row, sequence)
+    same_label = (label[:, None] == label).tril()  # (row, row)
+    seen = torch.cat([of_prompt, same_label.expand(batch, row, row)], dim=2)
+    keys: Tensor = asked.cache.layers[0].keys  # type: ignore[union-attr,assignment]
+    # in the queries' dtype, under autocast too
+    mask = torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device)
+    return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
 
 
-def _log_probabilities(model: PreTrainedModel, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Return the float32 log-probabilities of next tokens, (batch, row, k).
+def _log_probabilities(asked: PromptPass, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Return the log-probabilities of next tokens, (batch, row, k), in float32 or better.
 
     At most (_HEAD_ROWS, vocabulary) logits exist at a time.
 
     Args:
-        model: The MLLM.
+        asked: The pass, for the model's head.
         hidden: (batch, row, width), last hidden states.
         ids: (row, k), the next tokens.
     """
-    head: nn.Module = model.get_output_embeddings()
     batch, row, _ = hidden.shape
     blocks = zip(
         hidden.flatten(0, 1).split(_HEAD_ROWS),
@@ -163,7 +135,8 @@ def _log_probabilities(model: PreTrainedModel, hidden: Tensor, ids: Tensor) -> T
     )
     parts = []
     for states, wanted in blocks:
-        logits = finish_logits(model.config, head(states)).float()  # (rows, vocabulary)
+        logits = asked.logits(states)  # (rows, vocabulary)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         parts.append(logits.gather(1, wanted) - logits.logsumexp(dim=1, keepdim=True))
     return torch.cat(parts).view(batch, row, -1)
 
@@ -191,13 +164,8 @@ def _check_attention(model: PreTrainedModel) -> None:
         )
 
 
-def _check_cache(cache: Cache | None, length: int) -> None:
+def _check_cache(cache: Cache, length: int) -> None:
     """Refuse a cache that would not keep the keys of `length` positions in every layer."""
-    if cache is None:
-        raise ConfigError(
-            "Label likelihood needs keys and values of the prompt, which this model does not "
-            "return. Use the generation scorer."
-        )
     for layer in cache.layers:
         if not hasattr(layer, "keys"):
             raise ConfigError(

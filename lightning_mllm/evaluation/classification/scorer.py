@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.types import LabelSet
 
 
@@ -20,8 +21,8 @@ class Predictions:
     Attributes:
         answers: Text per sample: generated, or the name of the most likely class.
         predicted: (batch,) class indices, -1 where the answer names no class.
-        scores: (batch, classes) float32, log-probability of each class as the answer; None if the
-            scorer does not compute them.
+        scores: (batch, classes), log-probability of each class as the answer, in float32 or better;
+            None if the scorer does not compute them.
     """
 
     answers: tuple[str, ...]
@@ -36,6 +37,17 @@ class Scorer(ABC):
     name: ClassVar[str]
 
     @abstractmethod
+    def classify(
+        self, asked: PromptPass, tokenizer: PreTrainedTokenizerBase, labels: LabelSet
+    ) -> Predictions:
+        """Classify every sample; answers in the batch are not used.
+
+        Args:
+            asked: The prompts; other scorers go on from the same pass.
+            tokenizer: The model's tokenizer.
+            labels: The classes.
+        """
+
     def predict(
         self,
         model: PreTrainedModel,
@@ -43,11 +55,5 @@ class Scorer(ABC):
         batch: MultimodalBatch,
         labels: LabelSet,
     ) -> Predictions:
-        """Classify every sample of the batch; answers in the batch are not used.
-
-        Args:
-            model: The MLLM.
-            tokenizer: The model's tokenizer.
-            batch: Prompts.
-            labels: The classes.
-        """
+        """Classify every sample of a batch, after a pass over its prompts."""
+        return self.classify(PromptPass(model, batch), tokenizer, labels)

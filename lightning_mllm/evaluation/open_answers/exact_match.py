@@ -17,7 +17,7 @@ bit, where the two ways to compute a logit round differently: an answer would ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -28,7 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation.classification.answer_parser import normalise
-from lightning_mllm.evaluation.decoding import decode_prompts, decoding_end_ids
+from lightning_mllm.evaluation.decoding import decode_answers, decoding_end_ids
+from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.types import Segment
 
 Match = Literal["normalised", "paper"]
@@ -102,62 +103,67 @@ class ExactMatch:
             greedy: (batch, sequence) bool, `AnswerLoss.greedy` of this batch; without it all
                 answers are generated.
         """
+        return self.judge(PromptPass(model, batch), tokenizer, greedy)
+
+    def judge(
+        self, asked: PromptPass, tokenizer: PreTrainedTokenizerBase, greedy: Tensor | None = None
+    ) -> tuple[OpenAnswer, ...]:
+        """Do as `evaluate`, after a pass over the batch; it is not left as it was."""
+        batch = asked.batch
         rows = [row for row, kind in enumerate(batch.kinds) if kind is not None]
         if not rows:
             return ()
-        asked, ends = batch.take(rows), frozenset(decoding_end_ids(model, batch))
-        where = _last_answers(asked)
-        expected = _gather_tokens(asked.input_ids, where)
-        likeliest = torch.zeros_like(where) if greedy is None else greedy[rows]
-        tokens = self._decode(model, asked, expected, _gather_tokens(likeliest, where), ends)
-        references, texts = _decode_texts(tokenizer, expected), _decode_texts(tokenizer, tokens)
-        is_match = _MATCHES[self.match]
+        ends, where = frozenset(decoding_end_ids(asked.model, batch)), _last_answers(batch)
+        expected = _gather_tokens(batch.input_ids, where)
+        likeliest = torch.zeros_like(where) if greedy is None else greedy
+        known = _gather_tokens(likeliest, where)
+        tokens = self._decode(asked, rows, expected, known, ends)
+        references = _decode_texts(tokenizer, [expected[row] for row in rows])
+        texts, is_match = _decode_texts(tokenizer, tokens), _MATCHES[self.match]
         answers: list[OpenAnswer] = []
-        for number, ids in enumerate(tokens):
-            text, reference = texts[number], references[number]
+        for row, ids, text, reference in zip(rows, tokens, texts, references, strict=True):
             answers.append(
                 OpenAnswer(
-                    sample_id=asked.sample_ids[number],
-                    kind=cast(str, asked.kinds[number]),
+                    sample_id=batch.sample_ids[row],
+                    kind=cast(str, batch.kinds[row]),
                     reference=reference,
                     answer=text,
                     correct=ids[-1] in ends and is_match(text, reference),
                     first_token=ids[0],
-                    picture=asked.pictures[number],
+                    picture=batch.pictures[row],
                 )
             )
         return tuple(answers)
 
     def _decode(
         self,
-        model: PreTrainedModel,
-        asked: MultimodalBatch,
+        asked: PromptPass,
+        rows: Sequence[int],
         expected: list[list[int]],
         likeliest: list[list[bool]],
         ends: frozenset[int],
     ) -> list[list[int]]:
-        """Return the tokens of each answer, up to its end; known answers are not generated.
+        """Return the tokens of some answers, up to their end; known ones are not generated.
 
         Args:
-            model: The MLLM.
-            asked: The samples to answer.
+            asked: The samples.
+            rows: Which of them to answer.
             expected: Tokens of each reference.
             likeliest: Per token of a reference, whether it is the model's likeliest next token.
             ends: Ids that end an answer.
         """
         answers: dict[int, list[int]] = {}
         limits: dict[int, int] = {}  # row to generate -> number of tokens
-        for row, reference in enumerate(expected):
-            if _is_known(reference, likeliest[row], ends):
-                answers[row] = reference
+        for row in rows:
+            if _is_known(expected[row], likeliest[row], ends):
+                answers[row] = expected[row]
             else:
-                limits[row] = len(reference) + self.spare_tokens
+                limits[row] = len(expected[row]) + self.spare_tokens
         if limits:
-            prompts = asked.take(list(limits)).prompts()
-            generated = decode_prompts(model, prompts, max(limits.values())).tolist()
+            generated = decode_answers(asked.take(list(limits)), max(limits.values())).tolist()
             for row, new in zip(limits, generated, strict=True):
                 answers[row] = new[: limits[row]]
-        return [_cut_at_end(answers[row], ends) for row in range(len(expected))]
+        return [_cut_at_end(answers[row], ends) for row in rows]
 
 
 def _last_answers(batch: MultimodalBatch) -> Tensor:

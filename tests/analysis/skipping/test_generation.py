@@ -93,7 +93,7 @@ def test_labels_are_scored_one_by_one_as_all_at_once(
             Likelihood(many).predict(model, tokenizer, batch, labels).scores for many in (1024, 1)
         ]
     prompts = batch.prompts()
-    expected = torch.zeros(len(batch), 2)
+    expected = torch.zeros(len(batch), 2, dtype=torch.float64)
     for column, ids in enumerate(labels.token_ids):
         answer = torch.tensor([ids]).expand(len(batch), -1)
         longer = torch.cat([prompts.input_ids, answer], dim=1)
@@ -105,7 +105,7 @@ def test_labels_are_scored_one_by_one_as_all_at_once(
         expected[:, column] = logprobs.gather(2, answer[..., None]).sum((1, 2))
 
     for scores in found:
-        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("per_layer", [False, True])

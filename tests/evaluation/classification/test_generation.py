@@ -44,17 +44,20 @@ def test_the_class_is_read_from_the_new_tokens(
     assert predictions.scores is None
 
 
-def test_decoding_is_greedy_and_stops_at_the_answer_end(
+def test_decoding_stops_where_each_answer_has_an_end(
     llava: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llava.model.generation_config.eos_token_id = [7]
-    seen = generated(llava, monkeypatch, ["one", "one", "one"])
+    seen = generated(llava, monkeypatch, ["one", "one two", "one"])
+    assert predict(llava).answers == ("one", "one two", "one")
+    assert seen["temperature"] == 0
+    whole = seen["tokens"]
+
+    (two,) = llava.tokenizer(" two", add_special_tokens=False)["input_ids"]
+    llava.model.generation_config.eos_token_id = [two]
     predict(llava)
 
-    assert seen["do_sample"] is False
-    assert seen["num_beams"] == 1
-    assert seen["eos_token_id"] == sorted({7, llava.batch.end_id})
-    assert seen["pad_token_id"] == llava.batch.pad_id
+    assert whole == 3
+    assert seen["tokens"] == 2
 
 
 @pytest.mark.parametrize(("longest", "expected"), [(3, 32), (40, 40)])
@@ -62,10 +65,10 @@ def test_an_answer_may_be_a_sentence_and_as_long_as_the_longest_label(
     llava: Scene, monkeypatch: pytest.MonkeyPatch, longest: int, expected: int
 ) -> None:
     object.__setattr__(llava.labels, "token_ids", ((5,) * longest, (5,)))
-    seen = generated(llava, monkeypatch, ["one", "one", "one"])
+    seen = generated(llava, monkeypatch, ["one " * 50] * 3)
     predict(llava)
 
-    assert seen["max_new_tokens"] == expected
+    assert seen["tokens"] == expected
 
 
 def test_the_real_model_follows_its_own_greedy_path(scene: Scene) -> None:
@@ -130,15 +133,13 @@ def test_what_is_taken_over_and_what_is_not_used_is_named() -> None:
     assert describe_decoding(GenerationConfig(eos_token_id=2, do_sample=False, num_beams=1)) is None
 
 
-def test_only_the_decoding_generates() -> None:
+def test_nothing_else_generates() -> None:
     package = Path(decoding.__file__).parents[1]
     files = [
         file for root in (package, Path(callbacks.__file__).parent) for file in root.rglob("*.py")
     ]
 
-    assert [file.name for file in files if re.search(r"\.generate\b", file.read_text())] == [
-        "decoding.py"
-    ]
+    assert [file.name for file in files if re.search(r"\.generate\b", file.read_text())] == []
 
 
 def test_sampled_answers_depend_on_the_seed_alone(llava: Scene) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.evaluation import ExactMatch, OpenAnswer
+from lightning_mllm.evaluation import ExactMatch, OpenAnswer, decoding
 from lightning_mllm.types import Segment
 from tests.evaluation.conftest import Scene, generated
 
@@ -117,11 +117,11 @@ def test_without_any_kind_nothing_is_generated(
 def test_no_more_is_generated_than_can_matter(
     llava: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = generated(llava, monkeypatch, ["three"] * 3)
+    seen = generated(llava, monkeypatch, ["three " * 20] * 3)
     evaluate(llava)
 
-    assert seen["max_new_tokens"] == reference_length(llava) + 8
-    assert seen["do_sample"] is False
+    assert seen["tokens"] == reference_length(llava) + 8
+    assert seen["temperature"] == 0
 
 
 @pytest.mark.parametrize("spare_tokens", [1, 2, 8, 40])
@@ -191,7 +191,7 @@ def test_a_known_answer_is_what_generation_says(
         greedy = torch.ones_like(own.input_ids, dtype=torch.bool)
         (said,) = ExactMatch().evaluate(scene.model, scene.tokenizer, own)
         with monkeypatch.context() as patched:
-            patched.setattr(scene.model, "generate", None)  # nothing can be generated
+            patched.setattr(decoding, "_choose_tokens", None)  # nothing can be generated
             (known,) = ExactMatch().evaluate(scene.model, scene.tokenizer, own, greedy)
 
         assert said == known
