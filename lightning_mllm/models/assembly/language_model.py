@@ -117,8 +117,8 @@ def _check_computation(llm: str, model: Any) -> None:
     layers = model.base_model
     if "inputs_embeds" not in inspect.signature(layers.forward).parameters:
         raise CheckpointError(
-            f"The layers of {llm!r} ({type(layers).__name__}) take tokens only, no `inputs_embeds`, "
-            "so pictures can't reach them. Choose another language model."
+            f"The layers of {llm!r} ({type(layers).__name__}) take tokens only, no "
+            "`inputs_embeds`, so pictures can't reach them. Choose another language model."
         )
     tokens = torch.arange(8)[None] % model.config.vocab_size
     states = layers(tokens)[0]
