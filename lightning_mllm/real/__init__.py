@@ -1,1 +1,1 @@
-"""The model of real parts: a small language model that sees photographs, and questions about them."""
+"""The model of real parts: a small language model that sees photographs."""

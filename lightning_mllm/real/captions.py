@@ -30,8 +30,8 @@ def read_captions(path: Path) -> dict[str, Captions]:
         raise DataError(f"{path} can't be read: {error}.") from error
     if not isinstance(content, dict) or not SPLITS.keys() <= content.keys():
         raise DataError(
-            f"{path} must hold a JSON object with the keys {', '.join(SPLITS)}, each an object from "
-            "the name of a picture to its captions."
+            f"{path} must hold a JSON object with the keys {', '.join(SPLITS)}, each an object "
+            "from the name of a picture to its captions."
         )
     return {ours: content[theirs] for theirs, ours in SPLITS.items()}
 

@@ -5,7 +5,8 @@ contradicts, is taken as true; what none of them mentions, or hints at, as absen
 balanced, so that a model that sees no picture gains little:
 
 - `presence`: as many pictures with an object as without it are asked for it.
-- `choice`: "Is there a dog or a horse?" is asked of one picture with the one and one with the other.
+- `choice`: "Is there a dog or a horse?" is asked of as many pictures with the one as with the
+  other.
 - `count`, `colour`: no answer about a thing is more frequent than the second most frequent one.
 """
 
