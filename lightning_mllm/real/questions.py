@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -87,8 +87,8 @@ def make_questions(captions: Captions, seed: int) -> list[PictureQuestion]:
     return [
         *_ask_for_presence(there, absent, draw),
         *_ask_to_choose(there, absent, draw),
-        *_ask(lower, "count", _COUNTED, _find_count, _count_question, draw),
-        *_ask(lower, "colour", _COLOURED, find_colour, _colour_question, draw),
+        *_ask(_COUNT, lower, draw),
+        *_ask(_COLOUR_OF, lower, draw),
     ]
 
 
@@ -141,25 +141,35 @@ def _ask_to_choose(
                 yield PictureQuestion(image, "choice", text, name)
 
 
-def _ask(
-    captions: Captions,
-    kind: str,
-    things: Iterable[str],
-    find: Callable[[Sequence[str], str], str | None],
-    phrase: Callable[[str], str],
-    draw: random.Random,
-) -> Iterator[PictureQuestion]:
-    """Yield the questions about one property of each of these things."""
-    for thing in things:
+@dataclass(frozen=True)
+class _Property:
+    """What can be asked about a thing.
+
+    Attributes:
+        kind: Name of the kind of question.
+        things: What it is asked about.
+        find: Captions of a picture in lower case, and a thing -> the answer, if there is one.
+        phrase: Thing -> the question.
+    """
+
+    kind: str
+    things: Sequence[str]
+    find: Callable[[Sequence[str], str], str | None]
+    phrase: Callable[[str], str]
+
+
+def _ask(asked: _Property, captions: Captions, draw: random.Random) -> Iterator[PictureQuestion]:
+    """Yield the questions about one property of each thing that has it."""
+    for thing in asked.things:
         images = defaultdict(list)
         for image, texts in captions.items():
-            if (answer := find(texts, thing)) is not None:
+            if (answer := asked.find(texts, thing)) is not None:
                 images[answer].append(image)
         sizes = sorted(map(len, images.values()), reverse=True)
         most = sizes[1] if len(sizes) > 1 else 0
         for answer, found in images.items():
             for image in sorted(draw.sample(found, min(most, len(found)))):
-                yield PictureQuestion(image, kind, phrase(thing), answer)
+                yield PictureQuestion(image, asked.kind, asked.phrase(thing), answer)
 
 
 def _find_count(texts: Sequence[str], thing: str) -> str | None:
@@ -231,3 +241,7 @@ def _count_question(thing: str) -> str:
 
 def _colour_question(thing: str) -> str:
     return f"What colour is the {thing}? Answer with one word."
+
+
+_COUNT = _Property("count", tuple(_COUNTED), _find_count, _count_question)
+_COLOUR_OF = _Property("colour", _COLOURED, find_colour, _colour_question)
