@@ -35,6 +35,7 @@ TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=r
 BENCHMARKS = "".join(path.read_text() for path in (ROOT / "tests/benchmarks").glob("*.py"))
 OTHER_PROGRAMS = {"pip", "source"}
 RUN_ELSEWHERE = {  # page -> where its commands are run
+    "assemble.md": "tests/integration/test_assemble.py, with parts that it builds",
     "extract.md": "tests/integration/test_pages_of_verbs.py",
     "ask_and_predict.md": "tests/integration/test_pages_of_verbs.py",
     "information_flow.md": "knockout.md has the same command",

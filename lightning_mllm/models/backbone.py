@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.batches import Image
-from lightning_mllm.errors import CheckpointError
+from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import family_of, finish_logits
 from lightning_mllm.models.loading import AttentionImplementation, load_model
 from lightning_mllm.models.reach import find_reached
 from lightning_mllm.models.vision import EncodedImage, VisionPath
 from lightning_mllm.store.fingerprint import fingerprint_tensors
+
+_FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm")  # of an LLM, by its class
 
 
 class Part(StrEnum):
@@ -125,9 +127,26 @@ class Backbone:
 
     @property
     def decoder(self) -> nn.Module:
-        """The LLM without its head: `.layers`, `.norm`, `.embed_tokens`."""
+        """The LLM without its head; its layers are `.layers`."""
         decoder: nn.Module = self.model.get_decoder()
         return decoder
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """What the residual stream passes between the LLM's last layer and its head.
+
+        Raises:
+            ConfigError: It has another name in this LLM than in those that are known.
+        """
+        for name in _FINAL_NORMS:
+            if (norm := getattr(self.decoder, name, None)) is not None:
+                found: nn.Module = norm
+                return found
+        raise ConfigError(
+            f"The LLM is a {type(self.decoder).__name__}, whose norm after the last layer has none "
+            f"of the names {', '.join(_FINAL_NORMS)}, so states of its layers can't be read. Use a "
+            "checkpoint with another LLM."
+        )
 
     @property
     def lm_head(self) -> nn.Module:

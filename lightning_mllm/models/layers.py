@@ -24,8 +24,7 @@ def layers_and_norm(backbone: Backbone) -> list[nn.Module]:
 
     What enters number k is the state after k layers; what enters number 0 are the embeddings.
     """
-    norm: Any = backbone.decoder.norm
-    return [*decoder_layers(backbone), norm]
+    return [*decoder_layers(backbone), backbone.final_norm]
 
 
 def run_layers_uncompiled(

@@ -13,16 +13,40 @@ from transformers import AutoTokenizer
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import MLLMDataModule
+from lightning_mllm.models.assembly.checkpoint import assemble_checkpoint
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.tiny import TinyFamily
+from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import Box, Options, Sample, Turn
+from tests.support.parts_apart import build_language_model, build_vision_tower
 
 NAMES: tuple[str, ...] = get_args(TinyFamily)
+ASSEMBLED = {  # by `lightning assemble`: tower and LLM
+    "clip-llama": ("clip", "llama"),
+    "siglip-qwen2": ("siglip", "qwen2"),
+    "dinov2-gpt_neox": ("dinov2", "gpt_neox"),
+    "clip-gemma": ("clip", "gemma"),
+    "siglip-gpt_neox": ("siglip", "gpt_neox"),
+    "dinov2-llama": ("dinov2", "llama"),
+}
+ALL_NAMES = (*NAMES, *ASSEMBLED)
 ANSWERS = (("red", "blue"), ("blue", "red"), ("no", "yes"))
 EAGER = {"got_ocr2", "paligemma2"}  # a part of the model takes no sdpa
 # parts of these models compute in float32, whatever the dtype: how far logits may be off
 LOGITS_OFF = {"paligemma": 1e-5, "paligemma2": 1e-5, "gemma4": 1e-3, "qwen3_5": 1e-3}
 SINGLE = {"aria", "got_ocr2", "qwen3_vl_moe"}  # these don't run, or give NaN, in float64
+
+
+def build_checkpoint(folder: Path, name: str) -> str:
+    """Build a tiny checkpoint of a family, or of parts that were made apart."""
+    if name not in ASSEMBLED:
+        return str(build_tiny_checkpoint(folder, name))  # type: ignore[arg-type]
+    vision, llm = ASSEMBLED[name]
+    assemble_checkpoint(
+        vision=build_vision_tower(folder / "vision", vision, torch.float32),
+        llm=build_language_model(folder / "llm", llm, torch.float32),
+        output=folder / "checkpoint",
+    )
+    return str(folder / "checkpoint")
 
 
 def draw(number: int, size: tuple[int, int]) -> Image.Image:

@@ -1,6 +1,6 @@
-"""The table of `docs/families.md`: which feature works for which family.
+"""The tables of `docs/families.md`: which feature works for which family, and for which LLM.
 
-`python -m tests.families.table` writes it again, `... table qwen2_vl` the rows that are named.
+`python -m tests.families.table` writes them again, `... table qwen2_vl` the rows that are named.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_mllm.errors import UserError
-from lightning_mllm.models.tiny import build_tiny_checkpoint
-from tests.families.checkpoints import NAMES, TinyModel
+from tests.families.checkpoints import ALL_NAMES, ASSEMBLED, NAMES, TinyModel, build_checkpoint
 from tests.families.features import FEATURES
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
-START, END = "<!-- table -->\n", "<!-- end of table -->"
+END = "<!-- end of table -->"
+TABLES = {"<!-- table -->\n": NAMES, "<!-- table of assembled -->\n": tuple(ASSEMBLED)}
 REFUSED = "no"
 
 Cells = Mapping[str, Mapping[str, str]]  # checkpoint -> feature -> what the cell says
@@ -32,40 +32,46 @@ def try_feature(tiny: TinyModel, feature: str) -> tuple[str, str]:
     return note or "yes", ""
 
 
-def read_table() -> dict[str, dict[str, str]]:
-    """The cells of the page."""
-    table = PAGE.read_text().partition(START)[2].partition(END)[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    header, _, *body = rows
+def read_tables() -> dict[str, dict[str, str]]:
+    """The cells of the page, of both tables."""
     cells = {}
-    for name, *values in body:
-        cells[name.strip("`")] = dict(zip(header[1:], values, strict=True))
+    for start in TABLES:
+        table = PAGE.read_text().partition(start)[2].partition(END)[0]
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+        ]
+        header, _, *body = rows
+        for name, *values in body:
+            cells[name.strip("`")] = dict(zip(header[1:], values, strict=True))
     return cells
 
 
-def write_table(cells: Cells, features: Sequence[str] = tuple(FEATURES)) -> None:
-    """Replace the table of the page."""
-    lines = [f"| checkpoint | {' | '.join(features)} |", f"|{'---|' * (len(features) + 1)}"]
-    for name in cells:
-        values = " | ".join(cells[name][feature] for feature in features)
-        lines.append(f"| `{name}` | {values} |")
-    table = START + "\n".join(lines) + "\n" + END
-    pattern = re.escape(START) + ".*?" + re.escape(END)
-    PAGE.write_text(re.sub(pattern, lambda _: table, PAGE.read_text(), flags=re.DOTALL))
+def write_tables(cells: Cells, features: Sequence[str] = tuple(FEATURES)) -> None:
+    """Replace the tables of the page."""
+    for start, names in TABLES.items():
+        lines = [f"| checkpoint | {' | '.join(features)} |", f"|{'---|' * (len(features) + 1)}"]
+        for name in names:
+            if name in cells:
+                values = " | ".join(cells[name][feature] for feature in features)
+                lines.append(f"| `{name}` | {values} |")
+        table = start + "\n".join(lines) + "\n" + END
+        pattern = re.escape(start) + ".*?" + re.escape(END)
+        replaced = re.sub(pattern, lambda _, table=table: table, PAGE.read_text(), flags=re.DOTALL)
+        PAGE.write_text(replaced)
 
 
 def main(names: Sequence[str]) -> None:
     """Try every feature on these checkpoints, and write each row when it is done."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
-            path = build_tiny_checkpoint(Path(scratch) / name, name)  # type: ignore[arg-type]
-            tiny = TinyModel(name, str(path), Path(scratch))
+            tiny = TinyModel(name, build_checkpoint(Path(scratch) / name, name), Path(scratch))
             row = {feature: try_feature(tiny, feature)[0] for feature in FEATURES}
-            cells = read_table() | {name: row}
-            write_table({each: cells[each] for each in NAMES if each in cells})
+            write_tables(read_tables() | {name: row})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=NAMES, help="Rows to write; by default all.")
+    parser.add_argument(
+        "names", nargs="*", default=ALL_NAMES, help="Rows to write; by default all."
+    )
     main(parser.parse_args().names)

@@ -7,10 +7,9 @@ from functools import cache
 
 import pytest
 
-from lightning_mllm.models.tiny import build_tiny_checkpoint
-from tests.families.checkpoints import NAMES, TinyModel
+from tests.families.checkpoints import ALL_NAMES, ASSEMBLED, NAMES, TinyModel, build_checkpoint
 from tests.families.features import FEATURES
-from tests.families.table import REFUSED, read_table, try_feature
+from tests.families.table import REFUSED, read_tables, try_feature
 
 FAST = [name for name, feature in FEATURES.items() if feature.fast]
 SLOW = [name for name in FEATURES if name not in FAST]
@@ -24,15 +23,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     @cache
     def build(name: str) -> TinyModel:
         scratch = tmp_path_factory.mktemp(name)
-        path = build_tiny_checkpoint(scratch / "checkpoint", name)  # type: ignore[arg-type]
-        return TinyModel(name, str(path), scratch)
+        return TinyModel(name, build_checkpoint(scratch / "checkpoint", name), scratch)
 
     return build
 
 
 def test_the_page_has_a_cell_for_each_checkpoint_and_feature() -> None:
-    table = read_table()
-    assert list(table) == list(NAMES)
+    table = read_tables()
+    assert list(table) == list(ALL_NAMES)
     assert {tuple(row) for row in table.values()} == {tuple(FEATURES)}
 
 
@@ -46,7 +44,7 @@ def test_the_feature_works_or_is_refused_as_the_page_says(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", SLOW)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_the_slower_feature_works_or_is_refused_as_the_page_says(
     models: Models, name: str, feature: str
 ) -> None:
@@ -55,12 +53,15 @@ def test_the_slower_feature_works_or_is_refused_as_the_page_says(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", FAST)
-def test_the_feature_works_in_a_tower_of_many_patches(models: Models, feature: str) -> None:
-    _check(models(LARGE), feature)
+@pytest.mark.parametrize("name", [LARGE, *ASSEMBLED])
+def test_the_feature_works_in_a_large_tower_and_behind_each_llm(
+    models: Models, name: str, feature: str
+) -> None:
+    _check(models(name), feature)
 
 
 def _check(tiny: TinyModel, feature: str) -> None:
     cell, refusal = try_feature(tiny, feature)
-    assert cell == read_table()[tiny.name][feature], refusal
+    assert cell == read_tables()[tiny.name][feature], refusal
     if cell == REFUSED:
         assert len(refusal) > 60, f"a refusal says the reason and a way out, not only {refusal!r}"

@@ -35,7 +35,7 @@ def head_states_at_once(head: nn.Module) -> int:
 
 def next_token_head_logits(backbone: Backbone, states: Tensor) -> Tensor:
     """Return the logits of what leaves a layer, (..., width): after the final norm and the head."""
-    norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]  # a module
+    norm = backbone.final_norm
     return model_logits(backbone, norm(states))
 
 

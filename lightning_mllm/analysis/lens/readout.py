@@ -101,7 +101,7 @@ def readout_states(
         seen: (batch, sequence) bool, the n positions.
         norm: Whether index 0 to L - 1 are normed; index L always is.
     """
-    final_norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]  # a module
+    final_norm = backbone.final_norm
     states: list[Tensor] = []
 
     def keep(_: int, hidden: Tensor, __: Any) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_mllm.alignment_names import ALL_TOKENS, NO_SINKS
 from lightning_mllm.analysis.core.headline import make_layers_headline
@@ -211,7 +211,7 @@ class Vocabulary(StreamedAnalysis):
 
 def _lens(backbone: Backbone) -> Lens:
     """Return the lens: states -> log-probabilities in float64."""
-    norm: nn.Module = backbone.decoder.norm  # type: ignore[assignment]  # a module
+    norm = backbone.final_norm
 
     def lens(states: Tensor) -> Tensor:
         normed = norm.forward(states)  # not called: a call would be observed as well

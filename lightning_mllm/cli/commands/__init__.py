@@ -24,6 +24,7 @@ COMMANDS = (
     Command("data check", "data_check", "Show what a dataset holds, and which files are broken."),
     Command("data gqa-tasks", "gqa_tasks", "Take the six information-flow tasks from GQA's files."),
     Command("tiny", "tiny", "Build a small checkpoint with random weights, for trials."),
+    Command("assemble", "assemble", "Make a LLaVA of a vision tower and a language model."),
     Command("configs", "configs", "Copy the configs that come with the program into a folder."),
     Command("completion", "completion", "Print what lets bash, zsh or fish complete commands."),
 )

@@ -1,0 +1,1 @@
+"""Makes an MLLM of a vision tower and a language model that were trained apart."""

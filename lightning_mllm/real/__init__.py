@@ -1,0 +1,1 @@
+"""The model of real parts: a small language model that sees photographs."""

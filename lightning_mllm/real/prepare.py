@@ -1,0 +1,94 @@
+"""Unpacks the photographs, and writes captions and questions as files in LLaVA's format.
+
+Run it: `python -m lightning_mllm.real.prepare PARTS OUTPUT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning_mllm.errors import DataError
+from lightning_mllm.progress import track
+from lightning_mllm.real.captions import caption_rows, make_row, read_captions
+from lightning_mllm.real.questions import make_questions
+from lightning_mllm.store.files import replacing_folder, write_text
+
+CAPTIONS, PICTURES = "flickr8k_captions.json", "flickr8k_images.zip"
+FOLDERS = {  # data of the projection study: archive of a folder per class
+    "flowers": "flowers.zip",
+    "leaves": "leaves_plantvillage_apple.zip",
+    "textures": "textures_dtd10.zip",
+    "lesions": "lesions_ham10000.zip",
+}
+SEED = 0
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(parts: Path, output: Path) -> None:
+    """Write what is not there yet.
+
+    `output` gets `pictures/`, `captions/<split>.json` (all captions in training, the first of each
+    picture else), `questions/<split>.json`, and a folder of classes per data of the projection
+    study.
+
+    Args:
+        parts: Folder with the archives and the captions.
+        output: Folder for them; made if it is not there.
+
+    Raises:
+        DataError: An archive or the captions are missing.
+    """
+    unpack(parts / PICTURES, output / "pictures")
+    for name, archive in FOLDERS.items():
+        unpack(parts / archive, output / name)
+    for split, captions in read_captions(parts / CAPTIONS).items():
+        texts = caption_rows(captions, most=None if split == "train" else 1)
+        _write_rows(output / "captions" / f"{split}.json", texts)
+        asked = enumerate(make_questions(captions, SEED))
+        rows = [
+            make_row(f"{number}-{Path(each.image).stem}", *_as_row(each)) for number, each in asked
+        ]
+        _write_rows(output / "questions" / f"{split}.json", rows)
+
+
+def _as_row(question: Any) -> tuple[str, str, str, str]:
+    return question.image, question.text, question.answer, question.kind
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive into a folder, unless the folder is there.
+
+    Raises:
+        DataError: The archive is missing, or a file in it would leave the folder.
+    """
+    if folder.exists():
+        return
+    if not archive.is_file():
+        raise DataError(f"{archive} is missing; docs/real_llm.md says where the parts come from.")
+    with zipfile.ZipFile(archive) as content, replacing_folder(folder) as unpacked:
+        for name in track(content.namelist(), f"Unpacking {archive.name}"):
+            content.extract(name, unpacked)
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_text(path, json.dumps(list(rows), indent=0) + "\n")
+
+
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", type=Path, help="Folder with the archives and the captions.")
+    parser.add_argument("output", type=Path, help="Folder for pictures and rows.")
+    options = parser.parse_args()
+    prepare(options.parts, options.output)
+
+
+if __name__ == "__main__":
+    main()
