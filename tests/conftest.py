@@ -1,5 +1,6 @@
 """Checkpoints that the whole suite shares; each is built once, and only if a test asks for it."""
 
+import gc
 from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,12 @@ FIGURES = Path(__file__).parent / "tracking" / "figures"
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Spare each later collection of garbage the objects of all imported libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import Box, Options, Sample, Turn
+from tests.support.loaded import load_copy
 
 NAMES: tuple[str, ...] = get_args(TinyFamily)
 ANSWERS = (("red", "blue"), ("blue", "red"), ("no", "yes"))
@@ -112,7 +113,7 @@ class TinyModel:
         return self.batches(Shapes)[0]
 
     def load(self, dtype: torch.dtype = torch.float32) -> Backbone:
-        return Backbone.from_pretrained(self.path, dtype=dtype, attention=self.attention)
+        return load_copy(self.path, dtype=dtype, attention=self.attention)
 
     def batches(self, data: type[Shapes], **options: Any) -> list[MultimodalBatch]:
         made = data(checkpoint=self.path, eval_batch_size=4, **options)

@@ -45,8 +45,13 @@ from tests.support.command_line import (
 )
 
 _QUICKSTART = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())["data"]["init_args"]
+FEW_DIGITS = (  # to train on: 5 % of them, which are enough for the probes
+    *("--data.init_args.val_fraction", "0.05"),
+    *("--data.init_args.test_fraction", "0.9"),
+)
 QUICKSTART_DATA = (
     *SMALL_DIGITS,
+    *FEW_DIGITS,
     *("--data.init_args.image_size", str(_QUICKSTART["image_size"])),
     *("--data.init_args.prompt", json.dumps(_QUICKSTART["prompt"])),
 )
@@ -376,6 +381,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Iterato
             "--model.checkpoint",
             tiny_llava,
             *SHORT,
+            *FEW_DIGITS,
         ),
         *(
             "--data.init_args.batch_size",
@@ -523,6 +529,7 @@ def test_test_of_a_checkpoint_scores_the_trained_weights(fitted: Fitted, tmp_pat
                 "--model.checkpoint",
                 fitted.checkpoint,
                 *SHORT,
+                *FEW_DIGITS,
             ),
             *("--data.init_args.batch_size", "4", "--data.init_args.eval_batch_size", "4"),
             *("--ckpt_path", str(fitted.last)),

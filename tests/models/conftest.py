@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,9 +23,12 @@ def digits(checkpoint: str) -> Digits:
     return data
 
 
+_read_digits = cache(digits)  # for who does not train on them
+
+
 def batch_of(checkpoint: str, size: int = 4) -> MultimodalBatch:
     """The first training samples of Digits, answers included."""
-    data = digits(checkpoint)
+    data = _read_digits(checkpoint)
     return data.collator([(0, sample) for sample in data.samples["train"][:size]])
 
 
