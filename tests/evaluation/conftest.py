@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,13 @@ def llava(checkpoints: dict[TinyFamily, Path]) -> Scene:
 
 
 def make_scene(folder: Path, attention: str) -> Scene:
-    torch.set_num_threads(1)
+    """Return a scene whose model a test may change."""
+    scene = _read_scene(folder, attention)
+    return replace(scene, model=copy.deepcopy(scene.model))
+
+
+@cache
+def _read_scene(folder: Path, attention: str) -> Scene:
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention)
     token_ids = [

@@ -15,6 +15,7 @@ from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.export import export
 from lightning_mllm.models.freeze import FreezePolicy
+from tests.support.loaded import load_copy
 
 
 def digits(checkpoint: str) -> Digits:
@@ -54,7 +55,7 @@ def export_from(
 
 def trained(checkpoint: str, policy: FreezePolicy) -> Backbone:
     """A model whose trainable weights have moved."""
-    return move(Backbone.from_pretrained(checkpoint), policy)
+    return move(load_copy(checkpoint), policy)
 
 
 @torch.no_grad()
