@@ -59,7 +59,7 @@ def _fit(
         callbacks=[ModelCheckpoint(every_n_train_steps=4, save_last=True), *callbacks],
     )
     torch.manual_seed(7)
-    trainer.fit(module, datamodule=Digits(checkpoint=checkpoint, batch_size=8), **options)
+    trainer.fit(module, datamodule=Digits(checkpoint=checkpoint, batch_size=4), **options)
     return module
 
 
