@@ -24,9 +24,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare each later collection of garbage the objects of all imported libraries."""
+    """Collect garbage seldom, and never go through the objects of all imported libraries."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.hookimpl(wrapper=True)
