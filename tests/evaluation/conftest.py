@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -78,13 +76,7 @@ def llava(checkpoints: dict[TinyFamily, Path]) -> Scene:
 
 
 def make_scene(folder: Path, attention: str) -> Scene:
-    """Return a scene whose model a test may change."""
-    scene = _read_scene(folder, attention)
-    return replace(scene, model=copy.deepcopy(scene.model))
-
-
-@cache
-def _read_scene(folder: Path, attention: str) -> Scene:
+    torch.set_num_threads(1)
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention)
     token_ids = [
