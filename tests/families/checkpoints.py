@@ -17,6 +17,7 @@ from lightning_mllm.models.assembly.checkpoint import assemble_checkpoint
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import Box, Options, Sample, Turn
+from tests.support.loaded import load_copy
 from tests.support.parts_apart import build_language_model, build_vision_tower
 
 NAMES: tuple[str, ...] = get_args(TinyFamily)
@@ -136,7 +137,7 @@ class TinyModel:
         return self.batches(Shapes)[0]
 
     def load(self, dtype: torch.dtype = torch.float32) -> Backbone:
-        return Backbone.from_pretrained(self.path, dtype=dtype, attention=self.attention)
+        return load_copy(self.path, dtype=dtype, attention=self.attention)
 
     def batches(self, data: type[Shapes], **options: Any) -> list[MultimodalBatch]:
         made = data(checkpoint=self.path, eval_batch_size=4, **options)

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,16 +59,40 @@ def _fit(
         callbacks=[ModelCheckpoint(every_n_train_steps=4, save_last=True), *callbacks],
     )
     torch.manual_seed(7)
-    trainer.fit(module, datamodule=Digits(checkpoint=checkpoint, batch_size=8), **options)
+    trainer.fit(module, datamodule=Digits(checkpoint=checkpoint, batch_size=4), **options)
     return module
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A fit that was not stopped."""
+
+    module: MLLMModule
+    last: Path
+
+
+WholeFit = Callable[[FreezePolicy], Whole]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_llava: str, tmp_path_factory: pytest.TempPathFactory) -> WholeFit:
+    """A function from a policy to its fit, which tests only read."""
+
+    @cache
+    def fit(policy: FreezePolicy) -> Whole:
+        folder = tmp_path_factory.mktemp("whole")
+        module = _fit(tiny_llava, folder, policy)
+        return Whole(module, folder / "run" / "checkpoints" / "last.ckpt")
+
+    return fit
 
 
 @pytest.mark.parametrize("policy", [ProjectorOnly(), Lora(rank=2, dropout=0.5)], ids=str)
 @pytest.mark.parametrize("crash_at", [5, 10])  # in the first epoch, and in the second
 def test_resuming_equals_never_stopping(
-    tiny_llava: str, tmp_path: Path, policy: FreezePolicy, crash_at: int
+    tiny_llava: str, tmp_path: Path, whole: WholeFit, policy: FreezePolicy, crash_at: int
 ) -> None:
-    expected = _fit(tiny_llava, tmp_path / "whole", policy).state_dict()
+    expected = whole(policy).module.state_dict()
 
     with pytest.raises(RuntimeError, match="power cut"):
         _fit(tiny_llava, tmp_path / "stopped", policy, Crash(crash_at))
@@ -78,16 +104,16 @@ def test_resuming_equals_never_stopping(
         assert torch.equal(weights, resumed[name]), name
 
 
-def test_resuming_under_another_schedule_is_refused(tiny_llava: str, tmp_path: Path) -> None:
-    _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
-
+def test_resuming_under_another_schedule_is_refused(
+    tiny_llava: str, tmp_path: Path, whole: WholeFit
+) -> None:
     with pytest.raises(ConfigError, match=r"learning_rates\.projector was 0\.001 and is 0\.5"):
         _fit(
             tiny_llava,
-            tmp_path / "b",
+            tmp_path,
             ProjectorOnly(),
             model_options={"learning_rates": LearningRates(projector=0.5)},
-            ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",
+            ckpt_path=whole(ProjectorOnly()).last,
         )
 
 
@@ -95,17 +121,12 @@ def test_resuming_under_another_schedule_is_refused(tiny_llava: str, tmp_path: P
     "other", [Lora(rank=4), Lora(rank=1, alpha=2.0), Lora(rank=1, target="vision")], ids=str
 )
 def test_a_checkpoint_of_other_adapters_is_refused(
-    tiny_llava: str, tmp_path: Path, other: FreezePolicy
+    tiny_llava: str, tmp_path: Path, whole: WholeFit, other: FreezePolicy
 ) -> None:
-    _fit(tiny_llava, tmp_path / "a", Lora(rank=1))
+    last = whole(Lora(rank=1)).last
 
     with pytest.raises(CheckpointError, match="was trained under Lora"):
-        _fit(
-            tiny_llava,
-            tmp_path / "b",
-            other,
-            ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",
-        )
+        _fit(tiny_llava, tmp_path, other, ckpt_path=last)
 
 
 def test_a_checkpoint_belongs_to_the_projector_it_was_trained_beside(
@@ -130,37 +151,26 @@ def test_a_checkpoint_that_is_no_file_is_refused(
         _fit(tiny_llava, tmp_path, ProjectorOnly(), ckpt_path=word)
 
 
-def test_a_checkpoint_holds_trained_weights_only(tiny_llava: str, tmp_path: Path) -> None:
-    module = _fit(tiny_llava, tmp_path, ProjectorOnly())
+def test_a_checkpoint_holds_trained_weights_only(whole: WholeFit) -> None:
+    fit = whole(ProjectorOnly())
 
-    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    content = torch.load(fit.last, weights_only=True)
 
-    assert set(content["state_dict"]) == set(module.freeze_report.trainable_names)
+    assert set(content["state_dict"]) == set(fit.module.freeze_report.trainable_names)
 
 
-def test_a_checkpoint_of_another_policy_is_refused(tiny_llava: str, tmp_path: Path) -> None:
-    _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
-
+def test_a_checkpoint_of_another_policy_is_refused(
+    tiny_llava: str, tmp_path: Path, whole: WholeFit
+) -> None:
     with pytest.raises(CheckpointError, match="was trained under ProjectorOnly"):
-        _fit(
-            tiny_llava,
-            tmp_path / "b",
-            Lora(rank=2),
-            ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",
-        )
+        _fit(tiny_llava, tmp_path, Lora(rank=2), ckpt_path=whole(ProjectorOnly()).last)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tiny_llava: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, whole: WholeFit) -> None:
     other = str(build_tiny_checkpoint(tmp_path / "other", seed=1))
-    _fit(tiny_llava, tmp_path / "a", ProjectorOnly())
 
     with pytest.raises(CheckpointError, match="holds trained parts of"):
-        _fit(
-            other,
-            tmp_path / "b",
-            ProjectorOnly(),
-            ckpt_path=tmp_path / "a" / "run" / "checkpoints" / "last.ckpt",
-        )
+        _fit(other, tmp_path, ProjectorOnly(), ckpt_path=whole(ProjectorOnly()).last)
 
 
 def test_an_existing_run_is_never_touched(tiny_llava: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.export import export
 from lightning_mllm.models.freeze import FreezePolicy
+from tests.support.loaded import load_copy
 
 
 def digits(checkpoint: str) -> Digits:
@@ -22,9 +24,12 @@ def digits(checkpoint: str) -> Digits:
     return data
 
 
+_read_digits = cache(digits)  # for who does not train on them
+
+
 def batch_of(checkpoint: str, size: int = 4) -> MultimodalBatch:
     """The first training samples of Digits, answers included."""
-    data = digits(checkpoint)
+    data = _read_digits(checkpoint)
     return data.collator([(0, sample) for sample in data.samples["train"][:size]])
 
 
@@ -50,7 +55,7 @@ def export_from(
 
 def trained(checkpoint: str, policy: FreezePolicy) -> Backbone:
     """A model whose trainable weights have moved."""
-    return move(Backbone.from_pretrained(checkpoint), policy)
+    return move(load_copy(checkpoint), policy)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss
 from tests.models.conftest import batch_of
+from tests.support.loaded import load_copy
 
 POLICIES: list[tuple[freeze.FreezePolicy, set[Part]]] = [
     (freeze.ProjectorOnly(), {Part.PROJECTOR}),
@@ -48,7 +49,7 @@ def checkpoint(request: pytest.FixtureRequest, tiny_checkpoint: Callable[..., st
 def test_a_step_moves_all_that_is_trainable_and_nothing_else(
     checkpoint: str, policy: freeze.FreezePolicy, parts: set[Part]
 ) -> None:
-    backbone = Backbone.from_pretrained(checkpoint)
+    backbone = load_copy(checkpoint)
     report = policy.apply(backbone)
     before = {name: parameter.detach().clone() for name, parameter in backbone.parameters()}
     optimizer = torch.optim.SGD([p for _, p in backbone.parameters() if p.requires_grad], lr=1.0)
@@ -71,14 +72,14 @@ def test_a_step_moves_all_that_is_trainable_and_nothing_else(
 
 
 def test_zero_shot_trains_nothing(tiny_llava: str) -> None:
-    report = freeze.ZeroShot().apply(Backbone.from_pretrained(tiny_llava))
+    report = freeze.ZeroShot().apply(load_copy(tiny_llava))
 
     assert report.trainable_names == ()
     assert report.rows()[-1][2] == 0
 
 
 def test_the_report_counts_every_parameter_once(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
 
     report = freeze.ProjectorOnly().apply(backbone)
 
@@ -92,13 +93,13 @@ def test_the_report_counts_every_parameter_once(tiny_llava: str) -> None:
 
 
 def test_ft_proj_of_llava_next_trains_its_row_separator(tiny_llava_next: str) -> None:
-    report = freeze.ProjectorOnly().apply(Backbone.from_pretrained(tiny_llava_next))
+    report = freeze.ProjectorOnly().apply(load_copy(tiny_llava_next))
 
     assert "model.image_newline" in report.trainable_names
 
 
 def test_a_frozen_tower_builds_no_graph(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     freeze.ProjectorAndLLM().apply(backbone)
     needs_grad: list[bool] = []
     backbone.vision_tower.register_forward_hook(
@@ -114,7 +115,7 @@ def test_a_frozen_tower_builds_no_graph(tiny_llava: str) -> None:
 
 @pytest.mark.parametrize("target", ["llm", "vision", "both"])
 def test_lora_stays_in_its_part(checkpoint: str, target: str) -> None:
-    backbone = Backbone.from_pretrained(checkpoint)
+    backbone = load_copy(checkpoint)
 
     report = freeze.Lora(rank=2, target=target).apply(backbone)  # type: ignore[arg-type]
 
@@ -127,16 +128,14 @@ def test_lora_stays_in_its_part(checkpoint: str, target: str) -> None:
 
 
 def test_lora_takes_only_the_named_layers_of_its_part(tiny_llava: str) -> None:
-    report = freeze.Lora(rank=2, modules=["q_proj", "v_proj"]).apply(
-        Backbone.from_pretrained(tiny_llava)
-    )
+    report = freeze.Lora(rank=2, modules=["q_proj", "v_proj"]).apply(load_copy(tiny_llava))
 
     assert len(report.trainable_names) == 2 * 2 * 2  # layers x modules x (A, B)
     assert all("language_model" in name for name in report.trainable_names)
 
 
 def test_the_last_layers_are_all_of_the_last_layers_and_nothing_else(checkpoint: str) -> None:
-    backbone = Backbone.from_pretrained(checkpoint)
+    backbone = load_copy(checkpoint)
 
     report = freeze.LastLayers(1).apply(backbone)
 
@@ -147,7 +146,7 @@ def test_the_last_layers_are_all_of_the_last_layers_and_nothing_else(checkpoint:
 
 
 def test_all_layers_are_the_last_layers_but_not_more(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     count = len(decoder_layers(backbone))
 
     report = freeze.LastLayers(count).apply(backbone)
@@ -165,15 +164,15 @@ def test_policies_together_train_what_each_trains(tiny_llava: str, first: bool) 
 
     combined = freeze.Combined(policies if first else policies[::-1])
 
-    report = combined.apply(Backbone.from_pretrained(tiny_llava))
-    alone = [each.apply(Backbone.from_pretrained(tiny_llava)) for each in policies]
+    report = combined.apply(load_copy(tiny_llava))
+    alone = [each.apply(load_copy(tiny_llava)) for each in policies]
     names = {name for each in alone for name in each.trainable_names}
     assert set(report.trainable_names) == names
     assert all("language_model" in name for name in names if ".lora_" in name)
 
 
 def test_policies_together_know_the_names_that_adapters_change(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
 
     report = freeze.Combined([freeze.LastLayers(1), freeze.Lora(rank=2)]).apply(backbone)
 
@@ -200,7 +199,7 @@ def test_policies_that_cannot_be_together_are_refused(
 
 
 def test_untrained_adapters_change_nothing(tiny_llava: str) -> None:
-    plain, adapted = Backbone.from_pretrained(tiny_llava), Backbone.from_pretrained(tiny_llava)
+    plain, adapted = load_copy(tiny_llava), Backbone.from_pretrained(tiny_llava)
     freeze.Lora(rank=2, target="both").apply(adapted)
 
     batch = batch_of(tiny_llava)
@@ -209,19 +208,19 @@ def test_untrained_adapters_change_nothing(tiny_llava: str) -> None:
 
 
 def test_a_policy_applied_twice_is_a_policy_applied_once(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
 
     assert freeze.Lora(rank=2).apply(backbone) == freeze.Lora(rank=2).apply(backbone)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(tiny_llava: str) -> None:
     with pytest.raises(ConfigError, match="'mm_projector' matches nothing"):
-        freeze.ByPattern(["mm_projector"]).apply(Backbone.from_pretrained(tiny_llava))
+        freeze.ByPattern(["mm_projector"]).apply(load_copy(tiny_llava))
 
 
 def test_a_pattern_that_matches_only_what_gets_no_gradient_is_an_error(tiny_llava: str) -> None:
     with pytest.raises(ConfigError, match="only parameters of the tower that get no gradient"):
-        freeze.ByPattern(["post_layernorm"]).apply(Backbone.from_pretrained(tiny_llava))
+        freeze.ByPattern(["post_layernorm"]).apply(load_copy(tiny_llava))
 
 
 def test_a_pattern_that_is_no_expression_is_an_error() -> None:
@@ -231,7 +230,7 @@ def test_a_pattern_that_is_no_expression_is_an_error() -> None:
 
 def test_lora_refuses_layers_that_are_not_there(tiny_llava: str) -> None:
     with pytest.raises(ConfigError, match=r"\['wq'\] are not linear layers"):
-        freeze.Lora(modules=["wq"]).apply(Backbone.from_pretrained(tiny_llava))
+        freeze.Lora(modules=["wq"]).apply(load_copy(tiny_llava))
 
 
 @pytest.mark.parametrize(

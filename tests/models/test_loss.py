@@ -15,6 +15,7 @@ from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
 from lightning_mllm.types import IGNORE_INDEX, Sample, Turn
 from tests.conftest import TinyBuilder
 from tests.models.conftest import batch_of, digits, logits
+from tests.support.loaded import load_copy
 
 
 def _full_loss(backbone: Backbone, batch: MultimodalBatch) -> torch.Tensor:
@@ -28,7 +29,7 @@ def test_logits_at_label_positions_give_the_loss_and_gradients_of_full_logits(
     tiny_checkpoint: TinyBuilder, family: str
 ) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")  # type: ignore[arg-type]
-    backbone = Backbone.from_pretrained(checkpoint, dtype=torch.float64)
+    backbone = load_copy(checkpoint, dtype=torch.float64)
     Everything().apply(backbone)
     batch = batch_of(checkpoint)
 
@@ -47,7 +48,7 @@ def test_logits_at_label_positions_give_the_loss_and_gradients_of_full_logits(
 
 
 def test_nothing_of_vocabulary_size_exists_for_prompt_positions(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     batch = batch_of(tiny_llava)
     rows = []
     backbone.lm_head.register_forward_hook(
@@ -62,7 +63,7 @@ def test_nothing_of_vocabulary_size_exists_for_prompt_positions(tiny_llava: str)
 def test_greedy_marks_the_answer_tokens_that_are_the_likeliest_behind_what_stands_before_them(
     tiny_llava: str,
 ) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     batch = batch_of(tiny_llava)
     carries_loss = batch.labels != IGNORE_INDEX
     likeliest = logits(backbone, batch)[:, :-1].argmax(dim=-1)
@@ -84,7 +85,7 @@ def test_padding_and_batch_composition_do_not_change_a_samples_logits(
     tiny_checkpoint: TinyBuilder, family: str, padding_side: PaddingSide
 ) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")  # type: ignore[arg-type]
-    backbone = Backbone.from_pretrained(checkpoint)
+    backbone = load_copy(checkpoint)
     collator = Collator(load_processor(checkpoint), ConversationPrompt(), padding_side=padding_side)
     samples = [
         replace(
@@ -107,7 +108,7 @@ def test_padding_and_batch_composition_do_not_change_a_samples_logits(
 
 
 def test_a_text_only_batch_reaches_the_projector_with_gradient_zero(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     Everything().apply(backbone)
     collator = Collator(load_processor(tiny_llava), ConversationPrompt())
     batch = collator(

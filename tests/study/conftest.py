@@ -152,7 +152,17 @@ def fake() -> FakeLightning:
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
     """A function from changes to a study of two domains and two seeds, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
+    made = write_study(tmp_path, monkeypatch)
+
+    def change(**changes: Any) -> ProjectionCommand:
+        return replace(made, **changes)
+
+    return change
+
+
+def write_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectionCommand:
+    """Go to an empty folder and write the config files of a study of two domains and two seeds."""
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in ("common", "leaves", "plantdoc", "proj", "e2e", "zero"):
         content = (
@@ -161,7 +171,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
             else f"# {name}\nx: 1\n"
         )
         Path(f"{name}.yaml").write_text(content)
-    made = ProjectionCommand(
+    return ProjectionCommand(
         name="small",
         checkpoints={"tiny": "checkpoints/tiny"},
         domains={"leaves": ["leaves.yaml"], "plantdoc": ["plantdoc.yaml"]},
@@ -170,11 +180,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
         common=["common.yaml"],
         zero_shot=["zero.yaml"],
     )
-
-    def change(**changes: Any) -> ProjectionCommand:
-        return replace(made, **changes)
-
-    return change
 
 
 def folders_of(study: ProjectionCommand) -> dict[str, ProjectionFolder]:

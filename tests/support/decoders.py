@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -19,10 +21,11 @@ from transformers.masking_utils import eager_mask
 from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Case, Readings, Window, Windows
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
-from lightning_mllm.data import Collator, ConversationPrompt, load_processor
+from lightning_mllm.data import Collator, ConversationPrompt
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.support.feature_samples import SIZES, picture
+from tests.support.loaded import load_copy, read_processor
 
 Decoder = Literal["llama", "mistral", "qwen2"]
 Side = Literal["left", "right"]
@@ -142,6 +145,18 @@ def make_backbone(
     **options: Any,
 ) -> Backbone:
     """Return a model with a deeper decoder than the tiny one, and two key heads for four heads."""
+    return copy.deepcopy(_build(checkpoint, attention, dtype, decoder, layers, **options))
+
+
+@cache
+def _build(
+    checkpoint: str,
+    attention: str,
+    dtype: torch.dtype,
+    decoder: Decoder,
+    layers: int,
+    **options: Any,
+) -> Backbone:
     config = AutoConfig.from_pretrained(checkpoint)
     text = config.text_config.to_dict() | {
         "num_hidden_layers": layers,
@@ -166,7 +181,7 @@ def make_backbone(
 
 def shipped_backbone(attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Backbone:
     """Return the test-bed's model."""
-    return prepared(Backbone.from_pretrained(testbed.checkpoint(), dtype=dtype), attention)
+    return prepared(load_copy(testbed.checkpoint(), dtype=dtype), attention)
 
 
 def prepared(backbone: Backbone, attention: str) -> Backbone:
@@ -201,7 +216,7 @@ def question(number: int) -> Sample:
 def collate(checkpoint: str, samples: list[Sample], side: Side = "left") -> MultimodalBatch:
     """Collate samples; a third of each image's patches are called the object's."""
     collator = Collator(
-        load_processor(checkpoint), ConversationPrompt(system="Look well."), padding_side=side
+        read_processor(checkpoint), ConversationPrompt(system="Look well."), padding_side=side
     )
     batch = collator([(0, sample) for sample in samples])
     image = batch.spans[Segment.IMAGE]

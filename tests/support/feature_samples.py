@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.data import ClassificationPrompt, Collator, load_processor
+from lightning_mllm.data import ClassificationPrompt, Collator
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.types import Sample
+from tests.support.loaded import read_processor
 
 NAMES = ("dog", "cat", "a small red fox")
 # of LLaVA-NeXT, other numbers of views and tokens
@@ -48,7 +49,7 @@ def samples(count: int, images: int = 1) -> list[Sample]:
 
 
 def collator(checkpoint: str, side: PaddingSide = "right") -> Collator:
-    return Collator(load_processor(checkpoint), ClassificationPrompt(), NAMES, padding_side=side)
+    return Collator(read_processor(checkpoint), ClassificationPrompt(), NAMES, padding_side=side)
 
 
 def batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+
+SAVE = Figure.savefig  # before tests are run, which replace it
+
+
+@contextmanager
+def drawn_figures() -> Iterator[None]:
+    """Draw figures within a fixture; other tests than those of figures write a pixel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVE)
+        yield
 
 
 def keep_figures(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[Figure]:

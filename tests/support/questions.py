@@ -16,6 +16,7 @@ from lightning_mllm.evaluation import Match, OpenAnswer
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Box, Options, Sample, Turn
 from tests.support.command_line import picture
+from tests.support.loaded import load_copy
 
 WRONG = ("test-2", "val-2")  # what the model answers wrongly, as the examiner has it
 WITHOUT_BOX = ("test-1", "val-1")
@@ -60,7 +61,7 @@ def tokenizer(checkpoint: str) -> Any:
 
 
 def load(checkpoint: str, dtype: torch.dtype = torch.float32, attention: Any = "sdpa") -> Backbone:
-    return Backbone.from_pretrained(checkpoint, dtype=dtype, attention=attention)
+    return load_copy(checkpoint, dtype=dtype, attention=attention)
 
 
 @dataclass(frozen=True)

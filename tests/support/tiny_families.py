@@ -7,11 +7,12 @@ from typing import Any, get_args
 from PIL import Image, ImageDraw
 
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.data import Collator, ConversationPrompt, load_processor
+from lightning_mllm.data import Collator, ConversationPrompt
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.types import Sample, Turn
+from tests.support.loaded import load_copy, read_processor
 
 # the contract in tests/families holds the others
 OTHERS = ("aria", "glm4v", "got_ocr2", "granite4_vision", "lighton_ocr", "ovis2", "paddleocr_vl")
@@ -23,10 +24,10 @@ ANSWERS = ("red", "blue circle", "no")
 def open_backbone(checkpoint: str, **options: Any) -> Backbone:
     """Load a model with sdpa, or as the refusal says."""
     try:
-        return Backbone.from_pretrained(checkpoint, **options)
+        return load_copy(checkpoint, **options)
     except ConfigError as error:
         assert "Use attention=eager." in str(error)
-        return Backbone.from_pretrained(checkpoint, attention="eager", **options)
+        return load_copy(checkpoint, attention="eager", **options)
 
 
 def unequal_pictures(checkpoint: str) -> MultimodalBatch:
@@ -49,7 +50,7 @@ def with_and_without_pictures(checkpoint: str) -> MultimodalBatch:
 
 
 def _collate(checkpoint: str, samples: list[Sample]) -> MultimodalBatch:
-    collator = Collator(load_processor(checkpoint), ConversationPrompt())
+    collator = Collator(read_processor(checkpoint), ConversationPrompt())
     return collator([(0, sample) for sample in samples])
 
 

@@ -1,8 +1,6 @@
 import hashlib
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any, get_args
@@ -156,13 +154,6 @@ def test_samples_reach_the_processes_that_load_data() -> None:
     sample = Domain(checkpoint="unused", name="lesions").load("train")[0]
 
     assert pixels_of(pickle.loads(pickle.dumps(sample)).images[0]) == pixels_of(sample.images[0])
-
-
-def test_pictures_need_no_lightning() -> None:
-    program = "import sys; sys.modules['lightning'] = None\n" + "\n".join(
-        f"import lightning_mllm.testbed.domains.{name}" for name in DOMAINS
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 class TestFields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,7 @@ class Digits(MLLMDataModule):
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the scans of a split, enlarged, in the order of the dataset."""
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped] # noqa: PLC0415
-
-        digits = load_digits()
+        digits = _read_scans()
         strata: dict[str, dict[bytes, list[int]]] = {name: {} for name in NAMES}
         for index, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
             strata[NAMES[target]].setdefault(pixels.tobytes(), []).append(index)
@@ -62,3 +61,11 @@ class Digits(MLLMDataModule):
         grey = np.round(pixels * 255 / 16).astype(np.uint8)
         size = (self.image_size, self.image_size)
         return Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC)
+
+
+@cache  # one file holds all splits
+def _read_scans() -> Any:
+    """Return scikit-learn's `images`, of shape (scans, 8, 8), and `target`, as attributes."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped] # noqa: PLC0415
+
+    return load_digits()

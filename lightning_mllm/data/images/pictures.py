@@ -88,6 +88,8 @@ class PictureReader:
         self._run = re.compile(f"(?:{re.escape(processor.feature_token)})+")
         self._frames: dict[str, int] = {}
         self._texts: dict[object, PictureText] = {}
+        self._text_of_size: dict[Size, PictureText] = {}
+        self._views_of_size: dict[Size, int] = {}
         self.example = self._process(PIL.new("RGB", (8, 8)))[1]
         self._has_frame = self.example.text != processor.feature_token
 
@@ -114,6 +116,18 @@ class PictureReader:
         The text depends on nothing but the grids of visual tokens. So one picture of each layout is
         processed, and none where the family writes visual tokens alone.
         """
+        if size not in self._text_of_size:
+            self._text_of_size[size] = self._find_text(size)
+        return self._text_of_size[size]
+
+    def count_views(self, size: Size) -> int:
+        """Return how many views the processor makes of a picture of a size."""
+        if size not in self._views_of_size:
+            before = size_before_processor(size, self._geometry)
+            self._views_of_size[size] = count_views(before, self._processor)
+        return self._views_of_size[size]
+
+    def _find_text(self, size: Size) -> PictureText:
         views = find_views(size, self._geometry, self._processor)
         if views is not None and not self._has_frame:
             count = count_class_tokens(self._processor) + sum(map(len, views))
@@ -123,10 +137,6 @@ class PictureReader:
         if layout not in self._texts:
             self._texts[layout] = self._process(PIL.new("RGB", shape))[1]
         return self._texts[layout]
-
-    def count_views(self, size: Size) -> int:
-        """Return how many views the processor makes of a picture of a size."""
-        return count_views(size_before_processor(size, self._geometry), self._processor)
 
     def _process(self, picture: PIL.Image) -> tuple[dict[str, Tensor], PictureText]:
         """Call the family's processor on one picture, and return its tensors and its text."""

@@ -10,7 +10,6 @@ from torch.optim import SGD
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import Everything, Lora
 from lightning_mllm.models.optimisation.muon import MuonAdamW
 from lightning_mllm.models.optimisation.schedule import (
@@ -20,10 +19,11 @@ from lightning_mllm.models.optimisation.schedule import (
     Schedule,
     scheduled_parameter_groups,
 )
+from tests.support.loaded import load_copy
 
 
 def test_each_part_has_its_rate_and_vectors_do_not_decay(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     report = Everything().apply(backbone)
     names = {id(parameter): name for name, parameter in backbone.parameters()}
 
@@ -39,7 +39,7 @@ def test_each_part_has_its_rate_and_vectors_do_not_decay(tiny_llava: str) -> Non
 
 
 def test_adapters_have_a_rate_of_their_own(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     Lora(rank=2, projector=True).apply(backbone)
 
     rates = {
@@ -86,7 +86,7 @@ def test_each_part_follows_its_own_formula_at_every_step(
     tiny_llava: str, optimizer_class: Any
 ) -> None:
     total, own = 20, {"projector": (0.0, "constant"), "llm": (0.03, "cosine")}
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     Everything().apply(backbone)
     rates = LearningRates(projector=1.0, llm=2.0, vision=3.0)
     parts = PartSchedules(

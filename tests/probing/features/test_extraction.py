@@ -15,7 +15,6 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize
 from lightning_mllm.errors import ConfigError, DataError, NotFiniteError
-from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.tiny import TinyFamily
 from lightning_mllm.probing.features.extraction import extract
@@ -35,6 +34,7 @@ from tests.support.feature_samples import (
     equal,
     samples,
 )
+from tests.support.loaded import load_copy
 
 
 @FAMILIES
@@ -44,7 +44,7 @@ def test_features_are_those_of_the_full_model(
     tiny_checkpoint: TinyBuilder, family: TinyFamily, images: int
 ) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")
-    backbone = Backbone.from_pretrained(checkpoint)
+    backbone = load_copy(checkpoint)
     (batch,) = batches(checkpoint, samples(4, images), size=4)
     decoder = backbone.decoder
     states: list[Tensor] = []
@@ -74,7 +74,7 @@ def test_features_are_those_of_the_full_model(
 
 @torch.no_grad()
 def test_the_last_layer_normed_is_what_the_model_makes_its_logits_of(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     (batch,) = batches(tiny_llava, samples(2))
 
     found = extract(backbone, [batch], [Point("last", 2)], NAMES)["layer2-last"]
@@ -85,7 +85,7 @@ def test_the_last_layer_normed_is_what_the_model_makes_its_logits_of(tiny_llava:
 
 
 def test_the_llm_runs_only_for_its_points(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     llm, head = count_calls(backbone.decoder), count_calls(backbone.lm_head)
     projector, tower = count_calls(backbone.projector), count_calls(backbone.vision_tower)
     data = batches(tiny_llava, samples(4))
@@ -111,9 +111,7 @@ def test_of_each_batch_only_its_place_among_all_features_is_kept(
         return rows
 
     monkeypatch.setattr(Tapper, "tap", note)
-    found = extract(
-        Backbone.from_pretrained(tiny_llava), batches(tiny_llava, samples(4), size=1), VISION, NAMES
-    )
+    found = extract(load_copy(tiny_llava), batches(tiny_llava, samples(4), size=1), VISION, NAMES)
 
     assert len(tapped) == 4 * len(VISION)
     assert all(vectors() is None for vectors in tapped)
@@ -121,7 +119,7 @@ def test_of_each_batch_only_its_place_among_all_features_is_kept(
 
 
 def test_extraction_leaves_modes_and_hooks_as_they_were(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     backbone.projector.train()
     modules = list(backbone.model.modules())
     before = [(module.training, len(module._forward_pre_hooks)) for module in modules]
@@ -137,7 +135,7 @@ def test_extraction_leaves_modes_and_hooks_as_they_were(tiny_llava: str) -> None
 
 
 def test_features_are_in_float32_and_do_not_hold_on_to_the_graph(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava, dtype=torch.bfloat16)
+    backbone = load_copy(tiny_llava, dtype=torch.bfloat16)
 
     found = extract(backbone, batches(tiny_llava, samples(2)), EVERYWHERE, NAMES)
 
@@ -152,7 +150,7 @@ def test_padding_and_batching_change_nothing(
     tiny_checkpoint: TinyBuilder, family: TinyFamily
 ) -> None:
     checkpoint = tiny_checkpoint(family, "vicuna")
-    backbone = Backbone.from_pretrained(checkpoint)
+    backbone = load_copy(checkpoint)
     data = samples(5)
 
     one = extract(backbone, batches(checkpoint, data, size=5), EVERYWHERE, NAMES)
@@ -166,7 +164,7 @@ def test_padding_and_batching_change_nothing(
 
 
 def test_a_sample_that_comes_twice_counts_once(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     first, second = batches(tiny_llava, samples(4))
 
     found = extract(backbone, [first, second, first], VISION, NAMES)
@@ -179,7 +177,7 @@ def _extract_a_share(checkpoint: str, rank: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
     try:
-        backbone, data = Backbone.from_pretrained(checkpoint), samples(7)
+        backbone, data = load_copy(checkpoint), samples(7)
         sizes = [SampleSize(sample.id, 1, 1) for sample in data]
         shares = list(GlobalBatchSampler(sizes, 2, training=False, rank=rank, world_size=2))
         collate = collator(checkpoint)
@@ -212,7 +210,7 @@ def test_two_processes_extract_what_one_does(tiny_llava: str, tmp_path: Path) ->
 
     assert [process.exitcode for process in processes] == [0, 0]
     one = extract(
-        Backbone.from_pretrained(tiny_llava),
+        load_copy(tiny_llava),
         batches(tiny_llava, samples(7), size=1),
         EVERYWHERE,
         NAMES,
@@ -223,7 +221,7 @@ def test_two_processes_extract_what_one_does(tiny_llava: str, tmp_path: Path) ->
 
 
 def test_bad_samples_are_named(tiny_llava: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_llava)
+    backbone = load_copy(tiny_llava)
     good = samples(2)
     (batch,) = batches(tiny_llava, good)
     talk = Sample(id="talk", conversation=[Turn("user", "Is there any?"), Turn("assistant", "no")])
@@ -257,9 +255,7 @@ def test_points_that_the_model_lacks_are_refused(
     tiny_llava: str, points: list[Point], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        extract(
-            Backbone.from_pretrained(tiny_llava), batches(tiny_llava, samples(2)), points, NAMES
-        )
+        extract(load_copy(tiny_llava), batches(tiny_llava, samples(2)), points, NAMES)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +264,7 @@ def test_points_that_the_model_lacks_are_refused(
 def test_a_grid_of_packed_views_is_refused(tiny_llava_next: str, point: Point) -> None:
     with pytest.raises(ConfigError, match=r"packs 5 views of an image into 88 tokens"):
         extract(
-            Backbone.from_pretrained(tiny_llava_next),
+            load_copy(tiny_llava_next),
             batches(tiny_llava_next, samples(1)),
             [point],
             NAMES,

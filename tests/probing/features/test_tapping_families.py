@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.extraction import extract
 from lightning_mllm.probing.features.points import Point
@@ -24,6 +23,7 @@ from tests.support.grids import (
     TILES,
     WITH_GRID,
 )
+from tests.support.loaded import load_copy
 
 EVERY = [*WITH_GRID, "gemma4"]
 POINTS = [Point("pre"), Point("post"), Point("post", pooling="max"), Point("image", 1)]
@@ -36,7 +36,7 @@ def test_states_of_the_tower_give_the_same_features_again_bit_for_bit(
     tiny_family: FamilyBuilder, name: str
 ) -> None:
     """Of one image and of several, whose states are then replayed together."""
-    path = Backbone.from_pretrained(tiny_family(name)).vision_path
+    path = load_copy(tiny_family(name)).vision_path
     (batch,) = batches(tiny_family(name), samples(3), size=3)
     for images in (batch.images[:1], batch.images):
         with torch.no_grad():
@@ -57,7 +57,7 @@ def test_states_of_the_tower_give_the_same_features_again_bit_for_bit(
 def test_the_cache_gives_the_same_features_whether_it_has_them_or_not(
     tiny_family: FamilyBuilder, name: str, tmp_path: Path
 ) -> None:
-    backbone = Backbone.from_pretrained(tiny_family(name))
+    backbone = load_copy(tiny_family(name))
     for parameter in backbone.model.parameters():
         parameter.requires_grad_(False)
     data = batches(tiny_family(name), samples(4))
@@ -76,7 +76,7 @@ def test_the_cache_gives_the_same_features_whether_it_has_them_or_not(
 def test_a_grid_is_refused_where_patches_form_no_square(
     tiny_family: FamilyBuilder, name: str, point: Point
 ) -> None:
-    backbone = Backbone.from_pretrained(tiny_family(name))
+    backbone = load_copy(tiny_family(name))
     data = batches(tiny_family(name), samples(1))
 
     family = backbone.model.config.model_type
@@ -88,7 +88,7 @@ def test_a_grid_is_refused_where_patches_form_no_square(
 def test_a_grid_before_the_projector_is_that_of_the_whole_picture(
     tiny_family: FamilyBuilder, name: str
 ) -> None:
-    backbone = Backbone.from_pretrained(tiny_family(name))
+    backbone = load_copy(tiny_family(name))
     (batch,) = batches(tiny_family(name), samples(1, images=1))
     with torch.no_grad():
         (seen,) = backbone.vision_path.observe(batch.images)
@@ -101,7 +101,7 @@ def test_a_grid_before_the_projector_is_that_of_the_whole_picture(
 
 @pytest.mark.parametrize("name", SQUARE)
 def test_pooled_tokens_form_a_grid_too(tiny_family: FamilyBuilder, name: str) -> None:
-    backbone, point = Backbone.from_pretrained(tiny_family(name)), Point("post", pooling="grid")
+    backbone, point = load_copy(tiny_family(name)), Point("post", pooling="grid")
     (batch,) = batches(tiny_family(name), samples(1))
     with torch.no_grad():
         (image,) = backbone.encode_images(batch.images)
@@ -117,7 +117,7 @@ def test_pooled_tokens_form_a_grid_too(tiny_family: FamilyBuilder, name: str) ->
 def test_a_class_token_is_that_of_the_whole_picture(
     tiny_family: FamilyBuilder, name: str, place: int
 ) -> None:
-    backbone, point = Backbone.from_pretrained(tiny_family(name)), Point("pre", pooling="cls")
+    backbone, point = load_copy(tiny_family(name)), Point("pre", pooling="cls")
     (batch,) = batches(tiny_family(name), samples(1))
     with torch.no_grad():
         (seen,) = backbone.vision_path.observe(batch.images)
@@ -129,7 +129,7 @@ def test_a_class_token_is_that_of_the_whole_picture(
 
 @pytest.mark.parametrize("name", ["paligemma", "qwen2_vl", "mistral3", "smolvlm"])
 def test_a_tower_without_a_class_token_is_refused(tiny_family: FamilyBuilder, name: str) -> None:
-    backbone = Backbone.from_pretrained(tiny_family(name))
+    backbone = load_copy(tiny_family(name))
     data = batches(tiny_family(name), samples(1))
 
     with pytest.raises(ConfigError, match=r"'cls' needs a class token, and this vision tower has"):
@@ -137,7 +137,7 @@ def test_a_tower_without_a_class_token_is_refused(tiny_family: FamilyBuilder, na
 
 
 def test_a_convolving_projector_is_pooled_by_patches(tiny_family: FamilyBuilder) -> None:
-    backbone = Backbone.from_pretrained(tiny_family("got_ocr2"), attention="eager")
+    backbone = load_copy(tiny_family("got_ocr2"), attention="eager")
     (batch,) = batches(tiny_family("got_ocr2"), samples(1))
     with torch.no_grad():
         (seen,) = backbone.vision_path.observe(batch.images)

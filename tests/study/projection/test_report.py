@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,21 +15,36 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.study import ProjectionCommand, ProjectionStudyRates, ProjectionStudyRichness
 from lightning_mllm.study.engine.main import run_study
 from lightning_mllm.study.projection.tables import round_table_percent
-from tests.study.conftest import Change, FakeLightning, folders_of, write
+from tests.study.conftest import Change, FakeLightning, folders_of, write, write_study
 
 Rows = list[dict[str, str]]
 
 
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectionCommand, Path]:
+    """A study with probes, drift and a sweep, all cells done, and the folder that it ran in."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        made = replace(
+            write_study(folder, patch),
+            richness=ProjectionStudyRichness(),
+            drift=True,
+            seeds=[0, 1, 2],
+            sweep=ProjectionStudyRates(preset="paper", rates=[1e-4, 1e-3, 3e-3]),
+        )
+        assert not run_study(made, FakeLightning(samples=600))
+    return made, folder
+
+
 @pytest.fixture
-def finished(study: Change) -> ProjectionCommand:
-    """A study with probes, drift and a sweep, all cells done."""
-    made = study(
-        richness=ProjectionStudyRichness(),
-        drift=True,
-        seeds=[0, 1, 2],
-        sweep=ProjectionStudyRates(preset="paper", rates=[1e-4, 1e-3, 3e-3]),
-    )
-    assert not run_study(made, FakeLightning(samples=600))
+def finished(
+    finished_once: tuple[ProjectionCommand, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ProjectionCommand:
+    """A copy of that study in the working folder."""
+    made, folder = finished_once
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     return made
 
 
