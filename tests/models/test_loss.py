@@ -11,7 +11,7 @@ from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze import Everything
-from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
+from lightning_mllm.models.loss import answer_loss, keep_in_graph
 from lightning_mllm.types import IGNORE_INDEX, Sample, Turn
 from tests.conftest import TinyBuilder
 from tests.models.conftest import batch_of, digits, logits
@@ -115,7 +115,7 @@ def test_a_text_only_batch_reaches_the_projector_with_gradient_zero(tiny_llava: 
     )
     loss = answer_loss(backbone, batch).total
 
-    kept = keep_loss_in_graph(backbone, loss)
+    kept = keep_in_graph(backbone, loss)
     kept.backward()
 
     assert torch.equal(kept, loss)
