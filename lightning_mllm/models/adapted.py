@@ -127,9 +127,10 @@ class AdaptedModel:
         All processes enter it equally often; in it they may run unequal numbers of forwards.
         """
         dtype = self.dtype if self.low_precision else torch.bfloat16
-        with nullcontext() if self.shards is None else self.shards.region():
-            with torch.autocast(device_type, dtype=dtype, enabled=self.low_precision):
-                yield
+        region = nullcontext() if self.shards is None else self.shards.region()
+        autocast = torch.autocast(device_type, dtype=dtype, enabled=self.low_precision)
+        with region, autocast:
+            yield
 
     def edited(self, batch: MultimodalBatch) -> AbstractContextManager[None]:
         """Return the context in which the model runs on a batch; enter it within `autocast`."""
