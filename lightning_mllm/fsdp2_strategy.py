@@ -27,7 +27,7 @@ from lightning_mllm.models.shard_values import (
     shard_like,
     values_to_write,
 )
-from lightning_mllm.models.sharding import Sharding, Shards
+from lightning_mllm.models.sharding import Sharding, find_shards
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -73,7 +73,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         Raises:
             ConfigError: The model was loaded before there were other processes, so it is whole.
         """
-        if self.world_size > 1 and _shards_of(self.lightning_module) is None:
+        if self.world_size > 1 and find_shards(self.lightning_module) is None:
             raise ConfigError(
                 "trainer.strategy fsdp2 found a model that was loaded before its processes were "
                 "started, so each has all of it. Use an MLLMModule, and leave its "
@@ -121,7 +121,7 @@ class ShardedPrecision(Precision):
     ) -> None:
         """Run the backward pass; average the gradients of what each process has whole."""
         super().backward(tensor, model, optimizer, *args, **kwargs)
-        if shards := _shards_of(model):
+        if shards := find_shards(model):
             shards.average_loose_gradients()
 
     def clip_grad_by_value(self, optimizer: Optimizer, clip_val: int | float) -> None:
@@ -144,7 +144,7 @@ class GatherForEvaluation(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let a new command begin with shards."""
-        if shards := _shards_of(pl_module):
+        if shards := find_shards(pl_module):
             shards.scatter()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -154,7 +154,7 @@ class GatherForEvaluation(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather."""
-        if shards := _shards_of(pl_module):
+        if shards := find_shards(pl_module):
             shards.gather()
 
     on_sanity_check_start = on_validation_start
@@ -165,14 +165,8 @@ class GatherForEvaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Share out again."""
-        if shards := _shards_of(pl_module):
+        if shards := find_shards(pl_module):
             shards.scatter()
-
-
-def _shards_of(module: Any) -> Shards | None:
-    """Return the shards of a module's model; None if it is whole or not loaded yet."""
-    shards: Shards | None = getattr(getattr(module, "adapted", None), "shards", None)
-    return shards
 
 
 def _shard_state(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:

@@ -202,16 +202,18 @@ class AdaptedModel:
 
         Those of a sharded model are whole on the first process only, and all processes call this.
         """
-        return {name: values_to_write(each.detach()) for name, each in self.trained_parameters()}
+        return {
+            name: values_to_write(each.detach()) for name, each in self.trained_parameters().items()
+        }
 
-    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return names and parameters of what is trained; they may be sharded."""
-        return [each for each in self.backbone.parameters() if each[1].requires_grad]
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return name -> parameter of what is trained; parameters may be sharded."""
+        return {name: each for name, each in self.backbone.parameters() if each.requires_grad}
 
     @torch.no_grad()
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Put trained weights back; their names must be those of `trained_state`."""
-        own = dict(self.trained_parameters())
+        own = self.trained_parameters()
         for name, tensor in state.items():
             copy_values(own[name], tensor)
 

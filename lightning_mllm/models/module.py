@@ -121,17 +121,15 @@ class MLLMModule(EvaluatingModule):
         """Load the checkpoint and apply the policy; does nothing the second time."""
         if self._model is not None:
             return
-        device_type, sharding = "cpu", None
-        if self._trainer is not None:
-            device_type = self.trainer.strategy.root_device.type
-            sharding = getattr(self.trainer.strategy, "sharding", None)
+        strategy: Any = getattr(self._trainer, "strategy", None)
+        device_type = "cpu" if strategy is None else strategy.root_device.type
         self.adapted = AdaptedModel.load(
             self.source,
             self.policy,
             dtype=adapted_dtype(self.dtype_option, device_type),
             attention=self.attention,
             projector=None if self.projector is None else Path(self.projector),
-            sharding=sharding,
+            sharding=getattr(strategy, "sharding", None),
         )
         self.tokenizer = AutoTokenizer.from_pretrained(
             self.source.checkpoint,
@@ -282,7 +280,7 @@ class MLLMModule(EvaluatingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add model, policy, schedule and inputs; refuse weights that are not finite."""
-        trained = dict(self.adapted.trained_parameters())
+        trained = self.adapted.trained_parameters()
         check_weights_for_divergence(trained, checkpoint["global_step"])
         ours = {**self._describe(), "schedule": asdict(self._schedule), "inputs": self.inputs}
         checkpoint[checkpoints.KEY] = ours

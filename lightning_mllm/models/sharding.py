@@ -260,3 +260,9 @@ def _call(_: nn.Module, function: Callable[..., ResultT], *arguments: Any) -> Re
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model was divided among processes as it was loaded."""
     return isinstance(model, FSDPModule)
+
+
+def find_shards(module: object) -> Shards | None:
+    """Return the shards of a LightningModule's model; None if it is whole or not loaded yet."""
+    shards: Shards | None = getattr(getattr(module, "adapted", None), "shards", None)
+    return shards

@@ -41,6 +41,7 @@ from lightning_mllm.trainer import Trainer
 from tests.support.command_line import conversation, write_llava_json
 
 BATCH = 6  # over all processes: 2 and 3 of them divide it
+E2E = ProjectorAndLLM()
 HALF = 2  # steps after which a checkpoint is written
 
 
@@ -61,7 +62,7 @@ class Case:
         clip: Largest norm of the gradients.
     """
 
-    policy: FreezePolicy = ProjectorAndLLM()
+    policy: FreezePolicy = E2E
     checkpoint: str = "llava"
     texts: bool = False
     validates: bool = False
@@ -186,7 +187,7 @@ def _make_data(case: Case, checkpoint: str, folder: Path) -> Any:
     if not case.texts:
         return Digits(**sizes)
     rows = [conversation(f"p{k}", images=k % 2) for k in range(2 * BATCH - 1)]
-    file = folder / f"talks-{os.environ.get('RANK', 0)}" / "rows.json"
+    file = folder / f"talks-{os.environ.get('RANK', '0')}" / "rows.json"
     if not file.exists():
         write_llava_json(file.parent, rows)
     return LlavaJson(train=str(file), val=str(file), group_by_length=False, **sizes)
