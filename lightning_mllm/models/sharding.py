@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 
 from lightning_mllm.checkpoint_files import checkpoint_config_parts
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, UserError
 from lightning_mllm.models.hooks import hook_before_modules
 
 _PLAN = {"layers.*": "free_full_weight"}  # of the LLM; all else belongs to the root's group
@@ -179,15 +179,19 @@ class Shards:
         self._depth += 1
         try:
             yield
-        finally:
+        except UserError:  # of one process; the others go on, and the Trainer ends them
+            self._leave_region()
+            raise
+        except BaseException:
             self._depth -= 1
-        if self._serves and not self._depth:
-            while self._gather_wanted(_NOTHING):
-                pass
+            raise
+        self._leave_region()
 
-    @property
-    def _serves(self) -> bool:
-        return self.are_gathered and not self._sharding.whole_evaluation
+    def _leave_region(self) -> None:
+        self._depth -= 1
+        on_demand = self.are_gathered and not self._sharding.whole_evaluation
+        while on_demand and not self._depth and self._gather_wanted(_NOTHING):
+            pass
 
     def _find_users(self) -> Iterator[tuple[int, nn.Module]]:
         """Yield number of a layer and each of its modules that has parameters of its own."""
