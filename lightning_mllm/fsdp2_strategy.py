@@ -147,16 +147,12 @@ class GatherForEvaluation(L.Callback):
         if shards := find_shards(pl_module):
             shards.scatter()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gather for callbacks that look at the untrained model, which a validation allows."""
-        if trainer.enable_validation:
-            self.on_validation_start(trainer, pl_module)
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather."""
         if shards := find_shards(pl_module):
             shards.gather()
 
+    on_fit_start = on_validation_start
     on_sanity_check_start = on_validation_start
     on_test_start = on_validation_start
     on_predict_start = on_validation_start

@@ -60,11 +60,17 @@ def sharded_loading(
         sharding: How the model is divided; None for a whole model, which needs no options.
 
     Raises:
-        ConfigError: transformers is too old, or would shard onto another kind of device.
+        ConfigError: The model is quantised, transformers is too old, or it would shard onto another
+            kind of device.
     """
     if sharding is None:
         yield {}
         return
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            "trainer.strategy fsdp2 divides weights by rows, which quantised weights do not have. "
+            "Use --trainer.strategy ddp, or weights that are not quantised."
+        )
     try:
         from transformers.distributed import DistributedConfig  # noqa: PLC0415 - of late versions
 

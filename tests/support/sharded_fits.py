@@ -19,7 +19,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_mllm.callbacks import EvaluationReport, FreezeAudit, LearningAudit, ProbeEachEpoch
+from lightning_mllm.analysis import Skip
+from lightning_mllm.callbacks import (
+    EvaluationReport,
+    FreezeAudit,
+    LearningAudit,
+    ProbeEachEpoch,
+    SkipComputations,
+)
 from lightning_mllm.data import Digits, LlavaJson
 from lightning_mllm.evaluation import Generation, Likelihood
 from lightning_mllm.fsdp2_strategy import FSDP2Strategy
@@ -60,6 +67,7 @@ class Case:
         tolerance: How far weights may be from those of one process.
         options: Options of the module.
         clip: Largest norm of the gradients.
+        skip: What is skipped in training.
     """
 
     policy: FreezePolicy = E2E
@@ -72,6 +80,7 @@ class Case:
     tolerance: float = 2e-7
     options: tuple[tuple[str, Any], ...] = ()
     clip: float | None = None
+    skip: Skip | None = None
 
 
 def _make_muon(params: Any, lr: float) -> MuonAdamW:
@@ -109,6 +118,7 @@ CASES = {
     "llava_next": Case(checkpoint="llava_next", validates=True),
     "qwen2_5_vl": Case(checkpoint="qwen2_5_vl", validates=True),
     "deepstack": Case(checkpoint="qwen3_vl"),
+    "skipping": Case(skip=Skip("block", 0.5, "perceptual")),
     "tied": Case(checkpoint="llava_siglip"),
 }
 
@@ -132,6 +142,8 @@ def run_case(name: str, folder: Path, processes: int) -> None:
     if keeps:
         options = {"every_n_train_steps": HALF, "save_top_k": -1, "filename": "{step}"}
         callbacks.append(ModelCheckpoint(folder / name, **options))
+    if case.skip is not None:
+        callbacks.append(SkipComputations(case.skip))
     if case.validates:
         callbacks += [EvaluationReport(), ProbeEachEpoch(probes=[NearestCentroid()])]
     strategy: Any = case.strategy if processes > 1 else "auto"
