@@ -7,6 +7,7 @@ under any strategy and with any number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ from lightning_mllm.models.shard_values import (
 )
 from lightning_mllm.models.sharding import Sharding, find_shards
 
+_TIMEOUT = timedelta(minutes=30)  # as in Lightning's other strategies
+
 
 class FSDP2Strategy(ModelParallelStrategy):
     """Divides a model among all processes by torch's `fully_shard`; `fsdp2` by name.
@@ -36,11 +39,21 @@ class FSDP2Strategy(ModelParallelStrategy):
     Args:
         evaluation: Whether each process holds the `whole` model outside of training steps, which is
             fast, or one decoder layer at a time (`sharded`), for models that do not fit.
-        options: Options of Lightning's ModelParallelStrategy: `process_group_backend`, `timeout`.
+        process_group_backend: Backend of torch.distributed; by default nccl on GPUs, gloo on CPUs.
+        timeout: How long processes wait for each other.
     """
 
-    def __init__(self, evaluation: Literal["whole", "sharded"] = "whole", **options: Any) -> None:
-        super().__init__(save_distributed_checkpoint=False, **options)
+    def __init__(
+        self,
+        evaluation: Literal["whole", "sharded"] = "whole",
+        process_group_backend: str | None = None,
+        timeout: timedelta = _TIMEOUT,
+    ) -> None:
+        super().__init__(
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
         self.evaluation = evaluation
 
     @property
