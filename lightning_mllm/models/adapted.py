@@ -146,14 +146,14 @@ class AdaptedModel:
             loss = answer_loss(self.backbone, batch).total
         return loss if batch.images else keep_in_graph(self.backbone, loss)
 
-    def split(self, batch: MultimodalBatch, size: int) -> list[MultimodalBatch]:
-        """Return the micro-batches of a batch, of at most `size` samples.
+    def split(self, batch: MultimodalBatch, size: int | None) -> list[MultimodalBatch]:
+        """Return the micro-batches of a batch, of at most `size` samples; None for a single one.
 
         The processes of a sharded model run the same number: where one has fewer, the last is
         repeated without labels, which adds 0 to loss and gradients.
         """
-        pieces = batch.split(size)
-        if self.shards is not None and size < len(batch):
+        pieces = batch.split(size or len(batch))
+        if self.shards is not None and size is not None:  # on all processes or on none
             last = pieces[-1]
             empty = replace(last, labels=torch.full_like(last.labels, IGNORE_INDEX))
             pieces += [empty] * (self.shards.count_most(len(pieces)) - len(pieces))

@@ -209,7 +209,7 @@ class MLLMModule(EvaluatingModule):
         """
         answer_tokens = (batch.labels[:, 1:] != IGNORE_INDEX).sum().float()
         mean_tokens = self._over_processes(answer_tokens).mean()
-        *first, last = self.adapted.split(batch, self.micro_batch_size or len(batch))
+        *first, last = self.adapted.split(batch, self.micro_batch_size)
         total = torch.zeros((), device=self.device)
         for micro_batch in first:
             loss = self.adapted.loss(micro_batch)
