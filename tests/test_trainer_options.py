@@ -60,7 +60,7 @@ def test_fsdp2_by_name_is_its_strategy_and_comes_before_all_callbacks() -> None:
     trainer = Trainer(logger=False, accelerator="cpu", devices=1, strategy="fsdp2")
 
     assert isinstance(trainer.strategy, FSDP2Strategy)
-    kinds = [type(callback) for callback in trainer.callbacks]
+    kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]  # Lightning's
     assert kinds.index(GatherForEvaluation) == 1  # after that which notes how a run ends
 
 

@@ -72,7 +72,9 @@ def sharded_loading(
             "Use --trainer.strategy ddp, or weights that are not quantised."
         )
     try:
-        from transformers.distributed import DistributedConfig  # noqa: PLC0415 - of late versions
+        from transformers.distributed.configuration_utils import (  # noqa: PLC0415 - of late versions
+            DistributedConfig,
+        )
 
         options = {"distributed_config": DistributedConfig(fsdp_size=dist.get_world_size())}
     except (ImportError, TypeError) as error:
@@ -141,10 +143,20 @@ class Shards:
         # `generate` would wait for the other processes at each token
         self._model._is_fsdp_managed_module = False
         self._model.set_reduce_scatter_unused_params(True)  # as experts that no token chose
-        setattr(self._model, _METHOD, MethodType(_call, model))
+        setattr(model, _METHOD, MethodType(_call, model))
         register_fsdp_forward_method(model, _METHOD)
-        self.run(int)  # nothing: from now on, torch knows which group is the root's
+        _join_tied_weights(self._model)
+        names = self._find_names()
+        # from this first run on, torch knows which group is the root's
+        if self.run(self._find_names) != names:
+            raise ConfigError(
+                "trainer.strategy fsdp2 finds weights of this model that are tied in a way that "
+                "it can't keep. Use --trainer.strategy ddp."
+            )
         self._model.reshard()
+
+    def _find_names(self) -> list[str]:
+        return [name for name, _ in self._model.named_parameters()]
 
     def run(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
         """Run a function as a forward of the model, in which all but the layers is gathered."""
@@ -202,7 +214,7 @@ class Shards:
     def _find_users(self) -> Iterator[tuple[int, nn.Module]]:
         """Yield number of a layer and each of its modules that has parameters of its own."""
         for index, layer in enumerate(self._layers):
-            for module in layer.modules():  # type: ignore[attr-defined]  # an nn.Module, too
+            for module in layer.modules():
                 if module is layer or next(module.parameters(recurse=False), None) is not None:
                     yield index, module
 
@@ -261,6 +273,23 @@ class Shards:
         parts = joined.split([grad.numel() for grad in grads])
         for grad, part in zip(grads, parts, strict=True):
             grad.copy_(part.view_as(grad))
+
+
+def _join_tied_weights(model: Any) -> None:
+    """Let weights that are tied be one for torch, too.
+
+    transformers ties head and embedding after it has sharded both. They would be gathered one by
+    one, and a process with fewer rows than others would keep old values of one of them.
+    """
+    for group in model._get_fsdp_state()._fsdp_param_groups:  # there is no public way
+        kept: dict[int, Any] = {}
+        for each in group.fsdp_params:
+            place = each._module_info
+            known = kept.setdefault(id(getattr(place.module, place.param_name)), each)
+            if known is not each:
+                known._module_info.shared_modules.append(place.module)
+                known._module_info.shared_param_names.append(place.param_name)
+        group.fsdp_params[:] = kept.values()
 
 
 def _call(_: nn.Module, function: Callable[..., ResultT], *arguments: Any) -> ResultT:

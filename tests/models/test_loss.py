@@ -11,6 +11,7 @@ from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze import Everything, ProjectorOnly
+from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss, keep_in_graph, sharded_answer_loss
 from lightning_mllm.types import IGNORE_INDEX, Sample, Turn
 from tests.conftest import TinyBuilder
@@ -133,14 +134,15 @@ def test_a_text_only_batch_goes_backwards_through_a_frozen_llm_that_is_sharded(
     turns = (Turn("user", "Hello?"), Turn("assistant", "Hi."))
     batch = collator([(0, Sample(id="0", conversation=turns))])
     reached: list[int] = []
-    for index, layer in enumerate(backbone.decoder.layers):
+    layers = decoder_layers(backbone)
+    for index, layer in enumerate(layers):
         layer.register_full_backward_hook(lambda *_, index=index: reached.append(index))
 
     loss = sharded_answer_loss(backbone, batch)
     loss.backward()
 
     assert torch.equal(loss, answer_loss(backbone, batch).total)
-    assert sorted(reached) == list(range(len(backbone.decoder.layers)))
+    assert sorted(reached) == list(range(len(layers)))
     for _, parameter in backbone.parameters(Part.PROJECTOR):
         assert parameter.grad is not None
         assert not parameter.grad.any()

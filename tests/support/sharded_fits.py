@@ -97,8 +97,8 @@ CASES = {
     "lora": Case(LORA),
     "lora_projector": Case(BOTH, options=(MICRO,), clip=0.05),
     "last_layers": Case(LastLayers(1, projector=True)),
-    "tower_and_lora": Case(Combined([ProjectorAndVision(), LORA])),
-    "everything": Case(Everything(), texts=True, options=(MICRO,)),
+    "tower_and_lora": Case(Combined([ProjectorAndVision(), LORA]), tolerance=5e-6),
+    "everything": Case(Everything(), texts=True, options=(MICRO,), tolerance=5e-6),
     "micro": Case(options=(MICRO,), clip=0.05),
     "checkpointing": Case(options=(CHECKPOINTING,)),
     "texts": Case(ProjectorOnly(), texts=True, options=(MICRO,)),
@@ -120,6 +120,7 @@ CASES = {
     "deepstack": Case(checkpoint="qwen3_vl"),
     "skipping": Case(skip=Skip(computation="block")),
     "tied": Case(checkpoint="llava_siglip"),
+    "tied_ddp": Case(checkpoint="llava_siglip", strategy="ddp"),
 }
 
 
@@ -140,7 +141,7 @@ def run_case(name: str, folder: Path, processes: int) -> None:
     callbacks: list[Any] = [FreezeAudit(), LearningAudit(), losses]
     keeps = any(other.resumes == name for other in CASES.values())
     if keeps:
-        options = {"every_n_train_steps": HALF, "save_top_k": -1, "filename": "{step}"}
+        options: dict[str, Any] = {"every_n_train_steps": HALF, "save_top_k": -1, "filename": "{step}"}
         callbacks.append(ModelCheckpoint(folder / name, **options))
     if case.skip is not None:
         callbacks.append(SkipComputations(case.skip))
@@ -195,7 +196,7 @@ class _Losses(L.Callback):
 
 
 def _make_data(case: Case, checkpoint: str, folder: Path) -> Any:
-    sizes = {"checkpoint": checkpoint, "batch_size": BATCH, "eval_batch_size": BATCH}
+    sizes: dict[str, Any] = {"checkpoint": checkpoint, "batch_size": BATCH, "eval_batch_size": BATCH}
     if not case.texts:
         return Digits(**sizes)
     rows = [conversation(f"p{k}", images=k % 2) for k in range(2 * BATCH - 1)]
