@@ -22,6 +22,7 @@ from lightning_mllm.callbacks.trainer_state import (
     trainer_run_dir,
 )
 from lightning_mllm.errors import NotFiniteError, UserError
+from lightning_mllm.models.sharding import find_shards
 from lightning_mllm.progress import console
 from lightning_mllm.store.files import replacing_file
 
@@ -35,6 +36,8 @@ class Checkpointing(ModelCheckpoint):
 
     It is stopped by Ctrl-C, by SIGTERM, or by an error; `lightning fit --resume <folder of the
     run>` then goes on as if nothing had happened. A model that has diverged replaces no checkpoint.
+    Processes that share one model (`fsdp2`) write together: an error of one of them leaves the last
+    checkpoint that was due.
 
     Args:
         best: Metric of the validation, e.g. `val/loss` or `val/generation/accuracy`: the model with
@@ -62,7 +65,8 @@ class Checkpointing(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer Ctrl-C; take over the best checkpoint of a run that goes on."""
         super().on_train_start(trainer, pl_module)
-        self._guard.start()
+        shards = find_shards(pl_module)
+        self._guard.start(None if shards is None else shards.count_most)
         if self.best is not None and self.best.value is not None and trainer.ckpt_path is not None:
             self._take_over_best(trainer, self.best)
 
@@ -153,7 +157,7 @@ class Checkpointing(ModelCheckpoint):
         if trainer_is_trial(trainer) or not self.save_last:
             return
         is_whole = self._guard.is_whole and not isinstance(exception, NotFiniteError)
-        if is_whole and trainer.state.fn == "fit":
+        if is_whole and self._guard.can_write and trainer.state.fn == "fit":
             self._write_stopped(trainer)
         folder = trainer_run_dir(trainer)
         is_there = (folder / "checkpoints" / "last.ckpt").is_file()

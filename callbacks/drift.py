@@ -24,6 +24,7 @@ from lightning_mllm.callbacks.watched_split import (
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.shard_values import whole_values
 from lightning_mllm.probing import (
     FeatureCache,
     FeatureSet,
@@ -154,4 +155,4 @@ class RepresentationDrift(L.Callback):
 def _projector(module: MLLMModule) -> dict[str, Tensor]:
     """Return the weights of the projection."""
     parameters = module.backbone.parameters(Part.PROJECTOR)
-    return {name: parameter.detach() for name, parameter in parameters}
+    return {name: whole_values(parameter.detach()) for name, parameter in parameters}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.callbacks.trainer_state import trainer_mllm
+from lightning_mllm.models.shard_values import first_local_index, local_values, sum_over_shards
 from lightning_mllm.progress import console
 from lightning_mllm.tracking.loggers import log_config
 
@@ -59,21 +60,26 @@ def checksums_of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return name -> checksum of tensors on one device.
 
     A checksum is the sum of the raw values, read as integers and weighted by index, modulo 2**64.
-    Any single change alters it, and so does swapping two different values.
+    Any single change alters it, and so does swapping two different values. That of a sharded tensor
+    is the same as of the whole one; all processes call this then.
     """
     if not tensors:
         return {}
-    sums = torch.stack([_checksum(tensor.detach()) for tensor in tensors.values()])
-    return dict(zip(tensors, sums.tolist(), strict=True))
+    sums = []
+    for tensor in tensors.values():
+        sums.append(_checksum(local_values(tensor.detach()), first_local_index(tensor)))
+    total = sum_over_shards(torch.stack(sums), tensors.values())
+    return dict(zip(tensors, total.tolist(), strict=True))
 
 
-def _checksum(tensor: Tensor) -> Tensor:
+def _checksum(tensor: Tensor, first: int) -> Tensor:
+    """Return the sum of values of which the first has this index."""
     bits = tensor.flatten().view(_INTEGERS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     # in chunks, since an embedding would take gigabytes as int64
     for start in range(0, len(bits), _CHUNK):
         chunk = bits[start : start + _CHUNK].long()
-        places = torch.arange(start, start + len(chunk), device=tensor.device)
+        places = torch.arange(len(chunk), device=tensor.device) + (first + start)
         weights = places * 2 + 1  # odd: an even weight would lose the highest bit
         total += (chunk * weights).sum()
     return total

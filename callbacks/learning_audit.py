@@ -33,17 +33,17 @@ class LearningAudit(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the trained weights; in a resumed fit, those of its checkpoint."""
-        if trainer.is_global_zero:
-            module = trainer_mllm(pl_module)
-            self._before, self._first_step = _trained_checksums(module), module.trained_steps
+        module = trainer_mllm(pl_module)
+        self._before, self._first_step = _trained_checksums(module), module.trained_steps
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare; in a trial run the only step is the first of the warm-up, at rate 0."""
         module = trainer_mllm(pl_module)
         took_steps = module.trained_steps > self._first_step  # else nothing was left to train
+        after = _trained_checksums(module)  # for which all processes with shards are needed
         if not took_steps or not trainer.is_global_zero or not trainer_has_folder(trainer):
             return
-        backbone, after = module.backbone, _trained_checksums(module)
+        backbone = module.backbone
         still = [name for name, checksum in self._before.items() if after.get(name) == checksum]
         if not still:
             return

@@ -147,8 +147,8 @@ def extract_watched_features(
     """
     module, names = trainer_mllm(pl_module), trainer_class_names(trainer)
     batches = watched_batches(trainer, split, "Features")
-    with module.adapted.autocast(module.device.type):
-        return extract(module.backbone, batches, points, names, cache=cache)
+    running = module.adapted.autocast(module.device.type)
+    return extract(module.backbone, batches, points, names, cache=cache, running=running)
 
 
 def check_watched_features(

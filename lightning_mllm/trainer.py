@@ -22,11 +22,11 @@ from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.data.loading.input_record import geometry_of_input_record
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.fsdp2_strategy import FSDP2Strategy, GatherForEvaluation
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import DType, adapted_dtype
 from lightning_mllm.models.card_facts import gather_card_facts
 from lightning_mllm.models.export import export
-from lightning_mllm.models.fit_checks import check_fit_trainable
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.progress import console
@@ -35,6 +35,7 @@ from lightning_mllm.run_status import RunStatus
 from lightning_mllm.tracking.analysis_run import check_analysis_run_names
 from lightning_mllm.tracking.headlines import print_headlines
 from lightning_mllm.trainer_options import (
+    SHARDED,
     check_trainer_options,
     check_trainer_strategy,
     find_usable_callbacks,
@@ -94,6 +95,8 @@ class Trainer(TrainerVerbs):
         self.has_log_interval = kwargs.get("log_every_n_steps") is not None  # no callback sets it
         # our DataModules divide each batch among the processes: nothing is counted twice
         kwargs.pop("use_distributed_sampler", None)
+        if kwargs.get("strategy") == SHARDED:
+            kwargs["strategy"] = FSDP2Strategy()
         self.will_fit = False
         with self._status.setting_up():
             if folder is not None:
@@ -113,7 +116,10 @@ class Trainer(TrainerVerbs):
             # in a notebook `auto` can be another than on a command line
             check_trainer_strategy(self.strategy)
         self.figures = run.figures
-        self.callbacks.insert(0, RunFolder(self._status))  # type: ignore[attr-defined]  # Lightning
+        first: list[Any] = [RunFolder(self._status)]
+        if isinstance(self.strategy, FSDP2Strategy):
+            first.append(GatherForEvaluation())
+        self.callbacks[:0] = first  # type: ignore[attr-defined]  # Lightning's
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """Do what all commands do, and note in the run's folder how it ends."""
@@ -165,9 +171,6 @@ class Trainer(TrainerVerbs):
                 )
             self.will_fit = True  # what an evaluation before it then refuses, too
             if test_before and ckpt_path is None:
-                model.trainer = self
-                model.configure_model()
-                check_fit_trainable(model.adapted, model.learning_rates)
                 own: dict[str, Any] = {"dataloaders": val_dataloaders, "datamodule": datamodule}
                 self.validate(model, **own, verbose=False)
                 model.test_prefix = "zero_shot"

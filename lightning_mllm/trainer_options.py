@@ -12,10 +12,24 @@ from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationSchedule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.fsdp2_strategy import FSDP2Strategy
 from lightning_mllm.option_lists import trainer_option_as_list
 
+SHARDED = "fsdp2"  # name of `FSDP2Strategy`
 # DDP in processes that run the whole program; forked ones would have to send the model back
-_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+_STRATEGIES = (
+    *("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
+    SHARDED,
+)
+# first word of the names of strategies -> why they can't be right here
+_WHY_REFUSED = {
+    "fsdp": "it writes checkpoints of its own form, and runs backward passes past micro-batches",
+    "deepspeed": (
+        "its engine takes over backward passes and steps, which micro-batches, clipping and exact "
+        "resuming have here, and it writes checkpoints as folders that nothing else opens"
+    ),
+    "modelparallelstrategy": "it exchanges no gradients of a model that is not sharded",
+}
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
@@ -111,14 +125,20 @@ def check_trainer_strategy(strategy: Any) -> None:
     """
     if isinstance(strategy, str):
         works, name = strategy in _STRATEGIES, strategy
+    elif type(strategy) is FSDP2Strategy:
+        return
     elif type(strategy) is DDPStrategy:
         works = strategy._start_method == "popen"
         name = f"DDPStrategy(start_method={strategy._start_method!r})"
     else:
         works, name = isinstance(strategy, SingleDeviceStrategy), type(strategy).__name__
     if not works:
+        why = "it was never tried, or would not train the model that is saved"
+        for family, reason in _WHY_REFUSED.items():
+            if name.lower().startswith(family):
+                why = f"{reason}. To divide the weights among processes, use {SHARDED}"
         raise ConfigError(
-            f"trainer.strategy {name} is not supported: it was never tried, or would not train the "
-            f"model that is saved. Use {', '.join(_STRATEGIES[:-1])} or {_STRATEGIES[-1]}, or one "
-            "device; in a notebook, set trainer.devices=1, or use the command line for several."
+            f"trainer.strategy {name} is not supported: {why}. Use "
+            f"{', '.join(_STRATEGIES[:-1])} or {_STRATEGIES[-1]}, or one device; in a notebook, "
+            "set trainer.devices=1, or use the command line for several."
         )

@@ -191,11 +191,12 @@ class _Extracting(L.Callback):
         assert isinstance(pl_module, MLLMModule)  # `extract` has it so
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._reader = PointReader(pl_module.backbone, self._points)
+        source = provenance(pl_module, data, self._split)  # the weights may be on all processes
         if trainer.is_global_zero:
             settings = {
                 "points": [point.name for point in self._points],
                 "dtype": self._dtype,
-                "source": provenance(pl_module, data, self._split),
+                "source": source,
             }
             claim_state_folder(self._folder, settings)
         trainer.strategy.barrier()
@@ -224,11 +225,13 @@ class _Extracting(L.Callback):
         assert isinstance(pl_module, MLLMModule) and self._bar is not None  # as above
         done = self._writer.done
         new = [row for row, sample_id in enumerate(batch.sample_ids) if sample_id not in done]
+        states = []
+        with pl_module.adapted.autocast(pl_module.device.type):  # all processes enter it
+            if new:
+                states = list(read_states(self._reader, batch.take(new), self._points))
         if new:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             samples = [data.samples[self._split][index] for _, index in self._shares[batch_idx]]
-            with pl_module.adapted.autocast(pl_module.device.type):
-                states = list(read_states(self._reader, batch.take(new), self._points))
             shown = {each.sample_id: len(each.images) for each in states if each.images}
             labels, grids = {}, {}
             for sample in samples:

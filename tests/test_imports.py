@@ -82,11 +82,13 @@ BORDERS: dict[str, set[str]] = {
     "run": {"errors", "run_status", "tracking"},
     "run_status": {"__version__", "errors", "store", "tracking"},
     "option_lists": set(),
-    "trainer_options": {"errors", "option_lists"},
+    "fsdp2_strategy": {"errors", "models"},
+    "trainer_options": {"errors", "fsdp2_strategy", "option_lists"},
     "analyzing": SHARED | {"data", "models", "tracking", "analysis/core"},
     "comparison": SHARED | {"store", "statistics", "tracking"},
     "trainer": SHARED
     | {"analyzing", "run", "run_status", "option_lists", "trainer_options", "trainer_verbs"}
+    | {"fsdp2_strategy"}
     | {"data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
     "trainer_verbs": SHARED | {"data", "models", "probing", "run_status"},
@@ -123,6 +125,7 @@ LIBRARIES: dict[str, set[str]] = {
         "models/evaluating.py",
         "models/module.py",
         "analyzing.py",
+        "fsdp2_strategy.py",
         "run.py",
         "run_status.py",
         "data/loading/datamodule.py",

@@ -15,11 +15,12 @@ from lightning.pytorch.strategies import (
 )
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.fsdp2_strategy import FSDP2Strategy, GatherForEvaluation
 from lightning_mllm.trainer import Trainer, TrainerCheckpointIO
 from lightning_mllm.trainer_options import check_trainer_options, check_trainer_strategy
 from tests.support.command_line import files_below, isolate
 
-WORKING = {"ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"}
+WORKING = {*("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp2")}
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_each_strategy_that_lightning_knows_works_or_is_refused_by_name() -> None:
-    names = {*StrategyRegistry.available_strategies(), "a_new_one"}
+    names = {*StrategyRegistry.available_strategies(), "fsdp2", "a_new_one"}
     assert names >= WORKING | {"fsdp", "deepspeed", "ddp_spawn", "ddp_fork", "ddp_notebook"}
 
     for name in names - WORKING:
@@ -38,6 +39,29 @@ def test_each_strategy_that_lightning_knows_works_or_is_refused_by_name() -> Non
             check_trainer_strategy(name)
     for name in (*WORKING, "auto"):
         check_trainer_strategy(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("fsdp", "checkpoints of its own form"),
+        ("fsdp_cpu_offload", "checkpoints of its own form"),
+        ("deepspeed_stage_3", "takes over backward passes.*folders that nothing else opens"),
+    ],
+)
+def test_other_ways_to_shard_are_refused_with_the_reason_and_the_way_out(
+    name: str, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"strategy {name} is not supported: .*{why}.*use fsdp2"):
+        check_trainer_strategy(name)
+
+
+def test_fsdp2_by_name_is_its_strategy_and_comes_before_all_callbacks() -> None:
+    trainer = Trainer(logger=False, accelerator="cpu", devices=1, strategy="fsdp2")
+
+    assert isinstance(trainer.strategy, FSDP2Strategy)
+    kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]  # Lightning's
+    assert kinds.index(GatherForEvaluation) == 1  # after that which notes how a run ends
 
 
 @pytest.mark.parametrize(

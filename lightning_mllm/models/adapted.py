@@ -5,9 +5,9 @@ Plain torch, without Lightning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -16,12 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
-from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
+from lightning_mllm.models.loss import answer_loss, keep_in_graph, sharded_answer_loss
+from lightning_mllm.models.shard_values import cast_parameter, copy_values, values_to_write
+from lightning_mllm.models.sharding import Sharding, Shards, is_sharded
+from lightning_mllm.types import IGNORE_INDEX
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]
@@ -54,9 +58,16 @@ class AdaptedModel:
         dtype: Dtype of the frozen weights.
         edit: Makes the context that changes the model's computations while it runs on a
             (micro-)batch; None if nothing is changed.
+        shards: The shards of a model that is divided among processes; None for a whole model.
     """
 
-    def __init__(self, backbone: Backbone, policy: FreezePolicy, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        policy: FreezePolicy,
+        dtype: torch.dtype,
+        sharding: Sharding | None = None,
+    ) -> None:
         self.backbone = backbone
         self.dtype = dtype
         self.edit: ModelEdit | None = None
@@ -65,9 +76,12 @@ class AdaptedModel:
             backbone.vision_tower.float()  # norms in mixed precision would not run on the CPU
         for _, parameter in backbone.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+                cast_parameter(parameter, torch.float32)
         if not backbone.family.mixes_dtypes:
             _share_dtype(backbone.vision_tower, backbone.model.get_input_embeddings())
+        self.shards: Shards | None = None
+        if sharding is not None and is_sharded(backbone.model):
+            self.shards = Shards(backbone.model, sharding)
 
     @classmethod
     def load(
@@ -78,6 +92,7 @@ class AdaptedModel:
         dtype: torch.dtype,
         attention: AttentionImplementation = "sdpa",
         projector: Path | None = None,
+        sharding: Sharding | None = None,
     ) -> AdaptedModel:
         """Load a checkpoint and apply a policy to it.
 
@@ -87,6 +102,7 @@ class AdaptedModel:
             dtype: Dtype of the frozen weights.
             attention: Attention implementation of transformers.
             projector: A `projector.safetensors` that replaces the checkpoint's projection.
+            sharding: How the model is divided among processes; None for a whole model.
 
         Raises:
             CheckpointError: The checkpoint or the projector is missing, damaged, or does not fit.
@@ -98,15 +114,23 @@ class AdaptedModel:
             attention=attention,
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
+            sharding=sharding,
         )
         if projector is not None:
             load_projector(backbone, projector)
-        return cls(backbone, policy, dtype)
+        return cls(backbone, policy, dtype, sharding)
 
-    def autocast(self, device_type: str) -> torch.autocast:
-        """Return the context in which the forward runs: active only with 16-bit weights."""
+    @contextmanager
+    def autocast(self, device_type: str) -> Iterator[None]:
+        """Make the context in which the model runs: 16-bit weights need autocast.
+
+        All processes enter it equally often; in it they may run unequal numbers of forwards.
+        """
         dtype = self.dtype if self.low_precision else torch.bfloat16
-        return torch.autocast(device_type, dtype=dtype, enabled=self.low_precision)
+        region = nullcontext() if self.shards is None else self.shards.region()
+        autocast = torch.autocast(device_type, dtype=dtype, enabled=self.low_precision)
+        with region, autocast:
+            yield
 
     def edited(self, batch: MultimodalBatch) -> AbstractContextManager[None]:
         """Return the context in which the model runs on a batch; enter it within `autocast`."""
@@ -117,8 +141,23 @@ class AdaptedModel:
     def loss(self, batch: MultimodalBatch) -> Tensor:
         """Return `AnswerLoss.total` of a (micro-)batch, under autocast and under the edit."""
         with self.autocast(batch.input_ids.device.type), self.edited(batch):
+            if self.shards is not None and not self.shards.are_gathered:
+                return self.shards.run(sharded_answer_loss, self.backbone, batch)
             loss = answer_loss(self.backbone, batch).total
-        return loss if batch.images else keep_loss_in_graph(self.backbone, loss)
+        return loss if batch.images else keep_in_graph(self.backbone, loss)
+
+    def split(self, batch: MultimodalBatch, size: int | None) -> list[MultimodalBatch]:
+        """Return the micro-batches of a batch, of at most `size` samples; None for a single one.
+
+        The processes of a sharded model run the same number: where one has fewer, the last is
+        repeated without labels, which adds 0 to loss and gradients.
+        """
+        pieces = batch.split(size or len(batch))
+        if self.shards is not None and size is not None:  # on all processes or on none
+            last = pieces[-1]
+            empty = replace(last, labels=torch.full_like(last.labels, IGNORE_INDEX))
+            pieces += [empty] * (self.shards.count_most(len(pieces)) - len(pieces))
+        return pieces
 
     @property
     def low_precision(self) -> bool:
@@ -131,6 +170,20 @@ class AdaptedModel:
         # transformers 5.23 renames the method and warns of the old name, which earlier ones need
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    def compile(self) -> None:
+        """Compile the model with torch.compile.
+
+        Raises:
+            ConfigError: The model is sharded.
+        """
+        if self.shards is not None:
+            raise ConfigError(
+                "model.compile was not tried with trainer.strategy fsdp2, whose layers are "
+                "gathered between compiled parts. Leave model.compile out, or use "
+                "--trainer.strategy ddp."
+            )
+        self.backbone.model.base_model.compile(dynamic=True)
 
     def set_train_modes(self) -> None:
         """Put what is trained into train mode and a frozen tower or projection into eval mode.
@@ -145,19 +198,24 @@ class AdaptedModel:
         self.backbone.projector.train(Part.PROJECTOR in trained)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained weights, named as in the Hugging Face model."""
-        state: dict[str, Tensor] = {}
-        for name, parameter in self.backbone.parameters():
-            if parameter.requires_grad:
-                state[name] = parameter.detach()
-        return state
+        """Return the trained weights, named as in the Hugging Face model.
+
+        Those of a sharded model are whole on the first process only, and all processes call this.
+        """
+        return {
+            name: values_to_write(each.detach()) for name, each in self.trained_parameters().items()
+        }
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return name -> parameter of what is trained; parameters may be sharded."""
+        return {name: each for name, each in self.backbone.parameters() if each.requires_grad}
 
     @torch.no_grad()
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Put trained weights back; their names must be those of `trained_state`."""
-        own = self.trained_state()
+        own = self.trained_parameters()
         for name, tensor in state.items():
-            own[name].copy_(tensor)
+            copy_values(own[name], tensor)
 
 
 def _share_dtype(*modules: nn.Module) -> None:

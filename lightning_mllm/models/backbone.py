@@ -15,6 +15,8 @@ from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import family_of, finish_logits
 from lightning_mllm.models.loading import AttentionImplementation, load_model
 from lightning_mllm.models.reach import find_reached
+from lightning_mllm.models.shard_values import first_values, whole_values
+from lightning_mllm.models.sharding import Sharding
 from lightning_mllm.models.vision import EncodedImage, VisionPath
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
@@ -66,6 +68,7 @@ class Backbone:
         attention: AttentionImplementation = "sdpa",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        sharding: Sharding | None = None,
     ) -> Backbone:
         """Load a checkpoint from the hub or a folder; the model comes in eval mode.
 
@@ -75,6 +78,7 @@ class Backbone:
             attention: Attention implementation of transformers.
             revision: Branch, tag or commit on the hub.
             trust_remote_code: Whether code that comes with the checkpoint may run.
+            sharding: How the model is divided among processes, all of which load it.
 
         Raises:
             CheckpointError: There is no such checkpoint, it is damaged, or it is not an MLLM of a
@@ -88,6 +92,7 @@ class Backbone:
             attention=attention,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            sharding=sharding,
         )
         return cls(model)
 
@@ -114,7 +119,7 @@ class Backbone:
     def _hash_projector(self) -> str:
         own = self.parameters(Part.PROJECTOR)
         return fingerprint_tensors(
-            (name, each.float()) for name, each in own if each.device.type != "meta"
+            (name, whole_values(each).float()) for name, each in own if each.device.type != "meta"
         )
 
     def encode_images(self, images: Sequence[Image]) -> list[EncodedImage]:
@@ -194,13 +199,14 @@ class Backbone:
 
 @torch.no_grad()
 def fingerprint_backbone(model: PreTrainedModel) -> str:
-    """Hash each parameter's name, shape and first values, whatever the loading dtype."""
+    """Hash each parameter's name, shape and first values, whatever the loading dtype.
+
+    Of a sharded model this is the hash of the whole one, for which all processes call it.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    named = dict(sorted(model.named_parameters()))
+    heads = first_values(list(named.values()), 16)
+    for (name, parameter), head in zip(named.items(), heads, strict=True):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_head(parameter).numpy().tobytes())
+        digest.update(head.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _head(parameter: Tensor) -> Tensor:
-    return parameter.detach().flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16)

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone, Part, fingerprint_backbone
 from lightning_mllm.models.freeze_report import FreezeReport
+from lightning_mllm.models.shard_values import copy_values
 from lightning_mllm.store.files import PARTIAL, replacing_file, write_tensor_file
 
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
@@ -94,8 +95,13 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         ) from error
 
 
-def load_training_checkpoint(path: Path) -> dict[str, Any]:
+def load_training_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, as data only: none of its code is run.
+
+    Args:
+        path: The file.
+        mapped: Whether tensors stay in the file until they are used, so that many processes can
+            open it at once.
 
     Raises:
         CheckpointError: There is no such file, or it is damaged.
@@ -105,7 +111,9 @@ def load_training_checkpoint(path: Path) -> dict[str, Any]:
             f"There is no checkpoint file {path}. Expected e.g. runs/<name>/checkpoints/last.ckpt."
         )
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=mapped
+        )
     except Exception as error:  # the type depends on the damage: EOFError, UnpicklingError, ...
         # torch's own text is left out: it advises to switch the protection off
         raise CheckpointError(
@@ -157,7 +165,7 @@ def load_projector(backbone: Backbone, path: Path) -> None:
             "LLM width."
         )
     for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+        copy_values(own[name], tensor)
     backbone.fingerprint = fingerprint_backbone(
         backbone.model
     )  # training starts from these weights

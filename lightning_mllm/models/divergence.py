@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.adapted import AdaptedModel
+from lightning_mllm.models.shard_values import local_values, true_on_all
 
 _NAMED = 8  # samples, in a message
 _SMALLER_STEPS = (
@@ -56,7 +57,9 @@ class DivergenceWatch:
         if self.arrived is not None:
             self.arrived.synchronize()
         if not self.value.isfinite():
-            with torch.no_grad():
+            if adapted.shards is not None:
+                adapted.shards.gather()  # the loss of a training step is that of all processes
+            with torch.no_grad(), adapted.autocast(self.batch.input_ids.device.type):
                 reason = _describe_weights(adapted) or _describe_samples(adapted, self.batch)
             raise NotFiniteError(f"The loss {where} is not finite{reason}")
 
@@ -92,7 +95,7 @@ def _describe_samples(adapted: AdaptedModel, batch: MultimodalBatch) -> str:
 
 
 def check_weights_for_divergence(weights: Mapping[str, Tensor], step: int) -> None:
-    """Refuse to replace a sound checkpoint by weights that are not finite.
+    """Refuse to replace a sound checkpoint by weights that are not finite, on all processes.
 
     Args:
         weights: Name -> trained tensor.
@@ -101,16 +104,24 @@ def check_weights_for_divergence(weights: Mapping[str, Tensor], step: int) -> No
     Raises:
         NotFiniteError: A tensor has NaN or infinite numbers.
     """
-    if broken := _names_not_finite(weights):
+    if broken := _names_not_finite(weights, on_all=True):
         raise NotFiniteError(
             f"After step {step} {len(broken)} trained tensors have NaN or infinite numbers, e.g. "
             f"{broken[0]!r}, so no checkpoint of them is written. {_SMALLER_STEPS}"
         )
 
 
-def _names_not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of tensors with NaN or infinite numbers; the device is waited for once."""
+def _names_not_finite(tensors: Mapping[str, Tensor], *, on_all: bool = False) -> list[str]:
+    """Return the names of tensors with NaN or infinite numbers; the device is waited for once.
+
+    Args:
+        tensors: Name -> tensor, of which this process may have a shard.
+        on_all: Whether the shards of all processes are looked at; then all call this.
+    """
     if not tensors:
         return []
-    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
+    local = map(local_values, tensors.values())
+    finite = torch.stack([tensor.isfinite().all() for tensor in local])
+    if on_all:
+        finite = true_on_all(finite, tensors.values())
     return [name for name, good in zip(tensors, finite.tolist(), strict=True) if not good]

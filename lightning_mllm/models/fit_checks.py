@@ -19,21 +19,19 @@ _MOST_NAMES = 12  # in a message
 _BEFORE_LLM = frozenset({Part.VISION, Part.VISION_LORA, Part.PROJECTOR})
 
 
-def check_fit(adapted: AdaptedModel, rates: LearningRates, trainer: Any) -> None:
+def check_fit(report: FreezeReport, trainer: Any) -> None:
     """Refuse a fit that would not train what it should.
 
     Args:
-        adapted: The model under its policy.
-        rates: Learning rate of each part.
+        report: What the policy made trainable.
         trainer: Lightning's trainer, whose DataModule is set up.
 
     Raises:
-        ConfigError: The model can't be fitted, no step would be taken, or tower or projector are
-            trained on data without pictures.
+        ConfigError: No step would be taken, or tower or projector are trained on data without
+            pictures.
     """
-    check_fit_trainable(adapted, rates)
     _check_length(trainer)
-    _check_pictures(adapted.report, trainer.datamodule)
+    _check_pictures(report, trainer.datamodule)
 
 
 def check_fit_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:

@@ -76,6 +76,27 @@ def hook_before_call(module: nn.Module, function: BeforeCall) -> Iterator[None]:
 
 
 @contextmanager
+def hook_before_modules(
+    modules: Iterable[tuple[KeyT, nn.Module]], function: Callable[[KeyT], None]
+) -> Iterator[None]:
+    """Call a function with a module's key before it runs, and before all other hooks on it.
+
+    Args:
+        modules: Key and module; keys may repeat.
+        function: Gets the key.
+    """
+
+    def call(key: KeyT, *_: Any) -> None:
+        function(key)
+
+    with _put_on(
+        module.register_forward_pre_hook(partial(call, key), prepend=True)
+        for key, module in modules
+    ):
+        yield
+
+
+@contextmanager
 def hook_inputs(
     modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]
 ) -> Iterator[None]:
@@ -117,6 +138,13 @@ def hook_outputs(
 def hook_output(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let a module return a function of its input instead of its own output."""
     with _put_on([module.register_forward_hook(lambda _, positional, __: function(positional[0]))]):
+        yield
+
+
+@contextmanager
+def hook_result(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a function of a module's output leave the module instead of the output."""
+    with _put_on([module.register_forward_hook(lambda _, __, output: function(output))]):
         yield
 
 

@@ -24,9 +24,10 @@ from lightning_mllm.checkpoint_files import (
     find_checkpoint_damage,
     why_checkpoint_fails,
 )
-from lightning_mllm.errors import CheckpointError, ConfigError
+from lightning_mllm.errors import CheckpointError, ConfigError, UserError
 from lightning_mllm.evaluation.decoding import check_decoding_ends, describe_decoding
 from lightning_mllm.families import family_of
+from lightning_mllm.models.sharding import Sharding, sharded_loading
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 
@@ -44,8 +45,9 @@ def load_model(
     attention: AttentionImplementation,
     revision: str | None,
     trust_remote_code: bool,
+    sharding: Sharding | None = None,
 ) -> PreTrainedModel:
-    """Load config and weights of an MLLM, in eval mode.
+    """Load config and weights of an MLLM, in eval mode; with `sharding`, this process's shards.
 
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or not an MLLM of a known
@@ -56,17 +58,21 @@ def load_model(
     config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
     _check_generation_config(checkpoint, revision)
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            checkpoint,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # `_check_complete` names them
-            output_loading_info=True,
-        )
+        with sharded_loading(config, sharding) as sharded:
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                checkpoint,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # `_check_complete` names them
+                output_loading_info=True,
+                **sharded,
+            )
+    except UserError:
+        raise
     except ImportError as error:
         _refuse_missing_package(checkpoint, attention, error)
     except torch.OutOfMemoryError:

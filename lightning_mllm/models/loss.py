@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.hooks import hook_result
 from lightning_mllm.types import IGNORE_INDEX
 
 
@@ -70,12 +71,25 @@ def answer_loss(
     return AnswerLoss(total, carries_loss.sum(), greedy)
 
 
-def keep_loss_in_graph(backbone: Backbone, loss: Tensor) -> Tensor:
-    """Add trained vision and projector weights, times 0, to the loss of a batch without images.
+def keep_in_graph(backbone: Backbone, value: Tensor) -> Tensor:
+    """Add trained vision and projector weights, times 0, to a value of a batch without images.
 
     Without this, such a batch would give them no gradient at all instead of a zero gradient: the
     optimiser would skip them, and under DDP the other processes would wait for ever.
     """
     before_llm = backbone.parameters(Part.VISION, Part.VISION_LORA, Part.PROJECTOR)
     unused = [parameter for _, parameter in before_llm if parameter.requires_grad]
-    return loss + sum((0.0 * parameter.sum() for parameter in unused), torch.zeros_like(loss))
+    return value + sum((0.0 * parameter.sum() for parameter in unused), torch.zeros_like(value))
+
+
+def sharded_answer_loss(backbone: Backbone, batch: MultimodalBatch) -> Tensor:
+    """Return `AnswerLoss.total` of a model that is sharded, in a forward of it.
+
+    A process without an image must go backwards through as many layers as the others, which would
+    wait for it for ever: also a frozen LLM takes a gradient at its input then.
+    """
+    if batch.images:
+        return answer_loss(backbone, batch).total
+    embedding = backbone.model.get_input_embeddings()
+    with hook_result(embedding, lambda embedded: keep_in_graph(backbone, embedded)):
+        return answer_loss(backbone, batch).total

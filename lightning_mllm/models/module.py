@@ -18,11 +18,11 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
+from lightning_mllm.models import fit_checks
 from lightning_mllm.models.adapted import AdaptedModel, DType, Source, adapted_dtype
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.divergence import DivergenceWatch, check_weights_for_divergence
 from lightning_mllm.models.evaluating import EvaluatingModule
-from lightning_mllm.models.fit_checks import check_fit, check_fit_monitors, describe_fit_length
 from lightning_mllm.models.freeze import FreezePolicy, ProjectorOnly
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
@@ -121,27 +121,26 @@ class MLLMModule(EvaluatingModule):
         """Load the checkpoint and apply the policy; does nothing the second time."""
         if self._model is not None:
             return
-        device_type = "cpu"
-        if self._trainer is not None:
-            device_type = self.trainer.strategy.root_device.type
+        strategy: Any = getattr(self._trainer, "strategy", None)
+        device_type = "cpu" if strategy is None else strategy.root_device.type
         self.adapted = AdaptedModel.load(
             self.source,
             self.policy,
             dtype=adapted_dtype(self.dtype_option, device_type),
             attention=self.attention,
             projector=None if self.projector is None else Path(self.projector),
+            sharding=getattr(strategy, "sharding", None),
         )
         self.tokenizer = AutoTokenizer.from_pretrained(
             self.source.checkpoint,
             revision=self.source.revision,
             trust_remote_code=self.source.trust_remote_code,
         )
-        model = self.backbone.model
         if self.gradient_checkpointing:
             self.adapted.enable_gradient_checkpointing()
         if self.compile_model:
-            model.base_model.compile(dynamic=True)
-        self._model = model  # registers the parameters
+            self.adapted.compile()
+        self._model = self.backbone.model  # registers the parameters
 
     @property
     def backbone(self) -> Backbone:
@@ -157,12 +156,15 @@ class MLLMModule(EvaluatingModule):
         """Check what would otherwise fail in the middle of an epoch, and create the metrics."""
         self.configure_model()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        will_fit = stage == "fit" or getattr(self.trainer, "will_fit", False)
+        if will_fit:
+            fit_checks.check_fit_trainable(self.adapted, self.learning_rates)
         if stage == "fit":
-            check_fit(self.adapted, self.learning_rates, self.trainer)
+            fit_checks.check_fit(self.adapted.report, self.trainer)
             self.inputs = data.describe_inputs()
         self.evaluator.prepare(data.label_set, data.kinds)
-        if stage == "fit" or getattr(self.trainer, "will_fit", False):
-            check_fit_monitors(self.trainer, self, self.evaluator.metric_names)
+        if will_fit:
+            fit_checks.check_fit_monitors(self.trainer, self, self.evaluator.metric_names)
 
     def on_fit_start(self) -> None:
         """Put the trained parts into train mode.
@@ -207,7 +209,7 @@ class MLLMModule(EvaluatingModule):
         """
         answer_tokens = (batch.labels[:, 1:] != IGNORE_INDEX).sum().float()
         mean_tokens = self._over_processes(answer_tokens).mean()
-        *first, last = batch.split(self.micro_batch_size or len(batch))
+        *first, last = self.adapted.split(batch, self.micro_batch_size)
         total = torch.zeros((), device=self.device)
         for micro_batch in first:
             loss = self.adapted.loss(micro_batch)
@@ -253,7 +255,7 @@ class MLLMModule(EvaluatingModule):
             )
         groups = scheduled_parameter_groups(self.backbone, self.learning_rates)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it need not learn
-            length = describe_fit_length(self.trainer)
+            length = fit_checks.describe_fit_length(self.trainer)
             self._schedule.check_learns((group["option"] for group in groups), length)
         optimizer = self.optimizer(groups, self.learning_rates.projector)
         scheduler = self._schedule.scheduler(optimizer)
@@ -278,7 +280,8 @@ class MLLMModule(EvaluatingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add model, policy, schedule and inputs; refuse weights that are not finite."""
-        check_weights_for_divergence(checkpoint["state_dict"], checkpoint["global_step"])
+        trained = self.adapted.trained_parameters()
+        check_weights_for_divergence(trained, checkpoint["global_step"])
         ours = {**self._describe(), "schedule": asdict(self._schedule), "inputs": self.inputs}
         checkpoint[checkpoints.KEY] = ours
 

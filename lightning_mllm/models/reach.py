@@ -37,7 +37,8 @@ def find_reached(path: VisionPath) -> frozenset[str]:
         return _before_last_tap(path)
     without_data = {}
     for name, tensor in (*path.model.named_parameters(), *path.model.named_buffers()):
-        empty = torch.empty_like(tensor, device="meta")
+        # of the whole shape also where the model is sharded
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         without_data[name] = empty.requires_grad_(empty.is_floating_point())
     try:
         entering = _run_to_projector(path, without_data, picture)

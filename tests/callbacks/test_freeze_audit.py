@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_mllm.callbacks import FreezeAudit
-from lightning_mllm.callbacks.freeze_audit import freeze_checksums
+from lightning_mllm.callbacks.freeze_audit import _checksum, freeze_checksums
 from lightning_mllm.models.module import MLLMModule
 from tests.callbacks.conftest import make_data, make_trainer
 
@@ -53,6 +53,14 @@ def test_one_changed_bit_changes_the_checksum(dtype: torch.dtype) -> None:
 
     assert freeze_checksums(module)["bias"] == before["bias"]
     assert freeze_checksums(module)["weight"] != before["weight"]
+
+
+def test_the_checksum_of_shards_is_that_of_the_whole() -> None:
+    values = torch.randn(7, 3)
+
+    parts = [_checksum(part, 3 * first) for part, first in ((values[:4], 0), (values[4:], 4))]
+
+    assert sum(parts) == _checksum(values, 0)
 
 
 def test_values_that_change_places_change_the_checksum() -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_mllm.callbacks.step_guard import StepGuard
 
@@ -47,6 +48,38 @@ def test_ctrl_c_outside_of_a_step_does_not_wait(guard: StepGuard) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         press_ctrl_c()
+
+
+def test_processes_that_share_a_model_all_stop_at_the_end_of_a_step() -> None:
+    said: list[int] = []
+
+    def ask_all(own: int) -> int:
+        said.append(own)
+        return own
+
+    guard = StepGuard()
+    guard.start(ask_all)
+    press_ctrl_c()  # outside of an update, too, it waits
+    could_write = [guard.can_write]
+    with pytest.raises(KeyboardInterrupt):
+        guard.let_go()
+    could_write.append(guard.can_write)
+    assert could_write == [False, True]
+    guard.stop()
+
+    guard.start(ask_all)
+    guard.let_go()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        guard.let_go()
+    guard.stop()
+
+    guard.start(lambda own: 1)  # another process was stopped
+    with pytest.raises(KeyboardInterrupt):
+        guard.let_go()
+    guard.stop()
+    assert said == [1, 0, 2]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_who_answers_ctrl_c_by_now_keeps_it() -> None:

@@ -10,8 +10,9 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.models.backbone import Backbone, Part
-from lightning_mllm.models.freeze import Everything
-from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
+from lightning_mllm.models.freeze import Everything, ProjectorOnly
+from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.models.loss import answer_loss, keep_in_graph, sharded_answer_loss
 from lightning_mllm.types import IGNORE_INDEX, Sample, Turn
 from tests.conftest import TinyBuilder
 from tests.models.conftest import batch_of, digits, logits
@@ -116,13 +117,50 @@ def test_a_text_only_batch_reaches_the_projector_with_gradient_zero(tiny_llava: 
     )
     loss = answer_loss(backbone, batch).total
 
-    kept = keep_loss_in_graph(backbone, loss)
+    kept = keep_in_graph(backbone, loss)
     kept.backward()
 
     assert torch.equal(kept, loss)
     for _, parameter in backbone.parameters(Part.PROJECTOR):
         assert parameter.grad is not None
         assert not parameter.grad.any()
+
+
+def test_a_text_only_batch_goes_backwards_through_a_frozen_llm_that_is_sharded(
+    tiny_llava: str,
+) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+    ProjectorOnly().apply(backbone)
+    collator = Collator(load_processor(tiny_llava), ConversationPrompt())
+    turns = (Turn("user", "Hello?"), Turn("assistant", "Hi."))
+    batch = collator([(0, Sample(id="0", conversation=turns))])
+    reached: list[int] = []
+    layers = decoder_layers(backbone)
+    for index, layer in enumerate(layers):
+        layer.register_full_backward_hook(lambda *_, index=index: reached.append(index))
+
+    loss = sharded_answer_loss(backbone, batch)
+    loss.backward()
+
+    assert torch.equal(loss, answer_loss(backbone, batch).total)
+    assert sorted(reached) == list(range(len(layers)))
+    for _, parameter in backbone.parameters(Part.PROJECTOR):
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_a_micro_batch_without_labels_adds_nothing(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+    Everything().apply(backbone)
+    batch = batch_of(tiny_llava)
+
+    loss = answer_loss(
+        backbone, replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX))
+    ).total
+    loss.backward()
+
+    assert not loss.detach()
+    assert not any(each.grad.any() for _, each in backbone.parameters() if each.grad is not None)
 
 
 def _real(backbone: Backbone, batch: MultimodalBatch) -> torch.Tensor:

@@ -28,6 +28,9 @@ class MuonAdamW(Optimizer):
         momentum: Momentum of Muon.
         betas: Decay rates of AdamW's two moving averages.
 
+    Attributes:
+        parts: The two optimisers, or the one that is needed.
+
     Raises:
         ConfigError: No group says which of its parameters are matrices.
     """
@@ -54,12 +57,12 @@ class MuonAdamW(Optimizer):
         matrices = [group for group in groups if group["matrices"] is True]
         others = [group for group in groups if group["matrices"] is False]
         shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        self._parts: list[Optimizer] = []
+        self.parts: list[Optimizer] = []
         if matrices:
             size: Any = "match_rms_adamw"
-            self._parts.append(Muon(matrices, momentum=momentum, adjust_lr_fn=size, **shared))
+            self.parts.append(Muon(matrices, momentum=momentum, adjust_lr_fn=size, **shared))
         if others:
-            self._parts.append(AdamW(others, betas=(betas[0], betas[1]), fused=True, **shared))
+            self.parts.append(AdamW(others, betas=(betas[0], betas[1]), fused=True, **shared))
         self._complete = False
         super().__init__([{"params": group["params"]} for group in groups], {})
         self.param_groups = self._all_groups()
@@ -67,7 +70,7 @@ class MuonAdamW(Optimizer):
 
     def _all_groups(self) -> list[dict[str, Any]]:
         groups = []
-        for part in self._parts:
+        for part in self.parts:
             groups += part.param_groups
         return groups
 
@@ -90,16 +93,16 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self._parts:
+        for part in self.parts:
             part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both optimisers."""
-        return {"parts": [part.state_dict() for part in self._parts]}
+        return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put the states of both optimisers back."""
-        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = self._all_groups()

@@ -7,7 +7,7 @@ in the LLM only tower and projector run. With a cache the tower runs once per im
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, zip_longest
 from typing import cast
@@ -33,6 +33,7 @@ def extract(
     names: Sequence[str],
     *,
     cache: FeatureCache | None = None,
+    running: AbstractContextManager[None] | None = None,
 ) -> dict[str, FeatureSet]:
     """Tap all points in one pass, in eval mode, under the caller's autocast.
 
@@ -51,6 +52,7 @@ def extract(
         points: Where features are tapped.
         names: Class names.
         cache: Where features of the tower are kept; for a frozen tower only.
+        running: Context in which the model runs, instead of the caller's autocast.
 
     Returns:
         Point's name -> features, float32.
@@ -63,7 +65,7 @@ def extract(
     """
     own: list[TappedBatch] | UserError
     try:
-        with evaluating(backbone.model):
+        with running or nullcontext(), evaluating(backbone.model):
             tapper = Tapper(backbone, points, cache)
             own = _stack_vectors(tapper.tap(batch) for batch in batches)
     except UserError as error:  # goes to the other processes too, which would wait for ever
