@@ -22,6 +22,7 @@ from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
+from lightning_mllm.models.optimisation.rounding import TrainedDType
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]
@@ -46,7 +47,8 @@ class AdaptedModel:
     """A loaded model and what a freeze policy made of it.
 
     Frozen weights have the given dtype. Trained weights are float32, so that small updates are not
-    rounded away. With a 16-bit dtype the forward runs under autocast.
+    rounded away, or bfloat16 beside frozen ones of that dtype (see `check_trained_dtype`). With a
+    16-bit dtype the forward runs under autocast.
 
     Attributes:
         backbone: The model.
@@ -56,16 +58,25 @@ class AdaptedModel:
             (micro-)batch; None if nothing is changed.
     """
 
-    def __init__(self, backbone: Backbone, policy: FreezePolicy, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        policy: FreezePolicy,
+        dtype: torch.dtype,
+        trained_dtype: TrainedDType = "float32",
+    ) -> None:
         self.backbone = backbone
         self.dtype = dtype
         self.edit: ModelEdit | None = None
         self.report: FreezeReport = policy.apply(backbone)
+        # a forward in float32 can't have weights in bfloat16; a fit refuses that
+        keeps_bfloat16 = trained_dtype == "bfloat16" and dtype == torch.bfloat16
+        trained = dtype if keeps_bfloat16 else torch.float32
         if Part.VISION in self.report.trainable_parts:
-            backbone.vision_tower.float()  # norms in mixed precision would not run on the CPU
+            backbone.vision_tower.to(trained)  # norms in mixed precision would not run on the CPU
         for _, parameter in backbone.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(trained)
         if not backbone.family.mixes_dtypes:
             _share_dtype(backbone.vision_tower, backbone.model.get_input_embeddings())
 
@@ -76,6 +87,7 @@ class AdaptedModel:
         policy: FreezePolicy,
         *,
         dtype: torch.dtype,
+        trained_dtype: TrainedDType = "float32",
         attention: AttentionImplementation = "sdpa",
         projector: Path | None = None,
     ) -> AdaptedModel:
@@ -85,6 +97,7 @@ class AdaptedModel:
             source: The checkpoint.
             policy: What is trained.
             dtype: Dtype of the frozen weights.
+            trained_dtype: Dtype of the trained weights.
             attention: Attention implementation of transformers.
             projector: A `projector.safetensors` that replaces the checkpoint's projection.
 
@@ -101,7 +114,7 @@ class AdaptedModel:
         )
         if projector is not None:
             load_projector(backbone, projector)
-        return cls(backbone, policy, dtype)
+        return cls(backbone, policy, dtype, trained_dtype)
 
     def autocast(self, device_type: str) -> torch.autocast:
         """Return the context in which the forward runs: active only with 16-bit weights."""
