@@ -116,10 +116,18 @@ class AdaptedModel:
             load_projector(backbone, projector)
         return cls(backbone, policy, dtype, trained_dtype)
 
-    def autocast(self, device_type: str) -> torch.autocast:
-        """Return the context in which the forward runs: active only with 16-bit weights."""
+    def autocast(self, device_type: str, *, keeps_casts: bool = True) -> torch.autocast:
+        """Return the context in which the forward runs: active only with 16-bit weights.
+
+        Args:
+            device_type: Where the model is.
+            keeps_casts: Whether 16-bit copies of float32 weights are kept until the context ends.
+                Generation uses them again for each token; a training step uses each once.
+        """
         dtype = self.dtype if self.low_precision else torch.bfloat16
-        return torch.autocast(device_type, dtype=dtype, enabled=self.low_precision)
+        return torch.autocast(
+            device_type, dtype=dtype, enabled=self.low_precision, cache_enabled=keeps_casts
+        )
 
     def edited(self, batch: MultimodalBatch) -> AbstractContextManager[None]:
         """Return the context in which the model runs on a batch; enter it within `autocast`."""
@@ -129,7 +137,8 @@ class AdaptedModel:
 
     def loss(self, batch: MultimodalBatch) -> Tensor:
         """Return `AnswerLoss.total` of a (micro-)batch, under autocast and under the edit."""
-        with self.autocast(batch.input_ids.device.type), self.edited(batch):
+        device_type = batch.input_ids.device.type
+        with self.autocast(device_type, keeps_casts=False), self.edited(batch):
             loss = answer_loss(self.backbone, batch).total
         return loss if batch.images else keep_loss_in_graph(self.backbone, loss)
 
@@ -144,6 +153,10 @@ class AdaptedModel:
         # transformers 5.23 renames the method and warns of the old name, which earlier ones need
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        if getattr(model, "_require_grads_hook", None) is not None:
+            # it lets gradients into what is embedded, so that a frozen tower would keep all of its
+            # activations; only reentrant checkpointing needs that
+            model.disable_input_require_grads()
 
     def set_train_modes(self) -> None:
         """Put what is trained into train mode and a frozen tower or projection into eval mode.
