@@ -15,6 +15,7 @@ from lightning_mllm.progress import console, is_first_process
 _OURS = "lightning_mllm"
 # they bring handlers of their own, which write through a progress bar
 _LIBRARIES = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
+_TOO_LOUD = ("torchao", "torch.utils._pytree")  # on import, of kernels that nothing here uses
 _UNWANTED_WARNINGS = (
     "Found .* module.s. in eval mode",  # frozen parts stay in eval mode
     "The dirpath has changed",  # checkpoints of a resumed run go to a new folder
@@ -44,6 +45,9 @@ def show_messages() -> ExitStack:
     ours.setLevel(logging.INFO)
     for library in map(logging.getLogger, _LIBRARIES):
         shown.callback(_send_messages_of, library, library.handlers, library.propagate)
+    for library in map(logging.getLogger, _TOO_LOUD):
+        shown.callback(library.setLevel, library.level)
+        library.setLevel(logging.ERROR)
     send_library_messages()
     if not console.is_terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported

@@ -19,7 +19,7 @@ from lightning_mllm.cli.stages import check_stages
 from lightning_mllm.cli.value_checks import check_option_name, check_value
 from lightning_mllm.errors import ConfigError, did_you_mean
 
-_FLAGS = {"-h", "--help", "--print_config"}
+_FLAGS = {"-h", "--help", "--print_config", "--dry-run"}
 _MODEL_COMMANDS = ("fit", "validate", "test", "predict", "extract", "analyze", "export")
 # command -> what it can't do without
 _NEEDED = {
