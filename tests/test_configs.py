@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import AutoConfig
 
@@ -33,6 +34,7 @@ from tests.support.shipped_configs import (
     COVERED,
     MODELS,
     NOT_FOR_FIT,
+    OPTIMIZERS,
     POLICIES,
     PRESETS,
     PROJECTOR,
@@ -75,6 +77,20 @@ def test_the_readme_of_the_configs_lists_them_by_their_first_lines() -> None:
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_trains_in_its_dtype(tiny_llava: str, name: str) -> None:
+    torch.compiler.set_stance("force_eager")  # to compile a step takes long
+    try:
+        cli = ModelCLI(
+            ["fit", "--model.checkpoint", tiny_llava, *config(name), *SMALL_DIGITS, *TRIAL]
+        )
+    finally:
+        torch.compiler.set_stance("default")
+
+    dtypes = {str(each.dtype) for each in module_of(cli).state_dict().values()}
+    assert dtypes == {f"torch.{OPTIMIZERS[name]}"}
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_trains_the_parts_that_its_name_says(
     tiny_checkpoint: TinyBuilder, name: str, family: Any

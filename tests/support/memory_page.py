@@ -18,6 +18,10 @@ from tests.support.llava_configs import LLAVA_SIZES, LlavaSize, llava_config
 
 PAGE = ROOT / "docs" / "memory.md"
 _BEGIN, _END = "<!-- tables -->\n", "<!-- end of tables -->\n"
+_COLUMNS = (
+    "GiB on each device",
+    *("weights", "gradients", "states", "activations", "exchange", "total"),
+)
 _CARDS = (24, 40, 80)  # GB
 _DEVICES = 8
 _CONTEXT = 2.0  # GiB for CUDA itself
@@ -79,8 +83,7 @@ def memory_tables() -> str:
         cards = " | ".join(f"{card} GB" for card in _CARDS)
         parts += [
             f"### LLaVA-1.5-{size}\n",
-            "| GiB on each device | weights | gradients | states | activations | exchange | total | "
-            f"{cards} | {_DEVICES} x {_CARDS[-1]} GB |",
+            f"| {' | '.join(_COLUMNS)} | {cards} | {_DEVICES} x {_CARDS[-1]} GB |",
             "|---|" + "---:|" * 6 + ":---:|" * (len(_CARDS) + 1),
             *rows,
             "",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.optimisation.lost_updates import explain_lost_updates
 from lightning_mllm.models.optimisation.optimizer import OptimizerFactory, make_probe_group
 
 TrainedDType = Literal["float32", "bfloat16"]
@@ -48,13 +49,7 @@ def check_trained_dtype(
         )
     optimizer = factory([make_probe_group(torch.zeros(2, 2, dtype=dtype))], 1e-3)
     if not rounds_stochastically(optimizer):
-        raise ConfigError(
-            f"model.trained_dtype is bfloat16, but {type(optimizer).__name__} does not round "
-            "stochastically: small updates would be rounded away (a regression trained so ended "
-            "at an error of 0.168 instead of 0.139). Add --config "
-            "configs/optimizer/bfloat16_adamw_8bit.yaml, or --model.optimizer "
-            "torchao.optim.AdamW8bit --model.optimizer.init_args.bf16_stochastic_round true."
-        )
+        raise ConfigError(explain_lost_updates(type(optimizer).__name__))
 
 
 def seed_rounding(optimizer: Optimizer, seed: int, step: int) -> None:
