@@ -62,7 +62,7 @@ def test_what_does_not_fit_ends_with_status_1_and_says_what_to_change(
     with pytest.raises(SystemExit) as stopped:
         _dry_run(without_weights, "--config", str(CONFIGS / "policy/ft_e2e.yaml"))
 
-    assert stopped.value.code == 1
+    assert stopped.value.code == 1  # and no sentence of a refusal
     shown = capsys.readouterr().out
     assert "It does not fit" in shown and "--model.gradient_checkpointing true" in shown
 

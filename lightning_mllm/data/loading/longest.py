@@ -17,11 +17,10 @@ class LongestSample:
     """The size of the sample with most tokens.
 
     Attributes:
-        tokens: Its tokens, visual ones included.
-        answer_tokens: How many of them are trained on.
-        images: How many pictures it has.
-        looked_at: Of how many samples it is the longest; those of a large dataset are not all
-            looked at.
+        tokens: Number of tokens, visual ones included.
+        answer_tokens: How many tokens are trained on.
+        images: Number of pictures.
+        looked_at: Number of samples that were compared: of a large dataset not all are.
     """
 
     tokens: int

@@ -45,7 +45,7 @@ class MemoryNeed:
         trained_dtype: Dtype of the trained weights.
         micro_batch_size: Samples that go through the model at once in each process.
         tokens: Tokens of the longest sample, visual ones included.
-        answer_tokens: How many of them are trained on.
+        answer_tokens: How many tokens of a sample are trained on.
         images: Pictures of a sample.
         gradient_checkpointing: Whether activations are recomputed.
         attention: Attention implementation.

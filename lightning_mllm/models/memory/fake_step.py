@@ -30,7 +30,7 @@ class StepShape:
     Attributes:
         samples: Number of samples.
         tokens: Tokens of each sample, visual ones included; shorter ones are padded to as many.
-        answer_tokens: How many of them are trained on.
+        answer_tokens: How many tokens of a sample are trained on.
         images: Pictures of each sample.
     """
 

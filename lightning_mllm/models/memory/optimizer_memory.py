@@ -24,8 +24,8 @@ class OptimizerBytes:
     """What an optimiser needs besides weights and gradients, in bytes.
 
     Attributes:
-        states: Its states.
-        step: What exists beside them during a step.
+        states: States that are kept between steps.
+        step: What exists beside the states during a step.
     """
 
     states: int

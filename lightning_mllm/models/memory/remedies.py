@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from transformers import PretrainedConfig
 
@@ -67,7 +68,11 @@ def _list_changes(need: MemoryNeed, now: MemoryEstimate) -> Iterator[tuple[str, 
         if need.trained_dtype == "float32" and find_spec("torchao") is not None:
             yield (
                 "--config configs/optimizer/bfloat16_adamw_8bit.yaml",
-                {"trained_dtype": "bfloat16", "optimizer": _make_rounding_8bit},
+                {
+                    "dtype": torch.bfloat16,
+                    "trained_dtype": "bfloat16",
+                    "optimizer": _make_rounding_8bit,
+                },
             )
         if need.strategy != "fsdp2" and need.device_type == "cuda":
             devices = need.processes if need.processes > 1 else _MOST_DEVICES

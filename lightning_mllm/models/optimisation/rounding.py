@@ -71,7 +71,7 @@ def check_resumed_dtype(ours: Mapping[str, Tensor], found: Mapping[str, Tensor])
 
     Args:
         ours: Name -> trained weight.
-        found: The same of the checkpoint.
+        found: Name -> trained weight of the checkpoint.
 
     Raises:
         ConfigError: A dtype is another.

@@ -80,20 +80,35 @@ def test_each_part_is_within_a_tenth_of_what_was_measured(case: str) -> None:
     assert found.total == pytest.approx(total, rel=0.1)
 
 
+MORE_CASES = (
+    (ProjectorOnly(), False),
+    (ProjectorAndLLM(), True),
+    (Lora(), True),
+    (Everything(), True),
+    (Everything(), False),
+)
+
+
 def _small_config() -> LlavaConfig:
     config = llava_config("7B")
     config.text_config.num_hidden_layers = 2
     config.text_config.hidden_size, config.text_config.intermediate_size = 128, 256
     config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 4, 4
     config.text_config.head_dim = 32
-    config.text_config.vocab_size = 33000
+    config.text_config.vocab_size, config.image_token_id = 512, 5
     config.vision_config.num_hidden_layers = 2
     config.vision_config.image_size = 56
     return config
 
 
-@pytest.mark.parametrize("policy", [ProjectorOnly(), ProjectorAndLLM(), Lora(), Everything()])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "checkpointing"),
+    [
+        (ProjectorOnly(), True),
+        (ProjectorAndLLM(), False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES),
+    ],
+)
 def test_a_real_step_of_a_small_model_needs_what_is_estimated(
     policy: FreezePolicy, checkpointing: bool
 ) -> None:
@@ -189,6 +204,7 @@ def test_what_could_not_be_trained_is_refused() -> None:
         _estimate(policy=ZeroShot())
 
 
+@pytest.mark.slow
 def test_remedies_are_tried_until_it_fits() -> None:
     config = _small_config()
     need = MemoryNeed(policy=ProjectorAndLLM(), micro_batch_size=8, tokens=64, answer_tokens=40)
