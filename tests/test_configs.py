@@ -76,7 +76,6 @@ def test_the_readme_of_the_configs_lists_them_by_their_first_lines() -> None:
     assert TABLE.read_text() == table(), "write it again: python -m tests.support.shipped_configs"
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_trains_in_its_dtype(tiny_llava: str, name: str) -> None:
     torch.compiler.set_stance("force_eager")  # to compile a step takes long
@@ -91,6 +90,7 @@ def test_an_optimizer_trains_in_its_dtype(tiny_llava: str, name: str) -> None:
     assert dtypes == {f"torch.{OPTIMIZERS[name]}"}
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_trains_the_parts_that_its_name_says(
     tiny_checkpoint: TinyBuilder, name: str, family: Any
