@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchao.optim import AdamW8bit
+from torch.optim import Optimizer
+from torchao.optim import AdamW8bit  # type: ignore[import-untyped]
 
 from lightning_mllm.models.freeze import Lora, ProjectorAndLLM, ProjectorOnly
 from lightning_mllm.models.memory.estimate import (
@@ -27,12 +28,14 @@ _DEVICES = 8
 _CONTEXT = 2.0  # GiB for CUDA itself
 
 
-def eight_bit(params: Any, lr: float) -> AdamW8bit:
-    return AdamW8bit(params, lr=lr)
+def eight_bit(params: Any, lr: float) -> Optimizer:
+    optimizer: Optimizer = AdamW8bit(params, lr=lr)
+    return optimizer
 
 
-def rounding_8_bit(params: Any, lr: float) -> AdamW8bit:
-    return AdamW8bit(params, lr=lr, bf16_stochastic_round=True)
+def rounding_8_bit(params: Any, lr: float) -> Optimizer:
+    optimizer: Optimizer = AdamW8bit(params, lr=lr, bf16_stochastic_round=True)
+    return optimizer
 
 
 _SMALL: dict[str, Any] = {"trained_dtype": "bfloat16", "optimizer": rounding_8_bit}

@@ -83,7 +83,8 @@ def _list_changes(need: MemoryNeed, now: MemoryEstimate) -> Iterator[tuple[str, 
 
 
 def _make_rounding_8bit(params: Any, lr: float) -> Optimizer:
-    from torchao.optim import AdamW8bit  # noqa: PLC0415  # a package that users may lack
+    # a package that users may lack
+    from torchao.optim import AdamW8bit  # type: ignore[import-untyped]  # noqa: PLC0415
 
     optimizer: Optimizer = AdamW8bit(params, lr=lr, bf16_stochastic_round=True)
     return optimizer

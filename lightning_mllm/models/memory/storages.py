@@ -20,7 +20,7 @@ class StorageCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -36,8 +36,10 @@ class StorageCounter(TorchDispatchMode):
         """Run an operation and count the tensors that it returns."""
         output = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and not is_traceable_wrapper_subclass(leaf):
-                self._add(leaf)
+            if isinstance(leaf, Tensor):
+                wraps_others: bool = is_traceable_wrapper_subclass(leaf)
+                if not wraps_others:
+                    self._add(leaf)
         return output
 
     def _add(self, tensor: Tensor) -> None:

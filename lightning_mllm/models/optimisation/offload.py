@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
-from torchao.optim import CPUOffloadOptimizer, _AdamW
+from torchao.optim import (  # type: ignore[import-untyped]
+    CPUOffloadOptimizer,
+    _AdamW,
+)
 
 from lightning_mllm.errors import ConfigError
 

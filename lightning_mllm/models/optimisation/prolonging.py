@@ -28,7 +28,7 @@ def follow_longer_schedule(scheduler: LambdaLR, before: float, now: float) -> No
     step, earlier = scheduler.last_epoch, [float(group["lr"]) for group in groups]
     for group, peak, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
         group["lr"] = peak * factor(step)
-    rates = [float(group["lr"]) for group in groups]  # some optimisers want tensors
+    rates: list[Any] = [float(group["lr"]) for group in groups]  # some optimisers have tensors
     scheduler._last_lr = rates
     if rates != earlier:
         changes = ", ".join(

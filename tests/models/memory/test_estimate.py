@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torchao.optim import _AdamW
+from torch.optim import Optimizer
+from torchao.optim import _AdamW  # type: ignore[import-untyped]
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
@@ -34,8 +35,9 @@ from tests.support.llava_configs import LlavaSize, llava_config
 from tests.support.memory_page import memory_tables, rounding_8_bit, tables_on_page
 
 
-def rounding(params: Any, lr: float) -> _AdamW:
-    return _AdamW(params, lr=lr, bf16_stochastic_round=True)
+def rounding(params: Any, lr: float) -> Optimizer:
+    optimizer: Optimizer = _AdamW(params, lr=lr, bf16_stochastic_round=True)
+    return optimizer
 
 
 CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchao.optim import AdamW8bit, _AdamW
+from torchao.optim import AdamW8bit, _AdamW  # type: ignore[import-untyped]
 
 from lightning_mllm.data import Digits
 from lightning_mllm.errors import CheckpointError, ConfigError
@@ -56,11 +56,13 @@ def uncompiled() -> Iterator[None]:
 
 
 def _rounding_adamw(params: Any, lr: float) -> Optimizer:
-    return _AdamW(params, lr=lr, weight_decay=0.01, bf16_stochastic_round=True)
+    optimizer: Optimizer = _AdamW(params, lr=lr, weight_decay=0.01, bf16_stochastic_round=True)
+    return optimizer
 
 
 def _rounding_8bit(params: Any, lr: float) -> Optimizer:
-    return AdamW8bit(params, lr=lr, weight_decay=0.01, bf16_stochastic_round=True)
+    optimizer: Optimizer = AdamW8bit(params, lr=lr, weight_decay=0.01, bf16_stochastic_round=True)
+    return optimizer
 
 
 def _fit(
