@@ -32,4 +32,4 @@ def llava_config(size: LlavaSize) -> LlavaConfig:
         patch_size=14,
         projection_dim=768,
     )
-    return LlavaConfig(text_config=text, vision_config=vision, image_token_id=32000)
+    return LlavaConfig(text_config=text, vision_config=vision, image_token_index=32000)

@@ -91,7 +91,7 @@ def _run(
         weights = counter.live
         with adapted.autocast(_DEVICE, keeps_casts=False):
             loss = _fake_loss(adapted.backbone, shape, picture)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     return counter.peak - weights
 
 
@@ -101,7 +101,7 @@ def _fake_loss(
     """Do as `answer_loss`, whose masks need data."""
     before_llm = backbone.parameters(Part.VISION, Part.VISION_LORA, Part.PROJECTOR)
     is_trained = any(parameter.requires_grad for _, parameter in before_llm)
-    embeddings = backbone.model.get_input_embeddings()
+    embeddings: Any = backbone.model.get_input_embeddings()
     width, dtype = embeddings.weight.shape[1], embeddings.weight.dtype
     shown = torch.empty(shape.samples, 0, width, dtype=dtype, device=_DEVICE)
     if picture is not None:

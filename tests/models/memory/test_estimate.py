@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 from torchao.optim import _AdamW  # type: ignore[import-untyped]
-from transformers import AutoModelForImageTextToText, LlavaConfig
+from transformers import AutoModelForImageTextToText
 
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError
@@ -91,8 +91,8 @@ MORE_CASES = (
 )
 
 
-def _small_config() -> LlavaConfig:
-    config = llava_config("7B")
+def _small_config() -> Any:
+    config: Any = llava_config("7B")
     config.text_config.num_hidden_layers = 2
     config.text_config.hidden_size, config.text_config.intermediate_size = 128, 256
     config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 4, 4
@@ -142,7 +142,7 @@ def test_a_real_step_of_a_small_model_needs_what_is_estimated(
     assert estimate_memory(config, need).total * GIB == pytest.approx(counter.peak, rel=0.1)
 
 
-def _batch(config: LlavaConfig, samples: int, tokens: int, answer: int) -> MultimodalBatch:
+def _batch(config: Any, samples: int, tokens: int, answer: int) -> MultimodalBatch:
     ids = torch.ones(samples, tokens, dtype=torch.long)
     ids[:, :16] = config.image_token_id  # (56 / 14) ** 2 visual tokens
     labels = torch.full_like(ids, IGNORE_INDEX)
