@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import AutoConfig
 
@@ -33,6 +34,7 @@ from tests.support.shipped_configs import (
     COVERED,
     MODELS,
     NOT_FOR_FIT,
+    OPTIMIZERS,
     POLICIES,
     PRESETS,
     PROJECTOR,
@@ -72,6 +74,20 @@ def test_the_first_line_of_a_config_says_what_it_is() -> None:
 
 def test_the_readme_of_the_configs_lists_them_by_their_first_lines() -> None:
     assert TABLE.read_text() == table(), "write it again: python -m tests.support.shipped_configs"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_trains_in_its_dtype(tiny_llava: str, name: str) -> None:
+    torch.compiler.set_stance("force_eager")  # to compile a step takes long
+    try:
+        cli = ModelCLI(
+            ["fit", "--model.checkpoint", tiny_llava, *config(name), *SMALL_DIGITS, *TRIAL]
+        )
+    finally:
+        torch.compiler.set_stance("default")
+
+    dtypes = {str(each.dtype) for each in module_of(cli).state_dict().values()}
+    assert dtypes == {f"torch.{OPTIMIZERS[name]}"}
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])

@@ -120,6 +120,7 @@ LIBRARIES: dict[str, set[str]] = {
     "wandb": {"tracking/loggers.py"},
     "matplotlib": {"tracking/figures/"},
     "peft": {"models/lora.py"},
+    "torchao": {"models/optimisation/offload.py", "models/memory/remedies.py"},
     "jsonargparse": {"cli/"},
     "lightning": {
         "models/evaluating.py",

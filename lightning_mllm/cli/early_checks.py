@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_mllm.cli.class_index import BASES, explain_class, subclass_names
+from lightning_mllm.cli.early_optimizer import check_early_optimizer
 from lightning_mllm.cli.given import Given, describe_place, names_file, read_given
 from lightning_mllm.cli.other_names import OTHER_NAMES
 from lightning_mllm.cli.resumed_fit import checkpoint_file, resumed_fit_arguments
@@ -19,7 +20,7 @@ from lightning_mllm.cli.stages import check_stages
 from lightning_mllm.cli.value_checks import check_option_name, check_value
 from lightning_mllm.errors import ConfigError, did_you_mean
 
-_FLAGS = {"-h", "--help", "--print_config"}
+_FLAGS = {"-h", "--help", "--print_config", "--dry-run"}
 _MODEL_COMMANDS = ("fit", "validate", "test", "predict", "extract", "analyze", "export")
 # command -> what it can't do without
 _NEEDED = {
@@ -78,6 +79,7 @@ def check_early(command: str, arguments: Sequence[str]) -> None:
         return
     _check_order(given)
     _check_classes(given)
+    check_early_optimizer(given)
     own_data = any(_is_own_class(each) and each.option == "data" for each in given)
     for each in given:
         if not own_data or not each.option.startswith("data."):

@@ -23,6 +23,7 @@ from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.loss import answer_loss, keep_in_graph, sharded_answer_loss
+from lightning_mllm.models.optimisation.rounding import TrainedDType
 from lightning_mllm.models.shard_values import cast_parameter, copy_values, values_to_write
 from lightning_mllm.models.sharding import Sharding, Shards, is_sharded
 from lightning_mllm.types import IGNORE_INDEX
@@ -50,7 +51,8 @@ class AdaptedModel:
     """A loaded model and what a freeze policy made of it.
 
     Frozen weights have the given dtype. Trained weights are float32, so that small updates are not
-    rounded away. With a 16-bit dtype the forward runs under autocast.
+    rounded away, or bfloat16 beside frozen ones of that dtype (see `check_trained_dtype`). With a
+    16-bit dtype the forward runs under autocast.
 
     Attributes:
         backbone: The model.
@@ -66,17 +68,21 @@ class AdaptedModel:
         backbone: Backbone,
         policy: FreezePolicy,
         dtype: torch.dtype,
+        trained_dtype: TrainedDType = "float32",
         sharding: Sharding | None = None,
     ) -> None:
         self.backbone = backbone
         self.dtype = dtype
         self.edit: ModelEdit | None = None
         self.report: FreezeReport = policy.apply(backbone)
+        # a forward in float32 can't have weights in bfloat16; a fit refuses that
+        keeps_bfloat16 = trained_dtype == "bfloat16" and dtype == torch.bfloat16
+        trained = dtype if keeps_bfloat16 else torch.float32
         if Part.VISION in self.report.trainable_parts:
-            backbone.vision_tower.float()  # norms in mixed precision would not run on the CPU
+            backbone.vision_tower.to(trained)  # norms in mixed precision would not run on the CPU
         for _, parameter in backbone.parameters():
             if parameter.requires_grad:
-                cast_parameter(parameter, torch.float32)
+                cast_parameter(parameter, trained)
         if not backbone.family.mixes_dtypes:
             _share_dtype(backbone.vision_tower, backbone.model.get_input_embeddings())
         self.shards: Shards | None = None
@@ -90,6 +96,7 @@ class AdaptedModel:
         policy: FreezePolicy,
         *,
         dtype: torch.dtype,
+        trained_dtype: TrainedDType = "float32",
         attention: AttentionImplementation = "sdpa",
         projector: Path | None = None,
         sharding: Sharding | None = None,
@@ -100,6 +107,7 @@ class AdaptedModel:
             source: The checkpoint.
             policy: What is trained.
             dtype: Dtype of the frozen weights.
+            trained_dtype: Dtype of the trained weights.
             attention: Attention implementation of transformers.
             projector: A `projector.safetensors` that replaces the checkpoint's projection.
             sharding: How the model is divided among processes; None for a whole model.
@@ -118,17 +126,24 @@ class AdaptedModel:
         )
         if projector is not None:
             load_projector(backbone, projector)
-        return cls(backbone, policy, dtype, sharding)
+        return cls(backbone, policy, dtype, trained_dtype, sharding)
 
     @contextmanager
-    def autocast(self, device_type: str) -> Iterator[None]:
+    def autocast(self, device_type: str, *, keeps_casts: bool = True) -> Iterator[None]:
         """Make the context in which the model runs: 16-bit weights need autocast.
 
         All processes enter it equally often; in it they may run unequal numbers of forwards.
+
+        Args:
+            device_type: Where the model is.
+            keeps_casts: Whether 16-bit copies of float32 weights are kept until the context ends.
+                Generation uses them again for each token; a training step uses each once.
         """
         dtype = self.dtype if self.low_precision else torch.bfloat16
         region = nullcontext() if self.shards is None else self.shards.region()
-        autocast = torch.autocast(device_type, dtype=dtype, enabled=self.low_precision)
+        autocast = torch.autocast(
+            device_type, dtype=dtype, enabled=self.low_precision, cache_enabled=keeps_casts
+        )
         with region, autocast:
             yield
 
@@ -140,7 +155,8 @@ class AdaptedModel:
 
     def loss(self, batch: MultimodalBatch) -> Tensor:
         """Return `AnswerLoss.total` of a (micro-)batch, under autocast and under the edit."""
-        with self.autocast(batch.input_ids.device.type), self.edited(batch):
+        device_type = batch.input_ids.device.type
+        with self.autocast(device_type, keeps_casts=False), self.edited(batch):
             if self.shards is not None and not self.shards.are_gathered:
                 return self.shards.run(sharded_answer_loss, self.backbone, batch)
             loss = answer_loss(self.backbone, batch).total
@@ -170,6 +186,10 @@ class AdaptedModel:
         # transformers 5.23 renames the method and warns of the old name, which earlier ones need
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        if getattr(model, "_require_grads_hook", None) is not None:
+            # it lets gradients into what is embedded, so that a frozen tower would keep all of its
+            # activations; only reentrant checkpointing needs that
+            model.disable_input_require_grads()
 
     def compile(self) -> None:
         """Compile the model with torch.compile.

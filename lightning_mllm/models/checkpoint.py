@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from glob import escape
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.models.backbone import Backbone, Part, fingerprint_backbone
@@ -110,6 +113,7 @@ def load_training_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, A
         raise CheckpointError(
             f"There is no checkpoint file {path}. Expected e.g. runs/<name>/checkpoints/last.ckpt."
         )
+    _know_optimizer_states(path)
     try:
         content: dict[str, Any] = torch.load(
             path, map_location="cpu", weights_only=True, mmap=mapped
@@ -121,6 +125,26 @@ def load_training_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, A
             "holds more than data. Use an earlier one."
         ) from error
     return content
+
+
+def _know_optimizer_states(path: Path) -> None:
+    """Import torchao if a checkpoint has its states, which torch then takes for data.
+
+    Raises:
+        CheckpointError: It is not installed.
+    """
+    try:
+        unknown = get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the file is damaged, which reading it tells
+        return
+    if not any(name.startswith("torchao.") for name in unknown):
+        return
+    if find_spec("torchao") is None:
+        raise CheckpointError(
+            f"{path} was written by a run with an optimiser of torchao, which is not installed: "
+            'pip install "lightning-mllm[torchao]".'
+        )
+    import_module("torchao.optim")
 
 
 def save_projector(backbone: Backbone, path: Path, dtype: torch.dtype) -> None:

@@ -125,6 +125,11 @@ class EvaluatingModule(L.LightningModule):
         return self.evaluator.exact_match
 
     @property
+    def will_fit(self) -> bool:
+        """Whether the trainer trains, be it after an evaluation."""
+        return bool(getattr(self._trainer, "will_fit", False))
+
+    @property
     def trained_steps(self) -> int:
         """Optimiser steps that the current weights have had, also before they were loaded."""
         return self.trainer.global_step if self._loaded_steps is None else self._loaded_steps

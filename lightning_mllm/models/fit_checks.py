@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from lightning_mllm.errors import ConfigError, did_you_mean
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze_report import FreezeReport
-from lightning_mllm.models.optimisation.schedule import LearningRates
+from lightning_mllm.models.optimisation.schedule import LearningRates, Schedule
 
 _SPEED = "throughput/"  # what the callback Throughput logs
 _MOST_NAMES = 12  # in a message
@@ -63,17 +63,25 @@ def check_fit_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:
         raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
 
 
-def describe_fit_length(trainer: Any) -> str:
-    """Return the subject and the verb of "... a single step" for a training of one step.
+def check_fit_learns(trainer: Any, schedule: Schedule, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a training whose only step has a rate of 0; one for a trial need not learn.
 
     Args:
         trainer: Lightning's trainer, whose DataModule is set up.
+        schedule: The schedule of the training.
+        groups: Parameter groups from `scheduled_parameter_groups`.
+
+    Raises:
+        ConfigError: It is one.
     """
+    if trainer.fast_dev_run:
+        return
     data = trainer.datamodule
     samples = len(data.samples["train"])
+    length = f"{samples} training samples in batches of {data.batch_size} are"
     if trainer.max_steps == 1 or samples > data.batch_size:
-        return "The training has"
-    return f"{samples} training samples in batches of {data.batch_size} are"
+        length = "The training has"
+    schedule.check_learns((group["option"] for group in groups), length)
 
 
 def check_fit_monitors(trainer: Any, module: Any, scores: Sequence[str]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,11 @@ from lightning_mllm.models.evaluating import EvaluatingModule
 from lightning_mllm.models.freeze import FreezePolicy, ProjectorOnly
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
-from lightning_mllm.models.optimisation.prolonging import follow_longer_schedule
+from lightning_mllm.models.optimisation import optimizer as optimizers
+from lightning_mllm.models.optimisation import rounding
+from lightning_mllm.models.optimisation.optimizer import OptimizerFactory
+from lightning_mllm.models.optimisation.prolonging import follow_longer_schedule, warn_of_no_steps
+from lightning_mllm.models.optimisation.rounding import TrainedDType
 from lightning_mllm.models.optimisation.schedule import (
     Decay,
     LearningRates,
@@ -36,17 +39,13 @@ from lightning_mllm.models.optimisation.schedule import (
 )
 from lightning_mllm.types import IGNORE_INDEX
 
-logger = logging.getLogger(__name__)
-
-OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
-
 
 class MLLMModule(EvaluatingModule):
     """Fine-tunes and evaluates an MLLM.
 
-    Frozen weights are kept in `dtype`, trained weights always in float32, so that small updates are
-    not rounded away. The forward runs under autocast when `dtype` is a 16-bit type. Checkpoints
-    hold the trained weights only.
+    Frozen weights are kept in `dtype`, trained weights in float32 unless `trained_dtype` says
+    otherwise. The forward runs under autocast when `dtype` is a 16-bit type. Checkpoints hold the
+    trained weights only.
 
     Args:
         checkpoint: Hub id or folder of the MLLM, e.g. `llava-hf/llava-1.5-7b-hf`.
@@ -63,6 +62,8 @@ class MLLMModule(EvaluatingModule):
         schedules: Warm-up and decay of single parts, where they differ from those of the model.
         dtype: Dtype of the frozen weights; `auto` is bfloat16 on an accelerator, float32 on the
             CPU.
+        trained_dtype: Dtype of the trained weights. `bfloat16` halves them and their gradients; it
+            needs an optimiser that rounds stochastically, else small updates are rounded away.
         attention: Attention implementation of transformers.
         gradient_checkpointing: Whether activations of the trained parts and the LLM are recomputed
             in the backward pass: less memory, more time.
@@ -90,6 +91,7 @@ class MLLMModule(EvaluatingModule):
         decay: Decay = "cosine",
         schedules: PartSchedules = PartSchedules(),
         dtype: DType = "auto",
+        trained_dtype: TrainedDType = "float32",
         attention: AttentionImplementation = "sdpa",
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -109,11 +111,12 @@ class MLLMModule(EvaluatingModule):
         self.decay: Decay = decay
         self.schedules = schedules
         self.dtype_option: DType = dtype
+        self.trained_dtype: TrainedDType = trained_dtype
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self.last_loss: Tensor | None = None  # of the last training step, over all processes
-        self._resumed_schedule: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] = {}  # our entry in the checkpoint that is loaded
         self._pending: DivergenceWatch | None = None
         self._model: nn.Module | None = None
 
@@ -123,10 +126,14 @@ class MLLMModule(EvaluatingModule):
             return
         strategy: Any = getattr(self._trainer, "strategy", None)
         device_type = "cpu" if strategy is None else strategy.root_device.type
+        dtype = adapted_dtype(self.dtype_option, device_type)
+        if self.will_fit:
+            rounding.check_trained_dtype(self.trained_dtype, dtype, self.optimizer)
         self.adapted = AdaptedModel.load(
             self.source,
             self.policy,
-            dtype=adapted_dtype(self.dtype_option, device_type),
+            dtype=dtype,
+            trained_dtype=self.trained_dtype,
             attention=self.attention,
             projector=None if self.projector is None else Path(self.projector),
             sharding=getattr(strategy, "sharding", None),
@@ -156,7 +163,7 @@ class MLLMModule(EvaluatingModule):
         """Check what would otherwise fail in the middle of an epoch, and create the metrics."""
         self.configure_model()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        will_fit = stage == "fit" or getattr(self.trainer, "will_fit", False)
+        will_fit = stage == "fit" or self.will_fit
         if will_fit:
             fit_checks.check_fit_trainable(self.adapted, self.learning_rates)
         if stage == "fit":
@@ -173,11 +180,12 @@ class MLLMModule(EvaluatingModule):
         """
         self.train()
         self._seed = torch.initial_seed()
+        self._rounding_seed = self.trainer.strategy.broadcast(self._seed)
 
     def on_train_start(self) -> None:
         """Log how many samples do not fit the context; follow the schedule of a longer training."""
         self._loaded_steps = None  # Lightning has restored its own count
-        before = (self._resumed_schedule or {}).get("steps", self._schedule.steps)
+        before = self._resumed.get("schedule", asdict(self._schedule))["steps"]
         if before < self._schedule.steps:
             scheduler: Any = self.lr_schedulers()
             follow_longer_schedule(scheduler, before, self._schedule.steps)
@@ -230,6 +238,7 @@ class MLLMModule(EvaluatingModule):
         if self._pending is not None:  # a subclass may have a training step of its own
             self._pending.check(self.adapted, f"of step {self.trainer.global_step + 1}")
         self._pending = None  # frees its batch
+        rounding.seed_rounding(optimizer, self._rounding_seed, self.trainer.global_step)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: Lightning calls this after `training_step`, which already adds gradients."""
@@ -246,18 +255,12 @@ class MLLMModule(EvaluatingModule):
             self.learning_rates, self.warmup_ratio, self.decay, steps, self.schedules
         )
         epochs = self.trainer.max_epochs if self.trainer.max_steps == -1 else None
-        self._schedule.check_resumes(self._resumed_schedule, self.trainer.ckpt_path, epochs)
-        if (self._loaded_steps or 0) >= steps:
-            logger.warning(
-                "The checkpoint has had all %d steps of this training: nothing is left to train. "
-                "To prolong it, raise trainer.max_epochs, or trainer.max_steps if it is set.",
-                steps,
-            )
+        self._schedule.check_resumes(self._resumed.get("schedule"), self.trainer.ckpt_path, epochs)
+        warn_of_no_steps(self._loaded_steps, steps)
         groups = scheduled_parameter_groups(self.backbone, self.learning_rates)
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it need not learn
-            length = fit_checks.describe_fit_length(self.trainer)
-            self._schedule.check_learns((group["option"] for group in groups), length)
-        optimizer = self.optimizer(groups, self.learning_rates.projector)
+        fit_checks.check_fit_learns(self.trainer, self._schedule, groups)
+        rate, resumed = self.learning_rates.projector, self._resumed.get("optimizer")
+        optimizer = optimizers.make_optimizer(self.optimizer, groups, rate, resumed=resumed)
         scheduler = self._schedule.scheduler(optimizer)
         return {
             "optimizer": optimizer,
@@ -283,16 +286,18 @@ class MLLMModule(EvaluatingModule):
         trained = self.adapted.trained_parameters()
         check_weights_for_divergence(trained, checkpoint["global_step"])
         ours = {**self._describe(), "schedule": asdict(self._schedule), "inputs": self.inputs}
+        ours["optimizer"] = optimizers.name_optimizer(self.trainer.optimizers[0])
         checkpoint[checkpoints.KEY] = ours
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or policy; remember its step and schedule."""
         found: Any = checkpoint.get(checkpoints.KEY)
         checkpoints.check_checkpoint_fits(found, self._describe(), checkpoint["state_dict"])
+        self._loaded_steps, self._resumed = int(checkpoint["global_step"]), found or {}
         # a fit that goes on has inputs of its own
-        self.inputs = self.inputs or (found or {}).get("inputs", {})
-        self._loaded_steps = int(checkpoint["global_step"])
-        self._resumed_schedule = found["schedule"] if found else None
+        self.inputs = self.inputs or self._resumed.get("inputs", {})
+        if self.will_fit:
+            rounding.check_resumed_dtype(self.adapted.trained_parameters(), checkpoint["state_dict"])
 
     def _describe(self) -> dict[str, Any]:
         return checkpoints.describe_checkpoint(

@@ -32,7 +32,7 @@ def find_reached(path: VisionPath) -> frozenset[str]:
     parameters up to the last tapped layer are meant, all of which such towers use; and those after
     the layers, unless the config names a layer whose states are projected.
     """
-    picture = _picture(path)
+    picture = _make_picture(path)
     if picture is None:
         return _before_last_tap(path)
     without_data = {}
@@ -108,7 +108,13 @@ def _run_to_projector(
     )
 
 
-def _picture(path: VisionPath) -> dict[str, Tensor] | None:
+def make_fixed_picture(path: VisionPath) -> dict[str, Tensor] | None:
+    """Return a picture of the tower's size without data, for towers that take nothing else."""
+    picture = _make_picture(path)
+    return picture if picture is not None and picture.keys() == {"pixel_values"} else None
+
+
+def _make_picture(path: VisionPath) -> dict[str, Tensor] | None:
     """Return a picture of the tower's size without data; None if a picture is not enough."""
     features: Any = path.model.get_image_features
     expected = inspect.signature(features).parameters

@@ -47,6 +47,18 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["fit", *START, "--config", "callback.yaml"],
         ["callback.yaml", "no callback 'ProbeEachEpok'", 'Did you mean "ProbeEachEpoch"'],
     ),
+    "rounded away": (
+        ["fit", *START, "--model.trained_dtype", "bfloat16"],
+        ["AdamW does not round stochastically", "0.168 instead of 0.139", "bf16_stochastic_round"],
+    ),
+    "no trained dtype": (
+        ["fit", *START, "--model.trained_dtype", "bfloat"],
+        ["takes float32, bfloat16", 'Did you mean "bfloat16"'],
+    ),
+    "torchao's offload": (
+        ["fit", *START, "--model.optimizer", "torchao.optim.CPUOffloadOptimizer"],
+        ["misses gradients that are clipped", "OffloadedAdamW"],
+    ),
     "no data": (["fit", *MODEL], ["`lightning fit` needs data", "--data ImageFolder"]),
     "no data but options": (
         ["fit", *MODEL, "--config", "preset.yaml"],

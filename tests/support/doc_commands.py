@@ -26,6 +26,7 @@ _NOT_RUN = (  # a regular expression for what a command line has, and why it is 
     (r"^source ", "changes the shell"),
     (r"^python tests/benchmarks/", "a benchmark: minutes on an idle machine"),
     (r"^python -m lightning_mllm\.testbed", "trains for hours"),
+    (r"^python -m tests\.support\.memory_page", "minutes; a slow test compares the tables"),
     (r"\.\.\.", "shows a part of a command"),
     (r"^lightning study (?!.*--dry-run)", "a grid of runs: hours; the plan is tried elsewhere"),
     (

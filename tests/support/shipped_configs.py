@@ -69,6 +69,11 @@ POLICIES = {  # the parts that learn
     "policy/projector_and_vision.yaml": {PROJECTOR, VISION},
     "policy/rate_and_schedule_per_part.yaml": {VISION, PROJECTOR, LLM},
 }
+OPTIMIZERS = {  # dtype of the trained weights
+    "optimizer/adamw_8bit.yaml": "float32",
+    "optimizer/bfloat16_adamw.yaml": "bfloat16",
+    "optimizer/bfloat16_adamw_8bit.yaml": "bfloat16",
+}
 NOT_FOR_FIT = "policy/zero_shot.yaml"
 PRESETS: dict[str, tuple[type, int, float]] = {  # policy, global batch, rate of the projector
     "presets/llava_default/ft_e2e.yaml": (ProjectorAndLLM, 128, 2e-5),
@@ -180,7 +185,7 @@ ALIGNMENT_STEPS = "studies/alignment_testbed/steps.yaml"
 COVERED = {
     *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
-    *(*MODELS, *DATA, *PUBLISHED, *GQA, *POLICIES, *PRESETS),
+    *(*MODELS, *DATA, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),
     *(*PROJECTION_STUDIES, *PROJECTION_PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS),
 }

@@ -11,6 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_mllm.callbacks import AnswerTable, Checkpointing, default_callbacks
 from lightning_mllm.cli.class_lists import split_class_lists
 from lightning_mllm.cli.commands import PROGRAM
+from lightning_mllm.cli.fit_dry_run import HELP as DRY_RUN_HELP
+from lightning_mllm.cli.fit_dry_run import dry_run_fit
 from lightning_mllm.cli.parser import Parser, take_whole_numbers_first
 from lightning_mllm.cli.resolvers import register_resolvers, resolved
 from lightning_mllm.cli.resumed_fit import HELP as RESUME_HELP
@@ -24,7 +26,9 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.tracking.loggers import finish_loggers
 from lightning_mllm.trainer import Trainer
+from lightning_mllm.trainer_options import check_trainer_options
 
+_DRY_RUN = "--dry-run"
 _NAMED_AFTER_RUN = ("validate", "test", "predict", "analyze")
 
 logger = logging.getLogger(__name__)
@@ -45,8 +49,9 @@ class ModelCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self._first = args[0]
         send_library_messages()  # of those that are imported now
+        self._is_dry = self._first == "fit" and _DRY_RUN in args
         if self._first == "fit":
-            args = ["fit", *resumed_fit_arguments(args[1:])]
+            args = ["fit", *resumed_fit_arguments([each for each in args[1:] if each != _DRY_RUN])]
         elif self._first in _NAMED_AFTER_RUN:
             args = [self._first, *name_after_run(self._first, args[1:])]
         if self._first == "predict":
@@ -116,6 +121,7 @@ class ModelCLI(LightningCLI):
         take_whole_numbers_first(parser)
         if subcommand == "fit":
             parser.add_argument("--resume", default=SUPPRESS, metavar="RUN", help=RESUME_HELP)
+            parser.add_argument(_DRY_RUN, action="store_true", default=SUPPRESS, help=DRY_RUN_HELP)
         else:
             for option in ("test_before", "test_after"):
                 help = "Used by `fit` only; ignored by this command."
@@ -155,11 +161,20 @@ class ModelCLI(LightningCLI):
         if seed is not False:
             fill_in_seeds(self.config[self.subcommand], seed)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._is_dry:
+            dry_run_fit(self.model, self.datamodule, self._get(self.config_init, "trainer"))
+        else:
+            super()._run_subcommand(subcommand)
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add the default callbacks that the config does not replace."""
         if self.subcommand == "export":
             return Trainer(logger=False, enable_checkpointing=False)
         config = self._get(self.config_init, "trainer")
+        if self._is_dry:  # for devices that may not be here; leaves no run
+            check_trainer_options({**config, "accelerator": None})
+            return Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", devices=1)
         if config.get("fast_dev_run"):
             logger.info("A trial (trainer.fast_dev_run): few batches, and nothing is written.")
         if self.subcommand == "extract":  # leaves a folder of its own, and no run

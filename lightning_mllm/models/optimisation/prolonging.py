@@ -25,10 +25,10 @@ def follow_longer_schedule(scheduler: LambdaLR, before: float, now: float) -> No
         now: Number of steps that are planned now.
     """
     groups: list[dict[str, Any]] = scheduler.optimizer.param_groups
-    step, earlier = scheduler.last_epoch, [group["lr"] for group in groups]
+    step, earlier = scheduler.last_epoch, [float(group["lr"]) for group in groups]
     for group, peak, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
         group["lr"] = peak * factor(step)
-    rates = [group["lr"] for group in groups]
+    rates: list[Any] = [float(group["lr"]) for group in groups]  # some optimisers have tensors
     scheduler._last_lr = rates
     if rates != earlier:
         changes = ", ".join(
@@ -44,6 +44,21 @@ def follow_longer_schedule(scheduler: LambdaLR, before: float, now: float) -> No
             step,
             now,
             changes,
+        )
+
+
+def warn_of_no_steps(taken: int | None, steps: float) -> None:
+    """Warn if a checkpoint has had all steps of the training that goes on from it.
+
+    Args:
+        taken: How many steps the checkpoint has had; None if there is none.
+        steps: Number of steps of the training.
+    """
+    if (taken or 0) >= steps:
+        logger.warning(
+            "The checkpoint has had all %d steps of this training: nothing is left to train. To "
+            "prolong it, raise trainer.max_epochs, or trainer.max_steps if it is set.",
+            steps,
         )
 
 
