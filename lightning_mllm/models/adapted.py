@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
+from lightning_mllm.models.quantization import Quantize, check_quantization_available
+from lightning_mllm.models.quantizing import plan_quantization
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]
@@ -45,7 +47,7 @@ class Source:
 class AdaptedModel:
     """A loaded model and what a freeze policy made of it.
 
-    Frozen weights have the given dtype. Trained weights are float32, so that small updates are not
+    Frozen weights have the given dtype, or are quantised. Trained weights are float32, so that small updates are not
     rounded away. With a 16-bit dtype the forward runs under autocast.
 
     Attributes:
@@ -78,6 +80,9 @@ class AdaptedModel:
         dtype: torch.dtype,
         attention: AttentionImplementation = "sdpa",
         projector: Path | None = None,
+        quantize: Quantize | None = None,
+        dequantize: bool = False,
+        device: torch.device = torch.device("cpu"),
     ) -> AdaptedModel:
         """Load a checkpoint and apply a policy to it.
 
@@ -87,17 +92,26 @@ class AdaptedModel:
             dtype: Dtype of the frozen weights.
             attention: Attention implementation of transformers.
             projector: A `projector.safetensors` that replaces the checkpoint's projection.
+            quantize: How the linear layers of the LLM are quantised; None to leave them as they are.
+            dequantize: Whether the weights of a checkpoint that is quantised become numbers again.
+            device: Where a quantised model is put; others come on the CPU.
 
         Raises:
             CheckpointError: The checkpoint or the projector is missing, damaged, or does not fit.
             ConfigError: The policy does not fit the model, or a package is not installed.
         """
+        options: Any = {
+            "attention": attention,
+            "revision": source.revision,
+            "trust_remote_code": source.trust_remote_code,
+        }
+        if quantize is not None:
+            check_quantization_available(f"model.quantize {quantize}")
+            plain = Backbone.from_pretrained(source.checkpoint, dtype="auto", **options)
+            options["quantization"] = plan_quantization(plain, quantize, policy)
+            del plain
         backbone = Backbone.from_pretrained(
-            source.checkpoint,
-            dtype=dtype,
-            attention=attention,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
+            source.checkpoint, dtype=dtype, dequantize=dequantize, device=device, **options
         )
         if projector is not None:
             load_projector(backbone, projector)

@@ -22,6 +22,7 @@ from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.lora import inject_lora
+from lightning_mllm.models.quantization import quantized_parameters, stored_weights
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,28 @@ class FreezePolicy(ABC):
 
         Applying the same policy twice is the same as applying it once. Selected parameters of the
         vision tower that never get a gradient (see `Backbone.idle_parameters`) stay frozen.
+
+        Raises:
+            ConfigError: A selected parameter belongs to a layer that is quantised.
         """
         idle = backbone.idle_parameters()
         selected = self.select(backbone) - idle
+        self._check_frozen(selected, backbone)
+        stored = stored_weights(backbone.model)
         total: Counter[Part] = Counter()
         trained: Counter[Part] = Counter()
         trained_names: list[str] = []
         idle_count = 0
         for name, parameter in backbone.parameters():
             part = backbone.part_of(name)
-            total[part] += parameter.numel()
+            count = stored[name].shape.numel() if name in stored else parameter.numel()
+            total[part] += count
             parameter.requires_grad_(name in selected)
             if name in selected:
-                trained[part] += parameter.numel()
+                trained[part] += count
                 trained_names.append(name)
             if name in idle:
-                idle_count += parameter.numel()
+                idle_count += count
         return FreezeReport(
             policy=str(self),
             parameters={part: total[part] for part in Part},
@@ -60,6 +67,18 @@ class FreezePolicy(ABC):
             trainable_names=tuple(trained_names),
             idle=idle_count,
         )
+
+    def _check_frozen(self, selected: frozenset[str], backbone: Backbone) -> None:
+        """Refuse to train what is quantised."""
+        if wrong := sorted(selected & quantized_parameters(backbone.model)):
+            raise ConfigError(
+                f"model.policy {self} trains {len(wrong)} tensors of layers that are quantised "
+                f"({backbone.quantized}), the first is {wrong[0]}; such weights can't be trained. "
+                "Choose a policy that leaves them frozen, e.g. ProjectorOnly or Lora, or weights "
+                "that are not quantised (leave model.quantize out). A model that was trained so is "
+                "quantised afterwards: `lightning export` it, and set model.checkpoint to the "
+                "export."
+            )
 
 
 @dataclass(frozen=True)
