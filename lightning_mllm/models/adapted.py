@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy
@@ -43,12 +45,17 @@ class Source:
     revision: str | None = None
     trust_remote_code: bool = False
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keywords with which transformers opens the checkpoint."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
 
 class AdaptedModel:
     """A loaded model and what a freeze policy made of it.
 
-    Frozen weights have the given dtype, or are quantised. Trained weights are float32, so that small updates are not
-    rounded away. With a 16-bit dtype the forward runs under autocast.
+    Frozen weights have the given dtype, or are quantised. Trained weights are float32, so that
+    small updates are not rounded away. With a 16-bit dtype the forward runs under autocast.
 
     Attributes:
         backbone: The model.
@@ -62,6 +69,7 @@ class AdaptedModel:
         self.backbone = backbone
         self.dtype = dtype
         self.edit: ModelEdit | None = None
+        self._reload: Callable[..., AdaptedModel] | None = None
         self.report: FreezeReport = policy.apply(backbone)
         if Part.VISION in self.report.trainable_parts:
             backbone.vision_tower.float()  # norms in mixed precision would not run on the CPU
@@ -82,7 +90,7 @@ class AdaptedModel:
         projector: Path | None = None,
         quantize: Quantize | None = None,
         dequantize: bool = False,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device | str = "cpu",
     ) -> AdaptedModel:
         """Load a checkpoint and apply a policy to it.
 
@@ -92,7 +100,7 @@ class AdaptedModel:
             dtype: Dtype of the frozen weights.
             attention: Attention implementation of transformers.
             projector: A `projector.safetensors` that replaces the checkpoint's projection.
-            quantize: How the linear layers of the LLM are quantised; None to leave them as they are.
+            quantize: How the linear layers of the LLM are quantised; by default they are not.
             dequantize: Whether the weights of a checkpoint that is quantised become numbers again.
             device: Where a quantised model is put; others come on the CPU.
 
@@ -100,11 +108,7 @@ class AdaptedModel:
             CheckpointError: The checkpoint or the projector is missing, damaged, or does not fit.
             ConfigError: The policy does not fit the model, or a package is not installed.
         """
-        options: Any = {
-            "attention": attention,
-            "revision": source.revision,
-            "trust_remote_code": source.trust_remote_code,
-        }
+        options: dict[str, Any] = {"attention": attention, **source.options}
         if quantize is not None:
             check_quantization_available(f"model.quantize {quantize}")
             plain = Backbone.from_pretrained(source.checkpoint, dtype="auto", **options)
@@ -115,7 +119,29 @@ class AdaptedModel:
         )
         if projector is not None:
             load_projector(backbone, projector)
-        return cls(backbone, policy, dtype)
+        adapted = cls(backbone, policy, dtype)
+        own: Any = {"dtype": dtype, "attention": attention, "projector": projector}
+        adapted._reload = partial(cls.load, source, policy, **own)
+        return adapted
+
+    def unquantized(self) -> AdaptedModel:
+        """Return the model without quantised weights, and with what was trained: itself, or anew.
+
+        Its fingerprint is that of the checkpoint that it comes from.
+
+        Raises:
+            ConfigError: The model is quantised, and does not come from `load`.
+        """
+        if self.backbone.quantized is None:
+            return self
+        if self._reload is None:
+            raise ConfigError(
+                "The LLM's weights are quantised, and where they come from is not known. Load the "
+                "model with AdaptedModel.load or MLLMModule."
+            )
+        plain = self._reload(dequantize=True)
+        plain.load_trained_state(self.trained_state())
+        return plain
 
     def autocast(self, device_type: str) -> torch.autocast:
         """Return the context in which the forward runs: active only with 16-bit weights."""

@@ -68,7 +68,7 @@ class Backbone:
         trust_remote_code: bool = False,
         quantization: QuantizationPlan | None = None,
         dequantize: bool = False,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device | str = "cpu",
     ) -> Backbone:
         """Load a checkpoint from the hub or a folder; the model comes in eval mode.
 

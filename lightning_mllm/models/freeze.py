@@ -22,7 +22,7 @@ from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.lora import inject_lora
-from lightning_mllm.models.quantization import quantized_parameters, stored_weights
+from lightning_mllm.models.quantization import check_no_quantized_trained, stored_weights
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,10 @@ class FreezePolicy(ABC):
         """
         idle = backbone.idle_parameters()
         selected = self.select(backbone) - idle
-        self._check_frozen(selected, backbone)
+        check_no_quantized_trained(backbone.model, selected, str(self))
         stored = stored_weights(backbone.model)
         total: Counter[Part] = Counter()
         trained: Counter[Part] = Counter()
-        trained_names: list[str] = []
         idle_count = 0
         for name, parameter in backbone.parameters():
             part = backbone.part_of(name)
@@ -57,28 +56,15 @@ class FreezePolicy(ABC):
             parameter.requires_grad_(name in selected)
             if name in selected:
                 trained[part] += count
-                trained_names.append(name)
             if name in idle:
                 idle_count += count
         return FreezeReport(
             policy=str(self),
             parameters={part: total[part] for part in Part},
             trainable={part: trained[part] for part in Part},
-            trainable_names=tuple(trained_names),
+            trainable_names=tuple(name for name, _ in backbone.parameters() if name in selected),
             idle=idle_count,
         )
-
-    def _check_frozen(self, selected: frozenset[str], backbone: Backbone) -> None:
-        """Refuse to train what is quantised."""
-        if wrong := sorted(selected & quantized_parameters(backbone.model)):
-            raise ConfigError(
-                f"model.policy {self} trains {len(wrong)} tensors of layers that are quantised "
-                f"({backbone.quantized}), the first is {wrong[0]}; such weights can't be trained. "
-                "Choose a policy that leaves them frozen, e.g. ProjectorOnly or Lora, or weights "
-                "that are not quantised (leave model.quantize out). A model that was trained so is "
-                "quantised afterwards: `lightning export` it, and set model.checkpoint to the "
-                "export."
-            )
 
 
 @dataclass(frozen=True)
@@ -249,11 +235,10 @@ class Combined(FreezePolicy):
             )
 
     def _count_lora(self) -> int:
-        count = 0
-        for policy in self.policies:
-            count += policy._count_lora() if isinstance(policy, Combined) else 0
-            count += isinstance(policy, Lora)
-        return count
+        return sum(
+            each._count_lora() if isinstance(each, Combined) else isinstance(each, Lora)
+            for each in self.policies
+        )
 
     def select(self, backbone: Backbone) -> frozenset[str]:
         """Return the names that any of the policies selects."""
@@ -299,8 +284,7 @@ class ByPattern(FreezePolicy):
             if not matches:
                 self._refuse(pattern, "nothing", names)
             if matches <= idle:
-                why = "only parameters of the tower that get no gradient"
-                self._refuse(pattern, why, names)
+                self._refuse(pattern, "only parameters of the tower that get no gradient", names)
             selected |= matches
         return frozenset(selected)
 

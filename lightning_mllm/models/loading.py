@@ -54,7 +54,7 @@ def load_model(
     trust_remote_code: bool,
     quantization: QuantizationPlan | None = None,
     dequantize: bool = False,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
     """Load config and weights of an MLLM, in eval mode.
 

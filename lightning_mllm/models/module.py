@@ -19,12 +19,10 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import AdaptedModel, DType, Source, adapted_dtype
-from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.divergence import DivergenceWatch, check_weights_for_divergence
 from lightning_mllm.models.evaluating import EvaluatingModule
 from lightning_mllm.models.fit_checks import check_fit, check_fit_monitors, describe_fit_length
 from lightning_mllm.models.freeze import FreezePolicy, ProjectorOnly
-from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.optimisation.prolonging import follow_longer_schedule
 from lightning_mllm.models.optimisation.schedule import (
@@ -34,6 +32,8 @@ from lightning_mllm.models.optimisation.schedule import (
     Schedule,
     scheduled_parameter_groups,
 )
+from lightning_mllm.models.quantization import Quantize
+from lightning_mllm.models.quantizing import check_quantize_option
 from lightning_mllm.types import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 class MLLMModule(EvaluatingModule):
     """Fine-tunes and evaluates an MLLM.
 
-    Frozen weights are kept in `dtype`, trained weights always in float32, so that small updates are
-    not rounded away. The forward runs under autocast when `dtype` is a 16-bit type. Checkpoints
-    hold the trained weights only.
+    Frozen weights are kept in `dtype` or quantised, trained weights always in float32, so that
+    small updates are not rounded away. The forward runs under autocast when `dtype` is a 16-bit
+    type. Checkpoints hold the trained weights only.
 
     Args:
         checkpoint: Hub id or folder of the MLLM, e.g. `llava-hf/llava-1.5-7b-hf`.
@@ -63,6 +63,8 @@ class MLLMModule(EvaluatingModule):
         schedules: Warm-up and decay of single parts, where they differ from those of the model.
         dtype: Dtype of the frozen weights; `auto` is bfloat16 on an accelerator, float32 on the
             CPU.
+        quantize: How the linear layers of the LLM, which then stays frozen, are held: `nf4` in 4
+            bits, `int8` in 8; by default as `dtype` says. It needs the package bitsandbytes.
         attention: Attention implementation of transformers.
         gradient_checkpointing: Whether activations of the trained parts and the LLM are recomputed
             in the backward pass: less memory, more time.
@@ -90,6 +92,7 @@ class MLLMModule(EvaluatingModule):
         decay: Decay = "cosine",
         schedules: PartSchedules = PartSchedules(),
         dtype: DType = "auto",
+        quantize: Quantize | None = None,
         attention: AttentionImplementation = "sdpa",
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -109,6 +112,7 @@ class MLLMModule(EvaluatingModule):
         self.decay: Decay = decay
         self.schedules = schedules
         self.dtype_option: DType = dtype
+        self.quantize: Quantize | None = quantize
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
@@ -121,21 +125,20 @@ class MLLMModule(EvaluatingModule):
         """Load the checkpoint and apply the policy; does nothing the second time."""
         if self._model is not None:
             return
-        device_type = "cpu"
-        if self._trainer is not None:
-            device_type = self.trainer.strategy.root_device.type
+        strategy = None if self._trainer is None else self.trainer.strategy
+        device = torch.device("cpu") if strategy is None else strategy.root_device
+        check_quantize_option(self.quantize, strategy, compiled=self.compile_model)
         self.adapted = AdaptedModel.load(
             self.source,
             self.policy,
-            dtype=adapted_dtype(self.dtype_option, device_type),
+            dtype=adapted_dtype(self.dtype_option, device.type),
             attention=self.attention,
             projector=None if self.projector is None else Path(self.projector),
+            quantize=self.quantize,
+            device=device,
         )
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            self.source.checkpoint,
-            revision=self.source.revision,
-            trust_remote_code=self.source.trust_remote_code,
-        )
+        tokenizer = AutoTokenizer.from_pretrained(self.source.checkpoint, **self.source.options)
+        self.tokenizer = tokenizer
         model = self.backbone.model
         if self.gradient_checkpointing:
             self.adapted.enable_gradient_checkpointing()
@@ -143,15 +146,13 @@ class MLLMModule(EvaluatingModule):
             model.base_model.compile(dynamic=True)
         self._model = model  # registers the parameters
 
-    @property
-    def backbone(self) -> Backbone:
-        """The model; available after `configure_model`."""
-        return self.adapted.backbone
-
-    @property
-    def freeze_report(self) -> FreezeReport:
-        """What the policy made trainable; available after `configure_model`."""
-        return self.adapted.report
+    def unquantize(self) -> None:
+        """Hold all weights as numbers from now on, as an export needs them."""
+        if self._model is None:
+            self.quantize = None
+            self.configure_model()
+        self.adapted = self.adapted.unquantized()
+        self._model = self.backbone.model
 
     def setup(self, stage: str) -> None:
         """Check what would otherwise fail in the middle of an epoch, and create the metrics."""

@@ -89,6 +89,27 @@ def quantized_parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(names)
 
 
+def check_no_quantized_trained(model: nn.Module, trained: frozenset[str], policy: str) -> None:
+    """Refuse to train what is quantised.
+
+    Args:
+        model: The model.
+        trained: Names of the parameters that a policy trains.
+        policy: The policy, as text.
+
+    Raises:
+        ConfigError: One of them belongs to a layer that is quantised.
+    """
+    if wrong := sorted(trained & quantized_parameters(model)):
+        raise ConfigError(
+            f"model.policy {policy} trains {len(wrong)} tensors of layers that are quantised, the "
+            f"first is {wrong[0]}; 4- and 8-bit weights can't be trained. Choose a policy that "
+            "leaves them frozen, e.g. ProjectorOnly or Lora, or weights that are not quantised "
+            "(leave model.quantize out). To use a model quantised that was trained so, `lightning "
+            "export` it and set model.checkpoint to the export."
+        )
+
+
 def check_quantization_available(needing: str) -> None:
     """Refuse to go on without bitsandbytes.
 

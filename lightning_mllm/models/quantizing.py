@@ -25,6 +25,31 @@ _MIB = 2**20
 logger = logging.getLogger(__name__)
 
 
+def check_quantize_option(quantize: Quantize | None, strategy: object, *, compiled: bool) -> None:
+    """Refuse options that do not go together with `model.quantize`.
+
+    Args:
+        quantize: The option; with None nothing is refused.
+        strategy: Lightning's strategy; None without a Trainer.
+        compiled: Whether the model is compiled.
+
+    Raises:
+        ConfigError: The model is sharded or compiled.
+    """
+    if quantize is None:
+        return
+    if any(each.__name__ == "ModelParallelStrategy" for each in type(strategy).__mro__):
+        raise ConfigError(
+            f"model.quantize {quantize} can't be sharded: quantised weights are bytes that belong "
+            "together. Leave trainer.strategy out (auto or ddp hold the model on each device), or "
+            "leave model.quantize out."
+        )
+    if compiled:
+        raise ConfigError(
+            f"model.quantize {quantize} was never tried with model.compile. Leave one of them out."
+        )
+
+
 def plan_quantization(
     plain: Backbone, quantize: Quantize, policy: FreezePolicy
 ) -> QuantizationPlan:
@@ -72,7 +97,7 @@ def _report(plain: Backbone, quantize: Quantize, stored: dict[str, StoredWeight]
     count = sum(each.shape.numel() for each in stored.values())
     total = sum(parameter.numel() for _, parameter in plain.parameters(Part.LLM))
     logger.info(
-        "model.quantize %s holds %d matrices of the LLM, %.0f %% of its weights, in about %.0f MiB.",
+        "model.quantize %s: %d matrices of the LLM, %.0f %% of its weights, take about %.0f MiB.",
         quantize,
         len(stored),
         100 * count / total,
