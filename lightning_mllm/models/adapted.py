@@ -112,7 +112,7 @@ class AdaptedModel:
         if quantize is not None:
             check_quantization_available(f"model.quantize {quantize}")
             plain = Backbone.from_pretrained(source.checkpoint, dtype="auto", **options)
-            options["quantization"] = plan_quantization(plain, quantize, policy)
+            options["quantization"] = plan_quantization(plain, quantize, policy, dtype)
             del plain
         backbone = Backbone.from_pretrained(
             source.checkpoint, dtype=dtype, dequantize=dequantize, device=device, **options

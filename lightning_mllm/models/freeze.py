@@ -206,8 +206,7 @@ class LastLayers(FreezePolicy):
                 f"LastLayers: the LLM has {len(layers)} layers, so the last {self.layers} can't be "
                 f"trained. Set layers to a number from 1 to {len(layers)}."
             )
-        last = nn.ModuleList(layers[-self.layers :])
-        trained = set(map(id, last.parameters()))
+        trained = set(map(id, nn.ModuleList(layers[-self.layers :]).parameters()))
         names = {name for name, each in backbone.parameters(Part.LLM) if id(each) in trained}
         return frozenset(names) | _names_of(backbone, (Part.PROJECTOR,) if self.projector else ())
 

@@ -59,9 +59,17 @@ class QuantizationPlan:
     kept: Sequence[str]
 
 
-def weight_head(weight: Tensor) -> Tensor:
-    """Return the first values of a weight as bits, the same whatever dtype it was loaded in."""
-    return weight.detach().flatten()[:_HEAD].to("cpu", torch.bfloat16).view(torch.int16)
+def weight_head(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the first values of a weight as bits, (16,).
+
+    They are the same for float32 and bfloat16; float16 may round values to others.
+
+    Args:
+        weight: The weight.
+        dtype: Dtype that it is loaded in elsewhere; by default its own.
+    """
+    values = weight.detach().flatten()[:_HEAD].to("cpu", dtype)
+    return values.to(torch.bfloat16).view(torch.int16)
 
 
 def stored_weights(model: nn.Module) -> dict[str, StoredWeight]:

@@ -51,7 +51,7 @@ def check_quantize_option(quantize: Quantize | None, strategy: object, *, compil
 
 
 def plan_quantization(
-    plain: Backbone, quantize: Quantize, policy: FreezePolicy
+    plain: Backbone, quantize: Quantize, policy: FreezePolicy, dtype: torch.dtype
 ) -> QuantizationPlan:
     """Return what is quantised: the linear layers of the LLM's layers, and nothing else.
 
@@ -59,6 +59,7 @@ def plan_quantization(
         plain: The model as its checkpoint holds it, which is of no more use afterwards.
         quantize: How it is quantised.
         policy: What is trained.
+        dtype: Dtype of the weights that are not quantised.
 
     Raises:
         ConfigError: The checkpoint is quantised already, the policy trains what is quantised, or
@@ -78,7 +79,8 @@ def plan_quantization(
             continue
         own = f"{name}.weight"
         if type(module) is nn.Linear and id(module) in inside and plain.part_of(own) is Part.LLM:
-            stored[own] = StoredWeight(module.weight.shape, weight_head(module.weight), quantize)
+            head = weight_head(module.weight, dtype)
+            stored[own] = StoredWeight(module.weight.shape, head, quantize)
         else:
             kept.append(name)
     if not stored:
