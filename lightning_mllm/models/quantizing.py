@@ -99,7 +99,7 @@ def _report(plain: Backbone, quantize: Quantize, stored: dict[str, StoredWeight]
     count = sum(each.shape.numel() for each in stored.values())
     total = sum(parameter.numel() for _, parameter in plain.parameters(Part.LLM))
     logger.info(
-        "model.quantize %s: %d matrices of the LLM, %.0f %% of its weights, take about %.0f MiB.",
+        "model.quantize %s: %d matrices of the LLM, %.0f %% of its weights, take about %.3g MiB.",
         quantize,
         len(stored),
         100 * count / total,
