@@ -15,6 +15,8 @@ from lightning_mllm.progress import console, is_first_process
 _OURS = "lightning_mllm"
 # they bring handlers of their own, which write through a progress bar
 _LIBRARIES = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
+# transformers and peft import them where they are installed, whether a run needs them or not
+_UNWANTED_LOGGERS = ("bitsandbytes", "torchao")
 _UNWANTED_WARNINGS = (
     "Found .* module.s. in eval mode",  # frozen parts stay in eval mode
     "The dirpath has changed",  # checkpoints of a resumed run go to a new folder
@@ -44,6 +46,9 @@ def show_messages() -> ExitStack:
     ours.setLevel(logging.INFO)
     for library in map(logging.getLogger, _LIBRARIES):
         shown.callback(_send_messages_of, library, library.handlers, library.propagate)
+    for unwanted in map(logging.getLogger, _UNWANTED_LOGGERS):
+        shown.callback(unwanted.setLevel, unwanted.level)
+        unwanted.setLevel(logging.ERROR)
     send_library_messages()
     if not console.is_terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported

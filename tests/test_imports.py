@@ -118,6 +118,7 @@ LIBRARIES: dict[str, set[str]] = {
     "wandb": {"tracking/loggers.py"},
     "matplotlib": {"tracking/figures/"},
     "peft": {"models/lora.py"},
+    "bitsandbytes": {"models/quantization.py"},
     "jsonargparse": {"cli/"},
     "lightning": {
         "models/evaluating.py",
@@ -205,7 +206,7 @@ assert before == after, (before, after)
 def test_the_library_imports_without_tracking_and_command_line_packages() -> None:
     program = """
 import sys
-for name in ("wandb", "omegaconf", "jsonargparse"):
+for name in ("wandb", "omegaconf", "jsonargparse", "bitsandbytes"):
     sys.modules[name] = None
 import lightning_mllm.callbacks, lightning_mllm.data, lightning_mllm.models.module, \
 lightning_mllm.trainer
