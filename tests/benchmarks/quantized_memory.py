@@ -3,14 +3,17 @@
     python tests/benchmarks/quantized_memory.py
     python tests/benchmarks/quantized_memory.py --text-layers 32 --repetitions 1
 
-The memory is what a process holds for itself (RssAnon) at the peak of loading and three steps, less
-what it held before it loaded the model. Each measurement is a process of its own, and plain and
-quantised take turns.
+The memory is what a process holds for itself (RssAnon) at the peak of loading, and at that of three
+steps, less what it held before it loaded the model. Each measurement is a process of its own, and
+plain and quantised take turns. On a CPU bitsandbytes finds the 4-bit code of a number by comparing
+it with all 16, for a whole matrix at once: that peak of loading is not there on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import subprocess
 import sys
 import tempfile
@@ -64,18 +67,21 @@ def read_anonymous_memory() -> float:
     raise SystemExit("RssAnon is not known here: this benchmark needs Linux.")
 
 
-def measure_peak(checkpoint: str, quantize: Quantize | None) -> float:
-    """Return the peak of loading and of some steps, in MiB above what was held before."""
+def measure_peaks(checkpoint: str, quantize: Quantize | None) -> tuple[float, float]:
+    """Return the peaks of loading and of some steps, in MiB above what was held before."""
     data = Digits(checkpoint=checkpoint, batch_size=2)
     data.setup("fit")
     batch = data.collator([(0, sample) for sample in data.samples["train"][:2]])
     if quantize is not None:
         import bitsandbytes  # noqa: F401  # the library itself is no weight
     before = read_anonymous_memory()
-    with AnonymousMemory() as memory:
+    with AnonymousMemory() as loading:
         adapted = AdaptedModel.load(
             Source(checkpoint), ProjectorOnly(), dtype=torch.bfloat16, quantize=quantize
         )
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with AnonymousMemory() as training:
         adapted.set_train_modes()
         trained = [each for _, each in adapted.backbone.parameters() if each.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-3)
@@ -83,16 +89,23 @@ def measure_peak(checkpoint: str, quantize: Quantize | None) -> float:
             optimizer.zero_grad()
             adapted.loss(batch).backward()
             optimizer.step()
-    return memory.peak - before
+    return loading.peak - before, training.peak - before
 
 
-def run_measurement(checkpoint: str, quantize: str) -> float:
+def run_measurement(checkpoint: str, quantize: str) -> tuple[float, float]:
     """Measure in a process of its own."""
     command = [sys.executable, __file__, "--checkpoint", checkpoint, "--one", quantize]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return float(done.stdout.split()[-1])
+    loading, training = map(float, done.stdout.split()[-2:])
+    return loading, training
+
+
+def _row(kind: Quantize, when: int, found: dict[str, list[tuple[float, float]]]) -> Row:
+    what = ("loading", "training")[when]
+    plain, own = ([peaks[when] for peaks in found[name]] for name in ("plain", kind))
+    return Row(f"{kind}, {what}: peak MiB", plain, own)
 
 
 def main() -> None:
@@ -106,19 +119,21 @@ def main() -> None:
     options = parser.parse_args()
     be_quiet()
     if options.one is not None:
-        print(measure_peak(options.checkpoint, None if options.one == "plain" else options.one))
+        quantize = None if options.one == "plain" else options.one
+        print(*measure_peaks(options.checkpoint, quantize))
         return
     size = TinySize(text_width=options.text_width, text_layers=options.text_layers)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = str(build_tiny_checkpoint(Path(folder, "wide"), size=size))
-        found: dict[str, list[float]] = {name: [] for name in ("plain", *KINDS)}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("plain", *KINDS)}
         for _ in range(options.repetitions):
             for name, peaks in found.items():
                 peaks.append(run_measurement(checkpoint, name))
         weights = sum(each.stat().st_size for each in Path(checkpoint).glob("*.safetensors")) / 4
+    rows = [_row(kind, 0, found) for kind in KINDS] + [_row(kind, 1, found) for kind in KINDS]
     print_table(
         "plain",
-        [Row(f"FT-Proj, {kind}: peak MiB", found["plain"], found[kind]) for kind in KINDS],
+        rows,
         device="cpu",
         threads=torch.get_num_threads(),
         notes=[f"{weights / 1e6:.0f} million weights, {STEPS} steps of 2 pictures in bfloat16."],
