@@ -35,7 +35,7 @@ class StoredWeight:
 
     Attributes:
         shape: Shape of the weight as numbers; packed it has another one.
-        head: Its first values, as `weight_head` returns them.
+        head: First values of the weight, as `weight_head` returns them.
         kind: `nf4`, `fp4` or `int8`; empty once the weight was turned into numbers again.
     """
 
