@@ -160,6 +160,7 @@ def test_analyses_run_and_say_that_the_model_was_quantised(
     assert json.loads(settings.read_text())["source"]["quantized"] == trained.kind
 
 
+@pytest.mark.slow
 def test_ft_e2e_and_sub_networks_are_refused(
     tiny_llava: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

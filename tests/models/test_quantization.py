@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,13 +26,13 @@ from tests.conftest import FamilyBuilder
 from tests.models.conftest import logits
 from tests.support.tiny_families import open_backbone, unequal_pictures
 
-QUICK = ("llava", "qwen2_5_vl")  # one whose LLM has biases
-FAMILIES = [
-    each if each in QUICK else pytest.param(each, marks=pytest.mark.slow)
-    for each in get_args(TinyFamily)
-]
 KINDS: tuple[Quantize, ...] = get_args(Quantize)
 PROJECTOR = freeze.ProjectorOnly()
+
+
+def each_after_the_first_is_slow(names: Iterable[str]) -> list[Any]:
+    first, *others = names
+    return [first, *(pytest.param(each, marks=pytest.mark.slow) for each in others)]
 
 
 def load(
@@ -47,7 +48,7 @@ def load(
 # ---- of a plain checkpoint -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each_after_the_first_is_slow(get_args(TinyFamily)))
 def test_all_but_the_llms_linear_layers_keep_their_bits_and_all_that_is_trained_learns(
     tiny_family: FamilyBuilder, family: str
 ) -> None:
@@ -83,7 +84,7 @@ def test_all_but_the_llms_linear_layers_keep_their_bits_and_all_that_is_trained_
         assert backbone.quantized == kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", each_after_the_first_is_slow(KINDS))
 def test_weights_take_the_bytes_that_are_stated(tmp_path: Path, kind: Quantize) -> None:
     size = TinySize(text_width=512, text_layers=1)
     backbone = load(str(build_tiny_checkpoint(tmp_path / "wide", size=size)), kind).backbone
@@ -112,7 +113,7 @@ def test_evaluating_gives_what_training_gives(tiny_llava: str) -> None:
     torch.testing.assert_close(evaluating, training)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", each_after_the_first_is_slow(KINDS))
 def test_a_quantised_model_is_near_the_plain_one_and_not_it(
     tiny_llava: str, kind: Quantize
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_quantised_model_is_near_the_plain_one_and_not_it(
     assert 0 < difference.std() / plain.std() < (0.2 if kind == "nf4" else 0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_plain_and_quantised_models_have_one_fingerprint_in_every_dtype(
     tiny_llava: str, dtype: torch.dtype
@@ -154,6 +156,7 @@ def test_a_policy_that_trains_what_is_quantised_is_refused_before_anything_is_qu
         load(tiny_llava, policy=policy)
 
 
+@pytest.mark.slow
 def test_embeddings_head_and_norms_can_be_trained_beside_quantised_layers(tiny_llava: str) -> None:
     policy = freeze.ByPattern(["lm_head", "embed_tokens", "language_model.*norm"])
 
@@ -189,7 +192,7 @@ def test_without_bitsandbytes_one_sentence_says_how_to_get_it(
         load(tiny_llava)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", each_after_the_first_is_slow(KINDS))
 def test_which_weights_a_task_uses_is_not_asked_of_a_quantised_model(
     tiny_llava: str, kind: Quantize
 ) -> None:
@@ -222,7 +225,7 @@ LLM_ALONE = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("kind", each_after_the_first_is_slow(OPTIONS))
 def test_a_quantised_checkpoint_is_opened_trained_and_turned_into_numbers(
     tiny_llava: str, tmp_path: Path, kind: str
 ) -> None:
@@ -250,6 +253,7 @@ def _modules(adapted: AdaptedModel) -> list[nn.Module]:
     return list(adapted.backbone.model.modules())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_tower_and_projector_are_quantised_is_measured_but_not_trained(
     tiny_llava: str, tmp_path: Path
 ) -> None:
