@@ -18,6 +18,7 @@ from lightning_mllm.callbacks.trainer_state import (
     trainer_mllm,
 )
 from lightning_mllm.evaluation import AnswerResult, ClassificationResult
+from lightning_mllm.models.checkpoint import describe_quantization
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.files import write_csv_file, write_json
 from lightning_mllm.tracking.figures.run import draw_confusion_matrix_of_run
@@ -45,6 +46,7 @@ class EvaluationReport(L.Callback):
             "step": module.trained_steps,
             # in 16 bit, dtype and batch size decide cases that are nearly a tie
             "dtype": str(module.adapted.dtype).removeprefix("torch."),
+            **describe_quantization(module.backbone),
             "batch_size": trainer_datamodule(trainer).eval_batch_size,
         }
         if module.results:

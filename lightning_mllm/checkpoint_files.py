@@ -105,17 +105,20 @@ def check_checkpoint_config(config: PretrainedConfig, checkpoint: str) -> None:
     """Refuse an MLLM's config that can't be right, or is not supported.
 
     Raises:
-        CheckpointError: The weights are quantised, a picture has no patch, or the config names a
-            layer or a token that does not exist.
+        CheckpointError: The weights are quantised by another library than bitsandbytes, a picture
+            has no patch, or the config names a layer or a token that does not exist.
     """
     for part in checkpoint_config_parts(config):
         if (quantised := getattr(part, "quantization_config", None)) is None:
             continue
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        if method == "bitsandbytes" and part is config:
+            continue
         raise CheckpointError(
             f"Checkpoint {checkpoint!r} is quantised (quant_method {str(method)!r} in its "
-            "config.json), which can be neither trained nor measured here: weights must be "
-            "floating-point numbers. Use the checkpoint that it was made from."
+            "config.json), which can be neither trained nor measured here: of quantised weights "
+            "only those that bitsandbytes wrote are known. Use the checkpoint that it was made "
+            "from, with model.quantize nf4 or int8 if memory is short."
         )
     if hasattr(config, "vision_feature_layer"):
         _check_tower(config, checkpoint)

@@ -29,7 +29,7 @@ _STATUS, _ENVIRONMENT = "status.json", "environment.json"
 _OF_SET_UP = (_STATUS, _ENVIRONMENT, "config.yaml", "metrics.csv")
 _PACKAGES = (
     *("lightning", "torch", "torchmetrics", "transformers", "tokenizers", "accelerate", "peft"),
-    *("safetensors", "numpy", "scipy", "pillow", "wandb"),
+    *("bitsandbytes", "safetensors", "numpy", "scipy", "pillow", "wandb"),
 )
 _PATIENCE = 10  # seconds that git may take
 

@@ -28,6 +28,7 @@ from lightning_mllm.models.adapted import DType, adapted_dtype
 from lightning_mllm.models.card_facts import gather_card_facts
 from lightning_mllm.models.export import export
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.quantization import stored_weights
 from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.progress import console
 from lightning_mllm.run import Run, RunFolder
@@ -254,14 +255,16 @@ class Trainer(TrainerVerbs):
             The files that were written.
         """
         logger.info("Loading %s", model.source.checkpoint)
-        model.configure_model()
         record: dict[str, Any] = {"inputs": model.inputs, "steps": self.global_step}
+        record["quantized"] = model.quantize
+        model.unquantize()
         if ckpt_path is not None:
             logger.info("Loading the training checkpoint %s", ckpt_path)
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(content)
             model.load_state_dict(content["state_dict"])
             record = {**content[checkpoints.KEY], "steps": content["global_step"]}
+        record["dequantized"] = bool(stored_weights(model.backbone.model))
         geometry = geometry_of_input_record(record, datamodule)
         processor = portable_processor(*astuple(model.source), geometry=geometry)
         own_dtype = None if dtype == "auto" else adapted_dtype(dtype, "cpu")

@@ -121,6 +121,7 @@ LIBRARIES: dict[str, set[str]] = {
     "matplotlib": {"tracking/figures/"},
     "peft": {"models/lora.py"},
     "torchao": {"models/optimisation/offload.py", "models/memory/remedies.py"},
+    "bitsandbytes": {"models/quantization.py"},
     "jsonargparse": {"cli/"},
     "lightning": {
         "models/evaluating.py",
@@ -209,7 +210,7 @@ assert before == after, (before, after)
 def test_the_library_imports_without_tracking_and_command_line_packages() -> None:
     program = """
 import sys
-for name in ("omegaconf", "jsonargparse"):
+for name in ("omegaconf", "jsonargparse", "bitsandbytes"):
     sys.modules[name] = None
 import lightning_mllm.callbacks, lightning_mllm.data, lightning_mllm.models.module, \
 lightning_mllm.trainer

@@ -7,6 +7,7 @@ _CHECKPOINT = "model.checkpoint"
 _BATCH = "data.init_args.batch_size (over all devices)"
 _EVAL_BATCH = "data.init_args.eval_batch_size"
 _OUTPUT = "trainer.run.root (folder of all runs) with trainer.run.name"
+_QUANTIZE = "model.quantize, which is nf4 or int8"
 _PRECISION = "model.dtype, e.g. --model.dtype bfloat16"
 
 # last part of an option, as people know it from elsewhere -> its name here
@@ -28,6 +29,8 @@ OTHER_NAMES = {
     "gpus": "trainer.devices",
     "gradient_accumulation_steps": "model.micro_batch_size, samples at a time",
     "learning_rate": _RATES,
+    "load_in_4bit": _QUANTIZE,
+    "load_in_8bit": _QUANTIZE,
     "logging_steps": "trainer.log_every_n_steps",
     "lora_r": "model.policy.init_args.rank with --model.policy Lora",
     "lora_rank": "model.policy.init_args.rank with --model.policy Lora",

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.loss import answer_loss, keep_in_graph, sharded_answer_loss
 from lightning_mllm.models.optimisation.rounding import TrainedDType
+from lightning_mllm.models.quantization import Quantize, check_quantization_available
+from lightning_mllm.models.quantizing import plan_quantization
 from lightning_mllm.models.shard_values import cast_parameter, copy_values, values_to_write
 from lightning_mllm.models.sharding import Sharding, Shards, is_sharded
 from lightning_mllm.types import IGNORE_INDEX
@@ -46,13 +49,18 @@ class Source:
     revision: str | None = None
     trust_remote_code: bool = False
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keywords with which transformers opens the checkpoint."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
 
 class AdaptedModel:
     """A loaded model and what a freeze policy made of it.
 
-    Frozen weights have the given dtype. Trained weights are float32, so that small updates are not
-    rounded away, or bfloat16 beside frozen ones of that dtype (see `check_trained_dtype`). With a
-    16-bit dtype the forward runs under autocast.
+    Frozen weights have the given dtype, or are quantised. Trained weights are float32, so that
+    small updates are not rounded away, or bfloat16 beside frozen ones of that dtype (see
+    `check_trained_dtype`). With a 16-bit dtype the forward runs under autocast.
 
     Attributes:
         backbone: The model.
@@ -74,6 +82,7 @@ class AdaptedModel:
         self.backbone = backbone
         self.dtype = dtype
         self.edit: ModelEdit | None = None
+        self._reload: Callable[..., AdaptedModel] | None = None
         self.report: FreezeReport = policy.apply(backbone)
         # a forward in float32 can't have weights in bfloat16; a fit refuses that
         keeps_bfloat16 = trained_dtype == "bfloat16" and dtype == torch.bfloat16
@@ -100,6 +109,9 @@ class AdaptedModel:
         attention: AttentionImplementation = "sdpa",
         projector: Path | None = None,
         sharding: Sharding | None = None,
+        quantize: Quantize | None = None,
+        dequantize: bool = False,
+        device: torch.device | str = "cpu",
     ) -> AdaptedModel:
         """Load a checkpoint and apply a policy to it.
 
@@ -111,22 +123,58 @@ class AdaptedModel:
             attention: Attention implementation of transformers.
             projector: A `projector.safetensors` that replaces the checkpoint's projection.
             sharding: How the model is divided among processes; None for a whole model.
+            quantize: How the linear layers of the LLM are quantised; by default they are not.
+            dequantize: Whether the weights of a checkpoint that is quantised become numbers again.
+            device: Where a quantised model is put; others come on the CPU.
 
         Raises:
             CheckpointError: The checkpoint or the projector is missing, damaged, or does not fit.
             ConfigError: The policy does not fit the model, or a package is not installed.
         """
+        options: dict[str, Any] = {"attention": attention, **source.options}
+        if quantize is not None:
+            check_quantization_available(f"model.quantize {quantize}")
+            plain = Backbone.from_pretrained(source.checkpoint, dtype="auto", **options)
+            options["quantization"] = plan_quantization(plain, quantize, policy, dtype)
+            del plain
         backbone = Backbone.from_pretrained(
             source.checkpoint,
             dtype=dtype,
-            attention=attention,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
+            dequantize=dequantize,
+            device=device,
             sharding=sharding,
+            **options,
         )
         if projector is not None:
             load_projector(backbone, projector)
-        return cls(backbone, policy, dtype, trained_dtype, sharding)
+        adapted = cls(backbone, policy, dtype, trained_dtype, sharding)
+        own: Any = {
+            "dtype": dtype,
+            "trained_dtype": trained_dtype,
+            "attention": attention,
+            "projector": projector,
+        }
+        adapted._reload = partial(cls.load, source, policy, **own)
+        return adapted
+
+    def unquantized(self) -> AdaptedModel:
+        """Return the model without quantised weights, and with what was trained: itself, or anew.
+
+        Its fingerprint is that of the checkpoint that it comes from.
+
+        Raises:
+            ConfigError: The model is quantised, and does not come from `load`.
+        """
+        if self.backbone.quantized is None:
+            return self
+        if self._reload is None:
+            raise ConfigError(
+                "The LLM's weights are quantised, and where they come from is not known. Load the "
+                "model with AdaptedModel.load or MLLMModule."
+            )
+        plain = self._reload(dequantize=True)
+        plain.load_trained_state(self.trained_state())
+        return plain
 
     @contextmanager
     def autocast(self, device_type: str, *, keeps_casts: bool = True) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from lightning_mllm.batches import Image
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import family_of, finish_logits
 from lightning_mllm.models.loading import AttentionImplementation, load_model
+from lightning_mllm.models.quantization import QuantizationPlan, stored_weights, weight_head
 from lightning_mllm.models.reach import find_reached
 from lightning_mllm.models.shard_values import first_values, whole_values
 from lightning_mllm.models.sharding import Sharding
@@ -64,21 +66,27 @@ class Backbone:
         cls,
         checkpoint: str,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
         attention: AttentionImplementation = "sdpa",
         revision: str | None = None,
         trust_remote_code: bool = False,
         sharding: Sharding | None = None,
+        quantization: QuantizationPlan | None = None,
+        dequantize: bool = False,
+        device: torch.device | str = "cpu",
     ) -> Backbone:
         """Load a checkpoint from the hub or a folder; the model comes in eval mode.
 
         Args:
             checkpoint: Hub id or folder.
-            dtype: Dtype of all weights.
+            dtype: Dtype of all weights that are not quantised; `auto` is that of the checkpoint.
             attention: Attention implementation of transformers.
             revision: Branch, tag or commit on the hub.
             trust_remote_code: Whether code that comes with the checkpoint may run.
             sharding: How the model is divided among processes, all of which load it.
+            quantization: What is quantised while the checkpoint is read.
+            dequantize: Whether the weights of a checkpoint that is quantised become numbers again.
+            device: Where quantised models are put; others come on the CPU.
 
         Raises:
             CheckpointError: There is no such checkpoint, it is damaged, or it is not an MLLM of a
@@ -93,8 +101,17 @@ class Backbone:
             revision=revision,
             trust_remote_code=trust_remote_code,
             sharding=sharding,
+            quantization=quantization,
+            dequantize=dequantize,
+            device=device,
         )
         return cls(model)
+
+    @property
+    def quantized(self) -> str | None:
+        """How weights are quantised: `nf4`, `fp4` or `int8`; None where all are numbers."""
+        kinds = {each.kind for each in stored_weights(self.model).values()} - {""}
+        return min(kinds, default=None)
 
     @property
     def vision_path(self) -> VisionPath:
@@ -201,12 +218,15 @@ class Backbone:
 def fingerprint_backbone(model: PreTrainedModel) -> str:
     """Hash each parameter's name, shape and first values, whatever the loading dtype.
 
-    Of a sharded model this is the hash of the whole one, for which all processes call it.
+    Of a sharded model this is the hash of the whole one, for which all processes call it. Of a
+    weight that is held quantised the shape and values count that the checkpoint has for it.
     """
-    digest = hashlib.sha256()
+    digest, stored = hashlib.sha256(), stored_weights(model)
     named = dict(sorted(model.named_parameters()))
     heads = first_values(list(named.values()), 16)
     for (name, parameter), head in zip(named.items(), heads, strict=True):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(head.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+        own = stored.get(name)
+        shape, values = (parameter.shape, weight_head(head)) if own is None else (own.shape, own.head)
+        digest.update(f"{name}{tuple(shape)}".encode())
+        digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]

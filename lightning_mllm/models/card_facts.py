@@ -25,7 +25,7 @@ class CardScore:
         n: Number of samples.
         accuracy: Accuracy with its interval, as text.
         macro_f1: Macro-F1 with its interval, as text; empty for open answers.
-        dtype: Dtype of the evaluation.
+        dtype: Dtype of the evaluation, and how the LLM was quantised if it was.
     """
 
     split: str
@@ -102,6 +102,16 @@ def gather_card_facts(
             "In the training, computations of the model were changed (e.g. skipped); this model "
             "computes everything."
         )
+    if record.get("dequantized"):
+        notes.append(
+            "The base checkpoint is quantised. The weights here are the numbers that its quantised "
+            "ones stand for."
+        )
+    elif kind := record.get("quantized"):
+        notes.append(
+            f"In the training the weights of the LLM's linear layers were quantised ({kind}). Here "
+            "they are those of the base model, unquantised: answers can differ a little."
+        )
     scores: list[CardScore] = []
     if checkpoint is not None and subnetwork is None:
         scores = _read_scores(Path(checkpoint), record["steps"])
@@ -130,7 +140,7 @@ def _read_scores(checkpoint: Path, steps: int) -> list[CardScore]:
             scorers["exact_match"] = content["exact_match"]
         for name, score in scorers.items():
             accuracy, macro_f1 = (_format_score(score, measure) for measure in _MEASURES)
-            dtype = content.get("dtype", "")
+            dtype = ", ".join(filter(None, (content.get("dtype"), content.get("quantized"))))
             found.append(CardScore(split, name, score["n"], accuracy, macro_f1, dtype))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from glob import escape
 from importlib import import_module
@@ -20,6 +21,8 @@ from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.shard_values import copy_values
 from lightning_mllm.store.files import PARTIAL, replacing_file, write_tensor_file
 
+logger = logging.getLogger(__name__)
+
 KEY = "lightning_mllm"  # our entry in a Lightning checkpoint
 
 
@@ -31,12 +34,18 @@ def describe_checkpoint(
     for name in report.trainable_names:
         shapes[name] = list(backbone.model.get_parameter(name).shape)
     return {
+        **describe_quantization(backbone),
         "checkpoint": checkpoint,
         "fingerprint": backbone.fingerprint,
         "policy": report.policy,
         "edited": edit is not None,
         "trainable": shapes,
     }
+
+
+def describe_quantization(backbone: Backbone) -> dict[str, str]:
+    """Return `quantized` and how a model's weights are quantised; nothing for a plain model."""
+    return {} if backbone.quantized is None else {"quantized": backbone.quantized}
 
 
 def check_checkpoint_fits(
@@ -66,6 +75,14 @@ def check_checkpoint_fits(
             f"{expected['fingerprint']}). Set model.checkpoint, and model.projector if it was set, "
             "to what it was trained on; a model trained in bfloat16 or float32 can't be "
             "opened in float16."
+        )
+    then, now = found.get("quantized"), expected.get("quantized")
+    if then != now:
+        logger.warning(
+            "The checkpoint was trained with %s weights in the LLM and is used with %s ones: loss "
+            "and scores differ a little from those of its run.",
+            then or "unquantised",
+            now or "unquantised",
         )
     shapes = {name: list(tensor.shape) for name, tensor in state.items()}
     if found["policy"] != expected["policy"] or shapes != expected["trainable"]:

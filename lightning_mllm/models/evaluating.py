@@ -20,7 +20,9 @@ from lightning_mllm.evaluation import (
 )
 from lightning_mllm.evaluation.evaluator import EvaluatedBatch
 from lightning_mllm.models.adapted import AdaptedModel
+from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.divergence import DivergenceWatch
+from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loss import answer_loss
 
 
@@ -108,6 +110,16 @@ class EvaluatingModule(L.LightningModule):
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model; available after `configure_model`."""
+        return self.adapted.backbone
+
+    @property
+    def freeze_report(self) -> FreezeReport:
+        """What the policy made trainable; available after `configure_model`."""
+        return self.adapted.report
 
     @property
     def stage_name(self) -> str:

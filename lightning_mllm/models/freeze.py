@@ -22,6 +22,7 @@ from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.lora import inject_lora
+from lightning_mllm.models.quantization import check_no_quantized_trained, stored_weights
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,31 @@ class FreezePolicy(ABC):
 
         Applying the same policy twice is the same as applying it once. Selected parameters of the
         vision tower that never get a gradient (see `Backbone.idle_parameters`) stay frozen.
+
+        Raises:
+            ConfigError: A selected parameter belongs to a layer that is quantised.
         """
         idle = backbone.idle_parameters()
         selected = self.select(backbone) - idle
+        check_no_quantized_trained(backbone.model, selected, str(self))
+        stored = stored_weights(backbone.model)
         total: Counter[Part] = Counter()
         trained: Counter[Part] = Counter()
-        trained_names: list[str] = []
         idle_count = 0
         for name, parameter in backbone.parameters():
             part = backbone.part_of(name)
-            total[part] += parameter.numel()
+            count = stored[name].shape.numel() if name in stored else parameter.numel()
+            total[part] += count
             parameter.requires_grad_(name in selected)
             if name in selected:
-                trained[part] += parameter.numel()
-                trained_names.append(name)
+                trained[part] += count
             if name in idle:
-                idle_count += parameter.numel()
+                idle_count += count
         return FreezeReport(
             policy=str(self),
             parameters={part: total[part] for part in Part},
             trainable={part: trained[part] for part in Part},
-            trainable_names=tuple(trained_names),
+            trainable_names=tuple(name for name, _ in backbone.parameters() if name in selected),
             idle=idle_count,
         )
 
@@ -201,8 +206,7 @@ class LastLayers(FreezePolicy):
                 f"LastLayers: the LLM has {len(layers)} layers, so the last {self.layers} can't be "
                 f"trained. Set layers to a number from 1 to {len(layers)}."
             )
-        last = nn.ModuleList(layers[-self.layers :])
-        trained = set(map(id, last.parameters()))
+        trained = set(map(id, nn.ModuleList(layers[-self.layers :]).parameters()))
         names = {name for name, each in backbone.parameters(Part.LLM) if id(each) in trained}
         return frozenset(names) | _names_of(backbone, (Part.PROJECTOR,) if self.projector else ())
 
@@ -230,11 +234,10 @@ class Combined(FreezePolicy):
             )
 
     def _count_lora(self) -> int:
-        count = 0
-        for policy in self.policies:
-            count += policy._count_lora() if isinstance(policy, Combined) else 0
-            count += isinstance(policy, Lora)
-        return count
+        return sum(
+            each._count_lora() if isinstance(each, Combined) else isinstance(each, Lora)
+            for each in self.policies
+        )
 
     def select(self, backbone: Backbone) -> frozenset[str]:
         """Return the names that any of the policies selects."""
@@ -280,8 +283,7 @@ class ByPattern(FreezePolicy):
             if not matches:
                 self._refuse(pattern, "nothing", names)
             if matches <= idle:
-                why = "only parameters of the tower that get no gradient"
-                self._refuse(pattern, why, names)
+                self._refuse(pattern, "only parameters of the tower that get no gradient", names)
             selected |= matches
         return frozenset(selected)
 

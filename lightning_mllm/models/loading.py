@@ -27,6 +27,14 @@ from lightning_mllm.checkpoint_files import (
 from lightning_mllm.errors import CheckpointError, ConfigError, UserError
 from lightning_mllm.evaluation.decoding import check_decoding_ends, describe_decoding
 from lightning_mllm.families import family_of
+from lightning_mllm.models.quantization import (
+    QuantizationPlan,
+    check_quantization_available,
+    dequantize_model,
+    kind_of_quantized_checkpoint,
+    quantization_config,
+    settle_quantized_layers,
+)
 from lightning_mllm.models.sharding import Sharding, sharded_loading
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
@@ -41,21 +49,43 @@ logger = logging.getLogger(__name__)
 def load_model(
     checkpoint: str,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Literal["auto"],
     attention: AttentionImplementation,
     revision: str | None,
     trust_remote_code: bool,
     sharding: Sharding | None = None,
+    quantization: QuantizationPlan | None = None,
+    dequantize: bool = False,
+    device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
     """Load config and weights of an MLLM, in eval mode; with `sharding`, this process's shards.
+
+    Args:
+        checkpoint: Hub id or folder.
+        dtype: Dtype of all weights that are not quantised; `auto` is that of the checkpoint, which
+            on the CPU is not even read before it is used.
+        attention: Attention implementation of transformers.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        quantization: What is quantised while the checkpoint is read.
+        dequantize: Whether the weights of a checkpoint that is quantised become numbers again.
+        device: Where quantised models are put; others come on the CPU.
 
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or not an MLLM of a known
             family.
         ConfigError: The model has no such attention implementation, or a package is missing that it
-            or the checkpoint needs.
+            or the checkpoint needs; or a checkpoint is quantised that is to be quantised.
     """
     config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+    kind = kind_of_quantized_checkpoint(config)
+    options: dict[str, Any] = {}
+    if kind is not None or quantization is not None:
+        options["device_map"] = {"": str(device)}
+    if kind is not None:
+        check_quantization_available(f"Checkpoint {checkpoint!r}, which is quantised ({kind}),")
+    if quantization is not None and isinstance(dtype, torch.dtype):
+        options["quantization_config"] = quantization_config(quantization, dtype)
     _check_generation_config(checkpoint, revision)
     try:
         with sharded_loading(config, sharding) as sharded:
@@ -69,6 +99,7 @@ def load_model(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # `_check_complete` names them
                 output_loading_info=True,
+                **options,
                 **sharded,
             )
     except UserError:
@@ -81,6 +112,11 @@ def load_model(
         _refuse_weights(checkpoint, attention, error)
     model: PreTrainedModel = loaded[0]
     _check_complete(checkpoint, model, loaded[1])
+    if options:
+        stored = None if quantization is None else quantization.stored
+        settle_quantized_layers(model, model.dtype, stored)
+    if kind is not None and dequantize:
+        dequantize_model(model)
     vocabulary = model.config.get_text_config().vocab_size
     check_decoding_ends(model.generation_config, vocabulary, checkpoint)
     if decoding := describe_decoding(model.generation_config):

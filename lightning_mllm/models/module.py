@@ -19,11 +19,9 @@ from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models import fit_checks
 from lightning_mllm.models.adapted import AdaptedModel, DType, Source, adapted_dtype
-from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.divergence import DivergenceWatch, check_weights_for_divergence
 from lightning_mllm.models.evaluating import EvaluatingModule
 from lightning_mllm.models.freeze import FreezePolicy, ProjectorOnly
-from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.optimisation import optimizer as optimizers
 from lightning_mllm.models.optimisation import rounding
@@ -37,15 +35,17 @@ from lightning_mllm.models.optimisation.schedule import (
     Schedule,
     scheduled_parameter_groups,
 )
+from lightning_mllm.models.quantization import Quantize
+from lightning_mllm.models.quantizing import check_quantize_option
 from lightning_mllm.types import IGNORE_INDEX
 
 
 class MLLMModule(EvaluatingModule):
     """Fine-tunes and evaluates an MLLM.
 
-    Frozen weights are kept in `dtype`, trained weights in float32 unless `trained_dtype` says
-    otherwise. The forward runs under autocast when `dtype` is a 16-bit type. Checkpoints hold the
-    trained weights only.
+    Frozen weights are kept in `dtype` or quantised, trained weights in float32 unless
+    `trained_dtype` says otherwise. The forward runs under autocast when `dtype` is a 16-bit type.
+    Checkpoints hold the trained weights only.
 
     Args:
         checkpoint: Hub id or folder of the MLLM, e.g. `llava-hf/llava-1.5-7b-hf`.
@@ -64,6 +64,8 @@ class MLLMModule(EvaluatingModule):
             CPU.
         trained_dtype: Dtype of the trained weights. `bfloat16` halves them and their gradients; it
             needs an optimiser that rounds stochastically, else small updates are rounded away.
+        quantize: How the linear layers of the LLM, which then stays frozen, are held: `nf4` in 4
+            bits, `int8` in 8; by default as `dtype` says. It needs the package bitsandbytes.
         attention: Attention implementation of transformers.
         gradient_checkpointing: Whether activations of the trained parts and the LLM are recomputed
             in the backward pass: less memory, more time.
@@ -92,6 +94,7 @@ class MLLMModule(EvaluatingModule):
         schedules: PartSchedules = PartSchedules(),
         dtype: DType = "auto",
         trained_dtype: TrainedDType = "float32",
+        quantize: Quantize | None = None,
         attention: AttentionImplementation = "sdpa",
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -112,6 +115,7 @@ class MLLMModule(EvaluatingModule):
         self.schedules = schedules
         self.dtype_option: DType = dtype
         self.trained_dtype: TrainedDType = trained_dtype
+        self.quantize: Quantize | None = quantize
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
@@ -125,8 +129,9 @@ class MLLMModule(EvaluatingModule):
         if self._model is not None:
             return
         strategy: Any = getattr(self._trainer, "strategy", None)
-        device_type = "cpu" if strategy is None else strategy.root_device.type
-        dtype = adapted_dtype(self.dtype_option, device_type)
+        device = torch.device("cpu") if strategy is None else strategy.root_device
+        dtype = adapted_dtype(self.dtype_option, device.type)
+        check_quantize_option(self.quantize, strategy, compiled=self.compile_model)
         if self.will_fit:
             rounding.check_trained_dtype(self.trained_dtype, dtype, self.optimizer)
         self.adapted = AdaptedModel.load(
@@ -136,28 +141,25 @@ class MLLMModule(EvaluatingModule):
             trained_dtype=self.trained_dtype,
             attention=self.attention,
             projector=None if self.projector is None else Path(self.projector),
+            quantize=self.quantize,
+            device=device,
             sharding=getattr(strategy, "sharding", None),
         )
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            self.source.checkpoint,
-            revision=self.source.revision,
-            trust_remote_code=self.source.trust_remote_code,
-        )
+        tokenizer = AutoTokenizer.from_pretrained(self.source.checkpoint, **self.source.options)
+        self.tokenizer = tokenizer
         if self.gradient_checkpointing:
             self.adapted.enable_gradient_checkpointing()
         if self.compile_model:
             self.adapted.compile()
         self._model = self.backbone.model  # registers the parameters
 
-    @property
-    def backbone(self) -> Backbone:
-        """The model; available after `configure_model`."""
-        return self.adapted.backbone
-
-    @property
-    def freeze_report(self) -> FreezeReport:
-        """What the policy made trainable; available after `configure_model`."""
-        return self.adapted.report
+    def unquantize(self) -> None:
+        """Hold all weights as numbers from now on, as an export needs them."""
+        if self._model is None:
+            self.quantize = None
+            self.configure_model()
+        self.adapted = self.adapted.unquantized()
+        self._model = self.backbone.model
 
     def setup(self, stage: str) -> None:
         """Check what would otherwise fail in the middle of an epoch, and create the metrics."""
@@ -297,7 +299,8 @@ class MLLMModule(EvaluatingModule):
         # a fit that goes on has inputs of its own
         self.inputs = self.inputs or self._resumed.get("inputs", {})
         if self.will_fit:
-            rounding.check_resumed_dtype(self.adapted.trained_parameters(), checkpoint["state_dict"])
+            own = self.adapted.trained_parameters()
+            rounding.check_resumed_dtype(own, checkpoint["state_dict"])
 
     def _describe(self) -> dict[str, Any]:
         return checkpoints.describe_checkpoint(

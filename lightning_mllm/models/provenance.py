@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_mllm.models.backbone import fingerprint_backbone
+from lightning_mllm.models.checkpoint import describe_quantization
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.types import Sample
@@ -23,6 +24,7 @@ def provenance(module: MLLMModule, data: Any, split: str) -> dict[str, Any]:
         "trained_steps": module.trained_steps,
         "weights": fingerprint_backbone(module.backbone.model),
         "dtype": str(module.adapted.dtype).removeprefix("torch."),
+        **describe_quantization(module.backbone),
         "attention": module.attention,
         "data": type(data).__name__,
         "split": split,

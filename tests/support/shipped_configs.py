@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[str, str | None]] = {  # tiny checkpoint of its kind, an
     "model/internvl3-1b.yaml": ("internvl", None),
     "model/llava-1.5-13b.yaml": ("llava", "vicuna"),
     "model/llava-1.5-7b.yaml": ("llava", "vicuna"),
+    "model/llava-1.5-7b-nf4.yaml": ("llava", "vicuna"),
     "model/llava-1.6-vicuna-7b.yaml": ("llava_next", "vicuna"),
     "model/llava-next-llama3-8b.yaml": ("llava_next", "llama3"),
     "model/llava-onevision-0.5b.yaml": ("llava_onevision", None),

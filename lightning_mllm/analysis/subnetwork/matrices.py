@@ -64,16 +64,16 @@ def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
         for name, module in layer.named_modules():
             if not isinstance(module, nn.Linear):
                 continue
-            if not module.weight.is_floating_point():
+            if backbone.quantized is not None or not module.weight.is_floating_point():
                 raise ConfigError(
                     f"{name} of decoder layer {index} has weights of {module.weight.dtype}: they "
-                    "are quantised, and which of them are kept is not defined. Load the model in "
-                    "float32, bfloat16 or float16."
+                    "are quantised, and which of them are kept is not defined. Leave "
+                    "model.quantize out, or choose a checkpoint that is not quantised."
                 )
             found[Matrix(index, name)] = module
         if len(found) == before:
             raise ConfigError(
                 f"Decoder layer {index}, a {type(layer).__name__}, has no nn.Linear, so nothing "
-                "of it can be pruned. Load the model without quantisation."
+                "of it can be pruned. Choose a model with linear layers."
             )
     return found

@@ -1,0 +1,115 @@
+"""Decides what of a checkpoint is quantised, before its weights are read."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.freeze import FreezePolicy
+from lightning_mllm.models.layers import decoder_layers
+from lightning_mllm.models.quantization import (
+    BYTES_PER_WEIGHT,
+    QuantizationPlan,
+    Quantize,
+    StoredWeight,
+    put_stored_weights,
+    weight_head,
+)
+
+_MIB = 2**20
+
+logger = logging.getLogger(__name__)
+
+
+def check_quantize_option(quantize: Quantize | None, strategy: object, *, compiled: bool) -> None:
+    """Refuse options that do not go together with `model.quantize`.
+
+    Args:
+        quantize: The option; with None nothing is refused.
+        strategy: Lightning's strategy; None without a Trainer.
+        compiled: Whether the model is compiled.
+
+    Raises:
+        ConfigError: The model is sharded or compiled.
+    """
+    if quantize is None:
+        return
+    if any(each.__name__ == "ModelParallelStrategy" for each in type(strategy).__mro__):
+        raise ConfigError(
+            f"model.quantize {quantize} can't be sharded: quantised weights are bytes that belong "
+            "together. Leave trainer.strategy out (auto or ddp hold the model on each device), or "
+            "leave model.quantize out."
+        )
+    if compiled:
+        raise ConfigError(
+            f"model.quantize {quantize} was never tried with model.compile. Leave one of them out."
+        )
+
+
+def plan_quantization(
+    plain: Backbone, quantize: Quantize, policy: FreezePolicy, dtype: torch.dtype
+) -> QuantizationPlan:
+    """Return what is quantised: the linear layers of the LLM's layers, and nothing else.
+
+    Args:
+        plain: The model as its checkpoint holds it, which is of no more use afterwards.
+        quantize: How it is quantised.
+        policy: What is trained.
+        dtype: Dtype of the weights that are not quantised.
+
+    Raises:
+        ConfigError: The checkpoint is quantised already, the policy trains what is quantised, or
+            there is nothing to quantise.
+    """
+    if plain.quantized is not None:
+        raise ConfigError(
+            f"model.quantize is {quantize}, but the checkpoint is quantised already "
+            f"({plain.quantized}). Leave model.quantize out, or choose the checkpoint that it was "
+            "made from."
+        )
+    inside = {id(each) for layer in decoder_layers(plain) for each in layer.modules()}
+    stored: dict[str, StoredWeight] = {}
+    kept: list[str] = []
+    for name, module in plain.model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        own = f"{name}.weight"
+        if type(module) is nn.Linear and id(module) in inside and plain.part_of(own) is Part.LLM:
+            head = weight_head(module.weight, dtype)
+            stored[own] = StoredWeight(module.weight.shape, head, quantize)
+        else:
+            kept.append(name)
+    if not stored:
+        raise ConfigError(
+            f"model.quantize {quantize} finds no linear layer in the LLM of a "
+            f"{type(plain.model).__name__}. Leave it out."
+        )
+    _report(plain, quantize, stored)
+    put_stored_weights(plain.model, stored)
+    with torch.random.fork_rng(devices=[]):  # adapters draw numbers
+        policy.apply(plain)
+    return QuantizationPlan(quantize, stored, kept)
+
+
+def _report(plain: Backbone, quantize: Quantize, stored: dict[str, StoredWeight]) -> None:
+    count = sum(each.shape.numel() for each in stored.values())
+    total = sum(parameter.numel() for _, parameter in plain.parameters(Part.LLM))
+    logger.info(
+        "model.quantize %s: %d matrices of the LLM, %.0f %% of its weights, take about %.3g MiB.",
+        quantize,
+        len(stored),
+        100 * count / total,
+        count * BYTES_PER_WEIGHT[quantize] / _MIB,
+    )
+    if 2 * count < sum(
+        parameter.numel() for layer in decoder_layers(plain) for parameter in layer.parameters()
+    ):
+        logger.warning(
+            "More than half of the weights in the LLM's layers are in no linear layer (experts, "
+            "for example), so model.quantize %s leaves them as they are and saves little.",
+            quantize,
+        )
