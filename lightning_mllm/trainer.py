@@ -250,6 +250,11 @@ class Trainer(TrainerVerbs):
         Returns:
             The files that were written.
         """
+        if model.device_map is not None:
+            raise ConfigError(
+                "An export holds the whole model in the CPU's memory. Leave model.device_map out: "
+                "--model.device_map null."
+            )
         logger.info("Loading %s", model.source.checkpoint)
         model.configure_model()
         record: dict[str, Any] = {"inputs": model.inputs, "steps": self.global_step}

@@ -16,6 +16,8 @@ PACKAGE = ROOT / "lightning_mllm"
 SHARED = {"types", "batches", "errors", "progress"}
 MODELS = {
     "models/backbone",
+    "models/free_memory",
+    "models/placement",
     "models/hooks",
     "models/layers",
     "models/vision",

@@ -14,14 +14,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.freeze_report import FreezeReport
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.loss import answer_loss, keep_loss_in_graph
+from lightning_mllm.models.placement import Placement, find_offloaded
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]
@@ -40,6 +43,13 @@ class Source:
     checkpoint: str
     revision: str | None = None
     trust_remote_code: bool = False
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the checkpoint's tokenizer."""
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            self.checkpoint, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+        return tokenizer
 
 
 class AdaptedModel:
@@ -61,6 +71,7 @@ class AdaptedModel:
         self.dtype = dtype
         self.edit: ModelEdit | None = None
         self.report: FreezeReport = policy.apply(backbone)
+        _check_trained_at_hand(backbone, self.report)
         if Part.VISION in self.report.trainable_parts:
             backbone.vision_tower.float()  # norms in mixed precision would not run on the CPU
         for _, parameter in backbone.parameters():
@@ -78,6 +89,7 @@ class AdaptedModel:
         dtype: torch.dtype,
         attention: AttentionImplementation = "sdpa",
         projector: Path | None = None,
+        placement: Placement | None = None,
     ) -> AdaptedModel:
         """Load a checkpoint and apply a policy to it.
 
@@ -87,6 +99,7 @@ class AdaptedModel:
             dtype: Dtype of the frozen weights.
             attention: Attention implementation of transformers.
             projector: A `projector.safetensors` that replaces the checkpoint's projection.
+            placement: On which devices the model lies; by default in the CPU's memory.
 
         Raises:
             CheckpointError: The checkpoint or the projector is missing, damaged, or does not fit.
@@ -98,6 +111,7 @@ class AdaptedModel:
             attention=attention,
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
+            placement=placement,
         )
         if projector is not None:
             load_projector(backbone, projector)
@@ -158,6 +172,17 @@ class AdaptedModel:
         own = self.trained_state()
         for name, tensor in state.items():
             own[name].copy_(tensor)
+
+
+def _check_trained_at_hand(backbone: Backbone, report: FreezeReport) -> None:
+    """Refuse trained weights that are offloaded: those of a checkpoint could not be put there."""
+    offloaded = {name for name, _ in find_offloaded(backbone.model)}
+    if found := sorted(offloaded.intersection(report.trainable_names)):
+        raise ConfigError(
+            f"model.policy {report.policy} trains {len(found)} tensors in layers that "
+            f"model.device_map puts on the CPU or the disk, e.g. {found[0]!r}. To analyse such a "
+            "model, `lightning export` it and name the exported folder as model.checkpoint."
+        )
 
 
 def _share_dtype(*modules: nn.Module) -> None:

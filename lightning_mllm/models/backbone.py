@@ -14,6 +14,7 @@ from lightning_mllm.batches import Image
 from lightning_mllm.errors import CheckpointError
 from lightning_mllm.families import family_of, finish_logits
 from lightning_mllm.models.loading import AttentionImplementation, load_model
+from lightning_mllm.models.placement import Placement, read_parameter
 from lightning_mllm.models.reach import find_reached
 from lightning_mllm.models.vision import EncodedImage, VisionPath
 from lightning_mllm.store.fingerprint import fingerprint_tensors
@@ -64,6 +65,7 @@ class Backbone:
         attention: AttentionImplementation = "sdpa",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        placement: Placement | None = None,
     ) -> Backbone:
         """Load a checkpoint from the hub or a folder; the model comes in eval mode.
 
@@ -73,6 +75,8 @@ class Backbone:
             attention: Attention implementation of transformers.
             revision: Branch, tag or commit on the hub.
             trust_remote_code: Whether code that comes with the checkpoint may run.
+            placement: On which devices it lies; None for a model in the CPU's memory, which may be
+                moved.
 
         Raises:
             CheckpointError: There is no such checkpoint, it is damaged, or it is not an MLLM of a
@@ -86,6 +90,7 @@ class Backbone:
             attention=attention,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            placement=placement,
         )
         return cls(model)
 
@@ -179,7 +184,7 @@ def fingerprint_backbone(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_head(parameter).numpy().tobytes())
+        digest.update(_head(read_parameter(model, name, parameter)).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

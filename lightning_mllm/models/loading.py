@@ -27,6 +27,7 @@ from lightning_mllm.checkpoint_files import (
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation.decoding import check_decoding_ends, describe_decoding
 from lightning_mllm.families import family_of
+from lightning_mllm.models.placement import Placement, plan_placement, return_to_caller
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 
@@ -44,8 +45,18 @@ def load_model(
     attention: AttentionImplementation,
     revision: str | None,
     trust_remote_code: bool,
+    placement: Placement | None = None,
 ) -> PreTrainedModel:
     """Load config and weights of an MLLM, in eval mode.
+
+    Args:
+        checkpoint: Hub id or folder.
+        dtype: Dtype of all weights.
+        attention: Attention implementation of transformers.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        placement: On which devices it lies; None for a model in the CPU's memory, which may be
+            moved.
 
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or not an MLLM of a known
@@ -55,6 +66,9 @@ def load_model(
     """
     config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
     _check_generation_config(checkpoint, revision)
+    placing: dict[str, Any] = {}
+    if placement is not None:
+        placing = {"device_map": plan_placement(config, placement, dtype)}
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
@@ -66,6 +80,7 @@ def load_model(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # `_check_complete` names them
             output_loading_info=True,
+            **placing,
         )
     except ImportError as error:
         _refuse_missing_package(checkpoint, attention, error)
@@ -75,6 +90,8 @@ def load_model(
         _refuse_weights(checkpoint, attention, error)
     model: PreTrainedModel = loaded[0]
     _check_complete(checkpoint, model, loaded[1])
+    if placement is not None:
+        return_to_caller(model)
     vocabulary = model.config.get_text_config().vocab_size
     check_decoding_ends(model.generation_config, vocabulary, checkpoint)
     if decoding := describe_decoding(model.generation_config):

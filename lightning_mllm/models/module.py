@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from transformers import AutoTokenizer
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
@@ -34,6 +33,7 @@ from lightning_mllm.models.optimisation.schedule import (
     Schedule,
     scheduled_parameter_groups,
 )
+from lightning_mllm.models.placement import DeviceMap, place_evaluated
 from lightning_mllm.types import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,9 @@ class MLLMModule(EvaluatingModule):
         gradient_checkpointing: Whether activations of the trained parts and the LLM are recomputed
             in the backward pass: less memory, more time.
         compile: Whether the model is compiled with torch.compile.
+        device_map: For a model that does not fit one device, and is not trained: `auto` shares the
+            LLM's layers among the GPUs, the CPU's memory and the disk; or the number of layers of
+            each, e.g. `{cuda:0: 14, cuda:1: 18}`.
         scorers: How answers become predictions on classification data; all scorers are reported. On
             free-form data, samples with a `kind` are scored by exact match.
         revision: Branch, tag or commit of the checkpoint on the hub.
@@ -93,6 +96,7 @@ class MLLMModule(EvaluatingModule):
         attention: AttentionImplementation = "sdpa",
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        device_map: DeviceMap | None = None,
         scorers: Scorer | Sequence[Scorer] = (Generation(), Likelihood()),
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -111,37 +115,33 @@ class MLLMModule(EvaluatingModule):
         self.dtype_option: DType = dtype
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
+        self.device_map: DeviceMap | None = device_map
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self.last_loss: Tensor | None = None  # of the last training step, over all processes
         self._resumed_schedule: dict[str, Any] | None = None
         self._pending: DivergenceWatch | None = None
-        self._model: nn.Module | None = None
 
     def configure_model(self) -> None:
         """Load the checkpoint and apply the policy; does nothing the second time."""
-        if self._model is not None:
+        if hasattr(self, "adapted"):
             return
-        device_type = "cpu"
-        if self._trainer is not None:
-            device_type = self.trainer.strategy.root_device.type
+        device = torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
         self.adapted = AdaptedModel.load(
             self.source,
             self.policy,
-            dtype=adapted_dtype(self.dtype_option, device_type),
+            dtype=adapted_dtype(self.dtype_option, device.type),
             attention=self.attention,
             projector=None if self.projector is None else Path(self.projector),
+            placement=place_evaluated(self, device),
         )
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            self.source.checkpoint,
-            revision=self.source.revision,
-            trust_remote_code=self.source.trust_remote_code,
-        )
+        self.tokenizer = self.source.load_tokenizer()
         model = self.backbone.model
         if self.gradient_checkpointing:
             self.adapted.enable_gradient_checkpointing()
         if self.compile_model:
             model.base_model.compile(dynamic=True)
-        self._model = model  # registers the parameters
+        if self.device_map is None:
+            self._model = model  # registers the parameters, which Lightning then moves
 
     @property
     def backbone(self) -> Backbone:
@@ -187,7 +187,7 @@ class MLLMModule(EvaluatingModule):
     def train(self, mode: bool = True) -> MLLMModule:
         """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""
         super().train(mode)
-        if mode and self._model is not None:
+        if mode and hasattr(self, "adapted"):
             self.adapted.set_train_modes()
         return self
 
