@@ -84,6 +84,7 @@ BORDERS: dict[str, set[str]] = {
     "run": {"errors", "run_status", "tracking"},
     "run_status": {"__version__", "errors", "store", "tracking"},
     "option_lists": set(),
+    "process_watch": {"errors"},
     "trainer_options": {"errors", "option_lists"},
     "analyzing": SHARED | {"data", "models", "tracking", "analysis/core"},
     "comparison": SHARED | {"store", "statistics", "tracking"},
@@ -91,7 +92,7 @@ BORDERS: dict[str, set[str]] = {
     | {"analyzing", "run", "run_status", "option_lists", "trainer_options", "trainer_verbs"}
     | {"data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
-    "trainer_verbs": SHARED | {"data", "models", "probing", "run_status"},
+    "trainer_verbs": SHARED | {"data", "models", "probing", "process_watch", "run_status"},
     "cli": {
         "__version__",
         "batches",
@@ -125,6 +126,7 @@ LIBRARIES: dict[str, set[str]] = {
         "models/evaluating.py",
         "models/module.py",
         "analyzing.py",
+        "process_watch.py",
         "run.py",
         "run_status.py",
         "data/loading/datamodule.py",
