@@ -89,6 +89,7 @@ class ProcessWatch:
         self._heard: dict[int, float] = {}  # rank -> when its note last changed
         self._closing = threading.Event()  # the main thread knows, and writes what it has
         self._stopped = threading.Event()
+        self._interrupted = False
         self._lock = threading.Lock()
         self._store: Any = None
         self._main = threading.get_ident()
@@ -186,7 +187,8 @@ class ProcessWatch:
 
     def _end_main(self, waited: float) -> None:
         """End this process; first as an error would, and if it is stuck, at once."""
-        if not self._closing.is_set() and _GRACE / 2 < waited <= _GRACE / 2 + 2 * _PAUSE:
+        if waited > _GRACE / 2 and not self._closing.is_set() and not self._interrupted:
+            self._interrupted = True  # unless it waits in a collective operation, it gets this
             made = ctypes.py_object(PeerError)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), made)
         if waited < (_CLOSING if self._closing.is_set() else _STUCK):
