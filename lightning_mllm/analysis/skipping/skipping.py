@@ -194,10 +194,9 @@ def _keys_as_here(backbone: Backbone, layer: Any) -> bool:
     with hook_outputs(modules, projected.__setitem__), _same_draws(hidden.device):
         normed = layer.input_layernorm(hidden)
         attention(normed, position_embeddings=embeddings, attention_mask=None, past_key_values=made)
-    expected = layer_keys_and_values(
-        attention, projected["k_proj"], projected["v_proj"], embeddings
-    )
-    return all(map(torch.equal, made.given, expected))
+    keys, values = (projected[name].to(hidden.device) for name in ("k_proj", "v_proj"))
+    expected = layer_keys_and_values(attention, keys, values, embeddings)
+    return all(map(torch.equal, (each.to(hidden.device) for each in made.given), expected))
 
 
 class _RecordingCache:
