@@ -12,7 +12,6 @@ the main device while one of its modules computes, and elsewhere they are withou
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -42,10 +41,12 @@ class Placement:
     Attributes:
         device_map: `auto`, or device -> number of its layers, in the order of the layers.
         main: Where all else is.
+        processes: How many processes of this machine share its GPUs.
     """
 
     device_map: DeviceMap
     main: torch.device
+    processes: int = 1
 
 
 def plan_placement(
@@ -74,7 +75,7 @@ def plan_placement(
     if device_map == "auto":
         size = _count_elements(model.get_decoder().layers[0]) * dtype.itemsize
         rest = (_count_elements(model) * dtype.itemsize) - len(layers) * size
-        counts = share_layers(len(layers), size, rest, _free_of_devices(main))
+        counts = share_layers(len(layers), size, rest, _free_of_devices(placement))
     else:
         counts = _check_device_map(device_map, len(layers))
     placed: dict[str, Where] = dict.fromkeys(_names_of_rest(model, layers), first)
@@ -118,7 +119,14 @@ def place_evaluated(module: Any, device: torch.device) -> Placement | None:
             "model.compile and model.device_map do not go together: compiled code would not move "
             "its inputs from device to device. Leave one of them out."
         )
-    return Placement(module.device_map, device)
+    processes = 1 if trainer is None else trainer.num_devices
+    if processes > 1 and any(name.startswith("cuda") for name in module.device_map):
+        raise ConfigError(
+            f"model.device_map names GPUs, and {processes} processes of this machine would put "
+            "their layers onto the same ones. Set model.device_map to auto, which divides the GPUs "
+            "among them, or trainer.devices to 1."
+        )
+    return Placement(module.device_map, device, processes)
 
 
 def share_layers(count: int, size: int, rest: int, free: Mapping[Where, int]) -> dict[Where, int]:
@@ -168,13 +176,6 @@ def return_to_caller(model: PreTrainedModel) -> None:
                     each.io_same_device = True
 
 
-def is_placed(model: nn.Module) -> bool:
-    """Return whether the model has layers on several devices."""
-    return hasattr(model, "hf_device_map") and any(
-        hasattr(module, "_hf_hook") for module in model.modules()
-    )
-
-
 def read_parameter(model: Any, name: str, parameter: Tensor) -> Tensor:
     """Return the values of a parameter, also of an offloaded one.
 
@@ -221,14 +222,14 @@ def _count_elements(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _free_of_devices(main: torch.device) -> dict[Where, int]:
+def _free_of_devices(placement: Placement) -> dict[Where, int]:
     """Return the free bytes of this process's devices, the main one first.
 
     The GPUs of a machine are divided among its processes.
     """
+    main, processes = placement.main, placement.processes
     if main.type != "cuda":
         return {main.type: free_memory(main)}
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     own = (main.index or 0) % processes
     found: dict[Where, int] = {}
     for number in sorted(range(torch.cuda.device_count()), key=lambda each: each != main.index):

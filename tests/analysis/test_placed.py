@@ -35,15 +35,18 @@ from tests.support.family_questions import ask
 from tests.support.questions import tokenizer
 
 FEW: dict[str, Any] = {"correct_only": False, "bootstrap": Bootstrap(resamples=5)}
-ANALYSES = (
+QUICK = (
     InformationFlow(blocks=["question->last", "image->question"], **FEW),
+    Alignment(states=["residual", "SA", "FC1"], noise=True),
+)
+OTHERS = (
     InformationFlow(blocks=["image->last"], engine="reference", label="reference", **FEW),
     AnswerLens(**FEW),
     Vocabulary(),
-    Alignment(states=["residual", "SA", "FC1"], noise=True),
     Distinguishability(seed=2),
     ActivatedWeights(samples=2, folds=1),
 )
+ANALYSES = [*QUICK, *[pytest.param(each, marks=pytest.mark.slow) for each in OTHERS]]
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +100,14 @@ def test_labels_are_scored_on_two_devices_as_on_one(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("computation", ["block", "ffn", "attention", "parallel"])
-@pytest.mark.parametrize("visible", [True, False])
+@pytest.mark.parametrize(
+    ("computation", "visible"),
+    [
+        ("block", True),
+        ("attention", False),
+        *[pytest.param(each, True, marks=pytest.mark.slow) for each in ("ffn", "parallel")],
+    ],
+)
 def test_skipping_on_two_devices_is_skipping_on_one(
     tiny_llava: str, on_two_devices: Backbone, computation: Computation, visible: bool
 ) -> None:
