@@ -27,7 +27,12 @@ from lightning_mllm.checkpoint_files import (
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.evaluation.decoding import check_decoding_ends, describe_decoding
 from lightning_mllm.families import family_of
-from lightning_mllm.models.placement import Placement, plan_placement, return_to_caller
+from lightning_mllm.models.placement import (
+    Placement,
+    placing_quietly,
+    plan_placement,
+    return_to_caller,
+)
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 
@@ -70,18 +75,19 @@ def load_model(
     if placement is not None:
         placing = {"device_map": plan_placement(config, placement, dtype)}
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            checkpoint,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # `_check_complete` names them
-            output_loading_info=True,
-            **placing,
-        )
+        with placing_quietly():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                checkpoint,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # `_check_complete` names them
+                output_loading_info=True,
+                **placing,
+            )
     except ImportError as error:
         _refuse_missing_package(checkpoint, attention, error)
     except torch.OutOfMemoryError:

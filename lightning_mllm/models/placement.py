@@ -12,7 +12,9 @@ the main device while one of its modules computes, and elsewhere they are withou
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -164,6 +166,20 @@ def share_layers(count: int, size: int, rest: int, free: Mapping[Where, int]) ->
         used[device] = used.get(device, 0) + size
         counts[device] += 1
     return {device: number for device, number in counts.items() if number}
+
+
+@contextmanager
+def placing_quietly() -> Iterator[None]:
+    """Leave out what accelerate says of offloaded weights and of parameters outside of modules."""
+    accelerate = logging.getLogger("accelerate.big_modeling")
+    before = accelerate.level
+    accelerate.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The following device_map keys do not match")
+            yield
+    finally:
+        accelerate.setLevel(before)
 
 
 def return_to_caller(model: PreTrainedModel) -> None:
