@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -61,7 +61,7 @@ class ProcessNote:
         if self.machine != socket.gethostname():
             return False
         try:
-            return psutil.Process(self.process).status() == psutil.STATUS_ZOMBIE
+            return bool(psutil.Process(self.process).status() == psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return True
 
@@ -174,8 +174,10 @@ class ProcessWatch:
                 thread._child_processes = []  # type: ignore[attr-defined]
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         wait = timedelta(seconds=_GRACE)
-        store = dist.TCPStore(address, port, None, False, wait, wait_for_workers=False)
-        self._store = dist.PrefixStore("process-watch", store)
+        # not in the list of what torch.distributed exports
+        stores: Any = dist
+        store = stores.TCPStore(address, port, None, False, wait, wait_for_workers=False)
+        self._store = stores.PrefixStore("process-watch", store)
         found_at: float | None = None
         while not self._stopped.wait(_PAUSE):
             self._tell()
