@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
-import psutil  # type: ignore[import-untyped]
+import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
