@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import socket
 import sys
@@ -26,6 +27,8 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_mllm.errors import NotFiniteError, PeerError, UserError
+
+logger = logging.getLogger(__name__)
 
 _PAUSE = 0.5  # seconds between two looks
 _SILENCE = 300.0  # seconds without a sign of life of a process on another machine
@@ -45,6 +48,7 @@ class ProcessNote:
         reason: Why it ends.
         machine: Name of its machine.
         process: Number of the process on that machine.
+        numbering: Where that number is one: containers of one machine have numbers of their own.
         beat: Counts up while it lives.
     """
 
@@ -53,12 +57,13 @@ class ProcessNote:
     reason: str = ""
     machine: str = ""
     process: int = 0
+    numbering: str = ""
     beat: int = 0
 
     @property
     def is_gone(self) -> bool:
         """Whether it is a process of this machine which is not there any more."""
-        if self.machine != socket.gethostname():
+        if (self.machine, self.numbering) != (socket.gethostname(), _numbering()):
             return False
         try:
             return bool(psutil.Process(self.process).status() == psutil.STATUS_ZOMBIE)
@@ -84,7 +89,9 @@ class ProcessWatch:
     ) -> None:
         self.rank, self.count, self.verdict = rank, count, ""
         self._place, self._at_end = place, at_end
-        self._own = ProcessNote(machine=socket.gethostname(), process=os.getpid())
+        self._own = ProcessNote(
+            machine=socket.gethostname(), process=os.getpid(), numbering=_numbering()
+        )
         self._notes: dict[int, ProcessNote] = {}
         self._heard: dict[int, float] = {}  # rank -> when its note last changed
         self._closing = threading.Event()  # the main thread knows, and writes what it has
@@ -114,7 +121,8 @@ class ProcessWatch:
         try:
             yield
         except (KeyboardInterrupt, SystemExit, SIGTERMException):  # which all processes get
-            self._tell(state="done")
+            self._closing.set()
+            self._tell(state="failed", reason="It was stopped.")
             raise
         except Exception as error:
             self._closing.set()
@@ -172,12 +180,11 @@ class ProcessWatch:
         for thread in threading.enumerate():  # Lightning's, which would kill this process
             if thread.name == "child-process-observer":
                 thread._child_processes = []  # type: ignore[attr-defined]
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        wait = timedelta(seconds=_GRACE)
-        # not in the list of what torch.distributed exports
-        stores: Any = dist
-        store = stores.TCPStore(address, port, None, False, wait, wait_for_workers=False)
-        self._store = stores.PrefixStore("process-watch", store)
+        try:
+            self._store = _open_store()
+        except (KeyError, RuntimeError) as error:  # a process group of the user's own
+            logger.warning("Processes of this run can't look after each other: %s", error)
+            return
         found_at: float | None = None
         while not self._stopped.wait(_PAUSE):
             self._tell()
@@ -239,6 +246,22 @@ class ProcessWatch:
                 if self._notes.get(rank) != note:
                     self._heard[rank] = time.monotonic()
                 self._notes[rank] = note
+
+
+def _numbering() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # not on Linux
+        return ""
+
+
+def _open_store() -> Any:
+    """Return a connection of its own to the store of the process group."""
+    stores: Any = dist  # whose list of exports lacks them
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    wait = timedelta(seconds=_GRACE)
+    store = stores.TCPStore(address, port, None, False, wait, wait_for_workers=False)
+    return stores.PrefixStore("process-watch", store)
 
 
 def watch_processes(trainer: Any, status: Any) -> ProcessWatch:
