@@ -110,6 +110,18 @@ def test_pruning_weights_that_are_on_the_disk_is_refused(
     assert "decoder layer 1 lies in the CPU's memory or on the disk" in message
 
 
+def test_a_model_on_several_devices_is_neither_trained_nor_exported(
+    tiny_llava: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placed = ("--model.checkpoint", tiny_llava, "--model.device_map", "auto")
+
+    fit = refusal(capsys, ["fit", *placed, "--data", "Digits", "--trainer.accelerator", "cpu"])
+    export = refusal(capsys, ["export", *placed, "--output", "exported"])
+
+    assert "it can't be trained so. Leave model.device_map out" in fit
+    assert "Leave model.device_map out: --model.device_map null" in export
+
+
 FAILING = """
 import os, signal
 import lightning as L
