@@ -29,7 +29,17 @@ class CheckpointError(UserError):
 
 
 class NotFiniteError(UserError):
-    """A loss, weights, features or scores that are NaN or infinite."""
+    """A loss, weights, features or scores that are NaN or infinite.
+
+    Attributes:
+        is_here: Whether this process has them; of several, another one may.
+    """
+
+    is_here = True
+
+
+class PeerError(UserError):
+    """Another process of the run has ended, so that this one can't go on."""
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

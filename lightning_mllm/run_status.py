@@ -70,7 +70,7 @@ class RunStatus:
                 pressed = isinstance(error, KeyboardInterrupt)
                 self._stopped = "Ctrl-C" if pressed else "SIGTERM"
             if self._depth == 1:
-                self._end(error, trainer)
+                self.end(error, trainer)
             raise
         else:
             if self._depth == 1:
@@ -122,7 +122,8 @@ class RunStatus:
         if self.folder is not None and not (self.folder / _ENVIRONMENT).exists():
             write_json(self.folder / _ENVIRONMENT, describe_run_environment())
 
-    def _end(self, error: BaseException, trainer: Any) -> None:
+    def end(self, error: BaseException, trainer: Any) -> None:
+        """Write that the run ends with an error; remove the folder of one that never began."""
         if not self.began and self._holds_set_up_only():
             for each in trainer.loggers:  # they write into the folder, also of the next try
                 if isinstance(each, MetricsFile):

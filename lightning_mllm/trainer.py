@@ -125,13 +125,13 @@ class Trainer(TrainerVerbs):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """Do what all commands do, and note in the run's folder how it ends."""
         assert self.state.fn is not None  # Lightning calls this from one of its commands
-        with self._during(self.state.fn.value):
+        with self._during(self.state.fn.value), self._explaining():
             return super()._run(*args, **kwargs)
 
     @contextmanager
     def _during(self, command: str) -> Iterator[None]:
         """Note in the run's folder how a command ends; let callbacks show what came of it."""
-        with self._status.during(command, self):
+        with self._status.during(command, self), self._watching():
             yield
         if command in _EVALUATING and not self._status.is_running:
             callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]  # Lightning's
@@ -254,6 +254,11 @@ class Trainer(TrainerVerbs):
         Returns:
             The files that were written.
         """
+        if model.device_map is not None:
+            raise ConfigError(
+                "An export holds the whole model in the CPU's memory. Leave model.device_map out: "
+                "--model.device_map null."
+            )
         logger.info("Loading %s", model.source.checkpoint)
         record: dict[str, Any] = {"inputs": model.inputs, "steps": self.global_step}
         record["quantized"] = model.quantize

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lightning_mllm.probing.features.state_files import (
     claim_state_folder,
 )
 from lightning_mllm.probing.features.states import read_states
+from lightning_mllm.process_watch import ProcessWatch, watch_processes
 from lightning_mllm.progress import ProgressBar, show_progress
 from lightning_mllm.run_status import RunStatus
 from lightning_mllm.types import Sample
@@ -46,6 +47,23 @@ class TrainerVerbs(L.Trainer):
 
     answers = True
     _status: RunStatus
+    _watch: ProcessWatch | None = None  # of the other processes, while a command runs
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Watch the other processes, unless a block around this one does."""
+        if self.world_size == 1 or self._watch is not None:
+            yield
+            return
+        self._watch = watch_processes(self, self._status)
+        try:
+            yield
+        finally:
+            self._watch.stop()
+            self._watch = None
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._watch is None else self._watch.explaining()
 
     def extract(
         self,

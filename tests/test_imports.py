@@ -16,6 +16,8 @@ PACKAGE = ROOT / "lightning_mllm"
 SHARED = {"types", "batches", "errors", "progress"}
 MODELS = {
     "models/backbone",
+    "models/free_memory",
+    "models/placement",
     "models/hooks",
     "models/layers",
     "models/vision",
@@ -66,6 +68,7 @@ BORDERS: dict[str, set[str]] = {
     | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"}
     | {"alignment_names"},
     "testbed": SHARED | {"store", "data", "models"},
+    "real": {"errors", "evaluation", "progress", "store"},
     "study/__init__": {"study"},
     "study/engine": {"__version__", "errors", "progress", "store", "tracking"},
     **{
@@ -83,6 +86,7 @@ BORDERS: dict[str, set[str]] = {
     "run_status": {"__version__", "errors", "store", "tracking"},
     "option_lists": set(),
     "fsdp2_strategy": {"errors", "models"},
+    "process_watch": {"errors"},
     "trainer_options": {"errors", "fsdp2_strategy", "option_lists"},
     "analyzing": SHARED | {"data", "models", "tracking", "analysis/core"},
     "comparison": SHARED | {"store", "statistics", "tracking"},
@@ -91,7 +95,7 @@ BORDERS: dict[str, set[str]] = {
     | {"fsdp2_strategy"}
     | {"data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
-    "trainer_verbs": SHARED | {"data", "models", "probing", "run_status"},
+    "trainer_verbs": SHARED | {"data", "models", "probing", "process_watch", "run_status"},
     "cli": {
         "__version__",
         "batches",
@@ -128,6 +132,7 @@ LIBRARIES: dict[str, set[str]] = {
         "models/module.py",
         "analyzing.py",
         "fsdp2_strategy.py",
+        "process_watch.py",
         "run.py",
         "run_status.py",
         "data/loading/datamodule.py",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,37 +22,20 @@ from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector
 from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.freeze_report import FreezeReport
+from lightning_mllm.models.holding import Holding
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.loss import answer_loss, keep_in_graph, sharded_answer_loss
 from lightning_mllm.models.optimisation.rounding import TrainedDType
+from lightning_mllm.models.placement import find_offloaded
 from lightning_mllm.models.quantization import Quantize, check_quantization_available
 from lightning_mllm.models.quantizing import plan_quantization
 from lightning_mllm.models.shard_values import cast_parameter, copy_values, values_to_write
 from lightning_mllm.models.sharding import Sharding, Shards, is_sharded
+from lightning_mllm.models.source import Source
 from lightning_mllm.types import IGNORE_INDEX
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ModelEdit = Callable[[Backbone, MultimodalBatch], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from.
-
-    Attributes:
-        checkpoint: Hub id or folder.
-        revision: Branch, tag or commit on the hub.
-        trust_remote_code: Whether code that comes with the checkpoint may run.
-    """
-
-    checkpoint: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keywords with which transformers opens the checkpoint."""
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
 class AdaptedModel:
@@ -84,6 +67,7 @@ class AdaptedModel:
         self.edit: ModelEdit | None = None
         self._reload: Callable[..., AdaptedModel] | None = None
         self.report: FreezeReport = policy.apply(backbone)
+        _check_trained_at_hand(backbone, self.report)
         # a forward in float32 can't have weights in bfloat16; a fit refuses that
         keeps_bfloat16 = trained_dtype == "bfloat16" and dtype == torch.bfloat16
         trained = dtype if keeps_bfloat16 else torch.float32
@@ -108,10 +92,8 @@ class AdaptedModel:
         trained_dtype: TrainedDType = "float32",
         attention: AttentionImplementation = "sdpa",
         projector: Path | None = None,
-        sharding: Sharding | None = None,
         quantize: Quantize | None = None,
-        dequantize: bool = False,
-        device: torch.device | str = "cpu",
+        holding: Holding = Holding(),
     ) -> AdaptedModel:
         """Load a checkpoint and apply a policy to it.
 
@@ -122,10 +104,8 @@ class AdaptedModel:
             trained_dtype: Dtype of the trained weights.
             attention: Attention implementation of transformers.
             projector: A `projector.safetensors` that replaces the checkpoint's projection.
-            sharding: How the model is divided among processes; None for a whole model.
             quantize: How the linear layers of the LLM are quantised; by default they are not.
-            dequantize: Whether the weights of a checkpoint that is quantised become numbers again.
-            device: Where a quantised model is put; others come on the CPU.
+            holding: How else the model is held; by default whole, in the CPU's memory.
 
         Raises:
             CheckpointError: The checkpoint or the projector is missing, damaged, or does not fit.
@@ -135,19 +115,15 @@ class AdaptedModel:
         if quantize is not None:
             check_quantization_available(f"model.quantize {quantize}")
             plain = Backbone.from_pretrained(source.checkpoint, dtype="auto", **options)
-            options["quantization"] = plan_quantization(plain, quantize, policy, dtype)
+            plan = plan_quantization(plain, quantize, policy, dtype)
+            holding = replace(holding, quantization=plan)
             del plain
         backbone = Backbone.from_pretrained(
-            source.checkpoint,
-            dtype=dtype,
-            dequantize=dequantize,
-            device=device,
-            sharding=sharding,
-            **options,
+            source.checkpoint, dtype=dtype, holding=holding, **options
         )
         if projector is not None:
             load_projector(backbone, projector)
-        adapted = cls(backbone, policy, dtype, trained_dtype, sharding)
+        adapted = cls(backbone, policy, dtype, trained_dtype, holding.sharding)
         own: Any = {
             "dtype": dtype,
             "trained_dtype": trained_dtype,
@@ -172,7 +148,7 @@ class AdaptedModel:
                 "The LLM's weights are quantised, and where they come from is not known. Load the "
                 "model with AdaptedModel.load or MLLMModule."
             )
-        plain = self._reload(dequantize=True)
+        plain = self._reload(holding=Holding(dequantize=True))
         plain.load_trained_state(self.trained_state())
         return plain
 
@@ -284,6 +260,17 @@ class AdaptedModel:
         own = self.trained_parameters()
         for name, tensor in state.items():
             copy_values(own[name], tensor)
+
+
+def _check_trained_at_hand(backbone: Backbone, report: FreezeReport) -> None:
+    """Refuse trained weights that are offloaded: those of a checkpoint could not be put there."""
+    offloaded = {name for name, _ in find_offloaded(backbone.model)}
+    if found := sorted(offloaded.intersection(report.trainable_names)):
+        raise ConfigError(
+            f"model.policy {report.policy} trains {len(found)} tensors in layers that "
+            f"model.device_map puts on the CPU or the disk, e.g. {found[0]!r}. To analyse such a "
+            "model, `lightning export` it and name the exported folder as model.checkpoint."
+        )
 
 
 def _share_dtype(*modules: nn.Module) -> None:

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from lightning_mllm.batches import Image
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.families import family_of, finish_logits
+from lightning_mllm.models.holding import Holding
 from lightning_mllm.models.loading import AttentionImplementation, load_model
-from lightning_mllm.models.quantization import QuantizationPlan, stored_weights, weight_head
+from lightning_mllm.models.placement import read_parameter
+from lightning_mllm.models.quantization import stored_weights, weight_head
 from lightning_mllm.models.reach import find_reached
 from lightning_mllm.models.shard_values import first_values, whole_values
-from lightning_mllm.models.sharding import Sharding
 from lightning_mllm.models.vision import EncodedImage, VisionPath
 from lightning_mllm.store.fingerprint import fingerprint_tensors
 
@@ -70,10 +71,7 @@ class Backbone:
         attention: AttentionImplementation = "sdpa",
         revision: str | None = None,
         trust_remote_code: bool = False,
-        sharding: Sharding | None = None,
-        quantization: QuantizationPlan | None = None,
-        dequantize: bool = False,
-        device: torch.device | str = "cpu",
+        holding: Holding = Holding(),
     ) -> Backbone:
         """Load a checkpoint from the hub or a folder; the model comes in eval mode.
 
@@ -83,10 +81,8 @@ class Backbone:
             attention: Attention implementation of transformers.
             revision: Branch, tag or commit on the hub.
             trust_remote_code: Whether code that comes with the checkpoint may run.
-            sharding: How the model is divided among processes, all of which load it.
-            quantization: What is quantised while the checkpoint is read.
-            dequantize: Whether the weights of a checkpoint that is quantised become numbers again.
-            device: Where quantised models are put; others come on the CPU.
+            holding: How it is held; by default whole, in the CPU's memory, from where it may be
+                moved.
 
         Raises:
             CheckpointError: There is no such checkpoint, it is damaged, or it is not an MLLM of a
@@ -100,10 +96,7 @@ class Backbone:
             attention=attention,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            sharding=sharding,
-            quantization=quantization,
-            dequantize=dequantize,
-            device=device,
+            holding=holding,
         )
         return cls(model)
 
@@ -223,10 +216,10 @@ def fingerprint_backbone(model: PreTrainedModel) -> str:
     """
     digest, stored = hashlib.sha256(), stored_weights(model)
     named = dict(sorted(model.named_parameters()))
-    heads = first_values(list(named.values()), 16)
-    for (name, parameter), head in zip(named.items(), heads, strict=True):
+    values = [read_parameter(model, name, parameter) for name, parameter in named.items()]
+    for (name, parameter), head in zip(named.items(), first_values(values, 16), strict=True):
         own = stored.get(name)
-        shape, values = (parameter.shape, weight_head(head)) if own is None else (own.shape, own.head)
+        shape = parameter.shape if own is None else own.shape
         digest.update(f"{name}{tuple(shape)}".encode())
-        digest.update(values.numpy().tobytes())
+        digest.update((weight_head(head) if own is None else own.head).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ from lightning_mllm.errors import NotFiniteError
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.shard_values import local_values, true_on_all
 
+_NONE_HERE = ": that of 0"
 _NAMED = 8  # samples, in a message
 _SMALLER_STEPS = (
     "Lower model.learning_rates, or set trainer.gradient_clip_val, and go on from the last "
@@ -61,7 +62,9 @@ class DivergenceWatch:
                 adapted.shards.gather()  # the loss of a training step is that of all processes
             with torch.no_grad(), adapted.autocast(self.batch.input_ids.device.type):
                 reason = _describe_weights(adapted) or _describe_samples(adapted, self.batch)
-            raise NotFiniteError(f"The loss {where} is not finite{reason}")
+            error = NotFiniteError(f"The loss {where} is not finite{reason}")
+            error.is_here = _NONE_HERE not in reason
+            raise error
 
 
 def _describe_weights(adapted: AdaptedModel) -> str:
@@ -86,8 +89,9 @@ def _describe_samples(adapted: AdaptedModel, batch: MultimodalBatch) -> str:
     named = ", ".join(map(repr, broken[:_NAMED]))
     if len(broken) > _NAMED:
         named += ", ..."
+    count = f": that of {len(broken)}" if broken else _NONE_HERE
     return (
-        f": that of {len(broken)} of the {len(batch)} samples that this process has of the batch"
+        f"{count} of the {len(batch)} samples that this process has of the batch"
         f"{': ' if named else ''}{named}. The weights are finite. If only some samples are "
         "concerned, look at them or leave them out; else set model.dtype to float32. "
         f"{_SMALLER_STEPS}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -110,6 +110,27 @@ class EvaluatingModule(L.LightningModule):
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""
+        super().train(mode)
+        if mode and hasattr(self, "adapted"):
+            self.adapted.set_train_modes()
+        return self
+
+    def predict_step(self, batch: MultimodalBatch, batch_idx: int) -> int:
+        """Return the size of a batch; `Trainer.analyze` has a callback that analyses it."""
+        return len(batch)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the trained weights only, named as in the Hugging Face model."""
+        return self.adapted.trained_state()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Put trained weights back; `on_load_checkpoint` has checked their names."""
+        self.adapted.load_trained_state(state_dict)
 
     @property
     def backbone(self) -> Backbone:

@@ -11,13 +11,13 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from lightning_mllm.errors import CheckpointError, ConfigError
-from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.card_facts import CardFacts
 from lightning_mllm.models.checkpoint import save_projector
 from lightning_mllm.models.loading import load_config
 from lightning_mllm.models.lora import has_lora, merge_lora, save_adapter
 from lightning_mllm.models.model_card import make_model_card
+from lightning_mllm.models.source import Source
 from lightning_mllm.store.files import replacing_folder, write_text
 
 logger = logging.getLogger(__name__)

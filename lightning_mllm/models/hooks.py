@@ -22,6 +22,11 @@ Work = Callable[[Tensor], Tensor]  # residual stream in -> residual stream out
 InsteadOfLayer = Callable[[int, nn.Module, Tensor, Arguments], Work | None]
 KeyT = TypeVar("KeyT")
 
+
+class InsteadForward(partial[Any]):
+    """The `forward` of a layer within `hook_in_layers`; accelerate may put on others."""
+
+
 _EXCHANGED = ("forward", "gradient_checkpointing")  # attributes of a layer
 
 
@@ -175,7 +180,7 @@ def hook_in_layers(layers: Mapping[int, nn.Module], function: InsteadOfLayer) ->
             own = {name: value for name, value in layer.__dict__.items() if name in _EXCHANGED}
             before.append((layer, own))
             checkpointing = bool(getattr(layer, "gradient_checkpointing", False))
-            layer.__dict__["forward"] = partial(
+            layer.__dict__["forward"] = InsteadForward(
                 _run_instead, function, index, layer, layer.forward, checkpointing
             )
             if checkpointing:

@@ -27,15 +27,16 @@ from lightning_mllm.checkpoint_files import (
 from lightning_mllm.errors import CheckpointError, ConfigError, UserError
 from lightning_mllm.evaluation.decoding import check_decoding_ends, describe_decoding
 from lightning_mllm.families import family_of
+from lightning_mllm.models.holding import Holding
+from lightning_mllm.models.placement import placing_quietly, plan_placement, return_to_caller
 from lightning_mllm.models.quantization import (
-    QuantizationPlan,
     check_quantization_available,
     dequantize_model,
     kind_of_quantized_checkpoint,
     quantization_config,
     settle_quantized_layers,
 )
-from lightning_mllm.models.sharding import Sharding, sharded_loading
+from lightning_mllm.models.sharding import sharded_loading
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 
@@ -53,12 +54,9 @@ def load_model(
     attention: AttentionImplementation,
     revision: str | None,
     trust_remote_code: bool,
-    sharding: Sharding | None = None,
-    quantization: QuantizationPlan | None = None,
-    dequantize: bool = False,
-    device: torch.device | str = "cpu",
+    holding: Holding = Holding(),
 ) -> PreTrainedModel:
-    """Load config and weights of an MLLM, in eval mode; with `sharding`, this process's shards.
+    """Load config and weights of an MLLM, in eval mode; of a sharded one, this process's shards.
 
     Args:
         checkpoint: Hub id or folder.
@@ -67,9 +65,7 @@ def load_model(
         attention: Attention implementation of transformers.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Whether code that comes with the checkpoint may run.
-        quantization: What is quantised while the checkpoint is read.
-        dequantize: Whether the weights of a checkpoint that is quantised become numbers again.
-        device: Where quantised models are put; others come on the CPU.
+        holding: How it is held.
 
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or not an MLLM of a known
@@ -78,17 +74,10 @@ def load_model(
             or the checkpoint needs; or a checkpoint is quantised that is to be quantised.
     """
     config = load_config(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
-    kind = kind_of_quantized_checkpoint(config)
-    options: dict[str, Any] = {}
-    if kind is not None or quantization is not None:
-        options["device_map"] = {"": str(device)}
-    if kind is not None:
-        check_quantization_available(f"Checkpoint {checkpoint!r}, which is quantised ({kind}),")
-    if quantization is not None and isinstance(dtype, torch.dtype):
-        options["quantization_config"] = quantization_config(quantization, dtype)
     _check_generation_config(checkpoint, revision)
+    options = _find_holding_options(checkpoint, config, dtype, holding)
     try:
-        with sharded_loading(config, sharding) as sharded:
+        with sharded_loading(config, holding.sharding) as sharded, placing_quietly():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 checkpoint,
                 config=config,
@@ -112,16 +101,48 @@ def load_model(
         _refuse_weights(checkpoint, attention, error)
     model: PreTrainedModel = loaded[0]
     _check_complete(checkpoint, model, loaded[1])
-    if options:
-        stored = None if quantization is None else quantization.stored
-        settle_quantized_layers(model, model.dtype, stored)
-    if kind is not None and dequantize:
-        dequantize_model(model)
+    _settle(model, holding, was_quantised=kind_of_quantized_checkpoint(config) is not None)
     vocabulary = model.config.get_text_config().vocab_size
     check_decoding_ends(model.generation_config, vocabulary, checkpoint)
     if decoding := describe_decoding(model.generation_config):
         logger.warning(decoding)
     return model
+
+
+def _find_holding_options(
+    checkpoint: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype | Literal["auto"],
+    holding: Holding,
+) -> dict[str, Any]:
+    """Return the keywords of `from_pretrained` that put weights elsewhere or quantise them."""
+    if (kind := kind_of_quantized_checkpoint(config)) is not None:
+        check_quantization_available(f"Checkpoint {checkpoint!r}, which is quantised ({kind}),")
+        if holding.placement is not None:
+            raise ConfigError(
+                f"Checkpoint {checkpoint!r} is quantised ({kind}), with which model.device_map was "
+                "never tried. Leave model.device_map out, or use the checkpoint that it was made "
+                "from."
+            )
+    if holding.placement is not None and isinstance(dtype, torch.dtype):
+        return {"device_map": plan_placement(config, holding.placement, dtype)}
+    options: dict[str, Any] = {}
+    if kind is not None or holding.quantization is not None:
+        options["device_map"] = {"": str(holding.device)}
+    if holding.quantization is not None and isinstance(dtype, torch.dtype):
+        options["quantization_config"] = quantization_config(holding.quantization, dtype)
+    return options
+
+
+def _settle(model: PreTrainedModel, holding: Holding, *, was_quantised: bool) -> None:
+    """Make of a model that was just read what the framework expects of it."""
+    if holding.placement is not None:
+        return_to_caller(model)
+    if was_quantised or holding.quantization is not None:
+        stored = None if holding.quantization is None else holding.quantization.stored
+        settle_quantized_layers(model, model.dtype, stored)
+    if was_quantised and holding.dequantize:
+        dequantize_model(model)
 
 
 def load_config(

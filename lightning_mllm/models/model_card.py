@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from lightning_mllm import __version__
-from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.card_facts import CardFacts
+from lightning_mllm.models.source import Source
 
 _CARD = "README.md"
 _LICENSE = ("license", "license_name", "license_link")  # what the base's card may say of it

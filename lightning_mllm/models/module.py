@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from transformers import AutoTokenizer
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models import fit_checks
-from lightning_mllm.models.adapted import AdaptedModel, DType, Source, adapted_dtype
+from lightning_mllm.models.adapted import AdaptedModel, DType, adapted_dtype
 from lightning_mllm.models.divergence import DivergenceWatch, check_weights_for_divergence
 from lightning_mllm.models.evaluating import EvaluatingModule
 from lightning_mllm.models.freeze import FreezePolicy, ProjectorOnly
+from lightning_mllm.models.holding import Holding
 from lightning_mllm.models.loading import AttentionImplementation
 from lightning_mllm.models.optimisation import optimizer as optimizers
 from lightning_mllm.models.optimisation import rounding
@@ -35,8 +35,10 @@ from lightning_mllm.models.optimisation.schedule import (
     Schedule,
     scheduled_parameter_groups,
 )
+from lightning_mllm.models.placement import DeviceMap, place_evaluated
 from lightning_mllm.models.quantization import Quantize
 from lightning_mllm.models.quantizing import check_quantize_option
+from lightning_mllm.models.source import Source
 from lightning_mllm.types import IGNORE_INDEX
 
 
@@ -70,6 +72,9 @@ class MLLMModule(EvaluatingModule):
         gradient_checkpointing: Whether activations of the trained parts and the LLM are recomputed
             in the backward pass: less memory, more time.
         compile: Whether the model is compiled with torch.compile.
+        device_map: For a model that does not fit one device, and is not trained: `auto` shares the
+            LLM's layers among the GPUs, the CPU's memory and the disk; or the number of layers of
+            each, e.g. `{cuda:0: 14, cuda:1: 18}`.
         scorers: How answers become predictions on classification data; all scorers are reported. On
             free-form data, samples with a `kind` are scored by exact match.
         revision: Branch, tag or commit of the checkpoint on the hub.
@@ -98,6 +103,7 @@ class MLLMModule(EvaluatingModule):
         attention: AttentionImplementation = "sdpa",
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        device_map: DeviceMap | None = None,
         scorers: Scorer | Sequence[Scorer] = (Generation(), Likelihood()),
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -118,20 +124,22 @@ class MLLMModule(EvaluatingModule):
         self.quantize: Quantize | None = quantize
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
+        self.device_map: DeviceMap | None = device_map
         self.inputs: dict[str, Any] = {}  # how they are made, as the DataModule describes it
         self.last_loss: Tensor | None = None  # of the last training step, over all processes
         self._resumed: dict[str, Any] = {}  # our entry in the checkpoint that is loaded
         self._pending: DivergenceWatch | None = None
-        self._model: nn.Module | None = None
 
     def configure_model(self) -> None:
         """Load the checkpoint and apply the policy; does nothing the second time."""
-        if self._model is not None:
+        if hasattr(self, "adapted"):
             return
         strategy: Any = getattr(self._trainer, "strategy", None)
         device = torch.device("cpu") if strategy is None else strategy.root_device
         dtype = adapted_dtype(self.dtype_option, device.type)
-        check_quantize_option(self.quantize, strategy, compiled=self.compile_model)
+        check_quantize_option(
+            self.quantize, strategy, compiled=self.compile_model, placed=self.device_map is not None
+        )
         if self.will_fit:
             rounding.check_trained_dtype(self.trained_dtype, dtype, self.optimizer)
         self.adapted = AdaptedModel.load(
@@ -142,20 +150,23 @@ class MLLMModule(EvaluatingModule):
             attention=self.attention,
             projector=None if self.projector is None else Path(self.projector),
             quantize=self.quantize,
-            device=device,
-            sharding=getattr(strategy, "sharding", None),
+            holding=Holding(
+                sharding=getattr(strategy, "sharding", None),
+                placement=place_evaluated(self, device),
+                device=device,
+            ),
         )
-        tokenizer = AutoTokenizer.from_pretrained(self.source.checkpoint, **self.source.options)
-        self.tokenizer = tokenizer
+        self.tokenizer = self.source.load_tokenizer()
         if self.gradient_checkpointing:
             self.adapted.enable_gradient_checkpointing()
         if self.compile_model:
             self.adapted.compile()
-        self._model = self.backbone.model  # registers the parameters
+        if self.device_map is None:
+            self._model = self.backbone.model  # registers the parameters, for Lightning to move
 
     def unquantize(self) -> None:
         """Hold all weights as numbers from now on, as an export needs them."""
-        if self._model is None:
+        if not hasattr(self, "adapted"):
             self.quantize = None
             self.configure_model()
         self.adapted = self.adapted.unquantized()
@@ -195,13 +206,6 @@ class MLLMModule(EvaluatingModule):
         if left_out := data.left_out_metrics(*data.left_out):
             for logger in self.loggers:  # `self.log` would wait for the end of the epoch
                 logger.log_metrics(left_out, self.trained_steps)
-
-    def train(self, mode: bool = True) -> MLLMModule:
-        """Switch between train and eval mode; a frozen tower or projection stays in eval mode."""
-        super().train(mode)
-        if mode and self._model is not None:
-            self.adapted.set_train_modes()
-        return self
 
     def on_train_batch_start(self, batch: MultimodalBatch, batch_idx: int) -> None:
         """Seed the step's dropout by seed, step and process: a resumed run draws the same."""
@@ -268,20 +272,6 @@ class MLLMModule(EvaluatingModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def predict_step(self, batch: MultimodalBatch, batch_idx: int) -> int:
-        """Return the size of a batch; `Trainer.analyze` has a callback that analyses it."""
-        return len(batch)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return the trained weights only, named as in the Hugging Face model."""
-        return self.adapted.trained_state()
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Put trained weights back; `on_load_checkpoint` has checked their names."""
-        self.adapted.load_trained_state(state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add model, policy, schedule and inputs; refuse weights that are not finite."""

@@ -25,16 +25,19 @@ _MIB = 2**20
 logger = logging.getLogger(__name__)
 
 
-def check_quantize_option(quantize: Quantize | None, strategy: object, *, compiled: bool) -> None:
+def check_quantize_option(
+    quantize: Quantize | None, strategy: object, *, compiled: bool, placed: bool
+) -> None:
     """Refuse options that do not go together with `model.quantize`.
 
     Args:
         quantize: The option; with None nothing is refused.
         strategy: Lightning's strategy; None without a Trainer.
         compiled: Whether the model is compiled.
+        placed: Whether its layers lie on several devices.
 
     Raises:
-        ConfigError: The model is sharded or compiled.
+        ConfigError: The model is sharded, compiled or placed on several devices.
     """
     if quantize is None:
         return
@@ -44,9 +47,10 @@ def check_quantize_option(quantize: Quantize | None, strategy: object, *, compil
             "together. Leave trainer.strategy out (auto or ddp hold the model on each device), or "
             "leave model.quantize out."
         )
-    if compiled:
+    other = "model.compile" if compiled else "model.device_map" if placed else None
+    if other is not None:
         raise ConfigError(
-            f"model.quantize {quantize} was never tried with model.compile. Leave one of them out."
+            f"model.quantize {quantize} was never tried with {other}. Leave one of them out."
         )
 
 

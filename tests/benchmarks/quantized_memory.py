@@ -27,9 +27,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_mllm.data import Digits
-from lightning_mllm.models.adapted import AdaptedModel, Source
+from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.freeze import ProjectorOnly
 from lightning_mllm.models.quantization import Quantize
+from lightning_mllm.models.source import Source
 from lightning_mllm.models.tiny import TinySize, build_tiny_checkpoint
 from tests.benchmarks.harness import Row, be_quiet, print_table
 

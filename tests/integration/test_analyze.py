@@ -23,7 +23,6 @@ from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.run import Run
 from lightning_mllm.testbed import QuestionType
 from lightning_mllm.trainer import Trainer
-from tests.integration.test_distributed import run_two
 from tests.support.command_line import (
     CONFIGS,
     TRIAL,
@@ -297,26 +296,6 @@ def test_a_folder_with_nothing_to_go_on_from_is_refused(
 
 
 # ---- processes, notebooks, W&B -------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(asked: list[str], tmp_path: Path) -> None:
-    one = analyze(asked, *LENS, name="one")
-
-    run_two(["analyze", *asked, *LENS, "--trainer.run.name", "two"], tmp_path)
-
-    two = tmp_path / "runs/two/analysis/test-step0"
-    assert files_below(two) == files_below(one)
-    rows = [table(folder / "answer_lens" / "rows.csv") for folder in (one, two)]
-    assert [(row["sample_id"], row["layer"]) for row in rows[0]] == [
-        (r["sample_id"], r["layer"]) for r in rows[1]
-    ]
-    for ours, theirs in zip(*rows, strict=True):
-        assert float(theirs["p_lower"]) == pytest.approx(float(ours["p_lower"]), rel=1e-4)
-    settings = [
-        json.loads((folder / "answer_lens" / "settings.json").read_text()) for folder in (one, two)
-    ]
-    assert settings[0] == settings[1]
 
 
 def test_a_notebook_analyses_with_three_objects(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from tests.support.command_line import (
 pytestmark = pytest.mark.slow
 
 TWO = ("--trainer.accelerator", "cpu", "--trainer.strategy=ddp", "--trainer.devices=2")
+LIGHTNING = (sys.executable, "-m", "lightning_mllm")
 TIMEOUT = 180  # seconds; a process that waits for the other one waits for ever
 FOLLOWED = ("probe", "drift", "features", "clip")
 COUNTED = ("epoch", "step", "stage", "point", "probe", "seed", "n_train", "n_test", "n")
@@ -69,20 +71,32 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 def run_two(
     arguments: list[str],
     folder: Path,
-    launcher: tuple[str, ...] = (sys.executable, "-m", "lightning_mllm"),
+    launcher: tuple[str, ...] = LIGHTNING,
 ) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    code, errors = launch_two(arguments, folder, launcher)
+    assert code == 0, errors[-3000:]
+    assert "Traceback" not in errors, errors[-3000:]  # of the second process
+
+
+def launch_two(
+    arguments: list[str], folder: Path, launcher: tuple[str, ...] = LIGHTNING
+) -> tuple[int, str]:
+    """Run two processes; return their exit code and errors. After a time-out none is left."""
+    launched = subprocess.Popen(
         [*launcher, *arguments, *TWO],
         cwd=folder,
-        env=environment,
-        timeout=TIMEOUT,
-        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]  # of the second process
+    try:
+        _, errors = launched.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(launched.pid, signal.SIGKILL)
+        raise
+    return launched.returncode, errors
 
 
 def compare(one: Path, two: Path) -> None:

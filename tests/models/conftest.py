@@ -11,10 +11,10 @@ from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Digits
 from lightning_mllm.data.images.geometry import GeometryName
 from lightning_mllm.data.images.portable import portable_processor
-from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.export import export
 from lightning_mllm.models.freeze import FreezePolicy
+from lightning_mllm.models.source import Source
 from tests.support.loaded import load_copy
 
 

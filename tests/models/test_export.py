@@ -12,11 +12,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.errors import CheckpointError, ConfigError
-from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.checkpoint import load_projector, save_projector
 from lightning_mllm.models.export import export
 from lightning_mllm.models.freeze import Everything, FreezePolicy, Lora, ProjectorOnly, ZeroShot
+from lightning_mllm.models.source import Source
 from lightning_mllm.models.tiny import TinyFamily
 from tests.conftest import TinyBuilder
 from tests.models.conftest import batch_of, export_from, logits, move, trained

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.card_facts import CardFacts, gather_card_facts
 from lightning_mllm.models.freeze import Lora
@@ -23,6 +22,7 @@ from lightning_mllm.models.optimisation.schedule import (
     PartSchedules,
     Schedule,
 )
+from lightning_mllm.models.source import Source
 from tests.models.conftest import export_from
 
 REPORT = FreezeReport(

@@ -15,7 +15,7 @@ from torch.optim import SGD
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import LlavaJson
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.models.adapted import AdaptedModel, Source
+from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.freeze import (
     Everything,
     FreezePolicy,
@@ -26,6 +26,7 @@ from lightning_mllm.models.freeze import (
 )
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.source import Source
 from lightning_mllm.trainer import Trainer
 from tests.models.conftest import batch_of
 from tests.support.command_line import picture

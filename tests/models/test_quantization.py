@@ -17,10 +17,11 @@ from lightning_mllm.analysis.subnetwork.matrices import matrices
 from lightning_mllm.callbacks.freeze_audit import freeze_checksums
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models import freeze
-from lightning_mllm.models.adapted import AdaptedModel, Source
+from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.quantization import BYTES_PER_WEIGHT, Quantize, stored_weights
 from lightning_mllm.models.quantizing import check_quantize_option
+from lightning_mllm.models.source import Source
 from lightning_mllm.models.tiny import TinyFamily, TinySize, build_tiny_checkpoint
 from tests.conftest import FamilyBuilder
 from tests.models.conftest import logits
@@ -175,10 +176,10 @@ def test_adapters_start_as_they_do_on_the_plain_model(tiny_llava: str) -> None:
 
 def test_options_that_were_never_tried_together_are_refused() -> None:
     with pytest.raises(ConfigError, match="int8 can't be sharded"):
-        check_quantize_option("int8", ModelParallelStrategy(), compiled=False)
+        check_quantize_option("int8", ModelParallelStrategy(), compiled=False, placed=False)
     with pytest.raises(ConfigError, match=r"nf4 .* with model\.compile"):
-        check_quantize_option("nf4", None, compiled=True)
-    check_quantize_option(None, ModelParallelStrategy(), compiled=True)
+        check_quantize_option("nf4", None, compiled=True, placed=False)
+    check_quantize_option(None, ModelParallelStrategy(), compiled=True, placed=False)
 
 
 def test_without_bitsandbytes_one_sentence_says_how_to_get_it(

@@ -16,6 +16,8 @@ def load_copy(checkpoint: str, **options: Any) -> Backbone:
 
     For checkpoints that nobody writes to in the meantime.
     """
+    if "holding" in options:  # hooks that move weights belong to one model
+        return Backbone.from_pretrained(checkpoint, **options)
     return copy.deepcopy(_load(checkpoint, **options))
 
 

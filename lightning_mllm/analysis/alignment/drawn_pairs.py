@@ -4,7 +4,8 @@ The median, maximum and minimum over the tokens of two samples do not follow fro
 sample, as their means do. So some samples are drawn, and all pairs of them compared. The draw
 depends on a seed and the samples' names alone: those with the lowest `seed_rank_of` are drawn.
 While samples come, the tokens of the lowest ones so far are kept, on the CPU and in the model's
-dtype: memory is that of the drawn samples, however many come.
+dtype: memory is that of the drawn samples, however many come. Several processes hand theirs to the
+first one in files: the lowest of all are among the lowest of each.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lightning_mllm.analysis.alignment.similarity import normalise_for_similarity, token_similarity
 from lightning_mllm.analysis.core.token_sets import SETS
 from lightning_mllm.statistics.missing import Floats, divide_unless_missing
+from lightning_mllm.store.files import write_tensor_file
 from lightning_mllm.store.seeds import draw_by_seed
 
 COMPARISONS = ("ima_same_layer", "ima_input", *SETS)
@@ -47,6 +51,24 @@ class DrawnMember:
         """Take in the next layer: (sequence, width) and (variants, sets, sequence)."""
         self._states.append([states[at].cpu() for at in self._at])
         self._kept.append([kept[:, k, at].cpu() for k, at in enumerate(self._at)])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all of it as named tensors, for a file."""
+        found: dict[str, Tensor] = {}
+        for layer, sets in enumerate(zip(self._states, self._kept, strict=True)):
+            for k, (states, kept) in enumerate(zip(*sets, strict=True)):
+                found[f"{layer}/{k}/states"], found[f"{layer}/{k}/kept"] = states, kept
+        return found
+
+    @classmethod
+    def of_tensors(cls, named: Mapping[str, Tensor]) -> DrawnMember:
+        """Return the sample of these `tensors`."""
+        member = cls(torch.zeros(0, 0))
+        for layer in range(len(named) // (2 * len(SETS))):
+            keys = [f"{layer}/{k}" for k in range(len(SETS))]
+            member._states.append([named[f"{key}/states"] for key in keys])
+            member._kept.append([named[f"{key}/kept"] for key in keys])
+        return member
 
     def tokens(self, layer: int, device: torch.device) -> list[_Tokens]:
         """Return the tokens of each set at a layer."""
@@ -109,6 +131,25 @@ class DrawnPairs:
         found = {**self.members, **members}
         self.changed |= bool(members)
         self.members = {sample_id: found[sample_id] for sample_id in self.lowest({*found})}
+
+    def write(self, path: Path) -> None:
+        """Write the samples to a file, whole or not at all."""
+        tensors: dict[str, Tensor] = {}
+        for number, member in enumerate(self.members.values()):
+            own = member.tensors()
+            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
+        write_tensor_file(path, tensors, {"members": json.dumps(list(self.members))})
+
+    def take_in(self, path: Path) -> None:
+        """Take in the samples of such a file, and remove it."""
+        with safe_open(path, framework="pt") as file:
+            names = json.loads(file.metadata()["members"])
+            found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+            for key in file.keys():  # noqa: SIM118  # no mapping
+                number, _, rest = key.partition("/")
+                found[names[int(number)]][rest] = file.get_tensor(key)
+        self.add({name: DrawnMember.of_tensors(own) for name, own in found.items()})
+        path.unlink()
 
     def compare(self) -> dict[str, Tensor]:
         """Return the similarities of all pairs.

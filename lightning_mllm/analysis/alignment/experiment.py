@@ -39,6 +39,8 @@ from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.store.seeds import seed_rank_of
 from lightning_mllm.types import Sample
 
+_PAIRS = "pairs-*.safetensors"  # of other processes than the first
+
 
 class Alignment(StreamedAnalysis):
     """Compares perceptual with textual tokens, and each layer with later ones.
@@ -54,8 +56,8 @@ class Alignment(StreamedAnalysis):
         sets: Which tokens count as perceptual and as textual.
         gaps: Distances, in layers, at which each token is compared with itself; inside layers only
             the distance 1 is used.
-        pair_budget: About how many pairs of samples each process compares token by token, for
-            median, maximum and minimum.
+        pair_budget: About how many pairs of samples are compared token by token, for median,
+            maximum and minimum.
         deviation: Whether the exact standard deviation over all pairs is computed too. It takes two
             matrices of width x width per layer, state and mode (`avg`, `mean`), with sinks and
             without: 1 GB per layer and state of a 7B model, and half of that where `sink_ratio` is
@@ -182,11 +184,20 @@ class Alignment(StreamedAnalysis):
         return self.pairs.lowest(found.done - found.left_out)
 
     def settle(self) -> None:
-        """Compare the pairs, and write down what is not written yet."""
-        if self.pairs.changed:
+        """Compare the pairs, or hand them to the first process; write what is not written yet."""
+        if self.pairs.changed and self._rank and self._folder is not None:
+            self.pairs.write(self._folder / f"pairs-{self._rank}.safetensors")
+            self.pairs.changed = False
+        elif self.pairs.changed:
             self.found.kept = self.pairs.compare()
             self._unwritten += 1
         super().settle()
+
+    def merge(self) -> None:
+        """Make one file of what all processes have found; the pairs are those of all samples."""
+        for path in sorted(self._folder.glob(_PAIRS)) if self._folder is not None else ():
+            self.pairs.take_in(path)
+        super().merge()
 
     def summarise(self, found: RunningSums, settings: Mapping[str, Any]) -> AnalysisResult:
         """Return curves with their intervals."""

@@ -128,6 +128,7 @@ def observe_stream(
         state, layer = key
         if state in _ADDED:
             values = scale_added(layers[layer - 1], values)
+        values = values.to(backbone.model.device)  # inside a layer, they are where it computes
         with torch.autocast(values.device.type, enabled=False):
             observe(state, layer, values)
 

@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lightning_mllm.models.hooks import Arguments
 from lightning_mllm.models.layers import layer_hidden_value, layer_mask_dtype, scale_added
+from lightning_mllm.models.placement import layer_device
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,9 @@ class _Cache:
     ) -> tuple[Tensor, Tensor]:
         """Return the keys and values that the gathered rows attend to."""
         other_keys, other_values = self._make_skipped(keys.dtype, values.dtype)
-        all_keys = self._split.scatter_rows(keys, other_keys)
-        all_values = self._split.scatter_rows(values, other_values)
+        here, there = self._hidden.device, keys.device  # where attention computes
+        all_keys = self._split.scatter_rows(keys.to(here), other_keys).to(there)
+        all_values = self._split.scatter_rows(values.to(here), other_values).to(there)
         if self._real is None:
             return all_keys, all_values
         updated: tuple[Tensor, Tensor] = self._real.update(
@@ -234,7 +236,8 @@ class _Cache:
         """
         if self._real is not None:
             dtype = layer_mask_dtype(self._hidden)
-            self._real.update(*self._make_skipped(dtype, dtype), self._attention.layer_idx)
+            made = (each.to(layer_device(self._layer)) for each in self._make_skipped(dtype, dtype))
+            self._real.update(*made, self._attention.layer_idx)
 
     def _make_skipped(
         self, key_dtype: torch.dtype, value_dtype: torch.dtype

@@ -25,7 +25,13 @@ from lightning_mllm.analysis.skipping.skip_run import SkipRun
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, hook_before_call, hook_in_layers, hook_outputs
+from lightning_mllm.models.hooks import (
+    Arguments,
+    InsteadForward,
+    hook_before_call,
+    hook_in_layers,
+    hook_outputs,
+)
 from lightning_mllm.models.layers import attention_of_layers, decoder_layers
 
 logger = logging.getLogger(__name__)
@@ -141,7 +147,7 @@ def _check_layers(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
                 f"{', '.join(sorted(_PARTS))}",
                 _WAY_OUT,
             )
-        if "forward" in layer.__dict__:
+        if isinstance(layer.__dict__.get("forward"), InsteadForward):
             raise ConfigError(
                 f"Layer {index} skips something already, and the effect of two `skipping` blocks "
                 "on one layer is not defined. Give them different layers."
@@ -188,10 +194,9 @@ def _keys_as_here(backbone: Backbone, layer: Any) -> bool:
     with hook_outputs(modules, projected.__setitem__), _same_draws(hidden.device):
         normed = layer.input_layernorm(hidden)
         attention(normed, position_embeddings=embeddings, attention_mask=None, past_key_values=made)
-    expected = layer_keys_and_values(
-        attention, projected["k_proj"], projected["v_proj"], embeddings
-    )
-    return all(map(torch.equal, made.given, expected))
+    keys, values = (projected[name].to(hidden.device) for name in ("k_proj", "v_proj"))
+    expected = layer_keys_and_values(attention, keys, values, embeddings)
+    return all(map(torch.equal, (each.to(hidden.device) for each in made.given), expected))
 
 
 class _RecordingCache:
@@ -216,12 +221,12 @@ def _computes_as_here(backbone: Backbone, layer: nn.Module) -> bool:
 
 def _make_tokens(backbone: Backbone, layer: nn.Module) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return three tokens, (1, 3, width), and the cosines and sines of their places."""
-    weight = next(layer.parameters())
+    dtype, device = next(layer.parameters()).dtype, backbone.model.device
     width: int = backbone.model.get_decoder().config.hidden_size
-    values = torch.linspace(-1, 1, 3 * width, device=weight.device, dtype=weight.dtype)
+    values = torch.linspace(-1, 1, 3 * width, device=device, dtype=dtype)
     hidden = values.view(1, 3, width)
     rotary: Any = backbone.decoder.rotary_emb
-    places, axes = torch.arange(3, device=weight.device)[None], backbone.family.axes
+    places, axes = torch.arange(3, device=device)[None], backbone.family.axes
     return hidden, rotary(hidden, places if axes == 1 else places.expand(axes, 1, 3))
 
 

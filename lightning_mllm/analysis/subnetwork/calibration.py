@@ -215,7 +215,7 @@ class _SquareSums:
 
     def add(self, counted: Tensor, matrix: Matrix, inputs: Tensor) -> None:
         """Add the inputs, (batch, sequence, in), at the positions that count."""
-        self.squares[matrix] += inputs[counted].double().square().sum(0)
+        self.squares[matrix] += inputs[counted.to(inputs.device)].double().square().sum(0)
 
     def on_cpu(self) -> dict[Matrix, Tensor]:
         """Return the sums on the CPU.

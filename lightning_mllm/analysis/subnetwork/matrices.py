@@ -50,7 +50,7 @@ def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
     """Return every linear layer of every decoder layer, in order.
 
     Raises:
-        ConfigError: The LLM carries adapters, or its weights are quantised.
+        ConfigError: The LLM carries adapters, or its weights are quantised or offloaded.
     """
     if adapter := next(backbone.parameters(Part.LLM_LORA), None):
         raise ConfigError(
@@ -64,6 +64,12 @@ def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
         for name, module in layer.named_modules():
             if not isinstance(module, nn.Linear):
                 continue
+            if module.weight.device.type == "meta":
+                raise ConfigError(
+                    f"{name} of decoder layer {index} lies in the CPU's memory or on the disk, and "
+                    "is copied each time the model runs: what is pruned would be lost. Place all "
+                    "layers on GPUs with model.device_map, or load the model on one device."
+                )
             if backbone.quantized is not None or not module.weight.is_floating_point():
                 raise ConfigError(
                     f"{name} of decoder layer {index} has weights of {module.weight.dtype}: they "

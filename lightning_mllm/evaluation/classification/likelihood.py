@@ -113,7 +113,7 @@ def _mask_labels(asked: PromptPass, label: Tensor) -> Tensor:
     seen = torch.cat([of_prompt, same_label.expand(batch, row, row)], dim=2)
     keys: Tensor = asked.cache.layers[0].keys  # type: ignore[union-attr,assignment]
     # in the queries' dtype, under autocast too
-    mask = torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device)
+    mask = torch.zeros(seen.shape, dtype=keys.dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
 
 

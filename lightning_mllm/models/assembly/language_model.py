@@ -23,8 +23,8 @@ class LanguageModel:
     """A language model that has a token for images.
 
     Attributes:
-        model: The causal language model.
-        tokenizer: Its tokenizer, with a chat template.
+        model: The causal language model itself.
+        tokenizer: Tokenizer of the language model, with a chat template.
         image_token_id: Id of the token for images.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ import torch
 from torch import nn
 
 from lightning_mllm.analysis import KnockoutEngine, ReferenceEngine, SuffixEngine
-from lightning_mllm.analysis.forward import out_of_memory as memory
-from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces, free_memory
+from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces
 from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
 from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun
 from lightning_mllm.models.layers import decoder_layers
@@ -148,23 +146,3 @@ def test_a_7b_model_is_planned_within_the_budget(gib: int) -> None:
         passing = prompts * rows * ((8 * 4096 + 3 * 11008) * 2 + 32 * (start + rows) * 4)
         assert 0 < prompts * kept + passing < gib * 2**30
         assert rows >= length - start
-
-
-def test_what_a_job_may_use_is_the_least_that_its_groups_leave_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device, gib = torch.device("cpu"), 2**30
-    for group, limit, used in (("", 64, 8), ("job", 9, 5), ("job/step", None, 5)):
-        folder = tmp_path / group
-        folder.mkdir(exist_ok=True)
-        (folder / "memory.max").write_text("max\n" if limit is None else f"{limit * gib}\n")
-        (folder / "memory.current").write_text(f"{used * gib}\n")
-    own = tmp_path / "own"
-    own.write_text("0::/job/step\n")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_GROUP", own)
-    monkeypatch.setattr(memory, "_free_pages", lambda: 32 * gib)
-
-    assert free_memory(device) == 4 * gib
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert free_memory(device) == 2 * gib

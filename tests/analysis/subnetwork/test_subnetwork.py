@@ -18,9 +18,9 @@ from lightning_mllm.analysis.subnetwork.pruning import Pruning
 from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork, intersection, same_size
 from lightning_mllm.data.images.portable import portable_processor
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.models.adapted import Source
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.export import export
+from lightning_mllm.models.source import Source
 from tests.support.decoders import generate, last_logits, make_backbone
 from tests.support.questions import batches, load
 

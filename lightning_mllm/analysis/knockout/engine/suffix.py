@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.forward.float32_head import head_states_at_once, next_token_head_logits
-from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces, free_memory
+from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces
 from lightning_mllm.analysis.forward.prompts import Prompts, prompt_log_probabilities
 from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
 from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, UnfitRunError
@@ -28,6 +28,7 @@ from lightning_mllm.analysis.knockout.engine.base import KnockoutEngine, Reading
 from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.free_memory import free_memory
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.progress import show_progress
 

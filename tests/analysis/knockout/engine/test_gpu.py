@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_mllm.analysis import ReferenceEngine, SuffixEngine
-from lightning_mllm.analysis.forward.out_of_memory import free_memory
+from lightning_mllm.models.free_memory import free_memory
 from tests.support.decoders import OTHERS, PAPER, apart, make_backbone, make_batch, sweep
 
 pytestmark = [
