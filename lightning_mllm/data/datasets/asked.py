@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning_mllm.data.datasets.image_folder import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from lightning_mllm.data.datasets.folder_samples import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.sample_checks import list_sample_labels
 from lightning_mllm.data.loading.splits import Split

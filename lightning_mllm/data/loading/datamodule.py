@@ -25,11 +25,8 @@ from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.loaders import BatchLoader, ResumableLoader
 from lightning_mllm.data.loading.sample_checks import check_sample_labels
 from lightning_mllm.data.loading.sample_reader import SampleReader
-from lightning_mllm.data.loading.sampler import (
-    GlobalBatchSampler,
-    SampleSize,
-    check_sampler_batches,
-)
+from lightning_mllm.data.loading.sample_sizes import SampleSizes
+from lightning_mllm.data.loading.sampler import GlobalBatchSampler, check_sampler_batches
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split, check_splits, warn_of_split_seed
 from lightning_mllm.data.loading.template_check import check_template_date
@@ -137,7 +134,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         self.samples, self.left_out = {}, {}
         self.label_set = None
         self.kinds = ()
-        self._sizes: dict[Split, list[SampleSize]] = {}
+        self._sizes: dict[Split, SampleSizes] = {}
         self._train_loader: ResumableLoader | None = None
         self._loader_state: dict[str, Any] | None = None
 
@@ -203,7 +200,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
     @property
     def trains_on_pictures(self) -> bool:
         """Whether any training sample has a picture."""
-        return any(size.images for size in self._sizes["train"])
+        return bool(self._sizes["train"].images.any())
 
     def describe_inputs(self) -> dict[str, Any]:
         """Return how validation makes a model's inputs, as plain data; needs the split `val`."""
@@ -221,8 +218,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
             return
         with self.gather():
             scans = self.scan_splits(wanted)
-            sizes = dry_run_splits(scans, self.bad_rows)
-            for scan in scans:
+            for scan, sizes in zip(scans, dry_run_splits(scans, self.bad_rows), strict=True):
                 scan.warn_of_unseen_boxes(sizes)
         for scan in scans:
             samples, self._sizes[scan.split] = scan.select_kept()
@@ -232,7 +228,8 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
             self.left_out[scan.split] = scan.left_out
             self.kinds = tuple(sorted({*self.kinds, *scan.kinds}))
         new = [split for split in wanted if split != self.splits[0]]
-        warn_of_duplicate_pictures({self.splits[0]: self._first or (), **self.samples}, new)
+        shown = {scan.split: scan.pictures.select(scan.facts.indices()) for scan in scans}
+        warn_of_duplicate_pictures({self.splits[0]: self._first or (), **self.samples}, new, shown)
         if self.trainer is not None and self.trainer.loggers and self.trainer.is_global_zero:
             self.bad_rows.report(Path(self.trainer.default_root_dir))
 

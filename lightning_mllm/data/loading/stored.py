@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Self, overload
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,11 @@ class StoredSamples(Sequence[Sample], ABC):
     Attributes:
         columns: The arrays, as given or selected.
         source: As given.
+        ids_are_unique: Whether no two samples can have one id, so that it need not be checked.
         labels: Label as made -> label as it is shown; empty to leave labels as they are.
     """
+
+    ids_are_unique: ClassVar[bool] = False
 
     def __init__(self, columns: Mapping[str, Column], source: Mapping[str, str]) -> None:
         self.columns, self.source = dict(columns), dict(source)
@@ -59,11 +62,16 @@ class StoredSamples(Sequence[Sample], ABC):
             other.columns[name] = column.take(chosen) if is_text else column[chosen]
         return other
 
-    def with_labels(self, labels: Mapping[str | None, str]) -> Self:
-        """Return the same samples with other labels, by the labels that they are made with."""
+    def with_labels(self, labels: Mapping[Any, str]) -> Self:
+        """Return the same samples with other labels, by the labels that they have."""
         other = copy.copy(self)
-        other.labels = dict(labels)
+        changed = {raw: labels.get(shown, shown) for raw, shown in self.labels.items()}
+        other.labels = {**labels, **changed}
         return other
+
+    def list_labels(self) -> list[str]:
+        """Return the different labels of the samples."""
+        return list({sample.label: None for sample in self if sample.label is not None})
 
     def digest(self) -> str:
         """Return a short hash of all that decides what the samples are."""

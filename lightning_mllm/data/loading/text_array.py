@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain, compress
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 _ERRORS = "surrogatepass"  # names of files need not be UTF-8
+
+
+class TextArrayBuilder:
+    """Takes in texts one by one."""
+
+    def __init__(self) -> None:
+        self._content, self._ends = bytearray(), array("q")
+
+    def append(self, text: str) -> None:
+        """Take in the next text."""
+        self._content += text.encode("utf-8", _ERRORS)
+        self._ends.append(len(self._content))
+
+    def __len__(self) -> int:
+        """Return how many texts were taken in."""
+        return len(self._ends)
+
+    def build(self) -> TextArray:
+        """Return the texts; afterwards no more can be taken in."""
+        return TextArray(
+            np.frombuffer(self._content, np.uint8), np.frombuffer(self._ends, np.int64)
+        )
 
 
 class TextArray(Sequence[str]):
@@ -29,11 +52,10 @@ class TextArray(Sequence[str]):
     @classmethod
     def of(cls, texts: Iterable[str]) -> TextArray:
         """Keep texts, which may come one by one."""
-        content, ends = bytearray(), array("q")
+        builder = TextArrayBuilder()
         for text in texts:
-            content += text.encode("utf-8", _ERRORS)
-            ends.append(len(content))
-        return cls(np.frombuffer(content, np.uint8), np.frombuffer(ends, np.int64))
+            builder.append(text)
+        return builder.build()
 
     def __len__(self) -> int:
         """Return how many texts there are."""
@@ -64,3 +86,28 @@ class TextArray(Sequence[str]):
     def __reduce__(self) -> tuple[type[TextArray], tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         """Let other processes have it, without the view."""
         return TextArray, (self.content, self.ends)
+
+
+def unique_texts(*arrays: Sequence[str]) -> tuple[TextArray, list[NDArray[np.int64]]]:
+    """Return the different texts of some arrays in the order of their first places.
+
+    Texts are told apart by hashes of 64 bits.
+
+    Returns:
+        The texts, and per array the number of each of its texts among them.
+    """
+    total = sum(map(len, arrays))
+    hashes = np.fromiter(map(hash, chain.from_iterable(arrays)), np.int64, total)
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    places = np.sort(first)
+    ranks = np.empty(len(first), np.int64)
+    ranks[np.argsort(first)] = np.arange(len(first))
+    is_first = np.zeros(total, bool)
+    is_first[places] = True
+    (only, *others) = arrays or ((),)
+    if len(places) == total and isinstance(only, TextArray) and not others:
+        texts = only
+    else:
+        texts = TextArray.of(compress(chain.from_iterable(arrays), is_first))
+    bounds = np.cumsum(list(map(len, arrays)))[:-1]
+    return texts, np.split(ranks[inverse.reshape(-1)], bounds)

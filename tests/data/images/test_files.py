@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from lightning_mllm.data.images import files as images
-from lightning_mllm.data.images.files import look_at_image_files, open_image_file
+from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.images.inspection import look_at_image_files
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.errors import DataError
 from tests.data.conftest import picture
@@ -251,7 +251,7 @@ class TestDamage:
             for place in draw.integers(0, len(content), draw.integers(1, 6)):
                 content[place] = draw.integers(256)
             path.write_bytes(content[: draw.integers(1, len(content))] if k % 3 == 0 else content)
-            sizes, problems = images.look_at_image_files([path])
+            sizes, problems = look_at_image_files([path])
             try:
                 opened = open_image_file(path)
             except DataError:
