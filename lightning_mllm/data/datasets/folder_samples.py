@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH, BadRows
 from lightning_mllm.data.loading.equal_files import find_equal_files
 from lightning_mllm.data.loading.splits import ItemGroups
-from lightning_mllm.data.loading.stored import StoredSamples
+from lightning_mllm.data.loading.stored import Column, StoredSamples
 from lightning_mllm.data.loading.text_array import TextArray, TextArrayBuilder
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
@@ -43,39 +43,36 @@ class FolderSamples(StoredSamples):
 
     Args:
         root: Folder that the paths are relative to.
-        classes: Names of the class folders.
-        paths: Path of each image below the root.
-        numbers: Per image the number of its class.
+        columns: `path` of each image below the root, whose folder is its class, and a number for
+            its `class`.
     """
 
     ids_are_unique: ClassVar[bool] = True
 
-    def __init__(
-        self, root: Path, classes: tuple[str, ...], paths: TextArray, numbers: NDArray[np.int32]
-    ) -> None:
-        super().__init__({"path": paths, "class": numbers}, {"root": str(root)})
-        self.classes = classes
+    def __init__(self, root: Path, columns: Mapping[str, Column]) -> None:
+        super().__init__(columns, {"root": str(root)})
         self._root = str(root)
 
     def make(self, index: int) -> Sample:
         """Name an image and its class."""
         path: str = self.columns["path"][index]
-        label = self.classes[int(self.columns["class"][index])]
+        label = path.rsplit("/", 2)[-2]
         return Sample(id=path, images=[Path(f"{self._root}/{path}")], label=label)
 
-    def list_labels(self) -> list[str]:
-        """Return the labels of the classes that have images here."""
-        names = [self.classes[number] for number in np.unique(self.columns["class"]).tolist()]
-        return [self.labels.get(name, name) for name in names]
+    def find_examples(self) -> list[int]:
+        """Return the indices of the first image of each class."""
+        _, first = np.unique(self.columns["class"], return_index=True)
+        examples: list[int] = first.tolist()
+        return examples
 
     def group_copies(self) -> dict[str, ItemGroups]:
         """Return class -> groups of images of equal bytes, which go with the first of them."""
         groups = ItemGroups(find_equal_files(_FilePaths(self._root, self.columns["path"])))
-        owners = np.asarray(self.columns["class"])[groups.first]
-        bounds = np.searchsorted(owners, np.arange(len(self.classes) + 1)).tolist()
+        starts = self.find_examples()
+        bounds = [*np.searchsorted(groups.first, starts).tolist(), len(groups)]
+        names = [self.make(start).label or "" for start in starts]
         return {
-            name: groups[bounds[number] : bounds[number + 1]]
-            for number, name in enumerate(self.classes)
+            name: groups[slice(*ends)] for name, ends in zip(names, pairwise(bounds), strict=True)
         }
 
 
@@ -141,8 +138,8 @@ class FolderListing:
                 folder,
                 self._first_ignored,
             )
-        classes = tuple(path.name for path in folders)
-        return FolderSamples(self._root, classes, paths.build(), np.array(numbers, np.int32))
+        columns = {"path": paths.build(), "class": np.array(numbers, np.int32)}
+        return FolderSamples(self._root, columns)
 
     def _list_images(self, folder: Path) -> list[str]:
         """Return the names of the images of a class folder, sorted."""

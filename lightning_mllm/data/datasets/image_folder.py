@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lightning_mllm.data.loading.splits import (
     find_val_fraction,
     stratified_split,
 )
+from lightning_mllm.data.loading.stored import Column
 from lightning_mllm.errors import DataError
 
 _MISNAMED = {
@@ -136,3 +138,23 @@ class ImageFolder(MLLMDataModule):
                 self._listed[folder] = samples
         self.bad_rows.settle()
         return samples
+
+    def describe_source(self, splits: Sequence[Split]) -> dict[str, str] | None:
+        """Return which files the folders of splits have; None if they can't be used."""
+        known = len(self.bad_rows)
+        try:
+            named = [name for name in SPLITS if (self.root / name).is_dir()]
+            own = {
+                ("train" if split == "val" and "val" not in named else split) for split in splits
+            }
+            folders = (
+                [self.root / name for name in sorted(own | {"train"})] if named else [self.root]
+            )
+            source = {str(folder): self._list_classes(folder).digest() for folder in folders}
+        except (DataError, OSError):  # `load` says why
+            return None
+        return source if len(self.bad_rows) == known else None
+
+    def restore(self, split: Split, columns: Mapping[str, Column]) -> FolderSamples:
+        """Return the samples that have these columns."""
+        return FolderSamples(self.root, columns)

@@ -6,6 +6,7 @@ import codecs
 import json
 import os
 import re
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -55,7 +56,7 @@ class RowBytes:
         Raises:
             DataError: The file was changed since it was opened.
         """
-        text = os.pread(self._file.fileno(), length, start)
+        text = os.pread(self._file, length, start)
         if self._look() != self._state:
             raise DataError(
                 f"{self.path} was changed while it is being used, so that its rows can't be found "
@@ -69,11 +70,12 @@ class RowBytes:
         return {"file": str(self.path), "size": str(size), "changed": str(changed)}
 
     def _open(self) -> None:
-        self._file: BinaryIO = self.path.open("rb")
+        self._file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         self._state = self._look()
 
     def _look(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._file)
         return status.st_size, status.st_mtime_ns
 
     def __getstate__(self) -> dict[str, Any]:

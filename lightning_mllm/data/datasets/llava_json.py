@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mllm.data.datasets.json_rows import MalformedRowsError
+from lightning_mllm.data.datasets.json_rows import MalformedRowsError, RowBytes
 from lightning_mllm.data.datasets.llava_samples import (
     LlavaFileReader,
     LlavaSamples,
@@ -26,6 +26,7 @@ from lightning_mllm.data.loading.splits import (
     find_val_fraction,
     stratified_split,
 )
+from lightning_mllm.data.loading.stored import Column
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
@@ -94,6 +95,23 @@ class LlavaJson(MLLMDataModule):
                 "has the option --split, such as analyze, take train or val."
             )
         return self._read(file)
+
+    def describe_source(self, splits: Sequence[Split]) -> dict[str, str] | None:
+        """Return path, size and time of the files; None if one is missing."""
+        source: dict[str, str] = {}
+        for file in filter(None, self.files.values()):
+            if not Path(file).is_file():
+                return None
+            status = Path(file).stat()
+            source[file] = f"{Path(file).resolve()} {status.st_size} {status.st_mtime_ns}"
+        return source
+
+    def restore(self, split: Split, columns: Mapping[str, Column]) -> LlavaSamples:
+        """Return the samples of the rows that have these columns."""
+        file = Path(str(self.files[split] or self.files["train"]))
+        root = (Path(self.image_root) if self.image_root else file.parent).resolve()
+        common = self._find_common_folder(root)
+        return LlavaSamples(RowBytes(file), ImageRoot(root), common, columns)
 
     def _draw_part(self, split: Split) -> LlavaSamples:
         """Return a split that is drawn from the training file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -45,7 +45,7 @@ class LlavaSamples(StoredSamples):
     pictures: ShownPictures | None = None
 
     def __init__(
-        self, file: RowBytes, root: ImageRoot, common: str, columns: dict[str, Column]
+        self, file: RowBytes, root: ImageRoot, common: str, columns: Mapping[str, Column]
     ) -> None:
         where = {"root": str(root.path), "common": common}
         super().__init__(columns, file.describe() | where)

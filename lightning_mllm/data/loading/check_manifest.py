@@ -83,11 +83,11 @@ class CheckManifest:
 
     def _parts(self) -> Iterator[str]:
         scan, collator = self._scan, self._scan.collator
-        yield from (f"{name} {version(name)}" for name in _LIBRARIES)
+        yield from list_library_versions()
         yield from (scan.split, repr(collator.prompt), repr(collator.label_names))
         yield str(collator.geometry)
         yield str((collator.max_length, collator.long_answers, collator.split_special_tokens))
-        yield from _processor_parts(collator.processor)
+        yield from describe_processor(collator.processor)
         yield from (f"{index} {scan.samples[index]!r}" for index in scan.facts.indices().tolist())
         for name in scan.pictures.files:
             path = Path(name)
@@ -113,7 +113,13 @@ def _can_be_named(scan: SplitScan) -> bool:
     return " object at 0x" not in repr(scan.collator.prompt)
 
 
-def _processor_parts(processor: CheckpointProcessor) -> Iterator[str]:
+def list_library_versions() -> list[str]:
+    """Return the versions of the libraries that decide what a check finds."""
+    return [f"{name} {version(name)}" for name in _LIBRARIES]
+
+
+def describe_processor(processor: CheckpointProcessor) -> Iterator[str]:
+    """Yield what decides what a checkpoint's processor makes of samples."""
     yield type(processor.hf).__name__
     yield json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
     yield processor.chat_template

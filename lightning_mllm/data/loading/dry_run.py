@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +15,40 @@ from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, TOO_LONG, BadRows
 from lightning_mllm.data.loading.batch import check_batch_end
 from lightning_mllm.data.loading.check_manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.extremes import choose_extreme_pictures
+from lightning_mllm.data.loading.known_files import KnownFiles
 from lightning_mllm.data.loading.picture_sizes import PictureSizes
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.split_scan import SplitScan
-from lightning_mllm.data.loading.text_array import unique_texts
+from lightning_mllm.data.loading.text_array import TextArray, unique_texts
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
 
-def dry_run_splits(scans: Sequence[SplitScan], bad_rows: BadRows) -> list[PictureSizes]:
+class DryRun(NamedTuple):
+    """What was found of splits.
+
+    Attributes:
+        sizes: The sizes of the pictures of each split.
+        files: The image files that were looked at.
+        found: What was found of them.
+    """
+
+    sizes: list[PictureSizes]
+    files: TextArray
+    found: InspectedFiles
+
+
+def dry_run_splits(
+    scans: Sequence[SplitScan], bad_rows: BadRows, earlier: KnownFiles | None = None
+) -> DryRun:
     """Look at the image files of all splits, and encode the samples that may not fit.
 
     What `lightning data check --all` has found of a split is taken from its manifest.
 
-    Returns:
-        The sizes of the pictures of each split.
+    Args:
+        scans: What is known of the splits.
+        bad_rows: Collects samples that can't be used.
+        earlier: Image files that were looked at before.
     """
     known = {}
     for number, scan in enumerate(scans):
@@ -37,14 +57,14 @@ def dry_run_splits(scans: Sequence[SplitScan], bad_rows: BadRows) -> list[Pictur
             known[number] = sizes
     left = [number for number in range(len(scans)) if number not in known]
     files, numbers = unique_texts(*(scans[number].pictures.files for number in left))
-    found = inspect_image_files(files)
+    found = inspect_image_files(files) if earlier is None else earlier.inspect(files)
     found.warn_of_animated(files)
     bad_rows.count_image_files(len(files))
     for number, own in zip(left, numbers, strict=True):
         known[number] = dry_run_suspects(scans[number], found.take(own))
     for scan in scans:
         scan.warn()
-    return [known[number] for number in range(len(scans))]
+    return DryRun([known[number] for number in range(len(scans))], files, found)
 
 
 def dry_run_suspects(scan: SplitScan, files: InspectedFiles) -> PictureSizes:

@@ -94,8 +94,9 @@ class ShownPictures:
 
     def link(self) -> ItemGroups:
         """Return the groups of samples that share a picture, directly or through others."""
-        from scipy.sparse import coo_array  # takes a while to import
-        from scipy.sparse.csgraph import connected_components
+        # scipy takes a while to import, and few datasets need it
+        from scipy.sparse import coo_array  # noqa: PLC0415
+        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
         ((owners, pictures),) = _identify_pictures([self])
         nodes = self.count + int(pictures.max(initial=-1)) + 1

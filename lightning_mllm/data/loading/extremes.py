@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.loading.picture_sizes import PictureSizes
 
 
 def choose_extreme_pictures(
-    pictures: PictureSizes, kept: np.ndarray, count_views: Callable[[Size], int]
+    pictures: PictureSizes, kept: NDArray[np.int64], count_views: Callable[[Size], int]
 ) -> list[int]:
     """Return the first sample of each numbers of views, and of extreme sizes and proportions.
 
@@ -37,12 +38,12 @@ def choose_extreme_pictures(
 
 
 def _choose_among_several(
-    pictures: PictureSizes, views: np.ndarray, places: np.ndarray
+    pictures: PictureSizes, views: NDArray[np.int64], places: NDArray[np.bool_]
 ) -> list[int]:
     """Return the first sample of each numbers of views, of those with several pictures."""
     owners, numbers = pictures.owners[places], views[places]
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    samples, starts = np.unique(owners, return_index=True)
     first: dict[tuple[int, ...], int] = {}
-    for start, end in zip(starts, [*starts[1:], len(owners)], strict=True):
-        first.setdefault(tuple(sorted(numbers[start:end].tolist())), int(owners[start]))
+    for sample, own in zip(samples.tolist(), np.split(numbers, starts[1:]), strict=False):
+        first.setdefault(tuple(sorted(own.tolist())), sample)
     return list(first.values())

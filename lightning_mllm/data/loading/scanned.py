@@ -120,7 +120,7 @@ class ScannedSamples:
 
     @property
     def inner(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """The sample and the size of each picture that is not a file: (pictures,), (pictures, 2)."""
+        """The sample and the size of each picture that is not a file."""
         sizes = np.frombuffer(self._inner, np.int32).reshape(-1, 2)
         return np.frombuffer(self._inner_owners, np.int64), sizes
 

@@ -69,9 +69,19 @@ class StoredSamples(Sequence[Sample], ABC):
         other.labels = {**labels, **changed}
         return other
 
+    def find_examples(self) -> list[int]:
+        """Return the indices of the first sample of each label; of the first one without labels."""
+        first: dict[str | None, int] = {}
+        for index, sample in enumerate(self):
+            first.setdefault(sample.label, index)
+            if sample.label is None:
+                break
+        return list(first.values())
+
     def list_labels(self) -> list[str]:
         """Return the different labels of the samples."""
-        return list({sample.label: None for sample in self if sample.label is not None})
+        labels = [self[index].label for index in self.find_examples()]
+        return [label for label in labels if label is not None]
 
     def digest(self) -> str:
         """Return a short hash of all that decides what the samples are."""

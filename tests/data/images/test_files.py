@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from lightning_mllm.data.images import files
 from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.images.inspection import look_at_image_files
@@ -154,7 +155,7 @@ class TestBadFiles:
             check_images([path])
 
     def test_the_number_of_pixels_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(images, "MAX_PIXELS", 100)
+        monkeypatch.setattr(files, "MAX_PIXELS", 100)
         with pytest.raises(DataError, match="is too large"):
             open_image_file(picture(20, 20))
 
