@@ -144,12 +144,10 @@ class ImageFolder(MLLMDataModule):
         known = len(self.bad_rows)
         try:
             named = [name for name in SPLITS if (self.root / name).is_dir()]
-            own = {
-                ("train" if split == "val" and "val" not in named else split) for split in splits
-            }
-            folders = (
-                [self.root / name for name in sorted(own | {"train"})] if named else [self.root]
-            )
+            folders = [self.root]
+            if named:
+                needed = {split for split in splits if split in named} | {"train"}
+                folders = [self.root / name for name in sorted(needed)]
             source = {str(folder): self._list_classes(folder).digest() for folder in folders}
         except (DataError, OSError):  # `load` says why
             return None

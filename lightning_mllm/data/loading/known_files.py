@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from lightning_mllm.data.loading.text_array import TextArray, unique_texts
 
 _CHUNK = 256  # files that one thread looks up in one go
 _SETTLED = 2_000_000_000  # nanoseconds after which a change shows in a file's time
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,12 +67,6 @@ class KnownFiles:
         states[is_known] = self.states[places[asked][is_known]]
         same = (look_up_files(files) == states).all(axis=1) & (states >= 0).all(axis=1)
         new = np.flatnonzero(~(same & (sizes > 0).all(axis=1)))
-        logger.warning(
-            "%d of %d image files are new or changed since the last check, or can't be used: they "
-            "are checked now",
-            len(new),
-            len(files),
-        )
         found = inspect_image_files(files.take(new))
         sizes[new] = found.sizes
         problems = {int(new[number]): problem for number, problem in found.problems.items()}

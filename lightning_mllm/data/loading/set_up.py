@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 KEPT_FROM = 10_000  # samples from which on it pays to keep what was found
 _PLAIN = (str, int, float, bool, Path, dict, list, tuple)
-_WITHOUT_EFFECT = ("num_workers", "batch_size", "eval_batch_size", "group_by_length")
+# options that change no finding, and what set-up itself finds
+_NOT_DECISIVE = {
+    *("num_workers", "batch_size", "eval_batch_size", "group_by_length", "predict_split"),
+    *("samples", "left_out", "kinds", "label_set"),
+}
 _PATIENCE = 30.0  # seconds between two signs of life to processes that wait
 
 Outcomes = dict[Split, SplitOutcome]
@@ -96,18 +100,27 @@ def _find_or_check(
     module: MLLMDataModule, wanted: Sequence[Split]
 ) -> tuple[Outcomes, SetUpRecord | None]:
     """Return what an earlier start has found of splits, or check them, and keep what is found."""
-    messages = SetUpMessages()
-    with messages.listen():
-        with module.gather():
-            key = _make_key(module, wanted)
-        earlier = None if key is None else find_record(key)
-        files = None if earlier is None else earlier.find_files()
-        if earlier is not None and files is not None and not len(files.find_changed()):
+    with module.gather():
+        key = _make_key(module, wanted)
+    earlier = None if key is None else find_record(key)
+    files = None if earlier is None else earlier.find_files()
+    if earlier is not None and files is not None:
+        changed = files.find_changed()
+        if not len(changed):
             logger.info("These samples were checked before, and no file was changed since then.")
             outcomes = _restore(module, wanted, earlier)
             repeat_findings(earlier, module.bad_rows)
             return outcomes, earlier
-        rows, known = Counter(module.bad_rows.rows), len(module.bad_rows)
+        logger.warning(
+            "%d of %d image files were changed since the last check (e.g. %s): they are checked "
+            "again.",
+            len(changed),
+            len(files.paths),
+            files.paths[int(changed[0])],
+        )
+    rows, known = Counter(module.bad_rows.rows), len(module.bad_rows)
+    messages = SetUpMessages()
+    with messages.listen():
         outcomes, noted = _check(module, wanted, files)
     record = None
     first = module.first
@@ -169,10 +182,9 @@ def _make_key(module: MLLMDataModule, wanted: Sequence[Split]) -> str | None:
         return None
     parts = [type(module).__qualname__, prompts, repr(list(wanted)), repr(sorted(module.samples))]
     for name, value in sorted(vars(module).items()):
-        is_option = not name.startswith("_") and name not in _WITHOUT_EFFECT
+        is_option = not name.startswith("_") and name not in _NOT_DECISIVE
         if is_option and (value is None or isinstance(value, _PLAIN)):
-            if name not in ("samples", "left_out", "kinds", "label_set", "predict_split"):
-                parts.append(f"{name} {value!r}")
+            parts.append(f"{name} {value!r}")
     parts += [f"{name} {value}" for name, value in sorted(source.items())]
     parts += [module.bad_rows.policy, *list_library_versions()]
     parts += describe_processor(module.load_processor())

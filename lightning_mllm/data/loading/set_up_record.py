@@ -83,7 +83,7 @@ class SetUpRecord:
     def add_files(self, files: KnownFiles) -> None:
         """Note by what the image files are known to be the same."""
         self._add_column("files/paths", files.paths)
-        self.arrays |= {"files/states": files.states, "files/sizes": files.sizes}
+        self.arrays["files/states"], self.arrays["files/sizes"] = files.states, files.sizes
 
     def find_samples(self, name: str, split: Split, dataset: RestoresSamples) -> StoredSamples:
         """Return the samples that were noted under a name."""
