@@ -109,6 +109,11 @@ def ask_about_samples(
             f"{shlex.quote(classes[0])} other."
         )
     own = None if data is None else data.prompt
+    if question is None and getattr(own, "listed", None) is not None:
+        raise ConfigError(
+            "The run's prompt lists some of the classes, the right one among them, which is not "
+            "known of these pictures. Write a question, or set the prompt's listed to null."
+        )
     if question is None:
         classes = classes or _find_classes(data)
         prompt = own if own is not None and own.asks_for_label else ClassificationPrompt()

@@ -233,16 +233,15 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         """Load splits and look at each of their samples once; `bad_rows` gets what is wrong."""
         if self._first is None:
             self.take_over_first(self.load_split(self.splits[0]))
-        assert self._first is not None
-        labelled = self._first[0].label is not None
+        labelled = self.first[0].label is not None
         scans = []
         for split in splits:
-            samples = self._first if split == self.splits[0] else self.load_split(split)
+            samples = self.first if split == self.splits[0] else self.load_split(split)
             self.bad_rows.split = split
             collator = self.collator if split == "train" else self.eval_collator
             names = collator.label_names
             if names:
-                samples = check_sample_labels(samples, split, names, self._first, self.bad_rows)
+                samples = check_sample_labels(samples, split, names, self.first, self.bad_rows)
             scans.append(SplitScan(samples, split, collator, self.bad_rows, labelled=labelled))
         return scans
 

@@ -76,7 +76,10 @@ class SplitScan:
         self.too_long: list[int] = []
         self.left_out, self._template_check = LeftOut(), TemplateCheck(collator)
         self._bad, self._labelled = bad_rows, labelled
-        prompt_takes_label = isinstance(collator.prompt, _LABEL_ALONE)
+        prompt_takes_label = (
+            isinstance(collator.prompt, _LABEL_ALONE)
+            and getattr(collator.prompt, "listed", None) is None
+        )
         self._by_label = bool(collator.label_names) and prompt_takes_label
         self._ids_are_unique = isinstance(samples, StoredSamples) and samples.ids_are_unique
         self._boxed: list[int] = []
@@ -257,11 +260,11 @@ class SplitScan:
             if odd:
                 self._bounds[trait] = self.collator.bound_text(sample)
             return self._bounds[trait], trait, odd
-        turns = self.collator.check_turns(sample)
+        turns, bound = self.collator.check_and_bound(sample)
         self._template_check.look_at(index, sample, turns)
         new = set(_list_borders(turns, sample.system or "")) - self._borders
         self._borders |= new
-        return self.collator.bound_text(sample), None, bool(new)
+        return bound, None, bool(new)
 
 
 def _list_borders(turns: Sequence[Turn], system: str) -> Iterator[Trait]:
