@@ -174,7 +174,10 @@ class _Window:
                 if self._ended:
                     raise
             else:
-                if end < len(self._text) or self._ended:  # a number may go on
+                blanks = _BLANKS.match(self._text, end)
+                assert blanks is not None  # matches ""
+                after = self._text[blanks.end() : blanks.end() + 1]
+                if self._ended or (after and after in ",]"):  # else a number may go on
                     start = self._byte
                     self._move(end)
                     return JsonRow(number, start, self._byte - start, content)

@@ -147,12 +147,14 @@ class LlavaJson(MLLMDataModule):
                 f"The image root {root} is not a folder. Set `image_root` to the folder of the "
                 "images."
             )
-        reader = LlavaFileReader(file, ImageRoot(root), self._find_common_folder(root))
+        images = ImageRoot(root)
+        reader = LlavaFileReader(file, images, self._find_common_folder(root))
         try:
             samples = reader.read(collects_pictures=self.files["val"] is None)
         except MalformedRowsError:
             _explain_malformed(file)
             raise
+        self.absent_files = [*self.absent_files, *images.absent]
         for error in reader.errors:
             self.bad_rows.add(error)
         self.bad_rows.settle()

@@ -19,10 +19,14 @@ class ImageRoot:
 
     Args:
         path: The folder, as a resolved path.
+
+    Attributes:
+        absent: Paths of images that were not there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.absent: list[str] = []
         self._folders: dict[str, str] = {}  # folder of an image -> resolved
         self._start = str(path).rstrip("/") + "/"
 
@@ -40,7 +44,10 @@ class ImageRoot:
                 if stat.S_ISREG(os.lstat(image).st_mode):
                     return Path(image), True
         resolved = (self.path / path).resolve()
-        return resolved, resolved.is_file()
+        is_there = resolved.is_file()
+        if not is_there:
+            self.absent.append(str(resolved))
+        return resolved, is_there
 
     def holds(self, path: Path) -> bool:
         """Return whether a resolved path is inside."""

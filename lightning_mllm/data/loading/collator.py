@@ -134,10 +134,11 @@ class Collator:
         except UserError:
             return  # what else is wrong is said of each sample
         if count > self.max_length:
+            listed = getattr(self.prompt, "listed", None) or len(self.label_names)
             raise DataError(
-                f"A question that lists {getattr(self.prompt, 'listed', None) or len(self._targets)}"
-                f" classes does not fit into max_length {self.max_length}: it has {count:,} tokens "
-                f"besides those of the picture. {FEWER_CLASSES}",
+                f"A question that lists {listed} classes does not fit into max_length "
+                f"{self.max_length}: it has "
+                f"{count:,} tokens besides those of the picture. {FEWER_CLASSES}",
                 TOO_LONG,
             )
 

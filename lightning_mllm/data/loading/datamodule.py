@@ -213,9 +213,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         """Load and check the splits that are not there yet."""
         wanted = [split for split in splits if split not in self.samples]
         check_splits(wanted, self.splits, type(self).__name__)
-        if not wanted:
-            return
-        for split, outcome in set_up_splits(self, wanted).items():
+        for split, outcome in set_up_splits(self, wanted).items() if wanted else ():
             self.samples[split], self._sizes[split] = outcome.samples, outcome.sizes
             self.left_out[split] = outcome.left_out
             self.kinds = tuple(sorted({*self.kinds, *outcome.kinds}))

@@ -20,11 +20,14 @@ class SampleReader(ABC):
     Attributes:
         splits: The splits that the dataset has; the first has all classes.
         bad_rows: Collects rows that can't be used; `load` may add its own.
+        absent_files: Files that rows name and that are not there: once they are, what was kept for
+            later starts no longer holds.
     """
 
     splits: ClassVar[tuple[Split, ...]] = SPLITS
 
     bad_rows: BadRows
+    absent_files: Sequence[str] = ()
     _first: Sequence[Sample] | None = None  # the first split as loaded, which has all classes
 
     @abstractmethod

@@ -19,6 +19,7 @@ from lightning_mllm.data.loading.set_up_record import (
     SetUpMessages,
     SetUpRecord,
     SplitOutcome,
+    count_again,
     find_record,
     keep_record,
     note_bad_rows,
@@ -93,7 +94,9 @@ def _take_over(module: MLLMDataModule, wanted: Sequence[Split], message: Any) ->
         raise error(text) if kind is None else error(text, kind)
     if message["record"] is None:  # samples that can't be sent
         return _find_or_check(module, wanted)[0]
-    return _restore(module, wanted, SetUpRecord.read(message["record"]))
+    record = SetUpRecord.read(message["record"])
+    count_again(record, module.bad_rows)
+    return _restore(module, wanted, record)
 
 
 def _find_or_check(
@@ -164,7 +167,8 @@ def _check(
     warn_of_duplicate_pictures({name: first, **module.samples, **own}, new, shown)
     if not all(isinstance(each, StoredSamples) for each in (first, *own.values())):
         return outcomes, None
-    paths, _ = unique_texts(dry_run.files, *(each.files for each in shown.values()))
+    others = [each.files for each in shown.values()]
+    paths, _ = unique_texts(dry_run.files, *others, module.absent_files)
     return outcomes, KnownFiles.note(paths, dry_run.found, len(dry_run.files))
 
 

@@ -165,10 +165,15 @@ def note_bad_rows(bad_rows: BadRows, known: int) -> list[tuple[str, str, str]]:
     return [(row.split, row.kind, row.problem) for row in list(bad_rows)[known:]]
 
 
-def repeat_findings(record: SetUpRecord, bad_rows: BadRows) -> None:
-    """Say again what was said, and count again which rows can't be used."""
+def count_again(record: SetUpRecord, bad_rows: BadRows) -> None:
+    """Note the rows that can't be used, as the process did that has found them."""
     rows = [BadRow(*row) for row in record.facts["bad_rows"]]
     bad_rows.take_over(rows, record.facts["bad_counts"])
+
+
+def repeat_findings(record: SetUpRecord, bad_rows: BadRows) -> None:
+    """Note again which rows can't be used, and say again what was said."""
+    count_again(record, bad_rows)
     for name, level, text in record.facts["messages"]:
         logging.getLogger(name).log(level, "%s", text)
 

@@ -110,4 +110,5 @@ def unique_texts(*arrays: Sequence[str]) -> tuple[TextArray, list[NDArray[np.int
     else:
         texts = TextArray.of(compress(chain.from_iterable(arrays), is_first))
     bounds = np.cumsum(list(map(len, arrays)))[:-1]
-    return texts, np.split(ranks[inverse.reshape(-1)], bounds)
+    parts = np.split(ranks[inverse.reshape(-1)], bounds)
+    return texts, parts[: len(arrays)]

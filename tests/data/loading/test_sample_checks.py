@@ -89,7 +89,7 @@ def test_a_long_answer_among_longer_questions_is_tried(tiny_llava: str) -> None:
 def test_class_names_are_never_cut_from_the_question(tiny_llava: str) -> None:
     names = [f"class number {k}" for k in range(60)]
     train = [replace(TRAIN[0], id=name, label=name) for name in names]
-    with pytest.raises(DataError, match="lists 60 classes, does not fit into max_length 300"):
+    with pytest.raises(DataError, match="lists 60 classes does not fit into max_length 300"):
         Memory(train, train[:1], checkpoint=tiny_llava, max_length=300).setup("fit")
 
 
