@@ -136,7 +136,7 @@ def main() -> None:
         kind, folder, checkpoint, workers, batches = sys.argv[2:]
         measure_one(kind, Path(folder), checkpoint, int(workers), int(batches))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="for the data; can be removed")
+    parser.add_argument("--folder", type=Path, required=True, help="for the data")
     parser.add_argument("--rows", type=int, nargs="+", default=[6_000, 60_000])
     parser.add_argument(
         "--kinds", nargs="+", choices=("json", "folder"), default=["json", "folder"]
@@ -165,9 +165,8 @@ def main() -> None:
                     continue
                 other = measure(options.against.resolve(), options, *arguments)
                 show("  other tree", rows, other)
-                memory = sum((other["rank"], *other["workers"])) / sum(
-                    (own["rank"], *own["workers"])
-                )
+                memory = sum((other["rank"], *other["workers"]))
+                memory /= sum((own["rank"], *own["workers"]))
                 sys.stdout.write(f"  CPU {other['cpu'] / own['cpu']:.2f}x, memory {memory:.2f}x\n")
 
 
