@@ -72,9 +72,6 @@ def make_collator_pair(
 
     training = make(inputs.train_prompt or prompt, inputs.train_geometry or inputs.geometry)
     evaluation = make(prompt, inputs.geometry)
-    for collator in (training, evaluation):
-        if collator.label_names:
-            collator.check_class_list(first[0])
     listed = getattr(prompt, "listed", None)
     if listed and listed < len(names):
         logger.warning(
@@ -88,4 +85,7 @@ def make_collator_pair(
     labels = None
     if labelled and prompt.asks_for_label:
         labels = evaluation.label_set(replace(first[0], label=names[0]))
+    for collator in (training, evaluation):
+        if collator.label_names:
+            collator.check_class_list(first[0])
     return training, evaluation, labels

@@ -213,7 +213,9 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         """Load and check the splits that are not there yet."""
         wanted = [split for split in splits if split not in self.samples]
         check_splits(wanted, self.splits, type(self).__name__)
-        for split, outcome in set_up_splits(self, wanted).items() if wanted else ():
+        if not wanted:
+            return
+        for split, outcome in set_up_splits(self, wanted).items():
             self.samples[split], self._sizes[split] = outcome.samples, outcome.sizes
             self.left_out[split] = outcome.left_out
             self.kinds = tuple(sorted({*self.kinds, *outcome.kinds}))
@@ -249,7 +251,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         return self._first or ()
 
     def take_over_first(self, first: Sequence[Sample]) -> None:
-        """Make the collators from the first split, or from samples of all its classes."""
+        """Make the collators from the first split, or samples of all its classes."""
         if self._first is None:
             self._set_up_collators(first)
             self._first = first
@@ -257,8 +259,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
     def load_processor(self) -> CheckpointProcessor:
         """Return the processor of the checkpoint, which is loaded once."""
         if "processor" not in vars(self):
-            source = (self.checkpoint, self.revision, self.trust_remote_code)
-            self.processor = load_processor(*source)
+            self.processor = load_processor(self.checkpoint, self.revision, self.trust_remote_code)
         return self.processor
 
     def _make_eval_loader(self, split: Split) -> BatchLoader:

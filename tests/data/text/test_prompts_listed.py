@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -49,9 +50,9 @@ def test_no_list_needs_no_other_question() -> None:
 def test_a_list_that_is_too_long_is_refused_before_any_picture_is_looked_at(
     tiny_llava: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    absent = [replace(sample, images=[sample.id]) for sample in SAMPLES]
+    absent = [replace(sample, images=[Path("absent")]) for sample in SAMPLES]
     options = {"checkpoint": tiny_llava, "max_length": 150}
-    with pytest.raises(DataError, match="lists 30 classes does not fit.*lists_classes: false"):
+    with pytest.raises(DataError, match=r"lists 30 classes does not fit.*lists_classes: false"):
         Memory(absent, SAMPLES, **options).setup("fit")  # type: ignore[arg-type]
 
     with caplog.at_level(logging.WARNING):
