@@ -67,7 +67,9 @@ class FolderSamples(StoredSamples):
 
     def group_copies(self) -> dict[str, ItemGroups]:
         """Return class -> groups of images of equal bytes, which go with the first of them."""
-        groups = ItemGroups(find_equal_files(_FilePaths(self._root, self.columns["path"])))
+        paths = self.columns["path"]
+        assert isinstance(paths, TextArray)  # `FolderListing` has it so
+        groups = ItemGroups(find_equal_files(_FilePaths(self._root, paths)))
         starts = self.find_examples()
         bounds = [*np.searchsorted(groups.first, starts).tolist(), len(groups)]
         names = [self.make(start).label or "" for start in starts]
@@ -138,7 +140,7 @@ class FolderListing:
                 folder,
                 self._first_ignored,
             )
-        columns = {"path": paths.build(), "class": np.array(numbers, np.int32)}
+        columns: dict[str, Column] = {"path": paths.build(), "class": np.array(numbers, np.int32)}
         return FolderSamples(self._root, columns)
 
     def _list_images(self, folder: Path) -> list[str]:

@@ -58,8 +58,10 @@ class StoredSamples(Sequence[Sample], ABC):
         other = copy.copy(self)
         other.columns = {}
         for name, column in self.columns.items():
-            is_text = isinstance(column, TextArray)
-            other.columns[name] = column.take(chosen) if is_text else column[chosen]
+            if isinstance(column, TextArray):
+                other.columns[name] = column.take(chosen)
+            else:
+                other.columns[name] = column[chosen]
         return other
 
     def with_labels(self, labels: Mapping[Any, str]) -> Self:

@@ -47,7 +47,7 @@ class TextArray(Sequence[str]):
 
     def __init__(self, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
         self.content, self.ends = content, ends
-        self._bytes = memoryview(content)
+        self._bytes: memoryview = content.data
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> TextArray:

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_mllm.data.loading.stored import StoredSamples
+from lightning_mllm.data.loading.stored import Column, StoredSamples
 from lightning_mllm.data.loading.text_array import TextArray, unique_texts
 from lightning_mllm.types import Sample
 
@@ -61,5 +61,5 @@ def test_equal_columns_sources_and_labels_have_equal_digests() -> None:
     assert named().digest() == named().digest()
     others = [named(TEXTS[::-1]), named().with_labels({"c": "d"}), named()[:5]]
     assert len({each.digest() for each in (*others, named())}) == 4
-    columns = {"name": TextArray.of(TEXTS), "number": np.arange(6)}
+    columns: dict[str, Column] = {"name": TextArray.of(TEXTS), "number": np.arange(6)}
     assert Named(columns, {"file": "x"}).digest() != named().digest()
