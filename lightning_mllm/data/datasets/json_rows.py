@@ -23,9 +23,9 @@ class JsonRow(NamedTuple):
     """A row of a file.
 
     Attributes:
-        number: Its number, from 1.
-        start: Its first byte.
-        length: Its number of bytes.
+        number: The number of the row, from 1.
+        start: The first byte of the row.
+        length: How many bytes the row has.
         content: What it holds, or the error of a line that is malformed.
     """
 

@@ -62,9 +62,9 @@ class ShownPictures:
     Attributes:
         count: How many samples these are.
         files: The paths of their image files, shape (files,).
-        owners: Of each file the sample, ascending.
+        owners: The sample of each file, ascending.
         names: The names of their pictures, by hashes.
-        name_owners: Of each name the sample, ascending.
+        name_owners: The sample of each name, ascending.
     """
 
     count: int

@@ -22,7 +22,7 @@ class ScannedSample:
     """What is known of a sample without opening its pictures.
 
     Attributes:
-        id: Its id.
+        id: The id of the sample.
         images: How many images it has.
         inner: The sizes of those that are not files.
         characters: How many characters its texts have; 0 if it has a label.
