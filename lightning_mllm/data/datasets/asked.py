@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning_mllm.data.datasets.image_folder import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from lightning_mllm.data.datasets.folder_samples import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.sample_checks import list_sample_labels
 from lightning_mllm.data.loading.splits import Split
@@ -109,6 +109,11 @@ def ask_about_samples(
             f"{shlex.quote(classes[0])} other."
         )
     own = None if data is None else data.prompt
+    if question is None and getattr(own, "listed", None) is not None:
+        raise ConfigError(
+            "The run's prompt lists some of the classes, the right one among them, which is not "
+            "known of these pictures. Write a question, or set the prompt's listed to null."
+        )
     if question is None:
         classes = classes or _find_classes(data)
         prompt = own if own is not None and own.asks_for_label else ClassificationPrompt()

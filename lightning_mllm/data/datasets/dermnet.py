@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+from lightning_mllm.data.datasets.folder_samples import FolderSamples
 from lightning_mllm.data.datasets.published import Published, PublishedFolders
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import Sample
 
 
 class DermNet(PublishedFolders):
@@ -36,7 +34,7 @@ class DermNet(PublishedFolders):
         super().__init__(root=root, **kwargs)
         self.remove = remove
 
-    def load(self, split: Split) -> Sequence[Sample]:
+    def load(self, split: Split) -> FolderSamples:
         """Return the samples of a split.
 
         Raises:
@@ -46,7 +44,7 @@ class DermNet(PublishedFolders):
         samples = super().load(split)
         names: dict[str, str] = {}  # folder -> class name
         folders: dict[str, str] = {}  # class name -> folder
-        for folder in sorted({sample.label or "" for sample in samples}):
+        for folder in sorted(samples.list_labels()):
             name = folder.replace(self.remove, "") if self.remove else folder
             names[folder] = name
             if folders.setdefault(name, folder) != folder:
@@ -54,4 +52,4 @@ class DermNet(PublishedFolders):
                     f"The class folders {folders[name]!r} and {folder!r} of {self.root} are both "
                     f"{name!r} without {self.remove!r}. Merge them, or set `remove` to ''."
                 )
-        return [replace(sample, label=names[sample.label or ""]) for sample in samples]
+        return samples.with_labels(names)

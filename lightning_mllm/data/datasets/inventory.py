@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_mllm.data.datasets.published import PublishedDataset
-from lightning_mllm.data.images.files import list_image_files, look_at_image_files
+from lightning_mllm.data.images.files import list_image_files
+from lightning_mllm.data.images.inspection import look_at_image_files
 from lightning_mllm.data.images.regions import check_region_boxes
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.duplicates import find_first_duplicates
+from lightning_mllm.data.loading.equal_files import find_first_duplicates
 from lightning_mllm.data.loading.sample_checks import (
     check_sample,
     check_sample_labels,

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_mllm.data.datasets.llava_rows import LlavaRow, UnreadLlavaRows
-from lightning_mllm.data.datasets.rows import FileRow, open_rows_file
-from lightning_mllm.data.images.files import list_image_files
-from lightning_mllm.data.loading.bad_rows import BadRows
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mllm.data.datasets.json_rows import MalformedRowsError, RowBytes
+from lightning_mllm.data.datasets.llava_samples import (
+    LlavaFileReader,
+    LlavaSamples,
+    make_row_error,
+)
+from lightning_mllm.data.datasets.rows import FileRow, ImageRoot, open_rows_file
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
-from lightning_mllm.data.loading.duplicates import link_duplicate_samples
-from lightning_mllm.data.loading.splits import Split, check_split_fractions, stratified_split
+from lightning_mllm.data.loading.splits import (
+    Split,
+    check_split_fractions,
+    find_val_fraction,
+    stratified_split,
+)
+from lightning_mllm.data.loading.stored import Column
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
 _BETWEEN_ROWS = re.compile(r"[\s,]*")
-
-logger = logging.getLogger(__name__)
 
 
 class LlavaJson(MLLMDataModule):
@@ -51,7 +58,8 @@ class LlavaJson(MLLMDataModule):
         test: JSON file of the test split.
         image_root: Folder that image paths are relative to, and may not leave; by default the
             folder of the JSON file.
-        val_fraction: Fraction of the training file that is used for validation, without `val`.
+        val_fraction: Fraction of the training file that is used for validation, without `val`; by
+            default 0.1, but at most 5,000 samples.
         **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
@@ -62,15 +70,15 @@ class LlavaJson(MLLMDataModule):
         val: str | None = None,
         test: str | None = None,
         image_root: str | None = None,
-        val_fraction: float = 0.1,
+        val_fraction: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_split_fractions(val_fraction)
         self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.image_root, self.val_fraction = image_root, val_fraction
-        self._read_files: dict[str, list[Sample]] = {}  # training and validation may come from one
-        self._parts: dict[Split, list[int]] = {}  # of the seeded split
+        self._read_files: dict[str, LlavaSamples] = {}  # training and validation may come from one
+        self._parts: dict[Split, NDArray[np.int64]] = {}  # of the seeded split
 
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split, in the order of the file.
@@ -88,91 +96,94 @@ class LlavaJson(MLLMDataModule):
             )
         return self._read(file)
 
-    def _draw_part(self, split: Split) -> list[Sample]:
+    def describe_source(self, splits: Sequence[Split]) -> dict[str, str] | None:
+        """Return path, size and time of the files; None if one is missing."""
+        source: dict[str, str] = {}
+        for file in filter(None, self.files.values()):
+            if not Path(file).is_file():
+                return None
+            status = Path(file).stat()
+            source[file] = f"{Path(file).resolve()} {status.st_size} {status.st_mtime_ns}"
+        return source
+
+    def restore(self, split: Split, columns: Mapping[str, Column]) -> LlavaSamples:
+        """Return the samples of the rows that have these columns."""
+        file = Path(str(self.files[split] or self.files["train"]))
+        root = (Path(self.image_root) if self.image_root else file.parent).resolve()
+        common = self._find_common_folder(root)
+        return LlavaSamples(RowBytes(file), ImageRoot(root), common, columns)
+
+    def _draw_part(self, split: Split) -> LlavaSamples:
         """Return a split that is drawn from the training file."""
         samples = self._read(str(self.files["train"]))
         parts = self._parts
         if not parts:
-            linked = link_duplicate_samples(samples)
-            parts = stratified_split({"": linked}, self.val_fraction, 0, self.seed)
+            linked = samples.link()
+            fraction = find_val_fraction(self.val_fraction, len(samples), str(self.files["train"]))
+            drawn = stratified_split({"": linked}, fraction, 0, self.seed)
+            for name, indices in drawn.items():
+                parts[name] = np.sort(np.array(indices, np.int64))
         self._parts = {} if self.bad_rows.will_raise else parts
-        if split == "val" and self.val_fraction and not parts["val"]:
+        if split == "val" and self.val_fraction != 0 and not len(parts["val"]):
             raise DataError(
                 f"All {len(samples)} rows of {self.files['train']} are linked by the pictures that "
                 "they share, so that none can be held out for validation. Give a file as `val`."
             )
-        return [samples[index] for index in sorted(parts[split])]
+        return samples.select(parts[split])
 
-    def _read(self, file: str) -> list[Sample]:
+    def _read(self, file: str) -> LlavaSamples:
         """Return the samples of a file, which is read once unless rows are refused."""
         samples = self._read_files.get(file) or self._parse(Path(file))
         if not self.bad_rows.will_raise:
             self._read_files[file] = samples
         return samples
 
-    def _parse(self, file: Path) -> list[Sample]:
+    def _parse(self, file: Path) -> LlavaSamples:
         """Return the samples of a file; those without an id of their own get their row's number."""
-        with open_rows_file(file) as lines:
-            text = lines.read()
-        root = (Path(self.image_root) if self.image_root else file.parent).resolve()
+        with open_rows_file(file):  # refuses one that is missing
+            root = (Path(self.image_root) if self.image_root else file.parent).resolve()
         if not root.is_dir():
             raise DataError(
                 f"The image root {root} is not a folder. Set `image_root` to the folder of the "
                 "images."
             )
-        samples: dict[str, Sample] = {}
-        renamed = 0
-        unread = UnreadLlavaRows()
-        for number, content in _parse_rows(file, text, self.bad_rows):
-            with self.bad_rows.catch():
-                sample = LlavaRow(FileRow(file, number), root, unread).make_sample(content)
-                name = sample.id or str(number)
-                if name in samples:
-                    name = f"{name}#{number}"
-                renamed += name != sample.id
-                picture = self._name_picture(sample, root)
-                samples[name] = replace(sample, id=name, picture=picture)
+        images = ImageRoot(root)
+        reader = LlavaFileReader(file, images, self._find_common_folder(root))
+        try:
+            samples = reader.read(collects_pictures=self.files["val"] is None)
+        except MalformedRowsError:
+            _explain_malformed(file)
+            raise
+        self.absent_files = [*self.absent_files, *images.absent]
+        for error in reader.errors:
+            self.bad_rows.add(error)
         self.bad_rows.settle()
-        unread.warn(file)
-        if renamed:
-            logger.warning(
-                "%d rows of %s have no id, or that of an earlier row: named by row number",
-                renamed,
-                file,
-            )
-        return list(samples.values())
+        reader.warn()
+        return samples
 
-    def _name_picture(self, sample: Sample, root: Path) -> str | None:
-        """Return a sample's image paths below the folder that all splits have in common.
+    def _find_common_folder(self, root: Path) -> str:
+        """Return the folder that all splits have in common, below which pictures are named.
 
         So "1.jpg" of two folders is not one picture.
         """
         folders = [Path(file).parent.resolve() for file in self.files.values() if file]
-        base = root if self.image_root else os.path.commonpath(folders)
-        paths = [path.relative_to(base).as_posix() for path in list_image_files(sample)]
-        return ", ".join(paths) or None
+        return str(root if self.image_root else os.path.commonpath(folders))
 
 
-def _parse_rows(file: Path, text: str, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
-    """Yield number and content of the rows of a JSON list, or of a file with one row per line."""
-    if file.suffix == ".jsonl":
-        # a text may hold other kinds of line breaks
-        lines = [line for line in text.split("\n") if line.strip()]
-        for number, line in enumerate(lines, 1):
-            try:
-                content = json.loads(line)
-            except json.JSONDecodeError as error:
-                bad_rows.add(_make_error(FileRow(file, number), error, "malformed JSON"))
-            else:
-                yield number, content
-        return
+def _explain_malformed(file: Path) -> None:
+    """Raise why a file is no list of rows; for that it is read as a whole.
+
+    Raises:
+        DataError: The reason, with the row.
+    """
+    with open_rows_file(file) as lines:
+        text = lines.read()
     try:
         contents = json.loads(text)
     except json.JSONDecodeError as error:
-        raise _make_error(FileRow(file, _find_row(text, error.pos)), error) from error
+        raise make_row_error(FileRow(file, _find_row(text, error.pos)), error) from error
     if not isinstance(contents, list):
         raise DataError(f"{file} holds a {type(contents).__name__}; a list of rows was expected.")
-    yield from enumerate(contents, 1)
 
 
 def _find_row(text: str, position: int) -> int:
@@ -188,9 +199,3 @@ def _find_row(text: str, position: int) -> int:
             break
         row += 1
     return row
-
-
-def _make_error(row: FileRow, error: json.JSONDecodeError, kind: str = "row") -> DataError:
-    where = f"line {error.lineno}, column {error.colno}"
-    problem = f"malformed JSON, {error.msg} ({where}). Rows must be objects with id, image and"
-    return row.error(f"{problem} conversations", kind)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_mllm.data.datasets.rows import FileRow
+from lightning_mllm.data.datasets.rows import FileRow, ImageRoot
 from lightning_mllm.data.text.turns import join_turn_around_images
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Turn
@@ -77,11 +77,11 @@ class LlavaRow:
 
     Args:
         row: Where the row is, for messages.
-        root: Folder of the images, resolved.
+        root: Folder of the images; a path must be resolved.
         unread: Counts what is not read.
     """
 
-    def __init__(self, row: FileRow, root: Path, unread: UnreadLlavaRows) -> None:
+    def __init__(self, row: FileRow, root: Path | ImageRoot, unread: UnreadLlavaRows) -> None:
         self._row, self._root = row, root
         self._unread = unread
 

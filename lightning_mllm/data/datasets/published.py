@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lightning_mllm.data.datasets.folder_samples import FolderSamples
 from lightning_mllm.data.datasets.image_folder import ImageFolder
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import DataError
@@ -48,7 +49,7 @@ class PublishedDataset:
 class PublishedFolders(PublishedDataset, ImageFolder):
     """A dataset published as `train/<class>/<file>` and `test/<class>/<file>` alone."""
 
-    def load(self, split: Split) -> Sequence[Sample]:
+    def load(self, split: Split) -> FolderSamples:
         """Return the samples of a split; validation is a seeded, stratified part of `train`.
 
         Raises:

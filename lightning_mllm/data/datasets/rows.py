@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from lightning_mllm.data.loading.bad_rows import IMAGE_PATH
 from lightning_mllm.errors import DataError
+
+
+class ImageRoot:
+    """A folder that image paths are relative to, and may not leave.
+
+    Args:
+        path: The folder, as a resolved path.
+
+    Attributes:
+        absent: Paths of images that were not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.absent: list[str] = []
+        self._folders: dict[str, str] = {}  # folder of an image -> resolved
+        self._start = str(path).rstrip("/") + "/"
+
+    def resolve(self, path: str) -> tuple[Path, bool]:
+        """Return the resolved path of an image, and whether there is such a file.
+
+        The folders of images are resolved once: to resolve every path takes as long as to read it.
+        """
+        folder, name = os.path.split(os.path.join(self._start, path))
+        if name not in ("", ".", ".."):
+            if folder not in self._folders:
+                self._folders[folder] = os.path.realpath(folder).rstrip("/")
+            image = f"{self._folders[folder]}/{name}"
+            with suppress(OSError, ValueError):
+                if stat.S_ISREG(os.lstat(image).st_mode):
+                    return Path(image), True
+        resolved = (self.path / path).resolve()
+        is_there = resolved.is_file()
+        if not is_there:
+            self.absent.append(str(resolved))
+        return resolved, is_there
+
+    def holds(self, path: Path) -> bool:
+        """Return whether a resolved path is inside."""
+        return f"{path}/".startswith(self._start)
 
 
 @dataclass(frozen=True)
@@ -33,7 +75,7 @@ class FileRow:
 
     def find_image(
         self,
-        root: Path,
+        root: Path | ImageRoot,
         path: str,
         kind: str = IMAGE_PATH,
         field: str = "",
@@ -51,11 +93,12 @@ class FileRow:
         Raises:
             DataError: The path leads out of the folder, or there is no such file.
         """
-        image = (root / path).resolve()
-        if not image.is_relative_to(root):
-            problem = f"the image {path!r} leads out of {root}. Give a path inside"
+        folder = root if isinstance(root, ImageRoot) else ImageRoot(root)
+        image, is_there = folder.resolve(path)
+        if not folder.holds(image):
+            problem = f"the image {path!r} leads out of {folder.path}. Give a path inside"
             raise self.error(problem, kind, field)
-        if not image.is_file():
+        if not is_there:
             raise self.error(f"the image {image} does not exist. {way_out}", kind, field)
         return image
 

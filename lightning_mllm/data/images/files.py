@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import struct
-import zlib
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.images.integrity import check_png_sums, ends_as_stated
 from lightning_mllm.data.images.unreadable import describe_unreadable
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.errors import DataError
-from lightning_mllm.progress import track
 from lightning_mllm.types import LazyImage, Sample
 
 # below Pillow's own limit, whose warning would otherwise be the first sign of a bomb
@@ -30,18 +25,8 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # never EPS, which would start Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-# where the header has the file's length, and how many bytes it leaves out
-_LENGTHS = {"WEBP": (4, 8), "BMP": (2, 0)}
-_BLOCK = 1 << 20  # bytes that are read at once
-# bytes in front of a chunk of a PNG: its length and its name, which is upper case where it matters
-_CHUNK_HEAD = 8
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-# bytes at the end of a file, among which zeros may follow the marker; else the file is decoded
-_TAIL = 64
 _SCALED_MODES = ("I", "F")  # more than 8 bits per channel
-
-logger = logging.getLogger(__name__)
 
 
 def list_image_files(sample: Sample) -> list[Path]:
@@ -91,37 +76,12 @@ def find_image_size(image: Path | Image.Image | LazyImage) -> Size:
         return _find_upright_size(opened)
 
 
-def look_at_image_files(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[Path, str]]:
-    """Check image files at set-up: header, size, end, and checksums where there are some.
+def inspect_image_file(path: Path) -> str | tuple[Size, bool]:
+    """Return a file's size and whether it is animated, or what is wrong with it.
 
-    A file is decoded only where these can't tell whether it is whole.
-
-    Returns:
-        Path -> size of the picture, EXIF rotation applied, for sound files; and path -> what is
-        wrong, for the others.
+    Looked at are header, size, end, and checksums where there are some; a file is decoded only
+    where these can't tell whether it is whole.
     """
-    unique = sorted(set(paths))
-    sizes: dict[Path, Size] = {}
-    problems: dict[Path, str] = {}
-    animated = []
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        looked_at = track(pool.map(_inspect, unique), "Image files", len(unique))
-        for path, result in zip(unique, looked_at, strict=True):
-            if isinstance(result, str):
-                problems[path] = result
-            else:
-                sizes[path], is_animated = result
-                if is_animated:
-                    animated.append(path)
-    if animated:
-        logger.warning(
-            "%d animated images: only the first frame is used (e.g. %s)", len(animated), animated[0]
-        )
-    return sizes, problems
-
-
-def _inspect(path: Path) -> str | tuple[Size, bool]:
-    """Return a file's size and whether it is animated, or what is wrong with it."""
     try:
         _check_file(path, str(path))
         with Image.open(path, formats=FORMATS) as image:
@@ -130,8 +90,8 @@ def _inspect(path: Path) -> str | tuple[Size, bool]:
             animated = not is_phone_jpeg and bool(getattr(image, "is_animated", False))
             size = _find_upright_size(image)
             if image.format == "PNG":
-                _check_sums(path)
-            if image.mode.startswith(_SCALED_MODES) or not _has_end(path, image.format):
+                check_png_sums(path)
+            if image.mode.startswith(_SCALED_MODES) or not ends_as_stated(path, image.format):
                 _decode(image, str(path))
     except DataError as error:
         return str(error)
@@ -142,40 +102,6 @@ def _inspect(path: Path) -> str | tuple[Size, bool]:
     return size, animated
 
 
-def _check_sums(path: Path) -> None:
-    """Refuse a PNG in which the checksum of a chunk is wrong; Pillow ignores those of pixels."""
-    with path.open("rb") as file:
-        file.seek(8)
-        head = file.read(_CHUNK_HEAD)
-        while len(head) == _CHUNK_HEAD:
-            length, name = int.from_bytes(head[:4]), head[4:]
-            found = _compute_checksum(file, length, name)
-            stated = file.read(4)
-            if found != int.from_bytes(stated) and name[:1].isupper():
-                part = f"its part {name.decode('latin-1')!r}"
-                what = f"truncated within {part}"
-                if len(stated) == 4:
-                    what = f"damaged, the checksum of {part} is wrong"
-                raise _make_error(
-                    f"{path}: is {what}. Fetch the file again or remove it from the dataset."
-                )
-            if name == b"IEND":
-                return
-            head = file.read(_CHUNK_HEAD)
-
-
-def _compute_checksum(file: BinaryIO, length: int, name: bytes) -> int:
-    """Read the content of a chunk, and return its checksum."""
-    value = zlib.crc32(name)
-    while length > 0:
-        block = file.read(min(length, _BLOCK))
-        if not block:
-            break
-        value = zlib.crc32(block, value)
-        length -= len(block)
-    return value
-
-
 def _find_upright_size(image: Image.Image) -> Size:
     """Return the size of a picture with its EXIF rotation applied."""
     width, height = image.size
@@ -184,22 +110,6 @@ def _find_upright_size(image: Image.Image) -> Size:
     if image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS:
         return height, width
     return width, height
-
-
-def _has_end(path: Path, image_format: str | None) -> bool:
-    """Return whether a file is as long as its header says, or ends with its format's marker."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        if image_format in _LENGTHS:
-            offset, rest = _LENGTHS[image_format]
-            file.seek(offset)
-            stated = int.from_bytes(file.read(4), "little")
-            return 0 < stated <= length - rest
-        marker = _END_MARKERS.get(image_format or "")
-        if marker is None:
-            return False
-        file.seek(max(0, length - _TAIL))
-        return file.read().rstrip(b"\0").endswith(marker)
 
 
 def _check_file(path: Path, name: str) -> None:

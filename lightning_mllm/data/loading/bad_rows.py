@@ -6,7 +6,7 @@ import csv
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -102,6 +102,13 @@ class BadRows:
     def count_once(self, known: int) -> None:
         """Count all errors after the first `known` as one row."""
         self.rows[self.split] -= max(self.noted - known - 1, 0)
+
+    def take_over(self, rows: Iterable[BadRow], counts: Mapping[str, int]) -> None:
+        """Note rows that an earlier start has left out and told of, and how many per split."""
+        for row in rows:
+            self._found.setdefault(row.problem, row)
+        self.rows.update(counts)
+        self._told = len(self)
 
     def count_image_files(self, total: int) -> None:
         """Say how many image files there are, should only image files be bad."""

@@ -10,10 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
-from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.images.inspection import InspectedFiles
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.left_out import LeftOut
+from lightning_mllm.data.loading.picture_sizes import PictureSizes
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import write_text
@@ -36,16 +39,15 @@ class CheckManifest:
 
     def __init__(self, scan: SplitScan) -> None:
         self._scan = scan
-        self._paths = sorted(scan.paths)
         self.path = (
             check_manifest_folder() / f"{self._digest()}.json" if _can_be_named(scan) else None
         )
 
-    def take_over(self) -> dict[Path, Size] | None:
+    def take_over(self) -> PictureSizes | None:
         """Leave out the samples that were found not to fit or to be bad.
 
         Returns:
-            Image file -> size of its picture; None if there is no manifest.
+            The sizes of the pictures; None if there is no manifest.
         """
         if self.path is None or not self.path.is_file():
             return None
@@ -55,20 +57,21 @@ class CheckManifest:
         for index in content["too_long"]:
             self._scan.leave_out(index)
         self._scan.left_out = LeftOut(**content["left_out"])
-        sizes = zip(self._paths, content["sizes"], strict=True)
-        return {path: (size[0], size[1]) for path, size in sizes if size is not None}
+        scan = self._scan
+        sizes = np.array(content["sizes"], np.int32).reshape(-1, 2)
+        return PictureSizes.join(len(scan.samples), (scan.pictures.owners, sizes), scan.facts.inner)
 
-    def write(self, sizes: dict[Path, Size]) -> None:
+    def write(self, files: InspectedFiles) -> None:
         """Write the outcome in one step; nothing where no text stands for the samples' content.
 
         Args:
-            sizes: Image file -> size of its picture, for sound files.
+            files: What was found of the image files of the samples.
         """
         if self.path is None:
             return
         scan = self._scan
         content = {
-            "sizes": [sizes.get(path) for path in self._paths],
+            "sizes": files.sizes.tolist(),
             "refused": [(index, error.kind, str(error)) for index, error in scan.refused.items()],
             "too_long": scan.too_long,
             "left_out": asdict(scan.left_out),
@@ -80,13 +83,14 @@ class CheckManifest:
 
     def _parts(self) -> Iterator[str]:
         scan, collator = self._scan, self._scan.collator
-        yield from (f"{name} {version(name)}" for name in _LIBRARIES)
+        yield from list_library_versions()
         yield from (scan.split, repr(collator.prompt), repr(collator.label_names))
         yield str(collator.geometry)
         yield str((collator.max_length, collator.long_answers, collator.split_special_tokens))
-        yield from _processor_parts(collator.processor)
-        yield from (f"{index} {scan.samples[index]!r}" for index in scan.facts)
-        for path in self._paths:
+        yield from describe_processor(collator.processor)
+        yield from (f"{index} {scan.samples[index]!r}" for index in scan.facts.indices().tolist())
+        for name in scan.pictures.files:
+            path = Path(name)
             status = path.stat() if path.exists() else None
             yield f"{path} {status and (status.st_size, status.st_mtime_ns)}"
 
@@ -104,13 +108,18 @@ def _can_be_named(scan: SplitScan) -> bool:
     """
     if isinstance(scan.samples, LazySamples):
         return False
-    for facts in scan.facts.values():
-        if not all(isinstance(image, Path) for image in facts.images):
-            return False
+    if len(scan.facts.inner[0]):
+        return False
     return " object at 0x" not in repr(scan.collator.prompt)
 
 
-def _processor_parts(processor: CheckpointProcessor) -> Iterator[str]:
+def list_library_versions() -> list[str]:
+    """Return the versions of the libraries that decide what a check finds."""
+    return [f"{name} {version(name)}" for name in _LIBRARIES]
+
+
+def describe_processor(processor: CheckpointProcessor) -> Iterator[str]:
+    """Yield what decides what a checkpoint's processor makes of samples."""
     yield type(processor.hf).__name__
     yield json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
     yield processor.chat_template

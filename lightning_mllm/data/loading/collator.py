@@ -20,17 +20,18 @@ from lightning_mllm.data.images.geometry import (
 )
 from lightning_mllm.data.images.pictures import Picture, PictureReader, PictureText
 from lightning_mllm.data.images.regions import Regions
+from lightning_mllm.data.loading.bad_rows import TOO_LONG
 from lightning_mllm.data.loading.batch import BatchRow, PaddingSide, make_batch
 from lightning_mllm.data.loading.sample_errors import name_sample_errors
 from lightning_mllm.data.text.encoded_sample import EncodedSample
 from lightning_mllm.data.text.encoding import Encoder
 from lightning_mllm.data.text.family_limits import check_family_limits
-from lightning_mllm.data.text.fitting import Fitted, Fitter, LongAnswers
+from lightning_mllm.data.text.fitting import FEWER_CLASSES, Fitted, Fitter, LongAnswers
 from lightning_mllm.data.text.options import find_options
 from lightning_mllm.data.text.prompts import Dialogue, Prompt
 from lightning_mllm.data.text.rendering import Renderer
 from lightning_mllm.data.text.turns import put_images_first_in_turn
-from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.errors import ConfigError, DataError, UserError
 from lightning_mllm.types import AnswerForms, Forms, LabelSet, Sample, Turn
 
 
@@ -118,10 +119,40 @@ class Collator:
                 self._encode_answer_forms(fitted.dialogue, sample)
             return fitted
 
+    def check_class_list(self, sample: Sample) -> None:
+        """Refuse a list of classes that is too long for the context even without a picture.
+
+        Raises:
+            DataError: It is.
+        """
+        shortest = replace(sample, label=min(self.label_names, key=len))
+        example = self._reader.example
+        images = [replace(example, runs=(1,) * len(example.runs))] * len(sample.images)
+        try:
+            with name_sample_errors(shortest):
+                count = len(self._encoder.encode(self._ask(shortest), shortest.id, images))
+        except UserError:
+            return  # what else is wrong is said of each sample
+        if count > self.max_length:
+            listed = getattr(self.prompt, "listed", None) or len(self.label_names)
+            raise DataError(
+                f"A question that lists {listed} classes does not fit into max_length "
+                f"{self.max_length}: it has "
+                f"{count:,} tokens besides those of the picture. {FEWER_CLASSES}",
+                TOO_LONG,
+            )
+
     def bound_text(self, sample: Sample) -> int | None:
         """Return an upper bound of the tokens of a sample's text, or None if it is not known."""
         with name_sample_errors(sample):
             return self._encoder.bound(self._ask(sample))
+
+    def check_and_bound(self, sample: Sample) -> tuple[tuple[Turn, ...], int | None]:
+        """Return a sample's turns as `check_turns` does, and the bound of `bound_text`."""
+        dialogue = self._ask(sample)
+        turns = self._check_dialogue(dialogue, sample)
+        with name_sample_errors(sample):
+            return turns, self._encoder.bound(dialogue)
 
     def check(self, sample: Sample) -> int:
         """Make a batch of one sample, to see whether it can be made, and return its `end_id`.
@@ -151,7 +182,9 @@ class Collator:
             CheckpointError: The chat template can't write such turns.
             ConfigError: The chat template refuses them.
         """
-        dialogue = self._ask(sample)
+        return self._check_dialogue(self._ask(sample), sample)
+
+    def _check_dialogue(self, dialogue: Dialogue, sample: Sample) -> tuple[Turn, ...]:
         self._encoder.check_text(dialogue.system, sample.id)
         for turn in dialogue.turns:
             self._encoder.check_text(turn.text, sample.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.labels import collect_labels
 from lightning_mllm.data.text.prompts import ClassificationPrompt, ConversationPrompt, Prompt
 from lightning_mllm.types import LabelSet, Sample
+
+logger = logging.getLogger(__name__)
 
 
 class CollatorPairOptions(NamedTuple):
@@ -69,7 +72,20 @@ def make_collator_pair(
 
     training = make(inputs.train_prompt or prompt, inputs.train_geometry or inputs.geometry)
     evaluation = make(prompt, inputs.geometry)
+    listed = getattr(prompt, "listed", None)
+    if listed and listed < len(names):
+        logger.warning(
+            "Each question lists %d of the %d classes, the right one among them: accuracy is that "
+            "of a choice among %d (chance: %.3g), not among all. Likelihood still scores all.",
+            listed,
+            len(names),
+            listed,
+            1 / listed,
+        )
     labels = None
     if labelled and prompt.asks_for_label:
         labels = evaluation.label_set(replace(first[0], label=names[0]))
+    for collator in (training, evaluation):
+        if collator.label_names:
+            collator.check_class_list(first[0])
     return training, evaluation, labels

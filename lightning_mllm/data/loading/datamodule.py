@@ -18,18 +18,14 @@ from lightning_mllm.data.loading.bad_rows import BadRows, OnBadRow
 from lightning_mllm.data.loading.batch import PaddingSide
 from lightning_mllm.data.loading.collator import Collator
 from lightning_mllm.data.loading.collator_pair import CollatorPairOptions, make_collator_pair
-from lightning_mllm.data.loading.dry_run import dry_run_splits
-from lightning_mllm.data.loading.duplicates import warn_of_duplicate_pictures
 from lightning_mllm.data.loading.input_record import make_input_record
 from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.loaders import BatchLoader, ResumableLoader
 from lightning_mllm.data.loading.sample_checks import check_sample_labels
 from lightning_mllm.data.loading.sample_reader import SampleReader
-from lightning_mllm.data.loading.sampler import (
-    GlobalBatchSampler,
-    SampleSize,
-    check_sampler_batches,
-)
+from lightning_mllm.data.loading.sample_sizes import SampleSizes
+from lightning_mllm.data.loading.sampler import GlobalBatchSampler, check_sampler_batches
+from lightning_mllm.data.loading.set_up import set_up_splits
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split, check_splits, warn_of_split_seed
 from lightning_mllm.data.loading.template_check import check_template_date
@@ -137,7 +133,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         self.samples, self.left_out = {}, {}
         self.label_set = None
         self.kinds = ()
-        self._sizes: dict[Split, list[SampleSize]] = {}
+        self._sizes: dict[Split, SampleSizes] = {}
         self._train_loader: ResumableLoader | None = None
         self._loader_state: dict[str, Any] | None = None
 
@@ -203,7 +199,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
     @property
     def trains_on_pictures(self) -> bool:
         """Whether any training sample has a picture."""
-        return any(size.images for size in self._sizes["train"])
+        return bool(self._sizes["train"].images.any())
 
     def describe_inputs(self) -> dict[str, Any]:
         """Return how validation makes a model's inputs, as plain data; needs the split `val`."""
@@ -219,20 +215,10 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         check_splits(wanted, self.splits, type(self).__name__)
         if not wanted:
             return
-        with self.gather():
-            scans = self.scan_splits(wanted)
-            sizes = dry_run_splits(scans, self.bad_rows)
-            for scan in scans:
-                scan.warn_of_unseen_boxes(sizes)
-        for scan in scans:
-            samples, self._sizes[scan.split] = scan.select_kept()
-            if not samples:
-                raise scan.explain_empty()
-            self.samples[scan.split] = samples
-            self.left_out[scan.split] = scan.left_out
-            self.kinds = tuple(sorted({*self.kinds, *scan.kinds}))
-        new = [split for split in wanted if split != self.splits[0]]
-        warn_of_duplicate_pictures({self.splits[0]: self._first or (), **self.samples}, new)
+        for split, outcome in set_up_splits(self, wanted).items():
+            self.samples[split], self._sizes[split] = outcome.samples, outcome.sizes
+            self.left_out[split] = outcome.left_out
+            self.kinds = tuple(sorted({*self.kinds, *outcome.kinds}))
         if self.trainer is not None and self.trainer.loggers and self.trainer.is_global_zero:
             self.bad_rows.report(Path(self.trainer.default_root_dir))
 
@@ -246,20 +232,35 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
     def scan_splits(self, splits: Sequence[Split]) -> list[SplitScan]:
         """Load splits and look at each of their samples once; `bad_rows` gets what is wrong."""
         if self._first is None:
-            first = self.load_split(self.splits[0])
-            self._set_up_collators(first)
-            self._first = first
-        labelled = self._first[0].label is not None
+            self.take_over_first(self.load_split(self.splits[0]))
+        labelled = self.first[0].label is not None
         scans = []
         for split in splits:
-            samples = self._first if split == self.splits[0] else self.load_split(split)
+            samples = self.first if split == self.splits[0] else self.load_split(split)
             self.bad_rows.split = split
             collator = self.collator if split == "train" else self.eval_collator
             names = collator.label_names
             if names:
-                samples = check_sample_labels(samples, split, names, self._first, self.bad_rows)
+                samples = check_sample_labels(samples, split, names, self.first, self.bad_rows)
             scans.append(SplitScan(samples, split, collator, self.bad_rows, labelled=labelled))
         return scans
+
+    @property
+    def first(self) -> Sequence[Sample]:
+        """The first split as loaded, once it is; it has all classes."""
+        return self._first or ()
+
+    def take_over_first(self, first: Sequence[Sample]) -> None:
+        """Make the collators from the first split, or samples of all its classes."""
+        if self._first is None:
+            self._set_up_collators(first)
+            self._first = first
+
+    def load_processor(self) -> CheckpointProcessor:
+        """Return the processor of the checkpoint, which is loaded once."""
+        if "processor" not in vars(self):
+            self.processor = load_processor(self.checkpoint, self.revision, self.trust_remote_code)
+        return self.processor
 
     def _make_eval_loader(self, split: Split) -> BatchLoader:
         sampler = self._make_sampler(split, training=False)
@@ -282,8 +283,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
 
     def _set_up_collators(self, first: Sequence[Sample]) -> None:
         """Load the processor and make both collators, with the classes of the first split."""
-        source = (self.checkpoint, self.revision, self.trust_remote_code)
-        self.processor = load_processor(*source)
+        self.load_processor()
         check_template_date(self.processor, self.checkpoint)
         inputs = CollatorPairOptions(
             self.prompt, self.train_prompt, self.geometry, self.train_geometry, self.seed

@@ -2,54 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
-from lightning_mllm.data.images.files import look_at_image_files
-from lightning_mllm.data.images.geometry import Size
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mllm.data.images.inspection import InspectedFiles, inspect_image_files
 from lightning_mllm.data.images.pictures import PictureText
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, TOO_LONG, BadRows
 from lightning_mllm.data.loading.batch import check_batch_end
 from lightning_mllm.data.loading.check_manifest import CheckManifest, check_manifest_folder
-from lightning_mllm.data.loading.collator import Collator
+from lightning_mllm.data.loading.extremes import choose_extreme_pictures
+from lightning_mllm.data.loading.known_files import KnownFiles
+from lightning_mllm.data.loading.picture_sizes import PictureSizes
 from lightning_mllm.data.loading.sample_errors import fetch_sample
-from lightning_mllm.data.loading.split_scan import SplitScan, Trait
+from lightning_mllm.data.loading.split_scan import SplitScan
+from lightning_mllm.data.loading.text_array import TextArray, unique_texts
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
 
-def dry_run_splits(scans: Sequence[SplitScan], bad_rows: BadRows) -> dict[Path, Size]:
+class DryRun(NamedTuple):
+    """What was found of splits.
+
+    Attributes:
+        sizes: The sizes of the pictures of each split.
+        files: The image files that were looked at.
+        found: What was found of them.
+    """
+
+    sizes: list[PictureSizes]
+    files: TextArray
+    found: InspectedFiles
+
+
+def dry_run_splits(
+    scans: Sequence[SplitScan], bad_rows: BadRows, earlier: KnownFiles | None = None
+) -> DryRun:
     """Look at the image files of all splits, and encode the samples that may not fit.
 
     What `lightning data check --all` has found of a split is taken from its manifest.
 
-    Returns:
-        Image file -> size of its picture.
+    Args:
+        scans: What is known of the splits.
+        bad_rows: Collects samples that can't be used.
+        earlier: Image files that were looked at before.
     """
-    known: dict[Path, Size] = {}
-    left = []
-    for scan in scans:
+    known = {}
+    for number, scan in enumerate(scans):
         sizes = CheckManifest(scan).take_over() if check_manifest_folder().is_dir() else None
-        if sizes is None:
-            left.append(scan)
-        else:
-            known |= sizes
-    files: set[Path] = set()
-    for scan in left:
-        files |= scan.paths
-    sizes, problems = look_at_image_files(files)
+        if sizes is not None:
+            known[number] = sizes
+    left = [number for number in range(len(scans)) if number not in known]
+    files, numbers = unique_texts(*(scans[number].pictures.files for number in left))
+    found = inspect_image_files(files) if earlier is None else earlier.inspect(files)
+    found.warn_of_animated(files)
     bad_rows.count_image_files(len(files))
-    for scan in left:
-        dry_run_suspects(scan, sizes, problems)
+    for number, own in zip(left, numbers, strict=True):
+        known[number] = dry_run_suspects(scans[number], found.take(own))
     for scan in scans:
         scan.warn()
-    return known | sizes
+    return DryRun([known[number] for number in range(len(scans))], files, found)
 
 
-def dry_run_suspects(
-    scan: SplitScan, sizes: Mapping[Path, Size], problems: Mapping[Path, str]
-) -> None:
+def dry_run_suspects(scan: SplitScan, files: InspectedFiles) -> PictureSizes:
     """Encode those samples of a split that may fail, and refuse the ones that do.
 
     Samples that do not fit are left out, and so are the first exchanges of others.
@@ -60,76 +78,84 @@ def dry_run_suspects(
 
     Args:
         scan: What is known of the split.
-        sizes: Image file -> size of its picture.
-        problems: Image file -> what is wrong with it; samples with such a file are refused.
+        files: What was found of the image files of its samples; samples with a bad one are refused.
+
+    Returns:
+        The sizes of the pictures of all samples.
     """
     collator = scan.collator
-    pictures = _refuse_bad_files(scan, sizes, problems)
-    texts = {}
-    for index, shown in pictures.items():
-        try:
-            texts[index] = [collator.find_image_text(size) for size in shown]
-        except DataError as error:  # the processor takes no picture of such a shape
-            name = fetch_sample(scan.samples, index).id
-            scan.refuse(index, DataError(f"{error} Sample {name!r} has it.", IMAGE_FILE))
-    _check_room_for_classes(scan, texts)
-    extremes = _Extremes(collator)
-    fine: set[Trait] = set()
-    ends: dict[int, str] = {}
-    for index, facts in list(scan.facts.items()):
-        lengths = sorted(map(len, texts[index]))
-        fits = facts.bound is not None and facts.bound + sum(lengths) <= collator.max_length
-        case = (*facts.trait, *lengths)
-        is_suspect = (facts.odd or not fits) and case not in fine
-        fit = partial(_fit, scan, index, texts[index], ends)
-        if is_suspect and _passes(scan, index, fit):
-            fine.add(case)
+    for number, problem in sorted(files.problems.items()):
+        index = int(scan.pictures.owners[number])
         if index in scan.facts:
-            extremes.add(index, pictures[index])
-    for index in extremes.chosen():
+            scan.refuse(index, DataError(problem, IMAGE_FILE))
+    shown = PictureSizes.join(
+        len(scan.samples), (scan.pictures.owners, files.sizes), scan.facts.inner
+    )
+    pictures = shown.select(_mark_kept(scan))
+    lengths, failed = pictures.measure(lambda size: len(collator.find_image_text(size)))
+    for index, error in failed.items():  # the processor takes no picture of such a shape
+        name = fetch_sample(scan.samples, index).id
+        scan.refuse(index, DataError(f"{error} Sample {name!r} has it.", IMAGE_FILE))
+    room = pictures.add_up(lengths)
+    _check_room_for_classes(scan, pictures, room)
+    _encode_suspects(scan, pictures, lengths, room)
+    left = pictures.select(_mark_kept(scan))
+    for index in choose_extreme_pictures(left, scan.facts.indices(), collator.count_views):
         if index in scan.facts:
             _passes(scan, index, collator.check)
+    return shown
 
 
-def _refuse_bad_files(
-    scan: SplitScan, sizes: Mapping[Path, Size], problems: Mapping[Path, str]
-) -> dict[int, list[Size]]:
-    """Refuse samples with a bad image file, and return the picture sizes of the others by index."""
-    pictures: dict[int, list[Size]] = {}
-    for index, facts in list(scan.facts.items()):
-        shown = []
-        bad = []
-        for image in facts.images:
-            if not isinstance(image, Path):
-                shown.append(image)
-            elif image in problems:
-                bad.append(problems[image])
-            else:
-                shown.append(sizes[image])
-        if bad:
-            scan.refuse(index, DataError(bad[0], IMAGE_FILE))
-        else:
-            pictures[index] = shown
-    return pictures
+def _mark_kept(scan: SplitScan) -> NDArray[np.bool_]:
+    """Return of each sample whether it can be used."""
+    kept = np.zeros(len(scan.samples), bool)
+    kept[scan.facts.indices()] = True
+    return kept
 
 
-def _check_room_for_classes(scan: SplitScan, texts: Mapping[int, Sequence[PictureText]]) -> None:
+def _check_room_for_classes(
+    scan: SplitScan, pictures: PictureSizes, room: NDArray[np.int64]
+) -> None:
     """Refuse a context that is too short for any question that lists the classes.
 
     No row is to blame for this, so it is raised at once.
     """
-    if not scan.collator.label_names or not texts:
+    kept = scan.facts.indices()
+    if not scan.collator.label_names or not len(kept):
         return
-
-    def bound(index: int) -> int:
-        return (scan.facts[index].bound or scan.collator.max_length) + sum(map(len, texts[index]))
-
-    shortest = min(texts, key=bound)
+    bounds = scan.facts.bounds[kept]
+    most = np.where(bounds > 0, bounds, scan.collator.max_length) + room[kept]
+    shortest = int(kept[np.argmin(most)])
+    texts = list(map(scan.collator.find_image_text, pictures.of_sample(shortest)))
     try:
-        scan.collator.fit(fetch_sample(scan.samples, shortest), texts[shortest])
+        scan.collator.fit(fetch_sample(scan.samples, shortest), texts)
     except DataError as error:
         if error.kind == TOO_LONG:
             raise
+
+
+def _encode_suspects(
+    scan: SplitScan,
+    pictures: PictureSizes,
+    lengths: NDArray[np.int64],
+    room: NDArray[np.int64],
+) -> None:
+    """Encode the samples that may not fit, or whose text begins or ends as none before."""
+    facts, collator = scan.facts, scan.collator
+    kept = facts.indices()
+    bounds = facts.bounds[kept]
+    fits = (bounds >= 0) & (bounds + room[kept] <= collator.max_length)
+    fine: set[tuple[int, ...]] = set()
+    ends: dict[int, str] = {}
+    traits = facts.traits
+    for index in kept[facts.odd[kept] | ~fits].tolist():
+        start, end = np.searchsorted(pictures.owners, [index, index + 1])
+        case = (int(traits[index]), *sorted(lengths[start:end].tolist()))
+        if case in fine:
+            continue
+        texts = list(map(collator.find_image_text, pictures.of_sample(index)))
+        if _passes(scan, index, partial(_fit, scan, index, texts, ends)) and traits[index] >= 0:
+            fine.add(case)
 
 
 def _fit(
@@ -156,32 +182,3 @@ def _passes(scan: SplitScan, index: int, check: Callable[[Sample], object]) -> b
         scan.refuse(index, error)
         return False
     return True
-
-
-class _Extremes:
-    """Chooses samples whose pictures stand for those of all."""
-
-    def __init__(self, collator: Collator) -> None:
-        self._collator = collator
-        self._first: dict[Trait, int] = {}  # numbers of views -> index
-        self._most: dict[str, tuple[float, int]] = {}  # measure -> highest value and its index
-
-    def add(self, index: int, pictures: Sequence[Size]) -> None:
-        """Look at the picture sizes of a sample."""
-        views = tuple(sorted(map(self._collator.count_views, pictures)))
-        self._first.setdefault(views, index)
-        for width, height in pictures:
-            measures = {
-                "wide": width / height,
-                "high": height / width,
-                "large": width * height,
-                "small": -width * height,
-            }
-            for name, value in measures.items():
-                if name not in self._most or value > self._most[name][0]:
-                    self._most[name] = value, index
-
-    def chosen(self) -> list[int]:
-        """Return the indices of the samples, in order."""
-        extremes = {index for _, index in self._most.values()}
-        return sorted({*self._first.values(), *extremes})

@@ -2,57 +2,108 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import chain, combinations, islice
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
-from lightning_mllm.data.images.files import list_image_files
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mllm.data.loading.equal_files import find_equal_files
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.sample_errors import join_first
-from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.loading.splits import ItemGroups, Split
+from lightning_mllm.data.loading.text_array import TextArray, TextArrayBuilder, unique_texts
 from lightning_mllm.types import Sample
 
-_TAIL = 1024  # bytes at the end of a file, which tell nearly all files of one length apart
-_CHUNK = 256  # files that one thread looks at in one go
 _SHOWN = 5  # samples that a warning names
-
-Picture = Path | str  # a file, or the name that samples give it
 
 logger = logging.getLogger(__name__)
 
 
-def find_duplicate_files(files: Iterable[Path]) -> list[list[Path]]:
-    """Return the groups of two or more files of equal bytes, in the order of the files.
+class PictureCollector:
+    """Takes in what samples show, one after another."""
 
-    Whole files are read only where length and end are equal. A file that can't be read equals no
-    other.
+    def __init__(self) -> None:
+        self._count = 0
+        self._files, self._owners = TextArrayBuilder(), array("q")
+        self._names, self._name_owners = array("q"), array("q")
+
+    def add(self, sample: object) -> None:
+        """Take in the next sample; what is not a sample shows nothing."""
+        if isinstance(sample, Sample):
+            for image in sample.images:
+                if isinstance(image, Path):
+                    self._files.append(str(image))
+                    self._owners.append(self._count)
+            if sample.picture is not None:
+                self._names.append(hash(sample.picture))
+                self._name_owners.append(self._count)
+        self._count += 1
+
+    def build(self) -> ShownPictures:
+        """Return what the samples show; afterwards no more can be taken in."""
+        return ShownPictures(
+            self._count,
+            self._files.build(),
+            np.frombuffer(self._owners, np.int64),
+            np.frombuffer(self._names, np.int64),
+            np.frombuffer(self._name_owners, np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class ShownPictures:
+    """What samples show: image files, and the names that they give their picture.
+
+    Attributes:
+        count: How many samples these are.
+        files: The paths of their image files, shape (files,).
+        owners: The sample of each file, ascending.
+        names: The names of their pictures, by hashes.
+        name_owners: The sample of each name, ascending.
     """
-    groups = [[*dict.fromkeys(files)]]
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        for measure in (_measure_length, _read_tail, _digest):
-            listed = list(chain(*groups))
-            starts = range(0, len(listed), _CHUNK)
-            chunks = [listed[start : start + _CHUNK] for start in starts]
-            keys = chain(*pool.map(partial(_measure_files, measure), chunks))
-            parts: dict[Hashable, list[Path]] = {}
-            for number, group in enumerate(groups):
-                for file in group:
-                    parts.setdefault((number, next(keys)), []).append(file)
-            groups = [part for part in parts.values() if len(part) > 1]
-    return groups
 
+    count: int
+    files: TextArray
+    owners: NDArray[np.int64]
+    names: NDArray[np.int64]
+    name_owners: NDArray[np.int64]
 
-def find_first_duplicates(files: Iterable[Path]) -> dict[Path, Path]:
-    """Return file -> the first file of equal bytes, for all files that have a copy."""
-    copies = {}
-    for group in find_duplicate_files(files):
-        copies.update(dict.fromkeys(group, group[0]))
-    return copies
+    @classmethod
+    def of(cls, samples: Iterable[object]) -> ShownPictures:
+        """Return what samples show; what is not a sample shows nothing."""
+        collector = PictureCollector()
+        for sample in samples:
+            collector.add(sample)
+        return collector.build()
+
+    def select(self, kept: NDArray[np.int64]) -> ShownPictures:
+        """Return what some of the samples show, by their indices in ascending order."""
+        if len(kept) == self.count:
+            return self
+        numbers = np.full(self.count, -1)
+        numbers[kept] = np.arange(len(kept))
+        owners, named = numbers[self.owners], numbers[self.name_owners]
+        files = self.files.take(np.flatnonzero(owners >= 0))
+        names = self.names[named >= 0]
+        return ShownPictures(len(kept), files, owners[owners >= 0], names, named[named >= 0])
+
+    def link(self) -> ItemGroups:
+        """Return the groups of samples that share a picture, directly or through others."""
+        # scipy takes a while to import, and few datasets need it
+        from scipy.sparse import coo_array  # noqa: PLC0415
+        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
+        ((owners, pictures),) = _identify_pictures([self])
+        nodes = self.count + int(pictures.max(initial=-1)) + 1
+        edges = (np.ones(len(owners), bool), (owners, self.count + pictures))
+        _, parts = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)
+        _, first, inverse = np.unique(parts[: self.count], return_index=True, return_inverse=True)
+        return ItemGroups(first[inverse])
 
 
 def link_duplicate_samples(samples: Sequence[Sample]) -> list[list[int]]:
@@ -61,27 +112,13 @@ def link_duplicate_samples(samples: Sequence[Sample]) -> list[list[int]]:
     Each sample is in one group, by its index. A picture is shared if it is the same file, a file
     of equal bytes, or has the same name (`Sample.picture`).
     """
-    pictures = _identify_pictures(samples)
-    parents = list(range(len(samples)))
-    first: dict[Picture, int] = {}
-
-    def find_root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = index = parents[parents[index]]
-        return index
-
-    for index, found in enumerate(pictures):
-        for picture in found:
-            one, other = find_root(first.setdefault(picture, index)), find_root(index)
-            parents[max(one, other)] = min(one, other)
-    groups: dict[int, list[int]] = {}
-    for index in range(len(samples)):
-        groups.setdefault(find_root(index), []).append(index)
-    return list(groups.values())
+    return list(ShownPictures.of(samples).link())
 
 
 def warn_of_duplicate_pictures(
-    splits: Mapping[Split, Sequence[Sample]], new: Collection[Split]
+    splits: Mapping[Split, Sequence[Sample]],
+    new: Collection[Split],
+    known: Mapping[Split, ShownPictures] | None = None,
 ) -> None:
     """Warn of samples with a picture that another split has too.
 
@@ -91,85 +128,65 @@ def warn_of_duplicate_pictures(
     Args:
         splits: Split -> samples, the training split first.
         new: The splits that were not compared before.
+        known: Split -> what its samples show, where that is known.
     """
-    listed = {}
-    for split, samples in splits.items():
-        if not isinstance(samples, LazySamples):  # what is not a sample is a bad row
-            listed[split] = [sample for sample in samples if isinstance(sample, Sample)]
-    pairs = [pair for pair in combinations(listed, 2) if {*pair} & {*new}]
+    compared = [split for split in splits if not isinstance(splits[split], LazySamples)]
+    pairs = [pair for pair in combinations(compared, 2) if {*pair} & {*new}]
     if not pairs:
         return
-    pictures = iter(_identify_pictures(list(chain(*listed.values()))))
-    shown = {split: list(islice(pictures, len(samples))) for split, samples in listed.items()}
+    shown = [(known or {}).get(split) or ShownPictures.of(splits[split]) for split in compared]
+    pictures = dict(zip(compared, _identify_pictures(shown), strict=True))
     for one, other in pairs:
-        shared = _find_shared(listed[one], shown[one], listed[other], shown[other])
-        if shared:
-            examples = [f"{name} (in {one}: {match})" for name, match in shared.items()]
-            logger.warning(
-                "%d of the %d samples of the %r split have a picture that the %r split has, too, "
-                "so that scores on it say less about new pictures: %s. Keep all samples of a "
-                "picture in one split.",
-                len(shared),
-                len(listed[other]),
-                other,
-                one,
-                join_first(examples, _SHOWN),
-            )
+        shared = _find_shared(*pictures[one], *pictures[other])
+        if not shared:
+            continue
+        examples = []
+        for index, match in list(shared.items())[: _SHOWN + 1]:
+            examples.append(f"{splits[other][index].id} (in {one}: {splits[one][match].id})")
+        logger.warning(
+            "%d of the %d samples of the %r split have a picture that the %r split has, too, "
+            "so that scores on it say less about new pictures: %s. Keep all samples of a "
+            "picture in one split.",
+            len(shared),
+            len(splits[other]),
+            other,
+            one,
+            join_first(examples, _SHOWN),
+        )
+
+
+Owned = tuple[NDArray[np.int64], NDArray[np.int64]]  # samples, and a picture of each
 
 
 def _find_shared(
-    samples: Sequence[Sample],
-    pictures: Sequence[Collection[Picture]],
-    others: Sequence[Sample],
-    other_pictures: Sequence[Collection[Picture]],
-) -> dict[str, str]:
-    """Return id of another sample -> id of the first sample with one of its pictures."""
-    owners: dict[Picture, str] = {}
-    for sample, found in zip(samples, pictures, strict=True):
-        for picture in found:
-            owners.setdefault(picture, sample.id)
-    shared: dict[str, str] = {}
-    for sample, found in zip(others, other_pictures, strict=True):
-        matches = [owners[picture] for picture in found if owners.get(picture)]
-        if matches:
-            shared[sample.id] = matches[0]
+    owners: NDArray[np.int64],
+    pictures: NDArray[np.int64],
+    other_owners: NDArray[np.int64],
+    other_pictures: NDArray[np.int64],
+) -> dict[int, int]:
+    """Return another sample -> the first sample with its first picture that is shared."""
+    found, places = np.unique(pictures, return_index=True)
+    matches = np.flatnonzero(np.isin(other_pictures, found))
+    shared: dict[int, int] = {}
+    for match in matches.tolist():
+        place = places[np.searchsorted(found, other_pictures[match])]
+        shared.setdefault(int(other_owners[match]), int(owners[place]))
     return shared
 
 
-def _identify_pictures(samples: Sequence[Sample]) -> list[list[Picture]]:
-    """Return by what each sample's pictures are known: equal for files of equal bytes."""
-    files = [list_image_files(sample) for sample in samples]
-    copies = find_first_duplicates(chain(*files))
-    pictures: list[list[Picture]] = []
-    for sample, own in zip(samples, files, strict=True):
-        known: list[Picture] = [copies.get(file, file) for file in own]
-        if sample.picture is not None:
-            known.append(sample.picture)
-        pictures.append(known)
-    return pictures
+def _identify_pictures(shown: Sequence[ShownPictures]) -> list[Owned]:
+    """Return by what each sample's pictures are known: equal for files of equal bytes.
 
-
-def _measure_files(measure: Callable[[Path], Hashable], files: Sequence[Path]) -> list[Hashable]:
-    """Measure each file; one that can't be read is measured by its path, unlike any other."""
-    found: list[Hashable] = []
-    for file in files:
-        try:
-            found.append(measure(file))
-        except OSError:
-            found.append(file)
-    return found
-
-
-def _measure_length(file: Path) -> Hashable:
-    return os.stat(file).st_size
-
-
-def _read_tail(file: Path) -> Hashable:
-    with open(file, "rb", buffering=0) as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
-        return stream.read(_TAIL)
-
-
-def _digest(file: Path) -> Hashable:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    Of a sample files come before the name.
+    """
+    paths, numbers = unique_texts(*(each.files for each in shown))
+    equal = find_equal_files(paths)
+    _, named = np.unique(np.concatenate([each.names for each in shown]), return_inverse=True)
+    ends = np.cumsum([len(each.names) for each in shown])[:-1]
+    identified = []
+    for each, files, own in zip(shown, numbers, np.split(named, ends), strict=True):
+        owners = np.concatenate([each.owners, each.name_owners])
+        pictures = np.concatenate([equal[files], len(paths) + own])
+        order = np.argsort(owners, kind="stable")
+        identified.append((owners[order], pictures[order]))
+    return identified

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.text import Text
 from torch.utils.data import DataLoader
 
-from lightning_mllm.data.images.files import look_at_image_files
+from lightning_mllm.data.images.inspection import inspect_image_files
 from lightning_mllm.data.loading.batch import check_batch_end
 from lightning_mllm.data.loading.check_manifest import CheckManifest, check_manifest_folder
 from lightning_mllm.data.loading.collator import Collator
@@ -17,6 +17,7 @@ from lightning_mllm.data.loading.dry_run import dry_run_suspects
 from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.loading.text_array import unique_texts
 from lightning_mllm.errors import ConfigError, DataError, UserError
 from lightning_mllm.progress import track
 from lightning_mllm.types import Sample
@@ -74,11 +75,14 @@ def run_full_check(module: MLLMDataModule, splits: Sequence[Split]) -> FullCheck
 
 def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: CheckManifest) -> None:
     """Encode all samples of a split, refuse the bad ones, and write the outcome down."""
-    sizes, problems = look_at_image_files(scan.paths)
-    module.bad_rows.count_image_files(len(scan.paths))
-    dry_run_suspects(scan, sizes, problems)
+    paths, (numbers,) = unique_texts(scan.pictures.files)
+    found = inspect_image_files(paths)
+    found.warn_of_animated(paths)
+    module.bad_rows.count_image_files(len(paths))
+    files = found.take(numbers)
+    dry_run_suspects(scan, files)
     loader: DataLoader[list[tuple[int, int | UserError]]] = DataLoader(
-        list(scan.facts),  # type: ignore[arg-type]  # a list is a dataset
+        scan.facts.indices().tolist(),  # type: ignore[arg-type]  # a list is a dataset
         batch_size=_CHUNK,
         num_workers=module.num_workers,
         collate_fn=_CheckSamples(scan.samples, scan.collator),
@@ -89,10 +93,10 @@ def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: CheckManifest)
             try:
                 if isinstance(result, UserError):
                     raise result
-                check_batch_end(result, scan.facts[index].size.id, ends)
+                check_batch_end(result, scan.facts.ids[index], ends)
             except DataError as error:
                 scan.refuse(index, error)
-    manifest.write(sizes)
+    manifest.write(files)
 
 
 class _CheckSamples:

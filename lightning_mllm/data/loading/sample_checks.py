@@ -11,6 +11,7 @@ from PIL import Image
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.sample_errors import fetch_sample, join_first
 from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.loading.stored import StoredSamples
 from lightning_mllm.data.text.labels import collect_labels, normalise_label
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage, Sample
@@ -40,7 +41,9 @@ def check_sample_labels(
             another.
     """
     bad = BadRows() if bad_rows is None else bad_rows
-    checked = []
+    stored = samples if isinstance(samples, StoredSamples) else None
+    kept: list[int] = []
+    checked: list[Sample] = []
     known: dict[str | None, str] = {}  # label -> normalised: few, and of many samples
     for index in range(len(samples)):
         with bad.catch():
@@ -48,18 +51,25 @@ def check_sample_labels(
             check_sample(sample, split)
             if sample.label not in known:
                 known[sample.label] = _normalise_known_label(sample, split, names)
-            checked.append(replace(sample, label=known[sample.label]))
-    if checked:
+            if stored is None:
+                checked.append(replace(sample, label=known[sample.label]))
+            else:
+                kept.append(index)
+    if kept or checked:
         collect_labels([*list_sample_labels(train), *list_sample_labels(samples)])
     bad.settle()
-    return checked
+    return checked if stored is None else stored.select(kept).with_labels(known)
 
 
-def list_sample_labels(samples: Sequence[Sample]) -> Iterator[str]:
-    """Yield the labels of samples that have one; what is not a sample is skipped."""
+def list_sample_labels(samples: Sequence[Sample]) -> list[str]:
+    """Return the different labels of samples that have one; what is not a sample is skipped."""
+    if isinstance(samples, StoredSamples):
+        return samples.list_labels()
+    found: dict[str, None] = {}
     for sample in samples:
         if isinstance(sample, Sample) and isinstance(sample.label, str):
-            yield sample.label
+            found[sample.label] = None
+    return list(found)
 
 
 def check_sample(sample: Sample, split: Split) -> None:

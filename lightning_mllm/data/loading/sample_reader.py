@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.splits import SPLITS, Split
+from lightning_mllm.data.loading.stored import Column, StoredSamples
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample
 
@@ -19,11 +20,14 @@ class SampleReader(ABC):
     Attributes:
         splits: The splits that the dataset has; the first has all classes.
         bad_rows: Collects rows that can't be used; `load` may add its own.
+        absent_files: Files that rows name and that are not there: once they are, what was kept for
+            later starts no longer holds.
     """
 
     splits: ClassVar[tuple[Split, ...]] = SPLITS
 
     bad_rows: BadRows
+    absent_files: Sequence[str] = ()
     _first: Sequence[Sample] | None = None  # the first split as loaded, which has all classes
 
     @abstractmethod
@@ -34,6 +38,23 @@ class SampleReader(ABC):
         training split. To report all bad rows at once, put `with self.bad_rows.catch():` around
         what reads a row and may raise a `DataError`, and call `self.bad_rows.settle()` at the end.
         """
+
+    @property
+    def shares_set_up(self) -> bool:
+        """Whether the first of several processes checks the samples for all."""
+        return type(self).restore is not SampleReader.restore
+
+    def describe_source(self, splits: Sequence[Split]) -> Mapping[str, str] | None:
+        """Return what decides, beside options, which samples splits have: files, sizes, times.
+
+        Without it nothing is kept for later starts. A dataset of `StoredSamples` implements it
+        together with `restore`; it must be cheap.
+        """
+        return None
+
+    def restore(self, split: Split, columns: Mapping[str, Column]) -> StoredSamples:
+        """Return the samples of a split that have these columns, in a later start or elsewhere."""
+        raise NotImplementedError(f"{type(self).__name__} has no samples that are kept as arrays.")
 
     def load_split(self, split: Split) -> Sequence[Sample]:
         """Return what `load` does, and refuse an empty split."""

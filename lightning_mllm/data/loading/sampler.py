@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mllm.data.loading.sample_sizes import SampleSize, SampleSizes
 from lightning_mllm.errors import ConfigError
-from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.store.seeds import python_random
 from lightning_mllm.types import Sample
 
@@ -19,21 +21,6 @@ from lightning_mllm.types import Sample
 MEGA_BATCH = 50
 
 Key = tuple[int, int]  # epoch and sample index
-
-
-@dataclass(frozen=True)
-class SampleSize:
-    """What is known of a sample before its pictures are opened.
-
-    Attributes:
-        id: The id of the sample.
-        images: How many images it has.
-        characters: How many characters its texts have; 0 if it has a label.
-    """
-
-    id: str
-    images: int
-    characters: int
 
 
 def check_sampler_batches(world_size: int, **sizes: int) -> None:
@@ -78,7 +65,7 @@ class GlobalBatchSampler:
 
     def __init__(
         self,
-        sizes: Sequence[SampleSize],
+        sizes: SampleSizes | Sequence[SampleSize],
         batch_size: int,
         *,
         training: bool,
@@ -89,14 +76,13 @@ class GlobalBatchSampler:
         world_size: int = 1,
     ) -> None:
         check_sampler_batches(world_size, batch_size=batch_size)
-        self._sizes, self._batch_size = sizes, batch_size
+        self._sizes = sizes if isinstance(sizes, SampleSizes) else SampleSizes.of(sizes)
+        self._batch_size = batch_size
         self._training = training
         self._group_by_length, self._seed = group_by_length, seed
         self._reshuffle = reshuffle and training
         self._rank, self._world_size = rank, world_size
         self.epoch = self.start = 0
-        lines = (f"{size.id}\t{size.images}\t{size.characters}" for size in sizes)
-        self._digest = manifest_digest(["\n".join(lines)])
 
     @property
     def sampler(self) -> GlobalBatchSampler:
@@ -111,7 +97,7 @@ class GlobalBatchSampler:
             "seed": self._seed,
             "group_by_length": self._group_by_length,
             "number_of_samples": len(self._sizes),
-            "samples": self._digest,
+            "samples": self._sizes.digest,
         }
 
     def set_epoch(self, epoch: int) -> None:
@@ -125,45 +111,48 @@ class GlobalBatchSampler:
     def __iter__(self) -> Iterator[list[Key]]:
         start, self.start = self.start, 0
         epoch = self.epoch
-        for batch in self.global_batches(epoch)[start:]:
-            share = self._share(batch)
+        for batch in self._order_batches(epoch)[start:]:
+            share = self._share(batch.tolist())
             if share:
                 yield [(epoch, index) for index in share]
 
     def global_batches(self, epoch: int) -> list[list[int]]:
         """Return the batches of an epoch over all processes; only the last may be incomplete."""
-        order = list(range(len(self._sizes)))
+        return [batch.tolist() for batch in self._order_batches(epoch)]
+
+    def _order_batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the batches of an epoch as arrays: a list of a million numbers takes 40 MB."""
         if not self._training:
-            return _cut(order, self._batch_size)
+            return _cut(np.arange(len(self._sizes)), self._batch_size)
+        shuffled = list(range(len(self._sizes)))
         generator = python_random(self._seed, epoch)
-        generator.shuffle(order)
+        generator.shuffle(shuffled)
+        order = np.array(shuffled, np.int64)
         if not self._group_by_length:
             return _cut(order, self._batch_size)
-        full: list[list[int]] = []
-        rest: list[int] = []
-        for has_images in (True, False):
-            group = [index for index in order if (self._sizes[index].images > 0) == has_images]
+        full: list[NDArray[np.int64]] = []
+        rest: list[NDArray[np.int64]] = []
+        has_images = self._sizes.images[order] > 0
+        for group in (order[has_images], order[~has_images]):
             whole = len(group) - len(group) % self._batch_size
             full += self._sort_by_length(group[:whole])
-            rest += group[whole:]
-        *mixed, last = _cut(rest, self._batch_size) or [[]]
+            rest.append(group[whole:])
+        *mixed, last = _cut(np.concatenate(rest), self._batch_size) or [order[:0]]
         full += mixed
         if len(last) == self._batch_size:
             full.append(last)
-            last = []
+            last = order[:0]
         generator.shuffle(full)
-        return full + ([last] if last else [])
+        return full + ([last] if len(last) else [])
 
-    def _sort_by_length(self, indices: list[int]) -> list[list[int]]:
+    def _sort_by_length(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Return batches of samples of similar length, longest first within each mega-batch."""
         batches = []
         for mega in _cut(indices, MEGA_BATCH * self._batch_size):
-            mega.sort(key=self._measure, reverse=True)
-            batches += _cut(mega, self._batch_size)
+            # stable, so that equally long samples stay in their order
+            order = np.lexsort((-self._sizes.characters[mega], -self._sizes.images[mega]))
+            batches += _cut(mega[order], self._batch_size)
         return batches
-
-    def _measure(self, index: int) -> tuple[int, int]:
-        return self._sizes[index].images, self._sizes[index].characters
 
     def _share(self, batch: Sequence[int]) -> list[int]:
         """Return this process's part of a batch: contiguous, and as even as possible."""
@@ -175,8 +164,8 @@ class GlobalBatchSampler:
         return list(batch[start:end])
 
 
-def _cut(indices: list[int], size: int) -> list[list[int]]:
-    """Cut a list into pieces of a size; the last may be shorter."""
+def _cut(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Cut an array into pieces of a size; the last may be shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 

@@ -4,56 +4,35 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.images.regions import check_region_boxes, region_leaves_picture
 from lightning_mllm.data.loading.bad_rows import TOO_LONG, BadRows
 from lightning_mllm.data.loading.collator import Collator
+from lightning_mllm.data.loading.duplicates import PictureCollector
 from lightning_mllm.data.loading.lazy import LazySamples, LazySubset
 from lightning_mllm.data.loading.left_out import LeftOut
+from lightning_mllm.data.loading.picture_sizes import PictureSizes
 from lightning_mllm.data.loading.sample_checks import check_sample
 from lightning_mllm.data.loading.sample_errors import fetch_sample, join_first
-from lightning_mllm.data.loading.sampler import SampleSize
+from lightning_mllm.data.loading.sample_sizes import SampleSizes
+from lightning_mllm.data.loading.scanned import ScannedSample, ScannedSamples, Trait
 from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.loading.stored import StoredSamples
 from lightning_mllm.data.loading.template_check import TemplateCheck
 from lightning_mllm.data.text.labels import fold_label
 from lightning_mllm.data.text.prompts import ClassificationPrompt, PlainPrompt
 from lightning_mllm.data.text.turns import cut_turn_at_images, put_images_first_in_turn
 from lightning_mllm.errors import DataError
+from lightning_mllm.progress import track
 from lightning_mllm.types import Sample, Turn
 
 _SHOWN = 20  # ids that one message lists
 # prompts whose text depends on the label and the number of images alone
 _LABEL_ALONE = (ClassificationPrompt, PlainPrompt)
 
-Trait = tuple[object, ...]
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ScannedSample:
-    """What is known of a sample without opening its pictures.
-
-    Attributes:
-        size: What the loaders need to know.
-        images: Image files, and the sizes of other pictures.
-        kind: The kind of its question, if it has one.
-        bound: Most tokens that its text can have; None if that is not known.
-        trait: Samples with equal traits have texts of as many tokens, but for the order of class
-            names.
-        odd: Whether one of its texts begins or ends as none before: a token could span that border.
-    """
-
-    size: SampleSize
-    images: tuple[Path | Size, ...]
-    kind: str | None
-    bound: int | None
-    trait: Trait
-    odd: bool
 
 
 class SplitScan:
@@ -74,12 +53,11 @@ class SplitScan:
         samples: The samples, as given.
         split: The name, as given.
         collator: The collator, as given.
-        facts: Index -> what is known of a sample; samples that can't be used, or do not fit, are
-            not in it.
+        facts: What is known of samples; those that can't be used, or do not fit, are not in it.
         refused: Index -> what is wrong with a sample that was refused after the scan.
         too_long: Indices of samples that do not fit, which are not bad rows.
         left_out: Counts of what does not fit.
-        paths: The image files of all samples.
+        pictures: What the samples show.
     """
 
     def __init__(
@@ -93,33 +71,40 @@ class SplitScan:
     ) -> None:
         self.samples, self.split = samples, split
         self.collator = collator
-        self.facts: dict[int, ScannedSample] = {}
+        self.facts = ScannedSamples()
         self.refused: dict[int, DataError] = {}
         self.too_long: list[int] = []
         self.left_out, self._template_check = LeftOut(), TemplateCheck(collator)
-        self.paths: set[Path] = set()
         self._bad, self._labelled = bad_rows, labelled
-        prompt_takes_label = isinstance(collator.prompt, _LABEL_ALONE)
+        prompt_takes_label = (
+            isinstance(collator.prompt, _LABEL_ALONE)
+            and getattr(collator.prompt, "listed", None) is None
+        )
         self._by_label = bool(collator.label_names) and prompt_takes_label
+        self._ids_are_unique = isinstance(samples, StoredSamples) and samples.ids_are_unique
         self._boxed: list[int] = []
         self._bounds: dict[Trait, int | None] = {}
         self._seen: set[str] = set()
         self._borders: set[Trait] = set()
         self._bad.split = split
-        for index in range(len(samples)):
-            self._look_at(index)
+        pictures = PictureCollector()
+        for index in track(range(len(samples)), f"Samples of {split}"):
+            sample, facts = self._look_at(index)
+            self.facts.append(facts)
+            pictures.add(sample if facts else None)
+        self.pictures = pictures.build()
         self._seen.clear()
 
     def refuse(self, index: int, error: DataError) -> None:
         """Note that a sample can't be used, which the scan could not see."""
         self._bad.split = self.split
         self._bad.add(error)
-        self.facts.pop(index, None)
+        self.facts.drop(index)
         self.refused[index] = error
 
     def leave_out(self, index: int) -> None:
         """Leave out a sample that does not fit."""
-        del self.facts[index]
+        self.facts.drop(index)
         self.too_long.append(index)
 
     def warn(self) -> None:
@@ -147,21 +132,23 @@ class SplitScan:
         """Kinds of questions; empty for the training split, which is not scored."""
         if self.split == "train":
             return set()
-        return {facts.kind for facts in self.facts.values() if facts.kind}
+        return {kind for kind in self.facts.kinds if kind}
 
-    def select_kept(self) -> tuple[Sequence[Sample], list[SampleSize]]:
+    def select_kept(self) -> tuple[Sequence[Sample], SampleSizes]:
         """Return the samples that can be used and fit, and their sizes."""
-        sizes = [facts.size for facts in self.facts.values()]
-        if len(sizes) == len(self.samples):
+        kept, sizes = self.facts.indices(), self.facts.sizes()
+        if len(kept) == len(self.samples):
             return self.samples, sizes
-        kept = LazySubset(self.samples, list(self.facts))
-        return kept if isinstance(self.samples, LazySamples) else list(kept), sizes
+        if isinstance(self.samples, StoredSamples):
+            return self.samples.select(kept), sizes
+        subset = LazySubset(self.samples, kept.tolist())
+        return subset if isinstance(self.samples, LazySamples) else list(subset), sizes
 
-    def warn_of_unseen_boxes(self, sizes: Mapping[Path, Size]) -> None:
+    def warn_of_unseen_boxes(self, sizes: PictureSizes) -> None:
         """Warn of samples of whose boxes no patch shows anything; an analysis leaves them out.
 
         Args:
-            sizes: Image file -> size of its picture.
+            sizes: The sizes of the pictures.
 
         Raises:
             DataError: It is not known which patches show what for this family.
@@ -169,9 +156,8 @@ class SplitScan:
         unseen, outside = [], []
         boxed = [index for index in self._boxed if index in self.facts]
         for index in boxed:
-            (image,) = self.facts[index].images
             sample = self.samples[index]
-            size = sizes[image] if isinstance(image, Path) else image
+            (size,) = sizes.of_sample(index)
             if not self.collator.shows_a_box(sample, size):
                 unseen.append(sample.id)
             elif region_leaves_picture((*sample.boxes, *sample.distractors), size):
@@ -194,9 +180,10 @@ class SplitScan:
                 join_first(unseen, _SHOWN),
             )
 
-    def _look_at(self, index: int) -> None:
-        """Check a sample, and note what is known of it if nothing is wrong."""
+    def _look_at(self, index: int) -> tuple[Sample | None, ScannedSample | None]:
+        """Check a sample, and return it and what is known of it, if nothing is wrong."""
         known = self._bad.noted
+        sample = facts = None
         with self._bad.catch():
             sample = fetch_sample(self.samples, index)
             check_sample(sample, self.split)
@@ -205,18 +192,25 @@ class SplitScan:
                     check(sample)
             bound, trait, odd = self._look_at_text(index, sample)
             if self._bad.noted == known:
-                images = tuple(
-                    image if isinstance(image, Path) else image.size for image in sample.images
+                inner = [image.size for image in sample.images if not isinstance(image, Path)]
+                facts = ScannedSample(
+                    id=sample.id,
+                    images=len(sample.images),
+                    inner=tuple(inner),
+                    characters=0 if sample.label is not None else _count_characters(sample),
+                    kind=sample.kind,
+                    bound=bound,
+                    trait=trait,
+                    odd=odd,
                 )
-                characters = 0 if sample.label is not None else _count_characters(sample)
-                size = SampleSize(sample.id, len(images), characters)
-                self.facts[index] = ScannedSample(size, images, sample.kind, bound, trait, odd)
-                self.paths.update(image for image in images if isinstance(image, Path))
                 if sample.boxes:
                     self._boxed.append(index)
         self._bad.count_once(known)
+        return sample, facts
 
     def _check_id(self, sample: Sample) -> None:
+        if self._ids_are_unique:
+            return
         if sample.id in self._seen:
             raise DataError(
                 f"The id {sample.id!r} occurs twice in the {self.split!r} split; ids must be "
@@ -258,7 +252,7 @@ class SplitScan:
                 "kind",
             )
 
-    def _look_at_text(self, index: int, sample: Sample) -> tuple[int | None, Trait, bool]:
+    def _look_at_text(self, index: int, sample: Sample) -> tuple[int | None, Trait | None, bool]:
         """Check a sample's texts, and return their bound, their trait and whether they are odd."""
         if self._by_label:  # class names were checked once
             trait: Trait = (sample.label, len(sample.images))
@@ -266,11 +260,11 @@ class SplitScan:
             if odd:
                 self._bounds[trait] = self.collator.bound_text(sample)
             return self._bounds[trait], trait, odd
-        turns = self.collator.check_turns(sample)
+        turns, bound = self.collator.check_and_bound(sample)
         self._template_check.look_at(index, sample, turns)
         new = set(_list_borders(turns, sample.system or "")) - self._borders
         self._borders |= new
-        return self.collator.bound_text(sample), (sample.id,), bool(new)
+        return bound, None, bool(new)
 
 
 def _list_borders(turns: Sequence[Turn], system: str) -> Iterator[Trait]:

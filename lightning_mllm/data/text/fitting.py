@@ -14,6 +14,11 @@ from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample, Segment
 
+FEWER_CLASSES = (
+    "Raise max_length, use shorter class names or a checkpoint with a longer context, or let the "
+    "prompt list fewer classes (listed: 20) or none (lists_classes: false)."
+)
+
 LongAnswers = Literal["raise", "leave_out", "truncate"]
 
 
@@ -113,8 +118,7 @@ class Fitter:
             raise DataError(
                 f"The question of sample {sample.id!r}, which lists {self._classes} classes, does "
                 f"not fit into max_length {self._max_length} with its images and answer: they have "
-                f"{self._max_length + excess} tokens. Raise max_length, use shorter class names, "
-                "or a checkpoint with a longer context.",
+                f"{self._max_length + excess} tokens. {FEWER_CLASSES}",
                 TOO_LONG,
             )
         if question >= excess or self._long_answers == "leave_out":

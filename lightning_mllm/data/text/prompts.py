@@ -25,6 +25,8 @@ LLAMA3_SYSTEM = (  # LLaVA-NeXT's on Llama 3
     "content that the user provides, and assist the user with a variety of tasks using natural "
     "language."
 )
+_LISTING = "Classify the image into one of the following categories of {task}: {classes}."
+_NOT_LISTING = "Classify the image into one of the categories of {task}."
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 
@@ -84,7 +86,11 @@ class ClassificationPrompt(Prompt):
     Attributes:
         task: What the classes are, e.g. "plant leaf diseases".
         lists_classes: Whether the question lists the class names. Without the list the model has
-            to learn what they are, and a prompt is shorter by most of its tokens.
+            to learn what they are, and a prompt is shorter by most of its tokens; `question` then
+            has no field {classes}, and by default none.
+        listed: How many class names a question lists: the right one, and others that are drawn for
+            each sample and epoch as the order is; by default all. An answer is then a choice among
+            so many, and easier than one among all classes.
         shuffle: Whether to shuffle the list; otherwise it stands in the order of the classes.
         seed: Seed of the shuffled orders; by default the seed of the data.
         system: System text, e.g. `VICUNA_SYSTEM`. By default there is none: Hugging Face's LLaVA
@@ -95,13 +101,22 @@ class ClassificationPrompt(Prompt):
 
     task: str = "objects"
     lists_classes: bool = True
+    listed: int | None = None
     shuffle: bool = True
     seed: int | None = None
     system: str | None = None
-    question: str = "Classify the image into one of the following categories of {task}: {classes}."
+    question: str = _LISTING
     instruction: str = "Answer with the name of one category and nothing else.\n\nOutput:"
 
     def __post_init__(self) -> None:
+        if not self.lists_classes and self.question == _LISTING:
+            object.__setattr__(self, "question", _NOT_LISTING)
+        if self.listed is not None and (self.listed < 2 or not self.lists_classes):
+            raise ConfigError(
+                f"The prompt's listed is {self.listed} and lists_classes is {self.lists_classes}. "
+                "To list some of the classes, set listed to 2 or more and lists_classes to true; "
+                "to list none, leave listed out."
+            )
         try:
             self.question.format(task=self.task, classes="")
         except (KeyError, IndexError, ValueError) as error:
@@ -137,6 +152,11 @@ class ClassificationPrompt(Prompt):
     def class_order(self, sample: Sample, label_names: Sequence[str], epoch: int) -> list[str]:
         """Return the class names in the order in which a sample's question lists them."""
         names = list(label_names)
+        if self.listed is not None and self.listed < len(names):
+            others = [name for name in names if name != sample.label]
+            draw = python_random(self.seed or 0, epoch, sample.id, "listed")
+            drawn = {sample.label, *draw.sample(others, self.listed - 1)}
+            names = [name for name in names if name in drawn]
         if self.shuffle:
             python_random(self.seed or 0, epoch, sample.id).shuffle(names)
         return names
@@ -174,7 +194,10 @@ class ConversationPrompt(Prompt):
         instruction = turn.instruction.strip()
         if turn.role == "user" and turn.text.strip():
             instruction = instruction or self.instruction.strip()
-        return replace(strip_turn(turn), instruction=instruction)
+        stripped = strip_turn(turn)
+        if instruction == stripped.instruction:
+            return stripped
+        return replace(stripped, instruction=instruction)
 
 
 @dataclass(frozen=True, kw_only=True)

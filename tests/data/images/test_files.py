@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from lightning_mllm.data.images import files as images
-from lightning_mllm.data.images.files import look_at_image_files, open_image_file
+from lightning_mllm.data.images import files
+from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.images.inspection import look_at_image_files
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, BadRows
 from lightning_mllm.errors import DataError
 from tests.data.conftest import picture
@@ -154,7 +155,7 @@ class TestBadFiles:
             check_images([path])
 
     def test_the_number_of_pixels_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(images, "MAX_PIXELS", 100)
+        monkeypatch.setattr(files, "MAX_PIXELS", 100)
         with pytest.raises(DataError, match="is too large"):
             open_image_file(picture(20, 20))
 
@@ -251,7 +252,7 @@ class TestDamage:
             for place in draw.integers(0, len(content), draw.integers(1, 6)):
                 content[place] = draw.integers(256)
             path.write_bytes(content[: draw.integers(1, len(content))] if k % 3 == 0 else content)
-            sizes, problems = images.look_at_image_files([path])
+            sizes, problems = look_at_image_files([path])
             try:
                 opened = open_image_file(path)
             except DataError:

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_mllm.data.images.files import look_at_image_files, open_image_file
+from lightning_mllm.data.images.files import open_image_file
+from lightning_mllm.data.images.inspection import look_at_image_files
 from lightning_mllm.errors import DataError
 from tests.data.conftest import picture
 

@@ -16,6 +16,7 @@ from lightning_mllm.data import (
     PlainPrompt,
     load_processor,
 )
+from lightning_mllm.data.images.inspection import inspect_image_files
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.dry_run import dry_run_suspects
 from lightning_mllm.data.loading.split_scan import SplitScan
@@ -27,12 +28,13 @@ from tests.data.loading.test_bad_rows import said
 from tests.data.loading.test_datamodule import TRAIN, Memory
 from tests.data.text.test_sentencepiece import llama_tokenizer
 
+NO_FILES = inspect_image_files([])
 THIN = [(900, 6), (6, 900), (1000, 2), (2, 1000), (2, 2), (3, 997)]
 
 
 def problems(collator: Collator, *samples: Sample) -> list[str]:
     bad = BadRows()
-    dry_run_suspects(SplitScan(samples, "train", collator, bad, labelled=False), {}, {})
+    dry_run_suspects(SplitScan(samples, "train", collator, bad, labelled=False), NO_FILES)
     return [row.problem for row in bad]
 
 
@@ -91,7 +93,7 @@ def test_texts_of_all_kinds_pass_or_are_refused_as_in_an_epoch(tiny_llava: str) 
     ]
 
     scan = SplitScan(samples, "train", collator, BadRows(), labelled=False)
-    dry_run_suspects(scan, {}, {})
+    dry_run_suspects(scan, NO_FILES)
 
     assert scan.too_long == [samples.index(said("4\nquestion", "x" * 500))]
     for index, sample in enumerate(samples):
@@ -148,7 +150,7 @@ def test_one_picture_of_each_number_of_views_is_opened_and_the_extremes(
     collator = Collator(load_processor(tiny_llava_next), ClassificationPrompt(), ("two",))
     bad = BadRows()
 
-    dry_run_suspects(SplitScan(samples, "train", collator, bad, labelled=True), {}, {})
+    dry_run_suspects(SplitScan(samples, "train", collator, bad, labelled=True), NO_FILES)
 
     assert not len(bad)
     assert {(300, 3), (3, 300), (9, 9)} <= set(log)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.data import ImageFolder
-from lightning_mllm.data.loading.duplicates import find_duplicate_files, link_duplicate_samples
+from lightning_mllm.data.loading.duplicates import link_duplicate_samples
+from lightning_mllm.data.loading.equal_files import find_duplicate_files
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.types import LazyImage, Sample
 from tests.data.conftest import picture

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.data import ClassificationPrompt, Collator, Geometry, load_processor
+from lightning_mllm.data.images.inspection import inspect_image_files
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.check_manifest import check_manifest_folder
 from lightning_mllm.data.loading.dry_run import dry_run_suspects
@@ -16,6 +17,8 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.types import Sample, Segment, Turn
 from tests.data.conftest import collate, picture, tokens
 from tests.data.loading.test_datamodule import OTHER, TRAIN, Memory
+
+NO_FILES = inspect_image_files([])
 
 
 def conversation(name: str, question: str = "Which?", answer: str = "two") -> Sample:
@@ -86,7 +89,7 @@ def test_a_long_answer_among_longer_questions_is_tried(tiny_llava: str) -> None:
 def test_class_names_are_never_cut_from_the_question(tiny_llava: str) -> None:
     names = [f"class number {k}" for k in range(60)]
     train = [replace(TRAIN[0], id=name, label=name) for name in names]
-    with pytest.raises(DataError, match="lists 60 classes, does not fit into max_length 300"):
+    with pytest.raises(DataError, match="lists 60 classes does not fit into max_length 300"):
         Memory(train, train[:1], checkpoint=tiny_llava, max_length=300).setup("fit")
 
 
@@ -96,7 +99,7 @@ def test_a_sound_split_passes(tiny_llava: str) -> None:
     samples = check_sample_labels(TRAIN, "train", collator.label_names, TRAIN)
     bad = BadRows()
     scan = SplitScan(samples, "train", collator, bad, labelled=True)
-    dry_run_suspects(scan, {}, {})
+    dry_run_suspects(scan, NO_FILES)
 
     assert not len(bad)
     assert scan.select_kept()[0] is samples

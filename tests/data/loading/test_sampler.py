@@ -7,7 +7,8 @@ import torch
 
 from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.loaders import BatchLoader, ResumableLoader
-from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize
+from lightning_mllm.data.loading.sample_sizes import SampleSize
+from lightning_mllm.data.loading.sampler import GlobalBatchSampler
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample
 

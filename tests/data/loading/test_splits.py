@@ -1,6 +1,12 @@
+import numpy as np
 import pytest
 
-from lightning_mllm.data.loading.splits import check_split_fractions, stratified_split
+from lightning_mllm.data.loading.splits import (
+    ItemGroups,
+    check_split_fractions,
+    find_val_fraction,
+    stratified_split,
+)
 from lightning_mllm.errors import ConfigError
 
 STRATA = {
@@ -67,3 +73,23 @@ def test_a_group_too_large_for_a_fraction_stays_in_train(seed: int) -> None:
         "val": [],
         "test": [],
     }
+
+
+def test_the_default_validation_split_is_a_tenth_up_to_a_bound_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert find_val_fraction(None, 50_000, "x") == 0.1
+    assert find_val_fraction(0.1, 665_000, "x") == 0.1
+    assert not caplog.records
+    assert find_val_fraction(None, 665_000, "x.json") * 665_000 == pytest.approx(5_000)
+    assert "About 5,000 of the 665,000 samples of x.json are held out" in caplog.text
+
+
+def test_numbered_groups_are_the_same_groups_as_lists() -> None:
+    first = np.array([0, 1, 0, 3, 1, 0])
+    groups = ItemGroups(first)
+
+    assert list(groups) == [[0, 2, 5], [1, 4], [3]]
+    assert list(groups[1:]) == [[1, 4], [3]]
+    lists = {"": [[0, 2, 5], [1, 4], [3]]}
+    assert stratified_split({"": groups}, 0.3, 0.2, 1) == stratified_split(lists, 0.3, 0.2, 1)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
-from lightning_mllm.data.loading.sampler import GlobalBatchSampler, SampleSize
+from lightning_mllm.data.loading.sample_sizes import SampleSize
+from lightning_mllm.data.loading.sampler import GlobalBatchSampler
 from lightning_mllm.errors import ConfigError, DataError, NotFiniteError
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.tiny import TinyFamily

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning_mllm.data.datasets.gqa.rows import TaskRow, find_task_of_rows, read_task_rows
-from lightning_mllm.data.images.files import look_at_image_files
 from lightning_mllm.data.images.geometry import Size
+from lightning_mllm.data.images.inspection import look_at_image_files
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
