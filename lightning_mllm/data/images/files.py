@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import struct
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lightning_mllm.data.images.geometry import Size
 from lightning_mllm.data.images.unreadable import describe_unreadable
+from lightning_mllm.data.images.whole import (
+    StoredPicture,
+    check_picture_sums,
+    has_picture_end,
+    open_stored_picture,
+)
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.errors import DataError
 from lightning_mllm.progress import track
@@ -30,15 +34,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # never EPS, which would start Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-# where the header has the file's length, and how many bytes it leaves out
-_LENGTHS = {"WEBP": (4, 8), "BMP": (2, 0)}
-_BLOCK = 1 << 20  # bytes that are read at once
-# bytes in front of a chunk of a PNG: its length and its name, which is upper case where it matters
-_CHUNK_HEAD = 8
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-# bytes at the end of a file, among which zeros may follow the marker; else the file is decoded
-_TAIL = 64
 _SCALED_MODES = ("I", "F")  # more than 8 bits per channel
 
 logger = logging.getLogger(__name__)
@@ -49,14 +45,16 @@ def list_image_files(sample: Sample) -> list[Path]:
     return [image for image in sample.images if isinstance(image, Path)]
 
 
-def open_image_file(source: Path | Image.Image | LazyImage, name: str | None = None) -> Image.Image:
+def open_image_file(
+    source: StoredPicture | Image.Image | LazyImage, name: str | None = None
+) -> Image.Image:
     """Open a picture and make it plain 8-bit RGB.
 
     The EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not
     clipped), and the first frame of an animation is taken.
 
     Args:
-        source: A file, or a picture in memory or made on demand.
+        source: A file or what it holds, or a picture in memory or made on demand.
         name: What errors call it; the path by default.
 
     Raises:
@@ -68,10 +66,10 @@ def open_image_file(source: Path | Image.Image | LazyImage, name: str | None = N
         source = source.draw()
     if isinstance(source, Image.Image):
         return _decode(source, name or "An image in memory")
-    name = name or str(source)
-    _check_file(source, name)
+    name = name or (str(source) if isinstance(source, Path) else "A stored image")
+    _check_stored(source, name)
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with open_stored_picture(source) as file, Image.open(file, formats=FORMATS) as image:
             return _decode(image, name)
     except _BOMB as error:
         raise _make_error(_describe_too_large(name, str(error))) from error
@@ -121,59 +119,32 @@ def look_at_image_files(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[P
 
 
 def _inspect(path: Path) -> str | tuple[Size, bool]:
-    """Return a file's size and whether it is animated, or what is wrong with it."""
+    return inspect_image_file(path, str(path))
+
+
+def inspect_image_file(stored: StoredPicture, name: str) -> str | tuple[Size, bool]:
+    """Return a picture's upright size and whether it is animated, or what is wrong with it.
+
+    It is decoded only where header, end and checksums can't tell whether it is whole.
+    """
     try:
-        _check_file(path, str(path))
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(image, str(path))
+        _check_stored(stored, name)
+        with open_stored_picture(stored) as file, Image.open(file, formats=FORMATS) as image:
+            _check_size(image, name)
             is_phone_jpeg = image.format == "MPO"
             animated = not is_phone_jpeg and bool(getattr(image, "is_animated", False))
             size = _find_upright_size(image)
             if image.format == "PNG":
-                _check_sums(path)
-            if image.mode.startswith(_SCALED_MODES) or not _has_end(path, image.format):
-                _decode(image, str(path))
+                check_picture_sums(stored, name)
+            if image.mode.startswith(_SCALED_MODES) or not has_picture_end(stored, image.format):
+                _decode(image, name)
     except DataError as error:
         return str(error)
     except _BOMB as error:
-        return _describe_too_large(str(path), str(error))
+        return _describe_too_large(name, str(error))
     except _UNREADABLE as error:
-        return _describe_broken(path, str(path), error)
+        return _describe_broken(stored, name, error)
     return size, animated
-
-
-def _check_sums(path: Path) -> None:
-    """Refuse a PNG in which the checksum of a chunk is wrong; Pillow ignores those of pixels."""
-    with path.open("rb") as file:
-        file.seek(8)
-        head = file.read(_CHUNK_HEAD)
-        while len(head) == _CHUNK_HEAD:
-            length, name = int.from_bytes(head[:4]), head[4:]
-            found = _compute_checksum(file, length, name)
-            stated = file.read(4)
-            if found != int.from_bytes(stated) and name[:1].isupper():
-                part = f"its part {name.decode('latin-1')!r}"
-                what = f"truncated within {part}"
-                if len(stated) == 4:
-                    what = f"damaged, the checksum of {part} is wrong"
-                raise _make_error(
-                    f"{path}: is {what}. Fetch the file again or remove it from the dataset."
-                )
-            if name == b"IEND":
-                return
-            head = file.read(_CHUNK_HEAD)
-
-
-def _compute_checksum(file: BinaryIO, length: int, name: bytes) -> int:
-    """Read the content of a chunk, and return its checksum."""
-    value = zlib.crc32(name)
-    while length > 0:
-        block = file.read(min(length, _BLOCK))
-        if not block:
-            break
-        value = zlib.crc32(block, value)
-        length -= len(block)
-    return value
 
 
 def _find_upright_size(image: Image.Image) -> Size:
@@ -186,28 +157,12 @@ def _find_upright_size(image: Image.Image) -> Size:
     return width, height
 
 
-def _has_end(path: Path, image_format: str | None) -> bool:
-    """Return whether a file is as long as its header says, or ends with its format's marker."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        if image_format in _LENGTHS:
-            offset, rest = _LENGTHS[image_format]
-            file.seek(offset)
-            stated = int.from_bytes(file.read(4), "little")
-            return 0 < stated <= length - rest
-        marker = _END_MARKERS.get(image_format or "")
-        if marker is None:
-            return False
-        file.seek(max(0, length - _TAIL))
-        return file.read().rstrip(b"\0").endswith(marker)
-
-
-def _check_file(path: Path, name: str) -> None:
+def _check_stored(stored: StoredPicture, name: str) -> None:
     """Refuse a path without a file, and an empty file."""
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
+    if isinstance(stored, Path) and not stored.is_file():
+        found = "is a folder" if stored.is_dir() else "does not exist"
         raise _make_error(f"{name}: {found}; an image file was expected. Correct the path.")
-    if path.stat().st_size == 0:
+    if not (stored.stat().st_size if isinstance(stored, Path) else len(stored)):
         raise _make_error(
             f"{name}: has zero bytes. Fetch the file again or remove it from the dataset."
         )
@@ -263,11 +218,11 @@ def _describe_too_large(name: str, found: str) -> str:
     )
 
 
-def _describe_broken(path: Path, name: str, error: Exception) -> str:
+def _describe_broken(stored: StoredPicture, name: str, error: Exception) -> str:
     """Return what is wrong with a file that Pillow can't read."""
     if not isinstance(error, UnidentifiedImageError):
         return f"{name}: {error}. Fetch the file again or remove it from the dataset."
-    found = describe_unreadable(path)
+    found = describe_unreadable(stored)
     if found is None:
         return (
             f"{name}: is not an image that Pillow can read. Fetch the file again or remove it from "
