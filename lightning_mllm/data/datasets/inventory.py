@@ -28,7 +28,7 @@ from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import SPLITS, Split
 from lightning_mllm.data.text.labels import collect_labels
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import Sample
+from lightning_mllm.types import LazyImage, Sample
 
 __all__ = ["SPLITS", "Inventory", "take_inventory"]
 
@@ -67,7 +67,8 @@ class Inventory:
     Attributes:
         name: The name of the DataModule's class.
         counts: Split -> class -> samples; without labels, kinds of questions stand for classes.
-        files: How many image files are sound, as far as that is seen without decoding them.
+        files: How many image files are sound, as far as that is seen without decoding them; those
+            that lie in a table count, too.
         left_out: How many rows can't be used and were left out.
         comparisons: Published counts beside what was found; empty where none are published.
         source: Where the published counts are from.
@@ -170,7 +171,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
     return Inventory(
         name=type(module).__name__,
         counts={split: Counter(map(_name_group, part)) for split, part in checked.items()},
-        files=len(_list_files(checked)),
+        files=len(_list_files(checked)) + len(_list_contents(checked)),
         left_out=left_out,
         comparisons=comparisons,
         source=published.published.source if published else "",
@@ -254,19 +255,34 @@ def _list_files(samples: Samples) -> set[Path]:
     return files
 
 
+def _list_contents(samples: Samples) -> set[str]:
+    """Return what stands for the bytes of the pictures that are no files of their own."""
+    contents: set[str] = set()
+    for sample in chain(*samples.values()):
+        contents.update(_name_contents(sample))
+    return contents
+
+
+def _name_contents(sample: Sample) -> list[str]:
+    lazy = (image for image in sample.images if isinstance(image, LazyImage))
+    return [image.content for image in lazy if image.content is not None]
+
+
 def _name_group(sample: Sample) -> str:
     return sample.label or sample.kind or UNLABELLED
 
 
 def _find_copies(samples: Samples) -> tuple[Occurrences, ...]:
-    """Return where files of equal content occur, if in two splits or under two labels."""
+    """Return where pictures of equal content occur, if in two splits or under two labels."""
     first = find_first_duplicates(_list_files(samples))
-    found: dict[Path, dict[InventoryImage, None]] = {}  # sets in the order of the samples
+    found: dict[Path | str, dict[InventoryImage, None]] = {}  # sets in the order of the samples
     for split, part in samples.items():
         for sample in part:
             occurrence = InventoryImage(split, sample.id, sample.label)
             for file in list_image_files(sample):
                 found.setdefault(first.get(file, file), {})[occurrence] = None
+            for content in _name_contents(sample):
+                found.setdefault(content, {})[occurrence] = None
     copies = []
     for occurrences in map(tuple, found.values()):
         if _count_values("split", occurrences) > 1 or _count_values("label", occurrences) > 1:

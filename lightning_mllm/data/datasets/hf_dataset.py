@@ -1,0 +1,140 @@
+"""Datasets of the Hugging Face hub, and tables of parquet, arrow, jsonl and tar files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mllm.data.datasets.hf_columns import HFColumns, HFLayout, find_layout, list_columns
+from lightning_mllm.data.datasets.hf_pictures import HFTable, find_table_facts
+from lightning_mllm.data.datasets.hf_rows import HFRowReader, HFSamples
+from lightning_mllm.data.datasets.hf_source import HFSource
+from lightning_mllm.data.datasets.hf_splits import draw_rows, find_split_names
+from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.splits import Split, check_split_fractions
+from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.types import Sample
+
+_FOUND = HFColumns()  # by name and type
+
+logger = logging.getLogger(__name__)
+
+
+class HFDataset(MLLMDataModule):
+    """Tables that Hugging Face's `datasets` reads: of the hub, or in files of your own.
+
+    The table is mapped into memory, and a sample is made when it is asked for, so that all
+    processes share it and hundreds of thousands of rows take next to no memory. Pictures may lie in
+    the table or be files. They are looked at once; what is found is kept in the user's cache.
+
+    Rows with a label are for classification; rows with a question and an answer, or with a
+    conversation, are free-form. Code that comes with a dataset is never run.
+
+    Args:
+        path: Hub id, folder (also of `save_to_disk`), file, or glob of files: parquet, arrow,
+            jsonl, csv, or tar files in the layout of WebDataset.
+        config: Name of the config, of a dataset that has several.
+        data_revision: Branch, tag or commit of a hub id; `revision` is that of the checkpoint.
+        files: Split -> file or glob of files in the dataset, to read some of them only.
+        train: Name of the training split; by default `train`, or the only one there is.
+        val: Name of the validation split; by default `validation`, `val`, `valid` or `dev`. Without
+            it, a seeded part of the training split takes its place.
+        test: Name of the test split; by default `test`. If there is a single split in all, a seeded
+            part of it takes its place.
+        columns: Which column is the picture, the label, the question, ...; found by name and type
+            if not given.
+        question: What is asked of every row, for tables without a column of questions.
+        image_root: Folder that paths of pictures are relative to, and may not leave; by default the
+            folder of the dataset.
+        val_fraction: Fraction of the rows that make up the validation split, where it is drawn.
+        test_fraction: Fraction of the rows that make up the test split, where it is drawn.
+        **kwargs: Options that all datasets have (see `MLLMDataModule`).
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        config: str | None = None,
+        data_revision: str | None = None,
+        files: dict[str, str] | None = None,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        columns: HFColumns = _FOUND,
+        question: str | None = None,
+        image_root: str | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_split_fractions(val_fraction, test_fraction)
+        self.columns = columns
+        if question is not None and self.columns.question:
+            raise ConfigError(
+                f"All rows are asked {question!r} (question), and their questions are in column "
+                f"{self.columns.question!r} (columns.question). Give one of them."
+            )
+        self.source = HFSource(path, config, data_revision, files)
+        self.names: dict[Split, str | None] = {"train": train, "val": val, "test": test}
+        self.question, self.image_root = question, image_root
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self._opened: dict[str, Any] = {}  # split of the dataset -> table
+        self._readers: dict[str, HFRowReader] = {}
+        self._parts: dict[Split, NDArray[np.int64]] = {}  # of the seeded split
+
+    def load(self, split: Split) -> Sequence[Sample]:
+        """Return the samples of a split, in the order of the table.
+
+        Raises:
+            DataError: The dataset, a split or a column is missing or can't be read; the message
+                lists what there is.
+        """
+        self._opened = self._opened or self.source.open()
+        splits = find_split_names(self.names, list(self._opened), self.source.path)
+        if split not in splits:
+            present = ", ".join(map(repr, self._opened))
+            raise DataError(
+                f"{self.source.path} has no {split!r} split, only {present}. Set `{split}` to one "
+                "of them.",
+                "split",
+            )
+        reader = self._find_reader(splits[split].name)
+        drawn = splits[split].drawn
+        if not drawn:
+            return HFSamples(reader, np.arange(len(reader.table)))
+        if not self._parts:
+            test = self.test_fraction if "test" in drawn else 0.0
+            self._parts = draw_rows(reader, self.val_fraction, test, self.seed)
+        return HFSamples(reader, self._parts[split])
+
+    def _find_reader(self, name: str) -> HFRowReader:
+        """Return what makes samples of a split of the dataset."""
+        if name in self._readers:
+            return self._readers[name]
+        dataset = self._opened[name]
+        where = f"{self.source.path}, split {name!r}"
+        asks = self.question is not None
+        layout = find_layout(dataset.features.to_dict(), self.columns, where, asks=asks)
+        _log_layout(where, layout)
+        columns = layout.columns
+        texts = tuple(column for role, column in columns if role != "image")
+        table = HFTable(dataset, where, texts, columns.image or None, columns.id)
+        root = Path(self.image_root) if self.image_root else self.source.root
+        question = None if columns.question else self.question
+        facts = find_table_facts(table)
+        reader = HFRowReader(table, layout, facts, root.resolve(), question, name)
+        self._readers[name] = reader
+        return reader
+
+
+def _log_layout(where: str, layout: HFLayout) -> None:
+    """Say how a table is read."""
+    unread = f"; not read: {', '.join(layout.unread)}" if layout.unread else ""
+    logger.info("%s: %s%s", where, list_columns(layout.columns), unread)
