@@ -175,7 +175,7 @@ def _measure(cell: TableCell) -> tuple[int, int]:
     """Return the size of a stored picture; zeros if it can't be read, less for a file."""
     if isinstance(cell, str):
         return -1, -1
-    found = inspect_image_file(cell, "")
+    found = inspect_image_file(cell)
     return (0, 0) if isinstance(found, str) else found[0]
 
 

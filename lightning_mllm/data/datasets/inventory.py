@@ -171,7 +171,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
     return Inventory(
         name=type(module).__name__,
         counts={split: Counter(map(_name_group, part)) for split, part in checked.items()},
-        files=len(_list_files(checked)) + len(_list_contents(checked)),
+        files=len(_list_pictures(checked)),
         left_out=left_out,
         comparisons=comparisons,
         source=published.published.source if published else "",
@@ -249,23 +249,20 @@ def _compare_counts(module: PublishedDataset, samples: Samples) -> tuple[Invento
 
 
 def _list_files(samples: Samples) -> set[Path]:
-    files: set[Path] = set()
+    return {picture for picture in _list_pictures(samples) if isinstance(picture, Path)}
+
+
+def _list_pictures(samples: Samples) -> set[Path | str]:
+    pictures: set[Path | str] = set()
     for sample in chain(*samples.values()):
-        files.update(list_image_files(sample))
-    return files
+        pictures.update(_identify_pictures(sample))
+    return pictures
 
 
-def _list_contents(samples: Samples) -> set[str]:
-    """Return what stands for the bytes of the pictures that are no files of their own."""
-    contents: set[str] = set()
-    for sample in chain(*samples.values()):
-        contents.update(_name_contents(sample))
-    return contents
-
-
-def _name_contents(sample: Sample) -> list[str]:
-    lazy = (image for image in sample.images if isinstance(image, LazyImage))
-    return [image.content for image in lazy if image.content is not None]
+def _identify_pictures(sample: Sample) -> list[Path | str]:
+    """Return a sample's image files, and what stands for the bytes of pictures in a table."""
+    named = [image.content if isinstance(image, LazyImage) else image for image in sample.images]
+    return [each for each in named if isinstance(each, Path | str)]
 
 
 def _name_group(sample: Sample) -> str:
@@ -274,15 +271,13 @@ def _name_group(sample: Sample) -> str:
 
 def _find_copies(samples: Samples) -> tuple[Occurrences, ...]:
     """Return where pictures of equal content occur, if in two splits or under two labels."""
-    first = find_first_duplicates(_list_files(samples))
+    first: dict[Path | str, Path] = {**find_first_duplicates(_list_files(samples))}
     found: dict[Path | str, dict[InventoryImage, None]] = {}  # sets in the order of the samples
     for split, part in samples.items():
         for sample in part:
             occurrence = InventoryImage(split, sample.id, sample.label)
-            for file in list_image_files(sample):
-                found.setdefault(first.get(file, file), {})[occurrence] = None
-            for content in _name_contents(sample):
-                found.setdefault(content, {})[occurrence] = None
+            for picture in _identify_pictures(sample):
+                found.setdefault(first.get(picture, picture), {})[occurrence] = None
     copies = []
     for occurrences in map(tuple, found.values()):
         if _count_values("split", occurrences) > 1 or _count_values("label", occurrences) > 1:

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lightning_mllm.data.images.geometry import Size
-from lightning_mllm.data.images.unreadable import describe_unreadable
-from lightning_mllm.data.images.whole import (
+from lightning_mllm.data.images.integrity import (
     StoredPicture,
-    check_picture_sums,
-    has_picture_end,
+    check_png_sums,
+    ends_as_stated,
     open_stored_picture,
 )
+from lightning_mllm.data.images.unreadable import describe_unreadable
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.errors import DataError
 from lightning_mllm.progress import track
@@ -66,7 +66,7 @@ def open_image_file(
         source = source.draw()
     if isinstance(source, Image.Image):
         return _decode(source, name or "An image in memory")
-    name = name or (str(source) if isinstance(source, Path) else "A stored image")
+    name = name or _name_stored(source)
     _check_stored(source, name)
     try:
         with open_stored_picture(source) as file, Image.open(file, formats=FORMATS) as image:
@@ -103,7 +103,7 @@ def look_at_image_files(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[P
     problems: dict[Path, str] = {}
     animated = []
     with ThreadPoolExecutor(max_workers=8) as pool:
-        looked_at = track(pool.map(_inspect, unique), "Image files", len(unique))
+        looked_at = track(pool.map(inspect_image_file, unique), "Image files", len(unique))
         for path, result in zip(unique, looked_at, strict=True):
             if isinstance(result, str):
                 problems[path] = result
@@ -118,15 +118,17 @@ def look_at_image_files(paths: Iterable[Path]) -> tuple[dict[Path, Size], dict[P
     return sizes, problems
 
 
-def _inspect(path: Path) -> str | tuple[Size, bool]:
-    return inspect_image_file(path, str(path))
+def inspect_image_file(stored: StoredPicture, name: str | None = None) -> str | tuple[Size, bool]:
+    """Return a picture's size and whether it is animated, or what is wrong with it.
 
+    Looked at are header, size, end, and checksums where there are some; a file is decoded only
+    where these can't tell whether it is whole.
 
-def inspect_image_file(stored: StoredPicture, name: str) -> str | tuple[Size, bool]:
-    """Return a picture's upright size and whether it is animated, or what is wrong with it.
-
-    It is decoded only where header, end and checksums can't tell whether it is whole.
+    Args:
+        stored: A file, or what it holds.
+        name: What is wrong begins with it; the path by default.
     """
+    name = name or _name_stored(stored)
     try:
         _check_stored(stored, name)
         with open_stored_picture(stored) as file, Image.open(file, formats=FORMATS) as image:
@@ -135,8 +137,8 @@ def inspect_image_file(stored: StoredPicture, name: str) -> str | tuple[Size, bo
             animated = not is_phone_jpeg and bool(getattr(image, "is_animated", False))
             size = _find_upright_size(image)
             if image.format == "PNG":
-                check_picture_sums(stored, name)
-            if image.mode.startswith(_SCALED_MODES) or not has_picture_end(stored, image.format):
+                check_png_sums(stored, name)
+            if image.mode.startswith(_SCALED_MODES) or not ends_as_stated(stored, image.format):
                 _decode(image, name)
     except DataError as error:
         return str(error)
@@ -155,6 +157,10 @@ def _find_upright_size(image: Image.Image) -> Size:
     if image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS:
         return height, width
     return width, height
+
+
+def _name_stored(stored: StoredPicture) -> str:
+    return str(stored) if isinstance(stored, Path) else "A stored image"
 
 
 def _check_stored(stored: StoredPicture, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from lightning_mllm.data.images.whole import StoredPicture, open_stored_picture
+from lightning_mllm.data.images.integrity import StoredPicture, open_stored_picture
 
 _HEAD = 512  # bytes that are looked at
 _BEGINNINGS = {

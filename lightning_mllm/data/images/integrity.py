@@ -1,4 +1,4 @@
-"""Whether a stored picture is whole, as far as that is seen without decoding it."""
+"""Whether an image file is whole, as far as its end and its checksums tell."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_stored_picture(stored: StoredPicture) -> BinaryIO:
     return stored.open("rb") if isinstance(stored, Path) else BytesIO(stored)
 
 
-def check_picture_sums(stored: StoredPicture, name: str) -> None:
+def check_png_sums(stored: StoredPicture, name: str) -> None:
     """Refuse a PNG in which the checksum of a chunk is wrong; Pillow ignores those of pixels.
 
     Raises:
@@ -55,7 +55,7 @@ def check_picture_sums(stored: StoredPicture, name: str) -> None:
             head = file.read(_CHUNK_HEAD)
 
 
-def has_picture_end(stored: StoredPicture, image_format: str | None) -> bool:
+def ends_as_stated(stored: StoredPicture, image_format: str | None) -> bool:
     """Return whether a file is as long as its header says, or ends with its format's marker."""
     with open_stored_picture(stored) as file:
         length = file.seek(0, os.SEEK_END)
