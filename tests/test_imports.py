@@ -118,6 +118,9 @@ LIBRARIES: dict[str, set[str]] = {
     "wandb": {"tracking/loggers.py"},
     "matplotlib": {"tracking/figures/"},
     "peft": {"models/lora.py"},
+    "datasets": {"data/datasets/hf_source.py"},
+    "pyarrow": set(),
+    "xxhash": {"data/datasets/hf_pictures.py"},
     "jsonargparse": {"cli/"},
     "lightning": {
         "models/evaluating.py",
@@ -126,6 +129,7 @@ LIBRARIES: dict[str, set[str]] = {
         "run.py",
         "run_status.py",
         "data/loading/datamodule.py",
+        "data/datasets/hf_dataset.py",
         "trainer.py",
         "cli/",
         "callbacks/",

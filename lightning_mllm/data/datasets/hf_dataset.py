@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
 from lightning_mllm.data.datasets.hf_columns import HFColumns, HFLayout, find_layout, list_columns
@@ -87,6 +88,7 @@ class HFDataset(MLLMDataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._opened: dict[str, Any] = {}  # split of the dataset -> table
         self._readers: dict[str, HFRowReader] = {}
+        self._samples: dict[Split, HFSamples] = {}
         self._parts: dict[Split, NDArray[np.int64]] = {}  # of the seeded split
 
     def load(self, split: Split) -> Sequence[Sample]:
@@ -96,6 +98,15 @@ class HFDataset(MLLMDataModule):
             DataError: The dataset, a split or a column is missing or can't be read; the message
                 lists what there is.
         """
+        samples = self._samples.get(split)
+        if samples is None:
+            samples = self._leave_out_first(self._find_samples(split))
+        if not self.bad_rows.will_raise:
+            self._samples[split] = samples
+        self.bad_rows.settle()
+        return samples
+
+    def _find_samples(self, split: Split) -> HFSamples:
         self._opened = self._opened or self.source.open()
         splits = find_split_names(self.names, list(self._opened), self.source.path)
         if split not in splits:
@@ -113,6 +124,46 @@ class HFDataset(MLLMDataModule):
             test = self.test_fraction if "test" in drawn else 0.0
             self._parts = draw_rows(reader, self.val_fraction, test, self.seed)
         return HFSamples(reader, self._parts[split])
+
+    def _leave_out_first(self, samples: HFSamples) -> HFSamples:
+        """Return the samples from the first on that can be used, which stands for all."""
+        for index in range(len(samples)):
+            known = self.bad_rows.noted
+            with self.bad_rows.catch():
+                samples[index]
+            if self.bad_rows.noted == known:
+                return samples.select(range(index, len(samples))) if index else samples
+        return samples.select([])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the training loader's place in the epoch, and what it has read."""
+        return {**super().state_dict(), "tables": self._list_contents()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let training continue at that place.
+
+        Raises:
+            ConfigError: The training rows have another content than those that were trained on.
+        """
+        super().load_state_dict(state_dict)
+        trained = state_dict.get("tables", {})
+        is_fit = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        for name, content in self._list_contents().items():
+            if is_fit and trained.get(name, content) != content:
+                raise ConfigError(
+                    f"The checkpoint was trained on other rows: split {name!r} of "
+                    f"{self.source.path} has another content now. Resume with the same data, or "
+                    "start a new run from the checkpoint's weights."
+                )
+
+    def describe_inputs(self) -> dict[str, Any]:
+        """Return how validation makes a model's inputs, and what stands for the tables' content."""
+        record = super().describe_inputs()
+        return {**record, "data": {**record["data"], "tables": self._list_contents()}}
+
+    def _list_contents(self) -> dict[str, str]:
+        """Return split of the dataset -> a text that stands for its content, as far as read."""
+        return {name: reader.facts.content for name, reader in self._readers.items()}
 
     def _find_reader(self, name: str) -> HFRowReader:
         """Return what makes samples of a split of the dataset."""

@@ -28,7 +28,7 @@ from lightning_mllm.store.files import replacing_file, write_text
 from lightning_mllm.store.manifest import manifest_digest
 
 _FORMAT = 1  # of the files in the cache
-_ENTRY = np.dtype(
+PICTURE = np.dtype(
     [("row", "<i8"), ("width", "<i4"), ("height", "<i4"), ("high", "<u8"), ("low", "<u8")]
 )
 
@@ -105,6 +105,12 @@ class HFTable:
                 values = {name: column[number] for name, column in texts.items()}
                 yield row, self._pick_texts(values), self.read_pictures(row)
 
+    def read_column(self, name: str) -> list[Any]:
+        """Return a column, or a field within it, of all rows."""
+        column, fields = split_column(name, self.dataset.column_names)
+        values = self.dataset.select_columns([column])[:][column]
+        return [pick_field(value, fields) for value in values]
+
     def _pick_texts(self, values: Mapping[str, Any]) -> dict[str, Any]:
         found = {}
         for name in self.texts:
@@ -153,9 +159,9 @@ def look_at_table(table: HFTable) -> TableFacts:
             high, low = divmod(digest.intdigest(), 1 << 64)
             pending.append((row, *_measure(cell), high, low))
         if len(pending) >= _PENDING:
-            found.append(np.array(pending, _ENTRY))
+            found.append(np.array(pending, PICTURE))
             pending.clear()
-    found.append(np.array(pending, _ENTRY))
+    found.append(np.array(pending, PICTURE))
     _, first = np.unique(np.frombuffer(ids, np.uint64), return_index=True)
     repeated = np.setdiff1d(np.arange(len(ids)), first, assume_unique=True)
     return TableFacts(np.concatenate(found), content.hexdigest(), repeated)

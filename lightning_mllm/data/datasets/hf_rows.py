@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -122,6 +123,18 @@ class HFRowReader:
             raise where.error("is empty; an answer was expected", "answer", column)
         return Turn("assistant", Counter(answers).most_common(1)[0][0])
 
+    def list_labels(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the different labels of some rows; of rows without one there is none."""
+        column = self.layout.columns.label
+        if column is None:
+            return []
+        values, found = self.table.read_column(column), set()
+        where = TableRow(Path(self.table.name), 0)
+        for value in {values[row] for row in rows.tolist()}:
+            with suppress(DataError):  # of a row, which says it when it is read
+                found.add(normalise_label(self._name_class("label", value, column, where)))
+        return sorted(found)
+
     def _name_class(self, role: str, value: object, column: str, where: TableRow) -> str:
         """Return the name of a class, which a number may stand for."""
         names = self.layout.classes.get(role)
@@ -187,6 +200,12 @@ class HFSamples(StoredSamples):
         self.reader = reader
         read = repr((reader.layout.columns, reader.layout.classes, reader.question, reader.prefix))
         super().__init__({"row": rows}, {"content": reader.facts.content, "read": read})
+
+    def list_labels(self) -> list[str]:
+        """Return the different labels of the samples."""
+        rows: Any = self.columns["row"]
+        made = self.reader.list_labels(rows)
+        return [self.labels.get(label, label) for label in made]
 
     def make(self, index: int) -> Sample:
         """Return the sample of an index.

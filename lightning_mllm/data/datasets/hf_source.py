@@ -106,7 +106,8 @@ class HFSource:
                 "or to a hub id such as owner/name.",
                 "dataset",
             )
-        if not pattern and any((folder / name).is_file() for name in _SAVED):
+        is_saved = any((folder / name).is_file() for name in _SAVED)
+        if is_saved and not pattern and not self.files:
             return library.load_from_disk(str(folder), keep_in_memory=False)
         return self._load(library, str(folder), {"train": pattern} if pattern else self.files)
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mllm.data.datasets.hf_columns import pick_field, split_column
 from lightning_mllm.data.datasets.hf_pictures import TableFacts
 from lightning_mllm.data.datasets.hf_rows import HFRowReader
 from lightning_mllm.data.loading.splits import SPLITS, Split, stratified_split
@@ -98,12 +97,10 @@ def _list_labels(reader: HFRowReader) -> tuple[list[str], NDArray[np.int64]]:
     rows, label = len(reader.table), reader.layout.columns.label
     if not label:
         return [""], np.zeros(rows, np.int64)
-    dataset = reader.table.dataset
-    column, fields = split_column(label, dataset.column_names)
     known: dict[Any, int] = {}
     codes = np.empty(rows, np.int64)
-    for row, value in enumerate(dataset.select_columns([column])[:][column]):
-        codes[row] = known.setdefault(pick_field(value, fields), len(known))
+    for row, value in enumerate(reader.table.read_column(label)):
+        codes[row] = known.setdefault(value, len(known))
     return list(map(str, known)), codes
 
 

@@ -67,8 +67,7 @@ class Inventory:
     Attributes:
         name: The name of the DataModule's class.
         counts: Split -> class -> samples; without labels, kinds of questions stand for classes.
-        files: How many image files are sound, as far as that is seen without decoding them; those
-            that lie in a table count, too.
+        files: How many image files, also in tables, are sound, as far as headers and ends tell.
         left_out: How many rows can't be used and were left out.
         comparisons: Published counts beside what was found; empty where none are published.
         source: Where the published counts are from.
@@ -208,7 +207,7 @@ def _select_sound(
 
 def _leave_out_bad_files(samples: Samples, bad_rows: BadRows) -> Samples:
     """Return the samples whose image files are sound."""
-    files = _list_files(samples)
+    files = {picture for picture in _list_pictures(samples) if isinstance(picture, Path)}
     _, problems = look_at_image_files(files)
     bad_rows.count_image_files(len(files))
     if not problems:
@@ -248,10 +247,6 @@ def _compare_counts(module: PublishedDataset, samples: Samples) -> tuple[Invento
     return tuple(comparisons)
 
 
-def _list_files(samples: Samples) -> set[Path]:
-    return {picture for picture in _list_pictures(samples) if isinstance(picture, Path)}
-
-
 def _list_pictures(samples: Samples) -> set[Path | str]:
     pictures: set[Path | str] = set()
     for sample in chain(*samples.values()):
@@ -271,7 +266,8 @@ def _name_group(sample: Sample) -> str:
 
 def _find_copies(samples: Samples) -> tuple[Occurrences, ...]:
     """Return where pictures of equal content occur, if in two splits or under two labels."""
-    first: dict[Path | str, Path] = {**find_first_duplicates(_list_files(samples))}
+    files = (picture for picture in _list_pictures(samples) if isinstance(picture, Path))
+    first: dict[Path | str, Path] = {**find_first_duplicates(files)}
     found: dict[Path | str, dict[InventoryImage, None]] = {}  # sets in the order of the samples
     for split, part in samples.items():
         for sample in part:

@@ -11,6 +11,7 @@ from PIL import Image
 from lightning_mllm.data.loading.bad_rows import BadRows
 from lightning_mllm.data.loading.sample_errors import fetch_sample, join_first
 from lightning_mllm.data.loading.splits import Split
+from lightning_mllm.data.loading.stored import StoredSamples
 from lightning_mllm.data.text.labels import collect_labels, normalise_label
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage, Sample
@@ -57,6 +58,9 @@ def check_sample_labels(
 
 def list_sample_labels(samples: Sequence[Sample]) -> Iterator[str]:
     """Yield the labels of samples that have one; what is not a sample is skipped."""
+    if isinstance(samples, StoredSamples):
+        yield from samples.list_labels()
+        return
     for sample in samples:
         if isinstance(sample, Sample) and isinstance(sample.label, str):
             yield sample.label

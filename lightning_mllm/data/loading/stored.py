@@ -65,6 +65,10 @@ class StoredSamples(Sequence[Sample], ABC):
         other.labels = dict(labels)
         return other
 
+    def list_labels(self) -> list[str]:
+        """Return the different labels of the samples."""
+        return list({sample.label: None for sample in self if sample.label is not None})
+
     def digest(self) -> str:
         """Return a short hash of all that decides what the samples are."""
         found = sha256(repr((type(self).__qualname__, self.source, self.labels)).encode())
