@@ -50,6 +50,8 @@ class HFDataset(MLLMDataModule):
         columns: Which column is the picture, the label, the question, ...; found by name and type
             if not given.
         question: What is asked of every row, for tables without a column of questions.
+        kind: The kind of question of every row, for tables without a column of kinds: answers are
+            scored by exact match.
         image_root: Folder that paths of pictures are relative to, and may not leave; by default the
             folder of the dataset.
         val_fraction: Fraction of the rows that make up the validation split, where it is drawn.
@@ -69,6 +71,7 @@ class HFDataset(MLLMDataModule):
         test: str | None = None,
         columns: HFColumns = _FOUND,
         question: str | None = None,
+        kind: str | None = None,
         image_root: str | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -77,14 +80,15 @@ class HFDataset(MLLMDataModule):
         super().__init__(**kwargs)
         check_split_fractions(val_fraction, test_fraction)
         self.columns = columns
-        if question is not None and self.columns.question:
-            raise ConfigError(
-                f"All rows are asked {question!r} (question), and their questions are in column "
-                f"{self.columns.question!r} (columns.question). Give one of them."
-            )
+        for role, told in (("question", question), ("kind", kind)):
+            if told is not None and (column := getattr(columns, role)):
+                raise ConfigError(
+                    f"The {role} of all rows is {told!r} ({role}), and that of each is in column "
+                    f"{column!r} (columns.{role}). Give one of them."
+                )
         self.source = HFSource(path, config, data_revision, files)
         self.names: dict[Split, str | None] = {"train": train, "val": val, "test": test}
-        self.question, self.image_root = question, image_root
+        self.question, self.kind, self.image_root = question, kind, image_root
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._opened: dict[str, Any] = {}  # split of the dataset -> table
         self._readers: dict[str, HFRowReader] = {}
@@ -179,8 +183,9 @@ class HFDataset(MLLMDataModule):
         table = HFTable(dataset, where, texts, columns.image or None, columns.id)
         root = Path(self.image_root) if self.image_root else self.source.root
         question = None if columns.question else self.question
+        kind = None if columns.kind else self.kind
         facts = find_table_facts(table)
-        reader = HFRowReader(table, layout, facts, root.resolve(), question, name)
+        reader = HFRowReader(table, layout, facts, root.resolve(), question, kind, name)
         self._readers[name] = reader
         return reader
 

@@ -59,6 +59,7 @@ class HFRowReader:
         facts: What is known of them.
         root: The folder that paths of pictures are relative to, and may not leave.
         question: What is asked of all rows; None where a column says it.
+        kind: The kind of question of all rows; None where a column says it, or there is none.
         prefix: What the names of rows without an id begin with.
     """
 
@@ -67,6 +68,7 @@ class HFRowReader:
     facts: TableFacts
     root: Path
     question: str | None
+    kind: str | None
     prefix: str
 
     def read(self, row: int) -> Sample:
@@ -89,7 +91,7 @@ class HFRowReader:
         if columns.label is not None:
             label = self._name_class("label", texts[columns.label], columns.label, where)
             return Sample(id="", label=normalise_label(label))
-        kind = texts.get(columns.kind or "")
+        kind = texts.get(columns.kind or "", self.kind)
         if columns.kind is not None and kind is not None:
             kind = self._name_class("kind", kind, columns.kind, where)
         system = texts.get(columns.system or "")
@@ -198,7 +200,8 @@ class HFSamples(StoredSamples):
 
     def __init__(self, reader: HFRowReader, rows: NDArray[np.int64]) -> None:
         self.reader = reader
-        read = repr((reader.layout.columns, reader.layout.classes, reader.question, reader.prefix))
+        told = reader.question, reader.kind, reader.prefix
+        read = repr((reader.layout.columns, reader.layout.classes, *told))
         super().__init__({"row": rows}, {"content": reader.facts.content, "read": read})
 
     def list_labels(self) -> list[str]:

@@ -53,13 +53,13 @@ def find_split_names(
         return dict.fromkeys(SPLITS, HFSplit(present[0], SPLITS))
     found: dict[Split, str] = {}
     for split in SPLITS:
-        name = given[split] or next((each for each in _NAMES[split] if each in present), None)
+        taken = asked if split != "train" else []
+        free = [name for name in _NAMES[split] if name in present and name not in taken]
+        name = given[split] or next(iter(free), None)
         if name is not None:
             found[split] = name
     if len(present) == 1:
         found["train"] = present[0]
-    if found.get("val") == found.get("train") and given["val"] is None:
-        found.pop("val", None)
     splits = {split: HFSplit(name) for split, name in found.items()}
     if "train" in found and "val" not in found:
         shared = HFSplit(found["train"], ("train", "val"))

@@ -268,17 +268,15 @@ def test_of_several_answers_the_most_frequent_is_learnt(tmp_path: Path) -> None:
     assert [sample.conversation[-1].text for sample in module.load("train")] == ["2", "b"]
 
 
-def test_all_rows_can_be_asked_one_question(tmp_path: Path) -> None:
+def test_all_rows_can_have_one_question_and_one_kind(tmp_path: Path) -> None:
     rows = questions(0, 3).remove_columns("question").rename_column("answer", "caption")
     path = save_splits(tmp_path / "captions", train=rows)
-    columns = HFColumns(answer="caption")
+    told = {"question": "Describe it.", "kind": "caption", "columns": HFColumns(answer="caption")}
 
-    module = make(path, question="Describe it.", columns=columns, val_fraction=0, test_fraction=0)
+    sample = make(path, **told, val_fraction=0, test_fraction=0).load("train")[1]
 
-    assert [turn.text for turn in module.load("train")[1].conversation] == [
-        "Describe it.",
-        "it is 1",
-    ]
+    assert [turn.text for turn in sample.conversation] == ["Describe it.", "it is 1"]
+    assert sample.kind == "caption"
     with pytest.raises(ConfigError, match="Give one of them"):
         make(path, question="Describe it.", columns=HFColumns(question="question"))
 

@@ -47,6 +47,11 @@ def test_a_split_can_be_named() -> None:
         "val": HFSplit("train"),
         "test": HFSplit("validation"),
     }
+    assert names("train validation", test="validation") == {
+        "train": HFSplit("train", ("train", "val")),
+        "val": HFSplit("train", ("train", "val")),
+        "test": HFSplit("validation"),
+    }
     with pytest.raises(DataError, match="beans has no split 'dev'; it has 'train', 'validation'"):
         names("train validation", val="dev")
 
