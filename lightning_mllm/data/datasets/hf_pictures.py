@@ -55,7 +55,10 @@ class TableFacts(NamedTuple):
     def list_row(self, row: int) -> NDArray[np.void]:
         """Return the pictures of a row."""
         rows: Any = self.pictures["row"]
-        return self.pictures[bisect_left(rows, row) : bisect_left(rows, row + 1)]
+        start = end = bisect_left(rows, row)
+        while end < len(rows) and rows[end] == row:
+            end += 1
+        return self.pictures[start:end]
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,8 @@ class HFTable:
         """Return the pictures of a row, as they are stored."""
         if self.image is None:
             return []
-        column, fields = split_column(self.image, self.dataset.column_names)
-        value = pick_field(self.dataset.data.table.column(column)[row].as_py(), fields)
-        cells = value if isinstance(value, list) else [value]
-        return [cell for cell in map(_open_cell, cells) if cell is not None]
+        column, fields = self._image_field
+        return _list_cells(pick_field(self.dataset.data.table.column(column)[row].as_py(), fields))
 
     def read_texts(self, row: int) -> dict[str, Any]:
         """Return the columns that are read with each row."""
@@ -101,9 +102,14 @@ class HFTable:
         for start in range(0, len(self), _CHUNK):
             end = min(start + _CHUNK, len(self))
             texts = self._rows[start:end] if self.texts else {}
+            stored: list[Any] = [None] * (end - start)
+            if self.image is not None:
+                column, fields = self._image_field
+                stored = self.dataset.data.table.column(column).slice(start, _CHUNK).to_pylist()
+                stored = [pick_field(value, fields) for value in stored]
             for number, row in enumerate(range(start, end)):
                 values = {name: column[number] for name, column in texts.items()}
-                yield row, self._pick_texts(values), self.read_pictures(row)
+                yield row, self._pick_texts(values), _list_cells(stored[number])
 
     def read_column(self, name: str) -> list[Any]:
         """Return a column, or a field within it, of all rows."""
@@ -117,6 +123,10 @@ class HFTable:
             column, fields = split_column(name, values)
             found[name] = pick_field(values[column], fields)
         return found
+
+    @cached_property
+    def _image_field(self) -> tuple[str, list[str]]:
+        return split_column(str(self.image), self.dataset.column_names)
 
     @cached_property
     def _rows(self) -> Any:
@@ -137,7 +147,9 @@ def find_table_facts(table: HFTable) -> TableFacts:
             _write_facts(path, look_at_table(table))
     kept = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     repeated = np.array(kept["repeated"], np.int64)
-    return TableFacts(np.load(path, mmap_mode="r"), kept["content"], repeated)
+    # as a plain array, which takes a fifth of the time to read from
+    pictures = np.load(path, mmap_mode="r").view(np.ndarray)
+    return TableFacts(pictures, kept["content"], repeated)
 
 
 def look_at_table(table: HFTable) -> TableFacts:
@@ -185,12 +197,15 @@ def _measure(cell: TableCell) -> tuple[int, int]:
     return (0, 0) if isinstance(found, str) else found[0]
 
 
-def _open_cell(cell: Any) -> TableCell | None:
-    """Return what a cell holds: the type Image stores bytes, or a path where there are none."""
-    if isinstance(cell, dict):
-        return cell["bytes"] if cell["bytes"] is not None else cell["path"]
-    found: TableCell | None = cell
-    return found
+def _list_cells(value: Any) -> list[TableCell]:
+    """Return the pictures of a cell; the type Image stores bytes, or else a path."""
+    cells = []
+    for cell in value if isinstance(value, list) else [value]:
+        if isinstance(cell, dict):
+            cell = cell["path"] if cell["bytes"] is None else cell["bytes"]  # noqa: PLW2901
+        if cell is not None:
+            cells.append(cell)
+    return cells
 
 
 def _identify(table: HFTable) -> str:

@@ -239,12 +239,10 @@ def _explain_picture(table: HFTable, row: int, number: int) -> DataError:
 
 def _flatten_pairs(value: Any) -> Any:
     """Return turns, made of pairs of `user` and `assistant` where there are such."""
-    if not isinstance(value, list):
+    first = value[0] if isinstance(value, list) and value else None
+    if not isinstance(first, dict) or not {"user", "assistant"} <= first.keys():
         return value
-    turns: list[Any] = []
-    for each in value:
-        if isinstance(each, dict) and {"user", "assistant"} <= each.keys():
-            turns += [{"role": role, "content": each[role]} for role in ("user", "assistant")]
-        else:
-            turns.append(each)
+    turns = []
+    for pair in value:
+        turns += [{"role": role, "content": pair.get(role)} for role in ("user", "assistant")]
     return turns

@@ -15,6 +15,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from lightning_mllm.checkpoint_files import ask_hub_no_more, find_hub_obstacle
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.progress import console
 
 _LONGEST = 400  # characters of a library's message: some list all configs
 _GLOB = re.compile(r"[*?\[]")
@@ -68,6 +69,8 @@ class HFSource:
             DataError: There is no such dataset, or it can't be read; the message says why.
         """
         library = import_datasets()
+        if not console.is_terminal:  # bars would fill a log
+            library.disable_progress_bars()
         try:
             found = self._load_from_hub(library) if self.is_on_hub else self._load_files(library)
         except DataError:
