@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from lightning_mllm.data.datasets.hf_columns import HFColumns, HFLayout, find_la
 from lightning_mllm.data.datasets.hf_pictures import HFTable, find_table_facts
 from lightning_mllm.data.datasets.hf_rows import HFRowReader, HFSamples
 from lightning_mllm.data.datasets.hf_source import HFSource
-from lightning_mllm.data.datasets.hf_splits import draw_rows, find_split_names
+from lightning_mllm.data.datasets.hf_splits import HFSplit, draw_rows, find_split_names
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split, check_split_fractions
+from lightning_mllm.data.loading.stored import Column
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.types import Sample
 
@@ -110,7 +111,22 @@ class HFDataset(MLLMDataModule):
         self.bad_rows.settle()
         return samples
 
-    def _find_samples(self, split: Split) -> HFSamples:
+    def describe_source(self, splits: Sequence[Split]) -> dict[str, str]:
+        """Return what stands for the content of the tables, and how they are read."""
+        found = {"source": repr(self.source)}
+        for split in dict.fromkeys((self.splits[0], *splits)):
+            reader = self._find_reader(self._find_split(split).name)
+            read = reader.layout.columns, reader.layout.classes
+            found[reader.prefix] = f"{reader.facts.content} {read!r}"
+        return found
+
+    def restore(self, split: Split, columns: Mapping[str, Column]) -> HFSamples:
+        """Return the samples of a split that have these columns, in a later start or elsewhere."""
+        rows: Any = columns["row"]
+        return HFSamples(self._find_reader(self._find_split(split).name), rows)
+
+    def _find_split(self, split: Split) -> HFSplit:
+        """Return where the rows of a split come from."""
         self._opened = self._opened or self.source.open()
         splits = find_split_names(self.names, list(self._opened), self.source.path)
         if split not in splits:
@@ -120,8 +136,12 @@ class HFDataset(MLLMDataModule):
                 "of them.",
                 "split",
             )
-        reader = self._find_reader(splits[split].name)
-        drawn = splits[split].drawn
+        return splits[split]
+
+    def _find_samples(self, split: Split) -> HFSamples:
+        """Return all samples of a split."""
+        name, drawn = self._find_split(split)
+        reader = self._find_reader(name)
         if not drawn:
             return HFSamples(reader, np.arange(len(reader.table)))
         if not self._parts:

@@ -125,17 +125,24 @@ class HFRowReader:
             raise where.error("is empty; an answer was expected", "answer", column)
         return Turn("assistant", Counter(answers).most_common(1)[0][0])
 
-    def list_labels(self, rows: NDArray[np.int64]) -> list[str]:
-        """Return the different labels of some rows; of rows without one there is none."""
+    def find_labels(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Return the different labels of some rows, and at which place of these each is first.
+
+        A row whose label can't be used is passed over; it says so when it is read.
+        """
         column = self.layout.columns.label
         if column is None:
-            return []
-        values, found = self.table.read_column(column), set()
+            return {}
+        values, first = self.table.read_column(column), dict[Any, int]()
+        for place, row in enumerate(rows.tolist()):
+            first.setdefault(values[row], place)
         where = TableRow(Path(self.table.name), 0)
-        for value in {values[row] for row in rows.tolist()}:
-            with suppress(DataError):  # of a row, which says it when it is read
-                found.add(normalise_label(self._name_class("label", value, column, where)))
-        return sorted(found)
+        found: dict[str, int] = {}
+        for value, place in first.items():
+            with suppress(DataError):
+                name = normalise_label(self._name_class("label", value, column, where))
+                found.setdefault(name, place)
+        return found
 
     def _name_class(self, role: str, value: object, column: str, where: TableRow) -> str:
         """Return the name of a class, which a number may stand for."""
@@ -204,11 +211,15 @@ class HFSamples(StoredSamples):
         read = repr((reader.layout.columns, reader.layout.classes, *told))
         super().__init__({"row": rows}, {"content": reader.facts.content, "read": read})
 
+    def find_examples(self) -> list[int]:
+        """Return the indices of the first sample of each label; of the first one without labels."""
+        rows: Any = self.columns["row"]
+        return list(self.reader.find_labels(rows).values()) or [0][: len(self)]
+
     def list_labels(self) -> list[str]:
         """Return the different labels of the samples."""
         rows: Any = self.columns["row"]
-        made = self.reader.list_labels(rows)
-        return [self.labels.get(label, label) for label in made]
+        return [self.labels.get(label, label) for label in self.reader.find_labels(rows)]
 
     def make(self, index: int) -> Sample:
         """Return the sample of an index.

@@ -325,3 +325,19 @@ def test_samples_keep_no_objects_of_their_rows(tmp_path: Path) -> None:
     assert sum(column.nbytes for column in samples.columns.values()) == 8 * 300  # type: ignore[union-attr]
     assert samples.digest() == make(path).load("train").digest()  # type: ignore[attr-defined]
     assert samples.digest() != samples[:299].digest()
+    assert samples[:4].list_labels() == ["black cat", "dog"]  # type: ignore[attr-defined]
+    assert samples.find_examples() == [0, 1]
+
+
+def test_samples_are_made_again_from_their_columns(tmp_path: Path) -> None:
+    path = save_splits(tmp_path / "b", train=classes(0, 20), validation=classes(20, 4))
+    one, other = make(path), make(path)
+    part = one.load("train")[3:9]
+
+    again = other.restore("train", part.columns)  # type: ignore[attr-defined]
+
+    assert [sample.id for sample in again] == [f"train-{row}" for row in range(3, 9)]
+    assert one.describe_source(["val"]) == other.describe_source(["val"])
+    assert set(one.describe_source(["val"])) == {"source", "train", "validation"}
+    by_label = make(path, columns=HFColumns(id=""), question=None)
+    assert by_label.describe_source(["val"]) == one.describe_source(["val"])
