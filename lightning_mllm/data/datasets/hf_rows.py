@@ -89,6 +89,8 @@ class HFRowReader:
         """Return the sample without id and images."""
         columns = self.layout.columns
         if columns.label is not None:
+            if columns.image and not images:
+                raise where.error("is empty; a picture was expected", IMAGE_FILE, "image")
             label = self._name_class("label", texts[columns.label], columns.label, where)
             return Sample(id="", label=normalise_label(label))
         kind = texts.get(columns.kind or "", self.kind)

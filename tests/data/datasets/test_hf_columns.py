@@ -32,7 +32,7 @@ def found(features: dict[str, Any], *, asks: bool = False, **given: str) -> dict
 
 def refusal(features: dict[str, Any], **given: str) -> str:
     with pytest.raises(DataError) as caught:
-        found(features, **given)
+        find_layout(features, HFColumns(**given), "beans", asks=False)
     return str(caught.value)
 
 

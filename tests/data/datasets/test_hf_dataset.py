@@ -193,6 +193,30 @@ def test_labels_that_are_not_published_are_bad_rows(tmp_path: Path) -> None:
         take_inventory(make(path), ["test"])
 
 
+def test_a_class_without_a_picture_is_a_bad_row(tmp_path: Path) -> None:
+    rows = classes(0, 3)
+    pictures = [{"bytes": stored_picture(0), "path": None}, None, None]
+    train = rows.remove_columns("image").add_column(
+        "image", pictures, feature=rows.features["image"]
+    )
+    path = save_splits(tmp_path / "beans", train=train, validation=rows)
+
+    with pytest.raises(DataError, match="row 1, column 'image': is empty; a picture was expected"):
+        take_inventory(make(path), ["train"])
+
+
+def test_pictures_in_folders_that_the_library_lists_are_files(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/cat/0.png", "train/dog/1.png", "test/dog/2.png")):
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(stored_picture(number))
+
+    (sample,) = make(tmp_path / "photos").load("test")
+
+    assert sample.images == [tmp_path / "photos" / "test/dog/2.png"]
+    assert (sample.label, sample.picture) == ("dog", "test/dog/2.png")
+
+
 def test_a_conversation_names_the_column_that_it_is_from(tmp_path: Path) -> None:
     talk = [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]
     rows = table({"id": ["a"], "talk": [talk]})
