@@ -49,22 +49,37 @@ def check_checkpoint_available(checkpoint: str, revision: str | None) -> None:
         return  # a path
     if Path(checkpoint).is_dir():
         return
-    cached = _find(checkpoint, revision, "config.json") is not None
-    if constants.HF_HUB_OFFLINE:
-        why, way_out = "HF_HUB_OFFLINE says not to ask the hub", "unset HF_HUB_OFFLINE"
-    elif is_reachable(constants.ENDPOINT):
+    if (obstacle := find_hub_obstacle()) is None:
         return
-    else:
-        why, way_out = f"{constants.ENDPOINT} can't be reached", "check the network and its proxy"
-    if not cached:
+    why, way_out = obstacle
+    if _find(checkpoint, revision, "config.json") is None:
         raise CheckpointError(
             f"Checkpoint {checkpoint!r} is not a folder on this machine, not in the cache of the "
             f"Hugging Face hub, and {why}. Check the spelling of a folder or hub id; to use a "
             f"model of the hub, fetch it where there is a network (`hf download {checkpoint}`), or "
             f"{way_out}."
         )
+    ask_hub_no_more(why, checkpoint)
+
+
+def find_hub_obstacle() -> tuple[str, str] | None:
+    """Return why the hub can't be asked, and what helps; None if it can be asked."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE says not to ask the hub", "unset HF_HUB_OFFLINE"
+    if is_reachable(constants.ENDPOINT):
+        return None
+    return f"{constants.ENDPOINT} can't be reached", "check the network and its proxy"
+
+
+def ask_hub_no_more(why: str, name: str) -> None:
+    """Let this process and those that it starts read the cache alone, and say so once.
+
+    Args:
+        why: Why the hub can't be asked.
+        name: The hub id that is read from the cache.
+    """
     if not constants.HF_HUB_OFFLINE:
-        logger.warning("%s: %s is read from the cache.", why, checkpoint)
+        logger.warning("%s: %s is read from the cache.", why, name)
         os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
         constants.HF_HUB_OFFLINE = True
 

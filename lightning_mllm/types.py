@@ -68,10 +68,12 @@ class LazyImage:
     Attributes:
         size: (width, height) in pixels.
         draw: Draws the picture, the same each time.
+        content: A text that pictures of equal bytes have in common; None where it is not known.
     """
 
     size: tuple[int, int]
     draw: Callable[[], Image.Image]
+    content: str | None = None
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ from tests.support.command_line import (
     write_image_folder,
     write_llava_json,
 )
+from tests.support.hf_tables import private_caches
 from tests.support.shipped_configs import (
     COVERED,
+    HUB,
     MODELS,
     NOT_FOR_FIT,
     OPTIMIZERS,
@@ -283,6 +285,20 @@ def test_the_llava_json_config_fits_once_it_knows_the_files(
             *("--data.init_args.num_workers", "0"),
         ]
     )
+
+    assert cli.trainer.global_step == 1
+    assert "val/loss" in cli.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_the_config_of_a_table_fits_once_it_knows_the_table(
+    tiny_llava: str, name: str, tmp_path: Path
+) -> None:
+    path = HUB[name](tmp_path / "table")
+    small = ("--data.init_args.path", path, "--data.init_args.num_workers", "0")
+
+    with private_caches(tmp_path):
+        cli = ModelCLI(["fit", "--model.checkpoint", tiny_llava, *config(name), *TRIAL, *small])
 
     assert cli.trainer.global_step == 1
     assert "val/loss" in cli.trainer.callback_metrics

@@ -126,6 +126,9 @@ LIBRARIES: dict[str, set[str]] = {
     "peft": {"models/lora.py"},
     "torchao": {"models/optimisation/offload.py", "models/memory/remedies.py"},
     "bitsandbytes": {"models/quantization.py"},
+    "datasets": {"data/datasets/hf_source.py"},
+    "pyarrow": set(),
+    "xxhash": {"data/datasets/hf_pictures.py"},
     "jsonargparse": {"cli/"},
     "lightning": {
         "models/evaluating.py",
@@ -136,6 +139,7 @@ LIBRARIES: dict[str, set[str]] = {
         "run.py",
         "run_status.py",
         "data/loading/datamodule.py",
+        "data/datasets/hf_dataset.py",
         "trainer.py",
         "cli/",
         "callbacks/",

@@ -8,6 +8,8 @@ from lightning_mllm.data.datasets.dermnet import DermNet
 from lightning_mllm.data.datasets.digits import Digits
 from lightning_mllm.data.datasets.dtd import DTD
 from lightning_mllm.data.datasets.gqa.tasks import GQATasks
+from lightning_mllm.data.datasets.hf_columns import HFColumns
+from lightning_mllm.data.datasets.hf_dataset import HFDataset
 from lightning_mllm.data.datasets.image_folder import ImageFolder
 from lightning_mllm.data.datasets.llava_json import LlavaJson
 from lightning_mllm.data.datasets.plantdoc import PlantDoc
@@ -42,6 +44,8 @@ __all__ = [
     "Digits",
     "GQATasks",
     "Geometry",
+    "HFColumns",
+    "HFDataset",
     "ImageFolder",
     "LlavaJson",
     "MLLMDataModule",

@@ -14,11 +14,11 @@ from lightning_mllm.cli.commands import COMMANDS
 from lightning_mllm.cli.commands.command import Command
 from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
-from lightning_mllm.data import MLLMDataModule, Prompt
+from lightning_mllm.data import HFColumns, MLLMDataModule, Prompt
 from lightning_mllm.models.freeze import FreezePolicy
 
 # classes whose options stand on command lines
-_CHOSEN = (MLLMDataModule, Analysis, Prompt, FreezePolicy, StoredSubNetwork)
+_CHOSEN = (MLLMDataModule, HFColumns, Analysis, Prompt, FreezePolicy, StoredSubNetwork)
 _EVERYWHERE = {"help", "version"}
 _HIDDEN = {"data check": {"checkpoint"}}  # options that are not in the help
 

@@ -26,6 +26,7 @@ from tests.support.command_line import (
     write_llava_json,
 )
 from tests.support.doc_commands import DocBlock, commands_of_block, doc_blocks
+from tests.support.hf_tables import classes
 from tests.support.published_datasets import write_plantdoc
 from tests.support.shipped_configs import MODELS, OTHERS_ON_THE_TESTBED
 
@@ -150,6 +151,7 @@ class PageRunner:
         for name in ("pictures", "plantdoc"):
             write_image_folder(folder / name, _CLASSES)
         write_plantdoc(folder / "path/to/PlantDoc-Dataset")
+        classes(0, 30).to_parquet(folder / "leaves.parquet")
         rows = write_llava_json(folder, _ROWS).read_text()
         write_llava_json(folder / "images", _ROWS)
         for name in ("questions.json", "captions.json", "train.json"):

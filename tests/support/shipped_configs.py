@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_mllm.models.backbone import Part
 from lightning_mllm.models.freeze import ProjectorAndLLM, ProjectorOnly
 from tests.support.command_line import CONFIGS, files_below
+from tests.support.hf_tables import classes, questions, save_splits
 from tests.support.published_datasets import (
     write_crisismmd,
     write_dermnet,
@@ -46,6 +47,15 @@ MODELS: dict[str, tuple[str, str | None]] = {  # tiny checkpoint of its kind, an
 
 # ---- data ----
 DATA = ("data/digits.yaml", "data/image_folder.yaml", "data/llava_json.yaml")
+HUB: dict[str, Callable[[Path], str]] = {  # who writes a table with the columns of the dataset
+    "data/food101.yaml": lambda folder: save_splits(
+        folder, train=classes(0, 10), validation=classes(10, 4)
+    ),
+    "data/hf_dataset.yaml": lambda folder: save_splits(folder, train=classes(0, 12)),
+    "data/vqa_rad.yaml": lambda folder: save_splits(
+        folder, train=questions(0, 10), test=questions(10, 4)
+    ),
+}
 PUBLISHED: dict[str, tuple[str, Callable[[Path], Path], int]] = {
     # the folder that the config names, who writes a replica of it, and how many classes that has
     "data/crisismmd.yaml": ("CrisisMMD_v2.0", write_crisismmd, 4),
@@ -186,7 +196,7 @@ ALIGNMENT_STEPS = "studies/alignment_testbed/steps.yaml"
 COVERED = {
     *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
-    *(*MODELS, *DATA, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
+    *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),
     *(*PROJECTION_STUDIES, *PROJECTION_PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS),
 }

@@ -29,7 +29,7 @@ from lightning_mllm.data.loading.sample_errors import fetch_sample
 from lightning_mllm.data.loading.splits import SPLITS, Split
 from lightning_mllm.data.text.labels import collect_labels
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import Sample
+from lightning_mllm.types import LazyImage, Sample
 
 __all__ = ["SPLITS", "Inventory", "take_inventory"]
 
@@ -68,7 +68,7 @@ class Inventory:
     Attributes:
         name: The name of the DataModule's class.
         counts: Split -> class -> samples; without labels, kinds of questions stand for classes.
-        files: How many image files are sound, as far as that is seen without decoding them.
+        files: How many image files, also in tables, are sound, as far as headers and ends tell.
         left_out: How many rows can't be used and were left out.
         comparisons: Published counts beside what was found; empty where none are published.
         source: Where the published counts are from.
@@ -171,7 +171,7 @@ def take_inventory(module: MLLMDataModule, splits: Sequence[Split] = SPLITS) -> 
     return Inventory(
         name=type(module).__name__,
         counts={split: Counter(map(_name_group, part)) for split, part in checked.items()},
-        files=len(_list_files(checked)),
+        files=len(_list_pictures(checked)),
         left_out=left_out,
         comparisons=comparisons,
         source=published.published.source if published else "",
@@ -208,7 +208,7 @@ def _select_sound(
 
 def _leave_out_bad_files(samples: Samples, bad_rows: BadRows) -> Samples:
     """Return the samples whose image files are sound."""
-    files = _list_files(samples)
+    files = {picture for picture in _list_pictures(samples) if isinstance(picture, Path)}
     _, problems = look_at_image_files(files)
     bad_rows.count_image_files(len(files))
     if not problems:
@@ -248,11 +248,17 @@ def _compare_counts(module: PublishedDataset, samples: Samples) -> tuple[Invento
     return tuple(comparisons)
 
 
-def _list_files(samples: Samples) -> set[Path]:
-    files: set[Path] = set()
+def _list_pictures(samples: Samples) -> set[Path | str]:
+    pictures: set[Path | str] = set()
     for sample in chain(*samples.values()):
-        files.update(list_image_files(sample))
-    return files
+        pictures.update(_identify_pictures(sample))
+    return pictures
+
+
+def _identify_pictures(sample: Sample) -> list[Path | str]:
+    """Return a sample's image files, and what stands for the bytes of pictures in a table."""
+    named = [image.content if isinstance(image, LazyImage) else image for image in sample.images]
+    return [each for each in named if isinstance(each, Path | str)]
 
 
 def _name_group(sample: Sample) -> str:
@@ -260,14 +266,15 @@ def _name_group(sample: Sample) -> str:
 
 
 def _find_copies(samples: Samples) -> tuple[Occurrences, ...]:
-    """Return where files of equal content occur, if in two splits or under two labels."""
-    first = find_first_duplicates(_list_files(samples))
-    found: dict[Path, dict[InventoryImage, None]] = {}  # sets in the order of the samples
+    """Return where pictures of equal content occur, if in two splits or under two labels."""
+    files = (picture for picture in _list_pictures(samples) if isinstance(picture, Path))
+    first: dict[Path | str, Path] = {**find_first_duplicates(files)}
+    found: dict[Path | str, dict[InventoryImage, None]] = {}  # sets in the order of the samples
     for split, part in samples.items():
         for sample in part:
             occurrence = InventoryImage(split, sample.id, sample.label)
-            for file in list_image_files(sample):
-                found.setdefault(first.get(file, file), {})[occurrence] = None
+            for picture in _identify_pictures(sample):
+                found.setdefault(first.get(picture, picture), {})[occurrence] = None
     copies = []
     for occurrences in map(tuple, found.values()):
         if _count_values("split", occurrences) > 1 or _count_values("label", occurrences) > 1:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_mllm.data.datasets.rows import FileRow, ImageRoot
 from lightning_mllm.data.text.turns import join_turn_around_images
 from lightning_mllm.errors import DataError
-from lightning_mllm.types import Sample, Turn
+from lightning_mllm.types import LazyImage, Sample, Turn
 
 PLACEHOLDER = "<image>"
 _ROLES = {
@@ -85,8 +85,15 @@ class LlavaRow:
         self._row, self._root = row, root
         self._unread = unread
 
-    def make_sample(self, content: object) -> Sample:
+    def make_sample(
+        self, content: object, images: Sequence[Path | LazyImage] | None = None
+    ) -> Sample:
         """Return the sample of a row's content; its id is empty if it has none.
+
+        Args:
+            content: The row.
+            images: The row's images, if it does not name them itself; they stand before the first
+                question if there is no placeholder.
 
         Raises:
             DataError: The row is malformed, or has content that can't be taken; the message names
@@ -105,7 +112,10 @@ class LlavaRow:
             raise self._error("kind", problem)
         field = self._find_key(content, "conversations", "messages")
         system, turns = self._read_conversation(content.get(field), field, content.get("system"))
-        images = self._find_images(content, turns, field)
+        if images is None:
+            images = self._find_images(content, turns, field)
+        elif not any(len(turn.pieces) > 1 for turn in turns):
+            turns[0] = turns[0]._replace(pieces=[*[""] * len(images), turns[0].pieces[0]])
         return Sample(
             id="" if name is None else str(name),
             images=images,

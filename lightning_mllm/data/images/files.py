@@ -9,7 +9,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lightning_mllm.data.images.geometry import Size
-from lightning_mllm.data.images.integrity import check_png_sums, ends_as_stated
+from lightning_mllm.data.images.integrity import (
+    StoredPicture,
+    check_png_sums,
+    ends_as_stated,
+    open_stored_picture,
+)
 from lightning_mllm.data.images.unreadable import describe_unreadable
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.errors import DataError
@@ -34,14 +39,16 @@ def list_image_files(sample: Sample) -> list[Path]:
     return [image for image in sample.images if isinstance(image, Path)]
 
 
-def open_image_file(source: Path | Image.Image | LazyImage, name: str | None = None) -> Image.Image:
+def open_image_file(
+    source: StoredPicture | Image.Image | LazyImage, name: str | None = None
+) -> Image.Image:
     """Open a picture and make it plain 8-bit RGB.
 
     The EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not
     clipped), and the first frame of an animation is taken.
 
     Args:
-        source: A file, or a picture in memory or made on demand.
+        source: A file or what it holds, or a picture in memory or made on demand.
         name: What errors call it; the path by default.
 
     Raises:
@@ -53,10 +60,10 @@ def open_image_file(source: Path | Image.Image | LazyImage, name: str | None = N
         source = source.draw()
     if isinstance(source, Image.Image):
         return _decode(source, name or "An image in memory")
-    name = name or str(source)
-    _check_file(source, name)
+    name = name or _name_stored(source)
+    _check_stored(source, name)
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with open_stored_picture(source) as file, Image.open(file, formats=FORMATS) as image:
             return _decode(image, name)
     except _BOMB as error:
         raise _make_error(_describe_too_large(name, str(error))) from error
@@ -76,29 +83,34 @@ def find_image_size(image: Path | Image.Image | LazyImage) -> Size:
         return _find_upright_size(opened)
 
 
-def inspect_image_file(path: Path) -> str | tuple[Size, bool]:
-    """Return a file's size and whether it is animated, or what is wrong with it.
+def inspect_image_file(stored: StoredPicture, name: str | None = None) -> str | tuple[Size, bool]:
+    """Return a picture's size and whether it is animated, or what is wrong with it.
 
     Looked at are header, size, end, and checksums where there are some; a file is decoded only
     where these can't tell whether it is whole.
+
+    Args:
+        stored: A file, or what it holds.
+        name: What is wrong begins with it; the path by default.
     """
+    name = name or _name_stored(stored)
     try:
-        _check_file(path, str(path))
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(image, str(path))
+        _check_stored(stored, name)
+        with open_stored_picture(stored) as file, Image.open(file, formats=FORMATS) as image:
+            _check_size(image, name)
             is_phone_jpeg = image.format == "MPO"
             animated = not is_phone_jpeg and bool(getattr(image, "is_animated", False))
             size = _find_upright_size(image)
             if image.format == "PNG":
-                check_png_sums(path)
-            if image.mode.startswith(_SCALED_MODES) or not ends_as_stated(path, image.format):
-                _decode(image, str(path))
+                check_png_sums(stored, name)
+            if image.mode.startswith(_SCALED_MODES) or not ends_as_stated(stored, image.format):
+                _decode(image, name)
     except DataError as error:
         return str(error)
     except _BOMB as error:
-        return _describe_too_large(str(path), str(error))
+        return _describe_too_large(name, str(error))
     except _UNREADABLE as error:
-        return _describe_broken(path, str(path), error)
+        return _describe_broken(stored, name, error)
     return size, animated
 
 
@@ -112,12 +124,16 @@ def _find_upright_size(image: Image.Image) -> Size:
     return width, height
 
 
-def _check_file(path: Path, name: str) -> None:
+def _name_stored(stored: StoredPicture) -> str:
+    return str(stored) if isinstance(stored, Path) else "A stored image"
+
+
+def _check_stored(stored: StoredPicture, name: str) -> None:
     """Refuse a path without a file, and an empty file."""
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
+    if isinstance(stored, Path) and not stored.is_file():
+        found = "is a folder" if stored.is_dir() else "does not exist"
         raise _make_error(f"{name}: {found}; an image file was expected. Correct the path.")
-    if path.stat().st_size == 0:
+    if not (stored.stat().st_size if isinstance(stored, Path) else len(stored)):
         raise _make_error(
             f"{name}: has zero bytes. Fetch the file again or remove it from the dataset."
         )
@@ -173,11 +189,11 @@ def _describe_too_large(name: str, found: str) -> str:
     )
 
 
-def _describe_broken(path: Path, name: str, error: Exception) -> str:
+def _describe_broken(stored: StoredPicture, name: str, error: Exception) -> str:
     """Return what is wrong with a file that Pillow can't read."""
     if not isinstance(error, UnidentifiedImageError):
         return f"{name}: {error}. Fetch the file again or remove it from the dataset."
-    found = describe_unreadable(path)
+    found = describe_unreadable(stored)
     if found is None:
         return (
             f"{name}: is not an image that Pillow can read. Fetch the file again or remove it from "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from PIL import Image
+
+from lightning_mllm.data.images.integrity import StoredPicture, open_stored_picture
 
 _HEAD = 512  # bytes that are looked at
 _BEGINNINGS = {
@@ -28,9 +28,9 @@ _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _ERRORS = (OSError, SyntaxError, ValueError, TypeError, *_BOMB)
 
 
-def describe_unreadable(path: Path) -> str | None:
+def describe_unreadable(stored: StoredPicture) -> str | None:
     """Return what an unreadable file is, in words to follow "is"; None if that is unknown."""
-    with path.open("rb") as file:
+    with open_stored_picture(stored) as file:
         head = file.read(_HEAD)
     if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
         return _describe_format(_BRANDS[head[8:12]])
@@ -41,7 +41,8 @@ def describe_unreadable(path: Path) -> str | None:
     if b"<svg" in text or b"<html" in text:
         return f"not an image but {_BEGINNINGS[b'<svg' if b'<svg' in text else b'<html']}"
     try:
-        with Image.open(path) as image:  # reads the header alone: a hostile file runs nothing
+        # reads the header alone: a hostile file runs nothing
+        with open_stored_picture(stored) as file, Image.open(file) as image:
             return _describe_format(str(image.format))
     except _ERRORS:
         return None

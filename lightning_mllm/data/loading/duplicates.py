@@ -17,7 +17,7 @@ from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.sample_errors import join_first
 from lightning_mllm.data.loading.splits import ItemGroups, Split
 from lightning_mllm.data.loading.text_array import TextArray, TextArrayBuilder, unique_texts
-from lightning_mllm.types import Sample
+from lightning_mllm.types import LazyImage, Sample
 
 _SHOWN = 5  # samples that a warning names
 
@@ -39,6 +39,9 @@ class PictureCollector:
                 if isinstance(image, Path):
                     self._files.append(str(image))
                     self._owners.append(self._count)
+                elif isinstance(image, LazyImage) and image.content:
+                    self._names.append(hash(image.content))
+                    self._name_owners.append(self._count)
             if sample.picture is not None:
                 self._names.append(hash(sample.picture))
                 self._name_owners.append(self._count)
