@@ -129,13 +129,18 @@ class PromptPass:
             mask: (batch, keys), 1 where all tokens can attend, each up to itself; or additive,
                 (batch, 1, row, keys).
         """
-        outputs = self.model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(self.inputs.steps * self.seen).sum(-1, keepdim=True) + steps,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        first = (self.inputs.steps * self.seen).sum(-1, keepdim=True)
+        try:
+            outputs = self.model.base_model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=first + steps,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        except BaseException:  # e.g. no memory: some layers have got keys, others haven't
+            self._forget()
+            raise
         hidden: Tensor = outputs.last_hidden_state
         return hidden
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
-from lightning_mllm.evaluation import Generation, Likelihood
+from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models.loss import answer_loss
@@ -61,6 +61,27 @@ def test_the_prompts_are_run_once_whoever_asks(llava: Scene) -> None:
             scorer.classify(asked, llava.tokenizer, llava.labels)
 
     assert lengths == [llava.batch.input_ids.shape[1], 1, 1, lengths[3], 1, 1]
+
+
+@pytest.mark.parametrize("scorer", [Likelihood(), Generation(max_new_tokens=3)])
+def test_a_failure_in_the_middle_of_the_layers_leaves_no_trace(
+    llava: Scene, scorer: Scorer
+) -> None:
+    """As when memory runs out: the same pass can be tried again."""
+    asked = PromptPass(llava.model, llava.batch, with_answers=True)
+    expected = scorer.classify(asked, llava.tokenizer, llava.labels)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    handle = llava.model.get_decoder().layers[-1].register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer.classify(asked, llava.tokenizer, llava.labels)
+    handle.remove()
+
+    again = scorer.classify(asked, llava.tokenizer, llava.labels)
+    assert again.answers == expected.answers
+    torch.testing.assert_close(again.scores, expected.scores, rtol=0, atol=0)
 
 
 def test_some_samples_get_their_keys_and_the_others_would_be_run_again(llava: Scene) -> None:
