@@ -14,7 +14,8 @@ appended, whose positions go on from the prompt:
 ```
 
 That takes a cache that keeps the keys of all positions. Where layers have a sliding window of
-fewer, or no keys (linear attention), the prompts are run by themselves, for each that asks.
+fewer, or no keys (linear attention), the prompts are run by themselves, for each that asks. They
+also are, but once for all, where each token is rounded by what stands in all (LLM.int8).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class PromptPass:
     Args:
         model: The MLLM.
         batch: Prompts; there may be answers after them.
-        with_answers: Whether the model runs over the answers too, where its cache allows that.
+        with_answers: Whether the model runs over the answers too, where nothing of a prompt depends
+            on them and the cache keeps all keys.
 
     Attributes:
         model: The MLLM.
@@ -53,7 +55,8 @@ class PromptPass:
     ) -> None:
         self.model, self.batch = model, batch
         self._reach = _find_reach(model)
-        self.with_answers = with_answers and self._keeps(batch.input_ids.shape[1])
+        allowed = self._keeps(batch.input_ids.shape[1]) and not rounds_by_all_tokens(model)
+        self.with_answers = with_answers and allowed
         self._given: MultimodalBatch | None = None
         self._hidden: Tensor | None = None
         self._cache: Cache | None = None
@@ -168,6 +171,11 @@ class PromptPass:
     def _keeps(self, length: int) -> bool:
         """Return whether the cache keeps the keys of so many positions in every layer."""
         return length < self._reach
+
+
+def rounds_by_all_tokens(model: PreTrainedModel) -> bool:
+    """Return whether a model rounds each token by what stands in all, as LLM.int8 does."""
+    return bool(getattr(model, "is_loaded_in_8bit", False))
 
 
 def _find_reach(model: PreTrainedModel) -> float:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
@@ -18,7 +24,7 @@ from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.tiny import build_tiny_checkpoint
-from lightning_mllm.types import LabelSet, Sample, Turn
+from lightning_mllm.types import LabelSet, Sample, Segment, Turn
 from tests.evaluation.conftest import Scene
 from tests.support.feature_samples import picture
 from tests.support.tiny_families import open_backbone
@@ -51,6 +57,38 @@ def test_scores_and_answers_after_the_loss_are_those_of_the_prompts(scene: Scene
         assert torch.equal(after.predicted, alone.predicted)
         if alone.scores is not None:
             torch.testing.assert_close(after.scores, alone.scores, rtol=0, atol=1e-5)
+
+
+def test_other_reference_answers_change_no_bit_of_what_is_scored_and_decoded(scene: Scene) -> None:
+    assert_references_are_not_seen(scene)
+
+
+@pytest.mark.slow
+def test_nor_do_they_in_8_bit_whose_rounding_depends_on_all_tokens(llava: Scene) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = AutoModelForImageTextToText.from_pretrained(
+        llava.model.name_or_path,
+        device_map={"": "cpu"},
+        quantization_config=BitsAndBytesConfig(
+            load_in_8bit=True,
+            llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+        ),
+    )
+    assert_references_are_not_seen(replace(llava, model=model))
+
+
+def assert_references_are_not_seen(scene: Scene) -> None:
+    last = scene.batch.spans[Segment.LAST].long()
+    is_answer = (last.cumsum(dim=1) - last).bool() & scene.batch.attention_mask.bool()
+    other = replace(scene.batch, input_ids=scene.batch.input_ids.masked_fill(is_answer, 7))
+    found = []
+    for batch in (scene.batch, other):
+        asked = PromptPass(scene.model, batch, with_answers=True)
+        scores = Likelihood().classify(asked, scene.tokenizer, scene.labels).scores
+        found.append((scores, decode_answers(asked, 5)))
+
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert not torch.equal(scene.batch.input_ids, other.input_ids)
 
 
 def test_the_prompts_are_run_once_whoever_asks(llava: Scene) -> None:
