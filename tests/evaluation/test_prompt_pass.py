@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models.loss import answer_loss
-from lightning_mllm.models.tiny import build_tiny_checkpoint
+from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import LabelSet, Sample, Segment, Turn
 from tests.evaluation.conftest import Scene
 from tests.support.feature_samples import picture
@@ -64,10 +65,12 @@ def test_other_reference_answers_change_no_bit_of_what_is_scored_and_decoded(sce
 
 
 @pytest.mark.slow
-def test_nor_do_they_in_8_bit_whose_rounding_depends_on_all_tokens(llava: Scene) -> None:
+def test_nor_do_they_in_8_bit_whose_rounding_depends_on_all_tokens(
+    llava: Scene, checkpoints: dict[TinyFamily, Path]
+) -> None:
     pytest.importorskip("bitsandbytes")
     model = AutoModelForImageTextToText.from_pretrained(
-        llava.model.name_or_path,
+        checkpoints["llava"],
         device_map={"": "cpu"},
         quantization_config=BitsAndBytesConfig(
             load_in_8bit=True,
