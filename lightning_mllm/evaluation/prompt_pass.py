@@ -115,7 +115,7 @@ class PromptPass:
             return self
         part = PromptPass(self.model, self.batch.take(rows), with_answers=self.with_answers)
         if self._hidden is not None and self._keeps(self.inputs.input_ids.shape[1]):
-            index = torch.tensor(rows, device=self._hidden.device)
+            index = torch.tensor(rows)  # on the CPU, since layers may be on several devices
             self.cache.batch_select_indices(index)
             part._given = self.inputs.take(rows)
             part._hidden, part._cache = self._hidden[index], self._cache
