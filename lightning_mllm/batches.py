@@ -93,11 +93,6 @@ class MultimodalBatch:
         before = self.steps.cumsum(-1) - self.steps
         return before if self.offsets is None else before + self.offsets
 
-    @property
-    def next_position(self) -> Tensor:
-        """(batch, 1): the position after each sample's last token, the same on all axes."""
-        return self.steps.sum(-1, keepdim=True)
-
     def text_inputs(self) -> dict[str, Tensor]:
         """Return the keyword arguments of the model's forward, without those of images."""
         inputs = {

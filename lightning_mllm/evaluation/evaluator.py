@@ -95,7 +95,7 @@ class Evaluator(nn.Module):
     def asked(self, batch: MultimodalBatch) -> MultimodalBatch:
         """Return the samples of a batch on which `score` runs the model, if no answer is known."""
         if self._labels is not None:
-            return batch
+            return batch if self.scorers else batch.take([])
         kinds = batch.kinds if self._answers.kinds else ()
         return batch.take([row for row, kind in enumerate(kinds) if kind is not None])
 

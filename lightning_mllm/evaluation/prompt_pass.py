@@ -14,7 +14,8 @@ appended, whose positions go on from the prompt:
 ```
 
 That takes a cache that keeps the keys of all positions. Where layers have a sliding window of
-fewer, or no keys (linear attention), the prompts are run by themselves, for each that asks.
+fewer, or no keys (linear attention), the prompts are run by themselves, for each that asks. They
+also are, but once for all, where each token is rounded by what stands in all (LLM.int8).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class PromptPass:
     Args:
         model: The MLLM.
         batch: Prompts; there may be answers after them.
-        with_answers: Whether the model runs over the answers too, where its cache allows that.
+        with_answers: Whether the model runs over the answers too, where nothing of a prompt depends
+            on them and the cache keeps all keys.
 
     Attributes:
         model: The MLLM.
@@ -53,7 +55,8 @@ class PromptPass:
     ) -> None:
         self.model, self.batch = model, batch
         self._reach = _find_reach(model)
-        self.with_answers = with_answers and self._keeps(batch.input_ids.shape[1])
+        allowed = self._keeps(batch.input_ids.shape[1]) and not rounds_by_all_tokens(model)
+        self.with_answers = with_answers and allowed
         self._given: MultimodalBatch | None = None
         self._hidden: Tensor | None = None
         self._cache: Cache | None = None
@@ -112,7 +115,7 @@ class PromptPass:
             return self
         part = PromptPass(self.model, self.batch.take(rows), with_answers=self.with_answers)
         if self._hidden is not None and self._keeps(self.inputs.input_ids.shape[1]):
-            index = torch.tensor(rows, device=self._hidden.device)
+            index = torch.tensor(rows)  # on the CPU, since layers may be on several devices
             self.cache.batch_select_indices(index)
             part._given = self.inputs.take(rows)
             part._hidden, part._cache = self._hidden[index], self._cache
@@ -129,13 +132,18 @@ class PromptPass:
             mask: (batch, keys), 1 where all tokens can attend, each up to itself; or additive,
                 (batch, 1, row, keys).
         """
-        outputs = self.model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(self.inputs.steps * self.seen).sum(-1, keepdim=True) + steps,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        first = (self.inputs.steps * self.seen).sum(-1, keepdim=True)
+        try:
+            outputs = self.model.base_model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=first + steps,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        except BaseException:  # e.g. no memory: some layers have got keys, others haven't
+            self._forget()
+            raise
         hidden: Tensor = outputs.last_hidden_state
         return hidden
 
@@ -163,6 +171,11 @@ class PromptPass:
     def _keeps(self, length: int) -> bool:
         """Return whether the cache keeps the keys of so many positions in every layer."""
         return length < self._reach
+
+
+def rounds_by_all_tokens(model: PreTrainedModel) -> bool:
+    """Return whether a model rounds each token by what stands in all, as LLM.int8 does."""
+    return bool(getattr(model, "is_loaded_in_8bit", False))
 
 
 def _find_reach(model: PreTrainedModel) -> float:

@@ -19,6 +19,7 @@ from lightning_mllm.evaluation import (
     Scorer,
 )
 from lightning_mllm.evaluation.evaluator import EvaluatedBatch
+from lightning_mllm.evaluation.prompt_pass import rounds_by_all_tokens
 from lightning_mllm.models.adapted import AdaptedModel
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.divergence import DivergenceWatch
@@ -60,8 +61,9 @@ class EvaluatingModule(L.LightningModule):
         scored = self.evaluator.asked(batch)
         # an edit may differ between batches, and between a prompt with and without its answer
         asked = PromptPass(model, batch, with_answers=plain and len(scored) > 0)
-        # the loss also tells which answers greedy decoding gives
-        greedy = plain and not self.adapted.low_precision
+        # the loss also tells which answers greedy decoding gives, where both round alike
+        rough = self.adapted.low_precision or rounds_by_all_tokens(model)
+        greedy = plain and not rough
         with self.adapted.autocast(self.device.type):
             with self.adapted.edited(batch):
                 hidden = asked.hidden if asked.with_answers else None

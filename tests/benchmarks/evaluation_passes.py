@@ -96,10 +96,8 @@ def evaluate_in_three(task: EvaluationTask, batch: MultimodalBatch) -> Evaluated
         pad_token_id=prompts.pad_id,
         eos_token_id=decoding_end_ids(model, prompts),
     )[:, prompts.input_ids.shape[1] :]
-    parser, texts = (
-        AnswerParser(task.labels.names),
-        task.tokenizer.batch_decode(tokens, skip_special_tokens=True),
-    )
+    parser = AnswerParser(task.labels.names)
+    texts = task.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     generated = torch.tensor([parser.parse(text.strip()) for text in texts], device=tokens.device)
     scored = Likelihood().predict(model, task.tokenizer, batch, task.labels)
     return Evaluated(loss.mean, scored.predicted, generated)

@@ -59,6 +59,13 @@ def test_free_form_data_without_kinds_is_not_asked(
     assert evaluator.exact_match is None
 
 
+def test_without_scorers_no_sample_is_asked(llava: Scene) -> None:
+    evaluator = Evaluator([])
+    evaluator.prepare(llava.labels, ())
+
+    assert len(evaluator.asked(llava.batch)) == 0
+
+
 def test_another_dataset_takes_the_place_of_the_first(
     llava: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

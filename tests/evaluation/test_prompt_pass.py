@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import Collator, ConversationPrompt, load_processor
-from lightning_mllm.evaluation import Generation, Likelihood
+from lightning_mllm.evaluation import Generation, Likelihood, Scorer
 from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models.loss import answer_loss
-from lightning_mllm.models.tiny import build_tiny_checkpoint
-from lightning_mllm.types import LabelSet, Sample, Turn
+from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
+from lightning_mllm.types import LabelSet, Sample, Segment, Turn
 from tests.evaluation.conftest import Scene
 from tests.support.feature_samples import picture
 from tests.support.tiny_families import open_backbone
@@ -53,6 +60,40 @@ def test_scores_and_answers_after_the_loss_are_those_of_the_prompts(scene: Scene
             torch.testing.assert_close(after.scores, alone.scores, rtol=0, atol=1e-5)
 
 
+def test_other_reference_answers_change_no_bit_of_what_is_scored_and_decoded(scene: Scene) -> None:
+    assert_references_are_not_seen(scene)
+
+
+@pytest.mark.slow
+def test_nor_do_they_in_8_bit_whose_rounding_depends_on_all_tokens(
+    llava: Scene, checkpoints: dict[TinyFamily, Path]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoints["llava"],
+        device_map={"": "cpu"},
+        quantization_config=BitsAndBytesConfig(
+            load_in_8bit=True,
+            llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+        ),
+    )
+    assert_references_are_not_seen(replace(llava, model=model))
+
+
+def assert_references_are_not_seen(scene: Scene) -> None:
+    last = scene.batch.spans[Segment.LAST].long()
+    is_answer = (last.cumsum(dim=1) - last).bool() & scene.batch.attention_mask.bool()
+    other = replace(scene.batch, input_ids=scene.batch.input_ids.masked_fill(is_answer, 7))
+    found = []
+    for batch in (scene.batch, other):
+        asked = PromptPass(scene.model, batch, with_answers=True)
+        scores = Likelihood().classify(asked, scene.tokenizer, scene.labels).scores
+        found.append((scores, decode_answers(asked, 5)))
+
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert not torch.equal(scene.batch.input_ids, other.input_ids)
+
+
 def test_the_prompts_are_run_once_whoever_asks(llava: Scene) -> None:
     asked = PromptPass(llava.model, llava.batch, with_answers=True)
 
@@ -61,6 +102,27 @@ def test_the_prompts_are_run_once_whoever_asks(llava: Scene) -> None:
             scorer.classify(asked, llava.tokenizer, llava.labels)
 
     assert lengths == [llava.batch.input_ids.shape[1], 1, 1, lengths[3], 1, 1]
+
+
+@pytest.mark.parametrize("scorer", [Likelihood(), Generation(max_new_tokens=3)])
+def test_a_failure_in_the_middle_of_the_layers_leaves_no_trace(
+    llava: Scene, scorer: Scorer
+) -> None:
+    """As when memory runs out: the same pass can be tried again."""
+    asked = PromptPass(llava.model, llava.batch, with_answers=True)
+    expected = scorer.classify(asked, llava.tokenizer, llava.labels)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    handle = llava.model.get_decoder().layers[-1].register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer.classify(asked, llava.tokenizer, llava.labels)
+    handle.remove()
+
+    again = scorer.classify(asked, llava.tokenizer, llava.labels)
+    assert again.answers == expected.answers
+    torch.testing.assert_close(again.scores, expected.scores, rtol=0, atol=0)
 
 
 def test_some_samples_get_their_keys_and_the_others_would_be_run_again(llava: Scene) -> None:

@@ -39,7 +39,7 @@ class Generation(Scorer):
             prompts of its samples.
 
     Raises:
-        ConfigError: The temperature is negative or not finite.
+        ConfigError: The temperature is negative or not finite, or answers would have no token.
     """
 
     name: ClassVar[str] = "generation"
@@ -48,6 +48,11 @@ class Generation(Scorer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(
+                f"Generation: max_new_tokens must be at least 1, not {self.max_new_tokens}; leave "
+                "it out for answers as long as the labels need."
+            )
         if not 0 <= self.temperature < math.inf:
             raise ConfigError(
                 f"Generation: temperature must be a number of at least 0, not {self.temperature}."

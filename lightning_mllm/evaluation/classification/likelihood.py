@@ -66,9 +66,9 @@ class Likelihood(Scorer):
         asked = asked.with_room(rows)
         _check_cache(asked.cache, asked.inputs.input_ids.shape[1] + rows)
 
-        first_tokens = [tokens[0] for tokens in labels.token_ids]
-        first_ids = torch.tensor([first_tokens], device=asked.last.device)
-        scores = _log_probabilities(asked, asked.last, first_ids)[:, 0]  # (batch, classes)
+        last, first_tokens = asked.last, [tokens[0] for tokens in labels.token_ids]
+        first_ids = torch.tensor([first_tokens], device=last.device)
+        scores = _log_probabilities(asked, last, first_ids)[:, 0]  # (batch, classes)
         chunks = _cut_labels(labels.token_ids, self.tokens_per_pass)
         scores = scores + torch.cat([_score_labels(asked, chunk) for chunk in chunks], dim=1)
 

@@ -12,7 +12,7 @@ depend on the other samples of a batch or on how far they are decoded.
 
 Known answers are not generated: where every token of a reference is the model's likeliest next
 token, greedy decoding gives this reference. The loss computes that anyway. This is not used in 16
-bit, where the two ways to compute a logit round differently: an answer would have two chances.
+or 8 bit, where the two ways to compute a logit round differently: an answer would have two chances.
 """
 
 from __future__ import annotations

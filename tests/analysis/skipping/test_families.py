@@ -40,6 +40,7 @@ def test_labels_are_scored_one_by_one_as_all_at_once(tiny_family: FamilyBuilder,
     backbone, batch = load(checkpoint, dtype=torch.float32), ask(checkpoint, "right")
     prompts, model = batch.prompts(), backbone.model
     inputs, positions = prompts.model_inputs(), prompts.position_ids
+    after = prompts.steps.sum(1, keepdim=True)
 
     with skipping(backbone, batch, LATE):
         found = Likelihood().predict(model, tokenizer(checkpoint), batch, LABELS).scores
@@ -48,7 +49,7 @@ def test_labels_are_scored_one_by_one_as_all_at_once(tiny_family: FamilyBuilder,
     expected = torch.zeros_like(found)
     for column, ids in enumerate(LABELS.token_ids):
         answer = torch.tensor([ids]).expand(len(batch), -1)
-        later = (prompts.next_position + torch.arange(len(ids))).expand(3, -1, -1)
+        later = (after + torch.arange(len(ids))).expand(3, -1, -1)
         longer = {
             **inputs,
             "input_ids": torch.cat([prompts.input_ids, answer], dim=1),
@@ -60,7 +61,7 @@ def test_labels_are_scored_one_by_one_as_all_at_once(tiny_family: FamilyBuilder,
         logprobs = logits[:, -len(ids) - 1 : -1].log_softmax(-1)
         expected[:, column] = logprobs.gather(2, answer[..., None]).sum((1, 2))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    assert (prompts.next_position[:, 0] < prompts.attention_mask.sum(1)).all()
+    assert (after[:, 0] < prompts.attention_mask.sum(1)).all()
 
 
 @torch.no_grad()

@@ -11,13 +11,17 @@ from transformers import AutoTokenizer
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.batches import join_images
-from lightning_mllm.evaluation import ExactMatch, Likelihood
+from lightning_mllm.evaluation import ExactMatch, Generation, Likelihood, PromptPass
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.types import LabelSet, Segment
 from tests.support.decoders import generate, make_batch
 from tests.support.questions import batches
 from tests.support.skipping_cases import CASES, EACH, SIDES, logits, make_backbone, rows_into
+
+SOME = pytest.mark.parametrize(
+    "name", ["ffn", "attention, seen", "block, anew in each layer", "block of the prompt"]
+)
 
 
 @pytest.fixture
@@ -77,9 +81,7 @@ def test_generation_with_a_cache_is_generation_without(
     assert torch.equal(cached, anew)
 
 
-@pytest.mark.parametrize(
-    "name", ["ffn", "attention, seen", "block, anew in each layer", "block of the prompt"]
-)
+@SOME
 def test_labels_are_scored_one_by_one_as_all_at_once(
     backbone: Backbone, tiny_llava: str, name: str
 ) -> None:
@@ -98,14 +100,38 @@ def test_labels_are_scored_one_by_one_as_all_at_once(
         answer = torch.tensor([ids]).expand(len(batch), -1)
         longer = torch.cat([prompts.input_ids, answer], dim=1)
         mask = torch.cat([prompts.attention_mask, torch.ones_like(answer)], dim=1)
+        inputs = {
+            "input_ids": longer,
+            "attention_mask": mask,
+            "position_ids": mask.cumsum(1) - mask,
+            **join_images(prompts.images),
+        }
         with torch.no_grad(), skipping(backbone, prompts, CASES[name]):
-            images = join_images(prompts.images)
-            output = model(input_ids=longer, attention_mask=mask, **images, use_cache=False)
+            output = model(**inputs, use_cache=False)
         logprobs = output.logits[:, -len(ids) - 1 : -1].log_softmax(-1)
         expected[:, column] = logprobs.gather(2, answer[..., None]).sum((1, 2))
 
     for scores in found:
-        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-9)
+
+
+@SOME
+def test_scorers_after_one_pass_skip_as_each_by_itself(
+    backbone: Backbone, tiny_llava: str, name: str
+) -> None:
+    batch, labels = make_batch(tiny_llava), LabelSet(("a", "b"), ((5, 6, 7), (8, 9)))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llava)
+    generation = Generation(max_new_tokens=4)
+    scorers = (generation, Likelihood(), Likelihood(1), generation)
+
+    with skipping(backbone, batch, CASES[name]):
+        asked = PromptPass(backbone.model, batch)
+        shared = [scorer.classify(asked, tokenizer, labels) for scorer in scorers]
+    for scorer, found in zip(scorers, shared, strict=True):
+        with skipping(backbone, batch, CASES[name]):
+            alone = scorer.predict(backbone.model, tokenizer, batch, labels)
+        assert found.answers == alone.answers
+        torch.testing.assert_close(found.scores, alone.scores, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("per_layer", [False, True])

@@ -57,7 +57,8 @@ def assert_own(folder: str, batch: MultimodalBatch) -> None:
     ours = batch.text_inputs()["position_ids"]
     assert ours.shape == (3, *batch.input_ids.shape)
     assert torch.equal(ours[:, real], positions[:, real])
-    assert torch.equal(batch.next_position, real.sum(1, keepdim=True) + behind.view(-1, 1))
+    after = batch.steps.sum(1, keepdim=True)
+    assert torch.equal(after, real.sum(1, keepdim=True) + behind.view(-1, 1))
 
 
 def batch_of(processor: CheckpointProcessor, side: PaddingSide = "right") -> MultimodalBatch:

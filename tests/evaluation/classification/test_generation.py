@@ -133,7 +133,7 @@ def test_what_is_taken_over_and_what_is_not_used_is_named() -> None:
     assert describe_decoding(GenerationConfig(eos_token_id=2, do_sample=False, num_beams=1)) is None
 
 
-def test_nothing_else_generates() -> None:
+def test_nothing_calls_the_models_own_generate() -> None:
     package = Path(decoding.__file__).parents[1]
     files = [
         file for root in (package, Path(callbacks.__file__).parent) for file in root.rglob("*.py")
@@ -157,6 +157,10 @@ def test_sampling_near_zero_is_greedy(llava: Scene) -> None:
     assert predict(llava, Generation(temperature=1e-4)).answers == predict(llava).answers
 
 
-def test_a_negative_temperature_is_refused() -> None:
-    with pytest.raises(ConfigError, match="temperature"):
-        Generation(temperature=-0.1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"temperature": -0.1}, "temperature"), ({"max_new_tokens": 0}, "max_new_tokens .* 1, not 0")],
+)
+def test_impossible_numbers_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Generation(**options)
