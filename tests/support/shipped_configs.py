@@ -193,7 +193,10 @@ ALIGNMENT_SERIES = (
 )
 ALIGNMENT_STEPS = "studies/alignment_testbed/steps.yaml"
 
+REAL = "real/1_captions.yaml"  # tests/real tries it
+
 COVERED = {
+    REAL,
     *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
