@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.utils import is_bitsandbytes_available
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lightning_mllm.errors import ConfigError
 
@@ -208,7 +208,7 @@ def dequantize_model(model: PreTrainedModel) -> None:
 
 
 def _quantized_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt  # noqa: PLC0415  # not always installed
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt  # noqa: PLC0415  # an extra
 
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit | Linear8bitLt):

@@ -231,7 +231,8 @@ def main() -> int:
     last = finish(options, folder, "end", "--resume", f"runs/{chain.kills[-1].run}")
     states = [torch.load(each, weights_only=True) for each in (whole, last)]
     kept = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
-    differing = list(differences(*[{key: each[key] for key in kept} for each in states]))
+    expected, found = ({key: each[key] for key in kept} for each in states)
+    differing = list(differences(expected, found))
     parts = [path for path in folder.rglob("*.part*") if path.is_file()]
     hung = [each for each in chain.kills if not each.seconds < options.patience]
     silent = [each for each in chain.kills if not each.said]

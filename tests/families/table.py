@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,9 +54,8 @@ def write_tables(cells: Cells, features: Sequence[str] = tuple(FEATURES)) -> Non
                 values = " | ".join(cells[name][feature] for feature in features)
                 lines.append(f"| `{name}` | {values} |")
         table = start + "\n".join(lines) + "\n" + END
-        pattern = re.escape(start) + ".*?" + re.escape(END)
-        replaced = re.sub(pattern, lambda _, table=table: table, PAGE.read_text(), flags=re.DOTALL)
-        PAGE.write_text(replaced)
+        before, _, rest = PAGE.read_text().partition(start)
+        PAGE.write_text(before + table + rest.partition(END)[2])
 
 
 def main(names: Sequence[str]) -> None:

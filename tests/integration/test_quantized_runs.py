@@ -110,8 +110,8 @@ def test_an_export_is_that_of_the_plain_model(trained: QuantizedRun) -> None:
         found, expected = (load_file(Path(name, file)) for name in ("quantized", "plain"))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    for file in ("config.json", "README.md"):
-        assert Path("quantized", file).read_text() == Path("plain", file).read_text().replace(
+    for text in ("config.json", "README.md"):
+        assert Path("quantized", text).read_text() == Path("plain", text).read_text().replace(
             "plain", "quantized"
         )
     card = Path("plain/README.md").read_text()

@@ -32,7 +32,7 @@ def test_all_layers_are_placed_and_devices_are_filled_alike() -> None:
 
 
 def test_what_no_gpu_holds_goes_to_the_memory_of_the_cpu_and_then_to_the_disk() -> None:
-    free = {0: 10 * GIB, 1: 10 * GIB, "cpu": 10 * GIB}
+    free: dict[int | str, int] = {0: 10 * GIB, 1: 10 * GIB, "cpu": 10 * GIB}
 
     assert share_layers(32, GIB, rest=2 * GIB, free=free) == {0: 6, 1: 8, "cpu": 8, "disk": 10}
     assert share_layers(4, GIB, rest=GIB, free={"cpu": 5 * GIB}) == {"cpu": 3, "disk": 1}

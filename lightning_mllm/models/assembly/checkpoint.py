@@ -107,7 +107,7 @@ def _make_config(
     return LlavaConfig(
         vision_config=_describe_part(tower.model),
         text_config=_describe_part(llm),
-        image_token_id=language.image_token_id,
+        image_token_index=language.image_token_id,
         projector_hidden_act=_ACTIVATION[projector],
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy="default" if tower.has_class_token else "full",

@@ -93,9 +93,10 @@ def _open_model(llm: str) -> Any:
                 f"{llm!r} (model_type {config.model_type!r}) is not a causal language model of "
                 f"text alone. Choose one, e.g. {_EXAMPLES}."
             )
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             llm, config=config, dtype="auto", use_safetensors=True, output_loading_info=True
         )
+        model, info = loaded
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         why = why_checkpoint_fails(llm, None, error)
         raise CheckpointError(f"The language model {llm!r} can't be opened: {why}.") from error

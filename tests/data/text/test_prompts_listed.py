@@ -53,10 +53,10 @@ def test_a_list_that_is_too_long_is_refused_before_any_picture_is_looked_at(
     absent = [replace(sample, images=[Path("absent")]) for sample in SAMPLES]
     options = {"checkpoint": tiny_llava, "max_length": 150}
     with pytest.raises(DataError, match=r"lists 30 classes does not fit.*lists_classes: false"):
-        Memory(absent, SAMPLES, **options).setup("fit")  # type: ignore[arg-type]
+        Memory(absent, SAMPLES, **options).setup("fit")
 
     with caplog.at_level(logging.WARNING):
-        module = Memory(SAMPLES, SAMPLES, prompt=ClassificationPrompt(listed=3), **options)  # type: ignore[arg-type]
+        module = Memory(SAMPLES, SAMPLES, prompt=ClassificationPrompt(listed=3), **options)
         module.setup("fit")
 
     assert "lists 3 of the 30 classes, the right one among them" in caplog.text

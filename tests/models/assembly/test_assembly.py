@@ -210,7 +210,7 @@ def test_what_is_missing_is_named_with_the_way_out(part: Part, tmp_path: Path) -
     output = tmp_path / "both"
 
     def refuse(why: str, **options: Any) -> None:
-        parts = {"vision": vision, "llm": llm, "output": output} | options
+        parts: dict[str, Any] = {"vision": vision, "llm": llm, "output": output} | options
         with pytest.raises((CheckpointError, ConfigError), match=why):
             assemble_checkpoint(**parts)
 
