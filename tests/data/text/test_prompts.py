@@ -60,7 +60,7 @@ def test_a_question_without_the_list_is_asked_as_it_stands() -> None:
     user, answer = prompt.dialogue(Sample(id="a", label=NAMES[0]), NAMES, 0).turns
     assert (user.text, user.instruction, answer.text) == ("What is it?", "", NAMES[0])
     with pytest.raises(ConfigError, match=r"has {classes}.* lists_classes is false"):
-        ClassificationPrompt(lists_classes=False)
+        ClassificationPrompt(question="Which of {classes}?", lists_classes=False)
 
 
 def test_a_sample_without_a_label_cannot_be_asked_for_one() -> None:
