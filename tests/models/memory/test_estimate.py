@@ -233,6 +233,7 @@ def test_remedies_are_tried_until_it_fits() -> None:
 @pytest.mark.parametrize("policy", [LastLayers(1), ProjectorOnly()], ids=str)
 def test_no_remedy_is_one_that_a_fit_would_refuse(policy: FreezePolicy) -> None:
     config = _small_config()
+    config.text_config.intermediate_size = 16_384  # else there is little to quantise
     need = MemoryNeed(policy=policy, tokens=64, answer_tokens=40, gradient_checkpointing=True)
 
     changes = [
