@@ -68,14 +68,15 @@ def _list_changes(need: MemoryNeed) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "--model.micro_batch_size 1", {"micro_batch_size": 1}
     if need.quantize is None:
         yield "--model.quantize nf4", {"quantize": "nf4"}
-    small = {"dtype": torch.bfloat16, "trained_dtype": "bfloat16"}
+    small: dict[str, Any] = {"dtype": torch.bfloat16, "trained_dtype": "bfloat16"}
     has_torchao, is_sharded = find_spec("torchao") is not None, need.strategy == "fsdp2"
     if has_torchao and not is_sharded and need.trained_dtype == "float32":
         name = "--config configs/optimizer/bfloat16_adamw_8bit.yaml"
         yield name, {**small, "optimizer": _make_rounding_8bit}
     if need.device_type != "cuda":
         return
-    options, changed = [], {"strategy": "fsdp2", "processes": need.processes}
+    options: list[str] = []
+    changed: dict[str, Any] = {"strategy": "fsdp2", "processes": need.processes}
     if has_torchao:  # states in 8 bit can't be sharded
         options.append("--config configs/optimizer/bfloat16_adamw.yaml")
         changed |= {**small, "optimizer": _make_rounding}
