@@ -107,6 +107,7 @@ BORDERS: dict[str, set[str]] = {
         "progress",
         "data",
         "evaluation",
+        "fsdp2_strategy",
         "messages",
         "models",
         "probing",

@@ -12,6 +12,7 @@ import torch
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.longest import LongestSample, find_longest_sample
 from lightning_mllm.data.loading.sampler import check_sampler_batches
+from lightning_mllm.fsdp2_strategy import FSDP2Strategy
 from lightning_mllm.models.adapted import adapted_dtype
 from lightning_mllm.models.loading import load_config
 from lightning_mllm.models.memory.estimate import (
@@ -23,7 +24,10 @@ from lightning_mllm.models.memory.estimate import (
 )
 from lightning_mllm.models.memory.remedies import find_remedies
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.placement import refuse_placed_fit
+from lightning_mllm.models.quantizing import check_quantize_option
 from lightning_mllm.progress import console
+from lightning_mllm.trainer_options import SHARDED
 
 HELP = (
     "Check config and data, print what the fit needs of memory, by part, and whether it fits the "
@@ -50,12 +54,18 @@ def dry_run_fit(
     device_type = _find_device_type(trainer_options.get("accelerator"))
     processes = _count_devices(trainer_options.get("devices"), device_type)
     processes *= int(trainer_options.get("num_nodes") or 1)
+    sharded = _find_sharding(trainer_options.get("strategy"))
+    if model.device_map is not None:
+        refuse_placed_fit()
+    check_quantize_option(
+        model.quantize, sharded=sharded is not None, compiled=model.compile_model, placed=False
+    )
     check_sampler_batches(processes, batch_size=data.batch_size)
     data.setup("fit")
     longest = find_longest_sample(data.samples["train"], data.collator)
-    strategy: MemoryStrategy = "ddp" if processes > 1 else "one"
-    if trainer_options.get("strategy") == "fsdp2":
-        strategy = "fsdp2"
+    strategy: MemoryStrategy = "one"
+    if processes > 1:
+        strategy = "ddp" if sharded is None else "fsdp2"
     need = MemoryNeed(
         policy=model.policy,
         optimizer=model.optimizer,
@@ -67,8 +77,9 @@ def dry_run_fit(
         images=longest.images,
         gradient_checkpointing=model.gradient_checkpointing,
         attention=model.attention,
-        quantize=getattr(model, "quantize", None),
+        quantize=model.quantize,
         strategy=strategy,
+        whole_evaluation=sharded is None or sharded.evaluation == "whole",
         processes=processes,
         device_type=device_type,
     )
@@ -115,6 +126,12 @@ def _judge(config: Any, need: MemoryNeed, estimate: MemoryEstimate) -> None:
         console.print(f"  {remedy.change}: {remedy.estimate.total:.1f} GiB", soft_wrap=True)
     console.print("A policy that trains less needs less, e.g. configs/policy/lora.yaml.")
     sys.exit(1)
+
+
+def _find_sharding(strategy: Any) -> FSDP2Strategy | None:
+    if strategy == SHARDED:
+        return FSDP2Strategy()
+    return strategy if isinstance(strategy, FSDP2Strategy) else None
 
 
 def _find_micro_batch(model: MLLMModule, data: MLLMDataModule, processes: int) -> int:

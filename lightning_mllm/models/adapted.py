@@ -264,6 +264,8 @@ class AdaptedModel:
 
 def _check_trained_at_hand(backbone: Backbone, report: FreezeReport) -> None:
     """Refuse trained weights that are offloaded: those of a checkpoint could not be put there."""
+    if backbone.model.device.type == "meta":  # there are no weights at all
+        return
     offloaded = {name for name, _ in find_offloaded(backbone.model)}
     if found := sorted(offloaded.intersection(report.trainable_names)):
         raise ConfigError(

@@ -42,8 +42,8 @@ def check_fit_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:
         rates: Learning rate of each part.
 
     Raises:
-        ConfigError: The policy leaves nothing trainable, a trained part has a rate of 0, or the
-            dtype is float16.
+        ConfigError: The policy leaves nothing trainable, a trained part has a rate of 0, the dtype
+            is float16, or weights in bfloat16 would part from each other.
     """
     report = adapted.report
     if not report.trainable_names:
@@ -59,8 +59,24 @@ def check_fit_trainable(adapted: AdaptedModel, rates: LearningRates) -> None:
                 f"model.learning_rates.{rates.option_of(part)} is 0, so it would never move. Give "
                 "it a rate, or choose a policy that leaves it frozen."
             )
+    _check_rounded_alike(adapted)
     if adapted.dtype == torch.float16:
         raise ConfigError("model.dtype float16 overflows in training. Use bfloat16 or float32.")
+
+
+def _check_rounded_alike(adapted: AdaptedModel) -> None:
+    """Refuse weights in bfloat16 that each process has whole, beside shards.
+
+    What rounding draws for a shard depends on its size, and so does then what is drawn for them.
+    """
+    loose = [] if adapted.shards is None else adapted.shards.loose
+    whole = any(each.dtype == torch.bfloat16 for each in loose)
+    if whole and len(loose) < len(adapted.report.trainable_names):
+        raise ConfigError(
+            "Under trainer.strategy fsdp2 each process has all adapters, beside its shard of what "
+            "else is trained: rounded by chance, they would not stay the same on all. Leave "
+            "model.trained_dtype out, or train the adapters alone."
+        )
 
 
 def check_fit_learns(trainer: Any, schedule: Schedule, groups: Sequence[Mapping[str, Any]]) -> None:

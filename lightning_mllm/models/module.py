@@ -35,6 +35,7 @@ from lightning_mllm.models.optimisation.schedule import (
     Schedule,
     scheduled_parameter_groups,
 )
+from lightning_mllm.models.optimisation.sharded import check_sharded_optimizer
 from lightning_mllm.models.placement import DeviceMap, place_evaluated
 from lightning_mllm.models.quantization import Quantize
 from lightning_mllm.models.quantizing import check_quantize_option
@@ -116,12 +117,10 @@ class MLLMModule(EvaluatingModule):
         self.source = Source(checkpoint, revision, trust_remote_code)
         self.policy, self.projector = policy, projector
         self.learning_rates, self.optimizer = learning_rates, optimizer
-        self.micro_batch_size, self.warmup_ratio = micro_batch_size, warmup_ratio
-        self.decay: Decay = decay
-        self.schedules = schedules
+        self.micro_batch_size, self.schedules = micro_batch_size, schedules
+        self.warmup_ratio, self.decay = warmup_ratio, decay
         self.dtype_option: DType = dtype
-        self.trained_dtype: TrainedDType = trained_dtype
-        self.quantize: Quantize | None = quantize
+        self.trained_dtype, self.quantize = trained_dtype, quantize
         self.attention: AttentionImplementation = attention
         self.gradient_checkpointing, self.compile_model = gradient_checkpointing, compile
         self.device_map: DeviceMap | None = device_map
@@ -137,11 +136,14 @@ class MLLMModule(EvaluatingModule):
         strategy: Any = getattr(self._trainer, "strategy", None)
         device = torch.device("cpu") if strategy is None else strategy.root_device
         dtype = adapted_dtype(self.dtype_option, device.type)
+        sharded, placed = hasattr(strategy, "sharding"), self.device_map is not None
         check_quantize_option(
-            self.quantize, strategy, compiled=self.compile_model, placed=self.device_map is not None
+            self.quantize, sharded=sharded, compiled=self.compile_model, placed=placed
         )
         if self.will_fit:
             rounding.check_trained_dtype(self.trained_dtype, dtype, self.optimizer)
+            if sharded:
+                check_sharded_optimizer(self.optimizer)
         self.adapted = AdaptedModel.load(
             self.source,
             self.policy,

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -105,16 +105,16 @@ def place_evaluated(module: Any, device: torch.device) -> Placement | None:
         device: That of the process.
 
     Raises:
-        ConfigError: A model that is to lie on several devices is to be trained or compiled.
+        ConfigError: It is to lie on several devices, and to be trained, sharded or compiled.
     """
     if module.device_map is None:
         return None
     trainer = module._trainer
     if trainer is not None and (trainer.state.fn == "fit" or getattr(trainer, "will_fit", False)):
+        refuse_placed_fit()
+    if trainer is not None and getattr(trainer.strategy, "sharding", None) is not None:
         raise ConfigError(
-            "model.device_map shares a model among devices for evaluation and analysis; it can't "
-            "be trained so. Leave model.device_map out; to train what one device can't hold, set "
-            "--trainer.strategy fsdp2."
+            "trainer.strategy fsdp2 and model.device_map both divide the model. Leave one out."
         )
     if module.compile_model:
         raise ConfigError(
@@ -122,13 +122,27 @@ def place_evaluated(module: Any, device: torch.device) -> Placement | None:
             "its inputs from device to device. Leave one of them out."
         )
     processes = 1 if trainer is None else trainer.num_devices
-    if processes > 1 and any(name.startswith("cuda") for name in module.device_map):
+    named = () if module.device_map == "auto" else module.device_map
+    if processes > 1 and any(name.startswith("cuda") for name in named):
         raise ConfigError(
             f"model.device_map names GPUs, and {processes} processes of this machine would put "
             "their layers onto the same ones. Set model.device_map to auto, which divides the GPUs "
             "among them, or trainer.devices to 1."
         )
     return Placement(module.device_map, device, processes)
+
+
+def refuse_placed_fit() -> NoReturn:
+    """Refuse to train a model that lies on several devices.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        "model.device_map shares a model among devices for evaluation and analysis; it can't be "
+        "trained so. Leave model.device_map out; to train what one device can't hold, set "
+        "--trainer.strategy fsdp2."
+    )
 
 
 def share_layers(count: int, size: int, rest: int, free: Mapping[Where, int]) -> dict[Where, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -26,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_quantize_option(
-    quantize: Quantize | None, strategy: object, *, compiled: bool, placed: bool
+    quantize: Quantize | None, *, sharded: bool, compiled: bool, placed: bool
 ) -> None:
     """Refuse options that do not go together with `model.quantize`.
 
     Args:
         quantize: The option; with None nothing is refused.
-        strategy: Lightning's strategy; None without a Trainer.
+        sharded: Whether the strategy divides weights among processes.
         compiled: Whether the model is compiled.
         placed: Whether its layers lie on several devices.
 
@@ -41,7 +42,7 @@ def check_quantize_option(
     """
     if quantize is None:
         return
-    if any(each.__name__ == "ModelParallelStrategy" for each in type(strategy).__mro__):
+    if sharded:
         raise ConfigError(
             f"model.quantize {quantize} can't be sharded: quantised weights are bytes that belong "
             "together. Leave trainer.strategy out (auto or ddp hold the model on each device), or "
@@ -75,23 +76,13 @@ def plan_quantization(
             f"({plain.quantized}). Leave model.quantize out, or choose the checkpoint that it was "
             "made from."
         )
-    inside = {id(each) for layer in decoder_layers(plain) for each in layer.modules()}
+    linears = find_quantized_linears(plain, quantize)
     stored: dict[str, StoredWeight] = {}
-    kept: list[str] = []
-    for name, module in plain.model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        own = f"{name}.weight"
-        if type(module) is nn.Linear and id(module) in inside and plain.part_of(own) is Part.LLM:
-            head = weight_head(module.weight, dtype)
-            stored[own] = StoredWeight(module.weight.shape, head, quantize)
-        else:
-            kept.append(name)
-    if not stored:
-        raise ConfigError(
-            f"model.quantize {quantize} finds no linear layer in the LLM of a "
-            f"{type(plain.model).__name__}. Leave it out."
-        )
+    for name, layer in linears.items():
+        head = weight_head(layer.weight, dtype)
+        stored[f"{name}.weight"] = StoredWeight(layer.weight.shape, head, quantize)
+    every = [name for name, each in plain.model.named_modules() if isinstance(each, nn.Linear)]
+    kept = [name for name in every if name not in linears]
     _report(plain, quantize, stored)
     put_stored_weights(plain.model, stored)
     with torch.random.fork_rng(devices=[]):  # adapters draw numbers
@@ -99,7 +90,32 @@ def plan_quantization(
     return QuantizationPlan(quantize, stored, kept)
 
 
-def _report(plain: Backbone, quantize: Quantize, stored: dict[str, StoredWeight]) -> None:
+def find_quantized_linears(plain: Backbone, quantize: Quantize) -> dict[str, nn.Linear]:
+    """Return name -> layer of what is quantised of a model.
+
+    Args:
+        plain: The model, which may be without data.
+        quantize: How it is quantised.
+
+    Raises:
+        ConfigError: There is nothing to quantise.
+    """
+    inside = {id(each) for layer in decoder_layers(plain) for each in layer.modules()}
+    found: dict[str, nn.Linear] = {}
+    for name, module in plain.model.named_modules():
+        # a subclass may do more than multiply
+        is_plain = type(module) is nn.Linear and id(module) in inside
+        if is_plain and plain.part_of(f"{name}.weight") is Part.LLM:
+            found[name] = module
+    if not found:
+        raise ConfigError(
+            f"model.quantize {quantize} finds no linear layer in the LLM of a "
+            f"{type(plain.model).__name__}. Leave it out."
+        )
+    return found
+
+
+def _report(plain: Backbone, quantize: Quantize, stored: Mapping[str, StoredWeight]) -> None:
     count = sum(each.shape.numel() for each in stored.values())
     total = sum(parameter.numel() for _, parameter in plain.parameters(Part.LLM))
     logger.info(

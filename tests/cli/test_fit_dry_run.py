@@ -9,6 +9,7 @@ import pytest
 
 from lightning_mllm.cli import fit_dry_run
 from lightning_mllm.cli.main import main
+from lightning_mllm.fsdp2_strategy import FSDP2Strategy
 from tests.support.command_line import CONFIGS, SMALL_DIGITS, isolate
 
 
@@ -74,6 +75,31 @@ def test_what_a_fit_would_refuse_is_refused(
         _dry_run(without_weights, "--trainer.precision", "bf16-true")
 
     assert "trainer.precision" in str(stopped.value.code)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--model.device_map", "auto"), "model.device_map"),
+        (("--model.quantize", "nf4", "--model.compile", "true"), "model.compile"),
+        (("--model.quantize", "nf4", "--trainer.strategy", "fsdp2"), "can't be sharded"),
+    ],
+)
+def test_options_that_a_fit_would_refuse_together_are_refused(
+    without_weights: str, options: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        _dry_run(without_weights, *options)
+
+    assert said in str(stopped.value.code)
+
+
+def test_a_strategy_by_its_class_is_the_one_by_its_name() -> None:
+    own = FSDP2Strategy(evaluation="sharded")
+
+    assert fit_dry_run._find_sharding(own) is own
+    assert fit_dry_run._find_sharding("fsdp2") is not None
+    assert fit_dry_run._find_sharding("ddp") is None
 
 
 def test_only_fit_has_it(capsys: pytest.CaptureFixture[str]) -> None:

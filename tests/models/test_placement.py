@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ from lightning_mllm.models.freeze import Everything, Lora, ProjectorOnly
 from lightning_mllm.models.holding import Holding
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.module import MLLMModule
-from lightning_mllm.models.placement import Placement, find_offloaded, share_layers
+from lightning_mllm.models.placement import (
+    Placement,
+    find_offloaded,
+    place_evaluated,
+    share_layers,
+)
+from lightning_mllm.models.sharding import Sharding
 from lightning_mllm.models.source import Source
 from tests.conftest import FamilyBuilder
 from tests.support.tiny_families import open_backbone, unequal_pictures
@@ -108,6 +115,16 @@ def test_a_placed_model_is_not_compiled(tiny_llava: str) -> None:
 
     with pytest.raises(ConfigError, match="do not go together"):
         module.configure_model()
+
+
+def test_a_placed_model_is_not_sharded(tiny_llava: str) -> None:
+    module = MLLMModule(tiny_llava, device_map="auto")
+    strategy = SimpleNamespace(sharding=Sharding(CPU), root_device=CPU)
+    state = SimpleNamespace(fn="validate")
+    module._trainer = SimpleNamespace(strategy=strategy, state=state)  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match=r"fsdp2 and model\.device_map both divide"):
+        place_evaluated(module, CPU)
 
 
 def test_moving_a_module_leaves_its_placed_model_where_it_is(

@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
@@ -176,10 +175,12 @@ def test_adapters_start_as_they_do_on_the_plain_model(tiny_llava: str) -> None:
 
 def test_options_that_were_never_tried_together_are_refused() -> None:
     with pytest.raises(ConfigError, match="int8 can't be sharded"):
-        check_quantize_option("int8", ModelParallelStrategy(), compiled=False, placed=False)
+        check_quantize_option("int8", sharded=True, compiled=False, placed=False)
     with pytest.raises(ConfigError, match=r"nf4 .* with model\.compile"):
-        check_quantize_option("nf4", None, compiled=True, placed=False)
-    check_quantize_option(None, ModelParallelStrategy(), compiled=True, placed=False)
+        check_quantize_option("nf4", sharded=False, compiled=True, placed=False)
+    with pytest.raises(ConfigError, match=r"nf4 .* with model\.device_map"):
+        check_quantize_option("nf4", sharded=False, compiled=False, placed=True)
+    check_quantize_option(None, sharded=True, compiled=True, placed=True)
 
 
 def test_without_bitsandbytes_one_sentence_says_how_to_get_it(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch.optim import Optimizer
-from torchao.optim import AdamW8bit  # type: ignore[import-untyped]
+from torchao.optim import AdamW8bit, _AdamW  # type: ignore[import-untyped]
 
 from lightning_mllm.models.freeze import Lora, ProjectorAndLLM, ProjectorOnly
 from lightning_mllm.models.memory.estimate import (
@@ -33,12 +33,18 @@ def eight_bit(params: Any, lr: float) -> Optimizer:
     return optimizer
 
 
+def rounding(params: Any, lr: float) -> Optimizer:
+    optimizer: Optimizer = _AdamW(params, lr=lr, bf16_stochastic_round=True)
+    return optimizer
+
+
 def rounding_8_bit(params: Any, lr: float) -> Optimizer:
     optimizer: Optimizer = AdamW8bit(params, lr=lr, bf16_stochastic_round=True)
     return optimizer
 
 
 _SMALL: dict[str, Any] = {"trained_dtype": "bfloat16", "optimizer": rounding_8_bit}
+_ROUNDED: dict[str, Any] = {"trained_dtype": "bfloat16", "optimizer": rounding}
 _SHARDED: dict[str, Any] = {"strategy": "fsdp2", "processes": _DEVICES}
 _PROJ, _E2E, _LORA = ProjectorOnly(), ProjectorAndLLM(), Lora(projector=True)
 ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -52,7 +58,7 @@ ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("FT-E2E, 8-bit AdamW", {"policy": _E2E, "optimizer": eight_bit}),
     ("FT-E2E, bfloat16 and 8-bit AdamW", {"policy": _E2E, **_SMALL}),
     ("FT-E2E, fsdp2", {"policy": _E2E, **_SHARDED}),
-    ("FT-E2E, bfloat16 and 8-bit AdamW, fsdp2", {"policy": _E2E, **_SMALL, **_SHARDED}),
+    ("FT-E2E, bfloat16, fsdp2", {"policy": _E2E, **_ROUNDED, **_SHARDED}),
 )
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.adapted import AdaptedModel
-from lightning_mllm.models.backbone import Backbone, Part
+from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.fit_checks import check_fit_trainable
 from lightning_mllm.models.freeze import FreezePolicy
 from lightning_mllm.models.loading import AttentionImplementation
@@ -23,14 +23,20 @@ from lightning_mllm.models.memory.optimizer_memory import measure_optimizer
 from lightning_mllm.models.optimisation.optimizer import OptimizerFactory
 from lightning_mllm.models.optimisation.rounding import TrainedDType, check_trained_dtype
 from lightning_mllm.models.optimisation.schedule import LearningRates, scheduled_parameter_groups
+from lightning_mllm.models.optimisation.sharded import check_sharded_optimizer
+from lightning_mllm.models.quantization import (
+    BYTES_PER_WEIGHT,
+    Quantize,
+    StoredWeight,
+    kind_of_quantized_checkpoint,
+    put_stored_weights,
+)
+from lightning_mllm.models.quantizing import check_quantize_option, find_quantized_linears
 from lightning_mllm.models.reach import make_fixed_picture
 
 MemoryStrategy = Literal["one", "ddp", "fsdp2"]
-Quantised = Literal["nf4", "int8"]
 
 GIB = 2**30
-# bytes of a weight of the LLM's linear layers, with the scales of its blocks or rows
-_QUANTISED_BYTES = {"nf4": 0.53, "int8": 1.0}
 _AT_ONCE = 2  # layers that FSDP2 holds whole: one computes, the next is fetched
 
 
@@ -51,6 +57,7 @@ class MemoryNeed:
         attention: Attention implementation.
         quantize: To what the LLM's frozen linear layers are quantised.
         strategy: `ddp` holds the whole model in each process, `fsdp2` shares it among them.
+        whole_evaluation: Whether `fsdp2` holds the whole model in each process to evaluate it.
         processes: How many processes train, each on its device.
         device_type: Type of the devices.
     """
@@ -65,8 +72,9 @@ class MemoryNeed:
     images: int = 1
     gradient_checkpointing: bool = False
     attention: AttentionImplementation = "sdpa"
-    quantize: Quantised | None = None
+    quantize: Quantize | None = None
     strategy: MemoryStrategy = "one"
+    whole_evaluation: bool = True
     processes: int = 1
     device_type: str = "cuda"
 
@@ -85,7 +93,7 @@ class MemoryEstimate:
         activations: Activations and temporary tensors.
         exchange: What processes exchange: DDP's copy of the gradients, or the layers that FSDP2
             holds whole at once.
-        evaluation: What an evaluation under FSDP2 needs in all, which holds the model whole; else
+        evaluation: What an evaluation under FSDP2 needs in all if it holds the model whole; else
             0.
         notes: What else is to be known of the numbers.
     """
@@ -143,24 +151,33 @@ def estimate_memory(config: PretrainedConfig, need: MemoryNeed) -> MemoryEstimat
         need: What is trained and how.
 
     Raises:
-        ConfigError: The model could not be trained so.
+        ConfigError: The model could not be trained so, or its checkpoint is quantised already.
     """
+    sharded = need.strategy == "fsdp2"
     check_trained_dtype(need.trained_dtype, need.dtype, need.optimizer)
+    if sharded:
+        check_sharded_optimizer(need.optimizer)
+    check_quantize_option(need.quantize, sharded=sharded, compiled=False, placed=False)
+    if (kind := kind_of_quantized_checkpoint(config)) is not None:
+        raise ConfigError(
+            f"The checkpoint is quantised already ({kind}), and what such a one needs is not "
+            "estimated. Ask for the checkpoint that it was made from, with model.quantize."
+        )
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
             config, dtype=need.dtype, attn_implementation=need.attention
         )
-    adapted = AdaptedModel(Backbone(model), need.policy, need.dtype, need.trained_dtype)
+    backbone, saved = Backbone(model), 0
+    if need.quantize is not None:
+        saved = _mark_quantized(backbone, need.quantize)
+    adapted = AdaptedModel(backbone, need.policy, need.dtype, need.trained_dtype)
     check_fit_trainable(adapted, LearningRates())
     if need.gradient_checkpointing:
         adapted.enable_gradient_checkpointing()
     trained = [each for each in model.parameters() if each.requires_grad]
-    weights, gradients = _bytes_of(model.parameters()), _bytes_of(trained)
+    weights, gradients = _bytes_of(model.parameters()) - saved, _bytes_of(trained)
     groups = scheduled_parameter_groups(adapted.backbone, LearningRates())
     optimizer = measure_optimizer(need.optimizer, groups, need.device_type)
-    if need.quantize is not None:
-        weights -= _saved_bytes(adapted.backbone, need.quantize)
-    sharded = need.strategy == "fsdp2"
     at_once = _gathered_bytes(adapted.backbone) if sharded else 0
     notes = tuple(_find_notes(adapted.backbone, need))
     shape = StepShape(need.micro_batch_size, need.tokens, need.answer_tokens, need.images)
@@ -172,7 +189,8 @@ def estimate_memory(config: PretrainedConfig, need: MemoryNeed) -> MemoryEstimat
     # besides weights and states: in the backward pass, or in the step of the optimiser
     backward = moving + (gradients / share if sharded else 0)
     most = max(backward, (gradients + optimizer.step) / share)
-    evaluation = (weights + optimizer.states / share) if sharded else 0
+    whole = sharded and need.whole_evaluation
+    evaluation = (weights + optimizer.states / share) if whole else 0
     return MemoryEstimate(
         weights / share / GIB,
         gradients / share / GIB,
@@ -188,29 +206,17 @@ def _bytes_of(parameters: Any) -> int:
     return sum(each.numel() * each.itemsize for each in parameters)
 
 
-def _frozen_linears(backbone: Backbone) -> Iterator[nn.Linear]:
-    """Yield the LLM's linear layers that are frozen; the head is not among them."""
-    for module in backbone.decoder.modules():
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-            yield module
-
-
-def _saved_bytes(backbone: Backbone, quantize: Quantised) -> int:
-    """Return how many bytes the weights need less when they are quantised.
-
-    Raises:
-        ConfigError: Quantised weights would be trained.
-    """
-    trained = {backbone.part_of(name) for name, each in backbone.parameters() if each.requires_grad}
-    if Part.LLM in trained:
-        raise ConfigError(
-            f"model.quantize {quantize} is for a frozen LLM, and the policy trains its weights. "
-            "Use e.g. --model.policy ProjectorOnly or Lora."
-        )
+def _mark_quantized(backbone: Backbone, quantize: Quantize) -> int:
+    """Let a policy know what is quantised; return how many bytes the weights need less then."""
+    linears, nothing = find_quantized_linears(backbone, quantize), torch.empty(0)
+    stored = {
+        f"{name}.weight": StoredWeight(layer.weight.shape, nothing, quantize)
+        for name, layer in linears.items()
+    }
+    put_stored_weights(backbone.model, stored)
     saved = 0.0
-    for module in _frozen_linears(backbone):
-        weight = module.weight
-        saved += weight.numel() * (weight.itemsize - _QUANTISED_BYTES[quantize])
+    for layer in linears.values():
+        saved += layer.weight.numel() * (layer.weight.itemsize - BYTES_PER_WEIGHT[quantize])
     return round(saved)
 
 

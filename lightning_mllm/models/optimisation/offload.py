@@ -57,7 +57,7 @@ class OffloadedAdamW(CPUOffloadOptimizer):  # type: ignore[misc]  # torchao has 
             if any(isinstance(each, DTensor) for each in group["params"]):
                 raise ConfigError(
                     "OffloadedAdamW can't hold weights that fsdp2 shares among processes. Use "
-                    "torchao.optim.AdamW8bit there."
+                    "torch.optim.AdamW there."
                 )
         own: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         if bf16_stochastic_round:

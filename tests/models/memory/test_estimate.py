@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from torch.optim import Optimizer
-from torchao.optim import _AdamW  # type: ignore[import-untyped]
 from transformers import AutoModelForImageTextToText
 
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
@@ -17,6 +16,7 @@ from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.freeze import (
     Everything,
     FreezePolicy,
+    LastLayers,
     Lora,
     ProjectorAndLLM,
     ProjectorOnly,
@@ -30,15 +30,10 @@ from lightning_mllm.models.memory.estimate import (
 )
 from lightning_mllm.models.memory.remedies import find_remedies
 from lightning_mllm.models.memory.storages import StorageCounter
+from lightning_mllm.models.quantization import BYTES_PER_WEIGHT
 from lightning_mllm.types import IGNORE_INDEX
 from tests.support.llava_configs import LlavaSize, llava_config
-from tests.support.memory_page import memory_tables, rounding_8_bit, tables_on_page
-
-
-def rounding(params: Any, lr: float) -> Optimizer:
-    optimizer: Optimizer = _AdamW(params, lr=lr, bf16_stochastic_round=True)
-    return optimizer
-
+from tests.support.memory_page import memory_tables, rounding, rounding_8_bit, tables_on_page
 
 CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
 PROJ, E2E = {"policy": ProjectorOnly()}, {"policy": ProjectorAndLLM()}
@@ -84,6 +79,7 @@ def test_each_part_is_within_a_tenth_of_what_was_measured(case: str) -> None:
 
 MORE_CASES = (
     (ProjectorOnly(), False),
+    (ProjectorAndLLM(), False),
     (ProjectorAndLLM(), True),
     (Lora(), True),
     (Everything(), True),
@@ -107,7 +103,6 @@ def _small_config() -> Any:
     ("policy", "checkpointing"),
     [
         (ProjectorOnly(), True),
-        (ProjectorAndLLM(), False),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES),
     ],
 )
@@ -179,8 +174,10 @@ def test_ddp_needs_the_gradients_twice_and_fsdp2_shares_what_it_holds() -> None:
     for part in ("weights", "gradients", "states"):
         assert getattr(fsdp, part) == pytest.approx(getattr(one, part) / 4)
     assert fsdp.evaluation == pytest.approx(one.weights + one.states / 4)
+    assert _estimate(strategy="fsdp2", processes=4, whole_evaluation=False).evaluation == 0
 
 
+@pytest.mark.slow
 def test_bfloat16_halves_weights_and_gradients_and_8_bit_states_are_a_quarter() -> None:
     plain, small = _estimate(), _estimate(trained_dtype="bfloat16", optimizer=rounding_8_bit)
 
@@ -194,9 +191,21 @@ def test_quantised_weights_are_those_of_the_frozen_llm() -> None:
 
     width, inner = config.hidden_size, config.intermediate_size
     linears = config.num_hidden_layers * (4 * width * width + 3 * width * inner)
-    assert (plain.weights - nf4.weights) * GIB == pytest.approx(linears * (2 - 0.53), rel=0.01)
-    with pytest.raises(ConfigError, match=r"model\.quantize nf4 is for a frozen LLM"):
+    saved = linears * (2 - BYTES_PER_WEIGHT["nf4"])
+    assert (plain.weights - nf4.weights) * GIB == pytest.approx(saved, rel=1e-3)
+
+
+def test_what_a_fit_refuses_to_quantise_or_to_shard_is_refused() -> None:
+    with pytest.raises(ConfigError, match="layers that are quantised"):
         _estimate(quantize="nf4")
+    with pytest.raises(ConfigError, match="nf4 can't be sharded"):
+        _estimate(policy=ProjectorOnly(), quantize="nf4", strategy="fsdp2", processes=2)
+    with pytest.raises(ConfigError, match="AdamW8bit keeps its states in blocks"):
+        _estimate(optimizer=rounding_8_bit, strategy="fsdp2", processes=2)
+    config = _small_config()
+    config.quantization_config = {"load_in_8bit": True}
+    with pytest.raises(ConfigError, match=r"quantised already \(int8\)"):
+        estimate_memory(config, MemoryNeed(policy=ProjectorOnly()))
 
 
 def test_what_could_not_be_trained_is_refused() -> None:
@@ -218,6 +227,21 @@ def test_remedies_are_tried_until_it_fits() -> None:
     assert totals == sorted(totals, reverse=True)
     assert any("bfloat16_adamw_8bit" in each.change for each in found)
     assert len(find_remedies(config, need, now, totals[1])) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [LastLayers(1), ProjectorOnly()], ids=str)
+def test_no_remedy_is_one_that_a_fit_would_refuse(policy: FreezePolicy) -> None:
+    config = _small_config()
+    config.text_config.intermediate_size = 16_384  # else there is little to quantise
+    need = MemoryNeed(policy=policy, tokens=64, answer_tokens=40, gradient_checkpointing=True)
+
+    changes = [
+        each.change for each in find_remedies(config, need, estimate_memory(config, need), 0)
+    ]
+
+    assert ("--model.quantize nf4" in changes) == (policy == ProjectorOnly())
+    assert not any("quantize" in first and "fsdp2" in second for first, second in pairwise(changes))
 
 
 @pytest.mark.slow
