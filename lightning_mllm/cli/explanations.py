@@ -20,6 +20,9 @@ def explain(message: str, program: str, known: Collection[str]) -> str:
         program: What was typed up to the command, e.g. `lightning fit`.
         known: The options that there are.
     """
+    field = r"class_path '[\w.]*?(\w+)':\s+unrecognized arguments: --([\w.]+).*(\n\s+Did you.*)?"
+    if match := re.search(field, message):  # a dataclass among the options of a class
+        return f"{match[1]} has no option {match[2]!r}.\n{(match[3] or '').strip()}".strip()
     if match := re.search(
         r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", message
     ):

@@ -54,3 +54,26 @@ def test_a_word_in_place_of_a_mapping_is_answered_with_its_fields() -> None:
     assert explain(said, "lightning extract", []) == (
         "points takes {place: ..., layer: ..., pooling: ..., cells: ...}, not 'layer99'."
     )
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        ('\n        Did you mean "columns.image"?', '\nDid you mean "columns.image"?'),
+        ("", ""),
+    ],
+)
+def test_an_unknown_field_of_an_option_is_answered_in_a_sentence(hint: str, expected: str) -> None:
+    said = f"""Parser key "data":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'lightning_mllm.data.loading.datamodule.MLLMDataModule'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'lightning_mllm.data.HFDataset':
+        unrecognized arguments: --columns.img=my photo{hint}
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'jsonargparse._util.NestedArg'>
+  Given value: NestedArg(key='columns.img', val='my photo')"""
+
+    assert explain(said, "lightning data check", []) == (
+        f"HFDataset has no option 'columns.img'.{expected}"
+    )
