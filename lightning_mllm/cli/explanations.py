@@ -64,6 +64,10 @@ def _describe_fields(message: str) -> str | None:
 def _explain_own_class(message: str, key: str) -> str | None:
     """Return a sentence about a class that is named with its module."""
     problem = r"given class_path '([\w.]+)':\s+"
+    absent = r"expects a function .*: module '(\S+)' has no attribute '(\w+)'"
+    if match := re.search(absent, message):
+        hint = did_you_mean(match[2], dir(pydoc.locate(match[1])))
+        return f"{key}: the module {match[1]} has no class {match[2]!r}.{hint}"
     if match := re.search(problem + r"module '(\S+)' has no attribute '(\w+)'", message):
         return f"{key}: the module {match[2]} has no class {match[3]!r}."
     if match := re.search(
@@ -87,8 +91,8 @@ def _explain_value(message: str) -> str | None:
     expected = subtypes or re.search(r"Expected an? (.+?)\.? Got value", message)
     if value is None or expected is None or "subclass" in message:
         return None
-    kinds = re.findall(r"<class '([\w.]+)'>|Literal\[([^\]]*)\]", expected[1])
-    names = [literal or kind.rpartition(".")[2] for kind, literal in kinds]
+    kinds = re.findall(r"<class '([\w.]+)'>|Literal\[([^\]]*)\]|\b(dict)\[", expected[1])
+    names = [literal or kind.rpartition(".")[2] or "a mapping" for kind, literal, _ in kinds]
     if not names or "NestedArg" in value[1]:
         return None
     listed = ", or ".join(name.replace("NoneType", "null") for name in names)

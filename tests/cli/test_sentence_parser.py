@@ -77,3 +77,28 @@ def test_an_unknown_field_of_an_option_is_answered_in_a_sentence(hint: str, expe
     assert explain(said, "lightning data check", []) == (
         f"HFDataset has no option 'columns.img'.{expected}"
     )
+
+
+def test_an_optimiser_that_is_not_there_is_answered_in_a_sentence() -> None:
+    said = """Parser key "model.optimizer":
+
+  - Expected a path but torch.optim.AdamX either not accessible or invalid
+  - Type collections.abc.Callable[[typing.Any, float], torch.optim.optimizer.Optimizer] expects a \
+function or a callable class: module 'torch.optim' has no attribute 'AdamX'. Got value: x"""
+
+    assert explain(said, "lightning fit", []).startswith(
+        "model.optimizer: the module torch.optim has no class 'AdamX'.\nDid you mean \"Adam"
+    )
+
+
+def test_a_mapping_is_named_among_what_an_option_takes() -> None:
+    said = """Parser key "model.device_map":
+  Does not validate against any of the Union subtypes
+  Subtypes: [typing.Literal['auto'], dict[str, int], <class 'NoneType'>]
+  Errors:
+  Given value type: <class 'str'>
+  Given value: autos"""
+
+    assert explain(said, "lightning analyze", []) == (
+        "model.device_map takes 'auto', or a mapping, or null, not 'autos'.\nDid you mean \"auto\"?"
+    )
