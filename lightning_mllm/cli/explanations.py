@@ -28,7 +28,7 @@ def explain(message: str, program: str, known: Collection[str]) -> str:
     ):
         return message + did_you_mean(match[1], set(known) - {match[1]})
     if match := re.search(r"\S+ has no option .*\n\s*Did you mean .*\?", message):
-        return match[0]  # about a class in a class: it has a hint already
+        return re.sub(r"\n\s+", "\n", match[0])  # a class in a class: it has a hint already
     if match := re.search(r"the following arguments are required: (.+)", message):
         names = [
             name.removeprefix(f"{program.rsplit(maxsplit=1)[-1]}.") for name in match[1].split(", ")
@@ -50,6 +50,10 @@ def _explain_class(message: str) -> str | None:
             return f"{key} takes {shape}, not {match[1]!r}."
         names: set[str] = set().union(*(subclass_names(base) for base, _, _ in BASES.values()))
         return f"There is no class {match[1]!r}.{did_you_mean(match[1], names)}"
+    if match := re.search(r"Expected an instantiatable class, but (\S+) is abstract", message):
+        base = pydoc.locate(match[1])
+        kinds = [kind.__name__ for kind in base.__subclasses__()] if isinstance(base, type) else []
+        return f"{key} takes the name of a class before its options: {', '.join(sorted(kinds))}."
     return _explain_own_class(message, key)
 
 
@@ -79,7 +83,7 @@ def _explain_own_class(message: str, key: str) -> str | None:
         )
     if match := re.search(problem + r"(\w+ takes .*(?:\n.*Did you mean.*)?)", message):
         return f"{key}.init_args.{match[2]}"
-    if match := re.search(problem + r"(?!Parser key|Option|Problem)(.+)", message):
+    if match := re.search(problem + r"(?!\s|Parser key|Option|Problem)(.+)", message):
         return f"{key}: {match[1]} can't be used: {match[2].rstrip('.')}."
     return None
 

@@ -102,3 +102,26 @@ def test_a_mapping_is_named_among_what_an_option_takes() -> None:
     assert explain(said, "lightning analyze", []) == (
         "model.device_map takes 'auto', or a mapping, or null, not 'autos'.\nDid you mean \"auto\"?"
     )
+
+
+def test_options_before_the_name_of_their_class_are_answered_with_the_names() -> None:
+    said = """Parser key "prompt":
+  Does not validate against any of the Union subtypes
+  Errors:
+    - Expected an instantiatable class, but lightning_mllm.data.Prompt is abstract
+    - Expected a <class 'NoneType'>
+  Given value: NestedArg(key='listed', val='5')"""
+
+    inner = explain(said, "lightning fit", [])
+    outer = explain(
+        f"""Parser key "data":
+  Errors:
+    - Problem with given class_path 'lightning_mllm.data.ImageFolder':
+        {inner}
+    - Expected a <class 'NoneType'>""",
+        "lightning fit",
+        [],
+    )
+
+    assert outer.startswith("data.init_args.prompt takes the name of a class before its options: ")
+    assert "ClassificationPrompt" in outer
