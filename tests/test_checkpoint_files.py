@@ -238,7 +238,7 @@ def test_a_hub_that_is_not_there_is_said_in_seconds_and_not_tried_again(
 
 def test_a_folder_that_is_not_there_is_said_without_a_word_of_the_hub(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="can't be opened: there is no such folder"):
-        load_config(str(tmp_path / "misspelt"))
+        load_config(str(tmp_path / "misspelt"), revision=None, trust_remote_code=False)
 
 
 def test_a_folder_needs_no_hub(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
