@@ -43,11 +43,7 @@ def check_checkpoint_available(checkpoint: str, revision: str | None) -> None:
         CheckpointError: It is not a folder and not in the cache, and the hub can't be reached, or
             HF_HUB_OFFLINE says not to ask it.
     """
-    try:
-        validate_repo_id(checkpoint)
-    except ValueError:
-        return  # a path
-    if Path(checkpoint).is_dir():
+    if not _is_hub_id(checkpoint) or Path(checkpoint).is_dir():
         return
     if (obstacle := find_hub_obstacle()) is None:
         return
@@ -96,10 +92,21 @@ def why_checkpoint_fails(checkpoint: str, revision: str | None, error: Exception
     """
     if damage := find_checkpoint_damage(checkpoint, revision):
         return damage
+    if not _is_hub_id(checkpoint) and not Path(checkpoint).exists():
+        return "there is no such folder"
     said = shorten(" ".join(str(error).split()) or type(error).__name__, _LONGEST).rstrip(".: ")
     if isinstance(error, OSError | ValueError | ImportError):
         return said
     return f"{type(error).__name__}: {said}"
+
+
+def _is_hub_id(checkpoint: str) -> bool:
+    """Return whether a name may be one of the hub; it may be that of a folder as well."""
+    try:
+        validate_repo_id(checkpoint)
+    except ValueError:
+        return False
+    return True
 
 
 def find_checkpoint_damage(checkpoint: str, revision: str | None) -> str | None:

@@ -24,6 +24,9 @@ _UNWANTED_WARNINGS = (
     ".isinstance.treespec, LeafSpec",  # lightning 2.6 with torch 2.13: out of our control
     "The .*_dataloader. does not have many workers",  # the data have a number of workers
     "This DataLoader will create .* worker processes",  # as they were told
+    "To copy construct from a tensor",  # lightning logs the rates of torchao, which are tensors
+    "torch.distributed.nn.functional.all_gather is deprecated",  # lightning calls it
+    "OptimState.* does not implement _stable_hash_for_caching",  # torch compiles torchao's states
 )
 
 

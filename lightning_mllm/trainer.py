@@ -28,6 +28,7 @@ from lightning_mllm.models.adapted import DType, adapted_dtype
 from lightning_mllm.models.card_facts import gather_card_facts
 from lightning_mllm.models.export import export
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.models.optimisation.optimizer import explaining_compilation
 from lightning_mllm.models.quantization import stored_weights
 from lightning_mllm.option_lists import trainer_option_as_list
 from lightning_mllm.progress import console
@@ -125,7 +126,7 @@ class Trainer(TrainerVerbs):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """Do what all commands do, and note in the run's folder how it ends."""
         assert self.state.fn is not None  # Lightning calls this from one of its commands
-        with self._during(self.state.fn.value), self._explaining():
+        with self._during(self.state.fn.value), self._explaining(), explaining_compilation():
             return super()._run(*args, **kwargs)
 
     @contextmanager

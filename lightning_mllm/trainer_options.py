@@ -11,7 +11,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from lightning_mllm.errors import ConfigError
+from lightning_mllm.errors import ConfigError, did_you_mean
 from lightning_mllm.fsdp2_strategy import FSDP2Strategy
 from lightning_mllm.option_lists import trainer_option_as_list
 
@@ -141,4 +141,5 @@ def check_trainer_strategy(strategy: Any) -> None:
             f"trainer.strategy {name} is not supported: {why}. Use "
             f"{', '.join(_STRATEGIES[:-1])} or {_STRATEGIES[-1]}, or one device; in a notebook, "
             "set trainer.devices=1, or use the command line for several."
+            f"{did_you_mean(name, _STRATEGIES)}"
         )

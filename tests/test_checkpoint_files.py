@@ -18,6 +18,7 @@ from lightning_mllm import checkpoint_files
 from lightning_mllm.data import load_processor
 from lightning_mllm.errors import CheckpointError, UserError
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.models.loading import load_config
 from tests.support.servers import serving
 
 LONGEST = 700  # characters of a sentence
@@ -233,6 +234,11 @@ def test_a_hub_that_is_not_there_is_said_in_seconds_and_not_tried_again(
             match=r"'llava-hf/none' is not a folder .* and http://127\.0\.0\.1:9 can't be",
         ):
             open_one("llava-hf/none")
+
+
+def test_a_folder_that_is_not_there_is_said_without_a_word_of_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="can't be opened: there is no such folder"):
+        load_config(str(tmp_path / "misspelt"), revision=None, trust_remote_code=False)
 
 
 def test_a_folder_needs_no_hub(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:

@@ -54,6 +54,7 @@ def test_a_warning_of_python_is_shown_without_file_and_line_unless_it_is_noise(
 ) -> None:
     with show_messages():
         warnings.warn("The 'train_dataloader' does not have many workers which ...", stacklevel=1)
+        warnings.warn("OptimState8bit does not implement _stable_hash_for_caching.", stacklevel=1)
         warnings.warn("This GPU is not supported.", stacklevel=1)
 
     assert said(capsys) == ["warning: This GPU is not supported."]

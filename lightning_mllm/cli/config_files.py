@@ -12,6 +12,7 @@ from lightning_mllm.errors import ConfigError
 
 SHIPPED = PACKAGE / "configs"
 _ENDINGS = (".yaml", ".yml", ".json")
+_FILES_OF_RUNS = ("status.json", "environment.json")  # JSON that is no config
 _FOLDERS_SEARCHED = 1000  # so that a folder above a home is not walked through
 
 
@@ -98,6 +99,6 @@ def _configs_below(folder: Path) -> list[Path]:
     for count, path in enumerate(folder.rglob("*")):
         if count >= _FOLDERS_SEARCHED:
             break
-        if path.suffix in _ENDINGS:
+        if path.suffix in _ENDINGS and path.name not in _FILES_OF_RUNS:
             found.append(path)
     return sorted(found)

@@ -20,12 +20,15 @@ def explain(message: str, program: str, known: Collection[str]) -> str:
         program: What was typed up to the command, e.g. `lightning fit`.
         known: The options that there are.
     """
+    field = r"class_path '[\w.]*?(\w+)':\s+unrecognized arguments: --([\w.]+).*(\n\s+Did you.*)?"
+    if match := re.search(field, message):  # a dataclass among the options of a class
+        return f"{match[1]} has no option {match[2]!r}.\n{(match[3] or '').strip()}".strip()
     if match := re.search(
         r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", message
     ):
         return message + did_you_mean(match[1], set(known) - {match[1]})
     if match := re.search(r"\S+ has no option .*\n\s*Did you mean .*\?", message):
-        return match[0]  # about a class in a class: it has a hint already
+        return re.sub(r"\n\s+", "\n", match[0])  # a class in a class: it has a hint already
     if match := re.search(r"the following arguments are required: (.+)", message):
         names = [
             name.removeprefix(f"{program.rsplit(maxsplit=1)[-1]}.") for name in match[1].split(", ")
@@ -47,6 +50,10 @@ def _explain_class(message: str) -> str | None:
             return f"{key} takes {shape}, not {match[1]!r}."
         names: set[str] = set().union(*(subclass_names(base) for base, _, _ in BASES.values()))
         return f"There is no class {match[1]!r}.{did_you_mean(match[1], names)}"
+    if match := re.search(r"Expected an instantiatable class, but (\S+) is abstract", message):
+        base = pydoc.locate(match[1])
+        kinds = [kind.__name__ for kind in base.__subclasses__()] if isinstance(base, type) else []
+        return f"{key} takes the name of a class before its options: {', '.join(sorted(kinds))}."
     return _explain_own_class(message, key)
 
 
@@ -61,6 +68,10 @@ def _describe_fields(message: str) -> str | None:
 def _explain_own_class(message: str, key: str) -> str | None:
     """Return a sentence about a class that is named with its module."""
     problem = r"given class_path '([\w.]+)':\s+"
+    absent = r"expects a function .*: module '(\S+)' has no attribute '(\w+)'"
+    if match := re.search(absent, message):
+        hint = did_you_mean(match[2], dir(pydoc.locate(match[1])))
+        return f"{key}: the module {match[1]} has no class {match[2]!r}.{hint}"
     if match := re.search(problem + r"module '(\S+)' has no attribute '(\w+)'", message):
         return f"{key}: the module {match[2]} has no class {match[3]!r}."
     if match := re.search(
@@ -72,7 +83,7 @@ def _explain_own_class(message: str, key: str) -> str | None:
         )
     if match := re.search(problem + r"(\w+ takes .*(?:\n.*Did you mean.*)?)", message):
         return f"{key}.init_args.{match[2]}"
-    if match := re.search(problem + r"(?!Parser key|Option|Problem)(.+)", message):
+    if match := re.search(problem + r"(?!\s|Parser key|Option|Problem)(.+)", message):
         return f"{key}: {match[1]} can't be used: {match[2].rstrip('.')}."
     return None
 
@@ -84,8 +95,8 @@ def _explain_value(message: str) -> str | None:
     expected = subtypes or re.search(r"Expected an? (.+?)\.? Got value", message)
     if value is None or expected is None or "subclass" in message:
         return None
-    kinds = re.findall(r"<class '([\w.]+)'>|Literal\[([^\]]*)\]", expected[1])
-    names = [literal or kind.rpartition(".")[2] for kind, literal in kinds]
+    kinds = re.findall(r"<class '([\w.]+)'>|Literal\[([^\]]*)\]|\b(dict)\[", expected[1])
+    names = [literal or kind.rpartition(".")[2] or "a mapping" for kind, literal, _ in kinds]
     if not names or "NestedArg" in value[1]:
         return None
     listed = ", or ".join(name.replace("NoneType", "null") for name in names)

@@ -107,13 +107,7 @@ def _judge(config: Any, need: MemoryNeed, estimate: MemoryEstimate) -> None:
     """Say whether it fits, and if not, what to change."""
     has = _find_memory(need.device_type)
     if has is None:
-        fitting = [card for card in _CARDS if estimate.total + _CONTEXT <= card * 1e9 / GIB]
-        smallest = f"It fits a card of {fitting[0]} GB." if fitting else "It fits no card of 80 GB."
-        console.print(
-            f"There is no GPU here to compare with. {smallest} (CUDA itself takes up to "
-            f"{_CONTEXT:g} GiB, which is counted.)",
-            soft_wrap=True,
-        )
+        _judge_by_cards(config, need, estimate)
         return
     spare = _CONTEXT if need.device_type == "cuda" else 0.0
     taken = f", of which CUDA takes up to {spare:g}" if spare else ""
@@ -121,11 +115,30 @@ def _judge(config: Any, need: MemoryNeed, estimate: MemoryEstimate) -> None:
     if estimate.total + spare <= has:
         console.print(f"It fits: {here}")
         return
-    console.print(f"It does not fit: {here} What to change, one after the other:", soft_wrap=True)
-    for remedy in find_remedies(config, need, estimate, has - spare):
+    console.print(f"It does not fit: {here}")
+    _show_remedies(config, need, estimate, has - spare)
+    sys.exit(1)
+
+
+def _judge_by_cards(config: Any, need: MemoryNeed, estimate: MemoryEstimate) -> None:
+    """Say which card it fits, and if none, what to change for the largest."""
+    cards = {card: card * 1e9 / GIB - _CONTEXT for card in _CARDS}
+    fitting = [card for card, has in cards.items() if estimate.total <= has]
+    fits = f"a card of {fitting[0]} GB" if fitting else f"no card of {_CARDS[-1]} GB"
+    console.print(
+        f"There is no GPU here to compare with. It fits {fits}. (CUDA itself takes up to "
+        f"{_CONTEXT:g} GiB, which is counted.)",
+        soft_wrap=True,
+    )
+    if not fitting:
+        _show_remedies(config, need, estimate, cards[_CARDS[-1]])
+
+
+def _show_remedies(config: Any, need: MemoryNeed, estimate: MemoryEstimate, limit: float) -> None:
+    console.print("What to change, one after the other:")
+    for remedy in find_remedies(config, need, estimate, limit):
         console.print(f"  {remedy.change}: {remedy.estimate.total:.1f} GiB", soft_wrap=True)
     console.print("A policy that trains less needs less, e.g. configs/policy/lora.yaml.")
-    sys.exit(1)
 
 
 def _find_sharding(strategy: Any) -> FSDP2Strategy | None:

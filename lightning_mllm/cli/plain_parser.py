@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from argparse import Action
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -88,7 +89,7 @@ class PlainParser(ArgumentParser):
     def _options(self) -> set[str]:
         known: set[str] = set()
         for parser in (self, *self._subparsers_by_name().values()):
-            known |= {action.dest for action in parser._actions}
+            known |= {_name_of(action) for action in parser._actions}
         return known
 
     def _subparsers_by_name(self) -> dict[str, PlainParser]:
@@ -97,3 +98,9 @@ class PlainParser(ArgumentParser):
             if isinstance(action.choices, dict):
                 found |= action.choices
         return found
+
+
+def _name_of(action: Action) -> str:
+    """Return an option as it is typed, without the dashes before it."""
+    names = [name for name in action.option_strings if name.startswith("--")]
+    return names[0].removeprefix("--") if names else action.dest

@@ -219,8 +219,10 @@ def read_parameter(model: Any, name: str, parameter: Tensor) -> Tensor:
     return load_offloaded_parameter(model, name)
 
 
-def find_offloaded(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield name and parameter of the weights that are offloaded."""
+def find_offloaded(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and parameter of the weights that are offloaded; none if all are without data."""
+    if model.device.type == "meta":  # what is planned, as a fit's memory: nothing is loaded
+        return
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             yield name, parameter

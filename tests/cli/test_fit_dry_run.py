@@ -55,6 +55,19 @@ def test_a_gpu_may_be_planned_where_there_is_none(
     assert "exchange between processes" in shown and "on 2 cuda device(s)" in shown
 
 
+def test_where_there_is_no_gpu_it_says_what_would_make_it_fit_the_largest_card(
+    without_weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_dry_run, "_find_memory", lambda _: None)
+    monkeypatch.setattr(fit_dry_run, "_CARDS", (2, 2.15))  # GB, of which CUDA takes 2 GiB
+
+    _dry_run(without_weights, "--config", str(CONFIGS / "policy/ft_e2e.yaml"))
+
+    shown = capsys.readouterr().out
+    assert "It fits no card of 2.15 GB" in shown
+    assert "--model.gradient_checkpointing true" in shown
+
+
 def test_what_does_not_fit_ends_with_status_1_and_says_what_to_change(
     without_weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,5 +33,7 @@ def make_lens_headline(values: Floats, kinds: Sequence[str], layers: Sequence[in
         last = own[:, -1, 0]  # (spellings, statistics)
         spelling = int(np.argmax(np.nan_to_num(last[:, VALUE], nan=-1)))
         layer = str(layers[first]) if first < len(layers) else "never"
+        if np.isnan(own[..., 1, VALUE]).all():
+            layer = "-"  # no answer has a word of its own
         rows.append((kind, layer, format_estimate(last[spelling], 1), format_count(last[spelling])))
     return Headline(_CAPTION, ("kind", "leads from", "probability (%)", "N"), tuple(rows))

@@ -16,7 +16,8 @@ from lightning_mllm.types import Sample, Segment
 
 FEWER_CLASSES = (
     "Raise max_length, use shorter class names or a checkpoint with a longer context, or let the "
-    "prompt list fewer classes (listed: 20) or none (lists_classes: false)."
+    "prompt list fewer classes (--data.init_args.prompt.listed 20) or none "
+    "(--data.init_args.prompt.lists_classes false)."
 )
 
 LongAnswers = Literal["raise", "leave_out", "truncate"]

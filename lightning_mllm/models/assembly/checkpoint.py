@@ -71,12 +71,12 @@ def assemble_checkpoint(
             "another --output."
         )
     if image_size is not None and image_size < 1:
-        raise ConfigError(f"--image-size must be at least 1 pixel, not {image_size}.")
+        raise ConfigError(f"--image_size must be at least 1 pixel, not {image_size}.")
     tower = open_tower(vision, image_size)
     depth = tower.model.config.num_hidden_layers
     if not -depth - 1 <= vision_feature_layer <= depth:
         raise ConfigError(
-            f"--vision-feature-layer is {vision_feature_layer}, but the tower of {vision!r} has "
+            f"--vision_feature_layer is {vision_feature_layer}, but the tower of {vision!r} has "
             f"{depth} layers: expected {-depth - 1} to {depth}."
         )
     language = open_language_model(llm)

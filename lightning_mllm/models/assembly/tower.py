@@ -61,7 +61,7 @@ def open_tower(vision: str, image_size: int | None) -> Tower:
     if pixels.shape[-2] != size or size % patch:
         raise ConfigError(
             f"The pictures for {vision!r} would have {pixels.shape[-2]} x {size} pixels, but its "
-            f"tower cuts squares into patches of {patch} x {patch}. Set --image-size to a multiple "
+            f"tower cuts squares into patches of {patch} x {patch}. Set --image_size to a multiple "
             f"of {patch}."
         )
     model = _resample_positions(vision, model, size)
@@ -174,7 +174,7 @@ def _resample_positions(vision: str, model: Any, image_size: int) -> Any:
     if len(changed) != 1 or len(embeddings) != 1:
         raise CheckpointError(
             f"The tower of {vision!r} was made for pictures of {model.config.image_size} pixels, "
-            f"and has no way of its own to read {image_size}. Leave --image-size out."
+            f"and has no way of its own to read {image_size}. Leave --image_size out."
         )
     name = changed[0]
     state[name] = _interpolate(embeddings[0], state[name], wanted[name], image_size)

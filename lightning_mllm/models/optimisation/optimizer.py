@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,6 +75,26 @@ def make_probe_group(*weights: Tensor, **keys: Any) -> dict[str, Any]:
     """
     group = {"name": "probe", "lr": 1e-3, "option": "llm", "matrices": False, **keys}
     return {**group, "params": [nn.Parameter(weight) for weight in weights]}
+
+
+@contextmanager
+def explaining_compilation() -> Iterator[None]:
+    """Say what helps where torch can't compile, as optimisers of torchao have it do.
+
+    Raises:
+        ConfigError: It can't: a compiler is not there, or does not work.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__ != "torch._inductor.exc":
+            raise
+        raise ConfigError(
+            f"torch can't compile here: {str(error).strip().splitlines()[0]}. What it compiles "
+            "(the steps of torchao's optimisers, model.compile) needs a C++ compiler, and on a GPU "
+            "Triton. Install them, or set TORCHDYNAMO_DISABLE=1, which runs it uncompiled and "
+            "slower."
+        ) from error
 
 
 def _is_on_cuda(parameters: Iterable[Tensor]) -> bool:

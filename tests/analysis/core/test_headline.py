@@ -84,6 +84,12 @@ def test_a_lens_shows_from_where_on_one_spelling_of_the_answer_leads() -> None:
     assert make_lens_headline(values[:, :, :0], ["all"], []).rows == ()
 
 
+def test_a_lens_without_an_answer_of_words_says_of_no_layer_that_it_leads() -> None:
+    values = np.full((1, 2, 4, 2, 4), NAN)
+
+    assert make_lens_headline(values, ["all"], [0, 1, 2, 3]).rows[0][1] == "-"
+
+
 def test_skipping_shows_the_share_before_the_accuracy_falls() -> None:
     values = np.full((1, 1, 3, 5, 4), NAN)
     values[0, 0, :, 0] = [[90, 85, 95, 40], [89, 84, 94, 40], [50, 40, 60, 40]]

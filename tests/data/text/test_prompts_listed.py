@@ -52,7 +52,7 @@ def test_a_list_that_is_too_long_is_refused_before_any_picture_is_looked_at(
 ) -> None:
     absent = [replace(sample, images=[Path("absent")]) for sample in SAMPLES]
     options = {"checkpoint": tiny_llava, "max_length": 150}
-    with pytest.raises(DataError, match=r"lists 30 classes does not fit.*lists_classes: false"):
+    with pytest.raises(DataError, match=r"lists 30 classes does not fit.*lists_classes false"):
         Memory(absent, SAMPLES, **options).setup("fit")
 
     with caplog.at_level(logging.WARNING):
