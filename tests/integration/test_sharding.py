@@ -133,7 +133,7 @@ def test_a_fit_that_goes_on_is_bit_for_bit_the_one_that_never_stopped(
     _assert_near(_read(together, name), _read(together, resumes), 0)
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "bfloat16_lora", "tied"])
+@pytest.mark.parametrize("name", ["bfloat16", "bfloat16_lora", "deepstack", "skipping", "tied"])
 def test_shards_train_as_ddp_does(name: str, together: Path) -> None:
     found, expected = _read(together, name), _read(together, f"{name}_ddp")
 

@@ -87,6 +87,7 @@ def _make_muon(params: Any, lr: float) -> MuonAdamW:
     return MuonAdamW(params, lr)
 
 
+UNUSED = "ddp_find_unused_parameters_true"
 MICRO, CHECKPOINTING = ("micro_batch_size", 1), ("gradient_checkpointing", True)
 BFLOAT16, MUON = ("dtype", "bfloat16"), ("optimizer", _make_muon)
 LORA, BOTH = Lora(rank=4), Lora(rank=4, projector=True)
@@ -118,7 +119,9 @@ CASES = {
     "llava_next": Case(checkpoint="llava_next", validates=True),
     "qwen2_5_vl": Case(checkpoint="qwen2_5_vl", validates=True),
     "deepstack": Case(checkpoint="qwen3_vl", tolerance=5e-5),
+    "deepstack_ddp": Case(checkpoint="qwen3_vl", strategy="ddp", tolerance=5e-5),
     "skipping": Case(skip=Skip(computation="block"), tolerance=5e-5),
+    "skipping_ddp": Case(skip=Skip(computation="block"), strategy=UNUSED, tolerance=5e-5),
     "tied": Case(checkpoint="llava_siglip", tolerance=5e-5),
     "tied_ddp": Case(checkpoint="llava_siglip", strategy="ddp", tolerance=5e-5),
 }
