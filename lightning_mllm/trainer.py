@@ -252,9 +252,18 @@ class Trainer(TrainerVerbs):
 
         Returns:
             The files that were written.
+
+        Raises:
+            ConfigError: The model is divided among processes.
         """
         logger.info("Loading %s", model.source.checkpoint)
         model.configure_model()
+        if model.adapted.shards is not None:
+            raise ConfigError(
+                f"The model was trained with trainer.strategy {SHARDED}, so no process has all of "
+                "it. Export its checkpoint in one process: lightning export --config "
+                "RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt."
+            )
         record: dict[str, Any] = {"inputs": model.inputs, "steps": self.global_step}
         if ckpt_path is not None:
             logger.info("Loading the training checkpoint %s", ckpt_path)
