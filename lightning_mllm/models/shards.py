@@ -62,10 +62,10 @@ class Shards:
             dist.broadcast(parameter.data, 0)
         # `generate` would wait for the other processes at each token
         self._model._is_fsdp_managed_module = False
-        self._model.set_reduce_scatter_unused_params(True)  # as experts that no token chose
         setattr(model, _METHOD, MethodType(_call, model))
         register_fsdp_forward_method(model, _METHOD)
         try:
+            self._model.set_reduce_scatter_unused_params(True)  # as experts that no token chose
             _join_tied_weights(self._model)
         except AttributeError as error:  # torch has no public way, and may change its own
             raise ConfigError(
@@ -184,7 +184,7 @@ class Shards:
                 self._held = None
             own = torch.tensor([wanted], device=self._sharding.device)
             every = own.new_empty(dist.get_world_size())
-            dist.all_gather_into_tensor(every, own)
+            dist.all_gather_single(every, own)
             given = set(every.tolist())
             for index in sorted(given - {_WAITS, _HAS_ENDED}):
                 self._layers[index].unshard()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from lightning_mllm.cli.main import main
 from tests.conftest import FamilyBuilder
@@ -185,6 +186,16 @@ def test_the_command_line_stops_together_and_goes_on_with_other_processes(
     once = [*fit, "--trainer.max_steps", more]
     main([*once, "--trainer.run.name", "alone"])
     main([*once, "--trainer.run.name", "resumed", "--ckpt_path", str(last)])
+
+    opened = [*model, "--ckpt_path", str(last)]
+    trial = ["--trainer.accelerator", "cpu", "--trainer.limit_test_batches", "1"]
+    main(["test", *opened, *data, *trial, "--trainer.run.root", ".", "--trainer.run.name", "test"])
+    main(["export", *opened, "--output", "exported"])
+    trained = torch.load(last, weights_only=True)["state_dict"]
+    exported = AutoModelForImageTextToText.from_pretrained("exported", dtype=torch.float32)
+    found = dict(exported.named_parameters())
+    for name, tensor in trained.items():
+        torch.testing.assert_close(found[name].detach(), tensor, msg=name)
 
     weights = []
     for run in ("alone", "resumed"):
