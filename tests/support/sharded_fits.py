@@ -121,13 +121,14 @@ CASES = {
     "bfloat16_lora_ddp": Case(BOTH, options=(BFLOAT16,), strategy="ddp", tolerance=5e-3),
     "llava_next": Case(checkpoint="llava_next", validates=True),
     "qwen2_5_vl": Case(checkpoint="qwen2_5_vl", validates=True),
-    "deepstack": Case(checkpoint="qwen3_vl", tolerance=5e-6),
-    "deepstack_ddp": Case(checkpoint="qwen3_vl", strategy="ddp", tolerance=5e-6),
-    # AdamW takes a whole step along gradients near 0, whose signs depend on the order of sums
+    # AdamW takes a whole step along gradients near 0, whose signs depend on the order of sums:
+    # these are as far from one process under DDP, to whose weights those of shards are compared
+    "deepstack": Case(checkpoint="qwen3_vl", tolerance=5e-5),
+    "deepstack_ddp": Case(checkpoint="qwen3_vl", strategy="ddp", tolerance=5e-5),
     "skipping": Case(skip=Skip(computation="block"), tolerance=5e-5),
     "skipping_ddp": Case(skip=Skip(computation="block"), strategy=UNUSED, tolerance=5e-5),
-    "tied": Case(checkpoint="llava_siglip", tolerance=5e-6),
-    "tied_ddp": Case(checkpoint="llava_siglip", strategy="ddp", tolerance=5e-6),
+    "tied": Case(checkpoint="llava_siglip", tolerance=5e-5),
+    "tied_ddp": Case(checkpoint="llava_siglip", strategy="ddp", tolerance=5e-5),
 }
 
 
