@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,7 @@ class Shards:
 
     def __init__(self, model: nn.Module, sharding: Sharding) -> None:
         self.are_gathered = False
-        self._model: Any = model
+        self._model = cast(Any, model)
         self._sharding = sharding
         self._layers = [
             each for each in model.modules() if isinstance(each, FSDPModule) and each is not model
