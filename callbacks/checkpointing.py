@@ -22,7 +22,7 @@ from lightning_mllm.callbacks.trainer_state import (
     trainer_run_dir,
 )
 from lightning_mllm.errors import NotFiniteError, UserError
-from lightning_mllm.models.sharding import find_shards
+from lightning_mllm.models.shards import find_shards
 from lightning_mllm.progress import console
 from lightning_mllm.store.files import replacing_file
 

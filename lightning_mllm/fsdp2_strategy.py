@@ -28,7 +28,8 @@ from lightning_mllm.models.shard_values import (
     shard_like,
     values_to_write,
 )
-from lightning_mllm.models.sharding import Sharding, find_shards
+from lightning_mllm.models.sharding import Sharding
+from lightning_mllm.models.shards import find_shards
 
 _TIMEOUT = timedelta(minutes=30)  # as in Lightning's other strategies
 
@@ -169,6 +170,14 @@ class GatherForEvaluation(L.Callback):
     on_sanity_check_start = on_validation_start
     on_test_start = on_validation_start
     on_predict_start = on_validation_start
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Help processes that have one batch more than this one."""
+        if shards := find_shards(pl_module):
+            shards.end_regions()
+
+    on_test_epoch_end = on_validation_epoch_end
+    on_predict_epoch_end = on_validation_epoch_end
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

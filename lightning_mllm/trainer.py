@@ -254,6 +254,9 @@ class Trainer(TrainerVerbs):
 
         Returns:
             The files that were written.
+
+        Raises:
+            ConfigError: The model is divided among processes.
         """
         if model.device_map is not None:
             raise ConfigError(
@@ -264,6 +267,12 @@ class Trainer(TrainerVerbs):
         record: dict[str, Any] = {"inputs": model.inputs, "steps": self.global_step}
         record["quantized"] = model.quantize
         model.unquantize()
+        if model.adapted.shards is not None:
+            raise ConfigError(
+                f"The model was trained with trainer.strategy {SHARDED}, so no process has all of "
+                "it. Export its checkpoint in one process: lightning export --config "
+                "RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt."
+            )
         if ckpt_path is not None:
             logger.info("Loading the training checkpoint %s", ckpt_path)
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))

@@ -30,7 +30,8 @@ from lightning_mllm.models.placement import find_offloaded
 from lightning_mllm.models.quantization import Quantize, check_quantization_available
 from lightning_mllm.models.quantizing import plan_quantization
 from lightning_mllm.models.shard_values import cast_parameter, copy_values, values_to_write
-from lightning_mllm.models.sharding import Sharding, Shards, is_sharded
+from lightning_mllm.models.sharding import Sharding, is_sharded
+from lightning_mllm.models.shards import Shards
 from lightning_mllm.models.source import Source
 from lightning_mllm.types import IGNORE_INDEX
 
@@ -156,7 +157,8 @@ class AdaptedModel:
     def autocast(self, device_type: str, *, keeps_casts: bool = True) -> Iterator[None]:
         """Make the context in which the model runs: 16-bit weights need autocast.
 
-        All processes enter it equally often; in it they may run unequal numbers of forwards.
+        In it the processes of a sharded model may run unequal numbers of forwards; after a loop in
+        which they enter it unequally often, call `end_regions`.
 
         Args:
             device_type: Where the model is.
@@ -165,11 +167,16 @@ class AdaptedModel:
         """
         dtype = self.dtype if self.low_precision else torch.bfloat16
         region = nullcontext() if self.shards is None else self.shards.region()
-        autocast = torch.autocast(
-            device_type, dtype=dtype, enabled=self.low_precision, cache_enabled=keeps_casts
-        )
+        # 16-bit copies of weights would outlive the weights of a layer that is given back
+        keeps = keeps_casts and (self.shards is None or self.shards.are_whole)
+        autocast = torch.autocast(device_type, dtype, self.low_precision, cache_enabled=keeps)
         with region, autocast:
             yield
+
+    def end_regions(self) -> None:
+        """Wait until no process enters `autocast` any more; of a whole model none does."""
+        if self.shards is not None:
+            self.shards.end_regions()
 
     def edited(self, batch: MultimodalBatch) -> AbstractContextManager[None]:
         """Return the context in which the model runs on a batch; enter it within `autocast`."""

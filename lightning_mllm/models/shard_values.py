@@ -33,7 +33,8 @@ def first_values(tensors: Sequence[Tensor], count: int) -> list[Tensor]:
 
     If one of the tensors is sharded, all processes call this.
     """
-    own = [local_values(each.detach()).flatten()[:count].cpu() for each in tensors]
+    heads = [local_values(each.detach()).flatten()[:count] for each in tensors]
+    own = [head.to("cpu", copy=True) for head in heads]  # a slice is sent with its whole tensor
     sharded = [index for index, each in enumerate(tensors) if isinstance(each, DTensor)]
     if sharded:
         every: list[list[Tensor]] = [[] for _ in range(dist.get_world_size())]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from lightning_mllm.cli.main import main
 from tests.conftest import FamilyBuilder
@@ -133,11 +134,11 @@ def test_a_fit_that_goes_on_is_bit_for_bit_the_one_that_never_stopped(
     _assert_near(_read(together, name), _read(together, resumes), 0)
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "bfloat16_lora", "tied"])
+@pytest.mark.parametrize("name", ["bfloat16", "bfloat16_lora", "deepstack", "skipping", "tied"])
 def test_shards_train_as_ddp_does(name: str, together: Path) -> None:
     found, expected = _read(together, name), _read(together, f"{name}_ddp")
 
-    _assert_near(found, expected, 1e-5)
+    _assert_near(found, expected, 5e-6)
 
 
 def test_a_checkpoint_of_shards_is_one_of_one_process(together: Path, alone: Alone) -> None:
@@ -148,9 +149,8 @@ def test_a_checkpoint_of_shards_is_one_of_one_process(together: Path, alone: Alo
     )
 
     assert _describe(ours) == _describe(theirs)
-    torch.testing.assert_close(
-        ours["optimizer_states"], theirs["optimizer_states"], atol=1e-6, rtol=1e-3
-    )
+    for own, other in zip(ours["optimizer_states"], theirs["optimizer_states"], strict=True):
+        torch.testing.assert_close(own["state"], other["state"], atol=1e-6, rtol=1e-3)
 
 
 def test_the_command_line_stops_together_and_goes_on_with_other_processes(
@@ -185,6 +185,16 @@ def test_the_command_line_stops_together_and_goes_on_with_other_processes(
     once = [*fit, "--trainer.max_steps", more]
     main([*once, "--trainer.run.name", "alone"])
     main([*once, "--trainer.run.name", "resumed", "--ckpt_path", str(last)])
+
+    opened = [*model, "--ckpt_path", str(last)]
+    trial = ["--trainer.accelerator", "cpu", "--trainer.limit_test_batches", "1"]
+    main(["test", *opened, *data, *trial, "--trainer.run.root", ".", "--trainer.run.name", "test"])
+    main(["export", *opened, "--output", "exported"])
+    trained = torch.load(last, weights_only=True)["state_dict"]
+    exported = AutoModelForImageTextToText.from_pretrained("exported", dtype=torch.float32)
+    found = dict(exported.named_parameters())
+    for name, tensor in trained.items():
+        torch.testing.assert_close(found[name].detach(), tensor, msg=name)
 
     weights = []
     for run in ("alone", "resumed"):

@@ -18,6 +18,7 @@ from lightning_mllm.models.shard_values import (
     clip_gradient_norm,
     copy_values,
     first_local_index,
+    first_values,
     local_values,
     shard_like,
 )
@@ -78,6 +79,13 @@ def test_what_is_not_of_the_shape_or_not_sharded_stays_as_it_is() -> None:
     with as_process(0):
         assert shard_like(step, shard(whole)) is step
         assert shard_like("text", shard(whole)) == "text"
+
+
+def test_first_values_are_alone_so_that_nothing_else_is_sent() -> None:
+    (found,) = first_values([torch.arange(100.0)], 16)
+
+    assert torch.equal(found, torch.arange(16.0))
+    assert found.untyped_storage().nbytes() == 16 * 4
 
 
 def test_a_parameter_keeps_its_identity_in_another_dtype() -> None:

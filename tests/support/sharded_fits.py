@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lightning_mllm.callbacks import (
     SkipComputations,
 )
 from lightning_mllm.data import Digits, LlavaJson
+from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.evaluation import Generation, Likelihood
 from lightning_mllm.fsdp2_strategy import FSDP2Strategy
 from lightning_mllm.models.freeze import (
@@ -45,6 +47,7 @@ from lightning_mllm.models.optimisation.muon import MuonAdamW
 from lightning_mllm.probing import NearestCentroid
 from lightning_mllm.run import Run
 from lightning_mllm.trainer import Trainer
+from lightning_mllm.types import Sample
 from tests.support.command_line import conversation, write_llava_json
 
 BATCH = 6  # over all processes: 2 and 3 of them divide it
@@ -87,6 +90,7 @@ def _make_muon(params: Any, lr: float) -> MuonAdamW:
     return MuonAdamW(params, lr)
 
 
+UNUSED = "ddp_find_unused_parameters_true"
 MICRO, CHECKPOINTING = ("micro_batch_size", 1), ("gradient_checkpointing", True)
 BFLOAT16, MUON = ("dtype", "bfloat16"), ("optimizer", _make_muon)
 LORA, BOTH = Lora(rank=4), Lora(rank=4, projector=True)
@@ -117,8 +121,12 @@ CASES = {
     "bfloat16_lora_ddp": Case(BOTH, options=(BFLOAT16,), strategy="ddp", tolerance=5e-3),
     "llava_next": Case(checkpoint="llava_next", validates=True),
     "qwen2_5_vl": Case(checkpoint="qwen2_5_vl", validates=True),
+    # AdamW takes a whole step along gradients near 0, whose signs depend on the order of sums:
+    # these are as far from one process under DDP, to whose weights those of shards are compared
     "deepstack": Case(checkpoint="qwen3_vl", tolerance=5e-5),
+    "deepstack_ddp": Case(checkpoint="qwen3_vl", strategy="ddp", tolerance=5e-5),
     "skipping": Case(skip=Skip(computation="block"), tolerance=5e-5),
+    "skipping_ddp": Case(skip=Skip(computation="block"), strategy=UNUSED, tolerance=5e-5),
     "tied": Case(checkpoint="llava_siglip", tolerance=5e-5),
     "tied_ddp": Case(checkpoint="llava_siglip", strategy="ddp", tolerance=5e-5),
 }
@@ -134,7 +142,7 @@ def run_case(name: str, folder: Path, processes: int) -> None:
         policy=case.policy,
         warmup_ratio=0.0,
         decay="constant",
-        scorers=(Generation(), Likelihood()) if case.validates else (),
+        scorers=(Generation(max_new_tokens=4), Likelihood()) if case.validates else (),
         **dict(case.options),
     )
     losses = _Losses()
@@ -161,8 +169,7 @@ def run_case(name: str, folder: Path, processes: int) -> None:
         strategy=strategy,
         max_steps=2 * HALF,
         max_epochs=9,
-        limit_val_batches=2 if case.validates else 0,
-        limit_test_batches=2,
+        limit_val_batches=1.0 if case.validates else 0,
         num_sanity_val_steps=0,
         val_check_interval=HALF if case.validates else None,
         check_val_every_n_epoch=None if case.validates else 1,
@@ -199,6 +206,14 @@ class _Losses(L.Callback):
         self.values.append(float(trainer.callback_metrics["train/loss"]))
 
 
+class _FewDigits(Digits):
+    """Digits of which few are evaluated: so few that some processes have a batch more."""
+
+    def load(self, split: Split) -> Sequence[Sample]:
+        samples = super().load(split)
+        return samples if split == "train" else samples[: BATCH + 1]
+
+
 def _make_data(case: Case, checkpoint: str, folder: Path) -> Any:
     sizes: dict[str, Any] = {
         "checkpoint": checkpoint,
@@ -206,7 +221,7 @@ def _make_data(case: Case, checkpoint: str, folder: Path) -> Any:
         "eval_batch_size": BATCH,
     }
     if not case.texts:
-        return Digits(**sizes)
+        return _FewDigits(**sizes)
     rows = [conversation(f"p{k}", images=k % 2) for k in range(2 * BATCH - 1)]
     file = folder / f"talks-{os.environ.get('RANK', '0')}" / "rows.json"
     if not file.exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone, Part
@@ -50,7 +51,8 @@ def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
     """Return every linear layer of every decoder layer, in order.
 
     Raises:
-        ConfigError: The LLM carries adapters, or its weights are quantised or offloaded.
+        ConfigError: The LLM carries adapters, or its weights are quantised, offloaded or divided
+            among processes.
     """
     if adapter := next(backbone.parameters(Part.LLM_LORA), None):
         raise ConfigError(
@@ -64,6 +66,12 @@ def matrices(backbone: Backbone) -> dict[Matrix, nn.Linear]:
         for name, module in layer.named_modules():
             if not isinstance(module, nn.Linear):
                 continue
+            if isinstance(module.weight, DTensor):
+                raise ConfigError(
+                    "Each process has only a part of the weights that sub-networks are chosen from "
+                    "(trainer.strategy fsdp2 with evaluation: sharded). Use evaluation: whole, or "
+                    "another strategy."
+                )
             if module.weight.device.type == "meta":
                 raise ConfigError(
                     f"{name} of decoder layer {index} lies in the CPU's memory or on the disk, and "
