@@ -45,10 +45,8 @@ def test_two_processes_share_one_set_up(tmp_path: Path, tiny_llava: str) -> None
             assert bool(first[name]["bad"]) == (name != "folder")
             for split, ids in first[name]["samples"].items():
                 seen = [*first[name]["seen"][split], *second[name]["seen"][split]]
-                left = len(ids) % 4 if split == "train" else 0
-                assert len(seen) == len(ids) - left
-                assert len({*seen}) == len(seen)
-                assert {*seen} <= {*ids}
+                assert {*seen} == {*ids}
+                assert len(seen) <= len(ids) + 1  # none of them has an empty batch
         for name in ("refused", "gone", "long"):
             assert first[name] == second[name]
             assert "error" in first[name]
