@@ -47,7 +47,7 @@ class ProgressBar:
         self.done += amount
         self._advanced = now = time.monotonic()
         _DISPLAY.advance(self._task, amount)
-        if not console.is_terminal and is_first_process() and now >= self._due:
+        if now >= self._due and not console.is_terminal and is_first_process():
             self._due = now + _LINE_EVERY
             counted = f"{self.done:g}" if self.total is None else f"{self.done:g}/{self.total:g}"
             left = self.describe_time_left()

@@ -65,11 +65,16 @@ class FolderSamples(StoredSamples):
         examples: list[int] = first.tolist()
         return examples
 
-    def group_copies(self) -> dict[str, ItemGroups]:
-        """Return class -> groups of images of equal bytes, which go with the first of them."""
+    @property
+    def files(self) -> Sequence[str]:
+        """The full paths of the images."""
         paths = self.columns["path"]
         assert isinstance(paths, TextArray)  # `FolderListing` has it so
-        groups = ItemGroups(find_equal_files(_FilePaths(self._root, paths)))
+        return _FilePaths(self._root, paths)
+
+    def group_copies(self) -> dict[str, ItemGroups]:
+        """Return class -> groups of images of equal bytes, which go with the first of them."""
+        groups = ItemGroups(find_equal_files(self.files))
         starts = self.find_examples()
         bounds = [*np.searchsorted(groups.first, starts).tolist(), len(groups)]
         names = [self.make(start).label or "" for start in starts]

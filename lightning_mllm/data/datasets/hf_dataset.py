@@ -114,7 +114,7 @@ class HFDataset(MLLMDataModule):
 
     def describe_source(self, splits: Sequence[Split]) -> dict[str, str]:
         """Return what stands for the content of the tables, and how they are read."""
-        found = {"source": repr(self.source)}
+        found = {"source": repr(self.source), "images": str(self._find_image_root())}
         for split in dict.fromkeys((self.splits[0], *splits)):
             reader = self._find_reader(self._find_split(split).name)
             read = reader.layout.columns, reader.layout.classes
@@ -203,13 +203,16 @@ class HFDataset(MLLMDataModule):
         columns = layout.columns
         texts = tuple(column for role, column in columns if role != "image")
         table = HFTable(dataset, where, texts, columns.image or None, columns.id)
-        root = Path(self.image_root) if self.image_root else self.source.root
         question = None if columns.question else self.question
         kind = None if columns.kind else self.kind
         facts = find_table_facts(table)
-        reader = HFRowReader(table, layout, facts, root.resolve(), question, kind, name)
+        reader = HFRowReader(table, layout, facts, self._find_image_root(), question, kind, name)
         self._readers[name] = reader
         return reader
+
+    def _find_image_root(self) -> Path:
+        """Return the folder that paths of pictures are relative to."""
+        return (Path(self.image_root) if self.image_root else self.source.root).resolve()
 
 
 def _log_layout(where: str, layout: HFLayout) -> None:

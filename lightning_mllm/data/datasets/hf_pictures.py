@@ -10,6 +10,7 @@ import json
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from lightning_mllm.data.datasets.hf_columns import pick_field, split_column
 from lightning_mllm.data.images.files import inspect_image_file
-from lightning_mllm.data.loading.check_manifest import check_manifest_folder
+from lightning_mllm.data.loading.check_manifest import check_manifest_folder, warn_of_cache
 from lightning_mllm.progress import track
 from lightning_mllm.store.files import replacing_file, write_text
 from lightning_mllm.store.manifest import manifest_digest
@@ -138,13 +139,21 @@ class HFTable:
 def find_table_facts(table: HFTable) -> TableFacts:
     """Return what is known of a table, from the cache or after one look at each row.
 
-    One process looks, others wait for it.
+    One process looks, others wait for it, unless the cache can't be written.
     """
     path = check_manifest_folder() / "tables" / f"{_identify(table)}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with ExitStack() as held:
         if not path.is_file():
-            _write_facts(path, look_at_table(table))
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(path.with_suffix(".lock")))
+        if not path.is_file():
+            facts = look_at_table(table)
+            try:
+                _write_facts(path, facts)
+            except OSError as error:
+                warn_of_cache(path.parent, error)
+                return facts
     kept = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     repeated = np.array(kept["repeated"], np.int64)
     # as a plain array, which takes a fifth of the time to read from

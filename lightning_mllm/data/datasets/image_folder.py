@@ -94,6 +94,7 @@ class ImageFolder(MLLMDataModule):
         if not parts:
             fraction = find_val_fraction(self.val_fraction, len(samples), str(folder))
             groups = samples.group_copies()
+            self.further_files = samples.files  # also those of other splits
             drawn = stratified_split(groups, fraction, test_fraction, self.seed)
             for name, indices in drawn.items():
                 parts[name] = np.sort(np.array(indices, np.int64))
@@ -148,7 +149,10 @@ class ImageFolder(MLLMDataModule):
             if named:
                 needed = {split for split in splits if split in named} | {"train"}
                 folders = [self.root / name for name in sorted(needed)]
-            source = {str(folder): self._list_classes(folder).digest() for folder in folders}
+            source = {"root": str(self.root.resolve())}
+            for folder in folders:
+                self.bad_rows.split = folder.name if named else "train"
+                source[str(folder)] = self._list_classes(folder).digest()
         except (DataError, OSError):  # `load` says why
             return None
         return source if len(self.bad_rows) == known else None

@@ -98,7 +98,7 @@ class LlavaJson(MLLMDataModule):
 
     def describe_source(self, splits: Sequence[Split]) -> dict[str, str] | None:
         """Return path, size and time of the files; None if one is missing."""
-        source: dict[str, str] = {}
+        source = {"images": str(self.image_root and Path(self.image_root).resolve())}
         for file in filter(None, self.files.values()):
             if not Path(file).is_file():
                 return None
@@ -154,7 +154,7 @@ class LlavaJson(MLLMDataModule):
         except MalformedRowsError:
             _explain_malformed(file)
             raise
-        self.absent_files = [*self.absent_files, *images.absent]
+        self.further_files = [*self.further_files, *images.absent]
         for error in reader.errors:
             self.bad_rows.add(error)
         self.bad_rows.settle()

@@ -103,6 +103,15 @@ class BadRows:
         """Count all errors after the first `known` as one row."""
         self.rows[self.split] -= max(self.noted - known - 1, 0)
 
+    @contextmanager
+    def count_nothing(self) -> Iterator[None]:
+        """Note errors within the block without counting rows, which were counted before."""
+        counted = Counter(self.rows)
+        try:
+            yield
+        finally:
+            self.rows = counted
+
     def take_over(self, rows: Iterable[BadRow], counts: Mapping[str, int]) -> None:
         """Note rows that an earlier start has left out and told of, and how many per split."""
         for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,6 +22,8 @@ from lightning_mllm.data.loading.split_scan import SplitScan
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import write_text
 from lightning_mllm.store.manifest import manifest_digest
+
+logger = logging.getLogger(__name__)
 
 # libraries that decide what comes out
 _LIBRARIES = ("lightning-mllm", "transformers", "tokenizers", "pillow", "numpy")
@@ -99,6 +102,16 @@ def check_manifest_folder() -> Path:
     """Return where manifests are: in the user's cache, since datasets may be read-only."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "lightning_mllm" / "data_check"
+
+
+def warn_of_cache(folder: Path, error: OSError) -> None:
+    """Say that a folder of the user's cache can't be written, and what that costs."""
+    logger.warning(
+        "What was found of the data can't be kept in %s (%s), so that the next start looks at all "
+        "of it again. Set XDG_CACHE_HOME to a folder that can be written.",
+        folder,
+        error.strerror or error,
+    )
 
 
 def _can_be_named(scan: SplitScan) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         world_size = self.trainer.world_size if self.trainer else 1
         sizes = {"batch_size": self.batch_size, "eval_batch_size": self.eval_batch_size}
         check_sampler_batches(world_size, **sizes)
-        self._set_up((self.predict_split,) if stage == "predict" else _SPLITS_OF_STAGE[stage])
+        splits = (self.predict_split,) if stage == "predict" else _SPLITS_OF_STAGE[stage]
+        self._set_up(splits, together=True)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of this process's training batches."""
@@ -192,7 +194,7 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         return self._make_eval_loader(self.predict_split)
 
     def plain_dataloader(self, split: Split) -> BatchLoader:
-        """Return the loader of a split as evaluation reads it: each sample once and in order."""
+        """Return an evaluation loader: each sample once, in order; a process may ask alone."""
         self._set_up([split])
         return self._make_eval_loader(split)
 
@@ -209,13 +211,13 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
         """Return a sample's first image as the collator reads it: upright and in RGB."""
         return open_image_file(sample.images[0], f"The image of sample {sample.id!r}")
 
-    def _set_up(self, splits: Iterable[Split]) -> None:
-        """Load and check the splits that are not there yet."""
+    def _set_up(self, splits: Iterable[Split], *, together: bool = False) -> None:
+        """Load and check the splits that are not there yet; all processes may do so together."""
         wanted = [split for split in splits if split not in self.samples]
         check_splits(wanted, self.splits, type(self).__name__)
         if not wanted:
             return
-        for split, outcome in set_up_splits(self, wanted).items():
+        for split, outcome in set_up_splits(self, wanted, together=together).items():
             self.samples[split], self._sizes[split] = outcome.samples, outcome.sizes
             self.left_out[split] = outcome.left_out
             self.kinds = tuple(sorted({*self.kinds, *outcome.kinds}))
@@ -232,7 +234,11 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
     def scan_splits(self, splits: Sequence[Split]) -> list[SplitScan]:
         """Load splits and look at each of their samples once; `bad_rows` gets what is wrong."""
         if self._first is None:
-            self.take_over_first(self.load_split(self.splits[0]))
+            counted = "collator" in vars(self)  # by an earlier start
+            with self.bad_rows.count_nothing() if counted else nullcontext():
+                first = self.load_split(self.splits[0])
+            self.make_collators(first)
+            self._first = first
         labelled = self.first[0].label is not None
         scans = []
         for split in splits:
@@ -249,12 +255,6 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
     def first(self) -> Sequence[Sample]:
         """The first split as loaded, once it is; it has all classes."""
         return self._first or ()
-
-    def take_over_first(self, first: Sequence[Sample]) -> None:
-        """Make the collators from the first split, or samples of all its classes."""
-        if self._first is None:
-            self._set_up_collators(first)
-            self._first = first
 
     def load_processor(self) -> CheckpointProcessor:
         """Return the processor of the checkpoint, which is loaded once."""
@@ -281,8 +281,8 @@ class MLLMDataModule(SampleReader, L.LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
         )
 
-    def _set_up_collators(self, first: Sequence[Sample]) -> None:
-        """Load the processor and make both collators, with the classes of the first split."""
+    def make_collators(self, first: Sequence[Sample]) -> None:
+        """Make both collators from the first split, or from samples of all its classes."""
         self.load_processor()
         check_template_date(self.processor, self.checkpoint)
         inputs = CollatorPairOptions(

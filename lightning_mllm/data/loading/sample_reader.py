@@ -20,14 +20,15 @@ class SampleReader(ABC):
     Attributes:
         splits: The splits that the dataset has; the first has all classes.
         bad_rows: Collects rows that can't be used; `load` may add its own.
-        absent_files: Files that rows name and that are not there: once they are, what was kept for
-            later starts no longer holds.
+        further_files: Files that decide, beside those of the samples, what set-up finds: other
+            pictures of a folder that splits are drawn from, or files that rows name and that are
+            not there. If one is changed, what was kept for later starts no longer holds.
     """
 
     splits: ClassVar[tuple[Split, ...]] = SPLITS
 
     bad_rows: BadRows
-    absent_files: Sequence[str] = ()
+    further_files: Sequence[str] = ()
     _first: Sequence[Sample] | None = None  # the first split as loaded, which has all classes
 
     @abstractmethod

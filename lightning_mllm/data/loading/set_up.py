@@ -38,7 +38,7 @@ _PLAIN = (str, int, float, bool, Path, dict, list, tuple)
 # options that change no finding, and what set-up itself finds
 _NOT_DECISIVE = {
     *("num_workers", "batch_size", "eval_batch_size", "group_by_length", "predict_split"),
-    *("samples", "left_out", "kinds", "label_set"),
+    *("samples", "left_out", "kinds", "label_set", "further_files"),
 }
 _PATIENCE = 30.0  # seconds between two signs of life to processes that wait
 
@@ -47,8 +47,13 @@ Outcomes = dict[Split, SplitOutcome]
 logger = logging.getLogger(__name__)
 
 
-def set_up_splits(module: MLLMDataModule, wanted: Sequence[Split]) -> Outcomes:
+def set_up_splits(module: MLLMDataModule, wanted: Sequence[Split], *, together: bool) -> Outcomes:
     """Load and check splits; of several processes the first does it for all.
+
+    Args:
+        module: The dataset.
+        wanted: The splits.
+        together: Whether all processes call this at the same time; else each does it for itself.
 
     Raises:
         DataError: Something is wrong with the dataset.
@@ -56,7 +61,8 @@ def set_up_splits(module: MLLMDataModule, wanted: Sequence[Split]) -> Outcomes:
         ConfigError: Options do not fit the checkpoint.
     """
     trainer: Any = module.trainer
-    if trainer is None or trainer.world_size == 1 or not module.shares_set_up:
+    is_alone = trainer is None or trainer.world_size == 1 or not together
+    if is_alone or not module.shares_set_up:
         return _find_or_check(module, wanted)[0]
     if trainer.global_rank == 0:
         return _check_for_all(module, wanted, trainer.strategy)
@@ -69,10 +75,10 @@ def set_up_splits(module: MLLMDataModule, wanted: Sequence[Split]) -> Outcomes:
 def _check_for_all(module: MLLMDataModule, wanted: Sequence[Split], strategy: Any) -> Outcomes:
     """Check splits, give a sign of life meanwhile, and tell the other processes the outcome."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        work = pool.submit(_find_or_check, module, wanted)
+        work = pool.submit(_check_and_write, module, wanted)
         while True:
             try:
-                outcomes, record = work.result(_PATIENCE)
+                outcomes, content = work.result(_PATIENCE)
                 break
             except TimeoutError:
                 strategy.broadcast(None)
@@ -80,8 +86,16 @@ def _check_for_all(module: MLLMDataModule, wanted: Sequence[Split], strategy: An
                 kind = getattr(error, "kind", None)
                 strategy.broadcast({"error": (type(error).__name__, str(error), kind)})
                 raise
-    strategy.broadcast({"record": None if record is None else record.write()})
+    strategy.broadcast({"record": content})
     return outcomes
+
+
+def _check_and_write(
+    module: MLLMDataModule, wanted: Sequence[Split]
+) -> tuple[Outcomes, bytes | None]:
+    """Check splits; return also what the other processes are sent."""
+    outcomes, record = _find_or_check(module, wanted)
+    return outcomes, None if record is None else record.write()
 
 
 def _take_over(module: MLLMDataModule, wanted: Sequence[Split], message: Any) -> Outcomes:
@@ -168,13 +182,14 @@ def _check(
     if not all(isinstance(each, StoredSamples) for each in (first, *own.values())):
         return outcomes, None
     others = [each.files for each in shown.values()]
-    paths, _ = unique_texts(dry_run.files, *others, module.absent_files)
+    paths, _ = unique_texts(dry_run.files, *others, module.further_files)
     return outcomes, KnownFiles.note(paths, dry_run.found, len(dry_run.files))
 
 
 def _restore(module: MLLMDataModule, wanted: Sequence[Split], record: SetUpRecord) -> Outcomes:
     """Return what was found, with the collators made anew."""
-    module.take_over_first(record.find_samples("first", module.splits[0], module))
+    if not module.first:
+        module.make_collators(record.find_samples("first", module.splits[0], module))
     return {split: record.find_outcome(split, module) for split in wanted}
 
 

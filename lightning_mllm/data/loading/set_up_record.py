@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_mllm.data.loading.bad_rows import BadRow, BadRows
+from lightning_mllm.data.loading.check_manifest import warn_of_cache
 from lightning_mllm.data.loading.known_files import KnownFiles
 from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.sample_sizes import SampleSizes
@@ -185,14 +187,18 @@ def set_up_record_path(key: str) -> Path:
 
 
 def keep_record(key: str, record: SetUpRecord) -> None:
-    """Write a record in one step."""
-    with replacing_file(set_up_record_path(key)) as temporary:
-        temporary.write_bytes(record.write())
+    """Write a record in one step, or say why it can't be kept."""
+    path = set_up_record_path(key)
+    try:
+        with replacing_file(path) as temporary:
+            temporary.write_bytes(record.write())
+    except OSError as error:
+        warn_of_cache(path.parent, error)
 
 
 def find_record(key: str) -> SetUpRecord | None:
     """Return the record of an earlier start, if there is one that can be read."""
     try:
         return SetUpRecord.read(set_up_record_path(key).read_bytes())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from lightning_mllm.data.images.regions import check_region_boxes, region_leaves_picture
@@ -279,13 +280,17 @@ def _list_borders(turns: Sequence[Turn], system: str) -> Iterator[Trait]:
             written = [*cut_turn_at_images(turn), put_images_first_in_turn(turn).text]
         texts += [(turn.role, text) for text in written]
     for role, text in texts:
-        yield role, "first", *map(_classify, text[:2])
-        yield role, "last", *map(_classify, text[:-3:-1])
+        yield role, "first", *_classify(text[:2])
+        yield role, "last", *_classify(text[:-3:-1])
 
 
-def _classify(character: str) -> str:
-    """Return the Unicode category of a letter or digit, and any other character itself."""
-    return unicodedata.category(character) if character.isalnum() else character
+@lru_cache(maxsize=1 << 16)
+def _classify(characters: str) -> tuple[str, ...]:
+    """Return the Unicode categories of letters and digits, and other characters themselves."""
+    return tuple(
+        unicodedata.category(character) if character.isalnum() else character
+        for character in characters
+    )
 
 
 def _count_characters(sample: Sample) -> int:

@@ -44,7 +44,8 @@ class TemplateCheck:
         self._quoting: dict[str, int] = {}  # word -> index
         self._most_turns = (0, 0)  # number and negative index
         self._longest: dict[str, tuple[int, int]] = {}  # role -> characters and negative index
-        self._marked: dict[tuple[str, str], int] = {}  # role and mark -> index
+        self._marked: set[int] = set()  # the first with each mark, per role
+        self._unmarked: dict[str, dict[str, Callable[[str], bool]]] = {}  # role -> marks to come
         self._moved = 0  # turns whose images stand within the text
         self._moved_in = ""  # the first sample with such a turn
 
@@ -54,9 +55,10 @@ class TemplateCheck:
         for turn in turns:
             length = len(turn.text), -index
             self._longest[turn.role] = max(self._longest.get(turn.role, length), length)
-            for mark, occurs in _MARKS.items():
-                if (turn.role, mark) not in self._marked and occurs(turn.text):
-                    self._marked[turn.role, mark] = index
+            unmarked = self._unmarked.setdefault(turn.role, dict(_MARKS))
+            for mark in [mark for mark, occurs in unmarked.items() if occurs(turn.text)]:
+                del unmarked[mark]
+                self._marked.add(index)
             for word in self._collator.renderer.template.quoted.findall(turn.text):
                 self._quoting.setdefault(word, index)
             if turn.places and has_image_within_turn(turn):
@@ -69,7 +71,7 @@ class TemplateCheck:
         Raises:
             CheckpointError: The template alters a text.
         """
-        chosen = {*self._quoting.values(), *self._marked.values()}
+        chosen = {*self._quoting.values(), *self._marked}
         if self._most_turns[0]:
             most = [self._most_turns, *self._longest.values()]
             chosen |= {-negative for _, negative in most}

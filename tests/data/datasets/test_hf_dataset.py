@@ -34,7 +34,7 @@ def make(path: str | Path, **options: Any) -> HFDataset:
 
 class TestClassesInASingleTable(DataModuleContract):
     def write(self, folder: Path) -> None:
-        classes(0, 60).to_parquet(folder / "beans.parquet")
+        classes(0, 20).to_parquet(folder / "beans.parquet")
 
     def make(self, checkpoint: str, **options: Any) -> HFDataset:
         return make(self.folder / "beans.parquet", checkpoint=checkpoint, **options)
@@ -46,23 +46,23 @@ class TestClassesInASingleTable(DataModuleContract):
 
     def test_a_tenth_is_drawn_for_validation_and_test(self, module: HFDataset) -> None:
         counts = {split: len(samples) for split, samples in module.samples.items()}
-        assert counts == {"train": 48, "val": 6, "test": 6}
+        assert counts == {"train": 16, "val": 2, "test": 2}
 
 
 class TestQuestionsInSplits(DataModuleContract):
     def write(self, folder: Path) -> None:
         save_splits(
             folder / "vqa",
-            train=questions(0, 30, kind=["count"] * 30),
-            validation=questions(30, 7, kind=["colour"] * 7),
-            test=questions(40, 9, kind=["count", "colour", None] * 3),
+            train=questions(0, 9, kind=["count"] * 9),
+            validation=questions(30, 3, kind=["colour"] * 3),
+            test=questions(40, 6, kind=["count", "colour", None] * 2),
         )
 
     def make(self, checkpoint: str, **options: Any) -> HFDataset:
         return make(self.folder / "vqa", checkpoint=checkpoint, **options)
 
     def test_rows_without_an_id_are_named_by_split_and_number(self, module: HFDataset) -> None:
-        assert module.samples["val"][3].id == "validation-3"
+        assert module.samples["val"][2].id == "validation-2"
 
     def test_kinds_are_known(self, module: HFDataset) -> None:
         assert module.kinds == ("colour", "count")
@@ -96,7 +96,7 @@ class TestConversations(DataModuleContract):
             }
             return table(columns, images=datasets.List(datasets.Value("binary")))
 
-        save_splits(folder / "talk", train=rows(0, 24), test=rows(100, 6))
+        save_splits(folder / "talk", train=rows(0, 9), test=rows(100, 3))
 
     def make(self, checkpoint: str, **options: Any) -> HFDataset:
         return make(self.folder / "talk", checkpoint=checkpoint, **options)
@@ -113,7 +113,7 @@ class TestConversations(DataModuleContract):
 def test_an_interrupted_epoch_goes_on_bit_for_bit_also_in_workers(
     tiny_llava: str, tmp_path: Path
 ) -> None:
-    path = save_splits(tmp_path / "beans", train=questions(0, 20), validation=questions(20, 4))
+    path = save_splits(tmp_path / "beans", train=questions(0, 12), validation=questions(20, 1))
 
     def loaded(module: HFDataset, state: dict[str, Any] | None = None) -> list[Any]:
         module.setup("fit")
@@ -362,6 +362,6 @@ def test_samples_are_made_again_from_their_columns(tmp_path: Path) -> None:
 
     assert [sample.id for sample in again] == [f"train-{row}" for row in range(3, 9)]
     assert one.describe_source(["val"]) == other.describe_source(["val"])
-    assert set(one.describe_source(["val"])) == {"source", "train", "validation"}
+    assert set(one.describe_source(["val"])) == {"source", "images", "train", "validation"}
     by_label = make(path, columns=HFColumns(id=""), question=None)
     assert by_label.describe_source(["val"]) == one.describe_source(["val"])

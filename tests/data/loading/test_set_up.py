@@ -95,6 +95,70 @@ def test_a_second_start_gives_the_same_batches_and_warnings_and_checks_nothing(
     assert read(second) == read(first)
 
 
+def test_a_split_that_was_not_kept_is_whole_after_one_that_was(make: Make) -> None:
+    expected, first = make(), make()
+    expected.setup("fit")
+    first.setup("validate")
+
+    second = make()
+    second.setup("validate")
+    kept = second.left_out_metrics("val")
+    second.setup("fit")
+
+    assert read(second) == read(expected)
+    assert second.left_out_metrics("val") == kept
+
+
+def test_one_process_may_ask_for_a_split_alone(make: Make) -> None:
+    module = make()
+    module.trainer = SimpleNamespace(world_size=2, global_rank=0, loggers=[])  # type: ignore[assignment]
+    module.plain_dataloader("val")
+    module.trainer = None
+    assert len(module.samples["val"])
+
+
+def test_a_changed_picture_of_another_split_that_is_drawn_draws_anew(
+    tmp_path: Path, tiny_llava: str
+) -> None:
+    root = write_image_folder(tmp_path / "images", {"a": 12, "c": 12})
+    settle(root)
+    drawn = []
+    for _ in range(2):
+        module = ImageFolder(root=str(root), checkpoint=tiny_llava)
+        module.setup("fit")
+        fitted = {sample.id for part in module.samples.values() for sample in part}
+        module.setup("test")
+        drawn.append(fitted)
+        tested = {sample.id for sample in module.samples["test"]}
+        assert not fitted & tested
+        one, other = sorted(tested)[0], sorted(fitted)[0]
+        (root / one).write_bytes((root / other).read_bytes())
+
+    assert drawn[0] != drawn[1]
+
+
+def test_a_cache_that_can_not_be_written_is_said_and_the_data_are_used(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    module = make()
+    module.setup("fit")
+
+    assert "can't be kept" in caplog.text
+    assert "Set XDG_CACHE_HOME" in caplog.text
+    assert len(module.samples["train"])
+
+
+def test_bad_files_count_for_the_split_that_they_are_in(tmp_path: Path, tiny_llava: str) -> None:
+    root = write_image_folder(tmp_path / "images", {"a": 12, "c": 12})
+    (root / "c" / "x.heic").touch()
+    for _ in range(2):
+        module = ImageFolder(root=str(root), checkpoint=tiny_llava, on_bad_row="skip")
+        module.setup("fit")
+        assert module.left_out_metrics("train") == {"bad_rows/train": 1.0}
+
+
 def test_a_changed_file_is_checked_again_and_that_is_said(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -135,11 +199,11 @@ def test_a_file_that_was_not_there_is_seen_once_it_is(tmp_path: Path, tiny_llava
 def test_a_record_that_can_not_be_read_is_made_again(make: Make) -> None:
     make().setup("fit")
     (record,) = set_up_record_path("x").parent.iterdir()
-    record.write_bytes(b"nothing")
-
-    make().setup("fit")
-
-    assert record.stat().st_size > 100
+    whole = record.read_bytes()
+    for broken in (b"", b"nothing", whole[:-100], whole[: len(whole) // 2]):
+        record.write_bytes(broken)
+        make().setup("fit")
+        assert len(record.read_bytes()) > 100
 
 
 class Processes:
@@ -165,7 +229,7 @@ class Processes:
 
         def work(rank: int) -> None:
             try:
-                modules[rank]._set_up(("train", "val"))
+                modules[rank]._set_up(("train", "val"), together=True)
             except UserError as error:
                 errors[rank] = error
 
