@@ -26,7 +26,7 @@ from lightning_mllm.fsdp2_strategy import FSDP2Strategy, GatherForEvaluation
 from lightning_mllm.models import checkpoint as checkpoints
 from lightning_mllm.models.adapted import DType, adapted_dtype
 from lightning_mllm.models.card_facts import gather_card_facts
-from lightning_mllm.models.export import export
+from lightning_mllm.models.export import check_held_whole, export
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.optimizer import explaining_compilation
 from lightning_mllm.models.quantization import stored_weights
@@ -256,23 +256,13 @@ class Trainer(TrainerVerbs):
             The files that were written.
 
         Raises:
-            ConfigError: The model is divided among processes.
+            ConfigError: The model is divided among processes or devices.
         """
-        if model.device_map is not None:
-            raise ConfigError(
-                "An export holds the whole model in the CPU's memory. Leave model.device_map out: "
-                "--model.device_map null."
-            )
+        check_held_whole(model.device_map, getattr(self.strategy, "sharding", None))
         logger.info("Loading %s", model.source.checkpoint)
         record: dict[str, Any] = {"inputs": model.inputs, "steps": self.global_step}
         record["quantized"] = model.quantize
         model.unquantize()
-        if model.adapted.shards is not None:
-            raise ConfigError(
-                f"The model was trained with trainer.strategy {SHARDED}, so no process has all of "
-                "it. Export its checkpoint in one process: lightning export --config "
-                "RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt."
-            )
         if ckpt_path is not None:
             logger.info("Loading the training checkpoint %s", ckpt_path)
             content = checkpoints.load_training_checkpoint(Path(ckpt_path))

@@ -86,6 +86,29 @@ def export(
     return [output, *filter(Path.exists, alone)]
 
 
+def check_held_whole(device_map: object, sharding: object) -> None:
+    """Refuse to export what no memory holds as a whole.
+
+    Args:
+        device_map: The model's option; None where all of it is in one place.
+        sharding: How it is divided among processes; None if it is not.
+
+    Raises:
+        ConfigError: The model is divided among devices or processes.
+    """
+    if device_map is not None:
+        raise ConfigError(
+            "An export holds the whole model in the CPU's memory. Leave model.device_map out: "
+            "--model.device_map null."
+        )
+    if sharding is not None:
+        raise ConfigError(
+            "The model is divided among processes (trainer.strategy fsdp2), so none has all of it. "
+            "Export its checkpoint in one process: lightning export --config RUN/config.yaml "
+            "--ckpt_path RUN/checkpoints/last.ckpt."
+        )
+
+
 def _base_dtype(source: Source) -> torch.dtype:
     config: Any = load_config(
         source.checkpoint, revision=source.revision, trust_remote_code=source.trust_remote_code

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, NoReturn
@@ -186,14 +186,12 @@ def share_layers(count: int, size: int, rest: int, free: Mapping[Where, int]) ->
 def placing_quietly() -> Iterator[None]:
     """Leave out what accelerate says of offloaded weights and of parameters outside of modules."""
     accelerate = logging.getLogger("accelerate.big_modeling")
-    before = accelerate.level
-    accelerate.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The following device_map keys do not match")
-            yield
-    finally:
-        accelerate.setLevel(before)
+    with ExitStack() as quiet:
+        quiet.callback(accelerate.setLevel, accelerate.level)
+        accelerate.setLevel(logging.ERROR)
+        quiet.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "The following device_map keys do not match")
+        yield
 
 
 def return_to_caller(model: PreTrainedModel) -> None:
