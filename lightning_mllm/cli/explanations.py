@@ -7,6 +7,7 @@ import pydoc
 import re
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 from lightning_mllm.cli.class_index import BASES, explain_class, subclass_names
 from lightning_mllm.errors import did_you_mean
@@ -60,7 +61,8 @@ def _explain_class(message: str) -> str | None:
 def _describe_fields(message: str) -> str | None:
     """Return the fields of the dataclass that is expected, as a config has them."""
     for name in re.findall(r"<class '([\w.]+)'>", message):
-        if is_dataclass(kind := pydoc.locate(name)):
+        kind: Any = pydoc.locate(name)
+        if is_dataclass(kind):
             return f"{{{', '.join(f'{field.name}: ...' for field in fields(kind))}}}"
     return None
 
