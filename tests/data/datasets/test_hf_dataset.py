@@ -365,3 +365,14 @@ def test_samples_are_made_again_from_their_columns(tmp_path: Path) -> None:
     assert set(one.describe_source(["val"])) == {"source", "images", "train", "validation"}
     by_label = make(path, columns=HFColumns(id=""), question=None)
     assert by_label.describe_source(["val"]) == one.describe_source(["val"])
+
+
+def test_a_cache_that_can_not_be_written_is_said_and_the_rows_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_splits(tmp_path / "b", train=classes(0, 4), validation=classes(4, 1))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+    assert len(list(make(path).load("train"))) == 4
+    assert "Set XDG_CACHE_HOME" in caplog.text
