@@ -52,9 +52,9 @@ def _explain_class(message: str) -> str | None:
         names: set[str] = set().union(*(subclass_names(base) for base, _, _ in BASES.values()))
         return f"There is no class {match[1]!r}.{did_you_mean(match[1], names)}"
     if match := re.search(r"Expected an instantiatable class, but (\S+) is abstract", message):
-        base = pydoc.locate(match[1])
-        kinds = [kind.__name__ for kind in base.__subclasses__()] if isinstance(base, type) else []
-        return f"{key} takes the name of a class before its options: {', '.join(sorted(kinds))}."
+        below: list[type] = getattr(pydoc.locate(match[1]), "__subclasses__", list)()
+        listed = ", ".join(sorted(each.__name__ for each in below))
+        return f"{key} takes the name of a class before its options: {listed}."
     return _explain_own_class(message, key)
 
 

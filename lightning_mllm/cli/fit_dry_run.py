@@ -95,11 +95,12 @@ def dry_run_fit(
 
 def _describe_need(need: MemoryNeed, longest: LongestSample) -> str:
     dtype = str(need.dtype).removeprefix("torch.")
+    quantized = f" (layers of the LLM in {need.quantize})" if need.quantize else ""
     return (
         f"{need.policy} on {need.processes} {need.device_type} device(s); the longest of "
         f"{longest.looked_at:,} training samples has {need.tokens:,} tokens, "
         f"{need.answer_tokens:,} of them trained on; micro-batches of {need.micro_batch_size}; "
-        f"frozen weights in {dtype}, trained ones in {need.trained_dtype}."
+        f"frozen weights in {dtype}{quantized}, trained ones in {need.trained_dtype}."
     )
 
 
