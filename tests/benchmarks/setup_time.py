@@ -94,8 +94,8 @@ def measure_one(kind: str, folder: Path, checkpoint: str, workers: int, batches:
     for _ in islice(loader, batches):
         pass
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    found |= {"rank": read_anonymous(), "workers": list(map(read_anonymous, children))}
-    sys.stdout.write(RESULT + json.dumps(found) + "\n")
+    now = {"rank": read_anonymous(), "workers": list(map(read_anonymous, children))}
+    sys.stdout.write(RESULT + json.dumps({**found, **now}) + "\n")
     sys.stdout.flush()
     os._exit(0)  # nobody waits for the workers
 

@@ -38,7 +38,7 @@ def shard(checkpoint: str, *, whole_evaluation: bool, dtype: Any = torch.bfloat1
         fully_shard(layer)
     fully_shard(backbone.model)
     sharding = Sharding(torch.device("cpu"), whole_evaluation=whole_evaluation)
-    return AdaptedModel(backbone, ProjectorAndLLM(), dtype, sharding)
+    return AdaptedModel(backbone, ProjectorAndLLM(), dtype, sharding=sharding)
 
 
 def count_shards(model: nn.Module) -> int:

@@ -75,10 +75,10 @@ class AskedPictures(MLLMDataModule):
         """Return the samples."""
         return self._asked
 
-    def _set_up_collators(self, first: Sequence[Sample]) -> None:
+    def make_collators(self, first: Sequence[Sample]) -> None:
         """Make the collators with all classes."""
         labelled = [replace(first[0], label=name) for name in self.classes]
-        super()._set_up_collators(labelled or first)
+        super().make_collators(labelled or first)
 
 
 def ask_about_samples(

@@ -187,7 +187,7 @@ class HFRowReader:
         if not name:
             return f"{self.prefix}-{row}"
         repeated = self.facts.repeated
-        place = bisect_left(repeated, row)  # type: ignore[arg-type]  # an array is a sequence
+        place = bisect_left(repeated, row)
         is_repeated = place < len(repeated) and repeated[place] == row
         return f"{name}#{row}" if is_repeated else name
 

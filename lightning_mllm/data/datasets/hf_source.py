@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
 from types import ModuleType
@@ -160,7 +161,7 @@ def import_datasets() -> ModuleType:
         ConfigError: It is not installed.
     """
     try:
-        import datasets  # noqa: PLC0415 - heavy, and optional
+        datasets = import_module("datasets")  # heavy, and optional
     except ImportError as error:
         raise ConfigError(
             "HFDataset needs the package `datasets`, which is not installed: pip install "

@@ -111,8 +111,10 @@ def link_rows(facts: TableFacts, rows: int) -> NDArray[np.int64]:
         facts: What is known of the table.
         rows: How many rows it has.
     """
-    from scipy.sparse import coo_array  # noqa: PLC0415 - heavy
-    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+    from scipy.sparse import coo_array  # type: ignore[import-untyped]  # noqa: PLC0415
+    from scipy.sparse.csgraph import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        connected_components,
+    )
 
     pictures = facts.pictures
     contents = np.stack([pictures["high"], pictures["low"]], axis=1)

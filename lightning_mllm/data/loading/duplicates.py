@@ -98,8 +98,10 @@ class ShownPictures:
     def link(self) -> ItemGroups:
         """Return the groups of samples that share a picture, directly or through others."""
         # scipy takes a while to import, and few datasets need it
-        from scipy.sparse import coo_array  # noqa: PLC0415
-        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+        from scipy.sparse import coo_array  # type: ignore[import-untyped]  # noqa: PLC0415
+        from scipy.sparse.csgraph import (  # type: ignore[import-untyped]  # noqa: PLC0415
+            connected_components,
+        )
 
         ((owners, pictures),) = _identify_pictures([self])
         nodes = self.count + int(pictures.max(initial=-1)) + 1

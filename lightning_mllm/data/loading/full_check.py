@@ -82,7 +82,7 @@ def _write_out(module: MLLMDataModule, scan: SplitScan, manifest: CheckManifest)
     files = found.take(numbers)
     dry_run_suspects(scan, files)
     loader: DataLoader[list[tuple[int, int | UserError]]] = DataLoader(
-        scan.facts.indices().tolist(),  # type: ignore[arg-type]  # a list is a dataset
+        scan.facts.indices().tolist(),
         batch_size=_CHUNK,
         num_workers=module.num_workers,
         collate_fn=_CheckSamples(scan.samples, scan.collator),

@@ -162,8 +162,8 @@ def _check(
     with module.gather():
         scans = module.scan_splits(wanted)
         dry_run = dry_run_splits(scans, module.bad_rows, known)
-        for scan, sizes in zip(scans, dry_run.sizes, strict=True):
-            scan.warn_of_unseen_boxes(sizes)
+        for scan, picture_sizes in zip(scans, dry_run.sizes, strict=True):
+            scan.warn_of_unseen_boxes(picture_sizes)
     outcomes: Outcomes = {}
     shown: dict[Split, ShownPictures] = {}
     for scan in scans:

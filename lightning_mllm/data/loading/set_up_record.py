@@ -119,7 +119,8 @@ class SetUpRecord:
         """Return the record as the bytes of an `.npz` file."""
         buffer = io.BytesIO()
         facts = np.frombuffer(json.dumps(self.facts).encode(), np.uint8)
-        np.savez(buffer, **self.arrays, facts=facts)
+        arrays: Any = {**self.arrays, "facts": facts}
+        np.savez(buffer, **arrays)
         return buffer.getvalue()
 
     @classmethod

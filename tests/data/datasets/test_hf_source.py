@@ -121,9 +121,12 @@ def test_a_hub_id_goes_to_the_library_as_it_is(monkeypatch: pytest.MonkeyPatch) 
 
     given: list[Any] = []
     monkeypatch.setattr(checkpoint_files, "is_reachable", lambda url: True)
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda *one, **two: given.append((one, two)) or {}
-    )
+
+    def load(*one: Any, **two: Any) -> dict[str, Any]:
+        given.append((one, two))
+        return {}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
 
     HFSource("ethz/food101", "default", "main", {"train": "data/train-*"}).open()
 

@@ -12,7 +12,7 @@ from tests.support.hf_facts import facts_of
 
 def names(present: str, **given: str) -> dict[str, Any]:
     asked: Any = {split: given.get(split) for split in SPLITS}
-    return dict(find_split_names(asked, present.split(), "beans"))
+    return {**find_split_names(asked, present.split(), "beans")}
 
 
 def test_splits_are_found_by_their_usual_names() -> None:
