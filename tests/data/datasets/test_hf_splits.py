@@ -12,7 +12,8 @@ from tests.support.hf_facts import facts_of
 
 def names(present: str, **given: str) -> dict[str, Any]:
     asked: Any = {split: given.get(split) for split in SPLITS}
-    return {**find_split_names(asked, present.split(), "beans")}
+    found: Any = find_split_names(asked, present.split(), "beans")
+    return dict(found)
 
 
 def test_splits_are_found_by_their_usual_names() -> None:
