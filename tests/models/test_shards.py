@@ -110,13 +110,14 @@ def test_what_reads_the_weights_of_layers_needs_them_whole(tiny_llava: str) -> N
         matrices(parts.backbone)
 
 
-def test_a_model_in_shards_is_not_exported(tiny_llava: str, tmp_path: Path) -> None:
-    module = MLLMModule(tiny_llava)
-    module.adapted = shard(tiny_llava, whole_evaluation=True)
-    module._model = module.backbone.model
-
-    with pytest.raises(ConfigError, match=r"no process has all of it.*in one process: lightning"):
-        Trainer(logger=False).export(module, output=str(tmp_path / "exported"))
+def test_what_no_memory_holds_as_a_whole_is_not_exported(tiny_llava: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "exported")
+    trainer = Trainer(logger=False)
+    with pytest.raises(ConfigError, match=r"Leave model\.device_map out"):
+        trainer.export(MLLMModule(tiny_llava, device_map="auto"), output=output)
+    trainer.strategy.sharding = Sharding(torch.device("cpu"))  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"none has all of it.*in one process: lightning"):
+        trainer.export(MLLMModule(tiny_llava), output=output)
     assert not (tmp_path / "exported").exists()
 
 

@@ -119,8 +119,10 @@ def test_the_keys_of_the_prompt_are_as_before_after_each_pass(
     scores_of(llava, Likelihood(tokens_per_pass=4))
 
     cache, keys = kept[0]
-    assert len(lengths) > 1
-    assert set(lengths) == {keys.shape[-2]}
+    prompt, *labels = lengths
+    assert prompt == 0
+    assert len(labels) > 1
+    assert set(labels) == {keys.shape[-2]}
     assert torch.equal(cache.layers[0].keys, keys)
 
 
