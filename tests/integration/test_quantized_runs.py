@@ -69,7 +69,7 @@ def trained(
     root = tmp_path_factory.mktemp("quantized")
     with pytest.MonkeyPatch.context() as monkeypatch:
         isolate(monkeypatch, root)
-        main(["fit", *common(tiny_llava, "nf4", *policy), "--trainer.max_epochs", "1"])
+        main(["fit", *common(tiny_llava, kind, *policy), "--trainer.max_epochs", "1"])
     return QuantizedRun(kind, policy, tiny_llava, root / "runs" / "run")
 
 

@@ -70,7 +70,8 @@ def check_tables(one: str, other: str, rel: float) -> None:
     files = [{name for name in files_below(folder) if name.endswith("csv")} for folder in folders]
     assert files[0] == files[1] != set()
     for name in files[0]:
-        tables = [list(csv.reader((folder / name).open(newline=""))) for folder in folders]
+        texts = [(folder / name).read_text(encoding="utf-8") for folder in folders]
+        tables = [list(csv.reader(text.splitlines())) for text in texts]
         assert len(tables[0]) == len(tables[1]), name
         for ours, theirs in zip(*tables, strict=True):
             for cell, found in zip(ours, theirs, strict=True):
