@@ -131,6 +131,14 @@ class Interruption:
         return called
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Lightning ignores SIGINT from the first one on, also for whoever comes later."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def slow(*values: Any) -> Any:
     """Return a case that runs with the slow tests."""
     return pytest.param(*values, marks=pytest.mark.slow)
