@@ -129,7 +129,7 @@ class ProcessWatch:
             cause = self._find_cause(error)
             self._tell(state="failed", reason=_describe(cause))
             self._wait(self._others_have_ended)
-            lower = [note for rank, note in self._notes.items() if rank < self.rank]
+            lower = [note for rank, note in [*self._notes.items()] if rank < self.rank]
             if any(note.state == "failed" and not note.is_gone for note in lower):
                 if isinstance(cause, UserError):
                     raise SystemExit(1) from error
@@ -154,7 +154,7 @@ class ProcessWatch:
 
     def _name_process(self, error: Exception) -> None:
         """Say in an error that it is of this process, unless all have the same."""
-        if any(note.reason != _describe(error) for note in self._notes.values()):
+        if any(note.reason != _describe(error) for note in [*self._notes.values()]):
             error.args = (self._name_failed(self.rank, _describe(error)),)
 
     def _name_failed(self, rank: int, reason: str) -> str:
@@ -164,7 +164,8 @@ class ProcessWatch:
         return f"Process {rank} of {self.count} has ended with an error. {reason}"
 
     def _others_have_ended(self) -> bool:
-        return all(note.state != "running" or note.is_gone for note in self._notes.values())
+        notes = [*self._notes.values()]  # the thread that watches may add one meanwhile
+        return all(note.state != "running" or note.is_gone for note in notes)
 
     def _wait(self, condition: Callable[[], bool]) -> bool:
         """Return whether a condition comes true within some seconds."""

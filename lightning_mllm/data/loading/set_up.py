@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,16 +76,14 @@ def _check_for_all(module: MLLMDataModule, wanted: Sequence[Split], strategy: An
     """Check splits, give a sign of life meanwhile, and tell the other processes the outcome."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         work = pool.submit(_check_and_write, module, wanted)
-        while True:
-            try:
-                outcomes, content = work.result(_PATIENCE)
-                break
-            except TimeoutError:
-                strategy.broadcast(None)
-            except BaseException as error:
-                kind = getattr(error, "kind", None)
-                strategy.broadcast({"error": (type(error).__name__, str(error), kind)})
-                raise
+        while not wait([work], _PATIENCE).done:
+            strategy.broadcast(None)
+        try:
+            outcomes, content = work.result()
+        except BaseException as error:
+            kind = getattr(error, "kind", None)
+            strategy.broadcast({"error": (type(error).__name__, str(error), kind)})
+            raise
     strategy.broadcast({"record": content})
     return outcomes
 

@@ -267,6 +267,22 @@ def test_all_processes_raise_what_the_first_one_found(make: Make) -> None:
     assert str(first) == str(second)
 
 
+def test_a_time_out_of_a_disk_ends_all_processes_and_is_no_sign_of_life(make: Make) -> None:
+    module, processes = make(), Processes()
+
+    def time_out(splits: object) -> None:
+        raise TimeoutError("the disk does not answer")
+
+    module.describe_source = time_out  # type: ignore[method-assign]
+    module.trainer = processes.trainer(0)
+    with pytest.raises(TimeoutError, match="does not answer"):
+        module._set_up(("train", "val"), together=True)
+    module.trainer = None
+
+    assert "error" in pickle.loads(processes.said.get(timeout=60))
+    assert processes.said.empty()
+
+
 def test_nothing_is_kept_of_small_datasets(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(set_up, "KEPT_FROM", logging.WARNING * 1000)
     make().setup("fit")
