@@ -9,13 +9,13 @@ import argparse
 import json
 import logging
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning_mllm.errors import DataError
 from lightning_mllm.progress import track
-from lightning_mllm.real.captions import caption_rows, make_row, read_captions
+from lightning_mllm.real.captions import Captions, caption_rows, make_row, read_captions
 from lightning_mllm.real.questions import make_questions
 from lightning_mllm.store.files import replacing_folder, write_text
 
@@ -51,15 +51,14 @@ def prepare(parts: Path, output: Path) -> None:
     for split, captions in read_captions(parts / CAPTIONS).items():
         texts = caption_rows(captions, most=None if split == "train" else 1)
         _write_rows(output / "captions" / f"{split}.json", texts)
-        asked = enumerate(make_questions(captions, SEED))
-        rows = [
-            make_row(f"{number}-{Path(each.image).stem}", *_as_row(each)) for number, each in asked
-        ]
-        _write_rows(output / "questions" / f"{split}.json", rows)
+        _write_rows(output / "questions" / f"{split}.json", _question_rows(captions))
 
 
-def _as_row(question: Any) -> tuple[str, str, str, str]:
-    return question.image, question.text, question.answer, question.kind
+def _question_rows(captions: Captions) -> Iterator[dict[str, Any]]:
+    """Yield a row per question, with its number and picture as its id."""
+    for number, asked in enumerate(make_questions(captions, SEED)):
+        name = f"{number}-{Path(asked.image).stem}"
+        yield make_row(name, asked.image, asked.text, asked.answer, asked.kind)
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -48,6 +48,7 @@ _UNCLEAR = {  # an object -> words after which it may well be in the picture
     "diving|fish|fishing|shore|bathing|swimsuit|kayak|canoe|raft|dock|sprinkler|hose",
 }
 _NUMBERS = {"a": 1, "an": 1, "one": 1, "another": 1, "two": 2, "three": 3, "four": 4}
+_ANY_NUMBER = "|".join(_NUMBERS)
 _WORDS = ("", "one", "two", "three", "four")
 _COUNTED = {"dog": "dogs", "man": "men", "woman": "women", "boy": "boys", "girl": "girls"}
 _COLOURS = ("black", "white", "brown", "red", "blue", "green", "yellow", "orange", "pink", "purple")
@@ -82,7 +83,7 @@ def make_questions(captions: Captions, seed: int) -> list[PictureQuestion]:
         seed: Seed of what is drawn, where more pictures would do than are asked about.
     """
     draw = random.Random(seed)
-    lower = {image: [text.lower() for text in texts] for image, texts in captions.items()}
+    lower = {image: [*map(str.lower, texts)] for image, texts in captions.items()}
     there, absent = _find_objects(lower)
     return [
         *_ask_for_presence(there, absent, draw),
@@ -181,7 +182,8 @@ def _find_count(texts: Sequence[str], thing: str) -> str | None:
 def count_things(text: str, one: str, many: str) -> int | None:
     """Return how many of a thing a caption says there are; None where it does not say.
 
-    "a black dog and a white dog" are two; "the dog" and "dogs" are no number.
+    "a black dog and a white dog" are two, and so is "dog chases another dog", since captions begin
+    without an article; "the dog" and "dogs" are no number.
 
     Args:
         text: A caption in lower case.
@@ -189,8 +191,9 @@ def count_things(text: str, one: str, many: str) -> int | None:
         many: The thing in the plural.
     """
     mentions = re.findall(rf"\b(?:{one}|{many})\b", text)
-    numbers = "|".join(_NUMBERS)
-    told = re.findall(rf"\b({numbers})\s+(?:[a-z-]+\s+){{0,3}}?({one}|{many})\b", text)
+    if not re.match(rf"(?:the|{_ANY_NUMBER})\b", text):
+        text = f"a {text}"
+    told = re.findall(rf"\b({_ANY_NUMBER})\s+(?:[a-z-]+\s+){{0,3}}?({one}|{many})\b", text)
     if not mentions or len(told) < len(mentions):
         return None
     total = 0

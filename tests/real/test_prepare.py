@@ -11,7 +11,7 @@ import torch
 
 from lightning_mllm.cli.main import main
 from lightning_mllm.errors import DataError
-from lightning_mllm.models.assembly.checkpoint import assemble_checkpoint
+from lightning_mllm.models.assemble.checkpoint import assemble_checkpoint
 from lightning_mllm.real.prepare import CAPTIONS, FOLDERS, PICTURES, prepare
 from tests.support.command_line import CONFIGS, isolate, picture
 from tests.support.parts_apart import build_language_model, build_vision_tower

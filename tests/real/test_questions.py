@@ -64,6 +64,8 @@ def test_no_count_is_more_frequent_than_the_second() -> None:
         ("two brown dogs run", 2),
         ("a black dog and a white dog", 2),
         ("a dog chases another small dog", 2),
+        ("dog running after another dog", 2),
+        ("small dog in a field", 1),
         ("three dogs and a dog", 4),
         ("the dog runs", None),
         ("dogs run", None),
