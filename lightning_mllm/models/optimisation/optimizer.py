@@ -24,7 +24,7 @@ def make_optimizer(
     """Make an optimiser; on CUDA, those of torch take their step in one fused kernel.
 
     Without it torch makes a second copy of all trained weights in each step: 25 GiB for an LLM of
-    7 billion parameters in float32.
+    7 billion parameters in float32. A config that says `fused` or `foreach` itself is followed.
 
     Args:
         factory: Makes the optimiser.
@@ -43,7 +43,8 @@ def make_optimizer(
             "`lightning export` the model and fit from the exported folder."
         )
     for group in optimizer.param_groups:
-        if steps_by_lists(group, "cuda") and "fused" in group and _is_on_cuda(group["params"]):
+        is_open = "fused" in group and group["fused"] is group["foreach"] is None
+        if is_open and _is_on_cuda(group["params"]):
             group["fused"] = True
     return optimizer
 
