@@ -100,7 +100,7 @@ def find_quantized_linears(plain: Backbone, quantize: Quantize) -> dict[str, nn.
     Raises:
         ConfigError: There is nothing to quantise.
     """
-    inside = {id(each) for layer in decoder_layers(plain) for each in layer.modules()}
+    inside = {id(each) for each in nn.ModuleList(decoder_layers(plain)).modules()}
     found: dict[str, nn.Linear] = {}
     for name, module in plain.model.named_modules():
         # a subclass may do more than multiply
@@ -125,9 +125,8 @@ def _report(plain: Backbone, quantize: Quantize, stored: Mapping[str, StoredWeig
         100 * count / total,
         count * BYTES_PER_WEIGHT[quantize] / _MIB,
     )
-    if 2 * count < sum(
-        parameter.numel() for layer in decoder_layers(plain) for parameter in layer.parameters()
-    ):
+    layers = nn.ModuleList(decoder_layers(plain))
+    if 2 * count < sum(parameter.numel() for parameter in layers.parameters()):
         logger.warning(
             "More than half of the weights in the LLM's layers are in no linear layer (experts, "
             "for example), so model.quantize %s leaves them as they are and saves little.",

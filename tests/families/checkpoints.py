@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data import MLLMDataModule
-from lightning_mllm.models.assembly.checkpoint import assemble_checkpoint
+from lightning_mllm.models.assemble.checkpoint import assemble_checkpoint
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.tiny import TinyFamily, build_tiny_checkpoint
 from lightning_mllm.types import Box, Options, Sample, Turn

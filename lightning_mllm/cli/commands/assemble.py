@@ -6,7 +6,7 @@ from jsonargparse import auto_cli
 
 from lightning_mllm.cli.commands import PROGRAM
 from lightning_mllm.cli.plain_parser import PlainParser
-from lightning_mllm.models.assembly.checkpoint import assemble_checkpoint
+from lightning_mllm.models.assemble.checkpoint import assemble_checkpoint
 from lightning_mllm.progress import console
 
 

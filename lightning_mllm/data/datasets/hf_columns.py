@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from lightning_mllm.errors import DataError, did_you_mean
 
 IMAGE, CLASS_LABEL, TEXT, INTEGER, BYTES = "image", "class label", "text", "integer", "bytes"
 JSON, OBJECT, LIST_OF = "JSON", "object", "list of "
-_PICTURES = {f"{many}{kind}" for many in ("", LIST_OF) for kind in (IMAGE, TEXT, BYTES)}
+_PICTURES = {IMAGE, TEXT, BYTES, LIST_OF + IMAGE, LIST_OF + TEXT, LIST_OF + BYTES}
 # role -> the types that it can have
 _TYPES: dict[str, set[str]] = {
     "image": _PICTURES,
@@ -165,7 +166,7 @@ class _Finder:
 
         Columns that are named say which of the three it is.
         """
-        named = [role for task in _TASKS for role in task if columns.get(role)]
+        named = [role for role in chain.from_iterable(_TASKS) if columns.get(role)]
         tasks = [task for task in _TASKS if not named or set(task) & set(named)]
         found = []
         for task in tasks:

@@ -268,8 +268,7 @@ def _name_group(sample: Sample) -> str:
 def _find_copies(samples: Samples) -> tuple[Occurrences, ...]:
     """Return where pictures of equal content occur, if in two splits or under two labels."""
     files = (picture for picture in _list_pictures(samples) if isinstance(picture, Path))
-    first: dict[Path | str, Path] = {}
-    first.update(find_first_duplicates(files).items())
+    first: dict[Path | str, Path] = dict(find_first_duplicates(files).items())
     found: dict[Path | str, dict[InventoryImage, None]] = {}  # sets in the order of the samples
     for split, part in samples.items():
         for sample in part:

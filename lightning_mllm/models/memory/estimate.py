@@ -154,15 +154,7 @@ def estimate_memory(config: PretrainedConfig, need: MemoryNeed) -> MemoryEstimat
         ConfigError: The model could not be trained so, or its checkpoint is quantised already.
     """
     sharded = need.strategy == "fsdp2"
-    check_trained_dtype(need.trained_dtype, need.dtype, need.optimizer)
-    if sharded:
-        check_sharded_optimizer(need.optimizer)
-    check_quantize_option(need.quantize, sharded=sharded, compiled=False, placed=False)
-    if (kind := kind_of_quantized_checkpoint(config)) is not None:
-        raise ConfigError(
-            f"The checkpoint is quantised already ({kind}), and what such a one needs is not "
-            "estimated. Ask for the checkpoint that it was made from, with model.quantize."
-        )
+    _check_need(config, need, sharded=sharded)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(
             config, dtype=need.dtype, attn_implementation=need.attention
@@ -200,6 +192,19 @@ def estimate_memory(config: PretrainedConfig, need: MemoryNeed) -> MemoryEstimat
         evaluation / GIB,
         notes,
     )
+
+
+def _check_need(config: PretrainedConfig, need: MemoryNeed, *, sharded: bool) -> None:
+    """Refuse what a fit would refuse, and what can't be estimated."""
+    check_trained_dtype(need.trained_dtype, need.dtype, need.optimizer)
+    if sharded:
+        check_sharded_optimizer(need.optimizer)
+    check_quantize_option(need.quantize, sharded=sharded, compiled=False, placed=False)
+    if (kind := kind_of_quantized_checkpoint(config)) is not None:
+        raise ConfigError(
+            f"The checkpoint is quantised already ({kind}), and what such a one needs is not "
+            "estimated. Ask for the checkpoint that it was made from, with model.quantize."
+        )
 
 
 def _bytes_of(parameters: Any) -> int:

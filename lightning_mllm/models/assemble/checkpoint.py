@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from lightning_mllm.errors import CheckpointError, ConfigError
-from lightning_mllm.models.assembly.chat import IMAGE_TOKEN, add_place_for_images
-from lightning_mllm.models.assembly.language_model import LanguageModel, open_language_model
-from lightning_mllm.models.assembly.tower import Tower, open_tower
+from lightning_mllm.models.assemble.chat import IMAGE_TOKEN, add_place_for_images
+from lightning_mllm.models.assemble.language_model import LanguageModel, open_language_model
+from lightning_mllm.models.assemble.tower import Tower, open_tower
 from lightning_mllm.store.files import read_json, replacing_folder, write_json, write_text
 
 Projection = Literal["mlp", "linear"]
@@ -64,21 +64,9 @@ def assemble_checkpoint(
         ConfigError: The folder has something in it, or a number is out of its range.
         CheckpointError: A part is missing, damaged, or can't be part of a LLaVA.
     """
-    output = Path(output)
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise ConfigError(
-            f"{output} is there and not an empty folder, and nothing is overwritten. Choose "
-            "another --output."
-        )
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"--image_size must be at least 1 pixel, not {image_size}.")
+    _check_options(output, image_size)
     tower = open_tower(vision, image_size)
-    depth = tower.model.config.num_hidden_layers
-    if not -depth - 1 <= vision_feature_layer <= depth:
-        raise ConfigError(
-            f"--vision_feature_layer is {vision_feature_layer}, but the tower of {vision!r} has "
-            f"{depth} layers: expected {-depth - 1} to {depth}."
-        )
+    _check_layer(vision, tower, vision_feature_layer)
     language = open_language_model(llm)
     config = _make_config(tower, language, projector, vision_feature_layer)
     model = _join(config, tower, language, seed)
@@ -90,14 +78,33 @@ def assemble_checkpoint(
             written = read_json(folder / "config.json") | {"dtype": _dtype_name(language.model)}
             write_json(folder / "config.json", written)
             processor.save_pretrained(folder)
-            card = _make_card(vision, llm, config, projector, seed)
-            write_text(folder / "README.md", str(card))
+            write_text(folder / "README.md", _write_card(vision, llm, config, projector, seed))
     except OSError as error:
         raise CheckpointError(
             f"{output} could not be written: {error}. Nothing was left behind. Free some space, or "
             "choose an --output on another disk."
         ) from error
     return output
+
+
+def _check_options(output: Path, image_size: int | None) -> None:
+    """Refuse what can be seen before anything is opened."""
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise ConfigError(
+            f"{output} is there and not an empty folder, and nothing is overwritten. Choose "
+            "another --output."
+        )
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"--image_size must be at least 1 pixel, not {image_size}.")
+
+
+def _check_layer(vision: str, tower: Tower, vision_feature_layer: int) -> None:
+    depth = tower.model.config.num_hidden_layers
+    if not -depth - 1 <= vision_feature_layer <= depth:
+        raise ConfigError(
+            f"--vision_feature_layer is {vision_feature_layer}, but the tower of {vision!r} has "
+            f"{depth} layers: expected {-depth - 1} to {depth}."
+        )
 
 
 def _make_config(
@@ -169,9 +176,9 @@ def _make_processor(config: LlavaConfig, tower: Tower, language: LanguageModel) 
     )
 
 
-def _make_card(
+def _write_card(
     vision: str, llm: str, config: LlavaConfig, projector: Projection, seed: int
-) -> ModelCard:
+) -> str:
     """Return the README of the folder: what it is made of."""
     on_hub = [each for each in (llm, vision) if not Path(each).exists()]
     data = ModelCardData(
@@ -190,7 +197,7 @@ def _make_card(
         f"| projection | {projector}, random, seed {seed} |\n"
         f"| LLM | `{_name(llm)}` |"
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+    return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
 
 
 def _name(checkpoint: str) -> str:

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from lightning_mllm.checkpoint_files import check_checkpoint_available, why_checkpoint_fails
 from lightning_mllm.errors import CheckpointError
-from lightning_mllm.models.assembly.chat import IMAGE_TOKEN
+from lightning_mllm.models.assemble.chat import IMAGE_TOKEN
 
 _EXAMPLES = "HuggingFaceTB/SmolLM2-135M-Instruct or Qwen/Qwen2.5-0.5B-Instruct"
 

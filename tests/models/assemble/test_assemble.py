@@ -22,9 +22,9 @@ from transformers import (
 
 from lightning_mllm.data.images.opening import open_processor
 from lightning_mllm.errors import CheckpointError, ConfigError
-from lightning_mllm.models.assembly.checkpoint import assemble_checkpoint
+from lightning_mllm.models.assemble.checkpoint import assemble_checkpoint
 from lightning_mllm.models.backbone import Backbone
-from tests.support.parts_apart import CHAT, SIDE, build_language_model, build_vision_tower
+from tests.support.parts_apart import SIDE, build_language_model, build_vision_tower
 
 PAIRS = (
     ("clip", "llama"),
@@ -224,7 +224,3 @@ def test_what_is_missing_is_named_with_the_way_out(part: Part, tmp_path: Path) -
     output.mkdir()
     (output / "mine").touch()
     refuse("nothing is overwritten")
-
-
-def test_the_shipped_chat_is_that_of_the_test(part: Part) -> None:
-    assert AutoTokenizer.from_pretrained(part("llama")).chat_template == CHAT
