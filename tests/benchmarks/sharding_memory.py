@@ -100,7 +100,7 @@ def measure_training(
 ) -> float:
     """Return the memory of the larger process, in MiB."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
+        done = subprocess.run(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
                 *("--nproc_per_node", str(options.processes), __file__, "--worker"),
@@ -108,10 +108,13 @@ def measure_training(
             ],
             env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
             cwd=folder,
-            check=True,
             timeout=TIMEOUT,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        if done.returncode:
+            raise SystemExit(f"{strategy}, {policy} failed:\n{done.stderr[-4000:]}")
         return max(float(json.loads(each.read_text())) for each in Path(folder).glob("*.json"))
 
 
