@@ -114,7 +114,7 @@ def measure_training(
             text=True,
         )
         if done.returncode:
-            raise SystemExit(f"{strategy}, {policy} failed:\n{done.stderr[-4000:]}")
+            raise SystemExit(f"{strategy}, {policy} failed:\n{done.stderr}")
         return max(float(json.loads(each.read_text())) for each in Path(folder).glob("*.json"))
 
 

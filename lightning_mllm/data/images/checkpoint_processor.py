@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PretrainedConfig, ProcessorMixin
@@ -22,7 +23,7 @@ class CheckpointProcessor:
     hf: ProcessorMixin
     config: PretrainedConfig
 
-    @property
+    @cached_property
     def family(self) -> Family:
         """What is known of the model's type."""
         return family_of(self.config)

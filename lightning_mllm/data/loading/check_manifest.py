@@ -19,6 +19,7 @@ from lightning_mllm.data.loading.lazy import LazySamples
 from lightning_mllm.data.loading.left_out import LeftOut
 from lightning_mllm.data.loading.picture_sizes import PictureSizes
 from lightning_mllm.data.loading.split_scan import SplitScan
+from lightning_mllm.data.loading.stored import StoredSamples
 from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import write_text
 from lightning_mllm.store.manifest import manifest_digest
@@ -91,7 +92,11 @@ class CheckManifest:
         yield str(collator.geometry)
         yield str((collator.max_length, collator.long_answers, collator.split_special_tokens))
         yield from describe_processor(collator.processor)
-        yield from (f"{index} {scan.samples[index]!r}" for index in scan.facts.indices().tolist())
+        kept = scan.facts.indices()
+        if isinstance(scan.samples, StoredSamples):
+            yield scan.samples.select(kept).digest()
+        else:
+            yield from (f"{index} {scan.samples[index]!r}" for index in kept.tolist())
         for name in scan.pictures.files:
             path = Path(name)
             status = path.stat() if path.exists() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_mllm.data.text.prompts import Dialogue
 from lightning_mllm.data.text.turns import cut_turn_at_images
@@ -19,8 +19,7 @@ Piece = str | int  # literal text, or the number of a slot
 Parts = tuple[str | None, ...]  # texts with slots in them; None is an image
 
 
-@dataclass(frozen=True)
-class MessageText:
+class MessageText(NamedTuple):
     """The text that belongs in a slot, without the blanks around it."""
 
     segment: Segment

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from lightning_mllm.data.images.checkpoint_processor import CheckpointProcessor
 from lightning_mllm.data.text.chat_messages import (
@@ -30,8 +31,7 @@ from lightning_mllm.types import Segment, Turn
 _SHOWN = 40  # characters that a message quotes
 
 
-@dataclass(frozen=True)
-class RenderedSpan:
+class RenderedSpan(NamedTuple):
     """Characters `start` to `end` (exclusive) of a rendered text, and their segment."""
 
     segment: Segment
