@@ -100,15 +100,21 @@ class ProcessWatch:
         self._lock = threading.Lock()
         self._store: Any = None
         self._main = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="process-watch", daemon=True)
 
     def start(self) -> None:
         """Begin to watch; all processes have to."""
-        threading.Thread(target=self._watch, name="process-watch", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer: this process has done its work, or has ended it."""
+        """Watch no longer: this process has done its work, or has ended it.
+
+        A thread that still talks to the store when Python ends would abort the process.
+        """
         self._tell(state="done" if self._own.state == "running" else self._own.state)
         self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * _GRACE)
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
