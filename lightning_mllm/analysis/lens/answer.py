@@ -170,7 +170,18 @@ class AnswerLens(QuestionAnalysis[AnswerLensRow]):
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
     ) -> list[list[AnswerLensRow]]:
-        """Put the lens on all layers."""
+        """Put the lens on all layers.
+
+        Raises:
+            ConfigError: It is not known which words answer the questions.
+        """
+        if not any(batch.answers):
+            raise ConfigError(
+                f"{self.name} reads the word of the answer, which is known where a sample has a "
+                f"kind, but sample {batch.sample_ids[0]!r} has none. Give questions a `kind`, or "
+                "use an analysis that needs none (--analysis InformationFlow "
+                "--analysis.correct_only false)."
+            )
         positions = ReadoutPositions.of(batch)
         vocabulary = len(self.tokenizer) if self.vocabulary == "tokenizer" else None
         finish = partial(finish_logits, backbone.model.config)

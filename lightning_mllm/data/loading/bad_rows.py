@@ -189,14 +189,26 @@ class BadRows:
             logger.warning("All of them are in %s", self.write(folder))
 
     def write(self, folder: Path) -> Path:
-        """Write the whole list into a folder and return the file."""
-        path = folder / FILE
+        """Write the whole list into a folder, below what other datasets wrote there.
+
+        Returns:
+            The file.
+        """
+        path, header = folder / FILE, (*BadRow.__dataclass_fields__,)
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(BadRow.__dataclass_fields__)
-            writer.writerows(astuple(row) for row in self)
+        earlier: list[tuple[str, ...]] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                earlier = [tuple(row) for row in csv.reader(file)]
+        own = [tuple(map(_make_writable, astuple(row))) for row in self]
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(dict.fromkeys([header, *earlier, *own]))
         return path
+
+
+def _make_writable(text: str) -> str:
+    """Return a text in which half of a character is written as its code."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _put_alike_together(problems: Sequence[str]) -> list[tuple[str, int]]:

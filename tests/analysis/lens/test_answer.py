@@ -57,6 +57,14 @@ class TestAnswerLens(AnalysisContract):
             "logical/obj": 1,
         }
 
+    def test_questions_whose_answer_words_are_not_known_are_refused(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
+        labelled = [replace(batch, answers=(None,) * len(batch)) for batch in batches(tiny_llava)]
+
+        with pytest.raises(ConfigError, match=r"'test-0' has none.* InformationFlow"):
+            self.run(backbone, tiny_llava, labelled, correct_only=False)
+
     def test_intervals_are_of_pictures(self, backbone: Backbone, tiny_llava: str) -> None:
         (batch,) = batches(tiny_llava, 6)
         one = replace(batch, pictures=("only",) * 6)

@@ -318,6 +318,18 @@ class TestLeavingOut:
         }
         assert len(rows) == 30
 
+    def test_the_lists_of_two_datasets_are_in_one_file(self, tmp_path: Path) -> None:
+        first, second = BadRows("skip"), BadRows("skip")
+        first.add(DataError(f"row 1 has {LONE}", "text"))
+        second.add(DataError("row 2 has no image", "image"))
+        for each in (first, second, first):
+            file = each.write(tmp_path)
+
+        with file.open(newline="", encoding="utf-8") as written:
+            problems = [row["problem"] for row in csv.DictReader(written)]
+
+        assert problems == ["row 1 has half a \\ud83d", "row 2 has no image"]
+
     def test_the_list_makes_its_folder(self, tmp_path: Path) -> None:
         assert BadRows("skip").write(tmp_path / "new").is_file()
 
