@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from lightning_mllm.models.provenance import provenance
 from lightning_mllm.progress import ProgressBar, show_progress
 from lightning_mllm.tracking.analysis_run import AnalysisRun
 from lightning_mllm.types import Sample
+
+logger = logging.getLogger(__name__)
 
 
 class Analyzing(L.Callback):
@@ -47,6 +50,12 @@ class Analyzing(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what can't be analysed, before the model is loaded."""
         AnalysisRun.of(self.analyses, trainer, "analysis")  # refuses processes without a folder
+        if trainer.limit_test_batches != 1.0 and trainer.limit_predict_batches == 1.0:
+            logger.warning(
+                "An analysis goes through all samples of %s: limit_test_batches does not hold for "
+                "it, limit_predict_batches does",
+                self.split,
+            )
         samples = _predicted_samples(trainer, self.split)
         for analysis in self.analyses:
             analysis.check(samples)
