@@ -109,6 +109,7 @@ def measure_training(
             env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
             cwd=folder,
             timeout=TIMEOUT,
+            check=False,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
