@@ -13,11 +13,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from lightning_mllm.errors import DataError
 from lightning_mllm.progress import track
-from lightning_mllm.real.captions import Captions, caption_rows, make_row, read_captions
+from lightning_mllm.real.captions import (
+    Captions,
+    caption_rows,
+    make_row,
+    read_captions,
+    tidy_caption,
+)
 from lightning_mllm.real.questions import make_questions
-from lightning_mllm.store.files import replacing_folder, write_text
+from lightning_mllm.store.files import replacing_folder, write_json, write_text
 
 CAPTIONS, PICTURES = "flickr8k_captions.json", "flickr8k_images.zip"
 FOLDERS = {  # data of the projection study: archive of a folder per class
@@ -27,6 +35,7 @@ FOLDERS = {  # data of the projection study: archive of a folder per class
     "lesions": "lesions_ham10000.zip",
 }
 SEED = 0
+_GREY_SIDE = 128  # pixels
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +44,9 @@ def prepare(parts: Path, output: Path) -> None:
     """Write what is not there yet.
 
     `output` gets `pictures/`, `captions/<split>.json` (all captions in training, the first of each
-    picture else), `questions/<split>.json`, and a folder of classes per data of the projection
-    study.
+    picture else), `references/<split>.json` (all captions of each of those samples),
+    `questions/<split>.json`, a folder of classes per data of the projection study, and `grey/`:
+    grey pictures with the names of those of the test.
 
     Args:
         parts: Folder with the archives and the captions.
@@ -51,6 +61,13 @@ def prepare(parts: Path, output: Path) -> None:
     for split, captions in read_captions(parts / CAPTIONS).items():
         texts = caption_rows(captions, most=None if split == "train" else 1)
         _write_rows(output / "captions" / f"{split}.json", texts)
+        if split != "train":
+            references = {}
+            for row in caption_rows(captions, most=1):
+                references[row["id"]] = [*map(tidy_caption, captions[row["image"]])]
+            write_json(output / "references" / f"{split}.json", references)
+        if split == "test":
+            _draw_grey_pictures(output / "grey", captions)
         _write_rows(output / "questions" / f"{split}.json", _question_rows(captions))
 
 
@@ -74,6 +91,15 @@ def unpack(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as content, replacing_folder(folder) as unpacked:
         for name in track(content.namelist(), f"Unpacking {archive.name}"):
             content.extract(name, unpacked)
+
+
+def _draw_grey_pictures(folder: Path, captions: Captions) -> None:
+    """Draw a grey picture in the place of each, for a model that shall see none."""
+    if folder.exists():
+        return
+    with replacing_folder(folder) as drawn:
+        for name in captions:
+            Image.new("RGB", (_GREY_SIDE, _GREY_SIDE), "grey").save(drawn / name)
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

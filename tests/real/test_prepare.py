@@ -46,6 +46,12 @@ def test_captions_questions_pictures_and_classes_are_written(parts: Path, tmp_pa
     train = json.loads((tmp_path / "data/captions/train.json").read_text())
     test = json.loads((tmp_path / "data/captions/test.json").read_text())
     assert (len(train), len(test)) == (16, 8)  # of test pictures the first caption only
+    references = json.loads((tmp_path / "data/references/test.json").read_text())
+    assert list(references) == [row["id"] for row in test]
+    assert references["test-1#0"] == ["A brown dog leaps.", "The brown dog leaps over a log."]
+    assert {path.name for path in (tmp_path / "data/grey").iterdir()} == {
+        row["image"] for row in test
+    }
     questions = json.loads((tmp_path / "data/questions/test.json").read_text())
     assert {row["kind"] for row in questions} == {"presence"}
     assert len({row["id"] for row in questions}) == len(questions)

@@ -1,7 +1,7 @@
 """The pictures that samples are shown: their own, others', and two that say less than a picture.
 
-- `blind`: pixels that are all 0 after the processor's normalisation, which is its mean colour. It
-  has the size, and so the visual tokens, of the sample's own picture.
+- `blind`: pixels next to 0 after the processor's normalisation, which is its mean colour. It has
+  the size, and so the visual tokens, of the sample's own picture.
 - `shuffled`: the visual tokens of the sample's own picture in an order drawn by seed. What there is
   to see is told, where it is is not.
 """
@@ -20,6 +20,7 @@ from lightning_mllm.models.vision import EncodedImage
 from lightning_mllm.store.seeds import seed_rank_of, torch_generator
 
 _PIXELS = "pixel_values"
+_BLANK = 1e-4  # some models take a picture of nothing but 0 for padding
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class PictureEncoder:
         rest = [tensor.tolist() for name, tensor in image.items() if name != _PIXELS]
         key = (*shapes, str(rest))
         if key not in self._blind:
-            empty = {**image, _PIXELS: torch.zeros_like(image[_PIXELS])}
+            empty = {**image, _PIXELS: torch.full_like(image[_PIXELS], _BLANK)}
             (self._blind[key],) = self.encode(backbone, [empty])
         return self._blind[key]
 

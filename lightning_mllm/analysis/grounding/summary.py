@@ -37,7 +37,7 @@ MEASURES = (
 )
 
 
-def summarise_grounding(  # noqa: PLR0913 - all of them decide the numbers
+def summarise_grounding(
     name: str,
     table: Table,
     settings: Mapping[str, Any],
