@@ -75,8 +75,9 @@ BORDERS: dict[str, set[str]] = {
     "callbacks": SHARED
     | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"}
     | {"alignment_names"},
-    "testbed": SHARED | {"store", "data", "models"},
-    "real": {"errors", "evaluation", "progress", "store"},
+    "recipe": {"store"},
+    "testbed": SHARED | {"recipe", "store", "data", "models"},
+    "real": {"errors", "evaluation", "progress", "recipe", "store"},
     "study/__init__": {"study"},
     "study/engine": {"__version__", "errors", "progress", "store", "tracking"},
     **{

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lightning_mllm.real.captions import (
 )
 from lightning_mllm.real.questions import make_questions
 from lightning_mllm.store.files import replacing_folder, write_json, write_text
+from lightning_mllm.store.seeds import draw_by_seed
 
 CAPTIONS, PICTURES = "flickr8k_captions.json", "flickr8k_images.zip"
 FOLDERS = {  # data of the projection study: archive of a folder per class
@@ -36,6 +38,7 @@ FOLDERS = {  # data of the projection study: archive of a folder per class
 }
 SEED = 0
 _GREY_SIDE = 128  # pixels
+_FEW = 160  # questions of a kind
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +48,9 @@ def prepare(parts: Path, output: Path) -> None:
 
     `output` gets `pictures/`, `captions/<split>.json` (all captions in training, the first of each
     picture else), `references/<split>.json` (all captions of each of those samples),
-    `questions/<split>.json`, a folder of classes per data of the projection study, and `grey/`:
-    grey pictures with the names of those of the test.
+    `questions/<split>.json`, `questions/few.json` (some test questions of each kind), a folder of
+    classes per data of the projection study, and `grey/`: grey pictures with the names of those of
+    the test. Files that would not change are not touched.
 
     Args:
         parts: Folder with the archives and the captions.
@@ -68,7 +72,10 @@ def prepare(parts: Path, output: Path) -> None:
             write_json(output / "references" / f"{split}.json", references)
         if split == "test":
             _draw_grey_pictures(output / "grey", captions)
-        _write_rows(output / "questions" / f"{split}.json", _question_rows(captions))
+        questions = list(_question_rows(captions))
+        _write_rows(output / "questions" / f"{split}.json", questions)
+        if split == "test":
+            _write_rows(output / "questions" / "few.json", _draw_of_each_kind(questions))
 
 
 def _question_rows(captions: Captions) -> Iterator[dict[str, Any]]:
@@ -76,6 +83,18 @@ def _question_rows(captions: Captions) -> Iterator[dict[str, Any]]:
     for number, asked in enumerate(make_questions(captions, SEED)):
         name = f"{number}-{Path(asked.image).stem}"
         yield make_row(name, asked.image, asked.text, asked.answer, asked.kind)
+
+
+def _draw_of_each_kind(questions: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield at most `_FEW` questions of each kind, drawn by their ids, in order."""
+    of_kinds = defaultdict[str, list[str]](list)
+    rows = list(questions)
+    for row in rows:
+        of_kinds[row["kind"]].append(row["id"])
+    drawn: set[str] = set()
+    for names in of_kinds.values():
+        drawn |= draw_by_seed(names, _FEW, SEED)
+    yield from (row for row in rows if row["id"] in drawn)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -103,7 +122,9 @@ def _draw_grey_pictures(folder: Path, captions: Captions) -> None:
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, json.dumps(list(rows), indent=0) + "\n")
+    text = json.dumps(list(rows), indent=0) + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ class AnalysisRun:
                 analysis.update(module.backbone, batch)
 
     def settle(self, module: Any) -> None:
-        """Let each analysis do, after the last batch, what needs all of them; it may run the model."""
+        """Let each analysis do what needs all batches, after the last; it may run the model."""
         with module.adapted.autocast(module.device.type):
             for analysis in self.analyses:
                 analysis.settle()

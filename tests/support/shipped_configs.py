@@ -108,6 +108,7 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
             "heat_map.png",
         },
     ),
+    "analysis/grounding.yaml": ("grounding", {"likelier_by.png", "likelier.png"}),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
 ALIGNMENT = "analysis/alignment.yaml"
@@ -193,10 +194,14 @@ ALIGNMENT_SERIES = (
 )
 ALIGNMENT_STEPS = "studies/alignment_testbed/steps.yaml"
 
-REAL = "real/1_captions.yaml"  # tests/real tries it
+REAL = {  # tests/real tries them
+    *("real/1_captions.yaml", "real/2_questions.yaml", "real/3_captions_short.yaml"),
+    *("real/grounding.yaml", "real/described.yaml", "real/alignment.yaml"),
+    *("real/answers.yaml", "real/information_flow.yaml"),
+}
 
 COVERED = {
-    REAL,
+    *REAL,
     *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),

@@ -1,4 +1,4 @@
-"""Answers with others' pictures: what the collator makes of them, and what the loss says of them."""
+"""Answers with others' pictures: what the collator makes of them, and what the loss says."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_what_can_not_be_compared_is_refused() -> None:
     make().check(samples)
     with pytest.raises(ConfigError, match=r"with 3 others, but there are 3.*set others to 2"):
         make().check(samples[:3])
-    with pytest.raises(ConfigError, match="'test-0' has 0 images.*one image each"):
+    with pytest.raises(ConfigError, match=r"'test-0' has 0 images.*one image each"):
         make().check([replace(samples[0], images=())])
     with pytest.raises(ConfigError, match="others must be at least 1, not 0"):
         make(others=0)

@@ -66,7 +66,7 @@ def test_shuffled_captions_are_held_against_the_references_of_others() -> None:
 
 
 def test_what_can_not_be_scored_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there are 1 captions. Score the captions of two"):
+    with pytest.raises(DataError, match=r"there are 1 captions\. Score the captions of two"):
         cider_d(["a dog"], [DOG])
     file = tmp_path / "references.json"
     with pytest.raises(DataError, match="can't be read"):
