@@ -26,7 +26,7 @@ from lightning_mllm.real.captions import (
     tidy_caption,
 )
 from lightning_mllm.real.questions import make_questions
-from lightning_mllm.store.files import replacing_folder, write_json, write_text
+from lightning_mllm.store.files import replacing_folder, write_text
 from lightning_mllm.store.seeds import draw_by_seed
 
 CAPTIONS, PICTURES = "flickr8k_captions.json", "flickr8k_images.zip"
@@ -69,7 +69,8 @@ def prepare(parts: Path, output: Path) -> None:
             references = {}
             for row in caption_rows(captions, most=1):
                 references[row["id"]] = [*map(tidy_caption, captions[row["image"]])]
-            write_json(output / "references" / f"{split}.json", references)
+            text = json.dumps(references, indent=0) + "\n"
+            _write_changed(output / "references" / f"{split}.json", text)
         if split == "test":
             _draw_grey_pictures(output / "grey", captions)
         questions = list(_question_rows(captions))
@@ -122,7 +123,11 @@ def _draw_grey_pictures(folder: Path, captions: Captions) -> None:
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    text = json.dumps(list(rows), indent=0) + "\n"
+    _write_changed(path, json.dumps(list(rows), indent=0) + "\n")
+
+
+def _write_changed(path: Path, text: str) -> None:
+    """Write a file unless it has this text, so that whoever reads it finds it unchanged."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
 

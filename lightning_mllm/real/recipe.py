@@ -17,7 +17,9 @@ from lightning_mllm.recipe import Recipe, RecipeStep, run_recipe_step
 FOLDER = Path("checkpoints/real")  # where the configs look for checkpoint and data
 _SHAPE = ("--image_size", "112", "--vision_feature_layer", "9")
 _SEEDS = (1, 2, 3)
-_STEPS = (50, 100, 200)  # of trainings, at which alignment and captions are measured
+_STEPS = (50, 100)  # of trainings, at which alignment and captions are measured
+_LATER_STEPS = (200, 400)  # of the longer one
+_PAIRED = ("--analysis.others", "1")  # a third of the time
 _GREY = ("--data.init_args.image_root", str(FOLDER / "data/grey"))
 
 _CAPTIONS = RecipeStep("captions", "assembled", "1_captions.yaml")
@@ -56,11 +58,11 @@ class RealRecipe(Recipe):
         if not (self.folder / "data/questions/few.json").is_file():
             prepare(self.parts, self.folder / "data")
         self._assemble("assembled", self.llm, seed=0)
-        self._examine_captions("before", "assembled")
+        self._examine_captions("before", "assembled", _PAIRED)
         self.train(_CAPTIONS)
         self._examine_captions("captions", "captions")
         self._caption("captions_blind", "captions", _GREY)
-        self._follow("captions")
+        self._follow("captions", (*_STEPS, *_LATER_STEPS))
         self.train(_QUESTIONS)
         self._examine_questions()
         self._train_random()
@@ -89,12 +91,12 @@ class RealRecipe(Recipe):
         self._assemble(start, self.llm, seed)
         seeded = ("--seed_everything", str(seed))
         self.train(RecipeStep(name, start, "3_captions_short.yaml", seeded))
-        self._examine_captions(name, name)
-        self._follow(name)
+        self._examine_captions(name, name, _PAIRED)
+        self._follow(name, _STEPS)
 
-    def _examine_captions(self, name: str, checkpoint: str) -> None:
+    def _examine_captions(self, name: str, checkpoint: str, options: tuple[str, ...] = ()) -> None:
         """Measure whether captions are grounded, how good they are, and the alignment."""
-        self._analyse(f"grounding-{name}", checkpoint, "grounding.yaml")
+        self._analyse(f"grounding-{name}", checkpoint, "grounding.yaml", options)
         self._caption(name, checkpoint)
         self._analyse(f"alignment-{name}", checkpoint, "alignment.yaml")
 
@@ -105,10 +107,10 @@ class RealRecipe(Recipe):
             self.evaluate(step)
         self._analyse("flow-questions", "questions", "information_flow.yaml")
 
-    def _follow(self, training: str) -> None:
+    def _follow(self, training: str, steps: Sequence[int]) -> None:
         """Measure alignment and captions at checkpoints of a training."""
         start = "assembled" + training.removeprefix("captions")
-        for at in _STEPS:
+        for at in steps:
             if checkpoint := self.checkpoint_at(training, at):
                 options = ("--ckpt_path", str(checkpoint))
                 self._analyse(f"alignment-{training}_step{at}", start, "alignment.yaml", options)

@@ -108,10 +108,9 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
             "heat_map.png",
         },
     ),
-    "analysis/grounding.yaml": ("grounding", {"likelier_by.png", "likelier.png"}),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
-ALIGNMENT = "analysis/alignment.yaml"
+ALIGNMENT, GROUNDING = "analysis/alignment.yaml", "analysis/grounding.yaml"
 SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
@@ -202,7 +201,16 @@ REAL = {  # tests/real tries them
 
 COVERED = {
     *REAL,
-    *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
+    *(
+        QUICKSTART,
+        NOT_FOR_FIT,
+        SKIP_BLOCKS,
+        ALIGNMENT,
+        GROUNDING,
+        FLOW_ON_THE_TESTBED,
+        START,
+        EXAMINATION,
+    ),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),

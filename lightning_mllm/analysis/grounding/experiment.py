@@ -16,7 +16,6 @@ memory, on the CPU: 0.1 MB for 64 tokens of 576 numbers in 16 bits, 4.7 MB for 5
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -67,6 +66,7 @@ class _Showing(NamedTuple):
 class Grounding(Analysis):
     """Scores each sample's answer with its own picture, and with others'.
 
+    Samples without an image, or with several, are left out; they keep a row that says so.
     The others are the next ones in a circle of all pictures that is drawn by seed. Where several
     processes share the data, each draws a circle of the pictures that it has.
 
@@ -108,12 +108,9 @@ class Grounding(Analysis):
         return {"others": self.others, "seed": self.seed}
 
     def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse samples that have no picture of their own, and too few pictures."""
-        pictures: set[str] = set()
-        for sample in samples:
-            self._check_count(sample.id, len(sample.images))
-            pictures.add(sample.picture or sample.id)
-        self._check_pictures(len(pictures))
+        """Refuse too few pictures."""
+        alone = (sample for sample in samples if len(sample.images) == 1)
+        self._check_pictures(len({sample.picture or sample.id for sample in alone}))
 
     def prepare(
         self,
@@ -132,15 +129,23 @@ class Grounding(Analysis):
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Look at the pictures of a batch, and keep its text until all pictures are known."""
         self._backbone, self._size = backbone, max(self._size, len(batch))
-        new: list[int] = []
-        for row, (name, count) in enumerate(zip(batch.sample_ids, batch.image_counts, strict=True)):
-            self._check_count(name, count)
-            sample, picture = take_unpadded(batch, row), batch.pictures[row]
-            if picture not in self._pictures and picture not in [batch.pictures[k] for k in new]:
-                new.append(row)
-            if name not in self.rows.done:
-                self._waiting[name] = sample
-        self._looks.run(new, len(batch), lambda rows: self._look_at(backbone, batch.take(rows)))
+        new: dict[str, int] = {}  # picture -> row
+        left_out: dict[str, list[GroundingRow]] = {}
+        for row, (name, kind) in enumerate(zip(batch.sample_ids, batch.kinds, strict=True)):
+            picture = batch.pictures[row]
+            if batch.image_counts[row] == 1:
+                if picture not in self._pictures:
+                    new.setdefault(picture, row)
+                if name not in self.rows.done:
+                    self._waiting[name] = take_unpadded(batch, row)
+            elif name not in self.rows.done:
+                only = GroundingRow(
+                    sample_id=name, kind=kind or "", picture=picture, measured=False
+                )
+                left_out[name] = [only]
+        self.rows.append(left_out)
+        rows = list(new.values())
+        self._looks.run(rows, len(batch), lambda some: self._look_at(backbone, batch.take(some)))
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -192,28 +197,20 @@ class Grounding(Analysis):
         self._pictures: dict[str, SeenPicture] = {}
         self._encoder = PictureEncoder()
 
-    def _check_count(self, sample_id: str, count: int) -> None:
-        if count != 1:
-            raise ConfigError(
-                f"{self.name} puts other pictures in the place of a sample's own, but sample "
-                f"{sample_id!r} has {count} images. Use data whose samples have one image each."
-            )
-
     def _check_pictures(self, count: int) -> None:
         if count <= self.others:
             raise ConfigError(
-                f"{self.name} compares each picture with {self.others} others, but there are "
-                f"{count} pictures. Use more samples, or set others to {max(count - 1, 1)} or "
-                "fewer (--analysis.others)."
+                f"{self.name} compares each picture with {self.others} others, but the samples "
+                f"with one image have {count} pictures. Use more samples, or fewer others "
+                "(--analysis.others)."
             )
 
     def _look_at(self, backbone: Backbone, batch: MultimodalBatch) -> None:
-        """Encode the pictures of a batch, of which each has one."""
-        first = list(accumulate(batch.image_counts, initial=0))
+        """Encode the pictures of a batch, of whose samples each has one."""
         encoded = self._encoder.encode(backbone, batch.images)
         for row, picture in enumerate(batch.pictures):
             tokens = cut_picture(take_unpadded(batch, row))
-            blind = self._encoder.encode_blind(backbone, batch.images[first[row]])
+            blind = self._encoder.encode_blind(backbone, batch.images[row])
             self._pictures[picture] = SeenPicture(tokens, encoded[row], blind)
 
     def _score(

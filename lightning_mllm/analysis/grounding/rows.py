@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 
 OWN, OTHERS, BLIND, SHUFFLED = "own", "others", "blind", "shuffled"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingRow:
-    """A sample and a picture that its answer is scored with.
+    """A sample and a picture that its answer is scored with; one that is left out has one row.
 
     Attributes:
         sample_id: Id of the sample.
         kind: Its kind; empty without one.
         picture: Name of its own picture.
-        measured: Always true; other analyses leave samples out.
+        measured: Whether the sample has one picture; others are left out.
         condition: `own`, `blind`, `shuffled`, or the number of the other picture, from 1 on.
         shown: Name of the picture that is shown.
         log_likelihood: Of all answer tokens, in nats.
@@ -26,7 +27,7 @@ class GroundingRow:
     kind: str
     picture: str
     measured: bool = True
-    condition: str
-    shown: str
-    log_likelihood: float
-    tokens: int
+    condition: str = ""
+    shown: str = ""
+    log_likelihood: float = nan
+    tokens: int = 0

@@ -264,9 +264,9 @@ def test_what_can_not_be_compared_is_refused() -> None:
     samples = [question("test", number) for number in range(4)]
 
     make().check(samples)
-    with pytest.raises(ConfigError, match=r"with 3 others, but there are 3.*set others to 2"):
-        make().check(samples[:3])
-    with pytest.raises(ConfigError, match=r"'test-0' has 0 images.*one image each"):
-        make().check([replace(samples[0], images=())])
+    several = replace(samples[0], images=samples[0].images * 2)
+    for few in (samples[:3], [several, *samples[1:]]):
+        with pytest.raises(ConfigError, match=r"with 3 others, but .* have 3 pictures.*fewer"):
+            make().check(few)
     with pytest.raises(ConfigError, match="others must be at least 1, not 0"):
         make(others=0)
