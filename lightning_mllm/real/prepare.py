@@ -25,7 +25,7 @@ from lightning_mllm.real.captions import (
     read_captions,
     tidy_caption,
 )
-from lightning_mllm.real.questions import make_questions
+from lightning_mllm.real.questions import VOCABULARY, make_questions
 from lightning_mllm.store.files import replacing_folder, write_text
 from lightning_mllm.store.seeds import draw_by_seed
 
@@ -49,8 +49,9 @@ def prepare(parts: Path, output: Path) -> None:
     `output` gets `pictures/`, `captions/<split>.json` (all captions in training, the first of each
     picture else), `references/<split>.json` (all captions of each of those samples),
     `questions/<split>.json`, `questions/few.json` (some test questions of each kind), a folder of
-    classes per data of the projection study, and `grey/`: grey pictures with the names of those of
-    the test. Files that would not change are not touched.
+    classes per data of the projection study, `objects.txt` (the objects that captions name), and
+    `grey/`: grey pictures with the names of those of the test. Files that would not change are not
+    touched.
 
     Args:
         parts: Folder with the archives and the captions.
@@ -62,6 +63,7 @@ def prepare(parts: Path, output: Path) -> None:
     unpack(parts / PICTURES, output / "pictures")
     for name, archive in FOLDERS.items():
         unpack(parts / archive, output / name)
+    _write_changed(output / "objects.txt", VOCABULARY.read_text(encoding="utf-8"))
     for split, captions in read_captions(parts / CAPTIONS).items():
         texts = caption_rows(captions, most=None if split == "train" else 1)
         _write_rows(output / "captions" / f"{split}.json", texts)

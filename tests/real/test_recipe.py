@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_mllm.cli.main import main
 from lightning_mllm.real import recipe as real
-from lightning_mllm.real.questions import VOCABULARY
 from lightning_mllm.real.random_llm import make_random_llm
 from lightning_mllm.real.recipe import FOLDER, RealRecipe
 from tests.support.command_line import CONFIGS, isolate
@@ -88,7 +87,6 @@ def _make_small_configs(folder: Path) -> Path:
         content: dict[str, Any] = yaml.safe_load(path.read_text())
         content["data"]["init_args"]["eval_batch_size"] = 4
         for callback in content["trainer"].get("callbacks", []):
-            callback["init_args"]["vocabulary"] = str(VOCABULARY)
             callback["init_args"]["max_new_tokens"] = 4
         if "max_steps" in content["trainer"]:
             content["trainer"] |= {"max_steps": 2, "val_check_interval": 1}
