@@ -16,6 +16,7 @@ memory, on the CPU: 0.1 MB for 64 tokens of 576 numbers in 16 bits, 4.7 MB for 5
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -129,6 +130,7 @@ class Grounding(Analysis):
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Look at the pictures of a batch, and keep its text until all pictures are known."""
         self._backbone, self._size = backbone, max(self._size, len(batch))
+        texts = replace(batch, images=()).to("cpu")
         new: dict[str, int] = {}  # picture -> row
         left_out: dict[str, list[GroundingRow]] = {}
         for row, (name, kind) in enumerate(zip(batch.sample_ids, batch.kinds, strict=True)):
@@ -137,7 +139,7 @@ class Grounding(Analysis):
                 if picture not in self._pictures:
                     new.setdefault(picture, row)
                 if name not in self.rows.done:
-                    self._waiting[name] = take_unpadded(batch, row)
+                    self._waiting[name] = take_unpadded(texts, row)
             elif name not in self.rows.done:
                 only = GroundingRow(
                     sample_id=name, kind=kind or "", picture=picture, measured=False
@@ -207,9 +209,10 @@ class Grounding(Analysis):
 
     def _look_at(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Encode the pictures of a batch, of whose samples each has one."""
+        texts = replace(batch, images=()).to("cpu")
         encoded = self._encoder.encode(backbone, batch.images)
         for row, picture in enumerate(batch.pictures):
-            tokens = cut_picture(take_unpadded(batch, row))
+            tokens = cut_picture(take_unpadded(texts, row))
             blind = self._encoder.encode_blind(backbone, batch.images[row])
             self._pictures[picture] = SeenPicture(tokens, encoded[row], blind)
 

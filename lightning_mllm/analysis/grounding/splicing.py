@@ -19,8 +19,13 @@ from lightning_mllm.types import Segment
 
 
 def take_unpadded(batch: MultimodalBatch, row: int) -> MultimodalBatch:
-    """Return one sample, on the CPU, without padding and without its pixels."""
-    alone = replace(batch.take([row]), images=()).to("cpu")
+    """Return one sample without padding.
+
+    Args:
+        batch: On the CPU, without pixels.
+        row: Number of the sample.
+    """
+    alone = batch.take([row])
     return _take_positions(alone, alone.attention_mask[0].nonzero()[:, 0])
 
 

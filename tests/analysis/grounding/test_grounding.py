@@ -113,7 +113,7 @@ def test_spliced_tokens_are_those_that_the_collator_writes(
     (own,) = Shapes(checkpoint=checkpoint, eval_batch_size=6).plain_dataloader("test")
     (expected,) = exchanged.plain_dataloader("test")
 
-    alone = [take_unpadded(own, row) for row in range(6)]
+    alone = [take_unpadded(replace(own, images=()), row) for row in range(6)]
     spliced = stack_samples(
         [replace_picture(alone[k], cut_picture(alone[(k + 2) % 6])) for k in range(6)]
     )
