@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_mllm.analysis.core.headline import Headline
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
 from lightning_mllm.analysis.grounding.headline import make_grounding_headline
 from lightning_mllm.analysis.grounding.rows import BLIND, OTHERS, OWN, SHUFFLED
@@ -29,6 +30,7 @@ from lightning_mllm.statistics.question_table import (
 from lightning_mllm.types import Table
 
 PICTURES = (OWN, OTHERS, BLIND, SHUFFLED)
+SHOWN = {OTHERS: "another's", BLIND: "blank", SHUFFLED: "own, shuffled"}
 MEASURES = (
     "log_likelihood_nats",  # of the answer with these pictures
     "own_likelier_by_nats",  # than with these
@@ -83,9 +85,7 @@ def summarise_grounding(
         len(kept.ids),
         {**settings, "kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "found": found},
         _make_plots() if len(kept.ids) else (),
-        make_grounding_headline(values[..., 0, :], coords["kind"], others)
-        if len(kept.ids)
-        else None,
+        _make_headline(values[..., 0, :], coords["kind"], others) if len(kept.ids) else None,
     )
 
 
@@ -118,8 +118,13 @@ def _compute_measures(scores: Floats, draws: BootstrapDraws) -> Floats:
     return values
 
 
+def _make_headline(values: Floats, kinds: tuple[str, ...], others: int) -> Headline:
+    """Return the main numbers of (kinds, pictures, measures, 4) statistics."""
+    shown = {PICTURES.index(picture): label for picture, label in SHOWN.items()}
+    return make_grounding_headline(values, kinds, shown, others)
+
+
 def _make_plots() -> tuple[ResultPlot, ...]:
-    shown = {OTHERS: "another's", BLIND: "blank", SHUFFLED: "own, shuffled"}
     plots = []
     for name, measure, label, chance in (
         ("likelier_by", 1, "Own picture likelier by (nats per answer)", None),
@@ -131,7 +136,7 @@ def _make_plots() -> tuple[ResultPlot, ...]:
                 "lines",
                 x="among",
                 y="picture",
-                shown=shown,
+                shown=SHOWN,
                 fixed={"measure": MEASURES[measure]},
                 xlabel="Pictures",
                 label=label,

@@ -163,7 +163,12 @@ def test_numbers_are_means_and_shares_of_the_rows(tiny_llava: str) -> None:
     blind = result.at(kind="all", picture="blind", among=4, statistic="value")
     assert blind[1] == pytest.approx((scores[:, 0] - scores[:, 1]).mean())
     assert result.coords["kind"] == ("all", "choose/attr", "logical/obj")
-    assert result.main_numbers().columns[3] == "1 of 4 (%)"
+    headline = result.main_numbers()
+    assert headline.columns[3] == "1 of 4 (%)"
+    assert [row[0] for row in headline.rows] == [
+        *("another's", "blank", "own, shuffled"),
+        *("another's, choose/attr", "another's, logical/obj"),
+    ]
 
 
 def test_a_blank_picture_says_nothing_of_its_pixels(tiny_llava: str) -> None:
