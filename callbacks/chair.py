@@ -156,7 +156,7 @@ class ChairReport(L.Callback):
                 "without objects if the picture shows none of the vocabulary."
             )
         annotated = frozenset() if self._annotated is None else self._annotated[sample.id]
-        own = (sample.conversation[-1].text,)
+        own: tuple[str, ...] = (sample.conversation[-1].text,)
         if self._references is not None:
             if sample.id not in self._references:
                 raise DataError(

@@ -29,7 +29,7 @@ def test_a_random_llm_has_the_shape_and_the_words_of_the_other_and_none_of_its_w
     assert torch.equal(torch.random.get_rng_state(), state)
     known, first, again, other = (
         AutoModelForCausalLM.from_pretrained(each, dtype="auto").state_dict()
-        for each in (llm, *made)
+        for each in (Path(llm), *made)
     )
     for name, weight in known.items():
         assert (first[name].shape, first[name].dtype) == (weight.shape, weight.dtype)

@@ -86,6 +86,11 @@ class Grounding(Analysis):
 
     default_name: ClassVar[str] = "grounding"
     rows: Rows[GroundingRow]
+    _backbone: Backbone | None  # which the last batch came with
+    _size: int  # samples in the largest batch
+    _waiting: dict[str, MultimodalBatch]  # sample id -> its text
+    _pictures: dict[str, SeenPicture]
+    _encoder: PictureEncoder
 
     def __init__(
         self,
@@ -193,10 +198,8 @@ class Grounding(Analysis):
 
     def _forget(self) -> None:
         """Forget what is kept until all pictures are known."""
-        self._backbone: Backbone | None = None
-        self._size = 1  # samples in the largest batch
-        self._waiting: dict[str, MultimodalBatch] = {}  # sample id -> its text
-        self._pictures: dict[str, SeenPicture] = {}
+        self._backbone, self._size = None, 1
+        self._waiting, self._pictures = {}, {}
         self._encoder = PictureEncoder()
 
     def _check_pictures(self, count: int) -> None:

@@ -103,7 +103,7 @@ def _take_positions(sample: MultimodalBatch, index: Tensor) -> MultimodalBatch:
 def _join(
     first: MultimodalBatch,
     parts: Sequence[MultimodalBatch],
-    join: Callable[[Sequence[Tensor]], Tensor],
+    join: Callable[[list[Tensor]], Tensor],
 ) -> MultimodalBatch:
     """Return a batch whose tensors of positions are joined from those of several."""
     masks: dict[Segment, Tensor] = {}

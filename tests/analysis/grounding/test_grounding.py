@@ -204,7 +204,7 @@ def test_what_was_stopped_goes_on_and_ends_as_if_it_had_not(
     backbone, parts = load(tiny_llava), batches(tiny_llava, 2)
     run(backbone, tiny_llava, parts, tmp_path / "whole").merge()
     stopped = run(backbone, tiny_llava, parts, tmp_path / "stopped")
-    scored = []
+    scored: list[Any] = []
 
     def score(self: Grounding, samples: Any, circle: Any) -> None:
         if len(scored) == 2:
@@ -269,7 +269,7 @@ def test_what_can_not_be_compared_is_refused() -> None:
     samples = [question("test", number) for number in range(4)]
 
     make().check(samples)
-    several = replace(samples[0], images=samples[0].images * 2)
+    several = replace(samples[0], images=[*samples[0].images] * 2)
     for few in (samples[:3], [several, *samples[1:]]):
         with pytest.raises(ConfigError, match=r"with 3 others, but .* have 3 pictures.*fewer"):
             make().check(few)
