@@ -28,9 +28,9 @@ class SeenPicture:
     """What a picture is to the LLM.
 
     Attributes:
-        tokens: Its tokens in the sample that it came with, see `splicing.cut_picture`.
+        tokens: The picture's tokens in the sample that it came with, see `splicing.cut_picture`.
         encoded: What the LLM gets at its visual tokens.
-        blind: The same for a picture of this size that shows nothing.
+        blind: What the LLM gets for a picture of this size that shows nothing.
     """
 
     tokens: MultimodalBatch

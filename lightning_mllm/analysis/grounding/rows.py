@@ -14,12 +14,12 @@ class GroundingRow:
 
     Attributes:
         sample_id: Id of the sample.
-        kind: Its kind; empty without one.
-        picture: Name of its own picture.
+        kind: Kind of the sample; empty without one.
+        picture: Name of the sample's own picture.
         measured: Whether the sample has one picture; others are left out.
         condition: `own`, `blind`, `shuffled`, or the number of the other picture, from 1 on.
         shown: Name of the picture that is shown.
-        log_likelihood: Of all answer tokens, in nats.
+        log_likelihood: Log-probability of all answer tokens, in nats.
         tokens: Number of answer tokens.
     """
 

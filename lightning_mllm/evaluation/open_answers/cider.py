@@ -176,7 +176,7 @@ class _Weighted:
 
         Args:
             grams: How often it has each.
-            said_of: Of how many pictures' references have each.
+            said_of: Number of pictures of which each is said.
             pictures: Logarithm of the number of pictures.
         """
         weights: dict[tuple[str, ...], float] = {}
