@@ -50,7 +50,7 @@ def prepare(parts: Path, output: Path) -> None:
     picture else), `references/<split>.json` (all captions of each of those samples),
     `questions/<split>.json`, `questions/few.json` (some test questions of each kind), a folder of
     classes per data of the projection study, `objects.txt` (the objects that captions name), and
-    `grey/`: grey pictures with the names of those of the test. Files that would not change are not
+    `grey/`: grey pictures with the names of those of validation and test. Files that would not change are not
     touched.
 
     Args:
@@ -64,7 +64,9 @@ def prepare(parts: Path, output: Path) -> None:
     for name, archive in FOLDERS.items():
         unpack(parts / archive, output / name)
     _write_changed(output / "objects.txt", VOCABULARY.read_text(encoding="utf-8"))
-    for split, captions in read_captions(parts / CAPTIONS).items():
+    splits = read_captions(parts / CAPTIONS)
+    _draw_grey_pictures(output / "grey", [*splits["val"], *splits["test"]])
+    for split, captions in splits.items():
         texts = caption_rows(captions, most=None if split == "train" else 1)
         _write_rows(output / "captions" / f"{split}.json", texts)
         if split != "train":
@@ -73,8 +75,6 @@ def prepare(parts: Path, output: Path) -> None:
                 references[row["id"]] = [*map(tidy_caption, captions[row["image"]])]
             text = json.dumps(references, indent=0) + "\n"
             _write_changed(output / "references" / f"{split}.json", text)
-        if split == "test":
-            _draw_grey_pictures(output / "grey", captions)
         questions = list(_question_rows(captions))
         _write_rows(output / "questions" / f"{split}.json", questions)
         if split == "test":
@@ -115,12 +115,12 @@ def unpack(archive: Path, folder: Path) -> None:
             content.extract(name, unpacked)
 
 
-def _draw_grey_pictures(folder: Path, captions: Captions) -> None:
+def _draw_grey_pictures(folder: Path, names: Iterable[str]) -> None:
     """Draw a grey picture in the place of each, for a model that shall see none."""
     if folder.exists():
         return
     with replacing_folder(folder) as drawn:
-        for name in captions:
+        for name in names:
             Image.new("RGB", (_GREY_SIDE, _GREY_SIDE), "grey").save(drawn / name)
 
 

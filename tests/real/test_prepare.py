@@ -20,8 +20,8 @@ def test_captions_questions_pictures_and_classes_are_written(parts: Path, tmp_pa
     references = json.loads((tmp_path / "data/references/test.json").read_text())
     assert list(references) == [row["id"] for row in test]
     assert references["test-1#0"] == ["A brown dog leaps.", "The brown dog leaps over a log."]
-    assert {path.name for path in (tmp_path / "data/grey").iterdir()} == {
-        row["image"] for row in test
+    assert {row["image"] for row in test} < {
+        path.name for path in (tmp_path / "data/grey").iterdir()
     }
     questions = json.loads((tmp_path / "data/questions/test.json").read_text())
     assert json.loads((tmp_path / "data/questions/few.json").read_text()) == questions
