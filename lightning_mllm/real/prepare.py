@@ -50,8 +50,8 @@ def prepare(parts: Path, output: Path) -> None:
     picture else), `references/<split>.json` (all captions of each of those samples),
     `questions/<split>.json`, `questions/few.json` (some test questions of each kind), a folder of
     classes per data of the projection study, `objects.txt` (the objects that captions name), and
-    `grey/`: grey pictures with the names of those of validation and test. Files that would not change are not
-    touched.
+    `grey/`: grey pictures with the names of those of validation and test. Files that would not
+    change are not touched.
 
     Args:
         parts: Folder with the archives and the captions.
