@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow notebooks docs testbed lint clean
+.PHONY: quickstart test test-slow notebooks docs testbed real lint clean
 
 quickstart: .venv/ready
 	$(BIN)/lightning fit --config configs/quickstart.yaml
@@ -28,6 +28,14 @@ docs: .venv/ready
 # Trains the test-bed's models, for hours on two cores; what is done, or half done, is not done again.
 testbed: .venv/ready
 	$(BIN)/python -m lightning_mllm.testbed.training.recipe checkpoints/testbed
+
+# Makes and examines the model of real parts, for hours on two cores; `make real PARTS=folder` of docs/real_llm.md. VISION
+# and LLM are hub ids or folders. Like the test-bed, it goes on where it was.
+PARTS ?= parts
+VISION ?= facebook/dinov2-small
+LLM ?= HuggingFaceTB/SmolLM2-135M-Instruct
+real: .venv/ready
+	$(BIN)/python -m lightning_mllm.real.recipe --parts $(PARTS) --vision $(VISION) --llm $(LLM)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

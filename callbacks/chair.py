@@ -1,4 +1,4 @@
-"""Lets the model describe pictures, and scores with CHAIR what it names that is not there."""
+"""Lets the model describe pictures; scores what it names that is not there, and what people say."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.hallucination.chair import ChairMetrics, Mentions
 from lightning_mllm.evaluation.hallucination.objects import ObjectVocabulary, read_objects
+from lightning_mllm.evaluation.open_answers.cider import read_references, score_captions
 from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.tracking.loggers import log_table
@@ -34,14 +35,16 @@ class ChairReport(L.Callback):
     """Lets the model describe the pictures of a test, and writes CHAIR's scores.
 
     The (last) question of each sample asks for the caption. The objects in a picture are those in
-    a file, those that its reference caption names, or both, as in CHAIR. If a picture has several
-    references, put the objects that they name into the file. The folder of the evaluation gets
-    `chair.json` and `captions.csv`.
+    a file, those that its reference captions name, or both, as in CHAIR. The folder of the
+    evaluation gets `chair.json` and `captions.csv`, and with `references` also `cider.json`.
 
     Args:
         vocabulary: File of objects and the words for them, see `evaluation.objects`.
         objects: CSV file of the objects in the pictures, see `read_objects`.
-        from_references: Whether the objects named by the reference caption are in the picture.
+        references: JSON file, sample id -> list of captions by people, which are its reference
+            captions then, and which CIDEr-D compares the model's caption with; by default the
+            sample's own answer is its only reference, and CIDEr-D is not computed.
+        from_references: Whether the objects named by reference captions are in the picture.
         max_new_tokens: Greatest length of a caption, in tokens.
         unique: Whether an object counts once per caption, however often it is named.
     """
@@ -51,6 +54,7 @@ class ChairReport(L.Callback):
         vocabulary: str,
         *,
         objects: str | None = None,
+        references: str | None = None,
         from_references: bool = True,
         max_new_tokens: int = 512,
         unique: bool = False,
@@ -66,9 +70,11 @@ class ChairReport(L.Callback):
             )
         self._vocabulary = ObjectVocabulary.read(vocabulary)
         self._annotated = None if objects is None else read_objects(objects, self._vocabulary)
+        self._references = None if references is None else read_references(references)
         self.settings: dict[str, Any] = {
             "vocabulary": vocabulary,
             "objects": objects,
+            "references": references,
             "from_references": from_references,
             "max_new_tokens": max_new_tokens,
             "unique": unique,
@@ -76,6 +82,7 @@ class ChairReport(L.Callback):
         self.from_references, self.max_new_tokens = from_references, max_new_tokens
         self._metric = ChairMetrics(unique=unique)
         self._present: Mapping[str, frozenset[str]] = {}  # sample id -> objects in its picture
+        self._pictures: Mapping[str, str] = {}  # sample id -> its picture
         self._rows: list[list[str]] = []
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -88,6 +95,7 @@ class ChairReport(L.Callback):
             )
         samples = watched_samples(trainer, "test")
         self._present = {sample.id: self._objects_in(sample) for sample in samples}
+        self._pictures = {sample.id: sample.picture or sample.id for sample in samples}
         self._rows = []
         self._metric.to(pl_module.device).reset()
 
@@ -128,6 +136,12 @@ class ChairReport(L.Callback):
         write_csv_file(trainer_evaluation_dir(trainer, module) / "captions.csv", _COLUMNS, rows)
         key = f"{module.stage_name}/captions"
         log_table(trainer.loggers, key, _COLUMNS, rows, module.trained_steps)
+        if self._references is not None:
+            captions = {row[0]: row[1] for row in rows}
+            pictures = [self._pictures[name] for name in captions]
+            scores = score_captions(captions, self._references, pictures).summary()
+            logged = {"cider_d": scores["cider_d"]}
+            write_score_summary(trainer, module, "cider", {**self.settings, **scores}, logged)
 
     def _objects_in(self, sample: Sample) -> frozenset[str]:
         """Return the objects in the picture of a sample."""
@@ -141,6 +155,14 @@ class ChairReport(L.Callback):
                 f"Sample {sample.id!r} is not in {self.settings['objects']}. Give it a row there, "
                 "without objects if the picture shows none of the vocabulary."
             )
-        reference = sample.conversation[-1].text if self.from_references else ""
         annotated = frozenset() if self._annotated is None else self._annotated[sample.id]
-        return annotated | {*self._vocabulary.named(reference)}
+        own: tuple[str, ...] = (sample.conversation[-1].text,)
+        if self._references is not None:
+            if sample.id not in self._references:
+                raise DataError(
+                    f"Sample {sample.id!r} is not in {self.settings['references']}. Give it a list "
+                    "of captions there, or leave `references` out."
+                )
+            own = self._references[sample.id]
+        named = self._vocabulary.named(" . ".join(own)) if self.from_references else ()
+        return annotated | {*named}

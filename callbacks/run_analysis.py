@@ -193,6 +193,7 @@ class RunAnalysis(L.Callback):
         try:
             for batch in batches:
                 run.update(module, batch.to(module.device))
+            run.settle(module)
             module.adapted.end_regions()
         finally:
             module.train(was_training)

@@ -90,6 +90,7 @@ class Analyzing(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put together and write down what was found."""
         assert self._run is not None and isinstance(pl_module, MLLMModule)  # as above
+        self._run.settle(pl_module)
         self._shown.close()
         key, step = f"analysis/{self.split}", pl_module.trained_steps
         self.results = self._run.finish(trainer.loggers, key, step)

@@ -36,7 +36,15 @@ SCIENCE = (
         "analysis/forward",
     }
 )
-EXPERIMENTS = ("knockout", "lens", "alignment", "separability", "subnetwork", "skipping")
+EXPERIMENTS = (
+    "knockout",
+    "lens",
+    "alignment",
+    "separability",
+    "subnetwork",
+    "skipping",
+    "grounding",
+)
 STUDIES = ("projection", "alignment")
 
 # room -> the rooms that it may import; its own always, and a room includes those inside it
@@ -67,8 +75,9 @@ BORDERS: dict[str, set[str]] = {
     "callbacks": SHARED
     | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"}
     | {"alignment_names"},
-    "testbed": SHARED | {"store", "data", "models"},
-    "real": {"errors", "evaluation", "progress", "store"},
+    "recipe": {"store"},
+    "testbed": SHARED | {"recipe", "store", "data", "models"},
+    "real": {"errors", "evaluation", "progress", "recipe", "store"},
     "study/__init__": {"study"},
     "study/engine": {"__version__", "errors", "progress", "store", "tracking"},
     **{

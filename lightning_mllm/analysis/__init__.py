@@ -6,6 +6,7 @@ from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.core.windows import Window, Windows
+from lightning_mllm.analysis.grounding.experiment import Grounding
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.engine.base import Case, KnockoutEngine, Readings
 from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
@@ -46,6 +47,7 @@ __all__ = [
     "ComputationSkipping",
     "Distinguishability",
     "EngineName",
+    "Grounding",
     "InformationFlow",
     "KnockoutEngine",
     "PrunedAccuracy",

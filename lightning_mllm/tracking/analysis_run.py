@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class AnalysisRun:
     """Analyses that all processes of a run do together.
 
-    Call `begin`, then `update` of each analysis for every batch, then `finish`.
+    Call `begin`, then `update` for every batch, `settle` after the last, then `finish`.
 
     Attributes:
         analyses: The analyses.
@@ -131,6 +131,12 @@ class AnalysisRun:
             for analysis in self.analyses:
                 analysis.update(module.backbone, batch)
 
+    def settle(self, module: Any) -> None:
+        """Let each analysis do what needs all batches, after the last; it may run the model."""
+        with module.adapted.autocast(module.device.type):
+            for analysis in self.analyses:
+                analysis.settle()
+
     def finish(self, loggers: Sequence[Any], key: str, step: int) -> list[AnalysisResult]:
         """Merge what all processes have found; the first process writes and returns the results.
 
@@ -139,8 +145,6 @@ class AnalysisRun:
             key: Prefix of the results' names in the loggers.
             step: Optimiser steps of the run.
         """
-        for analysis in self.analyses:
-            analysis.settle()
         self._wait_for_all()
         self.barrier()
         try:

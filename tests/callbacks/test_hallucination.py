@@ -24,6 +24,7 @@ from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.evaluation import ChairMetrics, Mentions
 from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.hallucination.pope import SAMPLINGS
+from lightning_mllm.evaluation.open_answers.cider import cider_d
 from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models.freeze import ZeroShot
 from lightning_mllm.models.module import MLLMModule
@@ -222,3 +223,35 @@ def test_a_caption_of_no_picture_is_refused(
 def test_what_can_not_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ChairReport(OBJECTS, **options)
+
+
+def test_with_references_captions_are_compared_with_what_people_say(tmp_path: Path) -> None:
+    data = pictures()
+    references = {}
+    for sample in data.load("test"):
+        references[sample.id] = [sample.conversation[-1].text, "a red circle"]
+    file = tmp_path / "references.json"
+    file.write_text(json.dumps(references))
+    report = ChairReport(OBJECTS, references=str(file), max_new_tokens=48)
+
+    folder = run_test(tmp_path, [report], data)
+
+    found = json.loads((folder / "cider.json").read_text())
+    captions = {row["sample_id"]: row["caption"] for row in rows(folder / "captions.csv")}
+    expected = cider_d(list(captions.values()), [references[name] for name in captions])
+    assert (found["n"], found["cider_d"]) == (6, pytest.approx(expected.mean()))
+    low, high = found["cider_d_interval_95"]
+    assert low <= found["cider_d"] <= high
+    assert found["cider_d_shuffled"] < found["cider_d"]
+    # "circle" is in every picture now
+    missed = [row["missed"].split("; ") for row in rows(folder / "captions.csv")]
+    named = [row["named"].split("; ") for row in rows(folder / "captions.csv")]
+    assert all("circle" in (*a, *b) for a, b in zip(missed, named, strict=True))
+
+
+def test_a_sample_without_references_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "references.json"
+    file.write_text(json.dumps({"other": ["a red circle"]}))
+
+    with pytest.raises(DataError, match=r"is not in .*references.json. Give it a list of captions"):
+        run_test(tmp_path, [ChairReport(OBJECTS, references=str(file))], pictures())

@@ -33,7 +33,7 @@ from tests.support.command_line import (
     write_llava_json,
 )
 from tests.support.fake_wandb import fake_wandb
-from tests.support.shipped_configs import ANALYSES, FLOW_ON_THE_TESTBED
+from tests.support.shipped_configs import ANALYSES, FLOW_ON_THE_TESTBED, GROUNDING
 
 LENS = (
     "--analysis",
@@ -121,6 +121,20 @@ def test_a_shipped_config_leaves_rows_summary_settings_and_pictures(
     }
     saved = yaml.safe_load(Path("runs/run/config.yaml").read_text())
     assert saved["analysis"]["init_args"]["correct_only"] is False
+
+
+def test_grounding_leaves_out_samples_without_a_picture(asked: list[str]) -> None:
+    few = ("--analysis.others", "3", "--analysis.bootstrap.resamples", "20")
+
+    folder = analyze(asked, "--config", str(CONFIGS / GROUNDING), *few)
+
+    pictures = {"likelier_by.png", "likelier.png"}
+    assert files_below(folder) == {f"grounding/{file}" for file in TABLES | pictures}
+    rows = table(folder / "grounding" / "rows.csv")
+    assert len(rows) == 8 * 6 + 2  # own, blank, shuffled and three others; and those left out
+    settings = json.loads((folder / "grounding" / "settings.json").read_text())
+    assert settings["n_samples"] == 8
+    assert settings["found"]["samples"]["colour"] == {"asked": 5, "kept": 4}
 
 
 def test_the_saved_config_repeats_the_run(asked: list[str]) -> None:

@@ -130,6 +130,8 @@ class PageRunner:
             ]
         if checkpoint := self._stand_in(words):
             options += ["--model.checkpoint", checkpoint]
+        if "configs/analysis/grounding.yaml" in words:
+            options += ["--analysis.others", "3"]  # there are few pictures
         if _LEAVES_OUT_WRONG_ANSWERS & set(words):
             options += ["--analysis.correct_only", "false"]  # random weights answer none right
         return options

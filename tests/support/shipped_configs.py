@@ -110,7 +110,7 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
     ),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
-ALIGNMENT = "analysis/alignment.yaml"
+ALIGNMENT, GROUNDING = "analysis/alignment.yaml", "analysis/grounding.yaml"
 SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
@@ -193,11 +193,24 @@ ALIGNMENT_SERIES = (
 )
 ALIGNMENT_STEPS = "studies/alignment_testbed/steps.yaml"
 
-REAL = "real/1_captions.yaml"  # tests/real tries it
+REAL = {  # tests/real tries them
+    *("real/1_captions.yaml", "real/2_questions.yaml", "real/3_captions_short.yaml"),
+    *("real/grounding.yaml", "real/described.yaml", "real/alignment.yaml"),
+    *("real/answers.yaml", "real/information_flow.yaml"),
+}
 
 COVERED = {
-    REAL,
-    *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
+    *REAL,
+    *(
+        QUICKSTART,
+        NOT_FOR_FIT,
+        SKIP_BLOCKS,
+        ALIGNMENT,
+        GROUNDING,
+        FLOW_ON_THE_TESTBED,
+        START,
+        EXAMINATION,
+    ),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),

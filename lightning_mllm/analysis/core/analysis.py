@@ -120,7 +120,10 @@ class Analysis(ABC):
         """Take in a batch."""
 
     def settle(self) -> None:  # noqa: B027 - most write as they go
-        """Write down what is not written yet: called in each process, after its last batch."""
+        """Do what needs all batches: called in each process, after its last one.
+
+        The model is as it was for the batches, and an analysis may run it here.
+        """
 
     @abstractmethod
     def merge(self) -> None:

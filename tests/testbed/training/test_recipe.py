@@ -10,8 +10,9 @@ from transformers import AutoModelForImageTextToText
 
 from lightning_mllm.cli.commands.model import ModelCLI
 from lightning_mllm.cli.main import main
+from lightning_mllm.recipe import run_recipe_step
 from lightning_mllm.testbed.training.checkpoints import STAGES
-from lightning_mllm.testbed.training.recipe import Recipe, run_recipe_step
+from lightning_mllm.testbed.training.recipe import TestbedRecipe
 from tests.support.command_line import CONFIGS, TRIAL, isolate
 from tests.support.shipped_configs import EXAMINATION, START, TRAINED
 
@@ -105,7 +106,7 @@ def test_the_recipe_makes_the_stages_once_and_mends_what_is_missing(
 ) -> None:
     isolate(monkeypatch, tmp_path)
     folder = tmp_path / "made"
-    recipe = Recipe(
+    recipe = TestbedRecipe(
         folder, configs, lightning=lambda arguments: main(list(arguments)), side_by_side=False
     )
 
