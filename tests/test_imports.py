@@ -15,6 +15,7 @@ PACKAGE = ROOT / "lightning_mllm"
 
 SHARED = {"types", "batches", "errors", "progress"}
 MODELS = {
+    "models/attention_calls",
     "models/backbone",
     "models/free_memory",
     "models/placement",
@@ -36,7 +37,15 @@ SCIENCE = (
         "analysis/forward",
     }
 )
-EXPERIMENTS = ("knockout", "lens", "alignment", "separability", "subnetwork", "skipping")
+EXPERIMENTS = (
+    "attention",
+    "knockout",
+    "lens",
+    "alignment",
+    "separability",
+    "subnetwork",
+    "skipping",
+)
 STUDIES = ("projection", "alignment")
 
 # room -> the rooms that it may import; its own always, and a room includes those inside it

@@ -78,6 +78,8 @@ class AttentionPointing(QuestionAnalysis[PointingRow]):
     Args:
         best: How many heads are named, by boxes; by the criteria without boxes it is three, as
             published.
+        kinds: How the names of the kinds begin that count, such as seen/QueryAttr; by default all.
+            Of a question about several things it is not known at which a head should point.
         seed: Seed by which pictures are put into the half that ranks or the half that reports.
         correct_only: Whether only questions count that the model answers right.
         match: When an answer is right. `normalised` ignores case, quotes, full stops and blanks.
@@ -99,6 +101,7 @@ class AttentionPointing(QuestionAnalysis[PointingRow]):
         self,
         *,
         best: int = 5,
+        kinds: Sequence[str] | None = None,
         seed: int = 0,
         correct_only: bool = False,
         match: Match = "normalised",
@@ -115,12 +118,12 @@ class AttentionPointing(QuestionAnalysis[PointingRow]):
         )
         if best < 1:
             raise ConfigError(f"AttentionPointing.best must be at least 1, not {best}.")
-        self.best, self.seed = best, seed
+        self.best, self.kinds, self.seed = best, kinds, seed
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What decides the rows."""
-        return {"seed": self.seed, **self.shared_settings}
+        return self.shared_settings
 
     def check_model(self, backbone: Backbone) -> None:
         """Refuse a model whose attention weights can't be computed."""
@@ -168,6 +171,7 @@ class AttentionPointing(QuestionAnalysis[PointingRow]):
             table,
             name=self.name,
             best=self.best,
+            kinds=self.kinds,
             seed=self.seed,
             kind_depth=self.kind_depth,
             bootstrap=self.bootstrap,

@@ -54,6 +54,7 @@ def summarise_pointing(
     *,
     name: str,
     best: int,
+    kinds: Sequence[str] | None,
     seed: int,
     kind_depth: int | None,
     bootstrap: Bootstrap,
@@ -65,6 +66,7 @@ def summarise_pointing(
         table: Rows of `PointingRow`.
         name: Name of the result.
         best: How many heads are named by their pointing accuracy.
+        kinds: How the names of the kinds begin that count; by default all.
         seed: Seed of the halves.
         kind_depth: How many parts of a kind's name (a/b/c) tell kinds apart; by default all.
         bootstrap: How intervals are drawn.
@@ -75,6 +77,9 @@ def summarise_pointing(
         heads (layer.head) by pointing on the ranking half, `found.criteria` those of the criteria
         without boxes.
     """
+    if kinds is not None:
+        counted = [str(kind).startswith(tuple(kinds)) for kind in table["kind"]]
+        table = {**table, "measured": table["measured"] & np.array(counted, dtype=np.bool_)}
     kept, measured = KeptQuestions.of(table, kind_depth), table["measured"]
     axes: dict[str, Sequence[Any]] = {
         axis: tuple(np.unique(table[axis][measured]).tolist()) for axis in ("layer", "head")
@@ -90,8 +95,8 @@ def summarise_pointing(
     for column in _COLUMNS if len(kept.ids) else ():
         each = pivot_question_table(table, column, axes, kept.ids, measured)
         cells[column] = each.reshape(len(kept.ids), -1)
-    kinds = kept.groups.items() if cells else ()
-    for index, (kind, rows) in enumerate(track(kinds, f"{name}: intervals of kinds")):
+    groups = kept.groups.items() if cells else ()
+    for index, (kind, rows) in enumerate(track(groups, f"{name}: intervals of kinds")):
         own = {column: each[rows] for column, each in cells.items()}
         numbers = _compute(own, ranking[rows], bootstrap.draw(kept.pictures[rows], kind))
         values[index] = numbers.reshape(values[index].shape)
@@ -104,7 +109,14 @@ def summarise_pointing(
         "best": {kind: heads for kind, (heads, _) in named.items()},
         "criteria": {kind: criteria for kind, (_, criteria) in named.items()},
     }
-    more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "best": best, "found": found}
+    more = {
+        "best": best,
+        "kinds": kinds,
+        "seed": seed,
+        "kind_depth": kind_depth,
+        "bootstrap": asdict(bootstrap),
+        "found": found,
+    }
     plots = tuple(_make_plot(measure, coords) for measure in _PLOTS) if cells else ()
     headline = _make_headline(values[0], coords, *next(iter(named.values()))) if named else None
     return AnalysisResult(

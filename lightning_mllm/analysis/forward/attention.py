@@ -106,8 +106,8 @@ def observe_attention(
         layers: Of which layers; None for all.
 
     Raises:
-        ConfigError: At once: see `check_attention_weights`. In the model's forward: a layer computes
-            weights in a way of its own, or not for all positions of the batch.
+        ConfigError: At once: see `check_attention_weights`. In the model's forward: a layer has
+            weights of another kind, or runs on other positions than the batch's.
     """
     check_attention_weights(backbone, layers)
     every = decoder_layers(backbone)
