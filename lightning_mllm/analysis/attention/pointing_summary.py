@@ -40,10 +40,10 @@ POINTING, CHANCE, RANKING, REPORTING = (
 IMAGE, ENTROPY = "image_percent", "spatial_entropy"
 MEASURES = (POINTING, CHANCE, "above_chance_points", RANKING, REPORTING, IMAGE, ENTROPY)
 _COLUMNS = ("hit", "chance", "image", "entropy")
-_PLOTS = {
-    POINTING: "How often a head's largest attention from LAST is on the object (%)",
-    IMAGE: "Attention from LAST to the image (%)",
-    ENTROPY: "Spatial entropy of the attention from LAST (nats)",
+_PLOTS = {  # label, title
+    POINTING: ("Pointing (%)", "How often a head's largest attention from LAST is on the object"),
+    IMAGE: ("Attention (%)", "Attention from LAST to the image, head by head"),
+    ENTROPY: ("Entropy (nats)", "Spatial entropy of attention from LAST, head by head"),
 }
 
 logger = logging.getLogger(__name__)
@@ -183,6 +183,7 @@ def _name_heads(
 
 
 def _make_plot(measure: str, coords: Mapping[str, tuple[Any, ...]]) -> ResultPlot:
+    label, title = _PLOTS[measure]
     return ResultPlot(
         measure.removesuffix("_percent"),
         "heat map",
@@ -191,8 +192,8 @@ def _make_plot(measure: str, coords: Mapping[str, tuple[Any, ...]]) -> ResultPlo
         shown={head: f"head {head}" for head in coords["head"]},
         fixed={"measure": measure},
         xlabel="Layer",
-        label=_PLOTS[measure],
-        title=_PLOTS[measure],
+        label=label,
+        title=title,
     )
 
 
@@ -219,11 +220,9 @@ def _make_headline(
         by = [
             by for by, heads in (("boxes", best), ("criteria", criteria["chosen"])) if name in heads
         ]
-        rows.append((name, " and ".join(by), first, *cells))
+        rows.append((f"{name}, by {' and '.join(by)}", first, *cells))
     caption = (
         "Heads (layer.head) that point at the object from the last position: ranked by boxes on "
         "one half of the pictures, reported on the other; or chosen by sum and spatial entropy."
     )
-    return Headline(
-        caption, ("head", "by", "ranked (%)", "reported (%)", "chance (%)"), tuple(rows)
-    )
+    return Headline(caption, ("head", "ranked (%)", "reported (%)", "chance (%)"), tuple(rows))

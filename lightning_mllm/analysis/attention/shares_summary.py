@@ -35,9 +35,8 @@ _SHOWN = {
     "distractor": "other objects",
     "first": "first token",
     "sinks": "sinks",
-    "text": "rest of the text",
 }
-_COLUMNS = (*_SHOWN, "other")
+_COLUMNS = (*_SHOWN, "text", "other")
 
 
 def summarise_attention(

@@ -221,7 +221,7 @@ def _plots(sweep: Sweep, compared: Sequence[str], kinds: Sequence[str]) -> tuple
         return ()
     is_single = len(sweep.labels) == 1
     if is_single:
-        groups = {"blocks": list(whole)}
+        groups, of_heads = {"blocks": list(sweep.blocks)}, {}
     for shown in groups.values():
         shown.append(_CEILING)
     if compared:
@@ -240,8 +240,9 @@ def _part_heads(blocks: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]
     whole: list[str] = []
     of_heads: dict[str, list[str]] = {}
     for block in blocks:
-        everywhere = str(replace(Block.parse(block), heads=None, places=None))
-        if block != everywhere and everywhere in blocks:
+        parsed = Block.parse(block)
+        everywhere = str(replace(parsed, heads=None))
+        if parsed.heads is not None and len(parsed.heads) == 1 and everywhere in blocks:
             of_heads.setdefault(everywhere, []).append(block)
         else:
             whole.append(block)
