@@ -81,7 +81,9 @@ class TestInformationFlow(AnalysisContract):
         found = dict.fromkeys(table["block"][table["measured"] & ~table["ceiling"]].tolist())
         assert list(found) == ["image->last", *heads, "question->last[1]"]
         for block in ("image->last[2]", "question->last[1]"):
-            np.testing.assert_allclose(result.at(block=block), alone.at(block=block), atol=1e-4)
+            np.testing.assert_allclose(
+                result.at(block=block), alone.at(block=block), rtol=1e-3, atol=1e-3
+            )
         (plot,) = [plot for plot in result.plots if plot.name == "heads_image_to_last"]
         assert list(plot.shown) == ["image->last", *heads]
         curves = [plot for plot in result.plots if plot.name == "to_last"]
