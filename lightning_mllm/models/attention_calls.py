@@ -89,7 +89,7 @@ class EagerAttention:
     """What an attention module with eager attention has computed.
 
     Attributes:
-        every: Its weights, (batch, heads, rows, keys).
+        every: All weights, (batch, heads, rows, keys).
         unknown: As of `AttentionCall`.
     """
 

@@ -25,8 +25,8 @@ class LocalisingHeads:
     Attributes:
         elbow: The sum on the image that a head has to reach.
         kept: Numbers of the heads that reach it.
-        chosen: Of these the ones with the lowest entropy, the lowest first; none where entropies
-            are not known.
+        chosen: Numbers of the kept heads with the lowest entropy, the lowest first; none where
+            entropies are not known.
     """
 
     elbow: float

@@ -103,7 +103,7 @@ def observe_attention(
         rows: Whose weights.
         observe: Gets the number of the layer, from 0, and its weights in float32 or float64,
             (batch, heads, chosen, keys), where the layer computes. They sum to 1 over the keys.
-        layers: Of which layers; None for all.
+        layers: Numbers of the layers that are looked at; None for all.
 
     Raises:
         ConfigError: At once: see `check_attention_weights`. In the model's forward: a layer has
