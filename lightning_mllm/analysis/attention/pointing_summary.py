@@ -77,9 +77,7 @@ def summarise_pointing(
         heads (layer.head) by pointing on the ranking half, `found.criteria` those of the criteria
         without boxes.
     """
-    if kinds is not None:
-        counted = [str(kind).startswith(tuple(kinds)) for kind in table["kind"]]
-        table = {**table, "measured": table["measured"] & np.array(counted, dtype=np.bool_)}
+    table = table if kinds is None else _keep_kinds(table, kinds)
     kept, measured = KeptQuestions.of(table, kind_depth), table["measured"]
     axes: dict[str, Sequence[Any]] = {
         axis: tuple(np.unique(table[axis][measured]).tolist()) for axis in ("layer", "head")
@@ -100,28 +98,26 @@ def summarise_pointing(
         own = {column: each[rows] for column, each in cells.items()}
         numbers = _compute(own, ranking[rows], bootstrap.draw(kept.pictures[rows], kind))
         values[index] = numbers.reshape(values[index].shape)
-    named = {}
-    for kind, own in zip(kept.groups, values, strict=True) if cells else ():
-        named[kind] = _name_heads(own, coords, best)
+    named = {kind: _name_heads(values[k], coords, best) for k, (kind, _) in enumerate(groups)}
     found = {
         "questions": count_questions(table, kind_depth),
         "pictures": kept.count_pictures(),
         "best": {kind: heads for kind, (heads, _) in named.items()},
         "criteria": {kind: criteria for kind, (_, criteria) in named.items()},
     }
-    more = {
-        "best": best,
-        "kinds": kinds,
-        "seed": seed,
-        "kind_depth": kind_depth,
-        "bootstrap": asdict(bootstrap),
-        "found": found,
-    }
+    more: dict[str, Any] = {"best": best, "kinds": kinds, "seed": seed, "kind_depth": kind_depth}
+    more |= {"bootstrap": asdict(bootstrap), "found": found}
     plots = tuple(_make_plot(measure, coords) for measure in _PLOTS) if cells else ()
     headline = _make_headline(values[0], coords, *next(iter(named.values()))) if named else None
     return AnalysisResult(
         name, values, tuple(coords), coords, len(kept.ids), {**settings, **more}, plots, headline
     )
+
+
+def _keep_kinds(table: Table, kinds: Sequence[str]) -> Table:
+    """Return rows of which only those of kinds that begin so are measured."""
+    counted = [str(kind).startswith(tuple(kinds)) for kind in table["kind"]]
+    return {**table, "measured": table["measured"] & np.array(counted, dtype=np.bool_)}
 
 
 def _is_ranking(pictures: NDArray[Any], seed: int) -> NDArray[np.bool_]:

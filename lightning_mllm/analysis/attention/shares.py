@@ -121,13 +121,20 @@ class AttentionShares(QuestionAnalysis[AttentionRow]):
         looking = [*product(range(depth), range(len(self.targets)), range(heads))]
         rows: list[list[AttentionRow]] = []
         for row, question in enumerate(questions):
-            shared = {**question.columns, **{name: int(each[row]) for name, each in counts.items()}}
+            shared: dict[str, Any] = {
+                **question.columns,
+                **{name: int(each[row]) for name, each in counts.items()},
+            }
             own = []
             for layer, target, head in looking if self.heads else looking[::heads]:
                 cells = {
                     k: round(each[row][layer][target][head], _DIGITS) for k, each in shares.items()
                 }
-                place = {"target": str(self.targets[target]), "layer": layer, "head": head - 1}
+                place: dict[str, Any] = {
+                    "target": str(self.targets[target]),
+                    "layer": layer,
+                    "head": head - 1,
+                }
                 own.append(AttentionRow(**shared, **place, **cells, sink_tokens=sinks[row][layer]))
             rows.append(own)
         return rows

@@ -91,11 +91,8 @@ def summarise_attention(
             own = each[rows].reshape(len(rows), -1)
             estimate = bootstrap_estimate(bootstrap_mean(own), own, draws)
             values[index, :, number] = estimate.reshape(values[index, :, number].shape)
-    more = {
-        "kind_depth": kind_depth,
-        "bootstrap": asdict(bootstrap),
-        "found": _count(table, kept, kind_depth),
-    }
+    found = _count(table, kept, kind_depth)
+    more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap), "found": found}
     plots = _make_plots(values, coords) if cells else ()
     headline = _make_headline(values[0], coords) if cells else None
     return AnalysisResult(
