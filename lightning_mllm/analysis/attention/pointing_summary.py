@@ -73,9 +73,7 @@ def summarise_pointing(
         settings: What decided the rows.
 
     Returns:
-        On the axes kind, layer, head, measure and statistic. In its settings, `found.best` names
-        heads (layer.head) by pointing on the ranking half, `found.criteria` those of the criteria
-        without boxes.
+        On the axes kind, layer, head, measure and statistic; `found` of its settings names heads.
     """
     table = table if kinds is None else _keep_kinds(table, kinds)
     kept, measured = KeptQuestions.of(table, kind_depth), table["measured"]
@@ -93,7 +91,7 @@ def summarise_pointing(
     for column in _COLUMNS if len(kept.ids) else ():
         each = pivot_question_table(table, column, axes, kept.ids, measured)
         cells[column] = each.reshape(len(kept.ids), -1)
-    groups = kept.groups.items() if cells else ()
+    groups = list(kept.groups.items()) if cells else []
     for index, (kind, rows) in enumerate(track(groups, f"{name}: intervals of kinds")):
         own = {column: each[rows] for column, each in cells.items()}
         numbers = _compute(own, ranking[rows], bootstrap.draw(kept.pictures[rows], kind))
