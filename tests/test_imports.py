@@ -15,6 +15,7 @@ PACKAGE = ROOT / "lightning_mllm"
 
 SHARED = {"types", "batches", "errors", "progress"}
 MODELS = {
+    "models/attention_calls",
     "models/backbone",
     "models/free_memory",
     "models/placement",
@@ -37,6 +38,7 @@ SCIENCE = (
     }
 )
 EXPERIMENTS = (
+    "attention",
     "knockout",
     "lens",
     "alignment",

@@ -2,6 +2,8 @@
 
 from lightning_mllm.analysis.alignment.experiment import Alignment
 from lightning_mllm.analysis.alignment.summary import AlignmentScore, alignment_score
+from lightning_mllm.analysis.attention.pointing import AttentionPointing
+from lightning_mllm.analysis.attention.shares import AttentionShares
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
@@ -39,6 +41,8 @@ __all__ = [
     "Analysis",
     "AnalysisResult",
     "AnswerLens",
+    "AttentionPointing",
+    "AttentionShares",
     "Block",
     "Bootstrap",
     "Calibration",

@@ -54,6 +54,8 @@ OTHERS = [
         "instruction->instruction",
         "image->question[0,3]",
         "question->last[1]",
+        "image->last[0.1,2.3,3.0]",
+        "image->text[1.0,1.2]",
         "image other+suffix->question",
         "image object&image base->question[1]",
     )

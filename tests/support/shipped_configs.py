@@ -108,6 +108,11 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
             "heat_map.png",
         },
     ),
+    "analysis/attention.yaml": (
+        "attention",
+        {"shares_last.png", "shares_question.png", "heads_last.png", "heads_question.png"},
+    ),
+    "analysis/pointing.yaml": ("pointing", {"image.png", "spatial_entropy.png"}),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
 ALIGNMENT, GROUNDING = "analysis/alignment.yaml", "analysis/grounding.yaml"
@@ -131,6 +136,11 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         ["--data.init_args.per_kind", "1"],
         "testbed-pruned-accuracy",
         {"pruned_accuracy"},
+    ),
+    "runs/testbed/attention.yaml": (
+        ["--data.init_args.per_kind", "1"],
+        "testbed-attention",
+        {"attention", "pointing", "heads", "chosen_heads"},
     ),
     "runs/testbed/skipping.yaml": (
         ["--data.init_args.per_kind", "1"],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from lightning_mllm.analysis.core.windows import Window
 from lightning_mllm.batches import TokenSpans
 from lightning_mllm.errors import DataError
 from lightning_mllm.families import Sees
@@ -22,7 +23,7 @@ class HiddenKeys:
     Attributes:
         source: (batch, sequence) bool, the keys that are hidden.
         target: (batch, sequence) bool, the queries from which they are hidden.
-        heads: (heads,) bool, the attention heads in which they are; None for all.
+        heads: (layers, heads) bool, the attention heads in which they are; None for all.
         name: What hides them, for messages.
         horizon: (batch, sequence), the last position that each can attend to; None if this is
             itself.
@@ -69,26 +70,41 @@ class HiddenKeys:
         counts = keys.cumsum(1)
         return counts if self.horizon is None else counts.gather(1, self.horizon)
 
+    @cached_property
+    def _heads_of_layers(self) -> list[tuple[bool, ...]]:
+        return [] if self.heads is None else [tuple(each) for each in self.heads.tolist()]
+
+    def heads_at(self, layer: int) -> tuple[bool, ...] | None:
+        """Return in which heads of a layer they are hidden; None for all."""
+        return self._heads_of_layers[layer] if self._heads_of_layers else None
+
+    def within(self, window: Window) -> HiddenKeys:
+        """Return the same, or no target where the window has none of the heads."""
+        if self.heads is None or self.heads[window.start : window.stop].any():
+            return self
+        return replace(self, target=torch.zeros_like(self.target))
+
     def take(self, rows: Sequence[int]) -> HiddenKeys:
         """Return the same for a run of the prompts."""
         some = slice(rows[0], rows[-1] + 1)
         horizon = None if self.horizon is None else self.horizon[some]
         return HiddenKeys(self.source[some], self.target[some], self.heads, self.name, horizon)
 
-    def pairs(self, rows: slice, keys: int, repeats: int) -> Tensor:
+    def pairs(self, rows: slice, keys: int, repeats: int, layer: int) -> Tensor:
         """Return which pairs are hidden, (batch x repeats, 1 or heads, rows, keys) bool.
 
         Args:
             rows: The queries.
             keys: Number of keys; those after the batch's own positions are never hidden.
             repeats: How often each prompt stands in the model's batch, one after the other.
+            layer: In which layer, from 0.
         """
         source, target = (
             _fit(each, keys).repeat_interleave(repeats, dim=0)
             for each in (self.source, self.target)
         )
         pairs = (target[:, rows, None] & source[:, None])[:, None]
-        return pairs if self.heads is None else pairs & self.heads[:, None, None]
+        return pairs if self.heads is None else pairs & self.heads[layer, :, None, None]
 
 
 def find_horizons(sees: Sees, spans: TokenSpans) -> Tensor | None:

@@ -33,7 +33,7 @@ from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.engine.base import Case, KnockoutEngine
 from lightning_mllm.analysis.knockout.engine.suffix import EngineName, choose_engine
-from lightning_mllm.analysis.knockout.mask import check_mask_attention
+from lightning_mllm.analysis.knockout.mask import check_mask_attention, count_mask_heads
 from lightning_mllm.analysis.knockout.rows import FlowOptionIds, FlowRow, flow_rows, make_flow_row
 from lightning_mllm.analysis.knockout.summary import CEILING, summarise_flow
 from lightning_mllm.batches import MultimodalBatch
@@ -69,6 +69,8 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
     Args:
         blocks: What is blocked, as "image->question"; by default the paper's six and a control.
         windows: In which layers it is blocked; a window that is listed twice counts once.
+        each_head: Whether each block is also tried in each attention head by itself: with windows
+            of one layer, what single heads do.
         engine: `suffix` computes only what can change, `reference` runs the whole model for each
             case. `auto` takes `suffix` where it is exact, else `reference`.
         memory_gib: How many GiB the engine may use besides the weights; by default half of what is
@@ -98,6 +100,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         *,
         blocks: Sequence[str] = BLOCKS,
         windows: Windows = Windows(),
+        each_head: bool = False,
         engine: EngineName = "auto",
         memory_gib: float | None = None,
         correct_only: bool = True,
@@ -129,6 +132,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
                 f"A contrast names {lacking[0]!r}, which is not among the blocks. Add it to them."
             )
         self.windows, self.engine, self.memory_gib = windows, engine, memory_gib
+        self.each_head = each_head
         self.least_per_answer = least_per_answer
         self._engine: KnockoutEngine | None = None
         self._told: set[str] = set()  # blocks of which it was said that they hide nothing
@@ -139,6 +143,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         return {
             "blocks": [str(block) for block in self.blocks],
             "windows": asdict(self.windows),
+            "each_head": self.each_head,
             "engine": self.engine,
             **self.shared_settings,
         }
@@ -201,7 +206,7 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         depth = len(decoder_layers(backbone))
         windows = dict.fromkeys(self.windows.of(depth))
         cases = []
-        for block in self.blocks:
+        for block in self._list_blocks(backbone):
             cases += [Case(block, window) for window in windows]
         cases.append(Case(CEILING, Window(depth // 2, 0, depth)))
         options = FlowOptionIds.of(batch.answers)
@@ -212,6 +217,16 @@ class InformationFlow(QuestionAnalysis[FlowRow]):
         readings = self._engine.run(backbone, batch, cases, ids)
         rows = flow_rows(questions, batch, cases, readings, options)
         return [[*swept, replace(ceiling, ceiling=True)] for *swept, ceiling in rows]
+
+    def _list_blocks(self, backbone: Backbone) -> list[Block]:
+        """Return the blocks, each followed by itself in single heads where these are swept."""
+        blocks = []
+        for block in self.blocks:
+            blocks.append(block)
+            if self.each_head and block.in_all_heads:
+                heads = range(count_mask_heads(backbone))
+                blocks += [replace(block, heads=(head,)) for head in heads]
+        return list(dict.fromkeys(blocks))
 
     def left_out(self, question: PerQuestionAnswer) -> FlowRow:
         """Return the row of a question that the model answers wrongly."""

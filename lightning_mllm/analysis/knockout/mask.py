@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def knockout(
     check_mask_attention(backbone)
     check_mask_window(window, backbone)
     spans = batch if isinstance(batch, TokenSpans) else batch.spans
-    hidden = [masked_keys(block, spans, backbone) for block in blocks]
+    hidden = [masked_keys(block, spans, backbone).within(window) for block in blocks]
     with mask_keys(backbone, hidden, window):
         for block, keys in zip(blocks, hidden, strict=True):
             if not keys.acts.any():
@@ -183,17 +184,26 @@ def check_mask_window(window: Window, backbone: Backbone) -> None:
 
 
 def _head_mask(block: Block, backbone: Backbone) -> Tensor | None:
-    """Return in which heads a block acts, (heads,) bool; None for all."""
-    if block.heads is None:
+    """Return in which heads a block acts, (layers, heads) bool; None for all."""
+    if block.in_all_heads:
         return None
-    count: int = backbone.model.get_decoder().config.num_attention_heads
-    if not block.heads or not all(0 <= head < count for head in block.heads):
+    depth, count = len(decoder_layers(backbone)), count_mask_heads(backbone)
+    places = block.places or [*product(range(depth), block.heads or ())]
+    if not places or not all(k < depth and 0 <= head < count for k, head in places):
         raise ConfigError(
-            f"{block} names heads that don't exist: each layer has the heads 0 to {count - 1}."
+            f"{block} names heads that don't exist: each layer has the heads 0 to {count - 1}, and "
+            f"there are layers 0 to {depth - 1}."
         )
-    mask = torch.zeros(count, dtype=torch.bool, device=backbone.model.device)
-    mask[list(block.heads)] = True
+    mask = torch.zeros(depth, count, dtype=torch.bool, device=backbone.model.device)
+    for layer, head in places:
+        mask[layer, head] = True
     return mask
+
+
+def count_mask_heads(backbone: Backbone) -> int:
+    """Return how many attention heads each layer has."""
+    count: int = backbone.model.get_decoder().config.num_attention_heads
+    return count
 
 
 @dataclass
@@ -211,17 +221,19 @@ class _MaskMaker:
         if past >= length:  # after the batch's own positions nothing is hidden
             return None
         given = arguments.get("attention_mask")
-        key = (id(given), past, *states.shape[:2], layer_mask_dtype(states))
+        heads = tuple(keys.heads_at(layer) for keys in self.hidden)
+        key = (id(given), past, *states.shape[:2], layer_mask_dtype(states), heads)
         if self._last is None or self._last[0] != key:
-            self._given, self._last = given, (key, self._build(given, states, past))
+            self._given, self._last = given, (key, self._build(given, states, past, layer))
         return {**arguments, "attention_mask": self._last[1]}
 
-    def _build(self, given: Tensor | None, states: Tensor, past: int) -> Tensor:
+    def _build(self, given: Tensor | None, states: Tensor, past: int, layer: int) -> Tensor:
         rows = slice(past, past + states.shape[1])
         self._check_length(rows, len(states))
         mask = _additive_mask(given, states, past)
         for keys in self.hidden:
-            pairs = keys.pairs(rows, mask.shape[-1], len(states) // len(keys.source))
+            repeats = len(states) // len(keys.source)
+            pairs = keys.pairs(rows, mask.shape[-1], repeats, layer)
             blocked = mask.masked_fill(pairs, layer_hidden_value(mask.dtype))
             if (_sees_nothing(blocked) & ~_sees_nothing(mask)).any():
                 raise ConfigError(

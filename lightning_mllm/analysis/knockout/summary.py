@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,21 +214,39 @@ def _plots(sweep: Sweep, compared: Sequence[str], kinds: Sequence[str]) -> tuple
     plot.
     """
     groups: dict[str, list[str]] = {}
-    for block in sweep.blocks:
+    whole, of_heads = _part_heads(sweep.blocks)
+    for block in whole:
         groups.setdefault(_group_of(Block.parse(block)), []).append(block)
     if not groups:
         return ()
     is_single = len(sweep.labels) == 1
     if is_single:
-        groups = {"blocks": list(sweep.blocks)}
+        groups, of_heads = {"blocks": list(sweep.blocks)}, {}
     for shown in groups.values():
         shown.append(_CEILING)
     if compared:
         groups["contrasts"] = list(compared)
     plots = [_plot(group, "lines", shown, sweep, kinds) for group, shown in groups.items()]
     if not is_single:
-        plots.append(_plot("heat_map", "heat map", sweep.blocks, sweep, kinds))
+        plots.append(_plot("heat_map", "heat map", whole, sweep, kinds))
+    for block, heads in of_heads.items():
+        name = f"heads_{block.replace('->', ' to ').replace(' ', '_')}"
+        plots.append(_plot(name, "heat map", [block, *heads], sweep, kinds))
     return tuple(plots)
+
+
+def _part_heads(blocks: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the blocks of curves, and block in all heads -> itself in one head after the other."""
+    whole: list[str] = []
+    of_heads: dict[str, list[str]] = {}
+    for block in blocks:
+        parsed = Block.parse(block)
+        everywhere = str(replace(parsed, heads=None))
+        if parsed.heads is not None and len(parsed.heads) == 1 and everywhere in blocks:
+            of_heads.setdefault(everywhere, []).append(block)
+        else:
+            whole.append(block)
+    return whole, of_heads
 
 
 def _plot(

@@ -19,6 +19,7 @@ from lightning_mllm.types import Segment
         "image object&image tiles->question",
         "image other+image newline->question",
         "image other&image base+image newline->question+suffix[2]",
+        "image object->last[3.1,3.2,4.0]",
     ],
 )
 def test_a_block_reads_what_it_prints(text: str) -> None:
@@ -31,6 +32,19 @@ def test_a_block_names_source_target_and_heads() -> None:
     assert block.source.segments == {Segment.IMAGE_OBJECT}
     assert block.target.segments == {Segment.QUESTION}
     assert block.heads == (0, 3)
+
+
+def test_a_block_names_heads_of_single_layers() -> None:
+    block = Block.parse("image -> last [4.0, 3.2,4.0]")
+
+    assert (block.heads, block.places) == (None, ((3, 2), (4, 0)))
+    assert not block.in_all_heads
+
+
+@pytest.mark.parametrize("heads", ["3.2,1", "3.", ".2", "1.2.3"])
+def test_heads_are_of_every_layer_or_of_single_ones(heads: str) -> None:
+    with pytest.raises(ConfigError, match=r"heads are numbers.*or layer.head.*write one of both"):
+        Block.parse(f"image->last[{heads}]")
 
 
 def test_both_binds_tighter_than_either() -> None:

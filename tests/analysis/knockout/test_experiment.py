@@ -67,6 +67,28 @@ class TestInformationFlow(AnalysisContract):
         assert len(set(ceiling["sample_id"])) == 6
         assert (ceiling["source_size"] > 0).all()
 
+    def test_each_head_by_itself_is_a_block_of_its_own(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
+        blocks = ["image->last", "question->last[1]"]
+        swept = self.run(backbone, tiny_llava, batches(tiny_llava), blocks=blocks, each_head=True)
+        table, result = swept.rows.table(), swept.compute()
+        alone = self.run(
+            backbone, tiny_llava, batches(tiny_llava), blocks=[*blocks, "image->last[2]"]
+        ).compute()
+
+        heads = [f"image->last[{head}]" for head in range(4)]
+        found = dict.fromkeys(table["block"][table["measured"] & ~table["ceiling"]].tolist())
+        assert list(found) == ["image->last", *heads, "question->last[1]"]
+        for block in ("image->last[2]", "question->last[1]"):
+            np.testing.assert_allclose(
+                result.at(block=block), alone.at(block=block), rtol=1e-3, atol=1e-3
+            )
+        (plot,) = [plot for plot in result.plots if plot.name == "heads_image_to_last"]
+        assert list(plot.shown) == ["image->last", *heads]
+        curves = [plot for plot in result.plots if plot.name == "to_last"]
+        assert list(curves[0].shown) == ["image->last", "question->last[1]", "ceiling"]
+
     @pytest.mark.parametrize("engine", ["suffix", "reference"])
     def test_below_the_ceiling_nothing_of_the_picture_is_read(
         self, backbone: Backbone, tiny_llava: str, engine: EngineName

@@ -170,6 +170,26 @@ def test_all_heads_one_by_one_are_all_heads(backbone: Backbone, prompts: Multimo
     assert not torch.isclose(found[0], found[2]).all()
 
 
+def test_heads_of_single_layers_are_those_heads_in_windows_of_these_layers(
+    backbone: Backbone, prompts: MultimodalBatch
+) -> None:
+    together = replace(TO_LAST, places=((1, 2), (1, 3), (3, 0)))
+    with knockout(backbone, prompts, [together], everywhere()):
+        found = last_logits(backbone, prompts)
+    with (
+        knockout(backbone, prompts, [replace(TO_LAST, heads=(2, 3))], Window(1, 1, 2)),
+        knockout(backbone, prompts, [replace(TO_LAST, heads=(0,))], Window(3, 3, 4)),
+    ):
+        expected = last_logits(backbone, prompts)
+    clean = last_logits(backbone, prompts)
+    with knockout(backbone, prompts, [together], Window(2, 2, 3)):  # none of them is there
+        idle = last_logits(backbone, prompts)
+
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert not torch.isclose(found, clean).all()
+    assert torch.allclose(idle, clean, rtol=0, atol=1e-12)
+
+
 def test_nested_blocks_add_up(backbone: Backbone, prompts: MultimodalBatch) -> None:
     with knockout(backbone, prompts, [TO_LAST, TO_QUESTION], everywhere()):
         together = last_logits(backbone, prompts)
@@ -398,6 +418,13 @@ def test_layers_heads_and_segments_that_are_not_there_are_refused(
             everywhere(),
             ConfigError,
             "each layer has the heads 0 to 3",
+        ),
+        (
+            prompts,
+            replace(TO_LAST, places=((4, 0),)),
+            everywhere(),
+            ConfigError,
+            "there are layers 0 to 3",
         ),
         (
             prompts,

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,23 +87,26 @@ class _Masks:
         # (batch, variants, sequence), and (batch, variants, rows)
         self._source = torch.stack([keys.source for keys in hidden], dim=1)
         self._target = torch.stack([keys.target for keys in hidden], dim=1)[..., start:]
-        self._heads: Tensor | None = None  # (variants, heads)
+        self._heads: Tensor | None = None  # (variants, layers, heads)
+        self._patterns: list[Any] = []  # layer -> which heads of each variant
         some = next((keys.heads for keys in hidden if keys.heads is not None), None)
         if some is not None:
             every = torch.ones_like(some)
             self._heads = torch.stack([every if h.heads is None else h.heads for h in hidden])
-        self._last: tuple[tuple[bool, ...], Tensor] | None = None
+            self._patterns = self._heads.transpose(0, 1).tolist()
+        self._last: tuple[tuple[Any, ...], Tensor] | None = None
 
     def at(self, layer: int, count: int, dtype: torch.dtype) -> Tensor:
         """Return the first `count` variants' mask, (batch, 1 or heads, rows, prefix + rows)."""
         on = tuple(layer in window for window in self._windows[:count])
-        if self._last is None or self._last[0] != on:
-            visible = self._visible(on)
+        key = (on, self._patterns[layer][:count] if self._patterns else None)
+        if self._last is None or self._last[0] != key:
+            visible = self._visible(on, layer)
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-            self._last = on, mask.masked_fill_(~visible, layer_hidden_value(dtype))
+            self._last = key, mask.masked_fill_(~visible, layer_hidden_value(dtype))
         return self._last[1]
 
-    def _visible(self, on: tuple[bool, ...]) -> Tensor:
+    def _visible(self, on: tuple[bool, ...], layer: int) -> Tensor:
         """Return which keys are visible where the first variants hide theirs, or do not."""
         count, rows = len(on), self._target.shape[2]
         hiding = torch.tensor(on, device=self._target.device)[:, None]
@@ -111,7 +115,7 @@ class _Masks:
         pairs = self._target[:, :count, :, None] & source[:, :, None]
         pairs = pairs[:, None]
         if self._heads is not None:
-            pairs = pairs & self._heads[:count].T[..., None, None]
+            pairs = pairs & self._heads[:count, layer].T[..., None, None]
         keys = torch.arange(self._real.shape[1], device=source.device)
         horizon = keys.expand_as(self._real) if self._horizon is None else self._horizon
         within = keys <= horizon[:, self._start :, None]  # (batch, rows, sequence)

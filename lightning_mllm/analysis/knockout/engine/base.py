@@ -174,7 +174,9 @@ class KnockoutEngine(ABC):
 
         def read(rows: Sequence[int]) -> Readings:
             some = {block: keys.take(rows) for block, keys in hidden.items()}
-            variants = [RowVariant(some[case.block], case.window) for case in cases]
+            variants = [
+                RowVariant(some[case.block].within(case.window), case.window) for case in cases
+            ]
             chosen = wanted[rows[0] : rows[-1] + 1]
             return self.read(backbone, prompts.take(rows), variants, chosen, plan)
 

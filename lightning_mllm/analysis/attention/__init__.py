@@ -1,0 +1,1 @@
+"""Where the model looks: shares of attention, and heads that point at what a question is about."""
