@@ -17,20 +17,22 @@ def draw_probe_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         rows: The rows of `probes.csv`.
     """
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    several = len({row.get("target") for row in rows}) > 1
     for row in rows:
         split = "validation" if row["stage"] == "val" else "test"
-        groups.setdefault((row["point"], row["probe"], split), []).append(row)
+        end = f", {row['target']}" if several else ""
+        groups.setdefault((f"{row['point']}, {row['probe']}{end}", split), []).append(row)
     seeds = len({row["seed"] for row in rows})
     caption = "accuracy" + (f", mean of {seeds} seeds" if seeds > 1 else "")
     table = Table("probes", box=SIMPLE_HEAD, pad_edge=False, caption=caption)
     table.columns[0].overflow = "fold"
     for column in ("split", "N", "before", "last"):
         table.add_column(column, justify="right")
-    for (point, probe, split), own in sorted(groups.items(), key=lambda each: each[0][2] == "test"):
+    for (name, split), own in sorted(groups.items(), key=lambda each: each[0][1] == "test"):
         last = max(row["step"] for row in own)
         means = (_mean_at_step(own, 0), _mean_at_step(own, last) if last else "")
-        table.add_row(Text(f"{point}, {probe}"), split, str(own[-1]["n_test"]), *means)
+        table.add_row(Text(name), split, str(own[-1]["n_test"]), *means)
     return table
 
 

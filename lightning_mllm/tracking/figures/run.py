@@ -123,8 +123,10 @@ def draw_probe_curve_of_run(
     titles = [f"Probes, {title}; bands: range of the seeds{counts}" for title in _METRICS.values()]
     figure, axes = make_figure_panels(titles)
     by_probe: dict[str, list[Mapping[str, Any]]] = {}
+    several = len({row.get("target") for row in rows}) > 1
     for row in rows:
-        by_probe.setdefault(f"{row['point']}, {row['probe']}", []).append(row)
+        end = f", {row['target']}" if several else ""
+        by_probe.setdefault(f"{row['point']}, {row['probe']}{end}", []).append(row)
     styles = choose_figure_styles(list(by_probe))
     for axis, (metric, title) in zip(axes, _METRICS.items(), strict=True):
         for name, own in by_probe.items():
