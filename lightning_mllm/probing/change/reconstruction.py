@@ -50,7 +50,7 @@ class Reconstruction:
     Attributes:
         sample_ids: Id of each picture.
         unexplained: Region -> (pictures,), sum of the squared errors over its patches; the regions
-            are `all`, and `object` and `ground` where boxes say which patches show an object.
+            are `all`, and `object` and `other` where boxes say which patches show an object.
         variance: Region -> (pictures,), sum of the squared distances of its patches from the mean
             patch of the training pictures.
         patches: Region -> (pictures,), its number of patches; 0 where a picture has none.
@@ -92,7 +92,7 @@ def reconstruct_patches(pictures: Sequence[PicturePatches]) -> Reconstruction:
     fold_of = {row: place % _FOLDS for place, row in enumerate(names)}
     folds = [[row for row in fold_of if fold_of[row] == fold] for fold in range(_FOLDS)]
     sums = [_sum_patches([pictures[row] for row in sorted(rows)]) for rows in folds]
-    regions = ("all", "object", "ground")
+    regions = ("all", "object", "other")
     unexplained, variance, patches = (
         {name: torch.zeros(len(pictures), dtype=torch.float64) for name in regions}
         for _ in range(3)
@@ -134,5 +134,5 @@ def _find_regions(picture: PicturePatches) -> dict[str, Tensor]:
     """Return region -> which patches of a picture it has."""
     found = {"all": torch.ones(len(picture.before), dtype=torch.bool)}
     if picture.shows is not None:
-        found |= {"object": picture.shows, "ground": ~picture.shows}
+        found |= {"object": picture.shows, "other": ~picture.shows}
     return found

@@ -37,7 +37,7 @@ from lightning_mllm.tracking.figures.style import (
 _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 _OF_SCORERS = tuple(f"/{name}" for name in _METRICS)  # ends of metrics' names
 _TEST_STAGES = {"zero_shot": "test, before training", "test": "test"}
-_OF_FEATURES = ("probe/", "drift/")  # metrics that have figures of their own
+_OF_FEATURES = ("probe/", "drift/", "change/")  # metrics that have figures of their own
 _MOST_CELL_LABELS = 20  # classes up to which a confusion cell shows its count
 _MOST_TICK_LABELS = 60
 
