@@ -46,7 +46,7 @@ class ProjectionChange(FeatureCallback):
     and at those of the test split after a test. The share of a picture's nearest neighbours before
     the projection that are its neighbours behind it says how far the neighbourhood changed, not
     that anything is lost. A ridge regression from projected patch to original patch says how much
-    of the patches is not linearly recoverable, of objects and of other patches where samples have boxes.
+    of the patches is not linearly recoverable; where samples have boxes, also by what they show.
 
     In the run's folder, `projection_change.csv` has each number with its interval over pictures,
     chance and N, `projection_change-and-answers.csv` how it goes with right answers (a permutation

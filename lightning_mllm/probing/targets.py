@@ -32,7 +32,8 @@ def find_target_value(sample: Sample, name: str, split: str) -> Any:
         raise DataError(
             f"Sample {sample.id!r} of the {split!r} split has no {name!r}, which a probe is to "
             f"read. Fields that it may have: {', '.join(there)}. Name one that every sample has, "
-            "or let the data read the field (`fields` of LlavaJson, HFDataset and ImageFolder)."
+            "or let the data read it (`fields` of LlavaJson and HFDataset, `metadata` of "
+            "ImageFolder)."
         )
     return value
 

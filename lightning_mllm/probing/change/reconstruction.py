@@ -86,7 +86,8 @@ def reconstruct_patches(pictures: Sequence[PicturePatches]) -> Reconstruction:
     if len(pictures) < 2 * _FOLDS:
         raise DataError(
             f"Patches are read back on pictures that are held out; {len(pictures)} pictures are "
-            f"too few, give {2 * _FOLDS} or more."
+            f"too few, give {2 * _FOLDS} or more, or compare neighbourhoods alone (reconstruction: "
+            "false)."
         )
     names = sorted(range(len(pictures)), key=lambda row: _rank(pictures[row]))
     fold_of = {row: place % _FOLDS for place, row in enumerate(names)}
