@@ -28,7 +28,7 @@ def test_fields_label_kind_and_answer_are_found() -> None:
 
 
 def test_a_missing_field_is_refused_with_the_sample_and_the_fields_that_there_are() -> None:
-    with pytest.raises(DataError, match="Sample 'a' of the 'val' split has no 'sex'.* age, site"):
+    with pytest.raises(DataError, match=r"Sample 'a' of the 'val' split has no 'sex'.* age, site"):
         find_target_value(SAMPLE, "sex", "val")
     with pytest.raises(DataError, match="has no 'label'"):
         find_target_value(SAMPLE, "label", "val")

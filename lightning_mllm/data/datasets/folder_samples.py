@@ -148,7 +148,7 @@ class FolderListing:
             )
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.is_dir():
+                if not entry.is_dir() and Path(entry.path) != self._metadata:
                     self._ignore(Path(entry.path))
         paths, numbers = TextArrayBuilder(), array("i")
         for number, path in enumerate(folders):
