@@ -39,7 +39,7 @@ class FeatureCallback(L.Callback, ABC):
         cache: Stores the features of a frozen vision tower.
 
     Attributes:
-        answered: What the model answered rightly in the last evaluation.
+        answered: Split -> what the model answered rightly in its last evaluation.
 
     Raises:
         ConfigError: There is no point, or `every_n_epochs` is less than 1.
@@ -61,7 +61,7 @@ class FeatureCallback(L.Callback, ABC):
             raise ConfigError(f"{name}.every_n_epochs must be at least 1, not {every_n_epochs}.")
         self.every_n_epochs, self.before_training = every_n_epochs, before_training
         self.cache = cache
-        self.answered = RightAnswers()
+        self.answered = {"val": RightAnswers(), "test": RightAnswers()}
         self._moment: _Moment = "before"
         self._given: dict[Split, ExtractedSamples] = {}  # by another callback, at this moment
 
@@ -93,8 +93,9 @@ class FeatureCallback(L.Callback, ABC):
         self._use(trainer, pl_module, "before")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the answers of the last evaluation."""
-        self.answered.reset()
+        """Forget the answers of the last validation."""
+        if not trainer.sanity_checking:
+            self.answered["val"].reset(trainer_mllm(pl_module).trained_steps)
 
     def on_validation_batch_end(  # noqa: PLR0917 - as Lightning calls it
         self,
@@ -107,7 +108,7 @@ class FeatureCallback(L.Callback, ABC):
     ) -> None:
         """Note which samples the model answers rightly."""
         if not trainer.sanity_checking:
-            self.answered.add(batch, outputs)
+            self.answered["test" if trainer.testing else "val"].add(batch, outputs)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -116,9 +117,9 @@ class FeatureCallback(L.Callback, ABC):
         self._use(trainer, pl_module, "validation")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the options, and forget the answers of the last evaluation."""
+        """Check the options, and forget the answers of the last test."""
         self.check(trainer, pl_module)
-        self.answered.reset()
+        self.answered["test"].reset(trainer_mllm(pl_module).trained_steps)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Use the features of the test split."""

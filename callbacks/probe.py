@@ -158,7 +158,7 @@ class ProbeEachEpoch(FeatureCallback):
             truth[target] = both[1].numbers.tolist()
             for point, found in probe_numbers(*both).items():
                 numbers[target, point] = found
-        right = self.answered.gather()
+        right = self.answered[split].gather(trainer_mllm(pl_module).trained_steps)
         if trainer.is_global_zero:
             module = trainer_mllm(pl_module)
             when = {

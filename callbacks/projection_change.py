@@ -110,7 +110,7 @@ class ProjectionChange(FeatureCallback):
     def use_features(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split) -> None:
         """Measure the pictures of a split."""
         found = self.extract(trainer, pl_module, split)
-        right = self.answered.gather()
+        right = self.answered[split].gather(trainer_mllm(pl_module).trained_steps)
         if not trainer_writes_results(trainer):
             return
         module = trainer_mllm(pl_module)

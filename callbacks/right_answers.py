@@ -12,14 +12,15 @@ OPEN = "exact_match"  # what open answers are scored by
 
 
 class RightAnswers:
-    """Notes, batch by batch, which samples are answered rightly."""
+    """Notes, batch by batch, which samples of a split are answered rightly."""
 
     def __init__(self) -> None:
+        self._step = -1  # of the weights that answered
         self._found: list[tuple[str, str, bool]] = []  # scorer, sample, whether it is right
 
-    def reset(self) -> None:
-        """Forget all."""
-        self._found = []
+    def reset(self, step: int) -> None:
+        """Forget all; what comes is answered by weights that were trained for some steps."""
+        self._step, self._found = step, []
 
     def add(self, batch: MultimodalBatch, outputs: Mapping[str, Any]) -> None:
         """Note a batch.
@@ -36,9 +37,14 @@ class RightAnswers:
         for answer in outputs["answers"]:
             self._found.append((OPEN, answer.sample_id, answer.correct))
 
-    def gather(self) -> dict[str, dict[str, bool]]:
-        """Return scorer -> sample id -> whether its answer is right, of all processes."""
+    def gather(self, step: int) -> dict[str, dict[str, bool]]:
+        """Return scorer -> sample id -> whether its answer is right, of all processes.
+
+        It is empty where the last answers are not of weights that were trained for as many steps.
+        """
         found: dict[str, dict[str, bool]] = {}
+        if step != self._step:
+            return found
         for scorer, sample_id, is_right in gather_from_processes(self._found):
             found.setdefault(scorer, {})[sample_id] = is_right
         return found

@@ -69,7 +69,7 @@ class Tapper:
                     f"{point} can't be probed: a probe takes one vector per sample, and pooling "
                     "'none' keeps each token. Use mean or max; `lightning extract` writes tokens."
                 )
-        if patches and backbone.family.grid == "anyres":
+        if patches and any("image_newline" in name for name in backbone.family.projector):
             raise _explain_patches(backbone, "it packs the patches of several views into one row")
         self._backbone, self._patches = backbone, patches
         further = (_BEFORE, _BEHIND) if patches else ()
