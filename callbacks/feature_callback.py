@@ -75,6 +75,10 @@ class FeatureCallback(L.Callback, ABC):
             split: "val" during a fit, "test" after a test.
         """
 
+    def print_table(self) -> None:
+        """Print what was found, at the end of a fit or an evaluation; by default nothing."""
+        return
+
     def splits_used(self, split: Split) -> tuple[Split, ...]:
         """Return the splits that `use_features` extracts for a split."""
         return ("train", split)

@@ -20,7 +20,7 @@ from lightning_mllm.callbacks.probe_files import (
     write_probed_numbers,
     write_probed_test,
 )
-from lightning_mllm.callbacks.probe_table import draw_probe_table
+from lightning_mllm.callbacks.probe_table import draw_number_table, draw_probe_table
 from lightning_mllm.callbacks.probe_targets import ProbeSplit, ProbeTargets
 from lightning_mllm.callbacks.trainer_state import (
     trainer_class_names,
@@ -179,6 +179,8 @@ class ProbeEachEpoch(FeatureCallback):
         """Print what the probes read before the training and at its end."""
         if self._rows:
             progress.console.print(draw_probe_table(self._rows))
+        if self._number_rows:
+            progress.console.print(draw_number_table(self._number_rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, so that a resumed run has them too."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mllm import progress
+from lightning_mllm.callbacks.change_table import draw_change_table
 from lightning_mllm.callbacks.feature_callback import FeatureCallback
 from lightning_mllm.callbacks.trainer_state import (
     trainer_epoch,
@@ -129,6 +131,11 @@ class ProjectionChange(FeatureCallback):
         self._write(trainer, module, rows)
         if split == "test":
             _write_pictures(trainer, module, changes, shares)
+
+    def print_table(self) -> None:
+        """Print what the projection changes before the training and at its end."""
+        if self._rows:
+            progress.console.print(draw_change_table(self._rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, so that a resumed run has them too."""
