@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -62,9 +62,9 @@ class ProbeEachEpoch(FeatureCallback):
     samples are those that the model itself is evaluated on; training samples are always all.
 
     In the run's folder, `probes.csv` has a row per score and seed, and `probes.png` shows the
-    curves. `probes-and-answers.csv` has the shares of the samples that both probe and model get
+    curves. `probes_and_answers.csv` has the shares of the samples that both probe and model get
     right, the probe alone, the model alone, and neither; before training there are such only if the
-    model was validated first (`test_before`). `number-probes.csv` has R^2 of `numbers`. The folder
+    model was validated first (`test_before`). `number_probes.csv` has R^2 of `numbers`. The folder
     of a test's evaluation gets `probes.json`, with the scores per class, and
     `probe-predictions.csv`, with every prediction.
 
@@ -135,7 +135,8 @@ class ProbeEachEpoch(FeatureCallback):
     def check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse data without labels if they are to be read, and points that are not there."""
         if LABEL in self.targets:
-            trainer_class_names(trainer)
+            why = "ProbeEachEpoch reads the label, unless `targets` or `numbers` name other fields"
+            trainer_class_names(trainer, why)
         super().check(trainer, pl_module)
 
     def use_features(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split) -> None:
@@ -217,10 +218,10 @@ class ProbeEachEpoch(FeatureCallback):
         when: dict[str, Any],
         scores: Scores,
         right: dict[str, dict[str, bool]],
-        pictures: Any,
+        pictures: Mapping[str, str],
     ) -> dict[str, float]:
         """Keep the rows of probes beside answers, and return what is logged of them."""
-        logged = {}
+        logged: dict[str, float] = {}
         for (target, point, probe), score in scores.items():
             for scorer, answers in right.items():
                 cells = share_probe_cells(score, answers, pictures)
@@ -235,8 +236,8 @@ class ProbeEachEpoch(FeatureCallback):
         folder = trainer_run_dir(trainer)
         tables = {
             "probes": (COLUMNS, self._rows),
-            "probes-and-answers": (ANSWER_COLUMNS, self._answer_rows),
-            "number-probes": (NUMBER_COLUMNS, self._number_rows),
+            "probes_and_answers": (ANSWER_COLUMNS, self._answer_rows),
+            "number_probes": (NUMBER_COLUMNS, self._number_rows),
         }
         for name, (columns, rows) in tables.items():
             if rows:

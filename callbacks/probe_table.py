@@ -43,7 +43,7 @@ def draw_number_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return R^2 of each number before the training and at the last step.
 
     Args:
-        rows: The rows of `number-probes.csv`.
+        rows: The rows of `number_probes.csv`.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:

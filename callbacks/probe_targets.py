@@ -57,7 +57,9 @@ class ProbeTargets:
         if name == LABEL:
             names = trainer_class_names(trainer)
             return train.found.label(names), test.found.label(names)
-        values = {each.name: self._look_up(trainer, name, each) for each in (train, test)}
+        values: dict[str, list[Any]] = {}
+        for each in (train, test):
+            values[each.name] = self._look_up(trainer, name, each)
         names = list_target_classes(values, name)
         sets = []
         for each in (train, test):

@@ -51,7 +51,7 @@ class ProjectionChange(FeatureCallback):
     of the patches is not linearly recoverable; where samples have boxes, also by what they show.
 
     In the run's folder, `projection_change.csv` has each number with its interval over pictures,
-    chance and N, `projection_change-and-answers.csv` how it goes with right answers (a permutation
+    chance and N, `projection_change_and_answers.csv` how it goes with right answers (a permutation
     test), and `projection_change.png` shows the curves. The folder of a test's evaluation gets
     `projection-change.csv`, with the numbers of each picture. Labels are not needed. Beside
     `ProbeEachEpoch` with the same cache, one pass serves both.
@@ -150,14 +150,13 @@ class ProjectionChange(FeatureCallback):
         self, trainer: L.Trainer, module: MLLMModule, new: Iterable[Mapping[str, Any]]
     ) -> None:
         folder, step = trainer_run_dir(trainer), module.trained_steps
-        columns = (*_WHEN, *CHANGE_COLUMNS)
-        write_csv_file(
-            folder / "projection_change.csv", columns, map(itemgetter(*columns), self._rows)
-        )
-        if self._links:
-            columns = (*_WHEN, *LINK_COLUMNS)
-            rows = map(itemgetter(*columns), self._links)
-            write_csv_file(folder / "projection_change-and-answers.csv", columns, rows)
+        tables = {
+            "projection_change": ([*_WHEN, *CHANGE_COLUMNS], self._rows),
+            "projection_change_and_answers": ([*_WHEN, *LINK_COLUMNS], self._links),
+        }
+        for name, (columns, rows) in tables.items():
+            if rows:
+                write_csv_file(folder / f"{name}.csv", columns, map(itemgetter(*columns), rows))
         logged = {}
         for row in new:
             logged[f"change/{row['stage']}/{row['measure']}/{row['of']}"] = row["value"]
@@ -177,7 +176,7 @@ def draw_change_curves(rows: Sequence[Mapping[str, Any]], output: Any) -> Any:
         number = StepNumber(row["step"], row["value"], *ends, of_test=row["stage"] != "val")
         split = "validation" if row["stage"] == "val" else "test"
         if row["measure"] == OVERLAP:
-            panel = f"Overlap of the {row['of']} nearest neighbours"
+            panel = f"Overlap of the {row['of']} nearest neighbours (chance {row['chance']:.3f})"
             line = f"{split} (N {row['n']})"
             chance[panel] = row["chance"]
         else:

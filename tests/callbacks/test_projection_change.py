@@ -86,7 +86,7 @@ def test_the_table_has_what_the_functions_give(changed: Run) -> None:
 
 
 def test_measures_are_linked_to_answers_also_before_the_training(changed: Run) -> None:
-    found = changed.rows("projection_change-and-answers.csv")
+    found = changed.rows("projection_change_and_answers.csv")
 
     assert {row["step"] for row in found} == {"0", "3", "6"}
     assert all(float(row["n_right"]) + float(row["n_wrong"]) == 24 for row in found)
@@ -102,7 +102,7 @@ def test_the_four_cells_are_all_samples_and_add_up_to_both_accuracies(changed: R
         accuracies.setdefault(key, []).append(float(row["accuracy"]))
     pictures = changed.rows("evaluation/test-step6/projection-change.csv")
     right = [float(row["likelihood/right"]) for row in pictures]
-    found = changed.rows("probes-and-answers.csv")
+    found = changed.rows("probes_and_answers.csv")
 
     assert {row["target"] for row in found} == {"label", "third"}
     assert {row["stage"] for row in found} == {"val", "test"}
@@ -119,7 +119,7 @@ def test_the_four_cells_are_all_samples_and_add_up_to_both_accuracies(changed: R
 
 
 def test_numbers_and_further_classes_have_probes_of_their_own(changed: Run) -> None:
-    found = changed.rows("number-probes.csv")
+    found = changed.rows("number_probes.csv")
     (last,) = [row for row in found if (row["stage"], row["point"]) == ("test", "pre-mean")]
 
     assert {row["target"] for row in found} == {"light"}

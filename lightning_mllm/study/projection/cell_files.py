@@ -21,7 +21,7 @@ from lightning_mllm.study.projection.study import ProjectionStudy
 _PROBED = "probe-predictions.csv"
 _CLIP, _CLIP_SCORES = "clip-predictions.csv", "clip.json"
 _PROBE_KEY = ("epoch", "stage", "point", "probe", "seed", "target")
-_CELLS = "probes-and-answers.csv"
+_CELLS = "probes_and_answers.csv"
 _CELL_KEY = ("epoch", "stage", "point", "probe", "scorer", "target")
 _LABEL = "label"  # what the study's probes read; others may be beside them
 _DRIFT_KEY = ("epoch", "point")
@@ -145,7 +145,7 @@ def probes_in_cell_files(folder: ProjectionFolder) -> list[Row]:
 
 
 def probes_and_answers_in_cell_files(folder: ProjectionFolder) -> list[Row]:
-    """Return the rows of `probes-and-answers.csv`; none where an older version ran the cell."""
+    """Return the rows of `probes_and_answers.csv`; none where an older version ran the cell."""
     if not any((run / _CELLS).is_file() for run in folder.runs()):
         return []
     rows = _read_all_runs(folder, _CELLS, _CELL_KEY)
