@@ -70,10 +70,14 @@ class Tapper:
                     "'none' keeps each token. Use mean or max; `lightning extract` writes tokens."
                 )
         if patches and any("image_newline" in name for name in backbone.family.projector):
-            raise _explain_patches(backbone, "it packs the patches of several views into one row")
+            raise _explain_patches(backbone, "it packs the tokens of several views")
         self._backbone, self._patches = backbone, patches
-        further = (_BEFORE, _BEHIND) if patches else ()
-        self._reader = PointReader(backbone, [*points, *further], cache)
+        self._reader = PointReader(backbone, points, cache)
+        if patches:
+            try:
+                self._reader = PointReader(backbone, [*points, _BEFORE, _BEHIND], cache)
+            except ConfigError as error:  # the model has no such row
+                raise _explain_patches(backbone, str(error)) from error
 
     def tap(self, batch: MultimodalBatch) -> TappedBatch:
         """Return the features of a batch, best on the CPU: only what the tower reads is moved.
@@ -128,7 +132,6 @@ class Tapper:
 
 def _explain_patches(backbone: Backbone, reason: str) -> ConfigError:
     return ConfigError(
-        f"The projection of a {backbone.model.config.model_type} does not turn one patch into one "
-        f"token: {reason}. So no patch can be read back from its token. Compare neighbourhoods "
-        "alone (reconstruction: false)."
+        f"The patches of a {backbone.model.config.model_type} can't be read back from its tokens, "
+        f"one from one: {reason.rstrip('.')}. Compare neighbourhoods alone (reconstruction: false)."
     )
