@@ -15,7 +15,8 @@ from operator import add
 import torch
 from torch import Tensor
 
-PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # relative to the variance of a feature
+# relative to the variance of a feature
+PENALTIES = (1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _CONSTANT = 1e-12  # variance, relative to the mean square, of a feature that is constant
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from math import nan
 from pathlib import Path
 from typing import NamedTuple
@@ -77,9 +76,6 @@ def draw_step_curves(
         if chance and panel in chance:
             draw_figure_chance(axis, chance[panel])
         axis.set_ylim(0, 1.02)
-        steps = {number.step for number in chain.from_iterable(lines.values())}
-        if len(steps) == 1:
-            axis.set_xlim(min(steps) - 1, min(steps) + 1)
         finish_figure_axis(axis)
     label_figure_panels(axes, "Optimiser step (0: before training)", ylabel)
     title_figure(figure, title)
