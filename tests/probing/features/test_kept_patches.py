@@ -18,7 +18,7 @@ from tests.families.checkpoints import NAMES, BoxedShapes, Shapes, TinyModel, bu
 
 ONE_TO_ONE = {
     *("llava", "llava_dinov2", "llava_pixtral", "llava_siglip", "llava_vit", "vipllava"),
-    *("internvl", "paligemma", "paligemma2"),
+    *("internvl", "paligemma", "paligemma2", "gemma4", "ovis2", "glm4v"),
 }
 
 
@@ -26,12 +26,18 @@ ONE_TO_ONE = {
 def one_patch_changed(projector: nn.Module) -> Iterator[None]:
     """Change the patch in the middle of each view in front of the projector."""
 
-    def change(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        states: Tensor = arguments[0].clone()
-        states[..., states.shape[-2] // 2, :] += 1
-        return (states, *arguments[1:])
+    def move(states: Tensor) -> Tensor:
+        moved = states.clone()
+        moved[..., states.shape[-2] // 2, :] += 1
+        return moved
 
-    handle = projector.register_forward_pre_hook(change)
+    def change(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+        if given:
+            return (move(given[0]), *given[1:]), named
+        name = next(iter(named))
+        return given, {**named, name: move(named[name])}
+
+    handle = projector.register_forward_pre_hook(change, with_kwargs=True)
     try:
         yield
     finally:
