@@ -24,6 +24,7 @@ from lightning_mllm.callbacks.log_interval import LogInterval
 from lightning_mllm.callbacks.pope import PopeReport
 from lightning_mllm.callbacks.predictions import PredictionTable
 from lightning_mllm.callbacks.probe import ProbeEachEpoch
+from lightning_mllm.callbacks.projection_change import ProjectionChange
 from lightning_mllm.callbacks.run_analysis import RunAnalysis
 from lightning_mllm.callbacks.save_features import SaveFeatures
 from lightning_mllm.callbacks.skipping import SkipComputations
@@ -47,6 +48,7 @@ __all__ = [
     "PopeReport",
     "PredictionTable",
     "ProbeEachEpoch",
+    "ProjectionChange",
     "RepresentationDrift",
     "RunAnalysis",
     "SaveFeatures",

@@ -9,6 +9,7 @@ import lightning as L
 from torch import Tensor
 
 from lightning_mllm.callbacks.trainer_state import (
+    trainer_class_names,
     trainer_epoch,
     trainer_is_fitting,
     trainer_is_trial,
@@ -77,6 +78,7 @@ class RepresentationDrift(L.Callback):
             ConfigError: The resumed run has none, or they are of other points or samples.
         """
         module = trainer_mllm(pl_module)
+        trainer_class_names(trainer)
         check_watched_features(trainer, module, self.points, self.cache)
         if not trainer.enable_validation:
             return

@@ -10,7 +10,7 @@ import lightning as L
 
 from lightning_mllm import progress
 from lightning_mllm.callbacks.checkpointing import Checkpointing
-from lightning_mllm.callbacks.probe import ProbeEachEpoch
+from lightning_mllm.callbacks.feature_callback import FeatureCallback
 from lightning_mllm.callbacks.score_tables import (
     explain_brackets,
     score_table,
@@ -56,7 +56,7 @@ class EvaluationSummary(L.Callback):
     on_test_end = on_validation_end
 
     def show_results(self, trainer: L.Trainer) -> None:
-        """Show the scores of all evaluations, then the probes', and say where the results are.
+        """Show the scores of all evaluations, then those of features, and say where all is.
 
         Our Trainer calls this at the end of each `fit`, `validate` and `test`.
         """
@@ -65,7 +65,7 @@ class EvaluationSummary(L.Callback):
         self.print_table()
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning's
         for each in callbacks:
-            if isinstance(each, ProbeEachEpoch):
+            if isinstance(each, FeatureCallback):
                 each.print_table()
         if trainer.loggers:
             folder = trainer.default_root_dir

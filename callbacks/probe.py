@@ -10,10 +10,21 @@ import lightning as L
 
 from lightning_mllm import progress
 from lightning_mllm.callbacks.feature_callback import FeatureCallback
-from lightning_mllm.callbacks.probe_table import draw_probe_table
+from lightning_mllm.callbacks.probe_answers import CELL_COLUMNS, CELLS, share_probe_cells
+from lightning_mllm.callbacks.probe_files import (
+    Scores,
+    find_logged_scores,
+    list_number_columns,
+    list_seed_rows,
+    name_probe,
+    write_probed_numbers,
+    write_probed_test,
+)
+from lightning_mllm.callbacks.probe_table import draw_number_table, draw_probe_table
+from lightning_mllm.callbacks.probe_targets import ProbeSplit, ProbeTargets
 from lightning_mllm.callbacks.trainer_state import (
+    trainer_class_names,
     trainer_epoch,
-    trainer_evaluation_dir,
     trainer_figure,
     trainer_is_trial,
     trainer_label_set,
@@ -24,18 +35,23 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing import FeatureCache, LinearProbe, Point, Probe, ProbeScore
-from lightning_mllm.store.files import write_csv_file, write_json
+from lightning_mllm.probing.probes.numbers import NumberScore, probe_numbers
+from lightning_mllm.probing.targets import LABEL
+from lightning_mllm.store.files import write_csv_file
 from lightning_mllm.tracking.figures.run import draw_probe_curve_of_run
 from lightning_mllm.tracking.loggers import log_image, log_metrics
 
+_WHEN = ("epoch", "step", "stage")
 COLUMNS = (
-    *("epoch", "step", "stage", "point", "probe", "seed"),
+    *(*_WHEN, "point", "probe", "seed"),
     *("accuracy", "macro_f1", "control_accuracy"),
-    *("n_train", "n_test", "epochs_trained", "best_epoch", "converged"),
+    *("n_train", "n_test", "epochs_trained", "best_epoch", "converged", "target"),
 )
-_LOGGED = ("accuracy", "accuracy_sd", "macro_f1", "macro_f1_sd", "selectivity")
-
-Scores = Mapping[tuple[str, str], ProbeScore]  # (name of the point, name of the probe) -> score
+ANSWER_COLUMNS = (*_WHEN, "target", "point", "probe", "scorer", "n", "seeds", *CELL_COLUMNS)
+NUMBER_COLUMNS = (
+    *(*_WHEN, "target", "point", "r2", "low_95", "high_95"),
+    *("rmse", "sd", "penalty", "n_train", "n_test"),
+)
 
 
 class ProbeEachEpoch(FeatureCallback):
@@ -46,7 +62,10 @@ class ProbeEachEpoch(FeatureCallback):
     samples are those that the model itself is evaluated on; training samples are always all.
 
     In the run's folder, `probes.csv` has a row per score and seed, and `probes.png` shows the
-    curves. The folder of a test's evaluation gets `probes.json`, with the scores per class, and
+    curves. `probes_and_answers.csv` has the shares of the samples that both probe and model get
+    right, the probe alone, the model alone, and neither; before training there are such only if the
+    model was validated first (`test_before`). `number_probes.csv` has R^2 of `numbers`. The folder
+    of a test's evaluation gets `probes.json`, with the scores per class, and
     `probe-predictions.csv`, with every prediction.
 
     With several processes, each process trains all probes: each has the features of all samples
@@ -61,6 +80,9 @@ class ProbeEachEpoch(FeatureCallback):
         halves: Number of random halves of the training samples on which each probe is trained once
             more for a test. Their predictions show how much a score depends on the choice of
             training samples (`Probe.fit_score`). Studies use them for intervals; 20 are enough.
+        targets: What the probes tell, each by probes of its own: the label, or fields of the
+            samples that are classes. Empty where only numbers are read.
+        numbers: Fields of the samples that are numbers; each is read by a ridge regression.
         every_n_epochs: Number of epochs between probings; the last validation of a fit is always
             probed.
         before_training: Whether the untrained model is probed too.
@@ -74,6 +96,8 @@ class ProbeEachEpoch(FeatureCallback):
         probes: Probe | Sequence[Probe] | None = None,
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
         halves: int = 0,
+        targets: Sequence[str] = (LABEL,),
+        numbers: Sequence[str] = (),
         every_n_epochs: int = 1,
         before_training: bool = True,
         cache: FeatureCache | None = None,
@@ -87,6 +111,7 @@ class ProbeEachEpoch(FeatureCallback):
         probes = LinearProbe() if probes is None else probes
         self.probes = (probes,) if isinstance(probes, Probe) else tuple(probes)
         self.seeds, self.halves = tuple(seeds), halves
+        self.targets, self.numbers = tuple(targets), tuple(numbers)
         _check_each_once("points", [point.name for point in self.points])
         _check_each_once(
             "probes",
@@ -94,121 +119,141 @@ class ProbeEachEpoch(FeatureCallback):
             " Give two probes of one kind different labels.",
         )
         _check_each_once("seeds", [str(seed) for seed in self.seeds])
+        _check_each_once("targets or numbers", [*self.targets, *self.numbers])
+        for name in (*self.targets, *self.numbers):
+            if "/" in name:
+                raise ConfigError(
+                    f"ProbeEachEpoch can't read {name!r}: rename it, without a slash."
+                )
         if halves < 0:
             raise ConfigError(f"ProbeEachEpoch.halves must be at least 0, not {halves}.")
+        self._fields = ProbeTargets()
         self._rows: list[dict[str, Any]] = []
+        self._answer_rows: list[dict[str, Any]] = []
+        self._number_rows: list[dict[str, Any]] = []
+
+    def check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse data without labels if they are to be read, and points that are not there."""
+        if LABEL in self.targets:
+            why = "ProbeEachEpoch reads the label, unless `targets` or `numbers` name other fields"
+            trainer_class_names(trainer, why)
+        super().check(trainer, pl_module)
 
     def use_features(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split) -> None:
         """Train probes on the training split, and score them on another one."""
-        train = self.extract(trainer, pl_module, "train")
-        held_out = self.extract(trainer, pl_module, split)
+        train = ProbeSplit("train", self.extract(trainer, pl_module, "train"))
+        held_out = ProbeSplit(split, self.extract(trainer, pl_module, split))
         if trainer_is_trial(trainer):
             return  # too few batches to train a probe
+        scores: dict[tuple[str, str, str], ProbeScore] = {}
         halves = self.halves if split == "test" else 0
-        scores: dict[tuple[str, str], ProbeScore] = {}
-        for probe in progress.track(self.probes, "Probes"):
-            for point, score in probe.fit_score(train, held_out, self.seeds, halves).items():
-                scores[point, probe.name] = score
+        for target in self.targets:
+            sets = self._fields.label(trainer, target, train, held_out)
+            for probe in progress.track(self.probes, f"Probes of {target}"):
+                for point, score in probe.fit_score(*sets, self.seeds, halves).items():
+                    scores[target, point, probe.name] = score
+        numbers: dict[tuple[str, str], NumberScore] = {}
+        truth = {}
+        for target in self.numbers:
+            both = [self._fields.number(trainer, target, each) for each in (train, held_out)]
+            truth[target] = both[1].numbers.tolist()
+            for point, found in probe_numbers(*both).items():
+                numbers[target, point] = found
+        right = self.answered[split].gather(trainer_mllm(pl_module).trained_steps)
         if trainer.is_global_zero:
             module = trainer_mllm(pl_module)
-            stage = module.stage_name if split == "test" else "val"
-            self._write(trainer, module, stage, scores)
-            if split == "test":
-                _write_test(trainer, module, scores)
+            when = {
+                "epoch": trainer_epoch(trainer, module),
+                "step": module.trained_steps,
+                "stage": module.stage_name if split == "test" else "val",
+            }
+            logged = self._keep(when, scores)
+            logged |= self._keep_numbers(when, numbers)
+            logged |= self._keep_cells(when, scores, right, self._fields.pictures(trainer, split))
+            self._write(trainer, module, logged)
+            if split == "test" and scores:
+                write_probed_test(trainer, module, scores)
+            if split == "test" and numbers:
+                write_probed_numbers(trainer, module, numbers, held_out.found.sample_ids, truth)
 
     def print_table(self) -> None:
         """Print what the probes read before the training and at its end."""
         if self._rows:
             progress.console.print(draw_probe_table(self._rows))
+        if self._number_rows:
+            progress.console.print(draw_number_table(self._number_rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, so that a resumed run has them too."""
-        return {"rows": self._rows}
+        return {"rows": self._rows, "answers": self._answer_rows, "numbers": self._number_rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the rows of the resumed run; keep the own rows when testing a checkpoint."""
-        self._rows = self._rows or list(state_dict["rows"])
+        if not self._rows and not self._number_rows:
+            self._rows = [{"target": LABEL, **row} for row in state_dict["rows"]]
+            self._answer_rows = list(state_dict.get("answers", ()))
+            self._number_rows = list(state_dict.get("numbers", ()))
 
-    def _write(self, trainer: L.Trainer, module: MLLMModule, stage: str, scores: Scores) -> None:
-        epoch, step = trainer_epoch(trainer, module), module.trained_steps
-        when = {"epoch": epoch, "step": step, "stage": stage}
-        for (point, probe), score in scores.items():
-            for row in _rows_of_seeds(score):
-                self._rows.append({**when, "point": point, "probe": probe, **row})
+    def _keep(self, when: dict[str, Any], scores: Scores) -> dict[str, float]:
+        """Keep the rows of probes of classes, and return what is logged of them."""
+        for (target, point, probe), score in scores.items():
+            for row in list_seed_rows(score):
+                where = {"point": point, "probe": probe, "target": target}
+                self._rows.append({**when, **where, **row})
+        return find_logged_scores(when["stage"], scores)
+
+    def _keep_numbers(
+        self, when: dict[str, Any], scores: dict[tuple[str, str], NumberScore]
+    ) -> dict[str, float]:
+        """Keep the rows of probes of numbers, and return what is logged of them."""
+        logged = {}
+        for (target, point), score in scores.items():
+            where = {"target": target, "point": point}
+            self._number_rows.append({**when, **where, **list_number_columns(score)})
+            logged[f"probe/{when['stage']}/{name_probe(target, point, 'ridge')}/r2"] = score.r2
+        return logged
+
+    def _keep_cells(
+        self,
+        when: dict[str, Any],
+        scores: Scores,
+        right: dict[str, dict[str, bool]],
+        pictures: Mapping[str, str],
+    ) -> dict[str, float]:
+        """Keep the rows of probes beside answers, and return what is logged of them."""
+        logged: dict[str, float] = {}
+        for (target, point, probe), score in scores.items():
+            for scorer, answers in right.items():
+                cells = share_probe_cells(score, answers, pictures)
+                if cells:
+                    where = {"target": target, "point": point, "probe": probe, "scorer": scorer}
+                    self._answer_rows.append({**when, **where, **cells})
+                    name = f"probe/{when['stage']}/{name_probe(target, point, probe)}/{scorer}"
+                    logged |= {f"{name}/{cell}": cells[cell] for cell in CELLS}
+        return logged
+
+    def _write(self, trainer: L.Trainer, module: MLLMModule, logged: dict[str, float]) -> None:
         folder = trainer_run_dir(trainer)
-        write_csv_file(folder / "probes.csv", COLUMNS, map(itemgetter(*COLUMNS), self._rows))
-        log_metrics(trainer.loggers, _logged_values(stage, scores), step)
-        labels = trainer_label_set(trainer)
-        picture = draw_probe_curve_of_run(
-            self._rows,
-            trainer_figure(trainer, folder, "probes"),
-            classes=None if labels is None else len(labels),
-        )
-        log_image(trainer.loggers, "probes", picture, step)
+        tables = {
+            "probes": (COLUMNS, self._rows),
+            "probes_and_answers": (ANSWER_COLUMNS, self._answer_rows),
+            "number_probes": (NUMBER_COLUMNS, self._number_rows),
+        }
+        for name, (columns, rows) in tables.items():
+            if rows:
+                write_csv_file(folder / f"{name}.csv", columns, map(itemgetter(*columns), rows))
+        log_metrics(trainer.loggers, logged, module.trained_steps)
+        if self._rows:
+            labels = trainer_label_set(trainer) if self.targets == (LABEL,) else None
+            picture = draw_probe_curve_of_run(
+                self._rows,
+                trainer_figure(trainer, folder, "probes"),
+                classes=None if labels is None else len(labels),
+            )
+            log_image(trainer.loggers, "probes", picture, module.trained_steps)
 
 
 def _check_each_once(option: str, names: Sequence[str], way_out: str = "") -> None:
     if not names or len(set(names)) < len(names):
         found = ", ".join(names) or "none"
         raise ConfigError(f"ProbeEachEpoch needs {option}, each once; found {found}.{way_out}")
-
-
-def _rows_of_seeds(score: ProbeScore) -> list[dict[str, Any]]:
-    """Return a row per seed: the columns after it, and N."""
-    rows = []
-    for index, seed in enumerate(score.seeds):
-        result = score.results[index]
-        rows.append(
-            {
-                "seed": seed,
-                "accuracy": result.accuracy,
-                "macro_f1": result.macro_f1,
-                "control_accuracy": score.controls[index].accuracy if score.controls else None,
-                "n_train": score.n_train,
-                "n_test": score.n_test,
-                "epochs_trained": score.epochs[index],
-                "best_epoch": score.best_epochs[index],
-                "converged": score.converged[index],
-            }
-        )
-    return rows
-
-
-def _logged_values(stage: str, scores: Scores) -> dict[str, float]:
-    logged = {}
-    for (point, probe), score in scores.items():
-        for measure in _LOGGED:
-            value = getattr(score, measure)
-            if value is not None:
-                logged[f"probe/{stage}/{point}/{probe}/{measure}"] = value
-    return logged
-
-
-def _write_test(trainer: L.Trainer, module: MLLMModule, scores: Scores) -> None:
-    """Write what only a test has: the scores per class, and every prediction."""
-    folder = trainer_evaluation_dir(trainer, module)
-    summaries = {f"{point}/{probe}": score.summary() for (point, probe), score in scores.items()}
-    content = {"stage": module.stage_name, "step": module.trained_steps, "probes": summaries}
-    write_json(folder / "probes.json", content)
-    predictions = _predictions_by_column(scores)
-    rows = zip(*predictions.values(), strict=True)
-    write_csv_file(folder / "probe-predictions.csv", list(predictions), rows)
-
-
-def _predictions_by_column(scores: Scores) -> dict[str, list[str]]:
-    """Return the sample ids, the true classes and the predictions of each probe, by column."""
-    first = next(iter(scores.values()))
-    names = first.results[0].names
-    columns = {
-        "sample_id": list(first.sample_ids),
-        "target": [names[target] for target in first.targets.tolist()],
-    }
-    for (point, probe), score in scores.items():
-        predictions = {}
-        for seed, predicted in zip(score.seeds, score.predictions, strict=True):
-            predictions[f"seed{seed}"] = predicted
-        for number, predicted in enumerate(score.halves):
-            predictions[f"half{number}"] = predicted
-        for name, predicted in predictions.items():
-            columns[f"{point}/{probe}/{name}"] = [names[index] for index in predicted.tolist()]
-    return columns

@@ -8,6 +8,7 @@ import lightning as L
 
 from lightning_mllm.callbacks.feature_callback import FeatureCallback
 from lightning_mllm.callbacks.trainer_state import (
+    trainer_class_names,
     trainer_mllm,
     trainer_run_dir,
     trainer_writes_results,
@@ -44,12 +45,20 @@ class SaveFeatures(FeatureCallback):
             cache=cache,
         )
 
+    def check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse data without labels, and points that the model does not have."""
+        trainer_class_names(trainer)
+        super().check(trainer, pl_module)
+
+    def splits_used(self, split: Split) -> tuple[Split, ...]:
+        """Return the splits that are saved."""
+        return ("train", "val") if split == "val" else (split,)
+
     def use_features(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split) -> None:
         """Save the features of a split, and during a fit those of the training split too."""
         module = trainer_mllm(pl_module)
-        splits: tuple[Split, ...] = ("train", "val") if split == "val" else (split,)
-        for name in splits:
-            sets = self.extract(trainer, pl_module, name)
+        for name in self.splits_used(split):
+            sets = self.extract(trainer, pl_module, name).label(trainer_class_names(trainer))
             if not trainer_writes_results(trainer):
                 continue
             step = module.trained_steps

@@ -23,7 +23,7 @@ from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.probing.features.cache import FeatureCache
-from lightning_mllm.probing.features.extraction import extract
+from lightning_mllm.probing.features.extraction import ExtractedSamples, extract_samples
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.tapping import Tapper
@@ -137,7 +137,7 @@ def extract_watched_features(
     points: Sequence[Point],
     cache: FeatureCache | None = None,
 ) -> dict[str, FeatureSet]:
-    """Extract the features of `watched_samples` with the current weights; every process gets all.
+    """Extract the features of `watched_samples`, with their classes; see the function below.
 
     Returns:
         Name of the point -> features.
@@ -145,10 +145,37 @@ def extract_watched_features(
     Raises:
         ConfigError: The data has no labels, or the model has no such point.
     """
-    module, names = trainer_mllm(pl_module), trainer_class_names(trainer)
+    names = trainer_class_names(trainer)
+    return extract_watched_samples(trainer, pl_module, split, points, cache).label(names)
+
+
+def extract_watched_samples(  # noqa: PLR0917 - what, of what, and how
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    split: Split,
+    points: Sequence[Point],
+    cache: FeatureCache | None = None,
+    patches: int = 0,
+) -> ExtractedSamples:
+    """Read `watched_samples` at points with the current weights; every process gets all.
+
+    Args:
+        trainer: The Trainer, with its data.
+        pl_module: The MLLMModule.
+        split: The split that is gone through.
+        points: Where features are read.
+        cache: Stores the features of a frozen vision tower.
+        patches: How many patches of each picture are kept.
+
+    Raises:
+        ConfigError: The model has no such point.
+    """
+    module = trainer_mllm(pl_module)
     batches = watched_batches(trainer, split, "Features")
     running = module.adapted.autocast(module.device.type)
-    return extract(module.backbone, batches, points, names, cache=cache, running=running)
+    return extract_samples(
+        module.backbone, batches, points, cache=cache, running=running, patches=patches
+    )
 
 
 def check_watched_features(
@@ -156,12 +183,13 @@ def check_watched_features(
     pl_module: L.LightningModule,
     points: Sequence[Point],
     cache: FeatureCache | None,
+    *,
+    patches: int = 0,
 ) -> None:
-    """Refuse at the start what `extract_watched_features` would refuse an epoch later.
+    """Refuse at the start what `extract_watched_samples` would refuse an epoch later.
 
     Raises:
-        ConfigError: The data has no labels, the model has no such point, or there is a cache
-            although the vision tower is trained.
+        ConfigError: The model has no such point, there is a cache although the vision tower is
+            trained, or patches are kept and the model packs them.
     """
-    trainer_class_names(trainer)
-    Tapper(trainer_mllm(pl_module).backbone, points, cache)
+    Tapper(trainer_mllm(pl_module).backbone, points, cache, patches=patches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -127,6 +127,8 @@ class Sample:
         options: The options that the (last) question names.
         picture: Which picture the (last) question is about. Samples about one picture are not
             independent.
+        fields: Further text and numbers about the sample, by name: what probes can read (`targets`
+            and `numbers` of ProbeEachEpoch). The model never sees them.
     """
 
     id: str
@@ -139,6 +141,7 @@ class Sample:
     distractors: Sequence[Box] = ()
     options: Options | None = None
     picture: str | None = None
+    fields: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ BORDERS: dict[str, set[str]] = {
     "data": SHARED | {"checkpoint_files", "families", "store", "statistics"},
     "evaluation": SHARED | {"checkpoint_files", "families", "store", "statistics"},
     "models": SHARED | {"__version__", "checkpoint_files", "families", "store", "evaluation"},
-    "probing": SHARED | MODELS | {"store", "evaluation"},
+    "probing": SHARED | MODELS | {"store", "statistics", "evaluation"},
     "analysis/__init__": {"analysis", "statistics"},  # the names that users import
     "analysis/core": SCIENCE,
     "analysis/forward": SCIENCE,
@@ -75,7 +75,7 @@ BORDERS: dict[str, set[str]] = {
     "tracking": SHARED
     | {"network", "store", "statistics", "evaluation", "probing", "analysis/core"},
     "callbacks": SHARED
-    | {"store", "data", "models", "probing", "analysis", "evaluation", "tracking"}
+    | {"store", "statistics", "data", "models", "probing", "analysis", "evaluation", "tracking"}
     | {"alignment_names"},
     "recipe": {"store"},
     "testbed": SHARED | {"recipe", "store", "data", "models"},

@@ -33,6 +33,7 @@ Method = Literal["pearson", "spearman"]
 
 _MOST_ORDERS = 50_000  # so all orders of up to 8 points are counted
 _DRAWN_ORDERS = 10_000
+_MOST_ORDERED = 20_000_000  # numbers that are in memory at once
 _NEAR = 1e-12
 
 
@@ -126,6 +127,7 @@ def _permutation_p(ours: Floats, theirs: Floats, generator: np.random.Generator)
         permutation_type="pairings",
         alternative="greater",
         n_resamples=_MOST_ORDERS if few else _DRAWN_ORDERS,
+        batch=max(1, _MOST_ORDERED // len(ours)),
         vectorized=True,
         rng=generator,
     )

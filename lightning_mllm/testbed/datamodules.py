@@ -199,7 +199,9 @@ class WorldQuestions(MLLMDataModule):
 
     A kind is part, type and wording, e.g. "seen/ChooseAttr/0", or "presence/popular". Questions of
     the six types have the boxes and options of a task file (`gqa.py`), and the scene's other
-    objects as distractors. They have boxes only where the picture shows the scene.
+    objects as distractors. They have boxes only where the picture shows the scene. The fields
+    of a sample, for probes, are the number of `objects` in its scene and the column and attributes
+    of the leftmost one (`leftmost_column` in pixels, `leftmost_color`, ...).
 
     Args:
         parts: Parts of the examination, see `examination`.
@@ -282,4 +284,5 @@ def _make_sample(question: ExamQuestion, part: Part) -> Sample:
         boxes=[Box(*thing.box) for thing in things],
         distractors=[Box(*thing.box) for thing in others],
         options=options,
+        fields=scene.fields(),
     )

@@ -15,8 +15,8 @@ from lightning_mllm.callbacks import ProbeEachEpoch, RepresentationDrift, SaveFe
 from lightning_mllm.data import MLLMDataModule
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.freeze import Lora, ProjectorAndVision
-from lightning_mllm.probing import FeatureCache, FeatureSet, MLPProbe, Point
-from lightning_mllm.probing.features.extraction import extract as extract_features
+from lightning_mllm.probing import FeatureCache, MLPProbe, Point
+from lightning_mllm.probing.features.extraction import ExtractedSamples, extract_samples
 from lightning_mllm.types import Sample, Turn
 from tests.support.command_line import picture
 from tests.support.feature_callbacks import all_callbacks, make_run, moments, quick_probes
@@ -96,12 +96,12 @@ def test_a_trial_extracts_and_writes_nothing(
 ) -> None:
     extracted = []
 
-    def extract(*args: Any, **options: Any) -> dict[str, FeatureSet]:
-        found = extract_features(*args, **options)
-        extracted.append({len(each.sample_ids) for each in found.values()})
+    def extract(*args: Any, **options: Any) -> ExtractedSamples:
+        found = extract_samples(*args, **options)
+        extracted.append({len(found.sample_ids)})
         return found
 
-    monkeypatch.setattr("lightning_mllm.callbacks.watched_split.extract", extract)
+    monkeypatch.setattr("lightning_mllm.callbacks.watched_split.extract_samples", extract)
 
     make_run(tiny_llava, tmp_path, all_callbacks(tmp_path)[:-1], fast_dev_run=1).fit().test()
 

@@ -127,6 +127,14 @@ class FakeLightning:
             for seed in (0, 1)
         ]
         write(run / "probes.csv", header, probes)
+        if policy == "ft_e2e":  # the others ran before there was this file
+            cells = ("both_right", "probe_only", "model_only", "both_wrong")
+            header = ["epoch", "step", "stage", "target", "point", "probe", "scorer", "n"]
+            header += [f"{cell}{end}" for cell in cells for end in ("", "_low_95", "_high_95")]
+            shares = [0.5, 0.4, 0.6, 0.3, 0.2, 0.4, 0.1, 0, 0.2, 0.1, 0, 0.2]
+            what = [(0, 1, "val", "label"), (0, 1, "val", "third")]
+            beside = [[*each, "post-mean", "mlp", "generation", 30, *shares] for each in what]
+            write(run / "probes_and_answers.csv", header, beside)
         if policy != "zero_shot":
             drift = [
                 [epoch, epoch + 1, "post-mean", 1 - 0.1 * (epoch + 1), 0.9, 0.01]

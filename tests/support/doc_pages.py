@@ -28,7 +28,12 @@ from tests.support.command_line import (
 from tests.support.doc_commands import DocBlock, commands_of_block, doc_blocks
 from tests.support.hf_tables import classes
 from tests.support.published_datasets import write_plantdoc
-from tests.support.shipped_configs import MODELS, OTHERS_ON_THE_TESTBED
+from tests.support.shipped_configs import (
+    FEW_PICTURES,
+    MODELS,
+    OTHERS_ON_THE_TESTBED,
+    PROJECTION_CHANGE,
+)
 
 _CLASSES = {
     "train/green leaf": 6,
@@ -39,6 +44,7 @@ _CLASSES = {
 _ROWS = [conversation(f"row{number}", kind=f"kind{number % 2}") for number in range(12)]
 _ON_THE_TESTBED = {  # options that make a config small
     "configs/runs/testbed/eval.yaml": ["--data.init_args.per_kind", "1"],
+    f"configs/{PROJECTION_CHANGE}": FEW_PICTURES,
     "configs/runs/testbed/information_flow.yaml": ["--data.init_args.per_kind", "1"],
     **{f"configs/{name}": small for name, (small, *_) in OTHERS_ON_THE_TESTBED.items()},
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_mllm.callbacks import ProbeEachEpoch, RepresentationDrift, SaveFeatures
 from lightning_mllm.data import MLLMDataModule
+from lightning_mllm.evaluation import Scorer
 from lightning_mllm.models.freeze import FreezePolicy, ProjectorOnly
 from lightning_mllm.models.module import MLLMModule
 from lightning_mllm.models.optimisation.schedule import LearningRates
@@ -45,6 +46,26 @@ class Blotches(MLLMDataModule):
             )
             for index in range(first, first + count)
         ]
+
+
+class Described(Blotches):
+    """The same pictures, more of them, with fields: a class, a number, and one that is constant."""
+
+    def load(self, split: str) -> list[Sample]:
+        first = {"train": 0, "val": 100, "test": 200}[split]
+        found = []
+        for index in range(first, first + 24):
+            grey = ("black", "white")[index % 2]
+            image = Image.blend(picture(index), Image.new("RGB", (24, 20), grey), 0.8)
+            found.append(
+                Sample(
+                    id=f"{split}-{index}",
+                    images=[image],
+                    label=("dark", "light")[index % 2],
+                    fields={"third": "abc"[index % 3], "light": index % 2 + 0.5, "same": "x"},
+                )
+            )
+        return found
 
 
 class Keep(L.Callback):
@@ -93,19 +114,25 @@ def make_run(
     callbacks: Sequence[L.Callback],
     policy: FreezePolicy = ProjectorOnly(),
     eval_batch_size: int = 8,
+    *,
+    scorers: Sequence[Scorer] = (),
+    data: type[MLLMDataModule] = Blotches,
     **options: Any,
 ) -> Run:
     """Make a run of two steps per epoch, over two epochs unless the options say otherwise."""
     chosen: dict[str, Any] = {"max_epochs": 2, "max_steps": -1, "limit_val_batches": 1.0, **options}
     trainer = make_trainer(folder, list(callbacks), **chosen)
     module = MLLMModule(
-        checkpoint, policy=policy, learning_rates=LearningRates(projector=0.1, lora=0.1), scorers=()
+        checkpoint,
+        policy=policy,
+        learning_rates=LearningRates(projector=0.1, lora=0.1),
+        scorers=scorers,
     )
     return Run(
         folder,
         trainer,
         module,
-        Blotches(checkpoint=checkpoint, batch_size=8, eval_batch_size=eval_batch_size),
+        data(checkpoint=checkpoint, batch_size=8, eval_batch_size=eval_batch_size),
     )
 
 

@@ -160,6 +160,10 @@ TRAINED = {  # the parts that learn
     "testbed_training/5_instructed.yaml": {PROJECTOR, LLM},
 }
 EXAMINATION = "runs/testbed/eval.yaml"
+PROJECTION_CHANGE = "runs/testbed/projection_change.yaml"
+FEW_PICTURES = [  # of each of its kinds, so that neighbours can be found
+    *("--data.init_args.per_kind", "7", "--data.init_args.train_per_kind", "2"),
+]
 
 # ---- studies ----
 PROJECTION_STUDY, PROJECTION_TESTBED = (
@@ -221,6 +225,9 @@ COVERED = {
         START,
         EXAMINATION,
     ),
+    REAL,
+    *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
+    PROJECTION_CHANGE,
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),

@@ -6,12 +6,18 @@ import logging
 import os
 from array import array
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, overload
 
 import numpy as np
 
+from lightning_mllm.data.datasets.sample_fields import (
+    Fields,
+    find_picture_fields,
+    read_field_table,
+)
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE, IMAGE_PATH, BadRows
 from lightning_mllm.data.loading.equal_files import find_equal_files
 from lightning_mllm.data.loading.splits import ItemGroups
@@ -45,19 +51,30 @@ class FolderSamples(StoredSamples):
         root: Folder that the paths are relative to.
         columns: `path` of each image below the root, whose folder is its class, and a number for
             its `class`.
+        metadata: A CSV file with further fields of each image; None without.
     """
 
     ids_are_unique: ClassVar[bool] = True
 
-    def __init__(self, root: Path, columns: Mapping[str, Column]) -> None:
-        super().__init__(columns, {"root": str(root)})
-        self._root = str(root)
+    def __init__(
+        self, root: Path, columns: Mapping[str, Column], metadata: Path | None = None
+    ) -> None:
+        source = {"root": str(root)}
+        if metadata is not None:
+            self._fields = read_field_table(metadata)
+            source |= {"metadata": sha256(repr(self._fields).encode()).hexdigest()}
+        super().__init__(columns, source)
+        self._root, self._metadata = str(root), metadata
 
     def make(self, index: int) -> Sample:
         """Name an image and its class."""
         path: str = self.columns["path"][index]
         label = path.rsplit("/", 2)[-2]
-        return Sample(id=path, images=[Path(f"{self._root}/{path}")], label=label)
+        fields: Fields = {}
+        if self._metadata is not None:
+            fields = find_picture_fields(self._fields, path, self._metadata)
+        image = Path(f"{self._root}/{path}")
+        return Sample(id=path, images=[image], label=label, fields=fields)
 
     def find_examples(self) -> list[int]:
         """Return the indices of the first image of each class."""
@@ -110,10 +127,11 @@ class FolderListing:
     Args:
         root: Folder that ids are relative to, and that no link may leave.
         bad_rows: Collects pictures in formats that are not read, and links out of the root.
+        metadata: A CSV file with further fields of each image; None without.
     """
 
-    def __init__(self, root: Path, bad_rows: BadRows) -> None:
-        self._root, self._bad_rows = root, bad_rows
+    def __init__(self, root: Path, bad_rows: BadRows, metadata: Path | None = None) -> None:
+        self._root, self._bad_rows, self._metadata = root, bad_rows, metadata
         self._ignored = 0
         self._first_ignored: Path | None = None
 
@@ -130,7 +148,7 @@ class FolderListing:
             )
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.is_dir():
+                if not entry.is_dir() and Path(entry.path) != self._metadata:
                     self._ignore(Path(entry.path))
         paths, numbers = TextArrayBuilder(), array("i")
         for number, path in enumerate(folders):
@@ -146,7 +164,7 @@ class FolderListing:
                 self._first_ignored,
             )
         columns: dict[str, Column] = {"path": paths.build(), "class": np.array(numbers, np.int32)}
-        return FolderSamples(self._root, columns)
+        return FolderSamples(self._root, columns, self._metadata)
 
     def _list_images(self, folder: Path) -> list[str]:
         """Return the names of the images of a class folder, sorted."""

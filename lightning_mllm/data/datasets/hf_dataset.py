@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
 from lightning_mllm.data.datasets.hf_columns import HFColumns, HFLayout, find_layout, list_columns
+from lightning_mllm.data.datasets.hf_fields import find_field_classes
 from lightning_mllm.data.datasets.hf_pictures import HFTable, find_table_facts
 from lightning_mllm.data.datasets.hf_rows import HFRowReader, HFSamples
 from lightning_mllm.data.datasets.hf_source import HFSource
@@ -53,6 +54,8 @@ class HFDataset(MLLMDataModule):
         question: What is asked of every row, for tables without a column of questions.
         kind: The kind of question of every row, for tables without a column of kinds: answers are
             scored by exact match.
+        fields: Further columns, text or numbers, that go along with each sample: what probes can
+            read (`targets` and `numbers` of ProbeEachEpoch).
         image_root: Folder that paths of pictures are relative to, and may not leave; by default the
             folder of the dataset.
         val_fraction: Fraction of the rows that make up the validation split, where it is drawn; by
@@ -74,6 +77,7 @@ class HFDataset(MLLMDataModule):
         columns: HFColumns = _FOUND,
         question: str | None = None,
         kind: str | None = None,
+        fields: Sequence[str] = (),
         image_root: str | None = None,
         val_fraction: float | None = None,
         test_fraction: float = 0.1,
@@ -88,6 +92,7 @@ class HFDataset(MLLMDataModule):
                     f"The {role} of all rows is {told!r} ({role}), and that of each is in column "
                     f"{column!r} (columns.{role}). Give one of them."
                 )
+        self.fields = tuple(fields)
         self.source = HFSource(path, config, data_revision, files)
         self.names: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.question, self.kind, self.image_root = question, kind, image_root
@@ -117,7 +122,7 @@ class HFDataset(MLLMDataModule):
         found = {"source": repr(self.source), "images": str(self._find_image_root())}
         for split in dict.fromkeys((self.splits[0], *splits)):
             reader = self._find_reader(self._find_split(split).name)
-            read = reader.layout.columns, reader.layout.classes
+            read = reader.layout.columns, reader.layout.classes, *reader.fields
             found[reader.prefix] = f"{reader.facts.content} {read!r}"
         return found
 
@@ -198,15 +203,18 @@ class HFDataset(MLLMDataModule):
         dataset = self._opened[name]
         where = f"{self.source.path}, split {name!r}"
         asks = self.question is not None
-        layout = find_layout(dataset.features.to_dict(), self.columns, where, asks=asks)
-        _log_layout(where, layout)
+        features = dataset.features.to_dict()
+        layout = find_layout(features, self.columns, where, asks=asks)
+        fields = find_field_classes(features, self.fields, where)
+        _log_layout(where, layout, fields)
         columns = layout.columns
-        texts = tuple(column for role, column in columns if role != "image")
+        texts = (*(column for role, column in columns if role != "image"), *fields)
         table = HFTable(dataset, where, texts, columns.image or None, columns.id)
         question = None if columns.question else self.question
         kind = None if columns.kind else self.kind
         facts = find_table_facts(table)
-        reader = HFRowReader(table, layout, facts, self._find_image_root(), question, kind, name)
+        told = question, kind, name, fields
+        reader = HFRowReader(table, layout, facts, self._find_image_root(), *told)
         self._readers[name] = reader
         return reader
 
@@ -215,7 +223,9 @@ class HFDataset(MLLMDataModule):
         return (Path(self.image_root) if self.image_root else self.source.root).resolve()
 
 
-def _log_layout(where: str, layout: HFLayout) -> None:
+def _log_layout(where: str, layout: HFLayout, fields: Mapping[str, object]) -> None:
     """Say how a table is read."""
-    unread = f"; not read: {', '.join(layout.unread)}" if layout.unread else ""
-    logger.info("%s: %s%s", where, list_columns(layout.columns), unread)
+    told = f"; fields: {', '.join(fields)}" if fields else ""
+    unread = [name for name in layout.unread if name not in fields]
+    told += f"; not read: {', '.join(unread)}" if unread else ""
+    logger.info("%s: %s%s", where, list_columns(layout.columns), told)

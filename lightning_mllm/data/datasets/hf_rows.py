@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lightning_mllm.data.datasets.hf_columns import HFLayout
 from lightning_mllm.data.datasets.hf_pictures import HFTable, TableFacts, name_content, name_row
 from lightning_mllm.data.datasets.llava_rows import PLACEHOLDER, LlavaRow, UnreadLlavaRows
 from lightning_mllm.data.datasets.rows import FileRow
+from lightning_mllm.data.datasets.sample_fields import Fields, read_sample_fields
 from lightning_mllm.data.images.files import inspect_image_file, open_image_file
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.data.loading.stored import StoredSamples
@@ -61,6 +62,8 @@ class HFRowReader:
         question: What is asked of all rows; None where a column says it.
         kind: The kind of question of all rows; None where a column says it, or there is none.
         prefix: What the names of rows without an id begin with.
+        fields: Further columns that go along with each sample -> the classes that their numbers
+            stand for; none for columns of other types.
     """
 
     table: HFTable
@@ -70,6 +73,7 @@ class HFRowReader:
     question: str | None
     kind: str | None
     prefix: str
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def read(self, row: int) -> Sample:
         """Return the sample of a row.
@@ -81,7 +85,16 @@ class HFRowReader:
         where = TableRow(Path(self.table.name), row, columns=self._names)
         images, picture = self._find_images(row, where)
         sample = self._read_task(texts, where, images)
-        return replace(sample, id=self._find_name(row, texts), images=images, picture=picture)
+        name, fields = self._find_name(row, texts), self._read_fields(texts, where)
+        return replace(sample, id=name, images=images, picture=picture, fields=fields)
+
+    def _read_fields(self, texts: Mapping[str, Any], where: TableRow) -> Fields:
+        """Return the further columns of a row; numbers of classes by their names."""
+        found = read_sample_fields(texts, list(self.fields), where)
+        for name, classes in self.fields.items():
+            if classes and found[name] in range(len(classes)):
+                found[name] = classes[int(found[name])]
+        return found
 
     def _read_task(
         self, texts: Mapping[str, Any], where: TableRow, images: Sequence[Path | LazyImage]
@@ -209,7 +222,7 @@ class HFSamples(StoredSamples):
 
     def __init__(self, reader: HFRowReader, rows: NDArray[np.int64]) -> None:
         self.reader = reader
-        told = reader.question, reader.kind, reader.prefix
+        told = reader.question, reader.kind, reader.prefix, *reader.fields
         read = repr((reader.layout.columns, reader.layout.classes, *told))
         super().__init__({"row": rows}, {"content": reader.facts.content, "read": read})
 

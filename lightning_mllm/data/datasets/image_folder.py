@@ -48,6 +48,9 @@ class ImageFolder(MLLMDataModule):
             folder `val`; by default 0.1, but about 5,000 images at most.
         test_fraction: Fraction of the images that make up the test split, if there are no split
             folders.
+        metadata: CSV file with further fields of each picture, as text: a column `file_name` has
+            its path below the root, and every other column is a field, which probes can read
+            (`targets` and `numbers` of ProbeEachEpoch).
         **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
@@ -57,12 +60,14 @@ class ImageFolder(MLLMDataModule):
         root: str,
         val_fraction: float | None = None,
         test_fraction: float = 0.1,
+        metadata: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_split_fractions(val_fraction, test_fraction)
         self.root = Path(root)
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.metadata = None if metadata is None else Path(metadata)
         self._listed: dict[Path, FolderSamples] = {}  # training and validation may be in one
         self._parts: dict[Split, NDArray[np.int64]] = {}  # of the seeded split
 
@@ -134,7 +139,7 @@ class ImageFolder(MLLMDataModule):
         """Return the images of a folder, which is listed once unless files are refused."""
         samples = self._listed.get(folder)
         if samples is None:
-            samples = FolderListing(self.root, self.bad_rows).list_classes(folder)
+            samples = FolderListing(self.root, self.bad_rows, self.metadata).list_classes(folder)
             if not self.bad_rows.will_raise:
                 self._listed[folder] = samples
         self.bad_rows.settle()
@@ -159,4 +164,4 @@ class ImageFolder(MLLMDataModule):
 
     def restore(self, split: Split, columns: Mapping[str, Column]) -> FolderSamples:
         """Return the samples that have these columns."""
-        return FolderSamples(self.root, columns)
+        return FolderSamples(self.root, columns, self.metadata)

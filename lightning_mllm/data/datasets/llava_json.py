@@ -60,6 +60,8 @@ class LlavaJson(MLLMDataModule):
             folder of the JSON file.
         val_fraction: Fraction of the training file that is used for validation, without `val`; by
             default 0.1, but at most 5,000 samples.
+        fields: Further keys of each row, text or numbers, that go along with its sample: what
+            probes can read (`targets` and `numbers` of ProbeEachEpoch).
         **kwargs: Options that all datasets have (see `MLLMDataModule`).
     """
 
@@ -71,12 +73,14 @@ class LlavaJson(MLLMDataModule):
         test: str | None = None,
         image_root: str | None = None,
         val_fraction: float | None = None,
+        fields: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_split_fractions(val_fraction)
         self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.image_root, self.val_fraction = image_root, val_fraction
+        self.fields = tuple(fields)
         self._read_files: dict[str, LlavaSamples] = {}  # training and validation may come from one
         self._parts: dict[Split, NDArray[np.int64]] = {}  # of the seeded split
 
@@ -99,6 +103,7 @@ class LlavaJson(MLLMDataModule):
     def describe_source(self, splits: Sequence[Split]) -> dict[str, str] | None:
         """Return path, size and time of the files; None if one is missing."""
         source = {"images": str(self.image_root and Path(self.image_root).resolve())}
+        source |= {"fields": repr(self.fields)} if self.fields else {}
         for file in filter(None, self.files.values()):
             if not Path(file).is_file():
                 return None
@@ -111,7 +116,7 @@ class LlavaJson(MLLMDataModule):
         file = Path(str(self.files[split] or self.files["train"]))
         root = (Path(self.image_root) if self.image_root else file.parent).resolve()
         common = self._find_common_folder(root)
-        return LlavaSamples(RowBytes(file), ImageRoot(root), common, columns)
+        return LlavaSamples(RowBytes(file), ImageRoot(root), common, columns, self.fields)
 
     def _draw_part(self, split: Split) -> LlavaSamples:
         """Return a split that is drawn from the training file."""
@@ -148,7 +153,7 @@ class LlavaJson(MLLMDataModule):
                 "images."
             )
         images = ImageRoot(root)
-        reader = LlavaFileReader(file, images, self._find_common_folder(root))
+        reader = LlavaFileReader(file, images, self._find_common_folder(root), self.fields)
         try:
             samples = reader.read(collects_pictures=self.files["val"] is None)
         except MalformedRowsError:

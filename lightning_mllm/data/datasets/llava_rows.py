@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_mllm.data.datasets.rows import FileRow, ImageRoot
+from lightning_mllm.data.datasets.sample_fields import read_sample_fields
 from lightning_mllm.data.text.turns import join_turn_around_images
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage, Sample, Turn
@@ -21,6 +22,7 @@ _ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
+_NAMES = (("user", "assistant"), ("human", "gpt"))
 _OF_ROW = {"id", "kind", "image", "images", "system", "conversations", "messages"}
 _OF_TURN = {"from", "value", "role", "content"}
 _OF_PART = {"type", "text", "index", "image", "path", "url"}
@@ -79,11 +81,17 @@ class LlavaRow:
         row: Where the row is, for messages.
         root: Folder of the images; a path must be resolved.
         unread: Counts what is not read.
+        fields: Further keys that go along with the sample.
     """
 
-    def __init__(self, row: FileRow, root: Path | ImageRoot, unread: UnreadLlavaRows) -> None:
-        self._row, self._root = row, root
-        self._unread = unread
+    def __init__(
+        self,
+        row: FileRow,
+        root: Path | ImageRoot,
+        unread: UnreadLlavaRows,
+        fields: Sequence[str] = (),
+    ) -> None:
+        self._row, self._root, self._unread, self._fields = row, root, unread, fields
 
     def make_sample(
         self, content: object, images: Sequence[Path | LazyImage] | None = None
@@ -101,11 +109,10 @@ class LlavaRow:
         """
         if not isinstance(content, dict):
             raise self._error("", f"a {type(content).__name__} where an object was expected")
-        self._check_keys(content, _OF_ROW, "")
+        self._check_keys(content, _OF_ROW | {*self._fields}, "")
         name = content.get("id")
         if not isinstance(name, str | int | None):
-            found = type(name).__name__
-            raise self._error("id", f"a {found} where text or a number was expected")
+            raise self._error("id", f"a {type(name).__name__} where text or a number was expected")
         kind = content.get("kind")
         if kind is not None and (not isinstance(kind, str) or not kind.strip()):
             problem = f"{kind!r} is not text. Give the kind of question, or leave it out"
@@ -122,6 +129,7 @@ class LlavaRow:
             conversation=self._build_turns(turns, len(images), field),
             system=system,
             kind=kind,
+            fields=read_sample_fields(content, self._fields, self._row),
         )
 
     def _check_keys(self, content: Mapping[str, Any], known: set[str], field: str) -> None:
@@ -165,8 +173,7 @@ class LlavaRow:
 
     def _find_image(self, path: object, field: str) -> Path:
         if not isinstance(path, str) or not path:
-            shown = repr(path)[:60]
-            problem = f"{shown} is not a path. Give a path, a list of paths, or leave it out"
+            problem = f"{repr(path)[:60]} is not a path. Give one, a list of paths, or leave it out"
             raise self._error(field, problem)
         way_out = "Correct the path, or `image_root`"
         return self._row.find_image(self._root, path, kind=field, field=field, way_out=way_out)
@@ -222,9 +229,7 @@ class LlavaRow:
         """Refuse turns that do not alternate; `first` is the place of the first in the row."""
         for k, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[k % 2]:
-                names = ("user", "assistant")
-                if turn.name in ("human", "gpt"):
-                    names = ("human", "gpt")
+                names = _NAMES[turn.name in ("human", "gpt")]
                 raise self._error(
                     f"{field}[{first + k}]",
                     f"is from {turn.name!r}, but {names[k % 2]!r} was expected: turns alternate "
@@ -279,8 +284,7 @@ class LlavaRow:
                 paths += named[:1]
                 pieces.append("")
             else:
-                shown = str(part)[:60]
-                problem = f"{shown!r} is neither a text nor the next image, with its 'type'"
+                problem = f"{str(part)[:60]!r} is neither a text nor the next image with its 'type'"
                 raise self._error(where, problem)
             self._check_keys(part, _OF_PART, where)
         return pieces, paths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -35,6 +35,7 @@ class LlavaSamples(StoredSamples):
         common: The folder below which pictures are named.
         columns: `start` and `length` of each row in bytes, its `number`, and `marks`, how often
             the number is written behind the id.
+        fields: Further keys of a row that go along with its sample.
 
     Attributes:
         pictures: What the samples show, as long as it is known.
@@ -45,11 +46,17 @@ class LlavaSamples(StoredSamples):
     pictures: ShownPictures | None = None
 
     def __init__(
-        self, file: RowBytes, root: ImageRoot, common: str, columns: Mapping[str, Column]
+        self,
+        file: RowBytes,
+        root: ImageRoot,
+        common: str,
+        columns: Mapping[str, Column],
+        fields: Sequence[str] = (),
     ) -> None:
         where = {"root": str(root.path), "common": common}
+        where |= {"fields": repr(fields)} if fields else {}
         super().__init__(columns, file.describe() | where)
-        self._file, self._root, self._common = file, root, common
+        self._file, self._root, self._common, self._fields = file, root, common, fields
 
     def make(self, index: int) -> Sample:
         """Parse a row."""
@@ -58,7 +65,8 @@ class LlavaSamples(StoredSamples):
         )
         content = json.loads(self._file.read(start, length))
         row = FileRow(self._file.path, number)
-        sample = LlavaRow(row, self._root, UnreadLlavaRows()).make_sample(content)
+        reader = LlavaRow(row, self._root, UnreadLlavaRows(), self._fields)
+        sample = reader.make_sample(content)
         return name_llava_sample(sample, number, marks, self._common)
 
     def link(self) -> ItemGroups:
@@ -75,13 +83,16 @@ class LlavaFileReader:
         file: The file.
         root: Folder of the images.
         common: The folder below which pictures are named.
+        fields: Further keys of a row that go along with its sample.
 
     Attributes:
         errors: What is wrong with rows that can't be used.
     """
 
-    def __init__(self, file: Path, root: ImageRoot, common: str) -> None:
-        self._file, self._root, self._common = file, root, common
+    def __init__(
+        self, file: Path, root: ImageRoot, common: str, fields: Sequence[str] = ()
+    ) -> None:
+        self._file, self._root, self._common, self._fields = file, root, common, fields
         self.errors: list[DataError] = []
         self._unread = UnreadLlavaRows()
         self._renamed = 0
@@ -116,7 +127,7 @@ class LlavaFileReader:
             "number": np.array(numbers, np.int32),
             "marks": np.array(marks, np.uint8),
         }
-        samples = LlavaSamples(file, self._root, self._common, columns)
+        samples = LlavaSamples(file, self._root, self._common, columns, self._fields)
         if collects_pictures:
             samples.pictures = pictures.build()
         return samples
@@ -138,7 +149,8 @@ class LlavaFileReader:
             try:
                 if isinstance(row.content, json.JSONDecodeError):
                     raise make_row_error(where, row.content, "malformed JSON")
-                sample = LlavaRow(where, self._root, self._unread).make_sample(row.content)
+                reader = LlavaRow(where, self._root, self._unread, self._fields)
+                sample = reader.make_sample(row.content)
             except DataError as error:
                 self.errors.append(error)
             else:

@@ -72,6 +72,11 @@ class FeatureCache:
         )
         self._unmeasured = 0
 
+    @property
+    def key(self) -> tuple[Path, torch.dtype]:
+        """What decides which features it gives: folder and dtype."""
+        return self.root.resolve(), self._dtype
+
     def fetch(
         self, source: str, image: Mapping[str, Tensor], compute: Callable[[], Tensor]
     ) -> tuple[Tensor, torch.dtype]:

@@ -6,9 +6,9 @@ in the LLM only tower and projector run. With a cache the tower runs once per im
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import cast
 
@@ -19,13 +19,58 @@ from torch import Tensor, nn
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import DataError, UserError
 from lightning_mllm.models.backbone import Backbone
+from lightning_mllm.probing.change.reconstruction import PicturePatches
 from lightning_mllm.probing.features.cache import FeatureCache
 from lightning_mllm.probing.features.feature_set import FeatureSet
 from lightning_mllm.probing.features.points import Point
 from lightning_mllm.probing.features.tapping import TappedBatch, Tapper
 
 
-@torch.no_grad()
+@dataclass(frozen=True, eq=False, repr=False)
+class ExtractedSamples:
+    """What was read of the samples of a split, each once.
+
+    Attributes:
+        sample_ids: Id of each sample.
+        targets: (samples,) class indices, -1 where a sample has none.
+        vectors: Point's name -> (samples, width), float32.
+        patches: Some patches of each picture, if they were asked for.
+    """
+
+    sample_ids: tuple[str, ...]
+    targets: Tensor
+    vectors: Mapping[str, Tensor]
+    patches: tuple[PicturePatches, ...] = ()
+
+    def at(self, points: Iterable[str]) -> ExtractedSamples:
+        """Return what was read at some points, by their names."""
+        return replace(self, vectors={point: self.vectors[point] for point in points})
+
+    def label(self, names: Sequence[str], targets: Tensor | None = None) -> dict[str, FeatureSet]:
+        """Return point's name -> the features with classes.
+
+        Args:
+            names: Class names.
+            targets: (samples,) class indices, in place of those of the samples' labels.
+
+        Raises:
+            DataError: A sample has no class.
+            NotFiniteError: A feature is NaN or infinite.
+        """
+        if targets is None and (self.targets < 0).any():
+            sample_id = self.sample_ids[int((self.targets < 0).int().argmax())]
+            raise DataError(f"Sample {sample_id!r} has no class. Probes need data with labels.")
+        sets: dict[str, FeatureSet] = {}
+        for point, vectors in self.vectors.items():
+            sets[point] = FeatureSet(
+                features=vectors,
+                targets=self.targets if targets is None else targets,
+                names=tuple(names),
+                sample_ids=self.sample_ids,
+            )
+        return sets
+
+
 def extract(
     backbone: Backbone,
     batches: Iterable[MultimodalBatch],
@@ -35,16 +80,7 @@ def extract(
     cache: FeatureCache | None = None,
     running: AbstractContextManager[None] | None = None,
 ) -> dict[str, FeatureSet]:
-    """Tap all points in one pass, in eval mode, under the caller's autocast.
-
-    Without a cache "post" is, before pooling, bit for bit what the model feeds its LLM. With a
-    cache the tower runs on one image at a time and its features are rounded to the cache's dtype,
-    whether they come from the cache or not. So results do not depend on what the cache holds.
-
-    Where processes share the data, each calls this with its own batches, and all get the features
-    of all. Samples come in the order of the batches: the first batch of each process, then the
-    second of each, and so on. With the evaluation loaders of a DataModule this is the order of the
-    split. Each sample counts once.
+    """Tap all points in one pass, with the class of each sample; see `extract_samples`.
 
     Args:
         backbone: The model.
@@ -63,14 +99,52 @@ def extract(
         DataError: There is no sample, or one has no image or no class.
         NotFiniteError: A feature is NaN or infinite.
     """
+    found = extract_samples(backbone, batches, points, cache=cache, running=running)
+    return found.label(names)
+
+
+@torch.no_grad()
+def extract_samples(
+    backbone: Backbone,
+    batches: Iterable[MultimodalBatch],
+    points: Sequence[Point],
+    *,
+    cache: FeatureCache | None = None,
+    running: AbstractContextManager[None] | None = None,
+    patches: int = 0,
+) -> ExtractedSamples:
+    """Tap all points in one pass, in eval mode, under the caller's autocast.
+
+    Without a cache "post" is, before pooling, bit for bit what the model feeds its LLM. With a
+    cache the tower runs on one image at a time and its features are rounded to the cache's dtype,
+    whether they come from the cache or not. So results do not depend on what the cache holds.
+
+    Where processes share the data, each calls this with its own batches, and all get the features
+    of all. Samples come in the order of the batches: the first batch of each process, then the
+    second of each, and so on. With the evaluation loaders of a DataModule this is the order of the
+    split. Each sample counts once.
+
+    Args:
+        backbone: The model.
+        batches: Samples with images; on any device, best the CPU (see `Tapper.tap`).
+        points: Where features are tapped.
+        cache: Where features of the tower are kept; for a frozen tower only.
+        running: Context in which the model runs, instead of the caller's autocast.
+        patches: How many patches of each picture are kept, before and behind the projection.
+
+    Raises:
+        ConfigError: A point does not exist in this model, or the tower is trained and there is a
+            cache; or patches are kept, and the projection does not turn one patch into one token.
+        DataError: There is no sample, or one has no image.
+    """
     own: list[TappedBatch] | UserError
     try:
         with running or nullcontext(), evaluating(backbone.model):
-            tapper = Tapper(backbone, points, cache)
+            tapper = Tapper(backbone, points, cache, patches=patches)
             own = _stack_vectors(tapper.tap(batch) for batch in batches)
     except UserError as error:  # goes to the other processes too, which would wait for ever
         own = error
-    return _merge(_gather_batches(own), names)
+    return _merge(_gather_batches(own))
 
 
 @contextmanager
@@ -138,8 +212,8 @@ def _clone(batches: list[TappedBatch]) -> list[TappedBatch]:
     return cloned
 
 
-def _merge(batches: Sequence[TappedBatch], names: Sequence[str]) -> dict[str, FeatureSet]:
-    """Return the features of all samples, each once."""
+def _merge(batches: Sequence[TappedBatch]) -> ExtractedSamples:
+    """Return what was read of all samples, each once."""
     if not batches:
         raise DataError(
             "There are no features: no sample was extracted. Check that the split is not empty."
@@ -154,13 +228,13 @@ def _merge(batches: Sequence[TappedBatch], names: Sequence[str]) -> dict[str, Fe
         whole = torch.cat(list(parts))
         return whole if len(kept) == len(sample_ids) else whole[kept]
 
-    targets = join(batch.targets for batch in batches)
-    sets: dict[str, FeatureSet] = {}
+    vectors = {}
     for point in batches[0].vectors:
-        sets[point] = FeatureSet(
-            features=join(batch.vectors[point] for batch in batches),
-            targets=targets,
-            names=tuple(names),
-            sample_ids=tuple(first),
-        )
-    return sets
+        vectors[point] = join(batch.vectors[point] for batch in batches)
+    patches = [*chain.from_iterable(batch.patches for batch in batches)]
+    return ExtractedSamples(
+        sample_ids=tuple(first),
+        targets=join(batch.targets for batch in batches),
+        vectors=vectors,
+        patches=tuple(patches[row] for row in kept) if patches else (),
+    )

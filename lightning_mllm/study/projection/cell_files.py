@@ -20,7 +20,10 @@ from lightning_mllm.study.projection.study import ProjectionStudy
 
 _PROBED = "probe-predictions.csv"
 _CLIP, _CLIP_SCORES = "clip-predictions.csv", "clip.json"
-_PROBE_KEY = ("epoch", "stage", "point", "probe", "seed")
+_PROBE_KEY = ("epoch", "stage", "point", "probe", "seed", "target")
+_CELLS = "probes_and_answers.csv"
+_CELL_KEY = ("epoch", "stage", "point", "probe", "scorer", "target")
+_LABEL = "label"  # what the study's probes read; others may be beside them
 _DRIFT_KEY = ("epoch", "point")
 
 
@@ -137,7 +140,16 @@ def probes_in_cell_files(folder: ProjectionFolder) -> list[Row]:
     Raises:
         DataError: The file is missing.
     """
-    return _read_all_runs(folder, "probes.csv", _PROBE_KEY)
+    rows = _read_all_runs(folder, "probes.csv", _PROBE_KEY)
+    return [row for row in rows if row.get("target", _LABEL) == _LABEL]
+
+
+def probes_and_answers_in_cell_files(folder: ProjectionFolder) -> list[Row]:
+    """Return the rows of `probes_and_answers.csv`; none where an older version ran the cell."""
+    if not any((run / _CELLS).is_file() for run in folder.runs()):
+        return []
+    rows = _read_all_runs(folder, _CELLS, _CELL_KEY)
+    return [row for row in rows if row["target"] == _LABEL]
 
 
 def drift_in_cell_files(folder: ProjectionFolder) -> list[Row]:
@@ -196,5 +208,5 @@ def _read_all_runs(folder: ProjectionFolder, name: str, key: Sequence[str]) -> l
         )
     for path in paths:
         for row in read_output_table(path, folder) if path.is_file() else ():
-            found[tuple(row[column] for column in key)] = row
+            found[tuple(row.get(column, "") for column in key)] = row
     return list(found.values())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lightning_mllm.statistics.answer_arrays import make_answer_arrays
+from lightning_mllm.statistics.answer_arrays import ABSENT, INVALID, make_answer_arrays
+from lightning_mllm.statistics.missing import Integers
 from lightning_mllm.statistics.seeds_and_samples import Measure, SeedResampler, SeedScores
 from lightning_mllm.study.projection.cell_files import (
     CellFileAnswers,
@@ -21,8 +23,9 @@ from lightning_mllm.study.projection.cell_files import (
 from lightning_mllm.study.projection.cells import ProjectionFolder
 from lightning_mllm.study.projection.study import ZERO_SHOT, ProjectionStudy
 
-# the MLLM, a probe of its projection, a probe of its vision tower, CLIP with the class names
-Kind = Literal["model", "richness", "image-only", "clip"]
+# the MLLM, a probe of its projection, a probe of its vision tower, CLIP with the class names, and
+# what the probe of the projection gets right and the MLLM wrong, whose accuracy is a share
+Kind = Literal["model", "richness", "image-only", "clip", "probe-only"]
 
 _UNIFORM_DRAWS = 200
 
@@ -118,6 +121,14 @@ def _compare_domain(
     for answerer in answers:
         of_halves = predicted.get((answerer, "halves"))
         scores[answerer] = resampler.score(predicted[answerer], of_halves)
+    for answerer in answers:
+        model = ComparedAnswerer("model", answerer.policy, answerer.preset)
+        if answerer.kind == "richness" and model in predicted:
+            answered = predicted[model] == targets
+            scores[replace(answerer, kind="probe-only")] = resampler.score(
+                _without(predicted[answerer], answered),
+                _without(predicted[answerer, "halves"], answered),
+            )
     classes = scores_in_cell_files(folders[0])[study.scorer]["classes"]
     shape = (1, _UNIFORM_DRAWS, len(targets))
     guesses = np.random.default_rng(0).integers(0, classes, size=shape)
@@ -129,6 +140,17 @@ def _compare_domain(
         scores=scores,
         uniform=resampler.observe(guesses),
     )
+
+
+def _without(probed: Integers, answered: NDArray[np.bool_]) -> Integers:
+    """Return a probe's answers, invalid where the model's is right.
+
+    Args:
+        probed: (seeds, repetitions, samples).
+        answered: (seeds, 1, samples).
+    """
+    kept: Integers = np.where(answered & (probed != ABSENT), INVALID, probed)
+    return kept
 
 
 def _answers_of_domain(

@@ -10,6 +10,7 @@ from lightning_mllm.study.engine.outputs import Row
 from lightning_mllm.study.projection.cell_files import (
     clip_scores_in_cell_files,
     drift_in_cell_files,
+    probes_and_answers_in_cell_files,
     probes_in_cell_files,
     scores_in_cell_files,
 )
@@ -18,6 +19,7 @@ from lightning_mllm.study.projection.study import ProjectionStudy
 
 _SCORES = ("accuracy", "macro_f1", "invalid_rate")
 _PROBE_SCORES = ("accuracy", "macro_f1", "control_accuracy")
+_CELLS = ("both_right", "probe_only", "model_only", "both_wrong")
 _DRIFT = ("cka", "cosine", "weight_change")
 
 
@@ -36,7 +38,9 @@ class ProjectionScore:
         epoch: Epoch after which it was measured, -1 for before training; None for the model's test,
             which is after the last epoch.
         measure: `test/<scorer>/<score>`, for CLIP's own answers `test/clip/<score>`;
-            `<stage>/probe/<point>/<probe>/<score>`, the mean over the seeds of the probe; or
+            `<stage>/probe/<point>/<probe>/<score>`, the mean over the seeds of the probe;
+            `<stage>/probe/<point>/<probe>/<scorer>/<cell>`, the share of the samples that probe
+            and model, the probe alone, the model alone, or neither gets right; or
             `drift/<point>/<measure>`.
         value: The number; None where it is not defined.
         n: Number of samples that it is computed from.
@@ -96,6 +100,7 @@ def _results_of(study: ProjectionStudy, folder: ProjectionFolder) -> Iterator[Pr
     yield from _test_results(folder, blank)
     if study.richness is not None:
         yield from _probe_results(folder, blank)
+        yield from _cell_results(folder, blank)
     if study.drift and cell.trains:
         for row in drift_in_cell_files(folder):
             for name in _DRIFT:
@@ -136,6 +141,22 @@ def _probe_results(folder: ProjectionFolder, blank: ProjectionScore) -> Iterator
                 measure=f"{name}/{score}",
                 value=_mean(rows, score),
                 n=int(rows[0]["n_test"]),
+            )
+
+
+def _cell_results(folder: ProjectionFolder, blank: ProjectionScore) -> Iterator[ProjectionScore]:
+    """Yield how probes and the model's answers fall together."""
+    for row in probes_and_answers_in_cell_files(folder):
+        name = "/".join([row["stage"], "probe", row["point"], row["probe"], row["scorer"]])
+        for cell in _CELLS:
+            yield replace(
+                blank,
+                epoch=_epoch(row),
+                measure=f"{name}/{cell}",
+                value=_number(row, cell),
+                n=int(row["n"]),
+                low_95=_number(row, f"{cell}_low_95"),
+                high_95=_number(row, f"{cell}_high_95"),
             )
 
 

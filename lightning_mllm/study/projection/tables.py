@@ -30,7 +30,11 @@ VERDICT_COLUMNS = (
 )
 
 _TITLES = {"macro_f1": "macro-F1", "accuracy": "accuracy"}
-_TABLE_2: dict[Kind, str] = {"richness": "richness (macro-F1)", "model": "MLLM macro-F1"}
+_TABLE_2: dict[Kind, tuple[str, Measure]] = {
+    "richness": ("richness (macro-F1)", "macro_f1"),
+    "model": ("MLLM macro-F1", "macro_f1"),
+    "probe-only": ("probe right, MLLM wrong (share)", "accuracy"),
+}
 
 
 @dataclass(frozen=True)
@@ -143,16 +147,19 @@ def table_1(comparison: DomainComparison, preset: str, policies: Sequence[str]) 
 
 
 def table_2(comparison: DomainComparison, preset: str, policies: Sequence[str]) -> list[TableEntry]:
-    """Return richness and the MLLM's macro-F1 of each state, and the changes by training."""
+    """Return richness, the MLLM's macro-F1 and what only the probe gets right, of each state.
+
+    Of the first two there are the changes by training, too.
+    """
     entries = []
-    for kind, title in _TABLE_2.items():
-        untrained = comparison.get(kind, ZERO_SHOT, "", "macro_f1")
+    for kind, (title, measured) in _TABLE_2.items():
+        untrained = comparison.get(kind, ZERO_SHOT, "", measured)
         for policy in (ZERO_SHOT, *policies):
-            scores = comparison.get(kind, policy, preset, "macro_f1")
+            scores = comparison.get(kind, policy, preset, measured)
             if scores is None:
                 continue
             value, change = _published_2(kind, policy, comparison.domain)
-            original = None if policy == ZERO_SHOT else untrained
+            original = None if policy == ZERO_SHOT or kind == "probe-only" else untrained
             entry = TableEntry(comparison, preset, policy, title, scores, original, value, change)
             entries.append(entry)
     return entries
@@ -171,7 +178,7 @@ def _published_1(domain: str, measure: Measure) -> dict[str, float]:
 def _published_2(kind: Kind, policy: str, domain: str) -> tuple[float | None, float | None]:
     """Return the paper's score and change of a policy in a domain."""
     paper = published.DOMAINS.get(domain)
-    if policy not in published.TABLE_2 or paper is None:
+    if policy not in published.TABLE_2 or paper is None or kind == "probe-only":
         return None, None
     if kind == "richness":
         row = published.TABLE_2[policy][paper]

@@ -97,6 +97,14 @@ class Scene:
     id: str
     objects: tuple[SceneObject, ...]
 
+    def fields(self) -> dict[str, str | float]:
+        """Return facts that every scene has: its number of objects, and the leftmost of them."""
+        first = min(self.objects, key=lambda thing: (thing.x, thing.y))
+        facts: dict[str, str | float] = {"objects": len(self.objects), "leftmost_column": first.x}
+        for attribute in ATTRIBUTES:
+            facts[f"leftmost_{attribute}"] = first.value(attribute)
+        return facts
+
     def graph(self) -> dict[str, Any]:
         """Return the scene graph in GQA's form: boxes, attributes and relations of the objects."""
         nodes = {thing.id: self._graph_node(thing) for thing in self.objects}

@@ -87,6 +87,9 @@ def finish_figure_axis(axis: Axes, *, whole_steps: bool = True) -> None:
     for label in (axis.xaxis.label, axis.yaxis.label):
         label.set_fontsize(MEDIUM)
     if whole_steps:
+        left, right = axis.get_xlim()
+        if right - left < 1:  # a single step
+            axis.set_xlim(round((left + right) / 2) - 1, round((left + right) / 2) + 1)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -37,7 +37,7 @@ from lightning_mllm.tracking.figures.style import (
 _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 _OF_SCORERS = tuple(f"/{name}" for name in _METRICS)  # ends of metrics' names
 _TEST_STAGES = {"zero_shot": "test, before training", "test": "test"}
-_OF_FEATURES = ("probe/", "drift/")  # metrics that have figures of their own
+_OF_FEATURES = ("probe/", "drift/", "change/")  # metrics that have figures of their own
 _MOST_CELL_LABELS = 20  # classes up to which a confusion cell shows its count
 _MOST_TICK_LABELS = 60
 
@@ -123,8 +123,10 @@ def draw_probe_curve_of_run(
     titles = [f"Probes, {title}; bands: range of the seeds{counts}" for title in _METRICS.values()]
     figure, axes = make_figure_panels(titles)
     by_probe: dict[str, list[Mapping[str, Any]]] = {}
+    several = len({row.get("target") for row in rows}) > 1
     for row in rows:
-        by_probe.setdefault(f"{row['point']}, {row['probe']}", []).append(row)
+        end = f", {row['target']}" if several else ""
+        by_probe.setdefault(f"{row['point']}, {row['probe']}{end}", []).append(row)
     styles = choose_figure_styles(list(by_probe))
     for axis, (metric, title) in zip(axes, _METRICS.items(), strict=True):
         for name, own in by_probe.items():

@@ -377,3 +377,26 @@ def test_a_cache_that_can_not_be_written_is_said_and_the_rows_are_used(
 
     assert len(list(make(path).load("train"))) == 4
     assert "Set XDG_CACHE_HOME" in caplog.text
+
+
+def test_further_columns_go_along_with_a_sample(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import datasets
+
+    caplog.set_level("INFO")
+    sites = datasets.ClassLabel(names=["leg", "arm"])
+    rows = classes(0, 12, age=[k + 0.5 for k in range(12)], site=[k % 2 for k in range(12)])
+    path = save_splits(tmp_path / "table", train=rows.cast_column("site", sites))
+
+    module = make(path, fields=["age", "site"], columns=HFColumns(label="label"))
+
+    found = module.load("train")
+    assert len(found) > 5
+    assert all(each.fields["site"] in ("leg", "arm") for each in found)
+    assert all(isinstance(each.fields["age"], float) for each in found)
+    assert "fields: age, site" in caplog.text
+    with pytest.raises(DataError, match=r"`fields` names 'ages', but there is no such column.*age"):
+        make(path, fields=["ages"], columns=HFColumns(label="label")).load("train")
+    with pytest.raises(DataError, match="`fields` names 'image', which has the type image"):
+        make(path, fields=["image"], columns=HFColumns(label="label")).load("train")

@@ -171,3 +171,42 @@ def test_files_of_equal_bytes_share_a_split(tmp_path: Path, folder: str) -> None
     assert len(places) == 90
     assert all(len(found) == 1 for found in places.values())
     assert len(module.load("val")) == 36  # 0.3 of 3 x 40
+
+
+def describe(root: Path, *rows: str) -> Path:
+    table = root / "metadata.csv"
+    table.write_text("\n".join(["file_name,age,site", *rows]) + "\n")
+    return table
+
+
+def test_a_table_gives_pictures_further_fields(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = fill(tmp_path / "images", count=2)
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    table = describe(root, *(f"{file},{number},leg" for number, file in enumerate(files)))
+
+    module = ImageFolder(root=str(root), checkpoint="unused", metadata=str(table))
+
+    found = {each.id: dict(each.fields) for each in module.load("train")}
+    assert found
+    for name, fields in found.items():
+        assert fields == {"age": str(files.index(name)), "site": "leg"}
+    assert "not images" not in caplog.text
+
+
+def test_a_table_without_a_picture_or_with_an_empty_cell_is_refused(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", count=2)
+
+    def module() -> ImageFolder:
+        return ImageFolder(root=str(root), checkpoint="unused", metadata=str(root / "metadata.csv"))
+
+    describe(root, "apple/0.png,3,leg")
+    with pytest.raises(DataError, match=r"metadata\.csv has no row of 'Bell_pepper leaf/0\.png'"):
+        list(module().load("train"))
+    describe(root, "apple/0.png,,leg")
+    with pytest.raises(DataError, match=r"metadata\.csv, row 2, field 'age': is missing or empty"):
+        module().load("train")
+    describe(root, "apple/0.png,3,leg", "apple/0.png,4,leg")
+    with pytest.raises(DataError, match=r"row 3, field 'file_name': 'apple/0\.png' has a row"):
+        module().load("train")

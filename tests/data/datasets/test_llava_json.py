@@ -235,3 +235,43 @@ def test_files_of_one_name_in_two_folders_are_two_pictures(tmp_path: Path) -> No
         "train/1.png",
         "val/1.png",
     ]
+
+
+def test_further_fields_go_along_with_a_sample(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row("a") | {"age": 61, "site": "leg"}, row("b") | {"age": 7.5, "site": "arm"}]
+    file = write(images.parent / "fields.json", rows)
+
+    module = LlavaJson(
+        train=file, val=file, image_root=str(images), checkpoint="unused", fields=["age", "site"]
+    )
+
+    assert [dict(each.fields) for each in module.load("train")] == [
+        {"age": 61, "site": "leg"},
+        {"age": 7.5, "site": "arm"},
+    ]
+    assert "not read" not in caplog.text
+    assert module.describe_source(["train"]) != LlavaJson(
+        train=file, val=file, image_root=str(images), checkpoint="unused"
+    ).describe_source(["train"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"age": 1}, r"row 2, field 'site': is missing or empty, but `fields` names it"),
+        ({"age": 1, "site": ["leg"]}, r"row 2, field 'site': is a list; a field of a sample is"),
+    ],
+)
+def test_a_row_without_a_field_that_is_asked_for_is_named(
+    fields: Row, message: str, images: Path
+) -> None:
+    rows = [row("a") | {"age": 61, "site": "leg"}, row("b") | fields]
+    file = write(images.parent / "fields.json", rows)
+    module = LlavaJson(
+        train=file, val=file, image_root=str(images), checkpoint="unused", fields=["age", "site"]
+    )
+
+    with pytest.raises(DataError, match=message):
+        module.load("train")

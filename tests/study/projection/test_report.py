@@ -115,6 +115,46 @@ def test_a_finished_study_has_results_tables_verdicts_and_figures(
     assert sweep["verdict"] == "undecided"  # the command line of this test takes no notice of rates
 
 
+def test_what_only_the_probe_gets_right_is_counted_from_the_answers_also_of_older_cells(
+    finished: ProjectionCommand,
+) -> None:
+    with gzip.open("studies/small/answers.csv.gz", "rt", newline="") as file:
+        answers = list(csv.DictReader(file))
+    for policy in ("zero_shot", "ft_proj", "ft_e2e"):
+        shares = []
+        for seed in finished.seeds:
+            preset = "" if policy == "zero_shot" else "paper."
+            cell = f"tiny.leaves.{preset}{policy}.seed{seed}"
+            own = [row for row in answers if row["cell"] == cell]
+            said = {row["sample_id"]: row["answer0"] for row in own if row["kind"] == "model"}
+            for row in own:
+                if row["kind"] == "richness":
+                    wrong = said[row["sample_id"]] != row["target"]
+                    read = [row[name] == row["target"] for name in ("answer0", "answer1")]
+                    shares += [each and wrong for each in read]
+        (shown,) = (
+            row
+            for row in rows_of("table2.csv")
+            if (row["domain"], row["preset"], row["state"]) == ("leaves", "paper", policy)
+            and row["measure"] == "probe right, MLLM wrong (share)"
+        )
+        assert float(shown["value"]) == pytest.approx(sum(shares) / len(shares))
+        assert float(shown["low_95"]) < float(shown["value"]) < float(shown["high_95"])
+        assert not shown["published"]
+
+
+def test_the_cells_of_each_epoch_are_results_where_a_cell_has_them(
+    finished: ProjectionCommand,
+) -> None:
+    found = [row for row in rows_of("results.csv") if row["measure"].endswith("/probe_only")]
+
+    assert {row["policy"] for row in found} == {"ft_e2e"}
+    assert {row["measure"] for row in found} == {"val/probe/post-mean/mlp/generation/probe_only"}
+    assert {(row["epoch"], row["value"], row["low_95"], row["n"]) for row in found} == {
+        ("0", "0.3", "0.2", "30")
+    }
+
+
 def test_a_run_under_several_presets_is_one_line(study: Change) -> None:
     same = {name: {"ft_proj": ["proj.yaml"]} for name in ("paper", "matched")}
 

@@ -1,0 +1,1 @@
+"""What a projection changes: which pictures are neighbours, and what a linear map reads back."""
