@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ class Segment(StrEnum):
     IMAGE_OTHER = "image other"  # all other patches of the image, with padding, without newlines
     IMAGE_RANDOM = "image random"  # control: as many others per view as IMAGE_OBJECT, no padding
     IMAGE_DISTRACTOR = "image distractor"  # control in one piece: patches of other objects
+    IMAGE_DISTRACTORS = "image distractors"  # patches that show a part of any other object
     IMAGE_PADDING = "image padding"  # patches of nothing but the bars beside a picture
     IMAGE_NEWLINE = "image newline"  # LLaVA-NeXT's separators, after each row of its tiles
     IMAGE_BASE = "image base"  # the view that is the whole picture; without tiles all of the image
@@ -124,6 +125,7 @@ class Sample:
             answer, per kind.
         boxes: What the (last) question is about, in the sample's only image.
         distractors: Other objects in the image, as a control.
+        attributes: What the boxes show, in words: attribute -> value, e.g. color -> red.
         options: The options that the (last) question names.
         picture: Which picture the (last) question is about. Samples about one picture are not
             independent.
@@ -137,6 +139,7 @@ class Sample:
     kind: str | None = None
     boxes: Sequence[Box] = ()
     distractors: Sequence[Box] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
     options: Options | None = None
     picture: str | None = None
 

@@ -46,4 +46,5 @@ def _describe(sample: Sample) -> str:
         sample.kind,
         len(sample.images),
     )
-    return repr((*said, tuple(sample.boxes), sample.options, sample.picture))
+    of_boxes = (dict(sample.attributes),) if sample.attributes else ()
+    return repr((*said, tuple(sample.boxes), sample.options, sample.picture, *of_boxes))
