@@ -14,6 +14,10 @@ from lightning_mllm.analysis.knockout.experiment import InformationFlow
 from lightning_mllm.analysis.knockout.mask import knockout
 from lightning_mllm.analysis.knockout.summary import compare_flows
 from lightning_mllm.analysis.lens.answer import AnswerLens
+from lightning_mllm.analysis.lens.bank.bank import Bank
+from lightning_mllm.analysis.lens.bank.building import BankOptions, build_bank
+from lightning_mllm.analysis.lens.patches.experiment import PatchWords
+from lightning_mllm.analysis.lens.patches.reading import PatchReading, read_patch_words
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
@@ -38,6 +42,8 @@ __all__ = [
     "Analysis",
     "AnalysisResult",
     "AnswerLens",
+    "Bank",
+    "BankOptions",
     "Block",
     "Bootstrap",
     "Calibration",
@@ -48,6 +54,8 @@ __all__ = [
     "EngineName",
     "InformationFlow",
     "KnockoutEngine",
+    "PatchReading",
+    "PatchWords",
     "PrunedAccuracy",
     "Pruning",
     "Readings",
@@ -62,6 +70,7 @@ __all__ = [
     "Window",
     "Windows",
     "alignment_score",
+    "build_bank",
     "calibrate",
     "chance_iou",
     "choose_engine",
@@ -70,6 +79,7 @@ __all__ = [
     "iou",
     "knockout",
     "pruned",
+    "read_patch_words",
     "same_size",
     "skipping",
 ]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_mllm.errors import ConfigError, DataError
@@ -29,7 +29,8 @@ from lightning_mllm.store.manifest import MANIFEST
 CONTEXTS = "contexts.csv"
 CONTEXT_COLUMNS = ("token_id", "token", "word", "position", "context")
 STATES = "states"  # the tensor in each file
-_PIECE = 1 << 26  # numbers of a bank that are searched at once
+_PIECE = 1 << 24  # numbers of a bank that are searched at once
+_TIE = 1e-10  # by which the first of equal cosines goes before the last of a layer
 
 
 class NearestStates(NamedTuple):
@@ -106,24 +107,30 @@ class Bank:
         Args:
             states: (n, width), of any length.
             top: How many to return; fewer where the bank has fewer.
-            piece: How many states of the bank are compared at once; by default 256 MB of them.
+            piece: How many states of the bank are compared at once; by default 64 MB of them.
         """
         asked = torch.nn.functional.normalize(states.float(), dim=-1)
         rows = piece or max(1, _PIECE // asked.shape[1])
-        best = asked.new_zeros(len(asked), 0)
-        where = asked.new_zeros((len(asked), 0), dtype=torch.long)  # layer's place * states + row
+        best = asked.new_zeros((len(asked), 0), dtype=torch.float64)
+        where = best.long()  # place of the layer * states + row
         for place, layer in enumerate(self.layers):
             with safe_open(self._file(layer), framework="pt") as file:
                 stored = file.get_slice(STATES)
                 for first in range(0, len(self), rows):
                     some = stored[first : first + rows].to(asked.device).float()
-                    found = (asked @ some.T).topk(min(top, len(some)), dim=-1)
-                    best = torch.cat([best, found.values], dim=1)
-                    own = found.indices + (place * len(self) + first)
-                    best, kept = best.topk(min(top, best.shape[1]), dim=1)
-                    where = torch.cat([where, own], dim=1).gather(1, kept)
-        numbers = torch.tensor(self.layers, device=where.device)
-        return NearestStates(best, where % len(self), numbers[where // len(self)])
+                    numbers = (
+                        torch.arange(len(some), device=asked.device) + place * len(self) + first
+                    )
+                    # of equal ones the first: in front of layer 0, a token has one state
+                    ordered = (asked @ some.T).double() - numbers * (_TIE / len(self))
+                    found = ordered.topk(min(top, len(some)), dim=-1)
+                    best, kept = torch.cat([best, found.values], 1).topk(
+                        min(top, best.shape[1] + found.values.shape[1]), dim=1
+                    )
+                    where = torch.cat([where, numbers[found.indices]], dim=1).gather(1, kept)
+        cosines = (best + where * (_TIE / len(self))).float()
+        layers = torch.tensor(self.layers, device=where.device)
+        return NearestStates(cosines, where % len(self), layers[where // len(self)])
 
     def _file(self, layer: int) -> Path:
         return self.folder / name_of_layer_file(layer)
@@ -133,7 +140,7 @@ class Bank:
         try:
             with safe_open(self._file(layer), framework="pt") as file:
                 shape = list(file.get_slice(STATES).get_shape())
-        except Exception as error:  # what safetensors says of a file that is cut off or not there
+        except (OSError, SafetensorError) as error:
             raise DataError(
                 f"{self._file(layer)} can't be read ({error}). Build the bank again."
             ) from error
