@@ -13,6 +13,7 @@ import lightning as L
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.data.images.patch_places import PatchFinder
 from lightning_mllm.data.loading.sampler import limit_sampling
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
@@ -83,7 +84,9 @@ class Analyzing(L.Callback):
         assert self._run is not None and isinstance(pl_module, MLLMModule)  # as above
         self._shown.close()
         key, step = f"analysis/{self.split}", pl_module.trained_steps
-        self.results = self._run.finish(trainer.loggers, key, step)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        patches = PatchFinder(data, self.split).find
+        self.results = self._run.finish(trainer.loggers, key, step, patches)
         self._run = None
 
     def on_exception(

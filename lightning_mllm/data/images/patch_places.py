@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from PIL import Image
+
 from lightning_mllm.data.images.files import find_image_size
 from lightning_mllm.data.images.views import View, count_class_tokens, find_views
 from lightning_mllm.types import Sample
@@ -57,14 +59,42 @@ def find_patch_places(sample: Sample, collator: Any, count: int) -> list[PatchPl
     return [None] * ahead + places
 
 
+class PatchFinder:
+    """Finds the pictures of samples, and where their patches are.
+
+    Args:
+        data: The DataModule, set up.
+        split: The split of the samples.
+    """
+
+    def __init__(self, data: Any, split: str) -> None:
+        self._data, self._split = data, split
+        self._places: dict[str, int] = {}  # id -> index in the split, once one is asked for
+
+    def find(
+        self, sample_id: str, count: int
+    ) -> tuple[Image.Image, list[PatchPlace | None]] | None:
+        """Return a sample's picture, and the places of its patches, as `find_patch_places` does.
+
+        Args:
+            sample_id: Id of the sample.
+            count: How many visual tokens its picture has, separators left out.
+        """
+        samples = self._data.samples[self._split]
+        if not self._places:
+            self._places = {sample.id: index for index, sample in enumerate(samples)}
+        sample = samples[self._places[sample_id]]
+        places = find_patch_places(sample, self._data.eval_collator, count)
+        return None if places is None else (self._data.picture(sample), places)
+
+
 def _list_places(view: View) -> list[PatchPlace]:
     """Return the places of a view's patches, row after row."""
+    across, down = view.across, view.down
     places = []
     for top, left in product(view.rows, view.columns):
-        x = [
-            float((each - view.across.shift) / view.across.scale)
-            for each in (left, left + view.patch)
-        ]
-        y = [float((each - view.down.shift) / view.down.scale) for each in (top, top + view.patch)]
-        places.append(PatchPlace(x[0], y[0], x[1], y[1], view.place is not None))
+        x = [(each - across.shift) / across.scale for each in (left, left + view.patch)]
+        y = [(each - down.shift) / down.scale for each in (top, top + view.patch)]
+        edges = [float(each) for each in (x[0], y[0], x[1], y[1])]
+        places.append(PatchPlace(*edges, in_tile=view.place is not None))
     return places

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from lightning_mllm.analysis.core.result import PatchPicture
+from lightning_mllm.analysis.core.result import AnalysisResult, PatchPicture
+from lightning_mllm.tracking.figures import FigureKind
 from lightning_mllm.tracking.figures.figure import (
     MEDIUM,
     save_figure,
@@ -30,6 +32,11 @@ _POINTS = 6.5  # of a word
 _LETTERS = 9  # of a word that is drawn whole
 _COLOURS = "viridis"
 _OPACITY = 0.45
+
+# id of a sample and its number of patches -> its picture, and the place of each patch
+FindPatches = Callable[[str, int], tuple[Image.Image, Sequence[Any]] | None]
+
+logger = logging.getLogger(__name__)
 
 
 class DrawnPatch(NamedTuple):
@@ -46,6 +53,42 @@ class DrawnPatch(NamedTuple):
     in_tile: bool
     word: str
     value: float
+
+
+def draw_patch_pictures(
+    result: AnalysisResult, folder: Path, find: FindPatches | None, figures: FigureKind
+) -> list[Path]:
+    """Draw the words of patches on pictures of samples, each as `<name>.<figures>`.
+
+    Args:
+        result: The result, with its pictures.
+        folder: Folder of the files.
+        find: Finds the pictures; None draws nothing.
+        figures: Kind of file; there is a PNG in any case.
+
+    Returns:
+        The files that there are.
+    """
+    paths = []
+    for about in result.pictures if find is not None else ():
+        found = find(about.sample_id, len(about.words))
+        if found is None:
+            logger.warning(
+                "%s can't be drawn on the picture of sample %r: it is not known which part each "
+                "visual token of this model shows, or the sample has several pictures. The words "
+                "are in rows.csv.",
+                about.name,
+                about.sample_id,
+            )
+            continue
+        patches = []
+        for place, word, value in zip(found[1], about.words, about.values, strict=True):
+            if place is not None:
+                edges = (place.left, place.top, place.right, place.bottom)
+                patches.append(DrawnPatch(edges, place.in_tile, word, value))
+        output = folder / f"{about.name}.{figures}"
+        paths.append(draw_patch_picture(found[0], patches, about, output))
+    return [path for path in paths if path.is_file()]
 
 
 @guard_figure
