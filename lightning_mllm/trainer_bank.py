@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_mllm.analysis.lens.bank.building import BankOptions, build_bank, check_bank_folder
 from lightning_mllm.data.loading.splits import Split
@@ -82,9 +81,9 @@ class _NoData(L.LightningDataModule):
     kinds: tuple[str, ...] = ()
     predict_split = "test"
 
-    def predict_dataloader(self) -> list[list[Tensor]]:
-        """Return one loader with one batch."""
-        return [[torch.zeros(1)]]
+    def predict_dataloader(self) -> DataLoader[int]:
+        """Return a loader with one batch."""
+        return DataLoader(range(1))  # type: ignore[arg-type]
 
 
 class _Building(L.Callback):
