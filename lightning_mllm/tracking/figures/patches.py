@@ -56,7 +56,7 @@ class DrawnPatch(NamedTuple):
 
 
 def draw_patch_pictures(
-    result: AnalysisResult, folder: Path, find: FindPatches | None, figures: FigureKind
+    result: AnalysisResult, folder: Path, find: FindPatches | None, figures: FigureKind = "png"
 ) -> list[Path]:
     """Draw the words of patches on pictures of samples, each as `<name>.<figures>`.
 

@@ -214,10 +214,13 @@ def _make_headline(values: Floats, measures: Sequence[str], layers: Sequence[int
     rows = []
     for measure, own in zip(measures, values, strict=True):
         best = int(np.argmax(np.nan_to_num(own[0, :, VALUE], nan=-1)))
-        cells = [format_estimate(own[SHARES.index(each), best], 2) for each in SHARES]
-        rows.append((measure, str(layers[best]), *cells, format_count(own[0, best])))
+        controls = [own[SHARES.index(each), best, VALUE] for each in (CHANCE, FREE)]
+        cells = ["-" if np.isnan(each) else f"{each:.2f}" for each in controls]
+        count = format_count(own[0, best])
+        rows.append((measure, str(layers[best]), format_estimate(own[0, best], 2), *cells, count))
     caption = (
-        "Share of patches that say their own words, at the layer where most do, with what the "
-        "words of other pictures get."
+        "Share of patches that say their own words, at the layer where most do; by chance, that "
+        "is the words of other pictures; and of patches that show no object."
     )
-    return Headline(caption, ("measure", "layer", *SHARES, "N"), tuple(rows))
+    columns = ("measure", "layer", "own words", "chance", "no object", "N")
+    return Headline(caption, columns, tuple(rows))
