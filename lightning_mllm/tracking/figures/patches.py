@@ -28,7 +28,7 @@ from lightning_mllm.tracking.figures.guard import guard_figure
 
 _CELL = 0.62  # inches: side of the smallest patch
 _MOST, _LEAST = 24.0, 5.0  # inches: longer side of a picture
-_POINTS = 6.5  # of a word
+_POINTS = 7.5  # of a word
 _LETTERS = 9  # of a word that is drawn whole
 _COLOURS = "viridis"
 _OPACITY = 0.45

@@ -36,7 +36,8 @@ def test_a_picture_has_a_figure_and_tiles_make_it_wider(tmp_path: Path) -> None:
             result(*words[:count]), folder, lambda _, n: (PICTURE, views[:n])
         )
         assert path == folder / "words-0.png"
-        widths.append(Image.open(path).width)
+        with Image.open(path) as drawn:
+            widths.append(drawn.width)
     assert widths[1] > widths[0]
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ class PatchWords(Analysis):
         layers: At which layers, 0 (what enters the LLM) to L; by default all, or nine of many.
         bank: Folder of a bank of text states, from `lightning bank`; without one only the logit
             lens reads.
-        draw: How many pictures are drawn with the words on their patches, the first of the samples.
+        draw: How many pictures are drawn with the words on their patches, by the samples' ids.
         draw_layer: At which layer; by default where most own words are said, else in the middle.
         bootstrap: How intervals are drawn.
         label: A name of your own for this analysis and its folder.
@@ -160,7 +161,9 @@ class PatchWords(Analysis):
         table = self.rows.table(leave_out=MANY)
         settings = {**self.making, "bootstrap": asdict(self.bootstrap)}
         result = summarise_patch_words(self.name, table, settings, self.bootstrap)
-        chosen = sorted(set(table["sample_id"][table["layer"] >= 0].tolist()))[: self.draw]
+        read = table["layer"] >= 0
+        _, first = np.unique(table["picture"][read], return_index=True)
+        chosen = table["sample_id"][read][np.sort(first)[: self.draw]].tolist()
         words = self.rows.table(only=chosen)
         return choose_patch_pictures(result, words, self.draw_layer)
 

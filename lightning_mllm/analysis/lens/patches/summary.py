@@ -152,17 +152,18 @@ def choose_patch_pictures(
         table: All columns of the rows of the samples that are drawn.
         layer: At which layer; by default where most own words are said, else in the middle.
     """
-    pictures = []
+    pictures, drawn = [], Counter[str]()
     rows = np.flatnonzero((table["measure"] == ANY) & (table["layer"] >= 0)).tolist()
     layers = sorted({int(table["layer"][row]) for row in rows})
     for row in rows:
         lens, at = str(table["lens"][row]), int(table["layer"][row])
         if at != (_find_best_layer(result, lens, layers) if layer is None else layer):
             continue
+        drawn[lens] += 1
         what = "probability" if lens == "logit lens" else "cosine"
         pictures.append(
             PatchPicture(
-                name=f"words-{lens.replace(' ', '-')}-{len(pictures)}",
+                name=f"words-{lens.replace(' ', '-')}-{drawn[lens]}",
                 sample_id=str(table["sample_id"][row]),
                 words=tuple(json.loads(table["patch_words"][row])),
                 values=tuple(json.loads(table["patch_values"][row])),

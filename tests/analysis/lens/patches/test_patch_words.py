@@ -178,7 +178,8 @@ def test_without_boxes_all_patches_count_and_the_class_is_the_word(
     top = (tmp_path / "top_words.csv").read_text().splitlines()
     assert top[0] == "lens,layer,label,place,word,share_of_patches,patches"
     assert any(line.startswith("logit lens,0,light blue,1,") for line in top)
-    assert len(result.pictures) == 4
+    drawn = [(each.name, each.sample_id) for each in result.pictures]  # one of each picture
+    assert drawn == [("words-logit-lens-1", "thing-0"), ("words-logit-lens-2", "thing-2")]
 
 
 def test_what_can_t_be_read_is_refused(backbone: Backbone, tiny_llava: str) -> None:
