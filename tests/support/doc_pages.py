@@ -28,7 +28,11 @@ from tests.support.command_line import (
 from tests.support.doc_commands import DocBlock, commands_of_block, doc_blocks
 from tests.support.hf_tables import classes
 from tests.support.published_datasets import write_plantdoc
-from tests.support.shipped_configs import MODELS, OTHERS_ON_THE_TESTBED
+from tests.support.shipped_configs import (
+    MODELS,
+    OTHERS_ON_THE_TESTBED,
+    PATCH_WORDS_ON_THE_TESTBED,
+)
 
 _CLASSES = {
     "train/green leaf": 6,
@@ -41,6 +45,7 @@ _ON_THE_TESTBED = {  # options that make a config small
     "configs/runs/testbed/eval.yaml": ["--data.init_args.per_kind", "1"],
     "configs/runs/testbed/information_flow.yaml": ["--data.init_args.per_kind", "1"],
     **{f"configs/{name}": small for name, (small, *_) in OTHERS_ON_THE_TESTBED.items()},
+    **{f"configs/{name}": small for name, small in PATCH_WORDS_ON_THE_TESTBED.items()},
 }
 _LEAVES_OUT_WRONG_ANSWERS = {
     "configs/analysis/information_flow.yaml",
