@@ -125,10 +125,11 @@ class Sample:
             answer, per kind.
         boxes: What the (last) question is about, in the sample's only image.
         distractors: Other objects in the image, as a control.
-        attributes: What the boxes show, in words: attribute -> value, e.g. color -> red.
         options: The options that the (last) question names.
         picture: Which picture the (last) question is about. Samples about one picture are not
             independent.
+        fields: Further text and numbers about the sample, by name: what probes can read (`targets`
+            and `numbers` of ProbeEachEpoch). The model never sees them.
     """
 
     id: str
@@ -139,9 +140,9 @@ class Sample:
     kind: str | None = None
     boxes: Sequence[Box] = ()
     distractors: Sequence[Box] = ()
-    attributes: Mapping[str, str] = field(default_factory=dict)
     options: Options | None = None
     picture: str | None = None
+    fields: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

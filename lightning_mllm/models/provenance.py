@@ -46,5 +46,4 @@ def _describe(sample: Sample) -> str:
         sample.kind,
         len(sample.images),
     )
-    of_boxes = (dict(sample.attributes),) if sample.attributes else ()
-    return repr((*said, tuple(sample.boxes), sample.options, sample.picture, *of_boxes))
+    return repr((*said, tuple(sample.boxes), sample.options, sample.picture))

@@ -18,10 +18,10 @@ from lightning_mllm.types import Box, Sample
 
 
 class WorldObjects(MLLMDataModule):
-    """Objects of scenes, a sample each: box, attributes, and the scene's other objects.
+    """Objects of scenes, a sample each, with its box, and its attributes as fields.
 
-    The scenes are those of the "seen" examination (`WorldQuestions`), which training has not seen;
-    each has a caption for its conversation.
+    The scene's other objects are its distractors. The scenes are those of the "seen" examination
+    (`WorldQuestions`), which training has not seen; each has a caption for its conversation.
 
     Args:
         per_kind: Number of test scenes per kind of question, of which there are 17.
@@ -72,6 +72,6 @@ def _make_object_sample(scene: Scene, thing: SceneObject) -> Sample:
         conversation=write_conversation_turns(converse_on_caption(scene), images=1),
         boxes=[Box(*thing.box)],
         distractors=[Box(*other.box) for other in others],
-        attributes={name: thing.value(name) for name in ATTRIBUTES},
         picture=scene.id,
+        fields={name: thing.value(name) for name in ATTRIBUTES},
     )

@@ -17,7 +17,7 @@ def test_each_object_of_a_scene_is_a_sample_with_its_words_and_the_others_boxes(
     assert len(samples) == sum(len(scene.objects) for scene in scenes)
     assert {sample.picture for sample in samples} == {scene.id for scene in scenes}
     first = scenes[0].objects[0]
-    assert samples[0].attributes["color"] == first.color
+    assert samples[0].fields["color"] == first.color
     assert len(samples[0].distractors) == len(scenes[0].objects) - 1
     others = batch.spans[Segment.IMAGE_DISTRACTORS]
     assert (batch.spans[Segment.IMAGE_DISTRACTOR] & ~others).sum() == 0

@@ -57,6 +57,8 @@ class PatchWords(Analysis):
 
     Args:
         layers: At which layers, 0 (what enters the LLM) to L; by default all, or nine of many.
+        fields: Names of the samples' fields whose text says what they show, e.g. [color, shape];
+            the name of a sample's class always does.
         bank: Folder of a bank of text states, from `lightning bank`; without one only the logit
             lens reads.
         draw: How many pictures are drawn with the words on their patches, by the samples' ids.
@@ -75,6 +77,7 @@ class PatchWords(Analysis):
         self,
         *,
         layers: Sequence[int] | None = None,
+        fields: Sequence[str] = (),
         bank: str | None = None,
         draw: int = 4,
         draw_layer: int | None = None,
@@ -85,6 +88,7 @@ class PatchWords(Analysis):
         if draw < 0:
             raise ConfigError(f"PatchWords.draw is a number of pictures, 0 or more, not {draw}.")
         self.layers = None if layers is None else tuple(layers)
+        self.fields = tuple(fields)
         self.bank = None if bank is None else Bank(bank)
         self.draw, self.draw_layer, self.bootstrap = draw, draw_layer, bootstrap
         self._own = OwnWords()
@@ -98,6 +102,7 @@ class PatchWords(Analysis):
             "layers": None if self.layers is None else list(self.layers),
             "bank": None if self.bank is None else dict(self.bank.making),
             "attributes": self._own.attributes,
+            "own_words": self._own.digest,
         }
 
     def check(self, samples: Iterable[Sample]) -> None:
@@ -108,7 +113,7 @@ class PatchWords(Analysis):
                 f"{self.name} reads the patches of pictures, but no sample has an image. Use data "
                 "with images."
             )
-        self._own = OwnWords.of(known)
+        self._own = OwnWords.of(known, self.fields)
 
     def check_model(self, backbone: Backbone) -> None:
         """Refuse layers that the model does not have, and a bank of another model."""

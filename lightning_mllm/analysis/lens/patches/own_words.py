@@ -1,4 +1,4 @@
-"""The words of what a sample shows: its attributes, or the name of its class.
+"""The words of what a sample shows: texts of its fields, or the name of its class.
 
 Words are compared without capitals and surrounding blanks. The logit lens reads tokens, so a word
 that is no token counts as said there where its first token is; a bank has whole words.
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_mllm.errors import ConfigError
+from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.types import Sample
 
 LABEL = "label"  # the attribute that a class name is, where a sample has a label
@@ -39,19 +41,46 @@ class OwnWords:
     boxed: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, samples: Iterable[Sample]) -> OwnWords:
-        """Collect them."""
+    def of(cls, samples: Iterable[Sample], fields: Sequence[str]) -> OwnWords:
+        """Collect them.
+
+        Args:
+            samples: The samples.
+            fields: Names of the fields that say what they show.
+
+        Raises:
+            ConfigError: No sample has such a field, or one has a number in it.
+        """
         found = cls()
         values: dict[str, set[str]] = {}
         for sample in samples:
             label = {} if sample.label is None else {LABEL: sample.label}
-            found.of_sample[sample.id] = {**label, **sample.attributes}
+            texts = {name: sample.fields[name] for name in fields if name in sample.fields}
+            for name, value in texts.items():
+                if not isinstance(value, str):
+                    raise ConfigError(
+                        f"Patches say words, but the field {name!r} of sample {sample.id!r} is "
+                        f"{value!r}. Name fields with text in PatchWords.fields."
+                    )
+            found.of_sample[sample.id] = {**label, **texts}
             if sample.boxes:
                 found.boxed.add(sample.id)
             for name, value in found.of_sample[sample.id].items():
                 values.setdefault(name, set()).add(value)
+        if missing := [name for name in fields if name not in values]:
+            raise ConfigError(
+                f"PatchWords.fields has {missing[0]!r}, but no sample has such a field. Name fields "
+                "of the data, or leave the option out: then the class is what patches should say."
+            )
         found.attributes = {name: sorted(values[name]) for name in sorted(values)}
         return found
+
+    @property
+    def digest(self) -> str:
+        """A hash of which sample shows what."""
+        return manifest_digest(
+            f"{each!r} {dict(self.of_sample[each])!r}" for each in self.of_sample
+        )
 
     def label_of(self, sample_id: str) -> str:
         """Return a sample's class; an empty text without one."""

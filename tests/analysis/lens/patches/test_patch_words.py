@@ -33,7 +33,7 @@ def thing(number: int, **more: Any) -> Sample:
         id=f"thing-{number}",
         images=[picture(number, (24 + number, 20))],
         conversation=[Turn("user", "What is it?", images=1), Turn("assistant", colour)],
-        attributes={"color": colour, "shape": shape},
+        fields={"color": colour, "shape": shape, "number": number},
         boxes=[Box(2, 2, 6, 6)],
         distractors=[Box(6, 6, 6, 6)],
         picture=f"picture-{number // 2}",
@@ -62,7 +62,7 @@ def run(
     samples: Sequence[Sample] = SAMPLES,
     **options: Any,
 ) -> PatchWords:
-    analysis = PatchWords(**options)
+    analysis = PatchWords(**{"fields": ("color", "shape"), **options})
     analysis.check(samples)
     analysis.prepare(tokenizer(checkpoint), folder)
     for batch in parts:
@@ -165,10 +165,11 @@ def test_without_boxes_all_patches_count_and_the_class_is_the_word(
     backbone: Backbone, tiny_llava: str, tmp_path: Path
 ) -> None:
     samples = [
-        replace(thing(number), boxes=(), distractors=(), attributes={}, label=label)
+        replace(thing(number), boxes=(), distractors=(), label=label)
         for number, label in enumerate(("red", "light blue", "red", "red"))
     ]
-    analysis = run(backbone, tiny_llava, batches(tiny_llava, samples), tmp_path, samples)
+    parts = batches(tiny_llava, samples)
+    analysis = run(backbone, tiny_llava, parts, tmp_path, samples, fields=())
     analysis.merge()
     result, table = analysis.compute(), analysis.rows.table()
 
@@ -185,6 +186,10 @@ def test_without_boxes_all_patches_count_and_the_class_is_the_word(
 def test_what_can_t_be_read_is_refused(backbone: Backbone, tiny_llava: str) -> None:
     with pytest.raises(ConfigError, match="no sample has an image"):
         PatchWords().check([TEXT_ONLY])
+    with pytest.raises(ConfigError, match="the field 'number' of sample 'thing-0' is 0"):
+        PatchWords(fields=["number"]).check(SAMPLES)
+    with pytest.raises(ConfigError, match="has 'size', but no sample has such a field"):
+        PatchWords(fields=["size"]).check(SAMPLES)
     with pytest.raises(ConfigError, match="the model has states 0 to"):
         PatchWords(layers=[99]).check_model(backbone)
     with pytest.raises(ConfigError, match="There is no bank"):
