@@ -70,7 +70,7 @@ class OwnWords:
         if missing := [name for name in fields if name not in values]:
             raise ConfigError(
                 f"PatchWords.fields has {missing[0]!r}, but no sample has such a field. Name "
-                "fields of the data, or leave the option out: then the class is what patches should say."
+                "fields of the data, or leave the option out: then only the class is a word."
             )
         found.attributes = {name: sorted(values[name]) for name in sorted(values)}
         return found
