@@ -92,9 +92,9 @@ def _list_places(view: View) -> list[PatchPlace]:
     """Return the places of a view's patches, row after row."""
     across, down = view.across, view.down
     places = []
-    for top, left in product(view.rows, view.columns):
-        x = [(each - across.shift) / across.scale for each in (left, left + view.patch)]
-        y = [(each - down.shift) / down.scale for each in (top, top + view.patch)]
-        edges = [float(each) for each in (x[0], y[0], x[1], y[1])]
-        places.append(PatchPlace(*edges, in_tile=view.place is not None))
+    for row, column in product(view.rows, view.columns):
+        x = [(each - across.shift) / across.scale for each in (column, column + view.patch)]
+        y = [(each - down.shift) / down.scale for each in (row, row + view.patch)]
+        left, top, right, bottom = (float(each) for each in (x[0], y[0], x[1], y[1]))
+        places.append(PatchPlace(left, top, right, bottom, view.place is not None))
     return places

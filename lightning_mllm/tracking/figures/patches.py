@@ -69,8 +69,10 @@ def draw_patch_pictures(
     Returns:
         The files that there are.
     """
+    if find is None:
+        return []
     paths = []
-    for about in result.pictures if find is not None else ():
+    for about in result.pictures:
         found = find(about.sample_id, len(about.words))
         if found is None:
             logger.warning(

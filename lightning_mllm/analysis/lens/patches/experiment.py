@@ -72,6 +72,7 @@ class PatchWords(Analysis):
 
     default_name: ClassVar[str] = "patch_words"
     rows: Rows[PatchWordsRow]
+    _counts: PatchCounts | None  # from the first batch on
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class PatchWords(Analysis):
         """Forget all rows; rows in a folder stay there."""
         self.rows = Rows(PatchWordsRow)
         self._pieces = MemoryPieces("pictures")
-        self._counts: PatchCounts | None = None
+        self._counts = None
 
     def _take_in(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Read the patches of a batch; rows are written when all have been read."""

@@ -54,18 +54,20 @@ class OwnWords:
         found = cls()
         values: dict[str, set[str]] = {}
         for sample in samples:
-            label = {} if sample.label is None else {LABEL: sample.label}
-            texts = {name: sample.fields[name] for name in fields if name in sample.fields}
-            for name, value in texts.items():
+            shown = {} if sample.label is None else {LABEL: sample.label}
+            for name in fields:
+                value = sample.fields.get(name, "")
                 if not isinstance(value, str):
                     raise ConfigError(
                         f"Patches say words, but the field {name!r} of sample {sample.id!r} is "
                         f"{value!r}. Name fields with text in PatchWords.fields."
                     )
-            found.of_sample[sample.id] = {**label, **texts}
+                if value:
+                    shown[name] = value
+            found.of_sample[sample.id] = shown
             if sample.boxes:
                 found.boxed.add(sample.id)
-            for name, value in found.of_sample[sample.id].items():
+            for name, value in shown.items():
                 values.setdefault(name, set()).add(value)
         if missing := [name for name in fields if name not in values]:
             raise ConfigError(

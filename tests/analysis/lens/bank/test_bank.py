@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from lightning_mllm.analysis import Bank, BankOptions, build_bank
 from lightning_mllm.analysis.lens.bank import building
+from lightning_mllm.analysis.lens.bank.contexts import draw_bank_contexts
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone, Part
 from lightning_mllm.models.layers import decoder_layers
@@ -48,7 +49,7 @@ def test_each_state_is_that_of_its_text_alone(
 ) -> None:
     states, model = stored(bank), backbone.model
     options: dict[str, Any] = {"per_token": 20, "seed": 0, "max_length": 128}
-    contexts = building.draw_bank_contexts(TEXTS, tokenizer(tiny_llava), **options)
+    contexts = draw_bank_contexts(TEXTS, tokenizer(tiny_llava), **options)
     assert len(contexts) == len(bank) and bank.layers == (0, 1, 2, 3, 4)[: len(bank.layers)]
     for place in (0, len(contexts) // 2, len(contexts) - 1):
         context = contexts[place]
