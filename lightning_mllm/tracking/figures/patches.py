@@ -101,7 +101,7 @@ def draw_patch_picture(
 
     Args:
         picture: The picture as it is stored.
-        patches: Its patches; there is one.
+        patches: The patches of the picture, one or more.
         about: Title and label of the figure.
         output: The file to write.
 

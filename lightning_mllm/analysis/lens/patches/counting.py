@@ -159,9 +159,9 @@ class _OneSample:
     """A sample at a layer.
 
     Attributes:
-        sample_id: Its id.
-        picture: Name of its picture.
-        label: Its class; empty without one.
+        sample_id: Id of the sample.
+        picture: Name of the sample's picture.
+        label: Class of the sample; empty without one.
         lens: Name of the lens.
         layer: Number of the layer.
         own: Per patch, whether it is one of the sample's own.

@@ -144,7 +144,7 @@ class AttributeTokens:
 
     Attributes:
         name: The attribute.
-        values: Its values.
+        values: All values of the attribute.
         tokens: Every token, of all values.
         owner: Per token, which value it stands for.
     """

@@ -21,7 +21,7 @@ class PatchWordsRow:
     Attributes:
         sample_id: Id of the sample.
         picture: Name of the picture that it is about.
-        label: Its class; empty without one.
+        label: Class of the sample; empty without one.
         lens: `logit lens` or `bank`.
         layer: Number of layers that the states have gone through.
         measure: `own words`, for the likeliest word of all, or an attribute, for the likeliest of
