@@ -9,7 +9,8 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from lightning_mllm.analysis.lens.bank.building import BankOptions, build_bank, check_bank_folder
+from lightning_mllm.analysis.lens.bank.building import build_bank, check_bank_folder
+from lightning_mllm.analysis.lens.bank.options import BankOptions
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.data.text.plain_texts import list_sample_texts, read_plain_texts
 from lightning_mllm.errors import ConfigError, DataError

@@ -15,7 +15,8 @@ from lightning_mllm.analysis.knockout.mask import knockout
 from lightning_mllm.analysis.knockout.summary import compare_flows
 from lightning_mllm.analysis.lens.answer import AnswerLens
 from lightning_mllm.analysis.lens.bank.bank import Bank
-from lightning_mllm.analysis.lens.bank.building import BankOptions, build_bank
+from lightning_mllm.analysis.lens.bank.building import build_bank
+from lightning_mllm.analysis.lens.bank.options import BankOptions
 from lightning_mllm.analysis.lens.patches.experiment import PatchWords
 from lightning_mllm.analysis.lens.patches.reading import PatchReading, read_patch_words
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
