@@ -151,7 +151,7 @@ def build_bank(
     texts: Sequence[str],
     output: Path,
     *,
-    options: BankOptions = BankOptions(),
+    options: BankOptions | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Path:
     """Build a bank, whole or not at all.
@@ -161,7 +161,7 @@ def build_bank(
         tokenizer: The model's.
         texts: The texts, whole sentences or captions.
         output: Folder of the bank; it must not exist, or be empty.
-        options: How the bank is made.
+        options: How the bank is made; by default as `BankOptions` says.
         source: Which texts these are, as plain data for the bank's `making.json`.
 
     Returns:
@@ -171,6 +171,7 @@ def build_bank(
         ConfigError: The folder has something in it, or there is no such layer.
         DataError: No text is long enough.
     """
+    options = options or BankOptions()
     check_bank_folder(output)
     layers = options.choose_layers(backbone)
     chosen = BankTexts(texts, tokenizer, options, backbone.family)
