@@ -23,6 +23,7 @@ from lightning_mllm.callbacks.watched_split import (
     watched_batches,
     watched_samples,
 )
+from lightning_mllm.data.images.patch_places import PatchFinder
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
@@ -197,7 +198,7 @@ class RunAnalysis(L.Callback):
             module.adapted.end_regions()
         finally:
             module.train(was_training)
-        results = run.finish(trainer.loggers, where, step)
+        results = run.finish(trainer.loggers, where, step, PatchFinder(data, split).find)
         self._running, self._run_dir = None, trainer_run_dir(trainer)
         if stage == "fit" and not trainer_is_trial(trainer):
             for result in results:

@@ -14,6 +14,7 @@ import lightning as L
 from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.batches import MultimodalBatch
+from lightning_mllm.data.images.patch_places import PatchFinder
 from lightning_mllm.data.loading.sampler import limit_sampling
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
@@ -93,7 +94,9 @@ class Analyzing(L.Callback):
         self._run.settle(pl_module)
         self._shown.close()
         key, step = f"analysis/{self.split}", pl_module.trained_steps
-        self.results = self._run.finish(trainer.loggers, key, step)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        patches = PatchFinder(data, self.split).find
+        self.results = self._run.finish(trainer.loggers, key, step, patches)
         self._run = None
 
     def on_exception(

@@ -36,13 +36,13 @@ from lightning_mllm.run import Run, RunFolder
 from lightning_mllm.run_status import RunStatus
 from lightning_mllm.tracking.analysis_run import check_analysis_run_names
 from lightning_mllm.tracking.headlines import print_headlines
+from lightning_mllm.trainer_bank import TrainerBank
 from lightning_mllm.trainer_options import (
     SHARDED,
     check_trainer_options,
     check_trainer_strategy,
     find_usable_callbacks,
 )
-from lightning_mllm.trainer_verbs import TrainerVerbs
 
 _EVALUATING = ("fit", "validate", "test")  # commands after which scores are shown
 
@@ -65,7 +65,7 @@ class TrainerCheckpointIO(TorchCheckpointIO):
         return checkpoints.load_training_checkpoint(Path(path))
 
 
-class Trainer(TrainerVerbs):
+class Trainer(TrainerBank):
     """Lightning's Trainer, set up for MLLM studies.
 
     With `callbacks=default_callbacks()` a script shows and writes what the command line does.

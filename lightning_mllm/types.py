@@ -32,6 +32,7 @@ class Segment(StrEnum):
     IMAGE_OTHER = "image other"  # all other patches of the image, with padding, without newlines
     IMAGE_RANDOM = "image random"  # control: as many others per view as IMAGE_OBJECT, no padding
     IMAGE_DISTRACTOR = "image distractor"  # control in one piece: patches of other objects
+    IMAGE_DISTRACTORS = "image distractors"  # patches that show a part of any other object
     IMAGE_PADDING = "image padding"  # patches of nothing but the bars beside a picture
     IMAGE_NEWLINE = "image newline"  # LLaVA-NeXT's separators, after each row of its tiles
     IMAGE_BASE = "image base"  # the view that is the whole picture; without tiles all of the image

@@ -102,10 +102,11 @@ BORDERS: dict[str, set[str]] = {
     "analyzing": SHARED | {"data", "models", "tracking", "analysis/core"},
     "comparison": SHARED | {"store", "statistics", "tracking"},
     "trainer": SHARED
-    | {"analyzing", "run", "run_status", "option_lists", "trainer_options", "trainer_verbs"}
+    | {"analyzing", "run", "run_status", "option_lists", "trainer_options", "trainer_bank"}
     | {"fsdp2_strategy"}
     | {"data", "models", "tracking"}
     | {"analysis/core", "analysis/subnetwork"},
+    "trainer_bank": {"analysis/lens", "data", "errors", "models", "trainer_verbs"},
     "trainer_verbs": SHARED | {"data", "models", "probing", "process_watch", "run_status"},
     "cli": {
         "__version__",
@@ -158,6 +159,7 @@ LIBRARIES: dict[str, set[str]] = {
         "tracking/loggers.py",
         "tracking/metrics_file.py",
         "trainer_options.py",
+        "trainer_bank.py",
         "trainer_verbs.py",
     },
 }

@@ -17,6 +17,11 @@ from lightning_mllm.analysis.knockout.experiment import InformationFlow
 from lightning_mllm.analysis.knockout.mask import knockout
 from lightning_mllm.analysis.knockout.summary import compare_flows
 from lightning_mllm.analysis.lens.answer import AnswerLens
+from lightning_mllm.analysis.lens.bank.bank import Bank
+from lightning_mllm.analysis.lens.bank.building import build_bank
+from lightning_mllm.analysis.lens.bank.options import BankOptions
+from lightning_mllm.analysis.lens.patches.experiment import PatchWords
+from lightning_mllm.analysis.lens.patches.reading import PatchReading, read_patch_words
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
@@ -43,6 +48,8 @@ __all__ = [
     "AnswerLens",
     "AttentionPointing",
     "AttentionShares",
+    "Bank",
+    "BankOptions",
     "Block",
     "Bootstrap",
     "Calibration",
@@ -54,6 +61,8 @@ __all__ = [
     "Grounding",
     "InformationFlow",
     "KnockoutEngine",
+    "PatchReading",
+    "PatchWords",
     "PrunedAccuracy",
     "Pruning",
     "Readings",
@@ -68,6 +77,7 @@ __all__ = [
     "Window",
     "Windows",
     "alignment_score",
+    "build_bank",
     "calibrate",
     "chance_iou",
     "choose_engine",
@@ -76,6 +86,7 @@ __all__ = [
     "iou",
     "knockout",
     "pruned",
+    "read_patch_words",
     "same_size",
     "skipping",
 ]

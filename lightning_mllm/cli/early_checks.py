@@ -21,13 +21,13 @@ from lightning_mllm.cli.value_checks import check_option_name, check_value
 from lightning_mllm.errors import ConfigError, did_you_mean
 
 _FLAGS = {"-h", "--help", "--print_config", "--dry-run"}
-_MODEL_COMMANDS = ("fit", "validate", "test", "predict", "extract", "analyze", "export")
+_MODEL_COMMANDS = ("fit", "validate", "test", "predict", "extract", "analyze", "export", "bank")
 # command -> what it can't do without
 _NEEDED = {
     **dict.fromkeys(_MODEL_COMMANDS[:4], ("model.checkpoint", "data")),
     "analyze": ("model.checkpoint", "data", "analysis"),
     "extract": ("model.checkpoint", "data", "output"),
-    "export": ("model.checkpoint", "output"),
+    **dict.fromkeys(("export", "bank"), ("model.checkpoint", "output")),
     "data check": ("data",),
 }
 _EXAMPLES = {

@@ -15,7 +15,7 @@ import dataclasses
 import heapq
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -93,9 +93,16 @@ class Rows(Generic[RowT]):
             self._next_part += 1
         self.done.update(lines)
 
-    def table(self) -> Table:
-        """Return all rows, of all processes that see the folder, ordered by sample id."""
-        return _parse(self._row_type, self._lines())
+    def table(
+        self, *, leave_out: Collection[str] = (), only: Collection[str] | None = None
+    ) -> Table:
+        """Return all rows, of all processes that see the folder, ordered by sample id.
+
+        Args:
+            leave_out: Columns that are not returned, such as long ones.
+            only: Ids of the samples whose rows are returned; by default of all.
+        """
+        return _parse(self._row_type, self._lines(only), leave_out)
 
     def merge(self) -> Path | None:
         """Make `rows.csv` of the rows of all processes; one does it when all have finished."""
@@ -113,13 +120,14 @@ class Rows(Generic[RowT]):
                 part.unlink()
         return path
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, only: Collection[str] | None = None) -> Iterator[str]:
         if self._folder is None:
             samples: Iterable[tuple[str, Lines]] = sorted(self._kept.items())
         else:
             samples = _read_in_order(self._folder)
-        for _, lines in samples:
-            yield from lines
+        for sample_id, lines in samples:
+            if only is None or sample_id in only:
+                yield from lines
 
     def _format(self, sample_id: str, rows: Sequence[RowT]) -> Lines:
         if not rows:
@@ -159,17 +167,19 @@ def read_rows(path: Path, row_type: type) -> Table:
         return _parse(row_type, (line for line in file if line.strip()))
 
 
-def _parse(row_type: type, lines: Iterable[str]) -> Table:
-    """Return the columns of CSV lines.
+def _parse(row_type: type, lines: Iterable[str], leave_out: Collection[str] = ()) -> Table:
+    """Return the columns of CSV lines, but for some.
 
     They are parsed in chunks, since text takes many times the memory of numbers.
     """
     columns, reader = columns_of_rows(row_type), csv.reader(lines)
-    chunks = {name: [_to_array((), kind)] for name, kind in columns.items()}
+    kept = [name for name in columns if name not in leave_out]
+    chunks = {name: [_to_array((), columns[name])] for name in kept}
     while rows := list(islice(reader, _CHUNK)):
         for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
-            chunks[name].append(_to_array(cells, columns[name]))
-    return {name: np.concatenate(chunks.pop(name)) for name in columns}  # frees its chunks
+            if name in chunks:
+                chunks[name].append(_to_array(cells, columns[name]))
+    return {name: np.concatenate(chunks.pop(name)) for name in kept}  # frees its chunks
 
 
 def _to_array(cells: Sequence[str], kind: type) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from lightning_mllm.types import Box, LazyImage, Options, Sample
 Material = Literal["text", "pictures"]
 
 
-def _make_picture(scene: Scene, *, blind: bool = False) -> LazyImage:
+def make_scene_picture(scene: Scene, *, blind: bool = False) -> LazyImage:
     """Return a scene's picture, drawn when needed; if `blind`, only its ground and noise."""
     drawn = replace(scene, objects=()) if blind else scene
     return LazyImage((SIDE, SIDE), partial(draw_image, drawn))
@@ -74,7 +74,7 @@ class ConversationMaker:
                 exchanges = conversations.add_notes_to_conversation(scene, asked, draw)
             return Sample(id=key, conversation=conversations.write_conversation_turns(exchanges))
         turns = conversations.write_conversation_turns(self._make_exchanges(scene, draw), images=1)
-        return Sample(id=key, images=[_make_picture(scene)], conversation=turns)
+        return Sample(id=key, images=[make_scene_picture(scene)], conversation=turns)
 
     def _make_exchanges(self, scene: Scene, draw: Draw) -> list[Exchange]:
         exchanges = conversations.converse_on_caption(scene) if draw.happens(self.captioned) else []
@@ -279,7 +279,7 @@ def _make_sample(question: ExamQuestion, part: Part) -> Sample:
     return Sample(
         id=question.id,
         kind=question.kind,
-        images=[_make_picture(scene, blind=part == "blind")],
+        images=[make_scene_picture(scene, blind=part == "blind")],
         conversation=conversations.write_conversation_turns(exchanges, images=1),
         boxes=[Box(*thing.box) for thing in things],
         distractors=[Box(*thing.box) for thing in others],

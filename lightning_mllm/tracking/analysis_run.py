@@ -23,6 +23,7 @@ from lightning_mllm.store.files import write_csv_file, write_json
 from lightning_mllm.store.manifest import MANIFEST
 from lightning_mllm.tracking.figures import FigureKind
 from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
+from lightning_mllm.tracking.figures.patches import FindPatches, draw_patch_pictures
 from lightning_mllm.tracking.loggers import log_image, log_table
 
 _End = Literal["done", "failed"]  # how a process ended
@@ -137,18 +138,22 @@ class AnalysisRun:
             for analysis in self.analyses:
                 analysis.settle()
 
-    def finish(self, loggers: Sequence[Any], key: str, step: int) -> list[AnalysisResult]:
+    def finish(
+        self, loggers: Sequence[Any], key: str, step: int, patches: FindPatches | None = None
+    ) -> list[AnalysisResult]:
         """Merge what all processes have found; the first process writes and returns the results.
 
         Args:
             loggers: The loggers of the run.
             key: Prefix of the results' names in the loggers.
             step: Optimiser steps of the run.
+            patches: Finds the picture of a sample and the places of its patches; without it nothing
+                is drawn on pictures.
         """
         self._wait_for_all()
         self.barrier()
         try:
-            return self._merge(loggers, key, step) if self.rank == 0 else []
+            return self._merge(loggers, key, step, patches) if self.rank == 0 else []
         finally:
             self.barrier()  # the others wait here, whatever went wrong
 
@@ -195,7 +200,9 @@ class AnalysisRun:
                 level, due = logging.WARNING, due + _PATIENCE
             time.sleep(_PAUSE)
 
-    def _merge(self, loggers: Sequence[Any], key: str, step: int) -> list[AnalysisResult]:
+    def _merge(
+        self, loggers: Sequence[Any], key: str, step: int, patches: FindPatches | None
+    ) -> list[AnalysisResult]:
         self._clear_markers()
         results: list[AnalysisResult] = []
         with show_progress("Results", len(self.analyses)) as bar:
@@ -208,6 +215,8 @@ class AnalysisRun:
                     bar.rename(f"{analysis.name}: files and figures")
                     folder, name = self.folder / analysis.name, f"{key}/{analysis.name}"
                     _report(results[-1], folder, loggers, name, step, self.figures)
+                    for path in draw_patch_pictures(results[-1], folder, patches, self.figures):
+                        log_image(loggers, f"{name}/{path.stem}", path, step)
                 bar.advance()
         return results
 

@@ -143,6 +143,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["split takes train, val, test, not 'tset'", 'Did you mean "test"'],
     ),
     "no output": (["export", *MODEL], ["`lightning export` needs output", "--output my_folder"]),
+    "no folder for a bank": (["bank", *MODEL], ["`lightning bank` needs output"]),
     "checkpoint of a training": (
         ["test", *START, "--ckpt_path", "runs/b"],
         ["--ckpt_path: there is no checkpoint file runs/b", "folder of a run"],

@@ -18,12 +18,15 @@ from lightning_mllm.analysis import (
     Case,
     ComputationSkipping,
     InformationFlow,
+    PatchWords,
     ReferenceEngine,
     Skip,
     SuffixEngine,
     TokenSets,
     Vocabulary,
     Window,
+    build_bank,
+    read_patch_words,
 )
 from lightning_mllm.analysis.forward.attention import QueryRows, observe_attention
 from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
@@ -263,6 +266,26 @@ def check_vocabulary(tiny: TinyModel) -> None:
     _analyse(tiny, Vocabulary())
 
 
+def check_patch_words(tiny: TinyModel) -> None:
+    """Patches say behind the last layer what the model's own head says there; a bank is built."""
+    backbone, batch = tiny.load(), tiny.batch
+    depth = len(decoder_layers(backbone))
+    with torch.no_grad():
+        own = backbone.model(**batch.model_inputs()).logits.float().softmax(-1)
+    patches = batch.spans[Segment.IMAGE] & ~batch.spans[Segment.IMAGE_NEWLINE]
+    for row, reading in enumerate(
+        read_patch_words(backbone, tiny.tokenizer, batch, layers=[depth], top=1)
+    ):
+        values = torch.from_numpy(reading.values[0])
+        expected = own[row][patches[row]].topk(1).values
+        torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-4)
+    folder = tiny.scratch / f"bank-{tiny.name}"
+    build_bank(backbone, tiny.tokenizer, [f"a {each} shape is here" for each in "xyz"], folder)
+    analysis = PatchWords(bank=str(folder))
+    analysis.check(Shapes(checkpoint=tiny.path).load("test"))
+    _analyse(tiny, analysis)
+
+
 def check_alignment(tiny: TinyModel) -> None:
     """Comparing image and text in the residual stream runs, and noise stands for any picture."""
     backbone, vectors = tiny.load(), []
@@ -337,6 +360,7 @@ FEATURES: dict[str, Feature] = {
     "boxes": Feature(check_boxes, fast=False),
     "lens": Feature(check_lens, fast=False),
     "vocabulary": Feature(check_vocabulary, fast=False),
+    "patch words": Feature(check_patch_words, fast=False),
     "alignment": Feature(check_alignment, fast=False),
     "inside layers": Feature(check_alignment_inside, fast=False),
     "sub-networks": Feature(check_subnetworks, fast=False),

@@ -33,6 +33,7 @@ from tests.support.shipped_configs import (
     MODELS,
     OTHERS_ON_THE_TESTBED,
     PROJECTION_CHANGE,
+    PATCH_WORDS_ON_THE_TESTBED,
 )
 
 _CLASSES = {
@@ -47,6 +48,7 @@ _ON_THE_TESTBED = {  # options that make a config small
     f"configs/{PROJECTION_CHANGE}": FEW_PICTURES,
     "configs/runs/testbed/information_flow.yaml": ["--data.init_args.per_kind", "1"],
     **{f"configs/{name}": small for name, (small, *_) in OTHERS_ON_THE_TESTBED.items()},
+    **{f"configs/{name}": small for name, small in PATCH_WORDS_ON_THE_TESTBED.items()},
 }
 _LEAVES_OUT_WRONG_ANSWERS = {
     "configs/analysis/information_flow.yaml",

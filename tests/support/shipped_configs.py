@@ -148,6 +148,11 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         {"perceptual", "textual"},
     ),
 }
+PATCH_WORDS = "analysis/patch_words.yaml"
+PATCH_WORDS_ON_THE_TESTBED = {  # options that make it small; the second reads what the first makes
+    "runs/testbed/bank.yaml": ["--data.init_args.test_scenes", "20"],
+    "runs/testbed/patch_words.yaml": ["--data.init_args.per_kind", "1"],
+}
 
 # ---- the test-bed's own models ----
 START = "testbed_training/0_start.yaml"
@@ -230,6 +235,7 @@ COVERED = {
     PROJECTION_CHANGE,
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
+    *(PATCH_WORDS, *PATCH_WORDS_ON_THE_TESTBED),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),
     *(*PROJECTION_STUDIES, *PROJECTION_PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS),
 }

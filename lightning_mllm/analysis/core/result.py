@@ -53,6 +53,27 @@ class ResultPlot:
     chance: float | None = None
 
 
+@dataclass(frozen=True)
+class PatchPicture:
+    """Words, with a number each, that are drawn on the patches of a sample's picture.
+
+    Attributes:
+        name: Name of the file.
+        sample_id: Id of the sample.
+        words: A word per patch, in the order of its visual tokens, separators left out.
+        values: A number per patch, which colours it.
+        label: What the numbers are.
+        title: Title of the figure.
+    """
+
+    name: str
+    sample_id: str
+    words: tuple[str, ...]
+    values: tuple[float, ...]
+    label: str
+    title: str
+
+
 @dataclass(frozen=True, eq=False)
 class AnalysisResult:
     """Numbers and what they belong to.
@@ -66,6 +87,7 @@ class AnalysisResult:
         settings: What decided them, as plain data.
         plots: How they are drawn.
         headline: The main numbers; by default the first rows of the table.
+        pictures: What is drawn on pictures of the samples.
 
     Raises:
         DataError: The shape disagrees with the coordinates.
@@ -79,6 +101,7 @@ class AnalysisResult:
     settings: Mapping[str, Any]
     plots: tuple[ResultPlot, ...] = ()
     headline: Headline | None = None
+    pictures: tuple[PatchPicture, ...] = ()
 
     def __post_init__(self) -> None:
         expected = tuple(len(self.coords.get(axis, ())) for axis in self.axes)

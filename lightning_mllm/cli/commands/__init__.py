@@ -17,6 +17,7 @@ COMMANDS = (
     Command("predict", "model", "Answer a split, or your own pictures: predictions.csv."),
     Command("analyze", "model", "Run analyses of a model, e.g. attention knockout."),
     Command("extract", "extract", "Write hidden states, per token or pooled, for notebooks."),
+    Command("bank", "bank", "Build a bank of text states, which patches are compared with."),
     Command("compare", "compare", "Compare runs: paired tests on the same samples, curves."),
     Command("ask", "ask", "Ask a model a question, about pictures or without."),
     Command("export", "model", "Write a trained model as a Hugging Face folder."),

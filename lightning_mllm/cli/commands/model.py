@@ -1,4 +1,4 @@
-"""`lightning fit`, `validate`, `test`, `predict`, `analyze`, `extract` and `export`."""
+"""`lightning fit`, `validate`, `test`, `predict`, `analyze`, `extract`, `bank` and `export`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ModelCLI(LightningCLI):
         Only its parser is built, which takes a tenth of a second. All are built if the arguments
         begin with a config that has a section per command.
         """
-        ours = {name: {"model", "datamodule"} for name in ("analyze", "extract", "export")}
+        ours = {name: {"model", "datamodule"} for name in ("analyze", "extract", "export", "bank")}
         every = {**LightningCLI.subcommands(), **ours}
         every["predict"] = every["predict"] | {"classes"}  # which is added with its own syntax
         return {self._first: every[self._first]} if self._first in every else every
@@ -132,7 +132,7 @@ class ModelCLI(LightningCLI):
             help = "The classes to choose from for these pictures; by default those of the data."
             parser.add_argument("--classes", nargs="+", type=str, default=[], help=help)
             self._subcommand_method_arguments[subcommand].append("classes")
-        if subcommand in ("export", "predict"):
+        if subcommand in ("export", "predict", "bank"):
             parser._extra_required_keys.discard("data")
             next(action for action in parser._actions if action.dest == "data").required = False
         return parser
@@ -177,7 +177,7 @@ class ModelCLI(LightningCLI):
             return Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", devices=1)
         if config.get("fast_dev_run"):
             logger.info("A trial (trainer.fast_dev_run): few batches, and nothing is written.")
-        if self.subcommand == "extract":  # leaves a folder of its own, and no run
+        if self.subcommand in ("extract", "bank"):  # leaves a folder of its own, and no run
             nothing = {"logger": False, "callbacks": None, "enable_checkpointing": False}
             return Trainer(**{**config, **nothing})
         chosen = trainer_option_as_list(config.get("callbacks"))

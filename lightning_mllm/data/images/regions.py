@@ -26,6 +26,7 @@ _ABOUT_BOXES = (
     Segment.IMAGE_OTHER,
     Segment.IMAGE_RANDOM,
     Segment.IMAGE_DISTRACTOR,
+    Segment.IMAGE_DISTRACTORS,
 )
 _ABOUT_THE_PICTURE = (
     Segment.IMAGE_PADDING,
@@ -119,6 +120,7 @@ class Regions:
 
         IMAGE_DISTRACTOR, drawn in the same way, shows as many distractors as there are boxes, or
         all of them if they are fewer; patches that show a part of a box are not in it.
+        IMAGE_DISTRACTORS shows all of them, whatever else its patches show.
 
         Args:
             sample: The sample whose pictures are looked at.
@@ -157,6 +159,7 @@ class Regions:
             Segment.IMAGE_OTHER: ~(shown | layout.masks[Segment.IMAGE_NEWLINE]),
             Segment.IMAGE_RANDOM: control,
             Segment.IMAGE_DISTRACTOR: layout.find_shown(chosen, size) & ~shown,
+            Segment.IMAGE_DISTRACTORS: layout.find_shown(sample.distractors, size),
         }
 
     def find_shown(self, sample: Sample, size: Size, count: int) -> Tensor:

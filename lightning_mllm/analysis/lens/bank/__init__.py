@@ -1,0 +1,1 @@
+"""A bank of contextual text states, in which the nearest to a patch is looked up."""
