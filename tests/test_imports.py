@@ -37,6 +37,7 @@ SCIENCE = (
     }
 )
 EXPERIMENTS = ("knockout", "lens", "alignment", "separability", "subnetwork", "skipping")
+EXPERIMENTS += ("steering",)
 STUDIES = ("projection", "alignment")
 
 # room -> the rooms that it may import; its own always, and a room includes those inside it
