@@ -177,7 +177,9 @@ class MeanStates(StreamedAnalysis):
         if before is not None:
             check_same_samples(before, means)
             settings = {**settings, "before": {"weights": before.weights, "sums": before.digest}}
-        return summarise_means(self.name, means, before, settings, self.seed)
+        return summarise_means(
+            self.name, means, before, settings, left_out=len(found.left_out), seed=self.seed
+        )
 
     def means(self) -> ClassMeans:
         """Return what was read so far, to make vectors of."""

@@ -48,6 +48,8 @@ def summarise_means(
     means: ClassMeans,
     before: ClassMeans | None,
     settings: Mapping[str, Any],
+    *,
+    left_out: int,
     seed: int,
 ) -> AnalysisResult:
     """Return the measures per class, segments and layer.
@@ -57,6 +59,7 @@ def summarise_means(
         means: States of the model.
         before: States of the same samples before it was fine-tuned.
         settings: What decided them.
+        left_out: How many samples have no image, or no text after it.
         seed: Seed of random vectors.
     """
     measures = OWN if before is None else (*OWN, *MOVED)
@@ -85,6 +88,7 @@ def summarise_means(
         "weights": means.weights,
         "samples": {f"{own} ({at})": means.count(own, at) for at, own in sorted(means.counts)},
         "looked_at": len(means.samples),
+        "left_out": left_out,
         "pictures": len(means.pictures),
     }
     plots = tuple(_make_plots(means, before is not None))
