@@ -115,6 +115,11 @@ SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
 )  # the second reads what the first writes
+STEERING = (  # the second and third read what the first writes
+    "analysis/mean_states.yaml",
+    "analysis/steering.yaml",
+    "analysis/shift.yaml",
+)
 FLOW_ON_THE_TESTBED = "runs/testbed/information_flow.yaml"
 OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, its folders
     "runs/testbed/alignment.yaml": (
@@ -136,6 +141,33 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         ["--data.init_args.per_kind", "1"],
         "testbed-skipping",
         {"perceptual", "textual"},
+    ),
+}
+STEERING_ON_THE_TESTBED = {  # options that make it small, the name of the run, its folders
+    "runs/testbed/steering_states.yaml": (
+        ["--data.init_args.train_per_kind", "24"],
+        "testbed-steering-states",
+        {"mean_states"},
+    ),
+    "runs/testbed/steering.yaml": (
+        ["--data.init_args.per_kind", "24"],
+        "testbed-steering",
+        {"layers", "scales"},
+    ),
+    "runs/testbed/shift_before.yaml": (
+        ["--data.init_args.train_per_kind", "4"],
+        "testbed-shift-before",
+        {"types", "colours"},
+    ),
+    "runs/testbed/shift_after.yaml": (
+        ["--data.init_args.train_per_kind", "4"],
+        "testbed-shift-after",
+        {"types", "colours"},
+    ),
+    "runs/testbed/shift.yaml": (
+        ["--data.init_args.per_kind", "1", "--analysis.random_vectors", "2"],
+        "testbed-shift",
+        {"shift_sweep"},
     ),
 }
 
@@ -200,7 +232,8 @@ COVERED = {
     *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
-    *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),
+    *(*ANALYSES, *SUBNETWORKS, *STEERING, *OTHERS_ON_THE_TESTBED, *TRAINED),
+    *STEERING_ON_THE_TESTBED,
     *(*PROJECTION_STUDIES, *PROJECTION_PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS),
 }
 TABLE = CONFIGS / "README.md"

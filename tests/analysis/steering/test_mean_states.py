@@ -55,7 +55,9 @@ def state_means(
             own = batch.take([row])
             entered: list[Tensor] = []
             handles = [
-                module.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+                module.register_forward_pre_hook(
+                    lambda _, inputs, entered=entered: entered.append(inputs[0])
+                )
                 for module in layers_and_norm(backbone)
             ]
             with torch.no_grad():
@@ -146,7 +148,7 @@ def test_states_of_other_samples_or_of_one_model_give_no_shift(tiny_llava: str) 
         shift_vector(means, means, "red", "last")
     with pytest.raises(ConfigError, match="are of 6 samples, those after it of 4"):
         shift_vector(means, fewer.means(), "red", "last")
-    with pytest.raises(ConfigError, match='No states of .rd. were read.*\n?.*"red"'):
+    with pytest.raises(ConfigError, match=r"No states of 'rd' were read"):
         means.difference("rd", "blue", "last")
     with pytest.raises(ConfigError, match="No states of 'image' were read"):
         means.difference("red", "blue", "image")

@@ -36,7 +36,8 @@ def make_tuned(tiny_llava: str, folder: Path) -> str:
     with torch.no_grad():
         for name, parameter in tuned.decoder.named_parameters():
             if parameter.ndim > 1 and "layers" in name:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=torch.manual_seed(1))
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                parameter.add_(noise, alpha=0.3)
     tuned.model.save_pretrained(folder)
     return str(folder)
 
