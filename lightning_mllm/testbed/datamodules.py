@@ -210,6 +210,7 @@ class WorldQuestions(MLLMDataModule):
         train_per_kind: Number of training questions per kind. The test-bed's own models are trained
             on `WorldConversations`.
         types: Which of the six types are asked, e.g. "QueryAttr"; by default all.
+        answers: Right answers of which questions are kept, of as many as are made; by default all.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
 
@@ -225,6 +226,7 @@ class WorldQuestions(MLLMDataModule):
         val_per_kind: int = 24,
         train_per_kind: int = 24,
         types: Sequence[str] | None = None,
+        answers: Sequence[str] | None = None,
         world_seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -237,6 +239,7 @@ class WorldQuestions(MLLMDataModule):
             raise ConfigError(f"types has {lacking}; there are {', '.join(known)}.")
         self.parts = tuple(parts)
         self.types = tuple(map(QuestionType, known if types is None else types))
+        self.answers = None if answers is None else frozenset(answers)
         self.counts = check_datamodule_counts(
             {
                 "train": ("train_per_kind", train_per_kind),
@@ -257,7 +260,10 @@ class WorldQuestions(MLLMDataModule):
         in_turn: list[Sample] = []
         for first in range(per_kind):
             in_turn += samples[first::per_kind]
-        return in_turn
+        return [each for each in in_turn if self._is_kept(each)]
+
+    def _is_kept(self, sample: Sample) -> bool:
+        return self.answers is None or sample.conversation[-1].text in self.answers
 
 
 def _make_sample(question: ExamQuestion, part: Part) -> Sample:

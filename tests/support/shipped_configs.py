@@ -152,7 +152,7 @@ STEERING_ON_THE_TESTBED = {  # options that make it small, the name of the run, 
     "runs/testbed/steering.yaml": (
         ["--data.init_args.per_kind", "24"],
         "testbed-steering",
-        {"layers", "scales"},
+        {"layers", "elsewhere", "scales"},
     ),
     "runs/testbed/shift_before.yaml": (
         ["--data.init_args.train_per_kind", "4"],
