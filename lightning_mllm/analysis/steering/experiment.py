@@ -53,7 +53,8 @@ class SteeringSweep(QuestionAnalysis[SteeringRow]):
             object->last" to add it elsewhere.
         windows: In front of which layers it is added; by default of each alone.
         scales: What it is multiplied by.
-        random_vectors: How many random vectors of equal norm it is compared with.
+        random_vectors: How many random vectors of equal norm it is compared with. Each question is
+            tried with 4 of them, in turn.
         seed: Seed of the random vectors.
         correct_only: Whether only questions count that the model answers right without a vector.
         match: When an answer is right, see `ExactMatch`.
@@ -217,7 +218,7 @@ class SteeringSweep(QuestionAnalysis[SteeringRow]):
             target, source = logits[:, ids.to(logits.device)].double().cpu().unbind(1)
             gaps[number] = target - source
             says[:, number] = (logits.argmax(1).cpu() == ids[:, None]).double()
-        step = self.grid.random_vectors + 1
+        step = self.grid.tried + 1
         rows: list[list[SteeringRow]] = [[] for _ in questions]
         for number, (steer, window, scale) in enumerate(cells):
             own, others = number * step, slice(number * step + 1, (number + 1) * step)
@@ -243,15 +244,15 @@ class SteeringSweep(QuestionAnalysis[SteeringRow]):
         self, prompts: MultimodalBatch, cells: Sequence[tuple[Steer, Window, float]]
     ) -> list[SteeringCase]:
         """Return the cases of all cells: the vector, and after it the random ones."""
-        device, count = prompts.input_ids.device, self.grid.random_vectors
+        device = prompts.input_ids.device
         vectors: dict[str, Tensor] = {}
         for at, vector in self.vectors.items():
-            random = draw_vectors(vector.states, count, self.grid.seed)
+            random = draw_vectors(vector.states, self.grid.random_vectors, self.grid.seed)
             vectors[at] = torch.cat([vector.states[None], random]).to(device)
+        chosen = 1 + self.grid.choose_random(prompts.sample_ids).to(device)
         cases = []
         for steer, window, scale in cells:
             positions = find_steer_positions(prompts.spans, steer.at)
-            for number in range(count + 1):
-                which = torch.full((len(prompts),), number, device=device)
+            for which in (torch.zeros_like(chosen[0]), *chosen):
                 cases.append(SteeringCase(positions, window, vectors[steer.read_at], which, scale))
         return cases

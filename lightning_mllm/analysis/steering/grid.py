@@ -7,9 +7,15 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lightning_mllm.analysis.core.windows import Window, Windows
 from lightning_mllm.analysis.steering.steer import Steer
 from lightning_mllm.errors import ConfigError
+from lightning_mllm.store.seeds import seed_rank_of
+
+_TRIED = 4  # random vectors per question: many questions with some say as much as with all
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class SteeringGrid:
         steers: Where vectors are read and added.
         windows: In front of which layers they are added.
         scales: What they are multiplied by.
-        random_vectors: How many random vectors of equal norm each is compared with.
+        random_vectors: How many random vectors of equal norm each is compared with; a question is
+            tried with a few of them.
         seed: Seed of the random vectors.
     """
 
@@ -60,6 +67,22 @@ class SteeringGrid:
     def settings(self) -> dict[str, Any]:
         """What decides the rows, as plain data."""
         return {**asdict(self), "steers": [*map(str, self.steers)], "scales": [*self.scales]}
+
+    @property
+    def tried(self) -> int:
+        """With how many random vectors each question is tried."""
+        return min(_TRIED, self.random_vectors)
+
+    def choose_random(self, sample_ids: Sequence[str]) -> Tensor:
+        """Return which random vectors each question is tried with, (tried, questions) numbers.
+
+        All vectors have their turn: which ones depends on the question's id and the seed, and on
+        nothing else.
+        """
+        count, step = self.random_vectors, self.random_vectors // self.tried
+        first = [seed_rank_of(f"random/{each}", self.seed) % count for each in sample_ids]
+        turns = step * torch.arange(self.tried)[:, None]
+        return (torch.tensor(first)[None] + turns) % count
 
     def cells(self, depth: int) -> list[tuple[Steer, Window, float]]:
         """Return all combinations in a decoder of `depth` layers.

@@ -28,7 +28,7 @@ class SteeringRow:
         after: D with the vector.
         target: 1 if the model then says the target first, else 0.
         source: 1 if it still says the source first, else 0.
-        random_after: Mean D with random vectors of equal norm.
+        random_after: Mean D with the random vectors of equal norm that the question is tried with.
         random_target: Share of random vectors with which it says the target.
         random_source: Share of random vectors with which it still says the source.
         random_as_strong: Share of random vectors with which D is at least as large.

@@ -66,7 +66,8 @@ class ShiftSweep(QuestionAnalysis[ShiftRow]):
             positions.
         windows: In front of which layers they are added; by default of each alone.
         scales: What they are multiplied by.
-        random_vectors: How many random vectors of equal norm they are compared with.
+        random_vectors: How many random vectors of equal norm they are compared with. Each question
+            is tried with 4 of them, in turn.
         seed: Seed of the random vectors.
         match: When an answer is right in the column `correct`, see `ExactMatch`.
         kind_depth: How many parts of a kind's name, between slashes, tell kinds apart; by default
@@ -235,7 +236,7 @@ class ShiftSweep(QuestionAnalysis[ShiftRow]):
         tuned = self._load(backbone)
         logits, _ = Prompts.of(tuned, batch).forward(tuned)
         after = (logits.argmax(1).cpu() == expected).double()
-        step = self.grid.random_vectors + 2
+        step = self.grid.tried + 2
         rows: list[list[ShiftRow]] = [[] for _ in questions]
         for number, (steer, window, scale) in enumerate(cells):
             own = number * step
@@ -264,17 +265,20 @@ class ShiftSweep(QuestionAnalysis[ShiftRow]):
     ) -> list[SteeringCase]:
         """Return the cases of all cells: the shift, that of other classes, and the random ones."""
         device, count = prompts.input_ids.device, self.grid.random_vectors
-        vectors: dict[str, list[Tensor]] = {}
-        which: dict[str, Tensor] = {}
+        chosen = 2 + self.grid.choose_random(prompts.sample_ids).to(device)
+        vectors: dict[str, Tensor] = {}
+        which: dict[str, list[Tensor]] = {}
         for at, shifts in self.shifts.items():
             own = stack_class_states([*shifts.values()])  # (classes, layers + 1, width)
             others = (own.sum(0) - own) / max(1, len(own) - 1)
             random = draw_vectors(own, count, self.grid.seed)
-            vectors[at] = [each.to(device) for each in (own, others, *random)]
-            which[at] = torch.tensor([[*shifts].index(name) for name in classes], device=device)
+            vectors[at] = torch.cat([own[None], others[None], random]).flatten(0, 1).to(device)
+            named = torch.tensor([[*shifts].index(name) for name in classes], device=device)
+            numbers = (torch.zeros_like(named), torch.ones_like(named), *chosen)
+            which[at] = [len(own) * number + named for number in numbers]
         cases = []
         for steer, window, scale in cells:
             positions, at = find_steer_positions(prompts.spans, steer.at), steer.read_at
-            for each in vectors[at]:
-                cases.append(SteeringCase(positions, window, each, which[at], scale))
+            for each in which[at]:
+                cases.append(SteeringCase(positions, window, vectors[at], each, scale))
         return cases

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_mllm.analysis import MeanStates, SteeringSweep, Windows, steering
+from lightning_mllm.analysis.steering.grid import SteeringGrid
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -164,3 +165,17 @@ def test_what_can_not_be_swept_is_refused(
     for wrong, message in later:
         with pytest.raises(ConfigError, match=message):
             _ = SteeringSweep(**{**pair, **wrong}).settings
+
+
+def test_all_random_vectors_have_their_turn_whatever_the_batches() -> None:
+    grid = SteeringGrid.of("s", ["last"], Windows(width=1), [1.0], 20, 0)
+    ids = [f"q{number}" for number in range(60)]
+
+    chosen = grid.choose_random(ids)
+
+    assert chosen.shape == (4, 60)
+    assert {*chosen.flatten().tolist()} == {*range(20)}
+    assert all(len({*own}) == 4 for own in chosen.T.tolist())
+    assert torch.equal(grid.choose_random(ids[10:]), chosen[:, 10:])
+    few = SteeringGrid.of("s", ["last"], Windows(width=1), [1.0], 2, 0)
+    assert few.choose_random(ids).sort(0).values.T.tolist() == [[0, 1]] * 60
