@@ -168,7 +168,7 @@ def _make_plots(means: ClassMeans, has_moved: bool) -> list[ResultPlot]:
         shared: dict[str, Any] = {
             "style": "lines",
             "x": "layer",
-            "xlabel": "In front of layer (the last: final norm)",
+            "xlabel": "In front of layer",
             "over": GROUPS,
         }
         slug = at.replace(" ", "_").replace("+", "_")
@@ -179,7 +179,7 @@ def _make_plots(means: ClassMeans, has_moved: bool) -> list[ResultPlot]:
                     y="measure",
                     shown=_SHOWN,
                     fixed={"segments": at},
-                    label="Cosine to the state after fine-tuning",
+                    label="Cosine to fine-tuned state",
                     title=f"Mean states before and after fine-tuning: {at}",
                     **shared,
                 )
@@ -200,11 +200,11 @@ def _make_plots(means: ClassMeans, has_moved: bool) -> list[ResultPlot]:
 
 
 def _make_headline(values: Floats, coords: Mapping[str, tuple[Any, ...]]) -> Headline:
-    """Return the measures of each class at the first layer, the middle one and the final norm."""
+    """Return the measures of each class in front of the middle layer and of the final norm."""
     measures = coords["measure"]
-    shown = ["cosine", "cosine_shifted", "cosine_random"] if len(measures) > len(OWN) else OWN
+    shown = ["cosine", "cosine_shifted"] if len(measures) > len(OWN) else OWN
     layers = coords["layer"]
-    chosen = sorted({0, layers[-1] // 2, layers[-1]})
+    chosen = sorted({layers[-1] // 2, layers[-1]})
     rows = []
     for number, name in enumerate(coords["class"]):
         for place, at in enumerate(coords["segments"]):
