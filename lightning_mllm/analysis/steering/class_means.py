@@ -69,7 +69,8 @@ class ClassMeans:
         Raises:
             ConfigError: The sums are of several models, or of none.
         """
-        sums, counts = {}, {}
+        sums: dict[tuple[str, str], Tensor] = {}
+        counts: dict[tuple[str, str], Tensor] = {}
         for name, total in found.sums.items():
             what, _, rest = name.partition("/")
             if what in (STATES, COUNT) and rest:
@@ -84,15 +85,9 @@ class ClassMeans:
                 f"{where} has the states of {len(noted[WEIGHTS])} models, where one is expected. "
                 "Read them again, in another folder."
             )
-        return cls(
-            sums,
-            counts,
-            noted[TOKEN],
-            *noted[WEIGHTS],
-            frozenset(noted[PICTURE]),
-            frozenset(found.done),
-            settings,
-        )
+        (weights,) = noted[WEIGHTS]
+        pictures, samples = frozenset(noted[PICTURE]), frozenset(found.done)
+        return cls(sums, counts, noted[TOKEN], weights, pictures, samples, settings)
 
     @property
     def classes(self) -> tuple[str, ...]:

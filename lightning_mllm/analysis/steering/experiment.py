@@ -236,7 +236,7 @@ class SteeringSweep(QuestionAnalysis[SteeringRow]):
             cell: Any = {"steer": str(steer), "scale": scale}
             cell |= {"start": window.start, "stop": window.stop}
             for row, question in enumerate(questions):
-                numbers = {name: column[row].item() for name, column in columns.items()}
+                numbers: Any = {name: column[row].item() for name, column in columns.items()}
                 rows[row].append(SteeringRow(**question.columns, **cell, **numbers))
         return rows
 

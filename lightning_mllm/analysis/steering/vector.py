@@ -143,4 +143,5 @@ def draw_vectors(states: Tensor, count: int, seed: int, key: str = "") -> Tensor
     """
     noise = torch.randn(count, *states.shape, generator=torch_generator("steering", seed, key))
     norms = states.float().cpu().norm(dim=-1, keepdim=True)
-    return noise / noise.norm(dim=-1, keepdim=True) * norms
+    drawn: Tensor = noise / noise.norm(dim=-1, keepdim=True) * norms
+    return drawn
