@@ -106,7 +106,7 @@ def _compute_shift_measures(cells: Mapping[str, Floats], draws: BootstrapDraws) 
         bootstrap_share(after, pictures, 100),
         bootstrap_share(shifted, pictures, 100),
         bootstrap_share(cells["other"], pictures, 100),
-        mean(100 * cells["random"]),
+        bootstrap_share(cells["random"], pictures, 100),  # a question's share counts as an answer
         bootstrap_share_difference(shifted, before, pictures, 100),
         mean(100 * (shifted - cells["random"])),
         given_back(shifted),

@@ -37,7 +37,6 @@ MEASURES = (
     "random_target_percent",  # the same of random vectors of equal norm
     "random_source_percent",
     "random_difference_change",
-    "target_minus_random_points",
     "random_as_strong_percent",  # of random vectors, D is at least as large
 )
 _COLUMNS = (
@@ -163,22 +162,25 @@ def summarise_steering(
 
 
 def _compute_measures(cells: Mapping[str, Floats], draws: BootstrapDraws) -> Floats:
-    """Return the statistics of (questions, numbers) cells, (numbers, measures, 4)."""
-    before, target = cells["before"], cells["target"]
+    """Return the statistics of (questions, numbers) cells, (numbers, measures, 4).
+
+    A question's share of random vectors counts as one answer, so that its interval is rather too
+    wide than too narrow, and has a width at 0.
+    """
+    before = cells["before"]
 
     def mean(values: Floats) -> Floats:
         return bootstrap_estimate(bootstrap_mean(values), values, draws)
 
     measures = [
-        bootstrap_share(target, draws.pictures, 100),
+        bootstrap_share(cells["target"], draws.pictures, 100),
         bootstrap_share(cells["source"], draws.pictures, 100),
         mean(before),
         mean(cells["after"] - before),
-        mean(100 * cells["random_target"]),
-        mean(100 * cells["random_source"]),
+        bootstrap_share(cells["random_target"], draws.pictures, 100),
+        bootstrap_share(cells["random_source"], draws.pictures, 100),
         mean(cells["random_after"] - before),
-        mean(100 * (target - cells["random_target"])),
-        mean(100 * cells["random_as_strong"]),
+        bootstrap_share(cells["random_as_strong"], draws.pictures, 100),
     ]
     return np.stack(measures, axis=1)
 

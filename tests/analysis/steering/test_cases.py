@@ -8,6 +8,7 @@ import torch
 from lightning_mllm.analysis import SteeringVector, Window, steering
 from lightning_mllm.analysis.steering.cases import SteeringCase, read_steered
 from lightning_mllm.analysis.steering.steer import find_steer_positions
+from lightning_mllm.analysis.steering.vector import vector_width
 from lightning_mllm.models.backbone import fingerprint_backbone
 from tests.support.decoders import LAYERS, last_logits, make_backbone, make_batch
 
@@ -18,7 +19,7 @@ WINDOWS = (Window(2, 2, 3), Window(LAYERS // 2, 0, LAYERS))
 def test_each_case_says_what_the_hooks_say(tiny_llava: str, at: str) -> None:
     backbone = make_backbone(tiny_llava)
     prompts = make_batch(tiny_llava, numbers=(0, 1)).prompts()
-    width = backbone.decoder.config.hidden_size  # type: ignore[union-attr]
+    width = vector_width(backbone)
     states = 2 * torch.randn(2, LAYERS + 1, width, generator=torch.Generator().manual_seed(0))
     weights = fingerprint_backbone(backbone.model)
     positions = find_steer_positions(prompts.spans, at)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis import ClassMeans, MeanStates, shift_vector
+from lightning_mllm.analysis.steering.vector import vector_width
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone
@@ -43,6 +44,12 @@ def read(
     for batch in batches(checkpoint):
         analysis.update(backbone, batch)
     return analysis
+
+
+def change_head(backbone: Backbone) -> None:
+    """Give a model other weights, and the same states."""
+    head: Any = backbone.lm_head
+    head.weight.data += 1
 
 
 def state_means(
@@ -105,8 +112,8 @@ def test_what_is_on_disk_makes_the_same_vectors(tiny_llava: str, tmp_path: Path)
 def test_the_shift_of_a_moved_stream_is_how_it_was_moved(tiny_llava: str) -> None:
     """After the last layer all states are moved by one vector: it is the shift there, of all."""
     before, after = make_backbone(tiny_llava), make_backbone(tiny_llava)
-    moved = torch.linspace(-1, 1, after.decoder.config.hidden_size).double()  # type: ignore[union-attr]
-    after.lm_head.weight.data += 1  # other weights, the same states
+    moved = torch.linspace(-1, 1, vector_width(after)).double()
+    change_head(after)
     layers_and_norm(after)[-1].register_forward_pre_hook(lambda _, x: (x[0] + moved, *x[1:]))
     first, second = (read(each, tiny_llava).means() for each in (before, after))
 
@@ -121,8 +128,8 @@ def test_a_shift_that_is_the_same_everywhere_explains_all(tiny_llava: str, tmp_p
     before, after = make_backbone(tiny_llava), make_backbone(tiny_llava)
     options: dict[str, Any] = {"segments": ["last"], "by": "kind", "groups": 2, "seed": 0}
     read(before, tiny_llava, tmp_path, **options).merge()
-    moved = 9 * torch.linspace(-1, 1, after.decoder.config.hidden_size).double()  # type: ignore[union-attr]
-    after.lm_head.weight.data += 1
+    moved = 9 * torch.linspace(-1, 1, vector_width(after)).double()
+    change_head(after)
     layers_and_norm(after)[-1].register_forward_pre_hook(lambda _, x: (x[0] + moved, *x[1:]))
 
     result = read(after, tiny_llava, **options, before=str(tmp_path)).compute()
@@ -138,7 +145,7 @@ def test_a_shift_that_is_the_same_everywhere_explains_all(tiny_llava: str, tmp_p
 
 def test_states_of_other_samples_or_of_one_model_give_no_shift(tiny_llava: str) -> None:
     backbone, other = make_backbone(tiny_llava), make_backbone(tiny_llava)
-    other.lm_head.weight.data += 1
+    change_head(other)
     means = read(backbone, tiny_llava).means()
     fewer = MeanStates()
     fewer.prepare(tokenizer(tiny_llava))
@@ -156,7 +163,7 @@ def test_states_of_other_samples_or_of_one_model_give_no_shift(tiny_llava: str) 
 
 def test_states_of_two_models_in_one_folder_are_refused(tiny_llava: str) -> None:
     backbone, other = make_backbone(tiny_llava), make_backbone(tiny_llava)
-    other.lm_head.weight.data += 1
+    change_head(other)
     analysis = read(backbone, tiny_llava)
     analysis.found.done.clear()
     analysis._done.clear()

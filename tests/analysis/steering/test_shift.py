@@ -50,7 +50,7 @@ def test_it_adds_the_shift_of_the_question_s_kind_beside_its_controls(
     before = read_states(backbone, tiny_llava, tmp_path / "before", parts, **OPTIONS)
     tuned = Backbone.from_pretrained(fine_tuned)
     after = read_states(tuned, tiny_llava, tmp_path / "after", parts, **OPTIONS)
-    folders = {"before": before, "after": after, "fine_tuned": fine_tuned}
+    folders: dict[str, Any] = {"before": before, "after": after, "fine_tuned": fine_tuned}
     analysis = ShiftSweep(**folders, random_vectors=2, scales=[0.0, 1.0])
     analysis.prepare(tokenizer(tiny_llava))
 
@@ -77,7 +77,7 @@ def summarise(**columns: list[float]) -> dict[str, list[float]]:
     """Measure -> value, low, high and N of one cell, of 20 questions with a picture each."""
     rows = Rows(ShiftRow)
     for number in range(N):
-        numbers = {name: float(values[number]) for name, values in columns.items()}
+        numbers: Any = {name: float(values[number]) for name, values in columns.items()}
         row = ShiftRow(
             sample_id=f"q{number:02}",
             kind="k",

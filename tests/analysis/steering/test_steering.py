@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis import Block, Skip, SteeringVector, knockout, skipping, steering
-from lightning_mllm.analysis.steering.vector import draw_vectors
+from lightning_mllm.analysis.steering.vector import draw_vectors, vector_width
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import CheckpointError, ConfigError
 from lightning_mllm.models.backbone import Backbone, fingerprint_backbone
@@ -34,8 +34,9 @@ def batch(tiny_llava: str) -> MultimodalBatch:
 
 
 def draw(backbone: Backbone, seed: int = 0) -> Tensor:
-    width = backbone.decoder.config.hidden_size  # type: ignore[union-attr]
-    own = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    own = torch.randn(
+        vector_width(backbone), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return 3 * own
 
 
