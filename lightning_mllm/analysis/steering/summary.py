@@ -79,8 +79,10 @@ class SteeringSummary(NamedTuple):
         kept = KeptQuestions.of(table, kind_depth)
         bounds = np.stack([table["start"][measured], table["stop"][measured]], axis=1)
         windows, which = np.unique(bounds, axis=0, return_inverse=True)
+        order = np.lexsort((windows[:, 0], windows[:, 1] - windows[:, 0]))  # single layers first
+        windows = windows[order]
         window = np.full(len(measured), -1)
-        window[measured] = which.reshape(-1)
+        window[measured] = np.argsort(order)[which.reshape(-1)]
         axes: dict[str, Sequence[Any]] = {
             "steer": tuple(dict.fromkeys(table["steer"][measured].tolist())),
             "window": range(len(windows)),
@@ -156,7 +158,7 @@ def summarise_steering(
         coords,
         len(summary.kept.ids),
         {**settings, **more},
-        tuple(make_steering_plots(coords, _SHOWN, "Questions (%)", name.replace("_", " "))),
+        tuple(make_steering_plots(coords, _SHOWN, "Questions (%)", f"Vector {vectors[0].name}")),
         make_steering_headline(values[0] if len(values) else values, coords),
     )
 
