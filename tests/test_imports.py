@@ -46,6 +46,7 @@ EXPERIMENTS = (
     "subnetwork",
     "skipping",
     "grounding",
+    "steering",
 )
 STUDIES = ("projection", "alignment")
 

@@ -29,6 +29,12 @@ from lightning_mllm.analysis.skipping.choice import SampleTokens
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skipping import skipping
+from lightning_mllm.analysis.steering.class_means import ClassMeans, shift_vector
+from lightning_mllm.analysis.steering.experiment import SteeringSweep
+from lightning_mllm.analysis.steering.mean_states import MeanStates
+from lightning_mllm.analysis.steering.shift import ShiftSweep
+from lightning_mllm.analysis.steering.steering import steering
+from lightning_mllm.analysis.steering.vector import SteeringVector
 from lightning_mllm.analysis.subnetwork.accuracy import PrunedAccuracy
 from lightning_mllm.analysis.subnetwork.activated_weights import ActivatedWeights
 from lightning_mllm.analysis.subnetwork.calibration import Calibration, calibrate
@@ -55,6 +61,7 @@ __all__ = [
     "Calibration",
     "CalibrationOptions",
     "Case",
+    "ClassMeans",
     "ComputationSkipping",
     "Distinguishability",
     "EngineName",
@@ -63,12 +70,16 @@ __all__ = [
     "KnockoutEngine",
     "PatchReading",
     "PatchWords",
+    "MeanStates",
     "PrunedAccuracy",
     "Pruning",
     "Readings",
     "ReferenceEngine",
     "SampleTokens",
+    "ShiftSweep",
     "Skip",
+    "SteeringSweep",
+    "SteeringVector",
     "SubNetwork",
     "SuffixEngine",
     "TokenMap",
@@ -88,5 +99,7 @@ __all__ = [
     "pruned",
     "read_patch_words",
     "same_size",
+    "shift_vector",
     "skipping",
+    "steering",
 ]

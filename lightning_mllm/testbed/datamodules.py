@@ -14,6 +14,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.testbed.language import conversations
 from lightning_mllm.testbed.language.conversations import Exchange
 from lightning_mllm.testbed.language.gqa import find_references_for_gqa
+from lightning_mllm.testbed.language.questions import QuestionType
 from lightning_mllm.testbed.training.exams import PARTS, ExamQuestion, Part, examination
 from lightning_mllm.testbed.world.canvas import draw_image
 from lightning_mllm.testbed.world.draws import Draw
@@ -210,11 +211,13 @@ class WorldQuestions(MLLMDataModule):
         val_per_kind: Number of validation questions per kind.
         train_per_kind: Number of training questions per kind. The test-bed's own models are trained
             on `WorldConversations`.
+        types: Which of the six types are asked, e.g. "QueryAttr"; by default all.
+        answers: Right answers of which questions are kept, of as many as are made; by default all.
         world_seed: Seed of the scenes.
         **kwargs: Options of `MLLMDataModule`.
 
     Raises:
-        ConfigError: There is no such part, or a split would be empty.
+        ConfigError: There is no such part or type, or a split would be empty.
     """
 
     def __init__(
@@ -224,6 +227,8 @@ class WorldQuestions(MLLMDataModule):
         per_kind: int = 96,
         val_per_kind: int = 24,
         train_per_kind: int = 24,
+        types: Sequence[str] | None = None,
+        answers: Sequence[str] | None = None,
         world_seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -231,7 +236,12 @@ class WorldQuestions(MLLMDataModule):
         unknown = set(parts) - set(PARTS)
         if unknown:
             raise ConfigError(f"parts has {sorted(unknown)}; there are {', '.join(PARTS)}.")
+        known = [str(each) for each in QuestionType]
+        if lacking := sorted({*(types or ())} - {*known}):
+            raise ConfigError(f"types has {lacking}; there are {', '.join(known)}.")
         self.parts = tuple(parts)
+        self.types = tuple(map(QuestionType, known if types is None else types))
+        self.answers = None if answers is None else frozenset(answers)
         self.counts = check_datamodule_counts(
             {
                 "train": ("train_per_kind", train_per_kind),
@@ -246,12 +256,16 @@ class WorldQuestions(MLLMDataModule):
         per_kind = self.counts[split]
         samples: list[Sample] = []
         for part in self.parts:
-            for question in examination(part, per_kind, seed=self.world_seed, split=split):
+            asked: Any = {"seed": self.world_seed, "split": split, "types": self.types}
+            for question in examination(part, per_kind, **asked):
                 samples.append(_make_sample(question, part))
         in_turn: list[Sample] = []
         for first in range(per_kind):
             in_turn += samples[first::per_kind]
-        return in_turn
+        return [each for each in in_turn if self._is_kept(each)]
+
+    def _is_kept(self, sample: Sample) -> bool:
+        return self.answers is None or sample.conversation[-1].text in self.answers
 
 
 def _make_sample(question: ExamQuestion, part: Part) -> Sample:

@@ -19,6 +19,7 @@ from lightning_mllm.analysis import (
     ComputationSkipping,
     InformationFlow,
     PatchWords,
+    MeanStates,
     ReferenceEngine,
     Skip,
     SuffixEngine,
@@ -27,9 +28,11 @@ from lightning_mllm.analysis import (
     Window,
     build_bank,
     read_patch_words,
+    steering,
 )
 from lightning_mllm.analysis.forward.attention import QueryRows, observe_attention
 from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
+from lightning_mllm.analysis.steering.vector import vector_width
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.files import open_image_file
 from lightning_mllm.data.images.geometry import apply_geometry
@@ -328,6 +331,32 @@ def check_skipping_visibly(tiny: TinyModel) -> None:
     _skip(tiny, "attention", Skip(visible=True))
 
 
+def check_steering(tiny: TinyModel) -> None:
+    """A vector everywhere is a plain hook, 0 times it nothing; a cache changes no answer."""
+    backbone, prompts = tiny.load(), tiny.batch.prompts()
+    inputs, layer = prompts.model_inputs(), decoder_layers(backbone)[1]
+    vector = torch.linspace(-1, 1, vector_width(backbone))
+    with torch.no_grad():
+        own = backbone.model(**inputs).logits
+        with steering(backbone, prompts, vector, "image+text", [1], scale=0.0):
+            assert torch.equal(backbone.model(**inputs).logits, own)
+        handle = layer.register_forward_pre_hook(
+            lambda _, positional: (positional[0] + vector, *positional[1:])
+        )
+        expected = backbone.model(**inputs).logits
+        handle.remove()
+        with steering(backbone, prompts, vector, "image+text", [1]):
+            found = backbone.model(**inputs).logits
+        real = prompts.attention_mask.bool()
+        assert torch.equal(found[real], expected[real])
+        assert not torch.equal(found[real], own[real])
+    with steering(backbone, prompts, 3 * vector, "image", [0, 1]):
+        greedy = decode_answers(PromptPass(backbone.model, prompts), max_new_tokens=3)
+        first = backbone.model(**inputs, use_cache=False).logits[:, -1].argmax(-1)
+        assert torch.equal(greedy[:, 0], first)
+    _analyse(tiny, MeanStates(segments=["image", "last"]))
+
+
 def check_export(tiny: TinyModel) -> None:
     """The exported folder opens with equal weights, inputs and logits."""
     module = MLLMModule(tiny.path, policy=freeze.ProjectorOnly(), attention=tiny.attention)
@@ -368,6 +397,7 @@ FEATURES: dict[str, Feature] = {
     "skip FFN": Feature(check_skipping_ffn, fast=False),
     "skip layers": Feature(check_skipping_layers, fast=False),
     "skip visibly": Feature(check_skipping_visibly, fast=False),
+    "steering": Feature(check_steering, fast=False),
 }
 
 

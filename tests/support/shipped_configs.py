@@ -120,6 +120,11 @@ SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
 )  # the second reads what the first writes
+STEERING = (  # the second and third read what the first writes
+    "analysis/mean_states.yaml",
+    "analysis/steering.yaml",
+    "analysis/shift.yaml",
+)
 FLOW_ON_THE_TESTBED = "runs/testbed/information_flow.yaml"
 OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, its folders
     "runs/testbed/alignment.yaml": (
@@ -152,6 +157,33 @@ PATCH_WORDS = "analysis/patch_words.yaml"
 PATCH_WORDS_ON_THE_TESTBED = {  # options that make it small; the second reads what the first makes
     "runs/testbed/bank.yaml": ["--data.init_args.test_scenes", "20"],
     "runs/testbed/patch_words.yaml": ["--data.init_args.per_kind", "1"],
+}
+STEERING_ON_THE_TESTBED = {  # options that make it small, the name of the run, its folders
+    "runs/testbed/steering_states.yaml": (
+        ["--data.init_args.train_per_kind", "24"],
+        "testbed-steering-states",
+        {"mean_states"},
+    ),
+    "runs/testbed/steering.yaml": (
+        ["--data.init_args.per_kind", "24"],
+        "testbed-steering",
+        {"layers", "elsewhere", "scales"},
+    ),
+    "runs/testbed/shift_before.yaml": (
+        ["--data.init_args.train_per_kind", "4"],
+        "testbed-shift-before",
+        {"types", "colours"},
+    ),
+    "runs/testbed/shift_after.yaml": (
+        ["--data.init_args.train_per_kind", "4"],
+        "testbed-shift-after",
+        {"types", "colours"},
+    ),
+    "runs/testbed/shift.yaml": (
+        ["--data.init_args.per_kind", "1", "--analysis.random_vectors", "2"],
+        "testbed-shift",
+        {"shift_sweep"},
+    ),
 }
 
 # ---- the test-bed's own models ----
@@ -230,13 +262,12 @@ COVERED = {
         START,
         EXAMINATION,
     ),
-    REAL,
-    *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
     PROJECTION_CHANGE,
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(PATCH_WORDS, *PATCH_WORDS_ON_THE_TESTBED),
-    *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),
+    *(*ANALYSES, *SUBNETWORKS, *STEERING, *OTHERS_ON_THE_TESTBED, *TRAINED),
+    *STEERING_ON_THE_TESTBED,
     *(*PROJECTION_STUDIES, *PROJECTION_PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS),
 }
 TABLE = CONFIGS / "README.md"

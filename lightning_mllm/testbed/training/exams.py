@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import count as numbers
@@ -51,7 +51,12 @@ class ExamQuestion:
 
 
 def examination(
-    part: Part, count: int, *, seed: int = 0, split: str = "test"
+    part: Part,
+    count: int,
+    *,
+    seed: int = 0,
+    split: str = "test",
+    types: Collection[QuestionType] = tuple(QuestionType),
 ) -> Iterator[ExamQuestion]:
     """Yield `count` questions of each kind of a part.
 
@@ -66,6 +71,7 @@ def examination(
         count: Number of questions per kind; answers are balanced if it is a multiple of 12.
         seed: Seed of the scenes.
         split: Name of the split; different splits have different scenes.
+        types: Which of the six types are asked; it does not matter to questions of presence.
 
     Raises:
         ConfigError: There is no such part, or `count` is less than 1.
@@ -80,7 +86,7 @@ def examination(
         for sampling in SAMPLINGS:
             yield from _ask_presence(sampling, count, f"{seed}/{split}")
         return
-    for type in QuestionType:
+    for type in filter(types.__contains__, QuestionType):
         for wording in range(len(WORDINGS[type])):
             yield from _ask_type(part, type, wording, count, f"{seed}/{split}")
 
