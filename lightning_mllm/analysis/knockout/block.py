@@ -4,39 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import chain
 
-from lightning_mllm.errors import ConfigError, did_you_mean
-from lightning_mllm.types import Segment
+from lightning_mllm.analysis.core.positions import TokenPositions
+from lightning_mllm.errors import ConfigError
 
 _FORM = re.compile(
     r"\s*(?P<source>[^>\[\]]+?)\s*->\s*(?P<target>[^>\[\]]+?)\s*(?:\[(?P<heads>[\d,\s]+)\])?\s*"
 )
-
-
-@dataclass(frozen=True)
-class BlockPositions:
-    """Token positions: a union of intersections of segments.
-
-    For example "image object&image tiles+question".
-
-    Attributes:
-        terms: A position is among them if it is in all segments of any term.
-    """
-
-    terms: frozenset[frozenset[Segment]]
-
-    @property
-    def segments(self) -> frozenset[Segment]:
-        """All that are named; one alone is these positions themselves."""
-        return frozenset(chain.from_iterable(self.terms))
-
-    def __str__(self) -> str:
-        known = list(Segment)  # written in this order, so that equal positions have one name
-        written = []
-        for term in sorted(sorted(map(known.index, term)) for term in self.terms):
-            written.append("&".join(known[number] for number in term))
-        return "+".join(written)
 
 
 @dataclass(frozen=True)
@@ -49,8 +23,8 @@ class Block:
         heads: Attention heads in which they are hidden; None for all.
     """
 
-    source: BlockPositions
-    target: BlockPositions
+    source: TokenPositions
+    target: TokenPositions
     heads: tuple[int, ...] | None = None
 
     @classmethod
@@ -70,34 +44,11 @@ class Block:
                 "'image->question', and after it the heads if not all are meant: "
                 "'image->question[0,5]'."
             )
-        source, target = (_parse_positions(match[side], text) for side in ("source", "target"))
+        sides = (match[side] for side in ("source", "target"))
+        source, target = (TokenPositions.parse(side, f"The block {text!r}") for side in sides)
         heads = {int(head) for head in re.findall(r"\d+", match["heads"] or "")}
         return cls(source, target, tuple(sorted(heads)) or None)
 
     def __str__(self) -> str:
         heads = "" if self.heads is None else f"[{','.join(map(str, self.heads))}]"
         return f"{self.source}->{self.target}{heads}"
-
-
-def _parse_positions(side: str, text: str) -> BlockPositions:
-    terms = []
-    for term in side.split("+"):
-        terms.append(frozenset(_parse_segment(name, text) for name in term.split("&")))
-    return BlockPositions(frozenset(terms))
-
-
-def _parse_segment(name: str, text: str) -> Segment:
-    name = " ".join(name.split())
-    if not name:
-        raise ConfigError(
-            f"The block {text!r} can't be read: + (either) and & (both) each stand between two "
-            "segments, as in 'image object&image tiles->question'."
-        )
-    try:
-        return Segment(name.lower())
-    except ValueError:
-        known = [str(segment) for segment in Segment]
-        raise ConfigError(
-            f"The block {text!r} names {name!r}, which is not a segment. There are: "
-            f"{', '.join(known)}.{did_you_mean(name.lower(), known)}"
-        ) from None
