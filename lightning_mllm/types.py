@@ -127,6 +127,9 @@ class Sample:
         options: The options that the (last) question names.
         picture: Which picture the (last) question is about. Samples about one picture are not
             independent.
+        partner: Id of the sample of the same split that is this one with one thing changed: an
+            attribute in the picture, or a word of the question. What a pair differs in can be
+            patched from one into the other. Only one of the two names the other.
     """
 
     id: str
@@ -139,6 +142,7 @@ class Sample:
     distractors: Sequence[Box] = ()
     options: Options | None = None
     picture: str | None = None
+    partner: str | None = None
 
 
 @dataclass(frozen=True)

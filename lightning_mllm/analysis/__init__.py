@@ -15,6 +15,14 @@ from lightning_mllm.analysis.knockout.mask import knockout
 from lightning_mllm.analysis.knockout.summary import compare_flows
 from lightning_mllm.analysis.lens.answer import AnswerLens
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
+from lightning_mllm.analysis.patching.edits import PatchCase
+from lightning_mllm.analysis.patching.engine.base import PatchEngine, PatchReadings
+from lightning_mllm.analysis.patching.engine.reference import ReferencePatching
+from lightning_mllm.analysis.patching.engine.suffix import SuffixPatching, choose_patch_engine
+from lightning_mllm.analysis.patching.experiment import ActivationPatching
+from lightning_mllm.analysis.patching.patch import Patch, PatchKind
+from lightning_mllm.analysis.patching.patching import patching
+from lightning_mllm.analysis.patching.source import PatchSource
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.skipping.choice import SampleTokens
@@ -33,6 +41,7 @@ from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 
 __all__ = [
     "ActivatedWeights",
+    "ActivationPatching",
     "Alignment",
     "AlignmentScore",
     "Analysis",
@@ -48,14 +57,22 @@ __all__ = [
     "EngineName",
     "InformationFlow",
     "KnockoutEngine",
+    "Patch",
+    "PatchCase",
+    "PatchEngine",
+    "PatchKind",
+    "PatchReadings",
+    "PatchSource",
     "PrunedAccuracy",
     "Pruning",
     "Readings",
     "ReferenceEngine",
+    "ReferencePatching",
     "SampleTokens",
     "Skip",
     "SubNetwork",
     "SuffixEngine",
+    "SuffixPatching",
     "TokenMap",
     "TokenSets",
     "Vocabulary",
@@ -65,10 +82,12 @@ __all__ = [
     "calibrate",
     "chance_iou",
     "choose_engine",
+    "choose_patch_engine",
     "compare_flows",
     "intersection",
     "iou",
     "knockout",
+    "patching",
     "pruned",
     "same_size",
     "skipping",

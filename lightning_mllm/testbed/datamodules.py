@@ -245,14 +245,14 @@ class WorldQuestions(MLLMDataModule):
         samples: list[Sample] = []
         for part in self.parts:
             for question in examination(part, per_kind, seed=self.world_seed, split=split):
-                samples.append(_make_sample(question, part))
+                samples.append(make_exam_sample(question, part))
         in_turn: list[Sample] = []
         for first in range(per_kind):
             in_turn += samples[first::per_kind]
         return in_turn
 
 
-def _make_sample(question: ExamQuestion, part: Part) -> Sample:
+def make_exam_sample(question: ExamQuestion, part: Part) -> Sample:
     """Return an exam question as a sample of the data."""
     asked, scene = question.question, question.scene
     options = None

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_mllm.analysis.core.windows import Window
 from lightning_mllm.analysis.patching.alignment import mask_patched
 from lightning_mllm.analysis.patching.patch import Patch, PatchKind
-from lightning_mllm.analysis.patching.source import Source, count_heads
+from lightning_mllm.analysis.patching.source import PatchSource, count_heads
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -38,7 +38,7 @@ class PatchEdit:
 
     case: PatchCase
     positions: Tensor
-    source: Source
+    source: PatchSource
     heads: int
 
     def acts_on(self, kind: PatchKind, layer: int) -> bool:
@@ -82,7 +82,7 @@ class PatchEdit:
 
 
 def make_patch_edit(
-    backbone: Backbone, batch: MultimodalBatch, source: Source, case: PatchCase
+    backbone: Backbone, batch: MultimodalBatch, source: PatchSource, case: PatchCase
 ) -> PatchEdit:
     """Find where a patch acts on prompts.
 
@@ -100,7 +100,7 @@ def make_patch_edit(
     if case.patch.kind not in source.states:
         raise ConfigError(
             f"The patch '{case.patch}' takes {case.patch.kind} states, which the source does not "
-            f"have. Record them: Source.of(backbone, batch, [PatchKind.{case.patch.kind.name}])."
+            f"have. Record them: PatchSource.of(backbone, batch, [PatchKind.{case.patch.kind.name}])."
         )
     positions = mask_patched(case.patch, batch, source.batch)
     return PatchEdit(case, positions.to(backbone.model.device), source, count_heads(backbone))

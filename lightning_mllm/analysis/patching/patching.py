@@ -26,7 +26,7 @@ from lightning_mllm.analysis.patching.edits import (
     make_patch_edit,
 )
 from lightning_mllm.analysis.patching.patch import Patch, PatchKind
-from lightning_mllm.analysis.patching.source import Source, check_patch_model, patched_module
+from lightning_mllm.analysis.patching.source import PatchSource, check_patch_model, patched_module
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 def patching(
     backbone: Backbone,
     batch: MultimodalBatch,
-    source: Source,
+    source: PatchSource,
     patch: Patch,
     window: Window | None = None,
 ) -> Iterator[None]:

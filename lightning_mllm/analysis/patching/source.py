@@ -27,7 +27,7 @@ States = Mapping[PatchKind, Sequence[Tensor]]  # kind -> per layer, (batch, sequ
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class PatchSource:
     """What a run computed: the states that patches put into another run.
 
     Attributes:
@@ -47,7 +47,7 @@ class Source:
         backbone: Backbone,
         batch: MultimodalBatch,
         kinds: Sequence[PatchKind] = (PatchKind.RESIDUAL,),
-    ) -> Source:
+    ) -> PatchSource:
         """Run the prompts of a batch once, and keep their states.
 
         Args:

@@ -81,7 +81,9 @@ class HFRowReader:
         where = TableRow(Path(self.table.name), row, columns=self._names)
         images, picture = self._find_images(row, where)
         sample = self._read_task(texts, where, images)
-        return replace(sample, id=self._find_name(row, texts), images=images, picture=picture)
+        name = self._find_name(row, texts)
+        partner = name_row(texts.get(self.layout.columns.partner or "")) or None
+        return replace(sample, id=name, images=images, picture=picture, partner=partner)
 
     def _read_task(
         self, texts: Mapping[str, Any], where: TableRow, images: Sequence[Path | LazyImage]

@@ -17,7 +17,7 @@ from lightning_mllm.analysis.patching.engine.rows import PatchedRows, RecordedRu
 from lightning_mllm.analysis.patching.engine.suffix import SuffixPatching
 from lightning_mllm.analysis.patching.patch import Patch, PatchKind
 from lightning_mllm.analysis.patching.patching import patching
-from lightning_mllm.analysis.patching.source import Source
+from lightning_mllm.analysis.patching.source import PatchSource
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skipping import skipping
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
@@ -44,8 +44,8 @@ def backbone(tiny_llava: str) -> Backbone:
     return make_backbone(tiny_llava, "exact")
 
 
-def source_of(backbone: Backbone, batch: MultimodalBatch) -> Source:
-    return Source.of(backbone, batch, KINDS)
+def source_of(backbone: Backbone, batch: MultimodalBatch) -> PatchSource:
+    return PatchSource.of(backbone, batch, KINDS)
 
 
 @pytest.mark.parametrize("text", PATCHES)
@@ -231,7 +231,7 @@ def test_a_model_that_sees_masks_in_its_own_way_goes_by_reference(
 
 def test_what_can_not_be_patched_is_refused(backbone: Backbone, tiny_llava: str) -> None:
     clean, corrupted = picture_pair(tiny_llava)
-    prompts, source = corrupted.prompts(), Source.of(backbone, clean)
+    prompts, source = corrupted.prompts(), PatchSource.of(backbone, clean)
 
     def refuse(text: str, window: Window | None, message: str) -> None:
         with (
@@ -247,12 +247,12 @@ def test_what_can_not_be_patched_is_refused(backbone: Backbone, tiny_llava: str)
     refuse("last @ head[1.0,3.0]", Window(1, 1, 2), "head 3.0, which is not in the window")
     with (
         patching(backbone, prompts, source, Patch.parse("last @ residual"), Window(1, 1, 2)),
-        pytest.raises(ConfigError, match="for 2 prompts of .* but the model is run on 3"),
+        pytest.raises(ConfigError, match=r"for 2 prompts of .* but the model is run on 3"),
     ):
         last_logits(backbone, clean.take([0, 1, 0]))
     backbone.model.train()
     with pytest.raises(ConfigError, match=r"Call model\.eval\(\) first"):
-        Source.of(backbone, clean)
+        PatchSource.of(backbone, clean)
 
 
 def test_rows_that_are_skipped_inside_a_layer_can_not_be_patched(
@@ -264,7 +264,7 @@ def test_rows_that_are_skipped_inside_a_layer_can_not_be_patched(
     with (
         skipping(backbone, prompts, Skip(computation="ffn", share=0.5)),
         patching(backbone, prompts, source, Patch.parse("last @ ffn"), Window(1, 1, 2)),
-        pytest.raises(ConfigError, match="so some are skipped. Patch residual states"),
+        pytest.raises(ConfigError, match=r"so some are skipped\. Patch residual states"),
     ):
         last_logits(backbone, corrupted)
 
@@ -294,7 +294,7 @@ def test_prompts_that_do_not_correspond_are_refused_with_the_first_difference(
 
 
 def by_hooks(
-    backbone: Backbone, batch: MultimodalBatch, source: Source, patch: Patch, layer: int
+    backbone: Backbone, batch: MultimodalBatch, source: PatchSource, patch: Patch, layer: int
 ) -> torch.Tensor:
     with patching(backbone, batch.prompts(), source, patch, Window(layer, layer, layer + 1)):
         return last_logits(backbone, batch)

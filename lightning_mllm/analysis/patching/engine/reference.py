@@ -15,7 +15,7 @@ from lightning_mllm.analysis.patching.engine.base import (
     find_patch_kinds,
 )
 from lightning_mllm.analysis.patching.patching import patch_states
-from lightning_mllm.analysis.patching.source import Source, count_heads, record_states
+from lightning_mllm.analysis.patching.source import PatchSource, count_heads, record_states
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.progress import show_progress
 
@@ -34,7 +34,7 @@ class ReferencePatching(PatchEngine):
         for prompts in (pair.corrupted, pair.clean):
             with record_states(backbone, kinds) as states:
                 logits, _ = prompts.forward(backbone)
-            sources.append(Source(prompts.batch, states, logits))
+            sources.append(PatchSource(prompts.batch, states, logits))
         logits = [source.logits for source in sources]
         readings = PatchReadings.unchanged(logits, ids, positions, self.name)
         heads = count_heads(backbone)

@@ -20,7 +20,7 @@ from lightning_mllm.analysis.patching.engine.base import find_patch_kinds
 from lightning_mllm.analysis.patching.patch import PatchKind
 from lightning_mllm.analysis.patching.patching import change_first
 from lightning_mllm.analysis.patching.source import (
-    Source,
+    PatchSource,
     count_heads,
     patched_module,
     record_states,
@@ -40,7 +40,7 @@ class RecordedRun:
     """
 
     clean: CleanRun
-    source: Source
+    source: PatchSource
 
     @classmethod
     def of(cls, backbone: Backbone, prompts: Prompts, cases: Sequence[PatchCase]) -> RecordedRun:
@@ -53,7 +53,7 @@ class RecordedRun:
         with record_states(backbone, kinds) as states:
             clean = CleanRun.of(backbone, prompts, 0)
         kept = {**states, PatchKind.RESIDUAL: list(clean.residuals)}
-        return cls(clean, Source(prompts.batch, kept, clean.logits))
+        return cls(clean, PatchSource(prompts.batch, kept, clean.logits))
 
 
 class RowStart(NamedTuple):
