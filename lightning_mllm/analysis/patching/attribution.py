@@ -1,10 +1,10 @@
 """Attribution patching: all effects of patches estimated from one gradient per direction.
 
-An effect is estimated as the sum, over the patched positions and the width, of (source - base) times
+An effect is estimated as the sum, over patched positions and the width, of (source - base) times
 the derivative of D by the base run's state (Nanda, "Attribution patching", 2023). That is two
-forward passes and a backward pass per direction for all patches and windows. It is a first-order
-estimate. Where softmax and norms saturate, as where a whole answer turns round, it is far off for a
-single pair, and worth no more than an order of the cells (Kramar et al., AtP*, arXiv 2403.00745).
+forward passes and a backward pass per direction, for all patches and windows. Where softmax and
+norms saturate, as where a whole answer turns round, this first order is far off for a single pair,
+and worth no more than an order of the cells (Kramar et al., AtP*, arXiv 2403.00745).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from lightning_mllm.models.layers import decoder_layers
 Key = tuple[PatchKind, int]
 
 
+@torch.inference_mode(False)  # within which no gradient can be asked for
 def estimate_patches(
     backbone: Backbone,
     clean: MultimodalBatch,
@@ -55,7 +56,8 @@ def estimate_patches(
         cases: What is patched.
         ids: (batch, 2), the tokens of the clean and of the corrupted answer.
     """
-    pair = PromptPair(Prompts.of(backbone, clean), Prompts.of(backbone, corrupted))
+    with torch.no_grad():
+        pair = PromptPair(Prompts.of(backbone, clean), Prompts.of(backbone, corrupted))
     kinds, positions, heads = find_patch_kinds(cases), pair.positions(cases), count_heads(backbone)
     found = []
     for base, other in pair.directions:
@@ -65,10 +67,8 @@ def estimate_patches(
         own, gradients = _find_gradients(backbone, base, kinds, ids.to(logits.device))
         estimates = []
         for case, mask in zip(cases, positions, strict=True):
-            edit, total = (
-                PatchEdit(case, mask, source, heads),
-                torch.zeros(len(mask)).to(mask.device),
-            )
+            edit = PatchEdit(case, mask, source, heads)
+            total = torch.zeros(len(mask), device=mask.device)
             for layer in _layers_of(case):
                 key = case.patch.kind, layer
                 if edit.acts_on(*key):
@@ -93,7 +93,7 @@ def _find_gradients(
 
     def note(key: Key, values: Tensor) -> Tensor:
         if not values.requires_grad:  # what enters the first layer of a model that is not trained
-            values = values.detach().requires_grad_()
+            values = values.detach().clone().requires_grad_()
         states[key] = values
         return values
 

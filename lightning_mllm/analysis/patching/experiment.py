@@ -251,7 +251,9 @@ class ActivationPatching(AnsweredAnalysis[PatchRow]):
         estimates = None
         if self.attribution:
             estimates = estimate_patches(backbone, pairs.clean, pairs.corrupted, cases, ids)
-        return make_patch_rows(questions, pairs.clean, cases, readings, ids, estimates)
+        return make_patch_rows(
+            questions, pairs.clean, cases, readings=readings, ids=ids, estimates=estimates
+        )
 
     def _make_cases(self, depth: int) -> list[PatchCase]:
         cases = []

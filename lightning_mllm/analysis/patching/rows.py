@@ -85,6 +85,7 @@ def make_patch_rows(
     questions: Sequence[tuple[PerQuestionAnswer, PerQuestionAnswer]],
     batch: MultimodalBatch,
     cases: Sequence[PatchCase],
+    *,
     readings: PatchReadings,
     ids: Tensor,
     estimates: Tensor | None,
