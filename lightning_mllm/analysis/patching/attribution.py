@@ -59,12 +59,13 @@ def estimate_patches(
     with torch.no_grad():
         pair = PromptPair(Prompts.of(backbone, clean), Prompts.of(backbone, corrupted))
     kinds, positions, heads = find_patch_kinds(cases), pair.positions(cases), count_heads(backbone)
+    ids = ids.to(backbone.model.device).clone()
     found = []
     for base, other in pair.directions:
         with torch.no_grad(), record_states(backbone, kinds) as states:
             logits, _ = other.forward(backbone)
         source = PatchSource(other.batch, states, logits)
-        own, gradients = _find_gradients(backbone, base, kinds, ids.to(logits.device))
+        own, gradients = _find_gradients(backbone, base, kinds, ids)
         estimates = []
         for case, mask in zip(cases, positions, strict=True):
             edit = PatchEdit(case, mask, source, heads)

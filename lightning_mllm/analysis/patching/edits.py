@@ -100,7 +100,8 @@ def make_patch_edit(
     if case.patch.kind not in source.states:
         raise ConfigError(
             f"The patch '{case.patch}' takes {case.patch.kind} states, which the source does not "
-            f"have. Record them: PatchSource.of(backbone, batch, [PatchKind.{case.patch.kind.name}])."
+            "have. Record them: PatchSource.of(backbone, batch, "
+            f"[PatchKind.{case.patch.kind.name}])."
         )
     positions = mask_patched(case.patch, batch, source.batch)
     return PatchEdit(case, positions.to(backbone.model.device), source, count_heads(backbone))
