@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,12 +18,19 @@ from lightning_mllm.analysis import (
     Case,
     ComputationSkipping,
     InformationFlow,
+    Patch,
+    PatchCase,
+    PatchKind,
+    PatchSource,
     ReferenceEngine,
+    ReferencePatching,
     Skip,
     SuffixEngine,
+    SuffixPatching,
     TokenSets,
     Vocabulary,
     Window,
+    patching,
 )
 from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
 from lightning_mllm.batches import MultimodalBatch
@@ -224,6 +231,33 @@ def check_boxes(tiny: TinyModel) -> None:
     _analyse(tiny, InformationFlow(blocks=blocks, correct_only=False), BoxedShapes)
 
 
+def check_patching(tiny: TinyModel) -> str | None:
+    """The fast engine says what full forwards say; all positions give the source's logits."""
+    backbone, other = tiny.load(tiny.double), _with_other_pictures(tiny.batch)
+    last = len(decoder_layers(backbone)) - 1
+    whole = Patch.parse("text+image @ residual")
+    source = PatchSource.of(backbone, other)
+    with patching(backbone, tiny.batch.prompts(), source, whole, Window(last, last, last + 1)):
+        patched = backbone.model.forward(**tiny.batch.prompts().model_inputs()).logits[:, -1]
+    off = max(1e-9, tiny.tolerance)
+    torch.testing.assert_close(patched.to(source.logits.dtype), source.logits, rtol=0, atol=off)
+    return _patch(tiny, backbone, ("image @ residual", "question @ residual", "last @ residual"))
+
+
+def check_patching_outputs(tiny: TinyModel) -> str | None:
+    """The same of what attention, heads and FFN return; a run patched with itself stays."""
+    backbone, prompts = tiny.load(tiny.double), tiny.batch.prompts()
+    texts = ("image @ attention", "question @ ffn", "last @ head[1.0]")
+    source = PatchSource.of(backbone, tiny.batch, tuple(PatchKind))
+    with torch.no_grad():
+        before = backbone.model.forward(**prompts.model_inputs(), logits_to_keep=1).logits
+        for text in texts:
+            with patching(backbone, prompts, source, Patch.parse(text), Window(1, 0, 2)):
+                after = backbone.model.forward(**prompts.model_inputs(), logits_to_keep=1).logits
+            torch.testing.assert_close(after, before, rtol=0, atol=tiny.tolerance)
+    return _patch(tiny, backbone, texts)
+
+
 def check_lens(tiny: TinyModel) -> None:
     """After the last layer the lens reads the model's own logits."""
     backbone, leaving = tiny.load(tiny.double), list[Tensor]()
@@ -312,6 +346,8 @@ FEATURES: dict[str, Feature] = {
     "cache": Feature(check_cache, fast=False),
     "knockout": Feature(check_knockout, fast=True),
     "boxes": Feature(check_boxes, fast=False),
+    "patching": Feature(check_patching, fast=False),
+    "patch outputs": Feature(check_patching_outputs, fast=False),
     "lens": Feature(check_lens, fast=False),
     "vocabulary": Feature(check_vocabulary, fast=False),
     "alignment": Feature(check_alignment, fast=False),
@@ -322,6 +358,21 @@ FEATURES: dict[str, Feature] = {
     "skip layers": Feature(check_skipping_layers, fast=False),
     "skip visibly": Feature(check_skipping_visibly, fast=False),
 }
+
+
+def _patch(tiny: TinyModel, backbone: Backbone, texts: Sequence[str]) -> str | None:
+    """Patch one picture's states into another's run, in both ways."""
+    cases = [PatchCase(Patch.parse(text), Window(1, 1, 2)) for text in texts]
+    clean, corrupted = tiny.batch, _with_other_pictures(tiny.batch)
+    ids = torch.arange(5, 9).expand(len(clean), -1)
+    exact, fast = (
+        engine.run(backbone, clean, corrupted, cases, ids)
+        for engine in (ReferencePatching(), SuffixPatching())
+    )
+    off = max(1e-9, tiny.tolerance)
+    torch.testing.assert_close(fast.logprobs, exact.logprobs, rtol=0, atol=off)
+    assert not torch.equal(exact.logprobs[:, :, 0], exact.base)
+    return None if fast.engine == SuffixPatching.name else BY_REFERENCE
 
 
 def _with_other_pictures(batch: MultimodalBatch) -> MultimodalBatch:

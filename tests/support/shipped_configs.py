@@ -111,6 +111,7 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
 ALIGNMENT = "analysis/alignment.yaml"
+PATCHING = "analysis/patching.yaml"
 SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
@@ -136,6 +137,11 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         ["--data.init_args.per_kind", "1"],
         "testbed-skipping",
         {"perceptual", "textual"},
+    ),
+    "runs/testbed/patching.yaml": (
+        ["--data.init_args.per_kind", "1"],
+        "testbed-patching",
+        {"patching", "outputs", "outputs_of_all_layers", "heads", "knockout"},
     ),
 }
 
@@ -197,7 +203,16 @@ REAL = "real/1_captions.yaml"  # tests/real tries it
 
 COVERED = {
     REAL,
-    *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
+    *(
+        QUICKSTART,
+        NOT_FOR_FIT,
+        SKIP_BLOCKS,
+        ALIGNMENT,
+        PATCHING,
+        FLOW_ON_THE_TESTBED,
+        START,
+        EXAMINATION,
+    ),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),

@@ -14,7 +14,7 @@ from lightning_mllm.errors import ConfigError
         ("image object @ residual", "image object @ residual"),
         ("  Last@ attention ", "last @ attention"),
         ("last+question @ ffn", "question+last @ ffn"),
-        ("image object & image tiles @ residual", "image tiles&image object @ residual"),
+        ("image object & image tiles @ residual", "image object&image tiles @ residual"),
         ("last @ head[4.0, 3.2,3.2]", "last @ head[3.2,4.0]"),
         ("Swapped @ residual", "swapped @ residual"),
     ],
@@ -22,10 +22,7 @@ from lightning_mllm.errors import ConfigError
 def test_a_patch_has_one_name(text: str, written: str) -> None:
     patch = Patch.parse(text)
 
-    assert str(patch).split(" @ ")[1] == written.split(" @ ")[1]
-    assert set(str(patch).split(" @ ")[0].split("&")) == set(
-        written.split(" @ ", maxsplit=1)[0].split("&")
-    )
+    assert str(patch) == written
     assert Patch.parse(str(patch)) == patch
 
 

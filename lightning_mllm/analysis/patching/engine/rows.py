@@ -129,9 +129,24 @@ class PatchedRows:
                 edit=partial(replace, PatchKind.RESIDUAL),
             )
         size = max(1, head_states_at_once(self._backbone.lm_head) // batch)
+        shift = self._find_rounding(at.start, firsts[0])
         for start in range(0, len(cases), size):
-            some = states[start : start + size]
-            yield list(cases[start : start + size]), next_token_head_logits(self._backbone, some)
+            logits = next_token_head_logits(self._backbone, states[start : start + size])
+            yield list(cases[start : start + size]), logits + shift
+
+    def _find_rounding(self, start: int, first: int) -> Tensor | float:
+        """Return the logits of the clean run minus those of its own rows, (batch, vocabulary).
+
+        In half precision rows are rounded in another way than the whole run. Where nothing is
+        patched, this must not look like an effect.
+        """
+        base, layers = self._base, decoder_layers(self._backbone)
+        if base.residuals[0].dtype.itemsize >= torch.float32.itemsize:
+            return 0.0
+        states = run_edited_rows(
+            layers, base, before=base, start=start, firsts=[first], edit=lambda _, hidden: hidden
+        )
+        return base.logits - next_token_head_logits(self._backbone, states)[0]
 
     def _find_start(self, edit: PatchEdit) -> RowStart:
         """Return where the rows begin that a patch can change."""
