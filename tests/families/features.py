@@ -241,13 +241,15 @@ def check_patching(tiny: TinyModel) -> str | None:
         patched = backbone.model.forward(**tiny.batch.prompts().model_inputs()).logits[:, -1]
     off = max(1e-9, tiny.tolerance)
     torch.testing.assert_close(patched.to(source.logits.dtype), source.logits, rtol=0, atol=off)
-    return _patch(tiny, backbone, ("image @ residual", "question @ residual", "last @ residual"))
+    return _patch(
+        tiny, backbone, [f"{each} @ residual" for each in ("image", "question", "last")], layer=1
+    )
 
 
 def check_patching_outputs(tiny: TinyModel) -> str | None:
     """The same of what attention, heads and FFN return; a run patched with itself stays."""
     backbone, prompts = tiny.load(tiny.double), tiny.batch.prompts()
-    texts = ("image @ attention", "question @ ffn", "last @ head[1.0]")
+    texts = ("image @ attention", "question @ ffn", "last @ head[0.0]")
     source = PatchSource.of(backbone, tiny.batch, tuple(PatchKind))
     with torch.no_grad():
         before = backbone.model.forward(**prompts.model_inputs(), logits_to_keep=1).logits
@@ -255,7 +257,7 @@ def check_patching_outputs(tiny: TinyModel) -> str | None:
             with patching(backbone, prompts, source, Patch.parse(text), Window(1, 0, 2)):
                 after = backbone.model.forward(**prompts.model_inputs(), logits_to_keep=1).logits
             torch.testing.assert_close(after, before, rtol=0, atol=tiny.tolerance)
-    return _patch(tiny, backbone, texts)
+    return _patch(tiny, backbone, texts, layer=0)
 
 
 def check_lens(tiny: TinyModel) -> None:
@@ -360,9 +362,10 @@ FEATURES: dict[str, Feature] = {
 }
 
 
-def _patch(tiny: TinyModel, backbone: Backbone, texts: Sequence[str]) -> str | None:
+def _patch(tiny: TinyModel, backbone: Backbone, texts: Sequence[str], *, layer: int) -> str | None:
     """Patch one picture's states into another's run, in both ways."""
-    cases = [PatchCase(Patch.parse(text), Window(1, 1, 2)) for text in texts]
+    window = Window(layer, layer, layer + 1)
+    cases = [PatchCase(Patch.parse(text), window) for text in texts]
     clean, corrupted = tiny.batch, _with_other_pictures(tiny.batch)
     ids = torch.arange(5, 9).expand(len(clean), -1)
     exact, fast = (

@@ -141,7 +141,7 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
     "runs/testbed/patching.yaml": (
         ["--data.init_args.per_kind", "1"],
         "testbed-patching",
-        {"patching", "outputs", "outputs_of_all_layers", "heads", "knockout"},
+        {"patching", "outputs", "outputs_of_all_layers", "heads"},
     ),
 }
 
