@@ -222,11 +222,14 @@ def test_what_was_stopped_goes_on_and_ends_as_if_it_had_not(
 
 
 def test_the_model_is_left_as_it_was(backbone: Backbone, tiny_llava: str) -> None:
-    hooks = count_hooks(backbone)
-
+    (batch,) = batches(tiny_llava)
     with torch.inference_mode():  # as within Lightning's predict loop
-        run(backbone, tiny_llava, batches(tiny_llava), attribution=True)
+        before = backbone.model(**batch.model_inputs()).logits
+        hooks = count_hooks(backbone)  # transformers has some of its own
+        run(backbone, tiny_llava, [batch], attribution=True)
+        after = backbone.model(**batch.model_inputs()).logits
 
+    assert torch.equal(before, after)
     assert count_hooks(backbone) == hooks
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 

@@ -25,7 +25,7 @@ def test_both_answers_are_right_and_differ(swap: Swap) -> None:
     for pair in pairs(swap):
         assert pair.clean.answer != pair.corrupted.answer
         for question in (pair.clean, pair.corrupted):
-            assert judge(question.text, question.scene) == question.answer
+            assert judge(question.scene, question.text).answer == question.answer
 
 
 def test_pictures_differ_in_the_objects_box_only_and_questions_not_at_all() -> None:
