@@ -1,12 +1,12 @@
 """A sweep of patches: the suffix engine against plain hooks with a full forward per case.
 
 Two prompts differ in their picture. Residual states of six segments are patched in front of each of
-24 layers, in both directions; of the 24 x 24 patches of the picture, 64 are called the object's,
-from the ninth row on. Both sides encode each picture once. The baseline is a hook on one layer that
-puts the other run's states in, and a full forward with logits at the last position only. Its time
-does not depend on what is patched, so that some of its forwards are timed, taken in turn from all
-segments, and their mean stands for all. The times are CPU seconds, so that other work on the
-machine does not count. Run it: `OMP_NUM_THREADS=1 python tests/benchmarks/patching.py`.
+24 layers; of the 24 x 24 patches of the picture, 64 are called the object's, from the ninth row on.
+Both sides encode each picture once. The baseline is a hook on one layer that puts the other run's
+states in, and a full forward with logits at the last position only. Its time does not depend on
+what is patched, so that some of its forwards are timed, taken in turn from all segments, and their
+mean stands for all. The times are CPU seconds, so that other work on the machine hardly counts. Run it:
+`OMP_NUM_THREADS=1 python tests/benchmarks/patching.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_mllm.analysis import Patch, PatchCase, SuffixPatching, Window
+from lightning_mllm.analysis import Patch, PatchCase, Window
 from lightning_mllm.analysis.forward.prompts import Prompts, prompt_log_probabilities
+from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
+from lightning_mllm.analysis.patching.engine.base import PromptPair
+from lightning_mllm.analysis.patching.engine.rows import PatchedRows, RecordedRun
 from lightning_mllm.batches import MultimodalBatch, TokenSpans, map_image
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Segment
@@ -98,10 +101,10 @@ class PlainHooks:
     def _record(self, prompts: Prompts) -> list[Tensor]:
         """Return what enters each layer."""
         found: list[Tensor] = []
-        handles = [
-            layer.register_forward_pre_hook(lambda _, positional: found.append(positional[0]))
-            for layer in self._layers
-        ]
+        handles = []
+        for layer in self._layers:
+            keep = lambda _, positional: found.append(positional[0])  # noqa: E731
+            handles.append(layer.register_forward_pre_hook(keep))
         prompts.forward(self._backbone)
         for handle in handles:
             handle.remove()
@@ -115,46 +118,94 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+class OurEngine:
+    """What the suffix engine does, in the steps that are timed apart.
+
+    Args:
+        backbone: The model.
+        clean: One of the two samples.
+        corrupted: The other.
+    """
+
+    def __init__(
+        self, backbone: Backbone, clean: MultimodalBatch, corrupted: MultimodalBatch
+    ) -> None:
+        self._backbone = backbone
+        self._pair = PromptPair(Prompts.of(backbone, clean), Prompts.of(backbone, corrupted))
+        self._runs: list[RecordedRun] = []
+
+    @torch.no_grad()
+    def run_clean(self, cases: Sequence[PatchCase]) -> None:
+        """Run both prompts once; all patches are served by that."""
+        pair = self._pair
+        self._runs = [
+            RecordedRun.of(self._backbone, each, cases) for each in (pair.corrupted, pair.clean)
+        ]
+
+    @torch.no_grad()
+    def run_rows(self, cases: Sequence[PatchCase], memory: int = 2**31) -> dict[int, Tensor]:
+        """Return number of a case -> log-probabilities, (batch, vocabulary), of denoising."""
+        base, source = self._runs
+        rows = PatchedRows(self._backbone, base.clean, source, self._pair.positions(cases), cases)
+        length = self._pair.clean.batch.input_ids.shape[1]
+        config = self._backbone.decoder.config
+        plan = BudgetPlan.of(config, length, self._backbone.model.dtype, memory)
+        found = {}
+        for at, group in rows.groups().items():
+            size = plan.one_after_the_other(at.start, len(base.clean.real))
+            for first in range(0, len(group), size):
+                for numbers, logits in rows.logits(at, group[first : first + size]):
+                    found |= dict(zip(numbers, prompt_log_probabilities(logits), strict=True))
+        return found
+
+
 def compare(
     options: argparse.Namespace, backbone: Backbone, clean: MultimodalBatch, other: MultimodalBatch
 ) -> tuple[list[Row], list[str]]:
     """Check that both give the same on a sample of the cases, then measure them in turn."""
     depth = len(backbone.decoder.layers)  # type: ignore[arg-type]
-    plain, engine = PlainHooks(backbone, clean, other), SuffixPatching(strict=True)
-    ids = torch.arange(64)[None]
-
-    def run(cases: Sequence[PatchCase]) -> Tensor:
-        return engine.run(backbone, clean, other, cases, ids).logprobs
-
-    picked = [list_cases(segment, depth)[7 * k % depth] for k, segment in enumerate(SEGMENTS)]
-    exact = torch.stack([plain.patched(1, case)[:, :64] for case in picked], dim=1)
-    difference = float((run(picked)[1] - exact).abs().max())
+    plain, ours = PlainHooks(backbone, clean, other), OurEngine(backbone, clean, other)
+    cases = {segment: list_cases(segment, depth) for segment in SEGMENTS}
+    forwards: list[float] = []
+    clean_runs: list[float] = []
+    spent: dict[str, list[float]] = {segment: [] for segment in SEGMENTS}
+    difference = 0.0
+    for number in range(options.repetitions):
+        clean_runs.append(cpu_seconds(partial(ours.run_clean, cases["last"])))
+        baseline = []
+        for place, segment in enumerate(SEGMENTS):
+            found: dict[int, Tensor] = {}
+            spent[segment].append(
+                cpu_seconds(lambda own=cases[segment], into=found: into.update(ours.run_rows(own)))
+            )
+            if (place + number) % 2 == 0:  # half of them, in turn
+                layer = (7 * place + 5 * number) % depth
+                exact: list[Tensor] = []
+                baseline.append(
+                    cpu_seconds(
+                        lambda case=cases[segment][layer], into=exact: into.append(
+                            plain.patched(0, case)
+                        )
+                    )
+                )
+                difference = max(difference, float((exact[0] - found[layer]).abs().max()))
+        forwards.append(sum(baseline) / len(baseline))
     if not difference <= TOLERANCE:
         raise SystemExit(f"The two differ by up to {difference:.1e}, more than {TOLERANCE:.0e}.")
-    once = [PatchCase(Patch.parse("last @ residual"), Window(depth - 1, depth - 1, depth))]
-    forwards, clean_runs, ours = [], [], {name: list[float]() for name in (*SEGMENTS, "all six")}
-    every = [case for segment in SEGMENTS for case in list_cases(segment, depth)]
-    for number in range(options.repetitions):
-        timed = [picked[(2 * number + k) % len(picked)] for k in range(2)]
-        spent = [cpu_seconds(partial(plain.patched, k, case)) for k, case in enumerate(timed)]
-        forwards.append(sum(spent) / len(spent))
-        clean_runs.append(cpu_seconds(partial(run, once)))
-        for segment in SEGMENTS:
-            cases = list_cases(segment, depth)
-            ours[segment].append(cpu_seconds(partial(run, cases)) - clean_runs[-1])
-        ours["all six"].append(cpu_seconds(partial(run, every)))
     rows = []
-    for name, own in ours.items():
-        cells = len(every) if name == "all six" else depth
-        extra = 2 if name == "all six" else 0  # the baseline records both runs, too
-        rows.append(Row(name, [(2 * cells + extra) * each for each in forwards], own, digits=2))
+    for segment, own in spent.items():
+        rows.append(Row(segment, [depth * each for each in forwards], own, digits=2))
+    theirs = [(len(SEGMENTS) * 2 * depth + 2) * each for each in forwards]
+    both = [2 * sum(own) for own in zip(*spent.values(), strict=True)]
+    whole = [once + twice for once, twice in zip(clean_runs, both, strict=True)]
+    rows.append(Row("all six, both directions, clean passes", theirs, whole, digits=2))
     prompts = clean.prompts()
     width = backbone.decoder.config.hidden_size  # type: ignore[union-attr]
     notes = [
         f"{depth} layers of width {width}, {options.attention} attention, a prompt of "
-        f"{prompts.input_ids.shape[1]} positions; patches in front of each layer, both directions.",
-        "CPU seconds. Of single segments without the two clean passes that serve all of them "
-        f"({min(clean_runs):.2f} s, pictures encoded); of all six with them, on both sides.",
+        f"{prompts.input_ids.shape[1]} positions; CPU seconds of patches in front of each layer.",
+        "Of a segment: one direction, on neither side with the clean passes, which serve all of "
+        f"them ({min(clean_runs):.2f} s for both). Of all six: twice that, and with them.",
         f"Largest difference of a log-probability {difference:.1e}.",
     ]
     return rows, notes

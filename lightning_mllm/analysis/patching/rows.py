@@ -102,8 +102,8 @@ def make_patch_rows(
     """
     base = readings.base.double().cpu()  # (2, batch, 2)
     patched = readings.logprobs.double().cpu()  # (2, batch, cases, 2)
-    own = torch.arange(2)  # the source of denoising says the clean answer, the other the corrupted
-    said = torch.stack([patched[k, ..., k] - base[k, :, None, k] for k in own])
+    # the source of denoising says the clean answer, that of noising the corrupted one
+    said = torch.stack([patched[k, ..., k] - base[k, :, None, k] for k in range(2)])
     wanted = ids.T[:, :, None].cpu()
     is_source, was = readings.top.cpu() == wanted, readings.base_top[..., None].cpu() == wanted
     plain = base[..., 0] - base[..., 1]

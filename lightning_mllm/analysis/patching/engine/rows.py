@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -163,7 +163,7 @@ class PatchedRows:
                 return RowStart(beginning, True)
         return RowStart(first, False)
 
-    @property
+    @cached_property
     def _differing(self) -> Tensor:
         """(batch,), the first position whose state can differ between the two runs."""
         ours, theirs = self._base.residuals[0], self._source.clean.residuals[0]
