@@ -5,8 +5,8 @@ Two prompts differ in their picture. Residual states of six segments are patched
 Both sides encode each picture once. The baseline is a hook on one layer that puts the other run's
 states in, and a full forward with logits at the last position only. Its time does not depend on
 what is patched, so that some of its forwards are timed, taken in turn from all segments, and their
-mean stands for all. The times are CPU seconds, so that other work on the machine hardly counts. Run it:
-`OMP_NUM_THREADS=1 python tests/benchmarks/patching.py`.
+mean stands for all. The times are CPU seconds, so that other work on the machine hardly counts.
+Run it: `OMP_NUM_THREADS=1 python tests/benchmarks/patching.py`.
 """
 
 from __future__ import annotations

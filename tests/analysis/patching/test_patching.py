@@ -215,6 +215,17 @@ def test_generation_goes_on_from_what_is_patched(tiny_llava: str) -> None:
     assert torch.equal(found, generate(backbone, clean, max_new_tokens=4))
 
 
+def test_in_half_precision_rounding_is_no_effect(tiny_llava: str) -> None:
+    backbone = make_backbone(tiny_llava, "sdpa", torch.bfloat16)
+    clean, _ = picture_pair(tiny_llava)
+    swept = cases("image object @ residual", "question @ residual", "last @ residual")
+
+    read = SuffixPatching(strict=True).run(backbone, clean, clean, swept, ids_of(clean))
+
+    base = read.base[:, :, None].expand_as(read.logprobs)
+    torch.testing.assert_close(read.logprobs, base, rtol=0, atol=0.02)
+
+
 def test_a_model_that_sees_masks_in_its_own_way_goes_by_reference(
     tiny_llava: str, caplog: pytest.LogCaptureFixture
 ) -> None:
