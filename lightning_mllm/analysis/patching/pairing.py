@@ -62,7 +62,8 @@ class PairFinder:
             ConfigError: There is no pair, or a sample that is named is not there, has been named
                 already, or names a partner itself.
         """
-        ids, partners = set(), {}
+        ids: set[str] = set()
+        partners: dict[str, str] = {}
         for sample in samples:
             ids.add(sample.id)
             if sample.partner is not None:

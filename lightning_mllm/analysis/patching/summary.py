@@ -145,8 +145,8 @@ class _PatchSweep:
         """Return the cells without those of random patches that could not avoid the object."""
         random = []
         for patch in map(Patch.parse, self.patches):
-            segments = frozenset() if patch.positions is None else patch.positions.segments
-            random.append(Segment.IMAGE_RANDOM in segments)
+            at = patch.positions
+            random.append(at is not None and Segment.IMAGE_RANDOM in at.segments)
         overlap = self._pivot(table, "overlap", pairs) > 0
         unfair = np.array(random, dtype=bool)[:, None, None] & overlap
         return {column: np.where(unfair, np.nan, each) for column, each in cells.items()}
