@@ -238,7 +238,8 @@ def check_patching(tiny: TinyModel) -> str | None:
     whole = Patch.parse("text+image @ residual")
     source = PatchSource.of(backbone, other)
     with patching(backbone, tiny.batch.prompts(), source, whole, Window(last, last, last + 1)):
-        patched = backbone.model.forward(**tiny.batch.prompts().model_inputs()).logits[:, -1]
+        inputs = tiny.batch.prompts().model_inputs()
+        patched = backbone.model.forward(**inputs, use_cache=False).logits[:, -1]
     off = max(1e-9, tiny.tolerance)
     torch.testing.assert_close(patched.to(source.logits.dtype), source.logits, rtol=0, atol=off)
     return _patch(
@@ -252,10 +253,10 @@ def check_patching_outputs(tiny: TinyModel) -> str | None:
     texts = ("image @ attention", "question @ ffn", "last @ head[0.0]")
     source = PatchSource.of(backbone, tiny.batch, tuple(PatchKind))
     with torch.no_grad():
-        before = backbone.model.forward(**prompts.model_inputs(), logits_to_keep=1).logits
+        before = backbone.model.forward(**prompts.model_inputs(), use_cache=False).logits
         for text in texts:
             with patching(backbone, prompts, source, Patch.parse(text), Window(1, 0, 2)):
-                after = backbone.model.forward(**prompts.model_inputs(), logits_to_keep=1).logits
+                after = backbone.model.forward(**prompts.model_inputs(), use_cache=False).logits
             torch.testing.assert_close(after, before, rtol=0, atol=tiny.tolerance)
     return _patch(tiny, backbone, texts, layer=0)
 
