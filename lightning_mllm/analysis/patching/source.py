@@ -129,8 +129,8 @@ def check_patch_model(backbone: Backbone, kinds: Sequence[PatchKind]) -> None:
                     f"Patching {kind} states",
                     f"layer {number}, a {type(layer).__name__}, has no {_MODULES[kind]}, whose "
                     "states they are",
-                    f"Patch {PatchKind.RESIDUAL} states, or use a model with Llama's layers, such "
-                    "as llava.",
+                    f"Patch {PatchKind.RESIDUAL} states, or use a model whose LLM has Llama's "
+                    "layers.",
                 )
 
 
