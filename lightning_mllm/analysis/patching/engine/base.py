@@ -54,9 +54,9 @@ class PatchReadings:
         """Return readings in which no patch changes anything.
 
         Args:
-            logits: Of the corrupted and of the clean run, (batch, vocabulary).
+            logits: What the corrupted and the clean run say, (batch, vocabulary) each.
             ids: (batch, k), which are read.
-            positions: Of each case, (batch, sequence) bool.
+            positions: Where each case patches, (batch, sequence) bool.
             engine: Name of the engine.
         """
         every = torch.stack([prompt_log_probabilities(each) for each in logits])

@@ -76,7 +76,7 @@ class PatchedRows:
         backbone: The model.
         base: The run that is patched.
         source: The other run.
-        positions: Of each case, (batch, sequence) bool.
+        positions: Where each case patches, (batch, sequence) bool.
         cases: What is patched.
     """
 
