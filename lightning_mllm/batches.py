@@ -49,6 +49,8 @@ class MultimodalBatch:
         sample_ids: Id of each sample.
         pictures: Per sample, which picture it is about; the sample's id if the data does not say.
         kinds: Per sample, its kind of question, or None.
+        partners: Per sample, the id of the sample that it is compared with, or None; empty where
+            the data have no pairs.
         answers: Per sample, the forms of its (last) answer; None without a kind.
         images: What the checkpoint's processor returns for each image alone (`pixel_values`,
             `image_grid_thw`, ...), sample by sample; empty without images, or where the model gets
@@ -80,6 +82,7 @@ class MultimodalBatch:
     steps: Tensor
     offsets: Tensor | None = None
     token_types: TokenTypes | None = None
+    partners: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -157,6 +160,7 @@ class MultimodalBatch:
             sample_ids=tuple(self.sample_ids[row] for row in rows),
             pictures=tuple(self.pictures[row] for row in rows),
             kinds=tuple(self.kinds[row] for row in rows),
+            partners=tuple(self.partners[row] for row in rows) if self.partners else (),
             answers=tuple(self.answers[row] for row in rows),
             image_counts=tuple(self.image_counts[row] for row in rows),
             images=tuple(self.images[image] for image in images) if self.images else (),

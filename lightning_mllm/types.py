@@ -130,6 +130,9 @@ class Sample:
             independent.
         fields: Further text and numbers about the sample, by name: what probes can read (`targets`
             and `numbers` of ProbeEachEpoch). The model never sees them.
+        partner: Id of the sample of the same split that is this one with one thing changed: an
+            attribute in the picture, or a word of the question. What a pair differs in can be
+            patched from one into the other. Only one of the two names the other.
     """
 
     id: str
@@ -143,6 +146,7 @@ class Sample:
     options: Options | None = None
     picture: str | None = None
     fields: Mapping[str, str | float] = field(default_factory=dict)
+    partner: str | None = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ EXPERIMENTS = (
     "skipping",
     "grounding",
     "steering",
+    "patching",
 )
 STUDIES = ("projection", "alignment")
 

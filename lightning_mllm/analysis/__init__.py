@@ -23,6 +23,14 @@ from lightning_mllm.analysis.lens.bank.options import BankOptions
 from lightning_mllm.analysis.lens.patches.experiment import PatchWords
 from lightning_mllm.analysis.lens.patches.reading import PatchReading, read_patch_words
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
+from lightning_mllm.analysis.patching.edits import PatchCase
+from lightning_mllm.analysis.patching.engine.base import PatchEngine, PatchReadings
+from lightning_mllm.analysis.patching.engine.reference import ReferencePatching
+from lightning_mllm.analysis.patching.engine.suffix import SuffixPatching, choose_patch_engine
+from lightning_mllm.analysis.patching.experiment import ActivationPatching
+from lightning_mllm.analysis.patching.patch import Patch, PatchKind
+from lightning_mllm.analysis.patching.patching import patching
+from lightning_mllm.analysis.patching.source import PatchSource
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.skipping.choice import SampleTokens
@@ -47,6 +55,7 @@ from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 
 __all__ = [
     "ActivatedWeights",
+    "ActivationPatching",
     "Alignment",
     "AlignmentScore",
     "Analysis",
@@ -71,10 +80,17 @@ __all__ = [
     "PatchReading",
     "PatchWords",
     "MeanStates",
+    "Patch",
+    "PatchCase",
+    "PatchEngine",
+    "PatchKind",
+    "PatchReadings",
+    "PatchSource",
     "PrunedAccuracy",
     "Pruning",
     "Readings",
     "ReferenceEngine",
+    "ReferencePatching",
     "SampleTokens",
     "ShiftSweep",
     "Skip",
@@ -82,6 +98,7 @@ __all__ = [
     "SteeringVector",
     "SubNetwork",
     "SuffixEngine",
+    "SuffixPatching",
     "TokenMap",
     "TokenSets",
     "Vocabulary",
@@ -92,10 +109,12 @@ __all__ = [
     "calibrate",
     "chance_iou",
     "choose_engine",
+    "choose_patch_engine",
     "compare_flows",
     "intersection",
     "iou",
     "knockout",
+    "patching",
     "pruned",
     "read_patch_words",
     "same_size",

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_mllm import analysis, data, evaluation  # noqa: F401
 from lightning_mllm.cli.plain_parser import PlainParser
 from lightning_mllm.models.optimisation.muon import MuonAdamW  # noqa: F401
-from lightning_mllm.testbed import datamodules, object_samples  # noqa: F401
+from lightning_mllm.testbed import datamodules, object_samples, pairs  # noqa: F401
 from lightning_mllm.testbed.domains import datamodule  # noqa: F401
 
 

@@ -1,6 +1,6 @@
 """The test-bed: a small visual world with exact truth, and a small LLaVA trained in it.
 
-Only the DataModules need Lightning (`datamodules.py`, `domains/datamodule.py`).
+Only the DataModules need Lightning (`datamodules.py`, `pairs.py`, `domains/datamodule.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from lightning_mllm.testbed.language.presence import PresenceQuestion, ask_prese
 from lightning_mllm.testbed.language.questions import Question, QuestionType
 from lightning_mllm.testbed.training.checkpoints import STAGES, Stage, checkpoint
 from lightning_mllm.testbed.training.exams import ExamQuestion, examination
+from lightning_mllm.testbed.training.pairs import QuestionPair, make_question_pairs
 from lightning_mllm.testbed.world.canvas import draw_image
 from lightning_mllm.testbed.world.draws import Draw
 from lightning_mllm.testbed.world.scenes import HELD_OUT, Scene, SceneObject, draw_scene
@@ -22,6 +23,7 @@ __all__ = [
     "ExamQuestion",
     "PresenceQuestion",
     "Question",
+    "QuestionPair",
     "QuestionType",
     "Scene",
     "SceneObject",
@@ -33,4 +35,5 @@ __all__ = [
     "draw_image",
     "draw_scene",
     "examination",
+    "make_question_pairs",
 ]

@@ -258,7 +258,7 @@ class WorldQuestions(MLLMDataModule):
         for part in self.parts:
             asked: Any = {"seed": self.world_seed, "split": split, "types": self.types}
             for question in examination(part, per_kind, **asked):
-                samples.append(_make_sample(question, part))
+                samples.append(make_exam_sample(question, part))
         in_turn: list[Sample] = []
         for first in range(per_kind):
             in_turn += samples[first::per_kind]
@@ -268,7 +268,7 @@ class WorldQuestions(MLLMDataModule):
         return self.answers is None or sample.conversation[-1].text in self.answers
 
 
-def _make_sample(question: ExamQuestion, part: Part) -> Sample:
+def make_exam_sample(question: ExamQuestion, part: Part) -> Sample:
     """Return an exam question as a sample of the data."""
     asked, scene = question.question, question.scene
     options = None

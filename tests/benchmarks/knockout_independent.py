@@ -37,7 +37,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_mllm.analysis import Block, Case, ReferenceEngine, SuffixEngine, Windows
-from lightning_mllm.analysis.knockout.mask import mask_positions
+from lightning_mllm.analysis.core.positions import mask_positions
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.testbed import checkpoint

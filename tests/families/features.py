@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,15 +20,22 @@ from lightning_mllm.analysis import (
     InformationFlow,
     PatchWords,
     MeanStates,
+    Patch,
+    PatchCase,
+    PatchKind,
+    PatchSource,
     ReferenceEngine,
+    ReferencePatching,
     Skip,
     SuffixEngine,
+    SuffixPatching,
     TokenSets,
     Vocabulary,
     Window,
     build_bank,
     read_patch_words,
     steering,
+    patching,
 )
 from lightning_mllm.analysis.forward.attention import QueryRows, observe_attention
 from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
@@ -252,6 +259,36 @@ def check_boxes(tiny: TinyModel) -> None:
     _analyse(tiny, InformationFlow(blocks=blocks, correct_only=False), BoxedShapes)
 
 
+def check_patching(tiny: TinyModel) -> str | None:
+    """The fast engine says what full forwards say; all positions give the source's logits."""
+    backbone, other = tiny.load(tiny.double), _with_other_pictures(tiny.batch)
+    last = len(decoder_layers(backbone)) - 1
+    whole = Patch.parse("text+image @ residual")
+    source = PatchSource.of(backbone, other)
+    with patching(backbone, tiny.batch.prompts(), source, whole, Window(last, last, last + 1)):
+        inputs = tiny.batch.prompts().model_inputs()
+        patched = backbone.model.forward(**inputs, use_cache=False).logits[:, -1]
+    off = max(1e-9, tiny.tolerance)
+    torch.testing.assert_close(patched.to(source.logits.dtype), source.logits, rtol=0, atol=off)
+    return _patch(
+        tiny, backbone, [f"{each} @ residual" for each in ("image", "question", "last")], layer=1
+    )
+
+
+def check_patching_outputs(tiny: TinyModel) -> str | None:
+    """The same of what attention, heads and FFN return; a run patched with itself stays."""
+    backbone, prompts = tiny.load(tiny.double), tiny.batch.prompts()
+    texts = ("image @ attention", "question @ ffn", "last @ head[0.0]")
+    source = PatchSource.of(backbone, tiny.batch, tuple(PatchKind))
+    with torch.no_grad():
+        before = backbone.model.forward(**prompts.model_inputs(), use_cache=False).logits
+        for text in texts:
+            with patching(backbone, prompts, source, Patch.parse(text), Window(1, 0, 2)):
+                after = backbone.model.forward(**prompts.model_inputs(), use_cache=False).logits
+            torch.testing.assert_close(after, before, rtol=0, atol=tiny.tolerance)
+    return _patch(tiny, backbone, texts, layer=0)
+
+
 def check_lens(tiny: TinyModel) -> None:
     """After the last layer the lens reads the model's own logits."""
     backbone, leaving = tiny.load(tiny.double), list[Tensor]()
@@ -387,6 +424,8 @@ FEATURES: dict[str, Feature] = {
     "knockout": Feature(check_knockout, fast=True),
     "attention": Feature(check_attention, fast=True),
     "boxes": Feature(check_boxes, fast=False),
+    "patching": Feature(check_patching, fast=False),
+    "patch outputs": Feature(check_patching_outputs, fast=False),
     "lens": Feature(check_lens, fast=False),
     "vocabulary": Feature(check_vocabulary, fast=False),
     "patch words": Feature(check_patch_words, fast=False),
@@ -399,6 +438,22 @@ FEATURES: dict[str, Feature] = {
     "skip visibly": Feature(check_skipping_visibly, fast=False),
     "steering": Feature(check_steering, fast=False),
 }
+
+
+def _patch(tiny: TinyModel, backbone: Backbone, texts: Sequence[str], *, layer: int) -> str | None:
+    """Patch one picture's states into another's run, in both ways."""
+    window = Window(layer, layer, layer + 1)
+    cases = [PatchCase(Patch.parse(text), window) for text in texts]
+    clean, corrupted = tiny.batch, _with_other_pictures(tiny.batch)
+    ids = torch.arange(5, 9).expand(len(clean), -1)
+    exact, fast = (
+        engine.run(backbone, clean, corrupted, cases, ids)
+        for engine in (ReferencePatching(), SuffixPatching())
+    )
+    off = max(1e-9, tiny.tolerance)
+    torch.testing.assert_close(fast.logprobs, exact.logprobs, rtol=0, atol=off)
+    assert not torch.equal(exact.logprobs[:, :, 0], exact.base)
+    return None if fast.engine == SuffixPatching.name else BY_REFERENCE
 
 
 def _with_other_pictures(batch: MultimodalBatch) -> MultimodalBatch:

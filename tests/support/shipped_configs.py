@@ -116,6 +116,7 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
 ALIGNMENT, GROUNDING = "analysis/alignment.yaml", "analysis/grounding.yaml"
+PATCHING = "analysis/patching.yaml"
 SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
@@ -151,6 +152,11 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         ["--data.init_args.per_kind", "1"],
         "testbed-skipping",
         {"perceptual", "textual"},
+    ),
+    "runs/testbed/patching.yaml": (
+        ["--data.init_args.per_kind", "1"],
+        "testbed-patching",
+        {"patching", "outputs", "outputs_of_all_layers", "heads"},
     ),
 }
 PATCH_WORDS = "analysis/patch_words.yaml"
@@ -258,6 +264,7 @@ COVERED = {
         SKIP_BLOCKS,
         ALIGNMENT,
         GROUNDING,
+        PATCHING,
         FLOW_ON_THE_TESTBED,
         START,
         EXAMINATION,

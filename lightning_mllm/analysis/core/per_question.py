@@ -57,8 +57,8 @@ class PerQuestionAnswer:
         }
 
 
-class QuestionAnalysis(Analysis, Generic[RowT]):
-    """An analysis of one question after the other.
+class AnsweredAnalysis(Analysis, Generic[RowT]):
+    """An analysis that asks the model its questions first, and keeps rows of each.
 
     These are the options that such analyses share; each lists those that it has in its own
     signature, from where the command line takes them.
@@ -92,17 +92,7 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         self.correct_only, self.match = correct_only, match
         self.kind_depth, self.bootstrap = kind_depth, bootstrap
         self._judge = ExactMatch(match=match)
-        QuestionAnalysis.reset(self)  # what a subclass forgets besides is not there yet
-
-    @abstractmethod
-    def measure(
-        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
-    ) -> Iterable[Sequence[RowT]]:
-        """Yield the rows of each sample of a batch, in order."""
-
-    @abstractmethod
-    def left_out(self, question: PerQuestionAnswer) -> RowT:
-        """Return the one row of a question that is left out."""
+        AnsweredAnalysis.reset(self)  # what a subclass forgets besides is not there yet
 
     @abstractmethod
     def summarise(self, table: Table, settings: Mapping[str, Any]) -> AnalysisResult:
@@ -112,10 +102,6 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
     def shared_settings(self) -> dict[str, Any]:
         """Which questions count, as a part of the settings."""
         return {"correct_only": self.correct_only, "match": self.match}
-
-    def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse samples without a kind where only those count that are answered right."""
-        self._check_kinds((sample.id, sample.kind) for sample in samples)
 
     def prepare(
         self,
@@ -131,19 +117,6 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         self._answers = answers or KnownAnswers()
         self.rows = Rows(self.row_type, folder, self.making, rank)
 
-    @torch.no_grad()
-    def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
-        """Measure the questions of a batch that have no rows yet.
-
-        Out of memory, fewer of them are measured at a time.
-        """
-        self.check_model(backbone)
-        new = []
-        for row, sample_id in enumerate(batch.sample_ids):
-            if sample_id not in self.rows.done:
-                new.append(row)
-        self._pieces.run(new, len(new), lambda rows: self._take_in(backbone, batch.take(rows)))
-
     def merge(self) -> None:
         """Make one file of the rows of all processes."""
         self.rows.merge()
@@ -152,35 +125,11 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
         """Return the result of all rows."""
         return self.summarise(self.rows.table(), self.making)
 
-    def explain_nothing(self) -> str:
-        """Return that no question was answered right, and what can be done."""
-        return (
-            f"{self.name} has measured none of {len(self.rows.done)} questions, because the model "
-            "answers none of them right and correct_only leaves wrong ones out. Train the model "
-            "longer, ask easier questions, or set correct_only to false (--analysis.correct_only "
-            "false)."
-        )
-
     def reset(self) -> None:
         """Forget all rows and answers; rows in a folder stay there."""
         self.rows = Rows(self.row_type)
         self._answers = KnownAnswers()
         self._pieces = MemoryPieces("questions")
-
-    def _take_in(self, backbone: Backbone, batch: MultimodalBatch) -> None:
-        """Measure the questions of a batch; rows are written when all have been measured."""
-        questions = self._ask(backbone, batch)
-        found: dict[int, Sequence[RowT]] = {}
-        kept = []
-        for row, question in enumerate(questions):
-            if question.correct or not self.correct_only:
-                kept.append(row)
-            else:
-                found[row] = [self.left_out(question)]
-        if kept:
-            measured = self.measure(backbone, batch.take(kept), [questions[row] for row in kept])
-            found.update(zip(kept, measured, strict=True))
-        self.rows.append({question.sample_id: found[row] for row, question in enumerate(questions)})
 
     def _ask(self, backbone: Backbone, batch: MultimodalBatch) -> list[PerQuestionAnswer]:
         """Return the questions of a batch, answered and judged."""
@@ -210,3 +159,58 @@ class QuestionAnalysis(Analysis, Generic[RowT]):
                 "has no kind, so its answer is not scored. Set correct_only to false "
                 "(--analysis.correct_only false), or use data whose samples have a kind."
             )
+
+
+class QuestionAnalysis(AnsweredAnalysis[RowT]):
+    """An analysis of one question after the other, see `AnsweredAnalysis` for its options."""
+
+    @abstractmethod
+    def measure(
+        self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
+    ) -> Iterable[Sequence[RowT]]:
+        """Yield the rows of each sample of a batch, in order."""
+
+    @abstractmethod
+    def left_out(self, question: PerQuestionAnswer) -> RowT:
+        """Return the one row of a question that is left out."""
+
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Refuse samples without a kind where only those count that are answered right."""
+        self._check_kinds((sample.id, sample.kind) for sample in samples)
+
+    @torch.no_grad()
+    def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
+        """Measure the questions of a batch that have no rows yet.
+
+        Out of memory, fewer of them are measured at a time.
+        """
+        self.check_model(backbone)
+        new = []
+        for row, sample_id in enumerate(batch.sample_ids):
+            if sample_id not in self.rows.done:
+                new.append(row)
+        self._pieces.run(new, len(new), lambda rows: self._take_in(backbone, batch.take(rows)))
+
+    def explain_nothing(self) -> str:
+        """Return that no question was answered right, and what can be done."""
+        return (
+            f"{self.name} has measured none of {len(self.rows.done)} questions, because the model "
+            "answers none of them right and correct_only leaves wrong ones out. Train the model "
+            "longer, ask easier questions, or set correct_only to false (--analysis.correct_only "
+            "false)."
+        )
+
+    def _take_in(self, backbone: Backbone, batch: MultimodalBatch) -> None:
+        """Measure the questions of a batch; rows are written when all have been measured."""
+        questions = self._ask(backbone, batch)
+        found: dict[int, Sequence[RowT]] = {}
+        kept = []
+        for row, question in enumerate(questions):
+            if question.correct or not self.correct_only:
+                kept.append(row)
+            else:
+                found[row] = [self.left_out(question)]
+        if kept:
+            measured = self.measure(backbone, batch.take(kept), [questions[row] for row in kept])
+            found.update(zip(kept, measured, strict=True))
+        self.rows.append({question.sample_id: found[row] for row, question in enumerate(questions)})

@@ -4,41 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import chain
 
-from lightning_mllm.errors import ConfigError, did_you_mean
-from lightning_mllm.types import Segment
+from lightning_mllm.analysis.core.positions import TokenPositions
+from lightning_mllm.errors import ConfigError
 
 _FORM = re.compile(
     r"\s*(?P<source>[^>\[\]]+?)\s*->\s*(?P<target>[^>\[\]]+?)\s*(?:\[(?P<heads>[\d.,\s]+)\])?\s*"
 )
 
 _PLACE = 2  # numbers in "3.2": layer and head
-
-
-@dataclass(frozen=True)
-class BlockPositions:
-    """Token positions: a union of intersections of segments.
-
-    For example "image object&image tiles+question".
-
-    Attributes:
-        terms: A position is among them if it is in all segments of any term.
-    """
-
-    terms: frozenset[frozenset[Segment]]
-
-    @property
-    def segments(self) -> frozenset[Segment]:
-        """All that are named; one alone is these positions themselves."""
-        return frozenset(chain.from_iterable(self.terms))
-
-    def __str__(self) -> str:
-        known = list(Segment)  # written in this order, so that equal positions have one name
-        written = []
-        for term in sorted(sorted(map(known.index, term)) for term in self.terms):
-            written.append("&".join(known[number] for number in term))
-        return "+".join(written)
 
 
 @dataclass(frozen=True)
@@ -52,8 +26,8 @@ class Block:
         places: Single heads, (layer, head), in which they are hidden; None for those of `heads`.
     """
 
-    source: BlockPositions
-    target: BlockPositions
+    source: TokenPositions
+    target: TokenPositions
     heads: tuple[int, ...] | None = None
     places: tuple[tuple[int, int], ...] | None = None
 
@@ -76,7 +50,8 @@ class Block:
                 "'image->question', and after it the heads if not all are meant: "
                 "'image->question[0,5]', or '[3.2,4.0]' for those of single layers."
             )
-        source, target = (_parse_positions(match[side], text) for side in ("source", "target"))
+        sides = (match[side] for side in ("source", "target"))
+        source, target = (TokenPositions.parse(side, f"The block {text!r}") for side in sides)
         return cls(source, target, *_parse_heads(match["heads"], text))
 
     @property
@@ -105,27 +80,3 @@ def _parse_heads(
             "layer.head, [3.2,4.0], in single layers; write one of both."
         )
     return None, tuple(sorted({(int(layer), int(head)) for layer, head in parts}))
-
-
-def _parse_positions(side: str, text: str) -> BlockPositions:
-    terms = []
-    for term in side.split("+"):
-        terms.append(frozenset(_parse_segment(name, text) for name in term.split("&")))
-    return BlockPositions(frozenset(terms))
-
-
-def _parse_segment(name: str, text: str) -> Segment:
-    name = " ".join(name.split())
-    if not name:
-        raise ConfigError(
-            f"The block {text!r} can't be read: + (either) and & (both) each stand between two "
-            "segments, as in 'image object&image tiles->question'."
-        )
-    try:
-        return Segment(name.lower())
-    except ValueError:
-        known = [str(segment) for segment in Segment]
-        raise ConfigError(
-            f"The block {text!r} names {name!r}, which is not a segment. There are: "
-            f"{', '.join(known)}.{did_you_mean(name.lower(), known)}"
-        ) from None

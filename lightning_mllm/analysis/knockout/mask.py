@@ -17,13 +17,14 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from lightning_mllm.analysis.core.positions import mask_positions
 from lightning_mllm.analysis.core.refusal import refusal
 from lightning_mllm.analysis.core.windows import Window
 from lightning_mllm.analysis.forward.caches import positions_of_cache
 from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys, find_horizons
-from lightning_mllm.analysis.knockout.block import Block, BlockPositions
+from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
-from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.hooks import Arguments, hook_before_layers
 from lightning_mllm.models.layers import (
@@ -112,23 +113,6 @@ def masked_keys(block: Block, spans: TokenSpans, backbone: Backbone) -> HiddenKe
     if horizon is not None:
         horizon = horizon.to(device)
     return HiddenKeys(source, target, _head_mask(block, backbone), str(block), horizon)
-
-
-def mask_positions(spans: TokenSpans, wanted: BlockPositions) -> Tensor:
-    """Return the mask of positions, (batch, sequence).
-
-    Raises:
-        DataError: The batch was collated without one of their segments.
-    """
-    if lacking := wanted.segments.difference(spans.masks):
-        raise DataError(
-            f"The batch does not say where {str(min(lacking))!r} is; it has "
-            f"{', '.join(spans.masks)}. Collate it with this segment, or block others."
-        )
-    terms = []
-    for term in wanted.terms:
-        terms.append(torch.stack([spans[segment] for segment in term]).all(dim=0))
-    return torch.stack(terms).any(dim=0)
 
 
 def why_mask_is_empty(block: Block, has_source: bool, has_target: bool) -> str:

@@ -22,6 +22,7 @@ _TYPES: dict[str, set[str]] = {
     "id": {TEXT, INTEGER, JSON},
     "kind": {TEXT, CLASS_LABEL},
     "system": {TEXT},
+    "partner": {TEXT, INTEGER, JSON},
 }
 # role -> names that a column has where its type alone does not tell
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "question_id", "__key__"),
     "kind": ("kind",),
     "system": ("system",),
+    "partner": ("partner",),
 }
 _TURNS = ({"from", "value"}, {"role", "content"}, {"user", "assistant"})  # keys of a turn
 _TASKS = (("conversation",), ("question", "answer"), ("label",))
@@ -56,6 +58,8 @@ class HFColumns:
         id: The name of the row; by default split and number.
         kind: The kind of question, by which answers are scored.
         system: The system text.
+        partner: The id of the row that is this one with one thing changed, as pairs for patching
+            have it; empty where a row has none, or is named by another.
     """
 
     image: str | None = None
@@ -66,6 +70,7 @@ class HFColumns:
     id: str | None = None
     kind: str | None = None
     system: str | None = None
+    partner: str | None = None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield role and name of each column that there is."""
@@ -109,7 +114,7 @@ def find_layout(
     if "image" not in told:
         columns["image"] = finder.find_image()
     columns |= finder.find_task(columns, told, asks=asks)
-    extra = ("id",) if "label" in columns else ("id", "kind", "system")
+    extra = ("id",) if "label" in columns else ("id", "kind", "system", "partner")
     for role in extra:
         if role not in told and (name := finder.find_named(role)):
             columns[role] = name

@@ -86,7 +86,9 @@ class HFRowReader:
         images, picture = self._find_images(row, where)
         sample = self._read_task(texts, where, images)
         name, fields = self._find_name(row, texts), self._read_fields(texts, where)
-        return replace(sample, id=name, images=images, picture=picture, fields=fields)
+        partner = name_row(texts.get(self.layout.columns.partner or "")) or None
+        extras: Any = {"picture": picture, "fields": fields, "partner": partner}
+        return replace(sample, id=name, images=images, **extras)
 
     def _read_fields(self, texts: Mapping[str, Any], where: TableRow) -> Fields:
         """Return the further columns of a row; numbers of classes by their names."""

@@ -45,7 +45,8 @@ class LlavaJson(MLLMDataModule):
     A system text is a first turn or the key `system`. `<image>` in a human's text, or an image
     part, stands for an image and keeps its place, if the chat template can keep it. Rows of the
     same images are about one picture, so that what is found of them counts as dependent. A row with
-    a `kind` (text: the kind of its last question) is scored by exact match of its last answer.
+    a `kind` (text: the kind of its last question) is scored by exact match of its last answer. A
+    `partner` is the id of the row that differs from it in one thing, for patching.
 
     A first answer without a question is left out, and keys that are not read are named, in one
     warning each; keys whose content would be lost (video, tools, weights of turns, ...) are an

@@ -23,7 +23,7 @@ _ROLES = {
     "system": "system",
 }
 _NAMES = (("user", "assistant"), ("human", "gpt"))
-_OF_ROW = {"id", "kind", "image", "images", "system", "conversations", "messages"}
+_OF_ROW = {"id", "kind", "partner", "image", "images", "system", "conversations", "messages"}
 _OF_TURN = {"from", "value", "role", "content"}
 _OF_PART = {"type", "text", "index", "image", "path", "url"}
 # keys whose content would be lost
@@ -117,6 +117,10 @@ class LlavaRow:
         if kind is not None and (not isinstance(kind, str) or not kind.strip()):
             problem = f"{kind!r} is not text. Give the kind of question, or leave it out"
             raise self._error("kind", problem)
+        partner = content.get("partner")
+        if not isinstance(partner, str | int | None) or partner == "":
+            problem = f"{partner!r} is no id. Give that of the row's partner, or leave it out"
+            raise self._error("partner", problem)
         field = self._find_key(content, "conversations", "messages")
         system, turns = self._read_conversation(content.get(field), field, content.get("system"))
         if images is None:
@@ -130,6 +134,7 @@ class LlavaRow:
             system=system,
             kind=kind,
             fields=read_sample_fields(content, self._fields, self._row),
+            partner=None if partner is None else str(partner),
         )
 
     def _check_keys(self, content: Mapping[str, Any], known: set[str], field: str) -> None:

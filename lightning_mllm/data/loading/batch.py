@@ -77,6 +77,7 @@ def make_batch(
         sample_ids=tuple(row.sample.id for row in rows),
         pictures=tuple(row.sample.picture or row.sample.id for row in rows),
         kinds=tuple(row.sample.kind for row in rows),
+        partners=tuple(row.sample.partner for row in rows),
         answers=tuple(row.answer for row in rows),
         images=tuple(images),
         image_counts=tuple(len(row.pictures) for row in rows),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_mllm import testbed
 from lightning_mllm.analysis import Block, Window, knockout
-from lightning_mllm.analysis.knockout.mask import mask_positions
+from lightning_mllm.analysis.core.positions import mask_positions
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError, DataError
 from lightning_mllm.models.backbone import Backbone

@@ -46,6 +46,7 @@ def refusal(features: dict[str, Any], **given: str) -> str:
         ({"image_path": TEXT, "messages": MESSAGES}, "image_path messages"),
         ({"images": many(BYTES), "messages": {"_type": "Json"}}, "images messages"),
         ({"image": IMAGE, "question": TEXT, "answer": TEXT, "kind": TEXT}, "image question answer"),
+        ({"image": IMAGE, "query": TEXT, "answer": TEXT, "partner": NUMBER}, "image query partner"),
         ({"image": IMAGE, "query": TEXT, "answers": many(TEXT)}, "image query answers"),
         ({"image": IMAGE, "texts": many({"user": TEXT, "assistant": TEXT})}, "image texts"),
     ],

@@ -349,3 +349,13 @@ def test_the_same_rows_give_the_same_tokens_in_any_format(images: Path, tiny_lla
     batch = collate(module.collator, *module.samples["train"])
 
     assert torch.equal(batch.input_ids, batch.input_ids[:1].expand_as(batch.input_ids))
+
+
+def test_a_row_names_its_partner_by_an_id(images: Path) -> None:
+    asked = row("a", "a.png", "<image>Which?", "two")
+
+    (first, second) = load(images, [{**asked, "partner": 7}, {**asked, "id": "7"}])
+
+    assert (first.partner, second.partner) == ("7", None)
+    with pytest.raises(DataError, match=r"field 'partner': \[\] is no id"):
+        load(images, [{**asked, "partner": []}])

@@ -9,6 +9,7 @@ import torch
 
 _SCORE = 4  # bytes: eager attention computes its softmax in float32
 _MIN_ROWS = 128
+_MOST_ROWS = 2048  # more at once are not faster
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,15 @@ class BudgetPlan:
         room = self.memory - prompts * self.prompt
         fitting = room // (prompts * (self.row + self.key * (start + most)))
         return max(1, min(most, fitting) // rows - 1)
+
+    def one_after_the_other(self, start: int, prompts: int) -> int:
+        """Return how many cases to run at a time, each with rows and keys of its own.
+
+        Args:
+            start: The first position whose row is computed.
+            prompts: How many prompts are run at a time, each with two clean runs.
+        """
+        rows = self.length - start
+        room = self.memory - 2 * prompts * self.prompt
+        fitting = room // (prompts * (rows * self.row + self.length * (rows * self.key + self.row)))
+        return max(1, min(_MOST_ROWS // (rows * prompts), fitting))

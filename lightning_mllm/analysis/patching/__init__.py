@@ -1,0 +1,1 @@
+"""Activation patching: what a run says with some of another run's states."""

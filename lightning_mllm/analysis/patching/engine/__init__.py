@@ -1,0 +1,1 @@
+"""How patches are computed: by full forwards, or only where they can make a difference."""
