@@ -18,12 +18,12 @@ from lightning_mllm.analysis import (
     Case,
     ComputationSkipping,
     InformationFlow,
-    PatchWords,
     MeanStates,
     Patch,
     PatchCase,
     PatchKind,
     PatchSource,
+    PatchWords,
     ReferenceEngine,
     ReferencePatching,
     Skip,
@@ -33,9 +33,9 @@ from lightning_mllm.analysis import (
     Vocabulary,
     Window,
     build_bank,
+    patching,
     read_patch_words,
     steering,
-    patching,
 )
 from lightning_mllm.analysis.forward.attention import QueryRows, observe_attention
 from lightning_mllm.analysis.forward.float32_head import next_token_head_logits

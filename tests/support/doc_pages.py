@@ -32,8 +32,8 @@ from tests.support.shipped_configs import (
     FEW_PICTURES,
     MODELS,
     OTHERS_ON_THE_TESTBED,
-    PROJECTION_CHANGE,
     PATCH_WORDS_ON_THE_TESTBED,
+    PROJECTION_CHANGE,
 )
 
 _CLASSES = {
