@@ -262,10 +262,9 @@ class WorldQuestions(MLLMDataModule):
         in_turn: list[Sample] = []
         for first in range(per_kind):
             in_turn += samples[first::per_kind]
-        return [each for each in in_turn if self._is_kept(each)]
-
-    def _is_kept(self, sample: Sample) -> bool:
-        return self.answers is None or sample.conversation[-1].text in self.answers
+        if self.answers is None:
+            return in_turn
+        return [each for each in in_turn if each.conversation[-1].text in self.answers]
 
 
 def make_exam_sample(question: ExamQuestion, part: Part) -> Sample:

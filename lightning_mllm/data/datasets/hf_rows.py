@@ -17,9 +17,10 @@ from PIL import Image
 
 from lightning_mllm.data.datasets.hf_columns import HFLayout
 from lightning_mllm.data.datasets.hf_pictures import HFTable, TableFacts, name_content, name_row
-from lightning_mllm.data.datasets.llava_rows import PLACEHOLDER, LlavaRow, UnreadLlavaRows
+from lightning_mllm.data.datasets.llava_rows import PLACEHOLDER, LlavaRow
 from lightning_mllm.data.datasets.rows import FileRow
 from lightning_mllm.data.datasets.sample_fields import Fields, read_sample_fields
+from lightning_mllm.data.datasets.unread_llava_rows import UnreadLlavaRows
 from lightning_mllm.data.images.files import inspect_image_file, open_image_file
 from lightning_mllm.data.loading.bad_rows import IMAGE_FILE
 from lightning_mllm.data.loading.stored import StoredSamples

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_mllm.data.datasets.rows import FileRow, ImageRoot
 from lightning_mllm.data.datasets.sample_fields import read_sample_fields
+from lightning_mllm.data.datasets.unread_llava_rows import UnreadLlavaRows
 from lightning_mllm.data.text.turns import join_turn_around_images
 from lightning_mllm.errors import DataError
 from lightning_mllm.types import LazyImage, Sample, Turn
@@ -33,29 +32,6 @@ _REFUSED = {
     *("reasoning", "reasoning_content", "thinking"),
 }
 _WEIGHTS = {"weight", "loss", "train"}  # of a turn's loss; 1 and true change nothing
-
-logger = logging.getLogger(__name__)
-
-
-class UnreadLlavaRows:
-    """Counts what is not read in the rows of a file."""
-
-    def __init__(self) -> None:
-        self.keys: Counter[str] = Counter()
-        self.first_answers = 0
-
-    def warn(self, file: Path) -> None:
-        """Log what is not read; nothing where all is read."""
-        if self.keys:
-            found = ", ".join(f"{key} ({count} times)" for key, count in self.keys.most_common())
-            logger.warning("%s has keys that are not read: %s", file, found)
-        if self.first_answers:
-            logger.warning(
-                "%d conversations of %s begin with an answer without a question; it is left out, "
-                "as in LLaVA's own training",
-                self.first_answers,
-                file,
-            )
 
 
 class _RawTurn(NamedTuple):

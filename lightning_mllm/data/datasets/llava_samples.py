@@ -14,8 +14,9 @@ from typing import ClassVar
 import numpy as np
 
 from lightning_mllm.data.datasets.json_rows import RowBytes, find_json_rows
-from lightning_mllm.data.datasets.llava_rows import LlavaRow, UnreadLlavaRows
+from lightning_mllm.data.datasets.llava_rows import LlavaRow
 from lightning_mllm.data.datasets.rows import FileRow, ImageRoot
+from lightning_mllm.data.datasets.unread_llava_rows import UnreadLlavaRows
 from lightning_mllm.data.loading.duplicates import PictureCollector, ShownPictures
 from lightning_mllm.data.loading.splits import ItemGroups
 from lightning_mllm.data.loading.stored import Column, StoredSamples
