@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lightning_mllm.errors import DataError
 from lightning_mllm.store.files import write_tensor_file
 
 MAPS = "maps"  # folder of the files, in that of an analysis
+_PICTURES = "pictures"  # folder of a run, of what else is known of the samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,24 +77,26 @@ class SampleMaps:
         values: Name, as people read it ("attention from last") -> numbers.
         words: Name ("logit lens") -> words.
         notes: What else is said of the sample, e.g. {"answer of the model": "red"}.
+        sets: Name ("object") -> (tokens,) bool, tokens that are outlined.
     """
 
     sample_id: str
     values: Mapping[str, ValueMap] = field(default_factory=dict)
     words: Mapping[str, WordMap] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    sets: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = {}
-        for name, each in {**self.values, **self.words}.items():
-            array = each.values if isinstance(each, ValueMap) else each.ids
-            if array.ndim < 2 or len(array) != max(len(each.layers), 1):
+        sizes = {name: len(inside) for name, inside in self.sets.items()}
+        shapes = {name: (each.values.shape, each.layers) for name, each in self.values.items()}
+        shapes |= {name: (each.ids.shape, each.layers) for name, each in self.words.items()}
+        for name, (shape, layers) in shapes.items():
+            if len(shape) < 2 or shape[0] != max(len(layers), 1):
                 raise DataError(
-                    f"The map {name!r} of sample {self.sample_id!r} has the shape {array.shape} "
-                    f"for {len(each.layers)} layers. Give it a row for each layer, or one row and "
-                    "no layers."
+                    f"The map {name!r} of sample {self.sample_id!r} has the shape {shape} for "
+                    f"{len(layers)} layers. Give it a row for each layer, or one row and no layers."
                 )
-            sizes[name] = array.shape[1]
+            sizes[name] = shape[1]
         if len(set(sizes.values())) > 1:
             raise DataError(
                 f"The maps of sample {self.sample_id!r} have different numbers of visual tokens: "
@@ -113,23 +117,30 @@ class MapFolder:
     """The maps that one analysis writes.
 
     Args:
-        folder: Folder of the analysis; None for one that writes nothing.
+        folder: Folder of the analysis; None for one without, whose maps stay in memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = None if folder is None else folder / MAPS
+        self._folder = folder
+        self._kept: dict[str, SampleMaps] = {}
 
     def __contains__(self, sample_id: str) -> bool:
-        return self._folder is not None and self._path(self._folder, sample_id).is_file()
+        if self._folder is None:
+            return sample_id in self._kept
+        return _find_path(self._folder, sample_id).is_file()
 
     def write(self, maps: SampleMaps) -> None:
         """Write the maps of a sample; those of an earlier run are replaced."""
-        if self._folder is not None:
-            _write(self._path(self._folder, maps.sample_id), maps)
+        if self._folder is None:
+            self._kept[maps.sample_id] = maps
+        else:
+            _write(_find_path(self._folder, maps.sample_id), maps)
 
-    @staticmethod
-    def _path(folder: Path, sample_id: str) -> Path:
-        return folder / f"{digest_sample_id(sample_id)}.safetensors"
+    def read(self) -> list[SampleMaps]:
+        """Return all that is written, of all processes, sorted by the samples' ids."""
+        if self._folder is None:
+            return sorted(self._kept.values(), key=lambda maps: maps.sample_id)
+        return read_sample_maps(self._folder)
 
 
 def choose_map_samples(sample_ids: Iterable[str], count: int) -> frozenset[str]:
@@ -176,6 +187,29 @@ def read_sample_maps(folder: Path) -> list[SampleMaps]:
     return sorted(found, key=lambda maps: maps.sample_id)
 
 
+def find_pictures_folder(folder: Path) -> Path:
+    """Return where pictures and questions of the samples are that have maps.
+
+    Args:
+        folder: Folder of a pass, `<run>/analysis/<pass>`.
+    """
+    return folder.parents[1] / _PICTURES / folder.name
+
+
+def list_map_samples(folder: Path) -> dict[str, int]:
+    """Return the samples of which any analysis in a folder has maps: id -> visual tokens."""
+    found: dict[str, int] = {}
+    for path in sorted(folder.glob(f"*/{MAPS}/*.safetensors")):
+        with _open_maps(path) as file:
+            metadata = file.metadata()
+            found[metadata["sample_id"]] = int(metadata["tokens"])
+    return found
+
+
+def _find_path(folder: Path, sample_id: str) -> Path:
+    return folder / MAPS / f"{digest_sample_id(sample_id)}.safetensors"
+
+
 def _write(path: Path, maps: SampleMaps) -> None:
     import torch  # noqa: PLC0415 - whoever reads maps does without
 
@@ -191,32 +225,43 @@ def _write(path: Path, maps: SampleMaps) -> None:
         words.append(
             {"name": name, "layers": each.layers, "label": each.label, "words": each.words}
         )
-    about = {"values": values, "words": words, "notes": dict(maps.notes)}
-    write_tensor_file(path, tensors, {"sample_id": maps.sample_id, "about": json.dumps(about)})
+    for k, inside in enumerate(maps.sets.values()):
+        tensors[f"set.{k}"] = torch.from_numpy(np.asarray(inside, dtype=np.bool_))
+    about = {"values": values, "words": words, "notes": {**maps.notes}, "sets": [*maps.sets]}
+    metadata = {"sample_id": maps.sample_id, "tokens": str(maps.tokens)}
+    write_tensor_file(path, tensors, {**metadata, "about": json.dumps(about)})
 
 
 def _read(path: Path) -> SampleMaps:
+    with _open_maps(path) as file:
+        metadata = file.metadata()
+        about = json.loads(metadata["about"])
+        values: dict[str, ValueMap] = {}
+        for k, each in enumerate(about["values"]):
+            values[each["name"]] = ValueMap(
+                file.get_tensor(f"values.{k}"), tuple(each["layers"]), each["label"]
+            )
+        words: dict[str, WordMap] = {}
+        for k, each in enumerate(about["words"]):
+            words[each["name"]] = WordMap(
+                tuple(each["words"]),
+                file.get_tensor(f"ids.{k}"),
+                file.get_tensor(f"scores.{k}"),
+                tuple(each["layers"]),
+                each["label"],
+            )
+        sets = {name: file.get_tensor(f"set.{k}") for k, name in enumerate(about["sets"])}
+        return SampleMaps(metadata["sample_id"], values, words, about["notes"], sets)
+
+
+@contextmanager
+def _open_maps(path: Path) -> Iterator[Any]:
+    """Open a file of maps; whatever is wrong with it is a DataError that names it."""
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - as in `store.files`
 
     try:
         with safe_open(path, "np") as file:
-            metadata = file.metadata()
-            about = json.loads(metadata["about"])
-            values: dict[str, ValueMap] = {}
-            for k, each in enumerate(about["values"]):
-                values[each["name"]] = ValueMap(
-                    file.get_tensor(f"values.{k}"), tuple(each["layers"]), each["label"]
-                )
-            words: dict[str, WordMap] = {}
-            for k, each in enumerate(about["words"]):
-                words[each["name"]] = WordMap(
-                    tuple(each["words"]),
-                    file.get_tensor(f"ids.{k}"),
-                    file.get_tensor(f"scores.{k}"),
-                    tuple(each["layers"]),
-                    each["label"],
-                )
-            return SampleMaps(metadata["sample_id"], values, words, about["notes"])
+            yield file
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"The maps in {path} can't be read: {error}. Delete the file, and run the analysis "

@@ -30,6 +30,7 @@ def _maps(sample_id: str = "scene/1") -> SampleMaps:
         {"attention": ValueMap(values, (0, 3), "share"), "all": ValueMap(values[:1], (), "lost")},
         {"lens": words},
         {"answer": "</script>"},
+        {"object": np.array([True, False, True, False])},
     )
 
 
@@ -42,6 +43,7 @@ def test_maps_come_back_as_they_were_written(tmp_path: Path) -> None:
 
     assert (read.sample_id, read.tokens, read.notes) == ("scene/1", 4, {"answer": "</script>"})
     assert list(read.values) == ["attention", "all"]
+    assert read.sets["object"].tolist() == [True, False, True, False]
     for name, each in written.values.items():
         np.testing.assert_array_equal(read.values[name].values, each.values)
         assert (read.values[name].layers, read.values[name].label) == (each.layers, each.label)
@@ -56,8 +58,14 @@ def test_a_folder_knows_which_samples_it_has(tmp_path: Path) -> None:
     folder.write(_maps("a"))
 
     assert "a" in folder and "b" not in folder
-    assert "a" not in MapFolder(None)
-    MapFolder(None).write(_maps("a"))  # writes nothing
+
+
+def test_maps_without_a_folder_stay_in_memory() -> None:
+    kept = MapFolder(None)
+    kept.write(_maps("a"))
+
+    assert "a" in kept and "b" not in kept
+    assert [each.sample_id for each in kept.read()] == ["a"]
 
 
 def test_the_chosen_samples_do_not_depend_on_their_order() -> None:
