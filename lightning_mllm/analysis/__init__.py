@@ -15,6 +15,7 @@ from lightning_mllm.analysis.knockout.mask import knockout
 from lightning_mllm.analysis.knockout.summary import compare_flows
 from lightning_mllm.analysis.lens.answer import AnswerLens
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
+from lightning_mllm.analysis.picture_maps.experiment import PictureMaps
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.skipping.choice import SampleTokens
@@ -48,6 +49,7 @@ __all__ = [
     "EngineName",
     "InformationFlow",
     "KnockoutEngine",
+    "PictureMaps",
     "PrunedAccuracy",
     "Pruning",
     "Readings",

@@ -110,6 +110,7 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
     ),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
+PICTURE_MAPS = "analysis/picture_maps.yaml"
 ALIGNMENT = "analysis/alignment.yaml"
 SUBNETWORKS = (
     "analysis/subnetwork.yaml",
@@ -131,6 +132,11 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         ["--data.init_args.per_kind", "1"],
         "testbed-pruned-accuracy",
         {"pruned_accuracy"},
+    ),
+    "runs/testbed/picture_maps.yaml": (
+        ["--data.init_args.per_kind", "1", "--analysis.samples", "3"],
+        "testbed-picture-maps",
+        {"picture_maps"},
     ),
     "runs/testbed/skipping.yaml": (
         ["--data.init_args.per_kind", "1"],
@@ -198,7 +204,7 @@ REAL = "real/1_captions.yaml"  # tests/real tries it
 COVERED = {
     REAL,
     *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
-    *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
+    *(ALIGNMENT_SERIES, ALIGNMENT_STEPS, PICTURE_MAPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),
     *(*PROJECTION_STUDIES, *PROJECTION_PARTS, *ALIGNMENT_STUDIES, *ALIGNMENT_PARTS),
