@@ -36,7 +36,15 @@ SCIENCE = (
         "analysis/forward",
     }
 )
-EXPERIMENTS = ("knockout", "lens", "alignment", "separability", "subnetwork", "skipping")
+EXPERIMENTS = (
+    "knockout",
+    "lens",
+    "alignment",
+    "separability",
+    "subnetwork",
+    "skipping",
+    "picture_maps",
+)
 STUDIES = ("projection", "alignment")
 
 # room -> the rooms that it may import; its own always, and a room includes those inside it
