@@ -60,7 +60,7 @@ class WrittenReport:
 
     Attributes:
         path: The file.
-        size: Its bytes.
+        size: How many bytes the file has.
         samples: How many samples can be looked at.
         left_out: As sentences, what of the run it does not have.
     """

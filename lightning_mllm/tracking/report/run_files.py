@@ -30,9 +30,9 @@ class ReportTable:
     """A CSV file of a run.
 
     Attributes:
-        name: Its path in the run, without the suffix.
-        columns: Its header.
-        rows: Its first rows.
+        name: Path of the file in the run, without the suffix.
+        columns: Header of the file.
+        rows: First rows of the file.
         count: How many rows the file has.
     """
 
