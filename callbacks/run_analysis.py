@@ -25,6 +25,7 @@ from lightning_mllm.callbacks.watched_split import (
 )
 from lightning_mllm.data.images.patch_places import PatchFinder
 from lightning_mllm.data.loading.datamodule import MLLMDataModule
+from lightning_mllm.data.loading.shown_samples import write_shown_samples
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.provenance import provenance
@@ -200,6 +201,9 @@ class RunAnalysis(L.Callback):
             module.train(was_training)
         results = run.finish(trainer.loggers, where, step, PatchFinder(data, split).find)
         self._running, self._run_dir = None, trainer_run_dir(trainer)
+        if run.folder is not None and trainer.is_global_zero:
+            samples = watched_samples(trainer, split, self.data)
+            write_shown_samples(data.eval_collator, samples, run.folder)
         if stage == "fit" and not trainer_is_trial(trainer):
             for result in results:
                 self._write_curves(trainer, result, where, step)

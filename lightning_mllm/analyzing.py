@@ -16,6 +16,7 @@ from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.patch_places import PatchFinder
 from lightning_mllm.data.loading.sampler import limit_sampling
+from lightning_mllm.data.loading.shown_samples import write_shown_samples
 from lightning_mllm.data.loading.splits import Split
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
@@ -98,6 +99,10 @@ class Analyzing(L.Callback):
         patches = PatchFinder(data, self.split).find
         self.results = self._run.finish(trainer.loggers, key, step, patches)
         self._run = None
+        if self.folder is not None and trainer.is_global_zero:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            samples = _predicted_samples(trainer, self.split)
+            write_shown_samples(data.eval_collator, samples, self.folder)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

@@ -48,6 +48,7 @@ EXPERIMENTS = (
     "grounding",
     "steering",
     "patching",
+    "picture_maps",
 )
 STUDIES = ("projection", "alignment")
 

@@ -31,6 +31,7 @@ from lightning_mllm.analysis.patching.experiment import ActivationPatching
 from lightning_mllm.analysis.patching.patch import Patch, PatchKind
 from lightning_mllm.analysis.patching.patching import patching
 from lightning_mllm.analysis.patching.source import PatchSource
+from lightning_mllm.analysis.picture_maps.experiment import PictureMaps
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.skipping.choice import SampleTokens
@@ -86,6 +87,7 @@ __all__ = [
     "PatchReadings",
     "PatchSource",
     "PatchWords",
+    "PictureMaps",
     "PrunedAccuracy",
     "Pruning",
     "Readings",

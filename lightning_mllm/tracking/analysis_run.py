@@ -21,6 +21,7 @@ from lightning_mllm.evaluation import KnownAnswers
 from lightning_mllm.progress import show_progress
 from lightning_mllm.store.files import write_csv_file, write_json
 from lightning_mllm.store.manifest import MANIFEST
+from lightning_mllm.store.sample_maps import MAPS
 from lightning_mllm.tracking.figures import FigureKind
 from lightning_mllm.tracking.figures.analysis import draw_analysis_plots
 from lightning_mllm.tracking.figures.patches import FindPatches, draw_patch_pictures
@@ -28,7 +29,7 @@ from lightning_mllm.tracking.loggers import log_image, log_table
 
 _End = Literal["done", "failed"]  # how a process ended
 
-_RESUMED = ("rows*.csv", "*.safetensors", MANIFEST)
+_RESUMED = ("rows*.csv", "*.safetensors", f"{MAPS}/*.safetensors", MANIFEST)
 _PAUSE = 1.0  # seconds between looks at how far the other processes are
 _PATIENCE = 600.0  # seconds between messages about which processes are missing
 
@@ -263,7 +264,9 @@ def _copy_finished(earlier: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in _RESUMED:
         for path in earlier.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+            copy = folder / path.relative_to(earlier)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def _report(  # noqa: PLR0917 - all of them belong to one result

@@ -11,19 +11,22 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from lightning_mllm.analysis import AnswerLens, Bootstrap
+from lightning_mllm.analysis import AnswerLens, Bootstrap, PictureMaps
 from lightning_mllm.callbacks import RunAnalysis
 from lightning_mllm.cli.main import main
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.module import MLLMModule
+from lightning_mllm.store.files import read_json
+from lightning_mllm.store.sample_maps import find_pictures_folder, list_map_samples
 from lightning_mllm.tracking.analysis_curves import AnalysisCurveRow, replace_curve_step
 from lightning_mllm.tracking.analysis_run import AnalysisRun
 from lightning_mllm.types import Sample
 from tests.callbacks.conftest import make_trainer
 from tests.support.command_line import SHORT, SMALL_DIGITS, isolate
 from tests.support.feature_callbacks import Run, make_run
-from tests.support.questions import Questions
+from tests.support.questions import Questions, question
 
 NO_ANALYSIS: list[Any] = []
 
@@ -339,3 +342,28 @@ def test_a_config_can_name_other_data(
     assert folder.name == "WorldQuestions-val-step3"
     with (folder / "answer_lens/rows.csv").open(newline="") as file:
         assert {row["kind"].split("/")[0] for row in csv.DictReader(file)} == {"presence"}
+
+
+def test_samples_with_maps_have_picture_grid_and_question(tiny_llava: str, tmp_path: Path) -> None:
+    maps = PictureMaps(samples=3, maps=["attention"])
+    callback = RunAnalysis(maps, data=Questions(checkpoint=tiny_llava), before_training=False)
+    run = make_run(tiny_llava, tmp_path, [callback]).fit()
+
+    (folder,) = run.folder.glob("analysis/Questions-test-step4")
+    pictures = find_pictures_folder(folder)
+    abouts = [read_json(path) for path in sorted(pictures.glob("*.json"))]
+    found = {each["sample_id"]: each for each in abouts}
+    assert set(found) == set(list_map_samples(folder)) and len(found) == 3
+    for sample_id, about in found.items():
+        own = question("test", int(sample_id[-1]))
+        (picture,), (box,) = about["pictures"], about["boxes"] or [None]
+        assert about["question"].startswith(own.conversation[0].text)
+        assert about["reference"] == own.conversation[1].text
+        (view,) = picture["views"]
+        tokens = len(view["across"]) * len(view["down"])
+        assert picture["tokens"] == list_map_samples(folder)[sample_id] == tokens
+        with Image.open(pictures / picture["file"]) as stored:
+            assert list(stored.size) == picture["size"] == list(own.images[0].size)  # type: ignore[union-attr]
+        if box is not None:
+            width, height = picture["size"]
+            assert box == pytest.approx([2 / width, 2 / height, 12 / width, 12 / height])

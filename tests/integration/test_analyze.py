@@ -33,7 +33,12 @@ from tests.support.command_line import (
     write_llava_json,
 )
 from tests.support.fake_wandb import fake_wandb
-from tests.support.shipped_configs import ANALYSES, FLOW_ON_THE_TESTBED, GROUNDING
+from tests.support.shipped_configs import (
+    ANALYSES,
+    FLOW_ON_THE_TESTBED,
+    GROUNDING,
+    PICTURE_MAPS,
+)
 
 LENS = (
     "--analysis",
@@ -93,6 +98,17 @@ def analyze(asked: Sequence[str], *options: str, name: str = "run") -> Path:
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_maps_become_a_page(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    analyze(asked, "--config", str(CONFIGS / PICTURE_MAPS), "--analysis.samples", "4")
+
+    main(["report", "runs/run", "--output", "page.html"])
+
+    assert len(files_below(Path("runs/run/pictures/test-step0"))) == 2 * 4
+    assert files_below(Path("runs/run/analysis/test-step0/picture_maps")) >= {"summary.csv"}
+    assert "4 samples with pictures" in capsys.readouterr().out
+    assert Path("page.html").stat().st_size > 50_000
 
 
 @pytest.mark.parametrize("config", ANALYSES)

@@ -116,7 +116,7 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
 ALIGNMENT, GROUNDING = "analysis/alignment.yaml", "analysis/grounding.yaml"
-PATCHING = "analysis/patching.yaml"
+PATCHING, PICTURE_MAPS = "analysis/patching.yaml", "analysis/picture_maps.yaml"
 SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
@@ -147,6 +147,11 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         ["--data.init_args.per_kind", "1"],
         "testbed-attention",
         {"attention", "pointing", "heads", "chosen_heads"},
+    ),
+    "runs/testbed/picture_maps.yaml": (
+        ["--data.init_args.per_kind", "1", "--analysis.samples", "3"],
+        "testbed-picture-maps",
+        {"picture_maps"},
     ),
     "runs/testbed/skipping.yaml": (
         ["--data.init_args.per_kind", "1"],
@@ -265,6 +270,7 @@ COVERED = {
         ALIGNMENT,
         GROUNDING,
         PATCHING,
+        PICTURE_MAPS,
         FLOW_ON_THE_TESTBED,
         START,
         EXAMINATION,

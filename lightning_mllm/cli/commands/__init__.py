@@ -19,6 +19,7 @@ COMMANDS = (
     Command("extract", "extract", "Write hidden states, per token or pooled, for notebooks."),
     Command("bank", "bank", "Build a bank of text states, which patches are compared with."),
     Command("compare", "compare", "Compare runs: paired tests on the same samples, curves."),
+    Command("report", "report", "Write a page of a run: pictures with maps, curves, tables."),
     Command("ask", "ask", "Ask a model a question, about pictures or without."),
     Command("export", "model", "Write a trained model as a Hugging Face folder."),
     Command("study", "study", "Run a grid of fits or measure checkpoints, and write a report."),
