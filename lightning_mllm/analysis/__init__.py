@@ -6,6 +6,7 @@ from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.core.windows import Window, Windows
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.engine.base import Case, KnockoutEngine, Readings
 from lightning_mllm.analysis.knockout.engine.reference import ReferenceEngine
@@ -17,7 +18,6 @@ from lightning_mllm.analysis.lens.answer import AnswerLens
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
-from lightning_mllm.analysis.skipping.choice import SampleTokens
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skipping import skipping

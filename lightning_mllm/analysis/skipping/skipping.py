@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.refusal import refusal
-from lightning_mllm.analysis.skipping.choice import SampleTokens, chooses_nothing
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
+from lightning_mllm.analysis.skipping.choice import chooses_nothing
 from lightning_mllm.analysis.skipping.layer import layer_keys_and_values, run_layer
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skip_run import SkipRun
