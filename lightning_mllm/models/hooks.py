@@ -140,6 +140,18 @@ def hook_outputs(
 
 
 @contextmanager
+def hook_second_outputs(
+    modules: Mapping[KeyT, nn.Module], function: Callable[[KeyT, Tensor], None]
+) -> Iterator[None]:
+    """Show a function the second output of each module, such as the weights of eager attention."""
+    with _put_on(
+        module.register_forward_hook(lambda _, __, outputs, key=key: function(key, outputs[1]))
+        for key, module in modules.items()
+    ):
+        yield
+
+
+@contextmanager
 def hook_output(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let a module return a function of its input instead of its own output."""
     with _put_on([module.register_forward_hook(lambda _, positional, __: function(positional[0]))]):

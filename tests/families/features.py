@@ -25,6 +25,7 @@ from lightning_mllm.analysis import (
     Vocabulary,
     Window,
 )
+from lightning_mllm.analysis.forward.attention import QueryRows, observe_attention
 from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.files import open_image_file
@@ -43,6 +44,7 @@ from lightning_mllm.probing import FeatureCache, Point, extract
 from lightning_mllm.trainer import Trainer
 from lightning_mllm.types import IGNORE_INDEX, Segment
 from tests.families.checkpoints import BoxedShapes, Colours, Shapes, TinyModel
+from tests.support.loaded import load_copy
 
 BY_REFERENCE = "reference"  # what a cell says where the fast engine gives way to the exact one
 
@@ -218,6 +220,26 @@ def check_knockout(tiny: TinyModel) -> str | None:
     return None if fast.engine == SuffixEngine.name else BY_REFERENCE
 
 
+def check_attention(tiny: TinyModel) -> None:
+    """Weights in a padded batch are eager's of each sample alone, in all layers."""
+    own, eager = tiny.load(tiny.double), load_copy(tiny.path, dtype=tiny.double, attention="eager")
+    limit = 1e-5 if tiny.tolerance >= 1e-4 else 1e-6  # some steps in float32; eager's softmax
+    for batch in (tiny.batch, tiny.batch.prompts()):
+        real, found = batch.attention_mask.bool(), dict[int, Tensor]()
+        rows = QueryRows.of(real)
+        with torch.no_grad(), observe_attention(own, rows, found.__setitem__):
+            run_layers_uncompiled(own, batch)
+        for row in range(len(batch)):
+            index = real[row].nonzero().T
+            alone = batch.take([row]).gather(index, torch.ones_like(index, dtype=torch.bool))
+            with torch.no_grad():
+                output = eager.model(**alone.model_inputs(), output_attentions=True)
+            for layer, expected in enumerate(output.attentions):
+                weights = found[layer][row][:, rows.valid[row]][..., real[row]]
+                off = float((weights - expected[0]).abs().max())
+                assert off <= limit, f"weights of layer {layer} are off by {off:.1e}"
+
+
 def check_boxes(tiny: TinyModel) -> None:
     """Blocking what a box shows runs."""
     blocks = ["image object->question", "image random->question"]
@@ -311,6 +333,7 @@ FEATURES: dict[str, Feature] = {
     "probes": Feature(check_probes, fast=True),
     "cache": Feature(check_cache, fast=False),
     "knockout": Feature(check_knockout, fast=True),
+    "attention": Feature(check_attention, fast=True),
     "boxes": Feature(check_boxes, fast=False),
     "lens": Feature(check_lens, fast=False),
     "vocabulary": Feature(check_vocabulary, fast=False),
