@@ -36,7 +36,10 @@ SCIENCE = (
         "analysis/forward",
     }
 )
-EXPERIMENTS = ("knockout", "lens", "alignment", "separability", "subnetwork", "skipping")
+EXPERIMENTS = (
+    *("knockout", "lens", "alignment", "separability", "subnetwork", "skipping"),
+    *("dropping", "modality_gap"),
+)
 STUDIES = ("projection", "alignment")
 
 # room -> the rooms that it may import; its own always, and a room includes those inside it
