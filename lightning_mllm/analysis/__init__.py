@@ -6,6 +6,9 @@ from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.core.windows import Window, Windows
+from lightning_mllm.analysis.dropping.drop import Drop
+from lightning_mllm.analysis.dropping.dropping import dropping
+from lightning_mllm.analysis.dropping.experiment import TokenDropping
 from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.engine.base import Case, KnockoutEngine, Readings
@@ -45,6 +48,7 @@ __all__ = [
     "Case",
     "ComputationSkipping",
     "Distinguishability",
+    "Drop",
     "EngineName",
     "InformationFlow",
     "KnockoutEngine",
@@ -56,6 +60,7 @@ __all__ = [
     "Skip",
     "SubNetwork",
     "SuffixEngine",
+    "TokenDropping",
     "TokenMap",
     "TokenSets",
     "Vocabulary",
@@ -66,6 +71,7 @@ __all__ = [
     "chance_iou",
     "choose_engine",
     "compare_flows",
+    "dropping",
     "intersection",
     "iou",
     "knockout",
