@@ -19,6 +19,8 @@ from lightning_mllm.analysis.knockout.mask import knockout
 from lightning_mllm.analysis.knockout.summary import compare_flows
 from lightning_mllm.analysis.lens.answer import AnswerLens
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
+from lightning_mllm.analysis.modality_gap.experiment import MIR
+from lightning_mllm.analysis.modality_gap.summary import ModalityGapScore, mir_score
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
@@ -35,6 +37,7 @@ from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork, intersecti
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 
 __all__ = [
+    "MIR",
     "ActivatedWeights",
     "Alignment",
     "AlignmentScore",
@@ -52,6 +55,7 @@ __all__ = [
     "EngineName",
     "InformationFlow",
     "KnockoutEngine",
+    "ModalityGapScore",
     "PrunedAccuracy",
     "Pruning",
     "Readings",
@@ -75,6 +79,7 @@ __all__ = [
     "intersection",
     "iou",
     "knockout",
+    "mir_score",
     "pruned",
     "same_size",
     "skipping",
