@@ -108,6 +108,8 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
             "heat_map.png",
         },
     ),
+    "analysis/dropping.yaml": ("token_dropping", {"accuracy.png"}),
+    "analysis/modality_gap.yaml": ("modality_gap", {"modality_gap.png"}),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
 ALIGNMENT = "analysis/alignment.yaml"
@@ -131,6 +133,16 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         ["--data.init_args.per_kind", "1"],
         "testbed-pruned-accuracy",
         {"pruned_accuracy"},
+    ),
+    "runs/testbed/dropping.yaml": (
+        ["--data.init_args.per_kind", "1"],
+        "testbed-dropping",
+        {"token_dropping"},
+    ),
+    "runs/testbed/modality_gap.yaml": (
+        ["--data.init_args.test_scenes", "8"],
+        "testbed-modality-gap",
+        {"modality_gap"},
     ),
     "runs/testbed/skipping.yaml": (
         ["--data.init_args.per_kind", "1"],
