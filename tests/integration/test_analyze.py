@@ -95,6 +95,14 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+SHALLOW = {  # config -> options for a model of two layers
+    "analysis/dropping.yaml": (
+        "--analysis.drops",
+        "[{layer: 1}, {layer: 1, choice: random}, {layer: 1, share: 1.0, choice: stride}]",
+    )
+}
+
+
 @pytest.mark.parametrize("config", ANALYSES)
 def test_a_shipped_config_leaves_rows_summary_settings_and_pictures(
     asked: list[str], config: str
@@ -102,7 +110,7 @@ def test_a_shipped_config_leaves_rows_summary_settings_and_pictures(
     name, pictures = ANALYSES[config]
     quick = ("--analysis.correct_only", "false", "--analysis.bootstrap.resamples", "20")
 
-    folder = analyze(asked, "--config", str(CONFIGS / config), *quick)
+    folder = analyze(asked, "--config", str(CONFIGS / config), *quick, *SHALLOW.get(config, ()))
 
     assert folder.name == "test-step0"
     assert files_below(folder) == {f"{name}/{file}" for file in TABLES | pictures}

@@ -109,10 +109,10 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
         },
     ),
     "analysis/dropping.yaml": ("token_dropping", {"accuracy.png"}),
-    "analysis/modality_gap.yaml": ("modality_gap", {"modality_gap.png"}),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
 ALIGNMENT = "analysis/alignment.yaml"
+MODALITY_GAP = "analysis/modality_gap.yaml"
 SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
@@ -210,6 +210,7 @@ REAL = "real/1_captions.yaml"  # tests/real tries it
 COVERED = {
     REAL,
     *(QUICKSTART, NOT_FOR_FIT, SKIP_BLOCKS, ALIGNMENT, FLOW_ON_THE_TESTBED, START, EXAMINATION),
+    MODALITY_GAP,
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(*ANALYSES, *SUBNETWORKS, *OTHERS_ON_THE_TESTBED, *TRAINED),
